@@ -1,0 +1,1 @@
+"""hotcold: runs large language models that do not fit the GPU."""

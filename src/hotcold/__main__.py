@@ -1,0 +1,5 @@
+"""`python -m hotcold` is the `hotcold` command."""
+
+from hotcold.cli import main
+
+main()
