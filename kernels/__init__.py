@@ -1,0 +1,1 @@
+"""Kernels: `ref` says what is right, `cpu` and `cuda` do it fast."""

@@ -1,0 +1,170 @@
+"""NumPy oracles, one short function an op: the definition of what is right.
+
+Every function takes float32 and computes in float64, so a kernel's own rounding shows as its
+distance from here. Weights arrive as float32 matrices of the numbers that their blocks hold.
+
+Two facts are defined here and nowhere else:
+
+* activations that meet a quantised weight are first rounded by `quantise`: int8 in blocks of 32
+  with one float32 scale;
+* a neuron of a gated FFN counts only if its gate is positive (ReLU), so `up` and `down` rows of
+  the others are never read.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+F64 = NDArray[np.float64]
+
+BLOCK = 32
+
+
+def quantise(x: F32) -> tuple[NDArray[np.int8], F32]:
+    """Round activations to int8 in blocks of 32.
+
+    d = max|x| / 127, q = round(x / d), ties to even, computed in float32 as x * (1 / d): ggml's
+    Q8_0, but with the scale kept in float32.
+
+    Args:
+        x: float32 [..., n], n a multiple of 32.
+
+    Returns:
+        q int8 [..., n] and d float32 [..., n / 32].
+    """
+    blocks = x.astype(np.float32).reshape(*x.shape[:-1], -1, BLOCK)
+    d = np.abs(blocks).max(-1) / np.float32(127)
+    with np.errstate(divide="ignore"):
+        inverse = np.where(d == 0, np.float32(0), np.float32(1) / d).astype(np.float32)
+    q = np.rint(blocks * inverse[..., None]).astype(np.int8)
+    return q.reshape(x.shape), d
+
+
+def rounded(x: F32) -> F64:
+    """What `quantise` leaves of x, as float64 [..., n]."""
+    q, d = quantise(x)
+    blocks = q.reshape(*x.shape[:-1], -1, BLOCK).astype(np.float64)
+    return (blocks * d[..., None]).reshape(x.shape)
+
+
+def mul_mat(w: F32, x: F32, quantised: bool = False) -> F64:
+    """y[t, r] = sum_k w[r, k] x[t, k].
+
+    Args:
+        w: [n_rows, k].
+        x: [n_tokens, k].
+        quantised: whether w's block type is quantised, so that x is rounded first.
+
+    Returns:
+        float64 [n_tokens, n_rows].
+    """
+    return (rounded(x) if quantised else x.astype(np.float64)) @ w.astype(np.float64).T
+
+
+def rms_norm(x: F32, weight: F32, eps: float) -> F64:
+    """x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang and Sennrich, 2019)."""
+    wide = x.astype(np.float64)
+    return wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * weight
+
+
+def rope_frequencies(n_rot: int, base: float, scale: float = 1.0, factors: F32 | None = None) -> F64:
+    """Angle per position of each rotated pair: scale * base^(-2i / n_rot) / factors[i], [n_rot / 2]."""
+    frequencies = scale * base ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+    return frequencies if factors is None else frequencies / factors
+
+
+def rope(x: F32, positions: NDArray[np.int64], frequencies: F64, interleaved: bool = True) -> F64:
+    """Rotate pairs of each head by position * frequency (Su et al., 2021).
+
+    Args:
+        x: [n_tokens, n_head, head_dim]; the first 2 * len(frequencies) numbers of a head rotate.
+        positions: [n_tokens].
+        interleaved: pairs (2i, 2i + 1), ggml's "normal" kind; else (i, i + n_rot / 2), "NeoX".
+    """
+    half = len(frequencies)
+    angle = positions[:, None, None] * frequencies
+    cos, sin = np.cos(angle), np.sin(angle)
+    out = x.astype(np.float64)
+    first = slice(0, 2 * half, 2) if interleaved else slice(0, half)
+    second = slice(1, 2 * half, 2) if interleaved else slice(half, 2 * half)
+    a, b = out[..., first].copy(), out[..., second].copy()
+    out[..., first], out[..., second] = a * cos - b * sin, a * sin + b * cos
+    return out
+
+
+def attention(q: F32, k: F32, v: F32, n_past: int) -> F64:
+    """Causal softmax attention; query head h reads key/value head h // (n_head / n_head_kv).
+
+    Args:
+        q: [n_tokens, n_head, head_dim]; token t stands at position n_past + t.
+        k, v: [n_past + n_tokens, n_head_kv, head_dim], as the cache holds them.
+
+    Returns:
+        float64 [n_tokens, n_head, head_dim].
+    """
+    group = q.shape[1] // k.shape[1]
+    keys = np.repeat(k.astype(np.float64), group, 1)
+    values = np.repeat(v.astype(np.float64), group, 1)
+    scores = np.einsum("thd,shd->hts", q.astype(np.float64), keys) / np.sqrt(q.shape[-1])
+    hidden = np.arange(k.shape[0])[None, :] > n_past + np.arange(q.shape[0])[:, None]
+    scores = np.where(hidden, -np.inf, scores)
+    p = np.exp(scores - scores.max(-1, keepdims=True))
+    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), values)
+
+
+def relu(x: F64) -> F64:
+    """max(x, 0)."""
+    return np.maximum(x, 0)
+
+
+def silu(x: F64) -> F64:
+    """x / (1 + exp(-x))."""
+    return x / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {"relu": relu, "silu": silu}
+
+
+def predictor(x: F32, fc1: F32, fc2: F32, threshold: float, quantised: bool = False) -> NDArray[np.bool_]:
+    """Which neurons to look at: not (fc2 relu(fc1 x) < threshold), so NaN counts as active.
+
+    Args:
+        x: [n_tokens, n_embd], the un-normed residual. fc1: [rank, n_embd]. fc2: [n_ff, rank].
+        quantised: whether fc1 and fc2 are, so that their inputs are rounded.
+
+    Returns:
+        bool [n_tokens, n_ff].
+    """
+    hidden = relu(mul_mat(fc1, x, quantised)).astype(np.float32)
+    return ~(mul_mat(fc2, hidden, quantised) < threshold)
+
+
+def sparse_ffn(
+    x: F32, gate: F32, up: F32, down_t: F32, active: NDArray[np.bool_] | None = None, quantised: bool = False
+) -> F64:
+    """Gated ReLU FFN over the active neurons: sum_i relu(gate_i x) (up_i x) down_t_i.
+
+    `down_t` rows are scaled by the unrounded product: the down product has no activation vector
+    to round.
+
+    Args:
+        x: [n_tokens, n_embd]. gate, up, down_t: [n_ff, n_embd].
+        active: bool [n_tokens, n_ff]; None means all.
+        quantised: whether gate and up are, so that x is rounded first.
+    """
+    h = relu(mul_mat(gate, x, quantised)) * mul_mat(up, x, quantised)
+    if active is not None:
+        h = np.where(active, h, 0)
+    return h @ down_t.astype(np.float64)
+
+
+def dense_ffn(
+    x: F32, gate: F32, up: F32, down: F32, activation: str = "silu", quantised: bool = False
+) -> F64:
+    """Gated FFN, down (act(gate x) * (up x)), with both inputs rounded when the weights are quantised.
+
+    Args:
+        x: [n_tokens, n_embd]. gate, up: [n_ff, n_embd]. down: [n_embd, n_ff].
+    """
+    h = ACTIVATIONS[activation](mul_mat(gate, x, quantised)) * mul_mat(up, x, quantised)
+    return mul_mat(down, h.astype(np.float32), quantised)
