@@ -1,0 +1,71 @@
+"""Where compiled kernels are kept.
+
+Numba's disk cache looks at a function's own file only: a change in another module that it calls is
+not seen and old code would run on. So the folder is named after a hash of all kernel sources, and a
+changed source starts an empty one.
+"""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from numba.core import config
+
+FINISHED = "finished"  # marker: every kernel of a walk has been compiled into this folder
+
+
+def source_hash() -> str:
+    """Twelve hex digits over all CPU kernel sources and the versions that compile them."""
+    import llvmlite
+    import numba
+
+    digest = hashlib.sha256(f"numba {numba.__version__} llvmlite {llvmlite.__version__}".encode())
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.name.encode() + source.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def candidates() -> Iterator[Path]:
+    """Parents to try in order: NUMBA_CACHE_DIR, the user's cache folder, the temporary folder."""
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        yield Path(os.environ["NUMBA_CACHE_DIR"])
+    if os.environ.get("XDG_CACHE_HOME"):
+        yield Path(os.environ["XDG_CACHE_HOME"])
+    if os.environ.get("HOME"):
+        yield Path(os.environ["HOME"]) / ".cache"
+    yield Path(tempfile.gettempdir()) / f"hotcold-{os.getuid()}"
+
+
+def folder() -> Path:
+    """The cache folder of these sources and this CPU, made if it can be; else a temporary one."""
+    cpu = f"{config.CPU_NAME or 'host'}{config.CPU_FEATURES or ''}"
+    name = f"{source_hash()}-{hashlib.sha256(cpu.encode()).hexdigest()[:6]}"
+    for parent in candidates():
+        path = parent / "hotcold" / "numba" / name
+        try:
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        except OSError:
+            continue
+        if os.access(path, os.W_OK | os.X_OK) and path.stat().st_uid == os.getuid():
+            return path
+    return Path(tempfile.mkdtemp(prefix="hotcold-"))
+
+
+def use_own_folder() -> None:
+    """Point Numba to `folder()`; a process-wide setting, as Numba has no other."""
+    config.CACHE_DIR = str(folder())
+
+
+def needs_compiling() -> bool:
+    """Whether the kernels still have to be compiled, which takes some seconds once."""
+    return not (Path(config.CACHE_DIR) / FINISHED).exists()
+
+
+def mark_compiled() -> None:
+    """Note that a whole walk has run, so that the next start is quick; a full disk is no error."""
+    try:
+        (Path(config.CACHE_DIR) / FINISHED).touch()
+    except OSError:
+        return

@@ -1,0 +1,106 @@
+"""Ops on activations alone: norm, RoPE, sums and activation functions, on float32 at addresses."""
+
+import math
+
+from numba import njit
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.program import SILU_ACTIVATION
+from hotcold.kernels.cpu.simd import JIT, load16, load_f32, store16, store_f32
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
+    """y = x / sqrt(mean(x^2) + eps) * weight."""
+    sums0 = simd.zero()
+    sums1 = simd.zero()
+    whole = n & ~31
+    for i in range(0, 4 * whole, 128):
+        a, b = load16(x + i), load16(x + i + 64)
+        sums0 = simd.fma16(a, a, sums0)
+        sums1 = simd.fma16(b, b, sums1)
+    total = float(simd.sum16(simd.add16(sums0, sums1)))
+    for i in range(whole, n):
+        total += load_f32(x + 4 * i) * load_f32(x + 4 * i)
+    factor = simd.to_f32(1.0 / math.sqrt(total / n + eps))
+    factors = simd.splat16(factor)
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.mul16(simd.mul16(load16(x + i), factors), load16(weight + i)))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, load_f32(x + i) * factor * load_f32(weight + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def add(x: int, z: int, n: int, y: int) -> None:
+    """y = x + z."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.add16(load16(x + i), load16(z + i)))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, load_f32(x + i) + load_f32(z + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def relu(x: int, n: int, y: int) -> None:
+    """y = max(x, 0)."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.relu16(load16(x + i)))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, max(load_f32(x + i), simd.to_f32(0.0)))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
+    """y = act(x) * z; the same arithmetic for the tail, one lane of a vector at a time."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        v = load16(x + i)
+        v = simd.silu16(v) if activation == SILU_ACTIVATION else simd.relu16(v)
+        store16(y + i, simd.mul16(v, load16(z + i)))
+    for i in range(4 * whole, 4 * n, 4):
+        v = simd.splat16(load_f32(x + i))
+        v = simd.silu16(v) if activation == SILU_ACTIVATION else simd.relu16(v)
+        store_f32(y + i, simd.first16(v) * load_f32(z + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def rope(x: int, table: int, n_head: int, head_dim: int, n_pairs: int, interleaved: int, y: int) -> None:
+    """Rotate the first 2 n_pairs numbers of each head; the table holds (cos, sin) for each pair."""
+    step, distance = (8, 4) if interleaved else (4, 4 * n_pairs)
+    for head in range(n_head):
+        at, to = x + 4 * head * head_dim, y + 4 * head * head_dim
+        for i in range(n_pairs):
+            cos, sin = load_f32(table + 8 * i), load_f32(table + 8 * i + 4)
+            a, b = load_f32(at + step * i), load_f32(at + step * i + distance)
+            store_f32(to + step * i, a * cos - b * sin)
+            store_f32(to + step * i + distance, a * sin + b * cos)
+        for i in range(4 * 2 * n_pairs, 4 * head_dim, 4):
+            store_f32(to + i, load_f32(at + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def reduce_rows(x: int, stride: int, n_parts: int, first: int, last: int, y: int) -> None:
+    """y[first:last] = the sum of n_parts vectors, in order; first a multiple of 16."""
+    whole = first + ((last - first) & ~15)
+    for i in range(4 * first, 4 * whole, 64):
+        total = load16(x + i)
+        for part in range(1, n_parts):
+            total = simd.add16(total, load16(x + part * stride + i))
+        store16(y + i, total)
+    for i in range(4 * whole, 4 * last, 4):
+        rest = load_f32(x + i)
+        for part in range(1, n_parts):
+            rest += load_f32(x + part * stride + i)
+        store_f32(y + i, rest)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def clear(y: int, n: int) -> None:
+    """y = 0."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.zero())
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, simd.to_f32(0.0))

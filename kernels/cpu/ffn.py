@@ -1,0 +1,183 @@
+"""The sparse FFN of a gated ReLU model: only rows of neurons that fire are read."""
+
+from numba import njit
+
+from hotcold.kernels.cpu import elementwise, rows, simd
+from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
+from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
+
+LISTED = 64  # listed rows between the gate, up and down passes of a piece
+
+# this file's part of a thread's scratch memory, in bytes
+_LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
+_COLUMNS, _DOTS, _TOKENS = 2176, 2240, 2304
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def listed_row(listed: int, i: int) -> int:
+    """The i-th row of a list of int64 at `listed`; without a list (0) row i itself."""
+    return load_i64(listed + 8 * i) if listed else i
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def ffn_piece(op, listed: int, first: int, last: int, scratch: int, acc: int) -> int:  # type: ignore[no-untyped-def]
+    """acc[:k] = sum of relu(gate x) (up z) down_t over listed rows first..last-1.
+
+    Gates of all of them are read, `up` and `down_t` only where the gate is positive, unless op.p2 is
+    0, which reads all. The next rows of a list are prefetched while one is worked on.
+
+    Returns:
+        the number of neurons whose up and down rows were read.
+    """
+    live, gates = scratch + _LIVE, scratch + _GATES
+    elementwise.clear(acc, op.k)
+    total = 0
+    for start in range(first, last, LISTED):
+        end = min(start + LISTED, last)
+        n = 0
+        for i in range(start, end):
+            r = listed_row(listed, i)
+            ahead = rows.AHEAD
+            if listed:
+                ahead = (listed_row(listed, min(i + 2, last - 1)) - r) * op.w_stride
+            g = dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, ahead)
+            if g > 0 or op.p2 == 0:
+                store_i64(live + 8 * n, r)
+                store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
+                n += 1
+        total += n
+        for i in range(n):
+            r = load_i64(live + 8 * i)
+            ahead = (load_i64(live + 8 * min(i + 2, n - 1)) - r) * op.w1_stride
+            u = dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, ahead)
+            store_f32(gates + 4 * i, load_f32(gates + 4 * i) * u)
+        add_listed(op.w2_type, op.w2, op.w2_stride, live, gates, n, 0, op.k, scratch, acc)
+    return total
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def add_listed(
+    type_id: int,
+    w: int,
+    stride: int,
+    live: int,
+    coefficients: int,
+    n: int,
+    first: int,
+    last: int,
+    scratch: int,
+    acc: int,
+) -> None:
+    """acc[first:last] += sum of coefficient * row over the n rows listed at `live`, four at a time.
+
+    The list and its coefficients have room for ROWS - 1 more: the last four are filled up with the
+    last row and 0.
+    """
+    addresses, ahead = scratch + _ADDRESSES, scratch + _AHEAD
+    if n == 0:
+        return
+    padded = (n + ROWS - 1) // ROWS * ROWS
+    for i in range(n, padded):
+        store_i64(live + 8 * i, load_i64(live + 8 * (n - 1)))
+        store_f32(coefficients + 4 * i, simd.to_f32(0.0))
+    for i in range(0, padded, ROWS):
+        for j in range(ROWS):
+            r = load_i64(live + 8 * (i + j))
+            later = load_i64(live + 8 * min(i + j + ROWS, padded - 1))
+            store_i64(addresses + 8 * j, w + r * stride)
+            store_i64(ahead + 8 * j, (later - r) * stride)
+        rows.add_rows(type_id, acc, addresses, coefficients + 4 * i, first, last, ahead)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def bit(bits: int, i: int) -> bool:
+    """Bit i of the mask of 64-bit words at `bits`."""
+    return (load_i64(bits + (i >> 6 << 3)) >> (i & 63)) & 1 == 1
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def gate_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others."""
+    tokens, n = scratch + _TOKENS, 0
+    for t in range(n_tokens):
+        store_f32(op.y + t * op.y_stride + 4 * r, simd.to_f32(0.0))
+        if bit(op.z + t * op.z_stride, r):
+            store_i64(tokens + 8 * (n % ROWS), t)
+            n += 1
+            if n % ROWS == 0:
+                _strip(op, r, ROWS, scratch, False)
+    if n % ROWS:
+        _strip(op, r, n % ROWS, scratch, False)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def up_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others."""
+    tokens, n = scratch + _TOKENS, 0
+    for t in range(n_tokens):
+        g = load_f32(op.z + t * op.z_stride + 4 * r)
+        store_f32(op.y + t * op.y_stride + 4 * r, simd.to_f32(0.0))
+        if g > 0:
+            store_i64(tokens + 8 * (n % ROWS), t)
+            n += 1
+            if n % ROWS == 0:
+                _strip(op, r, ROWS, scratch, True)
+    if n % ROWS:
+        _strip(op, r, n % ROWS, scratch, True)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _strip(op, r: int, n: int, scratch: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
+    """The row's products with the n tokens noted in scratch; the last stands in for missing ones."""
+    columns, dots, tokens = scratch + _COLUMNS, scratch + _DOTS, scratch + _TOKENS
+    for j in range(ROWS):
+        t = load_i64(tokens + 8 * min(j, n - 1))
+        store_i64(columns + 8 * j, op.x + t * op.x_stride)
+    dot_strip(op.w_type, op.w + r * op.w_stride, columns, op.k, dots)
+    for j in range(n):
+        t = load_i64(tokens + 8 * j)
+        v = load_f32(dots + 4 * j)
+        if times_gate:
+            v *= load_f32(op.z + t * op.z_stride + 4 * r)
+        store_f32(op.y + t * op.y_stride + 4 * r, v)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[t, first:last] = sum_r x[t, r] w[r, first:last], LISTED rows at a time for all tokens."""
+    live, coefficients = scratch + _LIVE, scratch + _GATES
+    for t in range(n_tokens):
+        elementwise.clear(op.y + t * op.y_stride + 4 * first, last - first)
+    for start in range(0, op.n_rows, LISTED):
+        end = min(start + LISTED, op.n_rows)
+        for t in range(n_tokens):
+            x, n = op.x + t * op.x_stride, 0
+            for r in range(start, end):
+                h = load_f32(x + 4 * r)
+                if h != 0:
+                    store_i64(live + 8 * n, r)
+                    store_f32(coefficients + 4 * n, h)
+                    n += 1
+            add_listed(
+                op.w_type, op.w, op.w_stride, live, coefficients, n, first, last, scratch, op.y + t * op.y_stride
+            )
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> int:
+    """Set bit i and list row i where not z[i] < threshold; gives the number of rows.
+
+    Args:
+        bits: address of ceil(n_ff / 64) words. listed: address for n_ff int64, or 0.
+    """
+    n, limit = 0, simd.to_f32(threshold)
+    for first in range(0, n_ff, 64):
+        word = 0
+        for i in range(first, min(first + 64, n_ff)):
+            if not load_f32(z + 4 * i) < limit:
+                word |= 1 << (i - first)
+                if listed:
+                    store_i64(listed + 8 * n, i)
+                n += 1
+        store_i64(bits + first // 8, word)
+    return n

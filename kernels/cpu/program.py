@@ -1,0 +1,104 @@
+"""Op records: what a planned graph is lowered to, and what the thread team walks.
+
+A record holds everything that an op needs, as addresses and sizes; what changes from run to run lies
+in the run parameters. `chunks` says into how many parts the work is cut. The cut depends on the op and
+the number of tokens alone, never on the threads, so neither do the bits.
+
+    code          reads                                         writes (t: token, r: row)
+    EMBED         w [n_vocab, k], token ids                     y[t, k] = w[id[t]]
+    RMS_NORM      x[t, k], w [k] float32, f0 = eps              y[t, k]
+    PACK          x[t, k]                                       y[t] = x packed for block types
+    MAT_VEC       w [n_rows, k], x                              y[r] = w[r] . x, one token
+    MUL_MAT       w [n_rows, k], x[t]                           y[t, r] = w[r] . x[t]
+    LOGITS        w [n_rows, k], x[t]                           logits of tokens from LOGITS_FROM on
+    ROPE          x[t, p0 heads, p1], table w, p2 pairs,        y[t, p0, p1]
+                  p3: interleaved or halves
+    KV_STORE      x = k, z = v [t, p0 heads, p1]                caches w = k, w1 = v of p2 positions
+    ATTENTION     x = q [t, p0 heads, p2], caches w, w1         y[t, p0, p2]
+                  of p1 heads and p3 positions, f0 = scale
+    ADD           x, z [t, k]                                   y[t, k] = x + z
+    GATED         w gate, w1 up, x, z, p0 = activation          y[r] = act(w[r] . x) (w1[r] . z)
+    ACT_MUL       x, z [t, k], p0 = activation                  y[t, k] = act(x) z
+    SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; p0 list of    scratch[chunk, n_embd], one token
+                  rows or 0 = all, p1 its length, p2: skip
+                  neurons without a positive gate
+    REDUCE        x = p0 partial vectors of stride x_stride     y[k], added in order
+    MASK          x[t, n_rows] predictor outputs, f0 threshold  bits y[t]; list p0, length p1
+    GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
+    UP_ROWS       w, x[t], gates z[t, r]                        y[t, r] = z (w[r] . x[t]) where z > 0
+    DOWN_ROWS     w [n_rows, k], x[t, n_rows]                   y[t, k] = sum_r x[t, r] w[r], zeros skipped
+    RELU          x[t, k]                                       y[t, k] = max(x, 0)
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+(
+    EMBED,
+    RMS_NORM,
+    PACK,
+    MAT_VEC,
+    MUL_MAT,
+    LOGITS,
+    ROPE,
+    KV_STORE,
+    ATTENTION,
+    ADD,
+    GATED,
+    ACT_MUL,
+    SPARSE_FFN,
+    REDUCE,
+    MASK,
+    GATE_ROWS,
+    UP_ROWS,
+    DOWN_ROWS,
+    RELU,
+) = range(19)
+
+RELU_ACTIVATION, SILU_ACTIVATION = 0, 1
+
+# run parameters, int64 each
+N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)
+N_PARAMETERS = 8
+
+# The first cache line holds the two cells that threads meet at; the rest is only read.
+_CELLS = ["claim", "done", *(f"_cell{i}" for i in range(6))]
+_FIELDS = [
+    *("code", "chunks"),
+    *("w", "w_type", "w_stride", "w1", "w1_type", "w1_stride", "w2", "w2_type", "w2_stride"),
+    *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
+    *("scratch", "scratch_stride", "counts"),
+    *("p0", "p1", "p2", "p3"),
+]
+_PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + 1) % 8)]
+OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *((n, "i8") for n in _PADDING)])
+
+THREAD_SCRATCH_BYTES = 32 << 10  # each thread's own memory for scores, row lists and tiles
+ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
+CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
+MAX_CHUNKS = 256
+PIECES = 16  # accumulators of a sparse FFN
+
+
+def aligned(n_bytes: int) -> NDArray[np.uint8]:
+    """n zero bytes that start on a cache line."""
+    raw = np.zeros(n_bytes + 64, np.uint8)
+    at = -raw.ctypes.data % 64
+    return raw[at : at + n_bytes]
+
+
+def row_chunks(n_rows: int, bytes_a_row: int) -> int:
+    """Into how many chunks the rows of a matrix are cut: a pure function of its shape."""
+    wanted = n_rows * bytes_a_row // CHUNK_BYTES
+    return max(1, min(wanted, MAX_CHUNKS, -(-n_rows // ROWS_ALIGNED)))
+
+
+def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:
+    """Records of dtype OP on a cache line from one dict of fields an op; unnamed fields are 0."""
+    program = aligned(len(ops) * OP.itemsize).view(OP)
+    for record, fields in zip(program, ops, strict=True):
+        for name, value in fields.items():
+            record[name] = value
+    return program

@@ -1,0 +1,332 @@
+"""Products with rows of weights: dot products, tiles of them, and sums of scaled rows.
+
+One emitter writes the loop along a row for every weight type: with one row and one column it is the
+decode kernel (several accumulators, software prefetch), with 4 x 4 the prompt tile. The njit functions
+below choose by the type id at run time, once a row.
+
+Measured choices: one row per stream, since two or four rows side by side read memory at half speed;
+prefetch AHEAD bytes before the loads; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import njit, types
+from numba.core import cgutils
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.simd import F32, I64, JIT, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.weights import (
+    BF16_TYPE,
+    BLOCK,
+    F16_TYPE,
+    F32_TYPE,
+    Q4_0_TYPE,
+    Q8_0_TYPE,
+    FloatType,
+    WeightType,
+    activation_bytes,
+    step_bytes,
+    unpack_step,
+)
+
+# GGUF's type numbers
+F32_ID, F16_ID, Q4_0_ID, Q8_0_ID, BF16_ID = 0, 1, 2, 8, 30
+
+# bytes and numbers of a block
+TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q8_0_ID: 34}
+BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q8_0_ID: 32}
+
+AHEAD = 4096  # software prefetch distance in bytes
+TILE = 4  # rows and columns of a tile
+
+
+def is_quantised(type_id: int) -> bool:
+    """Whether activations are packed to int8 before they meet this type."""
+    return BLOCK_SIZE[type_id] > 1
+
+
+def row_bytes(type_id: int, k: int) -> int:
+    """Bytes of a row of k weights."""
+    return k // BLOCK_SIZE[type_id] * TYPE_SIZE[type_id]
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def row_bytes_of_float(type_id: int) -> int:
+    """Bytes of one number of a float type."""
+    return 4 if type_id == F32_ID else 2
+
+
+# ---- dot products ---------------------------------------------------------------
+
+
+def emit_dots(
+    b: Builder, kind: WeightType, rows: list[Value], xs: list[Value], k: Value, unroll: int, ahead: Value = None
+) -> list[list[Value]]:
+    """Dot products of every row with every activation vector along k.
+
+    Args:
+        rows, xs: addresses. unroll: steps a loop body, each with its own accumulators.
+        ahead: prefetch distance in bytes, or None.
+
+    Returns:
+        dots[row][column], floats.
+    """
+    accumulators = [
+        [[cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in xs] for _ in rows]
+        for _ in range(unroll)
+    ]
+
+    def step(i: Value, slot: int, last_block: Value | None) -> None:
+        weights = [unpack_step(b, kind, row, i, last_block) for row in rows]
+        for c, x in enumerate(xs):
+            at = b.add(x, b.mul(i, I64(activation_bytes(kind))))
+            for r, w in enumerate(weights):
+                cell = accumulators[slot][r][c]
+                b.store(kind.dot(b, b.load(cell), w, at), cell)
+
+    whole = b.udiv(k, I64(kind.step * unroll))
+    with cgutils.for_range(b, whole) as loop:
+        if ahead is not None:
+            for row in rows:
+                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * step_bytes(kind))))
+                for line in range(0, unroll * step_bytes(kind), 64):
+                    simd.emit_prefetch(b, b.add(at, I64(line)))
+        for slot in range(unroll):
+            step(b.add(b.mul(loop.index, I64(unroll)), I64(slot)), slot, None)
+    done = b.mul(whole, I64(unroll))
+    if isinstance(kind, FloatType):
+        steps, last_block = b.udiv(k, I64(16)), None
+    else:
+        steps = b.udiv(b.add(k, I64(kind.step - 1)), I64(kind.step))
+        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
+    with cgutils.for_range(b, b.sub(steps, done)) as loop:
+        step(b.add(loop.index, done), 0, last_block)
+
+    dots = []
+    for r in range(len(rows)):
+        dots.append([])
+        for c in range(len(xs)):
+            total = b.load(accumulators[0][r][c])
+            for slot in range(1, unroll):
+                total = b.fadd(total, b.load(accumulators[slot][r][c]))
+            dots[r].append(simd.sum_lanes(b, total))
+    if isinstance(kind, FloatType):
+        return _with_tails(b, kind, rows, xs, k, dots)
+    return dots
+
+
+def _with_tails(
+    b: Builder, kind: FloatType, rows: list[Value], xs: list[Value], k: Value, dots: list[list[Value]]
+) -> list[list[Value]]:
+    """Add the last k mod 16 products, one by one."""
+    cells = [[cgutils.alloca_once_value(b, dot) for dot in row] for row in dots]
+    for r, c in np.ndindex(len(rows), len(xs)):
+        b.store(dots[r][c], cells[r][c])
+    start = b.and_(k, I64(-16))
+    with cgutils.for_range(b, b.sub(k, start)) as loop:
+        j = b.add(loop.index, start)
+        for r, row in enumerate(rows):
+            w = kind.load1(b, b.add(row, b.mul(j, I64(kind.type_size))))
+            for c, x in enumerate(xs):
+                product = b.fmul(w, simd.load(b, b.add(x, b.mul(j, I64(4))), F32))
+                b.store(b.fadd(b.load(cells[r][c]), product), cells[r][c])
+    return [[b.load(cell) for cell in row] for row in cells]
+
+
+def _row(kind: WeightType, unroll: int) -> Any:
+    @operation(types.float32, address, address, types.int64, types.int64)
+    def row(b: Builder, w: Value, x: Value, k: Value, ahead: Value) -> Value:
+        """w . x along k."""
+        return emit_dots(b, kind, [w], [x], k, unroll, ahead)[0][0]
+
+    return row
+
+
+def _tile(kind: WeightType, n_rows: int) -> Any:
+    @operation(types.void, address, types.int64, address, types.int64, address)
+    def tile(b: Builder, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
+        """out[row, column] of n_rows rows from w on and the TILE columns whose addresses lie at xs."""
+        rows = [b.add(w, b.mul(stride, I64(r))) for r in range(n_rows)]
+        columns = [simd.load(b, xs, I64, 8 * c) for c in range(TILE)]
+        for r, dots in enumerate(emit_dots(b, kind, rows, columns, k, 1)):
+            for c, dot in enumerate(dots):
+                simd.store(b, dot, out, 4 * (TILE * r + c), align=4)
+
+    return tile
+
+
+_row_f32, _row_f16, _row_bf16 = _row(F32_TYPE, 4), _row(F16_TYPE, 4), _row(BF16_TYPE, 4)
+_row_q8_0, _row_q4_0 = _row(Q8_0_TYPE, 2), _row(Q4_0_TYPE, 2)
+_tile_f32, _tile_f16, _tile_bf16 = _tile(F32_TYPE, TILE), _tile(F16_TYPE, TILE), _tile(BF16_TYPE, TILE)
+_tile_q8_0, _tile_q4_0 = _tile(Q8_0_TYPE, TILE), _tile(Q4_0_TYPE, TILE)
+_strip_f32, _strip_f16, _strip_bf16 = _tile(F32_TYPE, 1), _tile(F16_TYPE, 1), _tile(BF16_TYPE, 1)
+_strip_q8_0, _strip_q4_0 = _tile(Q8_0_TYPE, 1), _tile(Q4_0_TYPE, 1)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
+    """The dot product of the row at w with the activations at x (packed for a block type).
+
+    Args:
+        ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
+            distance to a row yet to come when rows are picked from a list.
+    """
+    if type_id == Q4_0_ID:
+        return _row_q4_0(w, x, k, ahead)
+    if type_id == Q8_0_ID:
+        return _row_q8_0(w, x, k, ahead)
+    if type_id == F16_ID:
+        return _row_f16(w, x, k, ahead)
+    if type_id == BF16_ID:
+        return _row_bf16(w, x, k, ahead)
+    return _row_f32(w, x, k, ahead)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
+    """TILE rows by TILE columns; `xs` is the address of the columns' addresses, `out` of 16 float32."""
+    if type_id == Q4_0_ID:
+        _tile_q4_0(w, stride, xs, k, out)
+    elif type_id == Q8_0_ID:
+        _tile_q8_0(w, stride, xs, k, out)
+    elif type_id == F16_ID:
+        _tile_f16(w, stride, xs, k, out)
+    elif type_id == BF16_ID:
+        _tile_bf16(w, stride, xs, k, out)
+    else:
+        _tile_f32(w, stride, xs, k, out)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def dot_strip(type_id: int, w: int, xs: int, k: int, out: int) -> None:
+    """One row by TILE columns, for tokens that share a neuron's row; `out`: 4 float32."""
+    if type_id == Q4_0_ID:
+        _strip_q4_0(w, 0, xs, k, out)
+    elif type_id == Q8_0_ID:
+        _strip_q8_0(w, 0, xs, k, out)
+    elif type_id == F16_ID:
+        _strip_f16(w, 0, xs, k, out)
+    elif type_id == BF16_ID:
+        _strip_bf16(w, 0, xs, k, out)
+    else:
+        _strip_f32(w, 0, xs, k, out)
+
+
+# ---- sums of scaled rows --------------------------------------------------------
+
+ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
+
+
+def _add_rows(kind: WeightType) -> Any:
+    """acc[first:last] += sum over ROWS rows of coefficient * row, one block (or 16) at a time."""
+
+    @operation(types.void, address, address, address, types.int64, types.int64, types.int64)
+    def add_rows(
+        b: Builder, acc: Value, rows: Value, coefficients: Value, first: Value, last: Value, ahead: Value
+    ) -> None:
+        starts = [simd.load(b, rows, I64, 8 * r) for r in range(ROWS)]
+        later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
+        scale = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
+        width = 16 if isinstance(kind, FloatType) else BLOCK
+        whole = b.udiv(b.sub(last, first), I64(width))
+        size = width * kind.type_size if isinstance(kind, FloatType) else kind.type_size
+        begin = b.mul(b.udiv(first, I64(width)), I64(size))
+        with cgutils.for_range(b, whole) as loop:
+            offset = b.add(begin, b.mul(loop.index, I64(size)))
+            out = b.add(acc, b.mul(b.add(first, b.mul(loop.index, I64(width))), I64(4)))
+            sums = [simd.load(b, out, VT(F32, 16), 64 * i) for i in range(width // 16)]
+            for r, start in enumerate(starts):
+                simd.emit_prefetch(b, b.add(later[r], offset))
+                at = b.add(start, offset)
+                if isinstance(kind, FloatType):
+                    values, factor = [kind.load16(b, at)], scale[r]
+                else:
+                    values, factor = kind.values(b, at), b.fmul(scale[r], kind.scale(b, at))
+                factors = simd.splat(b, factor, 16)
+                sums = [simd.fma(b, v, factors, s) for v, s in zip(values, sums, strict=True)]
+            for i, s in enumerate(sums):
+                simd.store(b, s, out, 64 * i)
+        if isinstance(kind, FloatType):
+            _tail(b, kind, acc, starts, scale, b.add(first, b.mul(whole, I64(16))), last)
+
+    return add_rows
+
+
+def _tail(
+    b: Builder, kind: FloatType, acc: Value, starts: list[Value], scale: list[Value], first: Value, last: Value
+) -> None:
+    with cgutils.for_range(b, b.sub(last, first)) as loop:
+        j = b.add(first, loop.index)
+        out = b.add(acc, b.mul(j, I64(4)))
+        total = simd.load(b, out, F32)
+        for start, factor in zip(starts, scale, strict=True):
+            w = kind.load1(b, b.add(start, b.mul(j, I64(kind.type_size))))
+            total = b.fadd(total, b.fmul(w, factor))
+        simd.store(b, total, out)
+
+
+_add_f32, _add_f16, _add_bf16 = _add_rows(F32_TYPE), _add_rows(F16_TYPE), _add_rows(BF16_TYPE)
+_add_q8_0, _add_q4_0 = _add_rows(Q8_0_TYPE), _add_rows(Q4_0_TYPE)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def add_rows(
+    type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int
+) -> None:
+    """acc[first:last] += sum over 4 rows of coefficient * row.
+
+    Args:
+        acc: address of float32. rows: address of 4 row addresses. coefficients: of 4 float32.
+        first, last: columns, multiples of the block size.
+        ahead: address of 4 byte distances from each row to the row to prefetch meanwhile.
+    """
+    if type_id == Q4_0_ID:
+        _add_q4_0(acc, rows, coefficients, first, last, ahead)
+    elif type_id == Q8_0_ID:
+        _add_q8_0(acc, rows, coefficients, first, last, ahead)
+    elif type_id == F16_ID:
+        _add_f16(acc, rows, coefficients, first, last, ahead)
+    elif type_id == BF16_ID:
+        _add_bf16(acc, rows, coefficients, first, last, ahead)
+    else:
+        _add_f32(acc, rows, coefficients, first, last, ahead)
+
+
+# ---- one row as float32 ---------------------------------------------------------
+
+
+def _widen(kind: WeightType) -> Any:
+    @operation(types.void, address, types.int64, address)
+    def widen(b: Builder, w: Value, k: Value, out: Value) -> None:
+        if isinstance(kind, FloatType):
+            with cgutils.for_range(b, k) as loop:
+                value = kind.load1(b, b.add(w, b.mul(loop.index, I64(kind.type_size))))
+                simd.store(b, value, b.add(out, b.mul(loop.index, I64(4))), align=4)
+            return
+        with cgutils.for_range(b, b.udiv(k, I64(BLOCK))) as loop:
+            at = b.add(w, b.mul(loop.index, I64(kind.type_size)))
+            scale = simd.splat(b, kind.scale(b, at), 16)
+            for i, v in enumerate(kind.values(b, at)):
+                simd.store(b, b.fmul(v, scale), b.add(out, b.mul(loop.index, I64(4 * BLOCK))), 64 * i)
+
+    return widen
+
+
+_widen_f32, _widen_f16, _widen_bf16 = _widen(F32_TYPE), _widen(F16_TYPE), _widen(BF16_TYPE)
+_widen_q8_0, _widen_q4_0 = _widen(Q8_0_TYPE), _widen(Q4_0_TYPE)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def widen_row(type_id: int, w: int, k: int, out: int) -> None:
+    """The k numbers of the row at w as float32 at `out`."""
+    if type_id == Q4_0_ID:
+        _widen_q4_0(w, k, out)
+    elif type_id == Q8_0_ID:
+        _widen_q8_0(w, k, out)
+    elif type_id == F16_ID:
+        _widen_f16(w, k, out)
+    elif type_id == BF16_ID:
+        _widen_bf16(w, k, out)
+    else:
+        _widen_f32(w, k, out)

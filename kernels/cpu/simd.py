@@ -1,0 +1,506 @@
+"""Short vectors as Numba values: LLVM vector IR behind `@intrinsic`.
+
+A `Vec` is one LLVM vector (<16 x float>) that njit code keeps in a local variable and LLVM in
+registers, split or joined for the CPU it compiles for. Memory is addressed by plain integers, so
+mapped weights need no typed and writable array.
+
+Functions named `emit_*` write IR and take an llvmlite builder; `operation` makes one callable from
+njit code. Only few places pick an instruction by hand, from `target_features()`: the features that
+Numba compiles for, so NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are obeyed. Each has a portable route
+beside it.
+"""
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import config
+from numba.core.codegen import get_host_cpu_features
+from numba.extending import intrinsic, models, register_model
+
+Builder = Any  # llvmlite has no types of its own
+Value = Any
+
+I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+F16, F32 = ir.HalfType(), ir.FloatType()
+VT = ir.VectorType
+LANES = 16
+
+
+class Vec(types.Type):  # type: ignore[misc]
+    """Numba type of one LLVM vector with n elements of "f32" or "i64"."""
+
+    def __init__(self, element: str, n: int) -> None:
+        self.element, self.n = element, n
+        super().__init__(name=f"Vec({element},{n})")
+
+
+@register_model(Vec)  # type: ignore[untyped-decorator]
+class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
+    def __init__(self, data_model_manager: Any, fe_type: Vec) -> None:
+        element = {"f32": F32, "i64": I64}[fe_type.element]
+        super().__init__(data_model_manager, fe_type, VT(element, fe_type.n))
+
+
+f32x16, i64x8 = Vec("f32", 16), Vec("i64", 8)
+address = types.int64
+
+# What every njit function of this folder is compiled with. Sums keep their order (no "reassoc").
+JIT: dict[str, Any] = {
+    "cache": True,
+    "nogil": True,
+    "fastmath": {"contract", "nsz"},
+    "boundscheck": False,
+    "error_model": "numpy",
+}
+
+
+def target_features() -> set[str]:
+    """Names of the features of the CPU that Numba compiles for."""
+    text = config.CPU_FEATURES
+    if text is None:
+        text = get_host_cpu_features()
+    return {feature[1:] for feature in text.split(",") if feature.startswith("+")}
+
+
+def target_is_x86() -> bool:
+    """Whether x86 instructions such as `pause` exist."""
+    return llvmlite.binding.get_default_triple().split("-")[0] in ("x86_64", "i686")
+
+
+# ---- pieces of IR ---------------------------------------------------------------
+
+
+def load(b: Builder, at: Value, kind: Any, offset: int = 0, align: int = 1) -> Value:
+    """The `kind` at address `at` + `offset`."""
+    if offset:
+        at = b.add(at, I64(offset))
+    return b.load(b.inttoptr(at, kind.as_pointer()), align=align)
+
+
+def store(b: Builder, value: Value, at: Value, offset: int = 0, align: int = 1) -> None:
+    """Write `value` to address `at` + `offset`."""
+    if offset:
+        at = b.add(at, I64(offset))
+    b.store(value, b.inttoptr(at, value.type.as_pointer()), align=align)
+
+
+def shuffle(b: Builder, x: Value, y: Value, lanes: Sequence[int]) -> Value:
+    """Lanes of x and y, counted through both."""
+    return b.shuffle_vector(x, y, ir.Constant(VT(I32, len(lanes)), list(lanes)))
+
+
+def concatenate(b: Builder, vectors: Sequence[Value]) -> Value:
+    """A power of two of equal vectors as one."""
+    while len(vectors) > 1:
+        n = vectors[0].type.count
+        vectors = [
+            shuffle(b, x, y, range(2 * n)) for x, y in zip(vectors[::2], vectors[1::2], strict=True)
+        ]
+    return vectors[0]
+
+
+def constant(element: Any, n: int, value: float) -> Value:
+    """n times the same constant."""
+    return ir.Constant(VT(element, n), [value] * n)
+
+
+def splat(b: Builder, x: Value, n: int) -> Value:
+    """n times the scalar x."""
+    v = b.insert_element(ir.Constant(VT(x.type, n), ir.Undefined), x, I32(0))
+    return shuffle(b, v, v, [0] * n)
+
+
+def call(b: Builder, name: str, returns: Any, *arguments: Value) -> Value:
+    """Call the LLVM intrinsic or C function `name`."""
+    function = b.module.globals.get(name)
+    if function is None:
+        kind = ir.FunctionType(returns, [a.type for a in arguments])
+        function = ir.Function(b.module, kind, name)
+    return b.call(function, arguments)
+
+
+def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z, in one rounding where the CPU has it."""
+    return call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, x, y, z)
+
+
+def rint(b: Builder, x: Value) -> Value:
+    """Nearest integer, ties to even."""
+    return call(b, f"llvm.rint.v{x.type.count}f32", x.type, x)
+
+
+def fabs(b: Builder, x: Value) -> Value:
+    """|x|."""
+    return call(b, f"llvm.fabs.v{x.type.count}f32", x.type, x)
+
+
+def larger(b: Builder, x: Value, y: Value) -> Value:
+    """Lane by lane x if x > y, else y."""
+    return b.select(b.fcmp_ordered(">", x, y), x, y)
+
+
+def fold(b: Builder, v: Value, combine: Callable[[Builder, Value, Value], Value]) -> Value:
+    """All lanes of v combined to one scalar, halves first."""
+    n = v.type.count
+    while n > 1:
+        n //= 2
+        v = combine(b, shuffle(b, v, v, range(n)), shuffle(b, v, v, range(n, 2 * n)))
+    return b.extract_element(v, I32(0))
+
+
+def sum_lanes(b: Builder, v: Value) -> Value:
+    """The sum of a float vector's lanes, always in the same order."""
+    return fold(b, v, lambda b, x, y: b.fadd(x, y))
+
+
+def half_to_float(b: Builder, bits: Value) -> Value:
+    """Halfs given as <n x i16> to <n x float>.
+
+    Without f16c a plain fpext would call a run-time routine that Numba's process lacks, so the
+    exponent is moved by integers: exact for all 65536 values.
+    """
+    n = bits.type.count
+    if "f16c" in target_features():
+        return b.fpext(b.bitcast(bits, VT(F16, n)), VT(F32, n))
+    wide = b.zext(bits, VT(I32, n))
+    magnitude = b.shl(b.and_(wide, constant(I32, n, 0x7FFF)), constant(I32, n, 13))
+    scaled = b.fmul(b.bitcast(magnitude, VT(F32, n)), constant(F32, n, 2.0**112))
+    special = b.icmp_unsigned(">=", magnitude, constant(I32, n, 0x7C00 << 13))
+    infinite = b.or_(magnitude, constant(I32, n, 0x7F800000))
+    value = b.select(special, infinite, b.bitcast(scaled, VT(I32, n)))
+    sign = b.shl(b.and_(wide, constant(I32, n, 0x8000)), constant(I32, n, 16))
+    return b.bitcast(b.or_(value, sign), VT(F32, n))
+
+
+def float_to_half(b: Builder, x: Value) -> Value:
+    """<n x float> to halfs as <n x i16>, rounded to nearest even."""
+    n = x.type.count
+    if "f16c" in target_features():
+        return b.bitcast(b.fptrunc(x, VT(F16, n)), VT(I16, n))
+
+    def c(value: int) -> Value:
+        return constant(I32, n, value)
+
+    bits = b.bitcast(x, VT(I32, n))
+    magnitude = b.and_(bits, c(0x7FFFFFFF))
+    odd = b.and_(b.lshr(magnitude, c(13)), c(1))
+    normal = b.sub(b.lshr(b.add(b.add(magnitude, c(0xFFF)), odd), c(13)), c(112 << 10))
+    # adding 0.5 leaves a subnormal half in the low bits of the sum, rounded by the addition itself
+    pushed = b.fadd(b.bitcast(magnitude, VT(F32, n)), constant(F32, n, 0.5))
+    subnormal = b.sub(b.bitcast(pushed, VT(I32, n)), c(0x3F000000))
+    half = b.select(b.icmp_unsigned("<", magnitude, c(0x38800000)), subnormal, normal)
+    half = b.select(b.icmp_unsigned(">=", magnitude, c(0x477FF000)), c(0x7C00), half)
+    half = b.select(b.icmp_unsigned(">", magnitude, c(0x7F800000)), c(0x7E00), half)
+    return b.trunc(b.or_(half, b.and_(b.lshr(bits, c(16)), c(0x8000))), VT(I16, n))
+
+
+def exponential(b: Builder, x: Value) -> Value:
+    """e^x for <n x float>, within 2 ulp: x = n ln 2 + r, a degree-5 polynomial in r, times 2^n.
+
+    The constants are those of Cephes' expf. Below -87.3 the result is 0.
+    """
+    n = x.type.count
+
+    def c(value: float) -> Value:
+        return constant(F32, n, value)
+
+    tiny = b.fcmp_ordered("<", x, c(-87.3))
+    x = b.select(b.fcmp_ordered(">", x, c(88.3)), c(88.3), x)
+    x = b.select(tiny, c(-87.3), x)
+    power = rint(b, b.fmul(x, c(1.44269504088896341)))
+    r = fma(b, power, c(-0.693359375), x)
+    r = fma(b, power, c(2.12194440e-4), r)
+    p = c(1.9875691500e-4)
+    for coefficient in (1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1):
+        p = fma(b, p, r, c(coefficient))
+    p = b.fadd(fma(b, p, b.fmul(r, r), r), c(1.0))
+    bits = b.shl(b.add(b.fptosi(power, VT(I32, n)), constant(I32, n, 127)), constant(I32, n, 23))
+    return b.select(tiny, c(0.0), b.fmul(p, b.bitcast(bits, VT(F32, n))))
+
+
+# ---- integer dot products -------------------------------------------------------
+
+
+def dot_bytes(b: Builder, acc: Value, u: Value, s: Value) -> Value:
+    """acc <16 x i32> += sums of 4 neighbouring products of u and s (int8), <64 x i8> each.
+
+    u is unsigned: up to 128, since pmaddubsw saturates above; up to 255 where AVX-512 VNNI exists.
+    """
+    features = target_features()
+    if {"avx512f", "avx512vnni"} <= features:
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", VT(I32, 16), acc, u, s)
+    if "avx2" in features:
+        return _dot_bytes_halves(b, acc, u, s, "avxvnni" in features)
+    return _dot_bytes_portable(b, acc, b.zext(u, VT(I16, 64)), b.sext(s, VT(I16, 64)))
+
+
+def dot_signed_bytes(b: Builder, acc: Value, w: Value, s: Value) -> Value:
+    """acc <16 x i32> += sums of 4 neighbouring products of w and s, both int8, s above -128.
+
+    The byte instructions want one unsigned side: |w| takes it and s takes w's sign.
+    """
+    if "avx2" not in target_features():
+        return _dot_bytes_portable(b, acc, b.sext(w, VT(I16, 64)), b.sext(s, VT(I16, 64)))
+    zero = constant(I8, 64, 0)
+    negative = b.icmp_signed("<", w, zero)
+    magnitude = b.select(negative, b.sub(zero, w), w)
+    signed = b.select(negative, b.sub(zero, s), s)
+    return dot_bytes(b, acc, magnitude, signed)
+
+
+def _dot_bytes_halves(b: Builder, acc: Value, u: Value, s: Value, vnni: bool) -> Value:
+    parts = []
+    for half in (0, 1):
+        bytes_, lanes = range(32 * half, 32 * half + 32), range(8 * half, 8 * half + 8)
+        uu, ss, aa = shuffle(b, u, u, bytes_), shuffle(b, s, s, bytes_), shuffle(b, acc, acc, lanes)
+        if vnni:
+            parts.append(call(b, "llvm.x86.avx512.vpdpbusd.256", VT(I32, 8), aa, uu, ss))
+        else:
+            pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", VT(I16, 16), uu, ss)
+            fours = call(b, "llvm.x86.avx2.pmadd.wd", VT(I32, 8), pairs, constant(I16, 16, 1))
+            parts.append(b.add(aa, fours))
+    return concatenate(b, parts)
+
+
+def _dot_bytes_portable(b: Builder, acc: Value, u: Value, s: Value) -> Value:
+    products = b.mul(b.sext(u, VT(I32, 64)), b.sext(s, VT(I32, 64)))
+    pairs = b.add(
+        shuffle(b, products, products, range(0, 64, 2)), shuffle(b, products, products, range(1, 64, 2))
+    )
+    return b.add(
+        acc, b.add(shuffle(b, pairs, pairs, range(0, 32, 2)), shuffle(b, pairs, pairs, range(1, 32, 2)))
+    )
+
+
+# ---- from IR to njit ------------------------------------------------------------
+
+
+def operation(returns: Any, *arguments: Any) -> Callable[[Callable[..., Value]], Any]:
+    """Make emit(builder, *values) callable from njit code with these Numba types.
+
+    The result belongs at module level: a closure over an intrinsic misses Numba's disk cache.
+    """
+
+    def wrap(emit: Callable[..., Value]) -> Any:
+        def generate(context: Any, builder: Builder, signature: Any, values: Any) -> Value:
+            result = emit(builder, *values)
+            return context.get_dummy_value() if returns == types.void else result
+
+        def typed(typing_context: Any, *_: Any) -> Any:
+            return returns(*arguments), generate
+
+        typed.__name__ = typed.__qualname__ = emit.__name__
+        typed.__module__ = emit.__module__
+        typed.__doc__ = emit.__doc__
+        # Numba matches calls by the signature it reads here, and cannot take a star
+        names = ["typing_context", *(f"argument_{i}" for i in range(len(arguments)))]
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        signature = inspect.Signature([inspect.Parameter(name, kind) for name in names])
+        typed.__signature__ = signature  # type: ignore[attr-defined]
+        return intrinsic(typed)
+
+    return wrap
+
+
+@operation(f32x16)
+def zero(b: Builder) -> Value:
+    """Sixteen zeros."""
+    return constant(F32, 16, 0.0)
+
+
+@operation(f32x16, types.float32)
+def splat16(b: Builder, x: Value) -> Value:
+    """Sixteen times x."""
+    return splat(b, x, 16)
+
+
+@operation(f32x16, address)
+def load16(b: Builder, at: Value) -> Value:
+    """16 float32."""
+    return load(b, at, VT(F32, 16))
+
+
+@operation(types.void, address, f32x16)
+def store16(b: Builder, at: Value, v: Value) -> None:
+    """16 float32."""
+    store(b, v, at)
+
+
+@operation(types.void, address, f32x16)
+def store16_half(b: Builder, at: Value, v: Value) -> None:
+    """16 float32 as halfs, 32 bytes."""
+    store(b, float_to_half(b, v), at)
+
+
+@operation(types.void, address, types.float32)
+def store_half(b: Builder, at: Value, v: Value) -> None:
+    """One float32 as a half."""
+    store(b, b.extract_element(float_to_half(b, splat(b, v, 16)), I32(0)), at)
+
+
+@operation(f32x16, address)
+def load16_half(b: Builder, at: Value) -> Value:
+    """16 halfs, 32 bytes."""
+    return half_to_float(b, load(b, at, VT(I16, 16)))
+
+
+@operation(f32x16, f32x16, f32x16)
+def add16(b: Builder, x: Value, y: Value) -> Value:
+    """x + y."""
+    return b.fadd(x, y)
+
+
+@operation(f32x16, f32x16, f32x16)
+def mul16(b: Builder, x: Value, y: Value) -> Value:
+    """x * y."""
+    return b.fmul(x, y)
+
+
+@operation(f32x16, f32x16, f32x16, f32x16)
+def fma16(b: Builder, x: Value, y: Value, z: Value) -> Value:
+    """x * y + z."""
+    return fma(b, x, y, z)
+
+
+@operation(f32x16, f32x16, f32x16)
+def max16(b: Builder, x: Value, y: Value) -> Value:
+    """The larger of both."""
+    return larger(b, x, y)
+
+
+@operation(f32x16, f32x16)
+def exp16(b: Builder, x: Value) -> Value:
+    """e^x."""
+    return exponential(b, x)
+
+
+@operation(f32x16, f32x16)
+def relu16(b: Builder, x: Value) -> Value:
+    """max(x, 0); NaN gives 0."""
+    return larger(b, x, constant(F32, 16, 0.0))
+
+
+@operation(f32x16, f32x16)
+def silu16(b: Builder, x: Value) -> Value:
+    """x / (1 + e^-x)."""
+    return b.fdiv(x, b.fadd(exponential(b, b.fneg(x)), constant(F32, 16, 1.0)))
+
+
+@operation(types.float32, f32x16)
+def first16(b: Builder, v: Value) -> Value:
+    """Lane 0."""
+    return b.extract_element(v, I32(0))
+
+
+@operation(types.float32, types.float64)
+def to_f32(b: Builder, x: Value) -> Value:
+    """A double as float32."""
+    return b.fptrunc(x, F32)
+
+
+@operation(types.float32, f32x16)
+def sum16(b: Builder, v: Value) -> Value:
+    """The sum of 16 lanes."""
+    return sum_lanes(b, v)
+
+
+@operation(types.float32, f32x16)
+def largest16(b: Builder, v: Value) -> Value:
+    """The largest of 16 lanes."""
+    return fold(b, v, larger)
+
+
+@operation(i64x8)
+def zero_words(b: Builder) -> Value:
+    """Eight zeros."""
+    return constant(I64, 8, 0)
+
+
+@operation(i64x8, i64x8, address)
+def add_words(b: Builder, acc: Value, at: Value) -> Value:
+    """acc + the 64 bytes at `at`."""
+    return b.add(acc, load(b, at, VT(I64, 8)))
+
+
+@operation(types.int64, i64x8)
+def sum_words(b: Builder, v: Value) -> Value:
+    """The sum of 8 lanes."""
+    return fold(b, v, lambda b, x, y: b.add(x, y))
+
+
+@operation(types.float32, address)
+def load_f32(b: Builder, at: Value) -> Value:
+    """One float32."""
+    return load(b, at, F32, align=4)
+
+
+@operation(types.void, address, types.float32)
+def store_f32(b: Builder, at: Value, v: Value) -> None:
+    """One float32."""
+    store(b, v, at, align=4)
+
+
+@operation(types.int32, address)
+def load_i32(b: Builder, at: Value) -> Value:
+    """One int32."""
+    return load(b, at, I32, align=4)
+
+
+@operation(types.int64, address)
+def load_i64(b: Builder, at: Value) -> Value:
+    """One int64."""
+    return load(b, at, I64, align=8)
+
+
+@operation(types.void, address, types.int64)
+def store_i64(b: Builder, at: Value, v: Value) -> None:
+    """One int64."""
+    store(b, v, at, align=8)
+
+
+def emit_prefetch(b: Builder, at: Value) -> None:
+    """Ask for the cache line at `at`; any address is allowed."""
+    pointer = b.inttoptr(at, I8.as_pointer())
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+
+
+prefetch = operation(types.void, address)(emit_prefetch)
+
+
+# ---- atomics: cells of 64 bits --------------------------------------------------
+
+
+@operation(types.int64, address)
+def atomic_load(b: Builder, at: Value) -> Value:
+    """Acquire."""
+    return b.load_atomic(b.inttoptr(at, I64.as_pointer()), "acquire", 8)
+
+
+@operation(types.int64, address, types.int64)
+def atomic_add(b: Builder, at: Value, v: Value) -> Value:
+    """Add v; gives the value before."""
+    return b.atomic_rmw("add", b.inttoptr(at, I64.as_pointer()), v, "acq_rel")
+
+
+@operation(types.boolean, address, types.int64, types.int64)
+def atomic_swap_if(b: Builder, at: Value, old: Value, new: Value) -> Value:
+    """Store `new` if the cell holds `old`; whether it did."""
+    result = b.cmpxchg(b.inttoptr(at, I64.as_pointer()), old, new, "acq_rel", "acquire")
+    return b.extract_value(result, 1)
+
+
+@operation(types.int32)
+def sched_yield(b: Builder) -> Value:
+    """Give the core to another thread."""
+    return call(b, "sched_yield", I32)
+
+
+@operation(types.void)
+def pause(b: Builder) -> None:
+    """Tell the core that this is a waiting loop."""
+    if target_is_x86():
+        call(b, "llvm.x86.sse2.pause", ir.VoidType())

@@ -1,0 +1,255 @@
+"""One thread team, one walk: n threads go through a program's op records together in nogil code.
+
+Python starts a walk once a token or prompt batch. An op is cut into chunks; a thread claims chunks from
+an atomic cell and goes on when all chunks of the op are *done*, not when all threads have arrived: a
+thread that lost its core between two chunks delays nobody, and the caller alone can finish. Cells carry
+the number of the round, so a thread that comes back late finds its claim refused.
+"""
+
+import threading
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from hotcold.kernels.cpu import attention, elementwise, ffn, pack, program, rows, simd, tiles
+from hotcold.kernels.cpu.cache import mark_compiled
+from hotcold.kernels.cpu.program import (
+    LOGITS_ADDRESS,
+    LOGITS_FROM,
+    N_PAST,
+    N_TOKENS,
+    ROWS_ALIGNED,
+    THREAD_SCRATCH_BYTES,
+    TOKEN_IDS,
+)
+from hotcold.kernels.cpu.simd import JIT, load_i64, store_i64
+
+SPINS = 4000  # pauses before a waiting thread gives its core away
+RECORD_BYTES = program.OP.itemsize
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _cut(n: int, c: int, chunks: int, unit: int) -> int:
+    """Where chunk c of n numbers begins, in whole units."""
+    return min((n + unit - 1) // unit * c // chunks * unit, n)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunk c of an op whose output rows are shared out."""
+    n_tokens, code = run[N_TOKENS], op.code
+    first = _cut(op.n_rows, c, op.chunks, ROWS_ALIGNED)
+    last = _cut(op.n_rows, c + 1, op.chunks, ROWS_ALIGNED)
+    if code == program.MAT_VEC:
+        for r in range(first, last):
+            dot = rows.dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, rows.AHEAD)
+            simd.store_f32(op.y + 4 * r, dot)
+    elif code == program.MUL_MAT:
+        tiles.mul_mat(op, first, last, n_tokens, op.x, op.y, op.y_stride, scratch)
+    elif code == program.LOGITS:
+        start = run[LOGITS_FROM]
+        if run[LOGITS_ADDRESS] != 0:
+            x = op.x + start * op.x_stride
+            tiles.mul_mat(op, first, last, n_tokens - start, x, run[LOGITS_ADDRESS], op.y_stride, scratch)
+    elif code == program.GATED:
+        # gates lie in y, ups in this op's scratch, until the chunk is complete
+        for r in range(first, last):
+            dot = rows.dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, rows.AHEAD)
+            simd.store_f32(op.y + 4 * r, dot)
+        for r in range(first, last):
+            dot = rows.dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, rows.AHEAD)
+            simd.store_f32(op.scratch + 4 * r, dot)
+        at = op.y + 4 * first
+        elementwise.act_mul(at, op.scratch + 4 * first, last - first, op.p0, at)
+    elif code == program.GATE_ROWS:
+        for r in range(first, last):
+            ffn.gate_rows(op, r, n_tokens, scratch)
+    elif code == program.UP_ROWS:
+        for r in range(first, last):
+            ffn.up_rows(op, r, n_tokens, scratch)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
+    """Token t of an op whose tokens are shared out."""
+    code, x, y = op.code, op.x + t * op.x_stride, op.y + t * op.y_stride
+    z = op.z + t * op.z_stride
+    if code == program.EMBED:
+        token = simd.load_i32(run[TOKEN_IDS] + 4 * t)
+        rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
+    elif code == program.RMS_NORM:
+        elementwise.rms_norm(x, op.w, op.k, op.f0, y)
+    elif code == program.PACK:
+        pack.pack_row(x, op.k, y)
+    elif code == program.ROPE:
+        table = op.w + (run[N_PAST] + t) * op.w_stride
+        elementwise.rope(x, table, op.p0, op.p1, op.p2, op.p3, y)
+    elif code == program.KV_STORE:
+        size = rows.row_bytes_of_float(op.w_type) * op.p1
+        for head in range(op.p0):
+            to = (head * op.p2 + run[N_PAST] + t) * size
+            attention.store_row(op.w_type, x + 4 * head * op.p1, op.p1, op.w + to)
+            attention.store_row(op.w_type, z + 4 * head * op.p1, op.p1, op.w1 + to)
+    elif code == program.ADD:
+        elementwise.add(x, z, op.k, y)
+    elif code == program.ACT_MUL:
+        elementwise.act_mul(x, z, op.k, op.p0, y)
+    elif code == program.RELU:
+        elementwise.relu(x, op.k, y)
+    elif code == program.MASK:
+        n = ffn.mask_token(x, op.n_rows, op.f0, y, op.p0)
+        if op.p1:
+            store_i64(op.p1, n)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunk c: one query head and a share of the tokens."""
+    n_head, n_head_kv, head_dim = op.p0, op.p1, op.p2
+    shares = op.chunks // n_head
+    head, share = c // shares, c % shares
+    size = rows.row_bytes_of_float(op.w_type) * head_dim * op.p3
+    offset = head // (n_head // n_head_kv) * size
+    for t in range(run[N_TOKENS] * share // shares, run[N_TOKENS] * (share + 1) // shares):
+        q = op.x + t * op.x_stride + 4 * head * head_dim
+        y = op.y + t * op.y_stride + 4 * head * head_dim
+        n_keys = run[N_PAST] + t + 1
+        attention.attend(
+            op.w_type, q, op.w + offset, op.w1 + offset, n_keys, head_dim, op.f0, scratch, y
+        )
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunk c of any op."""
+    code, n_tokens = op.code, run[N_TOKENS]
+    if code == program.ATTENTION:
+        _attend(op, c, run, scratch)
+    elif code == program.SPARSE_FFN:
+        n = load_i64(op.p1) if op.p0 else op.n_rows
+        first, last = n * c // op.chunks, n * (c + 1) // op.chunks
+        live = ffn.ffn_piece(op, op.p0, first, last, scratch, op.scratch + c * op.scratch_stride)
+        at = op.counts + 16 * c
+        store_i64(at, load_i64(at) + last - first)
+        store_i64(at + 8, load_i64(at + 8) + live)
+    elif code == program.REDUCE:
+        first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, c + 1, op.chunks, ROWS_ALIGNED)
+        elementwise.reduce_rows(op.x, op.x_stride, op.p0, first, last, op.y)
+    elif code == program.DOWN_ROWS:
+        unit = 32
+        first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, c + 1, op.chunks, unit)
+        ffn.down_rows(op, first, last, n_tokens, scratch)
+    elif (
+        code == program.MAT_VEC
+        or code == program.MUL_MAT
+        or code == program.LOGITS
+        or code == program.GATED
+        or code == program.GATE_ROWS
+        or code == program.UP_ROWS
+    ):
+        _run_rows(op, c, run, scratch)
+    else:
+        for t in range(n_tokens * c // op.chunks, n_tokens * (c + 1) // op.chunks):
+            _run_token(op, t, run)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _claim(cell: int, number: int, chunks: int) -> int:
+    """The next chunk of this round's op; `chunks` when none is left, -1 for a thread that is late."""
+    while True:
+        value = simd.atomic_load(cell)
+        at = value >> 32
+        if at > number:
+            return -1
+        c = value & 0xFFFFFFFF if at == number else 0
+        if c >= chunks:
+            return chunks
+        if simd.atomic_swap_if(cell, value, (number << 32) + c + 1):
+            return c
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def walk(number: int, ops, base: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
+
+    Args:
+        ops: records of dtype OP, base: their address. run: the run parameters.
+        scratch: address of THREAD_SCRATCH_BYTES that no other thread uses.
+    """
+    for i in range(ops.size):
+        op, cell = ops[i], base + i * RECORD_BYTES
+        while True:
+            c = _claim(cell, number, op.chunks)
+            if c < 0:
+                return
+            if c == op.chunks:
+                break
+            _run_chunk(op, c, run, scratch)
+            simd.atomic_add(cell + 8, 1)
+        spins = 0
+        while simd.atomic_load(cell + 8) < number * op.chunks:
+            simd.pause()
+            spins += 1
+            if spins > SPINS:
+                simd.sched_yield()
+
+
+class Program:
+    """Op records and the number of rounds that have been walked."""
+
+    def __init__(self, ops: list[dict[str, Any]]) -> None:
+        self.ops = program.assemble(ops)
+        self.run = np.zeros(program.N_PARAMETERS, np.int64)
+        self.number = 0
+
+
+class Team:
+    """n threads, the caller among them; one walk at a time.
+
+    The caller takes part, so with n = 1 there is no other thread. Threads sleep between walks.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._job: tuple[Program, int] | None = None
+        self._scratch = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
+        self._wake = [threading.Semaphore(0) for _ in range(n - 1)]
+        self._threads = [
+            threading.Thread(target=self._serve, args=(i,), name=f"hotcold-{i + 1}", daemon=True)
+            for i in range(n - 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def walk(self, job: Program) -> None:
+        """Run the program once, with its run parameters as they stand."""
+        job.number += 1
+        self._job = (job, job.number)
+        for wake in self._wake:
+            wake.release()
+        _walk(job, job.number, self._scratch[-1])
+
+    def close(self) -> None:
+        """End the threads; a late one may still look at the last program, so it is waited for."""
+        self._job = None
+        for wake in self._wake:
+            wake.release()
+        for thread in self._threads:
+            thread.join()
+        self._threads = []
+
+    def _serve(self, i: int) -> None:
+        while self._wake[i].acquire() and (job := self._job) is not None:
+            _walk(*job, self._scratch[i])
+
+
+def _walk(job: Program, number: int, scratch: NDArray[np.uint8]) -> None:
+    walk(number, job.ops, job.ops.ctypes.data, job.run, scratch.ctypes.data)
+
+
+def compile_kernels() -> None:
+    """Compile the walk with all its kernels, or load it from the disk cache."""
+    Team(1).walk(Program([{"code": program.ADD, "chunks": 1}]))
+    mark_compiled()

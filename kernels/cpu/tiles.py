@@ -1,0 +1,42 @@
+"""Prompts: matrices times many tokens, in tiles of 4 x 4 held in registers."""
+
+from numba import njit
+
+from hotcold.kernels.cpu import rows
+from hotcold.kernels.cpu.rows import TILE, dot_row, dot_tile
+from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
+
+_COLUMNS, _DOTS = 0, 64  # this file's part of a thread's scratch memory, in bytes
+PANEL = 64  # rows that stay in the second-level cache while all tokens pass
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def mul_mat(
+    op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int  # type: ignore[no-untyped-def]
+) -> None:
+    """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
+    for panel in range(first, last, PANEL):
+        end = min(panel + PANEL, last)
+        whole = panel + (end - panel) // TILE * TILE
+        for t in range(0, n_tokens // TILE * TILE, TILE):
+            for c in range(TILE):
+                store_i64(scratch + _COLUMNS + 8 * c, x + (t + c) * op.x_stride)
+            for r in range(panel, whole, TILE):
+                dot_tile(
+                    op.w_type, op.w + r * op.w_stride, op.w_stride, scratch + _COLUMNS, op.k, scratch + _DOTS
+                )
+                for c in range(TILE):
+                    to = y + (t + c) * y_stride + 4 * r
+                    for i in range(TILE):
+                        store_f32(to + 4 * i, load_f32(scratch + _DOTS + 4 * (TILE * i + c)))
+            for r in range(whole, end):
+                for c in range(t, t + TILE):
+                    _one(op, r, x + c * op.x_stride, y + c * y_stride)
+        for t in range(n_tokens // TILE * TILE, n_tokens):
+            for r in range(panel, end):
+                _one(op, r, x + t * op.x_stride, y + t * y_stride)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _one(op, r: int, x: int, y: int) -> None:  # type: ignore[no-untyped-def]
+    store_f32(y + 4 * r, dot_row(op.w_type, op.w + r * op.w_stride, x, op.k, rows.AHEAD))

@@ -1,0 +1,194 @@
+"""How each block type is read: IR that unpacks weights, and multiplies them with activations.
+
+A weight type gives two views of a row:
+
+* a *step* of a dot product: `unpack` loads a step's weights once, `dot` multiplies them with one
+  activation vector, so that a tile can use them for several columns;
+* its *values* as float vectors for the down product, which adds scaled rows.
+
+Float types meet float32 activations. Block types meet activations packed by `pack.py`: groups of 128
+int8 in 256 bytes,
+
+    0    64 int8: numbers 0..15 of each of 4 blocks      128  16 int32: minus the sum of each lane's 8
+    64   64 int8: numbers 16..31 of each                 192  4 float32: the scales of the 4 blocks
+
+A lane is 4 neighbouring bytes, so lanes 4j..4j+3 belong to block j in both halves. The sums undo the
+offset of unsigned weights: sum (q - 8) x = sum q x + 8 (-sum x).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from llvmlite import ir
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
+
+BLOCK = 32
+GROUP = 128  # weights a step of a block type
+PACKED_GROUP_BYTES = 256
+LOW, HIGH, SUMS, SCALES = 0, 64, 128, 192  # offsets in a packed group
+
+
+@dataclass(frozen=True)
+class FloatType:
+    """F32, F16 or BF16: 16 weights a step."""
+
+    name: str
+    type_size: int  # bytes a weight
+    step = 16
+
+    def load16(self, b: Builder, at: Value) -> Value:
+        """16 weights as <16 x float>."""
+        if self.name == "F32":
+            return load(b, at, VT(F32, 16))
+        bits = load(b, at, VT(I16, 16))
+        if self.name == "F16":
+            return simd.half_to_float(b, bits)
+        wide = b.shl(b.zext(bits, VT(I32, 16)), constant(I32, 16, 16))
+        return b.bitcast(wide, VT(F32, 16))
+
+    def load1(self, b: Builder, at: Value) -> Value:
+        """One weight as float."""
+        if self.name == "F32":
+            return load(b, at, F32)
+        bits = b.insert_element(constant(I16, 1, 0), load(b, at, I16), I32(0))
+        if self.name == "F16":
+            return b.extract_element(simd.half_to_float(b, bits), I32(0))
+        return b.bitcast(b.shl(b.zext(b.extract_element(bits, I32(0)), I32), I32(16)), F32)
+
+    def dot(self, b: Builder, acc: Value, weights: Value, x: Value) -> Value:
+        """acc + weights * the 16 float32 at x, lane by lane."""
+        return simd.fma(b, weights, load(b, x, VT(F32, 16)), acc)
+
+
+class BlockType:
+    """A quantised type with blocks of 32 and one half scale at the start of each block."""
+
+    name: str
+    type_size: int  # bytes a block
+    offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
+    step = GROUP
+
+    def scale(self, b: Builder, at: Value) -> Value:
+        """The block's scale as float."""
+        bits = b.insert_element(constant(I16, 1, 0), load(b, at, I16), I32(0))
+        return b.extract_element(simd.half_to_float(b, bits), I32(0))
+
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        """Stored numbers 0..15 and 16..31 of 4 blocks, <64 x i8> each."""
+        raise NotImplementedError
+
+    def values(self, b: Builder, at: Value) -> list[Value]:
+        """The block's 32 numbers before scaling, as two <16 x float>."""
+        raise NotImplementedError
+
+    def unpack(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value, Value]:
+        """Both halves and the scales <4 x float> of the 4 blocks at these addresses."""
+        bits = ir.Constant(VT(I16, 4), ir.Undefined)
+        for i, at in enumerate(blocks):
+            bits = b.insert_element(bits, load(b, at, I16), I32(i))
+        return *self.halves(b, blocks), simd.half_to_float(b, bits)
+
+    def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
+        """The 16 lane sums, int32, of a group of weights and the packed group at x."""
+        lanes = b.shl(load(b, x, VT(I32, 16), SUMS), constant(I32, 16, self.offset_shift))
+        lanes = simd.dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
+        return simd.dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+
+    def dot(self, b: Builder, acc: Value, weights: tuple[Value, Value, Value], x: Value) -> Value:
+        """acc + the group's products, scaled; lanes 4j..4j+3 take block j's scale."""
+        low, high, scales = weights
+        lanes = self.multiply(b, low, high, x)
+        scale = b.fmul(scales, load(b, x, VT(F32, 4), SCALES))
+        scale = simd.shuffle(b, scale, scale, [i // 4 for i in range(16)])
+        return simd.fma(b, b.sitofp(lanes, VT(F32, 16)), scale, acc)
+
+
+class Q4_0(BlockType):
+    """Half scale, 16 bytes: low nibbles are numbers 0..15, high nibbles 16..31; minus 8."""
+
+    name = "Q4_0"
+    type_size = 18
+    offset_shift = 3
+
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        q = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
+        return b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4))
+
+    def values(self, b: Builder, at: Value) -> list[Value]:
+        q = b.zext(load(b, at, VT(I8, 16), 2), VT(I32, 16))
+        high = b.lshr(q, constant(I32, 16, 4))
+        if "avx512f" in simd.target_features():
+            # a 16-entry table in one register; vpermps looks at the low 4 bits only
+            table = ir.Constant(VT(F32, 16), [float(i - 8) for i in range(16)])
+            name = "llvm.x86.avx512.permvar.sf.512"
+            return [simd.call(b, name, VT(F32, 16), table, half) for half in (q, high)]
+        low, eight = b.and_(q, constant(I32, 16, 15)), constant(I32, 16, 8)
+        return [b.sitofp(b.sub(half, eight), VT(F32, 16)) for half in (low, high)]
+
+
+class Q8_0(BlockType):
+    """Half scale, 32 int8."""
+
+    name = "Q8_0"
+    type_size = 34
+    offset_shift = 7
+
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        low = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
+        high = simd.concatenate(b, [load(b, at, VT(I8, 16), 18) for at in blocks])
+        if not self._unsigned():
+            return low, high
+        flip = constant(I8, 64, -128)
+        return b.xor(low, flip), b.xor(high, flip)
+
+    def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
+        if self._unsigned():
+            return super().multiply(b, low, high, x)
+        lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
+        return simd.dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+
+    def values(self, b: Builder, at: Value) -> list[Value]:
+        return [b.sitofp(load(b, at, VT(I8, 16), offset), VT(F32, 16)) for offset in (2, 18)]
+
+    @staticmethod
+    def _unsigned() -> bool:
+        # numbers up to 255 need vpdpbusd: pmaddubsw would saturate
+        return {"avx512f", "avx512vnni"} <= simd.target_features()
+
+
+F32_TYPE = FloatType("F32", 4)
+F16_TYPE = FloatType("F16", 2)
+BF16_TYPE = FloatType("BF16", 2)
+Q8_0_TYPE = Q8_0()
+Q4_0_TYPE = Q4_0()
+
+WeightType = FloatType | BlockType
+
+
+def unpack_step(b: Builder, kind: WeightType, row: Value, step: Value, last_block: Value | None) -> Any:
+    """The weights of step number `step` of a row.
+
+    Args:
+        last_block: number of the row's last block, for a step that may reach past the row's end:
+            that block then stands in, and the packed activations are zero there. None for a step
+            that lies inside the row.
+    """
+    if isinstance(kind, FloatType):
+        return kind.load16(b, b.add(row, b.mul(step, I64(16 * kind.type_size))))
+    first = b.mul(step, I64(4))
+    numbers = [b.add(first, I64(j)) for j in range(4)]
+    if last_block is not None:
+        numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
+    return kind.unpack(b, [b.add(row, b.mul(n, I64(kind.type_size))) for n in numbers])
+
+
+def step_bytes(kind: WeightType) -> int:
+    """Bytes of a row that one step reads."""
+    return kind.step * kind.type_size // (1 if isinstance(kind, FloatType) else BLOCK)
+
+
+def activation_bytes(kind: WeightType) -> int:
+    """Bytes of the activations that one step reads."""
+    return 64 if isinstance(kind, FloatType) else PACKED_GROUP_BYTES
