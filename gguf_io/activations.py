@@ -1,0 +1,124 @@
+"""Activation counts: how often each neuron of each layer fired on some text.
+
+They lie beside a model as activation/activation_{i}.npy or .pt, and in a GGUF file as the metadata
+arrays hotcold.activation.{i} (u64[n_ff]).
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.errors import FileError
+from hotcold.gguf_io.names import ACTIVATION_COUNTS
+from hotcold.gguf_io.torch_pickle import open_tensor
+
+Counts = NDArray[np.uint64]
+
+
+def read_activations(folder: Path, n_layer: int, n_ff: int) -> tuple[Counts, ...] | None:
+    """Counts of each layer, each u64[n_ff], or None when `folder` does not exist or holds none.
+
+    Of activation_{i}.npy and activation_{i}.pt the first that exists is read, neither of them by
+    executing a pickle.
+
+    Raises:
+        FileError: a layer without counts or one too many, a damaged file, another length than n_ff,
+            or numbers that are no counts.
+    """
+    files = [_file_of(folder, i) for i in range(n_layer)]
+    extra = _file_of(folder, n_layer)
+    if not any(files) and extra is None:
+        return None
+    if extra is not None:
+        raise _another_model(extra, f"layer {n_layer}", f"the model has {n_layer} layers")
+    if missing := [str(i) for i, file in enumerate(files) if file is None]:
+        listed = ", ".join(missing[:5])
+        raise _another_model(folder, f"no file for layer {listed}", f"one for each of {n_layer} layers")
+    return tuple(_checked(str(file), _read(file, n_ff), n_ff) for file in files if file is not None)
+
+
+def activations_in_metadata(
+    metadata: Mapping[str, Any], n_layer: int, n_ff: int
+) -> tuple[Counts, ...] | None:
+    """Counts of each layer out of a GGUF file's metadata, each u64[n_ff], or None when it has none.
+
+    Raises:
+        FileError: as `read_activations`.
+    """
+    keys = [ACTIVATION_COUNTS.format(i=i) for i in range(n_layer)]
+    stem = ACTIVATION_COUNTS.format(i="")
+    found = [key for key in metadata if key.startswith(stem)]
+    if not found:
+        return None
+    if strange := sorted(set(found) - set(keys)):
+        raise _another_model(strange[0], "present", f"the model has {n_layer} layers")
+    for key in keys:
+        if key not in metadata:
+            raise _another_model(key, "missing", f"one for each of {n_layer} layers")
+    return tuple(_checked(key, metadata[key], n_ff) for key in keys)
+
+
+def _file_of(folder: Path, layer: int) -> Path | None:
+    paths = (folder / f"activation_{layer}{ending}" for ending in (".npy", ".pt"))
+    return next((path for path in paths if path.exists()), None)
+
+
+def _read(file: Path, n_ff: int) -> NDArray[Any]:
+    if file.suffix == ".npy":
+        return _read_npy(file, n_ff)
+    tensor = open_tensor(file)
+    if tensor.dtype == "BF16":
+        raise _another_model(file, "element type BF16", "counts need more digits")
+    if tensor.shape != (n_ff,):
+        raise _another_model(file, f"shape {list(tensor.shape)}", f"the model needs [{n_ff}]")
+    return tensor.read()
+
+
+def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
+    """The array of `file`; the header is compared with n_ff before anything is allocated for it."""
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            version = np.lib.format.read_magic(stream)
+            read_header = {
+                (1, 0): np.lib.format.read_array_header_1_0,
+                (2, 0): np.lib.format.read_array_header_2_0,
+            }
+            shape, _, number = read_header[version](stream)
+            if number.kind not in "iuf" or shape != (n_ff,):
+                raise _another_model(file, f"{number} {list(shape)}", f"the model needs numbers [{n_ff}]")
+            if size - stream.tell() != n_ff * number.itemsize:
+                raise _another_model(
+                    file, f"{size - stream.tell()} bytes of numbers", f"{n_ff * number.itemsize}"
+                )
+            return np.frombuffer(stream.read(), number)
+    except OSError as error:
+        raise FileError(str(file), error.strerror or str(error), "", "check the path") from error
+    except (ValueError, KeyError, EOFError) as error:
+        raise FileError(
+            str(file), "no .npy array", "format 1.0 or 2.0", "save it again with numpy.save"
+        ) from error
+
+
+def _checked(origin: str, numbers: Any, n_ff: int) -> Counts:
+    values = np.asarray(numbers)
+    if values.dtype.kind not in "iuf" or values.shape != (n_ff,):
+        raise _another_model(
+            origin, f"{values.dtype} {list(values.shape)}", f"the model needs numbers [{n_ff}]"
+        )
+    if not np.isfinite(values).all():
+        raise _another_model(origin, "NaN or infinity", "counts are whole numbers from 0")
+    low, high = values.min(), values.max()
+    if low < 0 or high >= 2.0**63 or not np.array_equal(values, np.trunc(values)):
+        raise _another_model(origin, f"from {low} to {high}", "counts are whole numbers from 0 to below 2^63")
+    return values.astype(np.uint64)
+
+
+def _another_model(thing: object, value: str, bound: str) -> FileError:
+    return FileError(
+        f"activation counts {thing}", value, bound, "give the counts of this model, or remove them"
+    )

@@ -1,0 +1,103 @@
+"""The predictors of a model: two small matrices a layer that foresee which neurons fire."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from hotcold.errors import FileError
+from hotcold.gguf_io.json_object import read_json_object
+from hotcold.gguf_io.safetensors_file import open_safetensors
+from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
+from hotcold.gguf_io.torch_pickle import TorchTensor, open_state_dict
+
+
+@dataclass(frozen=True)
+class Predictors:
+    """fc1 [rank, n_embd] and fc2 [n_ff, rank] of each layer; the rank may differ between layers.
+
+    Attributes:
+        threshold: sparse_threshold of the config.json beside them, or None.
+    """
+
+    layers: tuple[tuple[SourceTensor, SourceTensor], ...]
+    threshold: float | None
+
+
+def predictor_files(path: Path, n_layer: int) -> tuple[Path, ...]:
+    """The files that `path` must consist of, present or not: itself, or model_{i}.pt in the folder."""
+    if path.is_dir():
+        return tuple(path / f"model_{i}.pt" for i in range(n_layer))
+    return (path,)
+
+
+def open_predictors(path: Path, n_layer: int, n_embd: int, n_ff: int) -> Predictors:
+    """Predictors for a model of these sizes; their numbers are not read.
+
+    `path` is a safetensors file with layers.{i}.fc1.weight and layers.{i}.fc2.weight, or PowerInfer's
+    folder of model_{i}.pt files, each a state dict with fc1.weight and fc2.weight.
+
+    Raises:
+        FileError: unreadable or damaged files, a layer without predictors or one too many, shapes of
+            another model, anything besides fc1 and fc2, or a threshold that is no finite number.
+    """
+    found = _open_folder(path, n_layer) if path.is_dir() else dict(open_safetensors(path))
+    expected = [f"layers.{i}.fc{k}.weight" for i in range(n_layer) for k in (1, 2)]
+    if missing := [name for name in expected if name not in found]:
+        raise _another_model(path, _listed("no", missing), f"the model has {n_layer} layers")
+    if extra := sorted(set(found) - set(expected)):
+        raise _another_model(
+            path, _listed("also", extra), f"fc1 and fc2 for {n_layer} layers and nothing else"
+        )
+    layers = tuple((found[f"layers.{i}.fc1.weight"], found[f"layers.{i}.fc2.weight"]) for i in range(n_layer))
+    for fc1, fc2 in layers:
+        _check_shapes(path, fc1, fc2, n_embd, n_ff)
+    return Predictors(layers, _threshold(path if path.is_dir() else path.parent))
+
+
+def _open_folder(path: Path, n_layer: int) -> dict[str, SourceTensor]:
+    found = {}
+    if (path / f"model_{n_layer}.pt").exists():
+        raise _another_model(path, f"also model_{n_layer}.pt", f"the model has {n_layer} layers")
+    for i, file in enumerate(predictor_files(path, n_layer)):
+        for name, tensor in open_state_dict(file).items():
+            found[f"layers.{i}.{name}"] = _as_source(f"layers.{i}.{name}", tensor)
+    return found
+
+
+def _as_source(name: str, tensor: TorchTensor) -> SourceTensor:
+    if tensor.dtype not in STORED_TYPES:
+        raise FileError(
+            f"{tensor.path}: {name}", f"element type {tensor.dtype}", "F32, F16 or BF16", "save it as one"
+        )
+    return SourceTensor(name, tensor.shape, tensor.dtype, tensor.read)
+
+
+def _check_shapes(path: Path, fc1: SourceTensor, fc2: SourceTensor, n_embd: int, n_ff: int) -> None:
+    rank = fc1.shape[0] if len(fc1.shape) == 2 else 0
+    if rank == 0 or fc1.shape != (rank, n_embd):
+        raise _another_model(
+            path, f"{fc1.name} has shape {list(fc1.shape)}", f"the model needs [rank, {n_embd}]"
+        )
+    if fc2.shape != (n_ff, rank):
+        raise _another_model(
+            path, f"{fc2.name} has shape {list(fc2.shape)}", f"the model needs [{n_ff}, {rank}]"
+        )
+
+
+def _threshold(folder: Path) -> float | None:
+    config = folder / "config.json"
+    value = read_json_object(config).get("sparse_threshold") if config.exists() else None
+    if value is None:
+        return None
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise FileError(f"{config}: sparse_threshold", repr(value)[:100], "a finite number", "correct it")
+    return float(value)
+
+
+def _listed(word: str, names: list[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{word} {', '.join(names[:3])}{more}"
+
+
+def _another_model(path: Path, value: str, bound: str) -> FileError:
+    return FileError(f"predictors {path}", value, bound, "give the predictors of this model")

@@ -1,0 +1,94 @@
+"""Reads a safetensors file: an 8-byte length, a JSON header of that length, then the numbers.
+
+The library's NumPy side has no BF16, so the header is read and checked here. The promises are the
+library's own: header at most 100 MB, every range equal to shape times element size, ranges that
+follow each other from the first byte to the last.
+"""
+
+import math
+from pathlib import Path
+from typing import Any, TypeGuard
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.errors import FileError
+from hotcold.gguf_io.json_object import parse_json_object
+from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
+
+MAX_HEADER_BYTES = 100_000_000
+
+
+def open_safetensors(path: Path) -> dict[str, SourceTensor]:
+    """The tensors of `path` by name, in the order of their bytes; nothing of their numbers is read.
+
+    Raises:
+        FileError: no readable file, a damaged header, an element type other than F32, F16, BF16,
+            or ranges that overlap, leave holes or miss the end of the file.
+    """
+    header, data_start, size = _read_header(path)
+    entries = [(name, *_checked_entry(path, name, entry)) for name, entry in header.items()]
+    entries.sort(key=lambda entry: entry[3])
+    end = 0
+    tensors: dict[str, SourceTensor] = {}
+    for name, shape, dtype, begin, finish in entries:
+        if begin != end:
+            raise _damaged(path, f"{name} starts at byte {begin}", f"the tensor before it ends at {end}")
+        end = finish
+        tensors[name] = SourceTensor(name, shape, dtype, _reader(path, data_start + begin, shape, dtype))
+    if data_start + end != size:
+        raise _damaged(path, f"{size} bytes", f"its header describes {data_start + end}")
+    return tensors
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    try:
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            n_header = int.from_bytes(file.read(8), "little")
+            if size < 8 or n_header > min(MAX_HEADER_BYTES, size - 8):
+                bound = f"at most {MAX_HEADER_BYTES} and within the file's {size} bytes"
+                raise _damaged(path, f"header of {n_header} bytes", bound)
+            content = file.read(n_header)
+    except OSError as error:
+        raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
+    header = parse_json_object(content, f"header of {path}")
+    header.pop("__metadata__", None)
+    return header, 8 + n_header, size
+
+
+def _checked_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int, int]:
+    fields = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
+    if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
+        raise _damaged(path, f"entry of {name}", "needs a shape and two data_offsets, none of them negative")
+    if dtype not in STORED_TYPES:
+        raise FileError(
+            f"{path}: {name}", f"element type {dtype}", "F32, F16 or BF16", "convert the original weights"
+        )
+    begin, end = offsets
+    n_bytes = math.prod(shape) * STORED_TYPES[dtype].itemsize
+    if end - begin != n_bytes:
+        raise _damaged(path, f"{name} has {end - begin} bytes", f"shape {shape} of {dtype} takes {n_bytes}")
+    return tuple(shape), dtype, begin, end
+
+
+def _are_sizes(value: Any) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+
+
+def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
+    def read() -> NDArray[Any]:
+        count = math.prod(shape)
+        numbers = np.fromfile(path, STORED_TYPES[dtype], count, offset=offset)
+        if numbers.size != count:
+            raise _damaged(
+                path, f"{numbers.size} numbers from byte {offset}", f"{count} were there when it was opened"
+            )
+        return numbers.reshape(shape)
+
+    return read
+
+
+def _damaged(path: Path, value: str, bound: str) -> FileError:
+    return FileError(str(path), value, bound, "fetch the file again")

@@ -1,0 +1,41 @@
+"""A tensor of the model that is being converted: where its numbers lie, not the numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+STORED_TYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+}
+
+
+@dataclass(frozen=True)
+class SourceTensor:
+    """One tensor of a source file.
+
+    Attributes:
+        name: as the source file has it.
+        shape: NumPy order, row length last.
+        dtype: "F32", "F16" or "BF16".
+        read: reads the whole tensor, shape `shape`, in `STORED_TYPES[dtype]` (BF16 as its 16 bits).
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    read: Callable[[], NDArray[Any]]
+
+
+def as_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
+    """`stored` (numbers of `SourceTensor.read`, any shape) as C-contiguous float32 of the same shape.
+
+    A BF16 number is the upper half of a float32, so its bits move up by 16.
+    """
+    if dtype == "BF16":
+        return (np.ascontiguousarray(stored).astype(np.uint32) << 16).view(np.float32)
+    return np.ascontiguousarray(stored, dtype=np.float32)

@@ -1,0 +1,104 @@
+"""Turns source tensors into output tensors: reordered, in the wanted type, slab by slab."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import quantize
+from numpy.typing import NDArray
+
+from hotcold.gguf_io.names import Layout
+from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
+from hotcold.gguf_io.writer import OutputTensor
+
+SLAB_ELEMENTS = 4 << 20
+
+
+def output_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+    """The type a tensor of `shape` (NumPy order, as written) gets when matrices become `wanted`.
+
+    Norms and other vectors stay F32; a row that `wanted`'s block does not divide stays F16.
+    """
+    if len(shape) < 2:
+        return GGMLQuantizationType.F32
+    return GGMLQuantizationType.F16 if shape[-1] % GGML_QUANT_SIZES[wanted][0] else wanted
+
+
+def output_tensor(
+    name: str,
+    source: SourceTensor,
+    layout: Layout,
+    n_head: int,
+    wanted: GGMLQuantizationType,
+    warn: Callable[[str], None],
+) -> OutputTensor:
+    """`source` as tensor `name` of the file.
+
+    `n_head` is the number of heads whose rows a permuting layout reorders. `warn` hears of numbers
+    that are not finite, or that become infinite in the type, while the chunks are made.
+    """
+    shape = source.shape[::-1] if layout == "transpose" else source.shape
+    type_ = output_type(shape, wanted)
+    block, block_bytes = GGML_QUANT_SIZES[type_]
+    n_bytes = math.prod(shape) // block * block_bytes
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        stored = source.read()
+        rows = stored.T if layout == "transpose" else stored.reshape(shape)
+        order = pair_order(shape[0], n_head) if layout in ("permute_q", "permute_k") else None
+        for slab in _slabs(rows, order):
+            numbers = as_float32(slab, source.dtype)
+            encoded = _encode(numbers, type_)
+            _check_range(name, numbers, encoded, type_, warn)
+            yield encoded
+
+    return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
+
+
+def pair_order(n_rows: int, n_head: int) -> NDArray[np.intp]:
+    """For each row of a permuted matrix the row that it comes from.
+
+    Row i of the first half of a head goes to 2i, row i of the second half to 2i + 1.
+    """
+    half = n_rows // n_head // 2
+    return np.arange(n_rows).reshape(n_head, 2, half).swapaxes(1, 2).reshape(n_rows)
+
+
+def _slabs(rows: NDArray[Any], order: NDArray[np.intp] | None) -> Iterator[NDArray[Any]]:
+    """`rows` in order, in pieces of about `SLAB_ELEMENTS`."""
+    if rows.ndim < 2:
+        yield rows
+        return
+    step = max(1, SLAB_ELEMENTS // max(1, rows.shape[1]))
+    for first in range(0, rows.shape[0], step):
+        yield rows[first : first + step] if order is None else rows[order[first : first + step]]
+
+
+def _encode(numbers: NDArray[np.float32], type_: GGMLQuantizationType) -> NDArray[np.uint8]:
+    with np.errstate(all="ignore"):  # what becomes infinite is reported with the tensor's name instead
+        encoded = quantize(numbers, type_)
+    return np.ascontiguousarray(encoded).view(np.uint8)
+
+
+def _check_range(
+    name: str,
+    numbers: NDArray[np.float32],
+    encoded: NDArray[np.uint8],
+    type_: GGMLQuantizationType,
+    warn: Callable[[str], None],
+) -> None:
+    """Scales of blocks and F16 numbers are half floats, which end at 65504."""
+    if not np.isfinite(numbers).all():
+        warn(f"{name} holds NaN or infinity in the source")
+    elif type_ is not GGMLQuantizationType.F32 and not np.isfinite(_halves(encoded, type_)).all():
+        warn(f"{name} holds numbers that are too large for {type_.name}")
+
+
+def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[Any]:
+    if type_ is GGMLQuantizationType.BF16:
+        return as_float32(encoded.view("<u2"), "BF16")
+    if type_ is GGMLQuantizationType.F16:
+        return encoded.view("<f2")
+    return np.ascontiguousarray(encoded.reshape(-1, GGML_QUANT_SIZES[type_][1])[:, :2]).view("<f2")
