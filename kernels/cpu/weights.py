@@ -9,11 +9,11 @@ A weight type gives two views of a row:
 Float types meet float32 activations. Block types meet activations packed by `pack.py`: groups of 128
 int8 in 256 bytes,
 
-    0    64 int8: numbers 0..15 of each of 4 blocks      128  16 int32: minus the sum of each lane's 8
-    64   64 int8: numbers 16..31 of each                 192  4 float32: the scales of the 4 blocks
+    0    64 int8: numbers 0..15 of each of 4 blocks      128  16 int32: -8 times the sum of a lane
+    64   64 int8: numbers 16..31 of each                 192  16 float32: the scale of a lane's block
 
 A lane is 4 neighbouring bytes, so lanes 4j..4j+3 belong to block j in both halves. The sums undo the
-offset of unsigned weights: sum (q - 8) x = sum q x + 8 (-sum x).
+offset of unsigned weights: sum (q - 8) x = sum q x + (-8 sum x).
 """
 
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ BLOCK = 32
 GROUP = 128  # weights a step of a block type
 PACKED_GROUP_BYTES = 256
 LOW, HIGH, SUMS, SCALES = 0, 64, 128, 192  # offsets in a packed group
+LANE_BLOCKS = [lane // 4 for lane in range(16)]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class BlockType:
 
     name: str
     type_size: int  # bytes a block
-    offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
+    offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
     step = GROUP
 
     def scale(self, b: Builder, at: Value) -> Value:
@@ -84,24 +85,29 @@ class BlockType:
         raise NotImplementedError
 
     def unpack(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value, Value]:
-        """Both halves and the scales <4 x float> of the 4 blocks at these addresses."""
+        """Both halves and the scales, one a lane, of the 4 blocks at these addresses."""
         bits = ir.Constant(VT(I16, 4), ir.Undefined)
         for i, at in enumerate(blocks):
             bits = b.insert_element(bits, load(b, at, I16), I32(i))
-        return *self.halves(b, blocks), simd.half_to_float(b, bits)
+        return *self.halves(b, blocks), simd.half_to_float(b, simd.shuffle(b, bits, bits, LANE_BLOCKS))
+
+    def unpack_whole(self, b: Builder, at: Value) -> tuple[Value, Value, Value]:
+        """`unpack` of 4 blocks in a row."""
+        return self.unpack(b, [b.add(at, I64(j * self.type_size)) for j in range(4)])
 
     def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
         """The 16 lane sums, int32, of a group of weights and the packed group at x."""
-        lanes = b.shl(load(b, x, VT(I32, 16), SUMS), constant(I32, 16, self.offset_shift))
+        lanes = load(b, x, VT(I32, 16), SUMS)
+        if self.offset_shift:
+            lanes = b.shl(lanes, constant(I32, 16, self.offset_shift))
         lanes = simd.dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
         return simd.dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
 
     def dot(self, b: Builder, acc: Value, weights: tuple[Value, Value, Value], x: Value) -> Value:
-        """acc + the group's products, scaled; lanes 4j..4j+3 take block j's scale."""
+        """acc + the group's products, each lane scaled."""
         low, high, scales = weights
         lanes = self.multiply(b, low, high, x)
-        scale = b.fmul(scales, load(b, x, VT(F32, 4), SCALES))
-        scale = simd.shuffle(b, scale, scale, [i // 4 for i in range(16)])
+        scale = b.fmul(scales, load(b, x, VT(F32, 16), SCALES))
         return simd.fma(b, b.sitofp(lanes, VT(F32, 16)), scale, acc)
 
 
@@ -110,10 +116,26 @@ class Q4_0(BlockType):
 
     name = "Q4_0"
     type_size = 18
-    offset_shift = 3
+    offset_shift = 0
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        q = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
+        return self._nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
+
+    def unpack_whole(self, b: Builder, at: Value) -> tuple[Value, Value, Value]:
+        if "avx512vbmi" not in simd.target_features():
+            return super().unpack_whole(b, at)
+        # One load holds three blocks and all four scales; a byte permute sorts them (vpermb, vpermw).
+        first = load(b, at, VT(I8, 64))
+        sorted_ = simd.shuffle(b, first, first, [18 * (i // 16) + 2 + i % 16 for i in range(48)] + [0] * 16)
+        fourth = load(b, at, VT(I8, 16), 56)
+        fourth = simd.shuffle(b, fourth, fourth, [i % 16 for i in range(64)])
+        q = simd.shuffle(b, sorted_, fourth, [i if i < 48 else 64 + i for i in range(64)])
+        words = b.bitcast(first, VT(I16, 32))
+        scales = simd.shuffle(b, words, words, [9 * block for block in LANE_BLOCKS])
+        return *self._nibbles(b, q), simd.half_to_float(b, scales)
+
+    @staticmethod
+    def _nibbles(b: Builder, q: Value) -> tuple[Value, Value]:
         return b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4))
 
     def values(self, b: Builder, at: Value) -> list[Value]:
@@ -133,7 +155,7 @@ class Q8_0(BlockType):
 
     name = "Q8_0"
     type_size = 34
-    offset_shift = 7
+    offset_shift = 4
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
         low = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
@@ -177,10 +199,11 @@ def unpack_step(b: Builder, kind: WeightType, row: Value, step: Value, last_bloc
     """
     if isinstance(kind, FloatType):
         return kind.load16(b, b.add(row, b.mul(step, I64(16 * kind.type_size))))
+    if last_block is None:
+        return kind.unpack_whole(b, b.add(row, b.mul(step, I64(4 * kind.type_size))))
     first = b.mul(step, I64(4))
     numbers = [b.add(first, I64(j)) for j in range(4)]
-    if last_block is not None:
-        numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
+    numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
     return kind.unpack(b, [b.add(row, b.mul(n, I64(kind.type_size))) for n in numbers])
 
 

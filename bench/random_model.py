@@ -1,0 +1,114 @@
+"""Random models of any shape: block bytes written straight into a file, never quantised floats.
+
+Scales are set to small normal halves, so that activations neither vanish nor overflow; every other
+byte is random.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType, TokenType
+from numpy.typing import NDArray
+
+from hotcold.gguf_io import blocks
+from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
+
+CHUNK = 16 << 20
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Hyperparameters of a llama-like model; the default has 1.1 billion weights."""
+
+    n_embd: int = 2048
+    n_ff: int = 5632
+    n_layer: int = 22
+    n_head: int = 32
+    n_head_kv: int = 4
+    n_vocab: int = 32000
+    n_ctx: int = 2048
+
+    @property
+    def n_kv(self) -> int:
+        """Numbers of one token's keys in one layer."""
+        return self.n_embd // self.n_head * self.n_head_kv
+
+
+def random_rows(kind: GGMLQuantizationType, n_bytes: int, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """Random bytes of whole blocks whose values are about 0.02 in size."""
+    generator = np.random.default_rng(seed)
+    size = blocks.type_size(kind)
+    while n_bytes:
+        n = min(n_bytes, CHUNK // size * size)
+        yield _random_blocks(kind, n // size, size, generator)
+        n_bytes -= n
+
+
+def _random_blocks(
+    kind: GGMLQuantizationType, n: int, size: int, generator: np.random.Generator
+) -> NDArray[np.uint8]:
+    if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
+        values = generator.standard_normal(n, np.float32) * np.float32(0.02)
+        return np.ascontiguousarray(blocks.quantize(values[None], kind)).view(np.uint8).reshape(-1)
+    out = generator.integers(0, 256, (n, size), np.uint8)
+    half = {GGMLQuantizationType.Q8_0: 0.0003, GGMLQuantizationType.Q4_0: 0.004}[kind]
+    out[:, :2] = np.array([half], np.float16).view(np.uint8)
+    return out.reshape(-1)
+
+
+def _tensor(name: str, kind: GGMLQuantizationType, *ne: int) -> OutputTensor:
+    n_bytes = blocks.row_bytes(kind, ne[0]) * int(np.prod(ne[1:], dtype=np.int64))
+    seed = int.from_bytes(name.encode()[-8:], "little")
+    return OutputTensor(name, kind, ne, n_bytes, lambda: random_rows(kind, n_bytes, seed))
+
+
+def _norm(name: str, n: int) -> OutputTensor:
+    ones = np.ones(n, np.float32).view(np.uint8)
+    return OutputTensor(name, GGMLQuantizationType.F32, (n,), ones.size, lambda: iter([ones]))
+
+
+def tensors(shape: Shape, kind: GGMLQuantizationType) -> list[OutputTensor]:
+    """Every tensor of a dense llama."""
+    e, f, kv = shape.n_embd, shape.n_ff, shape.n_kv
+    out = [_tensor("token_embd.weight", kind, e, shape.n_vocab), _norm("output_norm.weight", e)]
+    out.append(_tensor("output.weight", kind, e, shape.n_vocab))
+    for i in range(shape.n_layer):
+        out += [_norm(f"blk.{i}.attn_norm.weight", e), _norm(f"blk.{i}.ffn_norm.weight", e)]
+        sizes = {"attn_q": (e, e), "attn_k": (e, kv), "attn_v": (e, kv), "attn_output": (e, e)}
+        sizes |= {"ffn_gate": (e, f), "ffn_up": (e, f), "ffn_down": (f, e)}
+        out += [_tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
+    return out
+
+
+def metadata(shape: Shape) -> dict[str, MetadataValue]:
+    """Hyperparameters and a vocabulary of bytes and made-up words."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
+    words += [f"w{i}" for i in range(shape.n_vocab - len(words))]
+    kinds = [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, *[TokenType.BYTE] * 256]
+    kinds += [TokenType.NORMAL] * (shape.n_vocab - len(kinds))
+    return {
+        "general.name": string("random"),
+        "llama.context_length": uint32(shape.n_ctx),
+        "llama.embedding_length": uint32(shape.n_embd),
+        "llama.block_count": uint32(shape.n_layer),
+        "llama.feed_forward_length": uint32(shape.n_ff),
+        "llama.attention.head_count": uint32(shape.n_head),
+        "llama.attention.head_count_kv": uint32(shape.n_head_kv),
+        "llama.rope.dimension_count": uint32(shape.n_embd // shape.n_head),
+        "llama.attention.layer_norm_rms_epsilon": float32(1e-5),
+        "llama.vocab_size": uint32(shape.n_vocab),
+        "tokenizer.ggml.model": string("llama"),
+        "tokenizer.ggml.tokens": array(words, GGUFValueType.STRING),
+        "tokenizer.ggml.scores": array([-float(i) for i in range(shape.n_vocab)], GGUFValueType.FLOAT32),
+        "tokenizer.ggml.token_type": array([int(k) for k in kinds], GGUFValueType.INT32),
+        "tokenizer.ggml.bos_token_id": uint32(1),
+        "tokenizer.ggml.eos_token_id": uint32(2),
+        "tokenizer.ggml.unknown_token_id": uint32(0),
+    }
+
+
+def write(path: Path, shape: Shape, kind: GGMLQuantizationType) -> int:
+    """Write a dense random llama; its size in bytes."""
+    return write_gguf(path, "llama", metadata(shape), tensors(shape, kind), force=True)

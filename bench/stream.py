@@ -1,0 +1,62 @@
+"""The streaming sum that every figure is compared with: how fast memory gives bytes to all cores."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
+from hotcold.kernels.cpu import simd
+
+PART = 1 << 20  # bytes that a thread takes at once
+
+
+@njit(**simd.JIT)  # type: ignore[untyped-decorator]
+def _sum_part(at: int, n: int) -> int:
+    """The sum of n bytes (a multiple of 512) as 64-bit words."""
+    a = simd.zero_words()
+    b = simd.zero_words()
+    c = simd.zero_words()
+    d = simd.zero_words()
+    for p in range(at, at + n, 512):
+        a = simd.add_words(simd.add_words(a, p), p + 256)
+        b = simd.add_words(simd.add_words(b, p + 64), p + 320)
+        c = simd.add_words(simd.add_words(c, p + 128), p + 384)
+        d = simd.add_words(simd.add_words(d, p + 192), p + 448)
+    return simd.sum_words(a) + simd.sum_words(b) + simd.sum_words(c) + simd.sum_words(d)
+
+
+@njit(**simd.JIT)  # type: ignore[untyped-decorator]
+def _sum_shared(at: int, n_parts: int, cell: int) -> int:
+    """Take parts of PART bytes from an atomic cell until none is left."""
+    total = 0
+    while True:
+        part = simd.atomic_add(cell, 1)
+        if part >= n_parts:
+            return total
+        total += _sum_part(at + part * PART, PART)
+
+
+class Stream:
+    """n threads that sum a range of memory together."""
+
+    def __init__(self, n_threads: int) -> None:
+        self._pool = ThreadPoolExecutor(n_threads)
+        self._n_threads = n_threads
+        self._cell = np.zeros(1, np.int64)
+
+    def sum(self, view: NDArray[np.uint8]) -> int:
+        """Read the whole of a one-dimensional view, up to a part that is not full; bytes read."""
+        n_parts = view.size // PART
+        self._cell[0] = 0
+        at = int(view.__array_interface__["data"][0])
+        cell = self._cell.ctypes.data
+        jobs = [self._pool.submit(_sum_shared, at, n_parts, cell) for _ in range(self._n_threads)]
+        for job in jobs:
+            job.result()
+        return n_parts * PART
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
