@@ -98,7 +98,9 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
             return np.frombuffer(stream.read(), number)
     except OSError as error:
         raise FileError(str(file), error.strerror or str(error), "", "check the path") from error
-    except (ValueError, KeyError, EOFError) as error:
+    except FileError:
+        raise
+    except Exception as error:  # NumPy's header parser has many: of syntax, tokens, types, recursion
         raise FileError(
             str(file), "no .npy array", "format 1.0 or 2.0", "save it again with numpy.save"
         ) from error
@@ -112,9 +114,11 @@ def _checked(origin: str, numbers: Any, n_ff: int) -> Counts:
         )
     if not np.isfinite(values).all():
         raise _another_model(origin, "NaN or infinity", "counts are whole numbers from 0")
-    low, high = values.min(), values.max()
+    low, high = float(values.min()), float(values.max())
     if low < 0 or high >= 2.0**63 or not np.array_equal(values, np.trunc(values)):
-        raise _another_model(origin, f"from {low} to {high}", "counts are whole numbers from 0 to below 2^63")
+        raise _another_model(
+            origin, f"from {low:g} to {high:g}", "counts are whole numbers from 0 to below 2^63"
+        )
     return values.astype(np.uint64)
 
 

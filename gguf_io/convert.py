@@ -8,9 +8,10 @@ from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.activations import Counts, read_activations
-from hotcold.gguf_io.hf_config import HFConfig, read_config
+from hotcold.gguf_io.convert_inputs import check_inputs, source_files
+from hotcold.gguf_io.hf_config import HFConfig
 from hotcold.gguf_io.hf_tokenizer import tokenizer_metadata
-from hotcold.gguf_io.hf_weights import open_weights, weight_files
+from hotcold.gguf_io.hf_weights import open_weights
 from hotcold.gguf_io.names import (
     ACTIVATION_COUNTS,
     FFN_ACTIVATION,
@@ -18,7 +19,7 @@ from hotcold.gguf_io.names import (
     SPARSE_THRESHOLD,
     TensorRule,
 )
-from hotcold.gguf_io.predictors import Predictors, open_predictors, predictor_files
+from hotcold.gguf_io.predictors import Predictors, open_predictors
 from hotcold.gguf_io.source_tensor import SourceTensor
 from hotcold.gguf_io.tensor_plan import output_tensor
 from hotcold.gguf_io.writer import (
@@ -42,6 +43,7 @@ OUTTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
 }
 QUANTIZATION_VERSION = 2
 POWERINFER_OUTTYPES = ("f16", "q4_0")
+POWERINFER_MIN_NEURONS = 1000
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,14 @@ def convert(
     """
     if outtype not in OUTTYPES:
         raise SettingError("outtype", outtype, f"one of {', '.join(OUTTYPES)}", "choose one of them")
-    config = _check_inputs(model_dir, predictors)
-    check_destination(outfile, _source_files(model_dir, predictors, config), force)
+    config = check_inputs(model_dir, predictors)
+    check_destination(outfile, source_files(model_dir, predictors, config), force)
     sparse_inputs = _open_predictors(model_dir, predictors, config)
-    counts = read_activations(model_dir / "activation", config.n_layer, config.n_ff)
-    tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, config)
-    warnings = list(tokenizer_warnings) + _type_warnings(outtype, sparse_inputs)
+    warnings = _powerinfer_warnings(config, outtype) if sparse_inputs else []
     tensors = list(_plan_tensors(model_dir, config, sparse_inputs, OUTTYPES[outtype][0], warnings))
+    tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, config)
+    warnings += tokenizer_warnings
+    counts = read_activations(model_dir / "activation", config.n_layer, config.n_ff)
     metadata = (
         _model_metadata(model_dir, config, outtype)
         | tokenizer
@@ -122,64 +125,6 @@ def convert(
     )
 
 
-def _check_inputs(model_dir: Path, predictors: Path | None) -> HFConfig:
-    """The configuration, once every input is known to be there."""
-    missing = list(_missing_in_model(model_dir))
-    config = read_config(model_dir / "config.json") if (model_dir / "config.json").is_file() else None
-    if predictors is not None and not predictors.exists():
-        missing.append(f"{predictors} (the predictors: check the path, or leave them out)")
-    elif predictors is not None and config is not None:
-        missing += [
-            f"{file} (a layer's predictor: fetch it, or leave the predictors out)"
-            for file in predictor_files(predictors, config.n_layer)
-            if not file.is_file()
-        ]
-    if missing or config is None:
-        raise FileError(f"cannot convert {model_dir}", f"{len(missing)} missing", "", "; ".join(missing))
-    return config
-
-
-def _missing_in_model(model_dir: Path) -> Iterator[str]:
-    if not model_dir.is_dir():
-        yield f"{model_dir} (give the folder of a Hugging Face model)"
-        return
-    if not (model_dir / "config.json").is_file():
-        yield "config.json (give the folder of a Hugging Face model, or fetch the file from there)"
-    for file in weight_files(model_dir):
-        if not file.is_file():
-            yield f"{file.name} (fetch it from the model's page{_other_weights(model_dir)})"
-    if not (model_dir / "tokenizer.model").is_file():
-        yield "tokenizer.model (fetch it from the model's page; tokenizer.json alone is not supported)"
-
-
-def _other_weights(model_dir: Path) -> str:
-    if next(model_dir.glob("pytorch_model*.bin"), None) is None:
-        return ""
-    return "; pytorch_model.bin is not read, save the model as safetensors"
-
-
-def _source_files(model_dir: Path, predictors: Path | None, config: HFConfig) -> list[Path]:
-    names = (
-        "config.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "added_tokens.json",
-        "generation_config.json",
-    )
-    files = [model_dir / name for name in names] + [
-        model_dir / "model.safetensors.index.json",
-        *weight_files(model_dir),
-    ]
-    files += [
-        model_dir / "activation" / f"activation_{i}{end}"
-        for i in range(config.n_layer)
-        for end in (".npy", ".pt")
-    ]
-    if predictors is not None:
-        files += [*predictor_files(predictors, config.n_layer), predictors / "config.json"]
-    return files
-
-
 def _open_predictors(model_dir: Path, predictors: Path | None, config: HFConfig) -> Predictors | None:
     if predictors is None:
         return None
@@ -191,11 +136,22 @@ def _open_predictors(model_dir: Path, predictors: Path | None, config: HFConfig)
     return open_predictors(predictors, config.n_layer, config.n_embd, config.n_ff)
 
 
-def _type_warnings(outtype: str, predictors: Predictors | None) -> list[str]:
-    """PowerInfer's down product reads every type but Q4_0 as half floats."""
-    if predictors is None or outtype in POWERINFER_OUTTYPES:
-        return []
-    return [f"PowerInfer itself computes NaN from {outtype.upper()} files, hotcold does not; use f16 or q4_0"]
+def _powerinfer_warnings(config: HFConfig, outtype: str) -> list[str]:
+    """What PowerInfer itself would get wrong about a file that hotcold runs.
+
+    Its down product reads every type but Q4_0 as half floats, and up to 1000 neurons a layer it
+    takes a routine that follows another mask.
+    """
+    found = []
+    if outtype not in POWERINFER_OUTTYPES:
+        found.append(
+            f"PowerInfer itself computes NaN from {outtype.upper()} files, hotcold does not; use f16 or q4_0"
+        )
+    if config.n_ff <= POWERINFER_MIN_NEURONS:
+        found.append(
+            f"PowerInfer itself ignores the mask of layers with {config.n_ff} neurons, hotcold does not"
+        )
+    return found
 
 
 def _plan_tensors(

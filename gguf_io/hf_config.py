@@ -1,6 +1,5 @@
 """Hyperparameters out of a Hugging Face config.json, each one checked."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.names import ARCHITECTURES, ArchitectureNames
 
 MAX_SIZE = 2**31 - 1
+MAX_LAYERS = 4096
+SMALLEST, LARGEST = 1e-30, 1e30  # far inside what a float32 holds
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu"}
 
 
@@ -68,7 +69,7 @@ def read_config(path: Path) -> HFConfig:
         n_vocab=fields.size("vocab_size"),
         n_ctx_train=_context_length(fields),
         n_embd=fields.size("hidden_size"),
-        n_layer=fields.size("num_hidden_layers"),
+        n_layer=fields.size("num_hidden_layers", largest=MAX_LAYERS),
         n_ff=fields.size("intermediate_size"),
         n_head=n_head,
         n_head_kv=fields.size("num_key_value_heads", n_head),
@@ -94,18 +95,18 @@ class _Fields:
         value = repr(self.values[name])[:100] if self.values.get(name) is not None else "missing"
         return FileError(f"{self.path}: {name}", value, bound, next_step)
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, largest: int = MAX_SIZE) -> int:
         value = self.values.get(name)
         value = default if value is None else value
-        if type(value) is not int or not 1 <= value <= MAX_SIZE:
-            raise self.wrong(name, f"a whole number from 1 to {MAX_SIZE}")
+        if type(value) is not int or not 1 <= value <= largest:
+            raise self.wrong(name, f"a whole number from 1 to {largest}")
         return value
 
     def positive(self, name: str, default: float | None = None) -> float:
         value = self.values.get(name)
         value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise self.wrong(name, "a number above 0")
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not SMALLEST < value < LARGEST:
+            raise self.wrong(name, f"a number from {SMALLEST} to {LARGEST}")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -148,7 +149,9 @@ def _context_length(fields: _Fields) -> int:
 
 def _rope_settings(fields: _Fields) -> _Fields:
     """rope_theta and the scaling, which newer configs keep together in rope_parameters."""
-    settings: dict[str, Any] = {"rope_theta": fields.values.get("rope_theta")}
+    settings: dict[str, Any] = {
+        name: fields.values[name] for name in ("rope_theta", "partial_rotary_factor") if name in fields.values
+    }
     for name in ("rope_scaling", "rope_parameters"):
         value = fields.values.get(name)
         if value is not None and not isinstance(value, dict):
@@ -159,7 +162,9 @@ def _rope_settings(fields: _Fields) -> _Fields:
 
 def _linear_factor(rope: _Fields) -> float:
     name = "rope_type" if "rope_type" in rope.values else "type"
-    kind = rope.values.get(name, "default")
+    kind = rope.values.get(name) or "default"
+    if rope.values.get("partial_rotary_factor", 1.0) != 1.0:
+        raise rope.wrong("partial_rotary_factor", "must be 1", "use a model that rotates whole heads")
     if kind == "default":
         return 1.0
     if kind != "linear":

@@ -62,8 +62,12 @@ def tokenizer_metadata(model_dir: Path, config: HFConfig) -> tuple[dict[str, Met
         "tokenizer.ggml.token_type": array(vocabulary.types, GGUFValueType.INT32),
     }
     metadata |= _special_ids(vocabulary, model, settings, config, model_dir)
-    metadata["tokenizer.ggml.add_bos_token"] = boolean(settings.get("add_bos_token") is not False)
-    metadata["tokenizer.ggml.add_eos_token"] = boolean(settings.get("add_eos_token") is True)
+    metadata["tokenizer.ggml.add_bos_token"] = boolean(
+        "tokenizer.ggml.bos_token_id" in metadata and settings.get("add_bos_token") is not False
+    )
+    metadata["tokenizer.ggml.add_eos_token"] = boolean(
+        "tokenizer.ggml.eos_token_id" in metadata and settings.get("add_eos_token") is True
+    )
     metadata["tokenizer.ggml.add_space_prefix"] = boolean(bool(model.normalizer_spec.add_dummy_prefix))
     if isinstance(template := settings.get("chat_template"), str) and template:
         metadata["tokenizer.chat_template"] = string(template)

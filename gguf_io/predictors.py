@@ -1,6 +1,5 @@
 """The predictors of a model: two small matrices a layer that foresee which neurons fire."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.safetensors_file import open_safetensors
 from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
 from hotcold.gguf_io.torch_pickle import TorchTensor, open_state_dict
+
+LARGEST = 1e30  # far inside what a float32 holds
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def open_predictors(path: Path, n_layer: int, n_embd: int, n_ff: int) -> Predict
 
     Raises:
         FileError: unreadable or damaged files, a layer without predictors or one too many, shapes of
-            another model, anything besides fc1 and fc2, or a threshold that is no finite number.
+            another model, anything besides fc1 and fc2, or a threshold that is no number.
     """
     found = _open_folder(path, n_layer) if path.is_dir() else dict(open_safetensors(path))
     expected = [f"layers.{i}.fc{k}.weight" for i in range(n_layer) for k in (1, 2)]
@@ -89,8 +90,13 @@ def _threshold(folder: Path) -> float | None:
     value = read_json_object(config).get("sparse_threshold") if config.exists() else None
     if value is None:
         return None
-    if type(value) not in (int, float) or not math.isfinite(value):
-        raise FileError(f"{config}: sparse_threshold", repr(value)[:100], "a finite number", "correct it")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < LARGEST:
+        raise FileError(
+            f"{config}: sparse_threshold",
+            repr(value)[:100],
+            f"a number between -{LARGEST} and {LARGEST}",
+            "correct it",
+        )
     return float(value)
 
 

@@ -6,6 +6,7 @@ follow each other from the first byte to the last.
 """
 
 import math
+import os
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -44,7 +45,7 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         with path.open("rb") as file:
-            size = path.stat().st_size
+            size = os.fstat(file.fileno()).st_size
             n_header = int.from_bytes(file.read(8), "little")
             if size < 8 or n_header > min(MAX_HEADER_BYTES, size - 8):
                 bound = f"at most {MAX_HEADER_BYTES} and within the file's {size} bytes"
@@ -80,7 +81,10 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
 def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
     def read() -> NDArray[Any]:
         count = math.prod(shape)
-        numbers = np.fromfile(path, STORED_TYPES[dtype], count, offset=offset)
+        try:
+            numbers = np.fromfile(path, STORED_TYPES[dtype], count, offset=offset)
+        except OSError as error:
+            raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
         if numbers.size != count:
             raise _damaged(
                 path, f"{numbers.size} numbers from byte {offset}", f"{count} were there when it was opened"

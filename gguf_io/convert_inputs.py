@@ -1,0 +1,72 @@
+"""Which files a conversion needs, and which of them are missing."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from hotcold.errors import FileError
+from hotcold.gguf_io.hf_config import HFConfig, read_config
+from hotcold.gguf_io.hf_weights import INDEX, weight_files
+from hotcold.gguf_io.predictors import predictor_files
+
+
+def check_inputs(model_dir: Path, predictors: Path | None) -> HFConfig:
+    """The configuration, once every input is known to be there.
+
+    Raises:
+        FileError: inputs are missing (all of them in one message, each with its remedy), or as `read_config`.
+    """
+    missing = list(_missing_in_model(model_dir))
+    config = read_config(model_dir / "config.json") if (model_dir / "config.json").is_file() else None
+    if predictors is not None and not predictors.exists():
+        missing.append(f"{predictors} (the predictors: check the path, or leave them out)")
+    elif predictors is not None and config is not None:
+        missing += [
+            f"{file} (a layer's predictor: fetch it, or leave the predictors out)"
+            for file in predictor_files(predictors, config.n_layer)
+            if not file.is_file()
+        ]
+    if missing or config is None:
+        raise FileError(f"cannot convert {model_dir}", f"{len(missing)} missing", "", "; ".join(missing))
+    return config
+
+
+def _missing_in_model(model_dir: Path) -> Iterator[str]:
+    if not model_dir.is_dir():
+        yield f"{model_dir} (give the folder of a Hugging Face model)"
+        return
+    if not (model_dir / "config.json").is_file():
+        yield "config.json (give the folder of a Hugging Face model, or fetch the file from there)"
+    for file in weight_files(model_dir):
+        if not file.is_file():
+            yield f"{file.name} (fetch it from the model's page{_other_weights(model_dir)})"
+    if not (model_dir / "tokenizer.model").is_file():
+        yield "tokenizer.model (fetch it from the model's page; tokenizer.json alone is not supported)"
+
+
+def _other_weights(model_dir: Path) -> str:
+    if next(model_dir.glob("pytorch_model*.bin"), None) is None:
+        return ""
+    return "; pytorch_model.bin is not read, save the model as safetensors"
+
+
+def source_files(model_dir: Path, predictors: Path | None, config: HFConfig) -> list[Path]:
+    """Every file that the conversion may read; optional ones need not exist."""
+    names = (
+        "config.json",
+        "tokenizer.model",
+        "tokenizer_config.json",
+        "added_tokens.json",
+        "generation_config.json",
+    )
+    files = [model_dir / name for name in names] + [
+        model_dir / INDEX,
+        *weight_files(model_dir),
+    ]
+    files += [
+        model_dir / "activation" / f"activation_{i}{end}"
+        for i in range(config.n_layer)
+        for end in (".npy", ".pt")
+    ]
+    if predictors is not None:
+        files += [*predictor_files(predictors, config.n_layer), predictors / "config.json"]
+    return files
