@@ -8,6 +8,8 @@ from hotcold.gguf_io.hf_config import HFConfig, read_config
 from hotcold.gguf_io.hf_weights import INDEX, weight_files
 from hotcold.gguf_io.predictors import predictor_files
 
+MAX_LISTED = 20
+
 
 def check_inputs(model_dir: Path, predictors: Path | None) -> HFConfig:
     """The configuration, once every input is known to be there.
@@ -26,8 +28,13 @@ def check_inputs(model_dir: Path, predictors: Path | None) -> HFConfig:
             if not file.is_file()
         ]
     if missing or config is None:
-        raise FileError(f"cannot convert {model_dir}", f"{len(missing)} missing", "", "; ".join(missing))
+        raise FileError(f"cannot convert {model_dir}", f"{len(missing)} missing", "", _listed(missing))
     return config
+
+
+def _listed(missing: list[str]) -> str:
+    more = [f"and {len(missing) - MAX_LISTED} more"] if len(missing) > MAX_LISTED else []
+    return "; ".join(missing[:MAX_LISTED] + more)
 
 
 def _missing_in_model(model_dir: Path) -> Iterator[str]:

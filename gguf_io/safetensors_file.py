@@ -63,7 +63,7 @@ def _checked_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], 
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise _damaged(path, f"entry of {name}", "needs a shape and two data_offsets, none of them negative")
-    if dtype not in STORED_TYPES:
+    if not isinstance(dtype, str) or dtype not in STORED_TYPES:
         raise FileError(
             f"{path}: {name}", f"element type {dtype}", "F32, F16 or BF16", "convert the original weights"
         )

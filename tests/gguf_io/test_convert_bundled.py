@@ -27,7 +27,9 @@ def readers(tmp_path_factory: pytest.TempPathFactory) -> tuple[GGUFReader, GGUFR
 
 
 def test_every_key_is_equal(readers: tuple[GGUFReader, GGUFReader]) -> None:
-    shipped, again = ({name: (f.types, f.contents()) for name, f in reader.fields.items()} for reader in readers)
+    shipped, again = (
+        {name: (f.types, f.contents()) for name, f in reader.fields.items()} for reader in readers
+    )
     assert list(shipped) == list(again)
     assert shipped == again
     assert [len(shipped[f"hotcold.activation.{i}"][1]) for i in range(6)] == [1024] * 6

@@ -1,9 +1,13 @@
 """A `.pt` file gives its tensors, and nothing that it says is run."""
 
+import io
 import os
 import pickle
 import struct
+import sys
+import types
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,61 @@ def test_tensors_of_every_type(torch_program: Program, file: Path, dtype: str) -
     assert np.array_equal(tensors["fc1.weight"].read(), fc1)
     assert np.array_equal(tensors["fc2.weight"].read(), fc2)
     assert tensors["fc2.weight"].shape == (4, 2)
+
+
+class FakeStorage:
+    """Goes into the pickle by reference, as torch's storages do."""
+
+    def __init__(self, kind: type, key: str, n_elements: int) -> None:
+        self.reference = ("storage", kind, key, "cpu", n_elements)
+
+
+class Pickler(pickle.Pickler):
+    """Python's own pickler with torch.save's treatment of storages."""
+
+    def persistent_id(self, value: Any) -> Any:
+        return value.reference if isinstance(value, FakeStorage) else None
+
+
+def test_what_pythons_pickler_makes(
+    torch_program: Program, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.save(module.state_dict()) with stand-ins for torch's names, memo and shared values included."""
+    torch_module, utils = types.ModuleType("torch"), types.ModuleType("torch._utils")
+    half = type("HalfStorage", (), {"__module__": "torch"})
+
+    def rebuild(*_: Any) -> None: ...
+
+    rebuild.__module__, rebuild.__qualname__ = "torch._utils", "_rebuild_tensor_v2"
+    torch_module.HalfStorage, utils._rebuild_tensor_v2 = half, rebuild  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch", torch_module)
+    monkeypatch.setitem(sys.modules, "torch._utils", utils)
+
+    class FakeTensor:
+        def __init__(self, key: str, shape: tuple[int, int]) -> None:
+            self.arguments = (
+                FakeStorage(half, key, shape[0] * shape[1]),
+                0,
+                shape,
+                (shape[1], 1),
+                False,
+                OrderedDict(),
+            )
+
+        def __reduce_ex__(self, _: Any) -> Any:
+            return rebuild, self.arguments
+
+    state: Any = OrderedDict(
+        {"fc1.weight": FakeTensor("0", (2, 300)), "fc2.weight": FakeTensor("1", (70_000, 2))}
+    )
+    state._metadata = OrderedDict({"": {"version": 1}, "fc1": {"version": 1}})
+    stream = io.BytesIO()
+    Pickler(stream, 2).dump(state)
+    fc1, fc2 = np.arange(600).astype("<f2"), np.arange(140_000).astype("<f2")
+    torch_program.archive(file, stream.getvalue(), {"0": fc1.tobytes(), "1": fc2.tobytes()})
+    tensors = open_state_dict(file)
+    assert np.array_equal(tensors["fc1.weight"].read(), fc1.reshape(2, 300))
+    assert np.array_equal(tensors["fc2.weight"].read(), fc2.reshape(70_000, 2))
 
 
 def test_a_view_of_a_storage(torch_program: Program, file: Path) -> None:
