@@ -1,5 +1,6 @@
 """A SentencePiece vocabulary as GGUF metadata, named as llama.cpp names it."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,10 @@ def _read_model(path: Path) -> Any:
         raise FileError(
             str(path), kind, "GGUF's llama vocabulary is BPE (2)", "use a model with a BPE tokenizer"
         )
+    for number, piece in enumerate(model.pieces):
+        if not isinstance(piece.piece, str) or not math.isfinite(piece.score):
+            bound = "UTF-8 text and a finite score"
+            raise FileError(f"{path}: piece {number}", repr(piece.piece)[:60], bound, "fetch the file again")
     return model
 
 

@@ -391,3 +391,38 @@ def test_a_huge_index_of_layers_is_refused_fast(llama: MakeLlama, out: Path, fol
     assert "4094 missing" in text
     assert text.endswith("; and 4074 more")
     assert time.monotonic() - start < 1
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.model", "model.safetensors", "tokenizer_config.json"]
+)
+def test_random_damage_gives_one_of_our_errors(llama: MakeLlama, out: Path, name: str) -> None:
+    """A seeded mutator: flipped, cut, inserted and overwritten bytes; a conversion or a HotcoldError."""
+    model = llama()
+    file = model.folder / name
+    (model.folder / "tokenizer_config.json").write_text(
+        '{"bos_token": {"content": "<s>"}, "add_bos_token": true}'
+    )
+    content = file.read_bytes()
+    head = min(len(content), 2000)
+    random = np.random.default_rng(3)
+    out.parent.mkdir()
+    refused = 0
+    for _ in range(300):
+        damaged = bytearray(content)
+        at = int(random.integers(head))
+        change = int(random.integers(4))
+        if change == 0:
+            damaged[at] ^= 1 << int(random.integers(8))
+        elif change == 1:
+            del damaged[at : at + int(random.integers(1, 9))]
+        elif change == 2:
+            damaged[at:at] = random.bytes(3)
+        else:
+            damaged[at : at + 8] = struct.pack("<Q", (0, 2**31, 2**63, 2**64 - 1)[int(random.integers(4))])
+        file.write_bytes(damaged)
+        try:
+            convert(model.folder, None, out, "q4_0", force=True)
+        except HotcoldError:
+            refused += 1
+    assert refused > 50

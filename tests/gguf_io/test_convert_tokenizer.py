@@ -115,6 +115,16 @@ def test_vocabularies_that_are_refused(llama: MakeLlama) -> None:
     assert "0 pieces" in refusal(model.folder)
 
 
+def test_damaged_pieces(llama: MakeLlama) -> None:
+    file = (model := llama()).folder / "tokenizer.model"
+    content = file.read_bytes()
+    file.write_bytes(content.replace(chr(0x4E00 + 5).encode(), b"a\xff\xfe"))
+    assert "piece 8: b'a\\xff\\xfe' (UTF-8 text and a finite score)" in str(refusal(model.folder))
+    file.write_bytes(content)
+    change_model(model.folder, lambda m: setattr(m.pieces[4], "score", float("nan")))
+    assert "piece 4" in refusal(model.folder)
+
+
 def test_a_unigram_model(llama: MakeLlama) -> None:
     model = llama()
     change_model(model.folder, lambda m: setattr(m.trainer_spec, "model_type", 1))
