@@ -1,0 +1,268 @@
+"""The options that a user can set: defaults, bounds, and what is said when one is out of them."""
+
+import math
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hotcold.errors import DeviceError, FileError, SettingError
+
+if TYPE_CHECKING:
+    from hotcold.engine.model import Model
+
+DEFAULT_N_CTX = 4096  # unless the model's own length is shorter
+DEFAULT_N_BATCH = 512
+MAX_N_CTX = 1 << 24
+MAX_N_BATCH = 1 << 16
+MAX_THREADS = 1024
+KV_TYPES = ("f16", "f32")
+SPARSITIES = ("auto", "exact", "off", "predictor")
+DEVICES = ("auto", "cpu")
+THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
+BUNDLED_MODEL = "tiny-relu-llama"
+BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(?:[kmgt]i?)?b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class ContextLength:
+    """A context's length, and what a user should know about it (or "")."""
+
+    n_ctx: int
+    warning: str = ""
+
+
+def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
+    """`value`, if it is an int within the bounds.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
+        raise SettingError(name, value, f"a whole number from {smallest} to {largest}")
+    return value
+
+
+def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
+    """`value`, if it is one of the known words.
+
+    Raises:
+        SettingError: it is not.
+    """
+    if not isinstance(value, str) or value not in known:
+        raise SettingError(name, value, f"known: {', '.join(known)}")
+    return value
+
+
+def context_length(wanted: int | None, n_ctx_train: int) -> ContextLength:
+    """Positions of the KV cache: the wanted number, else what the model was trained for, up to 4096."""
+    if wanted is None:
+        return ContextLength(min(n_ctx_train, DEFAULT_N_CTX))
+    n_ctx = whole_number("n_ctx", wanted, 1, MAX_N_CTX)
+    if n_ctx <= n_ctx_train:
+        return ContextLength(n_ctx)
+    return ContextLength(
+        n_ctx, f"n_ctx is {n_ctx}, the model was trained for {n_ctx_train}: text beyond that gets worse"
+    )
+
+
+def batch_length(wanted: int, n_ctx: int) -> int:
+    """Most tokens of one run: the wanted number, clamped to n_ctx."""
+    return min(whole_number("n_batch", wanted, 1, MAX_N_BATCH), n_ctx)
+
+
+def thread_count(wanted: int | None) -> int:
+    """The wanted number of threads, else `default_threads()`."""
+    return default_threads() if wanted is None else whole_number("threads", wanted, 1, MAX_THREADS)
+
+
+def check_device(device: str, vram_budget: float | str) -> None:
+    """Accept what asks for the CPU: device auto or cpu, with a budget of auto or 0.
+
+    Raises:
+        SettingError: a value that means nothing.
+        DeviceError: a GPU, or memory of one, which this version does not use.
+    """
+    remedy = "leave it out to run on the CPU"
+    if str(device).split(":")[0] in ("gpu", "cuda"):
+        raise DeviceError("device", device, "this version runs on the CPU only", remedy)
+    one_of("device", device, DEVICES)
+    if vram_budget == "auto":
+        return
+    if not _budget_number(vram_budget):
+        return
+    raise DeviceError("vram_budget", vram_budget, "no usable GPU: this version runs on the CPU only", remedy)
+
+
+def _budget_number(vram_budget: float | str) -> float:
+    """The number in front of the unit, which is above 0 if any memory is asked for."""
+    text = "" if isinstance(vram_budget, bool) else str(vram_budget).strip()
+    match = BUDGET.fullmatch(text)
+    if match is None:
+        raise SettingError("vram_budget", vram_budget, "auto, or bytes such as 0, 800M or 6G")
+    return float(match[1])
+
+
+def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
+    """How the FFN runs, and why.
+
+    Args:
+        wanted: "auto", "exact", "off" or "predictor". Auto takes the predictor where the file has one,
+            exact for a ReLU model that keeps a row a neuron of its down projection, else off.
+
+    Returns:
+        ("off" | "exact" | "predictor", reason in words).
+
+    Raises:
+        SettingError: an unknown word, or a mode that this file cannot run in.
+    """
+    one_of("sparsity", wanted, SPARSITIES)
+    transposed = all(layer.ffn_down_t is not None for layer in model.layers)
+    relu = model.ffn_activation == "relu"
+    if wanted == "off":
+        return "off", "asked for"
+    if wanted == "auto":
+        if model.has_predictors:
+            return "predictor", "the file has predictors"
+        if relu and transposed:
+            return "exact", "a ReLU model without predictors"
+        return "off", f"{model.ffn_activation.upper()} without predictors" if not relu else "no ffn_down_t"
+    if wanted == "predictor" and not model.has_predictors:
+        raise SettingError("sparsity", wanted, "this file has no predictors", "use auto, or convert with them")
+    if wanted == "exact" and not relu:
+        bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
+        raise SettingError("sparsity", wanted, bound, "use off")
+    if not transposed:
+        bound = "the file has no ffn_down_t tensors"
+        raise SettingError("sparsity", wanted, bound, "use off, or convert the model with hotcold convert")
+    return wanted, "asked for"
+
+
+def resolve_threshold(wanted: float | None, in_file: float, environment: Mapping[str, str] = os.environ) -> float:
+    """Predictor outputs at or above this count as active: as set, else by the environment, else the file.
+
+    Raises:
+        SettingError: not a finite number.
+    """
+    if wanted is not None:
+        return _finite("sparse_pred_threshold", wanted)
+    if (text := environment.get(THRESHOLD_VARIABLE)) is not None:
+        return _finite(THRESHOLD_VARIABLE, text)
+    return in_file
+
+
+def _finite(name: str, value: float | str) -> float:
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise SettingError(name, repr(value) if value == "" else value, "a finite number", "such as 0.5")
+    return number
+
+
+def model_path(path: str | os.PathLike[str] | None) -> Path:
+    """The model's file: `path`, the one .gguf in the directory `path`, or the bundled model for None.
+
+    Raises:
+        FileError: nothing there, or a directory with no .gguf or several.
+    """
+    if path is None:
+        return _bundled_model()
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        return given
+    try:
+        found = sorted(entry for entry in given.iterdir() if entry.suffix == ".gguf" and entry.is_file())
+    except OSError as error:
+        raise FileError("model directory", given, error.strerror or "cannot be read") from error
+    if len(found) != 1:
+        names = f": {', '.join(entry.name for entry in found[:5])}" if found else ""
+        more = ", …" if len(found) > 5 else ""
+        bound = f"a directory needs exactly one .gguf file, this has {len(found)}{names}{more}"
+        raise FileError("model directory", given, bound, "name the file itself")
+    return found[0]
+
+
+def _bundled_model() -> Path:
+    folder = Path(str(resources.files("hotcold"))) / "models" / BUNDLED_MODEL
+    found = sorted(folder.glob("*.gguf"))
+    if not found:
+        raise FileError("bundled model", folder, "no .gguf file there", "name a model with -m")
+    return found[0]
+
+
+def default_threads(root: Path = Path("/"), affinity: set[int] | None = None) -> int:
+    """Physical cores that this process may use, and no more than its cgroup's CPU quota, at least 1.
+
+    A second hardware thread of a core adds no memory bandwidth, and a quota below the number of threads
+    stops all of them while they wait for each other.
+
+    Args:
+        root: where /sys and /proc are. affinity: the CPUs of this process; None asks the system.
+    """
+    cpus = _affinity() if affinity is None else affinity
+    quota = cpu_quota(root)
+    cores = physical_cores(root, cpus)
+    return max(1, cores if quota is None else min(cores, math.floor(quota)))
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(root: Path, cpus: set[int]) -> int:
+    """Distinct cores among `cpus`; a CPU whose core is not known counts as one."""
+    cores = set()
+    for cpu in cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        die = _read(topology / "die_id") or "0"
+        cores.add((package, die, core) if package is not None and core is not None else ("cpu", "", str(cpu)))
+    return len(cores)
+
+
+def cpu_quota(root: Path) -> float | None:
+    """CPUs of the tightest quota among this process's cgroup (version 1 or 2) and those above it."""
+    quotas = [q for folder in _cgroup_folders(root) if (q := _folder_quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """The process's CPU cgroup and its parents, where each is mounted by custom."""
+    folders = []
+    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        parts = [part for part in group.split("/") if part and part != ".."]
+        folders += [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        if controllers:
+            folders += [root / "sys/fs/cgroup/cpu"]
+    return folders
+
+
+def _folder_quota(folder: Path) -> float | None:
+    """Quota / period of one cgroup; cpu.max is version 2 ("max" is no limit), the others version 1."""
+    words = (_read(folder / "cpu.max") or "").split()
+    if not words:
+        words = [_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    try:
+        quota, period = float(words[0]), float(words[1])
+    except (IndexError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None
