@@ -1,0 +1,66 @@
+"""Text to token ids and back, from the vocabulary in a file's metadata."""
+
+import codecs
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+from hotcold.engine import sentencepiece_tokenizer
+from hotcold.errors import FileError
+from hotcold.gguf_io import GGUFFile
+
+
+class Tokenizer(Protocol):
+    """What the engine needs of a tokenizer, of whatever kind.
+
+    Attributes:
+        n_vocab: ids are 0 to n_vocab - 1. bos, eos: ids, None where the model has none.
+        end_ids: ids after which generation ends.
+    """
+
+    @property
+    def n_vocab(self) -> int: ...
+    @property
+    def bos(self) -> int | None: ...
+    @property
+    def eos(self) -> int | None: ...
+    @property
+    def end_ids(self) -> frozenset[int]: ...
+    def encode(
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]: ...
+    def piece(self, token: int, *, special: bool = False) -> bytes: ...
+    def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes: ...
+
+
+class CharacterStream:
+    """Bytes in, whole characters out: the start of a character waits for its end.
+
+    Bytes that can never become a character come out as U+FFFD.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def feed(self, data: bytes) -> str:
+        """The characters that `data` completes."""
+        return self._decoder.decode(data)
+
+
+LOADERS: dict[str, Callable[[GGUFFile], Tokenizer]] = {"llama": sentencepiece_tokenizer.load}
+
+
+def load_tokenizer(file: GGUFFile) -> Tokenizer:
+    """The tokenizer that a file's metadata describe.
+
+    Raises:
+        FileError: a kind of tokenizer that is not known, or metadata that are missing or damaged.
+    """
+    kind = file.get_str("tokenizer.ggml.model")
+    if kind not in LOADERS:
+        raise FileError(
+            f"{file.path.name}: tokenizer.ggml.model",
+            kind,
+            f"known: {', '.join(LOADERS)}",
+            "use a model with a SentencePiece vocabulary",
+        )
+    return LOADERS[kind](file)
