@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
+from hotcold.engine.settings import default_threads
 from random_model import Shape, write
 from stream import Stream
 
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import Model, load_model
-from hotcold.engine.settings import default_threads
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
 from hotcold.kernels.cpu.team import Program, Team
@@ -72,7 +72,9 @@ def tile_gflops(executor: Executor, kind: int, n_rows: int, k: int, weight: int,
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     defaults = Shape()
     for name in ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_vocab"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))

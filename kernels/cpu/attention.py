@@ -34,7 +34,15 @@ def store_row(kv_type: int, x: int, n: int, to: int) -> None:
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def attend(
-    kv_type: int, q: int, keys: int, values: int, n_keys: int, head_dim: int, scale: float, scratch: int, y: int
+    kv_type: int,
+    q: int,
+    keys: int,
+    values: int,
+    n_keys: int,
+    head_dim: int,
+    scale: float,
+    scratch: int,
+    y: int,
 ) -> None:
     """y = softmax(scale q . keys) . values for one query head over its first n_keys positions.
 
@@ -77,8 +85,6 @@ def attend(
             for r in range(rows.ROWS):
                 # past the end the probability is 0 and the last row stands in
                 store_i64(scratch + _ROWS + 8 * r, values + (first + min(j + r, n - 1)) * stride)
-            rows.add_rows(
-                kv_type, total_at, scratch + _ROWS, scores + 4 * j, 0, head_dim, scratch + _AHEAD
-            )
+            rows.add_rows(kv_type, total_at, scratch + _ROWS, scores + 4 * j, 0, head_dim, scratch + _AHEAD)
     for i in range(0, 4 * head_dim, 4):
         store_f32(y + i, load_f32(total_at + i) / denominator)

@@ -159,7 +159,16 @@ def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  
                     store_f32(coefficients + 4 * n, h)
                     n += 1
             add_listed(
-                op.w_type, op.w, op.w_stride, live, coefficients, n, first, last, scratch, op.y + t * op.y_stride
+                op.w_type,
+                op.w,
+                op.w_stride,
+                live,
+                coefficients,
+                n,
+                first,
+                last,
+                scratch,
+                op.y + t * op.y_stride,
             )
 
 

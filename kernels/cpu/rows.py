@@ -22,20 +22,19 @@ from hotcold.kernels.cpu.weights import (
     F16_TYPE,
     F32_TYPE,
     Q4_0_TYPE,
+    Q5_0_TYPE,
+    Q6_K_TYPE,
     Q8_0_TYPE,
     FloatType,
     WeightType,
-    activation_bytes,
-    step_bytes,
-    unpack_step,
 )
 
 # GGUF's type numbers
-F32_ID, F16_ID, Q4_0_ID, Q8_0_ID, BF16_ID = 0, 1, 2, 8, 30
+F32_ID, F16_ID, Q4_0_ID, Q5_0_ID, Q8_0_ID, Q6_K_ID, BF16_ID = 0, 1, 2, 6, 8, 14, 30
 
 # bytes and numbers of a block
-TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q8_0_ID: 34}
-BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q8_0_ID: 32}
+TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q5_0_ID: 22, Q8_0_ID: 34, Q6_K_ID: 210}
+BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q5_0_ID: 32, Q8_0_ID: 32, Q6_K_ID: 256}
 
 AHEAD = 4096  # software prefetch distance in bytes
 TILE = 4  # rows and columns of a tile
@@ -61,7 +60,13 @@ def row_bytes_of_float(type_id: int) -> int:
 
 
 def emit_dots(
-    b: Builder, kind: WeightType, rows: list[Value], xs: list[Value], k: Value, unroll: int, ahead: Value = None
+    b: Builder,
+    kind: WeightType,
+    rows: list[Value],
+    xs: list[Value],
+    k: Value,
+    unroll: int,
+    ahead: Value = None,
 ) -> list[list[Value]]:
     """Dot products of every row with every activation vector along k.
 
@@ -78,9 +83,9 @@ def emit_dots(
     ]
 
     def step(i: Value, slot: int, last_block: Value | None) -> None:
-        weights = [unpack_step(b, kind, row, i, last_block) for row in rows]
+        weights = [kind.unpack_step(b, row, i, last_block) for row in rows]
         for c, x in enumerate(xs):
-            at = b.add(x, b.mul(i, I64(activation_bytes(kind))))
+            at = b.add(x, b.mul(i, I64(kind.activation_bytes)))
             for r, w in enumerate(weights):
                 cell = accumulators[slot][r][c]
                 b.store(kind.dot(b, b.load(cell), w, at), cell)
@@ -89,8 +94,8 @@ def emit_dots(
     with cgutils.for_range(b, whole) as loop:
         if ahead is not None:
             for row in rows:
-                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * step_bytes(kind))))
-                for line in range(0, unroll * step_bytes(kind), 64):
+                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * kind.step_bytes)))
+                for line in range(0, unroll * kind.step_bytes, 64):
                     simd.emit_prefetch(b, b.add(at, I64(line)))
         for slot in range(unroll):
             step(b.add(b.mul(loop.index, I64(unroll)), I64(slot)), slot, None)
@@ -158,6 +163,7 @@ def _tile(kind: WeightType, n_rows: int) -> Any:
 
 _row_f32, _row_f16, _row_bf16 = _row(F32_TYPE, 4), _row(F16_TYPE, 4), _row(BF16_TYPE, 4)
 _row_q8_0, _row_q4_0 = _row(Q8_0_TYPE, 2), _row(Q4_0_TYPE, 2)
+_row_q5_0, _row_q6_k = _row(Q5_0_TYPE, 2), _row(Q6_K_TYPE, 2)
 _tile_f32, _tile_f16, _tile_bf16 = _tile(F32_TYPE, TILE), _tile(F16_TYPE, TILE), _tile(BF16_TYPE, TILE)
 _tile_q8_0, _tile_q4_0 = _tile(Q8_0_TYPE, TILE), _tile(Q4_0_TYPE, TILE)
 _strip_f32, _strip_f16, _strip_bf16 = _tile(F32_TYPE, 1), _tile(F16_TYPE, 1), _tile(BF16_TYPE, 1)
@@ -180,7 +186,17 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
         return _row_f16(w, x, k, ahead)
     if type_id == BF16_ID:
         return _row_bf16(w, x, k, ahead)
+    if type_id == Q6_K_ID:
+        return _row_q6_k(w, x, k, ahead)
+    if type_id == Q5_0_ID:
+        return _row_q5_0(w, x, k, ahead)
     return _row_f32(w, x, k, ahead)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def has_tiles(type_id: int) -> bool:
+    """Whether `dot_tile`, `dot_strip` and `add_rows` know this type."""
+    return type_id != Q6_K_ID and type_id != Q5_0_ID
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -254,7 +270,13 @@ def _add_rows(kind: WeightType) -> Any:
 
 
 def _tail(
-    b: Builder, kind: FloatType, acc: Value, starts: list[Value], scale: list[Value], first: Value, last: Value
+    b: Builder,
+    kind: FloatType,
+    acc: Value,
+    starts: list[Value],
+    scale: list[Value],
+    first: Value,
+    last: Value,
 ) -> None:
     with cgutils.for_range(b, b.sub(last, first)) as loop:
         j = b.add(first, loop.index)
@@ -271,9 +293,7 @@ _add_q8_0, _add_q4_0 = _add_rows(Q8_0_TYPE), _add_rows(Q4_0_TYPE)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def add_rows(
-    type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int
-) -> None:
+def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int) -> None:
     """acc[first:last] += sum over 4 rows of coefficient * row.
 
     Args:
@@ -304,17 +324,18 @@ def _widen(kind: WeightType) -> Any:
                 value = kind.load1(b, b.add(w, b.mul(loop.index, I64(kind.type_size))))
                 simd.store(b, value, b.add(out, b.mul(loop.index, I64(4))), align=4)
             return
-        with cgutils.for_range(b, b.udiv(k, I64(BLOCK))) as loop:
+        with cgutils.for_range(b, b.udiv(k, I64(kind.block))) as loop:
             at = b.add(w, b.mul(loop.index, I64(kind.type_size)))
-            scale = simd.splat(b, kind.scale(b, at), 16)
+            scale = simd.splat(b, kind.scale(b, b.add(at, I64(kind.scale_offset))), 16)
             for i, v in enumerate(kind.values(b, at)):
-                simd.store(b, b.fmul(v, scale), b.add(out, b.mul(loop.index, I64(4 * BLOCK))), 64 * i)
+                simd.store(b, b.fmul(v, scale), b.add(out, b.mul(loop.index, I64(4 * kind.block))), 64 * i)
 
     return widen
 
 
 _widen_f32, _widen_f16, _widen_bf16 = _widen(F32_TYPE), _widen(F16_TYPE), _widen(BF16_TYPE)
 _widen_q8_0, _widen_q4_0 = _widen(Q8_0_TYPE), _widen(Q4_0_TYPE)
+_widen_q5_0, _widen_q6_k = _widen(Q5_0_TYPE), _widen(Q6_K_TYPE)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -328,5 +349,9 @@ def widen_row(type_id: int, w: int, k: int, out: int) -> None:
         _widen_f16(w, k, out)
     elif type_id == BF16_ID:
         _widen_bf16(w, k, out)
+    elif type_id == Q6_K_ID:
+        _widen_q6_k(w, k, out)
+    elif type_id == Q5_0_ID:
+        _widen_q5_0(w, k, out)
     else:
         _widen_f32(w, k, out)

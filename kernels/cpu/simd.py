@@ -24,7 +24,7 @@ from numba.extending import intrinsic, models, register_model
 Builder = Any  # llvmlite has no types of its own
 Value = Any
 
-I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
+I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 VT = ir.VectorType
 LANES = 16
@@ -97,9 +97,7 @@ def concatenate(b: Builder, vectors: Sequence[Value]) -> Value:
     """A power of two of equal vectors as one."""
     while len(vectors) > 1:
         n = vectors[0].type.count
-        vectors = [
-            shuffle(b, x, y, range(2 * n)) for x, y in zip(vectors[::2], vectors[1::2], strict=True)
-        ]
+        vectors = [shuffle(b, x, y, range(2 * n)) for x, y in zip(vectors[::2], vectors[1::2], strict=True)]
     return vectors[0]
 
 

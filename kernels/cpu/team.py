@@ -116,9 +116,7 @@ def _attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-d
         q = op.x + t * op.x_stride + 4 * head * head_dim
         y = op.y + t * op.y_stride + 4 * head * head_dim
         n_keys = run[N_PAST] + t + 1
-        attention.attend(
-            op.w_type, q, op.w + offset, op.w1 + offset, n_keys, head_dim, op.f0, scratch, y
-        )
+        attention.attend(op.w_type, q, op.w + offset, op.w1 + offset, n_keys, head_dim, op.f0, scratch, y)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

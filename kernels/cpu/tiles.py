@@ -12,13 +12,21 @@ PANEL = 64  # rows that stay in the second-level cache while all tokens pass
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def mul_mat(
-    op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int  # type: ignore[no-untyped-def]
+    op,
+    first: int,
+    last: int,
+    n_tokens: int,
+    x: int,
+    y: int,
+    y_stride: int,
+    scratch: int,  # type: ignore[no-untyped-def]
 ) -> None:
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
+    n_tiled = n_tokens // TILE * TILE if rows.has_tiles(op.w_type) else 0
     for panel in range(first, last, PANEL):
         end = min(panel + PANEL, last)
         whole = panel + (end - panel) // TILE * TILE
-        for t in range(0, n_tokens // TILE * TILE, TILE):
+        for t in range(0, n_tiled, TILE):
             for c in range(TILE):
                 store_i64(scratch + _COLUMNS + 8 * c, x + (t + c) * op.x_stride)
             for r in range(panel, whole, TILE):
@@ -32,7 +40,7 @@ def mul_mat(
             for r in range(whole, end):
                 for c in range(t, t + TILE):
                     _one(op, r, x + c * op.x_stride, y + c * y_stride)
-        for t in range(n_tokens // TILE * TILE, n_tokens):
+        for t in range(n_tiled, n_tokens):
             for r in range(panel, end):
                 _one(op, r, x + t * op.x_stride, y + t * y_stride)
 

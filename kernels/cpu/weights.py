@@ -22,7 +22,7 @@ from typing import Any
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 
 BLOCK = 32
 GROUP = 128  # weights a step of a block type
@@ -38,6 +38,16 @@ class FloatType:
     name: str
     type_size: int  # bytes a weight
     step = 16
+    activation_bytes = 64  # that one step reads
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a row that one step reads."""
+        return self.step * self.type_size
+
+    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Value:
+        """The 16 weights of step number `step`; the tail of a row is not a step."""
+        return self.load16(b, b.add(row, b.mul(step, I64(self.step_bytes))))
 
     def load16(self, b: Builder, at: Value) -> Value:
         """16 weights as <16 x float>."""
@@ -68,8 +78,31 @@ class BlockType:
 
     name: str
     type_size: int  # bytes a block
-    offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
+    block = BLOCK  # numbers a block
+    scale_offset = 0  # bytes from a block's start to its half scale
     step = GROUP
+    activation_bytes = PACKED_GROUP_BYTES  # that one step reads
+    offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
+
+    @property
+    def step_bytes(self) -> int:
+        """Bytes of a row that one step reads."""
+        return self.step // BLOCK * self.type_size
+
+    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Any:
+        """The weights of step number `step` of a row.
+
+        Args:
+            last_block: number of the row's last block, for a step that may reach past the row's end:
+                that block then stands in, and the packed activations are zero there. None for a step
+                that lies inside the row.
+        """
+        if last_block is None:
+            return self.unpack_whole(b, b.add(row, b.mul(step, I64(self.step_bytes))))
+        first = b.mul(step, I64(4))
+        numbers = [b.add(first, I64(j)) for j in range(4)]
+        numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
+        return self.unpack(b, [b.add(row, b.mul(n, I64(self.type_size))) for n in numbers])
 
     def scale(self, b: Builder, at: Value) -> Value:
         """The block's scale as float."""
@@ -180,38 +213,110 @@ class Q8_0(BlockType):
         return {"avx512f", "avx512vnni"} <= simd.target_features()
 
 
+class Q5_0(BlockType):
+    """Half scale, 32 fifth bits, 16 bytes of nibbles as in Q4_0; minus 16."""
+
+    name = "Q5_0"
+    type_size = 22
+    offset_shift = 1
+
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        q = simd.concatenate(b, [load(b, at, VT(I8, 16), 6) for at in blocks])
+        halves = (b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4)))
+        low, high = (
+            b.or_(half, self._fifth(b, [load(b, at, I16, offset) for at in blocks], 64))
+            for half, offset in zip(halves, (2, 4), strict=True)
+        )
+        return low, high
+
+    def values(self, b: Builder, at: Value) -> list[Value]:
+        q = load(b, at, VT(I8, 16), 6)
+        halves = (b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4)))
+        whole = [
+            b.or_(half, self._fifth(b, [load(b, at, I16, offset)], 16))
+            for half, offset in zip(halves, (2, 4), strict=True)
+        ]
+        return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in whole]
+
+    @staticmethod
+    def _fifth(b: Builder, words: list[Value], n: int) -> Value:
+        """Words of 16 bits as n bytes of 0 or 16, a bit a byte."""
+        bits = ir.Constant(VT(I16, len(words)), ir.Undefined)
+        for i, word in enumerate(words):
+            bits = b.insert_element(bits, word, I32(i))
+        return b.select(b.bitcast(bits, VT(I1, n)), constant(I8, n, 16), constant(I8, n, 0))
+
+
+class Q6_K(BlockType):
+    """256 numbers: low nibbles [128 bytes], upper pairs of bits [64], 16 int8 scales, one half; minus 32.
+
+    Half h of a block is a step. Its blocks of 32, numbered j, take bytes 32 (j mod 2) of the half's
+    nibbles (the upper ones for j > 1) and pair j of the bits; each 16 numbers have their own scale.
+    """
+
+    name = "Q6_K"
+    type_size = 210
+    block = 256
+    step_bytes = 105  # type: ignore[assignment]
+    scale_offset = 208
+    NIBBLES, PAIRS, PART_SCALES = 0, 128, 192
+
+    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Any:
+        """Low and high halves, signed, and the scale of each half's lanes."""
+        half = b.and_(step, I64(1))
+        at = b.add(row, b.mul(b.lshr(step, I64(1)), I64(self.type_size)))
+        nibbles, pairs = b.add(at, b.mul(half, I64(64))), b.add(at, b.mul(half, I64(32)))
+        scales = b.sitofp(load(b, b.add(at, b.mul(half, I64(8))), VT(I8, 8), self.PART_SCALES), VT(F32, 8))
+        scales = b.fmul(scales, simd.splat(b, self.scale(b, b.add(at, I64(self.scale_offset))), 8))
+        out = []
+        for part in (0, 1):
+            out.append(self._numbers(b, nibbles, pairs, part))
+            out.append(simd.shuffle(b, scales, scales, [2 * j + part for j in LANE_BLOCKS]))
+        return out
+
+    def _numbers(self, b: Builder, nibbles: Value, pairs: Value, part: int) -> Value:
+        """Numbers 16 part .. 16 part + 15 of the four blocks of a half, <64 x i8> in -32..31."""
+        near = load(b, nibbles, VT(I8, 16), self.NIBBLES + 16 * part)
+        far = load(b, nibbles, VT(I8, 16), self.NIBBLES + 16 * part + 32)
+        bits = load(b, pairs, VT(I8, 16), self.PAIRS + 16 * part)
+        low = [b.and_(v, constant(I8, 16, 15)) for v in (near, far)]
+        high = [b.lshr(v, constant(I8, 16, 4)) for v in (near, far)]
+        upper = [
+            b.shl(b.and_(b.lshr(bits, constant(I8, 16, 2 * j)), constant(I8, 16, 3)), constant(I8, 16, 4))
+            for j in range(4)
+        ]
+        whole = simd.concatenate(b, [b.or_(v, u) for v, u in zip(low + high, upper, strict=True)])
+        return b.sub(whole, constant(I8, 64, 32))
+
+    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
+        """acc + both halves' products, each 16 numbers scaled by their own scale."""
+        x_scales = load(b, x, VT(F32, 16), SCALES)
+        for part, offset in enumerate((LOW, HIGH)):
+            numbers, scales = weights[2 * part : 2 * part + 2]
+            lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), numbers, load(b, x, VT(I8, 64), offset))
+            acc = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), b.fmul(scales, x_scales), acc)
+        return acc
+
+    def values(self, b: Builder, at: Value) -> list[Value]:
+        """The block's 256 numbers before its half scale, as sixteen <16 x float>."""
+        vectors: list[Value] = [None] * 16
+        for half in (0, 1):
+            for part in (0, 1):
+                numbers = self._numbers(b, b.add(at, I64(64 * half)), b.add(at, I64(32 * half)), part)
+                for j in range(4):
+                    quarter = simd.shuffle(b, numbers, numbers, range(16 * j, 16 * j + 16))
+                    i = 8 * half + 2 * j + part
+                    scale = b.sitofp(load(b, at, I8, self.PART_SCALES + i), F32)
+                    vectors[i] = b.fmul(b.sitofp(quarter, VT(F32, 16)), simd.splat(b, scale, 16))
+        return vectors
+
+
 F32_TYPE = FloatType("F32", 4)
 F16_TYPE = FloatType("F16", 2)
 BF16_TYPE = FloatType("BF16", 2)
 Q8_0_TYPE = Q8_0()
 Q4_0_TYPE = Q4_0()
+Q5_0_TYPE = Q5_0()
+Q6_K_TYPE = Q6_K()
 
 WeightType = FloatType | BlockType
-
-
-def unpack_step(b: Builder, kind: WeightType, row: Value, step: Value, last_block: Value | None) -> Any:
-    """The weights of step number `step` of a row.
-
-    Args:
-        last_block: number of the row's last block, for a step that may reach past the row's end:
-            that block then stands in, and the packed activations are zero there. None for a step
-            that lies inside the row.
-    """
-    if isinstance(kind, FloatType):
-        return kind.load16(b, b.add(row, b.mul(step, I64(16 * kind.type_size))))
-    if last_block is None:
-        return kind.unpack_whole(b, b.add(row, b.mul(step, I64(4 * kind.type_size))))
-    first = b.mul(step, I64(4))
-    numbers = [b.add(first, I64(j)) for j in range(4)]
-    numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
-    return kind.unpack(b, [b.add(row, b.mul(n, I64(kind.type_size))) for n in numbers])
-
-
-def step_bytes(kind: WeightType) -> int:
-    """Bytes of a row that one step reads."""
-    return kind.step * kind.type_size // (1 if isinstance(kind, FloatType) else BLOCK)
-
-
-def activation_bytes(kind: WeightType) -> int:
-    """Bytes of the activations that one step reads."""
-    return 64 if isinstance(kind, FloatType) else PACKED_GROUP_BYTES
