@@ -36,8 +36,8 @@ class Executor:
 
     Attributes:
         n_ctx: positions of the KV cache. n_batch: most tokens of one run. n_threads: of the team.
-        counts: int64 [n_layer, PIECES, 2]: neurons that sparse decode steps listed, and those whose up
-            and down rows they read, summed since the start.
+        counts: int64 [n_layer, MAX_CHUNKS, 2]: neurons that each layer's sparse FFN listed, and those
+            whose up and down rows it read, summed over chunks, tokens and time by whoever reads them.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Executor:
         if model.rope_freqs is not None:
             factors = self.store.rows(model.rope_freqs).view(np.float32)[0]
         self._rope_table = rope_table(model, n_ctx, factors)
-        self.counts = program.aligned(model.n_layer * program.PIECES * 16).view(np.int64)
-        self.counts = self.counts.reshape(model.n_layer, program.PIECES, 2)
+        self.counts = program.aligned(model.n_layer * program.MAX_CHUNKS * 16).view(np.int64)
+        self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
         arenas = [memory.offsets(graph) for graph in graphs]
         self._arena = program.aligned(max(arena.n_bytes for arena in arenas))
         self._areas = self._allocate_areas()

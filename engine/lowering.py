@@ -29,7 +29,7 @@ class Lowering:
     Attributes:
         tensors: address of each intermediate by name. areas: address of each workspace area.
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
-        counts: address of int64 [n_layer, PIECES, 2], listed and live neurons.
+        counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
         packed: the tensor that the packed area holds.
     """
 
@@ -52,6 +52,11 @@ class Lowering:
     def emit(self, code: int, chunks: int, **fields: Any) -> None:
         """Append one record."""
         self.records.append({"code": code, "chunks": chunks, **fields})
+
+    def next_counts(self) -> int:
+        """Address of the next layer's counts."""
+        self.n_ffn += 1
+        return self.counts + (self.n_ffn - 1) * program.MAX_CHUNKS * 16
 
     def token_chunks(self, n: int) -> int:
         """Chunks of an op that shares out tokens of n numbers each."""
@@ -310,9 +315,8 @@ def _pieces(low: Lowering, node: Node, skip: bool, listed: bool) -> None:
         scratch_stride=stride,
         **({"p0": count + 8, "p1": count} if listed else {}),
         p2=int(skip),
-        counts=low.counts + low.n_ffn * program.PIECES * 16,
+        counts=low.next_counts(),
     )
-    low.n_ffn += 1
     y, _ = low.vector(node.output)
     chunks = max(1, min(program.PIECES, k // 256))
     low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, p0=program.PIECES, k=k, y=y)
@@ -324,21 +328,15 @@ def sparse_ffn(low: Lowering, node: Node) -> None:
     if low.one_token:
         _pieces(low, node, skip=True, listed=bool(mask))
         return
-    n_ff = gate.ne[1]
+    n_ff, counts = gate.ne[1], low.next_counts()
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     if mask:
-        bits = {"z": low.tensors[mask[0].name], "z_stride": mask_bytes(n_ff)}
+        bits = {"z": low.tensors[mask[0].name], "z_stride": mask_bytes(n_ff), "counts": counts}
         _row_op(low, program.GATE_ROWS, gate, low.tensor_operand(gate, n), gates, bits)
     else:
         low.matrix(gate, low.tensor_operand(gate, n), gates)
-    _row_op(
-        low,
-        program.UP_ROWS,
-        up,
-        low.tensor_operand(up, n),
-        hidden,
-        {"z": gates[0], "z_stride": gates[1]},
-    )
+    positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "p0": int(not mask)}
+    _row_op(low, program.UP_ROWS, up, low.tensor_operand(up, n), hidden, positive)
     _down_rows(low, node, down_t, hidden)
 
 

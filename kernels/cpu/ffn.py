@@ -96,8 +96,8 @@ def bit(bits: int, i: int) -> bool:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def gate_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others."""
+def gate_rows(op, r: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others; how many have it."""
     tokens, n = scratch + _TOKENS, 0
     for t in range(n_tokens):
         store_f32(op.y + t * op.y_stride + 4 * r, simd.to_f32(0.0))
@@ -108,11 +108,12 @@ def gate_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[
                 _strip(op, r, ROWS, scratch, False)
     if n % ROWS:
         _strip(op, r, n % ROWS, scratch, False)
+    return n
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def up_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others."""
+def up_rows(op, r: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others; how many."""
     tokens, n = scratch + _TOKENS, 0
     for t in range(n_tokens):
         g = load_f32(op.z + t * op.z_stride + 4 * r)
@@ -124,6 +125,7 @@ def up_rows(op, r: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no
                 _strip(op, r, ROWS, scratch, True)
     if n % ROWS:
         _strip(op, r, n % ROWS, scratch, True)
+    return n
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

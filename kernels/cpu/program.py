@@ -25,9 +25,13 @@ the number of tokens alone, never on the threads, so neither do the bits.
     REDUCE        x = p0 partial vectors of stride x_stride     y[k], added in order
     MASK          x[t, n_rows] predictor outputs, f0 threshold  bits y[t]; list p0, length p1
     GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
-    UP_ROWS       w, x[t], gates z[t, r]                        y[t, r] = z (w[r] . x[t]) where z > 0
+    UP_ROWS       w, x[t], gates z[t, r], p0: every gate was    y[t, r] = z (w[r] . x[t]) where z > 0
+                  listed
     DOWN_ROWS     w [n_rows, k], x[t, n_rows]                   y[t, k] = sum_r x[t, r] w[r], zeros skipped
     RELU          x[t, k]                                       y[t, k] = max(x, 0)
+
+Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
+`counts`.
 """
 
 from typing import Any

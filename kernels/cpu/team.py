@@ -37,6 +37,14 @@ def _cut(n: int, c: int, chunks: int, unit: int) -> int:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyped-def]
+    """Add to chunk c's own cells, so that no two threads write the same."""
+    at = op.counts + 16 * c
+    store_i64(at, load_i64(at) + listed)
+    store_i64(at + 8, load_i64(at + 8) + live)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an op whose output rows are shared out."""
     n_tokens, code = run[N_TOKENS], op.code
@@ -64,11 +72,15 @@ def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped
         at = op.y + 4 * first
         elementwise.act_mul(at, op.scratch + 4 * first, last - first, op.p0, at)
     elif code == program.GATE_ROWS:
+        listed = 0
         for r in range(first, last):
-            ffn.gate_rows(op, r, n_tokens, scratch)
+            listed += ffn.gate_rows(op, r, n_tokens, scratch)
+        _count(op, c, listed, 0)
     elif code == program.UP_ROWS:
+        live = 0
         for r in range(first, last):
-            ffn.up_rows(op, r, n_tokens, scratch)
+            live += ffn.up_rows(op, r, n_tokens, scratch)
+        _count(op, c, (last - first) * n_tokens * op.p0, live)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -129,9 +141,7 @@ def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untype
         n = load_i64(op.p1) if op.p0 else op.n_rows
         first, last = n * c // op.chunks, n * (c + 1) // op.chunks
         live = ffn.ffn_piece(op, op.p0, first, last, scratch, op.scratch + c * op.scratch_stride)
-        at = op.counts + 16 * c
-        store_i64(at, load_i64(at) + last - first)
-        store_i64(at + 8, load_i64(at + 8) + live)
+        _count(op, c, last - first, live)
     elif code == program.REDUCE:
         first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, c + 1, op.chunks, ROWS_ALIGNED)
         elementwise.reduce_rows(op.x, op.x_stride, op.p0, first, last, op.y)
