@@ -1,0 +1,352 @@
+"""Text from a model: load it, feed it a prompt, choose tokens, stream their text, count and stop."""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import settings
+from hotcold.engine.executor import Executor
+from hotcold.engine.model import Model, load_model
+from hotcold.engine.sampling import REPEAT_LAST_N, Sampler, SamplingSettings
+from hotcold.engine.statistics import Statistics
+from hotcold.engine.stop_strings import StopStrings, checked_stops
+from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.kernels.cpu.team import compile_kernels
+
+DEFAULT_MAX_TOKENS = 128
+MAX_TOKENS = 1 << 30
+DEFAULTS = SamplingSettings()
+
+
+class Engine:
+    """A loaded model: logits of given tokens, and text that goes on from a prompt.
+
+    Make one with `load`. Not for several threads at once. A context manager: leaving it ends the
+    threads and closes the file.
+
+    Attributes:
+        sparsity: "off", "exact" or "predictor". sparsity_reason: why, in words.
+        warnings: what a user should know of the file and the settings, one line each.
+        load_seconds: what loading took.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        model: Model,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        *,
+        sparsity: str = "off",
+        sparsity_reason: str = "",
+        warnings: tuple[str, ...] = (),
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.file, self.model, self.tokenizer = file, model, tokenizer
+        self._executor: Executor | None = executor
+        self.n_ctx, self.n_batch, self.n_threads = executor.n_ctx, executor.n_batch, executor.n_threads
+        self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
+        self.warnings, self.load_seconds = warnings, load_seconds
+        self._turn = 0  # calls that wrote the KV cache
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the model.
+
+        Raises:
+            SettingError: the engine is closed.
+        """
+        if self._executor is None:
+            raise SettingError("engine", "closed", next_step="load the model again")
+        return self._executor
+
+    def logits(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits after each of the tokens, which start at position 0: float32 [n_tokens, n_vocab].
+
+        Raises:
+            SettingError: an id that is no whole number within the vocabulary.
+            DoesNotFitError: more tokens than n_ctx.
+        """
+        tokens = self._checked_ids(ids)
+        self._turn += 1
+        logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
+        for start in range(0, tokens.size, self.n_batch):
+            stop = start + self.n_batch
+            self.executor.run(tokens[start:stop], start, logits[start:stop])
+        return logits
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int],
+        max_tokens: int = DEFAULT_MAX_TOKENS,
+        *,
+        temp: float = DEFAULTS.temp,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        repeat_penalty: float = DEFAULTS.repeat_penalty,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+    ) -> "Generation":
+        """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
+
+        Args:
+            prompt: text (special pieces such as `</s>` in it are recognised), or token ids.
+            max_tokens: most tokens to choose; -1 goes on until the context is full.
+            temp, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingSettings`.
+            stop: strings that end the text; they are not part of it.
+            ignore_eos: never choose a token that ends the text.
+
+        Raises:
+            SettingError: a value out of its bounds, an empty prompt.
+            DoesNotFitError: a prompt longer than the context.
+        """
+        sampling = SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
+        settings.whole_number("max_tokens", max_tokens, -1, MAX_TOKENS)
+        text = isinstance(prompt, str | bytes)
+        ids = self._checked_ids(
+            self.tokenizer.encode(prompt, parse_special=True) if text else prompt, "prompt"
+        )
+        if not ids.size:
+            raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
+        return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos)
+
+    def _checked_ids(
+        self, ids: str | bytes | Sequence[int] | NDArray[np.integer], what: str = "tokens"
+    ) -> NDArray[np.int32]:
+        tokens = np.asarray(ids)
+        if tokens.size and (tokens.dtype.kind not in "iu" or tokens.ndim != 1):
+            raise SettingError(
+                what, f"{tokens.dtype} {list(tokens.shape)}", "token ids: whole numbers in a row"
+            )
+        if tokens.size > self.n_ctx:
+            raise DoesNotFitError(
+                what,
+                f"{tokens.size} tokens",
+                f"the context holds {self.n_ctx}",
+                "raise n_ctx (-c), or shorten it",
+            )
+        outside = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)] if tokens.size else tokens
+        if outside.size:
+            raise SettingError(
+                "token id", int(outside[0]), f"the vocabulary has 0 to {self.model.n_vocab - 1}"
+            )
+        return tokens.astype(np.int32)
+
+    def take_turn(self) -> int:
+        """A number for one use of the KV cache; a later use makes it stale."""
+        self._turn += 1
+        return self._turn
+
+    def check_turn(self, turn: int) -> None:
+        """Raise SettingError if another call has written the KV cache since."""
+        if turn != self._turn:
+            raise SettingError("generation", "overtaken by a later call of the same engine", "one at a time")
+
+    def close(self) -> None:
+        """End the threads and close the file."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Generation(Iterator[str]):
+    """The text of one `Engine.generate`, piece by piece; only whole characters come out.
+
+    Attributes:
+        prompt_ids, ids: tokens of the prompt, and tokens chosen so far.
+        statistics: counts and times so far.
+        sampling: the settings in use, with the seed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: NDArray[np.int32],
+        max_tokens: int,
+        sampler: Sampler,
+        stops: tuple[str, ...],
+        ignore_eos: bool,
+    ) -> None:
+        self._engine, self._sampler, self._stops = engine, sampler, StopStrings(stops)
+        room = engine.n_ctx - prompt_ids.size
+        self._limit, self._limit_reason = room, "context"
+        if 0 <= max_tokens <= room:
+            self._limit, self._limit_reason = max_tokens, "length"
+        self._banned = sorted(engine.tokenizer.end_ids) if ignore_eos else []
+        self._characters = CharacterStream()
+        self._logits = np.empty((1, engine.model.n_vocab), np.float32)
+        self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
+        self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
+        self.sampling = sampler.settings
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _run(self) -> Iterator[str]:
+        statistics = self.statistics
+        self._turn = self._engine.take_turn()
+        if self._limit:
+            self._run_prompt()
+        while not statistics.stop_reason:
+            if piece := self._next_piece():
+                yield piece
+        if statistics.stop_reason != "stop" and (rest := self._stops.end()):
+            yield rest
+
+    def _run_prompt(self) -> None:
+        """Let the prompt pass in batches; only the last token's logits are computed."""
+        started, n_batch = time.perf_counter(), self._engine.n_batch
+        ids = np.array(self.prompt_ids, np.int32)
+        for start in range(0, ids.size, n_batch):
+            batch = ids[start : start + n_batch]
+            last = start + batch.size == ids.size
+            self._engine.executor.run(batch, start, self._logits if last else None)
+        self.statistics.prompt_seconds = time.perf_counter() - started
+
+    def _next_piece(self) -> str:
+        """Choose a token and return what text can be shown after it, maybe none."""
+        statistics = self.statistics
+        if statistics.n_generated == self._limit:
+            statistics.stop_reason = self._limit_reason
+            return ""
+        self._engine.check_turn(self._turn)
+        started = time.perf_counter()
+        if self.ids:
+            n_past = statistics.n_prompt + statistics.n_generated - 1
+            self._engine.executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
+            statistics.n_decoded += 1
+        token = self._choose()
+        statistics.decode_seconds += time.perf_counter() - started if self.ids else 0.0
+        if token in self._engine.tokenizer.end_ids:
+            statistics.stop_reason = "eos"
+            return ""
+        self.ids.append(token)
+        statistics.n_generated += 1
+        text = self._stops.feed(self._characters.feed(self._engine.tokenizer.piece(token)))
+        if self._stops.found:
+            statistics.stop_reason = "stop"
+        return text
+
+    def _choose(self) -> int:
+        logits = self._logits[0, : self._engine.tokenizer.n_vocab]
+        logits[self._banned] = -np.inf
+        if np.isnan(logits).any():
+            raise FileError(
+                self._engine.file.path.name, "the model computes NaN", "numbers", "the file may be damaged"
+            )
+        recent = self.ids[-REPEAT_LAST_N:]
+        missing = REPEAT_LAST_N - len(recent)
+        return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)
+
+
+def load(
+    path: str | os.PathLike[str] | None = None,
+    n_ctx: int | None = None,
+    n_batch: int = settings.DEFAULT_N_BATCH,
+    threads: int | None = None,
+    sparsity: str = "auto",
+    sparse_pred_threshold: float | None = None,
+    device: str = "auto",
+    vram_budget: float | str = "auto",
+    kv_type: str = "f16",
+) -> Engine:
+    """Open a model and make it ready to run.
+
+    Args:
+        path: a GGUF file or a directory that holds one; None is the bundled model.
+        n_ctx: positions of the KV cache; None: the model's own length up to 4096.
+        n_batch: prompt tokens that run together, clamped to n_ctx.
+        threads: None: the physical cores within the process's affinity and quota.
+        sparsity: "auto", "exact", "off" or "predictor"; see `settings.resolve_sparsity`.
+        sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
+            variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
+        device: "auto" or "cpu". vram_budget: "auto" or 0.
+        kv_type: "f16" or "f32", numbers of the KV cache.
+
+    Raises:
+        SettingError: a value out of its bounds, or a sparsity that the file cannot run in.
+        FileError: a file that is missing, damaged or not supported.
+        DoesNotFitError: not enough memory.
+        DeviceError: a GPU is asked for.
+    """
+    started = time.perf_counter()
+    settings.check_device(device, vram_budget)
+    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
+    settings.one_of("sparsity", sparsity, settings.SPARSITIES)
+    settings.batch_length(n_batch, settings.context_length(n_ctx, settings.MAX_N_CTX).n_ctx)
+    n_threads = settings.thread_count(threads)
+    file = open_gguf(settings.model_path(path))
+    try:
+        model = load_model(file)
+        threshold = settings.resolve_threshold(sparse_pred_threshold, model.sparse_threshold)
+        model = replace(model, sparse_threshold=threshold)
+        mode, reason = settings.resolve_sparsity(model, sparsity)
+        context = settings.context_length(n_ctx, model.n_ctx_train)
+        tokenizer = _fitting_tokenizer(file, model)
+        compile_kernels()
+        executor = _executor(
+            model,
+            file,
+            context.n_ctx,
+            settings.batch_length(n_batch, context.n_ctx),
+            n_threads,
+            kv_type,
+            mode,
+        )
+    except BaseException:
+        file.close()
+        raise
+    return Engine(
+        file,
+        model,
+        tokenizer,
+        executor,
+        sparsity=mode,
+        sparsity_reason=reason,
+        warnings=(*model.warnings, *([context.warning] if context.warning else [])),
+        load_seconds=time.perf_counter() - started,
+    )
+
+
+def _fitting_tokenizer(file: GGUFFile, model: Model) -> Tokenizer:
+    tokenizer = load_tokenizer(file)
+    if tokenizer.n_vocab > model.n_vocab:
+        bound = f"token_embd has {model.n_vocab} rows"
+        raise FileError(
+            f"{file.path.name}: vocabulary", f"{tokenizer.n_vocab} pieces", bound, "the file is damaged"
+        )
+    return tokenizer
+
+
+def _executor(
+    model: Model, file: GGUFFile, n_ctx: int, n_batch: int, n_threads: int, kv_type: str, mode: str
+) -> Executor:
+    try:
+        return Executor(model, file, n_ctx, n_batch, n_threads, kv_type, mode)
+    except MemoryError as error:
+        raise DoesNotFitError(
+            "memory",
+            f"KV cache and intermediates of n_ctx {n_ctx}, n_batch {n_batch}",
+            str(error),
+            "lower both",
+        ) from error
