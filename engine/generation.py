@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hotcold.engine import settings
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import Model, load_model
-from hotcold.engine.sampling import REPEAT_LAST_N, Sampler, SamplingSettings
+from hotcold.engine.sampling import Sampler
 from hotcold.engine.statistics import Statistics
 from hotcold.engine.stop_strings import StopStrings, checked_stops
 from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
@@ -21,9 +21,7 @@ from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
 
-DEFAULT_MAX_TOKENS = 128
-MAX_TOKENS = 1 << 30
-DEFAULTS = SamplingSettings()
+DEFAULTS = settings.SamplingSettings()
 
 
 class Engine:
@@ -86,7 +84,7 @@ class Engine:
     def generate(
         self,
         prompt: str | bytes | Sequence[int],
-        max_tokens: int = DEFAULT_MAX_TOKENS,
+        max_tokens: int = settings.DEFAULT_MAX_TOKENS,
         *,
         temp: float = DEFAULTS.temp,
         top_k: int = DEFAULTS.top_k,
@@ -110,18 +108,18 @@ class Engine:
             SettingError: a value out of its bounds, an empty prompt.
             DoesNotFitError: a prompt longer than the context.
         """
-        sampling = SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
-        settings.whole_number("max_tokens", max_tokens, -1, MAX_TOKENS)
-        text = isinstance(prompt, str | bytes)
-        ids = self._checked_ids(
-            self.tokenizer.encode(prompt, parse_special=True) if text else prompt, "prompt"
-        )
+        sampling = settings.SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
+        settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
+        if isinstance(prompt, str | bytes):
+            ids = self._checked_ids(self.tokenizer.encode(prompt, parse_special=True), "prompt")
+        else:
+            ids = self._checked_ids(prompt, "prompt")
         if not ids.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
         return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos)
 
     def _checked_ids(
-        self, ids: str | bytes | Sequence[int] | NDArray[np.integer], what: str = "tokens"
+        self, ids: Sequence[int] | NDArray[np.integer], what: str = "tokens"
     ) -> NDArray[np.int32]:
         tokens = np.asarray(ids)
         if tokens.size and (tokens.dtype.kind not in "iu" or tokens.ndim != 1):
@@ -254,8 +252,8 @@ class Generation(Iterator[str]):
             raise FileError(
                 self._engine.file.path.name, "the model computes NaN", "numbers", "the file may be damaged"
             )
-        recent = self.ids[-REPEAT_LAST_N:]
-        missing = REPEAT_LAST_N - len(recent)
+        recent = self.ids[-settings.REPEAT_LAST_N :]
+        missing = settings.REPEAT_LAST_N - len(recent)
         return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)
 
 

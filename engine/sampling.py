@@ -1,67 +1,11 @@
 """Choosing the next token from its logits."""
 
-import math
-import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.errors import SettingError
-
-REPEAT_LAST_N = 64  # tokens that the repeat penalty looks back on
-MAX_SEED = (1 << 64) - 1
-
-
-@dataclass(frozen=True)
-class SamplingSettings:
-    """How the next token is chosen. The order is: penalty, top_k, temperature, top_p, min_p.
-
-    Attributes:
-        temp: logits are divided by it; 0 takes the most likely token.
-        top_k: keep that many most likely tokens; 0 keeps all.
-        top_p: keep the most likely tokens until their probabilities add up to it; 1 keeps all.
-        min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
-        repeat_penalty: positive logits of the last 64 tokens are divided by it, negative ones
-            multiplied (Keskar et al., 2019); 1 changes nothing.
-        seed: of the random numbers; None draws one.
-    """
-
-    temp: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repeat_penalty: float = 1.1
-    seed: int | None = None
-
-    def checked(self) -> "SamplingSettings":
-        """The same settings, with a seed.
-
-        Raises:
-            SettingError: a value out of its bounds, named.
-        """
-        _number("temp", self.temp, 0, math.inf, "a finite number of at least 0")
-        _whole("top_k", self.top_k, "a whole number of at least 0")
-        _number("top_p", self.top_p, 0, 1, "above 0, up to 1", above=True)
-        _number("min_p", self.min_p, 0, 1, "from 0 to 1")
-        _number("repeat_penalty", self.repeat_penalty, 0, math.inf, "a finite number above 0", above=True)
-        if self.seed is None:
-            return replace(self, seed=secrets.randbits(32))
-        _whole("seed", self.seed, f"a whole number from 0 to {MAX_SEED}", MAX_SEED)
-        return self
-
-
-def _number(name: str, value: object, low: float, high: float, bound: str, above: bool = False) -> None:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not (good and low <= value <= high) or (above and value == low):  # type: ignore[operator]
-        raise SettingError(name, value, bound)
-
-
-def _whole(name: str, value: object, bound: str, largest: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    if not good or (largest is not None and value > largest):  # type: ignore[operator]
-        raise SettingError(name, value, bound)
+from hotcold.engine.settings import REPEAT_LAST_N, SamplingSettings
 
 
 class Sampler:

@@ -3,9 +3,9 @@
 import math
 import os
 import re
+import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass
-from importlib import resources
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
 
 DEFAULT_N_CTX = 4096  # unless the model's own length is shorter
 DEFAULT_N_BATCH = 512
+DEFAULT_MAX_TOKENS = 128
+REPEAT_LAST_N = 64  # tokens that the repeat penalty looks back on
+MAX_SEED = (1 << 64) - 1
+MAX_TOP_K = 1 << 30
+MAX_TOKENS = 1 << 30
 MAX_N_CTX = 1 << 24
 MAX_N_BATCH = 1 << 16
 MAX_THREADS = 1024
@@ -25,6 +30,46 @@ DEVICES = ("auto", "cpu")
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 BUNDLED_MODEL = "tiny-relu-llama"
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(?:[kmgt]i?)?b?", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen. The order is: penalty, top_k, temperature, top_p, min_p.
+
+    Attributes:
+        temp: logits are divided by it; 0 takes the most likely token.
+        top_k: keep that many most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens until their probabilities add up to it; 1 keeps all.
+        min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
+        repeat_penalty: positive logits of the last 64 tokens are divided by it, negative ones
+            multiplied (Keskar et al., 2019); 1 changes nothing.
+        seed: of the random numbers; None draws one.
+    """
+
+    temp: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.1
+    seed: int | None = None
+
+    def checked(self) -> "SamplingSettings":
+        """The same settings, with a seed.
+
+        Raises:
+            SettingError: a value out of its bounds, named.
+        """
+        number_within("temp", self.temp, 0, math.inf, "a finite number of at least 0")
+        whole_number("top_k", self.top_k, 0, MAX_TOP_K)
+        number_within("top_p", self.top_p, 0, 1, "above 0, up to 1", above=True)
+        number_within("min_p", self.min_p, 0, 1, "from 0 to 1")
+        number_within(
+            "repeat_penalty", self.repeat_penalty, 0, math.inf, "a finite number above 0", above=True
+        )
+        if self.seed is None:
+            return replace(self, seed=secrets.randbits(32))
+        whole_number("seed", self.seed, 0, MAX_SEED)
+        return self
 
 
 @dataclass(frozen=True)
@@ -44,6 +89,19 @@ def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
         raise SettingError(name, value, f"a whole number from {smallest} to {largest}")
     return value
+
+
+def number_within(
+    name: str, value: object, low: float, high: float, bound: str, *, above: bool = False
+) -> None:
+    """Accept a finite number from `low` (or above it) to `high`.
+
+    Raises:
+        SettingError: anything else; `bound` says what was wanted.
+    """
+    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+        raise SettingError(name, value, bound)
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
@@ -131,7 +189,9 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
             return "exact", "a ReLU model without predictors"
         return "off", f"{model.ffn_activation.upper()} without predictors" if not relu else "no ffn_down_t"
     if wanted == "predictor" and not model.has_predictors:
-        raise SettingError("sparsity", wanted, "this file has no predictors", "use auto, or convert with them")
+        raise SettingError(
+            "sparsity", wanted, "this file has no predictors", "use auto, or convert with them"
+        )
     if wanted == "exact" and not relu:
         bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
         raise SettingError("sparsity", wanted, bound, "use off")
@@ -141,7 +201,9 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     return wanted, "asked for"
 
 
-def resolve_threshold(wanted: float | None, in_file: float, environment: Mapping[str, str] = os.environ) -> float:
+def resolve_threshold(
+    wanted: float | None, in_file: float, environment: Mapping[str, str] = os.environ
+) -> float:
     """Predictor outputs at or above this count as active: as set, else by the environment, else the file.
 
     Raises:
@@ -188,6 +250,8 @@ def model_path(path: str | os.PathLike[str] | None) -> Path:
 
 
 def _bundled_model() -> Path:
+    from importlib import resources
+
     folder = Path(str(resources.files("hotcold"))) / "models" / BUNDLED_MODEL
     found = sorted(folder.glob("*.gguf"))
     if not found:

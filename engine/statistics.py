@@ -1,6 +1,7 @@
 """What one generation did, in numbers."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 STOP_REASONS = {
     "": "interrupted",
@@ -39,3 +40,23 @@ class Statistics:
     def decode_tokens_per_second(self) -> float:
         """Of the tokens that ran alone; 0 before the first."""
         return self.n_decoded / self.decode_seconds if self.decode_seconds else 0.0
+
+    def line(self) -> str:
+        """All of it in one line, below 80 columns up to 99999 tokens."""
+        return (
+            f"prompt {self.n_prompt} tokens {_rate(self.prompt_tokens_per_second)}, "
+            f"text {self.n_generated} tokens {_rate(self.decode_tokens_per_second)}, "
+            f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return asdict(self) | {
+            "stop_reason": self.stop_reason or "interrupted",
+            "prompt_tokens_per_second": self.prompt_tokens_per_second,
+            "decode_tokens_per_second": self.decode_tokens_per_second,
+        }
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.0f}/s" if per_second >= 100 else f"{per_second:.3g}/s"
