@@ -1,0 +1,224 @@
+"""Opens a GGUF file: mapped, checked to the last field, nothing copied.
+
+GGUF v2 and v3, and PowerInfer's files, which are the same with the magic `PWRI`. A file that is cut
+while it is mapped ends the process (SIGBUS); its size is checked once more before bulk reading.
+"""
+
+import mmap
+import os
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.gguf_io import tensors
+from hotcold.gguf_io.errors import MetadataError, NotGGUFError, VersionError
+from hotcold.gguf_io.fields import MAX_KEY_BYTES, Cursor
+from hotcold.gguf_io.tensors import TensorInfo
+
+MAGICS = {b"GGUF": "GGUF", b"PWRI": "PWRI"}
+VERSIONS = (2, 3)
+DEFAULT_ALIGNMENT = 32
+MAX_ALIGNMENT = 1 << 20
+SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
+
+OTHER_FORMATS = {
+    b"vers": "a Git LFS pointer: fetch the real file with `git lfs pull`",
+    b"<!DO": "an HTML page: the download went wrong",
+    b"<htm": "an HTML page: the download went wrong",
+    b"PK\x03\x04": "a zip or PyTorch file: convert it with `hotcold convert`",
+    b"\x80\x02": "a pickle: convert it with `hotcold convert`",
+    b"lmgg": "an old GGML file: convert the original model again",
+    b"tjgg": "an old GGJT file: convert the original model again",
+    b"fmgg": "an old GGMF file: convert the original model again",
+}
+
+_MISSING = object()
+
+
+class GGUFFile:
+    """An open file.
+
+    Attributes:
+        metadata: scalars as Python values, strings as str (bytes where they are no UTF-8), arrays of
+            numbers as read-only NumPy views, arrays of strings as `StringArray`.
+        tensors: the table in file order. warnings: what is odd but harmless.
+    """
+
+    def __init__(self, path: Path, view: memoryview, mapping: mmap.mmap) -> None:
+        self.path, self._view, self._mapping = path, view, mapping
+        self.size = len(view)
+        self.warnings: tuple[str, ...] = ()
+        cursor = Cursor(path.name, view)
+        self.magic = MAGICS[bytes(view[:4])]
+        self.version = _version(cursor)
+        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY)
+        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR)
+        self.metadata: Mapping[str, Any] = _metadata(cursor, n_pairs)
+        self.alignment = _alignment(path.name, self.metadata)
+        infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
+        self.tensors = {info.name: info for info in self._place(infos, cursor.at)}
+
+    @property
+    def is_powerinfer(self) -> bool:
+        """Whether the magic says that the model runs sparse, with predictors."""
+        return self.magic == "PWRI"
+
+    def _place(self, infos: list[TensorInfo], end_of_table: int) -> list[TensorInfo]:
+        data_start = -(-end_of_table // self.alignment) * self.alignment
+        placed = tensors.place(self.path.name, infos, data_start, self.alignment, self.size)
+        end = max((info.offset + info.n_bytes for info in placed), default=end_of_table)
+        extra = self.size - -(-end // self.alignment) * self.alignment
+        if extra > 0:
+            self.warnings = (f"{self.path.name}: {extra} bytes after the last tensor are not read",)
+        return placed
+
+    def data(self, name: str) -> NDArray[np.uint8]:
+        """A tensor's rows: read-only view of the map, uint8 [n_rows, bytes a row]."""
+        info = self.tensors[name]
+        view = np.frombuffer(self._view, np.uint8, info.n_bytes, info.offset)
+        return view.reshape(info.n_rows, info.row_bytes)
+
+    def get_int(self, key: str, default: int | None = None) -> int:
+        """An integer of the metadata; MetadataError if it is missing without default or no integer."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be an integer")
+        return value
+
+    def get_float(self, key: str, default: float | None = None) -> float:
+        """A float; integers will do."""
+        value = self._get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be a number")
+        return float(value)
+
+    def get_bool(self, key: str, default: bool | None = None) -> bool:
+        """True or false."""
+        value = self._get(key, default)
+        if not isinstance(value, bool):
+            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be true or false")
+        return value
+
+    def get_str(self, key: str, default: str | None = None) -> str:
+        """Text."""
+        value = self._get(key, default)
+        if not isinstance(value, str):
+            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be UTF-8 text")
+        return value
+
+    def get_array(self, key: str, default: Any = None) -> Any:
+        """An array: NumPy view or StringArray."""
+        value = self._get(key, default)
+        if isinstance(value, bool | int | float | str | bytes):
+            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be an array")
+        return value
+
+    def _get(self, key: str, default: Any) -> Any:
+        value = self.metadata.get(key, _MISSING)
+        if value is not _MISSING:
+            return value
+        if default is None:
+            raise MetadataError(f"{self.path.name}: metadata key", key, "missing", "convert the model again")
+        return default
+
+    def close(self) -> None:
+        """Let go of the map; it is unmapped when the last view of it is gone."""
+        self.tensors = {}
+        self.metadata = {}
+        self._view = memoryview(b"")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _short(value: object) -> str:
+    return repr(value)[:60]
+
+
+def _version(cursor: Cursor) -> int:
+    cursor.at = 4
+    version = cursor.number("I", "version")
+    if version & 0xFFFF == 0 and version:
+        raise VersionError(f"{cursor.name}: version", version, "big-endian", "convert the model again here")
+    if version not in VERSIONS:
+        raise VersionError(
+            f"{cursor.name}: version", version, "2 or 3 can be read", "convert the model again"
+        )
+    return version
+
+
+def _metadata(cursor: Cursor, n_pairs: int) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for i in range(n_pairs):
+        key = cursor.text(f"key {i}", MAX_KEY_BYTES)
+        if key in pairs:
+            raise MetadataError(f"{cursor.name}: key", key, "occurs twice")
+        pairs[key] = cursor.value(cursor.value_type(f"type of {key}"), key)
+    return pairs
+
+
+def _alignment(name: str, metadata: Mapping[str, Any]) -> int:
+    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
+    good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_ALIGNMENT
+    if not good or value & (value - 1):
+        bound = f"a power of two up to {MAX_ALIGNMENT}"
+        raise MetadataError(f"{name}: general.alignment", _short(value), bound)
+    return int(value)
+
+
+def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
+    """Open and check a file.
+
+    Raises:
+        GGUFError: one of its children says what is wrong.
+    """
+    where = Path(path)
+    mapping = _map(where)
+    view = memoryview(mapping)
+    magic = bytes(view[:4])
+    if magic not in MAGICS:
+        raise _not_gguf(where, bytes(view[:16]))
+    return GGUFFile(where, view, mapping)
+
+
+def _map(path: Path) -> mmap.mmap:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        raise NotGGUFError("model file", str(path), error.strerror or "cannot be opened") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotGGUFError("model file", str(path), "is not a regular file")
+        if status.st_size == 0:
+            raise NotGGUFError("model file", str(path), "is empty", "download it again")
+        return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise NotGGUFError("model file", str(path), f"cannot be mapped: {error}") from error
+    finally:
+        os.close(descriptor)
+
+
+def _not_gguf(path: Path, head: bytes) -> NotGGUFError:
+    if head[:4] == b"FUGG":
+        return NotGGUFError("model file", str(path), "big-endian GGUF", "convert the model again here")
+    for start, kind in OTHER_FORMATS.items():
+        if head.startswith(start):
+            return NotGGUFError("model file", str(path), f"not GGUF but {kind}")
+    if head[8:9] == b"{":
+        return NotGGUFError(
+            "model file", str(path), "a safetensors file", "convert its folder with `hotcold convert`"
+        )
+    if len(head) < 4:
+        return NotGGUFError("model file", str(path), f"only {len(head)} bytes", "download it again")
+    return NotGGUFError("model file", str(path), f"begins with {head[:4]!r}, not with GGUF or PWRI")

@@ -1,0 +1,48 @@
+"""Logits against llama.cpp's own, and against exact arithmetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.engine.executor import Executor
+from hotcold.engine.model import load_model
+from hotcold.gguf_io import open_gguf
+
+Logits = NDArray[np.float32]
+
+# relative RMS against llama.cpp and, where activations are not rounded, against float64
+BOUNDS = {
+    "f32": (2e-3, 2e-3),
+    "f16": (2e-3, 2e-3),
+    "bf16": (1e-2, 2e-3),
+    "q8_0": (3e-2, None),
+    "q4_0": (3e-2, None),
+    "q5_0": (3e-2, 3e-2),
+    "q6_k": (4.5e-2, 3e-2),
+    "ropefreqs.f16": (2e-3, 2e-3),
+    "ropelinear.q8_0": (3e-2, None),
+}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("step", [1, 48])
+def test_logits_equal_the_recording(
+    name: str,
+    step: int,
+    data: Path,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    recorded = np.load(data / "llamacpp" / "logits.npz")
+    bound, exact_bound = BOUNDS[name]
+    with (
+        open_gguf(data / "llamacpp" / f"llama.{name}.gguf") as file,
+        Executor(load_model(file), file, 64, 48, 2, "f32") as executor,
+    ):
+        logits = logits_of(executor, recorded["ids"], step)
+    assert distance(logits, recorded[f"llama.{name}"]) <= bound
+    if exact_bound is not None:
+        assert distance(logits, recorded[f"llama.{name}.exact"]) <= exact_bound

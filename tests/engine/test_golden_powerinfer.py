@@ -1,0 +1,41 @@
+"""Logits against PowerInfer's own: its predictors, its threshold, its transposed down product."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.engine.executor import Executor
+from hotcold.engine.model import load_model
+from hotcold.gguf_io import open_gguf
+
+Logits = NDArray[np.float32]
+
+
+@pytest.mark.parametrize(("name", "bound"), [("llama-f16", 2e-3), ("llama-q4_0", 2.5e-2)])
+@pytest.mark.parametrize("which", ["sparse", "all_active"])
+@pytest.mark.parametrize("step", [1, 40])
+def test_logits_equal_the_recording(
+    name: str,
+    bound: float,
+    which: str,
+    step: int,
+    data: Path,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    recorded = np.load(data / "powerinfer" / f"{name}.npz")
+    with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
+        model = load_model(file)
+        if which == "all_active":
+            model = dataclasses.replace(model, sparse_threshold=-100.0)
+        with Executor(model, file, 64, 40, 2, "f32", "predictor") as executor:
+            logits = logits_of(executor, recorded["ids"], step)
+            listed = executor.counts[..., 0].sum(1)
+    assert distance(logits, recorded[f"logits_{which}_{'single' if step == 1 else 'batch'}"]) <= bound
+    if step == 1:
+        active = recorded["active"].sum((1, 2)) if which == "sparse" else [40 * 1024] * model.n_layer
+        assert listed.tolist() == list(active)
