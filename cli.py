@@ -1,5 +1,346 @@
-"""The command line."""
+"""The command line: parse, call the engine, print.
+
+What takes a moment to import (NumPy, Numba, gguf, rich's progress bars) is imported inside commands.
+"""
+
+import contextlib
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotcold.engine import settings
+from hotcold.errors import FileError, HotcoldError, SettingError
+
+if TYPE_CHECKING:
+    from hotcold.engine.generation import Engine, Generation
+    from hotcold.gguf_io.convert import ConvertSummary
+
+UNEXPECTED, DOES_NOT_FIT, INTERRUPTED = 1, 4, 130
+MAX_PROMPT_BYTES = 1 << 28
+
+app = typer.Typer(
+    help="Runs large language models that do not fit the GPU.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
 def main() -> None:
     """Entry point of the `hotcold` command."""
+    app()
+
+
+def show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        import hotcold
+
+        typer.echo(f"hotcold {hotcold.__version__}")
+        raise typer.Exit
+
+
+DEFAULTS = settings.SamplingSettings()
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+]
+Model = Annotated[
+    Path | None,
+    typer.Option(
+        "-m", "--model", help="GGUF file, or a directory that holds one. [default: the bundled model]"
+    ),
+]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")]
+NCtx = Annotated[
+    int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: the model's length, up to 4096]")
+]
+NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
+KVType = Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the KV cache.")]
+Sparsity = Annotated[
+    str, typer.Option(metavar="{auto,exact,off,predictor}", help="Which neurons of the FFN are computed.")
+]
+Threshold = Annotated[
+    float | None,
+    typer.Option(
+        "--sparse-pred-threshold",
+        "--sparse-threshold",
+        help=f"Predictor outputs at or above it count as active. [default: {settings.THRESHOLD_VARIABLE}, "
+        "else the file's]",
+    ),
+]
+Device = Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")]
+VramBudget = Annotated[str, typer.Option(metavar="BYTES", help="Memory of the GPU to use: auto or 0.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+
+
+@app.callback()
+def hotcold_command(version: Version = False) -> None:
+    """Options of the command itself."""
+
+
+@contextlib.contextmanager
+def reported() -> Iterator[None]:
+    """Turn what ends a command early into one line on stderr and an exit code."""
+    try:
+        yield
+    except HotcoldError as error:
+        _fail(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        # Nobody reads on: let the interpreter's last flush go nowhere, too.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except MemoryError as error:
+        _fail(f"memory: used up ({error}); lower -c or -b, or take a smaller model", DOES_NOT_FIT)
+    except Exception as error:  # noqa: BLE001 - the last resort: a user gets one line, not a traceback
+        text = f"unexpected {type(error).__name__}: {error}; HOTCOLD_DEBUG=1 shows where"
+        _fail(" ".join(text.split()), UNEXPECTED)
+
+
+def _fail(text: str, exit_code: int) -> None:
+    if os.environ.get("HOTCOLD_DEBUG", "0") not in ("", "0"):
+        traceback.print_exc()
+    note(f"error: {text}")
+    raise typer.Exit(exit_code) from None
+
+
+def note(text: str) -> None:
+    """One line on stderr."""
+    typer.echo(f"hotcold: {text}", err=True)
+
+
+@app.command()
+def generate(
+    model: Model = None,
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None,
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="File with the prompt; - or nothing: from a pipe.")
+    ] = None,
+    n_predict: Annotated[
+        int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
+    ] = settings.DEFAULT_MAX_TOKENS,
+    threads: Threads = None,
+    ctx_size: NCtx = None,
+    batch_size: NBatch = settings.DEFAULT_N_BATCH,
+    temp: Annotated[float, typer.Option(help="0 takes the most likely token.")] = DEFAULTS.temp,
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = DEFAULTS.top_k,
+    top_p: Annotated[float, typer.Option(help="Keep tokens up to this sum; 1: all.")] = DEFAULTS.top_p,
+    min_p: Annotated[
+        float, typer.Option(help="Keep tokens at least this likely against the likeliest; 0: all.")
+    ] = DEFAULTS.min_p,
+    repeat_penalty: Annotated[
+        float, typer.Option(help="Makes the last 64 tokens less likely; 1: off.")
+    ] = DEFAULTS.repeat_penalty,
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text. [default: random]")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = False,
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False,
+    kv_type: KVType = "f16",
+    sparsity: Sparsity = "auto",
+    sparse_pred_threshold: Threshold = None,
+    device: Device = "auto",
+    vram_budget: VramBudget = "auto",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+    version: Version = False,
+) -> None:
+    """Go on from a prompt; text goes to stdout, statistics to stderr."""
+    with reported():
+        text = read_prompt(prompt, file)
+        announce_compiling(quiet)
+        with open_engine(
+            path=model,
+            n_ctx=ctx_size,
+            n_batch=batch_size,
+            threads=threads,
+            kv_type=kv_type,
+            sparsity=sparsity,
+            sparse_pred_threshold=sparse_pred_threshold,
+            device=device,
+            vram_budget=vram_budget,
+        ) as engine:
+            generation = engine.generate(
+                text,
+                n_predict,
+                temp=temp,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repeat_penalty=repeat_penalty,
+                seed=seed,
+                stop=stop or (),
+                ignore_eos=ignore_eos,
+            )
+            if not quiet:
+                describe(engine, generation, verbose)
+            shown = text.decode(errors="replace") if echo else ""
+            stream(engine, generation, shown, as_json, quiet)
+
+
+def open_engine(**options: Any) -> "Engine":
+    """`hotcold.load`, imported when it is needed."""
+    from hotcold.engine.generation import load
+
+    return load(**options)
+
+
+def announce_compiling(quiet: bool) -> None:
+    """Say that the first run ever takes longer."""
+    from hotcold.kernels.cpu import needs_compiling
+
+    if not quiet and needs_compiling():
+        note("compiling kernels, once; this takes up to 30 seconds")
+
+
+def read_prompt(prompt: str | None, file: Path | None) -> bytes:
+    """The prompt of -p, of the file of -f, or of a pipe, without a last newline of the latter two.
+
+    Raises:
+        SettingError: none of them, or -p and -f.
+        FileError: a file that cannot be read.
+    """
+    if prompt is not None:
+        if file is not None:
+            raise SettingError("prompt", "both -p and -f", "one of them")
+        return os.fsencode(prompt)
+    if file is None and (sys.stdin is None or sys.stdin.isatty()):
+        raise SettingError("prompt", "none", "-p TEXT, -f FILE or a pipe", "such as -p 'Once upon a time'")
+    data = _read_file(file)
+    if not data and file is None:
+        raise SettingError("prompt", "nothing came from the pipe", next_step="give some text, or -p TEXT")
+    return data.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def _read_file(file: Path | None) -> bytes:
+    try:
+        if file is None or str(file) == "-":
+            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
+        else:
+            with file.open("rb") as stream:
+                data = stream.read(MAX_PROMPT_BYTES + 1)
+    except OSError as error:
+        raise FileError("prompt file", file, error.strerror or "cannot be read") from error
+    if len(data) > MAX_PROMPT_BYTES:
+        raise FileError("prompt file", file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
+    return data
+
+
+def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
+    """Warnings; with -v also what runs, and how."""
+    for warning in engine.warnings:
+        note(f"warning: {warning}")
+    if verbose:
+        for line in (*engine.description(), f"seed {generation.sampling.seed}"):
+            note(line)
+
+
+def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool, quiet: bool) -> None:
+    """Print pieces as they come, or one JSON object; statistics at the end, whatever ends it."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+    pieces = [shown]
+    interrupted = False
+    try:
+        if not as_json:
+            _show(shown)
+        for piece in generation:
+            pieces.append(piece)
+            if not as_json:
+                _show(piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    text = "".join(pieces)
+    if as_json:
+        _show(json.dumps(report(engine, generation, text)) + "\n")
+    elif not text.endswith("\n"):
+        _show("\n")
+    if not quiet:
+        note(generation.statistics.line())
+    if interrupted:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _show(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "text": text,
+        "ids": generation.ids,
+        "prompt_ids": generation.prompt_ids,
+        "seed": generation.sampling.seed,
+        "model": str(engine.file.path),
+        "sparsity": engine.sparsity,
+        **generation.statistics.numbers(),
+    }
+
+
+@app.command()
+def convert(
+    model_dir: Annotated[Path, typer.Argument(help="Directory as Hugging Face has it.")],
+    outfile: Annotated[Path, typer.Option("--outfile", help="GGUF file to write.")],
+    predictors: Annotated[
+        Path | None, typer.Argument(help="Predictors: a safetensors file, or PowerInfer's directory.")
+    ] = None,
+    outtype: Annotated[
+        str, typer.Option(metavar="{f32,f16,bf16,q8_0,q4_0}", help="Type of the matrices.")
+    ] = "f16",
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
+    quiet: Quiet = False,
+    version: Version = False,
+) -> None:
+    """Make a GGUF file of a Hugging Face directory, with or without predictors."""
+    with reported():
+        from hotcold.gguf_io.convert import convert as convert_model
+
+        with progress_bar(not quiet and sys.stderr.isatty()) as progress:
+            summary = convert_model(model_dir, predictors, outfile, outtype, force=force, progress=progress)
+        if not quiet:
+            show_summary(summary, outtype)
+
+
+@contextlib.contextmanager
+def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """A function that hears (name, bytes done, bytes in all) and draws a bar on stderr; None if not shown."""
+    if not shown:
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("")
+
+        def advance(name: str, done: int, total: int) -> None:
+            bar.update(task, description=name.replace("[", r"\["), completed=done, total=total)
+
+        yield advance
+
+
+def show_summary(summary: "ConvertSummary", outtype: str) -> None:
+    """What was written to stdout, warnings to stderr."""
+    for warning in summary.warnings:
+        note(f"warning: {warning}")
+    how = "can run sparse" if summary.sparse else "runs dense"
+    typer.echo(
+        f"{summary.outfile}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
+        f"{summary.architecture}, {outtype}, {how}"
+    )
+    if summary.kept_f16:
+        typer.echo(f"kept as f16, since {outtype} does not divide their rows: {', '.join(summary.kept_f16)}")

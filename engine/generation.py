@@ -140,6 +140,18 @@ class Engine:
             )
         return tokens.astype(np.int32)
 
+    def description(self) -> tuple[str, ...]:
+        """What runs, and how, a line each."""
+        model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
+        if self.sparsity == "predictor":
+            run += f", threshold {model.sparse_threshold:g}"
+        shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
+        return (
+            f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
+            f"n_ctx {self.n_ctx}, n_batch {self.n_batch}, {self.n_threads} threads",
+            run,
+        )
+
     def take_turn(self) -> int:
         """A number for one use of the KV cache; a later use makes it stale."""
         self._turn += 1
