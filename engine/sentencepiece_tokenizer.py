@@ -214,7 +214,7 @@ def _model_proto(
 
 
 def _library_pieces(tokens: list[bytes]) -> list[str | None]:
-    """Texts for the library, which takes each text once and only UTF-8: None for one it must not see.
+    """Texts for the library, which takes each text once and only UTF-8 without NUL: None for the others.
 
     Of equal texts the last one counts, as in llama.cpp.
     """
@@ -222,7 +222,8 @@ def _library_pieces(tokens: list[bytes]) -> list[str | None]:
     pieces: list[str | None] = []
     for token, text in enumerate(tokens):
         try:
-            pieces.append(text.decode() if text and last[text] == token else None)
+            usable = text and b"\0" not in text and last[text] == token
+            pieces.append(text.decode() if usable else None)
         except UnicodeDecodeError:
             pieces.append(None)
     return pieces
@@ -249,7 +250,9 @@ def load(file: GGUFFile) -> SentencePieceTokenizer:
     Raises:
         FileError: metadata that are missing or damaged.
     """
-    tokens = [bytes(token) for token in file.get_array("tokenizer.ggml.tokens")]
+    tokens = list(file.get_array("tokenizer.ggml.tokens"))
+    if not all(isinstance(token, bytes) for token in tokens):
+        raise _damaged(file, "tokens", "numbers", "text")
     if not 1 <= len(tokens) <= MAX_TOKENS:
         raise _damaged(file, "tokens", f"{len(tokens)} pieces", f"1 to {MAX_TOKENS}")
     types = _token_types(file, tokens)
