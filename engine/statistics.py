@@ -42,10 +42,10 @@ class Statistics:
         return self.n_decoded / self.decode_seconds if self.decode_seconds else 0.0
 
     def line(self) -> str:
-        """All of it in one line, below 80 columns up to 99999 tokens."""
+        """All of it in one line, as a rule below 80 columns."""
         return (
-            f"prompt {self.n_prompt} tokens {_rate(self.prompt_tokens_per_second)}, "
-            f"text {self.n_generated} tokens {_rate(self.decode_tokens_per_second)}, "
+            f"{self.n_prompt} prompt tokens {_rate(self.prompt_tokens_per_second)}, "
+            f"{self.n_generated} new {_rate(self.decode_tokens_per_second)}, "
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
         )
 

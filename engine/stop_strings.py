@@ -21,6 +21,8 @@ def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 class StopStrings:
     """Text in pieces goes in, text in pieces comes out, without the stop string and what follows it.
 
+    The stop string that is complete first counts, so it does not matter how the text is cut.
+
     Attributes:
         found: whether a stop string has been met; nothing comes out after it.
     """
@@ -33,10 +35,10 @@ class StopStrings:
         if self.found:
             return ""
         text = self._held + text
-        places = [at for stop in self._stops if (at := text.find(stop)) >= 0]
+        places = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if places:
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[: min(places)[1]]
         shown = len(text) - self._longest_beginning(text)
         self._held = text[shown:]
         return text[:shown]

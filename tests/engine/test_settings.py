@@ -21,7 +21,7 @@ def tree(root: Path, files: dict[str, str]) -> Path:
 
 def cpus(*cores: tuple[int, int]) -> dict[str, str]:
     """/sys of CPUs by (package, core)."""
-    files = {}
+    files: dict[str, str] = {}
     for cpu, (package, core) in enumerate(cores):
         topology = f"sys/devices/system/cpu/cpu{cpu}/topology"
         files |= {f"{topology}/physical_package_id": str(package), f"{topology}/core_id": str(core)}

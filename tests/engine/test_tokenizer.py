@@ -182,14 +182,14 @@ def write(tmp_path: Path) -> Write:
         } | changed
         writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
         for key, value in values.items():
-            add = {
+            kinds: dict[type, Callable[[str, Any], None]] = {
                 bool: writer.add_bool,
                 int: writer.add_uint32,
                 str: writer.add_string,
                 list: writer.add_array,
             }
             if value is not None:
-                add[type(value)](f"tokenizer.ggml.{key}", value)
+                kinds[type(value)](f"tokenizer.ggml.{key}", value)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.close()
