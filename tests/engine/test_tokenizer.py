@@ -89,6 +89,12 @@ def test_same_ids_on_a_long_text(tiny_tokenizer: Tokenizer, original: Any) -> No
     assert tiny_tokenizer.encode(text, add_special=False) == original.encode(text)
 
 
+@pytest.mark.parametrize("case", json.loads((TINY / "reference.json").read_text())["tokenizer"], ids=repr)
+def test_recorded_cases_of_the_bundled_model(tiny_tokenizer: Tokenizer, case: dict[str, Any]) -> None:
+    assert tiny_tokenizer.encode(case["text"], add_special=False) == case["ids"]
+    assert tiny_tokenizer.decode(case["ids"]).decode() == case["decoded"]
+
+
 @given(st.binary(max_size=40))
 @example("né".encode()[:2])
 @settings(deadline=None, max_examples=300)
