@@ -5,7 +5,7 @@ decode kernel (several accumulators, software prefetch), with 4 x 4 the prompt t
 below choose by the type id at run time, once a row.
 
 Measured choices: one row per stream, since two or four rows side by side read memory at half speed;
-prefetch AHEAD bytes before the loads; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
+prefetch into the second level AHEAD bytes before the loads, farther than a page; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
 """
 
 from typing import Any
@@ -36,7 +36,7 @@ F32_ID, F16_ID, Q4_0_ID, Q5_0_ID, Q8_0_ID, Q6_K_ID, BF16_ID = 0, 1, 2, 6, 8, 14,
 TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q5_0_ID: 22, Q8_0_ID: 34, Q6_K_ID: 210}
 BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q5_0_ID: 32, Q8_0_ID: 32, Q6_K_ID: 256}
 
-AHEAD = 4096  # software prefetch distance in bytes
+AHEAD = 8192  # software prefetch distance in bytes
 TILE = 4  # rows and columns of a tile
 
 
@@ -99,14 +99,14 @@ def emit_dots(
                     simd.emit_prefetch(b, b.add(at, I64(line)))
         for slot in range(unroll):
             step(b.add(b.mul(loop.index, I64(unroll)), I64(slot)), slot, None)
-    done = b.mul(whole, I64(unroll))
-    if isinstance(kind, FloatType):
-        steps, last_block = b.udiv(k, I64(16)), None
-    else:
-        steps = b.udiv(b.add(k, I64(kind.step - 1)), I64(kind.step))
-        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
+    # what the unrolled loop left: whole steps, then for a block type a last step with fewer blocks
+    done, steps = b.mul(whole, I64(unroll)), b.udiv(k, I64(kind.step))
     with cgutils.for_range(b, b.sub(steps, done)) as loop:
-        step(b.add(loop.index, done), 0, last_block)
+        step(b.add(loop.index, done), 0, None)
+    if not isinstance(kind, FloatType):
+        partial = b.icmp_unsigned("<", b.mul(steps, I64(kind.step)), k)
+        with b.if_then(partial, likely=False):
+            step(steps, 0, b.sub(b.udiv(k, I64(BLOCK)), I64(1)))
 
     dots = []
     for r in range(len(rows)):
@@ -162,7 +162,7 @@ def _tile(kind: WeightType, n_rows: int) -> Any:
 
 
 _row_f32, _row_f16, _row_bf16 = _row(F32_TYPE, 4), _row(F16_TYPE, 4), _row(BF16_TYPE, 4)
-_row_q8_0, _row_q4_0 = _row(Q8_0_TYPE, 2), _row(Q4_0_TYPE, 2)
+_row_q8_0, _row_q4_0 = _row(Q8_0_TYPE, 2), _row(Q4_0_TYPE, 4)
 _row_q5_0, _row_q6_k = _row(Q5_0_TYPE, 2), _row(Q6_K_TYPE, 2)
 _tile_f32, _tile_f16, _tile_bf16 = _tile(F32_TYPE, TILE), _tile(F16_TYPE, TILE), _tile(BF16_TYPE, TILE)
 _tile_q8_0, _tile_q4_0 = _tile(Q8_0_TYPE, TILE), _tile(Q4_0_TYPE, TILE)

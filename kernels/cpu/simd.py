@@ -461,9 +461,12 @@ def store_i64(b: Builder, at: Value, v: Value) -> None:
 
 
 def emit_prefetch(b: Builder, at: Value) -> None:
-    """Ask for the cache line at `at`; any address is allowed."""
+    """Ask for the cache line at `at`, into the second level; any address is allowed.
+
+    Into the first level it would take that level's few fill buffers from the loads themselves.
+    """
     pointer = b.inttoptr(at, I8.as_pointer())
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(3), I32(1))
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
 
 
 prefetch = operation(types.void, address)(emit_prefetch)

@@ -164,38 +164,45 @@ def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untype
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _claim(cell: int, number: int, chunks: int) -> int:
-    """The next chunk of this round's op; `chunks` when none is left, -1 for a thread that is late."""
+def _claim(cell: int, number: int, chunks: int, n_threads: int) -> tuple[int, int]:
+    """The next chunks of this round's op: the first, and how many.
+
+    A thread takes a part of what is left, so that it reads long runs of memory at first and nobody
+    waits long at the end. Gives (chunks, 0) when none is left, (-1, 0) to a thread that is late.
+    """
     while True:
         value = simd.atomic_load(cell)
         at = value >> 32
         if at > number:
-            return -1
+            return -1, 0
         c = value & 0xFFFFFFFF if at == number else 0
         if c >= chunks:
-            return chunks
-        if simd.atomic_swap_if(cell, value, (number << 32) + c + 1):
-            return c
+            return chunks, 0
+        n = max(1, (chunks - c) // (2 * n_threads))
+        if simd.atomic_swap_if(cell, value, (number << 32) + c + n):
+            return c, n
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def walk(number: int, ops, base: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
 
     Args:
         ops: records of dtype OP, base: their address. run: the run parameters.
+        n_threads: of the team; decides how many chunks are claimed at once, never what they compute.
         scratch: address of THREAD_SCRATCH_BYTES that no other thread uses.
     """
     for i in range(ops.size):
         op, cell = ops[i], base + i * RECORD_BYTES
         while True:
-            c = _claim(cell, number, op.chunks)
-            if c < 0:
+            first, n = _claim(cell, number, op.chunks, n_threads)
+            if first < 0:
                 return
-            if c == op.chunks:
+            if n == 0:
                 break
-            _run_chunk(op, c, run, scratch)
-            simd.atomic_add(cell + 8, 1)
+            for c in range(first, first + n):
+                _run_chunk(op, c, run, scratch)
+            simd.atomic_add(cell + 8, n)
         spins = 0
         while simd.atomic_load(cell + 8) < number * op.chunks:
             simd.pause()
@@ -237,7 +244,7 @@ class Team:
         self._job = (job, job.number)
         for wake in self._wake:
             wake.release()
-        _walk(job, job.number, self._scratch[-1])
+        _walk(job, job.number, self.n, self._scratch[-1])
 
     def close(self) -> None:
         """End the threads; a late one may still look at the last program, so it is waited for."""
@@ -250,11 +257,11 @@ class Team:
 
     def _serve(self, i: int) -> None:
         while self._wake[i].acquire() and (job := self._job) is not None:
-            _walk(*job, self._scratch[i])
+            _walk(*job, self.n, self._scratch[i])
 
 
-def _walk(job: Program, number: int, scratch: NDArray[np.uint8]) -> None:
-    walk(number, job.ops, job.ops.ctypes.data, job.run, scratch.ctypes.data)
+def _walk(job: Program, number: int, n_threads: int, scratch: NDArray[np.uint8]) -> None:
+    walk(number, job.ops, job.ops.ctypes.data, job.run, n_threads, scratch.ctypes.data)
 
 
 def compile_kernels() -> None:
