@@ -93,6 +93,8 @@ def reported() -> Iterator[None]:
     """Turn what ends a command early into one line on stderr and an exit code."""
     try:
         yield
+    except typer.Exit:
+        raise
     except HotcoldError as error:
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
