@@ -16,6 +16,7 @@ from hotcold.engine.model import Model, load_model
 from hotcold.engine.sampling import Sampler
 from hotcold.engine.statistics import Statistics
 from hotcold.engine.stop_strings import StopStrings, checked_stops
+from hotcold.engine.stores import KV_TYPES, kv_cache_bytes
 from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -351,12 +352,13 @@ def _fitting_tokenizer(file: GGUFFile, model: Model) -> Tokenizer:
 def _executor(
     model: Model, file: GGUFFile, n_ctx: int, n_batch: int, n_threads: int, kv_type: str, mode: str
 ) -> Executor:
+    wanted = kv_cache_bytes(model, n_ctx, KV_TYPES[kv_type])
+    thing, remedy = f"KV cache of n_ctx {n_ctx}", "lower n_ctx (-c)"
+    if wanted > (memory := settings.physical_memory()):
+        raise DoesNotFitError(thing, f"{wanted / 1e9:.1f} GB", f"memory of {memory / 1e9:.1f} GB", remedy)
     try:
         return Executor(model, file, n_ctx, n_batch, n_threads, kv_type, mode)
     except MemoryError as error:
         raise DoesNotFitError(
-            "memory",
-            f"KV cache and intermediates of n_ctx {n_ctx}, n_batch {n_batch}",
-            str(error),
-            "lower both",
+            f"{thing} and intermediates of n_batch {n_batch}", None, str(error), remedy
         ) from error

@@ -325,6 +325,13 @@ def _folder_quota(folder: Path) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
+def physical_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this machine has, or its cgroup may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(root / "sys/fs/cgroup/memory.max") or "max"
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()

@@ -44,8 +44,8 @@ class Statistics:
     def line(self) -> str:
         """All of it in one line, as a rule below 80 columns."""
         return (
-            f"{self.n_prompt} prompt tokens {_rate(self.prompt_tokens_per_second)}, "
-            f"{self.n_generated} new {_rate(self.decode_tokens_per_second)}, "
+            f"{self.n_prompt} prompt tokens{_rate(self.prompt_tokens_per_second)}, "
+            f"{self.n_generated} new{_rate(self.decode_tokens_per_second)}, "
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
         )
 
@@ -59,4 +59,6 @@ class Statistics:
 
 
 def _rate(per_second: float) -> str:
-    return f"{per_second:.0f}/s" if per_second >= 100 else f"{per_second:.3g}/s"
+    if not per_second:
+        return ""
+    return f" {per_second:.0f}/s" if per_second >= 100 else f" {per_second:.3g}/s"

@@ -269,5 +269,6 @@ def test_statistics_in_a_line() -> None:
     assert len(f"hotcold: {line}") <= 80
     assert statistics.prompt_tokens_per_second == 1000 / 30
     assert statistics.decode_tokens_per_second == 999 / 100
+    assert Statistics(0.5, 5).line() == "5 prompt tokens, 0 new, load 0.50 s, interrupted"
     assert Statistics(0.0, 5).decode_tokens_per_second == 0
     assert Statistics(0.0, 5).numbers()["stop_reason"] == "interrupted"

@@ -231,3 +231,10 @@ def test_a_directory_with_none_or_several_is_refused(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(FileError, match=r"this has 2: a\.gguf, b\.gguf"):
         settings.model_path(tmp_path)
+
+
+def test_memory_is_the_machines_or_the_cgroups(tmp_path: Path) -> None:
+    machine = settings.physical_memory(tmp_path)
+    assert machine > 1 << 26
+    assert settings.physical_memory(tree(tmp_path, {"sys/fs/cgroup/memory.max": "max"})) == machine
+    assert settings.physical_memory(tree(tmp_path, {"sys/fs/cgroup/memory.max": "1048576"})) == 1 << 20
