@@ -1,0 +1,328 @@
+"""Every CPU kernel against its oracle, as functions that raise.
+
+A plain module, so that the host's level and every other feature level run the very same checks: pytest
+imports it, and `python oracle_checks.py` runs all of it in a process with another NUMBA_CPU_NAME.
+"""
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import attention, elementwise, pack, program, rows
+from hotcold.kernels.cpu.team import Program, Team
+
+BOUND = 1e-5
+FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
+BLOCK_TYPES = (rows.Q8_0_ID, rows.Q4_0_ID)
+SPARSE_TYPES = FLOAT_TYPES + BLOCK_TYPES
+ODD = {True: (32, 96, 352, 2048), False: (1, 17, 100, 352)}
+
+Array = NDArray[np.float32]
+
+
+def close(got: NDArray[np.floating], wanted: NDArray[np.floating], what: str) -> None:
+    """Largest difference against the largest number."""
+    top = np.abs(wanted).max()
+    error = np.abs(np.asarray(got, np.float64) - wanted).max()
+    assert error <= BOUND * max(top, 1e-30), f"{what}: {error} of {top}"
+
+
+def vectors(n: int, k: int, seed: int = 0) -> Array:
+    """Random float32 [n, k] that starts on a cache line."""
+    out = program.aligned(4 * n * k).view(np.float32).reshape(n, k)
+    out[:] = np.random.default_rng(seed).standard_normal((n, k))
+    return out
+
+
+def weights(type_id: int, n_rows: int, k: int, seed: int = 1) -> tuple[NDArray[np.uint8], Array]:
+    """Random rows of a type as bytes, and the numbers they hold. Q6_K cannot be written by the package."""
+    kind = GGMLQuantizationType(type_id)
+    generator = np.random.default_rng(seed)
+    if type_id == rows.Q6_K_ID:
+        data = generator.integers(0, 256, (n_rows, k // 256, 210), np.uint8)
+        data[..., 208:] = np.array([0.01], np.float16).view(np.uint8)
+        data = data.reshape(n_rows, -1)
+    else:
+        packed = quants.quantize(generator.standard_normal((n_rows, k), np.float32), kind)
+        data = np.ascontiguousarray(packed).view(np.uint8).reshape(n_rows, -1)
+    if type_id == rows.F32_ID:
+        return data, data.view(np.float32)
+    if type_id == rows.F16_ID:
+        return data, data.view(np.float16).astype(np.float32)
+    return data, np.asarray(quants.dequantize(data, kind), np.float32)
+
+
+def operand(type_id: int, x: Array) -> tuple[NDArray[np.uint8], int]:
+    """Activations as a weight type wants them, and their row stride."""
+    n, k = x.shape
+    if not rows.is_quantised(type_id):
+        return x.view(np.uint8), 4 * k
+    stride = pack.packed_bytes(k)
+    out = program.aligned(n * stride)
+    for t in range(n):
+        pack.pack_row(x[t].ctypes.data, k, out.ctypes.data + t * stride)
+    return out, stride
+
+
+def matrix(name: str, data: NDArray[np.uint8], type_id: int) -> dict[str, int]:
+    """Record fields of a matrix."""
+    return {name: data.ctypes.data, f"{name}_type": type_id, f"{name}_stride": data.shape[1]}
+
+
+def run(records: list[dict[str, object]], n_tokens: int = 1, n_threads: int = 2, **parameters: int) -> None:
+    """Walk the records once."""
+    job, team = Program(records), Team(n_threads)
+    job.run[program.N_TOKENS] = n_tokens
+    for name, value in parameters.items():
+        job.run[getattr(program, name)] = value
+    try:
+        team.walk(job)
+    finally:
+        team.close()
+
+
+def check_rows(type_id: int, k: int) -> None:
+    """Dot products of one row, a strip, a tile, a row as float32, and the sum of four scaled rows."""
+    quantised = rows.is_quantised(type_id)
+    data, w = weights(type_id, 8, k)
+    x = vectors(4, k)
+    at, stride = operand(type_id, x)
+    wanted = ref.mul_mat(w, x, quantised)
+    base, size = data.ctypes.data, data.shape[1]
+    got = [
+        [rows.dot_row(type_id, base + r * size, at.ctypes.data + c * stride, k, rows.AHEAD) for r in range(8)]
+        for c in range(4)
+    ]
+    close(np.array(got), wanted, "row")
+    wide = np.zeros(k, np.float32)
+    rows.widen_row(type_id, base + 3 * size, k, wide.ctypes.data)
+    assert np.array_equal(wide, w[3])
+    if not rows.has_tiles(type_id):
+        return
+    columns = np.array([at.ctypes.data + c * stride for c in range(4)])
+    out = np.zeros((4, 4), np.float32)
+    rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, out.ctypes.data)
+    close(out.T, wanted[:, 1:5], "tile")
+    rows.dot_strip(type_id, base + 6 * size, columns.ctypes.data, k, out.ctypes.data)
+    close(out[0], wanted[:, 6], "strip")
+    picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)
+    acc = np.ones(k, np.float32)
+    addresses, ahead = np.array([base + r * size for r in picked]), np.zeros(4, np.int64)
+    rows.add_rows(
+        type_id, acc.ctypes.data, addresses.ctypes.data, coefficients.ctypes.data, 0, k, ahead.ctypes.data
+    )
+    close(acc, 1 + coefficients.astype(np.float64) @ w[picked], "sum of rows")
+
+
+def check_pack(k: int) -> None:
+    """Packed activations hold the oracle's int8 and scales, in the documented places."""
+    x = vectors(1, k)
+    x[0, :32] = 0
+    out, _ = operand(rows.Q8_0_ID, x)
+    q, d = ref.quantise(x[0])
+    n_groups = -(-k // 128)
+    groups = out.reshape(n_groups, 256)
+    halves = groups[:, :128].view(np.int8).reshape(n_groups, 2, 4, 16)
+    got = halves.transpose(0, 2, 1, 3).reshape(-1)
+    assert np.array_equal(got[:k], q)
+    assert not got[k:].any()
+    scales = groups[:, 192:].copy().view(np.float32).reshape(-1, 4)
+    assert (scales == scales[:, :1]).all()
+    assert np.array_equal(scales[: k // 32, 0], d)
+    lanes = halves.astype(np.int32).reshape(n_groups, 2, 16, 4).sum((1, 3)) * -8
+    assert np.array_equal(groups[:, 128:192].copy().view(np.int32), lanes)
+
+
+def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:
+    """MAT_VEC for one token, MUL_MAT for more, LOGITS for the last ones."""
+    data, w = weights(type_id, n_rows, k)
+    x = vectors(n_tokens, k)
+    at, stride = operand(type_id, x)
+    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    y = np.zeros((n_tokens, n_rows), np.float32)
+    code = program.MAT_VEC if n_tokens == 1 else program.MUL_MAT
+    record = {"code": code, "chunks": 3, **matrix("w", data, type_id), "n_rows": n_rows, "k": k}
+    record |= {"x": at.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
+    run([record], n_tokens)
+    close(y, wanted, "mul_mat")
+    last = np.zeros((1, n_rows), np.float32)
+    parameters = {"LOGITS_ADDRESS": last.ctypes.data, "LOGITS_FROM": n_tokens - 1}
+    run([record | {"code": program.LOGITS}], n_tokens, **parameters)
+    close(last, wanted[-1:], "logits")
+
+
+def check_elementwise(n: int) -> None:
+    """Norm, sums, activations."""
+    x, z = vectors(1, n, 2)[0], vectors(1, n, 3)[0]
+    y = np.zeros(n, np.float32)
+    px, pz, py = x.ctypes.data, z.ctypes.data, y.ctypes.data
+    elementwise.rms_norm(px, pz, n, 1e-5, py)
+    close(y, ref.rms_norm(x, z, 1e-5), "rms_norm")
+    elementwise.add(px, pz, n, py)
+    close(y, x.astype(np.float64) + z, "add")
+    elementwise.relu(px, n, py)
+    assert np.array_equal(y, np.maximum(x, 0))
+    for name, number in (("relu", program.RELU_ACTIVATION), ("silu", program.SILU_ACTIVATION)):
+        elementwise.act_mul(px, pz, n, number, py)
+        close(y, ref.ACTIVATIONS[name](x.astype(np.float64)) * z, name)
+
+
+def check_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
+    """Three heads at two positions."""
+    x = vectors(2, 3 * head_dim).reshape(2, 3, head_dim)
+    frequencies = ref.rope_frequencies(n_rot, 10000.0)
+    angles = np.arange(16)[:, None] * frequencies
+    table = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+    y = np.zeros_like(x)
+    record = {"code": program.ROPE, "chunks": 2, "x": x.ctypes.data, "x_stride": 12 * head_dim}
+    record |= {"y": y.ctypes.data, "y_stride": 12 * head_dim, "w": table.ctypes.data}
+    record |= {"w_stride": 4 * n_rot, "p0": 3, "p1": head_dim, "p2": n_rot // 2, "p3": int(interleaved)}
+    run([record], 2, N_PAST=9)
+    close(y, ref.rope(x, np.array([9, 10]), frequencies, interleaved), "rope")
+
+
+def check_attention(kv_type: int, head_dim: int, n_past: int, n_tokens: int) -> None:
+    """Cache and attention, four query heads on two of the cache."""
+    n_ctx, n_keys = n_past + n_tokens + 3, n_past + n_tokens
+    keys, values = (vectors(n_keys, 2 * head_dim, s).reshape(n_keys, 2, head_dim) for s in (4, 5))
+    q = vectors(n_tokens, 4 * head_dim, 6)
+    cache_type = np.float16 if kv_type == rows.F16_ID else np.float32
+    cache = np.full((2, 2, n_ctx, head_dim), np.nan, cache_type)
+    store = {"code": program.KV_STORE, "chunks": 2, "w": cache[0].ctypes.data, "w1": cache[1].ctypes.data}
+    store |= {"w_type": kv_type, "p0": 2, "p1": head_dim, "p2": n_ctx}
+    store |= {"x": keys.ctypes.data, "z": values.ctypes.data}
+    store |= dict.fromkeys(("x_stride", "z_stride"), 8 * head_dim)
+    run([store], n_keys)
+    assert np.array_equal(cache[0, :, :n_keys], keys.transpose(1, 0, 2).astype(cache_type))
+    y = np.zeros((n_tokens, 4 * head_dim), np.float32)
+    attend = {"code": program.ATTENTION, "chunks": 8, "w": cache[0].ctypes.data, "w1": cache[1].ctypes.data}
+    attend |= {"w_type": kv_type, "p0": 4, "p1": 2, "p2": head_dim, "p3": n_ctx, "f0": head_dim**-0.5}
+    attend |= {"x": q.ctypes.data, "y": y.ctypes.data}
+    attend |= dict.fromkeys(("x_stride", "y_stride"), 16 * head_dim)
+    run([attend], n_tokens, N_PAST=n_past)
+    held = cache[:, :, :n_keys].astype(np.float32).transpose(0, 2, 1, 3)
+    wanted = ref.attention(q.reshape(n_tokens, 4, head_dim), held[0], held[1], n_past)
+    close(y, wanted.reshape(n_tokens, -1), "attention")
+
+
+def sparse_records(
+    types: tuple[int, int, int], k: int, n_ff: int, x: Array, active: NDArray[np.bool_] | None, poison: bool
+) -> tuple[list[dict[str, object]], Array, NDArray[np.float64], list[object]]:
+    """Records of a sparse FFN for one token or several, its result, and what the oracle says.
+
+    Args:
+        poison: fill every row that must not be read with NaN.
+    """
+    n_tokens = len(x)
+    (gate, g), (up, u), (down, d) = (weights(kind, n_ff, k, 10 + i) for i, kind in enumerate(types))
+    quantised = rows.is_quantised(types[0])
+    assert quantised == rows.is_quantised(types[1])
+    wanted = ref.sparse_ffn(x, g, u, d, active, quantised)
+    listed = np.ones((n_tokens, n_ff), bool) if active is None else active
+    firing = listed & (ref.mul_mat(g, x, quantised) > 0)
+    if poison:
+        gate[~listed.any(0)] = 0xFF
+        up[~firing.any(0)] = 0xFF
+        down[~firing.any(0)] = 0xFF
+    at, stride = operand(types[0], x)
+    y, counts = vectors(n_tokens, k), np.zeros((program.MAX_CHUNKS, 2), np.int64)
+    words = -(-n_ff // 64)
+    bits = np.zeros((n_tokens, words * 64), np.uint8)
+    bits[:, :n_ff] = listed
+    mask = np.packbits(bits, axis=1, bitorder="little").copy()
+    area, second = vectors(max(n_tokens, program.PIECES), max(n_ff, k)), vectors(n_tokens, n_ff)
+    keep: list[object] = [gate, up, down, at, y, counts, mask, area, second, firing]
+    shape = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data}
+    if n_tokens == 1:
+        numbers = np.flatnonzero(listed[0]).astype(np.int64)
+        length = np.array([len(numbers)], np.int64)
+        keep += [numbers, length]
+        which = {} if active is None else {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
+        three = matrix("w", gate, types[0]) | matrix("w1", up, types[1]) | matrix("w2", down, types[2])
+        ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three, **shape, **which, "p2": 1}
+        ffn |= {"x": at.ctypes.data, "z": at.ctypes.data, "scratch": area.ctypes.data, "scratch_stride": 4 * k}
+        total = {"code": program.REDUCE, "chunks": 3, "x": area.ctypes.data, "x_stride": 4 * k}
+        total |= {"p0": program.PIECES, "k": k, "y": y.ctypes.data}
+        return [ffn, total], y, wanted, keep
+    inner = {"y": area.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
+    where = {"z": mask.ctypes.data, "z_stride": mask.shape[1]}
+    first = {"code": program.GATE_ROWS, "chunks": 4, **matrix("w", gate, types[0]), **shape, **inner, **where}
+    gates = {"z": area.ctypes.data, "z_stride": 4 * n_ff}
+    hidden = {"y": second.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
+    then = {"code": program.UP_ROWS, "chunks": 4, **matrix("w", up, types[1]), **shape, **hidden, **gates}
+    out = {"x": second.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
+    last = {"code": program.DOWN_ROWS, "chunks": 2, **matrix("w", down, types[2]), **shape, **out}
+    return [first, then, last], y, wanted, keep
+
+
+def check_sparse_ffn(types: tuple[int, int, int], n_tokens: int, share: float) -> None:
+    """Nothing but the rows of firing neurons is read, and the sum is the oracle's."""
+    k, n_ff = 96, 205
+    x = vectors(n_tokens, k, 7)
+    active = np.random.default_rng(8).random((n_tokens, n_ff)) < share
+    records, y, wanted, keep = sparse_records(types, k, n_ff, x, active, poison=True)
+    run(records, n_tokens)
+    close(y, wanted, f"sparse_ffn of {share}")
+    counts, firing = keep[5], keep[9]
+    assert isinstance(counts, np.ndarray)
+    assert isinstance(firing, np.ndarray)
+    assert counts.sum(0).tolist() == [active.sum(), firing.sum()]
+
+
+def check_mask(n_ff: int) -> None:
+    """Bits and list of what is not below the threshold; NaN counts as active."""
+    z = vectors(1, n_ff, 9)
+    z[0, 0] = np.nan
+    bits, listed, count = np.zeros(-(-n_ff // 64), np.uint64), np.zeros(n_ff, np.int64), np.zeros(1, np.int64)
+    record = {"code": program.MASK, "chunks": 1, "x": z.ctypes.data, "n_rows": n_ff, "f0": 0.25}
+    record |= {"y": bits.ctypes.data, "p0": listed.ctypes.data, "p1": count.ctypes.data}
+    run([record])
+    active = ~(z[0] < np.float32(0.25))
+    assert np.array_equal(listed[: count[0]], np.flatnonzero(active))
+    unpacked = np.unpackbits(bits.view(np.uint8), bitorder="little")
+    assert np.array_equal(unpacked[:n_ff].astype(bool), active)
+    assert not unpacked[n_ff:].any()
+
+
+def check_halves() -> None:
+    """All 65536 halfs widen as NumPy does; rounding agrees near every half and at the extremes."""
+    every = np.arange(65536, dtype=np.uint16)
+    data, out = every.copy(), np.zeros(65536, np.float32)
+    rows.widen_row(rows.F16_ID, data.ctypes.data, 65536, out.ctypes.data)
+    wanted = every.view(np.float16).astype(np.float32)
+    assert np.array_equal(out, wanted, equal_nan=True)
+    finite = wanted[np.isfinite(wanted)]
+    near = np.concatenate([np.nextafter(finite, s) for s in np.float32([-np.inf, np.inf])])
+    between = (finite + np.roll(finite, 1)) / 2
+    tail = np.float32([65519.9, 65520, 1e10, -1e10, np.inf, -np.inf, 1e-8, 2.0**-25, np.nan])
+    x = np.concatenate([finite, near, between, tail]).astype(np.float32)
+    half = np.zeros(len(x), np.float16)
+    attention.store_row(rows.F16_ID, x.ctypes.data, len(x), half.ctypes.data)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(half, x.astype(np.float16), equal_nan=True)
+
+
+def run_all() -> None:
+    """Every check on a range of sizes; for the feature levels."""
+    check_halves()
+    for type_id in (*SPARSE_TYPES, rows.Q5_0_ID):
+        for k in ODD[rows.is_quantised(type_id)]:
+            check_rows(type_id, k)
+    check_rows(rows.Q6_K_ID, 512)
+    check_pack(352)
+    for type_id in SPARSE_TYPES:
+        check_mul_mat(type_id, 37, 352, 7)
+        check_sparse_ffn((type_id,) * 3, 1, 0.3)
+        check_sparse_ffn((type_id,) * 3, 5, 0.3)
+    for n in (1, 40, 100):
+        check_elementwise(n)
+    check_rope(20, 12, True)
+    for kv_type in (rows.F16_ID, rows.F32_ID):
+        check_attention(kv_type, 24, 70, 3)
+    check_mask(205)
+
+
+if __name__ == "__main__":
+    run_all()

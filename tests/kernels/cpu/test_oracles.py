@@ -1,0 +1,73 @@
+"""Every CPU kernel against its oracle on random and odd sizes."""
+
+import oracle_checks as checks
+import pytest
+
+from hotcold.kernels.cpu import rows
+
+NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
+SIZES = [(t, k) for t in (*checks.SPARSE_TYPES, rows.Q5_0_ID) for k in checks.ODD[rows.is_quantised(t)]]
+
+
+@pytest.mark.parametrize(
+    ("type_id", "k"), [*SIZES, (rows.Q6_K_ID, 256), (rows.Q6_K_ID, 1024)], ids=lambda v: NAMES.get(v, str(v))
+)
+def test_rows(type_id: int, k: int) -> None:
+    checks.check_rows(type_id, k)
+
+
+@pytest.mark.parametrize("k", [32, 64, 96, 128, 352, 4096])
+def test_packed_activations(k: int) -> None:
+    checks.check_pack(k)
+
+
+@pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)
+@pytest.mark.parametrize("n_tokens", [1, 2, 4, 7])
+@pytest.mark.parametrize("n_rows", [1, 16, 37, 130])
+def test_matrices(type_id: int, n_tokens: int, n_rows: int) -> None:
+    checks.check_mul_mat(type_id, n_rows, 96, n_tokens)
+
+
+@pytest.mark.parametrize("type_id", [rows.Q5_0_ID, rows.Q6_K_ID], ids=NAMES.get)
+def test_matrices_of_types_without_tiles(type_id: int) -> None:
+    checks.check_mul_mat(type_id, 37, 512, 5)
+
+
+@pytest.mark.parametrize("n", [1, 15, 16, 31, 40, 1000])
+def test_elementwise(n: int) -> None:
+    checks.check_elementwise(n)
+
+
+@pytest.mark.parametrize(("head_dim", "n_rot"), [(2, 2), (20, 12), (64, 64)])
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
+    checks.check_rope(head_dim, n_rot, interleaved)
+
+
+@pytest.mark.parametrize("kv_type", [rows.F16_ID, rows.F32_ID], ids=NAMES.get)
+@pytest.mark.parametrize("head_dim", [2, 24, 64, 128])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 5), (31, 1), (70, 3), (1000, 1)])
+def test_attention(kv_type: int, head_dim: int, n_past: int, n_tokens: int) -> None:
+    checks.check_attention(kv_type, head_dim, n_past, n_tokens)
+
+
+@pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)
+@pytest.mark.parametrize("n_tokens", [1, 5])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
+def test_sparse_ffn_reads_firing_rows_alone(type_id: int, n_tokens: int, share: float) -> None:
+    checks.check_sparse_ffn((type_id,) * 3, n_tokens, share)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5])
+def test_sparse_ffn_of_mixed_types(n_tokens: int) -> None:
+    checks.check_sparse_ffn((rows.F16_ID, rows.F32_ID, rows.Q4_0_ID), n_tokens, 0.4)
+    checks.check_sparse_ffn((rows.Q4_0_ID, rows.Q8_0_ID, rows.BF16_ID), n_tokens, 0.4)
+
+
+@pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 205])
+def test_mask(n_ff: int) -> None:
+    checks.check_mask(n_ff)
+
+
+def test_halves() -> None:
+    checks.check_halves()
