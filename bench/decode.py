@@ -14,12 +14,13 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from hotcold.engine.settings import default_threads
+from numpy.typing import NDArray
 from random_model import Shape, write
 from stream import Stream
 
 from hotcold.engine.executor import Executor
-from hotcold.engine.model import Model, load_model
+from hotcold.engine.model import Layer, Model, Weight, load_model
+from hotcold.engine.settings import default_threads
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
 from hotcold.kernels.cpu.team import Program, Team
@@ -34,7 +35,7 @@ def token_bytes(model: Model, file: GGUFFile) -> int:
     return total - (table.n_bytes - table.row_bytes if model.output.name != table.name else 0)
 
 
-def whole_view(file: GGUFFile) -> np.ndarray:
+def whole_view(file: GGUFFile) -> NDArray[np.uint8]:
     """The largest tensor's neighbours: one flat view from the first tensor's data to the last's."""
     infos = sorted(file.tensors.values(), key=lambda info: info.offset)
     first, last = infos[0], infos[-1]
@@ -139,9 +140,9 @@ def report(times: dict[str, list[float]], n_bytes: int, model: Model, tile: floa
     )
 
 
-def _matrices(layer: object) -> list[object]:
-    names = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-    return [getattr(layer, name) for name in names]
+def _matrices(layer: Layer) -> list[Weight]:
+    attention = [layer.attn_q, layer.attn_k, layer.attn_v, layer.attn_output]
+    return [*attention, layer.ffn_gate, layer.ffn_up, layer.down]
 
 
 if __name__ == "__main__":

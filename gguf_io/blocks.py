@@ -54,5 +54,5 @@ def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[n
     }
     view = np.ascontiguousarray(rows)
     if kind in plain:
-        return view.view(plain[kind]).astype(np.float32)
+        return np.asarray(view.view(plain[kind]), np.float32)
     return np.asarray(quants.dequantize(view, kind), np.float32)

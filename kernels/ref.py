@@ -64,7 +64,8 @@ def mul_mat(w: F32, x: F32, quantised: bool = False) -> F64:
 def rms_norm(x: F32, weight: F32, eps: float) -> F64:
     """x / sqrt(mean(x^2) + eps) * weight, over the last axis (Zhang and Sennrich, 2019)."""
     wide = x.astype(np.float64)
-    return wide / np.sqrt((wide * wide).mean(-1, keepdims=True) + eps) * weight
+    root: F64 = np.sqrt((wide * wide).mean(-1, keepdims=True) + eps)
+    return wide / root * weight
 
 
 def rope_frequencies(n_rot: int, base: float, scale: float = 1.0, factors: F32 | None = None) -> F64:
@@ -109,7 +110,8 @@ def attention(q: F32, k: F32, v: F32, n_past: int) -> F64:
     hidden = np.arange(k.shape[0])[None, :] > n_past + np.arange(q.shape[0])[:, None]
     scores = np.where(hidden, -np.inf, scores)
     p = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), values)
+    out: F64 = np.einsum("hts,shd->thd", p / p.sum(-1, keepdims=True), values)
+    return out
 
 
 def relu(x: F64) -> F64:
@@ -119,7 +121,8 @@ def relu(x: F64) -> F64:
 
 def silu(x: F64) -> F64:
     """x / (1 + exp(-x))."""
-    return x / (1 + np.exp(-x))
+    decay: F64 = np.exp(-x)
+    return x / (1 + decay)
 
 
 ACTIVATIONS = {"relu": relu, "silu": silu}

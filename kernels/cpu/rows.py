@@ -108,7 +108,7 @@ def emit_dots(
         with b.if_then(partial, likely=False):
             step(steps, 0, b.sub(b.udiv(k, I64(BLOCK)), I64(1)))
 
-    dots = []
+    dots: list[list[Value]] = []
     for r in range(len(rows)):
         dots.append([])
         for c in range(len(xs)):

@@ -38,7 +38,7 @@ class Vec(types.Type):  # type: ignore[misc]
         super().__init__(name=f"Vec({element},{n})")
 
 
-@register_model(Vec)  # type: ignore[untyped-decorator]
+@register_model(Vec)
 class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
     def __init__(self, data_model_manager: Any, fe_type: Vec) -> None:
         element = {"f32": F32, "i64": I64}[fe_type.element]

@@ -11,16 +11,7 @@ PANEL = 64  # rows that stay in the second-level cache while all tokens pass
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def mul_mat(
-    op,
-    first: int,
-    last: int,
-    n_tokens: int,
-    x: int,
-    y: int,
-    y_stride: int,
-    scratch: int,  # type: ignore[no-untyped-def]
-) -> None:
+def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
     n_tiled = n_tokens // TILE * TILE if rows.has_tiles(op.w_type) else 0
     for panel in range(first, last, PANEL):

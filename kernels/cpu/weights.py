@@ -257,7 +257,7 @@ class Q6_K(BlockType):
     name = "Q6_K"
     type_size = 210
     block = 256
-    step_bytes = 105  # type: ignore[assignment]
+    step_bytes = 105
     scale_offset = 208
     NIBBLES, PAIRS, PART_SCALES = 0, 128, 192
 

@@ -56,12 +56,12 @@ class Oracle:
         m, n = self.model, len(q)
         positions = np.arange(n)
         frequencies = ref.rope_frequencies(m.n_rot, m.rope_freq_base, m.rope_freq_scale)
-        rotated = [
+        q, k = (
             ref.rope(a.reshape(n, heads, m.head_dim).astype(np.float32), positions, frequencies)
             for a, heads in ((q, m.n_head), (k, m.n_head_kv))
-        ]
-        values = v.reshape(n, m.n_head_kv, m.head_dim)
-        out = ref.attention(*(a.astype(np.float32) for a in (*rotated, values)), n_past=0)
+        )
+        v = v.reshape(n, m.n_head_kv, m.head_dim)
+        out = ref.attention(q.astype(np.float32), k.astype(np.float32), v.astype(np.float32), 0)
         return out.reshape(n, -1).astype(np.float32)
 
 
@@ -71,7 +71,9 @@ def float_file(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Iterato
         yield file
 
 
-def executor(file: GGUFFile, sparsity: str, n_batch: int = 8, n_threads: int = 2, kv: str = "f32") -> Executor:
+def executor(
+    file: GGUFFile, sparsity: str, n_batch: int = 8, n_threads: int = 2, kv: str = "f32"
+) -> Executor:
     return Executor(load_model(file), file, 64, n_batch, n_threads, kv, sparsity)
 
 
@@ -179,7 +181,9 @@ def without(graph: Graph, i: int) -> Graph:
     rest = Graph(graph.n_tokens)
     nodes = []
     for other in (*graph.nodes[:i], *graph.nodes[i + 1 :]):
-        inputs = tuple(before[0] if operand == node.output and before else operand for operand in other.inputs)
+        inputs = tuple(
+            before[0] if operand == node.output and before else operand for operand in other.inputs
+        )
         nodes.append(dataclasses.replace(other, inputs=inputs))
     rest.nodes = tuple(nodes)
     return rest

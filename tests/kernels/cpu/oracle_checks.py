@@ -4,6 +4,8 @@ A plain module, so that the host's level and every other feature level run the v
 imports it, and `python oracle_checks.py` runs all of it in a process with another NUMBA_CPU_NAME.
 """
 
+from typing import Any
+
 import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
@@ -20,6 +22,7 @@ SPARSE_TYPES = FLOAT_TYPES + BLOCK_TYPES
 ODD = {True: (32, 96, 352, 2048), False: (1, 17, 100, 352)}
 
 Array = NDArray[np.float32]
+Record = dict[str, Any]
 
 
 def close(got: NDArray[np.floating], wanted: NDArray[np.floating], what: str) -> None:
@@ -71,7 +74,7 @@ def matrix(name: str, data: NDArray[np.uint8], type_id: int) -> dict[str, int]:
     return {name: data.ctypes.data, f"{name}_type": type_id, f"{name}_stride": data.shape[1]}
 
 
-def run(records: list[dict[str, object]], n_tokens: int = 1, n_threads: int = 2, **parameters: int) -> None:
+def run(records: list[Record], n_tokens: int = 1, n_threads: int = 2, **parameters: int) -> None:
     """Walk the records once."""
     job, team = Program(records), Team(n_threads)
     job.run[program.N_TOKENS] = n_tokens
@@ -209,7 +212,7 @@ def check_attention(kv_type: int, head_dim: int, n_past: int, n_tokens: int) -> 
 
 def sparse_records(
     types: tuple[int, int, int], k: int, n_ff: int, x: Array, active: NDArray[np.bool_] | None, poison: bool
-) -> tuple[list[dict[str, object]], Array, NDArray[np.float64], list[object]]:
+) -> tuple[list[Record], Array, NDArray[np.float64], list[object]]:
     """Records of a sparse FFN for one token or several, its result, and what the oracle says.
 
     Args:
@@ -242,7 +245,12 @@ def sparse_records(
         which = {} if active is None else {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
         three = matrix("w", gate, types[0]) | matrix("w1", up, types[1]) | matrix("w2", down, types[2])
         ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three, **shape, **which, "p2": 1}
-        ffn |= {"x": at.ctypes.data, "z": at.ctypes.data, "scratch": area.ctypes.data, "scratch_stride": 4 * k}
+        ffn |= {
+            "x": at.ctypes.data,
+            "z": at.ctypes.data,
+            "scratch": area.ctypes.data,
+            "scratch_stride": 4 * k,
+        }
         total = {"code": program.REDUCE, "chunks": 3, "x": area.ctypes.data, "x_stride": 4 * k}
         total |= {"p0": program.PIECES, "k": k, "y": y.ctypes.data}
         return [ffn, total], y, wanted, keep
@@ -294,9 +302,9 @@ def check_halves() -> None:
     wanted = every.view(np.float16).astype(np.float32)
     assert np.array_equal(out, wanted, equal_nan=True)
     finite = wanted[np.isfinite(wanted)]
-    near = np.concatenate([np.nextafter(finite, s) for s in np.float32([-np.inf, np.inf])])
+    near = np.concatenate([np.nextafter(finite, np.float32(s)) for s in (-np.inf, np.inf)])
     between = (finite + np.roll(finite, 1)) / 2
-    tail = np.float32([65519.9, 65520, 1e10, -1e10, np.inf, -np.inf, 1e-8, 2.0**-25, np.nan])
+    tail = np.array([65519.9, 65520, 1e10, -1e10, np.inf, -np.inf, 1e-8, 2.0**-25, np.nan], np.float32)
     x = np.concatenate([finite, near, between, tail]).astype(np.float32)
     half = np.zeros(len(x), np.float16)
     attention.store_row(rows.F16_ID, x.ctypes.data, len(x), half.ctypes.data)

@@ -12,11 +12,11 @@ from hotcold.kernels.cpu.team import Program, Team
 K, N_ROWS = 256, 700
 
 
-def chain(n: int) -> tuple[list[dict[str, object]], list[object], np.ndarray]:
+def chain(n: int) -> tuple[list[checks.Record], list[object], checks.Array]:
     """n matrices in a row, each reading what the one before wrote."""
     data, _ = checks.weights(rows.F16_ID, K, K)
     buffers = [checks.vectors(1, K, i) for i in range(n + 1)]
-    records = [
+    records: list[checks.Record] = [
         {
             "code": program.MAT_VEC,
             "chunks": 16,
@@ -80,7 +80,7 @@ def test_many_more_threads_than_cores_end() -> None:
     wanted = result.tobytes()
     teams = [(Team(8), *chain(40)) for _ in range(3)]
 
-    def work(team: Team, records: list[dict[str, object]]) -> None:
+    def work(team: Team, records: list[checks.Record]) -> None:
         job = Program(records)
         job.run[program.N_TOKENS] = 1
         for _ in range(20):
