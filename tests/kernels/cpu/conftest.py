@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hotcold.kernels.cpu import pack, program, team
 from numpy.typing import NDArray
+
+from hotcold.kernels.cpu import pack, program, team
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

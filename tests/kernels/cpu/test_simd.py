@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, operation
 from numba import njit, types
 from numpy.typing import NDArray
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, operation
 
 ALL_HALFS = np.arange(65536, dtype=np.uint16)
 

@@ -1,0 +1,60 @@
+"""Packed activations: the same int8 and scales as the oracle's, and the sums that undo an offset."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import pack
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Packed = Callable[[F32], U8]
+
+
+def unpack(raw: U8) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
+    """Numbers [n_groups, 4, 32], scales [n_groups, 16] and sums [n_groups, 16] of one packed row."""
+    groups = raw.reshape(-1, 256)
+    halves = groups[:, :128].view(np.int8).reshape(-1, 2, 4, 16)
+    numbers = halves.transpose(0, 2, 1, 3).reshape(-1, 4, 32)
+    return numbers, groups[:, 192:].copy().view(np.float32), groups[:, 128:192].copy().view(np.int32)
+
+
+def check(x: F32, raw: U8) -> None:
+    """Every byte of a packed row is what the oracle says, zero past the row's end."""
+    numbers, scales, sums = unpack(raw)
+    n_groups = -(-x.size // 128)
+    q, d = np.zeros(n_groups * 128, np.int8), np.zeros(n_groups * 4, np.float32)
+    q[: x.size], d[: x.size // 32] = ref.quantise(x)
+    assert np.array_equal(numbers.reshape(-1), q)
+    assert np.array_equal(scales, np.repeat(d, 4).reshape(-1, 16))
+    lanes = numbers.reshape(-1, 4, 2, 4, 4).astype(np.int32).sum((2, 4))
+    assert np.array_equal(sums, -8 * lanes.reshape(-1, 16))
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 7, 8, 31])
+def test_numbers_scales_and_sums(n_blocks: int, make_activations: Callable[..., F32], packed: Packed) -> None:
+    x = make_activations(1, 32 * n_blocks)
+    check(x[0], packed(x)[0])
+
+
+def test_ties_go_to_the_even_number(packed: Packed) -> None:
+    x = np.zeros((1, 32), np.float32)
+    x[0, :8] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 125.5]
+    raw = packed(x)[0]
+    assert unpack(raw)[0][0, 0, :8].tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
+    check(x[0], raw)
+
+
+def test_zeros_and_wide_ranges(make_activations: Callable[..., F32], packed: Packed) -> None:
+    x = make_activations(1, 32 * 6)
+    x[0, 32:64] = 0
+    x[0, 64:96] *= 1e-30
+    x[0, 96:128] *= 1e30
+    x[0, 128:160] = -0.0
+    check(x[0], packed(x)[0])
+
+
+def test_packed_bytes_are_whole_groups() -> None:
+    assert [pack.packed_bytes(k) for k in (32, 128, 160, 4096)] == [256, 256, 512, 8192]

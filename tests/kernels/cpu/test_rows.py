@@ -1,0 +1,168 @@
+"""Dot products, tiles, scaled sums and widening of rows, for every weight type."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf.quants import dequantize
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import rows
+from hotcold.kernels.cpu.rows import BF16_ID, F16_ID, F32_ID, Q4_0_ID, Q5_0_ID, Q6_K_ID, Q8_0_ID
+from numpy.typing import NDArray
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+MakeWeights = Callable[[int, int, int], tuple[U8, F32]]
+MakeActivations = Callable[..., F32]
+Near = Callable[[Any, Any], None]
+Packed = Callable[[F32], U8]
+Place = Callable[[NDArray[Any]], NDArray[Any]]
+
+FLOAT_SIZES = (1, 2, 15, 16, 17, 31, 64, 65, 100, 130, 4097)
+BLOCK_SIZES = (32, 64, 96, 128, 160, 288, 352, 1024, 4128)
+SIZES = {
+    **dict.fromkeys((F32_ID, F16_ID, BF16_ID), FLOAT_SIZES),
+    **dict.fromkeys((Q8_0_ID, Q4_0_ID, Q5_0_ID), BLOCK_SIZES),
+    Q6_K_ID: (256, 512, 768, 4352),
+}
+TILED = (F32_ID, F16_ID, BF16_ID, Q8_0_ID, Q4_0_ID)
+
+
+def cases(types: Any = tuple(SIZES)) -> list[Any]:
+    """Every type with every size of a row."""
+    names = {type_id: GGMLQuantizationType(type_id).name for type_id in types}
+    return [pytest.param(t, k, id=f"{names[t]}-{k}") for t in types for k in SIZES[t]]
+
+
+def of_type(types: Any = tuple(SIZES)) -> list[Any]:
+    """Every type."""
+    return [pytest.param(t, id=GGMLQuantizationType(t).name) for t in types]
+
+
+@pytest.fixture
+def operand(packed: Packed) -> Callable[[int, F32], NDArray[Any]]:
+    """operand(type_id, x): activations as this weight type wants them."""
+    return lambda type_id, x: packed(x) if rows.is_quantised(type_id) else np.ascontiguousarray(x)
+
+
+@pytest.mark.parametrize("type_id", of_type())
+def test_sizes_are_those_of_gguf(type_id: int) -> None:
+    assert (rows.BLOCK_SIZE[type_id], rows.TYPE_SIZE[type_id]) == GGML_QUANT_SIZES[
+        GGMLQuantizationType(type_id)
+    ]
+
+
+@pytest.mark.parametrize(("type_id", "k"), cases())
+def test_dot_row(
+    type_id: int,
+    k: int,
+    make_weights: MakeWeights,
+    make_activations: MakeActivations,
+    operand: Callable[[int, F32], NDArray[Any]],
+    before_a_hole: Place,
+    assert_near: Near,
+) -> None:
+    raw, w = make_weights(type_id, 7, k)
+    raw, x = before_a_hole(raw), make_activations(1, k)
+    at = before_a_hole(operand(type_id, x))
+    got = [rows.dot_row(type_id, row.ctypes.data, at.ctypes.data, k, rows.AHEAD) for row in raw]
+    assert_near(got, ref.mul_mat(w, x, rows.is_quantised(type_id))[0])
+
+
+def tile_addresses(at: NDArray[Any]) -> NDArray[np.int64]:
+    """Where the four columns of a tile lie."""
+    return np.array([row.ctypes.data for row in at], np.int64)
+
+
+@pytest.mark.parametrize(("type_id", "k"), cases(TILED))
+def test_dot_tile_and_dot_strip(
+    type_id: int,
+    k: int,
+    make_weights: MakeWeights,
+    make_activations: MakeActivations,
+    operand: Callable[[int, F32], NDArray[Any]],
+    before_a_hole: Place,
+    assert_near: Near,
+) -> None:
+    raw, w = make_weights(type_id, 4, k)
+    raw, x = before_a_hole(raw), make_activations(4, k)
+    at = before_a_hole(operand(type_id, x))
+    columns, tile, strip = tile_addresses(at), np.full((4, 4), np.nan, np.float32), np.zeros(4, np.float32)
+    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id)).T
+    where = columns.ctypes.data
+    rows.dot_tile(type_id, raw.ctypes.data, raw.shape[1], where, k, tile.ctypes.data)
+    assert_near(tile, wanted)
+    for row, numbers in zip(raw, wanted, strict=True):
+        rows.dot_strip(type_id, row.ctypes.data, where, k, strip.ctypes.data)
+        assert np.abs(strip - numbers).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
+@pytest.mark.parametrize("type_id", of_type((Q8_0_ID, Q4_0_ID, Q5_0_ID, Q6_K_ID)))
+def test_numbers_at_the_ends_of_their_range(type_id: int, byte: int, packed: Packed) -> None:
+    """Where sums of neighbouring bytes would saturate 16 bits."""
+    k = 1024
+    raw = np.full(rows.row_bytes(type_id, k), byte, np.uint8)
+    scale_at = 208 if type_id == Q6_K_ID else 0
+    half = np.array([0.5], np.float16).view(np.uint8)
+    raw.reshape(-1, rows.TYPE_SIZE[type_id])[:, scale_at : scale_at + 2] = half
+    w = dequantize(raw, GGMLQuantizationType(type_id)).reshape(1, k)
+    for value in (3.0, -3.0):
+        x = np.full((1, k), value, np.float32)
+        at = packed(x)
+        got = rows.dot_row(type_id, raw.ctypes.data, at.ctypes.data, k, 0)
+        wanted = ref.mul_mat(w, x, quantised=True)[0, 0]
+        assert abs(got - wanted) <= 1e-5 * abs(wanted)
+
+
+@pytest.mark.parametrize(("type_id", "k"), cases())
+def test_widen_row(type_id: int, k: int, make_weights: MakeWeights, before_a_hole: Place) -> None:
+    raw, w = make_weights(type_id, 3, k)
+    raw, out = before_a_hole(raw), np.full(k + 1, 7, np.float32)
+    for row, numbers in zip(raw, w, strict=True):
+        rows.widen_row(type_id, row.ctypes.data, k, out.ctypes.data)
+        if type_id == Q6_K_ID:  # two scales: (q s) d here, q (s d) in the gguf package
+            assert np.allclose(out[:k], numbers, rtol=3e-7, atol=0)
+        else:
+            assert np.array_equal(out[:k], numbers)
+        assert out[k] == 7
+
+
+@pytest.mark.parametrize(("type_id", "k"), cases(TILED))
+def test_add_rows(
+    type_id: int,
+    k: int,
+    make_weights: MakeWeights,
+    make_activations: MakeActivations,
+    before_a_hole: Place,
+    assert_near: Near,
+) -> None:
+    raw, w = make_weights(type_id, 4, k)
+    raw, before, c = before_a_hole(raw), make_activations(k), make_activations(4)
+    acc, ahead = before_a_hole(before), np.zeros(4, np.int64)
+    where = tile_addresses(raw)
+    rows.add_rows(type_id, acc.ctypes.data, where.ctypes.data, c.ctypes.data, 0, k, ahead.ctypes.data)
+    assert_near(acc, before.astype(np.float64) + c.astype(np.float64) @ w.astype(np.float64))
+
+
+@pytest.mark.parametrize("type_id", of_type(TILED))
+def test_add_rows_keeps_to_its_columns(
+    type_id: int, make_weights: MakeWeights, make_activations: MakeActivations, assert_near: Near
+) -> None:
+    k, first, last = 192, 32, 128
+    raw, w = make_weights(type_id, 4, k)
+    acc, c, ahead = np.full(k, 5, np.float32), make_activations(4), np.zeros(4, np.int64)
+    where = tile_addresses(raw)
+    rows.add_rows(type_id, acc.ctypes.data, where.ctypes.data, c.ctypes.data, first, last, ahead.ctypes.data)
+    assert (acc[:first] == 5).all() and (acc[last:] == 5).all()
+    assert_near(acc[first:last], 5 + c.astype(np.float64) @ w[:, first:last].astype(np.float64))
+
+
+def test_only_types_with_tiles_have_them() -> None:
+    assert {type_id for type_id in SIZES if rows.has_tiles(type_id)} == set(TILED)
+
+
+def test_bytes_of_a_float() -> None:
+    assert [rows.row_bytes_of_float(t) for t in (F32_ID, F16_ID, BF16_ID)] == [4, 2, 2]

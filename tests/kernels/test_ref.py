@@ -1,0 +1,142 @@
+"""The oracles themselves, on cases small enough for pencil and paper."""
+
+import math
+
+import numpy as np
+import pytest
+from hotcold.kernels import ref
+from numpy.typing import NDArray
+
+
+def f32(*values: object) -> NDArray[np.float32]:
+    """An array of float32."""
+    return np.array(values, np.float32)
+
+
+def test_quantise_scales_the_largest_to_127() -> None:
+    x = np.zeros(64, np.float32)
+    x[:4], x[33] = [254, -127, 1, 2.9], -1
+    q, d = ref.quantise(x)
+    assert d.tolist() == [2, np.float32(1) / np.float32(127)]
+    assert q[:5].tolist() == [127, -64, 0, 1, 0]  # -63.5 and 0.5 are ties, 1.45 is none
+    assert q[33] == -127 and np.count_nonzero(q[32:]) == 1
+
+
+def test_quantise_of_nothing_is_nothing() -> None:
+    q, d = ref.quantise(np.zeros((2, 32), np.float32))
+    assert q.shape == (2, 32) and d.shape == (2, 1)
+    assert not q.any() and not d.any()
+
+
+def test_rounded_undoes_what_is_exact() -> None:
+    x = np.zeros((1, 32), np.float32)
+    x[0, :3] = [127, 3, 0.25]
+    assert ref.rounded(x)[0, :3].tolist() == [127, 3, 0]
+
+
+def test_mul_mat_has_a_row_a_token_and_a_column_a_weight_row() -> None:
+    y = ref.mul_mat(f32([1, 2], [3, 4], [5, 6]), f32([1, 10], [0, -1]))
+    assert y.dtype == np.float64
+    assert y.tolist() == [[21, 43, 65], [-2, -4, -6]]
+
+
+def test_mul_mat_rounds_the_activations_of_quantised_weights() -> None:
+    x = np.zeros((1, 32), np.float32)
+    x[0, :3] = [127, 3, 0.25]
+    assert ref.mul_mat(np.ones((1, 32), np.float32), x, quantised=True).tolist() == [[130]]
+    assert ref.mul_mat(np.ones((1, 32), np.float32), x).tolist() == [[130.25]]
+
+
+def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
+    y = ref.rms_norm(f32([3, 4, 0, 0]), f32(1, 2, 3, 4), eps=0.0)
+    assert np.allclose(y, [[3 / 2.5, 2 * 4 / 2.5, 0, 0]])
+    assert np.allclose(ref.rms_norm(f32([0, 0]), f32(1, 1), eps=1e-5), 0)
+    assert np.allclose(ref.rms_norm(f32([1, 1]), f32(1, 1), eps=3.0), 0.5)
+
+
+def test_rope_frequencies_fall_geometrically() -> None:
+    assert np.allclose(ref.rope_frequencies(4, 100.0), [1, 0.1])
+    assert np.allclose(ref.rope_frequencies(4, 100.0, scale=0.5), [0.5, 0.05])
+    assert np.allclose(ref.rope_frequencies(4, 100.0, factors=f32(1, 4)), [1, 0.025])
+
+
+def test_rope_turns_neighbours_or_halves() -> None:
+    x = f32([[[1, 0, 0, 1, 9]]])
+    x = x.reshape(1, 1, 5)
+    turn = np.array([math.pi / 2, math.pi])
+    position = np.array([1])
+    assert np.allclose(ref.rope(x, position, turn), [[[0, 1, 0, -1, 9]]])
+    # halves: (x0, x2) = (1, 0) by a quarter, (x1, x3) = (0, 1) by a half turn
+    assert np.allclose(ref.rope(x, position, turn, interleaved=False), [[[0, 0, 1, -1, 9]]])
+
+
+def test_rope_at_position_zero_changes_nothing_and_turns_add_up() -> None:
+    x = np.arange(1, 9, dtype=np.float32).reshape(2, 1, 4)
+    turn = np.array([0.3, 0.01])
+    y = ref.rope(x, np.array([0, 5]), turn)
+    assert np.array_equal(y[0], x[0])
+    twice = ref.rope(ref.rope(x, np.array([2, 2]), turn).astype(np.float32), np.array([3, 3]), turn)
+    assert np.allclose(twice[1], y[1], rtol=1e-6)
+
+
+def test_attention_weighs_values_by_softmax() -> None:
+    # scores 0 and ln 3 * sqrt(2) / sqrt(2): weights 1/4 and 3/4
+    q = f32([[1, 0]]).reshape(1, 1, 2)
+    k = f32([0, 0], [math.log(3) * math.sqrt(2), 5]).reshape(2, 1, 2)
+    v = f32([4, 0], [8, 4]).reshape(2, 1, 2)
+    assert np.allclose(ref.attention(q, k, v, n_past=1), [[[7, 3]]])
+
+
+def test_attention_sees_no_future() -> None:
+    q = np.zeros((2, 1, 2), np.float32)
+    k, v = np.zeros((3, 1, 2), np.float32), f32([3, 0], [5, 2], [10, 4]).reshape(3, 1, 2)
+    assert np.allclose(ref.attention(q, k, v, n_past=1), [[[4, 1]], [[6, 2]]])
+
+
+def test_attention_groups_query_heads() -> None:
+    q = np.zeros((1, 4, 1), np.float32)
+    k, v = np.zeros((1, 2, 1), np.float32), f32(7, 9).reshape(1, 2, 1)
+    assert ref.attention(q, k, v, n_past=0).ravel().tolist() == [7, 7, 9, 9]
+
+
+def test_activations() -> None:
+    x = np.array([-2.0, 0.0, 2.0])
+    assert ref.ACTIVATIONS["relu"](x).tolist() == [0, 0, 2]
+    assert np.allclose(ref.ACTIVATIONS["silu"](x), [-2 / (1 + math.e**2), 0, 2 / (1 + math.e**-2)])
+
+
+def test_predictor_lists_what_reaches_the_threshold_and_nan() -> None:
+    fc1 = f32([1, 0], [0, -1])
+    fc2 = f32([1, 0], [0, 1], [-1, 0], [np.nan, 0], [2, 0])
+    x = f32([0.5, 3])  # hidden: 0.5 and relu(-3) = 0
+    assert ref.predictor(x, fc1, fc2, 0.5).tolist() == [[True, False, False, True, True]]
+    assert ref.predictor(x, fc1, fc2, 0.0).tolist() == [[True, True, False, True, True]]
+    assert ref.predictor(x, fc1, fc2, 0.6).tolist() == [[False, False, False, True, True]]
+
+
+def test_sparse_ffn_sums_firing_neurons() -> None:
+    gate, up = f32([1, 0], [0, 1], [-1, 0]), f32([1, 1], [2, 0], [5, 5])
+    down_t = f32([1, 0], [0, 1], [100, 100])
+    x = f32([2, 3])  # gates 2 3 -2, ups 5 4 25
+    assert ref.sparse_ffn(x, gate, up, down_t).tolist() == [[10, 12]]
+    assert ref.sparse_ffn(x, gate, up, down_t, np.array([[False, True, True]])).tolist() == [[0, 12]]
+    assert ref.sparse_ffn(x, gate, up, down_t, np.zeros((1, 3), bool)).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize("quantised", [False, True])
+def test_dense_ffn_with_relu_equals_sparse_ffn(quantised: bool) -> None:
+    rng = np.random.default_rng(0)
+    gate, up, down_t = rng.standard_normal((3, 64, 32)).astype(np.float32)
+    x = rng.standard_normal((3, 32)).astype(np.float32)
+    sparse = ref.sparse_ffn(x, gate, up, down_t, quantised=quantised)
+    dense = ref.dense_ffn(x, gate, up, down_t.T, "relu", quantised=quantised)
+    # a quantised down matrix rounds the hidden vector, which the transposed one never does
+    bound = 0.02 if quantised else 1e-6
+    assert np.abs(dense - sparse).max() <= bound * np.abs(sparse).max()
+    assert quantised == bool(np.abs(dense - sparse).max() > 1e-6 * np.abs(sparse).max())
+
+
+def test_dense_ffn_with_silu() -> None:
+    y = ref.dense_ffn(f32([1]), f32([2]), f32([3]), f32([10], [1]))
+    h = 2 / (1 + math.exp(-2)) * 3
+    assert np.allclose(y, [[10 * h, h]])
