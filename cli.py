@@ -18,6 +18,7 @@ from hotcold.engine import settings
 from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
+    from hotcold.engine.benchmark import Measured
     from hotcold.engine.generation import Engine, Generation
     from hotcold.gguf_io.convert import ConvertSummary
 
@@ -216,7 +217,7 @@ def read_prompt(prompt: str | None, file: Path | None) -> bytes:
     if prompt is not None:
         if file is not None:
             raise SettingError("prompt", "both -p and -f", "one of them")
-        return os.fsencode(prompt)
+        return prompt.encode("utf-8", "surrogateescape")
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise SettingError("prompt", "none", "-p TEXT, -f FILE or a pipe", "such as -p 'Once upon a time'")
     data = _read_file(file)
@@ -239,10 +240,15 @@ def _read_file(file: Path | None) -> bytes:
     return data
 
 
+def warn(engine: "Engine", quiet: bool) -> None:
+    """What a user should know of the file and the settings."""
+    for warning in () if quiet else engine.warnings:
+        note(f"warning: {warning}")
+
+
 def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
     """Warnings; with -v also what runs, and how."""
-    for warning in engine.warnings:
-        note(f"warning: {warning}")
+    warn(engine, quiet=False)
     if verbose:
         for line in (*engine.description(), f"seed {generation.sampling.seed}"):
             note(line)
@@ -275,8 +281,15 @@ def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool
 
 
 def _show(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
+    if sys.stdout is None:
+        raise HotcoldError("standard output", "closed", next_step="leave it open")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HotcoldError("standard output", error.strerror or error) from error
 
 
 def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:
@@ -290,6 +303,107 @@ def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, A
         "sparsity": engine.sparsity,
         **generation.statistics.numbers(),
     }
+
+
+@app.command()
+def perplexity(
+    file: Annotated[Path, typer.Option("-f", "--file", help="Text; - for a pipe.")],
+    model: Model = None,
+    threads: Threads = None,
+    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Ids of a chunk.")] = 512,
+    batch_size: NBatch = settings.DEFAULT_N_BATCH,
+    kv_type: KVType = "f16",
+    sparsity: Sparsity = "auto",
+    sparse_pred_threshold: Threshold = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Perplexity of a text, by llama.cpp's definition."""
+    with reported():
+        from hotcold.engine import perplexity as measure
+
+        text = _read_file(file)
+        announce_compiling(quiet)
+        with open_engine(
+            path=model,
+            n_ctx=ctx_size,
+            n_batch=batch_size,
+            threads=threads,
+            kv_type=kv_type,
+            sparsity=sparsity,
+            sparse_pred_threshold=sparse_pred_threshold,
+        ) as engine:
+            warn(engine, quiet)
+            with progress_bar(not quiet and sys.stderr.isatty(), counted="chunks") as progress:
+
+                def advance(done: int, total: int, value: float) -> None:
+                    if progress is not None:
+                        progress(f"perplexity {value:.2f}", done, total)
+
+                result = measure.measure(engine, text, advance)
+            if as_json:
+                typer.echo(json.dumps(result.numbers()))
+                return
+            listed, firing = result.activity.shares(engine.model.n_ff)
+            typer.echo(f"perplexity {result.value:.4f} +/- {result.deviation:.4f}")
+            typer.echo(f"  {measure.DEFINITION}")
+            typer.echo(f"  {len(result.chunk_nlls)} chunks of {result.n_ctx}, {result.n_scored} ids scored")
+            mode = engine.sparsity if result.threshold is None else f"predictor >= {result.threshold:g}"
+            typer.echo(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
+            typer.echo(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
+            typer.echo(f"  {result.n_tokens / result.seconds:.0f} tokens/s")
+
+
+@app.command()
+def bench(
+    model: Model = None,
+    n_prompt: Annotated[int, typer.Option("-p", "--n-prompt", min=0, help="Prompt tokens; 0: none.")] = 256,
+    n_gen: Annotated[int, typer.Option("-n", "--n-gen", min=0, help="Decoded tokens; 0: none.")] = 64,
+    repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Of each test.")] = 3,
+    threads: Threads = None,
+    batch_size: NBatch = settings.DEFAULT_N_BATCH,
+    kv_type: KVType = "f16",
+    sparsity: Sparsity = "auto",
+    sparse_pred_threshold: Threshold = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Prompt and decode speed, beside what the machine's memory gives."""
+    with reported():
+        from hotcold.engine import benchmark
+
+        announce_compiling(quiet)
+        with open_engine(
+            path=model,
+            n_ctx=max(n_prompt, n_gen, 1),
+            n_batch=batch_size,
+            threads=threads,
+            kv_type=kv_type,
+            sparsity=sparsity,
+            sparse_pred_threshold=sparse_pred_threshold,
+        ) as engine:
+            warn(engine, quiet)
+            results = benchmark.run(engine, n_prompt, n_gen, repetitions)
+            head = {"model": engine.file.path.name, "threads": engine.n_threads, "sparsity": engine.sparsity}
+            if as_json:
+                typer.echo(json.dumps(head | {"tests": [result.numbers() for result in results]}))
+            else:
+                show_benchmark(head, results)
+
+
+def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
+    """A table of tests; dashes where a figure has no meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=", ".join(f"{name} {value}" for name, value in head.items()))
+    for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
+        table.add_column(title, justify="left" if title == "test" else "right")
+    for result in results:
+        read = (f"{result.bytes_a_token / 1e6:.2f}", f"{result.bandwidth_share:.0%}")
+        rate = f"{result.tokens_per_second:.1f} ± {result.deviation:.1f}"
+        table.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
+    Console().print(table)
 
 
 @app.command()
@@ -317,15 +431,23 @@ def convert(
 
 
 @contextlib.contextmanager
-def progress_bar(shown: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """A function that hears (name, bytes done, bytes in all) and draws a bar on stderr; None if not shown."""
+def progress_bar(shown: bool, counted: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
+    """A function that hears (name, done, in all) and draws a bar on stderr; None if not shown."""
     if not shown:
         yield None
         return
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn())
+    amount = DownloadColumn() if counted == "bytes" else MofNCompleteColumn()
+    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("")
 
@@ -346,3 +468,7 @@ def show_summary(summary: "ConvertSummary", outtype: str) -> None:
     )
     if summary.kept_f16:
         typer.echo(f"kept as f16, since {outtype} does not divide their rows: {', '.join(summary.kept_f16)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,33 +14,18 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from numpy.typing import NDArray
 from random_model import Shape, write
-from stream import Stream
 
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import Layer, Model, Weight, load_model
 from hotcold.engine.settings import default_threads
+from hotcold.engine.traffic import token_bytes
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu.stream import Stream
 from hotcold.kernels.cpu.team import Program, Team
 
 PROMPT = 256
-
-
-def token_bytes(model: Model, file: GGUFFile) -> int:
-    """Bytes of weights that one decoded token reads: all but the embedding table's other rows."""
-    total = sum(info.n_bytes for info in file.tensors.values())
-    table = file.tensors[model.token_embd.name]
-    return total - (table.n_bytes - table.row_bytes if model.output.name != table.name else 0)
-
-
-def whole_view(file: GGUFFile) -> NDArray[np.uint8]:
-    """The largest tensor's neighbours: one flat view from the first tensor's data to the last's."""
-    infos = sorted(file.tensors.values(), key=lambda info: info.offset)
-    first, last = infos[0], infos[-1]
-    n = last.offset + last.n_bytes - first.offset
-    return np.lib.stride_tricks.as_strided(file.data(first.name).reshape(-1), (n,), (1,), writeable=False)
 
 
 def tile_gflops(executor: Executor, kind: int, n_rows: int, k: int, weight: int, seconds: float) -> float:
@@ -97,7 +82,7 @@ def main() -> None:
 def measure(file: GGUFFile, shape: Shape, kind: GGMLQuantizationType, n_threads: int, seconds: float) -> None:
     """Alternate decode steps and sums; then the prompt and its tile."""
     model = load_model(file)
-    n_bytes, view = token_bytes(model, file), whole_view(file)
+    n_bytes, view = token_bytes(model), file.all_data()
     stream = Stream(n_threads)
     with Executor(model, file, 1024, PROMPT, n_threads) as executor:
         ids = np.random.default_rng(0).integers(3, shape.n_vocab, PROMPT).astype(np.int32)

@@ -112,12 +112,25 @@ class Engine:
         sampling = settings.SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
         settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
         if isinstance(prompt, str | bytes):
+            self._check_length(prompt)
             ids = self._checked_ids(self.tokenizer.encode(prompt, parse_special=True), "prompt")
         else:
             ids = self._checked_ids(prompt, "prompt")
         if not ids.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
         return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos)
+
+    def _check_length(self, prompt: str | bytes) -> None:
+        """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
+        n_bytes = len(prompt)  # of a str at least that many
+        fewest = self.tokenizer.fewest_tokens(n_bytes)
+        if fewest > self.n_ctx:
+            raise DoesNotFitError(
+                "prompt",
+                f"{n_bytes} bytes, so at least {fewest} tokens",
+                f"the context holds {self.n_ctx}",
+                "raise n_ctx (-c), or shorten it",
+            )
 
     def _checked_ids(
         self, ids: Sequence[int] | NDArray[np.integer], what: str = "tokens"
@@ -146,11 +159,13 @@ class Engine:
         model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
         if self.sparsity == "predictor":
             run += f", threshold {model.sparse_threshold:g}"
+        template = ("the file's chat template is not used",)
         shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
         return (
             f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
             f"n_ctx {self.n_ctx}, n_batch {self.n_batch}, {self.n_threads} threads",
             run,
+            *(template if "tokenizer.chat_template" in self.file.metadata else ()),
         )
 
     def take_turn(self) -> int:
@@ -260,11 +275,15 @@ class Generation(Iterator[str]):
 
     def _choose(self) -> int:
         logits = self._logits[0, : self._engine.tokenizer.n_vocab]
-        logits[self._banned] = -np.inf
-        if np.isnan(logits).any():
+        if not np.isfinite(logits).all():
+            what = "NaN" if np.isnan(logits).any() else "infinity"
             raise FileError(
-                self._engine.file.path.name, "the model computes NaN", "numbers", "the file may be damaged"
+                self._engine.file.path.name,
+                f"the model computes {what}",
+                "finite logits",
+                "the file may be damaged",
             )
+        logits[self._banned] = -np.inf
         recent = self.ids[-settings.REPEAT_LAST_N :]
         missing = settings.REPEAT_LAST_N - len(recent)
         return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)

@@ -53,6 +53,7 @@ class SentencePieceTokenizer:
         self.add_bos, self.add_eos, self.add_space_prefix = add_bos, add_eos, add_space_prefix
         self._byte_ids = byte_ids(self.tokens, self.types)
         self._specials = _specials(self.tokens, self.types)
+        self._longest = max(1, *map(len, self.tokens))
         self._encode = _library_encoder(self.tokens, scores, self.types, unknown, bool(self._byte_ids))
 
     def encode(
@@ -78,6 +79,14 @@ class SentencePieceTokenizer:
         if add_special and self.add_eos and self.eos is not None:
             ids.append(self.eos)
         return ids
+
+    def fewest_tokens(self, n_bytes: int) -> int:
+        """A lower bound of the tokens of any text of `n_bytes` bytes.
+
+        No piece stands for more bytes than it has; only where bytes without a piece run together as one
+        unknown piece is there no bound.
+        """
+        return -(-n_bytes // self._longest) if self._byte_ids else 0
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes that a token stands for; control pieces and the unknown piece only if `special`."""
@@ -181,7 +190,8 @@ def _library_encoder(
     try:
         processor.LoadFromSerializedProto(proto.SerializeToString())
     except RuntimeError as error:
-        raise FileError("vocabulary", str(error), "sentencepiece cannot load it") from error
+        bound = "the sentencepiece library refuses it"
+        raise FileError("vocabulary", str(error)[:120], bound, "convert the model again") from error
 
     def encode(text: str) -> list[int]:
         return [int(token) for token in processor.EncodeAsIds(text)]
@@ -204,7 +214,8 @@ def _model_proto(
     proto.normalizer_spec.escape_whitespaces = True
     kinds = _library_types(types, unknown, byte_fallback)
     for text, score, kind in zip(_library_pieces(tokens), scores, kinds, strict=True):
-        proto.pieces.add(piece=text or "", score=score, type=UNUSED if text is None else kind)
+        unused = text is None and kind != UNKNOWN
+        proto.pieces.add(piece=text or "", score=score, type=UNUSED if unused else kind)
     for token, piece in enumerate(proto.pieces):
         if not piece.piece:
             piece.piece = f"\ue000{token}"
@@ -250,11 +261,7 @@ def load(file: GGUFFile) -> SentencePieceTokenizer:
     Raises:
         FileError: metadata that are missing or damaged.
     """
-    tokens = list(file.get_array("tokenizer.ggml.tokens"))
-    if not all(isinstance(token, bytes) for token in tokens):
-        raise _damaged(file, "tokens", "numbers", "text")
-    if not 1 <= len(tokens) <= MAX_TOKENS:
-        raise _damaged(file, "tokens", f"{len(tokens)} pieces", f"1 to {MAX_TOKENS}")
+    tokens = _tokens(file)
     types = _token_types(file, tokens)
     unknown = _special_id(file, "unknown", len(tokens))
     if unknown is None and UNKNOWN not in types and not byte_ids(tokens, types):
@@ -279,6 +286,16 @@ def _damaged(file: GGUFFile, key: str, value: object, bound: str) -> FileError:
     return FileError(f"{file.path.name}: tokenizer.ggml.{key}", value, bound, "convert the model again")
 
 
+def _tokens(file: GGUFFile) -> list[bytes]:
+    array = file.get_array("tokenizer.ggml.tokens")
+    if not 1 <= len(array) <= MAX_TOKENS:
+        raise _damaged(file, "tokens", f"{len(array)} pieces", f"1 to {MAX_TOKENS}")
+    tokens = list(array)
+    if not all(isinstance(token, bytes) for token in tokens):
+        raise _damaged(file, "tokens", "numbers", "text")
+    return tokens
+
+
 def _scores(file: GGUFFile, n_vocab: int) -> list[float]:
     """Scores by id: a merge with a higher score comes first."""
     scores = np.asarray(file.get_array("tokenizer.ggml.scores"))
@@ -299,6 +316,10 @@ def _token_types(file: GGUFFile, tokens: list[bytes]) -> list[int]:
     for kind in np.unique(types):
         if not NORMAL <= kind <= BYTE:
             raise _damaged(file, "token_type", int(kind), f"{NORMAL} to {BYTE}")
+    for token in np.flatnonzero(types == BYTE):
+        if not BYTE_PIECE.fullmatch(tokens[token]):
+            shown = tokens[token][:32].decode(errors="backslashreplace")
+            raise _damaged(file, f"tokens[{token}]", shown, "byte pieces are <0x00> to <0xFF>")
     return [int(kind) for kind in types]
 
 

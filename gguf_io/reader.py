@@ -83,6 +83,13 @@ class GGUFFile:
         view = np.frombuffer(self._view, np.uint8, info.n_bytes, info.offset)
         return view.reshape(info.n_rows, info.row_bytes)
 
+    def all_data(self) -> NDArray[np.uint8]:
+        """One flat read-only view from the first tensor's data to the end of the last's."""
+        infos = self.tensors.values()
+        first = min((info.offset for info in infos), default=0)
+        end = max((info.offset + info.n_bytes for info in infos), default=0)
+        return np.frombuffer(self._view, np.uint8, end - first, first)
+
     def get_int(self, key: str, default: int | None = None) -> int:
         """An integer of the metadata; MetadataError if it is missing without default or no integer."""
         value = self._get(key, default)

@@ -1,4 +1,4 @@
-"""The streaming sum that every figure is compared with: how fast memory gives bytes to all cores."""
+"""The streaming sum that speeds are compared with: how fast memory gives bytes to all cores."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -6,7 +6,6 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.kernels.cpu import simd
 
 PART = 1 << 20  # bytes that a thread takes at once
