@@ -4,8 +4,9 @@ import math
 
 import numpy as np
 import pytest
-from hotcold.kernels import ref
 from numpy.typing import NDArray
+
+from hotcold.kernels import ref
 
 
 def f32(*values: object) -> NDArray[np.float32]:

@@ -1,8 +1,13 @@
-"""What the CPU kernel tests share: the distance to an oracle, packing, and runs of op records."""
+"""What the CPU kernel tests share: the distance to an oracle, packing, and runs of op records.
+
+It also makes `oracle_checks.py` importable: tests have no package, and that file runs as a script too.
+"""
 
 import ctypes
 import mmap
+import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import pack, program, team
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import attention
 from hotcold.kernels.cpu.rows import F16_ID, F32_ID
-from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 Make = Callable[..., F32]

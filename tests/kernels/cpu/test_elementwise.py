@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import elementwise, program
-from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 Make = Callable[..., F32]

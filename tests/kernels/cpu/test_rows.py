@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from gguf.quants import dequantize
+from numpy.typing import NDArray
+
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import rows
 from hotcold.kernels.cpu.rows import BF16_ID, F16_ID, F32_ID, Q4_0_ID, Q5_0_ID, Q6_K_ID, Q8_0_ID
-from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]

@@ -90,7 +90,7 @@ def words_sum(x: int, n: int) -> int:
     total = simd.zero_words()
     for i in range(0, 8 * n, 64):
         total = simd.add_words(total, x + i)
-    return simd.sum_words(total)  # type: ignore[no-any-return]
+    return simd.sum_words(total)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

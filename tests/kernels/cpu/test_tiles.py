@@ -6,9 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import program, rows, tiles
-from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
