@@ -12,7 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from hotcold import cli
 from hotcold.cli import app
+from hotcold.errors import HotcoldError
 
 PROMPT = "It is a truth universally acknowledged"
 GREEDY = ("--temp", "0", "-t", "1")
@@ -298,6 +300,32 @@ def test_a_reader_that_leaves_ends_it_quietly() -> None:
         running.stdout.close()
         assert running.stderr.read() == b""
     assert running.returncode == 0
+
+
+def test_a_full_disk_is_one_line() -> None:
+    command = [sys.executable, "-m", "hotcold", "generate", "-p", PROMPT, "-n", "2", "-q"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "hotcold: error: standard output: No space left on device\n"
+
+
+def test_a_closed_output_is_named() -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        with pytest.raises(HotcoldError, match="standard output: closed"):
+            cli._show("a")
+
+
+def test_bytes_of_the_command_line_are_utf8() -> None:
+    """Python hands bytes that are no characters over as lone surrogates."""
+    assert cli.read_prompt("né\udcff", None) == b"n\xc3\xa9\xff"
+
+
+def test_the_checkout_runs_too() -> None:
+    command = [sys.executable, str(Path(__file__).parent.parent / "cli.py"), "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stdout[:8]) == (0, "hotcold ")
 
 
 def test_the_first_run_says_that_it_compiles(tmp_path: Path) -> None:

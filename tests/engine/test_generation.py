@@ -138,6 +138,17 @@ def test_a_prompt_longer_than_the_context_does_not_fit() -> None:
     assert generation.statistics.stop_reason == "context"
 
 
+def test_a_prompt_that_is_too_long_anyway_is_not_tokenised(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest piece has 6 bytes: 97 bytes are more than 16 tokens."""
+    engine = scripted(letters("a"), n_ctx=16)
+    monkeypatch.setattr(engine.tokenizer, "encode", lambda text, **flags: [1])
+    assert engine.generate(b"a" * 96).prompt_ids == [1]
+    with pytest.raises(DoesNotFitError, match=r"^prompt: 97 bytes, so at least 17 tokens .*16.*-c"):
+        engine.generate(b"a" * 97)
+    with pytest.raises(DoesNotFitError, match="at least 17 tokens"):
+        engine.generate("a" * 97)
+
+
 def test_prompts_of_special_pieces_ids_and_bytes() -> None:
     engine = scripted(letters("a"))
     assert engine.generate("a</s>b").prompt_ids == [BOS, *letters("a"), EOS, *letters("b")]
@@ -202,12 +213,13 @@ def test_repetition_looks_back_into_the_prompt() -> None:
     assert generation.statistics.stop_reason == "eos"
 
 
-def test_a_model_that_computes_nan_is_named() -> None:
+@pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
+def test_a_model_that_computes_no_numbers_is_named(value: float, name: str) -> None:
     engine = scripted([0])
     executor: Any = engine.executor
-    executor.run = lambda ids, n_past, logits=None: logits.fill(np.nan)
-    with pytest.raises(FileError, match=r"scripted\.gguf.*NaN"):
-        list(engine.generate("a"))
+    executor.run = lambda ids, n_past, logits=None: logits.fill(value)
+    with pytest.raises(FileError, match=rf"scripted\.gguf.*computes {name}"):
+        list(engine.generate("a", ignore_eos=True))
 
 
 def test_a_later_call_ends_an_earlier_generation() -> None:

@@ -173,7 +173,7 @@ def test_threshold_is_the_flag_then_the_environment_then_the_file() -> None:
     assert settings.resolve_threshold(None, 0.5, {}) == 0.5
 
 
-@pytest.mark.parametrize("text", ["junk", "", "nan", "inf", "-inf", "0,5", "1e999"])
+@pytest.mark.parametrize("text", ["junk", "", "1_0", "nan", "inf", "-inf", "0,5", "1e999"])
 def test_a_bad_threshold_in_the_environment_is_named(text: str) -> None:
     with pytest.raises(SettingError, match=f"^LLAMA_SPARSE_PRED_THRESHOLD: .*{text}.*finite"):
         settings.resolve_threshold(None, 0.5, {"LLAMA_SPARSE_PRED_THRESHOLD": text})

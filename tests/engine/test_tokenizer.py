@@ -152,6 +152,42 @@ def test_bytes_need_byte_pieces() -> None:
         small((b"a", NORMAL)).encode(b"\xff")
 
 
+@given(
+    st.lists(
+        st.tuples(st.binary(max_size=3), st.sampled_from([NORMAL, CONTROL, USER_DEFINED, UNUSED])), max_size=9
+    ),
+    st.booleans(),
+    st.binary(max_size=12),
+    st.booleans(),
+)
+@settings(deadline=None)
+def test_any_vocabulary_and_any_text(
+    pieces: list[tuple[bytes, int]], with_bytes: bool, text: bytes, parse_special: bool
+) -> None:
+    """Ids are the vocabulary's own, the library's placeholders never come out, and the bound holds."""
+    vocabulary = small(*(BYTES if with_bytes else []), *pieces)
+    try:
+        ids = vocabulary.encode(text, add_special=False, parse_special=parse_special)
+    except SettingError:
+        assert not with_bytes
+        return
+    assert all(0 <= token < vocabulary.n_vocab for token in ids)
+    assert vocabulary.fewest_tokens(len(text)) <= len(ids)
+
+
+def test_fewest_tokens_follow_the_longest_piece() -> None:
+    vocabulary = small(*BYTES, (b"abcdefgh", NORMAL), add_space_prefix=False)
+    assert [vocabulary.fewest_tokens(n) for n in (0, 1, 8, 9, 80)] == [0, 1, 1, 2, 10]
+    assert small((b"a", NORMAL)).fewest_tokens(80) == 0  # any text may be one unknown piece
+
+
+def test_the_unknown_piece_needs_no_text_of_its_own(write: "Write") -> None:
+    """Its text is that of a later piece, or no UTF-8: the library is given another."""
+    for tokens in (["a", "<s>", "</s>", "a"], [b"\xff", b"<s>", b"</s>", b"a"]):
+        tokenizer = tokenizer_of(write(tokens=tokens, add_space_prefix=False))
+        assert tokenizer.encode("aé") == [1, 3, 0]
+
+
 def test_pieces_that_show_nothing() -> None:
     vocabulary = small((b"<s>", CONTROL), (b"[PAD]", UNUSED), (b"<tool>", USER_DEFINED))
     assert [vocabulary.piece(token) for token in range(4)] == [b"", b"", b"", b"<tool>"]
@@ -229,6 +265,10 @@ def test_minus_one_is_no_token(write: Write) -> None:
         ({"token_type": [2, 3, 3]}, r"tokenizer\.ggml\.token_type: 3 .*4 whole numbers"),
         ({"token_type": [2, 3, 3, 7]}, r"tokenizer\.ggml\.token_type: 7 \(1 to 6\)"),
         ({"token_type": [1, 3, 3, 1]}, r"tokenizer\.ggml\.token_type: no unknown piece"),
+        ({"token_type": [2, 3, 3, 6]}, r"tokenizer\.ggml\.tokens\[3\]: a \(byte pieces are <0x00>"),
+        ({"tokens": ["<unk>", "<s>", "</s>", "<0x-1>"], "token_type": [2, 3, 3, 6]}, r"\[3\]: <0x-1> \("),
+        ({"tokens": ["<unk>", "<s>", "</s>", "<0xZZ>"], "token_type": [2, 3, 3, 6]}, r"\[3\]: <0xZZ> \("),
+        ({"tokens": ["<unk>", "<s>", "</s>", "<0x100>"], "token_type": [2, 3, 3, 6]}, r"\[3\]: <0x100> \("),
         ({"bos_token_id": 4}, r"tokenizer\.ggml\.bos_token_id: 4 .*0 to 3"),
         ({"eos_token_id": 99}, r"tokenizer\.ggml\.eos_token_id: 99"),
         ({"add_bos_token": 1}, r"tokenizer\.ggml\.add_bos_token: 1"),
