@@ -1,0 +1,282 @@
+"""The sparse FFN: against its oracle, and blind to every row that it has no right to read.
+
+Weights of rows that must not be read are NaN in a second run, whose bits have to be the first run's.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import oracle_checks as checks
+import pytest
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import ffn, program, rows
+
+F32 = NDArray[np.float32]
+U8 = NDArray[np.uint8]
+Bools = NDArray[np.bool_]
+Near = Callable[[Any, Any], None]
+Walk = Callable[..., None]
+
+TYPES = [pytest.param((t, t, t), id=GGMLQuantizationType(t).name) for t in checks.SPARSE_TYPES]
+MIXED = [
+    pytest.param(types, id="-".join(GGMLQuantizationType(t).name for t in types))
+    for types in (
+        (rows.F16_ID, rows.Q4_0_ID, rows.F32_ID),
+        (rows.Q8_0_ID, rows.BF16_ID, rows.Q4_0_ID),
+        (rows.Q4_0_ID, rows.Q4_0_ID, rows.F16_ID),
+        (rows.F32_ID, rows.F16_ID, rows.Q8_0_ID),
+        (rows.Q5_0_ID, rows.Q5_0_ID, rows.BF16_ID),
+    )
+]
+COUNTS = ("none", "one", "some", "all")
+
+
+@dataclass
+class FFN:
+    """Weights of a gated ReLU FFN, its input, and which neurons each token looks at."""
+
+    types: tuple[int, int, int]
+    n_ff: int
+    x: F32
+    listed: Bools
+    raw: list[U8] = field(init=False)
+    firing: Bools = field(init=False)
+    wanted: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        k = self.x.shape[1]
+        pairs = [checks.weights(t, self.n_ff, k, 20 + i) for i, t in enumerate(self.types)]
+        self.raw = [raw.copy() for raw, _ in pairs]
+        gate_w, up_w, down_w = (w.copy() for _, w in pairs)
+        gate = ref.mul_mat(gate_w, self.x, rows.is_quantised(self.types[0]))
+        # where products cancel, rounding alone decides about the sign: other rows stand in
+        sure = (np.abs(gate) > 1e-4 * np.abs(gate).max()).all(0)
+        if sure.any():
+            for matrix in (self.raw[0], gate_w, gate.T):
+                matrix[~sure] = matrix[sure.argmax()]
+        up = ref.mul_mat(up_w, self.x, rows.is_quantised(self.types[1]))
+        self.firing = self.listed & (gate > 0)
+        self.wanted = np.where(self.firing, gate * up, 0) @ down_w.astype(np.float64)
+
+    def poison(self) -> None:
+        """NaN into every row that no token reads."""
+        for raw, read in zip(self.raw, (self.listed, self.firing, self.firing), strict=True):
+            raw[~read.any(0)] = 0xFF
+
+
+def listed_neurons(count: str, n_tokens: int, n_ff: int) -> Bools:
+    """No neuron, one a token, a third of them, or all."""
+    rng = np.random.default_rng(5)
+    listed = rng.random((n_tokens, n_ff)) < {"none": 0, "one": 0, "some": 0.3, "all": 1}[count]
+    if count == "one":
+        listed[np.arange(n_tokens), rng.integers(0, n_ff, n_tokens)] = True
+    return listed
+
+
+def shapes(types: tuple[int, int, int]) -> tuple[int, ...]:
+    """Row lengths: a tail for float types alone, blocks that fill no group of four where there are any."""
+    return (32, 160) if any(rows.is_quantised(t) for t in types) else (1, 17, 100)
+
+
+def filled(*shape: int) -> F32:
+    """NaN on a cache line: what no op has written."""
+    out = program.aligned(4 * int(np.prod(shape))).view(np.float32).reshape(shape)
+    out[:] = np.nan
+    return out
+
+
+def one_token(
+    case: FFN, walk: Walk, with_list: bool, skip: bool = True, n_threads: int = 1
+) -> tuple[F32, Any]:
+    """SPARSE_FFN and REDUCE for one token: the result, and the counts."""
+    k, n_ff = case.x.shape[1], case.n_ff
+    (x, _), (z, _) = (checks.operand(t, case.x) for t in case.types[:2])
+    partial, y, counts = filled(program.PIECES, k), filled(k), np.zeros((program.PIECES, 2), np.int64)
+    numbers = np.append(np.flatnonzero(case.listed[0]), -(1 << 40)).astype(np.int64)
+    length = np.array([numbers.size - 1])
+    op = {"code": program.SPARSE_FFN, "chunks": program.PIECES, "n_rows": n_ff, "k": k, "p2": int(skip)}
+    for name, raw, kind in zip(("w", "w1", "w2"), case.raw, case.types, strict=True):
+        op |= checks.matrix(name, raw, kind)
+    op |= {"x": x.ctypes.data, "z": z.ctypes.data, "counts": counts.ctypes.data}
+    op |= {"scratch": partial.ctypes.data, "scratch_stride": partial.strides[0]}
+    if with_list:
+        op |= {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
+    total = {"code": program.REDUCE, "chunks": 2, "x": partial.ctypes.data, "x_stride": partial.strides[0]}
+    total |= {"p0": program.PIECES, "k": k, "y": y.ctypes.data}
+    walk([op, total], n_threads)
+    return y, counts.sum(0).tolist()
+
+
+def mask_bits(listed: Bools) -> U8:
+    """A bit a neuron, in words of 64, for each token."""
+    n_tokens, n_ff = listed.shape
+    wide = np.zeros((n_tokens, -(-n_ff // 64) * 64), bool)
+    wide[:, :n_ff] = listed
+    return np.packbits(wide, axis=1, bitorder="little")
+
+
+def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
+    """GATE_ROWS, UP_ROWS and DOWN_ROWS for several tokens: the result, and the counts."""
+    (n_tokens, k), n_ff = case.x.shape, case.n_ff
+    (x, x_stride), (z, z_stride) = (checks.operand(t, case.x) for t in case.types[:2])
+    bits, gates, hidden, y = (
+        mask_bits(case.listed),
+        *(filled(n_tokens, n_ff) for _ in "gh"),
+        filled(n_tokens, k),
+    )
+    counts = np.zeros((16, 2), np.int64)
+    both = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data, "chunks": 5}
+    gate = {"code": program.GATE_ROWS, **both, **checks.matrix("w", case.raw[0], case.types[0])}
+    gate |= {"x": x.ctypes.data, "x_stride": x_stride, "z": bits.ctypes.data, "z_stride": bits.strides[0]}
+    up = {"code": program.UP_ROWS, **both, **checks.matrix("w", case.raw[1], case.types[1])}
+    up |= {"x": z.ctypes.data, "x_stride": z_stride, "z": gates.ctypes.data, "z_stride": 4 * n_ff}
+    for op, to in ((gate, gates), (up, hidden)):
+        op |= {"y": to.ctypes.data, "y_stride": 4 * n_ff}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k}
+    down |= checks.matrix("w", case.raw[2], case.types[2])
+    down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
+    walk([gate, up, down], n_threads, n_tokens=n_tokens)
+    return y, counts.sum(0).tolist()
+
+
+def check(case: FFN, run: Callable[[], tuple[F32, Any]], near: Near) -> None:
+    """The oracle's result and counts, and the same bits when unread rows are NaN."""
+    y, counts = run()
+    assert counts == [case.listed.sum(), case.firing.sum()]
+    if case.firing.any():
+        near(y.reshape(case.wanted.shape), case.wanted)
+    else:
+        assert not y.any()
+    case.poison()
+    again, counts_again = run()
+    assert again.tobytes() == y.tobytes()
+    assert counts_again == counts
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("types", TYPES + MIXED)
+def test_one_token_with_a_list(
+    types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near
+) -> None:
+    for k, n_ff in itertools.product(shapes(types), (1, 15, 203)):
+        case = FFN(types, n_ff, checks.vectors(1, k, n_ff), listed_neurons(count, 1, n_ff))
+        check(case, lambda case=case: one_token(case, run_ops, with_list=True), assert_near)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("types", TYPES + MIXED)
+def test_one_token_without_a_list(types: tuple[int, int, int], run_ops: Walk, assert_near: Near) -> None:
+    for k, n_ff in itertools.product(shapes(types), (1, 15, 203, 1500)):
+        case = FFN(types, n_ff, checks.vectors(1, k, n_ff), np.ones((1, n_ff), bool))
+        check(case, lambda case=case: one_token(case, run_ops, with_list=False), assert_near)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("types", TYPES)
+def test_reading_all_rows_gives_the_same(
+    types: tuple[int, int, int], run_ops: Walk, assert_near: Near
+) -> None:
+    case = FFN(types, 203, checks.vectors(1, 160, 1), np.ones((1, 203), bool))
+    y, counts = one_token(case, run_ops, with_list=False, skip=False)
+    assert counts == [203, 203]
+    assert_near(y, case.wanted[0])
+    case.poison()
+    assert np.isnan(one_token(case, run_ops, with_list=False, skip=False)[0]).any()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("types", [*TYPES, *MIXED[:4]])
+def test_a_batch(types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near) -> None:
+    for k, n_ff, n_tokens in itertools.product(shapes(types), (15, 203), (1, 3, 9)):
+        x = checks.vectors(n_tokens, k, n_tokens)
+        case = FFN(types, n_ff, x, listed_neurons(count, n_tokens, n_ff))
+        check(case, lambda case=case: batch(case, run_ops), assert_near)  # type: ignore[misc]
+
+
+def test_a_batch_of_one_dead_input(run_ops: Walk) -> None:
+    """All gates 0: no neuron fires, and nothing but the gates is read."""
+    x = np.zeros((3, 32), np.float32)
+    case = FFN((rows.F16_ID,) * 3, 77, x, np.ones((3, 77), bool))
+    case.raw[1][:], case.raw[2][:] = 0xFF, 0xFF
+    y, counts = batch(case, run_ops)
+    assert counts == [3 * 77, 0] and not y.any()
+
+
+def test_up_rows_counts_listed_neurons_when_every_gate_was(run_ops: Walk) -> None:
+    raw, _ = checks.weights(rows.F32_ID, 40, 16)
+    x, gates, y = checks.vectors(3, 16), checks.vectors(3, 40, 1), filled(3, 40)
+    counts = np.zeros((4, 2), np.int64)
+    op = {"code": program.UP_ROWS, "chunks": 3, "n_rows": 40, "k": 16, "p0": 1, "counts": counts.ctypes.data}
+    op |= checks.matrix("w", raw, rows.F32_ID) | {"x": x.ctypes.data, "x_stride": 64}
+    op |= {"z": gates.ctypes.data, "z_stride": 160, "y": y.ctypes.data, "y_stride": 160}
+    run_ops([op], n_tokens=3)
+    assert counts.sum(0).tolist() == [120, (gates > 0).sum()]
+
+
+@pytest.mark.parametrize("with_list", [True, False])
+def test_bits_do_not_depend_on_threads_or_repetition(with_list: bool, run_ops: Walk) -> None:
+    for types in ((rows.Q4_0_ID,) * 3, (rows.F16_ID, rows.F32_ID, rows.Q8_0_ID)):
+        listed = listed_neurons("some" if with_list else "all", 5, 203)
+        single = FFN(types, 203, checks.vectors(1, 160, 3), listed[:1])
+        several = FFN(types, 203, checks.vectors(5, 160, 3), listed)
+        for n_threads in (1, 2, 3, 5):
+            results = {
+                (
+                    one_token(single, run_ops, with_list, n_threads=n)[0].tobytes(),
+                    batch(several, run_ops, n)[0].tobytes(),
+                )
+                for n in (1, n_threads, n_threads)
+            }
+            assert len(results) == 1
+
+
+@pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 200])
+def test_mask_token(n_ff: int) -> None:
+    z = checks.vectors(1, n_ff, n_ff)[0]
+    z[::7] = 0.5
+    z[n_ff // 2] = np.nan
+    for threshold in (0.5, -1e30, 1e30, np.inf):
+        bits, listed = np.full(-(-n_ff // 64), -1), np.full(n_ff + 1, -7)
+        n = ffn.mask_token(z.ctypes.data, n_ff, threshold, bits.ctypes.data, listed.ctypes.data)
+        active = ~(z < threshold)
+        assert listed[:n].tolist() == np.flatnonzero(active).tolist()
+        assert (listed[n:] == -7).all()
+        assert np.array_equal(bits.view(np.uint8), mask_bits(active[None])[0])
+        assert [ffn.bit(bits.ctypes.data, i) for i in range(n_ff)] == active.tolist()
+        again = np.full(-(-n_ff // 64), -1)
+        assert ffn.mask_token(z.ctypes.data, n_ff, threshold, again.ctypes.data, 0) == n
+        assert np.array_equal(again, bits)
+
+
+def test_a_threshold_is_met_by_the_float_that_it_rounds_to() -> None:
+    z, bits = np.array([0.1], np.float32), np.zeros(1, np.int64)
+    assert float(z[0]) > 0.1  # as a double; the threshold is rounded as z was
+    assert ffn.mask_token(z.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 1
+    below = np.nextafter(z, np.float32(0))
+    assert ffn.mask_token(below.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 0
+
+
+@pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=lambda t: GGMLQuantizationType(t).name)
+@pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 61])
+def test_add_listed(
+    type_id: int,
+    n: int,
+    scratch: U8,
+    before_a_hole: Callable[[NDArray[Any]], NDArray[Any]],
+    assert_near: Near,
+) -> None:
+    raw, w = checks.weights(type_id, 61, 96)
+    raw, rng = before_a_hole(raw), np.random.default_rng(n)
+    live = np.full(64, -(1 << 40))
+    live[:n] = rng.permutation(61)[:n]
+    coefficients = np.full(64, np.nan, np.float32)
+    coefficients[:n] = rng.standard_normal(n)
+    acc = checks.vectors(1, 96, 2)[0]
+    wanted = acc.astype(np.float64) + coefficients[:n].astype(np.float64) @ w[live[:n]]
+    where = raw.ctypes.data, raw.shape[1], live.ctypes.data, coefficients.ctypes.data
+    ffn.add_listed(type_id, *where, n, 0, 96, scratch.ctypes.data, acc.ctypes.data)
+    assert_near(acc, wanted)
