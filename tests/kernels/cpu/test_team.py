@@ -1,6 +1,10 @@
 """The thread team: the same bits however many threads walk, late threads, crowded machines."""
 
+import hashlib
+import os
 import threading
+import time
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import oracle_checks as checks
@@ -95,6 +99,126 @@ def test_many_more_threads_than_cores_end() -> None:
     for team, _, _, own_result in teams:
         team.close()
         assert own_result.tobytes() == wanted
+
+
+def test_two_teams_in_two_threads_of_one_process() -> None:
+    """Different programs, started together and walked at once, give what each gives alone."""
+    work = []
+    for length in (7, 4):
+        records, keep, result = chain(length)
+        checks.run(records, n_threads=1)
+        work.append((records, keep, result, result.tobytes()))
+    start, wrong = threading.Barrier(2), []
+
+    def walk(records: list[checks.Record], result: checks.Array, wanted: bytes) -> None:
+        job, team = Program(records), Team(2)
+        job.run[program.N_TOKENS] = 1
+        start.wait()
+        for i in range(100):
+            result[:] = 0
+            team.walk(job)
+            if result.tobytes() != wanted:
+                wrong.append(i)
+        team.close()
+
+    threads = [threading.Thread(target=walk, args=(r, y, wanted)) for r, _, y, wanted in work]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+        assert not thread.is_alive()
+    assert not wrong
+
+
+def long_job() -> tuple[Program, list[object]]:
+    """A program of some hundred milliseconds of work in ops of several, and what it needs alive."""
+    n_tokens, n_rows, k = 32, 4096, 2048
+    data = np.zeros((n_rows, 4 * k), np.uint8)
+    x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
+    record = {"code": program.MUL_MAT, "chunks": 64, **checks.matrix("w", data, rows.F32_ID)}
+    record |= {"n_rows": n_rows, "k": k, "x": x.ctypes.data, "x_stride": 4 * k}
+    job = Program([record | {"y": y.ctypes.data, "y_stride": 4 * n_rows}] * 20)
+    job.run[program.N_TOKENS] = n_tokens
+    return job, [data, x, y]
+
+
+@pytest.fixture
+def crews() -> Iterator[tuple[Team, Team]]:
+    """A team of the caller alone, and one of two threads."""
+    teams = Team(1), Team(2)
+    yield teams
+    for team in teams:
+        team.close()
+
+
+def seconds_of_caller(work: Callable[[], None]) -> float:
+    """CPU time of this very thread."""
+    start = time.thread_time()
+    work()
+    return time.thread_time() - start
+
+
+def cores_used(work: Callable[[], None]) -> float:
+    """CPU seconds of the whole process for each second on the clock."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return (time.process_time() - cpu) / (time.perf_counter() - wall)
+
+
+def test_a_second_thread_takes_work_off_the_first(crews: tuple[Team, Team]) -> None:
+    """Even if both share a core: what one thread works, the other need not."""
+    job, _keep = long_job()
+    alone, team = ([seconds_of_caller(lambda c=crew: c.walk(job)) for _ in range(6)] for crew in crews)  # type: ignore[misc]
+    assert min(team) < 0.8 * min(alone)
+
+
+def two_plain_threads() -> None:
+    """Work of C code on as many cores as other processes leave."""
+    data = bytes(100_000_000)
+    threads = [threading.Thread(target=hashlib.sha256, args=(data,)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one core: no two threads run at once")
+def test_two_threads_use_more_than_one_core(crews: tuple[Team, Team]) -> None:
+    (alone, team), (job, _keep) = crews, long_job()
+    team.walk(job)
+    assert cores_used(lambda: alone.walk(job)) < 1.2
+    possible = 0.0
+    for _ in range(20):
+        if cores_used(lambda: team.walk(job)) > 1.3:
+            return
+        possible = max(possible, cores_used(two_plain_threads))
+    if possible < 1.3:
+        pytest.skip(f"other processes leave {possible:.1f} cores to two plain threads")
+    pytest.fail(f"the team never used more than 1.3 cores, two plain threads use {possible:.1f}")
+
+
+@pytest.mark.parametrize("n_threads", [1, 2, 16])
+def test_repeated_walks_that_hardly_work_never_hang(n_threads: int) -> None:
+    """Rounds too short for most threads to arrive in: late ones find them over."""
+    y = checks.vectors(1, 16)
+    add = {"code": program.ADD, "chunks": 1, "k": 16, **dict.fromkeys("xzy", y.ctypes.data)}
+    job, team = Program([add] * 5), Team(n_threads)
+    job.run[program.N_TOKENS] = 1
+    done = threading.Event()
+
+    def walk() -> None:
+        for _ in range(500):
+            y[:] = 1
+            team.walk(job)
+            if (y != 32).any():
+                return
+        done.set()
+
+    thread = threading.Thread(target=walk, daemon=True)
+    thread.start()
+    thread.join(120)
+    assert done.is_set()
+    team.close()
 
 
 def test_closing_ends_the_threads() -> None:

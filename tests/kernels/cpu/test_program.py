@@ -1,0 +1,277 @@
+"""Whole ops as records: each row of the table in `program.py`, for one token and for odd numbers of them.
+
+Every op is walked by several teams and cut into several numbers of chunks; the bits never change.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracle_checks as checks
+import pytest
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import pack, program, rows
+
+F32 = NDArray[np.float32]
+Near = Callable[[Any, Any], None]
+Walk = Callable[..., None]
+Results = Callable[..., F32]
+
+ALL_TYPES = (*checks.SPARSE_TYPES, rows.Q5_0_ID, rows.Q6_K_ID)
+N_TOKENS = (1, 3, 7)
+
+
+def type_name(value: object) -> str | None:
+    """A type's name in a test's name."""
+    return GGMLQuantizationType(value).name if value in ALL_TYPES else None
+
+
+def at(name: str, array: NDArray[Any], stride: int | None = None) -> dict[str, int]:
+    """Record fields of one vector a token."""
+    return {name: array.ctypes.data, f"{name}_stride": array.strides[0] if stride is None else stride}
+
+
+@pytest.fixture
+def result_of(run_ops: Walk) -> Results:
+    """result_of(op, y, **run): what an op leaves in y, the same for every team and cut."""
+
+    def run(op: dict[str, Any], y: F32, chunks: tuple[int, ...] = (1, 2, 5), **parameters: int) -> F32:
+        seen = set()
+        for n_chunks in chunks:
+            for n_threads in (1, 2, 3, 5, 2):
+                y.view(np.uint8)[:] = 0xFF
+                run_ops([op | {"chunks": n_chunks}], n_threads, **parameters)
+                seen.add(y.tobytes())
+        assert len(seen) == 1
+        return y
+
+    return run
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("type_id", ALL_TYPES, ids=type_name)
+def test_embed(type_id: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
+    raw, w = checks.weights(type_id, 11, 512)
+    ids, y = np.arange(10, 10 - n_tokens, -1, dtype=np.int32), checks.vectors(n_tokens, 512)
+    op = {"code": program.EMBED, "k": 512, **checks.matrix("w", raw, type_id), **at("y", y)}
+    assert_near(result_of(op, y, n_tokens=n_tokens, token_ids=ids.ctypes.data), w[ids])
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("k", [1, 17, 100, 256])
+def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
+    x, z, weight = checks.vectors(n_tokens, k, 1), checks.vectors(n_tokens, k, 2), checks.vectors(1, k, 3)
+    y = checks.vectors(n_tokens, k)
+    common = {"k": k, **at("x", x), **at("z", z), **at("y", y)}
+
+    def got(code: int, **fields: Any) -> F32:
+        return result_of({"code": code, **common, **fields}, y, n_tokens=n_tokens)
+
+    wide = x.astype(np.float64)
+    assert_near(got(program.RMS_NORM, w=weight.ctypes.data, f0=1e-5), ref.rms_norm(x, weight[0], 1e-5))
+    assert_near(got(program.ADD), wide + z)
+    assert np.array_equal(got(program.RELU), np.maximum(x, 0))
+    assert_near(got(program.ACT_MUL, p0=program.SILU_ACTIVATION), ref.silu(wide) * z)
+    if (x > 0).any():
+        assert_near(got(program.ACT_MUL, p0=program.RELU_ACTIVATION), ref.relu(wide) * z)
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+def test_pack(n_tokens: int, result_of: Results) -> None:
+    x = checks.vectors(n_tokens, 352)
+    wanted, stride = checks.operand(rows.Q4_0_ID, x)
+    y = program.aligned(n_tokens * stride).view(np.float32)
+    op = {"code": program.PACK, "k": 352, **at("x", x), **at("y", y, pack.packed_bytes(352))}
+    assert result_of(op, y, n_tokens=n_tokens).tobytes() == wanted.tobytes()
+
+
+@pytest.mark.parametrize("n_rows", [1, 16, 203])
+@pytest.mark.parametrize("type_id", ALL_TYPES, ids=type_name)
+def test_mat_vec(type_id: int, n_rows: int, result_of: Results, assert_near: Near) -> None:
+    for k in (256,) if type_id == rows.Q6_K_ID else checks.ODD[rows.is_quantised(type_id)]:
+        raw, w = checks.weights(type_id, n_rows, k)
+        x, y = checks.vectors(1, k), checks.vectors(1, n_rows)
+        operand, _ = checks.operand(type_id, x)
+        op = {"code": program.MAT_VEC, "n_rows": n_rows, "k": k, **checks.matrix("w", raw, type_id)}
+        got = result_of(op | at("x", operand, 0) | at("y", y), y)
+        assert_near(got, ref.mul_mat(w, x, rows.is_quantised(type_id)))
+
+
+@pytest.mark.parametrize("n_tokens", [1, 4, 5, 9])
+@pytest.mark.parametrize("type_id", ALL_TYPES, ids=type_name)
+def test_mul_mat_and_logits(type_id: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
+    k, n_rows = 512 if type_id == rows.Q6_K_ID else 160, 133
+    raw, w = checks.weights(type_id, n_rows, k)
+    x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
+    operand, stride = checks.operand(type_id, x)
+    op = {"n_rows": n_rows, "k": k, **checks.matrix("w", raw, type_id), **at("x", operand, stride)}
+    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    assert_near(result_of(op | {"code": program.MUL_MAT} | at("y", y), y, n_tokens=n_tokens), wanted)
+    op |= {"code": program.LOGITS, "y_stride": 4 * n_rows}
+    for start in {0, n_tokens - 1, n_tokens // 2}:
+        out = checks.vectors(n_tokens - start, n_rows)
+        where = {"logits_address": out.ctypes.data, "logits_from": start}
+        assert_near(result_of(op, out, n_tokens=n_tokens, **where), wanted[start:])
+
+
+def test_logits_that_nobody_wants_are_not_computed(run_ops: Walk) -> None:
+    op = {"code": program.LOGITS, "chunks": 2, "n_rows": 64, "k": 64, "w_type": rows.F32_ID}
+    run_ops([op], n_tokens=3)  # every address is 0: touching one ends the process
+
+
+def test_a_token_in_a_batch_has_the_bits_of_its_own_place(run_ops: Walk) -> None:
+    """Neighbours in a batch do not show in a token's result."""
+    raw, _ = checks.weights(rows.Q4_0_ID, 70, 352)
+    x = checks.vectors(9, 352)
+    results = []
+    for other in (1.0, -3.0):
+        changed = x.copy()
+        changed[:4] *= other
+        operand, stride = checks.operand(rows.Q4_0_ID, changed)
+        y = checks.vectors(9, 70)
+        op = {"code": program.MUL_MAT, "chunks": 3, "n_rows": 70, "k": 352}
+        run_ops(
+            [op | checks.matrix("w", raw, rows.Q4_0_ID) | at("x", operand, stride) | at("y", y)], n_tokens=9
+        )
+        results.append(y[4:].tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize(
+    "types",
+    [*((t, t) for t in checks.SPARSE_TYPES), (rows.F16_ID, rows.Q8_0_ID), (rows.Q4_0_ID, rows.BF16_ID)],
+    ids=lambda types: "-".join(GGMLQuantizationType(t).name for t in types),
+)
+def test_gated(types: tuple[int, int], activation: str, result_of: Results, assert_near: Near) -> None:
+    k, n_rows = 352, 203
+    (gate, g), (up, u) = (checks.weights(t, n_rows, k, i) for i, t in enumerate(types))
+    x, y, ups = checks.vectors(1, k), checks.vectors(1, n_rows), checks.vectors(1, n_rows)
+    (a, _), (b, _) = (checks.operand(t, x) for t in types)
+    op = {"code": program.GATED, "n_rows": n_rows, "k": k, "scratch": ups.ctypes.data, **at("y", y)}
+    op |= (
+        checks.matrix("w", gate, types[0]) | checks.matrix("w1", up, types[1]) | at("x", a, 0) | at("z", b, 0)
+    )
+    op["p0"] = {"relu": program.RELU_ACTIVATION, "silu": program.SILU_ACTIVATION}[activation]
+    products = [ref.mul_mat(w, x, rows.is_quantised(t)) for w, t in zip((g, u), types, strict=True)]
+    assert_near(result_of(op, y), ref.ACTIVATIONS[activation](products[0]) * products[1])
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("interleaved", [True, False])
+def test_rope_turns_by_position(
+    interleaved: bool, n_tokens: int, result_of: Results, assert_near: Near
+) -> None:
+    x, y = checks.vectors(n_tokens, 3 * 20), checks.vectors(n_tokens, 3 * 20)
+    frequencies = ref.rope_frequencies(12, 500000.0)
+    angles = np.arange(40)[:, None] * frequencies
+    table = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+    op = {
+        "code": program.ROPE,
+        "p0": 3,
+        "p1": 20,
+        "p2": 6,
+        "p3": int(interleaved),
+        **at("x", x),
+        **at("y", y),
+    }
+    got = result_of(op | at("w", table), y, n_tokens=n_tokens, n_past=31)
+    wanted = ref.rope(x.reshape(n_tokens, 3, 20), 31 + np.arange(n_tokens), frequencies, interleaved)
+    assert_near(got.reshape(n_tokens, 3, 20), wanted)
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize(
+    ("kv_type", "dtype"), [(rows.F16_ID, np.float16), (rows.F32_ID, np.float32)], ids=["f16", "f32"]
+)
+@pytest.mark.parametrize(("n_head", "n_head_kv", "head_dim"), [(4, 4, 16), (6, 2, 20), (5, 1, 64)])
+def test_kv_store_and_attention(
+    kv_type: int,
+    dtype: type,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    n_tokens: int,
+    result_of: Results,
+    assert_near: Near,
+) -> None:
+    n_ctx, n_past = 50, 37
+    cache: NDArray[Any] = np.zeros((2, n_head_kv, n_ctx, head_dim), dtype)
+    cache[:, :, :n_past] = np.random.default_rng(1).standard_normal((2, n_head_kv, n_past, head_dim))
+    before, where = cache.copy(), {"w": cache[0].ctypes.data, "w1": cache[1].ctypes.data, "w_type": kv_type}
+    k, v = (
+        checks.vectors(n_tokens, n_head_kv * head_dim, 2),
+        checks.vectors(n_tokens, n_head_kv * head_dim, 3),
+    )
+    new = cache[:, :, n_past : n_past + n_tokens]
+    op = {
+        "code": program.KV_STORE,
+        "p0": n_head_kv,
+        "p1": head_dim,
+        "p2": n_ctx,
+        **where,
+        **at("x", k),
+        **at("z", v),
+    }
+    result_of(op, checks.vectors(1, 1), n_tokens=n_tokens, n_past=n_past)
+    for stored, x in zip(new, (k, v), strict=True):
+        assert np.array_equal(stored, x.reshape(n_tokens, n_head_kv, -1).transpose(1, 0, 2).astype(dtype))
+    assert np.array_equal(cache[:, :, :n_past], before[:, :, :n_past])
+    assert not cache[:, :, n_past + n_tokens :].any()
+    cache[:, :, n_past + n_tokens :] = np.nan
+    q, y = checks.vectors(n_tokens, n_head * head_dim, 4), checks.vectors(n_tokens, n_head * head_dim)
+    op = {"code": program.ATTENTION, "p0": n_head, "p1": n_head_kv, "p2": head_dim, "p3": n_ctx}
+    op |= {"f0": head_dim**-0.5, **where, **at("x", q), **at("y", y)}
+    got = result_of(op, y, (n_head, 3 * n_head), n_tokens=n_tokens, n_past=n_past)
+    keys, values = cache[:, :, : n_past + n_tokens].transpose(0, 2, 1, 3).astype(np.float32)
+    wanted = ref.attention(q.reshape(n_tokens, n_head, head_dim), keys, values, n_past)
+    assert_near(got.reshape(wanted.shape), wanted)
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+def test_predictor(n_tokens: int, run_ops: Walk) -> None:
+    """MUL_MAT, RELU, MUL_MAT and MASK together, in Q8_0: the oracle's list but for ties in rounding."""
+    k, rank, n_ff, threshold = 96, 64, 205, 0.5
+    (fc1, w1), (fc2, w2) = (
+        checks.weights(rows.Q8_0_ID, rank, k, 1),
+        checks.weights(rows.Q8_0_ID, n_ff, rank, 2),
+    )
+    x, hidden, z = checks.vectors(n_tokens, k), checks.vectors(n_tokens, rank), checks.vectors(n_tokens, n_ff)
+    (a, a_stride), stride = checks.operand(rows.Q8_0_ID, x), pack.packed_bytes(rank)
+    packed, bits = program.aligned(n_tokens * stride), np.full((n_tokens, 4), -1)
+    in_place = {"k": rank, **at("x", hidden), **at("y", hidden)}
+    first = {"code": program.MUL_MAT, "chunks": 2, "n_rows": rank, "k": k, **at("x", a, a_stride)}
+    second = {"code": program.MUL_MAT, "chunks": 2, "n_rows": n_ff, "k": rank, **at("x", packed, stride)}
+    ops: list[dict[str, Any]] = [
+        first | checks.matrix("w", fc1, rows.Q8_0_ID) | at("y", hidden),
+        {"code": program.RELU, "chunks": 1, **in_place},
+        {"code": program.PACK, "chunks": 1, **in_place, **at("y", packed, stride)},
+        second | checks.matrix("w", fc2, rows.Q8_0_ID) | at("y", z),
+        {
+            "code": program.MASK,
+            "chunks": n_tokens,
+            "n_rows": n_ff,
+            "f0": threshold,
+            **at("x", z),
+            **at("y", bits),
+        },
+    ]
+    run_ops(ops, 2, n_tokens=n_tokens)
+    exact = ref.mul_mat(w2, hidden, quantised=True)
+    sure = np.abs(exact - threshold) > 1e-5 * np.abs(exact).max()
+    assert sure.mean() > 0.99
+    got = np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, :n_ff].astype(bool)
+    assert np.array_equal(got[sure], ref.predictor(x, w1, w2, threshold, quantised=True)[sure])
+    assert not np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, n_ff:].any()
+
+
+def test_records_start_on_cache_lines_and_keep_their_fields() -> None:
+    ops = program.assemble([{"code": 3, "f0": 0.5, "w": 1 << 40}, {"p3": -1}])
+    assert ops.ctypes.data % 64 == 0 and ops.itemsize % 64 == 0
+    assert (ops[0]["code"], ops[0]["f0"], ops[0]["w"], ops[0]["p3"]) == (3, 0.5, 1 << 40, 0)
+    assert (ops[1]["code"], ops[1]["p3"]) == (0, -1)
+    with pytest.raises(ValueError):
+        program.assemble([{"no_such_field": 1}])
