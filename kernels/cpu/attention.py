@@ -85,6 +85,8 @@ def attend(
             for r in range(rows.ROWS):
                 # past the end the probability is 0 and the last row stands in
                 store_i64(scratch + _ROWS + 8 * r, values + (first + min(j + r, n - 1)) * stride)
-            rows.add_rows(kv_type, total_at, scratch + _ROWS, scores + 4 * j, 0, head_dim, scratch + _AHEAD)
+            rows.add_rows(
+                kv_type, total_at, scratch + _ROWS, scores + 4 * j, 0, head_dim, scratch + _AHEAD, 0
+            )
     for i in range(0, 4 * head_dim, 4):
         store_f32(y + i, load_f32(total_at + i) / denominator)

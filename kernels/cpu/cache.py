@@ -40,7 +40,8 @@ def candidates() -> Iterator[Path]:
 
 def folder() -> Path:
     """The cache folder of these sources and this CPU, made if it can be; else a temporary one."""
-    cpu = f"{config.CPU_NAME or 'host'}{config.CPU_FEATURES or ''}"
+    counting = os.environ.get("HOTCOLD_COUNT_BYTES", "")
+    cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting}"
     name = f"{source_hash()}-{hashlib.sha256(cpu.encode()).hexdigest()[:6]}"
     for parent in candidates():
         path = parent / "hotcold" / "numba" / name

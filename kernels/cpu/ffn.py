@@ -6,17 +6,30 @@ from hotcold.kernels.cpu import elementwise, rows, simd
 from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
 
-LISTED = 64  # listed rows between the gate, up and down passes of a piece
+LISTED = 120  # most listed rows between the gate, up and down passes of a piece
 
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
-_COLUMNS, _DOTS, _TOKENS = 2176, 2240, 2304
+_COLUMNS, _DOTS, _TOKENS, _SCALES = 2176, 2240, 2304, 4096
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def listed_row(listed: int, i: int) -> int:
     """The i-th row of a list of int64 at `listed`; without a list (0) row i itself."""
     return load_i64(listed + 8 * i) if listed else i
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def rows_ahead(stride: int) -> int:
+    """How many listed rows ahead the prefetch runs: about AHEAD bytes, at least two rows."""
+    return max(2, rows.AHEAD // stride)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def prefetch_row(at: int, n_bytes: int) -> None:
+    """Ask for all lines of a row that the next pass begins with."""
+    for line in range(0, n_bytes, 64):
+        simd.prefetch(at + line)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -30,27 +43,34 @@ def ffn_piece(op, listed: int, first: int, last: int, scratch: int, acc: int) ->
         the number of neurons whose up and down rows were read.
     """
     live, gates = scratch + _LIVE, scratch + _GATES
+    far, far_up = rows_ahead(op.w_stride), rows_ahead(op.w1_stride)
     elementwise.clear(acc, op.k)
     total = 0
-    for start in range(first, last, LISTED):
-        end = min(start + LISTED, last)
+    passes = (last - first + LISTED - 1) // LISTED
+    for p in range(passes):
+        start = first + (last - first) * p // passes
+        end = first + (last - first) * (p + 1) // passes
         n = 0
         for i in range(start, end):
             r = listed_row(listed, i)
             ahead = rows.AHEAD
             if listed:
-                ahead = (listed_row(listed, min(i + 2, last - 1)) - r) * op.w_stride
+                ahead = (listed_row(listed, min(i + far, last - 1)) - r) * op.w_stride
             g = dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, ahead)
             if g > 0 or op.p2 == 0:
                 store_i64(live + 8 * n, r)
                 store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
+                if n < far_up:
+                    prefetch_row(op.w1 + r * op.w1_stride, op.w1_stride)
                 n += 1
         total += n
         for i in range(n):
             r = load_i64(live + 8 * i)
-            ahead = (load_i64(live + 8 * min(i + 2, n - 1)) - r) * op.w1_stride
+            ahead = (load_i64(live + 8 * min(i + far_up, n - 1)) - r) * op.w1_stride
             u = dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, ahead)
             store_f32(gates + 4 * i, load_f32(gates + 4 * i) * u)
+            if i < ROWS:
+                prefetch_row(op.w2 + r * op.w2_stride, op.w2_stride)
         add_listed(op.w2_type, op.w2, op.w2_stride, live, gates, n, 0, op.k, scratch, acc)
     return total
 
@@ -86,7 +106,7 @@ def add_listed(
             later = load_i64(live + 8 * min(i + j + ROWS, padded - 1))
             store_i64(addresses + 8 * j, w + r * stride)
             store_i64(ahead + 8 * j, (later - r) * stride)
-        rows.add_rows(type_id, acc, addresses, coefficients + 4 * i, first, last, ahead)
+        rows.add_rows(type_id, acc, addresses, coefficients + 4 * i, first, last, ahead, scratch + _SCALES)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

@@ -8,14 +8,17 @@ Measured choices: one row per stream, since two or four rows side by side read m
 prefetch into the second level AHEAD bytes before the loads, farther than a page; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
 """
 
+import os
 from typing import Any
 
+import llvmlite.binding
 import numpy as np
+from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I64, JIT, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.simd import F32, I16, I64, JIT, VT, Builder, Value, address, constant, operation
 from hotcold.kernels.cpu.weights import (
     BF16_TYPE,
     BLOCK,
@@ -25,6 +28,7 @@ from hotcold.kernels.cpu.weights import (
     Q5_0_TYPE,
     Q6_K_TYPE,
     Q8_0_TYPE,
+    BlockType,
     FloatType,
     WeightType,
 )
@@ -35,6 +39,12 @@ F32_ID, F16_ID, Q4_0_ID, Q5_0_ID, Q8_0_ID, Q6_K_ID, BF16_ID = 0, 1, 2, 6, 8, 14,
 # bytes and numbers of a block
 TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q5_0_ID: 22, Q8_0_ID: 34, Q6_K_ID: 210}
 BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q5_0_ID: 32, Q8_0_ID: 32, Q6_K_ID: 256}
+
+# A checking build counts the bytes of every row that is read, in a cell that machine code finds by name.
+COUNTING = os.environ.get("HOTCOLD_COUNT_BYTES", "0") not in ("", "0")
+_COUNTER = np.zeros(1, np.int64)
+_COUNTER_SYMBOL = "hotcold_counted_bytes"
+llvmlite.binding.add_symbol(_COUNTER_SYMBOL, _COUNTER.ctypes.data)
 
 AHEAD = 8192  # software prefetch distance in bytes
 TILE = 4  # rows and columns of a tile
@@ -54,6 +64,23 @@ def row_bytes(type_id: int, k: int) -> int:
 def row_bytes_of_float(type_id: int) -> int:
     """Bytes of one number of a float type."""
     return 4 if type_id == F32_ID else 2
+
+
+def counted_bytes() -> int:
+    """Bytes of rows that all kernels have read so far, in a checking build; else 0."""
+    return int(_COUNTER[0])
+
+
+def emit_count(b: Builder, kind: WeightType, n_rows: int, k: Value) -> None:
+    """In a checking build: add the bytes of k numbers of n_rows rows to the counter."""
+    if not COUNTING:
+        return
+    block = 1 if isinstance(kind, FloatType) else kind.block
+    n_bytes = b.mul(b.udiv(k, I64(block)), I64(n_rows * kind.type_size))
+    cell = b.module.globals.get(_COUNTER_SYMBOL)
+    if cell is None:
+        cell = ir.GlobalVariable(b.module, I64, _COUNTER_SYMBOL)
+    b.atomic_rmw("add", cell, n_bytes, "monotonic")
 
 
 # ---- dot products ---------------------------------------------------------------
@@ -90,6 +117,7 @@ def emit_dots(
                 cell = accumulators[slot][r][c]
                 b.store(kind.dot(b, b.load(cell), w, at), cell)
 
+    emit_count(b, kind, len(rows), k)
     whole = b.udiv(k, I64(kind.step * unroll))
     with cgutils.for_range(b, whole) as loop:
         if ahead is not None:
@@ -232,39 +260,88 @@ def dot_strip(type_id: int, w: int, xs: int, k: int, out: int) -> None:
 # ---- sums of scaled rows --------------------------------------------------------
 
 ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
+SCALES_BYTES = 4096  # room for one row's scales, so rows have up to 1024 blocks
+STRETCH = 8  # blocks between two rounds of prefetch
+
+
+def _emit_scales(
+    b: Builder, kind: BlockType, row: Value, n_blocks: Value, coefficient: Value, out: Value
+) -> None:
+    """float32 coefficient * scale of n_blocks blocks from `row` on, sixteen at a time, to `out`.
+
+    The main loop then takes a factor by a broadcast from memory, which costs no vector instruction.
+    """
+    lanes = ir.Constant(VT(I64, 16), list(range(16)))
+    steps = simd.splat(b, I64(kind.type_size), 16)
+    factors = simd.splat(b, coefficient, 16)
+    with cgutils.for_range(b, b.udiv(b.add(n_blocks, I64(15)), I64(16))) as loop:
+        first = b.mul(loop.index, I64(16))
+        inside = b.icmp_signed("<", lanes, simd.splat(b, b.sub(n_blocks, first), 16))
+        start = b.add(row, b.mul(first, I64(kind.type_size)))
+        addresses = b.add(simd.splat(b, start, 16), b.mul(lanes, steps))
+        bits = b.trunc(simd.gather(b, addresses, inside), VT(I16, 16))
+        scales = b.fmul(simd.half_to_float(b, bits), factors)
+        simd.store(b, scales, b.add(out, b.mul(loop.index, I64(64))))
 
 
 def _add_rows(kind: WeightType) -> Any:
     """acc[first:last] += sum over ROWS rows of coefficient * row, one block (or 16) at a time."""
+    floats = isinstance(kind, FloatType)
+    width = 16 if floats else BLOCK
+    size = width * kind.type_size if floats else kind.type_size
+    n_vectors = width // 16
 
-    @operation(types.void, address, address, address, types.int64, types.int64, types.int64)
+    @operation(types.void, address, address, address, types.int64, types.int64, address, address)
     def add_rows(
-        b: Builder, acc: Value, rows: Value, coefficients: Value, first: Value, last: Value, ahead: Value
+        b: Builder,
+        acc: Value,
+        rows: Value,
+        coefficients: Value,
+        first: Value,
+        last: Value,
+        ahead: Value,
+        scales: Value,
     ) -> None:
-        starts = [simd.load(b, rows, I64, 8 * r) for r in range(ROWS)]
-        later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
-        scale = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
-        width = 16 if isinstance(kind, FloatType) else BLOCK
-        whole = b.udiv(b.sub(last, first), I64(width))
-        size = width * kind.type_size if isinstance(kind, FloatType) else kind.type_size
+        emit_count(b, kind, ROWS, b.sub(last, first))
+        n = b.udiv(b.sub(last, first), I64(width))
         begin = b.mul(b.udiv(first, I64(width)), I64(size))
-        with cgutils.for_range(b, whole) as loop:
-            offset = b.add(begin, b.mul(loop.index, I64(size)))
-            out = b.add(acc, b.mul(b.add(first, b.mul(loop.index, I64(width))), I64(4)))
-            sums = [simd.load(b, out, VT(F32, 16), 64 * i) for i in range(width // 16)]
+        starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
+        later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
+        coefficient = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
+        room = [b.add(scales, I64(SCALES_BYTES * r)) for r in range(ROWS)]
+        if isinstance(kind, BlockType):
             for r, start in enumerate(starts):
-                simd.emit_prefetch(b, b.add(later[r], offset))
+                _emit_scales(b, kind, start, n, coefficient[r], room[r])
+        constant_factors = [simd.splat(b, c, 16) for c in coefficient]
+
+        def add_block(i: Value) -> None:
+            offset = b.mul(i, I64(size))
+            out = b.add(acc, b.mul(b.add(first, b.mul(i, I64(width))), I64(4)))
+            sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in range(n_vectors)]
+            for r, start in enumerate(starts):
                 at = b.add(start, offset)
                 if isinstance(kind, FloatType):
-                    values, factor = [kind.load16(b, at)], scale[r]
+                    values, factors = [kind.load16(b, at)], constant_factors[r]
                 else:
-                    values, factor = kind.values(b, at), b.fmul(scale[r], kind.scale(b, at))
-                factors = simd.splat(b, factor, 16)
+                    factor = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
+                    values, factors = kind.values(b, at), simd.splat(b, factor, 16)
                 sums = [simd.fma(b, v, factors, s) for v, s in zip(values, sums, strict=True)]
-            for i, s in enumerate(sums):
-                simd.store(b, s, out, 64 * i)
+            for v, s in enumerate(sums):
+                simd.store(b, s, out, 64 * v)
+
+        stretches = b.udiv(n, I64(STRETCH))
+        with cgutils.for_range(b, stretches) as loop:
+            at = b.mul(loop.index, I64(STRETCH * size))
+            for row in later:
+                for line in range(0, STRETCH * size, 64):
+                    simd.emit_prefetch(b, b.add(b.add(row, at), I64(line)))
+            with cgutils.for_range(b, I64(STRETCH)) as inner:
+                add_block(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
+        done = b.mul(stretches, I64(STRETCH))
+        with cgutils.for_range(b, b.sub(n, done)) as loop:
+            add_block(b.add(done, loop.index))
         if isinstance(kind, FloatType):
-            _tail(b, kind, acc, starts, scale, b.add(first, b.mul(whole, I64(16))), last)
+            _tail(b, kind, acc, starts, coefficient, b.add(first, b.mul(n, I64(16))), first, last)
 
     return add_rows
 
@@ -274,16 +351,18 @@ def _tail(
     kind: FloatType,
     acc: Value,
     starts: list[Value],
-    scale: list[Value],
+    coefficient: list[Value],
+    begin: Value,
     first: Value,
     last: Value,
 ) -> None:
-    with cgutils.for_range(b, b.sub(last, first)) as loop:
-        j = b.add(first, loop.index)
+    """Columns begin..last-1, one by one; `starts` are the addresses of column `first`."""
+    with cgutils.for_range(b, b.sub(last, begin)) as loop:
+        j = b.add(begin, loop.index)
         out = b.add(acc, b.mul(j, I64(4)))
         total = simd.load(b, out, F32)
-        for start, factor in zip(starts, scale, strict=True):
-            w = kind.load1(b, b.add(start, b.mul(j, I64(kind.type_size))))
+        for start, factor in zip(starts, coefficient, strict=True):
+            w = kind.load1(b, b.add(start, b.mul(b.sub(j, first), I64(kind.type_size))))
             total = b.fadd(total, b.fmul(w, factor))
         simd.store(b, total, out)
 
@@ -293,24 +372,27 @@ _add_q8_0, _add_q4_0 = _add_rows(Q8_0_TYPE), _add_rows(Q4_0_TYPE)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int) -> None:
+def add_rows(
+    type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
+) -> None:
     """acc[first:last] += sum over 4 rows of coefficient * row.
 
     Args:
         acc: address of float32. rows: address of 4 row addresses. coefficients: of 4 float32.
         first, last: columns, multiples of the block size.
         ahead: address of 4 byte distances from each row to the row to prefetch meanwhile.
+        scales: address of ROWS * SCALES_BYTES of the thread's own memory; unused by float types.
     """
     if type_id == Q4_0_ID:
-        _add_q4_0(acc, rows, coefficients, first, last, ahead)
+        _add_q4_0(acc, rows, coefficients, first, last, ahead, scales)
     elif type_id == Q8_0_ID:
-        _add_q8_0(acc, rows, coefficients, first, last, ahead)
+        _add_q8_0(acc, rows, coefficients, first, last, ahead, scales)
     elif type_id == F16_ID:
-        _add_f16(acc, rows, coefficients, first, last, ahead)
+        _add_f16(acc, rows, coefficients, first, last, ahead, scales)
     elif type_id == BF16_ID:
-        _add_bf16(acc, rows, coefficients, first, last, ahead)
+        _add_bf16(acc, rows, coefficients, first, last, ahead, scales)
     else:
-        _add_f32(acc, rows, coefficients, first, last, ahead)
+        _add_f32(acc, rows, coefficients, first, last, ahead, scales)
 
 
 # ---- one row as float32 ---------------------------------------------------------
@@ -319,6 +401,7 @@ def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, l
 def _widen(kind: WeightType) -> Any:
     @operation(types.void, address, types.int64, address)
     def widen(b: Builder, w: Value, k: Value, out: Value) -> None:
+        emit_count(b, kind, 1, k)
         if isinstance(kind, FloatType):
             with cgutils.for_range(b, k) as loop:
                 value = kind.load1(b, b.add(w, b.mul(loop.index, I64(kind.type_size))))

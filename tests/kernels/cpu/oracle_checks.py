@@ -113,9 +113,9 @@ def check_rows(type_id: int, k: int) -> None:
     picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)
     acc = np.ones(k, np.float32)
     addresses, ahead = np.array([base + r * size for r in picked]), np.zeros(4, np.int64)
-    rows.add_rows(
-        type_id, acc.ctypes.data, addresses.ctypes.data, coefficients.ctypes.data, 0, k, ahead.ctypes.data
-    )
+    scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
+    four = (addresses.ctypes.data, coefficients.ctypes.data)
+    rows.add_rows(type_id, acc.ctypes.data, *four, 0, k, ahead.ctypes.data, scales.ctypes.data)
     close(acc, 1 + coefficients.astype(np.float64) @ w[picked], "sum of rows")
 
 

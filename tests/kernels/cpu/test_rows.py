@@ -144,7 +144,9 @@ def test_add_rows(
     raw, before, c = before_a_hole(raw), make_activations(k), make_activations(4)
     acc, ahead = before_a_hole(before), np.zeros(4, np.int64)
     where = tile_addresses(raw)
-    rows.add_rows(type_id, acc.ctypes.data, where.ctypes.data, c.ctypes.data, 0, k, ahead.ctypes.data)
+    scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
+    four = (where.ctypes.data, c.ctypes.data)
+    rows.add_rows(type_id, acc.ctypes.data, *four, 0, k, ahead.ctypes.data, scales.ctypes.data)
     assert_near(acc, before.astype(np.float64) + c.astype(np.float64) @ w.astype(np.float64))
 
 
@@ -156,7 +158,9 @@ def test_add_rows_keeps_to_its_columns(
     raw, w = make_weights(type_id, 4, k)
     acc, c, ahead = np.full(k, 5, np.float32), make_activations(4), np.zeros(4, np.int64)
     where = tile_addresses(raw)
-    rows.add_rows(type_id, acc.ctypes.data, where.ctypes.data, c.ctypes.data, first, last, ahead.ctypes.data)
+    scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
+    four = (where.ctypes.data, c.ctypes.data)
+    rows.add_rows(type_id, acc.ctypes.data, *four, first, last, ahead.ctypes.data, scales.ctypes.data)
     assert (acc[:first] == 5).all() and (acc[last:] == 5).all()
     assert_near(acc[first:last], 5 + c.astype(np.float64) @ w[:, first:last].astype(np.float64))
 

@@ -1,0 +1,241 @@
+"""Each kernel's bytes a second beside a plain streaming sum, in one run.
+
+    python bench/ops.py [seconds a figure] [matvec ffn prompt bytes]
+
+Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a kernel and the sum take
+turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
+slows both. `bytes` runs the portable code in a build that counts every row it reads, and fails when a
+sparse FFN at 90 % sparsity reads over 10 % more than the formula says.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+from random_model import random_rows
+
+from hotcold.engine.settings import default_threads
+from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu.stream import Stream
+from hotcold.kernels.cpu.team import Program, Team
+
+RING = 384 << 20
+NAMES = {rows.F32_ID: "F32", rows.F16_ID: "F16", rows.BF16_ID: "BF16", rows.Q8_0_ID: "Q8_0"}
+NAMES |= {rows.Q4_0_ID: "Q4_0", rows.Q5_0_ID: "Q5_0", rows.Q6_K_ID: "Q6_K"}
+N_EMBD, N_FF = 4096, 11008
+
+Record = dict[str, Any]
+
+
+def ring(type_id: int, n_bytes: int) -> tuple[NDArray[np.uint8], int]:
+    """Random blocks in a mapped file, and how many times n_bytes fit."""
+    copies = max(2, RING // n_bytes)
+    with tempfile.TemporaryFile() as file:
+        part = np.concatenate(list(random_rows(GGMLQuantizationType(type_id), n_bytes, 0)))
+        for _ in range(copies):
+            file.write(part.tobytes())
+        file.flush()
+        return np.memmap(file, np.uint8, "r"), copies
+
+
+def activations(n_tokens: int, k: int, type_id: int) -> tuple[NDArray[np.uint8], int]:
+    """Random activations as the type wants them, and their row stride."""
+    plain = program.aligned(4 * n_tokens * k)
+    plain.view(np.float32)[:] = np.random.default_rng(0).standard_normal(n_tokens * k)
+    if not rows.is_quantised(type_id):
+        return plain, 4 * k
+    stride = pack.packed_bytes(k)
+    out = program.aligned(n_tokens * stride)
+    for t in range(n_tokens):
+        pack.pack_row(plain.ctypes.data + 4 * t * k, k, out.ctypes.data + t * stride)
+    return out, stride
+
+
+def weight(name: str, base: int, type_id: int, k: int) -> Record:
+    """Record fields of a matrix of the ring."""
+    return {name: base, f"{name}_type": type_id, f"{name}_stride": rows.row_bytes(type_id, k)}
+
+
+def alternate(
+    kernel: Callable[[], int], total: Callable[[], int], seconds: float
+) -> tuple[float, float, float]:
+    """Run both in turns; medians of kernel and sum in GB/s, and of their ratios."""
+    kernel(), total()
+    speeds: list[float] = []
+    sums: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(speeds) < 5:
+        for function, figures in ((kernel, speeds), (total, sums)):
+            start = time.perf_counter()
+            n_bytes = function()
+            figures.append(n_bytes / (time.perf_counter() - start) / 1e9)
+    ratios = np.array(speeds) / np.array(sums)
+    return float(np.median(speeds)), float(np.median(sums)), float(np.median(ratios))
+
+
+def line(what: str, figures: tuple[float, float, float]) -> None:
+    """One row of a table."""
+    print(f"{what:<34} {figures[0]:6.1f} GB/s | sum {figures[1]:6.1f} | share {figures[2]:.2f}", flush=True)
+
+
+def matvec(type_id: int, n_rows: int, k: int, team: Team, stream: Stream, seconds: float) -> None:
+    """A matrix times one vector, over the whole ring."""
+    size = n_rows * rows.row_bytes(type_id, k)
+    memory, copies = ring(type_id, size)
+    x, _ = activations(1, k, type_id)
+    y = program.aligned(4 * n_rows)
+    chunks = program.row_chunks(n_rows, rows.row_bytes(type_id, k))
+    shape = {"chunks": chunks, "n_rows": n_rows, "k": k, "x": x.ctypes.data, "y": y.ctypes.data}
+    records = [
+        {"code": program.MAT_VEC, **weight("w", memory.ctypes.data + i * size, type_id, k), **shape}
+        for i in range(copies)
+    ]
+    job = one_token(records)
+
+    def kernel() -> int:
+        team.walk(job)
+        return copies * size
+
+    line(f"{NAMES[type_id]:5} {n_rows} x {k}", alternate(kernel, lambda: stream.sum(memory), seconds))
+
+
+def one_token(records: list[Record]) -> Program:
+    """A program for one token."""
+    job = Program(records)
+    job.run[program.N_TOKENS] = 1
+    return job
+
+
+class FFN:
+    """Layers of a sparse FFN with a list of neurons, about half of which fire."""
+
+    def __init__(self, type_id: int, share: float, n_embd: int = N_EMBD, n_ff: int = N_FF) -> None:
+        size = n_ff * rows.row_bytes(type_id, n_embd)
+        self.memory, copies = ring(type_id, size)
+        layers = copies // 3 or 1
+        if copies < 3:
+            self.memory, layers = np.concatenate([np.asarray(self.memory)] * 2)[: 3 * size], 1
+        generator = np.random.default_rng(1)
+        picked = np.sort(generator.choice(n_ff, int(n_ff * share), replace=False)).astype(np.int64)
+        self.listed, self.length = picked, np.array([len(picked)], np.int64)
+        self.x, _ = activations(1, n_embd, type_id)
+        self.partial = program.aligned(4 * program.PIECES * n_embd)
+        self.y = program.aligned(4 * n_embd)
+        self.counts = np.zeros((program.MAX_CHUNKS, 2), np.int64)
+        self.row_bytes = rows.row_bytes(type_id, n_embd)
+        self.job = one_token(
+            [r for i in range(layers) for r in self._layer(type_id, n_embd, n_ff, 3 * i * size)]
+        )
+
+    def _layer(self, type_id: int, n_embd: int, n_ff: int, at: int) -> list[Record]:
+        base, size = self.memory.ctypes.data + at, n_ff * self.row_bytes
+        three = [weight(name, base + i * size, type_id, n_embd) for i, name in enumerate(("w", "w1", "w2"))]
+        ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three[0], **three[1], **three[2]}
+        ffn |= {"n_rows": n_ff, "k": n_embd, "x": self.x.ctypes.data, "z": self.x.ctypes.data}
+        ffn |= {"p0": self.listed.ctypes.data, "p1": self.length.ctypes.data, "p2": 1}
+        ffn |= {"scratch": self.partial.ctypes.data, "scratch_stride": 4 * n_embd}
+        ffn |= {"counts": self.counts.ctypes.data}
+        total = {"code": program.REDUCE, "chunks": 8, "x": self.partial.ctypes.data, "p0": program.PIECES}
+        total |= {"x_stride": 4 * n_embd, "k": n_embd, "y": self.y.ctypes.data}
+        return [ffn, total]
+
+    def run(self, team: Team) -> int:
+        """One pass over all layers; bytes by the formula: gates of the listed, up and down of the firing."""
+        self.counts[:] = 0
+        team.walk(self.job)
+        listed, firing = self.counts.sum(0).tolist()
+        return int((listed + 2 * firing) * self.row_bytes)
+
+
+def ffn(type_id: int, share: float, team: Team, stream: Stream, seconds: float) -> None:
+    """The fused FFN; the sum reads as many bytes in the order they lie."""
+    layers = FFN(type_id, share)
+    n_bytes = layers.run(team)
+    view = layers.memory[: n_bytes // (1 << 20) * (1 << 20)]
+    what = f"{NAMES[type_id]:5} FFN, {share:.0%} listed"
+    line(what, alternate(lambda: layers.run(team), lambda: stream.sum(view), seconds))
+
+
+def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
+    """A matrix times a batch, in GFLOP/s."""
+    n_rows, k = 5632, 2048
+    memory, _ = ring(type_id, n_rows * rows.row_bytes(type_id, k))
+    x, stride = activations(n_tokens, k, type_id)
+    y = program.aligned(4 * n_rows * n_tokens)
+    at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
+    chunks = program.row_chunks(n_rows, rows.row_bytes(type_id, k))
+    tile = {"code": program.MUL_MAT, "chunks": chunks, **weight("w", memory.ctypes.data, type_id, k), **at}
+    job = Program([tile | {"n_rows": n_rows, "k": k}])
+    job.run[program.N_TOKENS] = n_tokens
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        team.walk(job)
+        best = min(best, time.perf_counter() - start)
+    gflops = 2 * n_rows * k * n_tokens / best / 1e9
+    print(f"{NAMES[type_id]:5} {n_rows} x {k} by {n_tokens} tokens {gflops:8.0f} GFLOP/s", flush=True)
+
+
+def count_bytes() -> None:
+    """Compare the counted with the formula's bytes, in this counting process."""
+    team, failed = Team(1), []
+    for type_id in (rows.F32_ID, rows.F16_ID, rows.BF16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+        layers = FFN(type_id, 0.1, 512, 1408)
+        layers.run(team)
+        before = rows.counted_bytes()
+        formula = layers.run(team)
+        counted = rows.counted_bytes() - before
+        print(f"{NAMES[type_id]:5} FFN at 90 % sparsity: {counted} bytes counted, {formula} by the formula")
+        if not formula <= counted <= 1.1 * formula:
+            failed.append(NAMES[type_id])
+    team.close()
+    if failed:
+        sys.exit(f"more than 10 % over the formula: {', '.join(failed)}")
+
+
+def count_in_portable_build() -> None:
+    """Run `count_bytes` in a process whose kernels are portable and count."""
+    with tempfile.TemporaryDirectory() as folder:
+        level = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+        environment = os.environ | level | {"HOTCOLD_COUNT_BYTES": "1", "NUMBA_CACHE_DIR": folder}
+        done = subprocess.run([sys.executable, __file__, "0", "counting"], check=False, env=environment)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "bytes"]
+    if "counting" in wanted:
+        count_bytes()
+        return
+    n_threads = default_threads()
+    print(f"{n_threads} threads", flush=True)
+    team, stream = Team(n_threads), Stream(n_threads)
+    if "matvec" in wanted:
+        for type_id in (rows.F32_ID, rows.F16_ID, rows.BF16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+            for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
+                matvec(type_id, n_rows, k, team, stream, seconds)
+    if "ffn" in wanted:
+        for type_id in (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+            for share in (0.1, 1.0):
+                ffn(type_id, share, team, stream, seconds)
+    if "prompt" in wanted:
+        for type_id in (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+            prompt(type_id, 256, team, seconds)
+    team.close()
+    stream.close()
+    if "bytes" in wanted:
+        count_in_portable_build()
+
+
+if __name__ == "__main__":
+    main()
