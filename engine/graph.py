@@ -2,7 +2,8 @@
 
 `Graph.add(op, *inputs, **attributes)` appends a node and gives its result, so that an architecture
 reads like the model's formulas. A graph knows shapes and nothing of bytes, devices or kernels. Every
-intermediate has one row a token; how many positions the KV cache holds is a matter of the run.
+intermediate has one row a token; how many positions the KV cache holds is a matter of the run. A
+finished graph is frozen, and `check` refuses one that cannot run.
 
 Ops, with n tokens:
 
@@ -19,7 +20,9 @@ Ops, with n tokens:
     logits(output, x)                          the run's own array
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from hotcold.engine.model import Weight
@@ -44,13 +47,13 @@ Operand = Tensor | Weight
 
 @dataclass(frozen=True)
 class Node:
-    """One op with its operands in order and its result."""
+    """One op with its operands in order and its result; the attributes are read-only."""
 
     op: str
     name: str
     inputs: tuple[Operand, ...]
     output: Tensor
-    attributes: dict[str, Any] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _result(op: str, inputs: tuple[Operand, ...], n_tokens: int) -> tuple[tuple[int, int], str]:
@@ -75,48 +78,129 @@ class Graph:
     def __init__(self, n_tokens: int) -> None:
         self.n_tokens = n_tokens
         self.nodes: tuple[Node, ...] = ()
+        self.frozen = False
 
     def add(self, op: str, *inputs: Operand, name: str = "", **attributes: Any) -> Tensor:
         """Append a node; its result.
 
         Args:
             name: of the result, unique in the graph; default the op and the node's number.
+
+        Raises:
+            HotcoldError: the graph is frozen, or an op on weights alone.
         """
         name = name or f"{op}-{len(self.nodes)}"
+        if self.frozen:
+            raise HotcoldError("node for a frozen graph", name, "", "build another graph")
         shape, dtype = _result(op, inputs, self.n_tokens)
         output = Tensor(name, shape, dtype)
-        self.nodes = (*self.nodes, Node(op, name, inputs, output, attributes))
+        self.nodes = (*self.nodes, Node(op, name, inputs, output, MappingProxyType(attributes)))
         return output
 
+    def freeze(self) -> "Graph":
+        """Take no more nodes; the graph itself."""
+        self.frozen = True
+        return self
+
     def __str__(self) -> str:
+        """A line a node: number, result, its numbers a token, op, operands."""
+        rows = [_cells(i, node) for i, node in enumerate(self.nodes)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = [f"graph of {self.n_tokens} token{'s' if self.n_tokens > 1 else ''}"]
-        for i, node in enumerate(self.nodes):
-            shape = " x ".join(str(n) for n in node.output.shape)
-            operands = ", ".join(operand.name for operand in node.inputs)
-            lines.append(f"{i:4} {node.output.name:<16} {shape:>12} {node.op:<10} {operands}")
+        for number, result, size, op, operands in rows:
+            left = f"{number:>{widths[0]}} {result:<{widths[1]}} {size:>{widths[2]}}"
+            lines.append(f"{left} {op:<{widths[3]}} {operands}")
         return "\n".join(lines)
+
+
+def _cells(i: int, node: Node) -> tuple[str, str, str, str, str]:
+    n, dtype = node.output.shape[1], node.output.dtype
+    size = {"f32": f"{n}", "mask": f"{n} bits"}.get(dtype, "-")
+    layer = f"blk.{node.name.rpartition('-')[2]}."
+    operands = [operand.name.removeprefix(layer).removesuffix(".weight") for operand in node.inputs]
+    return str(i), node.name, size, node.op, ", ".join(operands)
 
 
 def check(graph: Graph) -> None:
     """Refuse a graph that cannot run.
 
     Raises:
-        HotcoldError: an operand that no earlier node makes, a name given twice, a result (other than
-            the last) that no later node reads, or no `logits` at the end.
+        HotcoldError: an operand that no earlier node makes, a name given twice, operands that do not
+            fit their op, a result (other than the last) that no later node reads, or no `logits` at
+            the end.
     """
-    made: set[str] = set()
+    made: dict[str, Tensor] = {}
     for node in graph.nodes:
         for operand in node.inputs:
-            if isinstance(operand, Tensor) and operand.name not in made:
+            if isinstance(operand, Tensor) and made.get(operand.name) != operand:
                 raise HotcoldError(
                     f"operand of node {node.name}", operand.name, "no earlier node makes it", "add its node"
                 )
         if node.output.name in made:
             raise HotcoldError("name of a node", node.output.name, "two nodes have it", "rename one")
-        made.add(node.output.name)
+        check_operands(node)
+        made[node.output.name] = node.output
     read = {operand.name for node in graph.nodes for operand in node.inputs}
     unread = [node.name for node in graph.nodes[:-1] if node.output.name not in read]
     if unread:
         raise HotcoldError("nodes of the graph", ", ".join(unread), "no later node reads their results")
     if not graph.nodes or graph.nodes[-1].op != "logits":
         raise HotcoldError("last node of the graph", graph.nodes[-1].op if graph.nodes else "none", "logits")
+
+
+# Operands of each op in order: f32, mask and none are intermediates, w a weight, ? an optional one.
+# Letters behind a colon are sizes, numbers a row first; a letter has one value in a node.
+OPERANDS = {
+    "embed": "w:E,V",
+    "rms_norm": "f32:E w:E",
+    "mul_mat": "w:K,N f32:K",
+    "rope": "f32:E ?w:P",
+    "kv_store": "f32:G f32:G",
+    "attention": "f32:Q none:Z",
+    "predictor": "f32:E w:E,R w:R,F",
+    "sparse_ffn": "f32:E ?mask:F w:E,F w:E,F w:E,F",
+    "dense_ffn": "f32:E w:E,F w:E,F w",
+    "add": "f32:E f32:E",
+    "logits": "w:E,V f32:E",
+}
+
+
+def check_operands(node: Node) -> None:
+    """Refuse a node whose operands are not those of its op, in kind, number or size.
+
+    Raises:
+        HotcoldError: an unknown op, or operands that do not fit.
+    """
+    if node.op not in OPERANDS:
+        raise HotcoldError(f"op of node {node.name}", node.op, f"known: {', '.join(OPERANDS)}")
+    sizes: dict[str, int] = {}
+    left = list(node.inputs)
+    for pattern in OPERANDS[node.op].split():
+        if left and _fits(left[0], pattern.removeprefix("?"), sizes):
+            left.pop(0)
+        elif not pattern.startswith("?"):
+            raise _misfit(node)
+    if left:
+        raise _misfit(node)
+
+
+def _fits(operand: Operand, pattern: str, sizes: dict[str, int]) -> bool:
+    """Whether an operand is of the pattern's kind and sizes; learns sizes not seen before."""
+    kind, _, letters = pattern.partition(":")
+    if kind != ("w" if isinstance(operand, Weight) else operand.dtype):
+        return False
+    ne = operand.ne if isinstance(operand, Weight) else operand.shape[1:]
+    names = letters.split(",") if letters else []
+    if names and len(names) != len(ne):
+        return False
+    return all(sizes.setdefault(name, n) == n for name, n in zip(names, ne, strict=False))
+
+
+def _misfit(node: Node) -> HotcoldError:
+    given = [
+        f"{operand.name} {list(operand.ne if isinstance(operand, Weight) else operand.shape)}"
+        for operand in node.inputs
+    ]
+    return HotcoldError(
+        f"operands of node {node.name}", ", ".join(given), f"{node.op} takes {OPERANDS[node.op]}"
+    )

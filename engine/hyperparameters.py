@@ -3,12 +3,15 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 
 ARCHITECTURES = ("llama",)
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 20
+MAX_FF = 1 << 23
 MAX_CTX = 1 << 30
 MAX_VOCAB = 1 << 24
 MAX_HEAD_DIM = 1024  # what a thread's scratch memory holds
@@ -59,32 +62,38 @@ def _divides(file: GGUFFile, what: str, value: int, by: str, divisor: int) -> No
         raise FileError(f"{file.path.name}: {what}", value, bound, "the file is damaged")
 
 
-def _scalar_int(file: GGUFFile, key: str, largest: int, default: int | None = None) -> int:
-    """A number that some files give as an array, one a layer: only arrays of one value run."""
+def _alike(file: GGUFFile, key: str, n_layer: int, largest: int, default: int | None = None) -> int:
+    """A number that some files give as an array, one value a layer: all layers must have the same."""
     value = file.metadata.get(key)
-    if value is not None and not isinstance(value, bool | int | float | str):
-        distinct = {int(v) for v in value}
-        if len(distinct) != 1:
-            raise FileError(
-                f"{file.path.name}: {key}", f"{len(distinct)} different values", "layers must be alike"
-            )
-        value = distinct.pop()
-        if not 1 <= value <= largest:
-            raise FileError(f"{file.path.name}: {key}", value, f"1 to {largest}", "the file is damaged")
-        return value
-    return _bounded(file, key, largest, default)
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return _bounded(file, key, largest, default)
+    what = f"{file.path.name}: {key}"
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iu":
+        kind = value.dtype.name if isinstance(value, np.ndarray) else "strings or arrays"
+        raise FileError(what, f"an array of {kind}", "integers, one a layer", "the file is damaged")
+    if len(value) != n_layer:
+        raise FileError(
+            what, f"{len(value)} values", f"one for each of {n_layer} layers", "the file is damaged"
+        )
+    least, most = int(value.min()), int(value.max())
+    if least != most:
+        raise FileError(what, f"{least} to {most}", "all layers alike", "hotcold cannot run this model")
+    if not 1 <= most <= largest:
+        raise FileError(what, most, f"1 to {largest}", "the file is damaged")
+    return most
 
 
 def _freq_scale(file: GGUFFile, architecture: str) -> float:
-    kind = file.get_str(f"{architecture}.rope.scaling.type", "none")
-    old = f"{architecture}.rope.scale_linear"
-    if kind == "none":
-        return 1 / _positive(file, old, 1.0)
-    if kind != "linear":
+    """1 / factor. As llama.cpp has it, a file that names no kind of scaling means the linear one."""
+    key = f"{architecture}.rope.scaling.type"
+    kind = file.get_str(key, "linear")
+    if kind not in ("none", "linear"):
         raise FileError(
-            f"{file.path.name}: rope scaling", kind, "known: none, linear", "this model cannot run here yet"
+            f"{file.path.name}: {key}", kind, "known: none, linear", "hotcold cannot run this model"
         )
-    return 1 / _positive(file, f"{architecture}.rope.scaling.factor", 1.0)
+    factors = [f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"]
+    given = [_positive(file, factor) for factor in factors if factor in file.metadata]
+    return 1 / given[0] if given and kind == "linear" else 1.0
 
 
 def _activation(file: GGUFFile) -> str:
@@ -103,47 +112,82 @@ def _threshold(file: GGUFFile) -> float:
     return value
 
 
+def _architecture(file: GGUFFile) -> str:
+    name = file.get_str("general.architecture")
+    if name not in ARCHITECTURES:
+        raise FileError(
+            f"{file.path.name}: architecture",
+            name,
+            f"known: {', '.join(ARCHITECTURES)}",
+            "hotcold cannot run this model",
+        )
+    return name
+
+
+def _refuse_other_kinds(file: GGUFFile, architecture: str) -> None:
+    """Refuse a part of a split model, and a mixture of experts."""
+    n_parts = file.get_int("split.count", 1)
+    if n_parts > 1:
+        raise FileError(
+            f"{file.path.name}: split.count",
+            n_parts,
+            "a model in one file",
+            "join the parts first: llama-gguf-split --merge",
+        )
+    n_experts = file.get_int(f"{architecture}.expert_count", 0)
+    if n_experts:
+        raise FileError(
+            f"{file.path.name}: {architecture}.expert_count",
+            n_experts,
+            "a model without experts",
+            "hotcold cannot run this model",
+        )
+
+
+def _head_dim(file: GGUFFile, architecture: str, n_embd: int, n_head: int) -> int:
+    """Numbers a head, the same for queries, keys and values."""
+    k, v = f"{architecture}.attention.key_length", f"{architecture}.attention.value_length"
+    if k not in file.metadata:
+        _divides(
+            file, f"{architecture}.embedding_length", n_embd, f"{architecture}.attention.head_count", n_head
+        )
+    head_dim = _bounded(file, k, MAX_HEAD_DIM, n_embd // n_head)
+    if file.get_int(v, head_dim) != head_dim:
+        raise FileError(
+            f"{file.path.name}: {v}", file.get_int(v), f"keys have {head_dim}", "hotcold cannot run this model"
+        )
+    return head_dim
+
+
 def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     """All hyperparameters, each checked.
 
     Raises:
         FileError: a key that is missing, of the wrong type, or whose value makes no sense.
     """
-    architecture = file.get_str("general.architecture")
-    if architecture not in ARCHITECTURES:
-        raise FileError(
-            f"{file.path.name}: architecture",
-            architecture,
-            f"known: {', '.join(ARCHITECTURES)}",
-            "hotcold cannot run this model",
-        )
-    if file.get_int("split.count", 1) > 1:
-        raise FileError(
-            f"{file.path.name}: split.count",
-            file.get_int("split.count"),
-            "a model in one file",
-            "join the parts first: llama-gguf-split --merge",
-        )
+    architecture = _architecture(file)
+    _refuse_other_kinds(file, architecture)
     key = f"{architecture}.{{}}".format
+    n_layer = _bounded(file, key("block_count"), MAX_LAYERS)
     n_embd = _bounded(file, key("embedding_length"), MAX_EMBD)
-    n_head = _scalar_int(file, key("attention.head_count"), n_embd)
-    n_head_kv = _scalar_int(file, key("attention.head_count_kv"), n_head, n_head)
-    _divides(file, key("attention.head_count"), n_head, "attention.head_count_kv", n_head_kv)
-    if key("attention.key_length") not in file.metadata:
-        _divides(file, key("embedding_length"), n_embd, "attention.head_count", n_head)
-    head_dim = _bounded(file, key("attention.key_length"), MAX_HEAD_DIM, n_embd // n_head)
+    n_head = _alike(file, key("attention.head_count"), n_layer, n_embd)
+    n_head_kv = _alike(file, key("attention.head_count_kv"), n_layer, n_head, n_head)
+    _divides(file, key("attention.head_count"), n_head, key("attention.head_count_kv"), n_head_kv)
+    head_dim = _head_dim(file, architecture, n_embd, n_head)
     n_rot = _bounded(file, key("rope.dimension_count"), head_dim, head_dim)
-    _divides(file, key("rope.dimension_count"), n_rot, "pairs", 2)
+    if n_rot % 2:
+        what = f"{file.path.name}: {key('rope.dimension_count')}"
+        raise FileError(what, n_rot, "an even number: pairs are rotated", "the file is damaged")
     return Hyperparameters(
         architecture=architecture,
         n_ctx_train=_bounded(file, key("context_length"), MAX_CTX),
         n_embd=n_embd,
-        n_layer=_bounded(file, key("block_count"), MAX_LAYERS),
+        n_layer=n_layer,
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         n_rot=n_rot,
-        n_ff=_scalar_int(file, key("feed_forward_length"), MAX_EMBD * 8),
+        n_ff=_alike(file, key("feed_forward_length"), n_layer, MAX_FF),
         norm_eps=_positive(file, key("attention.layer_norm_rms_epsilon")),
         rope_freq_base=_positive(file, key("rope.freq_base"), 10000.0),
         rope_freq_scale=_freq_scale(file, architecture),

@@ -5,6 +5,7 @@ Weights are names, types and shapes; where their numbers lie is the stores' busi
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 from gguf import GGMLQuantizationType
 
 from hotcold.engine.hyperparameters import MAX_VOCAB, Hyperparameters, read_hyperparameters
@@ -135,7 +136,10 @@ def _vocabulary(file: GGUFFile, n_embd: int) -> int:
     n_vocab = info.ne[1] if len(info.ne) == 2 else 0
     if not 1 <= n_vocab <= MAX_VOCAB:
         raise FileError(
-            f"{file.path.name}: shape of token_embd.weight", _shape(info.ne), f"[{n_embd}, n_vocab]"
+            f"{file.path.name}: shape of token_embd.weight",
+            _shape(info.ne),
+            f"wanted [{n_embd}, n_vocab], n_vocab at most {MAX_VOCAB}",
+            "the file is damaged",
         )
     return n_vocab
 
@@ -168,18 +172,60 @@ def _predictor(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | 
     """fc1 [n_embd, rank] and fc2 [rank, n_ff]; the rank may differ from layer to layer."""
     first, second = f"blk.{i}.fc1.weight", f"blk.{i}.fc2.weight"
     if not weights.file.is_powerinfer:
-        if weights.has(first) or weights.has(second):
+        for name in filter(weights.has, (first, second)):
             raise FileError(
                 f"{weights.file.path.name}: predictor of layer {i}",
-                first,
+                name,
                 "only a file with PowerInfer's magic PWRI has predictors",
                 "convert the model again with its predictors",
             )
         return None, None
-    info = weights.file.tensors.get(first)
-    rank = info.ne[1] if info is not None and len(info.ne) == 2 else 0
+    rank = _rank(weights.file, first, h.n_embd)
     fc1 = weights.take(first, MATRIX_TYPES, h.n_embd, rank)
     return fc1, weights.take(second, MATRIX_TYPES, rank, h.n_ff)
+
+
+def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
+    """Rows of fc1."""
+    info = file.tensors.get(name)
+    if info is None:
+        raise FileError(
+            f"{file.path.name}: tensor",
+            name,
+            "missing: a PWRI file has a predictor in every layer",
+            "convert the model again with its predictors",
+        )
+    if len(info.ne) != 2:
+        bound = f"wanted [{n_embd}, rank]"
+        raise FileError(f"{file.path.name}: shape of {name}", _shape(info.ne), bound, "the file is damaged")
+    return info.ne[1]
+
+
+def _rope_freqs(weights: _Weights, n_rot: int) -> Weight | None:
+    """The optional factors, each of which divides a frequency."""
+    name = "rope_freqs.weight"
+    weight = weights.optional(name, NORM_TYPES, n_rot // 2)
+    if weight is None:
+        return None
+    factors = weights.file.data(name).view(np.float32).reshape(-1)
+    bad = factors[~(np.isfinite(factors) & (factors > 0))]
+    if bad.size:
+        raise FileError(
+            f"{weights.file.path.name}: factor in {name}",
+            float(bad[0]),
+            "finite numbers above 0",
+            "the file is damaged",
+        )
+    return weight
+
+
+def _refuse_biases(file: GGUFFile) -> None:
+    """Without its biases a model would answer, and answer wrongly."""
+    for name in file.tensors:
+        if name.endswith(".bias"):
+            raise FileError(
+                f"{file.path.name}: tensor", name, "no biases can be run", "hotcold cannot run this model"
+            )
 
 
 def load_model(file: GGUFFile) -> Model:
@@ -189,11 +235,11 @@ def load_model(file: GGUFFile) -> Model:
         FileError: hyperparameters or tensors that are missing, do not fit each other, or cannot run.
     """
     h = read_hyperparameters(file)
+    _refuse_biases(file)
     weights = _Weights(file)
     n_vocab = _vocabulary(file, h.n_embd)
     token_embd = weights.take("token_embd.weight", MATRIX_TYPES, h.n_embd, n_vocab)
     output = weights.optional("output.weight", MATRIX_TYPES, h.n_embd, n_vocab) or token_embd
-    rope_freqs = weights.optional("rope_freqs.weight", NORM_TYPES, h.n_rot // 2)
     return Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
         n_vocab=n_vocab,
@@ -201,7 +247,7 @@ def load_model(file: GGUFFile) -> Model:
         token_embd=token_embd,
         output_norm=weights.take("output_norm.weight", NORM_TYPES, h.n_embd),
         output=output,
-        rope_freqs=rope_freqs,
+        rope_freqs=_rope_freqs(weights, h.n_rot),
         layers=tuple(_layer(weights, h, i) for i in range(h.n_layer)),
         warnings=(*file.warnings, *_unused(file, weights.taken)),
     )

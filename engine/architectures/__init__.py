@@ -5,13 +5,14 @@ from collections.abc import Callable
 from hotcold.engine.architectures import llama
 from hotcold.engine.graph import Graph
 from hotcold.engine.model import Model
-from hotcold.errors import FileError
+from hotcold.errors import FileError, SettingError
 
 BUILD: dict[str, Callable[[Graph, Model, str], None]] = {"llama": llama.build}
+SPARSITIES = ("off", "exact", "predictor")
 
 
 def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
-    """The model's graph for n_tokens tokens.
+    """The model's graph for n_tokens tokens, frozen.
 
     Args:
         sparsity: "off", "exact" (skip neurons whose gate is not positive) or "predictor" (look only at
@@ -19,9 +20,28 @@ def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
 
     Raises:
         FileError: an architecture without a graph.
+        SettingError: a sparsity that is unknown or that the model's weights do not allow.
     """
     if model.architecture not in BUILD:
         raise FileError("architecture of the model", model.architecture, f"known: {', '.join(BUILD)}")
+    if sparsity not in SPARSITIES:
+        raise SettingError("sparsity of a graph", sparsity, f"known: {', '.join(SPARSITIES)}")
+    lacks = _lacks(model, sparsity)
+    if lacks:
+        raise SettingError("sparsity of a graph", sparsity, lacks, "use off")
     graph = Graph(n_tokens)
     BUILD[model.architecture](graph, model, sparsity)
-    return graph
+    return graph.freeze()
+
+
+def _lacks(model: Model, sparsity: str) -> str:
+    """What keeps the model from running so; empty if nothing does."""
+    if sparsity == "off":
+        return ""
+    if model.ffn_activation != "relu":
+        return f"{model.ffn_activation} has no exact zeros"
+    if any(layer.ffn_down_t is None for layer in model.layers):
+        return "a layer has no ffn_down_t"
+    if sparsity == "predictor" and not model.has_predictors:
+        return "the model has no predictors"
+    return ""
