@@ -1,6 +1,8 @@
-"""Block types: how many bytes hold how many numbers. The gguf package does the work."""
+"""Block types: how many bytes hold how many numbers. The gguf package does the work.
 
-from typing import Any
+A type that packs several numbers shares one scale, or more, among the numbers of a block; a row is a
+whole number of blocks. F32, F16 and BF16 are blocks of one number.
+"""
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
@@ -39,20 +41,30 @@ def quantize(values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray
     """Round float32 [n_rows, n] to the type: uint8 [n_rows, bytes a row].
 
     Raises:
-        SettingError: n is not a multiple of the block size.
+        SettingError: n is not a multiple of the block size, or nothing rounds to this type.
     """
     n_bytes = row_bytes(kind, values.shape[-1])
-    blocks = np.ascontiguousarray(quants.quantize(values, kind))
+    try:
+        blocks = np.ascontiguousarray(quants.quantize(values, kind))
+    except NotImplementedError as error:
+        raise _unsupported("quantize to", kind) from error
     return blocks.view(np.uint8).reshape(*values.shape[:-1], n_bytes)
 
 
 def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
-    """The numbers that rows of bytes hold: float32 [n_rows, n]."""
-    plain: dict[GGMLQuantizationType, Any] = {
-        GGMLQuantizationType.F32: np.float32,
-        GGMLQuantizationType.F16: np.float16,
-    }
-    view = np.ascontiguousarray(rows)
-    if kind in plain:
-        return np.asarray(view.view(plain[kind]), np.float32)
-    return np.asarray(quants.dequantize(view, kind), np.float32)
+    """The numbers that rows of bytes [n_rows, bytes a row] hold: float32 [n_rows, n].
+
+    Raises:
+        SettingError: the rows are not whole blocks, or nothing reads this type.
+    """
+    if rows.shape[-1] % type_size(kind):
+        bound = f"a multiple of {type_size(kind)}"
+        raise SettingError(f"bytes a row of {kind.name}", rows.shape[-1], bound, "pass whole rows")
+    try:
+        return np.asarray(quants.dequantize(np.ascontiguousarray(rows), kind), np.float32)
+    except NotImplementedError as error:
+        raise _unsupported("dequantize from", kind) from error
+
+
+def _unsupported(verb: str, kind: GGMLQuantizationType) -> SettingError:
+    return SettingError(f"type to {verb}", kind.name, "the gguf package cannot", "choose F16 or Q8_0")

@@ -2,6 +2,10 @@
 
 from hotcold.errors import FileError
 
+DAMAGED = "the file is damaged: download it again"
+CUT = "the file is cut short: download it again"
+CONVERT = "convert the model again"
+
 
 class GGUFError(FileError):
     """Any reason to refuse a file."""
@@ -33,3 +37,9 @@ class TensorTableError(GGUFError):
 
 class TensorDataError(GGUFError):
     """Tensors that overlap, leave holes, are misaligned or lie outside the file."""
+
+
+def excerpt(value: object, n_max: int = 60) -> str:
+    """The value's text, shortened: keys and strings of a file may be long."""
+    text = str(value)
+    return text if len(text) <= n_max else text[: n_max - 3] + "..."

@@ -2,11 +2,13 @@
 
 Layout: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. Every number becomes a Python int
 first, since NumPy's wrap; `Cursor.take` compares with the file's size before any slice, since NumPy's
-slices clamp.
+slices clamp. Strings are copied only up to a bound, arrays never.
 """
 
 import struct
+from array import array
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -14,13 +16,22 @@ from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from hotcold.errors import printable
-from hotcold.gguf_io.errors import CountError, MetadataError, TruncatedError
+from hotcold.gguf_io.errors import (
+    CUT,
+    DAMAGED,
+    CountError,
+    GGUFError,
+    MetadataError,
+    TruncatedError,
+    excerpt,
+)
 
 Bytes = NDArray[np.uint8]
 
 V = GGUFValueType
 MAX_DEPTH = 8  # of arrays in arrays; no model has more than one
 MAX_KEY_BYTES = 65_535
+MAX_STRING_BYTES = 1 << 26  # of a string that stands alone; the longest in use are tokenizers of a few MB
 SCALARS: dict[GGUFValueType, str] = {
     V.UINT8: "<u1",
     V.INT8: "<i1",
@@ -40,14 +51,15 @@ class StringArray(Sequence[bytes]):
     """Strings of a metadata array, cut out of the map when asked for.
 
     Args:
-        data: the whole file. starts, sizes: int64, of each string's bytes.
+        data: the whole file.
+        starts: int64 [n + 1], where each string's bytes begin; 8 bytes of length lie between two.
     """
 
-    def __init__(self, data: memoryview, starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
-        self._data, self._starts, self._sizes = data, starts, sizes
+    def __init__(self, data: memoryview, starts: NDArray[np.int64]) -> None:
+        self._data, self._starts = data, starts
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._starts) - 1
 
     @overload
     def __getitem__(self, i: int) -> bytes: ...
@@ -56,13 +68,13 @@ class StringArray(Sequence[bytes]):
     def __getitem__(self, i: int | slice) -> bytes | list[bytes]:
         if isinstance(i, slice):
             return [self[j] for j in range(*i.indices(len(self)))]
-        start = int(self._starts[i])
-        return bytes(self._data[start : start + int(self._sizes[i])])
+        i = range(len(self))[i]
+        return bytes(self._data[int(self._starts[i]) : int(self._starts[i + 1]) - 8])
 
     def __iter__(self) -> Iterator[bytes]:
-        data = self._data
-        for start, size in zip(self._starts.tolist(), self._sizes.tolist(), strict=True):
-            yield bytes(data[start : start + size])
+        starts = self._starts.tolist()
+        for start, following in pairwise(starts):
+            yield bytes(self._data[start : following - 8])
 
 
 class Cursor:
@@ -83,7 +95,7 @@ class Cursor:
                 f"{self.name}: {what} at byte {self.at}",
                 f"{n_bytes} bytes",
                 f"{self.left} bytes are left in the file",
-                "the file is cut short: download it again",
+                CUT,
             )
         start = self.at
         self.at += n_bytes
@@ -102,28 +114,42 @@ class Cursor:
                 f"{self.name}: {what}",
                 value,
                 f"at most {self.left // smallest} fit in the {self.left} bytes that follow",
-                "the file is damaged: download it again",
+                DAMAGED,
             )
         return value
 
     def string(self, what: str) -> bytes:
         """A u64 length and that many bytes."""
         n = self.count(f"length of {what}", 1)
+        if n > MAX_STRING_BYTES:
+            raise CountError(f"{self.name}: length of {what}", n, f"at most {MAX_STRING_BYTES}", DAMAGED)
         start = self.take(n, what)
         return bytes(self.data[start : start + n])
 
-    def text(self, what: str, largest: int) -> str:
-        """A name: UTF-8, printable, 1 to `largest` bytes."""
-        raw = self.string(what)
-        if not 1 <= len(raw) <= largest:
-            raise MetadataError(f"{self.name}: {what}", f"{len(raw)} bytes", f"1 to {largest} bytes")
+    def text(self, what: str, largest: int, refusal: type[GGUFError]) -> str:
+        """A name: UTF-8, printable (it reaches terminals and pages), 1 to `largest` bytes."""
+        n = self.number("Q", f"length of {what}")
+        if not 1 <= n <= largest:
+            raise refusal(f"{self.name}: length of {what}", n, f"1 to {largest} bytes", DAMAGED)
+        start = self.take(n, what)
+        raw = bytes(self.data[start : start + n])
         try:
             name = raw.decode()
         except UnicodeDecodeError as error:
-            raise MetadataError(f"{self.name}: {what}", repr(raw[:40]), "must be UTF-8") from error
+            raise refusal(f"{self.name}: {what}", excerpt(raw), "must be UTF-8", DAMAGED) from error
         if printable(name) != name:
-            raise MetadataError(f"{self.name}: {what}", name[:80], "must hold no control characters")
+            raise refusal(f"{self.name}: {what}", excerpt(name), "printable characters only", DAMAGED)
         return name
+
+    def entry_follows(self) -> bool:
+        """Whether the next bytes read like one more metadata pair or tensor: a name and a small number."""
+        probe = Cursor(self.name, self.data)
+        probe.at = self.at
+        try:
+            probe.text("name", MAX_KEY_BYTES, CountError)
+            return probe.number("I", "number") <= max(V)
+        except GGUFError:
+            return False
 
     def value_type(self, what: str) -> GGUFValueType:
         """A value type's id."""
@@ -131,7 +157,7 @@ class Cursor:
         try:
             return GGUFValueType(number)
         except ValueError as error:
-            raise MetadataError(f"{self.name}: {what}", number, f"0 to {max(V)}") from error
+            raise MetadataError(f"{self.name}: {what}", number, f"0 to {max(V)}", DAMAGED) from error
 
     def value(self, kind: GGUFValueType, what: str, depth: int = 0) -> Any:
         """A value of this type: a Python scalar, str, NumPy view or StringArray.
@@ -151,7 +177,10 @@ class Cursor:
     def _array(self, what: str, depth: int) -> Any:
         if depth >= MAX_DEPTH:
             raise MetadataError(
-                f"{self.name}: {what}", f"arrays nested over {depth} deep", f"at most {MAX_DEPTH}"
+                f"{self.name}: nesting of {what}",
+                f"over {depth} arrays deep",
+                f"at most {MAX_DEPTH}",
+                DAMAGED,
             )
         kind = self.value_type(f"element type of {what}")
         smallest = {V.STRING: 8, V.ARRAY: 12}.get(kind) or np.dtype(SCALARS[kind]).itemsize
@@ -166,17 +195,18 @@ class Cursor:
         """A view of n numbers; bools are checked to be 0 or 1."""
         dtype = np.dtype(SCALARS[kind])
         start = self.take(n * dtype.itemsize, what)
-        view: NDArray[Any] = np.frombuffer(self.data, dtype, n, start) if n else np.empty(0, dtype)
+        view: NDArray[Any] = np.frombuffer(self.data, dtype, n, start)
         if kind != V.BOOL:
             return view
         if n and view.max() > 1:
-            raise MetadataError(f"{self.name}: {what}", int(view.max()), "a bool is 0 or 1")
+            raise MetadataError(f"{self.name}: {what}", int(view.max()), "a bool is 0 or 1", DAMAGED)
         return view.view(np.bool_)
 
     def _strings(self, n: int, what: str) -> StringArray:
-        starts, sizes = np.empty(n, np.int64), np.empty(n, np.int64)
-        data, at, end = self.data, self.at, len(self.data)
+        starts = array("q")
+        record = starts.append
         unpack = struct.Struct("<Q").unpack_from
+        data, at, end = self.data, self.at, len(self.data)
         for i in range(n):
             if at + 8 > end:
                 self.at = at
@@ -184,14 +214,14 @@ class Cursor:
             (size,) = unpack(data, at)
             at += 8
             if size > end - at:
-                self.at = at
                 raise CountError(
                     f"{self.name}: length of string {i} of {what}",
                     size,
                     f"{end - at} bytes are left in the file",
-                    "the file is damaged: download it again",
+                    DAMAGED,
                 )
-            starts[i], sizes[i] = at, size
+            record(at)
             at += size
         self.at = at
-        return StringArray(data, starts, sizes)
+        record(at + 8)
+        return StringArray(data, np.frombuffer(starts, np.int64))

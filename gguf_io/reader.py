@@ -13,28 +13,45 @@ from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+from gguf import GGUFValueType
 from numpy.typing import NDArray
 
 from hotcold.gguf_io import tensors
-from hotcold.gguf_io.errors import MetadataError, NotGGUFError, VersionError
+from hotcold.gguf_io.errors import (
+    CONVERT,
+    DAMAGED,
+    CountError,
+    GGUFError,
+    MetadataError,
+    NotGGUFError,
+    TensorTableError,
+    VersionError,
+    excerpt,
+)
 from hotcold.gguf_io.fields import MAX_KEY_BYTES, Cursor
 from hotcold.gguf_io.tensors import TensorInfo
 
 MAGICS = {b"GGUF": "GGUF", b"PWRI": "PWRI"}
 VERSIONS = (2, 3)
+ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
 
+CHECK = "name a GGUF file that can be read"
+DOWNLOAD = "download it again"
+TO_CONVERT = "convert its folder with `hotcold convert`"
+OLD = "convert the original model again"
 OTHER_FORMATS = {
-    b"vers": "a Git LFS pointer: fetch the real file with `git lfs pull`",
-    b"<!DO": "an HTML page: the download went wrong",
-    b"<htm": "an HTML page: the download went wrong",
-    b"PK\x03\x04": "a zip or PyTorch file: convert it with `hotcold convert`",
-    b"\x80\x02": "a pickle: convert it with `hotcold convert`",
-    b"lmgg": "an old GGML file: convert the original model again",
-    b"tjgg": "an old GGJT file: convert the original model again",
-    b"fmgg": "an old GGMF file: convert the original model again",
+    b"version https://git-lfs": ("a Git LFS pointer", "fetch the real file with `git lfs pull`"),
+    b"<!DOCTYPE": ("an HTML page", DOWNLOAD),
+    b"<!doctype": ("an HTML page", DOWNLOAD),
+    b"<html": ("an HTML page", DOWNLOAD),
+    b"PK\x03\x04": ("a zip or PyTorch file", TO_CONVERT),
+    b"\x80\x02": ("a pickle", TO_CONVERT),
+    b"lmgg": ("an old GGML file", OLD),
+    b"tjgg": ("an old GGJT file", OLD),
+    b"fmgg": ("an old GGMF file", OLD),
 }
 
 _MISSING = object()
@@ -49,8 +66,8 @@ class GGUFFile:
         tensors: the table in file order. warnings: what is odd but harmless.
     """
 
-    def __init__(self, path: Path, view: memoryview, mapping: mmap.mmap) -> None:
-        self.path, self._view, self._mapping = path, view, mapping
+    def __init__(self, path: Path, view: memoryview) -> None:
+        self.path, self._view = path, view
         self.size = len(view)
         self.warnings: tuple[str, ...] = ()
         cursor = Cursor(path.name, view)
@@ -61,25 +78,39 @@ class GGUFFile:
         self.metadata: Mapping[str, Any] = _metadata(cursor, n_pairs)
         self.alignment = _alignment(path.name, self.metadata)
         infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
-        self.tensors = {info.name: info for info in self._place(infos, cursor.at)}
+        self.tensors = {info.name: info for info in self._place(infos, cursor)}
 
     @property
     def is_powerinfer(self) -> bool:
         """Whether the magic says that the model runs sparse, with predictors."""
         return self.magic == "PWRI"
 
-    def _place(self, infos: list[TensorInfo], end_of_table: int) -> list[TensorInfo]:
-        data_start = -(-end_of_table // self.alignment) * self.alignment
+    def _place(self, infos: list[TensorInfo], table: Cursor) -> list[TensorInfo]:
+        data_start = -(-table.at // self.alignment) * self.alignment
         placed = tensors.place(self.path.name, infos, data_start, self.alignment, self.size)
-        end = max((info.offset + info.n_bytes for info in placed), default=end_of_table)
+        end = max((info.offset + info.n_bytes for info in placed), default=table.at)
         extra = self.size - -(-end // self.alignment) * self.alignment
+        if extra > 0 and table.entry_follows():
+            raise CountError(
+                f"{self.path.name}: number of tensors and of metadata pairs",
+                f"{len(infos)} and {len(self.metadata)}",
+                f"another one follows at byte {table.at}",
+                DAMAGED,
+            )
         if extra > 0:
-            self.warnings = (f"{self.path.name}: {extra} bytes after the last tensor are not read",)
+            self.warnings = (f"{self.path.name}: {extra} bytes after the end are not read",)
         return placed
 
     def data(self, name: str) -> NDArray[np.uint8]:
-        """A tensor's rows: read-only view of the map, uint8 [n_rows, bytes a row]."""
-        info = self.tensors[name]
+        """A tensor's rows: read-only view of the map, uint8 [n_rows, bytes a row].
+
+        Raises:
+            TensorTableError: there is no such tensor.
+        """
+        info = self.tensors.get(name)
+        if info is None:
+            bound = f"not among the {len(self.tensors)} tensors of the file"
+            raise TensorTableError(f"{self.path.name}: tensor", name, bound, CONVERT)
         view = np.frombuffer(self._view, np.uint8, info.n_bytes, info.offset)
         return view.reshape(info.n_rows, info.row_bytes)
 
@@ -94,35 +125,35 @@ class GGUFFile:
         """An integer of the metadata; MetadataError if it is missing without default or no integer."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
-            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be an integer")
+            raise self._wrong(key, value, "must be an integer")
         return value
 
     def get_float(self, key: str, default: float | None = None) -> float:
         """A float; integers will do."""
         value = self._get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be a number")
+            raise self._wrong(key, value, "must be a number")
         return float(value)
 
     def get_bool(self, key: str, default: bool | None = None) -> bool:
         """True or false."""
         value = self._get(key, default)
         if not isinstance(value, bool):
-            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be true or false")
+            raise self._wrong(key, value, "must be true or false")
         return value
 
     def get_str(self, key: str, default: str | None = None) -> str:
         """Text."""
         value = self._get(key, default)
         if not isinstance(value, str):
-            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be UTF-8 text")
+            raise self._wrong(key, value, "must be UTF-8 text")
         return value
 
     def get_array(self, key: str, default: Any = None) -> Any:
         """An array: NumPy view or StringArray."""
         value = self._get(key, default)
         if isinstance(value, bool | int | float | str | bytes):
-            raise MetadataError(f"{self.path.name}: {key}", _short(value), "must be an array")
+            raise self._wrong(key, value, "must be an array")
         return value
 
     def _get(self, key: str, default: Any) -> Any:
@@ -130,8 +161,12 @@ class GGUFFile:
         if value is not _MISSING:
             return value
         if default is None:
-            raise MetadataError(f"{self.path.name}: metadata key", key, "missing", "convert the model again")
+            raise MetadataError(f"{self.path.name}: metadata key", key, "missing", CONVERT)
         return default
+
+    def _wrong(self, key: str, value: object, bound: str) -> MetadataError:
+        shown = excerpt(repr(value)) if isinstance(value, bytes | str) else excerpt(value)
+        return MetadataError(f"{self.path.name}: {key}", shown, bound, CONVERT)
 
     def close(self) -> None:
         """Let go of the map; it is unmapped when the last view of it is gone."""
@@ -148,39 +183,35 @@ class GGUFFile:
         self.close()
 
 
-def _short(value: object) -> str:
-    return repr(value)[:60]
-
-
 def _version(cursor: Cursor) -> int:
     cursor.at = 4
     version = cursor.number("I", "version")
     if version & 0xFFFF == 0 and version:
-        raise VersionError(f"{cursor.name}: version", version, "big-endian", "convert the model again here")
+        raise VersionError(f"{cursor.name}: version", version, "big-endian; 2 or 3 can be read", CONVERT)
     if version not in VERSIONS:
-        raise VersionError(
-            f"{cursor.name}: version", version, "2 or 3 can be read", "convert the model again"
-        )
+        raise VersionError(f"{cursor.name}: version", version, "2 or 3 can be read", CONVERT)
     return version
 
 
 def _metadata(cursor: Cursor, n_pairs: int) -> dict[str, Any]:
     pairs: dict[str, Any] = {}
     for i in range(n_pairs):
-        key = cursor.text(f"key {i}", MAX_KEY_BYTES)
+        key = cursor.text(f"key {i}", MAX_KEY_BYTES, MetadataError)
+        shown = excerpt(key)
         if key in pairs:
-            raise MetadataError(f"{cursor.name}: key", key, "occurs twice")
-        pairs[key] = cursor.value(cursor.value_type(f"type of {key}"), key)
+            raise MetadataError(f"{cursor.name}: key {i}", shown, "occurs twice", CONVERT)
+        kind = cursor.value_type(f"type of {shown}")
+        if key == ALIGNMENT and kind != GGUFValueType.UINT32:
+            raise MetadataError(f"{cursor.name}: type of {key}", kind.name, "must be UINT32", CONVERT)
+        pairs[key] = cursor.value(kind, shown)
     return pairs
 
 
 def _alignment(name: str, metadata: Mapping[str, Any]) -> int:
-    value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-    good = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_ALIGNMENT
-    if not good or value & (value - 1):
-        bound = f"a power of two up to {MAX_ALIGNMENT}"
-        raise MetadataError(f"{name}: general.alignment", _short(value), bound)
-    return int(value)
+    value = int(metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT))
+    if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
+        raise MetadataError(f"{name}: {ALIGNMENT}", value, f"a power of two up to {MAX_ALIGNMENT}", CONVERT)
+    return value
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
@@ -190,42 +221,40 @@ def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
         GGUFError: one of its children says what is wrong.
     """
     where = Path(path)
-    mapping = _map(where)
-    view = memoryview(mapping)
-    magic = bytes(view[:4])
-    if magic not in MAGICS:
-        raise _not_gguf(where, bytes(view[:16]))
-    return GGUFFile(where, view, mapping)
+    view = memoryview(_map(where))
+    if bytes(view[:4]) not in MAGICS:
+        raise _not_gguf(where, bytes(view[:32]))
+    return GGUFFile(where, view)
 
 
 def _map(path: Path) -> mmap.mmap:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     except OSError as error:
-        raise NotGGUFError("model file", str(path), error.strerror or "cannot be opened") from error
+        raise NotGGUFError("model file", path, error.strerror or "cannot be opened", CHECK) from error
+    except ValueError as error:  # a NUL in the path
+        raise NotGGUFError("model file", path, str(error), CHECK) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise NotGGUFError("model file", str(path), "is not a regular file")
+            raise NotGGUFError("model file", path, "must be a regular file", CHECK)
         if status.st_size == 0:
-            raise NotGGUFError("model file", str(path), "is empty", "download it again")
+            raise NotGGUFError("model file", path, "is empty: 0 bytes", DOWNLOAD)
         return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
-        raise NotGGUFError("model file", str(path), f"cannot be mapped: {error}") from error
+        raise NotGGUFError("model file", path, f"cannot be mapped: {error}", CHECK) from error
     finally:
         os.close(descriptor)
 
 
-def _not_gguf(path: Path, head: bytes) -> NotGGUFError:
-    if head[:4] == b"FUGG":
-        return NotGGUFError("model file", str(path), "big-endian GGUF", "convert the model again here")
-    for start, kind in OTHER_FORMATS.items():
-        if head.startswith(start):
-            return NotGGUFError("model file", str(path), f"not GGUF but {kind}")
-    if head[8:9] == b"{":
-        return NotGGUFError(
-            "model file", str(path), "a safetensors file", "convert its folder with `hotcold convert`"
-        )
+def _not_gguf(path: Path, head: bytes) -> GGUFError:
     if len(head) < 4:
-        return NotGGUFError("model file", str(path), f"only {len(head)} bytes", "download it again")
-    return NotGGUFError("model file", str(path), f"begins with {head[:4]!r}, not with GGUF or PWRI")
+        return NotGGUFError("model file", path, f"only {len(head)} bytes", DOWNLOAD)
+    if head.startswith(b"FUGG"):
+        return VersionError(f"{path.name}: magic", "FUGG", "big-endian; GGUF or PWRI can be read", CONVERT)
+    for start, (kind, next_step) in OTHER_FORMATS.items():
+        if head.startswith(start):
+            return NotGGUFError("model file", path, f"{kind}; GGUF or PWRI can be read", next_step)
+    if head[8:9] == b"{":
+        return NotGGUFError("model file", path, "a safetensors file; GGUF or PWRI can be read", TO_CONVERT)
+    return NotGGUFError(f"{path.name}: magic", head[:4], "GGUF or PWRI can be read", DOWNLOAD)

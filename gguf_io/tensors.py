@@ -1,14 +1,19 @@
-"""The tensor table: every entry checked, then all their ranges against each other and the file."""
+"""The tensor table: every entry checked, then all their ranges against each other and the file.
 
+A tensor has 1 to 4 dimensions. None at all is refused: such a tensor has no row, and no model file holds
+one. A dimension of 0 is allowed and makes an empty tensor: PowerInfer writes empty buckets.
+"""
+
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from hotcold.gguf_io.errors import TensorDataError, TensorTableError
+from hotcold.gguf_io.errors import CONVERT, CUT, DAMAGED, TensorDataError, TensorTableError
 from hotcold.gguf_io.fields import Cursor
 
-SMALLEST_ENTRY = 24 + 1  # name length, one letter, no dimensions, type, offset
+SMALLEST_ENTRY = 8 + 1 + 4 + 8 + 4 + 8  # name length, one letter, dimension count, dimension, type, offset
 MAX_NAME_BYTES = 63
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = (1 << 63) - 1
@@ -20,7 +25,7 @@ class TensorInfo:
     """Where a tensor lies.
 
     Attributes:
-        ne: ggml order, numbers a row first; no dimension is 0.
+        ne: ggml order, numbers a row first; 1 to 4 dimensions. An empty tensor has a 0 among them.
         offset: bytes from the start of the file.
     """
 
@@ -38,15 +43,13 @@ class TensorInfo:
     @property
     def n_rows(self) -> int:
         """Product of all dimensions but the first."""
-        rows = 1
-        for n in self.ne[1:]:
-            rows *= n
-        return rows
+        return math.prod(self.ne[1:])
 
     @property
     def row_bytes(self) -> int:
         """Bytes of one row."""
-        return self.n_bytes // self.n_rows
+        block, size = GGML_QUANT_SIZES[self.type]
+        return self.ne[0] // block * size
 
 
 def read_table(cursor: Cursor, n_tensors: int, powerinfer: bool) -> list[TensorInfo]:
@@ -59,30 +62,27 @@ def read_table(cursor: Cursor, n_tensors: int, powerinfer: bool) -> list[TensorI
     for i in range(n_tensors):
         info = _entry(cursor, i, powerinfer)
         if info.name in infos:
-            raise TensorTableError(f"{cursor.name}: name of tensor {i}", info.name, "occurs twice")
+            raise TensorTableError(f"{cursor.name}: name of tensor {i}", info.name, "occurs twice", CONVERT)
         infos[info.name] = info
     return list(infos.values())
 
 
 def _entry(cursor: Cursor, i: int, powerinfer: bool) -> TensorInfo:
-    name = cursor.text(f"name of tensor {i}", MAX_NAME_BYTES)
+    name = cursor.text(f"name of tensor {i}", MAX_NAME_BYTES, TensorTableError)
     what = f"{cursor.name}: tensor {name}"
     n_dims = cursor.number("I", f"number of dimensions of tensor {name}")
     if not 1 <= n_dims <= MAX_DIMENSIONS:
-        raise TensorTableError(f"{what}: dimensions", n_dims, f"1 to {MAX_DIMENSIONS}")
+        raise TensorTableError(f"{what}: dimensions", n_dims, f"1 to {MAX_DIMENSIONS}", DAMAGED)
     ne = tuple(cursor.number("Q", f"dimension {d} of tensor {name}") for d in range(n_dims))
-    elements = 1
-    for n in ne:
-        elements *= n
-    if not 1 <= elements <= MAX_ELEMENTS:
-        raise TensorTableError(f"{what}: shape", list(ne), f"1 to {MAX_ELEMENTS} numbers in all")
+    if math.prod(max(n, 1) for n in ne) > MAX_ELEMENTS:  # also for empty tensors: their rows are counted
+        raise TensorTableError(f"{what}: shape", list(ne), f"at most {MAX_ELEMENTS} numbers in all", DAMAGED)
     kind = _type(cursor, what, name, powerinfer)
     block, size = GGML_QUANT_SIZES[kind]
     if ne[0] % block:
-        raise TensorTableError(f"{what}: row length", ne[0], f"{kind.name} has blocks of {block}")
-    n_bytes = elements // block * size
+        raise TensorTableError(f"{what}: row length", ne[0], f"a multiple of {block} in {kind.name}", CONVERT)
+    n_bytes = math.prod(ne) // block * size
     if n_bytes > MAX_ELEMENTS:
-        raise TensorTableError(f"{what}: bytes", n_bytes, f"at most {MAX_ELEMENTS}")
+        raise TensorTableError(f"{what}: size in bytes", n_bytes, f"at most {MAX_ELEMENTS}", DAMAGED)
     return TensorInfo(name, kind, ne, cursor.number("Q", f"offset of tensor {name}"), n_bytes)
 
 
@@ -94,7 +94,7 @@ def _type(cursor: Cursor, what: str, name: str, powerinfer: bool) -> GGMLQuantiz
         return GGMLQuantizationType(number)
     except ValueError as error:
         known = ", ".join(str(int(t)) for t in GGMLQuantizationType)
-        raise TensorTableError(f"{what}: type id", number, f"known: {known}") from error
+        raise TensorTableError(f"{what}: type id", number, f"known: {known}", CONVERT) from error
 
 
 def place(
@@ -108,23 +108,23 @@ def place(
     Raises:
         TensorDataError: a misaligned offset, an overlap, a hole, or a range past the end.
     """
-    placed, expected = [], 0
-    for info in sorted(infos, key=lambda info: info.offset):
+    placed: dict[str, TensorInfo] = {}
+    expected = 0
+    for info in sorted(infos, key=lambda info: (info.offset, info.n_bytes)):
         what = f"{name}: offset of tensor {info.name}"
         if info.offset % alignment:
-            raise TensorDataError(what, info.offset, f"a multiple of the alignment {alignment}")
+            raise TensorDataError(what, info.offset, f"a multiple of the alignment {alignment}", DAMAGED)
         end = data_start + info.offset + info.n_bytes
         if end > size:
             raise TensorDataError(
                 what,
                 info.offset,
                 f"its {info.n_bytes} bytes end at {end}, the file at {size}",
-                "the file is cut short: download it again",
+                CUT,
             )
         if info.offset != expected:
             kind = "overlaps the tensor before it" if info.offset < expected else "leaves a hole before it"
-            raise TensorDataError(what, info.offset, f"expected {expected}: it {kind}")
+            raise TensorDataError(what, info.offset, f"expected {expected}: it {kind}", DAMAGED)
         expected = -(-(info.offset + info.n_bytes) // alignment) * alignment
-        placed.append(TensorInfo(info.name, info.type, info.ne, data_start + info.offset, info.n_bytes))
-    order = {info.name: i for i, info in enumerate(infos)}
-    return sorted(placed, key=lambda info: order[info.name])
+        placed[info.name] = replace(info, offset=data_start + info.offset)
+    return [placed[info.name] for info in infos]
