@@ -49,6 +49,96 @@ def test_an_unusable_home_falls_back_to_the_temporary_folder(tmp_path: Path) -> 
     assert needed
 
 
+def test_folders_that_cannot_be_made_are_passed_over(tmp_path: Path) -> None:
+    """/proc takes no folders, not even from root."""
+    usable = tmp_path / "home"
+    environment = {"NUMBA_CACHE_DIR": "/proc", "XDG_CACHE_HOME": "/proc/1", "HOME": str(usable)}
+    assert folder_in(environment)[0].is_relative_to(usable / ".cache")
+
+
+def test_without_any_place_a_folder_of_this_process_alone_is_used(tmp_path: Path) -> None:
+    blocked = tmp_path / f"hotcold-{os.getuid()}"
+    blocked.write_text("")
+    paths = {folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})[0] for _ in range(2)}
+    assert len(paths) == 2
+    assert all(path.parent == tmp_path and path.is_dir() for path in paths)
+
+
+@pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
+    read_only = tmp_path / "home"
+    read_only.mkdir(mode=0o500)
+    path, _ = folder_in({"HOME": str(read_only), "TMPDIR": str(tmp_path)})
+    assert path.is_relative_to(tmp_path / f"hotcold-{os.getuid()}")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+    environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
+    path, _ = folder_in(environment)
+    os.chown(path, 12345, 12345)
+    assert folder_in(environment)[0].is_relative_to(tmp_path / "hotcold-0")
+
+
+RELU = """
+import numpy as np
+from hotcold.kernels.cpu import elementwise
+x = np.array([-2.0, 3.0] * 8, np.float32)
+elementwise.relu(x.ctypes.data, 16, x.ctypes.data)
+print(x[0], x[1])
+"""
+
+
+def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
+    """`relu` lies in another file than the vector operation that it calls, whose change must show."""
+    package = Path(cache.__file__).parents[2]
+    copy = tmp_path / "hotcold"
+    for name in ("__init__.py", "errors.py"):
+        copy.mkdir(exist_ok=True)
+        shutil.copy(package / name, copy / name)
+    shutil.copytree(package / "kernels", copy / "kernels")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
+    printed = []
+    for relu_of in ("0.0", "1.0"):
+        simd = copy / "kernels" / "cpu" / "simd.py"
+        before = simd.read_text()
+        simd.write_text(
+            before.replace(
+                "larger(b, x, constant(F32, 16, 0.0))", f"larger(b, x, constant(F32, 16, {relu_of}))"
+            )
+        )
+        assert relu_of == "0.0" or simd.read_text() != before
+        for _ in range(2):  # compiled, then read from the cache
+            printed.append(
+                subprocess.run(
+                    [sys.executable, "-c", RELU], check=True, capture_output=True, text=True, env=environment
+                ).stdout.strip()
+            )
+    assert printed == ["0.0 3.0", "0.0 3.0", "1.0 3.0", "1.0 3.0"]
+
+
+def test_two_processes_may_fill_an_empty_folder_at_once(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    for _ in range(2):
+        pair = [
+            subprocess.Popen([sys.executable, "-c", RELU], stdout=subprocess.PIPE, text=True, env=environment)
+            for _ in range(2)
+        ]
+        assert [process.communicate(timeout=120)[0].strip() for process in pair] == ["0.0 3.0"] * 2
+        assert [process.returncode for process in pair] == [0] * 2
+    assert len({path.parent for path in tmp_path.rglob("*.nbi")}) == 1
+    assert not list(tmp_path.rglob("*.tmp*"))
+
+
+@pytest.mark.slow
+def test_two_processes_may_compile_every_kernel_at_once(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    code = "from hotcold.kernels.cpu.team import compile_kernels; compile_kernels()"
+    pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    assert [process.wait(300) for process in pair] == [0, 0]
+    assert not folder_in(environment)[1]
+
+
 def test_another_cpu_level_has_its_own_folder(tmp_path: Path) -> None:
     environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
     levels = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}

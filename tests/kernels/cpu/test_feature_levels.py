@@ -18,10 +18,20 @@ LEVELS = {
 QUICK = {"generic", "haswell"}
 
 
-@pytest.mark.parametrize(
+# tests that call kernels by address and compile them alone, in seconds
+BY_ADDRESS = [f"test_{name}.py" for name in ("simd", "pack", "rows", "elementwise", "attention")]
+
+levels = pytest.mark.parametrize(
     "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LEVELS]
 )
-def test_oracles_hold(name: str, tmp_path: Path) -> None:
+
+
+def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
+    """Run Python at a feature level with a cache of its own; what it printed.
+
+    Raises:
+        AssertionError: with the last lines printed, when it failed.
+    """
     host = get_host_cpu_features().split(",")
     missing = [f for f in LEVELS[name].split(",") if f and f not in host]
     if missing:
@@ -29,10 +39,37 @@ def test_oracles_hold(name: str, tmp_path: Path) -> None:
     environment = os.environ | {
         "NUMBA_CPU_NAME": name,
         "NUMBA_CPU_FEATURES": LEVELS[name],
-        "NUMBA_CACHE_DIR": str(tmp_path),
+        "NUMBA_CACHE_DIR": str(folder),
     }
-    script = Path(__file__).with_name("oracle_checks.py")
     done = subprocess.run(
-        [sys.executable, script], check=False, env=environment, capture_output=True, text=True, timeout=600
+        [sys.executable, *arguments],
+        check=False,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"{done.stdout[-3000:]}\n{done.stderr[-2000:]}"
+    return done.stdout
+
+
+@levels
+def test_oracles_hold(name: str, tmp_path: Path) -> None:
+    run_at(name, tmp_path, Path(__file__).with_name("oracle_checks.py"))
+
+
+@levels
+def test_kernels_by_address(name: str, tmp_path: Path) -> None:
+    """Instructions, conversions, extremes of bytes and every size of the host's own tests."""
+    files = [Path(__file__).with_name(file) for file in BY_ADDRESS]
+    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
+    printed = run_at(name, tmp_path, *options, *files)
+    assert " passed" in printed and "skipped" not in printed
+
+
+@pytest.mark.slow
+@levels
+def test_every_op_and_team(name: str, tmp_path: Path) -> None:
+    """Whole programs of every op, sparse ones with NaN in unread rows, and bits for all team sizes."""
+    files = [Path(__file__).with_name(f"test_{file}.py") for file in ("program", "ffn", "tiles")]
+    run_at(name, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files)
