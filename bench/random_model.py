@@ -52,7 +52,14 @@ def _random_blocks(
     if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
         values = generator.standard_normal(n, np.float32) * np.float32(0.02)
         return np.ascontiguousarray(blocks.quantize(values[None], kind)).view(np.uint8).reshape(-1)
-    out = generator.integers(0, 256, (n, size), np.uint8)
+    # numbers that stand for as much above as below zero, or every product would share a sign
+    if kind == GGMLQuantizationType.Q4_0:
+        out = (
+            generator.integers(1, 16, (n, size), np.uint8)
+            | generator.integers(1, 16, (n, size), np.uint8) << 4
+        )
+    else:
+        out = generator.integers(-127, 128, (n, size), np.int8).view(np.uint8)
     half = {GGMLQuantizationType.Q8_0: 0.0003, GGMLQuantizationType.Q4_0: 0.004}[kind]
     out[:, :2] = np.array([half], np.float16).view(np.uint8)
     return out.reshape(-1)
@@ -78,6 +85,19 @@ def tensors(shape: Shape, kind: GGMLQuantizationType) -> list[OutputTensor]:
         out += [_norm(f"blk.{i}.attn_norm.weight", e), _norm(f"blk.{i}.ffn_norm.weight", e)]
         sizes = {"attn_q": (e, e), "attn_k": (e, kv), "attn_v": (e, kv), "attn_output": (e, e)}
         sizes |= {"ffn_gate": (e, f), "ffn_up": (e, f), "ffn_down": (f, e)}
+        out += [_tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
+    return out
+
+
+def sparse_tensors(shape: Shape, kind: GGMLQuantizationType, rank: int) -> list[OutputTensor]:
+    """The dense model's tensors with a row a neuron in the down projection, and predictors."""
+    out = [tensor for tensor in tensors(shape, kind) if ".ffn_down." not in tensor.name]
+    for i in range(shape.n_layer):
+        sizes = {
+            "ffn_down_t": (shape.n_embd, shape.n_ff),
+            "fc1": (shape.n_embd, rank),
+            "fc2": (rank, shape.n_ff),
+        }
         out += [_tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
     return out
 
@@ -112,3 +132,9 @@ def metadata(shape: Shape) -> dict[str, MetadataValue]:
 def write(path: Path, shape: Shape, kind: GGMLQuantizationType) -> int:
     """Write a dense random llama; its size in bytes."""
     return write_gguf(path, "llama", metadata(shape), tensors(shape, kind), force=True)
+
+
+def write_sparse(path: Path, shape: Shape, kind: GGMLQuantizationType, rank: int) -> int:
+    """Write a random ReLU llama with predictors, in PowerInfer's format; its size in bytes."""
+    wanted = sparse_tensors(shape, kind, rank)
+    return write_gguf(path, "llama", metadata(shape), wanted, magic="PWRI", force=True)

@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine import architectures, memory, workspace
-from hotcold.engine.graph import Graph, check
-from hotcold.engine.lowering import Lowering, lower
+from hotcold.engine.graph import Graph, Node, check
+from hotcold.engine.lowering import Lowering, Record, lower
 from hotcold.engine.model import Model
 from hotcold.engine.stores import HostStore, allocate_kv_cache
 from hotcold.errors import DoesNotFitError, SettingError
@@ -38,6 +38,7 @@ class Executor:
         n_ctx: positions of the KV cache. n_batch: most tokens of one run. n_threads: of the team.
         counts: int64 [n_layer, MAX_CHUNKS, 2]: neurons that each layer's sparse FFN listed, and those
             whose up and down rows it read, summed over chunks, tokens and time by whoever reads them.
+        lowered: by number of tokens (1, n_batch), every node with its op records.
     """
 
     def __init__(
@@ -87,9 +88,12 @@ class Executor:
         arenas = [memory.offsets(graph) for graph in graphs]
         self._arena = program.aligned(max(arena.n_bytes for arena in arenas))
         self._areas = self._allocate_areas()
+        self.lowered = {
+            graph.n_tokens: self._lower(graph, arena) for graph, arena in zip(graphs, arenas, strict=True)
+        }
         self._programs = {
-            graph.n_tokens: Program(self._lower(graph, arena))
-            for graph, arena in zip(graphs, arenas, strict=True)
+            n: Program([record for _, records in nodes for record in records])
+            for n, nodes in self.lowered.items()
         }
         self._team: Team | None = Team(n_threads)
 
@@ -97,7 +101,7 @@ class Executor:
         sizes = [workspace.graph_area_bytes(graph) for graph in self.graphs]
         return {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
 
-    def _lower(self, graph: Graph, arena: memory.Arena) -> list[dict[str, int]]:
+    def _lower(self, graph: Graph, arena: memory.Arena) -> list[tuple[Node, list[Record]]]:
         base = self._arena.ctypes.data
         low = Lowering(
             n_tokens=graph.n_tokens,

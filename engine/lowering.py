@@ -367,14 +367,17 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
 }
 
 
-def lower(graph: Graph, low: Lowering) -> list[Record]:
-    """The records of a whole graph, in the order of its nodes.
+def lower(graph: Graph, low: Lowering) -> list[tuple[Node, list[Record]]]:
+    """Every node with its records, in order; a vector that several nodes read packed belongs to the first.
 
     Raises:
         HotcoldError: an op that has no lowering.
     """
+    lowered = []
     for node in graph.nodes:
         if node.op not in LOWER:
             raise HotcoldError(f"op of node {node.name}", node.op, f"known are {', '.join(LOWER)}")
+        before = len(low.records)
         LOWER[node.op](low, node)
-    return low.records
+        lowered.append((node, low.records[before:]))
+    return lowered

@@ -1,0 +1,130 @@
+"""What sparsity gains: a ReLU model with predictors beside the same shape dense, in one run.
+
+    python bench/sparse.py [--type q4_0] [--rank 256] [--listed 0.1] [--seconds 10]
+
+Two random models of 1.1 billion weights: a dense one, and one with predictors whose threshold is set so
+that the wanted share of neurons is listed; about half of those have a positive gate, since weights are
+random. Decoding steps of both take turns.
+The FFN's own time comes from walking its ops alone.
+"""
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+from random_model import Shape, write, write_sparse
+
+from hotcold.engine.executor import Executor
+from hotcold.engine.model import Model, load_model
+from hotcold.engine.settings import default_threads
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program, Team
+
+N_CTX = 256
+
+
+def listed_share(executor: Executor, ids: NDArray[np.int32]) -> tuple[float, float]:
+    """Shares of neurons that the tokens listed and fired."""
+    before = executor.counts.sum(1)
+    for i, token in enumerate(ids):
+        executor.run(np.array([token], np.int32), i)
+    listed, firing = (executor.counts.sum(1) - before).sum(0) / len(ids)
+    n = executor.model.n_layer * executor.model.n_ff
+    return listed / n, firing / n
+
+
+def with_threshold(
+    model: Model, file: GGUFFile, wanted: float, ids: NDArray[np.int32], n_threads: int
+) -> Model:
+    """The model with the threshold at which the wanted share is listed, by bisection."""
+    low, high = -50.0, 50.0
+    for _ in range(14):
+        middle = (low + high) / 2
+        candidate = dataclasses.replace(model, sparse_threshold=middle)
+        with Executor(candidate, file, N_CTX, 1, n_threads, sparsity="predictor") as executor:
+            share, _ = listed_share(executor, ids)
+        low, high = (middle, high) if share > wanted else (low, middle)
+    return dataclasses.replace(model, sparse_threshold=high)
+
+
+def walk_alone(executor: Executor, op: str, seconds: float) -> float:
+    """Median time of one token's nodes of this op alone."""
+    nodes = [records for node, records in executor.lowered[1] if node.op == op]
+    job, team = Program([record for records in nodes for record in records]), Team(executor.n_threads)
+    job.run[program.N_TOKENS] = 1
+    times: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        team.walk(job)
+        times.append(time.perf_counter() - start)
+    team.close()
+    return float(np.median(times))
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--type", default="q4_0")
+    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--listed", type=float, default=0.1)
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--seconds", type=float, default=10)
+    arguments = parser.parse_args()
+    kind, shape = GGMLQuantizationType[arguments.type.upper()], Shape()
+    with tempfile.TemporaryDirectory() as folder:
+        dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
+        write(dense, shape, kind)
+        write_sparse(sparse, shape, kind, arguments.rank)
+        with open_gguf(dense) as dense_file, open_gguf(sparse) as sparse_file:
+            measure(dense_file, sparse_file, arguments)
+
+
+def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Namespace) -> None:
+    """Alternate both models' decoding; then their FFNs alone."""
+    ids = np.random.default_rng(0).integers(3, Shape().n_vocab, 64).astype(np.int32)
+    n_threads, seconds = arguments.threads, arguments.seconds
+    model = with_threshold(load_model(sparse_file), sparse_file, arguments.listed, ids[:4], n_threads)
+    with (
+        Executor(load_model(dense_file), dense_file, N_CTX, 1, n_threads) as dense,
+        Executor(model, sparse_file, N_CTX, 1, n_threads, sparsity="predictor") as sparse,
+    ):
+        listed, firing = listed_share(sparse, ids)
+        times: dict[str, list[float]] = {"dense": [], "sparse": []}
+        logits, end, i = np.zeros((1, model.n_vocab), np.float32), time.perf_counter() + seconds, 0
+        while time.perf_counter() < end:
+            for name, executor in (("dense", dense), ("sparse", sparse)):
+                start = time.perf_counter()
+                executor.run(ids[i % 64 : i % 64 + 1], i % 64, logits)
+                times[name].append(time.perf_counter() - start)
+            i += 1
+        ffn = {
+            "dense": walk_alone(dense, "dense_ffn", seconds / 3),
+            "sparse": walk_alone(sparse, "sparse_ffn", seconds / 3),
+            "predictor": walk_alone(sparse, "predictor", seconds / 3),
+        }
+    tokens = {name: float(np.median(values)) for name, values in times.items()}
+    print(
+        f"{arguments.type}, rank {arguments.rank}, {n_threads} threads: {listed:.1%} listed, {firing:.1%} firing"
+    )
+    for name, value in tokens.items():
+        print(f"  {name:9} {1 / value:6.1f} tokens/s")
+    print(f"  whole token {tokens['dense'] / tokens['sparse']:.2f} times as fast as dense")
+    print("  FFN alone, ms a token: " + ", ".join(f"{name} {value * 1e3:.2f}" for name, value in ffn.items()))
+    with_predictor = ffn["sparse"] + ffn["predictor"]
+    print(
+        f"  FFN {ffn['dense'] / ffn['sparse']:.2f} times as fast as dense, "
+        f"{ffn['dense'] / with_predictor:.2f} times with its predictor"
+    )
+
+
+if __name__ == "__main__":
+    main()
