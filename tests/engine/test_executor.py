@@ -1,6 +1,8 @@
 """The executor: modes, batches, threads, what is read and what is not."""
 
 import dataclasses
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -210,12 +212,23 @@ def test_removing_any_node_of_a_layer_fails_or_changes_the_logits(
 
 def test_weights_are_views_of_the_map(tiny_model: TinyModel) -> None:
     with open_gguf(tiny_model("q8_0", True)) as file, executor(file, "predictor") as it:
-        for name in file.tensors:
-            view = file.data(name)
-            assert np.shares_memory(view, file.data(name))
+        mapped = file.all_data()
         for layer in it.model.layers:
-            assert np.shares_memory(it.store.rows(layer.ffn_up), file.data(layer.ffn_up.name))
-            assert not it.store.rows(layer.ffn_up).flags.writeable
+            for weight in (layer.attn_q, layer.ffn_gate, layer.ffn_up, layer.down):
+                view = it.store.rows(weight)
+                assert np.shares_memory(view, mapped)
+                assert view.nbytes == weight.n_bytes
+                assert not view.flags.writeable
+
+
+def test_loading_keeps_the_weights_out_of_memory() -> None:
+    code = (
+        "import hotcold; engine = hotcold.load(); ''.join(engine.generate('Once', 4, temp=0.0))\n"
+        "line = next(line for line in open('/proc/self/status') if line.startswith('VmRSS'))\n"
+        "print(int(line.split()[1]) * 1024 - engine.file.size)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert int(done.stdout) < 300e6
 
 
 def test_more_threads_are_really_used(tiny_model: TinyModel) -> None:
