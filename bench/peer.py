@@ -1,0 +1,138 @@
+"""llama.cpp beside hotcold on the same file, alternately, in one run.
+
+    pip install llama-cpp-python        (builds from source; nothing else needs it)
+    python bench/peer.py [-m MODEL.gguf ...] [--types q4_0 q8_0] [--sparse] [--seconds 10]
+
+Without -m random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
+shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
+speed.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+from random_model import Shape, write, write_sparse
+from sparse import with_threshold
+
+from hotcold.engine.executor import Executor
+from hotcold.engine.model import load_model
+from hotcold.engine.settings import default_threads
+from hotcold.gguf_io import open_gguf
+
+N_CTX, PROMPT, DEPTH = 512, 256, 64
+
+
+def load_peer(path: Path, n_threads: int) -> Any:
+    """llama.cpp's model of this file."""
+    try:
+        import llama_cpp
+    except ImportError:
+        sys.exit("bench/peer.py needs llama.cpp: pip install llama-cpp-python")
+    return llama_cpp.Llama(
+        str(path), n_ctx=N_CTX, n_batch=PROMPT, n_threads=n_threads, n_threads_batch=n_threads, verbose=False
+    )
+
+
+def peer_prompt(peer: Any, ids: NDArray[np.int32]) -> None:
+    """Run a prompt from an empty cache."""
+    peer.reset()
+    peer.eval(ids.tolist())
+
+
+def peer_token(peer: Any, token: int, n_past: int) -> None:
+    """Decode one token at position n_past, forgetting what lies behind it."""
+    peer.n_tokens = n_past
+    peer.eval([token])
+
+
+def alternate(
+    ours: Callable[[int], None], theirs: Callable[[int], None], seconds: float
+) -> tuple[float, float]:
+    """Median seconds of both, run in turns."""
+    times: tuple[list[float], list[float]] = ([], [])
+    end, i = time.perf_counter() + seconds, 0
+    while time.perf_counter() < end or i < 5:
+        for function, figures in zip((ours, theirs), times, strict=True):
+            start = time.perf_counter()
+            function(i)
+            figures.append(time.perf_counter() - start)
+        i += 1
+    return float(np.median(times[0])), float(np.median(times[1]))
+
+
+def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path | None) -> None:
+    """Prompt and decode of one file; of the sparse file, decode beside the dense file's peer."""
+    peer = load_peer(path, n_threads)
+    with open_gguf(path) as file, Executor(load_model(file), file, N_CTX, PROMPT, n_threads) as executor:
+        n_vocab = executor.model.n_vocab
+        ids = np.random.default_rng(0).integers(3, n_vocab, PROMPT).astype(np.int32)
+        logits = np.zeros((1, n_vocab), np.float32)
+
+        def token(i: int) -> None:
+            executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
+
+        def prompt(_: int) -> None:
+            executor.run(ids, 0, logits)
+
+        ours, theirs = alternate(prompt, lambda _: peer_prompt(peer, ids), seconds)
+        report(name, f"prompt of {PROMPT}", PROMPT / ours, PROMPT / theirs)
+        ours, theirs = alternate(token, lambda i: peer_token(peer, int(ids[i % DEPTH]), i % DEPTH), seconds)
+        report(name, "decode", 1 / ours, 1 / theirs)
+    if sparse is None:
+        return
+    with open_gguf(sparse) as file:
+        model = with_threshold(load_model(file), file, 0.1, ids[:4], n_threads)
+        with Executor(model, file, N_CTX, 1, n_threads, sparsity="predictor") as executor:
+
+            def sparse_token(i: int) -> None:
+                executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
+
+            ours, theirs = alternate(
+                sparse_token, lambda i: peer_token(peer, int(ids[i % DEPTH]), i % DEPTH), seconds
+            )
+            report(name, "decode, sparse beside dense", 1 / ours, 1 / theirs)
+
+
+def report(name: str, what: str, ours: float, theirs: float) -> None:
+    """One line: tokens per second and the ratio."""
+    print(
+        f"{name:8} {what:28} hotcold {ours:7.1f}/s | llama.cpp {theirs:7.1f}/s | {ours / theirs:.2f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Compare each file or type."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", dest="models", type=Path, nargs="*", default=[])
+    parser.add_argument("--types", nargs="*", default=["q4_0", "q8_0"])
+    parser.add_argument("--sparse", action="store_true")
+    parser.add_argument("--threads", type=int, default=default_threads())
+    parser.add_argument("--seconds", type=float, default=10)
+    arguments = parser.parse_args()
+    for path in arguments.models:
+        compare(path, path.stem[:8], arguments.threads, arguments.seconds, None)
+    if arguments.models:
+        return
+    for name in arguments.types:
+        kind = GGMLQuantizationType[name.upper()]
+        with tempfile.TemporaryDirectory() as folder:
+            dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
+            write(dense, Shape(), kind)
+            if arguments.sparse:
+                write_sparse(sparse, Shape(), kind, 256)
+            compare(dense, name, arguments.threads, arguments.seconds, sparse if arguments.sparse else None)
+
+
+if __name__ == "__main__":
+    main()
