@@ -52,6 +52,7 @@ def _random_blocks(
     if kind in (GGMLQuantizationType.F32, GGMLQuantizationType.F16, GGMLQuantizationType.BF16):
         values = generator.standard_normal(n, np.float32) * np.float32(0.02)
         return blocks.quantize(values[None], kind).reshape(-1)
+    out: NDArray[np.uint8]
     # numbers that stand for as much above as below zero, or every product would share a sign
     if kind == GGMLQuantizationType.Q4_0:
         out = (

@@ -226,3 +226,54 @@ class TorchProgram:
 def torch_program() -> type[TorchProgram]:
     """Builds `.pt` files without torch."""
     return TorchProgram
+
+
+@dataclass(frozen=True)
+class GGUFBytes:
+    """A GGUF file made field by field, so that each field can be wrong."""
+
+    pairs: tuple[bytes, ...] = ()
+    tensors: tuple[bytes, ...] = ()
+    data: bytes = b""
+    magic: bytes = b"GGUF"
+    version: int = 3
+    alignment: int = 32
+    n_tensors: int | None = None  # None: the true number
+    n_pairs: int | None = None
+
+    @staticmethod
+    def text(value: bytes, n_bytes: int | None = None) -> bytes:
+        return struct.pack("<Q", len(value) if n_bytes is None else n_bytes) + value
+
+    @classmethod
+    def pair(cls, key: bytes, kind: int, value: bytes) -> bytes:
+        return cls.text(key) + struct.pack("<I", kind) + value
+
+    @classmethod
+    def array(cls, key: bytes, kind: int, n: int, values: bytes = b"") -> bytes:
+        return cls.pair(key, 9, struct.pack("<IQ", kind, n) + values)
+
+    @classmethod
+    def tensor(
+        cls, name: bytes, ne: tuple[int, ...], kind: int = 0, offset: int = 0, n_dims: int | None = None
+    ) -> bytes:
+        n_dims = len(ne) if n_dims is None else n_dims
+        return cls.text(name) + struct.pack(f"<I{len(ne)}QIQ", n_dims, *ne, kind, offset)
+
+    def header(self) -> bytes:
+        """All up to the end of the tensor table."""
+        n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
+        n_pairs = len(self.pairs) if self.n_pairs is None else self.n_pairs
+        start = self.magic + struct.pack("<IQQ", self.version, n_tensors, n_pairs)
+        return start + b"".join(self.pairs) + b"".join(self.tensors)
+
+    def whole(self) -> bytes:
+        """The file; without data it ends with the table, without padding."""
+        header = self.header()
+        return header + bytes(-len(header) % self.alignment) + self.data if self.data else header
+
+
+@pytest.fixture(scope="session")
+def gguf_bytes() -> type[GGUFBytes]:
+    """Builds GGUF files byte by byte."""
+    return GGUFBytes
