@@ -67,7 +67,12 @@ ATOMIC_OPERATION atomicMax(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old >
 ATOMIC_OPERATION atomicMin(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old < v ? old : v; return old; }
 ATOMIC_OPERATION atomicOr(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = (T)(old | v); return old; }
 ATOMIC_OPERATION atomicExch(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = v; return old; }
-ATOMIC_OPERATION atomicCAS(T* p, T want, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old == want ? v : old; return old; }
+ATOMIC_OPERATION atomicCAS(T* p, T want, T v) {
+    ATOMIC_ACCESS(p);
+    T old = *p;
+    *p = old == want ? v : old;
+    return old;
+}
 
 // ---- arithmetic --------------------------------------------------------------------------------
 
