@@ -2,7 +2,8 @@
 //
 // House rules: whole warps; no return before a barrier; no float atomics; sums in a fixed order, so
 // that runs repeat bit for bit; fmaf where one rounding is meant, since both compilers are told not
-// to contract; `KERNEL name(` at the start of a line, since signatures.py reads it there.
+// to contract; `KERNEL name(` at the start of a line, since signatures.py reads it there; device
+// functions that hold shared memory are static.
 #pragma once
 #ifndef HOTCOLD_EMULATED
 #include <cuda_fp16.h>
@@ -32,7 +33,7 @@ __device__ inline float warp_max(float v) {
     return v;
 }
 // Every thread gets the sum over its block; once a kernel, for it leaves without a barrier.
-__device__ inline float block_sum(float v) {
+__device__ static inline float block_sum(float v) {
     __shared__ float of_warp[WARP];
     v = warp_sum(v);
     if (lane() == 0) of_warp[warp()] = v;

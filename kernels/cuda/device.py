@@ -126,9 +126,9 @@ class Device:
     def free(self, allocation: Allocation) -> None:
         """Free an allocation; freeing it twice is refused."""
         allocation.check(self)
-        array, allocation.array, allocation.handle, allocation.alive = allocation.array, None, None, False
         del self.allocations[id(allocation)]
-        self.driver.release(array)
+        self.driver.release(allocation.array)
+        allocation.array, allocation.handle, allocation.alive = None, None, False
         self._weigh()
 
     def pinned(self, shape: Shape, dtype: DTypeLike) -> Pinned:
@@ -144,9 +144,9 @@ class Device:
         """Free page-locked memory; freeing it twice is refused."""
         allocation.check(self)
         self.counters.pinned_bytes -= allocation.array.nbytes
-        handle, allocation.array, allocation.handle, allocation.alive = allocation.handle, None, None, False
         del self.pinned_allocations[id(allocation)]
-        self.driver.release_pinned(handle)
+        self.driver.release_pinned(allocation.handle)
+        allocation.array, allocation.handle, allocation.alive = None, None, False
 
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory: left and in all."""

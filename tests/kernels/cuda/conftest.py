@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.buffers import Buffer
+from hotcold.kernels.cuda.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_build import find_compiler
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
@@ -48,6 +49,23 @@ def open_emulated(compiler: str) -> Iterator[OpenEmulated]:
 def _check_empty(device: Device) -> None:
     device.close()
     assert device.counters.live_bytes == device.counters.pinned_bytes == 0
+
+
+@pytest.fixture(params=[0, 1, 7, 1234, pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A device with all kernels: emulated in four orders of threads and blocks, and a card."""
+    if request.param == "cuda":
+        with Device(_card()) as card:
+            yield card
+    else:
+        yield request.getfixturevalue("open_emulated")(order=request.param)
+
+
+def _card() -> CudaDriver:
+    try:
+        return CudaDriver()
+    except DeviceError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
