@@ -37,7 +37,8 @@ constexpr int MAX_THREADS = 1024;
 constexpr size_t PAGE = 4096, STACK = 16 * PAGE;  // bytes a fiber, the lowest page of them a guard
 
 struct Where { const char* file; int line; };     // of a call in device code
-#define HERE emulator::Where where = emulator::Where{__builtin_FILE(), __builtin_LINE()}
+#define CALLER const char* file = __builtin_FILE(), int line = __builtin_LINE()  // default arguments
+#define WHERE emulator::Where{file, line}
 inline bool operator!=(Where a, Where b) { return a.line != b.line || strcmp(a.file, b.file); }
 inline const char* text(Where w) {                // two of them may stand in one message
     static char out[2][128];
@@ -131,8 +132,11 @@ inline void rest() {
         if (n_waiting && n_waiting + n_returned == n_threads)
             fail("__syncthreads at %s: %u threads wait there, %u have already returned",
                  text(barrier_where), n_waiting, n_returned);
-        fail("deadlock: %u threads wait at __syncthreads (%s), %u returned, the others wait in a warp"
-             " operation whose lanes do not all come", n_waiting, text(barrier_where), n_returned);
+        Warp* stuck = warps;
+        while (!stuck->arrived) stuck++;
+        fail("deadlock in the warp operation at %s: lanes %08x came, lanes %08x are named in its mask",
+             text(stuck->where[__builtin_ctz(stuck->arrived)]), stuck->arrived,
+             stuck->mask[__builtin_ctz(stuck->arrived)]);
     }
     Fiber* next = next_ready();
     if (next != self) jump(self, next);
@@ -243,8 +247,14 @@ inline void on_signal(int signal, siginfo_t* info, void* context) {
         return;
     }
     size_t pc = ((ucontext_t*)context)->uc_mcontext.gregs[REG_RIP] - (size_t)__ehdr_start + 1;
-    if (signal == SIGSEGV || signal == SIGBUS)
-        fail("bad memory access to 0x%zx at pc+0x%zx", (size_t)info->si_addr, pc);
+    char* address = (char*)info->si_addr;
+    if (signal == SIGSEGV || signal == SIGBUS) {
+        if (address >= stacks && address < stacks + STACK * MAX_THREADS)
+            fail("more than %zu bytes of stack at pc+0x%zx", STACK - PAGE, pc);
+        if (address >= dynamic_shared + dynamic_size && address < dynamic_shared + dynamic_size + PAGE)
+            fail("bad memory access after %zu bytes of dynamic shared memory at pc+0x%zx", dynamic_size, pc);
+        fail("bad memory access to 0x%zx at pc+0x%zx", (size_t)address, pc);
+    }
     fail("undefined behaviour (misaligned access, index out of bounds, bad shift, division by zero)"
          " at pc+0x%zx", pc);
 }

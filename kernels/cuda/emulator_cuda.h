@@ -25,31 +25,32 @@ typedef _Float16 __half;
 
 // ---- barriers and warp operations --------------------------------------------------------------
 
-inline void __syncthreads(HERE) { emulator::barrier(where); }
-inline int __syncthreads_count(int p, HERE) { return emulator::barrier(where, p); }
-inline int __syncthreads_or(int p, HERE) { return emulator::barrier(where, p) > 0; }
-inline int __syncthreads_and(int p, HERE) { return emulator::barrier(where, !p) == 0; }
-inline void __syncwarp(unsigned mask = ~0u, HERE) { emulator::ballot(mask, 0, where, true); }
-inline unsigned __ballot_sync(unsigned mask, int p, HERE) { return emulator::ballot(mask, p, where); }
-inline int __any_sync(unsigned mask, int p, HERE) { return emulator::ballot(mask, p, where) != 0; }
-inline int __all_sync(unsigned mask, int p, HERE) { return emulator::ballot(mask, p, where) == mask; }
+inline void __syncthreads(CALLER) { emulator::barrier(WHERE); }
+inline int __syncthreads_count(int p, CALLER) { return emulator::barrier(WHERE, p); }
+inline int __syncthreads_or(int p, CALLER) { return emulator::barrier(WHERE, p) > 0; }
+inline int __syncthreads_and(int p, CALLER) { return emulator::barrier(WHERE, !p) == 0; }
+inline void __syncwarp(unsigned mask = ~0u, CALLER) { emulator::ballot(mask, 0, WHERE, true); }
+inline unsigned __ballot_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE); }
+inline int __any_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE) != 0; }
+inline int __all_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE) == mask; }
 
-// A source lane outside the own group of `width` lanes is the lane itself, as on a card.
-template <class T> T __shfl_sync(unsigned mask, T v, int source, int width = 32, HERE) {
+// A source after the own group of `width` lanes, or with _up before it, is the lane itself. With _xor
+// earlier groups may be read.
+template <class T> T __shfl_sync(unsigned mask, T v, int source, int width = 32, CALLER) {
     int lane = emulator::self->number & 31;
-    return emulator::shuffle(mask, v, (lane & -width) | (source & (width - 1)), where);
+    return emulator::shuffle(mask, v, (lane & -width) | (source & (width - 1)), WHERE);
 }
-template <class T> T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, HERE) {
+template <class T> T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, CALLER) {
     int lane = emulator::self->number & 31, source = lane ^ bits;
-    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, where);
+    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, WHERE);
 }
-template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32, HERE) {
+template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32, CALLER) {
     int lane = emulator::self->number & 31, source = lane + (int)by;
-    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, where);
+    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, WHERE);
 }
-template <class T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32, HERE) {
+template <class T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32, CALLER) {
     int lane = emulator::self->number & 31, source = lane - (int)by;
-    return emulator::shuffle(mask, v, source >= (lane & -width) ? source : lane, where);
+    return emulator::shuffle(mask, v, source >= (lane & -width) ? source : lane, WHERE);
 }
 
 // ---- integer atomics ---------------------------------------------------------------------------

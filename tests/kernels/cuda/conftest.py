@@ -51,14 +51,25 @@ def _check_empty(device: Device) -> None:
     assert device.counters.live_bytes == device.counters.pinned_bytes == 0
 
 
-@pytest.fixture(params=[0, 1, 7, 1234, pytest.param("cuda", marks=pytest.mark.gpu)])
+ORDERS = (0, 1, 7, 1234)
+"""Of threads and blocks: forward, backward, and two shuffles."""
+
+
+@pytest.fixture(
+    params=[
+        *(f"checked-{order}" for order in ORDERS),
+        *(pytest.param(f"races-{order}", marks=pytest.mark.slow) for order in ORDERS[:3]),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    """A device with all kernels: emulated in four orders of threads and blocks, and a card."""
+    """A device with all kernels: emulated, in several orders of threads and blocks, and a card."""
     if request.param == "cuda":
         with Device(_card()) as card:
             yield card
     else:
-        yield request.getfixturevalue("open_emulated")(order=request.param)
+        build_kind, order = request.param.split("-")
+        yield request.getfixturevalue("open_emulated")(build_kind=build_kind, order=int(order))
 
 
 def _card() -> CudaDriver:

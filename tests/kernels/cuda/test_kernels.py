@@ -214,7 +214,9 @@ class Ffn:
 
 
 @pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize(("n_rows", "n", "share"), [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)])
+@pytest.mark.parametrize(
+    ("n_rows", "n", "share"), [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)]
+)
 def test_sparse_ffn(
     device: Device, put: Put, get: Get, weight_type: Type, n_rows: int, n: int, share: float
 ) -> None:
