@@ -2,8 +2,8 @@
 //
 // House rules: whole warps; no return before a barrier; no float atomics; sums in a fixed order, so
 // that runs repeat bit for bit; fmaf where one rounding is meant, since both compilers are told not
-// to contract; `KERNEL name(` at the start of a line, since signatures.py reads it there; device
-// functions that hold shared memory are static.
+// to contract; `KERNEL name(` at the start of a line, since signatures.py reads it there; shared
+// memory in kernels and static device functions, never in templates, where g++ would not keep it apart.
 #pragma once
 #ifndef HOTCOLD_EMULATED
 #include <cuda_fp16.h>

@@ -20,6 +20,8 @@ BUILDS = {
         "-O2",
         "-fsanitize=alignment,bounds,shift,integer-divide-by-zero",
         "-fsanitize-undefined-trap-on-error",
+        "-fno-crossjumping",  # or traps of several lines would become one
+        "-fno-tree-tail-merge",
     ),
     "races": ("-O2", "-DEMULATOR_RACES", "-fsanitize=thread"),
 }
@@ -100,14 +102,35 @@ def build(source: str, kind: str) -> Path:
         kind: one of BUILDS.
 
     Raises:
-        DeviceError: no compiler, or the source does not compile (with the compiler's first error).
+        DeviceError: no compiler, shared memory in a template, or the source does not compile (with the
+            compiler's first error).
     """
     compiler = find_compiler()
+    check_shared_memory(source)
     text = _translation_unit(source)
     command = (compiler, *OPTIONS, *BUILDS[kind], f"-I{HERE}")
     headers = [path.read_text(encoding="utf-8") for path in sorted(HERE.glob("emulator*.h"))]
     key = digest(text, *headers, compiler_version(compiler), *command[:-1])
     return cached(f"emulated-{kind}", key, ".so", lambda: _compile(command, text))
+
+
+def check_shared_memory(source: str) -> None:
+    """Refuse shared memory in templates.
+
+    g++ ignores the section of a template's variables, so it would be neither poisoned nor watched.
+    Top-level definitions begin and end in the first column.
+    """
+    in_template, file, number = False, "", 0
+    for line in source.splitlines():
+        number += 1
+        if directive := re.match(r'#line (\d+) "(.*)"', line):
+            number, file = int(directive[1]) - 1, directive[2]
+        in_template = (in_template or line.startswith("template")) and line != "}"
+        if in_template and "__shared__" in line:
+            remedy = "put it into a function that is no template"
+            raise DeviceError("shared memory", f"{file}:{number}", "stands in a template", remedy)
+        if line.startswith("template") and line.endswith("}"):
+            in_template = False
 
 
 def _translation_unit(source: str) -> str:

@@ -33,7 +33,7 @@
 struct dim3 { unsigned x = 1, y = 1, z = 1; };
 
 namespace emulator {
-constexpr int MAX_THREADS = 1024;
+constexpr int MAX_THREADS = 256;                  // of a block, as signatures.py has it
 constexpr size_t PAGE = 4096, STACK = 16 * PAGE;  // bytes a fiber, the lowest page of them a guard
 
 struct Where { const char* file; int line; };     // of a call in device code

@@ -6,6 +6,11 @@
 #include "weights.h"
 
 constexpr int TILE = 256;                         // rows whose hidden values lie in shared memory
+struct Tile { float hidden[TILE]; int row[TILE]; };
+__device__ static inline Tile& shared_tile() {
+    __shared__ Tile tile;
+    return tile;
+}
 
 // relu(gate_i x) (up_i x) for one row, in every lane; the up row is read only where the gate is open.
 template <class Rows, class Input>
@@ -17,36 +22,36 @@ __device__ inline float hidden_value(Rows gate, Rows up, Input x, int row) {
 
 // grid: (groups, tokens). ids[n_tokens][n_rows], count[n_tokens] -> partial[n_tokens][groups][n].
 template <class Rows, class Input>
-__device__ static inline void sparse_ffn(Rows gate, Rows up, Rows down, Input x, const int* ids, const int* count,
+__device__ inline void sparse_ffn(Rows gate, Rows up, Rows down, Input x, const int* ids, const int* count,
                                   float* partial, int n_rows) {
-    __shared__ float hidden[TILE];
-    __shared__ int row_of[TILE];
+    Tile& tile = shared_tile();
     int n = down.n, token = (int)blockIdx.y, n_active = count[token];
     int size = (n_active + (int)gridDim.x - 1) / (int)gridDim.x;
     int first = min((int)blockIdx.x * size, n_active), last = min(first + size, n_active);
     ids += (size_t)token * n_rows, partial += ((size_t)token * gridDim.x + blockIdx.x) * n;
     x = x.of_token(token, n);
-    for (int tile = first; tile == first || tile < last; tile += TILE) {
-        int n_tile = min(last - tile, TILE);
+    for (int start = first; start == first || start < last; start += TILE) {
+        int n_tile = min(last - start, TILE);
         for (int i = warp(); i < n_tile; i += n_warps()) {
-            int row = ids[tile + i];
+            int row = ids[start + i];
             float h = hidden_value(gate, up, x, row);
-            if (lane() == 0) hidden[i] = h, row_of[i] = row;
+            if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;
         }
         __syncthreads();
         for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
             float sum[8] = {}, w[8];
             for (int i = 0; i < n_tile; i++) {
-                if (hidden[i] == 0.f) continue;
-                down.eight(row_of[i], unit, w);
-                for (int k = 0; k < 8; k++) sum[k] = fmaf(hidden[i], w[k], sum[k]);
+                float h = tile.hidden[i];
+                if (h == 0.f) continue;
+                down.eight(tile.row[i], unit, w);
+                for (int k = 0; k < 8; k++) sum[k] = fmaf(h, w[k], sum[k]);
             }
             for (int k = 0; k < 8; k++) {
                 int column = down.column(unit, k);
-                if (column < n) partial[column] = tile == first ? sum[k] : partial[column] + sum[k];
+                if (column < n) partial[column] = start == first ? sum[k] : partial[column] + sum[k];
             }
         }
-        __syncthreads();                          // hidden is about to be written again
+        __syncthreads();                          // the tile is about to be written again
     }
 }
 

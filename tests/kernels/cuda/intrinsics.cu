@@ -1,8 +1,8 @@
 // One use at least of everything that emulator_cuda.h offers.
 #include "common.h"
 
-template <int N> __device__ static int swapped_by_shared(int v) {   // shared memory in a template
-    __shared__ int box[N];
+__device__ static int swapped_by_shared(int v) {  // shared memory in a device function
+    __shared__ int box[64];
     box[threadIdx.x] = v;
     __syncthreads();
     int other = box[threadIdx.x ^ 1];
@@ -21,7 +21,7 @@ KERNEL lanes(int* out) {
     out[64 * row++ + t] = (int)__shfl_xor_sync(ALL_LANES, (float)lane(), 16, 16);
     out[64 * row++ + t] = (int)__shfl_down_sync(ALL_LANES, (double)lane(), 3, 8);
     out[64 * row++ + t] = __shfl_up_sync(ALL_LANES, lane(), 3, 8);
-    out[64 * row++ + t] = swapped_by_shared<64>(lane());
+    out[64 * row++ + t] = swapped_by_shared(lane());
     out[64 * row++ + t] = (int)__ballot_sync(ALL_LANES, lane() % 2 == 0);
     out[64 * row++ + t] = __any_sync(ALL_LANES, t == 7);
     out[64 * row++ + t] = __all_sync(ALL_LANES, t != 40);

@@ -74,6 +74,15 @@ def test_float_atomics_do_not_compile(compiler: str, fresh_cache: Path, tmp_path
         EmulatedDriver(program_of(tmp_path, text))
 
 
+def test_shared_memory_in_a_template_is_refused(compiler: str, fresh_cache: Path, tmp_path: Path) -> None:
+    text = (
+        '#include "common.h"\ntemplate <int N> __device__ int one() {\n'
+        "    __shared__ int box[N];\n    return box[0];\n}\nKERNEL tiny(int* x) { x[0] = one<3>(); }\n"
+    )
+    with pytest.raises(DeviceError, match="tiny.cu:3.*stands in a template"):
+        EmulatedDriver(program_of(tmp_path, text))
+
+
 def test_objects_are_cached_and_rebuilt_when_broken(
     compiler: str,
     fresh_cache: Path,
