@@ -8,6 +8,10 @@
 #ifndef HOTCOLD_EMULATED
 #include <cuda_fp16.h>
 #define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) T name[]
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL(n) PRAGMA(unroll n)
+#else
+#define UNROLL(n)
 #endif
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)

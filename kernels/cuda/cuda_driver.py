@@ -48,7 +48,7 @@ def translated(method: F) -> F:
 def _our_error(device: str, call: str, error: Exception) -> HotcoldError:
     no_memory = getattr(error, "status", None) == OUT_OF_MEMORY or "OutOfMemory" in type(error).__name__
     if no_memory:
-        return DoesNotFitError(f"memory of {device}", call, str(error), "lower --vram-budget")
+        return DoesNotFitError(f"memory of {device}", error, "", "lower --vram-budget")
     return DeviceError(f"{device}, {call}", error, "CUDA failed", "see the driver's log (dmesg)")
 
 
@@ -96,7 +96,7 @@ class CudaDriver:
             cuda.memory.OutOfMemoryError,
         )
         self.card = cuda.Device(index)
-        self.facts = _facts(self.cupy, index)
+        self.facts = card_facts(self.cupy, index)
         self._open(program() if source is None else source)
 
     def _open(self, text: str) -> None:
@@ -225,7 +225,8 @@ class CudaDriver:
         self.pool.free_all_blocks()
 
 
-def _facts(cupy: Any, index: int) -> Facts:
+def card_facts(cupy: Any, index: int) -> Facts:
+    """What a card is called, and its architecture."""
     properties = cupy.cuda.runtime.getDeviceProperties(index)
     name = properties["name"]
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)

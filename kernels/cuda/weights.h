@@ -93,6 +93,7 @@ struct Q8_0 {
         const int4* w = quants + (size_t)row * (n / 16);
         const __half* d = scales + row * stride;
         float s = 0.f;
+        UNROLL(2)
         for (int b = lane(); b < n / BLOCK; b += WARP) {
             int product = dot16(w[2 * b + 1], x.q[2 * b + 1], dot16(w[2 * b], x.q[2 * b], 0));
             s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
@@ -133,6 +134,7 @@ struct Q4_0 {
         const uint4* w = quants + (size_t)row * (n / BLOCK);
         const __half* d = scales + row * stride;
         float s = 0.f;
+        UNROLL(2)                                 // four would spill on sm_75
         for (int b = lane(); b < n / BLOCK; b += WARP) {
             uint4 q = w[b];
             int product = dot16(low_nibbles(shifted(q)), x.q[2 * b + 1], dot16(low_nibbles(q), x.q[2 * b], 0));

@@ -1,9 +1,11 @@
 """Devices for the tests: emulated everywhere, a real card where one exists."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from hotcold.kernels.cuda.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_build import find_compiler
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.nvrtc import Nvrtc, load_nvrtc
 from hotcold.kernels.cuda.sources import program
 
 HERE = Path(__file__).parent
@@ -46,6 +49,41 @@ def open_emulated(compiler: str) -> Iterator[OpenEmulated]:
         yield open_device
 
 
+@pytest.fixture(scope="session")
+def stub_cupy() -> ModuleType:
+    """The module stub_cupy.py."""
+    spec = importlib.util.spec_from_file_location("stub_cupy", HERE / "stub_cupy.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def nvrtc() -> Nvrtc:
+    """NVRTC, if its wheels are installed."""
+    try:
+        return load_nvrtc()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def open_stub(stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc) -> Iterator[OpenEmulated]:
+    """Opens the CUDA driver on a stand-in for CuPy; options are those of the emulated driver."""
+    with ExitStack() as stack:
+
+        def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
+            emulated = EmulatedDriver(**options)
+            cupy = stub_cupy.StubCupy(emulated, cards=cards)
+            driver = CudaDriver(index, source=options.get("source"), cupy=cupy)
+            device = stack.enter_context(Device(driver))
+            stack.callback(_check_empty, device)
+            return device
+
+        yield open_device
+
+
 def _check_empty(device: Device) -> None:
     device.close()
     assert device.counters.live_bytes == device.counters.pinned_bytes == 0
@@ -59,14 +97,18 @@ ORDERS = (0, 1, 7, 1234)
     params=[
         *(f"checked-{order}" for order in ORDERS),
         *(pytest.param(f"races-{order}", marks=pytest.mark.slow) for order in ORDERS[:3]),
+        "stub-0",
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
 )
 def device(request: pytest.FixtureRequest) -> Iterator[Device]:
-    """A device with all kernels: emulated, in several orders of threads and blocks, and a card."""
+    """A device with all kernels: emulated, in several orders of threads and blocks; the CUDA driver on
+    a stand-in for CuPy; and a card."""
     if request.param == "cuda":
         with Device(_card()) as card:
             yield card
+    elif request.param == "stub-0":
+        yield request.getfixturevalue("open_stub")()
     else:
         build_kind, order = request.param.split("-")
         yield request.getfixturevalue("open_emulated")(build_kind=build_kind, order=int(order))
