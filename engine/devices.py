@@ -14,7 +14,6 @@ from hotcold.kernels.cuda.emulated_build import compiler_version, find_compiler
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.nvrtc import load_nvrtc
 
-
 log = logging.getLogger("hotcold.engine")
 
 

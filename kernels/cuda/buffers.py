@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import DTypeLike
 
 from hotcold.errors import DeviceError
 
@@ -35,8 +35,8 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Buffer:
-    """A typed, contiguous part of an allocation of device memory."""
+class Part:
+    """A typed, contiguous part of an allocation, `offset` bytes from its beginning."""
 
     allocation: Allocation
     offset: int
@@ -56,55 +56,40 @@ class Buffer:
         part = self.allocation.array[self.offset : self.offset + self.n_bytes]
         return part.view(self.dtype).reshape(self.shape)
 
-    def view(self, offset: int, shape: Shape, dtype: DTypeLike) -> Buffer:
+    def view(self, offset: int, shape: Shape, dtype: DTypeLike) -> Self:
         """A typed view of a part.
 
         Args:
-            offset: bytes from the beginning of this buffer; a multiple of the type's size.
+            offset: bytes from the beginning of this part.
 
         Raises:
-            DeviceError: the part is not inside, or not aligned, or the buffer was freed.
+            DeviceError: what is asked for is not inside, or not aligned, or was freed.
         """
         self.allocation.check(self.allocation.device)
-        part = Buffer(
-            self.allocation, self.offset + offset, shape_of(shape), np.dtype(dtype), self.address + offset
-        )
+        kind, start, address = np.dtype(dtype), self.offset + offset, self.address + offset
+        part = replace(self, offset=start, shape=shape_of(shape), dtype=kind, address=address)
         if offset < 0 or offset + part.n_bytes > self.n_bytes:
             end = offset + part.n_bytes
             raise DeviceError("view", f"bytes {offset} to {end}", f"the buffer has {self.n_bytes}")
         if part.address % part.dtype.itemsize:
-            raise DeviceError(
-                "view", f"offset {offset}", f"{part.dtype} needs {part.dtype.itemsize}-byte alignment"
-            )
+            bound = f"{part.dtype} needs {part.dtype.itemsize}-byte alignment"
+            raise DeviceError("view", f"offset {offset}", bound)
         return part
+
+
+class Buffer(Part):
+    """Device memory. `array` is a `cupy.ndarray`, or a NumPy array on the emulated device."""
 
     def free(self) -> None:
         """Free the whole allocation, with all views of it."""
         self.allocation.device.free(self.allocation)
 
 
-@dataclass(frozen=True, eq=False)
-class Pinned:
-    """Page-locked host memory: what a copy starts from or ends in."""
-
-    allocation: Allocation
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the buffer."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    @property
-    def array(self) -> NDArray[Any]:
-        """The memory as a NumPy array."""
-        self.allocation.check(self.allocation.device)
-        view: NDArray[Any] = self.allocation.array.view(self.dtype).reshape(self.shape)
-        return view
+class Pinned(Part):
+    """Page-locked host memory: what a copy starts from or ends in. `array` is a NumPy array."""
 
     def free(self) -> None:
-        """Free the memory."""
+        """Free the whole allocation, with all views of it."""
         self.allocation.device.free_pinned(self.allocation)
 
 

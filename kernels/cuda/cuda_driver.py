@@ -183,14 +183,16 @@ class CudaDriver:
     # Work
 
     @translated
-    def upload(self, array: Any, host: NDArray[Any], stream: Any) -> None:
+    def upload(self, address: int, host: int, n_bytes: int, stream: Any) -> None:
         """cudaMemcpyAsync to the card."""
-        array.data.copy_from_host_async(host.ctypes.data, host.nbytes, stream)
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(address, host, n_bytes, runtime.memcpyHostToDevice, stream.ptr)
 
     @translated
-    def download(self, host: NDArray[Any], array: Any, stream: Any) -> None:
+    def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
         """cudaMemcpyAsync from the card."""
-        array.data.copy_to_host_async(host.ctypes.data, host.nbytes, stream)
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(host, address, n_bytes, runtime.memcpyDeviceToHost, stream.ptr)
 
     @translated
     def prepare(
@@ -198,23 +200,22 @@ class CudaDriver:
         kernel: str,
         grid: tuple[int, ...],
         block: tuple[int, ...],
-        arguments: Sequence[Any],
+        arguments: Sequence[np.generic],
         shared: int,
     ) -> Callable[[Any], None]:
-        """cuLaunchKernel with everything but the stream."""
+        """cuLaunchKernel with everything but the stream.
+
+        Pointers come as numbers: a prepared launch keeps no memory alive that was freed.
+        """
         if kernel not in self.functions:
             self.functions[kernel] = self.module.get_function(kernel)
-        function, values = self.functions[kernel], tuple(map(self._value, arguments))
+        function, values = self.functions[kernel], tuple(arguments)
 
         def enqueue(stream: Any) -> None:
             with stream:
                 function(grid, block, values, shared_mem=shared)
 
         return functools.partial(self._enqueue, enqueue)
-
-    def _value(self, argument: Any) -> np.generic:
-        """An array as its address: a prepared launch must not keep memory alive that was freed."""
-        return argument if isinstance(argument, np.generic) else np.uint64(self.address(argument))
 
     @translated
     def _enqueue(self, enqueue: Callable[[Any], None], stream: Any) -> None:

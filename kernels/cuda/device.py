@@ -1,7 +1,8 @@
 """The device seam: buffers, streams, copies and launches, the same on a card and without one.
 
-Copies and launches only enqueue. A pinned buffer belongs to the device from the call until an event
-or stream after it has been waited for. Work on two streams is ordered by `Stream.wait` alone.
+Copies and launches only enqueue. A pinned buffer belongs to its copy from the call until an event or
+stream after it has been waited for: the host may neither read nor write it, nor start another copy.
+Work on two streams is ordered by `Stream.wait` alone.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ class Device:
         allocation = Allocation(self, array, handle)
         self.pinned_allocations[id(allocation)] = allocation
         self.counters.pinned_bytes += array.nbytes
-        return Pinned(allocation, shape_of(shape), np.dtype(dtype))
+        return Pinned(allocation, 0, shape_of(shape), np.dtype(dtype), array.ctypes.data)
 
     def free_pinned(self, allocation: Allocation) -> None:
         """Free page-locked memory; freeing it twice is refused."""
@@ -181,7 +182,7 @@ class Device:
         self.counters.h2d_calls += 1
         self.counters.h2d_bytes += host.n_bytes
         self.note("h2d", stream.name, host.n_bytes)
-        self.driver.upload(buffer.array, host.array, stream.raw)
+        self.driver.upload(buffer.address, host.address, host.n_bytes, stream.raw)
 
     def download(self, host: Pinned, buffer: Buffer, stream: Stream) -> None:
         """Enqueue a copy to the host; both sides have as many bytes."""
@@ -190,7 +191,7 @@ class Device:
         self.counters.d2h_calls += 1
         self.counters.d2h_bytes += host.n_bytes
         self.note("d2h", stream.name, host.n_bytes)
-        self.driver.download(host.array, buffer.array, stream.raw)
+        self.driver.download(host.address, buffer.address, host.n_bytes, stream.raw)
 
     def launch(
         self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Stream, shared: int = 0
@@ -305,7 +306,7 @@ class Device:
             raise DeviceError(thing, value.dtype, f"a pointer to {np.dtype(parameter.code)} is wanted")
         if value.address % parameter.alignment:
             raise DeviceError(thing, hex(value.address), f"needs {parameter.alignment}-byte alignment")
-        return value.array
+        return np.uint64(value.address)
 
 
 def _failure(kind: str) -> DeviceError | DoesNotFitError:

@@ -77,21 +77,21 @@ class Driver(Protocol):
     def wait_all(self) -> None:
         """The host waits for all work of the device."""
 
-    def upload(self, array: Any, host: NDArray[Any], stream: Any) -> None:
-        """Enqueue a copy of pinned host memory to an array of as many bytes."""
+    def upload(self, address: int, host: int, n_bytes: int, stream: Any) -> None:
+        """Enqueue a copy from page-locked host memory to device memory, both given by address."""
 
-    def download(self, host: NDArray[Any], array: Any, stream: Any) -> None:
-        """Enqueue a copy of an array to pinned host memory of as many bytes."""
+    def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
+        """Enqueue a copy from device memory to page-locked host memory, both given by address."""
 
     def prepare(
         self,
         kernel: str,
         grid: tuple[int, ...],
         block: tuple[int, ...],
-        arguments: Sequence[Any],
+        arguments: Sequence[np.generic],
         shared: int,
     ) -> Callable[[Any], None]:
-        """A launch with checked arguments; calling it with a stream enqueues it."""
+        """A launch with checked arguments, pointers as uint64; calling it with a stream enqueues it."""
 
     def close(self) -> None:
         """Give everything back."""

@@ -58,6 +58,7 @@ class EmulatedDriver:
         self.library = _load(self.path)
         self.kernels = _kernels(self.library, self.signatures)
         self.streams, self.memory = Streams(policy, seed), Memory(memory, at_start=order == 1)
+        self.host = Memory(memory, at_start=order == 1)
         self.order, self.lost = order, ""
         self.facts = Facts("emulated", "emulated device on the CPU (for checking, not for speed)")
 
@@ -84,12 +85,13 @@ class EmulatedDriver:
         return int(array.ctypes.data)
 
     def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
-        """Host memory, poisoned too."""
-        array = np.full(n_bytes, POISON, np.uint8)
+        """Host memory, poisoned and guarded too."""
+        array = self.host.allocate(n_bytes)
         return array, array
 
-    def release_pinned(self, handle: object) -> None:
-        """NumPy frees it."""
+    def release_pinned(self, handle: Any) -> None:
+        """Take back what `allocate_pinned` returned."""
+        self.host.release(handle)
 
     # Streams and events
 
@@ -126,30 +128,34 @@ class EmulatedDriver:
 
     # Work
 
-    def upload(self, array: Any, host: NDArray[Any], stream: Stream) -> None:
+    def upload(self, address: int, host: int, n_bytes: int, stream: Stream) -> None:
         """Copy later, when the host may already have changed its side."""
-        self._enqueue(stream, lambda: np.copyto(_bytes(array), _bytes(host)))
+        self._enqueue(stream, lambda: self._copy(address, host, n_bytes, host, address))
 
-    def download(self, host: NDArray[Any], array: Any, stream: Stream) -> None:
+    def download(self, host: int, address: int, n_bytes: int, stream: Stream) -> None:
         """Copy later; until then the host reads poison."""
-        _bytes(host).fill(POISON)
-        self._enqueue(stream, lambda: np.copyto(_bytes(host), _bytes(array)))
+        ctypes.memset(host, POISON, n_bytes)
+        self._enqueue(stream, lambda: self._copy(host, address, n_bytes, host, address))
+
+    def _copy(self, to: int, source: int, n_bytes: int, host: int, address: int) -> None:
+        if not self.memory.covers(address, n_bytes) or not self.host.covers(host, n_bytes):
+            self._lose(f"a copy of {n_bytes} bytes runs after its memory was freed")
+        ctypes.memmove(to, source, n_bytes)
 
     def prepare(
         self,
         kernel: str,
         grid: tuple[int, ...],
         block: tuple[int, ...],
-        arguments: Sequence[Any],
+        arguments: Sequence[np.generic],
         shared: int,
     ) -> Callable[[Stream], None]:
         """A launch with its arguments laid out, to be enqueued any number of times."""
         values = [_c_value(argument) for argument in arguments]
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         sizes = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_size_t(shared)
-        kept = (values, list(arguments))
 
-        def run(keep: object = kept) -> None:
+        def run(keep: object = values) -> None:
             said = ctypes.create_string_buffer(MESSAGE_BYTES)
             with _one_launch:
                 failed = self.library.emulator_launch(
@@ -223,14 +229,8 @@ def _kernels(library: ctypes.CDLL, signatures: dict[str, Signature]) -> dict[str
     return numbers
 
 
-def _c_value(argument: Any) -> Any:
-    if isinstance(argument, np.generic):
-        if argument.dtype == np.float16:
-            return ctypes.c_uint16(int(argument.view(np.uint16)))
-        c_type: Any = np.ctypeslib.as_ctypes_type(argument.dtype.char)
-        return c_type(argument.item())
-    return ctypes.c_void_p(argument.ctypes.data)
-
-
-def _bytes(array: NDArray[Any]) -> NDArray[np.uint8]:
-    return array.reshape(-1).view(np.uint8)
+def _c_value(argument: np.generic) -> Any:
+    if argument.dtype == np.float16:
+        return ctypes.c_uint16(int(argument.view(np.uint16)))
+    c_type: Any = np.ctypeslib.as_ctypes_type(argument.dtype.char)
+    return c_type(argument.item())

@@ -51,10 +51,10 @@ class Block:
 
 
 class Memory:
-    """The allocator of an emulated device.
+    """An allocator: of the emulated device, and of its page-locked host memory.
 
     Attributes:
-        total: bytes that the device has.
+        total: bytes that there are.
         used: bytes taken from it, in whole granules.
     """
 
@@ -88,6 +88,13 @@ class Memory:
         self.used -= _granules(block.n_bytes)
         block.retire()
         self.retired.append(block)
+
+    def covers(self, address: int, n_bytes: int) -> bool:
+        """Whether these bytes all lie in one block that is in use."""
+        return any(
+            block.address <= address and address + n_bytes <= block.address + block.n_bytes
+            for block in self.blocks.values()
+        )
 
     def describe(self, address: int) -> str:
         """Which block an address lies in or beside, in words; empty if in none."""

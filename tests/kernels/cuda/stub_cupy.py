@@ -6,6 +6,7 @@ holds the names against the installed CuPy.
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ from hotcold.kernels.cuda.driver import KernelFault
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 
 GRANULE = 512
+TO_DEVICE, TO_HOST = 1, 2
 
 
 class CUDARuntimeError(RuntimeError):
@@ -55,6 +57,7 @@ class StubCupy:
         self.emulated, self.cards = emulated, cards
         self.streams: list[Any] = []
         self.used: list[int] = []
+        self.by_pointer: dict[int, Any] = {}
         self.ndarray = _bound(Array, self)
         self.RawModule = _bound(RawModule, self)
         runtime = SimpleNamespace(
@@ -64,6 +67,9 @@ class StubCupy:
             runtimeGetVersion=lambda: runtime_version,
             getDeviceProperties=self._properties,
             memGetInfo=emulated.free_and_total,
+            memcpyAsync=self._memcpy_async,
+            memcpyHostToDevice=TO_DEVICE,
+            memcpyDeviceToHost=TO_HOST,
         )
         self.cuda = SimpleNamespace(
             runtime=runtime,
@@ -73,9 +79,17 @@ class StubCupy:
             Stream=_bound(Stream, self),
             Event=_bound(Event, self),
             MemoryPool=_bound(MemoryPool, self),
-            PinnedMemory=PinnedMemory,
-            PinnedMemoryPointer=PinnedMemoryPointer,
+            PinnedMemory=_bound(PinnedMemory, self),
+            PinnedMemoryPointer=pinned_memory_pointer,
         )
+
+    def _memcpy_async(self, dst: int, src: int, size: int, kind: int, stream: int) -> None:
+        assert all(type(number) is int for number in (dst, src, size, kind, stream))
+        if kind == TO_DEVICE:
+            self.emulated.upload(dst, src, size, self.by_pointer[stream])
+        else:
+            assert kind == TO_HOST
+            self.emulated.download(dst, src, size, self.by_pointer[stream])
 
     def _properties(self, index: int) -> dict[str, Any]:
         return {"name": b"stub card %d" % index, "major": 8, "minor": 6, "totalGlobalMem": 1 << 30}
@@ -148,27 +162,6 @@ class MemoryPointer:
     def ptr(self) -> int:
         return int(self.mem.array.ctypes.data) + self.offset
 
-    def copy_from_host_async(self, mem: int, size: int, stream: Stream) -> None:
-        self._driver.upload(self._part(size), _host(mem, size), stream.raw)
-
-    def copy_to_host_async(self, mem: int, size: int, stream: Stream) -> None:
-        self._driver.download(_host(mem, size), self._part(size), stream.raw)
-
-    @property
-    def _driver(self) -> EmulatedDriver:
-        return self.mem.pool.cupy.emulated
-
-    def _part(self, size: int) -> Any:
-        assert self.offset + size <= self.mem.array.nbytes
-        return self.mem.array[self.offset : self.offset + size]
-
-
-def _host(address: int, size: int) -> Any:
-    assert type(address) is int and type(size) is int
-    import ctypes
-
-    return np.ctypeslib.as_array((ctypes.c_ubyte * size).from_address(address))
-
 
 class Array:
     """cupy.ndarray, as far as it is used: contiguous, sliced in its first dimension, viewed."""
@@ -199,22 +192,32 @@ class Array:
 
 
 class PinnedMemory:
-    def __init__(self, size: int, flags: int = 0) -> None:
-        self.size = size
+    """Freed when nobody refers to it any more."""
+
+    def __init__(self, cupy: StubCupy, size: int, flags: int = 0) -> None:
+        self.cupy, self.size = cupy, size
+        self.array, _ = cupy.emulated.allocate_pinned(size)
+
+    def __del__(self) -> None:
+        if hasattr(self, "array"):
+            self.cupy.emulated.release_pinned(self.array)
 
 
-class PinnedMemoryPointer(bytearray):
-    """A buffer, as the real one is."""
-
-    def __init__(self, mem: PinnedMemory, offset: int) -> None:
-        assert isinstance(mem, PinnedMemory) and offset == 0
-        super().__init__(b"\xff" * mem.size)
+def pinned_memory_pointer(mem: PinnedMemory, offset: int) -> Any:
+    """A buffer, as the real PinnedMemoryPointer is."""
+    assert isinstance(mem, PinnedMemory) and offset == 0
+    kind: Any = type("PinnedMemoryPointer", (ctypes.c_ubyte * mem.size,), {})
+    pointer = kind.from_address(mem.array.ctypes.data)
+    pointer.mem = mem
+    return pointer
 
 
 class Stream:
     def __init__(self, cupy: StubCupy, null: bool = False, non_blocking: bool = False) -> None:
         assert non_blocking, "a blocking stream is ordered with the default one"
         self.cupy, self.raw = cupy, cupy.emulated.new_stream()
+        self.ptr = id(self.raw)
+        cupy.by_pointer[self.ptr] = self.raw
 
     def __enter__(self) -> Self:
         self.cupy.streams.append(self)
