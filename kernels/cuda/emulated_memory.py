@@ -2,6 +2,7 @@
 
 import ctypes
 import mmap
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,11 @@ ALIGNMENT = 16
 GRANULE = 512
 """A block takes a multiple of this many bytes, as in CuPy's pool."""
 
-_libc = ctypes.CDLL(None, use_errno=True)
+
+@cache
+def _libc() -> ctypes.CDLL:
+    """The C library; loaded at first use, since this file is imported on every system."""
+    return ctypes.CDLL(None, use_errno=True)
 
 
 class Block:
@@ -34,7 +39,7 @@ class Block:
 
     @staticmethod
     def _protect(address: int, n_bytes: int) -> None:
-        if _libc.mprotect(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), 0):
+        if _libc().mprotect(ctypes.c_void_p(address), ctypes.c_size_t(n_bytes), 0):
             raise DeviceError("emulated memory", ctypes.get_errno(), "mprotect failed", "free some memory")
 
     def array(self) -> NDArray[np.uint8]:

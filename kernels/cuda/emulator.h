@@ -39,7 +39,9 @@ constexpr size_t PAGE = 4096, STACK = 16 * PAGE;  // bytes a fiber, the lowest p
 struct Where { const char* file; int line; };     // of a call in device code
 #define CALLER const char* file = __builtin_FILE(), int line = __builtin_LINE()  // default arguments
 #define WHERE emulator::Where{file, line}
-inline bool operator!=(Where a, Where b) { return a.line != b.line || strcmp(a.file, b.file); }
+inline bool operator!=(Where a, Where b) {
+    return a.line != b.line || (a.file != b.file && strcmp(a.file, b.file));
+}
 inline const char* text(Where w) {                // two of them may stand in one message
     static char out[2][128];
     static int turn;
@@ -57,7 +59,9 @@ struct Warp {                                     // what the lanes hand in, and
     uint64_t value[32], result[32];
     uint32_t mask[32], arrived, epoch;
     int source[32];
-    Where where[32];
+    const char* file[32];
+    int line[32];
+    Where where(int lane) const { return {file[lane], line[lane]}; }
 };
 
 // The block that runs. One launch at a time in a process; the caller holds a lock.
@@ -94,7 +98,7 @@ emulator_switch:
  jmp *%rcx
 .size emulator_switch,.-emulator_switch)");
 
-inline void jump(Fiber* from, Fiber* to) {
+__attribute__((always_inline)) inline void jump(Fiber* from, Fiber* to) {
     self = to;
     emulator_switch(&from->stack_pointer, to->stack_pointer);
     asm volatile("" ::: "memory");                // another fiber may have written shared memory
@@ -118,6 +122,11 @@ inline unsigned random_below(unsigned n) {        // xorshift
     return (unsigned)((random_state >> 32) * n >> 32);
 }
 inline void make_ready(Fiber* f) { ready[(first_ready + n_ready++) % MAX_THREADS] = f; }
+// To the front: forward order takes a warp as far as it goes, and 32 stacks stay in the cache.
+inline void make_ready_next(Fiber* f) {
+    first_ready = (first_ready + MAX_THREADS - 1) % MAX_THREADS, n_ready++;
+    ready[first_ready] = f;
+}
 inline Fiber* next_ready() {
     if (order == 1) return ready[(first_ready + --n_ready) % MAX_THREADS];
     if (order > 1)
@@ -126,18 +135,20 @@ inline Fiber* next_ready() {
     first_ready = (first_ready + 1) % MAX_THREADS, n_ready--;
     return f;
 }
-// Leaves the running fiber; it goes on when someone makes it ready.
-inline void rest() {
-    if (!n_ready) {
-        if (n_waiting && n_waiting + n_returned == n_threads)
-            fail("__syncthreads at %s: %u threads wait there, %u have already returned",
-                 text(barrier_where), n_waiting, n_returned);
-        Warp* stuck = warps;
-        while (!stuck->arrived) stuck++;
-        fail("deadlock in the warp operation at %s: lanes %08x came, lanes %08x are named in its mask",
-             text(stuck->where[__builtin_ctz(stuck->arrived)]), stuck->arrived,
-             stuck->mask[__builtin_ctz(stuck->arrived)]);
-    }
+[[noreturn]] inline void fail_stuck() {           // nobody can run
+    if (n_waiting && n_waiting + n_returned == n_threads)
+        fail("__syncthreads at %s: %u threads wait there, %u have already returned",
+             text(barrier_where), n_waiting, n_returned);
+    Warp* stuck = warps;
+    while (!stuck->arrived) stuck++;
+    int lane = __builtin_ctz(stuck->arrived);
+    fail("deadlock in the warp operation at %s: lanes %08x came, lanes %08x are named in its mask",
+         text(stuck->where(lane)), stuck->arrived, stuck->mask[lane]);
+}
+// Leaves the running fiber; it goes on when someone makes it ready. Inlined: after a switch the
+// processor guesses every return wrong.
+__attribute__((always_inline)) inline void rest() {
+    if (!n_ready) fail_stuck();
     Fiber* next = next_ready();
     if (next != self) jump(self, next);
 }
@@ -169,19 +180,23 @@ inline uint64_t meet(unsigned mask, uint64_t value, int source, Where where, Res
     int lane = f->number & 31;
     Warp& w = warps[f->number >> 5];
     if (!(mask >> lane & 1)) fail("%s: lane %d is not in its own mask %08x", text(where), lane, mask);
-    w.value[lane] = value, w.source[lane] = source, w.mask[lane] = mask, w.where[lane] = where;
+    if (unsigned here = w.arrived & mask) {       // one of those who wait speaks for all of them
+        int k = __builtin_ctz(here);
+        if (w.mask[k] != mask || w.line[k] != where.line)  // comparing files too costs half the speed
+            fail("%s (mask %08x): lane %d is at %s (mask %08x)", text(where), mask, k, text(w.where(k)),
+                 w.mask[k]);
+    }
+    w.value[lane] = value, w.source[lane] = source, w.mask[lane] = mask;
+    w.file[lane] = where.file, w.line[lane] = where.line;
     w.arrived |= 1u << lane;
     if ((w.arrived & mask) != mask) {
         rest();
         return w.result[lane];
     }
-    for (unsigned left = mask; left; left &= left - 1) {
-        int k = __builtin_ctz(left);
-        if (w.mask[k] != mask || w.where[k] != where)
-            fail("%s (mask %08x): lane %d is at %s (mask %08x)", text(where), mask, k, text(w.where[k]),
-                 w.mask[k]);
+    for (int k = 31; k >= 0; k--) {
+        if (!(mask >> k & 1)) continue;
         w.result[k] = result_of(w, k);
-        if (k != lane) make_ready(f - lane + k);
+        if (k != lane) order ? make_ready(f - lane + k) : make_ready_next(f - lane + k);
     }
     w.arrived &= ~mask, w.epoch += orders_memory;
     if (order) make_ready(f), rest();
