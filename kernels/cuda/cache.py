@@ -17,19 +17,13 @@ log = logging.getLogger("hotcold.cuda")
 
 
 def cache_directory() -> Path:
-    """Where compiled objects are kept; made if need be.
+    """Where compiled objects are kept: `hotcold` in `XDG_CACHE_HOME`, else in `~/.cache`; made if need be.
 
-    `HOTCOLD_CACHE_DIR`, else `hotcold` in `XDG_CACHE_HOME` or in `~/.cache`. A temporary folder,
-    with a notice, if that cannot be written.
+    A temporary folder, with a notice, if that cannot be written.
     """
-    wanted = os.environ.get("HOTCOLD_CACHE_DIR")
-    directory = Path(wanted) if wanted else _user_cache() / "hotcold"
-    return _writable(directory) or _temporary(directory)
-
-
-def _user_cache() -> Path:
     configured = os.environ.get("XDG_CACHE_HOME")
-    return Path(configured) if configured else Path(os.path.expanduser("~")) / ".cache"
+    parent = Path(configured) if configured else Path(os.path.expanduser("~")) / ".cache"
+    return _writable(parent / "hotcold") or _temporary(parent / "hotcold")
 
 
 def _writable(directory: Path) -> Path | None:

@@ -180,12 +180,6 @@ inline uint64_t meet(unsigned mask, uint64_t value, int source, Where where, Res
     int lane = f->number & 31;
     Warp& w = warps[f->number >> 5];
     if (!(mask >> lane & 1)) fail("%s: lane %d is not in its own mask %08x", text(where), lane, mask);
-    if (unsigned here = w.arrived & mask) {       // one of those who wait speaks for all of them
-        int k = __builtin_ctz(here);
-        if (w.mask[k] != mask || w.line[k] != where.line)  // comparing files too costs half the speed
-            fail("%s (mask %08x): lane %d is at %s (mask %08x)", text(where), mask, k, text(w.where(k)),
-                 w.mask[k]);
-    }
     w.value[lane] = value, w.source[lane] = source, w.mask[lane] = mask;
     w.file[lane] = where.file, w.line[lane] = where.line;
     w.arrived |= 1u << lane;
@@ -195,6 +189,9 @@ inline uint64_t meet(unsigned mask, uint64_t value, int source, Where where, Res
     }
     for (int k = 31; k >= 0; k--) {
         if (!(mask >> k & 1)) continue;
+        if (w.mask[k] != mask || w.line[k] != where.line)  // comparing files too costs half the speed
+            fail("%s (mask %08x): lane %d is at %s (mask %08x)", text(where), mask, k, text(w.where(k)),
+                 w.mask[k]);
         w.result[k] = result_of(w, k);
         if (k != lane) order ? make_ready(f - lane + k) : make_ready_next(f - lane + k);
     }

@@ -23,9 +23,8 @@ def program_of(tmp_path: Path, text: str) -> str:
 
 @pytest.fixture
 def fresh_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    directory = tmp_path / "cache"
-    monkeypatch.setenv("HOTCOLD_CACHE_DIR", str(directory))
-    return directory
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "hotcold"
 
 
 def test_no_compiler_is_exit_5_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,16 +118,15 @@ def test_an_unwritable_cache_falls_back_to_a_temporary_one(
 ) -> None:
     in_the_way = tmp_path / "file"
     in_the_way.write_text("no folder")
-    monkeypatch.setenv("HOTCOLD_CACHE_DIR", str(in_the_way / "cache"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
     with caplog.at_level(logging.WARNING):
         directory = cache.cache_directory()
-    assert directory.is_dir() and directory != in_the_way / "cache"
+    assert directory.is_dir() and tmp_path not in directory.parents
     assert "cannot be written; using" in caplog.text
     assert cache.cache_directory() == directory  # the same for the rest of the run
 
 
 def test_the_cache_lies_where_users_expect_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("HOTCOLD_CACHE_DIR", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache.cache_directory() == tmp_path / "xdg" / "hotcold"
     monkeypatch.delenv("XDG_CACHE_HOME")

@@ -1,5 +1,6 @@
 """Every kernel compiled for six architectures, without a driver."""
 
+import runpy
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,7 @@ def test_an_error_names_its_line(nvrtc: Nvrtc) -> None:
 
 
 def test_machine_code_is_cached(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOTCOLD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = program(HERE / "add.cu")
     path = build_cubin(source, 80)
     with monkeypatch.context() as patch:
@@ -110,3 +111,15 @@ def test_every_kernel_has_its_sizes_beside_it() -> None:
                 for suffix in KERNEL_TYPES.values()
             )
             assert of_type or f'Work("{kernel}"' in sizes, kernel
+
+
+@pytest.mark.slow
+def test_the_table_in_the_docs_is_of_these_kernels(nvrtc: Nvrtc) -> None:
+    root = Path(__file__).resolve().parents[3]
+    script = runpy.run_path(str(root / "bench" / "compile_check.py"))
+    page = (root / "docs" / "device.md").read_text()
+    table = script["table"](script["measure"]())
+    version = table.split(",")[0]
+    if version not in page:
+        pytest.skip(f"the docs were made by another compiler than {version}")
+    assert table in page
