@@ -101,12 +101,14 @@ class Stream:
 
     def wait(self, event: Event) -> None:
         """Later work of this stream runs after what the event has recorded up to now."""
+        _check_pair(event, self)
         self.device.counters.stream_waits += 1
         self.device.note("wait", self.name)
         self.device.driver.stream_wait(self.raw, event.raw)
 
     def synchronize(self) -> None:
         """Wait on the host until all work of this stream is done."""
+        self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.name)
         self.device.driver.wait_stream(self.raw)
@@ -120,15 +122,23 @@ class Event:
 
     def record(self, stream: Stream) -> None:
         """Mark the end of a stream as it is now."""
+        _check_pair(self, stream)
         self.stream_name = stream.name
         self.device.note("record", stream.name)
         self.device.driver.record(self.raw, stream.raw)
 
     def synchronize(self) -> None:
         """Wait on the host for what was recorded."""
+        self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.stream_name)
         self.device.driver.wait_event(self.raw)
+
+
+def _check_pair(event: Event, stream: Stream) -> None:
+    stream.device.check_open()
+    if event.device is not stream.device:
+        raise DeviceError("event", "of another device", f"stream {stream.name} is of {stream.device.name}")
 
 
 def shape_of(shape: Shape) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -151,24 +152,24 @@ class Device:
 
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory: left and in all."""
-        self._check_open()
+        self.check_open()
         return self.driver.free_and_total()
 
     # Order
 
     def stream(self, name: str) -> Stream:
         """Another stream; the name is for the log."""
-        self._check_open()
+        self.check_open()
         return Stream(self, name)
 
     def event(self) -> Event:
         """An event that nobody recorded yet."""
-        self._check_open()
+        self.check_open()
         return Event(self)
 
     def synchronize(self) -> None:
         """Wait on the host until the device has done everything."""
-        self._check_open()
+        self.check_open()
         self.counters.host_waits += 1
         self.note("host waits", "all")
         self.driver.wait_all()
@@ -214,7 +215,7 @@ class Device:
             DeviceError: unknown kernel; wrong count, type, width or alignment; an empty or too large
                 launch; a buffer that was freed or is another device's.
         """
-        self._check_open()
+        self.check_open()
         signature = find(self.driver.signatures, kernel)
         check_size(kernel, grid, block, shared)
         check_count(signature, arguments)
@@ -252,28 +253,33 @@ class Device:
             self.log.append(Entry(what, stream, n_bytes))
 
     def close(self) -> None:
-        """Wait for the device, free everything, and refuse all further calls."""
+        """Wait for the device, free everything, and refuse all further calls.
+
+        A device that was lost closes too; its counters then stay as they were.
+        """
         if self.closed:
             return
-        try:
+        with suppress(DeviceError):  # a lost device has nothing to wait for
             self.driver.wait_all()
-        except DeviceError:
-            pass  # a lost device has nothing to wait for, and its memory is freed all the same
-        for allocation in list(self.pinned_allocations.values()):
-            self.free_pinned(allocation)
+        for pinned in list(self.pinned_allocations.values()):
+            with suppress(DeviceError):
+                self.free_pinned(pinned)
         for allocation in list(self.allocations.values()):
-            self.free(allocation)
+            with suppress(DeviceError):  # nor can it be weighed
+                self.free(allocation)
         self.closed = True
-        self.driver.close()
+        with suppress(DeviceError):
+            self.driver.close()
 
     # Checks
 
-    def _check_open(self) -> None:
+    def check_open(self) -> None:
+        """Refuse a closed device."""
         if self.closed:
             raise DeviceError(f"device {self.name}", "closed", "it takes no further calls", "open it again")
 
     def _begin(self, kind: str, stream: Stream | None = None) -> None:
-        self._check_open()
+        self.check_open()
         if stream is not None and stream.device is not self:
             raise DeviceError("stream", stream.name, f"belongs to another device than {self.name}")
         if kind in self._failures:

@@ -57,6 +57,7 @@ class StubCupy:
         self.emulated, self.cards = emulated, cards
         self.streams: list[Any] = []
         self.used: list[int] = []
+        self.lost = False
         self.by_pointer: dict[int, Any] = {}
         self.ndarray = _bound(Array, self)
         self.RawModule = _bound(RawModule, self)
@@ -99,11 +100,12 @@ def _bound(kind: Callable[..., Any], cupy: StubCupy) -> Callable[..., Any]:
     return lambda *args, **kwargs: kind(cupy, *args, **kwargs)
 
 
-def _guard(call: Callable[[], Any]) -> Any:
-    """Faults of the emulated device as CUDA reports them."""
+def _guard(cupy: StubCupy, call: Callable[[], Any]) -> Any:
+    """Faults of the emulated device as CUDA reports them: once for what waits, then for every call."""
     try:
         return call()
     except KernelFault as error:
+        cupy.lost = True
         raise CUDARuntimeError(700) from error
 
 
@@ -112,10 +114,12 @@ class CudaDevice:
         self.cupy, self.id = cupy, device
 
     def use(self) -> None:
+        if self.cupy.lost:
+            raise CUDARuntimeError(700)
         self.cupy.used.append(self.id)
 
     def synchronize(self) -> None:
-        _guard(self.cupy.emulated.wait_all)
+        _guard(self.cupy, self.cupy.emulated.wait_all)
 
 
 class Memory:
@@ -230,7 +234,7 @@ class Stream:
         self.cupy.emulated.stream_wait(self.raw, event.raw)
 
     def synchronize(self) -> None:
-        _guard(lambda: self.cupy.emulated.wait_stream(self.raw))
+        _guard(self.cupy, lambda: self.cupy.emulated.wait_stream(self.raw))
 
 
 class Event:
@@ -241,7 +245,7 @@ class Event:
         self.cupy.emulated.record(self.raw, stream.raw)
 
     def synchronize(self) -> None:
-        _guard(lambda: self.cupy.emulated.wait_event(self.raw))
+        _guard(self.cupy, lambda: self.cupy.emulated.wait_event(self.raw))
 
 
 class RawModule:

@@ -1,6 +1,9 @@
 """Building the emulated device: compiler, cache, messages."""
 
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -132,3 +135,16 @@ def test_the_cache_lies_where_users_expect_it(tmp_path: Path, monkeypatch: pytes
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cache.cache_directory() == tmp_path / ".cache" / "hotcold"
+
+
+@pytest.mark.parametrize("required", ["", "1"])
+def test_without_a_compiler_tests_skip_with_a_reason_unless_that_is_forbidden(required: str) -> None:
+    environment = os.environ | {"CXX": "no-such-compiler", "HOTCOLD_REQUIRE_EMULATED": required}
+    streams = Path(__file__).with_name("test_streams.py")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(streams)]
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True)
+    assert "no such C++ compiler" in done.stdout
+    if required:
+        assert done.returncode == 1 and "HOTCOLD_REQUIRE_EMULATED is set" in done.stdout
+    else:
+        assert done.returncode == 0 and "skipped" in done.stdout and "failed" not in done.stdout

@@ -16,6 +16,7 @@ from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels.cuda import cuda_driver
 from hotcold.kernels.cuda.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.nvrtc import Nvrtc, build_cubin
 from hotcold.kernels.cuda.slabs import allocate_slabs
 
@@ -123,13 +124,21 @@ def test_memory_runs_out(open_stub: Open, seam_source: str) -> None:
     assert device.memory() == (4096, 4096)
 
 
-def test_a_cuda_error_is_ours(open_stub: Open, seam_source: str, put: Put) -> None:
-    device = open_stub(source=seam_source)
-    x, y = put(device, np.ones(8, "f4")), device.empty(1, "f4")
+def test_a_cuda_error_is_ours_and_the_device_still_closes(
+    stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc, seam_source: str, put: Put
+) -> None:
+    cupy = stub_cupy.StubCupy(EmulatedDriver(seam_source))
+    device = Device(CudaDriver(source=seam_source, cupy=cupy))
+    x, y, host = put(device, np.ones(8, "f4")), device.empty(1, "f4"), device.pinned(1, "f4")
     device.launch("peek", 1, 32, (x, y, 8), device.compute)
     with pytest.raises(DeviceError, match="cuda:0, wait_all: cudaError 700") as caught:
         device.synchronize()
     assert caught.value.exit_code == 5
+    for call in (lambda: device.empty(1, "f4"), lambda: device.upload(y, host, device.compute), device.event):
+        with pytest.raises(DeviceError, match="cudaError 700"):
+            call()
+    device.close()  # CUDA answers every call with the same error; none of them gets out
+    assert device.closed and not device.allocations and not device.pinned_allocations
 
 
 def test_the_chosen_card_is_used_and_named(open_stub: Open, seam_source: str) -> None:

@@ -128,6 +128,10 @@ def test_another_devices_buffer_is_refused(device: Device, open_emulated: Open, 
         device.upload(x, other.pinned(8, "f4"), device.compute)
     with pytest.raises(DeviceError, match="another device"):
         device.launch("scale", 1, 32, (x, x, 1.0, 8), other.compute)
+    with pytest.raises(DeviceError, match="event: of another device"):
+        device.event().record(other.compute)
+    with pytest.raises(DeviceError, match="event: of another device"):
+        device.compute.wait(other.event())
 
 
 def test_copies_must_match_and_be_pinned(device: Device) -> None:
@@ -213,7 +217,7 @@ def test_an_unknown_failure_is_refused(device: Device) -> None:
 
 
 def test_a_closed_device_refuses_everything(device: Device) -> None:
-    x, host = device.empty(8, "f4"), device.pinned(8, "f4")
+    x, host, event = device.empty(8, "f4"), device.pinned(8, "f4"), device.event()
     device.close()
     device.close()
     calls: list[Callable[[], object]] = [
@@ -225,6 +229,10 @@ def test_a_closed_device_refuses_everything(device: Device) -> None:
         device.event,
         device.memory,
         device.synchronize,
+        device.compute.synchronize,
+        lambda: device.compute.wait(event),
+        lambda: event.record(device.compute),
+        event.synchronize,
     ]
     for call in calls:
         with pytest.raises(DeviceError, match="closed"):
