@@ -2,8 +2,9 @@
 //
 // House rules: whole warps; no return before a barrier; no float atomics; sums in a fixed order, so
 // that runs repeat bit for bit; fmaf where one rounding is meant, since both compilers are told not
-// to contract; `KERNEL name(` at the start of a line, since signatures.py reads it there; shared
-// memory in kernels and static device functions, never in templates, where g++ would not keep it apart.
+// to contract; `KERNEL name(` or `KERNEL_WIDE name(` at the start of a line, where signatures.py reads
+// it; shared memory in kernels and static device functions, never in templates, where g++ would not
+// keep it apart.
 #pragma once
 #ifndef HOTCOLD_EMULATED
 #include <cuda_fp16.h>
@@ -15,6 +16,8 @@
 #endif
 
 #define KERNEL extern "C" __global__ void __launch_bounds__(256)
+// A kernel that needs many registers: three blocks at once are enough, and it may not spill for more.
+#define KERNEL_WIDE extern "C" __global__ void __launch_bounds__(256, 3)
 #define ALL_LANES 0xffffffffu
 constexpr int WARP = 32, BLOCK = 32;              // threads a warp; weights a quantised block
 

@@ -24,14 +24,20 @@ UNCHECKED inline bool ordered(const Access& before, const Access& now) {
     if (before.thread == now.thread || before.barriers < now.barriers) return true;
     return before.thread / 32 == now.thread / 32 && before.warp_epoch < now.warp_epoch;
 }
-UNCHECKED inline void check(const Access& before, const Access& now, uintptr_t address, const char* what) {
-    if (!ordered(before, now))
-        fail("race, %s: byte 0x%zx at pc+0x%x and, by block %u thread %d, at pc+0x%x", what, (size_t)address,
-             now.pc, before.block, before.thread, before.pc);
-}
 UNCHECKED inline bool is_shared(const char* p) {
     return (p >= __start_cuda_shared && p < __stop_cuda_shared) ||
            (p >= dynamic_shared && p < dynamic_shared + dynamic_size);
+}
+UNCHECKED inline void check(const Access& before, const Access& now, uintptr_t address, const char* what) {
+    if (ordered(before, now)) return;
+    char place[64];                               // the driver knows the buffers of device memory
+    const char* p = (const char*)address;
+    if (p >= dynamic_shared && p < dynamic_shared + dynamic_size)
+        snprintf(place, sizeof place, "byte %zu of dynamic shared memory", (size_t)(p - dynamic_shared));
+    else if (is_shared(p)) snprintf(place, sizeof place, "a byte of shared memory");
+    else snprintf(place, sizeof place, "byte 0x%zx", (size_t)address);
+    fail("race, %s: %s, at pc+0x%x and, by block %u thread %d, at pc+0x%x", what, place, now.pc,
+         before.block, before.thread, before.pc);
 }
 // The emulator's own variables and the fibers' stacks: private to a thread, or not device memory.
 UNCHECKED inline bool is_private(const char* p) {

@@ -67,9 +67,10 @@ class Signature:
 
 
 def read_signatures(source: str) -> dict[str, Signature]:
-    """The kernels of a source, by name: each `KERNEL name(parameters)` at the start of a line."""
+    """The kernels of a source, by name: each `KERNEL name(parameters)`, or `KERNEL_WIDE`, at the start
+    of a line."""
     bare = re.sub(r"//[^\n]*", "", source)
-    found = re.findall(r"^KERNEL\s+(\w+)\(([^)]*)\)", bare, re.MULTILINE)
+    found = re.findall(r"^KERNEL(?:_WIDE)?\s+(\w+)\(([^)]*)\)", bare, re.MULTILINE)
     return {name: Signature(name, tuple(map(_parameter, text.split(",")))) for name, text in found}
 
 

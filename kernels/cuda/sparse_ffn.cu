@@ -55,42 +55,44 @@ __device__ inline void sparse_ffn(Rows gate, Rows up, Rows down, Input x, const 
     }
 }
 
-KERNEL sparse_ffn_f32(const float* __restrict__ gate, const float* __restrict__ up,
-                      const float* __restrict__ down, const float* __restrict__ x,
-                      const int* __restrict__ ids, const int* __restrict__ count,
-                      float* __restrict__ partial, int n_rows, int n) {
+KERNEL_WIDE sparse_ffn_f32(const float* __restrict__ gate, const float* __restrict__ up,
+                           const float* __restrict__ down, const float* __restrict__ x,
+                           const int* __restrict__ ids, const int* __restrict__ count,
+                           float* __restrict__ partial, int n_rows, int n) {
     typedef Plain<float> Rows;
     sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows);
 }
-KERNEL sparse_ffn_f16(const __half* __restrict__ gate, const __half* __restrict__ up,
-                      const __half* __restrict__ down, const float* __restrict__ x,
-                      const int* __restrict__ ids, const int* __restrict__ count,
-                      float* __restrict__ partial, int n_rows, int n) {
+KERNEL_WIDE sparse_ffn_f16(const __half* __restrict__ gate, const __half* __restrict__ up,
+                           const __half* __restrict__ down, const float* __restrict__ x,
+                           const int* __restrict__ ids, const int* __restrict__ count,
+                           float* __restrict__ partial, int n_rows, int n) {
     typedef Plain<__half> Rows;
     sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows);
 }
-KERNEL sparse_ffn_bf16(const unsigned short* __restrict__ gate, const unsigned short* __restrict__ up,
-                       const unsigned short* __restrict__ down, const float* __restrict__ x,
-                       const int* __restrict__ ids, const int* __restrict__ count,
-                       float* __restrict__ partial, int n_rows, int n) {
+KERNEL_WIDE sparse_ffn_bf16(const unsigned short* __restrict__ gate, const unsigned short* __restrict__ up,
+                            const unsigned short* __restrict__ down, const float* __restrict__ x,
+                            const int* __restrict__ ids, const int* __restrict__ count,
+                            float* __restrict__ partial, int n_rows, int n) {
     typedef Plain<unsigned short> Rows;
     sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows);
 }
-KERNEL sparse_ffn_q8_0(const __half* __restrict__ gate_scales, const int4* __restrict__ gate,
-                       const __half* __restrict__ up_scales, const int4* __restrict__ up,
-                       const __half* __restrict__ down_scales, const int4* __restrict__ down,
-                       const int4* __restrict__ q, const float* __restrict__ d, const int* __restrict__ sum,
-                       const int* __restrict__ ids, const int* __restrict__ count,
-                       float* __restrict__ partial, int n_rows, int n) {
+KERNEL_WIDE sparse_ffn_q8_0(const __half* __restrict__ gate_scales, const int4* __restrict__ gate,
+                            const __half* __restrict__ up_scales, const int4* __restrict__ up,
+                            const __half* __restrict__ down_scales, const int4* __restrict__ down,
+                            const int4* __restrict__ q, const float* __restrict__ d,
+                            const int* __restrict__ sum, const int* __restrict__ ids,
+                            const int* __restrict__ count, float* __restrict__ partial,
+                            int n_rows, int n) {
     sparse_ffn(Q8_0(gate_scales, gate, n), Q8_0(up_scales, up, n), Q8_0(down_scales, down, n),
                Quantised{q, d, sum}, ids, count, partial, n_rows);
 }
-KERNEL sparse_ffn_q4_0(const __half* __restrict__ gate_scales, const uint4* __restrict__ gate,
-                       const __half* __restrict__ up_scales, const uint4* __restrict__ up,
-                       const __half* __restrict__ down_scales, const uint4* __restrict__ down,
-                       const int4* __restrict__ q, const float* __restrict__ d, const int* __restrict__ sum,
-                       const int* __restrict__ ids, const int* __restrict__ count,
-                       float* __restrict__ partial, int n_rows, int n) {
+KERNEL_WIDE sparse_ffn_q4_0(const __half* __restrict__ gate_scales, const uint4* __restrict__ gate,
+                            const __half* __restrict__ up_scales, const uint4* __restrict__ up,
+                            const __half* __restrict__ down_scales, const uint4* __restrict__ down,
+                            const int4* __restrict__ q, const float* __restrict__ d,
+                            const int* __restrict__ sum, const int* __restrict__ ids,
+                            const int* __restrict__ count, float* __restrict__ partial,
+                            int n_rows, int n) {
     sparse_ffn(Q4_0(gate_scales, gate, n), Q4_0(up_scales, up, n), Q4_0(down_scales, down, n),
                Quantised{q, d, sum}, ids, count, partial, n_rows);
 }
@@ -103,7 +105,7 @@ KERNEL sum_groups(const float* __restrict__ partial, float* __restrict__ y, int 
     partial += (size_t)token * n_groups * n, y += (size_t)token * n;
     float s = 0.f;
     if (column < n)
-        for (int group = warp(); group < n_groups; group += n_warps()) s += partial[(size_t)group * n + column];
+        for (int g = warp(); g < n_groups; g += n_warps()) s += partial[(size_t)g * n + column];
     of_warp[warp()][lane()] = s;
     __syncthreads();
     if (warp() > 0 || column >= n) return;

@@ -116,7 +116,8 @@ struct Q8_0 {
 // Byte k of a block holds weight k in its low nibble and weight k + 16 in its high one.
 
 __device__ inline int4 low_nibbles(uint4 q) {
-    return {(int)(q.x & 0x0f0f0f0f), (int)(q.y & 0x0f0f0f0f), (int)(q.z & 0x0f0f0f0f), (int)(q.w & 0x0f0f0f0f)};
+    const unsigned low = 0x0f0f0f0f;
+    return {(int)(q.x & low), (int)(q.y & low), (int)(q.z & low), (int)(q.w & low)};
 }
 __device__ inline uint4 shifted(uint4 q) { return {q.x >> 4, q.y >> 4, q.z >> 4, q.w >> 4}; }
 
@@ -137,7 +138,8 @@ struct Q4_0 {
         UNROLL(2)                                 // four would spill on sm_75
         for (int b = lane(); b < n / BLOCK; b += WARP) {
             uint4 q = w[b];
-            int product = dot16(low_nibbles(shifted(q)), x.q[2 * b + 1], dot16(low_nibbles(q), x.q[2 * b], 0));
+            int product = dot16(low_nibbles(q), x.q[2 * b], 0);
+            product = dot16(low_nibbles(shifted(q)), x.q[2 * b + 1], product);
             s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
         }
         return warp_sum(s);

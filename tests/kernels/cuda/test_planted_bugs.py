@@ -278,7 +278,7 @@ BUGS = {
         "rms_norm.cu",
         run_rms_norm,
         "of_warp[warp()] = v;\n    __syncthreads();",
-        "of_warp[warp()] = v;\n    if (warp()) __syncthreads(); else { float w = v; v = w;\n__syncthreads(); }",
+        "of_warp[warp()] = v;\n    if (warp()) __syncthreads(); else {\n        __syncthreads(); }",
         "__syncthreads at .* while others wait at",
         ["if (warp()) __syncthreads();"],
         "checked",
