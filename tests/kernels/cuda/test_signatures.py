@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.signatures import check_count, check_size, find, read_signatures, scalar
+from hotcold.kernels.cuda.signatures import (
+    MAX_DYNAMIC_SHARED,
+    MAX_STATIC_SHARED,
+    MAX_THREADS,
+    check_count,
+    check_size,
+    find,
+    read_signatures,
+    scalar,
+)
+from hotcold.kernels.cuda.sources import HERE
 
 SOURCE = """
 KERNEL first(const float* __restrict__ x, int4* q,   // a comment, with a comma
@@ -81,3 +91,9 @@ def test_a_float_that_overflows_is_refused() -> None:
     first = read_signatures(SOURCE)["first"]
     with pytest.raises(DeviceError, match="argument eps of first"):
         scalar(first, first.parameters[4], 1e300)
+
+
+def test_the_limits_are_those_of_the_headers() -> None:
+    assert f"constexpr int MAX_THREADS = {MAX_THREADS};" in (HERE / "emulator.h").read_text()
+    assert f"__launch_bounds__({MAX_THREADS})" in (HERE / "common.h").read_text()
+    assert MAX_DYNAMIC_SHARED + MAX_STATIC_SHARED == 48 << 10
