@@ -166,6 +166,16 @@ class EmulatedDriver:
 
         return lambda stream: self._enqueue(stream, run)
 
+    def touched(self) -> tuple[int, int]:
+        """Bytes of device memory that the last launch read and wrote, each once; `races` build only."""
+        bytes_read, bytes_written, totals = ctypes.c_size_t(), ctypes.c_size_t(), [0, 0]
+        for block in self.memory.blocks.values():
+            place = ctypes.c_void_p(block.address), ctypes.c_size_t(block.n_bytes)
+            counts = ctypes.byref(bytes_read), ctypes.byref(bytes_written)
+            self.library.emulator_touched(*place, *counts)
+            totals = [totals[0] + bytes_read.value, totals[1] + bytes_written.value]
+        return totals[0], totals[1]
+
     def close(self) -> None:
         """Drop enqueued work."""
         self.streams.drop()

@@ -43,12 +43,16 @@ UNCHECKED inline void check(const Access& before, const Access& now, uintptr_t a
 UNCHECKED inline bool is_private(const char* p) {
     return (p >= __ehdr_start && p < _end) || (p >= stacks && p < stacks + STACK * MAX_THREADS);
 }
-UNCHECKED inline Cell& cell_of(uintptr_t address, bool shared) {
-    if (cells_launch != launches) cells_launch = launches, cells_used = 0;
-    // Neighbours in memory are neighbours in the table: fewer pages of it are touched.
+// A byte's cell, or the free one where it belongs. Neighbours in memory are neighbours in the table:
+// fewer pages of it are touched.
+UNCHECKED inline Cell& find_cell(uintptr_t address) {
     unsigned h = ((unsigned)((address / 64 * 0x9e3779b97f4a7c15u) >> 40) * 64 + address % 64) % CELLS;
     while (cells[h].launch == launches && cells[h].address != address) h = (h + 1) % CELLS;
-    Cell& cell = cells[h];
+    return cells[h];
+}
+UNCHECKED inline Cell& cell_of(uintptr_t address, bool shared) {
+    if (cells_launch != launches) cells_launch = launches, cells_used = 0;
+    Cell& cell = find_cell(address);
     bool taken = cell.launch == launches;
     if (!taken && ++cells_used > CELLS / 2) fail("the race build's table is full: launch on smaller data");
     if (!taken || (shared && cell.block != block_number)) {
@@ -81,6 +85,18 @@ UNCHECKED inline void touch(const void* p, size_t n, Kind kind, void* pc) {
         touch_byte((uintptr_t)p + i, shared, kind, (unsigned)((char*)pc - __ehdr_start));
 }
 }  // namespace emulator
+
+// How many of n bytes the last launch read, and how many it wrote, each byte counted once.
+extern "C" UNCHECKED __attribute__((visibility("default")))
+void emulator_touched(uintptr_t first, size_t n, size_t* bytes_read, size_t* bytes_written) {
+    using namespace emulator;
+    *bytes_read = *bytes_written = 0;
+    for (size_t i = 0; i < n; i++) {
+        const Cell& cell = find_cell(first + i);
+        if (cell.launch != launches) continue;
+        *bytes_read += cell.reads[0].thread >= 0, *bytes_written += cell.write.thread >= 0;
+    }
+}
 
 #define RACE_HOOK(name, n, kind) extern "C" UNCHECKED __attribute__((visibility("hidden"))) \
     void __tsan_##name(void* p) { emulator::touch(p, n, kind, __builtin_return_address(0)); }

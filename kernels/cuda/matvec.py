@@ -9,8 +9,11 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 
 
 def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int:
-    """Bytes of the activations that a weight of this type takes."""
-    return quantised_bytes(n_tokens, n) if weight_type in QUANTISED else 4 * n_tokens * n
+    """Bytes of the activations that a weight of this type reads; Q8_0 has no use for the sums."""
+    if weight_type not in QUANTISED:
+        return 4 * n_tokens * n
+    sums = 4 * n_tokens * n // 32
+    return quantised_bytes(n_tokens, n) - (sums if weight_type == GGMLQuantizationType.Q8_0 else 0)
 
 
 def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
