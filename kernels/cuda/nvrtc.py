@@ -81,7 +81,9 @@ class Nvrtc:
         cubin = b"" if failed else self._get(handle, "CUBIN")
         self.library.nvrtcDestroyProgram(ctypes.byref(handle))
         if failed:
-            raise DeviceError("CUDA sources", _first_error(log), f"NVRTC refuses them for sm_{architecture}")
+            bound = f"NVRTC {self.version[0]}.{self.version[1]} refuses them for sm_{architecture}"
+            remedy = "install an NVRTC that knows this card" if "gpu-architecture" in log else ""
+            raise DeviceError("CUDA sources", _first_error(log), bound, remedy)
         return Compiled(cubin, log)
 
     def _get(self, handle: ctypes.c_void_p, what: str) -> bytes:

@@ -57,6 +57,12 @@ def test_an_error_names_its_line(nvrtc: Nvrtc) -> None:
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.parametrize("architecture", [10, 999])
+def test_an_architecture_that_nvrtc_does_not_know_is_named(nvrtc: Nvrtc, architecture: int) -> None:
+    with pytest.raises(DeviceError, match=f"sm_{architecture}.*install an NVRTC that knows this card"):
+        nvrtc.compile(program(HERE / "add.cu"), architecture)
+
+
 def test_machine_code_is_cached(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = program(HERE / "add.cu")
