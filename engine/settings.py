@@ -2,13 +2,13 @@
 
 import math
 import os
-import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hotcold.engine.budget import SHARE, parse_size
 from hotcold.errors import DeviceError, FileError, SettingError
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ SPARSITIES = ("auto", "exact", "off", "predictor")
 DEVICES = ("auto", "cpu")
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 BUNDLED_MODEL = "tiny-relu-llama"
-BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -148,20 +147,11 @@ def check_device(device: str, vram_budget: float | str) -> None:
     if str(device).split(":")[0] in ("gpu", "cuda"):
         raise DeviceError("device", device, "this version runs on the CPU only", remedy)
     one_of("device", device, DEVICES)
-    if vram_budget == "auto":
-        return
-    if not _budget_number(vram_budget):
+    if str(vram_budget).strip() == "auto" or (
+        not SHARE.fullmatch(str(vram_budget)) and not parse_size(vram_budget)
+    ):
         return
     raise DeviceError("vram_budget", vram_budget, "no usable GPU: this version runs on the CPU only", remedy)
-
-
-def _budget_number(vram_budget: float | str) -> float:
-    """The number in front of the unit, which is above 0 if any memory is asked for."""
-    text = "" if isinstance(vram_budget, bool) else str(vram_budget).strip()
-    match = BUDGET.fullmatch(text)
-    if match is None:
-        raise SettingError("vram_budget", vram_budget, "auto, or bytes such as 0, 800M or 6G")
-    return float(match[1])
 
 
 def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:

@@ -1,0 +1,114 @@
+"""The budget: how many bytes of device memory hotcold may allocate.
+
+8, 8GiB, 8G, 6000MiB    bytes; a bare number counts GiB, as PowerInfer's --vram-budget does
+8GB, 800000000B         decimal units end in B without an i
+80%                     of the device's memory
+auto                    the device's memory less what the CUDA context takes
+0                       the CPU alone
+"""
+
+import math
+import re
+from dataclasses import dataclass
+
+from hotcold.errors import DeviceError, DoesNotFitError, SettingError
+
+GIB, MIB = 1 << 30, 1 << 20
+CONTEXT_BYTES = 512 * MIB  # taken for a card's CUDA context where none has been measured
+MAX_BYTES = 1 << 60
+FORMS = "auto, a size such as 8 (GiB), 8GiB or 6000MiB, a share such as 80%, or 0"
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
+SHARE = re.compile(r"(\d+(?:\.\d+)?)\s*%")
+POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+@dataclass(frozen=True)
+class DeviceFacts:
+    """What a plan has to know of a device.
+
+    Attributes:
+        memory: bytes, all of it. context_bytes: what CUDA itself takes; no part of a budget.
+    """
+
+    name: str
+    memory: int
+    context_bytes: int = CONTEXT_BYTES
+
+
+@dataclass(frozen=True)
+class Budget:
+    """An absolute cap on what hotcold allocates on the device.
+
+    Attributes:
+        text: as it was asked for. n_bytes: the cap. why: where the figure comes from.
+    """
+
+    text: str
+    n_bytes: int
+    why: str
+
+
+def parse_size(text: float | str, name: str = "vram_budget") -> int:
+    """Bytes of a size; a bare number counts GiB.
+
+    Raises:
+        SettingError: anything else, a negative number, or more than 2^60 bytes.
+    """
+    match = SIZE.fullmatch("" if isinstance(text, bool) else str(text).strip())
+    if match is None:
+        raise SettingError(name, text, FORMS if name == "vram_budget" else "a size such as 24GiB")
+    number, prefix, ending = float(match[1]), match[2].lower(), match[3].lower()
+    if not prefix and not ending:
+        unit = GIB
+    elif prefix and ending == "b":
+        unit = int(1000 ** POWERS[prefix])
+    else:
+        unit = int(1024 ** POWERS[prefix])
+    if not math.isfinite(number) or number * unit > MAX_BYTES:
+        raise SettingError(name, text, f"at most {MAX_BYTES >> 40} TiB")
+    return int(number * unit)
+
+
+def resolve_budget(text: float | str, facts: DeviceFacts | None = None) -> Budget:
+    """The cap in bytes.
+
+    Args:
+        facts: the device that the budget is for; None if there is none.
+
+    Raises:
+        SettingError: nonsense, or a negative number.
+        DeviceError: `auto` or a share without a device.
+        DoesNotFitError: more than the device's memory less its context.
+    """
+    asked = str(text).strip()
+    share = SHARE.fullmatch(asked)
+    if asked != "auto" and share is None:
+        budget = Budget(asked, parse_size(text), "as asked for")
+    elif facts is None:
+        raise DeviceError(
+            "vram_budget",
+            asked,
+            "no usable GPU to take its memory from",
+            "name one with --device-memory SIZE",
+        )
+    elif share is None:
+        free = max(facts.memory - facts.context_bytes, 0)
+        budget = Budget(asked, free, f"memory of {facts.name} less its context")
+    else:
+        budget = Budget(
+            asked, _share(float(share[1]), asked, facts), f"{asked} of the memory of {facts.name}"
+        )
+    if facts is not None and budget.n_bytes + facts.context_bytes > facts.memory and budget.n_bytes:
+        raise DoesNotFitError(
+            "vram_budget",
+            f"{asked}, {budget.n_bytes} bytes",
+            f"{facts.name} has {facts.memory} bytes, {facts.context_bytes} of them for its context",
+            "lower it, or use auto",
+        )
+    return budget
+
+
+def _share(percent: float, asked: str, facts: DeviceFacts) -> int:
+    if not 0 <= percent <= 100:
+        raise SettingError("vram_budget", asked, "0% to 100%")
+    return int(facts.memory * percent / 100)
