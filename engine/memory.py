@@ -5,7 +5,9 @@ whose lifetimes do not overlap share bytes. A greedy best fit in the order of th
 transformer's graph has few results alive at once.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 from hotcold.engine.graph import Graph, Tensor
 
@@ -64,23 +66,61 @@ def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
     return spans
 
 
+def aligned(n_bytes: int) -> int:
+    """Whole cache lines."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Span:
+    """One intermediate that wants bytes, from the step that makes it to the last that reads it."""
+
+    name: str
+    n_bytes: int
+    first_step: int
+    last_step: int
+
+
 def offsets(graph: Graph) -> Arena:
     """Give every intermediate its bytes."""
     spans = lifetimes(graph)
-    placed: list[Entry] = []
-    for node in graph.nodes:
-        n_bytes = -(-tensor_bytes(node.output) // ALIGNMENT) * ALIGNMENT
-        if n_bytes and node.op != "logits":
-            first, last = spans[node.output.name]
-            living = [entry for entry in placed if entry.last_step >= first]
-            placed.append(Entry(node.output.name, _best_gap(living, n_bytes), n_bytes, first, last))
-    entries = tuple(_with_successors(entry, placed) for entry in placed)
-    in_use = [
-        sum(entry.n_bytes for entry in entries if entry.first_step <= step <= entry.last_step)
-        for step in range(len(graph.nodes))
+    wanted = [
+        Span(node.output.name, aligned(tensor_bytes(node.output)), *spans[node.output.name])
+        for node in graph.nodes
+        if node.op != "logits"
     ]
+    return arrange(wanted, len(graph.nodes))
+
+
+def arrange(spans: Sequence[Span], n_steps: int) -> Arena:
+    """An arena for spans in the order of their first steps; those without bytes get no entry."""
+    living: list[Entry] = []
+    placed: list[Entry] = []
+    for span in spans:
+        if not span.n_bytes:
+            continue
+        living = [entry for entry in living if entry.last_step >= span.first_step]
+        offset = _best_gap(living, span.n_bytes)
+        entry = Entry(span.name, offset, span.n_bytes, span.first_step, span.last_step)
+        living.append(entry)
+        placed.append(entry)
+    successors = _successors(placed)
+    entries = tuple(
+        Entry(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
+        for e, names in zip(placed, successors, strict=True)
+    )
     total = max((entry.offset + entry.n_bytes for entry in entries), default=0)
-    return Arena(entries, total, in_use.index(max(in_use)) if in_use else 0)
+    return Arena(entries, total, _peak_step(entries, n_steps))
+
+
+def _peak_step(entries: tuple[Entry, ...], n_steps: int) -> int:
+    """The first step at which most bytes are in use."""
+    changes = [0] * (n_steps + 1)
+    for entry in entries:
+        changes[entry.first_step] += entry.n_bytes
+        changes[entry.last_step + 1] -= entry.n_bytes
+    in_use = list(accumulate(changes[:n_steps]))
+    return in_use.index(max(in_use)) if in_use else 0
 
 
 def _best_gap(living: list[Entry], n_bytes: int) -> int:
@@ -94,22 +134,21 @@ def _best_gap(living: list[Entry], n_bytes: int) -> int:
     return end if best < 0 else best
 
 
-def _with_successors(entry: Entry, placed: list[Entry]) -> Entry:
-    """The entry with the names of those that take its bytes next."""
-    names: list[str] = []
-    free = [(entry.offset, entry.offset + entry.n_bytes)]
-    for other in placed:
-        if other.first_step <= entry.last_step:
-            continue
-        left = [piece for span in free for piece in _without(span, other)]
-        if left != free:
-            names.append(other.name)
-            free = left
-    return Entry(entry.name, entry.offset, entry.n_bytes, entry.first_step, entry.last_step, tuple(names))
+def _successors(placed: list[Entry]) -> list[list[str]]:
+    """For each entry the names of those that take its bytes next.
 
-
-def _without(span: tuple[int, int], other: Entry) -> list[tuple[int, int]]:
-    """What is left of a span of bytes after `other` has taken its own."""
-    begin, end = other.offset, other.offset + other.n_bytes
-    pieces = [(span[0], min(span[1], begin)), (max(span[0], end), span[1])]
-    return [piece for piece in pieces if piece[0] < piece[1]]
+    Each byte of the arena belongs to the last entry that took it, so an entry succeeds those whose
+    pieces it takes.
+    """
+    names: list[list[str]] = [[] for _ in placed]
+    owned: list[tuple[int, int, int]] = []  # begin, end, number of the owner
+    for i, entry in enumerate(placed):
+        begin, end = entry.offset, entry.offset + entry.n_bytes
+        left = []
+        for piece_begin, piece_end, owner in owned:
+            if piece_begin < end and begin < piece_end and names[owner][-1:] != [entry.name]:
+                names[owner].append(entry.name)
+            left.append((piece_begin, min(piece_end, begin), owner))
+            left.append((max(piece_begin, end), piece_end, owner))
+        owned = [*(piece for piece in left if piece[0] < piece[1]), (begin, end, i)]
+    return names

@@ -38,7 +38,12 @@ class Weight:
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer. `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`."""
+    """Weights of one layer. `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`.
+
+    Attributes:
+        ffn_gate: `ffn_up` again in an FFN without a gate.
+        extras: biases, which go where the layer's attention goes.
+    """
 
     attn_norm: Weight
     attn_q: Weight
@@ -52,6 +57,13 @@ class Layer:
     ffn_down_t: Weight | None = None
     fc1: Weight | None = None
     fc2: Weight | None = None
+    extras: tuple[Weight, ...] = ()
+
+    @property
+    def ffn_matrices(self) -> tuple[Weight, ...]:
+        """Gate (if there is one), up and down."""
+        gate = () if self.ffn_gate is self.ffn_up else (self.ffn_gate,)
+        return (*gate, self.ffn_up, self.down)
 
     @property
     def down(self) -> Weight:
@@ -71,6 +83,7 @@ class Model(Hyperparameters):
         rope_freqs: factors that divide the rotation's frequencies, float32 [n_rot / 2].
         has_predictors: whether every layer has fc1 and fc2.
         warnings: what a user should know of the file, such as tensors that nothing uses.
+        extras: learned positions, and the last norm's bias.
     """
 
     n_vocab: int
@@ -81,6 +94,7 @@ class Model(Hyperparameters):
     rope_freqs: Weight | None
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
+    extras: tuple[Weight, ...] = ()
 
 
 class _Weights:

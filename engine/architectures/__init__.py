@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 
-from hotcold.engine.architectures import llama
+from hotcold.engine.architectures import llama, ungated
 from hotcold.engine.graph import Graph
 from hotcold.engine.model import Model
 from hotcold.errors import FileError, SettingError
 
-BUILD: dict[str, Callable[[Graph, Model, str], None]] = {"llama": llama.build}
+BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
+    "llama": llama.build,
+    "falcon": ungated.falcon,
+    "opt": ungated.opt,
+}
 SPARSITIES = ("off", "exact", "predictor")
 
 

@@ -1,0 +1,63 @@
+"""Memory that nodes need on the device beside their operands and results.
+
+Areas serve all nodes in turn, each as large as the node that wants most of it. The sizes are those of
+the kernels in kernels/cuda, for the largest number of rows that any layer can have on the device, so
+they do not depend on what a plan puts there.
+
+* turns, positions: the rotation's table, and the tokens' positions
+* packed: one vector a token, rounded for quantised weights
+* hidden, outputs: of a predictor: fc1's result, fc2's result
+* ids: rows of a sparse FFN that the mask lists, and their number
+* partial: the sums of a sparse FFN's groups
+* first, second: the hidden vectors of an FFN with a row an output
+* logits: of one token
+"""
+
+from hotcold.engine.graph import Graph, Node
+from hotcold.engine.memory import aligned
+from hotcold.engine.model import Model
+from hotcold.engine.workspace import weights_of
+from hotcold.kernels.cuda import sparse_ffn
+from hotcold.kernels.cuda.quantise import quantised_bytes
+from hotcold.kernels.cuda.rope import turns_bytes
+from hotcold.kernels.cuda.weights import QUANTISED
+
+SPARSE_TOKENS = 16  # of a batch that a sparse FFN takes at once: partial sums are large, 128 vectors a token
+MATRIX_OPS = ("mul_mat", "logits", "predictor", "dense_ffn", "sparse_ffn")
+
+
+def node_areas(node: Node, n_tokens: int) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens."""
+    weights = weights_of(node)
+    areas: dict[str, int] = {}
+    if node.op in MATRIX_OPS:
+        areas["packed"] = max(
+            (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
+        )
+    if node.op == "predictor":
+        fc1, fc2 = weights
+        areas |= {"hidden": 4 * n_tokens * fc1.ne[1], "outputs": 4 * n_tokens * fc2.ne[1]}
+    if node.op in ("dense_ffn", "sparse_ffn"):
+        areas |= _ffn(node, n_tokens)
+    if node.op == "logits":
+        areas["logits"] = 4 * weights[0].ne[1]
+    return areas
+
+
+def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
+    n, n_ff = weights_of(node)[0].ne
+    if not node.attributes.get("transposed", True):
+        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff}
+    at_once = min(n_tokens, SPARSE_TOKENS)
+    return {"ids": 4 * at_once * (n_ff + 1), "partial": sparse_ffn.workspace_bytes(at_once, n_ff, n)}
+
+
+def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
+    """Bytes of each area that serve every node of all graphs, whole cache lines."""
+    sizes = {"turns": aligned(turns_bytes(n_ctx, model.n_rot))}
+    for graph in graphs:
+        sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
+        for node in graph.nodes:
+            for area, n_bytes in node_areas(node, graph.n_tokens).items():
+                sizes[area] = max(sizes.get(area, 0), aligned(n_bytes))
+    return sizes

@@ -1,0 +1,424 @@
+"""From a model, its statistics and a budget to a plan. Pure: no files, no devices, no clocks.
+
+Order: the dense parts of whole layers (attention, norms, and the predictor where the mode uses one),
+each layer's KV cache, the head; only when all of these fit, neurons by activations served per byte,
+each placed whole. Within each of these the first that does not fit ends the placing of all that comes
+later. Arena, workspace and the index of all layers are taken off the budget first, as large as they
+are when everything is on the device, so a larger budget never holds fewer neurons.
+
+What the device has no kernel for stays on the CPU and does not stop what comes later.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import architectures, passes
+from hotcold.engine.budget import Budget, DeviceFacts
+from hotcold.engine.device_workspace import device_areas
+from hotcold.engine.footprint import (
+    INDEX_BYTES,
+    Part,
+    dense_part,
+    device_bytes,
+    ffn_part,
+    head_part,
+    layer_kv_bytes,
+    n_rows,
+    neuron_bytes,
+)
+from hotcold.engine.graph import Graph
+from hotcold.engine.memory import aligned
+from hotcold.engine.model import Layer, Model, Weight
+from hotcold.engine.passes import CPU, GPU, SPLIT, Homes
+from hotcold.engine.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, homes_of
+from hotcold.engine.ranking import rank
+from hotcold.errors import DoesNotFitError, SettingError
+
+NO_BUDGET = "the budget is 0: everything stays on the CPU"
+UNIFORM = "uniform: no activation counts were found"
+Counts = Sequence[NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What is taken off a budget before anything is placed.
+
+    Attributes:
+        graphs: of one token and of a batch. workspace: bytes of each area.
+    """
+
+    n_batch: int
+    graphs: tuple[Graph, Graph]
+    arena: int
+    workspace: dict[str, int]
+    index: int
+
+    @property
+    def n_bytes(self) -> int:
+        """All of it."""
+        return self.arena + sum(self.workspace.values()) + self.index
+
+
+class _Purse:
+    """A budget that is spent in order; the first that does not fit ends the spending."""
+
+    def __init__(self, n_bytes: int) -> None:
+        self.left = n_bytes
+        self.ended = ""
+
+    def pay(self, n_bytes: int, what: str) -> str:
+        """Pay, or say why not."""
+        if self.ended:
+            return self.ended
+        if n_bytes > self.left:
+            short = f"no budget left: {mib(n_bytes - self.left)} short"
+            self.ended = f"no budget left after {what} did not fit"
+            return short
+        self.left -= n_bytes
+        return ""
+
+    def end(self, why: str) -> None:
+        """Spend no more."""
+        self.ended = self.ended or why
+
+
+def mib(n_bytes: float) -> str:
+    """Bytes in MiB, with a digit that shows small numbers too."""
+    size = n_bytes / (1 << 20)
+    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
+
+
+def plan(
+    model: Model,
+    frequencies: Counts | None,
+    budget: Budget,
+    sparsity: str,
+    n_ctx: int,
+    n_batch: int,
+    device_facts: DeviceFacts | None = None,
+    *,
+    kv_type: str = "f16",
+    frequencies_from: str = "",
+    hot: Sequence[Ids] | None = None,
+) -> Plan:
+    """Place a model.
+
+    Args:
+        frequencies: counts of each layer's neurons, [n_ff] each; None makes all neurons alike.
+        sparsity: "off", "exact" or "predictor".
+        n_batch: most tokens of one run; lowered only if not one layer fits otherwise.
+        frequencies_from: where the counts are from, in words.
+        hot: the neurons to place, from an index file, in place of the ranking.
+
+    Raises:
+        DoesNotFitError: a budget above 0 into which not even one layer's dense part fits; the text has
+            the sum that is needed.
+        SettingError: counts, or hot neurons, that are not the model's.
+    """
+    _check_counts(model, frequencies)
+    if not budget.n_bytes:
+        reserve = _nothing(_reserve(model, sparsity, n_ctx, n_batch))
+    else:
+        reserve = _fitting_reserve(model, budget, sparsity, n_ctx, n_batch)
+    placing = _Placing(model, sparsity, reserve, budget, n_ctx, kv_type, frequencies, hot)
+    return placing.plan(device_facts, frequencies_from or ("counts" if frequencies else UNIFORM), n_batch)
+
+
+def _check_counts(model: Model, frequencies: Counts | None) -> None:
+    if frequencies is None:
+        return
+    shapes = [np.shape(counts) for counts in frequencies]
+    if shapes != [(model.n_ff,)] * model.n_layer:
+        raise SettingError(
+            "activation counts", f"{len(shapes)} layers", f"{model.n_layer} layers of {model.n_ff} neurons"
+        )
+
+
+def _all_on_device(model: Model, sparsity: str) -> Homes:
+    """Everything on the device that can be, every FFN split: what needs the largest arena."""
+    sides: dict[str, str] = {}
+    for layer in model.layers:
+        sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
+        ffn = _placeable(ffn_part(layer))
+        sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
+    head = head_part(model)
+    sides |= {w.name: GPU for role, w in _placeable(head) if role == "norm"}
+    return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
+
+
+def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
+    return () if part.obstacle else part.weights
+
+
+def _reserve(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
+    homes = _all_on_device(model, sparsity)
+    arena = max(passes.run_passes(graph, homes)[1][GPU].n_bytes for graph in graphs)
+    index = sum(_index_bytes(layer, model.n_ff) for layer in model.layers)
+    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
+
+
+def _nothing(reserve: Reserve) -> Reserve:
+    return replace(reserve, arena=0, workspace={}, index=0)
+
+
+def _index_bytes(layer: Layer, n_ff: int) -> int:
+    """Bytes of the numbers of a layer's hot rows, were all of them hot."""
+    return 0 if layer.ffn_down is not None or ffn_part(layer).obstacle else aligned(INDEX_BYTES * n_ff)
+
+
+def _fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    """The reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer."""
+    parts = [dense_part(layer, sparsity) for layer in model.layers]
+    smallest = next((part.n_bytes for part in parts if not part.obstacle), 0)
+    while True:
+        reserve = _reserve(model, sparsity, n_ctx, n_batch)
+        if reserve.n_bytes + smallest <= budget.n_bytes:
+            return reserve
+        if n_batch == 1:
+            needed = reserve.n_bytes + smallest
+            raise DoesNotFitError(
+                "vram_budget",
+                f"{budget.text}, {budget.n_bytes} bytes",
+                f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
+                "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
+            )
+        n_batch //= 2
+
+
+class _Placing:
+    """One run of the planner: what is spent, and the entries so far."""
+
+    def __init__(
+        self,
+        model: Model,
+        sparsity: str,
+        reserve: Reserve,
+        budget: Budget,
+        n_ctx: int,
+        kv_type: str,
+        frequencies: Counts | None,
+        hot: Sequence[Ids] | None,
+    ) -> None:
+        self.model, self.sparsity, self.reserve, self.budget = model, sparsity, reserve, budget
+        self.n_ctx, self.kv_type, self.frequencies, self.given_hot = n_ctx, kv_type, frequencies, hot
+        self.purse = _Purse(budget.n_bytes - reserve.n_bytes)
+        if not budget.n_bytes:
+            self.purse.end(NO_BUDGET)
+        self.weights: list[WeightEntry] = []
+        self.notes: list[str] = []
+
+    def plan(self, facts: DeviceFacts | None, frequencies_from: str, n_batch: int) -> Plan:
+        model, reserve = self.model, self.reserve
+        self._stay(model.token_embd, "embedding", "token embedding stays mapped")
+        if model.rope_freqs is not None:
+            self._stay(model.rope_freqs, "rope", "its factors are worked into the rotation's table")
+        for weight in model.extras:
+            if len(weight.ne) > 1:
+                self._stay(weight, "embedding", "positions stay mapped")
+        for i, layer in enumerate(model.layers):
+            self._place_part(dense_part(layer, self.sparsity), f"dense part of layer {i}", i)
+            if self.sparsity != "predictor":
+                for weight in filter(None, (layer.fc1, layer.fc2)):
+                    self._stay(weight, "predictor", f"sparsity {self.sparsity} uses no predictor", i)
+        caches = self._place_caches()
+        self._place_head()
+        if reserve.n_batch < n_batch:
+            self.notes.append(
+                f"n_batch lowered from {n_batch} to {reserve.n_batch}: not one layer fits otherwise"
+            )
+            self.purse.end(f"n_batch was lowered to {reserve.n_batch}: no neurons are placed")
+        layers = self._place_neurons()
+        weights = tuple(self.weights)
+        homes = homes_of(weights, caches)
+        graphs = [GraphPlan(*passes.run_passes(graph, homes)) for graph in reserve.graphs]
+        arena = max(graph.arenas[GPU].n_bytes for graph in graphs)
+        if arena > reserve.arena:  # never seen; a plan must not pass its cap in silence
+            raise DoesNotFitError("arena", f"{arena} bytes", f"{reserve.arena} were reserved", "report this")
+        if frequencies_from == UNIFORM and budget_is_spent(layers):
+            self.notes.append(f"{UNIFORM}; give them with --activation DIR")
+        return Plan(
+            model=model,
+            sparsity=self.sparsity,
+            n_ctx=self.n_ctx,
+            n_batch=reserve.n_batch,
+            kv_type=self.kv_type,
+            budget=self.budget,
+            device=facts,
+            frequencies_from=frequencies_from,
+            weights=weights,
+            caches=caches,
+            layers=layers,
+            workspace=reserve.workspace,
+            totals=self._totals(weights, caches, layers),
+            decode=graphs[0],
+            batch=graphs[1],
+            notes=tuple(self.notes),
+        )
+
+    def _totals(
+        self, weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...], layers: tuple[FfnSplit, ...]
+    ) -> Totals:
+        def taken(wanted: Callable[[str], bool]) -> int:
+            return sum(entry.device_bytes for entry in weights if wanted(entry.role))
+
+        return Totals(
+            budget=self.budget.n_bytes,
+            weights=taken(lambda role: role not in ("predictor", "ffn")),
+            predictors=taken(lambda role: role == "predictor"),
+            kv_cache=sum(cache.n_bytes for cache in caches if cache.home == GPU),
+            hot_rows=sum(layer.n_bytes for layer in layers),
+            index=self.reserve.index,
+            arena=self.reserve.arena,
+            workspace=sum(self.reserve.workspace.values()),
+        )
+
+    def _place_part(self, part: Part, what: str, layer: int | None = None) -> None:
+        reason = part.obstacle or self.purse.pay(part.n_bytes, what)
+        for role, weight in part.weights:
+            if reason:
+                self._stay(weight, role, f"{what}: {reason}", layer)
+            else:
+                self._entry(weight, role, n_rows(weight), what, layer)
+
+    def _place_caches(self) -> tuple[CacheEntry, ...]:
+        n_bytes = layer_kv_bytes(self.model, self.n_ctx, self.kv_type)
+        caches = []
+        for i in range(self.model.n_layer):
+            reason = self.purse.pay(n_bytes, f"the KV cache of layer {i}")
+            home, why = (CPU, reason) if reason else (GPU, f"{self.n_ctx} positions of layer {i}")
+            caches.append(CacheEntry(i, n_bytes, home, why))
+        return tuple(caches)
+
+    def _place_head(self) -> None:
+        part = head_part(self.model)
+        reason = part.obstacle or self.purse.pay(part.n_bytes, "the head")
+        tied = self.model.output is self.model.token_embd
+        for role, weight in part.weights:
+            name = f"output.weight (tied to {weight.name})" if tied and role == "head" else weight.name
+            if reason:
+                self._stay(weight, role, f"head: {reason}", name=name)
+            else:
+                self._entry(weight, role, n_rows(weight), "head", None, name=name)
+
+    def _place_neurons(self) -> tuple[FfnSplit, ...]:
+        """Neurons, or whole FFNs where a file has no row a neuron of the down projection."""
+        model = self.model
+        wholes = [self._pay_whole(i, layer) for i, layer in enumerate(model.layers)]
+        hot, reason = self._hot_neurons()
+        return tuple(self._split(i, wholes[i], hot[i], reason) for i in range(model.n_layer))
+
+    def _pay_whole(self, i: int, layer: Layer) -> str | None:
+        """None for an FFN that goes by neurons; else why it stays, empty if it does not."""
+        if layer.ffn_down is None:
+            return None
+        part = ffn_part(layer)
+        return part.obstacle or self.purse.pay(part.n_bytes, f"the FFN of layer {i}")
+
+    def _hot_neurons(self) -> tuple[list[Ids], str]:
+        """Hot neurons of each layer, and why the others are cold."""
+        model = self.model
+        none = [np.zeros(0, np.int32)] * model.n_layer
+        if self.purse.ended:
+            return none, self.purse.ended
+        costs = [neuron_bytes(layer) if not ffn_part(layer).obstacle else 0 for layer in model.layers]
+        if self.given_hot is not None:
+            return self._given(self.given_hot, costs), "as the index file says"
+        counts: list[NDArray[np.generic] | None] = []
+        for i, layer in enumerate(model.layers):
+            apart = layer.ffn_down is None and not ffn_part(layer).obstacle
+            counts.append(self._counts(i) if apart else None)
+        ranking = rank(counts, costs)
+        n_placed = ranking.prefix(self.purse.left)
+        if n_placed == ranking.ends.size:
+            return ranking.hot(n_placed, model.n_layer), "no budget missing"
+        spent = int(ranking.ends[n_placed - 1]) if n_placed else 0
+        short = int(ranking.ends[n_placed]) - self.purse.left
+        self.purse.left -= spent
+        return ranking.hot(n_placed, model.n_layer), f"the next neuron is {mib(short)} short"
+
+    def _given(self, hot: Sequence[Ids], costs: list[int]) -> list[Ids]:
+        if len(hot) != self.model.n_layer:
+            raise SettingError("index", f"{len(hot)} layers", f"the model has {self.model.n_layer}")
+        needed = sum(ids.size * cost for ids, cost in zip(hot, costs, strict=True))
+        if needed > self.purse.left:
+            raise DoesNotFitError(
+                "hot rows of the index", f"{needed} bytes", f"{self.purse.left} are left", "--reset-gpu-index"
+            )
+        self.purse.left -= needed
+        return [
+            np.asarray(ids, np.int32) if cost else np.zeros(0, np.int32)
+            for ids, cost in zip(hot, costs, strict=True)
+        ]
+
+    def _counts(self, i: int) -> NDArray[np.generic]:
+        return np.ones(self.model.n_ff) if self.frequencies is None else self.frequencies[i]
+
+    def _split(self, i: int, whole: str | None, hot: Ids, reason: str) -> FfnSplit:
+        model, layer = self.model, self.model.layers[i]
+        part = ffn_part(layer)
+        if whole is not None:
+            hot = np.zeros(0, np.int32) if whole else np.arange(model.n_ff, dtype=np.int32)
+            reason = whole or f"whole FFN of layer {i}"
+        if part.obstacle:
+            reason = part.obstacle
+        why = _split_reason(hot.size, model.n_ff, reason, whole is None and not part.obstacle)
+        for role, weight in part.weights:
+            rows = n_rows(weight) if hot.size == model.n_ff else int(hot.size)
+            self._entry(weight, role, rows, f"FFN of layer {i}: {why}", i)
+        counts = np.asarray(self._counts(i), np.float64)
+        cost = 0 if part.obstacle else neuron_bytes(layer) if whole is None else 0
+        n_bytes = hot.size * cost if whole is None else 0 if whole else part.n_bytes
+        return FfnSplit(
+            layer=i,
+            n_ff=model.n_ff,
+            hot=hot,
+            neuron_bytes=cost,
+            covered=float(counts[hot].sum()),
+            measured=float(counts.sum()),
+            n_bytes=int(n_bytes),
+            index_bytes=_index_bytes(layer, model.n_ff) if self.budget.n_bytes else 0,
+            why=why,
+        )
+
+    def _stay(self, weight: Weight, role: str, why: str, layer: int | None = None, name: str = "") -> None:
+        self._entry(weight, role, 0, why, layer, name)
+
+    def _entry(
+        self, weight: Weight, role: str, rows: int, why: str, layer: int | None, name: str = ""
+    ) -> None:
+        all_rows = n_rows(weight)
+        n_bytes = 0 if role == "head" and weight is self.model.token_embd else weight.n_bytes
+        home = CPU if not rows else GPU if rows == all_rows else SPLIT
+        self.weights.append(
+            WeightEntry(
+                name=name or weight.name,
+                role=role,
+                layer=layer,
+                type=weight.type.name,
+                ne=weight.ne,
+                n_bytes=n_bytes,
+                n_rows=all_rows,
+                device_rows=rows,
+                host_bytes=n_bytes // all_rows * (all_rows - rows),
+                device_bytes=device_bytes(weight) // all_rows * rows if rows else 0,
+                home=home,
+                why=why,
+            )
+        )
+
+
+def _split_reason(n_hot: int, n_ff: int, reason: str, by_neuron: bool) -> str:
+    if not by_neuron:
+        return reason
+    if n_hot == n_ff:
+        return "all neurons fit"
+    return f"{n_hot} of {n_ff} neurons on the device; {reason}" if n_hot else reason
+
+
+def budget_is_spent(layers: tuple[FfnSplit, ...]) -> bool:
+    """Whether a choice among neurons was made, for which counts would have been of use."""
+    return any(0 < layer.n_hot < layer.n_ff for layer in layers)

@@ -1,0 +1,258 @@
+"""Well-known models without their files: a header's worth of shapes, for planning.
+
+    falcon-40b:q4_0    a shape and the type of its matrices
+    @shape.json        any shape: the fields of `Shape`, and "type"
+
+Sizes are those that the models' authors published in their configurations. Shapes whose FFN is ReLU are
+the sparse models that PowerInfer uses: they have a predictor of rank 1024 in Q4_0 in each layer.
+"""
+
+import json
+import math
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from hotcold.engine.hyperparameters import MAX_CTX, MAX_EMBD, MAX_FF, MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCAB
+from hotcold.engine.model import Layer, Model, Weight
+from hotcold.errors import FileError, SettingError
+
+DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 1024
+F32 = GGMLQuantizationType.F32
+MAX_RANK = 1 << 16
+MAX_JSON_BYTES = 1 << 20
+TYPES = {
+    t.name.lower(): t
+    for t in GGMLQuantizationType
+    if t.name not in ("F64", "Q8_1", "Q8_K") and not t.name.startswith("I")
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model.
+
+    Attributes:
+        architecture: "llama" (gated FFN), "falcon" or "opt" (ungated).
+        ffn_activation: "relu" or "silu". tied: the head is the embedding. n_positions: rows of learned
+            positions, 0 if there are none.
+    """
+
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    n_vocab: int
+    n_ctx_train: int
+    ffn_activation: str = "silu"
+    tied: bool = False
+    n_positions: int = 0
+
+
+SHAPES = {
+    "llama-2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096),
+    "llama-2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096),
+    "llama-2-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096),
+    "bamboo-7b": Shape("llama", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
+    "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, "relu"),
+    "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, 2048, "relu", True, 2050),
+}
+
+_BOUNDS = {
+    "n_layer": MAX_LAYERS,
+    "n_embd": MAX_EMBD,
+    "n_ff": MAX_FF,
+    "n_head": MAX_EMBD,
+    "n_head_kv": MAX_EMBD,
+    "n_vocab": MAX_VOCAB,
+    "n_ctx_train": MAX_CTX,
+}
+
+
+def like(text: str, predictor_rank: int | None = None) -> Model:
+    """The model of a --like setting.
+
+    Args:
+        predictor_rank: rank of every layer's predictor; 0 for none; None for 1024 where the FFN is ReLU.
+            A rank above 0 makes the FFN ReLU, as predictors need it.
+
+    Raises:
+        SettingError: an unknown shape or type, or sizes that do not fit each other.
+        FileError: @FILE that cannot be read or is no shape.
+    """
+    if text.startswith("@"):
+        shape, type_name = read_shape(Path(text[1:]))
+        name = Path(text[1:]).stem
+    else:
+        name, _, type_name = text.partition(":")
+        if name not in SHAPES:
+            raise SettingError("--like", name, f"known: {', '.join(SHAPES)}, or @FILE.json")
+        shape = SHAPES[name]
+    return build(name, shape, weight_type(type_name or DEFAULT_TYPE), predictor_rank)
+
+
+def weight_type(name: str) -> GGMLQuantizationType:
+    """A type by ggml's name, in either case."""
+    if name.lower() not in TYPES:
+        raise SettingError("type of --like", name, f"known: {', '.join(TYPES)}")
+    return TYPES[name.lower()]
+
+
+def read_shape(path: Path) -> tuple[Shape, str]:
+    """A shape of a JSON file, and the name of its type.
+
+    Raises:
+        FileError: no such file, no JSON object, or fields that are missing, unknown or out of bounds.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = json.loads(stream.read(MAX_JSON_BYTES))
+    except OSError as error:
+        raise FileError(
+            "--like file", path, error.strerror or "cannot be read", "name a JSON file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileError("--like file", path, "no JSON", "see docs/offload-dump.md") from error
+    known = [field.name for field in fields(Shape)]
+    if not isinstance(data, dict):
+        raise FileError("--like file", path, "no JSON object", f"fields: {', '.join(known)}")
+    if strange := sorted(set(data) - {*known, "type"}):
+        raise FileError(f"--like file {path}: field", strange[0], f"known: type, {', '.join(known)}")
+    type_name = data.pop("type", DEFAULT_TYPE)
+    required = [name for name in known if name not in ("ffn_activation", "tied", "n_positions")]
+    if missing := [name for name in required if name not in data]:
+        raise FileError(f"--like file {path}: field", missing[0], "missing")
+    shape = Shape(**data)
+    try:
+        check_shape(shape)
+    except (SettingError, TypeError) as error:
+        raise FileError(f"--like file {path}", error, "", "see docs/offload-dump.md") from error
+    return shape, str(type_name)
+
+
+def check_shape(shape: Shape) -> None:
+    """Refuse sizes out of their bounds, or that do not divide each other; SettingError."""
+    for name, largest in _BOUNDS.items():
+        _whole(name, getattr(shape, name), 1, largest)
+    _whole("n_positions", shape.n_positions, 0, MAX_CTX)
+    if shape.architecture not in ("llama", "falcon", "opt"):
+        raise SettingError("architecture", shape.architecture, "known: llama, falcon, opt")
+    if shape.ffn_activation not in ("relu", "silu"):
+        raise SettingError("ffn_activation", shape.ffn_activation, "known: relu, silu")
+    if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
+        raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
+    if shape.n_embd // shape.n_head > MAX_HEAD_DIM or shape.n_embd // shape.n_head % 2:
+        raise SettingError("n_embd / n_head", shape.n_embd // shape.n_head, f"even, up to {MAX_HEAD_DIM}")
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SettingError(name, value, f"a whole number from {least} to {most}")
+
+
+def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: int | None = None) -> Model:
+    """A model of this shape; every matrix has the type, vectors are F32."""
+    check_shape(shape)
+    rank = predictor_rank
+    if rank is None:
+        rank = DEFAULT_RANK if shape.ffn_activation == "relu" else 0
+    _whole("--predictor-rank", rank, 0, MAX_RANK)
+    if rank:
+        shape = replace(shape, ffn_activation="relu")
+    block = GGML_QUANT_SIZES[kind][0]
+    head_dim = shape.n_embd // shape.n_head
+    for what, n in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff)):
+        if n % block:
+            raise SettingError(f"{what} of {name}", n, f"{kind.name} needs a multiple of {block}", "take f16")
+    if rank % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
+        raise SettingError("--predictor-rank", rank, "a multiple of 32")
+    if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
+        raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
+    token_embd = _weight("token_embd", kind, shape.n_embd, shape.n_vocab)
+    ungated = shape.architecture != "llama"
+    extras = [_weight("position_embd", F32, shape.n_embd, shape.n_positions)] if shape.n_positions else []
+    if ungated:
+        extras.append(_bias("output_norm", shape.n_embd))
+    return Model(
+        architecture=shape.architecture,
+        n_ctx_train=shape.n_ctx_train,
+        n_embd=shape.n_embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_head_kv=shape.n_head_kv,
+        head_dim=head_dim,
+        n_rot=head_dim,
+        n_ff=shape.n_ff,
+        norm_eps=1e-5,
+        rope_freq_base=10000.0,
+        rope_freq_scale=1.0,
+        ffn_activation=shape.ffn_activation,
+        sparse_threshold=0.0,
+        n_vocab=shape.n_vocab,
+        has_predictors=rank > 0,
+        token_embd=token_embd,
+        output_norm=_weight("output_norm", F32, shape.n_embd),
+        output=token_embd if shape.tied else _weight("output", kind, shape.n_embd, shape.n_vocab),
+        rope_freqs=None,
+        layers=tuple(_layer(shape, kind, rank, i) for i in range(shape.n_layer)),
+        warnings=(),
+        extras=tuple(extras),
+    )
+
+
+def _weight(name: str, kind: GGMLQuantizationType, *ne: int) -> Weight:
+    block, size = GGML_QUANT_SIZES[kind]
+    return Weight(f"{name}.weight", kind, ne, math.prod(ne) // block * size)
+
+
+def _bias(name: str, n: int) -> Weight:
+    return Weight(f"{name}.bias", F32, (n,), 4 * n)
+
+
+def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer:
+    embd, n_ff = shape.n_embd, shape.n_ff
+    kv = embd // shape.n_head * shape.n_head_kv
+    by_neuron = shape.ffn_activation == "relu"
+
+    def matrix(role: str, *ne: int) -> Weight:
+        return _weight(f"blk.{i}.{role}", kind, *ne)
+
+    def norm(role: str) -> Weight:
+        return _weight(f"blk.{i}.{role}", F32, embd)
+
+    def predictor(role: str, *ne: int) -> Weight | None:
+        return _weight(f"blk.{i}.{role}", PREDICTOR_TYPE, *ne) if rank else None
+
+    up = matrix("ffn_up", embd, n_ff)
+    return Layer(
+        attn_norm=norm("attn_norm"),
+        attn_q=matrix("attn_q", embd, embd),
+        attn_k=matrix("attn_k", embd, kv),
+        attn_v=matrix("attn_v", embd, kv),
+        attn_output=matrix("attn_output", embd, embd),
+        ffn_norm=norm("attn_norm_2" if shape.architecture == "falcon" else "ffn_norm"),
+        ffn_gate=matrix("ffn_gate", embd, n_ff) if shape.architecture == "llama" else up,
+        ffn_up=up,
+        ffn_down=None if by_neuron else matrix("ffn_down", n_ff, embd),
+        ffn_down_t=matrix("ffn_down_t", embd, n_ff) if by_neuron else None,
+        fc1=predictor("fc1", embd, rank),
+        fc2=predictor("fc2", rank, n_ff),
+        extras=_extras(shape, i),
+    )
+
+
+def _extras(shape: Shape, i: int) -> tuple[Weight, ...]:
+    """Biases: of the norms in Falcon, of norms and matrices in OPT."""
+    embd = shape.n_embd
+    if shape.architecture == "falcon":
+        roles = {"attn_norm": embd, "attn_norm_2": embd}
+    elif shape.architecture == "opt":
+        roles = dict.fromkeys(("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"), embd)
+        roles |= {"ffn_up": shape.n_ff, "ffn_down_t": embd}
+    else:
+        roles = {}
+    return tuple(_bias(f"blk.{i}.{role}", n) for role, n in roles.items())

@@ -1,0 +1,120 @@
+"""Shapes of well-known models."""
+
+import json
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType
+
+from hotcold.engine.shapes import SHAPES, like
+from hotcold.errors import FileError, SettingError
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("llama-2-7b", 6.74),
+        ("llama-2-13b", 13.02),
+        ("llama-2-70b", 68.98),
+        ("falcon-40b", 41.84),
+        ("opt-30b", 29.97),
+    ],
+)
+def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
+    """As published (Falcon's head is apart from its embedding here, as PowerInfer's files have it)."""
+    model = like(f"{name}:f16", 0)
+    layers = [
+        (
+            la.attn_q,
+            la.attn_k,
+            la.attn_v,
+            la.attn_output,
+            la.attn_norm,
+            la.ffn_norm,
+            *la.ffn_matrices,
+            *la.extras,
+        )
+        for la in model.layers
+    ]
+    whole = {w.name: w for w in (model.token_embd, model.output, model.output_norm, *model.extras)}
+    weights = [*whole.values(), *(w for layer in layers for w in layer)]
+    n = sum(w.n_bytes // (4 if w.type == GGMLQuantizationType.F32 else 2) for w in weights)
+    assert n / 1e9 == pytest.approx(billions, abs=0.006)
+
+
+def test_relu_shapes_have_predictors_and_rows_by_neuron() -> None:
+    for name, shape in SHAPES.items():
+        model = like(name)
+        assert model.has_predictors == (shape.ffn_activation == "relu")
+        assert all((la.ffn_down_t is None) != model.has_predictors for la in model.layers)
+    assert like("bamboo-7b").layers[0].fc1 == like("bamboo-7b:q8_0").layers[0].fc1
+    sparse = like("llama-2-7b", 512)
+    assert sparse.ffn_activation == "relu" and sparse.layers[0].fc1 and sparse.layers[0].fc1.ne == (4096, 512)
+    assert like("falcon-40b", 0).layers[0].fc1 is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("llama-9", "known: llama-2-7b"),
+        ("opt-30b:q3", "known: f32"),
+        ("", "known: llama"),
+        ("opt-30b:i8", "known: f32"),
+    ],
+)
+def test_unknown_ones_are_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        like(text)
+    with pytest.raises(SettingError, match="multiple of 32"):
+        like("opt-30b", 33)
+
+
+FIELDS = {
+    "architecture": "llama",
+    "n_layer": 2,
+    "n_embd": 256,
+    "n_ff": 512,
+    "n_head": 4,
+    "n_head_kv": 2,
+    "n_vocab": 100,
+    "n_ctx_train": 64,
+}
+
+
+def test_any_shape_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(FIELDS | {"type": "q8_0", "ffn_activation": "relu"}))
+    model = like(f"@{path}", 64)
+    assert (model.n_layer, model.layers[0].attn_q.type.name) == (2, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layer": 0},
+        {"n_layer": "2"},
+        {"n_layer": True},
+        {"colour": 1},
+        {"n_head": 3},
+        {"n_ff": 1 << 40},
+        {"architecture": "mamba"},
+        {"architecture": 7},
+        {"ffn_activation": "gelu"},
+        {"n_positions": -1},
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(FIELDS | change))
+    with pytest.raises(FileError, match="bad.json"):
+        like(f"@{path}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100000, '{"n_layer": 1}'])
+def test_what_is_no_shape(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(FileError):
+        like(f"@{path}")
+    with pytest.raises(FileError, match="No such file"):
+        like(f"@{tmp_path}/none.json")
