@@ -4,6 +4,7 @@ GGUF v2 and v3, and PowerInfer's files, which are the same with the magic `PWRI`
 while it is mapped ends the process (SIGBUS); its size is checked once more before bulk reading.
 """
 
+import hashlib
 import mmap
 import os
 import stat
@@ -120,6 +121,11 @@ class GGUFFile:
         first = min((info.offset for info in infos), default=0)
         end = max((info.offset + info.n_bytes for info in infos), default=0)
         return np.frombuffer(self._view, np.uint8, end - first, first)
+
+    def header_hash(self) -> str:
+        """SHA-256, in hex, of everything before the first tensor's data: metadata and tensor table."""
+        first = min((info.offset for info in self.tensors.values()), default=self.size)
+        return hashlib.sha256(self._view[:first]).hexdigest()
 
     def get_int(self, key: str, default: int | None = None) -> int:
         """An integer of the metadata; MetadataError if it is missing without default or no integer."""
