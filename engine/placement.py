@@ -189,6 +189,37 @@ def _fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_
         n_batch //= 2
 
 
+def coverage_curve(
+    model: Model,
+    frequencies: Counts | None,
+    sparsity: str,
+    n_ctx: int,
+    n_batch: int,
+    kv_type: str = "f16",
+    n_points: int = 48,
+) -> list[tuple[int, float]]:
+    """Budgets, ascending, and the share of the measured activations that each covers.
+
+    The first point is the budget at which everything but neurons is on the device; beyond the last one
+    there is nothing to gain. A model whose FFN goes by whole layers has no curve.
+    """
+    parts = [*(dense_part(layer, sparsity) for layer in model.layers), head_part(model)]
+    base = _reserve(model, sparsity, n_ctx, n_batch).n_bytes + sum(part.n_bytes for part in parts)
+    base += model.n_layer * layer_kv_bytes(model, n_ctx, kv_type)
+    apart = [layer.ffn_down is None and not ffn_part(layer).obstacle for layer in model.layers]
+    if not all(apart):
+        return []
+    counts = [np.ones(model.n_ff) if frequencies is None else frequencies[i] for i in range(model.n_layer)]
+    ranking = rank(list(counts), [neuron_bytes(layer) for layer in model.layers])
+    values = np.asarray(np.stack([np.asarray(c, np.float64) for c in counts]))[
+        ranking.layers, ranking.neurons
+    ]
+    covered = np.concatenate([[0.0], np.cumsum(values)]) / (values.sum() or 1.0)
+    ends = np.concatenate([[0], ranking.ends])
+    chosen = np.linspace(0, ends.size - 1, n_points).astype(int)
+    return [(base + int(ends[i]), float(covered[i])) for i in chosen]
+
+
 class _Placing:
     """One run of the planner: what is spent, and the entries so far."""
 
@@ -252,6 +283,7 @@ class _Placing:
             weights=weights,
             caches=caches,
             layers=layers,
+            peak_count=max(float(np.max(self._counts(i))) for i in range(model.n_layer)),
             workspace=reserve.workspace,
             totals=self._totals(weights, caches, layers),
             decode=graphs[0],

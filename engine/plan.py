@@ -117,6 +117,7 @@ class Plan:
     Attributes:
         n_batch: tokens that a prompt's run takes; lowered only if nothing fits otherwise.
         frequencies_from: where the counts of activations came from, in words.
+        peak_count: the largest count of any neuron: the text had at least that many tokens.
         workspace: bytes of each area on the device.
         decode, batch: the graphs of one token and of n_batch tokens.
         notes: what a user should know, a line each.
@@ -133,6 +134,7 @@ class Plan:
     weights: tuple[WeightEntry, ...]
     caches: tuple[CacheEntry, ...]
     layers: tuple[FfnSplit, ...]
+    peak_count: float
     workspace: dict[str, int]
     totals: Totals
     decode: GraphPlan
