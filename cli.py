@@ -4,6 +4,7 @@ What takes a moment to import (NumPy, Numba, gguf, rich's progress bars) is impo
 """
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotcold.engine import settings
+from hotcold.engine import dump_command, settings
 from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
@@ -428,6 +429,13 @@ def convert(
             summary = convert_model(model_dir, predictors, outfile, outtype, force=force, progress=progress)
         if not quiet:
             show_summary(summary, outtype)
+
+
+@app.command("offload-dump")
+@functools.wraps(dump_command.offload_dump)
+def offload_dump(**options: Any) -> None:
+    with reported():
+        dump_command.offload_dump(**options)
 
 
 @contextlib.contextmanager

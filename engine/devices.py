@@ -49,6 +49,11 @@ def describe_devices() -> list[DeviceInfo]:
     return [_cpu(), *_cards(), _emulated()]
 
 
+def first_card() -> DeviceInfo | None:
+    """The first CUDA card that can be used, if there is one."""
+    return next((card for card in _cards() if card.usable), None)
+
+
 def open_device(name: str) -> Device | None:
     """The device of a --device setting; None means the CPU alone.
 

@@ -41,7 +41,7 @@ def cache_path(model_path: Path, identity: Identity) -> Path:
 
 def plan_with_index(
     model: Model,
-    model_path: Path,
+    model_path: Path | None,
     identity: Identity,
     make_plan: Planner,
     *,
@@ -51,13 +51,14 @@ def plan_with_index(
     """Plan with the neurons of an index file, if there is one that is good.
 
     Args:
+        model_path: None for a shape without a file.
         make_plan: plans for given hot neurons, or for None by the ranking.
         reset: use no existing file. disable: no neurons on the GPU.
     """
     if disable:
         none = [np.zeros(0, np.int32)] * model.n_layer
         return Indexed(make_plan(none), ("--disable-gpu-index: no neurons on the GPU",))
-    if reset or not identity.budget:
+    if reset or model_path is None or not identity.budget:
         return Indexed(make_plan(None), ())
     lines: list[str] = []
     for path in (index_path(model_path), cache_path(model_path, identity)):

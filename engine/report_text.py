@@ -227,7 +227,7 @@ def sweep_table(rows: list[dict[str, Any]]) -> Table:
         table.add_column(title, justify="right")
     for row in rows:
         if "error" in row:
-            table.add_row(row["budget"], Text(row["error"]))
+            table.add_row(row["budget"], "does not fit")
             continue
         table.add_row(
             row["budget"],

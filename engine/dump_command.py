@@ -1,0 +1,130 @@
+"""The options of `hotcold offload-dump`, and what it prints. Light to import: the work is elsewhere."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from hotcold.engine.offload_dump import Source, Wanted
+    from hotcold.engine.plan import Plan
+    from hotcold.engine.report import Report
+
+Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a second.")]
+
+
+def offload_dump(
+    model: Annotated[
+        Path | None, typer.Option("-m", "--model", help="GGUF file. [default: the bundled model]")
+    ] = None,
+    like: Annotated[
+        str | None,
+        typer.Option(metavar="NAME:TYPE", help="A well-known model without its file, or @FILE.json."),
+    ] = None,
+    predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None,
+    vram_budget: Annotated[
+        str | None, typer.Option(help="8 (GiB), 8GiB, 6000MiB, 80%, auto, or 0: the CPU alone.")
+    ] = None,
+    device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None,
+    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Positions.")] = None,
+    batch_size: Annotated[
+        int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")
+    ] = 512,
+    kv_type: Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the KV cache.")] = "f16",
+    sparsity: Annotated[
+        str, typer.Option(metavar="{auto,exact,off,predictor}", help="How the FFN runs.")
+    ] = "auto",
+    activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None,
+    tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None,
+    layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None,
+    sweep: Annotated[
+        str | None, typer.Option(metavar="LIST", help="A row for each budget, such as 0,2GiB,4GiB.")
+    ] = None,
+    host_gbps: Gbps = 40.0,
+    device_gbps: Gbps = 900.0,
+    bus_gbps: Gbps = 25.0,
+    gpu_index_for: Annotated[
+        str | None, typer.Option(metavar="{hotcold,powerinfer}", help="Write the index of hot neurons.")
+    ] = None,
+    reset_gpu_index: Annotated[bool, typer.Option("--reset-gpu-index", help="Use no index file.")] = False,
+    disable_gpu_index: Annotated[
+        bool, typer.Option("--disable-gpu-index", help="No neurons on the GPU.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")] = False,
+) -> None:
+    """Where everything goes for a budget: weights, neurons, intermediates, totals. Loads nothing."""
+    from hotcold.engine import offload_dump as dump
+    from hotcold.engine import report as reports
+
+    source = dump.open_source(model, like, predictor_rank, activation)
+    how = dump.wanted(source, sparsity, ctx_size, batch_size, kv_type)
+    facts = dump.device_facts(device_memory, vram_budget or (sweep and "0"))
+    if sweep is not None:
+        rows = dump.sweep(source, how, sweep, facts, (host_gbps, device_gbps, bus_gbps))
+        show_sweep(rows, source, as_json)
+        return
+    budget = dump.budget_of(vram_budget, facts)
+    plan, lines = dump.plan_source(
+        source, how, budget, facts, reset=reset_gpu_index, disable=disable_gpu_index
+    )
+    whole = reports.as_json(plan, source.name)
+    report = reports.select(whole, tensors, layer)
+    said = list(lines)
+    if gpu_index_for is not None:
+        said.append(dump.write_index_for(gpu_index_for, plan, source, how))
+    if html is not None:
+        write_page(whole, plan, source, how, html)
+        said.append(f"page written to {html}")
+    for line in () if quiet else (*source.model.warnings, *said):
+        print(f"hotcold: {line}", file=sys.stderr)
+    if as_json:
+        print(json.dumps(report))
+    elif html is None:
+        show_text(report)
+
+
+def show_text(report: "Report") -> None:
+    """The tables on stdout."""
+    from rich.console import Console
+
+    from hotcold.engine.report_text import show
+
+    show(report, _console(Console))
+
+
+def _console(kind: type) -> Any:
+    """A console on stdout: of the terminal's width, else 80 columns."""
+    return kind(width=None if sys.stdout.isatty() else 80, highlight=False)
+
+
+def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> None:
+    """A row a budget."""
+    if as_json:
+        print(json.dumps({"schema_version": 1, "model": source.name, "sweep": rows}))
+        return
+    from rich.console import Console
+
+    from hotcold.engine.report_text import sweep_table
+
+    console = _console(Console)
+    console.print(f"{source.name}; activation counts: {source.frequencies_from}", markup=False)
+    console.print(sweep_table(rows))
+    for row in rows:
+        if "error" in row:
+            console.print(f"{row['budget']}: {row['error']}", markup=False)
+
+
+def write_page(whole: "Report", plan: "Plan", source: "Source", how: "Wanted", path: Path) -> None:
+    """The page with pictures."""
+    from hotcold.engine import offload_dump as dump
+    from hotcold.engine.placement import coverage_curve
+    from hotcold.engine.report_html import page
+
+    curve = coverage_curve(
+        source.model, source.frequencies, how.sparsity, how.n_ctx, plan.n_batch, how.kv_type
+    )
+    dump.write_text(path, page(whole, curve))

@@ -1,0 +1,239 @@
+"""From the options of `hotcold offload-dump` to a plan and what is printed of it.
+
+Only headers and statistics are read, and no device is needed.
+"""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import placement, settings
+from hotcold.engine.budget import Budget, DeviceFacts, parse_size, resolve_budget
+from hotcold.engine.gpu_index import capacity, for_powerinfer, plan_with_index, store
+from hotcold.engine.model import Model, load_model
+from hotcold.engine.plan import Ids, Plan
+from hotcold.engine.plan_traffic import token_traffic
+from hotcold.engine.shapes import like
+from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.gguf_io.activations import activations_in_metadata, read_activations
+from hotcold.gguf_io.gpuidx import Identity, index_path, write_index
+
+Counts = Sequence[NDArray[np.generic]]
+INDEX_KINDS = ("hotcold", "powerinfer")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to plan for, of a file or of a shape.
+
+    Attributes:
+        path: of the file; None for a shape. header: SHA-256 of its header, and size: its bytes.
+        frequencies: counts of activations, or None. frequencies_from: where they are from.
+    """
+
+    model: Model
+    name: str
+    path: Path | None
+    header: str
+    size: int
+    frequencies: Counts | None
+    frequencies_from: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the model is to run."""
+
+    sparsity: str
+    n_ctx: int
+    n_batch: int
+    kv_type: str = "f16"
+
+
+def open_source(
+    path: Path | None, shape: str | None, predictor_rank: int | None, activation: Path | None
+) -> Source:
+    """The model of -m or --like, with its statistics.
+
+    Raises:
+        SettingError: both, or a rank for a file. FileError: what cannot be read.
+    """
+    if shape is not None:
+        if path is not None:
+            raise SettingError("model", "both -m and --like", "one of them")
+        model = like(shape, predictor_rank)
+        return _with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
+    if predictor_rank is not None:
+        raise SettingError("--predictor-rank", predictor_rank, "a file has its own predictors", "use --like")
+    with open_gguf(settings.model_path(path)) as file:
+        model = load_model(file)
+        source = Source(model, file.path.name, file.path, file.header_hash(), file.size, None, "")
+        return _with_counts(source, activation, file)
+
+
+def _with_counts(source: Source, activation: Path | None, file: GGUFFile | None) -> Source:
+    """Counts of --activation, else beside the model, else in the file."""
+    model = source.model
+    size = (model.n_layer, model.n_ff)
+    if activation is not None:
+        counts = read_activations(activation, *size)
+        if counts is None:
+            raise FileError(
+                "--activation", activation, "no activation_0.npy or .pt there", "name another folder"
+            )
+        return replace(source, frequencies=counts, frequencies_from=str(activation))
+    if file is None:
+        return replace(source, frequencies_from=placement.UNIFORM)
+    beside = file.path.parent / "activation"
+    if (counts := read_activations(beside, *size)) is not None:
+        return replace(source, frequencies=counts, frequencies_from=str(beside))
+    if (counts := activations_in_metadata(file.metadata, *size)) is not None:
+        return replace(source, frequencies=counts, frequencies_from="the model's file")
+    return replace(source, frequencies_from=placement.UNIFORM)
+
+
+def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
+    """The settings, each checked and worked out for the model."""
+    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
+    mode, _ = settings.resolve_sparsity(source.model, sparsity)
+    length = settings.context_length(n_ctx, source.model.n_ctx_train).n_ctx
+    return Wanted(mode, length, settings.batch_length(n_batch, length), kv_type)
+
+
+def device_facts(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
+    """The device that --device-memory stands in for, else the first card if the budget needs to know."""
+    if device_memory is not None:
+        memory = parse_size(device_memory, "--device-memory")
+        if not memory:
+            raise SettingError("--device-memory", device_memory, "above 0")
+        return DeviceFacts("--device-memory", memory)
+    if budget is not None and budget.strip() != "auto" and "%" not in budget:
+        return None
+    from hotcold.engine.devices import first_card
+
+    card = first_card()
+    return DeviceFacts(card.name, card.memory_free) if card else None
+
+
+def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:
+    """The budget that was asked for; auto where none was, or the CPU alone where there is no device."""
+    if text is None and facts is None:
+        return Budget("0", 0, "no GPU, and no --vram-budget")
+    return resolve_budget("auto" if text is None else text, facts)
+
+
+def make_plan(
+    source: Source, how: Wanted, budget: Budget, facts: DeviceFacts | None, hot: Sequence[Ids] | None = None
+) -> Plan:
+    """The plan of a model for a budget."""
+    return placement.plan(
+        source.model,
+        source.frequencies,
+        budget,
+        how.sparsity,
+        how.n_ctx,
+        how.n_batch,
+        facts,
+        kv_type=how.kv_type,
+        frequencies_from=source.frequencies_from,
+        hot=hot,
+    )
+
+
+def plan_source(
+    source: Source,
+    how: Wanted,
+    budget: Budget,
+    facts: DeviceFacts | None,
+    *,
+    reset: bool = False,
+    disable: bool = False,
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, with the neurons of an index file if there is a good one, and what was decided about it."""
+    indexed = plan_with_index(
+        source.model,
+        source.path,
+        identity(source, how, budget),
+        lambda hot: make_plan(source, how, budget, facts, hot),
+        reset=reset,
+        disable=disable,
+    )
+    return indexed.plan, indexed.lines
+
+
+def identity(source: Source, how: Wanted, budget: Budget) -> Identity:
+    """What an index of this plan is for."""
+    return Identity(source.header, source.size, budget.n_bytes, how.n_ctx)
+
+
+def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
+    """Write the index that hotcold or PowerInfer reads; the line that says where it is."""
+    settings.one_of("--gpu-index-for", kind, INDEX_KINDS)
+    if source.path is None:
+        raise SettingError("--gpu-index-for", kind, "an index belongs to a file", "name it with -m")
+    if kind == "hotcold":
+        return store(plan, source.path, identity(source, how, plan.budget))
+    index = for_powerinfer(plan.model, [split.hot for split in plan.layers], source.frequencies)
+    path = index_path(source.path)
+    write_index(path, replace(index, identity=None), plan.model.n_ff)
+    n_hot = sum(ids.size for ids in index.hot)
+    return f"index for PowerInfer written to {path}: {n_hot} neurons, of {capacity(plan.model, plan)} bytes planned"
+
+
+def sweep(
+    source: Source, how: Wanted, budgets: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+) -> list[dict[str, Any]]:
+    """A row a budget of a list such as 0,2GiB,4GiB: what is where, what a token moves, and its time.
+
+    Args:
+        gbps: bandwidth of host, device and bus, in 10^9 bytes a second.
+    """
+    for name, value in zip(("--host-gbps", "--device-gbps", "--bus-gbps"), gbps, strict=True):
+        settings.number_within(name, value, 0, 1e9, "a number above 0", above=True)
+    return [_sweep_row(source, how, text.strip(), facts, gbps) for text in budgets.split(",")]
+
+
+def _sweep_row(
+    source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+) -> dict[str, Any]:
+    budget = resolve_budget(text, facts)
+    try:
+        plan = make_plan(source, how, budget, facts)
+    except DoesNotFitError as error:
+        return {"budget": text, "bytes": budget.n_bytes, "error": str(error)}
+    traffic = token_traffic(plan)
+    return {
+        "budget": text,
+        "bytes": budget.n_bytes,
+        "dense_layers": plan.n_dense_layers,
+        "n_layer": source.model.n_layer,
+        "hot_share": plan.hot_share,
+        "coverage": plan.coverage,
+        "host_bytes": round(traffic.host_bytes),
+        "device_bytes": round(traffic.device_bytes),
+        "bus_bytes": traffic.bus_bytes,
+        "seconds": traffic.seconds(*gbps),
+    }
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; FileError if it cannot be."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".offload-dump.", dir=path.parent)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(text)
+            os.chmod(name, 0o644)
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise FileError("--html", path, error.strerror or "cannot be written", "name another file") from error
