@@ -13,10 +13,9 @@ they do not depend on what a plan puts there.
 * logits: of one token
 """
 
-from hotcold.engine.graph import Graph, Node
+from hotcold.engine.graph import Graph, Node, weights_of
 from hotcold.engine.memory import aligned
 from hotcold.engine.model import Model
-from hotcold.engine.workspace import weights_of
 from hotcold.kernels.cuda import sparse_ffn
 from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.rope import turns_bytes

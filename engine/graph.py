@@ -56,6 +56,16 @@ class Node:
     attributes: Mapping[str, Any] = field(default_factory=dict)
 
 
+def weights_of(node: Node) -> list[Weight]:
+    """The operands of a node that are weights, in order."""
+    return [operand for operand in node.inputs if isinstance(operand, Weight)]
+
+
+def tensors_of(node: Node) -> list[Tensor]:
+    """The operands of a node that are intermediates, in order."""
+    return [operand for operand in node.inputs if isinstance(operand, Tensor)]
+
+
 def _result(op: str, inputs: tuple[Operand, ...], n_tokens: int) -> tuple[tuple[int, int], str]:
     """Shape and type of an op's result."""
     first, last = inputs[0], inputs[-1]

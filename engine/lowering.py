@@ -9,10 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotcold.engine.graph import Graph, Node, Tensor
+from hotcold.engine.graph import Graph, Node, Tensor, tensors_of, weights_of
 from hotcold.engine.model import Weight
 from hotcold.engine.stores import HostStore, KVCache
-from hotcold.engine.workspace import tensors_of, weights_of
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import pack, program, rows
 

@@ -26,10 +26,18 @@ svg .faint{fill:var(--faint)}svg .axis{stroke:var(--line)}
 .gpu{fill:var(--gpu)}.cpu{fill:var(--cpu)}.copy{fill:var(--copy)}
 table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}
 td,th{padding:.2rem .4rem;border-bottom:1px solid var(--line);text-align:left;vertical-align:top}
-.n{text-align:right;white-space:nowrap}.scroll{overflow-x:auto}
+.n,.w{white-space:nowrap}.n{text-align:right}.scroll{overflow-x:auto}
 .key{display:inline-block;width:.8em;height:.8em;margin-right:.4em;border-radius:2px}
 p{margin:.4rem 0}.faint{color:var(--faint)}
 """
+
+
+ARENA_KEY = (
+    "<p class=faint>Each bar lasts from the step that makes a result to the last that reads it, at its bytes "
+    "in the arena. <span class=key style='background:var(--gpu)'></span>made on the GPU "
+    "<span class=key style='background:var(--cpu)'></span>made on the CPU "
+    "<span class=key style='background:var(--copy)'></span>came over the bus</p>"
+)
 
 
 def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
@@ -50,6 +58,7 @@ def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
         "<h2>Activations covered by a budget</h2>",
         coverage(report, curve),
         "<h2>Intermediates of one decoded token</h2>",
+        ARENA_KEY,
         arenas(report, "decode"),
         f"<h2>Intermediates of a batch of {report['settings']['n_batch']} tokens</h2>",
         arenas(report, "batch"),
@@ -192,7 +201,7 @@ def weights(report: Report) -> str:
         home = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
         rows.append(
             f"<tr><td>{escape(row['name'])}<br><span class=faint>{escape(row['why'])}</span>"
-            f"<td>{row['type']}<br><span class=faint>[{ne}]</span><td class=n>{row['bytes']}<td>{home}"
+            f"<td class=w>{row['type']}<br><span class=faint>[{ne}]</span><td class=n>{row['bytes']}<td>{home}"
         )
     head = "<tr><th>name<th>type, ne<th class=n>bytes<th>device"
     return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"

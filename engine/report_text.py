@@ -59,8 +59,7 @@ def show(report: Report, console: Console) -> None:
         )
     )
     console.print(Text(", ".join(f"{key} {value}" for key, value in settings.items())))
-    for line in short_form(report):
-        console.print(Text(line))
+    paragraphs(console, short_form(report))
     for note in report["notes"]:
         console.print(Text(f"note: {note}", "yellow"))
     if report["weights"]:
@@ -78,10 +77,10 @@ def show(report: Report, console: Console) -> None:
                 f"Intermediates, {'one decoded token' if name == 'decode' else f'a batch of {n} tokens'}",
             )
             lines(console, intermediate_lines(report["intermediates"][name], console.width))
-            lines(console, arena_lines(report["arenas"][name]))
+            paragraphs(console, arena_lines(report["arenas"][name]))
     heading(console, "Totals")
     console.print(totals_table(report))
-    lines(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
+    paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
 
 
 def heading(console: Console, text: str) -> None:
@@ -95,23 +94,31 @@ def lines(console: Console, texts: Iterable[str]) -> None:
     console.out("\n".join(texts), highlight=False)
 
 
+def paragraphs(console: Console, texts: Iterable[str]) -> None:
+    """Lines of words, wrapped."""
+    lines(
+        console,
+        (line for text in texts for line in textwrap.wrap(text, console.width, subsequent_indent="  ")),
+    )
+
+
 def weight_lines(report: Report, width: int) -> Iterator[str]:
     """A line for each weight, and one that says why it is there."""
-    yield f"{'name':<34}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
+    yield f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
     yield from (line for row in report["weights"] for line in _weight(row, width))
     caches = report["kv_cache"]
     for row in caches:
-        yield f"{'KV cache of layer ' + str(row['layer']):<34}{'':<21}{row['bytes']:>13}  {row['device']}"
+        yield f"{'KV cache of layer ' + str(row['layer']):<26}{'':<21}{row['bytes']:>13}  {row['device']}"
         yield from _wrapped(row["why"], width)
 
 
 def _weight(row: Report, width: int) -> Iterator[str]:
     home = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
     name, shape, ne = row["name"], _list(row["shape"]), _list(row["ne"])
-    if len(name) > 33:
+    if len(name) > 25:
         yield name
         name = ""
-    yield f"{name:<34}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {home}"
+    yield f"{name:<26}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {home}"
     placed = f"; {row['device_bytes']} bytes on the device" if row["device_bytes"] else ""
     yield from _wrapped(f"ne {ne}; {row['why']}{placed}", width)
 

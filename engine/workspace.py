@@ -9,21 +9,10 @@ Four areas serve all nodes in turn, each as large as the node that wants most of
 
 from collections.abc import Callable
 
-from hotcold.engine.graph import Graph, Node, Tensor
-from hotcold.engine.model import Weight
+from hotcold.engine.graph import Graph, Node, weights_of
 from hotcold.kernels.cpu import pack, program, rows
 
 AREAS = ("packed", "first", "second", "listed")
-
-
-def weights_of(node: Node) -> list[Weight]:
-    """The operands of a node that are weights, in order."""
-    return [operand for operand in node.inputs if isinstance(operand, Weight)]
-
-
-def tensors_of(node: Node) -> list[Tensor]:
-    """The operands of a node that are intermediates, in order."""
-    return [operand for operand in node.inputs if isinstance(operand, Tensor)]
 
 
 def _packed(node: Node, n_tokens: int) -> int:
