@@ -49,9 +49,21 @@ def folder() -> Path:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:
             continue
-        if os.access(path, os.W_OK | os.X_OK) and path.stat().st_uid == os.getuid():
+        if os.access(path, os.W_OK | os.X_OK) and _is_own(path, parent):
             return path
     return Path(tempfile.mkdtemp(prefix="hotcold-"))
+
+
+def _is_own(path: Path, parent: Path) -> bool:
+    """Whether nobody else can have put code there: who owns a folder may swap the folders in it.
+
+    The folders made below `parent` have to be this user's, and `parent` itself where anybody may have
+    made it.
+    """
+    made = [path, *path.parents[:2]]
+    if parent.parent == Path(tempfile.gettempdir()):
+        made.append(parent)
+    return all(place.stat().st_uid == os.getuid() for place in made)
 
 
 def use_own_folder() -> None:

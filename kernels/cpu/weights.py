@@ -22,6 +22,7 @@ from typing import Any
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
 from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 
 BLOCK = 32
@@ -133,8 +134,8 @@ class BlockType:
         lanes = load(b, x, VT(I32, 16), SUMS)
         if self.offset_shift:
             lanes = b.shl(lanes, constant(I32, 16, self.offset_shift))
-        lanes = simd.dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
-        return simd.dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+        lanes = dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
+        return dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
 
     def dot(self, b: Builder, acc: Value, weights: tuple[Value, Value, Value], x: Value) -> Value:
         """acc + the group's products, each lane scaled."""
@@ -201,8 +202,8 @@ class Q8_0(BlockType):
     def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
         if self._unsigned():
             return super().multiply(b, low, high, x)
-        lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
-        return simd.dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+        lanes = dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
+        return dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
 
     def values(self, b: Builder, at: Value) -> list[Value]:
         return [b.sitofp(load(b, at, VT(I8, 16), offset), VT(F32, 16)) for offset in (2, 18)]
@@ -293,7 +294,7 @@ class Q6_K(BlockType):
         x_scales = load(b, x, VT(F32, 16), SCALES)
         for part, offset in enumerate((LOW, HIGH)):
             numbers, scales = weights[2 * part : 2 * part + 2]
-            lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), numbers, load(b, x, VT(I8, 64), offset))
+            lanes = dot_signed_bytes(b, constant(I32, 16, 0), numbers, load(b, x, VT(I8, 64), offset))
             acc = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), b.fmul(scales, x_scales), acc)
         return acc
 
