@@ -171,3 +171,31 @@ def dense_ffn(
     """
     h = ACTIVATIONS[activation](mul_mat(gate, x, quantised)) * mul_mat(up, x, quantised)
     return mul_mat(down, h.astype(np.float32), quantised)
+
+
+def add(a: F32, b: F32) -> F64:
+    """a + b, of one shape."""
+    return a.astype(np.float64) + b.astype(np.float64)
+
+
+def mask_bits(active: NDArray[np.bool_]) -> NDArray[np.uint32]:
+    """A mask as bits, neuron i in bit i % 32 of word i // 32.
+
+    Args:
+        active: [n_tokens, n_ff].
+
+    Returns:
+        uint32 [n_tokens, ceil(n_ff / 32)]; the bits after the last neuron are 0.
+    """
+    padded = np.pad(active, ((0, 0), (0, -active.shape[1] % 32)))
+    return np.packbits(padded, axis=1, bitorder="little").view("<u4").astype(np.uint32)
+
+
+def active_rows(active: NDArray[np.bool_], neurons: NDArray[np.int32]) -> list[NDArray[np.int64]]:
+    """For each token the rows, ascending, whose neuron is active.
+
+    Args:
+        active: [n_tokens, n_ff].
+        neurons: [n_rows], the neuron that each stored row belongs to.
+    """
+    return [np.flatnonzero(of_token[neurons]) for of_token in active]

@@ -1,0 +1,1 @@
+"""The device seam: CUDA sources, and two drivers that run them."""

@@ -1,0 +1,49 @@
+// What every kernel file begins with. One text for NVRTC and for the emulated device.
+//
+// House rules: whole warps; no return before a barrier; no float atomics; sums in a fixed order, so
+// that runs repeat bit for bit; fmaf where one rounding is meant, since both compilers are told not
+// to contract; `KERNEL name(` or `KERNEL_WIDE name(` at the start of a line, where signatures.py reads
+// it; shared memory in kernels and static device functions, never in templates, where g++ would not
+// keep it apart.
+#pragma once
+#ifndef HOTCOLD_EMULATED
+#include <cuda_fp16.h>
+#define DYNAMIC_SHARED(T, name) extern __shared__ __align__(16) T name[]
+#define PRAGMA(text) _Pragma(#text)
+#define UNROLL(n) PRAGMA(unroll n)
+#else
+#define UNROLL(n)
+#endif
+
+#define KERNEL extern "C" __global__ void __launch_bounds__(256)
+// A kernel that needs many registers: three blocks at once are enough, and it may not spill for more.
+#define KERNEL_WIDE extern "C" __global__ void __launch_bounds__(256, 3)
+#define ALL_LANES 0xffffffffu
+constexpr int WARP = 32, BLOCK = 32;              // threads a warp; weights a quantised block
+
+__device__ inline int lane() { return (int)threadIdx.x & (WARP - 1); }
+__device__ inline int warp() { return (int)threadIdx.x / WARP; }
+__device__ inline int n_warps() { return (int)blockDim.x / WARP; }
+__device__ inline int thread_of_row() { return (int)(blockIdx.x * blockDim.x + threadIdx.x); }
+
+// Every lane gets the sum over its warp.
+__device__ inline float warp_sum(float v) {
+    for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
+__device__ inline int warp_sum(int v) {
+    for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
+    return v;
+}
+__device__ inline float warp_max(float v) {
+    for (int d = WARP / 2; d; d /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, d));
+    return v;
+}
+// Every thread gets the sum over its block; once a kernel, for it leaves without a barrier.
+__device__ static inline float block_sum(float v) {
+    __shared__ float of_warp[WARP];
+    v = warp_sum(v);
+    if (lane() == 0) of_warp[warp()] = v;
+    __syncthreads();
+    return warp_sum(lane() < n_warps() ? of_warp[lane()] : 0.f);
+}

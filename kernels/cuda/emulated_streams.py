@@ -1,0 +1,91 @@
+"""Streams and events of the emulated device: queues, and three ways to run them.
+
+`eager` runs work when it is enqueued, as a naive mock would. `late` runs it only when somebody waits
+for it, and then only what that needs: a forgotten wait reads poison or old values. `random` gives
+each stream a pace of its own.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable
+
+from hotcold.errors import SettingError
+
+POLICIES = ("eager", "late", "random")
+Work = Callable[[], None]
+
+
+class Streams:
+    """The streams of one device, and when their work runs."""
+
+    def __init__(self, policy: str, seed: int) -> None:
+        if policy not in POLICIES:
+            raise SettingError("policy of the emulated device", policy, f"one of {', '.join(POLICIES)}")
+        self.policy, self.random = policy, random.Random(seed)
+        self.all: list[Stream] = []
+
+    def new(self) -> Stream:
+        """Another stream, ordered with no other."""
+        self.all.append(Stream(self, self.random.choice((0.0, 0.3, 1.0))))
+        return self.all[-1]
+
+    def run_some(self) -> None:
+        """Let every stream run a random part of its queue, or nothing."""
+        for stream in self.random.sample(self.all, len(self.all)):
+            if self.random.random() < stream.eagerness:
+                stream.run_to(stream.n_run + self.random.randint(0, len(stream.queue)))
+
+    def drop(self) -> None:
+        """Forget all enqueued work, as a lost device does."""
+        for stream in self.all:
+            stream.queue.clear()
+            stream.n_run = stream.n_added
+
+
+class Stream:
+    """Work in order; `n_added` and `n_run` count it from the beginning."""
+
+    def __init__(self, streams: Streams, eagerness: float) -> None:
+        self.streams, self.eagerness = streams, eagerness
+        self.queue: deque[Work] = deque()
+        self.n_added = self.n_run = 0
+
+    def enqueue(self, work: Work) -> None:
+        """Add work; the policy says whether some runs now."""
+        self.queue.append(work)
+        self.n_added += 1
+        if self.streams.policy == "eager":
+            self.run_to(self.n_added)
+        elif self.streams.policy == "random":
+            self.streams.run_some()
+
+    def run_to(self, count: int) -> None:
+        """Run until `count` pieces of work have started; one may run other streams by waiting."""
+        while self.n_run < count and self.queue:
+            self.n_run += 1
+            self.queue.popleft()()
+
+    def wait(self, event: Event) -> None:
+        """Later work here runs after what the event has recorded up to now."""
+        stream, count = event.stream, event.count
+        if stream is not None:
+            self.enqueue(lambda: stream.run_to(count))
+
+
+class Event:
+    """A place in a stream; one that was never recorded is passed at once, as in CUDA."""
+
+    def __init__(self) -> None:
+        self.stream: Stream | None = None
+        self.count = 0
+
+    def record(self, stream: Stream) -> None:
+        """Mark the stream's end as it is now."""
+        self.stream, self.count = stream, stream.n_added
+
+    def synchronize(self) -> None:
+        """Run what lies before the mark."""
+        if self.stream is not None:
+            self.stream.run_to(self.count)

@@ -1,0 +1,19 @@
+"""Sizes of quantise.cu."""
+
+from hotcold.kernels.cuda.work import BLOCK, Work, cover
+
+
+def quantised_bytes(n_tokens: int, n: int) -> int:
+    """Bytes of n_tokens rows of n activations: n of int8, and 4 + 4 a block for scale and sum."""
+    return n_tokens * (n + n // 32 * 8)
+
+
+def quantise(n_tokens: int, n: int) -> Work:
+    """One warp a block of 32 activations, eight warps a block of threads.
+
+    Reads 4 n a token, writes `quantised_bytes`.
+
+    Arguments of the kernel: x, q, d, sum, n_tokens * n / 32.
+    """
+    grid = cover(n_tokens * n, BLOCK)
+    return Work("quantise", (grid, 1), BLOCK, 4 * n_tokens * n, quantised_bytes(n_tokens, n))

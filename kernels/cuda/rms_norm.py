@@ -1,0 +1,23 @@
+"""Sizes of rms_norm.cu."""
+
+from hotcold.kernels.cuda.quantise import quantised_bytes
+from hotcold.kernels.cuda.work import BLOCK, Work
+
+
+def rms_norm(n_tokens: int, n: int) -> Work:
+    """One block of threads a token.
+
+    Reads 4 n a token and the weight's 4 n once, writes 4 n a token.
+
+    Arguments of the kernel: x, weight, y, n, eps.
+    """
+    return Work("rms_norm", (n_tokens, 1), BLOCK, 4 * (n_tokens + 1) * n, 4 * n_tokens * n)
+
+
+def rms_norm_quantised(n_tokens: int, n: int) -> Work:
+    """As `rms_norm`, but writes `quantised_bytes`; n is a multiple of 32.
+
+    Arguments of the kernel: x, weight, q, d, sum, n, eps.
+    """
+    reads = 4 * (n_tokens + 1) * n
+    return Work("rms_norm_quantised", (n_tokens, 1), BLOCK, reads, quantised_bytes(n_tokens, n))

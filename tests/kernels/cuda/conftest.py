@@ -1,0 +1,159 @@
+"""Devices for the tests: emulated everywhere, a real card where one exists."""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.buffers import Buffer
+from hotcold.kernels.cuda.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.emulated_build import find_compiler
+from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.nvrtc import Nvrtc, load_nvrtc
+from hotcold.kernels.cuda.sources import program
+
+HERE = Path(__file__).parent
+OpenEmulated = Callable[..., Device]
+
+
+@pytest.fixture(scope="session")
+def compiler() -> str:
+    """The C++ compiler; HOTCOLD_REQUIRE_EMULATED forbids to go on without one."""
+    try:
+        return find_compiler()
+    except DeviceError as error:
+        if os.environ.get("HOTCOLD_REQUIRE_EMULATED"):
+            pytest.fail(f"HOTCOLD_REQUIRE_EMULATED is set, but: {error}")
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def open_emulated(compiler: str) -> Iterator[OpenEmulated]:
+    """Opens emulated devices; they are closed, and must then be empty, when the test ends."""
+    with ExitStack() as stack:
+
+        def open_device(**options: Any) -> Device:
+            device = stack.enter_context(Device(EmulatedDriver(**options)))
+            stack.callback(_check_empty, device)
+            return device
+
+        yield open_device
+
+
+@pytest.fixture(scope="session")
+def stub_cupy() -> ModuleType:
+    """The module stub_cupy.py."""
+    spec = importlib.util.spec_from_file_location("stub_cupy", HERE / "stub_cupy.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def nvrtc() -> Nvrtc:
+    """NVRTC, if its wheels are installed."""
+    try:
+        return load_nvrtc()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def open_stub(stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc) -> Iterator[OpenEmulated]:
+    """Opens the CUDA driver on a stand-in for CuPy; options are those of the emulated driver."""
+    with ExitStack() as stack:
+
+        def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
+            emulated = EmulatedDriver(**options)
+            cupy = stub_cupy.StubCupy(emulated, cards=cards)
+            driver = CudaDriver(index, source=options.get("source"), cupy=cupy)
+            device = stack.enter_context(Device(driver))
+            stack.callback(_check_empty, device)
+            return device
+
+        yield open_device
+
+
+def _check_empty(device: Device) -> None:
+    device.close()
+    assert device.counters.live_bytes == device.counters.pinned_bytes == 0
+
+
+ORDERS = (0, 1, 7, 1234)
+"""Of threads and blocks: forward, backward, and two shuffles."""
+
+
+@pytest.fixture(
+    params=[
+        *(f"checked-{order}" for order in ORDERS),
+        *(pytest.param(f"races-{order}", marks=pytest.mark.slow) for order in ORDERS[:3]),
+        "stub-0",
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """A device with all kernels: emulated, in several orders of threads and blocks; the CUDA driver on
+    a stand-in for CuPy; and a card."""
+    if request.param == "cuda":
+        with Device(_card()) as card:
+            yield card
+    elif request.param == "stub-0":
+        yield request.getfixturevalue("open_stub")()
+    else:
+        build_kind, order = request.param.split("-")
+        yield request.getfixturevalue("open_emulated")(build_kind=build_kind, order=int(order))
+
+
+def _card() -> CudaDriver:
+    try:
+        return CudaDriver()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def seam_source() -> str:
+    """The program of seam.cu."""
+    return program(HERE / "seam.cu")
+
+
+@pytest.fixture
+def put() -> Callable[[Device, NDArray[Any]], Buffer]:
+    """Uploads an array and waits."""
+    return put_array
+
+
+@pytest.fixture
+def get() -> Callable[[Device, Buffer], NDArray[Any]]:
+    """Downloads a buffer and waits."""
+    return get_array
+
+
+def put_array(device: Device, array: NDArray[Any]) -> Buffer:
+    """A device buffer with an array's content."""
+    host, buffer = device.pinned(array.shape, array.dtype), device.empty(array.shape, array.dtype)
+    host.array[...] = array
+    device.upload(buffer, host, device.compute)
+    device.compute.synchronize()
+    host.free()
+    return buffer
+
+
+def get_array(device: Device, buffer: Buffer) -> NDArray[Any]:
+    """A device buffer's content."""
+    host = device.pinned(buffer.shape, buffer.dtype)
+    device.download(host, buffer, device.compute)
+    device.compute.synchronize()
+    array = host.array.copy()
+    host.free()
+    return np.asarray(array)

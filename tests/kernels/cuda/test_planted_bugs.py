@@ -1,0 +1,379 @@
+"""Bugs planted in the real kernels, one at a time: each is found, and named with its lines.
+
+A bug is an edit of the program's text. `race` bugs must be found by the race build in every order of
+threads and blocks; the others by the checked build, in the orders that can show them.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.sources import HERE, program
+
+pytestmark = pytest.mark.slow
+
+ORDERS = (0, 1, 7, 1234)
+Put = Callable[..., Any]
+Run = Callable[[Device, Put], None]
+
+
+def floats(n: int) -> Any:
+    return np.random.default_rng(0).standard_normal(n).astype("f4")
+
+
+def run_rms_norm(device: Device, put: Put) -> None:
+    n, rows = 512, 2
+    arguments = (put(device, floats(rows * n)), put(device, floats(n)), device.empty(rows * n, "f4"), n, 1e-5)
+    device.launch("rms_norm", rows, 256, arguments, device.compute)
+
+
+def run_quantise(device: Device, put: Put) -> None:
+    n = 1024
+    outs = device.empty(n, "i1"), device.empty(n // 32, "f4"), device.empty(n // 32, "i4")
+    device.launch("quantise", 4, 256, (put(device, floats(n)), *outs, n // 32), device.compute)
+
+
+def run_add(device: Device, put: Put) -> None:
+    n = 512
+    x = put(device, floats(n))
+    device.launch("add", 2, 256, (x, x, device.empty(n, "f4"), n), device.compute)
+
+
+def run_rope(device: Device, put: Put) -> None:
+    x, table = put(device, floats(4 * 32)), put(device, floats(8 * 16 * 2))
+    arguments = (x, table, put(device, np.zeros(1, "i4")), 64, 4, 32, 16, 1)
+    device.launch("rope", 1, 64, arguments, device.compute)
+
+
+def run_compact(device: Device, put: Put) -> None:
+    n = 512
+    mask, neurons = put(device, np.full(n // 32, 0xFFFFFFFF, "u4")), put(device, np.arange(n, dtype="i4"))
+    arguments = (mask, neurons, device.empty(n, "i4"), device.empty(1, "i4"), n, n // 32)
+    device.launch("compact", 1, 256, arguments, device.compute)
+
+
+def run_matvec(device: Device, put: Put) -> None:
+    rows, n = 16, 64
+    w, x = put(device, floats(rows * n).astype("f2")), put(device, floats(n))
+    device.launch("matvec_f16", 2, 256, (w, x, device.empty(rows, "f4"), rows, n), device.compute)
+
+
+def run_ffn(device: Device, put: Put) -> None:
+    rows, n, groups = 600, 64, 2  # more rows in a group than a tile holds
+    w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
+    ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
+    partial = device.empty(groups * n, "f4")
+    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n)
+    device.launch("sparse_ffn_f32", groups, 256, rows_and_ids, device.compute)
+    device.launch("sum_groups", 2, 256, (partial, device.empty(n, "f4"), groups, n), device.compute)
+
+
+def run_lanes(device: Device, put: Put) -> None:
+    device.launch("lanes", 1, 64, (device.empty((16, 64), "i4"),), device.compute)
+
+
+def run_places(device: Device, put: Put) -> None:
+    arguments = (put(device, np.zeros(6, "i4")), device.empty(24 * 96, "i4"), put(device, np.zeros(1, "u8")))
+    device.launch("places", (2, 3, 4), (8, 4, 3), arguments, device.compute)
+
+
+@dataclass(frozen=True)
+class Bug:
+    """`old` becomes `new` in the program of `file`; `said` is found in the error, and so is the line of
+    each snippet of `lines`, `file:number`, as they stand after the edit."""
+
+    file: str
+    run: Run
+    old: str
+    new: str
+    said: str
+    lines: Sequence[str] = ()
+    build_kind: str = "races"
+    orders: Sequence[int] = ORDERS
+
+
+BARRIER = "    __syncthreads();"
+BUGS = {
+    "no barrier after the warps' sums": Bug(
+        "rms_norm.cu",
+        run_rms_norm,
+        "of_warp[warp()] = v;\n" + BARRIER,
+        "of_warp[warp()] = v;\n",
+        "race, |before anybody wrote",
+        ["return warp_sum(lane() < n_warps() ? of_warp[lane()] : 0.f);"],
+    ),
+    "no barrier before the counts are read": Bug(
+        "compact.cu",
+        run_compact,
+        "found[warp()] = __popc(votes);\n    " + BARRIER,
+        "found[warp()] = __popc(votes);\n",
+        "race, |before anybody wrote",
+        [],
+    ),
+    "no barrier before the counts are written again": Bug(
+        "compact.cu",
+        run_compact,
+        BARRIER + "                          // found is about",
+        "    // found is about",
+        "race, write of what another read|race, read of another's write",
+        ["if (lane() == 0) found[warp()] = __popc(votes);"],
+    ),
+    "some warps do not write their count": Bug(
+        "compact.cu",
+        run_compact,
+        "if (lane() == 0) found[warp()]",
+        "if (lane() == 0 && warp() % 2) found[warp()]",
+        "shared memory read at .* before anybody wrote it",
+    ),
+    "no barrier after the hidden values": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "        }\n        __syncthreads();\n        for (int unit",
+        "        }\n\n        for (int unit",
+        "race, |before anybody wrote",
+    ),
+    "no barrier before the next tile": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "__syncthreads();                          // the tile is",
+        "// the tile is",
+        "race, ",
+        ["if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;"],
+    ),
+    "the row numbers are never written": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "tile.hidden[i] = h, tile.row[i] = row;",
+        "tile.hidden[i] = h;",
+        "shared memory read at .* before anybody wrote it",
+        ["down.eight(tile.row[i], unit, w);"],
+    ),
+    "all groups write the first one's sums": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "((size_t)token * gridDim.x + blockIdx.x) * n;",
+        "((size_t)token * gridDim.x) * n;",
+        r"race, (two writes|read of another's write).* by block [01]",
+        ["if (column < n) partial[column] ="],
+    ),
+    "no barrier before the warps' sums are added": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "of_warp[warp()][lane()] = s;\n" + BARRIER,
+        "of_warp[warp()][lane()] = s;\n",
+        "race, |before anybody wrote",
+    ),
+    "all blocks sum the same columns": Bug(
+        "sparse_ffn.cu",
+        run_ffn,
+        "int column = (int)blockIdx.x * WARP + lane()",
+        "int column = lane()",
+        r"race, two writes.* by block [01]",
+        ["y[column] = s;"],
+    ),
+    "two threads turn one pair": Bug(
+        "rope.cu",
+        run_rope,
+        "int pair = i % half,",
+        "int pair = i % half / 2,",
+        "race, ",
+        [],
+    ),
+    "two blocks add the same numbers": Bug(
+        "add.cu",
+        run_add,
+        "int i = thread_of_row();",
+        "int i = (int)threadIdx.x;",
+        r"race, two writes.* by block [01]",
+        ["if (i < n) y[i] = a[i] + b[i];"],
+    ),
+    "two warps quantise one block": Bug(
+        "quantise.cu",
+        run_quantise,
+        "thread_of_row() / WARP;",
+        "thread_of_row() / WARP / 2;",
+        "race, two writes",
+        ["q[(size_t)block * BLOCK + lane()] = (signed char)rounded;"],
+    ),
+    "no __syncwarp between the lanes": Bug(
+        "intrinsics.cu",
+        run_lanes,
+        "pair[t] = lane();\n    __syncwarp();",
+        "pair[t] = lane();\n",
+        "race, |before anybody wrote",
+        ["out[64 * row++ + t] = pair["],
+    ),
+    "a counter without an atomic": Bug(
+        "intrinsics.cu",
+        run_places,
+        "atomicAdd(&hits[0], 1);",
+        "hits[0] += 1;",
+        "race, ",
+        ["hits[0] += 1;"],
+    ),
+    "an atomic beside a plain write": Bug(
+        "intrinsics.cu",
+        run_places,
+        "if (id == 5) atomicExch(&hits[4], 77);",
+        "atomicExch(&hits[4], 77); if (id == 5) hits[4] = 1;",
+        "race, ",
+        ["hits[4] = 1;"],
+    ),
+    "a write after the end": Bug(
+        "rms_norm.cu",
+        run_rms_norm,
+        "i < n; i += blockDim.x) y[i]",
+        "i <= n; i += blockDim.x) y[i]",
+        "bad memory access to byte (2048 of a buffer of 2048|4096 of a buffer of 4096) bytes",
+        ["y[i] = x[i] * r * weight[i];"],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "a read before the start": Bug(
+        "add.cu",
+        run_add,
+        "y[i] = a[i] + b[i];",
+        "y[i] = a[i - 1] + b[i];",
+        "bad memory access to byte -4 of a buffer of 2048 bytes",
+        ["y[i] = a[i - 1] + b[i];"],
+        "checked",
+        (1,),
+    ),
+    "ids written after the end": Bug(
+        "compact.cu",
+        run_compact,
+        "ids[n_found + before +",
+        "ids[1 + n_found + before +",
+        "bad memory access to byte 2048 of a buffer of 2048 bytes",
+        ["if (active) ids["],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "a vector load askew": Bug(
+        "matvec.cu",
+        run_matvec,
+        "load8(w + 8 * i, v);",
+        "load8(w + 8 * i + 1, v);",
+        "undefined behaviour",
+        ["union { uint4 bits; T values[8]; } u"],
+        "checked",
+    ),
+    "a return before the barrier": Bug(
+        "rms_norm.cu",
+        run_rms_norm,
+        "    if (lane() == 0) of_warp[warp()] = v;",
+        "    if (warp() > 3) return v;\n",
+        "128 threads wait there, 128 have already returned",
+        [],
+        "checked",
+    ),
+    "a barrier in both branches": Bug(
+        "rms_norm.cu",
+        run_rms_norm,
+        "of_warp[warp()] = v;\n    __syncthreads();",
+        "of_warp[warp()] = v;\n    if (warp()) __syncthreads(); else {\n        __syncthreads(); }",
+        "__syncthreads at .* while others wait at",
+        ["if (warp()) __syncthreads();"],
+        "checked",
+    ),
+    "a lane that does not come": Bug(
+        "quantise.cu",
+        run_quantise,
+        "if (block < n_blocks)",
+        "if (block < n_blocks && lane() < 31)",
+        "deadlock in the warp operation.*lanes 7fffffff came",
+        ["v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, d));"],
+        "checked",
+    ),
+    "a mask without its own lane": Bug(
+        "quantise.cu",
+        run_quantise,
+        "v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, d));",
+        "v = fmaxf(v, __shfl_xor_sync(0x7fffffffu, v, d));",
+        "lane 31 is not in its own mask|shuffle from lane 31, which is not in the mask",
+        ["v = fmaxf(v, __shfl_xor_sync(0x7fffffffu, v, d));"],
+        "checked",
+    ),
+    "a shared array too small": Bug(
+        "compact.cu",
+        run_compact,
+        "__shared__ int found[WARP];",
+        "__shared__ int found[WARP / 8];",
+        "undefined behaviour",
+        [],
+        "checked",
+    ),
+    "a shift by a whole word": Bug(
+        "compact.cu",
+        run_compact,
+        "(1u << lane())",
+        "(1u << (lane() + 1))",
+        "undefined behaviour",
+        ["if (active) ids["],
+        "checked",
+    ),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Broken kernels do not go into the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def text_of(file: str) -> str:
+    path = HERE / file
+    return program(path if path.is_file() else Path(__file__).with_name(file))
+
+
+def place_of(source: str, snippet: str) -> str:
+    """`file:line` of the only line with a snippet, by the program's own #line directives."""
+    found, file, number = [], "", 0
+    for line in source.splitlines():
+        if line.startswith("#line"):
+            _, at, name = line.split(" ", 2)
+            file, number = name.strip('"'), int(at)
+            continue
+        if snippet in line:
+            found.append(f"{file}:{number}")
+        number += 1
+    assert len(found) == 1, f"{snippet!r} stands in {found}"
+    return found[0]
+
+
+def test_there_are_enough_of_them() -> None:
+    assert len(BUGS) >= 15
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_a_planted_bug_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
+    bug = BUGS[name]
+    source = text_of(bug.file)
+    assert source.count(bug.old) == 1
+    broken = source.replace(bug.old, bug.new)
+    for order in bug.orders:
+        device = open_emulated(source=broken, build_kind=bug.build_kind, order=order)
+        bug.run(device, put)
+        with pytest.raises(KernelFault, match=bug.said) as caught:
+            device.synchronize()
+        named = re.findall(r"\w+\.(?:cu|h):\d+", str(caught.value))
+        assert len(named) >= (2 if "race, " in str(caught.value) else 1)
+        assert {place_of(broken, snippet) for snippet in bug.lines} <= set(named)
+
+
+@pytest.mark.parametrize("name", BUGS)
+def test_without_the_bug_nothing_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
+    bug = BUGS[name]
+    for order in bug.orders:
+        device = open_emulated(source=text_of(bug.file), build_kind=bug.build_kind, order=order)
+        bug.run(device, put)
+        device.synchronize()
