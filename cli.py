@@ -407,6 +407,16 @@ def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
 
 
 @app.command()
+def devices(as_json: Json = False) -> None:
+    """The devices of this machine: which can be used, and what the others lack."""
+    with reported():
+        from hotcold.engine.devices import describe_devices, devices_json, render_devices
+
+        found = describe_devices()
+        typer.echo(json.dumps(devices_json(found)) if as_json else render_devices(found))
+
+
+@app.command()
 def convert(
     model_dir: Annotated[Path, typer.Argument(help="Directory as Hugging Face has it.")],
     outfile: Annotated[Path, typer.Option("--outfile", help="GGUF file to write.")],
