@@ -36,6 +36,7 @@ VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
+MAX_PAIRS = 65_536
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
 
 CHECK = "name a GGUF file that can be read"
@@ -73,8 +74,8 @@ class GGUFFile:
         cursor = Cursor(path.name, view)
         self.magic = MAGICS[bytes(view[:4])]
         self.version = _version(cursor)
-        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY)
-        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR)
+        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY, tensors.MAX_TENSORS)
+        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR, MAX_PAIRS)
         self.metadata: Mapping[str, Any] = _metadata(cursor, n_pairs)
         self.alignment = _alignment(path.name, self.metadata)
         infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
