@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.gguf_io.errors import MetadataError, TensorTableError
+from hotcold.gguf_io.errors import MetadataError, TensorTableError, TruncatedError
 from hotcold.gguf_io.fields import StringArray
 
 T, V = GGMLQuantizationType, GGUFValueType
@@ -387,6 +387,19 @@ def test_closing_unmaps_once_the_last_view_is_gone(gguf_bytes: Build, tmp_path: 
     del view
     assert not mapped(path)
     file.close()
+
+
+def test_a_file_that_is_cut_after_opening(gguf_bytes: Build, tmp_path: Path) -> None:
+    """Reading what is gone would end the process."""
+    path = tmp_path / "x"
+    raw = gguf_bytes(tensors=(gguf_bytes.tensor(b"a", (8,)),), data=bytes(32)).whole()
+    with opened(path, raw) as file:
+        os.truncate(path, len(raw) - 1)
+        message = rf"x: size: {len(raw) - 1} bytes \(was {len(raw)} when"
+        with pytest.raises(TruncatedError, match=message):
+            file.data("a")
+        with pytest.raises(TruncatedError, match=message):
+            file.all_data()
 
 
 # Large files.
