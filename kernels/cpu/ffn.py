@@ -5,9 +5,10 @@ from numba import njit
 from hotcold.kernels.cpu import elementwise, rows, simd
 from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
+from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 120  # most listed rows between the gate, up and down passes of a piece
-MAX_COLUMNS = rows.SCALES_BYTES // 4 * rows.BLOCK  # whose scales `add_rows` has room for
+MAX_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
