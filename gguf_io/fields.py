@@ -30,7 +30,7 @@ Bytes = NDArray[np.uint8]
 
 V = GGUFValueType
 MAX_DEPTH = 8  # of arrays in arrays; no model has more than one
-MAX_NESTED = 65_536  # arrays inside arrays in one file; each is an object of its own
+MAX_NESTED = 4_096  # arrays inside arrays in one file; each is an object of its own
 MAX_STRINGS = 1 << 22  # of one array; the largest vocabularies have 300,000
 MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 1 << 26  # of a string that stands alone; the longest in use are tokenizers of a few MB
