@@ -30,6 +30,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -204,7 +205,7 @@ def announce_compiling(quiet: bool) -> None:
     from hotcold.kernels.cpu import needs_compiling
 
     if not quiet and needs_compiling():
-        note("compiling kernels, once; this takes up to 30 seconds")
+        note("compiling kernels, once; this takes some 20 seconds")
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> bytes:

@@ -41,7 +41,8 @@ def candidates() -> Iterator[Path]:
 def folder() -> Path:
     """The cache folder of these sources and this CPU, made if it can be; else a temporary one."""
     counting = os.environ.get("HOTCOLD_COUNT_BYTES", "")
-    cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting}"
+    # Numba's files know their sources by path, so another installation compiles anew
+    cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting} {Path(__file__).parent}"
     name = f"{source_hash()}-{hashlib.sha256(cpu.encode()).hexdigest()[:6]}"
     for parent in candidates():
         path = parent / "hotcold" / "numba" / name
