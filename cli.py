@@ -397,7 +397,8 @@ def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=", ".join(f"{name} {value}" for name, value in head.items()))
+    typer.echo(", ".join(f"{name} {value}" for name, value in head.items()))
+    table = Table()
     for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
         table.add_column(title, justify="left" if title == "test" else "right")
     for result in results:
