@@ -31,6 +31,7 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -205,7 +206,7 @@ def announce_compiling(quiet: bool) -> None:
     from hotcold.kernels.cpu import needs_compiling
 
     if not quiet and needs_compiling():
-        note("compiling kernels, once; this takes up to 30 seconds")
+        note("compiling kernels, once; this takes some 20 seconds")
 
 
 def read_prompt(prompt: str | None, file: Path | None) -> bytes:
@@ -248,10 +249,15 @@ def warn(engine: "Engine", quiet: bool) -> None:
 
 
 def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
-    """Warnings; with -v also what runs, and how."""
+    """Warnings; with -v also what runs, and how; where everything is, if asked for by either name."""
     warn(engine, quiet=False)
     if verbose:
         for line in (*engine.description(), f"seed {generation.sampling.seed}"):
+            note(line)
+    if verbose or settings.offload_debug():
+        from hotcold.engine.offload_dump import short_lines
+
+        for line in short_lines(engine):
             note(line)
 
 
@@ -397,7 +403,8 @@ def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=", ".join(f"{name} {value}" for name, value in head.items()))
+    typer.echo(", ".join(f"{name} {value}" for name, value in head.items()))
+    table = Table()
     for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
         table.add_column(title, justify="left" if title == "test" else "right")
     for result in results:
@@ -405,6 +412,16 @@ def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
         rate = f"{result.tokens_per_second:.1f} ± {result.deviation:.1f}"
         table.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
     Console().print(table)
+
+
+@app.command()
+def devices(as_json: Json = False) -> None:
+    """The devices of this machine: which can be used, and what the others lack."""
+    with reported():
+        from hotcold.engine.devices import describe_devices, devices_json, render_devices
+
+        found = describe_devices()
+        typer.echo(json.dumps(devices_json(found)) if as_json else render_devices(found))
 
 
 @app.command()

@@ -187,7 +187,7 @@ def count_bytes() -> None:
     """Compare the counted with the formula's bytes, in this counting process."""
     team, failed = Team(1), []
     for type_id in (rows.F32_ID, rows.F16_ID, rows.BF16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
-        layers = FFN(type_id, 0.1, 512, 1408)
+        layers = FFN(type_id, 0.1, 1024, 4096)
         layers.run(team)
         before = rows.counted_bytes()
         formula = layers.run(team)

@@ -1,11 +1,11 @@
 """What sparsity gains: a ReLU model with predictors beside the same shape dense, in one run.
 
-    python bench/sparse.py [--type q4_0] [--rank 256] [--listed 0.1] [--seconds 10]
+    python bench/sparse.py [--type q4_0] [--ranks 256 1024] [--listed 0.1] [--seconds 10]
 
-Two random models of 1.1 billion weights: a dense one, and one with predictors whose threshold is set so
-that the wanted share of neurons is listed; about half of those have a positive gate, since weights are
-random. Decoding steps of both take turns.
-The FFN's own time comes from walking its ops alone.
+Random models of 1.1 billion weights: a dense one, and one with predictors of each rank, whose threshold
+is set so that the wanted share of neurons is listed; about half of those have a positive gate, since
+weights are random. Decoding steps of dense, sparse, and sparse with every listed neuron counted as
+positive take turns. The FFN's own time comes from walking its ops alone.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import dataclasses
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -68,13 +69,33 @@ def walk_alone(executor: Executor, op: str, seconds: float) -> float:
     return float(np.median(times))
 
 
+class AllListed:
+    """One-token runs of a sparse executor that read up and down rows of every listed neuron."""
+
+    def __init__(self, executor: Executor) -> None:
+        records = [record for _, records in executor.lowered[1] for record in records]
+        whole = [r | {"p2": 0} if r["code"] == program.SPARSE_FFN else r for r in records]
+        self._job, self._team = Program(whole), Team(executor.n_threads)
+
+    def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32]) -> None:
+        """As the executor's `run` of one token."""
+        run = self._job.run
+        run[program.N_TOKENS], run[program.N_PAST], run[program.TOKEN_IDS] = 1, n_past, ids.ctypes.data
+        run[program.LOGITS_ADDRESS] = logits.ctypes.data
+        self._team.walk(self._job)
+
+    def close(self) -> None:
+        """End the threads."""
+        self._team.close()
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--type", default="q4_0")
-    parser.add_argument("--rank", type=int, default=256)
+    parser.add_argument("--ranks", type=int, nargs="*", default=[256, 1024])
     parser.add_argument("--listed", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
@@ -83,13 +104,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
         write(dense, shape, kind)
-        write_sparse(sparse, shape, kind, arguments.rank)
-        with open_gguf(dense) as dense_file, open_gguf(sparse) as sparse_file:
-            measure(dense_file, sparse_file, arguments)
+        for rank in arguments.ranks:
+            write_sparse(sparse, shape, kind, rank)
+            print(f"{arguments.type}, predictors of rank {rank}, {arguments.threads} threads")
+            with open_gguf(dense) as dense_file, open_gguf(sparse) as sparse_file:
+                measure(dense_file, sparse_file, arguments)
 
 
 def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Namespace) -> None:
-    """Alternate both models' decoding; then their FFNs alone."""
+    """Alternate the decoding steps; then the FFNs alone."""
     ids = np.random.default_rng(0).integers(3, Shape().n_vocab, 64).astype(np.int32)
     n_threads, seconds = arguments.threads, arguments.seconds
     model = with_threshold(load_model(sparse_file), sparse_file, arguments.listed, ids[:4], n_threads)
@@ -98,32 +121,38 @@ def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Nam
         Executor(model, sparse_file, N_CTX, 1, n_threads, sparsity="predictor") as sparse,
     ):
         listed, firing = listed_share(sparse, ids)
-        times: dict[str, list[float]] = {"dense": [], "sparse": []}
-        logits, end, i = np.zeros((1, model.n_vocab), np.float32), time.perf_counter() + seconds, 0
-        while time.perf_counter() < end:
-            for name, executor in (("dense", dense), ("sparse", sparse)):
-                start = time.perf_counter()
-                executor.run(ids[i % 64 : i % 64 + 1], i % 64, logits)
-                times[name].append(time.perf_counter() - start)
-            i += 1
+        every = AllListed(sparse)
+        runs = {"dense": dense, "sparse": sparse, "sparse, all listed positive": every}
+        tokens = alternate(runs, ids, model.n_vocab, seconds)
+        every.close()
         ffn = {
             "dense": walk_alone(dense, "dense_ffn", seconds / 3),
             "sparse": walk_alone(sparse, "sparse_ffn", seconds / 3),
             "predictor": walk_alone(sparse, "predictor", seconds / 3),
         }
-    tokens = {name: float(np.median(values)) for name, values in times.items()}
-    print(
-        f"{arguments.type}, rank {arguments.rank}, {n_threads} threads: {listed:.1%} listed, {firing:.1%} firing"
-    )
+    print(f"  {listed:.1%} of neurons listed, {firing:.1%} firing")
     for name, value in tokens.items():
-        print(f"  {name:9} {1 / value:6.1f} tokens/s")
-    print(f"  whole token {tokens['dense'] / tokens['sparse']:.2f} times as fast as dense")
+        print(f"  {name:28} {1 / value:6.1f} tokens/s, {tokens['dense'] / value:.2f} times dense")
     print("  FFN alone, ms a token: " + ", ".join(f"{name} {value * 1e3:.2f}" for name, value in ffn.items()))
     with_predictor = ffn["sparse"] + ffn["predictor"]
     print(
         f"  FFN {ffn['dense'] / ffn['sparse']:.2f} times as fast as dense, "
-        f"{ffn['dense'] / with_predictor:.2f} times with its predictor"
+        f"{ffn['dense'] / with_predictor:.2f} times with its predictor",
+        flush=True,
     )
+
+
+def alternate(runs: dict[str, Any], ids: NDArray[np.int32], n_vocab: int, seconds: float) -> dict[str, float]:
+    """Median seconds of one decoding step of each, run in turns."""
+    times: dict[str, list[float]] = {name: [] for name in runs}
+    logits, end, i = np.zeros((1, n_vocab), np.float32), time.perf_counter() + seconds, 0
+    while time.perf_counter() < end:
+        for name, executor in runs.items():
+            start = time.perf_counter()
+            executor.run(ids[i % 64 : i % 64 + 1], i % 64, logits)
+            times[name].append(time.perf_counter() - start)
+        i += 1
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
 if __name__ == "__main__":

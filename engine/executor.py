@@ -4,6 +4,7 @@ The executor knows nodes, not architectures. Both graphs are built, placed in me
 a run sets its parameters (token ids, positions, where the logits go) and lets the team walk.
 """
 
+import time
 from types import TracebackType
 from typing import Self
 
@@ -15,6 +16,7 @@ from hotcold.engine.graph import Graph, Node, check
 from hotcold.engine.lowering import Lowering, Record, lower
 from hotcold.engine.model import Model
 from hotcold.engine.stores import HostStore, allocate_kv_cache
+from hotcold.engine.trace import Trace
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
@@ -38,6 +40,7 @@ class Executor:
         n_ctx: positions of the KV cache. n_batch: most tokens of one run. n_threads: of the team.
         counts: int64 [n_layer, MAX_CHUNKS, 2]: neurons that each layer's sparse FFN listed, and those
             whose up and down rows it read, summed over chunks, tokens and time by whoever reads them.
+        trace: when set, hears of each node as it has run; runs then go node by node.
         lowered: by number of tokens (1, n_batch), every node with its op records.
     """
 
@@ -96,6 +99,8 @@ class Executor:
             for n, nodes in self.lowered.items()
         }
         self._team: Team | None = Team(n_threads)
+        self.trace: Trace | None = None
+        self._node_programs: dict[int, list[tuple[Node, Program]]] = {}
 
     def _allocate_areas(self) -> dict[str, NDArray[np.uint8]]:
         sizes = [workspace.graph_area_bytes(graph) for graph in self.graphs]
@@ -137,7 +142,24 @@ class Executor:
         job.run[program.TOKEN_IDS] = ids.ctypes.data
         job.run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
         job.run[program.LOGITS_FROM] = ids.size - n_out
-        self._team.walk(job)
+        if self.trace is None:
+            self._team.walk(job)
+        else:
+            self._walk_nodes(job, 1 if ids.size == 1 else self.n_batch, self.trace)
+
+    def _walk_nodes(self, job: Program, n_tokens: int, trace: Trace) -> None:
+        """Walk node by node, and report each; the same records in the same order."""
+        if self._team is None:
+            return
+        if n_tokens not in self._node_programs:
+            pairs = self.lowered[n_tokens]
+            self._node_programs[n_tokens] = [(node, Program(records)) for node, records in pairs]
+        for step, (node, program_of_node) in enumerate(self._node_programs[n_tokens]):
+            program_of_node.run[:] = job.run
+            counted, started = self.counts.sum(axis=1), time.perf_counter()
+            self._team.walk(program_of_node)
+            seconds = time.perf_counter() - started
+            trace(step, node, n_tokens, seconds, self.counts.sum(axis=1) - counted)
 
     def _check_run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None) -> None:
         n, n_vocab = ids.size, self.model.n_vocab

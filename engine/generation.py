@@ -1,6 +1,7 @@
 """Text from a model: load it, feed it a prompt, choose tokens, stream their text, count and stop."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -18,6 +19,7 @@ from hotcold.engine.statistics import Statistics
 from hotcold.engine.stop_strings import StopStrings, checked_stops
 from hotcold.engine.stores import KV_TYPES, kv_cache_bytes
 from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.engine.trace import print_node
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
@@ -334,14 +336,17 @@ def load(
         context = settings.context_length(n_ctx, model.n_ctx_train)
         tokenizer = _fitting_tokenizer(file, model)
         compile_kernels()
-        executor = _executor(
-            model,
-            file,
-            context.n_ctx,
-            settings.batch_length(n_batch, context.n_ctx),
-            n_threads,
-            kv_type,
-            mode,
+        executor = _traced(
+            _executor(
+                model,
+                file,
+                context.n_ctx,
+                settings.batch_length(n_batch, context.n_ctx),
+                n_threads,
+                kv_type,
+                mode,
+            ),
+            settings.debug_level(),
         )
     except BaseException:
         file.close()
@@ -356,6 +361,16 @@ def load(
         warnings=(*model.warnings, *([context.warning] if context.warning else [])),
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _traced(executor: Executor, debug_level: int) -> Executor:
+    """Print the graphs, and let each node be printed as it runs, if HOTCOLD_DEBUG asks for it."""
+    if debug_level >= settings.PRINT_GRAPHS:
+        for graph in executor.graphs:
+            print(graph, file=sys.stderr)
+    if debug_level >= settings.TRACE_NODES:
+        executor.trace = print_node
+    return executor
 
 
 def _fitting_tokenizer(file: GGUFFile, model: Model) -> Tokenizer:

@@ -17,7 +17,7 @@ T = GGMLQuantizationType
 # Which types have kernels for which role. Rows of a sparse FFN are also picked one by one, shared among
 # tokens and added up, scaled.
 SPARSE_TYPES = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0})
-MATRIX_TYPES = SPARSE_TYPES | {T.Q5_0, T.Q6_K}
+MATRIX_TYPES = SPARSE_TYPES | {T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K}
 NORM_TYPES = frozenset({T.F32})
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,16 @@ from hotcold.engine.gpu_index import capacity, for_powerinfer, plan_with_index, 
 from hotcold.engine.model import Model, load_model
 from hotcold.engine.plan import Ids, Plan
 from hotcold.engine.plan_traffic import token_traffic
+from hotcold.engine.report import as_json
+from hotcold.engine.report_text import host_lines, short_form, traffic_lines
 from hotcold.engine.shapes import like
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.gguf_io.activations import activations_in_metadata, read_activations
 from hotcold.gguf_io.gpuidx import Identity, index_path, write_index
+
+if TYPE_CHECKING:
+    from hotcold.engine.generation import Engine
 
 Counts = Sequence[NDArray[np.generic]]
 INDEX_KINDS = ("hotcold", "powerinfer")
@@ -221,6 +226,23 @@ def _sweep_row(
         "bus_bytes": traffic.bus_bytes,
         "seconds": traffic.seconds(*gbps),
     }
+
+
+def short_lines(engine: "Engine") -> list[str]:
+    """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
+    executor = engine.executor
+    from hotcold.engine.stores import KV_TYPES
+
+    kv_type = next(name for name, number in KV_TYPES.items() if number == executor.kv_cache.type_id)
+    source = Source(engine.model, engine.file.path.name, engine.file.path, "", 0, None, placement.UNIFORM)
+    said: list[str] = []
+    try:
+        source = _with_counts(source, None, engine.file)
+    except FileError as error:
+        said.append(str(error))
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, kv_type)
+    report = as_json(make_plan(source, how, Budget("0", 0, "this version runs on the CPU"), None))
+    return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,9 @@ MAX_THREADS = 1024
 KV_TYPES = ("f16", "f32")
 SPARSITIES = ("auto", "exact", "off", "predictor")
 DEVICES = ("auto", "cpu")
+DEBUG_VARIABLE = "HOTCOLD_DEBUG"
+OFFLOAD_VARIABLE = "LLAMA_OFFLOAD_DEBUG"  # a macro in PowerInfer
+TRACE_NODES, PRINT_GRAPHS = 2, 3  # levels of HOTCOLD_DEBUG
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 BUNDLED_MODEL = "tiny-relu-llama"
 
@@ -204,6 +207,19 @@ def resolve_threshold(
     if (text := environment.get(THRESHOLD_VARIABLE)) is not None:
         return _finite(THRESHOLD_VARIABLE, text)
     return in_file
+
+
+def debug_level(environment: Mapping[str, str] = os.environ) -> int:
+    """HOTCOLD_DEBUG: 1 tracebacks, 2 each node as it runs, 3 the graphs; any other word counts as 1."""
+    text = environment.get(DEBUG_VARIABLE, "0")
+    if text in ("", "0"):
+        return 0
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 4 else 1
+
+
+def offload_debug(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether LLAMA_OFFLOAD_DEBUG asks for the short form of the offload dump."""
+    return environment.get(OFFLOAD_VARIABLE, "0") not in ("", "0")
 
 
 def _finite(name: str, value: float | str) -> float:

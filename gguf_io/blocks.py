@@ -43,12 +43,14 @@ def quantize(values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray
     Raises:
         SettingError: n is not a multiple of the block size, or nothing rounds to this type.
     """
-    n_bytes = row_bytes(kind, values.shape[-1])
+    shape = (*values.shape[:-1], row_bytes(kind, values.shape[-1]))
+    if not values.size:  # the package cannot reshape nothing
+        return np.empty(shape, np.uint8)
     try:
         blocks = np.ascontiguousarray(quants.quantize(values, kind))
     except NotImplementedError as error:
         raise _unsupported("quantize to", kind) from error
-    return blocks.view(np.uint8).reshape(*values.shape[:-1], n_bytes)
+    return blocks.view(np.uint8).reshape(shape)
 
 
 def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
@@ -60,6 +62,8 @@ def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[n
     if rows.shape[-1] % type_size(kind):
         bound = f"a multiple of {type_size(kind)}"
         raise SettingError(f"bytes a row of {kind.name}", rows.shape[-1], bound, "pass whole rows")
+    if not rows.size:
+        return np.empty((*rows.shape[:-1], rows.shape[-1] // type_size(kind) * block_size(kind)), np.float32)
     try:
         return np.asarray(quants.dequantize(np.ascontiguousarray(rows), kind), np.float32)
     except NotImplementedError as error:

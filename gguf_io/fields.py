@@ -30,6 +30,8 @@ Bytes = NDArray[np.uint8]
 
 V = GGUFValueType
 MAX_DEPTH = 8  # of arrays in arrays; no model has more than one
+MAX_NESTED = 4_096  # arrays inside arrays in one file; each is an object of its own
+MAX_STRINGS = 1 << 22  # of one array; the largest vocabularies have 300,000
 MAX_KEY_BYTES = 65_535
 MAX_STRING_BYTES = 1 << 26  # of a string that stands alone; the longest in use are tokenizers of a few MB
 SCALARS: dict[GGUFValueType, str] = {
@@ -82,6 +84,7 @@ class Cursor:
 
     def __init__(self, name: str, data: memoryview) -> None:
         self.name, self.data, self.at = name, data, 0
+        self._n_nested = 0
 
     @property
     def left(self) -> int:
@@ -106,8 +109,11 @@ class Cursor:
         start = self.take(struct.calcsize("<" + form), what)
         return int(struct.unpack_from("<" + form, self.data, start)[0])
 
-    def count(self, what: str, smallest: int) -> int:
-        """A u64 that counts things of at least `smallest` bytes each, which still follow."""
+    def count(self, what: str, smallest: int, largest: int | None = None) -> int:
+        """A u64 that counts things of at least `smallest` bytes each, which still follow.
+
+        `largest` bounds what a hostile file can cost where each thing becomes an object.
+        """
         value = self.number("Q", what)
         if value * smallest > self.left:
             raise CountError(
@@ -116,13 +122,13 @@ class Cursor:
                 f"at most {self.left // smallest} fit in the {self.left} bytes that follow",
                 DAMAGED,
             )
+        if largest is not None and value > largest:
+            raise CountError(f"{self.name}: {what}", value, f"at most {largest}", DAMAGED)
         return value
 
     def string(self, what: str) -> bytes:
         """A u64 length and that many bytes."""
-        n = self.count(f"length of {what}", 1)
-        if n > MAX_STRING_BYTES:
-            raise CountError(f"{self.name}: length of {what}", n, f"at most {MAX_STRING_BYTES}", DAMAGED)
+        n = self.count(f"length of {what}", 1, MAX_STRING_BYTES)
         start = self.take(n, what)
         return bytes(self.data[start : start + n])
 
@@ -184,10 +190,12 @@ class Cursor:
             )
         kind = self.value_type(f"element type of {what}")
         smallest = {V.STRING: 8, V.ARRAY: 12}.get(kind) or np.dtype(SCALARS[kind]).itemsize
-        n = self.count(f"length of {what}", smallest)
+        largest = {V.STRING: MAX_STRINGS, V.ARRAY: MAX_NESTED - self._n_nested}.get(kind)
+        n = self.count(f"length of {what}", smallest, largest)
         if kind == V.STRING:
             return self._strings(n, what)
         if kind == V.ARRAY:
+            self._n_nested += n
             return [self._array(what, depth + 1) for _ in range(n)]
         return self._numbers(kind, n, what)
 

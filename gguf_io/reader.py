@@ -1,7 +1,8 @@
 """Opens a GGUF file: mapped, checked to the last field, nothing copied.
 
-GGUF v2 and v3, and PowerInfer's files, which are the same with the magic `PWRI`. A file that is cut
-while it is mapped ends the process (SIGBUS); its size is checked once more before bulk reading.
+GGUF v2 and v3, and PowerInfer's files, which are the same with the magic `PWRI`. Touching what was cut
+off a mapped file ends the process (SIGBUS): the size is checked again whenever a view is handed out, and
+a file in use must be replaced by renaming, never written in place.
 """
 
 import hashlib
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 from hotcold.gguf_io import tensors
 from hotcold.gguf_io.errors import (
     CONVERT,
+    CUT,
     DAMAGED,
     CountError,
     GGUFError,
     MetadataError,
     NotGGUFError,
     TensorTableError,
+    TruncatedError,
     VersionError,
     excerpt,
 )
@@ -37,6 +40,7 @@ VERSIONS = (2, 3)
 ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
+MAX_PAIRS = 65_536
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
 
 CHECK = "name a GGUF file that can be read"
@@ -74,8 +78,8 @@ class GGUFFile:
         cursor = Cursor(path.name, view)
         self.magic = MAGICS[bytes(view[:4])]
         self.version = _version(cursor)
-        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY)
-        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR)
+        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY, tensors.MAX_TENSORS)
+        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR, MAX_PAIRS)
         self.metadata: Mapping[str, Any] = _metadata(cursor, n_pairs)
         self.alignment = _alignment(path.name, self.metadata)
         infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
@@ -107,7 +111,9 @@ class GGUFFile:
 
         Raises:
             TensorTableError: there is no such tensor.
+            TruncatedError: the file has become shorter.
         """
+        self._check_size()
         info = self.tensors.get(name)
         if info is None:
             bound = f"not among the {len(self.tensors)} tensors of the file"
@@ -117,6 +123,7 @@ class GGUFFile:
 
     def all_data(self) -> NDArray[np.uint8]:
         """One flat read-only view from the first tensor's data to the end of the last's."""
+        self._check_size()
         infos = self.tensors.values()
         first = min((info.offset for info in infos), default=0)
         end = max((info.offset + info.n_bytes for info in infos), default=0)
@@ -126,6 +133,16 @@ class GGUFFile:
         """SHA-256, in hex, of everything before the first tensor's data: metadata and tensor table."""
         first = min((info.offset for info in self.tensors.values()), default=self.size)
         return hashlib.sha256(self._view[:first]).hexdigest()
+
+    def _check_size(self) -> None:
+        mapping = self._view.obj
+        if isinstance(mapping, mmap.mmap) and mapping.size() < self.size:
+            raise TruncatedError(
+                f"{self.path.name}: size",
+                f"{mapping.size()} bytes",
+                f"was {self.size} when it was opened",
+                CUT,
+            )
 
     def get_int(self, key: str, default: int | None = None) -> int:
         """An integer of the metadata; MetadataError if it is missing without default or no integer."""

@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from gguf.quants import quantize
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from hotcold.gguf_io import blocks
 from hotcold.gguf_io.names import Layout
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
@@ -23,7 +23,7 @@ def output_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQua
     """
     if len(shape) < 2:
         return GGMLQuantizationType.F32
-    return GGMLQuantizationType.F16 if shape[-1] % GGML_QUANT_SIZES[wanted][0] else wanted
+    return GGMLQuantizationType.F16 if shape[-1] % blocks.block_size(wanted) else wanted
 
 
 def output_tensor(
@@ -41,8 +41,7 @@ def output_tensor(
     """
     shape = source.shape[::-1] if layout == "transpose" else source.shape
     type_ = output_type(shape, wanted)
-    block, block_bytes = GGML_QUANT_SIZES[type_]
-    n_bytes = math.prod(shape) // block * block_bytes
+    n_bytes = math.prod(shape[:-1]) * blocks.row_bytes(type_, shape[-1])
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         stored = source.read()
@@ -78,8 +77,7 @@ def _slabs(rows: NDArray[Any], order: NDArray[np.intp] | None) -> Iterator[NDArr
 
 def _encode(numbers: NDArray[np.float32], type_: GGMLQuantizationType) -> NDArray[np.uint8]:
     with np.errstate(all="ignore"):  # what becomes infinite is reported with the tensor's name instead
-        encoded = quantize(numbers, type_)
-    return np.ascontiguousarray(encoded).view(np.uint8)
+        return blocks.quantize(numbers, type_)
 
 
 def _check_range(
@@ -101,4 +99,4 @@ def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[
         return as_float32(encoded.view("<u2"), "BF16")
     if type_ is GGMLQuantizationType.F16:
         return encoded.view("<f2")
-    return np.ascontiguousarray(encoded.reshape(-1, GGML_QUANT_SIZES[type_][1])[:, :2]).view("<f2")
+    return np.ascontiguousarray(encoded.reshape(-1, blocks.type_size(type_))[:, :2]).view("<f2")

@@ -14,6 +14,7 @@ from hotcold.gguf_io.errors import CONVERT, CUT, DAMAGED, TensorDataError, Tenso
 from hotcold.gguf_io.fields import Cursor
 
 SMALLEST_ENTRY = 8 + 1 + 4 + 8 + 4 + 8  # name length, one letter, dimension count, dimension, type, offset
+MAX_TENSORS = 65_536
 MAX_NAME_BYTES = 63
 MAX_DIMENSIONS = 4
 MAX_ELEMENTS = (1 << 63) - 1

@@ -352,3 +352,12 @@ def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("hotcold.cli.open_engine", greedy)
     assert "90 GB" in refused(4, "-p", "a")
+
+
+def test_where_everything_is_comes_by_either_name() -> None:
+    wanted = "everything runs on the CPU"
+    arguments = ("generate", "-p", PROMPT, "-n", "1", *GREEDY)
+    assert wanted in run(*arguments, "-v").stderr
+    assert wanted in run(*arguments, LLAMA_OFFLOAD_DEBUG="1").stderr
+    assert wanted not in run(*arguments, LLAMA_OFFLOAD_DEBUG="0").stderr
+    assert run(*arguments, "-q", LLAMA_OFFLOAD_DEBUG="1").stderr == ""

@@ -41,7 +41,8 @@ def candidates() -> Iterator[Path]:
 def folder() -> Path:
     """The cache folder of these sources and this CPU, made if it can be; else a temporary one."""
     counting = os.environ.get("HOTCOLD_COUNT_BYTES", "")
-    cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting}"
+    # Numba's files know their sources by path, so another installation compiles anew
+    cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting} {Path(__file__).parent}"
     name = f"{source_hash()}-{hashlib.sha256(cpu.encode()).hexdigest()[:6]}"
     for parent in candidates():
         path = parent / "hotcold" / "numba" / name
@@ -49,9 +50,21 @@ def folder() -> Path:
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
         except OSError:
             continue
-        if os.access(path, os.W_OK | os.X_OK) and path.stat().st_uid == os.getuid():
+        if os.access(path, os.W_OK | os.X_OK) and _is_own(path, parent):
             return path
     return Path(tempfile.mkdtemp(prefix="hotcold-"))
+
+
+def _is_own(path: Path, parent: Path) -> bool:
+    """Whether nobody else can have put code there: who owns a folder may swap the folders in it.
+
+    The folders made below `parent` have to be this user's, and `parent` itself where anybody may have
+    made it.
+    """
+    made = [path, *path.parents[:2]]
+    if parent.parent == Path(tempfile.gettempdir()):
+        made.append(parent)
+    return all(place.stat().st_uid == os.getuid() for place in made)
 
 
 def use_own_folder() -> None:

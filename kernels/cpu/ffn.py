@@ -5,8 +5,10 @@ from numba import njit
 from hotcold.kernels.cpu import elementwise, rows, simd
 from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
+from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 120  # most listed rows between the gate, up and down passes of a piece
+MAX_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
@@ -106,7 +108,10 @@ def add_listed(
             later = load_i64(live + 8 * min(i + j + ROWS, padded - 1))
             store_i64(addresses + 8 * j, w + r * stride)
             store_i64(ahead + 8 * j, (later - r) * stride)
-        rows.add_rows(type_id, acc, addresses, coefficients + 4 * i, first, last, ahead, scratch + _SCALES)
+        for begin in range(first, last, MAX_COLUMNS):
+            end = min(begin + MAX_COLUMNS, last)
+            at = coefficients + 4 * i
+            rows.add_rows(type_id, acc, addresses, at, begin, end, ahead, scratch + _SCALES)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

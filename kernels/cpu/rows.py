@@ -14,31 +14,33 @@ from typing import Any
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import cfunc, njit, types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I16, I64, JIT, VT, Builder, Value, address, constant, operation
-from hotcold.kernels.cpu.weights import (
-    BF16_TYPE,
-    BLOCK,
-    F16_TYPE,
-    F32_TYPE,
-    Q4_0_TYPE,
-    Q5_0_TYPE,
-    Q6_K_TYPE,
-    Q8_0_TYPE,
-    BlockType,
-    FloatType,
-    WeightType,
+from hotcold.kernels.cpu.simd import (
+    CODE,
+    F32,
+    I16,
+    I64,
+    JIT,
+    VT,
+    Builder,
+    Value,
+    address,
+    constant,
+    linked,
+    operation,
 )
+from hotcold.kernels.cpu.weight_types import BY_ID, TILED_TYPES, WEIGHT_TYPES, emit_switch
+from hotcold.kernels.cpu.weights import BLOCK, BlockType, FloatType, WeightType
 
-# GGUF's type numbers
 F32_ID, F16_ID, Q4_0_ID, Q5_0_ID, Q8_0_ID, Q6_K_ID, BF16_ID = 0, 1, 2, 6, 8, 14, 30
 
-# bytes and numbers of a block
-TYPE_SIZE = {F32_ID: 4, F16_ID: 2, BF16_ID: 2, Q4_0_ID: 18, Q5_0_ID: 22, Q8_0_ID: 34, Q6_K_ID: 210}
-BLOCK_SIZE = {F32_ID: 1, F16_ID: 1, BF16_ID: 1, Q4_0_ID: 32, Q5_0_ID: 32, Q8_0_ID: 32, Q6_K_ID: 256}
+# bytes and numbers of a block, by GGUF's type numbers
+TYPE_SIZE = {type_id: kind.type_size for type_id, kind in BY_ID.items()}
+BLOCK_SIZE = {type_id: kind.block for type_id, kind in BY_ID.items()}
+_TILED_IDS = tuple(kind.type_id for kind in TILED_TYPES)
 
 # A checking build counts the bytes of every row that is read, in a cell that machine code finds by name.
 COUNTING = os.environ.get("HOTCOLD_COUNT_BYTES", "0") not in ("", "0")
@@ -75,8 +77,7 @@ def emit_count(b: Builder, kind: WeightType, n_rows: int, k: Value) -> None:
     """In a checking build: add the bytes of k numbers of n_rows rows to the counter."""
     if not COUNTING:
         return
-    block = 1 if isinstance(kind, FloatType) else kind.block
-    n_bytes = b.mul(b.udiv(k, I64(block)), I64(n_rows * kind.type_size))
+    n_bytes = b.mul(b.udiv(k, I64(kind.block)), I64(n_rows * kind.type_size))
     cell = b.module.globals.get(_COUNTER_SYMBOL)
     if cell is None:
         cell = ir.GlobalVariable(b.module, I64, _COUNTER_SYMBOL)
@@ -167,35 +168,58 @@ def _with_tails(
     return [[b.load(cell) for cell in row] for row in cells]
 
 
-def _row(kind: WeightType, unroll: int) -> Any:
-    @operation(types.float32, address, address, types.int64, types.int64)
-    def row(b: Builder, w: Value, x: Value, k: Value, ahead: Value) -> Value:
-        """w . x along k."""
-        return emit_dots(b, kind, [w], [x], k, unroll, ahead)[0][0]
+@operation(types.float32, types.int64, address, address, types.int64, types.int64)
+def _dot_row(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Value) -> Value:
+    result = cgutils.alloca_once_value(b, ir.Constant(F32, 0.0))
 
-    return row
+    def emit(kind: WeightType) -> None:
+        b.store(emit_dots(b, kind, [w], [x], k, kind.unroll, ahead)[0][0], result)
+
+    emit_switch(b, type_id, WEIGHT_TYPES, emit)
+    return b.load(result)
 
 
-def _tile(kind: WeightType, n_rows: int) -> Any:
-    @operation(types.void, address, types.int64, address, types.int64, address)
-    def tile(b: Builder, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
+def _tile(n_rows: int) -> Any:
+    @operation(types.void, types.int64, address, types.int64, address, types.int64, address)
+    def tile(b: Builder, type_id: Value, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
         """out[row, column] of n_rows rows from w on and the TILE columns whose addresses lie at xs."""
         rows = [b.add(w, b.mul(stride, I64(r))) for r in range(n_rows)]
         columns = [simd.load(b, xs, I64, 8 * c) for c in range(TILE)]
-        for r, dots in enumerate(emit_dots(b, kind, rows, columns, k, 1)):
-            for c, dot in enumerate(dots):
-                simd.store(b, dot, out, 4 * (TILE * r + c), align=4)
+
+        def emit(kind: WeightType) -> None:
+            for r, dots in enumerate(emit_dots(b, kind, rows, columns, k, 1)):
+                for c, dot in enumerate(dots):
+                    simd.store(b, dot, out, 4 * (TILE * r + c), align=4)
+
+        emit_switch(b, type_id, TILED_TYPES, emit)
 
     return tile
 
 
-_row_f32, _row_f16, _row_bf16 = _row(F32_TYPE, 4), _row(F16_TYPE, 4), _row(BF16_TYPE, 4)
-_row_q8_0, _row_q4_0 = _row(Q8_0_TYPE, 2), _row(Q4_0_TYPE, 4)
-_row_q5_0, _row_q6_k = _row(Q5_0_TYPE, 2), _row(Q6_K_TYPE, 2)
-_tile_f32, _tile_f16, _tile_bf16 = _tile(F32_TYPE, TILE), _tile(F16_TYPE, TILE), _tile(BF16_TYPE, TILE)
-_tile_q8_0, _tile_q4_0 = _tile(Q8_0_TYPE, TILE), _tile(Q4_0_TYPE, TILE)
-_strip_f32, _strip_f16, _strip_bf16 = _tile(F32_TYPE, 1), _tile(F16_TYPE, 1), _tile(BF16_TYPE, 1)
-_strip_q8_0, _strip_q4_0 = _tile(Q8_0_TYPE, 1), _tile(Q4_0_TYPE, 1)
+_dot_tile, _dot_strip = _tile(TILE), _tile(1)
+
+
+_INT = types.int64
+
+
+@cfunc(types.float32(_INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
+def _dot_row_code(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
+    return _dot_row(type_id, w, x, k, ahead)
+
+
+@cfunc(types.void(_INT, _INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
+def _dot_tile_code(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
+    _dot_tile(type_id, w, stride, xs, k, out)
+
+
+@cfunc(types.void(_INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
+def _dot_strip_code(type_id: int, w: int, xs: int, k: int, out: int) -> None:
+    _dot_strip(type_id, w, 0, xs, k, out)
+
+
+_call_dot_row = linked("hotcold_dot_row", _dot_row_code, types.float32, *[_INT] * 5)
+_call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] * 6)
+_call_dot_strip = linked("hotcold_dot_strip", _dot_strip_code, types.void, *[_INT] * 5)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -206,55 +230,25 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
         ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
             distance to a row yet to come when rows are picked from a list.
     """
-    if type_id == Q4_0_ID:
-        return _row_q4_0(w, x, k, ahead)
-    if type_id == Q8_0_ID:
-        return _row_q8_0(w, x, k, ahead)
-    if type_id == F16_ID:
-        return _row_f16(w, x, k, ahead)
-    if type_id == BF16_ID:
-        return _row_bf16(w, x, k, ahead)
-    if type_id == Q6_K_ID:
-        return _row_q6_k(w, x, k, ahead)
-    if type_id == Q5_0_ID:
-        return _row_q5_0(w, x, k, ahead)
-    return _row_f32(w, x, k, ahead)
+    return _call_dot_row(type_id, w, x, k, ahead)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def has_tiles(type_id: int) -> bool:
     """Whether `dot_tile`, `dot_strip` and `add_rows` know this type."""
-    return type_id != Q6_K_ID and type_id != Q5_0_ID
+    return type_id in _TILED_IDS
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
     """TILE rows by TILE columns; `xs` is the address of the columns' addresses, `out` of 16 float32."""
-    if type_id == Q4_0_ID:
-        _tile_q4_0(w, stride, xs, k, out)
-    elif type_id == Q8_0_ID:
-        _tile_q8_0(w, stride, xs, k, out)
-    elif type_id == F16_ID:
-        _tile_f16(w, stride, xs, k, out)
-    elif type_id == BF16_ID:
-        _tile_bf16(w, stride, xs, k, out)
-    else:
-        _tile_f32(w, stride, xs, k, out)
+    _call_dot_tile(type_id, w, stride, xs, k, out)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def dot_strip(type_id: int, w: int, xs: int, k: int, out: int) -> None:
     """One row by TILE columns, for tokens that share a neuron's row; `out`: 4 float32."""
-    if type_id == Q4_0_ID:
-        _strip_q4_0(w, 0, xs, k, out)
-    elif type_id == Q8_0_ID:
-        _strip_q8_0(w, 0, xs, k, out)
-    elif type_id == F16_ID:
-        _strip_f16(w, 0, xs, k, out)
-    elif type_id == BF16_ID:
-        _strip_bf16(w, 0, xs, k, out)
-    else:
-        _strip_f32(w, 0, xs, k, out)
+    _call_dot_strip(type_id, w, xs, k, out)
 
 
 # ---- sums of scaled rows --------------------------------------------------------
@@ -284,66 +278,60 @@ def _emit_scales(
         simd.store(b, scales, b.add(out, b.mul(loop.index, I64(64))))
 
 
-def _add_rows(kind: WeightType) -> Any:
+def _emit_add_rows(
+    b: Builder,
+    kind: WeightType,
+    acc: Value,
+    rows: Value,
+    coefficients: Value,
+    first: Value,
+    last: Value,
+    ahead: Value,
+    scales: Value,
+) -> None:
     """acc[first:last] += sum over ROWS rows of coefficient * row, one block (or 16) at a time."""
-    floats = isinstance(kind, FloatType)
-    width = 16 if floats else BLOCK
-    size = width * kind.type_size if floats else kind.type_size
-    n_vectors = width // 16
+    width = max(16, kind.block)
+    size = width // kind.block * kind.type_size
+    emit_count(b, kind, ROWS, b.sub(last, first))
+    n = b.udiv(b.sub(last, first), I64(width))
+    begin = b.mul(b.udiv(first, I64(width)), I64(size))
+    starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
+    later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
+    coefficient = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
+    room = [b.add(scales, I64(SCALES_BYTES * r)) for r in range(ROWS)]
+    if isinstance(kind, BlockType):
+        for r, start in enumerate(starts):
+            _emit_scales(b, kind, start, n, coefficient[r], room[r])
+    constant_factors = [simd.splat(b, c, 16) for c in coefficient]
 
-    @operation(types.void, address, address, address, types.int64, types.int64, address, address)
-    def add_rows(
-        b: Builder,
-        acc: Value,
-        rows: Value,
-        coefficients: Value,
-        first: Value,
-        last: Value,
-        ahead: Value,
-        scales: Value,
-    ) -> None:
-        emit_count(b, kind, ROWS, b.sub(last, first))
-        n = b.udiv(b.sub(last, first), I64(width))
-        begin = b.mul(b.udiv(first, I64(width)), I64(size))
-        starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
-        later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
-        coefficient = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
-        room = [b.add(scales, I64(SCALES_BYTES * r)) for r in range(ROWS)]
-        if isinstance(kind, BlockType):
-            for r, start in enumerate(starts):
-                _emit_scales(b, kind, start, n, coefficient[r], room[r])
-        constant_factors = [simd.splat(b, c, 16) for c in coefficient]
+    def add_block(i: Value) -> None:
+        offset = b.mul(i, I64(size))
+        out = b.add(acc, b.mul(b.add(first, b.mul(i, I64(width))), I64(4)))
+        sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in range(width // 16)]
+        for r, start in enumerate(starts):
+            at = b.add(start, offset)
+            if isinstance(kind, FloatType):
+                values, factors = [kind.load16(b, at)], constant_factors[r]
+            else:
+                factor = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
+                values, factors = kind.values(b, at), simd.splat(b, factor, 16)
+            sums = [simd.fma(b, v, factors, s) for v, s in zip(values, sums, strict=True)]
+        for v, s in enumerate(sums):
+            simd.store(b, s, out, 64 * v)
 
-        def add_block(i: Value) -> None:
-            offset = b.mul(i, I64(size))
-            out = b.add(acc, b.mul(b.add(first, b.mul(i, I64(width))), I64(4)))
-            sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in range(n_vectors)]
-            for r, start in enumerate(starts):
-                at = b.add(start, offset)
-                if isinstance(kind, FloatType):
-                    values, factors = [kind.load16(b, at)], constant_factors[r]
-                else:
-                    factor = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
-                    values, factors = kind.values(b, at), simd.splat(b, factor, 16)
-                sums = [simd.fma(b, v, factors, s) for v, s in zip(values, sums, strict=True)]
-            for v, s in enumerate(sums):
-                simd.store(b, s, out, 64 * v)
-
-        stretches = b.udiv(n, I64(STRETCH))
-        with cgutils.for_range(b, stretches) as loop:
-            at = b.mul(loop.index, I64(STRETCH * size))
-            for row in later:
-                for line in range(0, STRETCH * size, 64):
-                    simd.emit_prefetch(b, b.add(b.add(row, at), I64(line)))
-            with cgutils.for_range(b, I64(STRETCH)) as inner:
-                add_block(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
-        done = b.mul(stretches, I64(STRETCH))
-        with cgutils.for_range(b, b.sub(n, done)) as loop:
-            add_block(b.add(done, loop.index))
-        if isinstance(kind, FloatType):
-            _tail(b, kind, acc, starts, coefficient, b.add(first, b.mul(n, I64(16))), first, last)
-
-    return add_rows
+    stretches = b.udiv(n, I64(STRETCH))
+    with cgutils.for_range(b, stretches) as loop:
+        at = b.mul(loop.index, I64(STRETCH * size))
+        for row in later:
+            for line in range(0, STRETCH * size, 64):
+                simd.emit_prefetch(b, b.add(b.add(row, at), I64(line)))
+        with cgutils.for_range(b, I64(STRETCH)) as inner:
+            add_block(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
+    done = b.mul(stretches, I64(STRETCH))
+    with cgutils.for_range(b, b.sub(n, done)) as loop:
+        add_block(b.add(done, loop.index))
+    if isinstance(kind, FloatType):
+        _tail(b, kind, acc, starts, coefficient, b.add(first, b.mul(n, I64(16))), first, last)
 
 
 def _tail(
@@ -367,8 +355,19 @@ def _tail(
         simd.store(b, total, out)
 
 
-_add_f32, _add_f16, _add_bf16 = _add_rows(F32_TYPE), _add_rows(F16_TYPE), _add_rows(BF16_TYPE)
-_add_q8_0, _add_q4_0 = _add_rows(Q8_0_TYPE), _add_rows(Q4_0_TYPE)
+@operation(types.void, types.int64, address, address, address, types.int64, types.int64, address, address)
+def _add_rows(b: Builder, type_id: Value, *arguments: Value) -> None:
+    emit_switch(b, type_id, TILED_TYPES, lambda kind: _emit_add_rows(b, kind, *arguments))
+
+
+@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+def _add_rows_code(
+    type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
+) -> None:
+    _add_rows(type_id, acc, rows, coefficients, first, last, ahead, scales)
+
+
+_call_add_rows = linked("hotcold_add_rows", _add_rows_code, types.void, *[_INT] * 8)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -383,58 +382,38 @@ def add_rows(
         ahead: address of 4 byte distances from each row to the row to prefetch meanwhile.
         scales: address of ROWS * SCALES_BYTES of the thread's own memory; unused by float types.
     """
-    if type_id == Q4_0_ID:
-        _add_q4_0(acc, rows, coefficients, first, last, ahead, scales)
-    elif type_id == Q8_0_ID:
-        _add_q8_0(acc, rows, coefficients, first, last, ahead, scales)
-    elif type_id == F16_ID:
-        _add_f16(acc, rows, coefficients, first, last, ahead, scales)
-    elif type_id == BF16_ID:
-        _add_bf16(acc, rows, coefficients, first, last, ahead, scales)
-    else:
-        _add_f32(acc, rows, coefficients, first, last, ahead, scales)
+    _call_add_rows(type_id, acc, rows, coefficients, first, last, ahead, scales)
 
 
 # ---- one row as float32 ---------------------------------------------------------
 
 
-def _widen(kind: WeightType) -> Any:
-    @operation(types.void, address, types.int64, address)
-    def widen(b: Builder, w: Value, k: Value, out: Value) -> None:
-        emit_count(b, kind, 1, k)
+def _emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value) -> None:
+    emit_count(b, kind, 1, k)
+    with cgutils.for_range(b, b.udiv(k, I64(kind.block))) as loop:
+        at = b.add(w, b.mul(loop.index, I64(kind.type_size)))
+        to = b.add(out, b.mul(loop.index, I64(4 * kind.block)))
         if isinstance(kind, FloatType):
-            with cgutils.for_range(b, k) as loop:
-                value = kind.load1(b, b.add(w, b.mul(loop.index, I64(kind.type_size))))
-                simd.store(b, value, b.add(out, b.mul(loop.index, I64(4))), align=4)
-            return
-        with cgutils.for_range(b, b.udiv(k, I64(kind.block))) as loop:
-            at = b.add(w, b.mul(loop.index, I64(kind.type_size)))
-            scale = simd.splat(b, kind.scale(b, b.add(at, I64(kind.scale_offset))), 16)
-            for i, v in enumerate(kind.values(b, at)):
-                simd.store(b, b.fmul(v, scale), b.add(out, b.mul(loop.index, I64(4 * kind.block))), 64 * i)
-
-    return widen
+            simd.store(b, kind.load1(b, at), to, align=4)
+        else:
+            for i, v in enumerate(kind.widened(b, at)):
+                simd.store(b, v, to, 64 * i)
 
 
-_widen_f32, _widen_f16, _widen_bf16 = _widen(F32_TYPE), _widen(F16_TYPE), _widen(BF16_TYPE)
-_widen_q8_0, _widen_q4_0 = _widen(Q8_0_TYPE), _widen(Q4_0_TYPE)
-_widen_q5_0, _widen_q6_k = _widen(Q5_0_TYPE), _widen(Q6_K_TYPE)
+@operation(types.void, types.int64, address, types.int64, address)
+def _widen(b: Builder, type_id: Value, w: Value, k: Value, out: Value) -> None:
+    emit_switch(b, type_id, WEIGHT_TYPES, lambda kind: _emit_widen(b, kind, w, k, out))
+
+
+@cfunc(types.void(*[_INT] * 4), **CODE)  # type: ignore[untyped-decorator]
+def _widen_code(type_id: int, w: int, k: int, out: int) -> None:
+    _widen(type_id, w, k, out)
+
+
+_call_widen = linked("hotcold_widen_row", _widen_code, types.void, *[_INT] * 4)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def widen_row(type_id: int, w: int, k: int, out: int) -> None:
     """The k numbers of the row at w as float32 at `out`."""
-    if type_id == Q4_0_ID:
-        _widen_q4_0(w, k, out)
-    elif type_id == Q8_0_ID:
-        _widen_q8_0(w, k, out)
-    elif type_id == F16_ID:
-        _widen_f16(w, k, out)
-    elif type_id == BF16_ID:
-        _widen_bf16(w, k, out)
-    elif type_id == Q6_K_ID:
-        _widen_q6_k(w, k, out)
-    elif type_id == Q5_0_ID:
-        _widen_q5_0(w, k, out)
-    else:
-        _widen_f32(w, k, out)
+    _call_widen(type_id, w, k, out)

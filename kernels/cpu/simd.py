@@ -5,7 +5,7 @@ registers, split or joined for the CPU it compiles for. Memory is addressed by p
 mapped weights need no typed and writable array.
 
 Functions named `emit_*` write IR and take an llvmlite builder; `operation` makes one callable from
-njit code. Only few places pick an instruction by hand, from `target_features()`: the features that
+njit code. Few places ask `target_features()` for a shorter route: the features that
 Numba compiles for, so NUMBA_CPU_NAME and NUMBA_CPU_FEATURES are obeyed. Each has a portable route
 beside it.
 """
@@ -56,6 +56,10 @@ JIT: dict[str, Any] = {
     "boundscheck": False,
     "error_model": "numpy",
 }
+
+
+# the same for functions that are called by address; they never hold the interpreter's lock
+CODE: dict[str, Any] = {name: value for name, value in JIT.items() if name != "nogil"}
 
 
 def target_features() -> set[str]:
@@ -232,60 +236,6 @@ def exponential(b: Builder, x: Value) -> Value:
     return b.select(tiny, c(0.0), b.fmul(p, b.bitcast(bits, VT(F32, n))))
 
 
-# ---- integer dot products -------------------------------------------------------
-
-
-def dot_bytes(b: Builder, acc: Value, u: Value, s: Value) -> Value:
-    """acc <16 x i32> += sums of 4 neighbouring products of u and s (int8), <64 x i8> each.
-
-    u is unsigned: up to 128, since pmaddubsw saturates above; up to 255 where AVX-512 VNNI exists.
-    """
-    features = target_features()
-    if {"avx512f", "avx512vnni"} <= features:
-        return call(b, "llvm.x86.avx512.vpdpbusd.512", VT(I32, 16), acc, u, s)
-    if "avx2" in features:
-        return _dot_bytes_halves(b, acc, u, s, "avxvnni" in features)
-    return _dot_bytes_portable(b, acc, b.zext(u, VT(I16, 64)), b.sext(s, VT(I16, 64)))
-
-
-def dot_signed_bytes(b: Builder, acc: Value, w: Value, s: Value) -> Value:
-    """acc <16 x i32> += sums of 4 neighbouring products of w and s, both int8, s above -128.
-
-    The byte instructions want one unsigned side: |w| takes it and s takes w's sign.
-    """
-    if "avx2" not in target_features():
-        return _dot_bytes_portable(b, acc, b.sext(w, VT(I16, 64)), b.sext(s, VT(I16, 64)))
-    zero = constant(I8, 64, 0)
-    negative = b.icmp_signed("<", w, zero)
-    magnitude = b.select(negative, b.sub(zero, w), w)
-    signed = b.select(negative, b.sub(zero, s), s)
-    return dot_bytes(b, acc, magnitude, signed)
-
-
-def _dot_bytes_halves(b: Builder, acc: Value, u: Value, s: Value, vnni: bool) -> Value:
-    parts = []
-    for half in (0, 1):
-        bytes_, lanes = range(32 * half, 32 * half + 32), range(8 * half, 8 * half + 8)
-        uu, ss, aa = shuffle(b, u, u, bytes_), shuffle(b, s, s, bytes_), shuffle(b, acc, acc, lanes)
-        if vnni:
-            parts.append(call(b, "llvm.x86.avx512.vpdpbusd.256", VT(I32, 8), aa, uu, ss))
-        else:
-            pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", VT(I16, 16), uu, ss)
-            fours = call(b, "llvm.x86.avx2.pmadd.wd", VT(I32, 8), pairs, constant(I16, 16, 1))
-            parts.append(b.add(aa, fours))
-    return concatenate(b, parts)
-
-
-def _dot_bytes_portable(b: Builder, acc: Value, u: Value, s: Value) -> Value:
-    products = b.mul(b.sext(u, VT(I32, 64)), b.sext(s, VT(I32, 64)))
-    pairs = b.add(
-        shuffle(b, products, products, range(0, 64, 2)), shuffle(b, products, products, range(1, 64, 2))
-    )
-    return b.add(
-        acc, b.add(shuffle(b, pairs, pairs, range(0, 32, 2)), shuffle(b, pairs, pairs, range(1, 32, 2)))
-    )
-
-
 # ---- from IR to njit ------------------------------------------------------------
 
 
@@ -314,6 +264,22 @@ def operation(returns: Any, *arguments: Any) -> Callable[[Callable[..., Value]],
         return intrinsic(typed)
 
     return wrap
+
+
+def linked(name: str, code: Any, returns: Any, *arguments: Any) -> Any:
+    """Make a compiled C function callable from njit code by its symbol.
+
+    Numba compiles what a function calls into the function itself, again for every caller above it;
+    a symbol is compiled once, and a cached caller finds it anew in every process.
+    """
+    llvmlite.binding.add_symbol(name, code.address)
+    kinds = {types.float32: F32, types.void: ir.VoidType()}
+
+    def emit(b: Builder, *values: Value) -> Value:
+        return call(b, name, kinds[returns], *values)
+
+    emit.__name__, emit.__doc__ = name, code.__doc__
+    return operation(returns, *arguments)(emit)
 
 
 @operation(f32x16)

@@ -22,6 +22,7 @@ from typing import Any
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
 from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 
 BLOCK = 32
@@ -36,8 +37,12 @@ class FloatType:
     """F32, F16 or BF16: 16 weights a step."""
 
     name: str
+    type_id: int  # GGUF's number
     type_size: int  # bytes a weight
     step = 16
+    block = 1  # numbers a block
+    unroll = 4  # steps of a row's loop body
+    has_tiles = True
     activation_bytes = 64  # that one step reads
 
     @property
@@ -77,10 +82,12 @@ class BlockType:
     """A quantised type with blocks of 32 and one half scale at the start of each block."""
 
     name: str
+    type_id: int  # GGUF's number
     type_size: int  # bytes a block
     block = BLOCK  # numbers a block
-    scale_offset = 0  # bytes from a block's start to its half scale
     step = GROUP
+    unroll = 2  # steps of a row's loop body
+    has_tiles = True  # whether prompt tiles and sums of rows are made, which take long to compile
     activation_bytes = PACKED_GROUP_BYTES  # that one step reads
     offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
 
@@ -117,14 +124,23 @@ class BlockType:
         """The block's 32 numbers before scaling, as two <16 x float>."""
         raise NotImplementedError
 
-    def unpack(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value, Value]:
-        """Both halves and the scales, one a lane, of the 4 blocks at these addresses."""
-        bits = ir.Constant(VT(I16, 4), ir.Undefined)
-        for i, at in enumerate(blocks):
-            bits = b.insert_element(bits, load(b, at, I16), I32(i))
-        return *self.halves(b, blocks), simd.half_to_float(b, simd.shuffle(b, bits, bits, LANE_BLOCKS))
+    def widened(self, b: Builder, at: Value) -> list[Value]:
+        """The block's numbers, as <16 x float>."""
+        scale = simd.splat(b, self.scale(b, at), 16)
+        return [b.fmul(v, scale) for v in self.values(b, at)]
 
-    def unpack_whole(self, b: Builder, at: Value) -> tuple[Value, Value, Value]:
+    def unpack_scales(self, b: Builder, addresses: list[Value]) -> Value:
+        """The halfs at 4 addresses, one a lane, as <16 x float>."""
+        bits = ir.Constant(VT(I16, 4), ir.Undefined)
+        for i, at in enumerate(addresses):
+            bits = b.insert_element(bits, load(b, at, I16), I32(i))
+        return simd.half_to_float(b, simd.shuffle(b, bits, bits, LANE_BLOCKS))
+
+    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
+        """Both halves and the scales, one a lane, of the 4 blocks at these addresses."""
+        return *self.halves(b, blocks), self.unpack_scales(b, blocks)
+
+    def unpack_whole(self, b: Builder, at: Value) -> Any:
         """`unpack` of 4 blocks in a row."""
         return self.unpack(b, [b.add(at, I64(j * self.type_size)) for j in range(4)])
 
@@ -133,10 +149,10 @@ class BlockType:
         lanes = load(b, x, VT(I32, 16), SUMS)
         if self.offset_shift:
             lanes = b.shl(lanes, constant(I32, 16, self.offset_shift))
-        lanes = simd.dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
-        return simd.dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+        lanes = dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
+        return dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
 
-    def dot(self, b: Builder, acc: Value, weights: tuple[Value, Value, Value], x: Value) -> Value:
+    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
         """acc + the group's products, each lane scaled."""
         low, high, scales = weights
         lanes = self.multiply(b, low, high, x)
@@ -148,13 +164,14 @@ class Q4_0(BlockType):
     """Half scale, 16 bytes: low nibbles are numbers 0..15, high nibbles 16..31; minus 8."""
 
     name = "Q4_0"
+    type_id = 2
     type_size = 18
-    offset_shift = 0
+    unroll = 4
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
         return self._nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
 
-    def unpack_whole(self, b: Builder, at: Value) -> tuple[Value, Value, Value]:
+    def unpack_whole(self, b: Builder, at: Value) -> Any:
         if "avx512vbmi" not in simd.target_features():
             return super().unpack_whole(b, at)
         # One load holds three blocks and all four scales; a byte permute sorts them (vpermb, vpermw).
@@ -187,6 +204,7 @@ class Q8_0(BlockType):
     """Half scale, 32 int8."""
 
     name = "Q8_0"
+    type_id = 8
     type_size = 34
     offset_shift = 4
 
@@ -201,8 +219,8 @@ class Q8_0(BlockType):
     def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
         if self._unsigned():
             return super().multiply(b, low, high, x)
-        lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
-        return simd.dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+        lanes = dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
+        return dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
 
     def values(self, b: Builder, at: Value) -> list[Value]:
         return [b.sitofp(load(b, at, VT(I8, 16), offset), VT(F32, 16)) for offset in (2, 18)]
@@ -217,6 +235,8 @@ class Q5_0(BlockType):
     """Half scale, 32 fifth bits, 16 bytes of nibbles as in Q4_0; minus 16."""
 
     name = "Q5_0"
+    type_id = 6
+    has_tiles = False
     type_size = 22
     offset_shift = 1
 
@@ -224,7 +244,7 @@ class Q5_0(BlockType):
         q = simd.concatenate(b, [load(b, at, VT(I8, 16), 6) for at in blocks])
         halves = (b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4)))
         low, high = (
-            b.or_(half, self._fifth(b, [load(b, at, I16, offset) for at in blocks], 64))
+            b.or_(half, fifth_bits(b, [load(b, at, I16, offset) for at in blocks], 64))
             for half, offset in zip(halves, (2, 4), strict=True)
         )
         return low, high
@@ -233,90 +253,89 @@ class Q5_0(BlockType):
         q = load(b, at, VT(I8, 16), 6)
         halves = (b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4)))
         whole = [
-            b.or_(half, self._fifth(b, [load(b, at, I16, offset)], 16))
+            b.or_(half, fifth_bits(b, [load(b, at, I16, offset)], 16))
             for half, offset in zip(halves, (2, 4), strict=True)
         ]
         return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in whole]
 
-    @staticmethod
-    def _fifth(b: Builder, words: list[Value], n: int) -> Value:
-        """Words of 16 bits as n bytes of 0 or 16, a bit a byte."""
-        bits = ir.Constant(VT(I16, len(words)), ir.Undefined)
-        for i, word in enumerate(words):
-            bits = b.insert_element(bits, word, I32(i))
-        return b.select(b.bitcast(bits, VT(I1, n)), constant(I8, n, 16), constant(I8, n, 0))
+
+def fifth_bits(b: Builder, words: list[Value], n: int) -> Value:
+    """Words of 16 bits as n bytes of 0 or 16, a bit a byte."""
+    bits = ir.Constant(VT(I16, len(words)), ir.Undefined)
+    for i, word in enumerate(words):
+        bits = b.insert_element(bits, word, I32(i))
+    return b.select(b.bitcast(bits, VT(I1, n)), constant(I8, n, 16), constant(I8, n, 0))
 
 
-class Q6_K(BlockType):
-    """256 numbers: low nibbles [128 bytes], upper pairs of bits [64], 16 int8 scales, one half; minus 32.
+class MinimumType(BlockType):
+    """Blocks of 32 unsigned numbers with a scale d and a minimum m, halfs: d q + m."""
 
-    Half h of a block is a step. Its blocks of 32, numbered j, take bytes 32 (j mod 2) of the half's
-    nibbles (the upper ones for j > 1) and pair j of the bits; each 16 numbers have their own scale.
-    """
+    has_tiles = False
 
-    name = "Q6_K"
-    type_size = 210
-    block = 256
-    step_bytes = 105
-    scale_offset = 208
-    NIBBLES, PAIRS, PART_SCALES = 0, 128, 192
+    def nibbles(self, b: Builder, at: Value) -> list[Value]:
+        """Stored numbers 0..15 and 16..31 of one block, <16 x i8> each."""
+        raise NotImplementedError
 
-    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Any:
-        """Low and high halves, signed, and the scale of each half's lanes."""
-        half = b.and_(step, I64(1))
-        at = b.add(row, b.mul(b.lshr(step, I64(1)), I64(self.type_size)))
-        nibbles, pairs = b.add(at, b.mul(half, I64(64))), b.add(at, b.mul(half, I64(32)))
-        scales = b.sitofp(load(b, b.add(at, b.mul(half, I64(8))), VT(I8, 8), self.PART_SCALES), VT(F32, 8))
-        scales = b.fmul(scales, simd.splat(b, self.scale(b, b.add(at, I64(self.scale_offset))), 8))
-        out = []
-        for part in (0, 1):
-            out.append(self._numbers(b, nibbles, pairs, part))
-            out.append(simd.shuffle(b, scales, scales, [2 * j + part for j in LANE_BLOCKS]))
-        return out
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        pairs = [self.nibbles(b, at) for at in blocks]
+        low, high = (simd.concatenate(b, list(part)) for part in zip(*pairs, strict=True))
+        return low, high
 
-    def _numbers(self, b: Builder, nibbles: Value, pairs: Value, part: int) -> Value:
-        """Numbers 16 part .. 16 part + 15 of the four blocks of a half, <64 x i8> in -32..31."""
-        near = load(b, nibbles, VT(I8, 16), self.NIBBLES + 16 * part)
-        far = load(b, nibbles, VT(I8, 16), self.NIBBLES + 16 * part + 32)
-        bits = load(b, pairs, VT(I8, 16), self.PAIRS + 16 * part)
-        low = [b.and_(v, constant(I8, 16, 15)) for v in (near, far)]
-        high = [b.lshr(v, constant(I8, 16, 4)) for v in (near, far)]
-        upper = [
-            b.shl(b.and_(b.lshr(bits, constant(I8, 16, 2 * j)), constant(I8, 16, 3)), constant(I8, 16, 4))
-            for j in range(4)
-        ]
-        whole = simd.concatenate(b, [b.or_(v, u) for v, u in zip(low + high, upper, strict=True)])
-        return b.sub(whole, constant(I8, 64, 32))
+    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
+        """Both halves, the scales and the minima, one a lane."""
+        low, high, scales = super().unpack(b, blocks)
+        return low, high, scales, self.unpack_scales(b, [b.add(at, I64(2)) for at in blocks])
 
     def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        """acc + both halves' products, each 16 numbers scaled by their own scale."""
-        x_scales = load(b, x, VT(F32, 16), SCALES)
-        for part, offset in enumerate((LOW, HIGH)):
-            numbers, scales = weights[2 * part : 2 * part + 2]
-            lanes = simd.dot_signed_bytes(b, constant(I32, 16, 0), numbers, load(b, x, VT(I8, 64), offset))
-            acc = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), b.fmul(scales, x_scales), acc)
-        return acc
+        low, high, scales, minima = weights
+        return dot_with_minimum(b, acc, low, high, scales, minima, x)
 
-    def values(self, b: Builder, at: Value) -> list[Value]:
-        """The block's 256 numbers before its half scale, as sixteen <16 x float>."""
-        vectors: list[Value] = [None] * 16
-        for half in (0, 1):
-            for part in (0, 1):
-                numbers = self._numbers(b, b.add(at, I64(64 * half)), b.add(at, I64(32 * half)), part)
-                for j in range(4):
-                    quarter = simd.shuffle(b, numbers, numbers, range(16 * j, 16 * j + 16))
-                    i = 8 * half + 2 * j + part
-                    scale = b.sitofp(load(b, at, I8, self.PART_SCALES + i), F32)
-                    vectors[i] = b.fmul(b.sitofp(quarter, VT(F32, 16)), simd.splat(b, scale, 16))
-        return vectors
+    def widened(self, b: Builder, at: Value) -> list[Value]:
+        scale = simd.splat(b, self.scale(b, at), 16)
+        minimum = simd.splat(b, self.scale(b, b.add(at, I64(2))), 16)
+        numbers = [b.uitofp(part, VT(F32, 16)) for part in self.nibbles(b, at)]
+        return [simd.fma(b, v, scale, minimum) for v in numbers]
 
 
-F32_TYPE = FloatType("F32", 4)
-F16_TYPE = FloatType("F16", 2)
-BF16_TYPE = FloatType("BF16", 2)
-Q8_0_TYPE = Q8_0()
-Q4_0_TYPE = Q4_0()
-Q5_0_TYPE = Q5_0()
-Q6_K_TYPE = Q6_K()
+def dot_with_minimum(
+    b: Builder, acc: Value, low: Value, high: Value, scales: Value, minima: Value, x: Value
+) -> Value:
+    """acc + scale * (q . x) + minimum * (sum of x), lane by lane; the packed group holds -8 times the sums."""
+    lanes = dot_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
+    lanes = dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+    x_scales = load(b, x, VT(F32, 16), SCALES)
+    acc = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), b.fmul(scales, x_scales), acc)
+    sums = b.sitofp(load(b, x, VT(I32, 16), SUMS), VT(F32, 16))
+    return simd.fma(b, b.fmul(sums, constant(F32, 16, -0.125)), b.fmul(minima, x_scales), acc)
 
+
+class Q4_1(MinimumType):
+    """Scale, minimum, 16 bytes of nibbles as in Q4_0."""
+
+    name = "Q4_1"
+    type_id = 3
+    type_size = 20
+
+    def nibbles(self, b: Builder, at: Value) -> list[Value]:
+        q = load(b, at, VT(I8, 16), 4)
+        return [b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4))]
+
+
+class Q5_1(MinimumType):
+    """Scale, minimum, 32 fifth bits, 16 bytes of nibbles as in Q4_0."""
+
+    name = "Q5_1"
+    type_id = 7
+    type_size = 24
+
+    def nibbles(self, b: Builder, at: Value) -> list[Value]:
+        q = load(b, at, VT(I8, 16), 8)
+        halves = (b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4)))
+        fifths = [fifth_bits(b, [load(b, at, I16, offset)], 16) for offset in (4, 6)]
+        return [b.or_(half, bits) for half, bits in zip(halves, fifths, strict=True)]
+
+
+F32_TYPE = FloatType("F32", 0, 4)
+F16_TYPE = FloatType("F16", 1, 2)
+BF16_TYPE = FloatType("BF16", 30, 2)
 WeightType = FloatType | BlockType

@@ -227,7 +227,8 @@ def test_loading_keeps_the_weights_out_of_memory() -> None:
         "line = next(line for line in open('/proc/self/status') if line.startswith('VmRSS'))\n"
         "print(int(line.split()[1]) * 1024 - engine.file.size)"
     )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    for _ in range(2):  # the first may still have to compile, which takes memory of its own
+        done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert int(done.stdout) < 300e6
 
 

@@ -103,6 +103,15 @@ def test_a_swapped_order_is_refused() -> None:
         check(graph)
 
 
+def test_a_result_that_nobody_reads_is_refused() -> None:
+    """Its reader is gone: the run would answer without it."""
+    graph = small()
+    skips_the_ffn = dataclasses.replace(graph.nodes[6], inputs=(graph.nodes[0].output,) * 2)
+    graph.nodes = (*graph.nodes[:6], skips_the_ffn, graph.nodes[7])
+    with pytest.raises(HotcoldError, match="nodes of the graph: h .no later node reads"):
+        check(graph)
+
+
 def test_nodes_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         small().nodes[0].op = "add"  # type: ignore[misc]

@@ -82,14 +82,17 @@ def test_thresholds_do_not_matter() -> None:
 
 @pytest.mark.parametrize("sparsity", ["predictor", "exact", "off"])
 def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
-    """On the CPU alone; names, order, bytes and offsets."""
+    """On the CPU alone: what its trace hears is what the dump lists."""
     got = as_json(planned("0", sparsity))
     with open_gguf(settings.model_path(None)) as file:
         model = dump.open_source(None, None, None, None).model
         with Executor(model, file, 256, 64, 1, sparsity=sparsity) as executor:
             for name, n_tokens in (("decode", 1), ("batch", 64)):
-                run = [(node.name, node.op) for node, _ in executor.lowered[n_tokens]]
-                assert [(row["name"], row["op"]) for row in got["intermediates"][name]] == run
+                steps: list[tuple[int, str, str]] = []
+                executor.trace = lambda step, node, *_, steps=steps: steps.append((step, node.name, node.op))
+                executor.run(np.zeros(n_tokens, np.int32), 0)
+                rows = got["intermediates"][name]
+                assert [(row["step"], row["name"], row["op"]) for row in rows] == steps
 
 
 @pytest.mark.parametrize("sparsity", ["predictor", "exact", "off"])

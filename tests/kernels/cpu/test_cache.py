@@ -73,11 +73,21 @@ def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
-def test_a_folder_of_another_user_is_not_trusted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("above", [0, 1, 2])
+def test_a_folder_of_another_user_is_not_trusted(above: int, tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     path, _ = folder_in(environment)
-    os.chown(path, 12345, 12345)
+    os.chown([path, *path.parents][above], 12345, 12345)
     assert folder_in(environment)[0].is_relative_to(tmp_path / "hotcold-0")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_that_another_user_made_in_the_temporary_one_is_not_trusted(tmp_path: Path) -> None:
+    foreign = tmp_path / "hotcold-0"
+    foreign.mkdir(mode=0o777)
+    os.chown(foreign, 12345, 12345)
+    path, _ = folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
+    assert path.parent == tmp_path and path != foreign
 
 
 RELU = """

@@ -15,15 +15,11 @@ LEVELS = {
     "skylake-avx512": f"{AVX2},+avx512f,+avx512bw,+avx512vl,+avx512dq",
     "alderlake": f"{AVX2},+avxvnni",
 }
-QUICK = {"generic", "haswell"}
-
 
 # tests that call kernels by address and compile them alone, in seconds
 BY_ADDRESS = [f"test_{name}.py" for name in ("simd", "pack", "rows", "elementwise", "attention")]
 
-levels = pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in LEVELS]
-)
+levels = pytest.mark.parametrize("name", LEVELS)
 
 
 def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
@@ -53,11 +49,15 @@ def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-@levels
+# each level compiles everything anew, so only the plainest one is quick enough for every run
+@pytest.mark.parametrize(
+    "name", ["generic", *(pytest.param(n, marks=pytest.mark.slow) for n in LEVELS if n != "generic")]
+)
 def test_oracles_hold(name: str, tmp_path: Path) -> None:
     run_at(name, tmp_path, Path(__file__).with_name("oracle_checks.py"))
 
 
+@pytest.mark.slow
 @levels
 def test_kernels_by_address(name: str, tmp_path: Path) -> None:
     """Instructions, conversions, extremes of bytes and every size of the host's own tests."""

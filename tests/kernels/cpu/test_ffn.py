@@ -280,3 +280,19 @@ def test_add_listed(
     where = raw.ctypes.data, raw.shape[1], live.ctypes.data, coefficients.ctypes.data
     ffn.add_listed(type_id, *where, n, 0, 96, scratch.ctypes.data, acc.ctypes.data)
     assert_near(acc, wanted)
+
+
+@pytest.mark.parametrize("type_id", [rows.Q8_0_ID, rows.Q4_0_ID, rows.F16_ID], ids=["Q8_0", "Q4_0", "F16"])
+def test_add_listed_with_rows_of_very_many_blocks(type_id: int, scratch: U8, assert_near: Near) -> None:
+    """More scales than a thread's memory holds at once."""
+    k, n = 2 * ffn.MAX_COLUMNS + 160, 5
+    raw, w = checks.weights(type_id, n, k)
+    live, coefficients = np.arange(8), np.arange(1, 9, dtype=np.float32)
+    acc = np.zeros(k, np.float32)
+    where = raw.ctypes.data, raw.shape[1], live.ctypes.data, coefficients.ctypes.data
+    guard = scratch[ffn._SCALES + rows.ROWS * rows.SCALES_BYTES :]
+    assert (guard == 0xFF).all()
+    wanted = coefficients[:n].astype(np.float64) @ w
+    ffn.add_listed(type_id, *where, n, 0, k, scratch.ctypes.data, acc.ctypes.data)
+    assert_near(acc, wanted)
+    assert (guard == 0xFF).all()

@@ -6,11 +6,16 @@ import pytest
 from hotcold.kernels.cpu import rows
 
 NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
-SIZES = [(t, k) for t in (*checks.SPARSE_TYPES, rows.Q5_0_ID) for k in checks.ODD[rows.is_quantised(t)]]
+NAMES |= {3: "Q4_1", 7: "Q5_1", 12: "Q4_K", 13: "Q5_K"}
+SIZES = [
+    (t, k) for t in (*checks.SPARSE_TYPES, *checks.OFFSET_TYPES) for k in checks.ODD[rows.is_quantised(t)]
+]
 
 
 @pytest.mark.parametrize(
-    ("type_id", "k"), [*SIZES, (rows.Q6_K_ID, 256), (rows.Q6_K_ID, 1024)], ids=lambda v: NAMES.get(v, str(v))
+    ("type_id", "k"),
+    [*SIZES, *((t, k) for t in checks.K_TYPES for k in (256, 1024))],
+    ids=lambda v: NAMES.get(v, str(v)),
 )
 def test_rows(type_id: int, k: int) -> None:
     checks.check_rows(type_id, k)
@@ -28,7 +33,7 @@ def test_matrices(type_id: int, n_tokens: int, n_rows: int) -> None:
     checks.check_mul_mat(type_id, n_rows, 96, n_tokens)
 
 
-@pytest.mark.parametrize("type_id", [rows.Q5_0_ID, rows.Q6_K_ID], ids=NAMES.get)
+@pytest.mark.parametrize("type_id", [*checks.OFFSET_TYPES, *checks.K_TYPES], ids=NAMES.get)
 def test_matrices_of_types_without_tiles(type_id: int) -> None:
     checks.check_mul_mat(type_id, 37, 512, 5)
 

@@ -10,7 +10,7 @@ import pytest
 from numba import njit, types
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu import byte_dots, simd
 from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, operation
 
 ALL_HALFS = np.arange(65536, dtype=np.uint16)
@@ -48,14 +48,14 @@ def silus(x: int, n: int, y: int) -> None:
 def dot_unsigned(b: Builder, u: Value, s: Value, y: Value) -> None:
     """16 sums of 4 products of 64 bytes, added to what lies at y."""
     vectors = [simd.load(b, at, VT(I8, 64)) for at in (u, s)]
-    simd.store(b, simd.dot_bytes(b, simd.load(b, y, VT(I32, 16)), *vectors), y)
+    simd.store(b, byte_dots.dot_bytes(b, simd.load(b, y, VT(I32, 16)), *vectors), y)
 
 
 @operation(types.void, address, address, address)
 def dot_signed(b: Builder, w: Value, s: Value, y: Value) -> None:
     """16 sums of 4 products of 64 signed bytes, added to what lies at y."""
     vectors = [simd.load(b, at, VT(I8, 64)) for at in (w, s)]
-    simd.store(b, simd.dot_signed_bytes(b, simd.load(b, y, VT(I32, 16)), *vectors), y)
+    simd.store(b, byte_dots.dot_signed_bytes(b, simd.load(b, y, VT(I32, 16)), *vectors), y)
 
 
 # not cached: the assembly of a cached function cannot be looked at

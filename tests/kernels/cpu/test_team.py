@@ -188,7 +188,7 @@ def test_two_threads_use_more_than_one_core(crews: tuple[Team, Team]) -> None:
     team.walk(job)
     assert cores_used(lambda: alone.walk(job)) < 1.2
     possible = 0.0
-    for _ in range(20):
+    for _ in range(10):
         if cores_used(lambda: team.walk(job)) > 1.3:
             return
         possible = max(possible, cores_used(two_plain_threads))

@@ -1,0 +1,37 @@
+"""What HOTCOLD_DEBUG=2 prints: each node as it has run, its time, its bandwidth and its device."""
+
+import sys
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.graph import Node, weights_of
+
+Trace = Callable[[int, Node, int, float, NDArray[np.int64]], None]
+"""Hears step, node, tokens that its graph takes, seconds, and the neurons it listed and found firing in
+each layer: int64 [n_layer, 2]."""
+
+
+def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
+    """Bytes of weights that the node read; 0 where that is not known: rows shared among a batch's tokens."""
+    weights = weights_of(node)
+    rows = [weight.n_bytes // weight.ne[-1] if len(weight.ne) > 1 else weight.n_bytes for weight in weights]
+    if node.op == "embed":
+        return n_tokens * rows[0]
+    if node.op == "sparse_ffn":
+        listed, firing = (int(n) for n in counted.sum(axis=0))
+        return listed * rows[0] + firing * sum(rows[1:]) if n_tokens == 1 else 0
+    return sum(weight.n_bytes for weight in weights)
+
+
+def line(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64]) -> str:
+    """One node: step, device, name, op, microseconds, GB/s (a dash where no weights are read, or unknown)."""
+    n_bytes = weight_bytes(node, n_tokens, counted)
+    rate = f"{n_bytes / seconds / 1e9:8.2f} GB/s" if n_bytes and seconds > 0 else f"{'-':>8}"
+    return f"{step:>5} cpu {node.name:<20} {node.op:<10} {seconds * 1e6:>9.1f} us {rate}"
+
+
+def print_node(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64]) -> None:
+    """Print `line` on stderr."""
+    print(line(step, node, n_tokens, seconds, counted), file=sys.stderr)

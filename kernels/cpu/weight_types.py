@@ -1,0 +1,37 @@
+"""All weight types that have CPU kernels: one table, by GGUF's type numbers."""
+
+from collections.abc import Callable
+
+from hotcold.kernels.cpu.k_weights import Q4_K, Q5_K, Q6_K
+from hotcold.kernels.cpu.simd import I64, Builder, Value
+from hotcold.kernels.cpu.weights import (
+    BF16_TYPE,
+    F16_TYPE,
+    F32_TYPE,
+    Q4_0,
+    Q4_1,
+    Q5_0,
+    Q5_1,
+    Q8_0,
+    WeightType,
+)
+
+BLOCK_TYPES: tuple[WeightType, ...] = (Q4_0(), Q8_0(), Q4_1(), Q5_0(), Q5_1(), Q4_K(), Q5_K(), Q6_K())
+WEIGHT_TYPES: tuple[WeightType, ...] = (F32_TYPE, F16_TYPE, BF16_TYPE, *BLOCK_TYPES)
+TILED_TYPES = tuple(kind for kind in WEIGHT_TYPES if kind.has_tiles)
+BY_ID = {kind.type_id: kind for kind in WEIGHT_TYPES}
+
+
+def emit_switch(
+    b: Builder, type_id: Value, kinds: tuple[WeightType, ...], emit: Callable[[WeightType], None]
+) -> None:
+    """Emit one branch a type, and a switch that takes the one of `type_id`; none for an unknown number."""
+    end = b.append_basic_block("types_end")
+    switch = b.switch(type_id, end)
+    for kind in kinds:
+        block = b.append_basic_block(f"type_{kind.name}")
+        switch.add_case(I64(kind.type_id), block)
+        b.position_at_end(block)
+        emit(kind)
+        b.branch(end)
+    b.position_at_end(end)
