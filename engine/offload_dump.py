@@ -98,7 +98,7 @@ def _with_counts(source: Source, activation: Path | None, file: GGUFFile | None)
         return replace(source, frequencies_from=placement.UNIFORM)
     beside = file.path.parent / "activation"
     if (counts := read_activations(beside, *size)) is not None:
-        return replace(source, frequencies=counts, frequencies_from=str(beside))
+        return replace(source, frequencies=counts, frequencies_from=f"{beside.name}/ beside the model")
     if (counts := activations_in_metadata(file.metadata, *size)) is not None:
         return replace(source, frequencies=counts, frequencies_from="the model's file")
     return replace(source, frequencies_from=placement.UNIFORM)
