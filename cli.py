@@ -80,7 +80,7 @@ Threshold = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")]
-VramBudget = Annotated[str, typer.Option(metavar="BYTES", help="Memory of the GPU to use: auto or 0.")]
+VramBudget = Annotated[str, typer.Option(metavar="SIZE", help="GPU memory to use, such as 8 (GiB), 80% or auto; here: auto or 0.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]

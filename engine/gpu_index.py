@@ -84,6 +84,9 @@ def _from_file(
     except (FileError, DoesNotFitError) as error:
         lines.append(f"index {path} is not used: {error}")
         return None
+    if sum(split.n_hot for split in plan.layers) < sum(ids.size for ids in index.hot):
+        lines.append(f"index {path} is not used: {plan.layers[0].why}")
+        return plan
     lines.append(f"hot neurons from {path}{'' if index.identity else ', which hotcold did not write'}")
     return plan
 

@@ -1,5 +1,6 @@
 """The planner: the cap, the sums, the order, and the best choice of neurons."""
 
+import json
 import re
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ from hotcold.engine.model import Model
 from hotcold.engine.passes import GPU, placed_lifetimes
 from hotcold.engine.plan import Plan
 from hotcold.engine.ranking import rank
+from hotcold.engine.report import as_json
 from hotcold.engine.shapes import Shape, build
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -155,6 +157,17 @@ def test_overlapping_lifetimes_never_overlap_in_an_arena(case: Case, share: floa
 
 def hot(plan: Plan) -> list[list[int]]:
     return [layer.hot.tolist() for layer in plan.layers]
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), st.floats(0, 1.3))
+def test_thresholds_do_not_matter(case: Case, share: float) -> None:
+    texts = set()
+    for threshold in (-100.0, 0.0, 100.0):
+        changed = (replace(case[0], sparse_threshold=threshold), *case[1:])
+        plan = planned(changed, int(share * everything(case[0])))
+        texts.add("" if plan is None else json.dumps(as_json(plan)) + str(hot(plan)))
+    assert len(texts) == 1
 
 
 @settings(max_examples=30, deadline=None)
