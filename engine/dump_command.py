@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from hotcold.engine.offload_dump import Source, Wanted
     from hotcold.engine.plan import Plan
     from hotcold.engine.report import Report
@@ -89,16 +91,22 @@ def offload_dump(
 
 def show_text(report: "Report") -> None:
     """The tables on stdout."""
-    from rich.console import Console
-
     from hotcold.engine.report_text import show
 
-    show(report, _console(Console))
+    show(report, _console())
 
 
-def _console(kind: type) -> Any:
-    """A console on stdout: of the terminal's width, else 80 columns."""
-    return kind(width=None if sys.stdout.isatty() else 80, highlight=False)
+def _console() -> "Console":
+    """A console on stdout: of the terminal's width, else 80 columns; a reader that ends early is no error."""
+    from rich.console import Console
+
+    class Stdout(Console):
+        """Lets whoever called see that nobody reads on, where rich would end the process with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
+    return Stdout(width=None if sys.stdout.isatty() else 80, highlight=False)
 
 
 def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> None:
@@ -106,11 +114,9 @@ def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> N
     if as_json:
         print(json.dumps({"schema_version": 1, "model": source.name, "sweep": rows}))
         return
-    from rich.console import Console
-
     from hotcold.engine.report_text import sweep_table
 
-    console = _console(Console)
+    console = _console()
     console.print(f"{source.name}; activation counts: {source.frequencies_from}", markup=False)
     console.print(sweep_table(rows))
     for row in rows:

@@ -11,6 +11,7 @@ PowerInfer's rule differs: there the result of a mul_mat is on the GPU if any of
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from types import MappingProxyType
 from typing import Any
 
@@ -124,27 +125,44 @@ def _named(name: str, side: str) -> str:
 def copies(placed: PlacedGraph) -> PlacedGraph:
     """Let operands cross the bus: a copy before the first node of the other side that reads it.
 
-    Logits end on the host, where the run's own array is.
+    What the cold rows of a layer need is copied before its hot rows begin, so that both sides can work
+    at the same time. Logits end on the host, where the run's own array is.
     """
-    sides: dict[str, str] = {}
-    copied: dict[tuple[str, str], Tensor] = {}
-    nodes: list[PlacedNode] = []
-    for p in placed.nodes:
-        inputs: list[Operand] = []
-        for operand in p.node.inputs:
-            if isinstance(operand, Tensor) and sides[operand.name] != p.side and operand.dtype != "none":
-                key = operand.name, p.side
-                if key not in copied:
-                    copied[key] = _copy(
-                        nodes, operand, p.side, f"{p.node.name} on the {p.side.upper()} reads it"
-                    )
-                operand = copied[key]
-            inputs.append(operand)
-        nodes.append(replace(p, node=replace(p.node, inputs=tuple(inputs))))
-        sides[p.node.output.name] = p.side
+    crossing = _Crossing()
+    for p, following in zip_longest(placed.nodes, placed.nodes[1:]):
+        if p.node.attributes.get("rows") == "hot":
+            crossing.operands(following)
+        crossing.append(replace(p, node=replace(p.node, inputs=crossing.operands(p))))
         if p.node.op == "logits" and p.side == GPU:
-            _copy(nodes, p.node.output, CPU, "logits go to the run's own array", own_array=True)
-    return PlacedGraph(placed.n_tokens, tuple(nodes))
+            _copy(crossing.nodes, p.node.output, CPU, "logits go to the run's own array", own_array=True)
+    return PlacedGraph(placed.n_tokens, tuple(crossing.nodes))
+
+
+class _Crossing:
+    """Nodes so far, the side of each result, and what has been copied to which side."""
+
+    def __init__(self) -> None:
+        self.nodes: list[PlacedNode] = []
+        self.sides: dict[str, str] = {}
+        self.copied: dict[tuple[str, str], Tensor] = {}
+
+    def append(self, p: PlacedNode) -> None:
+        """Add a node whose operands are on its side."""
+        self.nodes.append(p)
+        self.sides[p.node.output.name] = p.side
+
+    def operands(self, p: PlacedNode) -> tuple[Operand, ...]:
+        """A node's operands on its own side, copied there if they are not."""
+        return tuple(self._operand(operand, p) for operand in p.node.inputs)
+
+    def _operand(self, operand: Operand, p: PlacedNode) -> Operand:
+        if not isinstance(operand, Tensor) or operand.dtype == "none" or self.sides[operand.name] == p.side:
+            return operand
+        key = operand.name, p.side
+        if key not in self.copied:
+            rule = f"{p.node.name} on the {p.side.upper()} reads it"
+            self.copied[key] = _copy(self.nodes, operand, p.side, rule)
+        return self.copied[key]
 
 
 def _copy(nodes: list[PlacedNode], operand: Tensor, side: str, rule: str, **attributes: Any) -> Tensor:

@@ -215,3 +215,35 @@ def test_counts_are_read_in_the_order_of_numbers(tmp_path: Path) -> None:
     dense = full["budget"] - full["left_over"] - full["hot_rows"]
     got = json.loads(run(*options, "--vram-budget", f"{dense + full['hot_rows'] // 12}B").stdout)
     assert [la["layer"] for la in got["layers"] if la["gpu_bucket"][0]] == [2]
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "hotcold", "offload-dump", "--like", "opt-30b", "--vram-budget", "16"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from hotcold.engine import dump_command
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stdout", stream)
+        dump_command.offload_dump(vram_budget="6MiB", batch_size=64, layer=1, quiet=True)
+        return stream.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1;36m" in shown(Terminal())
+    assert "\x1b" not in shown(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "36m" not in shown(Terminal())

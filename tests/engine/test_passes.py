@@ -70,6 +70,19 @@ def test_operands_cross_the_bus_once_each() -> None:
     }
 
 
+def test_the_cold_rows_operands_come_before_the_hot_rows_begin() -> None:
+    names = [p.node.name for p in copies(split(place(graph(), homes("split")))).nodes]
+    at = names.index("ffn_out_gpu-0")
+    assert names[at - 2 : at + 4] == [
+        "ffn_norm-0@cpu",
+        "mlp_pre_out-0@cpu",
+        "ffn_out_gpu-0",
+        "ffn_out_cpu-0",
+        "ffn_out_cpu-0@gpu",
+        "ffn_out-0",
+    ]
+
+
 def test_every_operand_is_made_before_on_the_same_side() -> None:
     for ffn in ("cpu", "split", "gpu"):
         placed, arenas = run_passes(graph(8), homes(ffn))
