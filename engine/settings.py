@@ -29,6 +29,18 @@ SPARSITIES = ("auto", "exact", "off", "predictor")
 DEVICES = ("auto", "cpu")
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 BUNDLED_MODEL = "tiny-relu-llama"
+EXAMPLES = {  # a good value of each number, as the command line takes it
+    "temp": "--temp 0.8",
+    "top_k": "--top-k 40",
+    "top_p": "--top-p 0.95",
+    "min_p": "--min-p 0.05",
+    "repeat_penalty": "--repeat-penalty 1.1",
+    "seed": "--seed 1",
+    "max_tokens": "-n 128",
+    "n_ctx": "-c 512",
+    "n_batch": "-b 512",
+    "threads": "-t 2",
+}
 BUDGET = re.compile(r"(\d+(?:\.\d+)?)\s*(?:[kmgt]i?)?b?", re.IGNORECASE)
 
 
@@ -87,7 +99,7 @@ def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
         SettingError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-        raise SettingError(name, value, f"a whole number from {smallest} to {largest}")
+        raise _bad_number(name, value, f"a whole number from {smallest} to {largest}")
     return value
 
 
@@ -101,7 +113,11 @@ def number_within(
     """
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
-        raise SettingError(name, value, bound)
+        raise _bad_number(name, value, bound)
+
+
+def _bad_number(name: str, value: object, bound: str) -> SettingError:
+    return SettingError(name, str(value), bound, f"such as {EXAMPLES[name]}")
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
@@ -111,7 +127,7 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
         SettingError: it is not.
     """
     if not isinstance(value, str) or value not in known:
-        raise SettingError(name, value, f"known: {', '.join(known)}")
+        raise SettingError(name, str(value), f"known: {', '.join(known)}", "choose one of them")
     return value
 
 
