@@ -2,12 +2,17 @@
 
 from collections.abc import Callable
 
-from hotcold.engine.architectures import llama
+from hotcold.engine.architectures import bamboo, falcon, llama, opt
 from hotcold.engine.graph import Graph
 from hotcold.engine.model import Model
 from hotcold.errors import FileError, SettingError
 
-BUILD: dict[str, Callable[[Graph, Model, str], None]] = {"llama": llama.build}
+BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
+    "llama": llama.build,
+    "bamboo": bamboo.build,
+    "falcon": falcon.build,
+    "opt": opt.build,
+}
 SPARSITIES = ("off", "exact", "predictor")
 
 
@@ -15,7 +20,7 @@ def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
     """The model's graph for n_tokens tokens, frozen.
 
     Args:
-        sparsity: "off", "exact" (skip neurons whose gate is not positive) or "predictor" (look only at
+        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) or "predictor" (look only at
             those that the predictor lists).
 
     Raises:
