@@ -6,6 +6,7 @@ What takes a moment to import (NumPy, Numba, gguf, rich's progress bars) is impo
 import contextlib
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -433,13 +434,31 @@ def convert(
     version: Version = False,
 ) -> None:
     """Make a GGUF file of a Hugging Face directory, with or without predictors."""
-    with reported():
+    with reported(), unwound():
         from hotcold.gguf_io.convert import convert as convert_model
 
         with progress_bar(not quiet and sys.stderr.isatty()) as progress:
             summary = convert_model(model_dir, predictors, outfile, outtype, force=force, progress=progress)
         if not quiet:
             show_summary(summary, outtype)
+
+
+@contextlib.contextmanager
+def unwound() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the command as an exception, so that temporary files go."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    both = (signal.SIGTERM, signal.SIGHUP)
+    wanted = [number for number in both if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    for number in wanted:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
