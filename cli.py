@@ -7,6 +7,7 @@ import contextlib
 import functools
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -439,7 +440,7 @@ def convert(
     version: Version = False,
 ) -> None:
     """Make a GGUF file of a Hugging Face directory, with or without predictors."""
-    with reported():
+    with reported(), unwound():
         from hotcold.gguf_io.convert import convert as convert_model
 
         with progress_bar(not quiet and sys.stderr.isatty()) as progress:
@@ -453,6 +454,24 @@ def convert(
 def offload_dump(**options: Any) -> None:
     with reported():
         dump_command.offload_dump(**options)
+
+
+@contextlib.contextmanager
+def unwound() -> Iterator[None]:
+    """Let SIGTERM and a closed terminal end the command as an exception, so that temporary files go."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    both = (signal.SIGTERM, signal.SIGHUP)
+    wanted = [number for number in both if signal.getsignal(number) == signal.SIG_DFL]  # nohup ignores one
+    for number in wanted:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in wanted:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager

@@ -127,7 +127,8 @@ def report(times: dict[str, list[float]], n_bytes: int, model: Model, tile: floa
 
 def _matrices(layer: Layer) -> list[Weight]:
     attention = [layer.attn_q, layer.attn_k, layer.attn_v, layer.attn_output]
-    return [*attention, layer.ffn_gate, layer.ffn_up, layer.down]
+    gate = [layer.ffn_gate] if layer.ffn_gate is not None else []
+    return [*attention, *gate, layer.ffn_up, layer.down]
 
 
 if __name__ == "__main__":

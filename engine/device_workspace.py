@@ -22,7 +22,8 @@ from hotcold.kernels.cuda.rope import turns_bytes
 from hotcold.kernels.cuda.weights import QUANTISED
 
 SPARSE_TOKENS = 16  # of a batch that a sparse FFN takes at once: partial sums are large, 128 vectors a token
-MATRIX_OPS = ("mul_mat", "logits", "predictor", "dense_ffn", "sparse_ffn")
+FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")
+MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
 
 
 def node_areas(node: Node, n_tokens: int) -> dict[str, int]:
@@ -36,7 +37,7 @@ def node_areas(node: Node, n_tokens: int) -> dict[str, int]:
     if node.op == "predictor":
         fc1, fc2 = weights
         areas |= {"hidden": 4 * n_tokens * fc1.ne[1], "outputs": 4 * n_tokens * fc2.ne[1]}
-    if node.op in ("dense_ffn", "sparse_ffn"):
+    if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "logits":
         areas["logits"] = 4 * weights[0].ne[1]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hotcold.engine import architectures, memory, workspace
 from hotcold.engine.graph import Graph, Node, check
 from hotcold.engine.lowering import Lowering, Record, lower
-from hotcold.engine.model import Model
+from hotcold.engine.model import N_UNUSED_POSITIONS, Model
 from hotcold.engine.stores import HostStore, allocate_kv_cache
 from hotcold.engine.trace import Trace
 from hotcold.errors import DoesNotFitError, SettingError
@@ -31,6 +31,15 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
         frequencies = frequencies / factors
     angles = np.arange(n_ctx)[:, None] * frequencies
     return np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+
+
+def _check_positions(model: Model, n_ctx: int) -> None:
+    """Refuse a context beyond the table of learned positions: there is no row to read."""
+    if model.position_embd is None:
+        return
+    n = model.position_embd.ne[1] - N_UNUSED_POSITIONS
+    if n_ctx > n:
+        raise SettingError("n_ctx", n_ctx, f"the model has learned {n} positions", f"use {n} at most")
 
 
 class Executor:
@@ -77,6 +86,7 @@ class Executor:
     ) -> None:
         for graph in graphs:
             check(graph)
+        _check_positions(model, n_ctx)
         self.model, self.n_ctx, self.n_threads = model, n_ctx, n_threads
         self.n_batch = max(graph.n_tokens for graph in graphs)
         self.graphs = graphs

@@ -51,25 +51,24 @@ def part(*weights: tuple[str, Weight]) -> Part:
     return Part(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
 
 
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
+BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
+
+
 def dense_part(layer: Layer, sparsity: str) -> Part:
-    """Attention and norms, and the predictor where the mode uses one."""
-    weights = [
-        ("norm", layer.attn_norm),
-        ("attention", layer.attn_q),
-        ("attention", layer.attn_k),
-        ("attention", layer.attn_v),
-        ("attention", layer.attn_output),
-        ("norm", layer.ffn_norm),
-        *(("bias", weight) for weight in layer.extras),
-    ]
-    if sparsity == "predictor" and layer.fc1 is not None and layer.fc2 is not None:
-        weights += [("predictor", layer.fc1), ("predictor", layer.fc2)]
-    return part(*weights)
+    """Attention, norms and biases, and the predictor where the mode uses one."""
+    roles = [("norm", role) for role in NORMS] + [("attention", role) for role in ATTENTION]
+    roles += [("bias", f"{role}_bias") for role in BIASED]
+    if sparsity == "predictor":
+        roles += [("predictor", "fc1"), ("predictor", "fc2")]
+    weights: list[tuple[str, Weight | None]] = [(kind, getattr(layer, role)) for kind, role in roles]
+    return part(*((kind, weight) for kind, weight in weights if weight is not None))
 
 
 def head_part(model: Model) -> Part:
     """The last norm and the output matrix."""
-    biases = [("bias", weight) for weight in model.extras if len(weight.ne) == 1]
+    biases = [("bias", model.output_norm_bias)] if model.output_norm_bias is not None else []
     return part(("norm", model.output_norm), *biases, ("head", model.output))
 
 

@@ -8,14 +8,20 @@ finished graph is frozen, and `check` refuses one that cannot run.
 Ops, with n tokens:
 
     embed(token_embd)                          the rows of the run's token ids
+    positions(position_embd; first)            rows of the run's positions, position 0 at row `first`
     rms_norm(x, weight; eps)                   x / rms(x) * weight
-    mul_mat(weight, x)                         weight . x
+    layer_norm(x, weight, bias; eps)           (x - mean(x)) / deviation(x) * weight + bias
+    mul_mat(weight, x, [bias])                 weight . x + bias
     rope(x, [rope_freqs]; n_head, head_dim, n_rot, interleaved)
     kv_store(k, v; layer)                      appends to the cache; gives a token of order
     attention(q, stored; layer, n_head, n_head_kv, head_dim)
     predictor(x, fc1, fc2; threshold)          mask of neurons to look at
     sparse_ffn(x, [mask], gate, up, down_t; activation)
     dense_ffn(x, gate, up, down; activation, transposed)
+                                               down . (act(gate . x) * (up . x)); relu_both: relu(up . x)
+    sparse_mlp(x, [mask], up, [up_bias], down_t, [down_bias]; activation)
+    dense_mlp(x, up, [up_bias], down, [down_bias]; activation, transposed)
+                                               down . act(up . x + up_bias) + down_bias
     add(a, b)
     logits(output, x)                          the run's own array
 """
@@ -71,7 +77,7 @@ def _result(op: str, inputs: tuple[Operand, ...], n_tokens: int) -> tuple[tuple[
     first, last = inputs[0], inputs[-1]
     if op in ("mul_mat", "logits") and isinstance(first, Weight):
         return (n_tokens, first.ne[1]), "f32"
-    if op == "embed" and isinstance(first, Weight):
+    if op in ("embed", "positions") and isinstance(first, Weight):
         return (n_tokens, first.ne[0]), "f32"
     if op == "predictor" and isinstance(last, Weight):
         return (n_tokens, last.ne[1]), "mask"
@@ -90,10 +96,11 @@ class Graph:
         self.nodes: tuple[Node, ...] = ()
         self.frozen = False
 
-    def add(self, op: str, *inputs: Operand, name: str = "", **attributes: Any) -> Tensor:
+    def add(self, op: str, *operands: Operand | None, name: str = "", **attributes: Any) -> Tensor:
         """Append a node; its result.
 
         Args:
+            operands: None stands for one that the model does not have, and is left out.
             name: of the result, unique in the graph; default the op and the node's number.
 
         Raises:
@@ -102,6 +109,7 @@ class Graph:
         name = name or f"{op}-{len(self.nodes)}"
         if self.frozen:
             raise HotcoldError("node for a frozen graph", name, "", "build another graph")
+        inputs = tuple(operand for operand in operands if operand is not None)
         shape, dtype = _result(op, inputs, self.n_tokens)
         output = Tensor(name, shape, dtype)
         self.nodes = (*self.nodes, Node(op, name, inputs, output, MappingProxyType(attributes)))
@@ -162,14 +170,18 @@ def check(graph: Graph) -> None:
 # Letters behind a colon are sizes, numbers a row first; a letter has one value in a node.
 OPERANDS = {
     "embed": "w:E,V",
+    "positions": "w:E,P",
     "rms_norm": "f32:E w:E",
-    "mul_mat": "w:K,N f32:K",
+    "layer_norm": "f32:E w:E w:E",
+    "mul_mat": "w:K,N f32:K ?w:N",
     "rope": "f32:E ?w:P",
     "kv_store": "f32:G f32:G",
     "attention": "f32:Q none:Z",
     "predictor": "f32:E w:E,R w:R,F",
     "sparse_ffn": "f32:E ?mask:F w:E,F w:E,F w:E,F",
     "dense_ffn": "f32:E w:E,F w:E,F w",
+    "sparse_mlp": "f32:E ?mask:F w:E,F ?w:F w:E,F ?w:E",
+    "dense_mlp": "f32:E w:E,F ?w:F w ?w:E",
     "add": "f32:E f32:E",
     "logits": "w:E,V f32:E",
 }

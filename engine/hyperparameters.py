@@ -8,7 +8,13 @@ import numpy as np
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 
-ARCHITECTURES = ("llama",)
+# by architecture the activations that its FFN may have, the one that a file without a word means first
+ARCHITECTURES = {
+    "llama": ("silu", "relu"),
+    "bamboo": ("relu",),
+    "falcon": ("gelu", "relu"),
+    "opt": ("relu",),
+}
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 20
 MAX_FF = 1 << 23
@@ -19,9 +25,11 @@ MAX_HEAD_DIM = 1024  # what a thread's scratch memory holds
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Sizes and constants of a llama-like model, by GGUF's names.
+    """Sizes and constants of a model, by GGUF's names.
 
     Attributes:
+        n_rot: numbers of a head that are rotated; 0 for a model with learned positions.
+        norm_eps: of RMSNorm or LayerNorm, whichever the architecture has.
         rope_freq_scale: 1 / factor of linear scaling, which divides positions.
         sparse_threshold: predictor outputs at or above it count as active.
     """
@@ -96,13 +104,36 @@ def _freq_scale(file: GGUFFile, architecture: str) -> float:
     return 1 / given[0] if given and kind == "linear" else 1.0
 
 
-def _activation(file: GGUFFile) -> str:
+def _activation(file: GGUFFile, architecture: str) -> str:
     if file.is_powerinfer:
         return "relu"
-    name = file.get_str("hotcold.ffn_activation", "silu")
-    if name not in ("relu", "silu"):
-        raise FileError(f"{file.path.name}: hotcold.ffn_activation", name, "known: relu, silu")
+    known = ARCHITECTURES[architecture]
+    name = file.get_str("hotcold.ffn_activation", known[0])
+    if name not in known:
+        bound = f"known: {', '.join(sorted(known))}"
+        raise FileError(f"{file.path.name}: hotcold.ffn_activation", name, bound)
     return name
+
+
+def _norm_eps(file: GGUFFile, architecture: str) -> float:
+    """RMSNorm's or LayerNorm's; PowerInfer neither writes nor reads one for OPT and runs it with 0."""
+    if architecture in ("llama", "bamboo"):
+        return _positive(file, f"{architecture}.attention.layer_norm_rms_epsilon")
+    key = f"{architecture}.attention.layer_norm_epsilon"
+    if architecture == "opt" and file.is_powerinfer and key not in file.metadata:
+        return 0.0
+    return _positive(file, key)
+
+
+def _n_rot(file: GGUFFile, architecture: str, head_dim: int) -> int:
+    if architecture == "opt":
+        return 0
+    key = f"{architecture}.rope.dimension_count"
+    n_rot = _bounded(file, key, head_dim, head_dim)
+    if n_rot % 2:
+        what = f"{file.path.name}: {key}"
+        raise FileError(what, n_rot, "an even number: pairs are rotated", "the file is damaged")
+    return n_rot
 
 
 def _threshold(file: GGUFFile) -> float:
@@ -154,7 +185,10 @@ def _head_dim(file: GGUFFile, architecture: str, n_embd: int, n_head: int) -> in
     head_dim = _bounded(file, k, MAX_HEAD_DIM, n_embd // n_head)
     if file.get_int(v, head_dim) != head_dim:
         raise FileError(
-            f"{file.path.name}: {v}", file.get_int(v), f"keys have {head_dim}", "hotcold cannot run this model"
+            f"{file.path.name}: {v}",
+            file.get_int(v),
+            f"keys have {head_dim}",
+            "hotcold cannot run this model",
         )
     return head_dim
 
@@ -174,10 +208,6 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     n_head_kv = _alike(file, key("attention.head_count_kv"), n_layer, n_head, n_head)
     _divides(file, key("attention.head_count"), n_head, key("attention.head_count_kv"), n_head_kv)
     head_dim = _head_dim(file, architecture, n_embd, n_head)
-    n_rot = _bounded(file, key("rope.dimension_count"), head_dim, head_dim)
-    if n_rot % 2:
-        what = f"{file.path.name}: {key('rope.dimension_count')}"
-        raise FileError(what, n_rot, "an even number: pairs are rotated", "the file is damaged")
     return Hyperparameters(
         architecture=architecture,
         n_ctx_train=_bounded(file, key("context_length"), MAX_CTX),
@@ -186,11 +216,11 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         n_head=n_head,
         n_head_kv=n_head_kv,
         head_dim=head_dim,
-        n_rot=n_rot,
+        n_rot=_n_rot(file, architecture, head_dim),
         n_ff=_alike(file, key("feed_forward_length"), n_layer, MAX_FF),
-        norm_eps=_positive(file, key("attention.layer_norm_rms_epsilon")),
+        norm_eps=_norm_eps(file, architecture),
         rope_freq_base=_positive(file, key("rope.freq_base"), 10000.0),
         rope_freq_scale=_freq_scale(file, architecture),
-        ffn_activation=_activation(file),
+        ffn_activation=_activation(file, architecture),
         sparse_threshold=_threshold(file),
     )

@@ -17,7 +17,11 @@ from hotcold.kernels.cpu import pack, program, rows
 
 Record = dict[str, Any]
 
-ACTIVATIONS = {"relu": program.RELU_ACTIVATION, "silu": program.SILU_ACTIVATION}
+ACTIVATIONS = {
+    "relu": program.RELU_ACTIVATION,
+    "silu": program.SILU_ACTIVATION,
+    "relu_both": program.RELU_BOTH_ACTIVATION,
+}
 TOKENS_A_SHARE = 32  # prompt tokens of one head that a thread attends to at once
 
 
@@ -102,6 +106,12 @@ class Lowering:
         at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
         self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at)
 
+    def bias(self, bias: Weight | None, y: tuple[int, int]) -> None:
+        """Append y += bias for every token, if there is one."""
+        if bias is not None:
+            at = {"x": y[0], "x_stride": y[1], "y": y[0], "y_stride": y[1], "z": self.store.address(bias)}
+            self.emit(program.ADD, self.token_chunks(bias.ne[0]), **at, k=bias.ne[0])
+
 
 def embed(low: Lowering, node: Node) -> None:
     (table,) = weights_of(node)
@@ -110,26 +120,45 @@ def embed(low: Lowering, node: Node) -> None:
     low.emit(program.EMBED, chunks, **low.weight(table), k=table.ne[0], y=y, y_stride=stride)
 
 
+def positions(low: Lowering, node: Node) -> None:
+    (table,) = weights_of(node)
+    y, stride = low.vector(node.output)
+    at = {"y": y, "y_stride": stride, "p0": node.attributes["first"]}
+    low.emit(program.POSITIONS, low.token_chunks(table.ne[0]), **low.weight(table), **at, k=table.ne[0])
+
+
 def rms_norm(low: Lowering, node: Node) -> None:
-    (x,), (weight,) = tensors_of(node), weights_of(node)
+    (weight,) = weights_of(node)
+    _norm(low, node, program.RMS_NORM, w=low.store.address(weight))
+
+
+def layer_norm(low: Lowering, node: Node) -> None:
+    weight, bias = weights_of(node)
+    _norm(low, node, program.LAYER_NORM, w=low.store.address(weight), w1=low.store.address(bias))
+
+
+def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
+    (x,) = tensors_of(node)
     at, stride = low.vector(x)
     y, _ = low.vector(node.output)
     low.emit(
-        program.RMS_NORM,
+        code,
         low.token_chunks(x.shape[1]),
+        **weights,
         x=at,
         x_stride=stride,
         y=y,
         y_stride=stride,
-        w=low.store.address(weight),
         k=x.shape[1],
         f0=node.attributes["eps"],
     )
 
 
 def mul_mat(low: Lowering, node: Node) -> None:
-    (x,), (weight,) = tensors_of(node), weights_of(node)
-    low.matrix(weight, low.tensor_operand(weight, x), low.vector(node.output))
+    (x,), (weight, *bias) = tensors_of(node), weights_of(node)
+    y = low.vector(node.output)
+    low.matrix(weight, low.tensor_operand(weight, x), y)
+    low.bias(bias[0] if bias else None, y)
 
 
 def logits(low: Lowering, node: Node) -> None:
@@ -240,8 +269,8 @@ def dense_ffn(low: Lowering, node: Node) -> None:
     (n,), (gate, up, down) = tensors_of(node), weights_of(node)
     transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
     activation = node.attributes["activation"]
-    if low.one_token and transposed and activation == "relu":
-        _pieces(low, node, skip=False, listed=False)
+    if low.one_token and transposed and activation != "silu":
+        _gated_pieces(low, node, skip=False, listed=False)
         return
     n_ff = gate.ne[1]
     first, second = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
@@ -293,21 +322,31 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     low.emit(program.DOWN_ROWS, max(1, k // 64), **low.weight(down_t), **at, n_rows=n_ff, k=k)
 
 
-def _pieces(low: Lowering, node: Node, skip: bool, listed: bool) -> None:
-    """The fused pass of one token, and the sum of its partial vectors."""
+def _gated_pieces(low: Lowering, node: Node, skip: bool, listed: bool) -> None:
+    """`_pieces` of an FFN with a gate."""
     n, (gate, up, down_t) = tensors_of(node)[0], weights_of(node)
-    k, n_ff = gate.ne
     x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
+    own = {**low.weight(up, "w1"), "x": x, "z": z, "p3": ACTIVATIONS[node.attributes["activation"]]}
+    _pieces(low, node, gate, down_t, own, skip, listed)
+
+
+def _pieces(
+    low: Lowering, node: Node, first: Weight, down_t: Weight, own: Record, skip: bool, listed: bool
+) -> None:
+    """The fused pass of one token, and the sum of its partial vectors.
+
+    Args:
+        first: the matrix that decides which neurons fire. own: fields of this kind of FFN.
+    """
+    k, n_ff = first.ne
     partial, stride = low.areas["first"], 4 * k
     count = low.areas["listed"]
     low.emit(
         program.SPARSE_FFN,
         program.PIECES,
-        **low.weight(gate),
-        **low.weight(up, "w1"),
+        **low.weight(first),
         **low.weight(down_t, "w2"),
-        x=x,
-        z=z,
+        **own,
         n_rows=n_ff,
         k=k,
         scratch=partial,
@@ -325,7 +364,7 @@ def sparse_ffn(low: Lowering, node: Node) -> None:
     n, *mask = tensors_of(node)
     gate, up, down_t = weights_of(node)
     if low.one_token:
-        _pieces(low, node, skip=True, listed=bool(mask))
+        _gated_pieces(low, node, skip=True, listed=bool(mask))
         return
     n_ff, counts = gate.ne[1], low.next_counts()
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
@@ -335,6 +374,7 @@ def sparse_ffn(low: Lowering, node: Node) -> None:
     else:
         low.matrix(gate, low.tensor_operand(gate, n), gates)
     positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "p0": int(not mask)}
+    positive |= {"p3": ACTIVATIONS[node.attributes["activation"]]}
     _row_op(low, program.UP_ROWS, up, low.tensor_operand(up, n), hidden, positive)
     _down_rows(low, node, down_t, hidden)
 
@@ -348,11 +388,89 @@ def _row_op(
     low.emit(code, chunks, **low.weight(weight), **at, **which, n_rows=n_rows, k=k)
 
 
+@dataclass(frozen=True)
+class _Mlp:
+    """Weights of an FFN without a gate."""
+
+    up: Weight
+    up_bias: Weight | None
+    down: Weight
+    down_bias: Weight | None
+
+
+def _mlp_weights(node: Node) -> _Mlp:
+    up, *others = weights_of(node)
+    up_bias = others.pop(0) if len(others[0].ne) == 1 else None
+    return _Mlp(up, up_bias, others[0], others[1] if len(others) > 1 else None)
+
+
+def dense_mlp(low: Lowering, node: Node) -> None:
+    (n,), weights = tensors_of(node), _mlp_weights(node)
+    up, down, n_ff = weights.up, weights.down, weights.up.ne[1]
+    transposed, activation = node.attributes["transposed"], node.attributes["activation"]
+    if low.one_token and transposed and activation == "relu":
+        _mlp_pieces(low, node, weights, skip=False, listed=False)
+        return
+    hidden = (low.areas["first"], 4 * n_ff)
+    low.matrix(up, low.tensor_operand(up, n), hidden)
+    low.bias(weights.up_bias, hidden)
+    at = {"x": hidden[0], "x_stride": hidden[1], "y": hidden[0], "y_stride": hidden[1]}
+    code = {"relu": program.RELU, "gelu": program.GELU}[activation]
+    low.emit(code, low.token_chunks(n_ff), **at, k=n_ff)
+    if transposed:
+        _down_rows(low, node, down, hidden)
+    else:
+        x = low.operand(down, f"{node.output.name} hidden", *_flat(hidden))
+        low.matrix(down, x, low.vector(node.output))
+    low.bias(weights.down_bias, low.vector(node.output))
+
+
+def _mlp_pieces(low: Lowering, node: Node, weights: _Mlp, skip: bool, listed: bool) -> None:
+    """`_pieces` of an FFN without a gate, and its last bias."""
+    bias = 0 if weights.up_bias is None else low.store.address(weights.up_bias)
+    own = {"x": low.tensor_operand(weights.up, tensors_of(node)[0])[0], "z": bias}
+    _pieces(low, node, weights.up, weights.down, own, skip, listed)
+    low.bias(weights.down_bias, low.vector(node.output))
+
+
+def sparse_mlp(low: Lowering, node: Node) -> None:
+    (n, *mask), weights = tensors_of(node), _mlp_weights(node)
+    if low.one_token:
+        _mlp_pieces(low, node, weights, skip=True, listed=bool(mask))
+        return
+    n_ff, counts = weights.up.ne[1], low.next_counts()
+    hidden = (low.areas["first"], 4 * n_ff)
+    bits: Record = {}
+    if mask:
+        bits = {"z": low.tensors[mask[0].name], "z_stride": mask_bytes(n_ff)}
+        where = {**bits, "counts": counts}
+        _row_op(low, program.GATE_ROWS, weights.up, low.tensor_operand(weights.up, n), hidden, where)
+    else:
+        low.matrix(weights.up, low.tensor_operand(weights.up, n), hidden)
+    low.emit(
+        program.FIRE_ROWS,
+        program.row_chunks(n_ff, 4 * low.n_tokens),
+        **bits,
+        x=hidden[0],
+        x_stride=hidden[1],
+        y=hidden[0],
+        y_stride=hidden[1],
+        w=0 if weights.up_bias is None else low.store.address(weights.up_bias),
+        n_rows=n_ff,
+        counts=counts,
+        p0=int(not mask),
+    )
+    _down_rows(low, node, weights.down, hidden)
+    low.bias(weights.down_bias, low.vector(node.output))
+
+
 LOWER: dict[str, Callable[[Lowering, Node], None]] = {
     function.__name__: function
     for function in (
         embed,
+        positions,
         rms_norm,
+        layer_norm,
         mul_mat,
         rope,
         kv_store,
@@ -361,6 +479,8 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         predictor,
         dense_ffn,
         sparse_ffn,
+        dense_mlp,
+        sparse_mlp,
         logits,
     )
 }

@@ -3,7 +3,8 @@
 Weights are names, types and shapes; where their numbers lie is the stores' business.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -20,29 +21,31 @@ SPARSE_TYPES = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0})
 MATRIX_TYPES = SPARSE_TYPES | {T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K}
 NORM_TYPES = frozenset({T.F32})
 
+N_UNUSED_POSITIONS = 2  # rows of position_embd in front of position 0
+
 
 @dataclass(frozen=True)
 class Weight:
-    """A tensor of the file.
+    """A tensor of the file, or some rows of one.
 
     Attributes:
         ne: ggml order, numbers a row first.
         n_bytes: of all rows.
+        first_row: of the tensor `name`; above 0 only where several weights are stacked in one tensor.
     """
 
     name: str
     type: GGMLQuantizationType
     ne: tuple[int, ...]
     n_bytes: int
+    first_row: int = 0
 
 
 @dataclass(frozen=True)
 class Layer:
-    """Weights of one layer. `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`.
+    """Weights of one layer, None where the architecture or the file has none.
 
-    Attributes:
-        ffn_gate: `ffn_up` again in an FFN without a gate.
-        extras: biases, which go where the layer's attention goes.
+    `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`. `ffn_down_bias` belongs to either.
     """
 
     attn_norm: Weight
@@ -50,19 +53,28 @@ class Layer:
     attn_k: Weight
     attn_v: Weight
     attn_output: Weight
-    ffn_norm: Weight
-    ffn_gate: Weight
     ffn_up: Weight
+    ffn_norm: Weight | None = None
+    ffn_gate: Weight | None = None
     ffn_down: Weight | None = None
     ffn_down_t: Weight | None = None
     fc1: Weight | None = None
     fc2: Weight | None = None
-    extras: tuple[Weight, ...] = ()
+    attn_norm_bias: Weight | None = None
+    attn_norm_2: Weight | None = None
+    attn_norm_2_bias: Weight | None = None
+    attn_q_bias: Weight | None = None
+    attn_k_bias: Weight | None = None
+    attn_v_bias: Weight | None = None
+    attn_output_bias: Weight | None = None
+    ffn_norm_bias: Weight | None = None
+    ffn_up_bias: Weight | None = None
+    ffn_down_bias: Weight | None = None
 
     @property
     def ffn_matrices(self) -> tuple[Weight, ...]:
         """Gate (if there is one), up and down."""
-        gate = () if self.ffn_gate is self.ffn_up else (self.ffn_gate,)
+        gate = () if self.ffn_gate is None else (self.ffn_gate,)
         return (*gate, self.ffn_up, self.down)
 
     @property
@@ -79,22 +91,24 @@ class Model(Hyperparameters):
     """Hyperparameters and weights.
 
     Attributes:
+        n_ctx_train: no more than a table of learned positions has room for.
+        position_embd: learned positions, whose first two rows belong to none; None with rotation.
         output: the head; `token_embd` again in a tied model.
         rope_freqs: factors that divide the rotation's frequencies, float32 [n_rot / 2].
         has_predictors: whether every layer has fc1 and fc2.
         warnings: what a user should know of the file, such as tensors that nothing uses.
-        extras: learned positions, and the last norm's bias.
     """
 
     n_vocab: int
     has_predictors: bool
     token_embd: Weight
+    position_embd: Weight | None
     output_norm: Weight
+    output_norm_bias: Weight | None
     output: Weight
     rope_freqs: Weight | None
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
-    extras: tuple[Weight, ...] = ()
 
 
 class _Weights:
@@ -159,27 +173,88 @@ def _vocabulary(file: GGUFFile, n_embd: int) -> int:
 
 
 def _layer(weights: _Weights, h: Hyperparameters, i: int) -> Layer:
-    def name(role: str) -> str:
-        return f"blk.{i}.{role}.weight"
-
-    q, kv, embd, n_ff = h.n_head * h.head_dim, h.n_head_kv * h.head_dim, h.n_embd, h.n_ff
-    sparse = weights.file.is_powerinfer or weights.has(name("ffn_down_t"))
-    ffn_types = SPARSE_TYPES if sparse else MATRIX_TYPES
+    down, down_t = _down(weights, h, i)
+    ffn_types = MATRIX_TYPES if down else SPARSE_TYPES
     fc1, fc2 = _predictor(weights, h, i)
-    return Layer(
-        attn_norm=weights.take(name("attn_norm"), NORM_TYPES, embd),
-        attn_q=weights.take(name("attn_q"), MATRIX_TYPES, embd, q),
-        attn_k=weights.take(name("attn_k"), MATRIX_TYPES, embd, kv),
-        attn_v=weights.take(name("attn_v"), MATRIX_TYPES, embd, kv),
-        attn_output=weights.take(name("attn_output"), MATRIX_TYPES, q, embd),
-        ffn_norm=weights.take(name("ffn_norm"), NORM_TYPES, embd),
-        ffn_gate=weights.take(name("ffn_gate"), ffn_types, embd, n_ff),
-        ffn_up=weights.take(name("ffn_up"), ffn_types, embd, n_ff),
-        ffn_down=None if sparse else weights.take(name("ffn_down"), MATRIX_TYPES, n_ff, embd),
-        ffn_down_t=weights.take(name("ffn_down_t"), SPARSE_TYPES, embd, n_ff) if sparse else None,
-        fc1=fc1,
-        fc2=fc2,
-    )
+    roles: dict[str, Any] = {
+        **_norms(weights, h, i),
+        **(_stacked_attention if h.architecture == "falcon" else _attention)(weights, h, i),
+        "ffn_up": weights.take(f"blk.{i}.ffn_up.weight", ffn_types, h.n_embd, h.n_ff),
+        "ffn_down": down,
+        "ffn_down_t": down_t,
+        "fc1": fc1,
+        "fc2": fc2,
+        **_biases(weights, h, i, "ffn_down_t" if down_t else "ffn_down"),
+    }
+    if h.architecture in ("llama", "bamboo"):
+        roles["ffn_gate"] = weights.take(f"blk.{i}.ffn_gate.weight", ffn_types, h.n_embd, h.n_ff)
+    return Layer(**roles)
+
+
+def _down(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | None, Weight | None]:
+    """ffn_down [n_ff, n_embd] or ffn_down_t [n_embd, n_ff]."""
+    name = f"blk.{i}.ffn_down_t.weight"
+    if weights.file.is_powerinfer or weights.has(name):
+        return None, weights.take(name, SPARSE_TYPES, h.n_embd, h.n_ff)
+    return weights.take(f"blk.{i}.ffn_down.weight", MATRIX_TYPES, h.n_ff, h.n_embd), None
+
+
+def _norms(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight | None]:
+    """Norms in front of attention and FFN, with a bias where they are LayerNorm.
+
+    Falcon has one for both, or attn_norm for the FFN and attn_norm_2 for attention.
+    """
+    names = ["attn_norm", "ffn_norm"]
+    if h.architecture == "falcon":
+        second = weights.has(f"blk.{i}.attn_norm_2.weight") or weights.has(f"blk.{i}.attn_norm_2.bias")
+        names[1:] = ["attn_norm_2"] if second else []
+    taken: dict[str, Weight | None] = {}
+    for name in names:
+        taken[name] = weights.take(f"blk.{i}.{name}.weight", NORM_TYPES, h.n_embd)
+        taken[f"{name}_bias"] = _norm_bias(weights, h, f"blk.{i}.{name}.bias")
+    return taken
+
+
+def _norm_bias(weights: _Weights, h: Hyperparameters, name: str) -> Weight | None:
+    return weights.take(name, NORM_TYPES, h.n_embd) if h.architecture in ("falcon", "opt") else None
+
+
+def _attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight]:
+    q, kv, embd = h.n_head * h.head_dim, h.n_head_kv * h.head_dim, h.n_embd
+    sizes = {"attn_q": (embd, q), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (q, embd)}
+    return {role: weights.take(f"blk.{i}.{role}.weight", MATRIX_TYPES, *ne) for role, ne in sizes.items()}
+
+
+def _stacked_attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight]:
+    """attn_qkv [n_embd, (n_head + 2 n_head_kv) head_dim]: rows of q, of k, of v; and the output."""
+    q, kv = h.n_head * h.head_dim, h.n_head_kv * h.head_dim
+    whole = weights.take(f"blk.{i}.attn_qkv.weight", MATRIX_TYPES, h.n_embd, q + 2 * kv)
+    return {
+        "attn_q": _some_rows(whole, 0, q),
+        "attn_k": _some_rows(whole, q, kv),
+        "attn_v": _some_rows(whole, q + kv, kv),
+        "attn_output": weights.take(f"blk.{i}.attn_output.weight", MATRIX_TYPES, q, h.n_embd),
+    }
+
+
+def _some_rows(weight: Weight, first: int, n: int) -> Weight:
+    row_bytes = weight.n_bytes // weight.ne[1]
+    return replace(weight, ne=(weight.ne[0], n), n_bytes=n * row_bytes, first_row=first)
+
+
+def _biases(weights: _Weights, h: Hyperparameters, i: int, down: str) -> dict[str, Weight | None]:
+    """Biases of the matrices: all of OPT's; those of attention in a llama-like file that has them."""
+    q, kv = h.n_head * h.head_dim, h.n_head_kv * h.head_dim
+    sizes = {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": h.n_embd}
+    if h.architecture == "opt":
+        sizes |= {"ffn_up": h.n_ff, down: h.n_embd}
+    take = {"opt": weights.take, "llama": weights.optional}.get(h.architecture)
+    if take is None:
+        return {}
+    return {
+        f"{role.removesuffix('_t')}_bias": take(f"blk.{i}.{role}.bias", NORM_TYPES, n)
+        for role, n in sizes.items()
+    }
 
 
 def _predictor(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | None, Weight | None]:
@@ -233,13 +308,14 @@ def _rope_freqs(weights: _Weights, n_rot: int) -> Weight | None:
     return weight
 
 
-def _refuse_biases(file: GGUFFile) -> None:
-    """Without its biases a model would answer, and answer wrongly."""
-    for name in file.tensors:
-        if name.endswith(".bias"):
-            raise FileError(
-                f"{file.path.name}: tensor", name, "no biases can be run", "hotcold cannot run this model"
-            )
+def _position_embd(weights: _Weights, h: Hyperparameters) -> Weight | None:
+    """OPT's learned positions [n_embd, 2 + positions]."""
+    name = "position_embd.weight"
+    if h.architecture != "opt":
+        return None
+    info = weights.file.tensors.get(name)
+    n = info.ne[1] if info is not None and len(info.ne) == 2 else 0
+    return weights.take(name, MATRIX_TYPES, h.n_embd, max(n, N_UNUSED_POSITIONS + 1))
 
 
 def load_model(file: GGUFFile) -> Model:
@@ -249,27 +325,45 @@ def load_model(file: GGUFFile) -> Model:
         FileError: hyperparameters or tensors that are missing, do not fit each other, or cannot run.
     """
     h = read_hyperparameters(file)
-    _refuse_biases(file)
     weights = _Weights(file)
     n_vocab = _vocabulary(file, h.n_embd)
     token_embd = weights.take("token_embd.weight", MATRIX_TYPES, h.n_embd, n_vocab)
+    position_embd = _position_embd(weights, h)
+    if position_embd is not None:
+        h = replace(h, n_ctx_train=min(h.n_ctx_train, position_embd.ne[1] - N_UNUSED_POSITIONS))
     output = weights.optional("output.weight", MATRIX_TYPES, h.n_embd, n_vocab) or token_embd
-    return Model(
+    model = Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
         n_vocab=n_vocab,
         has_predictors=file.is_powerinfer,
         token_embd=token_embd,
+        position_embd=position_embd,
         output_norm=weights.take("output_norm.weight", NORM_TYPES, h.n_embd),
+        output_norm_bias=_norm_bias(weights, h, "output_norm.bias"),
         output=output,
-        rope_freqs=_rope_freqs(weights, h.n_rot),
+        rope_freqs=_rope_freqs(weights, h.n_rot) if h.n_rot else None,
         layers=tuple(_layer(weights, h, i) for i in range(h.n_layer)),
-        warnings=(*file.warnings, *_unused(file, weights.taken)),
+        warnings=file.warnings,
     )
+    unused = [name for name in file.tensors if name not in weights.taken]
+    _refuse_biases(file, unused)
+    return replace(model, warnings=(*file.warnings, *_warnings(file, unused)))
 
 
-def _unused(file: GGUFFile, taken: set[str]) -> list[str]:
-    names = [name for name in file.tensors if name not in taken]
-    if not names:
+def _refuse_biases(file: GGUFFile, unused: list[str]) -> None:
+    """Without its biases a model would answer, and answer wrongly."""
+    for name in unused:
+        if name.endswith(".bias"):
+            raise FileError(
+                f"{file.path.name}: tensor",
+                name,
+                "no such bias can be run in this architecture",
+                "hotcold cannot run this model",
+            )
+
+
+def _warnings(file: GGUFFile, unused: list[str]) -> list[str]:
+    if not unused:
         return []
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return [f"{file.path.name}: nothing uses the tensors {', '.join(names[:3])}{more}"]
+    more = f" and {len(unused) - 3} more" if len(unused) > 3 else ""
+    return [f"{file.path.name}: nothing uses the tensors {', '.join(unused[:3])}{more}"]

@@ -110,10 +110,17 @@ def _divided(p: PlacedNode) -> list[PlacedNode]:
     for side, rows in ((GPU, "hot"), (CPU, "cold")):
         output = replace(p.node.output, name=_named(p.node.name, side))
         attributes = MappingProxyType({**p.node.attributes, "rows": rows})
-        node = Node(p.node.op, output.name, p.node.inputs, output, attributes)
+        node = Node(p.node.op, output.name, _inputs(p.node, rows), output, attributes)
         parts.append(PlacedNode(node, side, f"{rows} rows of {p.rule.removeprefix('its weight ')}"))
     merged = Node("merge", p.node.name, tuple(part.node.output for part in parts), p.node.output)
     return [*parts, PlacedNode(merged, GPU, f"its first operand {parts[0].node.name}")]
+
+
+def _inputs(node: Node, rows: str) -> tuple[Operand, ...]:
+    """A partial node's operands; the bias of the down projection, the last one, is the hot part's alone."""
+    last = node.inputs[-1]
+    has_bias = isinstance(last, Weight) and len(last.ne) == 1
+    return node.inputs[:-1] if rows == "cold" and has_bias else node.inputs
 
 
 def _named(name: str, side: str) -> str:

@@ -145,7 +145,7 @@ def _all_on_device(model: Model, sparsity: str) -> Homes:
         ffn = _placeable(ffn_part(layer))
         sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
     head = head_part(model)
-    sides |= {w.name: GPU for role, w in _placeable(head) if role == "norm"}
+    sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
     return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
 
 
@@ -247,9 +247,8 @@ class _Placing:
         self._stay(model.token_embd, "embedding", "token embedding stays mapped")
         if model.rope_freqs is not None:
             self._stay(model.rope_freqs, "rope", "its factors are worked into the rotation's table")
-        for weight in model.extras:
-            if len(weight.ne) > 1:
-                self._stay(weight, "embedding", "positions stay mapped")
+        if model.position_embd is not None:
+            self._stay(model.position_embd, "embedding", "positions stay mapped")
         for i, layer in enumerate(model.layers):
             self._place_part(dense_part(layer, self.sparsity), f"dense part of layer {i}", i)
             if self.sparsity != "predictor":
@@ -427,7 +426,8 @@ class _Placing:
         home = CPU if not rows else GPU if rows == all_rows else SPLIT
         self.weights.append(
             WeightEntry(
-                name=name or weight.name,
+                name=name or _listed_name(weight, self.model.layers[layer] if layer is not None else None),
+                tensor=weight.name,
                 role=role,
                 layer=layer,
                 type=weight.type.name,
@@ -441,6 +441,13 @@ class _Placing:
                 why=why,
             )
         )
+
+
+def _listed_name(weight: Weight, layer: Layer | None) -> str:
+    """The tensor's name, with the rows where several weights are stacked in it."""
+    if layer is None or layer.attn_q.name != layer.attn_k.name or weight.name != layer.attn_q.name:
+        return weight.name
+    return f"{weight.name}[{weight.first_row}:{weight.first_row + n_rows(weight)}]"
 
 
 def _split_reason(n_hot: int, n_ff: int, reason: str, by_neuron: bool) -> str:

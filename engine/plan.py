@@ -18,6 +18,8 @@ class WeightEntry:
     """One weight's place.
 
     Attributes:
+        name: of the tensor in the file, with its rows where it is a part of one; or of a tied head.
+        tensor: the tensor in the file.
         role: "embedding", "rope", "norm", "bias", "attention", "predictor", "ffn" or "head".
         n_bytes: in the file; 0 for the head of a tied model, whose bytes are the embedding's.
         n_rows, device_rows: all rows, and those on the device.
@@ -27,6 +29,7 @@ class WeightEntry:
     """
 
     name: str
+    tensor: str
     role: str
     layer: int | None
     type: str
@@ -156,7 +159,7 @@ class Plan:
     def n_dense_layers(self) -> int:
         """Layers whose dense part is on the device."""
         return sum(
-            entry.role == "norm" and entry.home == GPU and entry.name.endswith("attn_norm.weight")
+            entry.role == "norm" and entry.home == GPU and entry.tensor.endswith("attn_norm.weight")
             for entry in self.weights
         )
 
@@ -165,6 +168,6 @@ def homes_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -
     """What the passes have to know of the entries."""
     head = next((entry.home for entry in weights if entry.role == "head"), CPU)
     sides = {
-        entry.name: entry.home for entry in weights if entry.home in (GPU, SPLIT) and entry.role != "head"
+        entry.tensor: entry.home for entry in weights if entry.home in (GPU, SPLIT) and entry.role != "head"
     }
     return Homes(sides, tuple(cache.home for cache in caches), head)

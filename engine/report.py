@@ -69,6 +69,7 @@ def _budget(plan: Plan) -> Report:
 def _weight(entry: WeightEntry) -> Report:
     return {
         "name": entry.name,
+        "tensor": entry.tensor,
         "role": entry.role,
         "layer": entry.layer,
         "type": entry.type,

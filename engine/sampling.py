@@ -7,6 +7,8 @@ from numpy.typing import NDArray
 
 from hotcold.engine.settings import REPEAT_LAST_N, SamplingSettings
 
+LARGEST = float(np.finfo(np.float64).max)
+
 
 class Sampler:
     """Draws tokens with the random numbers of one seed (NumPy's PCG64).
@@ -38,11 +40,17 @@ class Sampler:
 
 
 def penalized(logits: NDArray[np.float32], recent: Sequence[int], penalty: float) -> NDArray[np.float64]:
-    """A float64 copy of `logits`, those of `recent` tokens made less likely (each once)."""
+    """A float64 copy of `logits`, those of `recent` tokens made less likely (each once).
+
+    Finite logits stay finite under any penalty; a banned token's -inf stays what it is.
+    """
     values = logits.astype(np.float64)
     if penalty != 1 and len(recent):
         ids = np.unique(np.asarray(recent))
-        values[ids] = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
+        ids = ids[np.isfinite(values[ids])]
+        with np.errstate(over="ignore"):
+            changed = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
+        values[ids] = np.clip(changed, -LARGEST, LARGEST)
     return values
 
 
@@ -60,7 +68,8 @@ def most_likely(values: NDArray[np.float64], top_k: int) -> NDArray[np.int64]:
 
 def softmax(values: NDArray[np.float64], temp: float) -> NDArray[np.float64]:
     """Probabilities of values that fall from the first one on."""
-    weights = np.exp((values - values[0]) / temp)
+    with np.errstate(over="ignore"):  # a distance beyond float64 is a probability of 0
+        weights = np.exp((values - values[0]) / temp)
     return np.asarray(weights / weights.sum())
 
 

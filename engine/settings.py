@@ -32,6 +32,21 @@ OFFLOAD_VARIABLE = "LLAMA_OFFLOAD_DEBUG"  # a macro in PowerInfer
 TRACE_NODES, PRINT_GRAPHS = 2, 3  # levels of HOTCOLD_DEBUG
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 BUNDLED_MODEL = "tiny-relu-llama"
+EXAMPLES = {  # a good value of each number, as the command line takes it
+    "temp": "--temp 0.8",
+    "top_k": "--top-k 40",
+    "top_p": "--top-p 0.95",
+    "min_p": "--min-p 0.05",
+    "repeat_penalty": "--repeat-penalty 1.1",
+    "seed": "--seed 1",
+    "max_tokens": "-n 128",
+    "n_ctx": "-c 512",
+    "n_batch": "-b 512",
+    "threads": "-t 2",
+    "--host-gbps": "--host-gbps 40",
+    "--device-gbps": "--device-gbps 900",
+    "--bus-gbps": "--bus-gbps 25",
+}
 
 
 @dataclass(frozen=True)
@@ -89,7 +104,7 @@ def whole_number(name: str, value: object, smallest: int, largest: int) -> int:
         SettingError: it is not.
     """
     if isinstance(value, bool) or not isinstance(value, int) or not smallest <= value <= largest:
-        raise SettingError(name, value, f"a whole number from {smallest} to {largest}")
+        raise _bad_number(name, value, f"a whole number from {smallest} to {largest}")
     return value
 
 
@@ -103,7 +118,11 @@ def number_within(
     """
     good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
     if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
-        raise SettingError(name, value, bound)
+        raise _bad_number(name, value, bound)
+
+
+def _bad_number(name: str, value: object, bound: str) -> SettingError:
+    return SettingError(name, str(value), bound, f"such as {EXAMPLES[name]}")
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
@@ -113,7 +132,7 @@ def one_of(name: str, value: object, known: tuple[str, ...]) -> str:
         SettingError: it is not.
     """
     if not isinstance(value, str) or value not in known:
-        raise SettingError(name, value, f"known: {', '.join(known)}")
+        raise SettingError(name, str(value), f"known: {', '.join(known)}", "choose one of them")
     return value
 
 

@@ -35,7 +35,7 @@ class Shape:
     """The sizes of a model.
 
     Attributes:
-        architecture: "llama" (gated FFN), "falcon" or "opt" (ungated).
+        architecture: "llama" or "bamboo" (gated FFN), "falcon" or "opt" (ungated).
         ffn_activation: "relu" or "silu". tied: the head is the embedding. n_positions: rows of learned
             positions, 0 if there are none.
     """
@@ -57,7 +57,7 @@ SHAPES = {
     "llama-2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096),
     "llama-2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096),
     "llama-2-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096),
-    "bamboo-7b": Shape("llama", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
+    "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
     "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, "relu"),
     "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, 2048, "relu", True, 2050),
 }
@@ -139,8 +139,10 @@ def check_shape(shape: Shape) -> None:
     for name, largest in _BOUNDS.items():
         _whole(name, getattr(shape, name), 1, largest)
     _whole("n_positions", shape.n_positions, 0, MAX_CTX)
-    if shape.architecture not in ("llama", "falcon", "opt"):
-        raise SettingError("architecture", shape.architecture, "known: llama, falcon, opt")
+    if shape.architecture not in ("llama", "bamboo", "falcon", "opt"):
+        raise SettingError("architecture", shape.architecture, "known: llama, bamboo, falcon, opt")
+    if (shape.architecture == "opt") != (shape.n_positions > 0):
+        raise SettingError("n_positions", shape.n_positions, "above 0 for opt, and for no other")
     if shape.ffn_activation not in ("relu", "silu"):
         raise SettingError("ffn_activation", shape.ffn_activation, "known: relu, silu")
     if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
@@ -172,20 +174,18 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         raise SettingError("--predictor-rank", rank, "a multiple of 32")
     if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
         raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
-    token_embd = _weight("token_embd", kind, shape.n_embd, shape.n_vocab)
-    ungated = shape.architecture != "llama"
-    extras = [_weight("position_embd", F32, shape.n_embd, shape.n_positions)] if shape.n_positions else []
-    if ungated:
-        extras.append(_bias("output_norm", shape.n_embd))
+    embd, layer_norm = shape.n_embd, shape.architecture in ("falcon", "opt")
+    token_embd = _weight("token_embd", kind, embd, shape.n_vocab)
+    positions = _weight("position_embd", F32, embd, shape.n_positions) if shape.n_positions else None
     return Model(
         architecture=shape.architecture,
         n_ctx_train=shape.n_ctx_train,
-        n_embd=shape.n_embd,
+        n_embd=embd,
         n_layer=shape.n_layer,
         n_head=shape.n_head,
         n_head_kv=shape.n_head_kv,
         head_dim=head_dim,
-        n_rot=head_dim,
+        n_rot=0 if shape.architecture == "opt" else head_dim,
         n_ff=shape.n_ff,
         norm_eps=1e-5,
         rope_freq_base=10000.0,
@@ -195,12 +195,13 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         n_vocab=shape.n_vocab,
         has_predictors=rank > 0,
         token_embd=token_embd,
-        output_norm=_weight("output_norm", F32, shape.n_embd),
-        output=token_embd if shape.tied else _weight("output", kind, shape.n_embd, shape.n_vocab),
+        position_embd=positions,
+        output_norm=_weight("output_norm", F32, embd),
+        output_norm_bias=_bias("output_norm", embd) if layer_norm else None,
+        output=token_embd if shape.tied else _weight("output", kind, embd, shape.n_vocab),
         rope_freqs=None,
         layers=tuple(_layer(shape, kind, rank, i) for i in range(shape.n_layer)),
         warnings=(),
-        extras=tuple(extras),
     )
 
 
@@ -214,45 +215,36 @@ def _bias(name: str, n: int) -> Weight:
 
 
 def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer:
+    """The weights that the architecture has, by role."""
     embd, n_ff = shape.n_embd, shape.n_ff
     kv = embd // shape.n_head * shape.n_head_kv
     by_neuron = shape.ffn_activation == "relu"
-
-    def matrix(role: str, *ne: int) -> Weight:
-        return _weight(f"blk.{i}.{role}", kind, *ne)
-
-    def norm(role: str) -> Weight:
-        return _weight(f"blk.{i}.{role}", F32, embd)
-
-    def predictor(role: str, *ne: int) -> Weight | None:
-        return _weight(f"blk.{i}.{role}", PREDICTOR_TYPE, *ne) if rank else None
-
-    up = matrix("ffn_up", embd, n_ff)
-    return Layer(
-        attn_norm=norm("attn_norm"),
-        attn_q=matrix("attn_q", embd, embd),
-        attn_k=matrix("attn_k", embd, kv),
-        attn_v=matrix("attn_v", embd, kv),
-        attn_output=matrix("attn_output", embd, embd),
-        ffn_norm=norm("attn_norm_2" if shape.architecture == "falcon" else "ffn_norm"),
-        ffn_gate=matrix("ffn_gate", embd, n_ff) if shape.architecture == "llama" else up,
-        ffn_up=up,
-        ffn_down=None if by_neuron else matrix("ffn_down", n_ff, embd),
-        ffn_down_t=matrix("ffn_down_t", embd, n_ff) if by_neuron else None,
-        fc1=predictor("fc1", embd, rank),
-        fc2=predictor("fc2", rank, n_ff),
-        extras=_extras(shape, i),
-    )
-
-
-def _extras(shape: Shape, i: int) -> tuple[Weight, ...]:
-    """Biases: of the norms in Falcon, of norms and matrices in OPT."""
-    embd = shape.n_embd
+    norms = ("attn_norm", "attn_norm_2") if shape.architecture == "falcon" else ("attn_norm", "ffn_norm")
+    sizes = {"attn_q": (embd, embd), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (embd, embd)}
+    sizes |= {"ffn_up": (embd, n_ff)}
+    sizes |= {"ffn_down_t": (embd, n_ff)} if by_neuron else {"ffn_down": (n_ff, embd)}
+    if shape.architecture in ("llama", "bamboo"):
+        sizes["ffn_gate"] = (embd, n_ff)
+    roles = {role: _weight(f"blk.{i}.{role}", kind, *ne) for role, ne in sizes.items()}
+    roles |= {role: _weight(f"blk.{i}.{role}", F32, embd) for role in norms}
+    if rank:
+        roles["fc1"] = _weight(f"blk.{i}.fc1", PREDICTOR_TYPE, embd, rank)
+        roles["fc2"] = _weight(f"blk.{i}.fc2", PREDICTOR_TYPE, rank, n_ff)
     if shape.architecture == "falcon":
-        roles = {"attn_norm": embd, "attn_norm_2": embd}
-    elif shape.architecture == "opt":
-        roles = dict.fromkeys(("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm"), embd)
-        roles |= {"ffn_up": shape.n_ff, "ffn_down_t": embd}
-    else:
-        roles = {}
-    return tuple(_bias(f"blk.{i}.{role}", n) for role, n in roles.items())
+        roles |= _stacked(roles, i)
+    if shape.architecture in ("falcon", "opt"):
+        roles |= {f"{role}_bias": _bias(f"blk.{i}.{role}", embd) for role in norms}
+    if shape.architecture == "opt":
+        for role, ne in sizes.items():
+            n = ne[0] if role == "ffn_down_t" else ne[1]
+            roles[f"{role.removesuffix('_t')}_bias"] = _bias(f"blk.{i}.{role}", n)
+    return Layer(**roles)
+
+
+def _stacked(roles: dict[str, Weight], i: int) -> dict[str, Weight]:
+    """Queries, keys and values as rows of one tensor."""
+    stacked, first_row = {}, 0
+    for role in ("attn_q", "attn_k", "attn_v"):
+        stacked[role] = replace(roles[role], name=f"blk.{i}.attn_qkv.weight", first_row=first_row)
+        first_row += roles[role].ne[1]
+    return stacked

@@ -17,11 +17,12 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     """Bytes of weights that the node read; 0 where that is not known: rows shared among a batch's tokens."""
     weights = weights_of(node)
     rows = [weight.n_bytes // weight.ne[-1] if len(weight.ne) > 1 else weight.n_bytes for weight in weights]
-    if node.op == "embed":
+    if node.op in ("embed", "positions"):
         return n_tokens * rows[0]
-    if node.op == "sparse_ffn":
+    if node.op in ("sparse_ffn", "sparse_mlp"):
+        matrices = [n for n, weight in zip(rows, weights, strict=True) if len(weight.ne) > 1]
         listed, firing = (int(n) for n in counted.sum(axis=0))
-        return listed * rows[0] + firing * sum(rows[1:]) if n_tokens == 1 else 0
+        return listed * matrices[0] + firing * sum(matrices[1:]) if n_tokens == 1 else 0
     return sum(weight.n_bytes for weight in weights)
 
 

@@ -16,7 +16,7 @@ AREAS = ("packed", "first", "second", "listed")
 
 
 def _packed(node: Node, n_tokens: int) -> int:
-    if node.op not in ("mul_mat", "logits", "predictor", "dense_ffn", "sparse_ffn"):
+    if node.op in ("embed", "positions"):
         return 0
     wide = [w.ne[0] for w in weights_of(node) if rows.is_quantised(int(w.type))]
     return max((n_tokens * pack.packed_bytes(k) for k in wide), default=0)
@@ -42,10 +42,18 @@ def _sparse_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     return {"first": 4 * n_tokens * gate.ne[1], "second": 4 * n_tokens * gate.ne[1]}
 
 
+def _mlp(node: Node, n_tokens: int) -> dict[str, int]:
+    up = weights_of(node)[0]
+    hidden = 4 * n_tokens * up.ne[1]
+    return {"first": max(hidden, 4 * program.PIECES * up.ne[0]) if n_tokens == 1 else hidden}
+
+
 _OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
     "predictor": _predictor,
     "dense_ffn": _dense_ffn,
     "sparse_ffn": _sparse_ffn,
+    "dense_mlp": _mlp,
+    "sparse_mlp": _mlp,
 }
 
 

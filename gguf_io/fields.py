@@ -31,9 +31,9 @@ Bytes = NDArray[np.uint8]
 V = GGUFValueType
 MAX_DEPTH = 8  # of arrays in arrays; no model has more than one
 MAX_NESTED = 4_096  # arrays inside arrays in one file; each is an object of its own
-MAX_STRINGS = 1 << 22  # of one array; the largest vocabularies have 300,000
+MAX_STRINGS = 1 << 22  # in all arrays of one file; the largest vocabularies have 300,000
 MAX_KEY_BYTES = 65_535
-MAX_STRING_BYTES = 1 << 26  # of a string that stands alone; the longest in use are tokenizers of a few MB
+MAX_STRING_BYTES = 1 << 26  # of all strings that stand alone, which are copied; tokenizers take a few MB
 SCALARS: dict[GGUFValueType, str] = {
     V.UINT8: "<u1",
     V.INT8: "<i1",
@@ -84,7 +84,7 @@ class Cursor:
 
     def __init__(self, name: str, data: memoryview) -> None:
         self.name, self.data, self.at = name, data, 0
-        self._n_nested = 0
+        self._n_nested = self._n_strings = self._n_string_bytes = 0
 
     @property
     def left(self) -> int:
@@ -109,10 +109,10 @@ class Cursor:
         start = self.take(struct.calcsize("<" + form), what)
         return int(struct.unpack_from("<" + form, self.data, start)[0])
 
-    def count(self, what: str, smallest: int, largest: int | None = None) -> int:
+    def count(self, what: str, smallest: int, limit: int | None = None, used: int = 0) -> int:
         """A u64 that counts things of at least `smallest` bytes each, which still follow.
 
-        `largest` bounds what a hostile file can cost where each thing becomes an object.
+        `limit` bounds what a hostile file can cost where each thing takes memory; `used` of it are gone.
         """
         value = self.number("Q", what)
         if value * smallest > self.left:
@@ -122,15 +122,21 @@ class Cursor:
                 f"at most {self.left // smallest} fit in the {self.left} bytes that follow",
                 DAMAGED,
             )
-        if largest is not None and value > largest:
-            raise CountError(f"{self.name}: {what}", value, f"at most {largest}", DAMAGED)
+        if limit is not None and value > limit - used:
+            bound = f"at most {limit - used}" + (f" more, {limit} in one file" if used else "")
+            raise CountError(f"{self.name}: {what}", value, bound, DAMAGED)
         return value
 
-    def string(self, what: str) -> bytes:
-        """A u64 length and that many bytes."""
-        n = self.count(f"length of {what}", 1, MAX_STRING_BYTES)
+    def string(self, what: str) -> str | bytes:
+        """A u64 length and that many bytes: str, or bytes where they are no UTF-8."""
+        n = self.count(f"length of {what}", 1, MAX_STRING_BYTES, self._n_string_bytes)
+        self._n_string_bytes += n
         start = self.take(n, what)
-        return bytes(self.data[start : start + n])
+        raw = self.data[start : start + n]
+        try:
+            return str(raw, "utf-8")  # straight from the map: no second copy
+        except UnicodeDecodeError:
+            return bytes(raw)
 
     def text(self, what: str, largest: int, refusal: type[GGUFError]) -> str:
         """A name: UTF-8, printable (it reaches terminals and pages), 1 to `largest` bytes."""
@@ -171,11 +177,7 @@ class Cursor:
         A string that is no UTF-8 comes as bytes.
         """
         if kind == V.STRING:
-            raw = self.string(what)
-            try:
-                return raw.decode()
-            except UnicodeDecodeError:
-                return raw
+            return self.string(what)
         if kind == V.ARRAY:
             return self._array(what, depth)
         return self._numbers(kind, 1, what)[0].item()
@@ -190,9 +192,10 @@ class Cursor:
             )
         kind = self.value_type(f"element type of {what}")
         smallest = {V.STRING: 8, V.ARRAY: 12}.get(kind) or np.dtype(SCALARS[kind]).itemsize
-        largest = {V.STRING: MAX_STRINGS, V.ARRAY: MAX_NESTED - self._n_nested}.get(kind)
-        n = self.count(f"length of {what}", smallest, largest)
+        limits = {V.STRING: (MAX_STRINGS, self._n_strings), V.ARRAY: (MAX_NESTED, self._n_nested)}
+        n = self.count(f"length of {what}", smallest, *limits.get(kind, ()))
         if kind == V.STRING:
+            self._n_strings += n
             return self._strings(n, what)
         if kind == V.ARRAY:
             self._n_nested += n

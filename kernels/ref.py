@@ -68,6 +68,14 @@ def rms_norm(x: F32, weight: F32, eps: float) -> F64:
     return wide / root * weight
 
 
+def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F64:
+    """(x - mean(x)) / sqrt(variance(x) + eps) * weight + bias, over the last axis (Ba et al., 2016)."""
+    wide = x.astype(np.float64)
+    centred: F64 = wide - wide.mean(-1, keepdims=True)
+    root: F64 = np.sqrt((centred * centred).mean(-1, keepdims=True) + eps)
+    return centred / root * weight + bias
+
+
 def rope_frequencies(n_rot: int, base: float, scale: float = 1.0, factors: F32 | None = None) -> F64:
     """Angle per position of each rotated pair: scale * base^(-2i / n_rot) / factors[i], [n_rot / 2]."""
     frequencies = scale * base ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
@@ -125,7 +133,13 @@ def silu(x: F64) -> F64:
     return x / (1 + decay)
 
 
-ACTIVATIONS = {"relu": relu, "silu": silu}
+def gelu(x: F64) -> F64:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2 (Hendrycks and Gimpel, 2016), as ggml has it."""
+    bent: F64 = np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))
+    return x * (1 + bent) / 2
+
+
+ACTIVATIONS = {"relu": relu, "silu": silu, "gelu": gelu}
 
 
 def predictor(x: F32, fc1: F32, fc2: F32, threshold: float, quantised: bool = False) -> NDArray[np.bool_]:
@@ -143,7 +157,13 @@ def predictor(x: F32, fc1: F32, fc2: F32, threshold: float, quantised: bool = Fa
 
 
 def sparse_ffn(
-    x: F32, gate: F32, up: F32, down_t: F32, active: NDArray[np.bool_] | None = None, quantised: bool = False
+    x: F32,
+    gate: F32,
+    up: F32,
+    down_t: F32,
+    active: NDArray[np.bool_] | None = None,
+    quantised: bool = False,
+    relu_up: bool = False,
 ) -> F64:
     """Gated ReLU FFN over the active neurons: sum_i relu(gate_i x) (up_i x) down_t_i.
 
@@ -154,8 +174,33 @@ def sparse_ffn(
         x: [n_tokens, n_embd]. gate, up, down_t: [n_ff, n_embd].
         active: bool [n_tokens, n_ff]; None means all.
         quantised: whether gate and up are, so that x is rounded first.
+        relu_up: relu(up_i x) in place of up_i x, as in Bamboo.
     """
-    h = relu(mul_mat(gate, x, quantised)) * mul_mat(up, x, quantised)
+    u = mul_mat(up, x, quantised)
+    h = relu(mul_mat(gate, x, quantised)) * (relu(u) if relu_up else u)
+    if active is not None:
+        h = np.where(active, h, 0)
+    return h @ down_t.astype(np.float64)
+
+
+def sparse_mlp(
+    x: F32,
+    up: F32,
+    bias: F32 | None,
+    down_t: F32,
+    active: NDArray[np.bool_] | None = None,
+    quantised: bool = False,
+) -> F64:
+    """FFN without a gate over the active neurons: sum_i relu(up_i x + bias_i) down_t_i.
+
+    An inactive neuron adds nothing, whatever its bias.
+
+    Args:
+        x: [n_tokens, n_embd]. up, down_t: [n_ff, n_embd]. bias: [n_ff].
+        active: bool [n_tokens, n_ff]; None means all.
+        quantised: whether up is, so that x is rounded first.
+    """
+    h = relu(mul_mat(up, x, quantised) + (0 if bias is None else bias))
     if active is not None:
         h = np.where(active, h, 0)
     return h @ down_t.astype(np.float64)

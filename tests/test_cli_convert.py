@@ -158,23 +158,24 @@ def test_no_bar_without_a_terminal() -> None:
         assert progress is None
 
 
-def test_an_interrupt_leaves_nothing_behind(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it writes: the first bytes of the temporary file are there, the file is not."""
     model = tmp_path / "model"
     shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.gguf", "*.py", "predictors*"))
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "import os, signal, sys; from hotcold.gguf_io import convert; from hotcold.cli import main\n"
+        "import os, sys; from hotcold.gguf_io import convert; from hotcold.cli import main\n"
         "write = convert.write_gguf\n"
         "def stopped(*arguments, progress=None, **options):\n"
-        "    kill = lambda name, done, total: os.kill(os.getpid(), signal.SIGINT)\n"
+        f"    kill = lambda name, done, total: os.kill(os.getpid(), {int(number)})\n"
         "    return write(*arguments, progress=kill, **options)\n"
         "convert.write_gguf = stopped\n"
         "main()\n"
     )
     command = [sys.executable, "-c", code, "convert", str(model), "--outfile", str(out / "tiny.gguf")]
     result = subprocess.run(command, capture_output=True, check=False, timeout=60)
-    assert result.returncode == 128 + signal.SIGINT
+    assert result.returncode == 128 + number
     assert b"Traceback" not in result.stderr
     assert list(out.iterdir()) == []

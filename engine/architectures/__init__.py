@@ -2,15 +2,16 @@
 
 from collections.abc import Callable
 
-from hotcold.engine.architectures import llama, ungated
+from hotcold.engine.architectures import bamboo, falcon, llama, opt
 from hotcold.engine.graph import Graph
 from hotcold.engine.model import Model
 from hotcold.errors import FileError, SettingError
 
 BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
     "llama": llama.build,
-    "falcon": ungated.falcon,
-    "opt": ungated.opt,
+    "bamboo": bamboo.build,
+    "falcon": falcon.build,
+    "opt": opt.build,
 }
 SPARSITIES = ("off", "exact", "predictor")
 
@@ -19,7 +20,7 @@ def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
     """The model's graph for n_tokens tokens, frozen.
 
     Args:
-        sparsity: "off", "exact" (skip neurons whose gate is not positive) or "predictor" (look only at
+        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) or "predictor" (look only at
             those that the predictor lists).
 
     Raises:

@@ -5,7 +5,7 @@ import math
 from numba import njit
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.program import SILU_ACTIVATION
+from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION
 from hotcold.kernels.cpu.simd import JIT, load16, load_f32, store16, store_f32
 
 
@@ -32,6 +32,33 @@ def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def layer_norm(x: int, weight: int, bias: int, n: int, eps: float, y: int) -> None:
+    """y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias."""
+    whole = 4 * (n & ~15)
+    sums, squares = simd.zero(), simd.zero()
+    for i in range(0, whole, 64):
+        sums = simd.add16(sums, load16(x + i))
+    total = float(simd.sum16(sums))
+    for i in range(whole, 4 * n, 4):
+        total += load_f32(x + i)
+    mean = simd.to_f32(total / n)
+    minus_means = simd.splat16(-mean)
+    for i in range(0, whole, 64):
+        d = simd.add16(load16(x + i), minus_means)
+        squares = simd.fma16(d, d, squares)
+    variance = float(simd.sum16(squares))
+    for i in range(whole, 4 * n, 4):
+        variance += (load_f32(x + i) - mean) * (load_f32(x + i) - mean)
+    factor = simd.to_f32(1.0 / math.sqrt(variance / n + eps))
+    factors = simd.splat16(factor)
+    for i in range(0, whole, 64):
+        d = simd.mul16(simd.add16(load16(x + i), minus_means), factors)
+        store16(y + i, simd.fma16(d, load16(weight + i), load16(bias + i)))
+    for i in range(whole, 4 * n, 4):
+        store_f32(y + i, (load_f32(x + i) - mean) * factor * load_f32(weight + i) + load_f32(bias + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def add(x: int, z: int, n: int, y: int) -> None:
     """y = x + z."""
     whole = n & ~15
@@ -52,17 +79,31 @@ def relu(x: int, n: int, y: int) -> None:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def gelu(x: int, n: int, y: int) -> None:
+    """y = gelu(x) by its tanh formula (Hendrycks and Gimpel, 2016)."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.gelu16(load16(x + i)))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, simd.first16(simd.gelu16(simd.splat16(load_f32(x + i)))))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _gated(x, z, activation: int):  # type: ignore[no-untyped-def]
+    """act(x) * z in 16 lanes."""
+    v = simd.silu16(x) if activation == SILU_ACTIVATION else simd.relu16(x)
+    return simd.mul16(v, simd.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
     """y = act(x) * z; the same arithmetic for the tail, one lane of a vector at a time."""
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        v = load16(x + i)
-        v = simd.silu16(v) if activation == SILU_ACTIVATION else simd.relu16(v)
-        store16(y + i, simd.mul16(v, load16(z + i)))
+        store16(y + i, _gated(load16(x + i), load16(z + i), activation))
     for i in range(4 * whole, 4 * n, 4):
-        v = simd.splat16(load_f32(x + i))
-        v = simd.silu16(v) if activation == SILU_ACTIVATION else simd.relu16(v)
-        store_f32(y + i, simd.first16(v) * load_f32(z + i))
+        v = _gated(simd.splat16(load_f32(x + i)), simd.splat16(load_f32(z + i)), activation)
+        store_f32(y + i, simd.first16(v))
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

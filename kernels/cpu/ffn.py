@@ -1,8 +1,9 @@
-"""The sparse FFN of a gated ReLU model: only rows of neurons that fire are read."""
+"""The sparse FFN of a ReLU model, gated or not: only rows of neurons that fire are read."""
 
 from numba import njit
 
 from hotcold.kernels.cpu import elementwise, rows, simd
+from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.weights import BLOCK
@@ -39,13 +40,16 @@ def ffn_piece(op, listed: int, first: int, last: int, scratch: int, acc: int) ->
     """acc[:k] = sum of relu(gate x) (up z) down_t over listed rows first..last-1.
 
     Gates of all of them are read, `up` and `down_t` only where the gate is positive, unless op.p2 is
-    0, which reads all. The next rows of a list are prefetched while one is worked on.
+    0, which reads all. The next rows of a list are prefetched while one is worked on. Without a gate
+    (op.w1 is 0) op.w is `up`, op.z its bias or 0, and the sum is of relu(up x + bias) down_t.
 
     Returns:
-        the number of neurons whose up and down rows were read.
+        the number of neurons whose gate, or `up` without one, was positive or all were read.
     """
     live, gates = scratch + _LIVE, scratch + _GATES
-    far, far_up = rows_ahead(op.w_stride), rows_ahead(op.w1_stride)
+    gated = op.w1 != 0
+    second, second_stride = (op.w1, op.w1_stride) if gated else (op.w2, op.w2_stride)
+    far, far_second = rows_ahead(op.w_stride), rows_ahead(second_stride)
     elementwise.clear(acc, op.k)
     total = 0
     passes = (last - first + LISTED - 1) // LISTED
@@ -59,22 +63,40 @@ def ffn_piece(op, listed: int, first: int, last: int, scratch: int, acc: int) ->
             if listed:
                 ahead = (listed_row(listed, min(i + far, last - 1)) - r) * op.w_stride
             g = dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, ahead)
+            if not gated and op.z != 0:
+                g += load_f32(op.z + 4 * r)
             if g > 0 or op.p2 == 0:
                 store_i64(live + 8 * n, r)
                 store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
-                if n < far_up:
-                    prefetch_row(op.w1 + r * op.w1_stride, op.w1_stride)
+                if n < far_second:
+                    prefetch_row(second + r * second_stride, second_stride)
                 n += 1
         total += n
-        for i in range(n):
-            r = load_i64(live + 8 * i)
-            ahead = (load_i64(live + 8 * min(i + far_up, n - 1)) - r) * op.w1_stride
-            u = dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, ahead)
-            store_f32(gates + 4 * i, load_f32(gates + 4 * i) * u)
-            if i < ROWS:
-                prefetch_row(op.w2 + r * op.w2_stride, op.w2_stride)
+        if gated:
+            n = _times_up(op, live, gates, n, far_second)
         add_listed(op.w2_type, op.w2, op.w2_stride, live, gates, n, 0, op.k, scratch, acc)
     return total
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _times_up(op, live: int, gates: int, n: int, far: int) -> int:  # type: ignore[no-untyped-def]
+    """gates *= up x for the n rows listed at `live`; how many stay listed.
+
+    Where `up` has a ReLU too, neurons without a positive one leave the list.
+    """
+    kept = 0
+    for i in range(n):
+        r = load_i64(live + 8 * i)
+        ahead = (load_i64(live + 8 * min(i + far, n - 1)) - r) * op.w1_stride
+        u = dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, ahead)
+        if op.p3 == RELU_BOTH_ACTIVATION and not u > 0:
+            continue
+        store_i64(live + 8 * kept, r)
+        store_f32(gates + 4 * kept, load_f32(gates + 4 * i) * u)
+        if kept < ROWS:
+            prefetch_row(op.w2 + r * op.w2_stride, op.w2_stride)
+        kept += 1
+    return kept
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -165,8 +187,30 @@ def _strip(op, r: int, n: int, scratch: int, times_gate: bool) -> None:  # type:
         t = load_i64(tokens + 8 * j)
         v = load_f32(dots + 4 * j)
         if times_gate:
+            if op.p3 == RELU_BOTH_ACTIVATION:
+                v = max(v, simd.to_f32(0.0))
             v *= load_f32(op.z + t * op.z_stride + 4 * r)
         store_f32(op.y + t * op.y_stride + 4 * r, v)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[no-untyped-def]
+    """y[t, r] = max(x[t, r] + bias[r], 0) where the mask has bit r, else 0; how many are positive.
+
+    Args:
+        op: w is the address of the bias, z of the mask's bits; 0 for none, which means all bits.
+    """
+    n, zero = 0, simd.to_f32(0.0)
+    for t in range(n_tokens):
+        x, y, bits = op.x + t * op.x_stride, op.y + t * op.y_stride, op.z + t * op.z_stride
+        for r in range(first, last):
+            v = load_f32(x + 4 * r)
+            if op.w != 0:
+                v += load_f32(op.w + 4 * r)
+            fires = v > 0 and (op.z == 0 or bit(bits, r))
+            store_f32(y + 4 * r, v if fires else zero)
+            n += int(fires)
+    return n
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

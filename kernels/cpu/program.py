@@ -6,7 +6,9 @@ the number of tokens alone, never on the threads, so neither do the bits.
 
     code          reads                                         writes (t: token, r: row)
     EMBED         w [n_vocab, k], token ids                     y[t, k] = w[id[t]]
+    POSITIONS     w [n_positions, k], p0                        y[t, k] = w[position of t + p0]
     RMS_NORM      x[t, k], w [k] float32, f0 = eps              y[t, k]
+    LAYER_NORM    x[t, k], w and w1 [k] float32, f0 = eps       y[t, k]
     PACK          x[t, k]                                       y[t] = x packed for block types
     MAT_VEC       w [n_rows, k], x                              y[r] = w[r] . x, one token
     MUL_MAT       w [n_rows, k], x[t]                           y[t, r] = w[r] . x[t]
@@ -21,14 +23,21 @@ the number of tokens alone, never on the threads, so neither do the bits.
     ACT_MUL       x, z [t, k], p0 = activation                  y[t, k] = act(x) z
     SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; p0 list of    scratch[chunk, n_embd], one token
                   rows or 0 = all, p1 its length, p2: skip
-                  neurons without a positive gate
+                  neurons without a positive gate, p3 =
+                  activation; without a gate w1 is 0, w up and
+                  z its bias or 0
     REDUCE        x = p0 partial vectors of stride x_stride     y[k], added in order
     MASK          x[t, n_rows] predictor outputs, f0 threshold  bits y[t]; list p0, length p1
     GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
     UP_ROWS       w, x[t], gates z[t, r], p0: every gate was    y[t, r] = z (w[r] . x[t]) where z > 0
-                  listed
+                  listed, p3 = activation
+    FIRE_ROWS     x[t, n_rows], bias w or 0, bits z[t] or 0,    y[t, r] = max(x + w, 0) where the bit is set
+                  p0: every row was listed
     DOWN_ROWS     w [n_rows, k], x[t, n_rows]                   y[t, k] = sum_r x[t, r] w[r], zeros skipped
     RELU          x[t, k]                                       y[t, k] = max(x, 0)
+    GELU          x[t, k]                                       y[t, k] = gelu(x)
+
+A stride of 0 gives every token the same vector, such as a bias.
 
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
 `counts`.
@@ -59,9 +68,13 @@ from numpy.typing import NDArray
     UP_ROWS,
     DOWN_ROWS,
     RELU,
-) = range(19)
+    POSITIONS,
+    LAYER_NORM,
+    FIRE_ROWS,
+    GELU,
+) = range(23)
 
-RELU_ACTIVATION, SILU_ACTIVATION = 0, 1
+RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
 
 # run parameters, int64 each
 N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)

@@ -11,6 +11,7 @@ beside it.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,6 +48,8 @@ class _VecModel(models.PrimitiveModel):  # type: ignore[misc]
 
 f32x16, i64x8 = Vec("f32", 16), Vec("i64", 8)
 address = types.int64
+
+_GELU = 2 * math.sqrt(2 / math.pi)
 
 # What every njit function of this folder is compiled with. Sums keep their order (no "reassoc").
 JIT: dict[str, Any] = {
@@ -364,6 +367,14 @@ def relu16(b: Builder, x: Value) -> Value:
 def silu16(b: Builder, x: Value) -> Value:
     """x / (1 + e^-x)."""
     return b.fdiv(x, b.fadd(exponential(b, b.fneg(x)), constant(F32, 16, 1.0)))
+
+
+@operation(f32x16, f32x16)
+def gelu16(b: Builder, x: Value) -> Value:
+    """x / (1 + e^-2u) with u = sqrt(2 / pi) (x + 0.044715 x^3): x (1 + tanh u) / 2."""
+    square = b.fmul(x, x)
+    factor = fma(b, square, constant(F32, 16, _GELU * 0.044715), constant(F32, 16, _GELU))
+    return b.fdiv(x, b.fadd(exponential(b, b.fneg(b.fmul(x, factor))), constant(F32, 16, 1.0)))
 
 
 @operation(types.float32, f32x16)

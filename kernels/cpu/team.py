@@ -81,6 +81,9 @@ def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped
         for r in range(first, last):
             live += ffn.up_rows(op, r, n_tokens, scratch)
         _count(op, c, (last - first) * n_tokens * op.p0, live)
+    elif code == program.FIRE_ROWS:
+        live = ffn.fire_rows(op, first, last, n_tokens)
+        _count(op, c, (last - first) * n_tokens * op.p0, live)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -91,8 +94,13 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
     if code == program.EMBED:
         token = simd.load_i32(run[TOKEN_IDS] + 4 * t)
         rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
+    elif code == program.POSITIONS:
+        position = run[N_PAST] + t + op.p0
+        rows.widen_row(op.w_type, op.w + position * op.w_stride, op.k, y)
     elif code == program.RMS_NORM:
         elementwise.rms_norm(x, op.w, op.k, op.f0, y)
+    elif code == program.LAYER_NORM:
+        elementwise.layer_norm(x, op.w, op.w1, op.k, op.f0, y)
     elif code == program.PACK:
         pack.pack_row(x, op.k, y)
     elif code == program.ROPE:
@@ -110,6 +118,8 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         elementwise.act_mul(x, z, op.k, op.p0, y)
     elif code == program.RELU:
         elementwise.relu(x, op.k, y)
+    elif code == program.GELU:
+        elementwise.gelu(x, op.k, y)
     elif code == program.MASK:
         n = ffn.mask_token(x, op.n_rows, op.f0, y, op.p0)
         if op.p1:
@@ -156,6 +166,7 @@ def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untype
         or code == program.GATED
         or code == program.GATE_ROWS
         or code == program.UP_ROWS
+        or code == program.FIRE_ROWS
     ):
         _run_rows(op, c, run, scratch)
     else:

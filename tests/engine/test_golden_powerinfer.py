@@ -15,11 +15,13 @@ from hotcold.gguf_io import open_gguf
 Logits = NDArray[np.float32]
 
 
-@pytest.mark.parametrize(("name", "bound"), [("llama-f16", 2e-3), ("llama-q4_0", 2.5e-2)])
+@pytest.mark.parametrize("architecture", ["llama", "bamboo", "falcon", "opt"])
+@pytest.mark.parametrize(("kind", "bound"), [("f16", 2e-3), ("q4_0", 2.5e-2)])
 @pytest.mark.parametrize("which", ["sparse", "all_active"])
 @pytest.mark.parametrize("step", [1, 40])
 def test_logits_equal_the_recording(
-    name: str,
+    architecture: str,
+    kind: str,
     bound: float,
     which: str,
     step: int,
@@ -27,6 +29,7 @@ def test_logits_equal_the_recording(
     distance: Callable[[Logits, Logits], float],
     logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
 ) -> None:
+    name = f"{architecture}-{kind}"
     recorded = np.load(data / "powerinfer" / f"{name}.npz")
     with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
         model = load_model(file)
@@ -39,3 +42,23 @@ def test_logits_equal_the_recording(
     if step == 1:
         active = recorded["active"].sum((1, 2)) if which == "sparse" else [40 * 1024] * model.n_layer
         assert listed.tolist() == list(active)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bamboo", "falcon", "opt"])
+@pytest.mark.parametrize("sparsity", ["off", "exact"])
+@pytest.mark.parametrize("step", [1, 7])
+def test_modes_without_the_predictor_equal_all_active(
+    architecture: str,
+    sparsity: str,
+    step: int,
+    data: Path,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    recorded = np.load(data / "powerinfer" / f"{architecture}-f16.npz")
+    with (
+        open_gguf(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf") as file,
+        Executor(load_model(file), file, 64, 40, 2, "f32", sparsity) as executor,
+    ):
+        logits = logits_of(executor, recorded["ids"], step)
+    assert distance(logits, recorded["logits_all_active_single"]) <= 2e-3

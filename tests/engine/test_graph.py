@@ -138,10 +138,14 @@ def node(op: str, *inputs: Operand) -> Node:
 
 X, MASK, ORDER = Tensor("x", (1, 8)), Tensor("m", (1, 70), "mask"), Tensor("o", (1, 0), "none")
 UP, DOWN = weight("up", 8, 70), weight("down", 70, 8)
+NORM, UP_BIAS, DOWN_BIAS = weight("norm", 8), weight("up_bias", 70), weight("down_bias", 8)
 GOOD = [
     node("embed", weight("e", 8, 100)),
+    node("positions", weight("position_embd", 8, 30)),
     node("rms_norm", X, weight("norm", 8)),
+    node("layer_norm", X, NORM, NORM),
     node("mul_mat", UP, X),
+    node("mul_mat", UP, X, UP_BIAS),
     node("rope", X),
     node("rope", X, weight("rope_freqs", 2)),
     node("kv_store", X, X),
@@ -151,6 +155,10 @@ GOOD = [
     node("sparse_ffn", X, MASK, UP, UP, UP),
     node("dense_ffn", X, UP, UP, DOWN),
     node("dense_ffn", X, UP, UP, UP),
+    node("sparse_mlp", X, UP, UP),
+    node("sparse_mlp", X, MASK, UP, UP_BIAS, UP, DOWN_BIAS),
+    node("dense_mlp", X, UP, DOWN),
+    node("dense_mlp", X, UP, UP_BIAS, UP, DOWN_BIAS),
     node("add", X, X),
     node("logits", weight("output", 8, 100), X),
 ]
@@ -173,6 +181,15 @@ BAD = [
     node("rms_norm", WIDE, weight("norm", 8)),
     node("rms_norm", X),
     node("rms_norm", X, weight("norm", 8), X),
+    node("positions", X),
+    node("layer_norm", X, NORM),
+    node("layer_norm", X, NORM, UP_BIAS),
+    node("mul_mat", UP, X, DOWN_BIAS),
+    node("sparse_mlp", X, UP, DOWN),
+    node("sparse_mlp", X, UP, UP, UP_BIAS),
+    node("sparse_mlp", X, MASK, UP, DOWN_BIAS, UP, UP_BIAS),
+    node("dense_mlp", X, UP),
+    node("dense_mlp", X, UP, DOWN_BIAS, DOWN),
     node("mul_mat", UP, WIDE),
     node("mul_mat", X, UP),
     node("mul_mat", UP, MASK),
@@ -209,4 +226,21 @@ def test_a_misfit_names_the_operands() -> None:
     y = graph.add("mul_mat", weight("w", 16, 4), x, name="y")
     graph.add("logits", weight("output", 4, 100), y)
     with pytest.raises(HotcoldError, match=r"operands of node y: w \[16, 4\], x \[1, 8\] "):
+        check(graph)
+
+
+def test_an_operand_that_a_model_lacks_is_left_out() -> None:
+    graph = Graph(1)
+    x = graph.add("embed", weight("e", 8, 100))
+    y = graph.add("mul_mat", UP, x, None)
+    assert graph.nodes[1].inputs == (UP, x)
+    assert y.shape == (1, 70)
+
+
+def test_a_wanted_operand_that_a_model_lacks_is_refused() -> None:
+    graph = Graph(1)
+    x = graph.add("embed", weight("e", 8, 100), name="x")
+    y = graph.add("layer_norm", x, NORM, None, name="y")
+    graph.add("logits", weight("output", 8, 100), y)
+    with pytest.raises(HotcoldError, match="operands of node y: x .*, norm "):
         check(graph)

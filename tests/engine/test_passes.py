@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
+from gguf import GGMLQuantizationType as T
 
 from hotcold.engine import architectures, memory, placement
 from hotcold.engine.budget import Budget
@@ -10,7 +10,7 @@ from hotcold.engine.graph import Graph
 from hotcold.engine.passes import GPU, Homes, bus, copies, offsets, place, run_passes, split
 from hotcold.engine.shapes import Shape, build
 
-MODEL = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), GGMLQuantizationType.Q4_0, 32)
+MODEL = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_0, 32)
 DENSE = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "fc1", "fc2")
 
 
@@ -119,3 +119,13 @@ def test_a_layer_wholly_hot_needs_no_merge(n_hot: int) -> None:
     plan = placement.plan(MODEL, None, Budget("1", 1 << 30, ""), "predictor", 64, 8, hot=ids)
     merges = [p.node.name for p in plan.decode.placed.nodes if p.node.op == "merge"]
     assert merges == ([] if n_hot == 512 else ["ffn_out-0"])
+
+
+def test_the_bias_of_a_divided_down_projection_is_added_once() -> None:
+    model = build("small", Shape("opt", 1, 256, 512, 4, 4, 100, 64, "relu", n_positions=66), T.Q4_0, 32)
+    sides = dict.fromkeys(("blk.0.ffn_up.weight", "blk.0.ffn_down_t.weight"), "split")
+    placed = split(place(architectures.build(model, 1, "predictor"), Homes(sides, ("cpu",))))
+    hot, cold = (p.node for p in placed.nodes if p.node.op == "sparse_mlp")
+    assert "blk.0.ffn_down_t.bias" in [operand.name for operand in hot.inputs]
+    assert "blk.0.ffn_down_t.bias" not in [operand.name for operand in cold.inputs]
+    assert "blk.0.ffn_up.bias" in [operand.name for operand in cold.inputs]

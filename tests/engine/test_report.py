@@ -95,6 +95,32 @@ def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
                 assert [(row["step"], row["name"], row["op"]) for row in rows] == steps
 
 
+@pytest.mark.parametrize("name", ["llama", "bamboo", "falcon", "opt"])
+@pytest.mark.parametrize("budget", ["0", "1MiB", "2MiB", "64MiB"])
+def test_every_architecture_is_planned_from_its_file(name: str, budget: str) -> None:
+    """Bytes of all rows are the file's; at budget 0 the steps and the traffic are the executor's."""
+    path = GOLDEN.parent / "powerinfer" / f"{name}-q4_0.powerinfer.gguf"
+    source = dump.open_source(path, None, None, None)
+    how = dump.wanted(source, "predictor", 64, 4, "f16")
+    plan = dump.make_plan(source, how, dump.budget_of(budget, None), None)
+    got = as_json(plan)
+    with open_gguf(path) as file:
+        by_tensor: dict[str, int] = {}
+        for row in got["weights"]:
+            by_tensor[row["tensor"]] = by_tensor.get(row["tensor"], 0) + row["bytes"]
+        assert by_tensor == {tensor: info.n_bytes for tensor, info in file.tensors.items()}
+        if budget != "0":
+            return
+        steps: list[str] = []
+        with Executor(source.model, file, 64, 4, 1, sparsity="predictor") as executor:
+            executor.trace = lambda step, node, *_: steps.append(node.name)
+            executor.run(np.zeros(1, np.int32), 0)
+        assert [row["name"] for row in got["intermediates"]["decode"]] == steps
+    neurons = [float(plan.model.n_ff)] * plan.model.n_layer
+    expected = sparse_token_bytes(plan.model, "predictor", neurons, neurons)
+    assert token_traffic(plan).host_bytes == pytest.approx(expected, abs=1)
+
+
 @pytest.mark.parametrize("sparsity", ["predictor", "exact", "off"])
 def test_traffic_on_the_cpu_is_what_the_formulas_of_the_cpu_say(sparsity: str) -> None:
     plan = planned("0", sparsity)

@@ -81,6 +81,15 @@ def test_repeat_penalty_forgets_after_64_tokens() -> None:
     assert Sampler(greedy).sample(logits, [0] + [2] * 64) == 0
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("penalty", "likeliest"), [(5e-324, 1), (1e-308, 1), (1e308, 0)])
+@pytest.mark.parametrize("temp", [0.0, 5e-324, 0.8])
+def test_numbers_beyond_float64_choose_quietly(temp: float, penalty: float, likeliest: int) -> None:
+    """4 / 1e-308 and -3 * 1e308 have no float64; a banned token stays banned."""
+    logits = np.array([50.0, 4.0, -3.0, -np.inf], np.float32)
+    assert set(drawn(plain(temp=temp, repeat_penalty=penalty), logits, 20, (1, 2, 3))) == {likeliest}
+
+
 def test_same_seed_same_tokens() -> None:
     logits = np.random.default_rng(0).standard_normal(500).astype(np.float32)
     defaults = SamplingSettings(seed=7)
@@ -112,6 +121,7 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_k", True),
+        ("top_k", None),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("min_p", -0.1),
@@ -123,7 +133,8 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
     ],
 )
 def test_values_out_of_bounds_are_named(name: str, value: Any) -> None:
-    with pytest.raises(SettingError, match=rf"^{name}: {value} \("):
+    option = "--" + name.replace("_", "-")
+    with pytest.raises(SettingError, match=rf"^{name}: {value} \(.+\); such as {option} \d"):
         SamplingSettings(**{name: value}).checked()
 
 

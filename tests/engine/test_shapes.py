@@ -1,13 +1,19 @@
 """Shapes of well-known models."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType
 
+from hotcold.engine.model import Layer, Weight
 from hotcold.engine.shapes import SHAPES, like
 from hotcold.errors import FileError, SettingError
+
+
+def weights_of(layer: Layer) -> list[Weight]:
+    return [weight for field in fields(layer) if (weight := getattr(layer, field.name)) is not None]
 
 
 @pytest.mark.parametrize(
@@ -23,20 +29,9 @@ from hotcold.errors import FileError, SettingError
 def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
     """As published (Falcon's head is apart from its embedding here, as PowerInfer's files have it)."""
     model = like(f"{name}:f16", 0)
-    layers = [
-        (
-            la.attn_q,
-            la.attn_k,
-            la.attn_v,
-            la.attn_output,
-            la.attn_norm,
-            la.ffn_norm,
-            *la.ffn_matrices,
-            *la.extras,
-        )
-        for la in model.layers
-    ]
-    whole = {w.name: w for w in (model.token_embd, model.output, model.output_norm, *model.extras)}
+    layers = [weights_of(layer) for layer in model.layers]
+    once = (model.token_embd, model.output, model.output_norm, model.output_norm_bias, model.position_embd)
+    whole = {weight.name: weight for weight in once if weight is not None}
     weights = [*whole.values(), *(w for layer in layers for w in layer)]
     n = sum(w.n_bytes // (4 if w.type == GGMLQuantizationType.F32 else 2) for w in weights)
     assert n / 1e9 == pytest.approx(billions, abs=0.006)

@@ -190,6 +190,13 @@ def test_what_follows_the_end_is_named_and_not_read(gguf_bytes: Build, tmp_path:
         assert file.data("a").max() == file.all_data().max() == 0
 
 
+def test_what_follows_may_start_like_a_name(gguf_bytes: Build, tmp_path: Path) -> None:
+    """No pair or tensor: no type and no number of dimensions is 13."""
+    follows = gguf_bytes.text(b"name") + struct.pack("<I", 13)
+    with opened(tmp_path / "x", gguf_bytes().whole() + follows.ljust(32, b"\0")) as file:
+        assert file.warnings == ("x: 24 bytes after the end are not read",)
+
+
 @pytest.mark.parametrize("alignment", [1, 8, 2**20])
 def test_alignments(alignment: int, gguf_bytes: Build, tmp_path: Path) -> None:
     pair = gguf_bytes.pair(b"general.alignment", V.UINT32, struct.pack("<I", alignment))
@@ -211,6 +218,16 @@ def test_an_empty_tensor(ne: tuple[int, ...], gguf_bytes: Build, tmp_path: Path)
         assert (info.ne, info.n_bytes, info.row_bytes) == (ne, 0, 4 * ne[0])
         assert file.data("empty").shape == (info.n_rows, 4 * ne[0])
         assert file.data("b").nbytes == 8
+
+
+@pytest.mark.parametrize("names", [(b"empty", b"full"), (b"full", b"empty")])
+def test_an_empty_tensor_before_or_after_another_in_its_place(
+    names: tuple[bytes, bytes], gguf_bytes: Build, tmp_path: Path
+) -> None:
+    tensors = tuple(gguf_bytes.tensor(name, (0,) if name == b"empty" else (8,)) for name in names)
+    with opened(tmp_path / "x", gguf_bytes(tensors=tensors, data=b"\1" * 32).whole()) as file:
+        assert list(file.tensors) == [name.decode() for name in names]
+        assert (file.data("empty").size, file.data("full").sum()) == (0, 32)
 
 
 def test_tensors_that_lie_in_another_order(gguf_bytes: Build, tmp_path: Path) -> None:

@@ -346,6 +346,17 @@ def test_a_string_that_is_too_long(gguf_bytes: Build, refused: Refused, tmp_path
     refused(path, CountError, "length of k", 2**27, f"at most {2**26}")
 
 
+def test_strings_that_are_too_long_together(gguf_bytes: Build, refused: Refused, tmp_path: Path) -> None:
+    """Each alone would do; they are copied, so their sum counts."""
+    path, half = tmp_path / "long.gguf", 2**25
+    with path.open("wb") as stream:
+        stream.write(gguf_bytes(n_pairs=3).header())
+        for key in (b"a", b"b", b"c"):
+            stream.write(gguf_bytes.pair(key, V.STRING, u64(half)))
+            stream.truncate(stream.seek(half, os.SEEK_CUR))
+    refused(path, CountError, "length of c", half, f"at most 0 more, {2**26} in one file")
+
+
 @pytest.mark.parametrize("kind", [13, U32_MAX])
 def test_an_unknown_element_type(kind: int, gguf_bytes: Build, refused: Refused) -> None:
     raw = with_pairs(gguf_bytes, gguf_bytes.array(b"list", kind, 0))
@@ -364,7 +375,8 @@ def test_too_many_arrays_in_arrays(gguf_bytes: Build, refused: Refused) -> None:
     wide = gguf_bytes.array(b"wide", V.ARRAY, 4_097, empty * 4_097)
     refused(with_pairs(gguf_bytes, wide), CountError, "length of wide", 4_097, "at most 4096")
     parts = [gguf_bytes.array(b"part%d" % i, V.ARRAY, 2_500, empty * 2_500) for i in range(2)]
-    refused(with_pairs(gguf_bytes, *parts), CountError, "length of part1", 2_500, "at most 1596")
+    bound = "at most 1596 more, 4096 in one file"
+    refused(with_pairs(gguf_bytes, *parts), CountError, "length of part1", 2_500, bound)
 
 
 def test_more_strings_than_any_model_has(gguf_bytes: Build, refused: Refused, tmp_path: Path) -> None:
@@ -372,6 +384,16 @@ def test_more_strings_than_any_model_has(gguf_bytes: Build, refused: Refused, tm
     path.write_bytes(with_pairs(gguf_bytes, gguf_bytes.array(b"list", V.STRING, 2**22 + 1)))
     os.truncate(path, 2**26)
     refused(path, CountError, "length of list", 2**22 + 1, f"at most {2**22}")
+
+
+def test_more_strings_in_several_arrays(gguf_bytes: Build, refused: Refused, tmp_path: Path) -> None:
+    """4096 strings before leave less than the limit for the next array."""
+    first = gguf_bytes.array(b"first", V.STRING, 4096, u64(0) * 4096)
+    path = tmp_path / "strings.gguf"
+    path.write_bytes(with_pairs(gguf_bytes, first, gguf_bytes.array(b"second", V.STRING, 2**22)))
+    os.truncate(path, 2**26)
+    bound = f"at most {2**22 - 4096} more, {2**22} in one file"
+    refused(path, CountError, "length of second", 2**22, bound)
 
 
 @pytest.mark.parametrize("kind", list(V))

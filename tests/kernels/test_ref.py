@@ -55,6 +55,31 @@ def test_rms_norm_divides_by_the_root_of_the_mean_square() -> None:
     assert np.allclose(ref.rms_norm(f32([1, 1]), f32(1, 1), eps=3.0), 0.5)
 
 
+def test_layer_norm_takes_the_mean_off_and_divides_by_the_deviation() -> None:
+    assert ref.layer_norm(f32([1, 3]), f32(1, 10), f32(0, 7), eps=0.0).tolist() == [[-1, 17]]
+    assert ref.layer_norm(f32([5, 5]), f32(1, 10), f32(0, 7), eps=1e-5).tolist() == [[0, 7]]
+    assert ref.layer_norm(f32([1, 3]), f32(2, 2), f32(0, 0), eps=3.0).tolist() == [[-1, 1]]
+
+
+def test_gelu_is_the_tanh_formula() -> None:
+    x = np.array([-10.0, -1.0, 0.0, 1.0, 10.0])
+    assert np.allclose(ref.gelu(x), [0, -0.15880801, 0, 0.84119199, 10])
+
+
+def test_sparse_mlp_leaves_out_what_is_inactive_whatever_its_bias() -> None:
+    x, up, down_t = f32([1, 0]), f32([2, 0], [-3, 0], [1, 0]), f32([1, 0], [0, 1], [5, 5])
+    assert ref.sparse_mlp(x, up, None, down_t).tolist() == [[7, 5]]
+    assert ref.sparse_mlp(x, up, f32(1, 4, 0), down_t).tolist() == [[8, 6]]
+    active = np.array([[True, False, False]])
+    assert ref.sparse_mlp(x, up, f32(1, 4, 0), down_t, active).tolist() == [[3, 0]]
+
+
+def test_sparse_ffn_with_a_relu_on_both() -> None:
+    x, gate, up, down_t = f32([1]), f32([2], [2], [-1]), f32([3], [-3], [3]), f32([1], [10], [100])
+    assert ref.sparse_ffn(x, gate, up, down_t).tolist() == [[-54]]
+    assert ref.sparse_ffn(x, gate, up, down_t, relu_up=True).tolist() == [[6]]
+
+
 def test_rope_frequencies_fall_geometrically() -> None:
     assert np.allclose(ref.rope_frequencies(4, 100.0), [1, 0.1])
     assert np.allclose(ref.rope_frequencies(4, 100.0, scale=0.5), [0.5, 0.05])

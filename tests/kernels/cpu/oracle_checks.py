@@ -169,6 +169,10 @@ def check_elementwise(n: int) -> None:
     px, pz, py = x.ctypes.data, z.ctypes.data, y.ctypes.data
     elementwise.rms_norm(px, pz, n, 1e-5, py)
     close(y, ref.rms_norm(x, z, 1e-5), "rms_norm")
+    elementwise.layer_norm(px, pz, px, n, 1e-5, py)
+    close(y, ref.layer_norm(x, z, x, 1e-5), "layer_norm")
+    elementwise.gelu(px, n, py)
+    close(y, ref.gelu(x.astype(np.float64)), "gelu")
     elementwise.add(px, pz, n, py)
     close(y, x.astype(np.float64) + z, "add")
     elementwise.relu(px, n, py)

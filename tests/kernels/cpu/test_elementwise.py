@@ -46,6 +46,43 @@ def test_rms_norm_minds_eps(result: Make, assert_near: Near) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
+def test_layer_norm(n: int, make_activations: Make, result: Make, assert_near: Near) -> None:
+    x, weight, bias, y = 3 + make_activations(n), make_activations(n), make_activations(n), result(n)
+    operands = (x.ctypes.data, weight.ctypes.data, bias.ctypes.data)
+    for eps in (1e-5, 0.25):
+        elementwise.layer_norm(*operands, n, eps, y.ctypes.data)
+        assert_near(taken(y, n), ref.layer_norm(x, weight, bias, eps))
+
+
+def test_layer_norm_of_a_small_deviation_on_a_large_mean(result: Make, assert_near: Near) -> None:
+    """Sums of squares of x itself would cancel."""
+    x, ones, y = np.full(100, 1000, np.float32), np.ones(100, np.float32), result(100)
+    x[::2] = 1001
+    elementwise.layer_norm(x.ctypes.data, ones.ctypes.data, ones.ctypes.data, 100, 0.0, y.ctypes.data)
+    assert_near(taken(y, 100), np.where(np.arange(100) % 2, 0, 2))
+
+
+def test_layer_norm_in_place(make_activations: Make, result: Make) -> None:
+    x, weight, bias, y = make_activations(37), make_activations(37), make_activations(37), result(37)
+    for to in (y, x):
+        elementwise.layer_norm(x.ctypes.data, weight.ctypes.data, bias.ctypes.data, 37, 1e-5, to.ctypes.data)
+    assert np.array_equal(x, taken(y, 37))
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_gelu(n: int, make_activations: Make, result: Make, assert_near: Near) -> None:
+    x, y = 4 * make_activations(n), result(n)
+    elementwise.gelu(x.ctypes.data, n, y.ctypes.data)
+    assert_near(taken(y, n), ref.gelu(x.astype(np.float64)))
+
+
+def test_gelu_far_from_zero(result: Make) -> None:
+    x, y = np.array([-1e9, -100, -20, 0, 20, 1e4, 1e9], np.float32), result(7)
+    elementwise.gelu(x.ctypes.data, 7, y.ctypes.data)
+    assert np.allclose(taken(y, 7), np.maximum(x, 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("n", SIZES)
 def test_add_relu_and_clear(n: int, make_activations: Make, result: Make) -> None:
     x, z, y = make_activations(n), make_activations(n), result(n)
     elementwise.add(x.ctypes.data, z.ctypes.data, n, y.ctypes.data)
@@ -74,6 +111,9 @@ def test_act_mul(
     x, z, y = 4 * make_activations(n), make_activations(n), result(n)
     elementwise.act_mul(x.ctypes.data, z.ctypes.data, n, activation, y.ctypes.data)
     assert_near(taken(y, n), ref.ACTIVATIONS[name](x.astype(np.float64)) * z)
+    if name == "relu":
+        elementwise.act_mul(x.ctypes.data, z.ctypes.data, n, program.RELU_BOTH_ACTIVATION, y.ctypes.data)
+        assert np.array_equal(taken(y, n), np.maximum(x, 0) * np.maximum(z, 0))
 
 
 def test_a_number_in_the_tail_is_what_it_would_be_in_a_vector(make_activations: Make, result: Make) -> None:

@@ -39,14 +39,21 @@ COUNTS = ("none", "one", "some", "all")
 
 @dataclass
 class FFN:
-    """Weights of a gated ReLU FFN, its input, and which neurons each token looks at."""
+    """Weights of a gated ReLU FFN, its input, and which neurons each token looks at.
+
+    Attributes:
+        activation: program.RELU_BOTH_ACTIVATION for a ReLU on `up` too. firing: positive gates.
+        added: neurons whose row of `down` is read.
+    """
 
     types: tuple[int, int, int]
     n_ff: int
     x: F32
     listed: Bools
+    activation: int = program.RELU_ACTIVATION
     raw: list[U8] = field(init=False)
     firing: Bools = field(init=False)
+    added: Bools = field(init=False)
     wanted: NDArray[np.float64] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -56,17 +63,57 @@ class FFN:
         gate_w, up_w, down_w = (w.copy() for _, w in pairs)
         gate = ref.mul_mat(gate_w, self.x, rows.is_quantised(self.types[0]))
         # where products cancel, rounding alone decides about the sign: other rows stand in
-        sure = (np.abs(gate) > 1e-4 * np.abs(gate).max()).all(0)
-        if sure.any():
-            for matrix in (self.raw[0], gate_w, gate.T):
-                matrix[~sure] = matrix[sure.argmax()]
         up = ref.mul_mat(up_w, self.x, rows.is_quantised(self.types[1]))
+        for product, matrices in ((gate, (self.raw[0], gate_w)), (up, (self.raw[1], up_w))):
+            sure = (np.abs(product) > 1e-4 * np.abs(product).max()).all(0)
+            if sure.any():
+                for matrix in (*matrices, product.T):
+                    matrix[~sure] = matrix[sure.argmax()]
+        both = self.activation == program.RELU_BOTH_ACTIVATION
         self.firing = self.listed & (gate > 0)
-        self.wanted = np.where(self.firing, gate * up, 0) @ down_w.astype(np.float64)
+        self.added = self.firing & ((up > 0) | (not both))
+        self.wanted = np.where(self.added, gate * up, 0) @ down_w.astype(np.float64)
 
     def poison(self) -> None:
         """NaN into every row that no token reads."""
-        for raw, read in zip(self.raw, (self.listed, self.firing, self.firing), strict=True):
+        for raw, read in zip(self.raw, (self.listed, self.firing, self.added), strict=True):
+            raw[~read.any(0)] = 0xFF
+
+
+@dataclass
+class Mlp:
+    """The same without a gate: `up`, its bias, `down`. Whatever is positive, bias included, is added."""
+
+    types: tuple[int, int]
+    n_ff: int
+    x: F32
+    listed: Bools
+    biased: bool = True
+    bias: F32 = field(init=False)
+    raw: list[U8] = field(init=False)
+    firing: Bools = field(init=False)
+    wanted: NDArray[np.float64] = field(init=False)
+
+    def __post_init__(self) -> None:
+        k = self.x.shape[1]
+        (up, up_w), (down, down_w) = (
+            checks.weights(t, self.n_ff, k, 30 + i) for i, t in enumerate(self.types)
+        )
+        self.raw = [up.copy(), down.copy()]
+        quantised = rows.is_quantised(self.types[0])
+        products = ref.mul_mat(up_w, self.x, quantised)
+        # every sign is certain: a bias moves products that cancel away from zero
+        top = np.abs(products).max()
+        unsure = (np.abs(products) < 1e-4 * top).any(0)
+        self.bias = np.where(unsure, 2 * top, 0.3 * top).astype(np.float32) * self.biased
+        if not self.biased:
+            self.listed = self.listed & ~unsure
+        self.firing = self.listed & (products + self.bias > 0)
+        self.wanted = ref.sparse_mlp(self.x, up_w, self.bias, down_w, self.listed, quantised)
+
+    def poison(self) -> None:
+        """NaN into every row that no token reads."""
+        for raw, read in zip(self.raw, (self.listed, self.firing), strict=True):
             raw[~read.any(0)] = 0xFF
 
 
@@ -94,16 +141,33 @@ def filled(*shape: int) -> F32:
 def one_token(
     case: FFN, walk: Walk, with_list: bool, skip: bool = True, n_threads: int = 1
 ) -> tuple[F32, Any]:
+    """`pieces` of a gated FFN."""
+    (x, _), (z, _) = (checks.operand(t, case.x) for t in case.types[:2])
+    op = {"p2": int(skip), "p3": case.activation, "x": x.ctypes.data, "z": z.ctypes.data}
+    for name, raw, kind in zip(("w", "w1", "w2"), case.raw, case.types, strict=True):
+        op |= checks.matrix(name, raw, kind)
+    return pieces(case, op, walk, with_list, n_threads)
+
+
+def one_token_mlp(case: Mlp, walk: Walk, with_list: bool, skip: bool = True) -> tuple[F32, Any]:
+    """`pieces` of an FFN without a gate."""
+    x, _ = checks.operand(case.types[0], case.x)
+    op = {"p2": int(skip), "x": x.ctypes.data, "z": case.bias.ctypes.data if case.biased else 0}
+    for name, raw, kind in zip(("w", "w2"), case.raw, case.types, strict=True):
+        op |= checks.matrix(name, raw, kind)
+    return pieces(case, op, walk, with_list, 2)
+
+
+def pieces(
+    case: FFN | Mlp, own: dict[str, int], walk: Walk, with_list: bool, n_threads: int
+) -> tuple[F32, Any]:
     """SPARSE_FFN and REDUCE for one token: the result, and the counts."""
     k, n_ff = case.x.shape[1], case.n_ff
-    (x, _), (z, _) = (checks.operand(t, case.x) for t in case.types[:2])
     partial, y, counts = filled(program.PIECES, k), filled(k), np.zeros((program.PIECES, 2), np.int64)
     numbers = np.append(np.flatnonzero(case.listed[0]), -(1 << 40)).astype(np.int64)
     length = np.array([numbers.size - 1])
-    op = {"code": program.SPARSE_FFN, "chunks": program.PIECES, "n_rows": n_ff, "k": k, "p2": int(skip)}
-    for name, raw, kind in zip(("w", "w1", "w2"), case.raw, case.types, strict=True):
-        op |= checks.matrix(name, raw, kind)
-    op |= {"x": x.ctypes.data, "z": z.ctypes.data, "counts": counts.ctypes.data}
+    op = {"code": program.SPARSE_FFN, "chunks": program.PIECES, "n_rows": n_ff, "k": k, **own}
+    op |= {"counts": counts.ctypes.data}
     op |= {"scratch": partial.ctypes.data, "scratch_stride": partial.strides[0]}
     if with_list:
         op |= {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
@@ -136,6 +200,7 @@ def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     gate |= {"x": x.ctypes.data, "x_stride": x_stride, "z": bits.ctypes.data, "z_stride": bits.strides[0]}
     up = {"code": program.UP_ROWS, **both, **checks.matrix("w", case.raw[1], case.types[1])}
     up |= {"x": z.ctypes.data, "x_stride": z_stride, "z": gates.ctypes.data, "z_stride": 4 * n_ff}
+    up |= {"p3": case.activation}
     for op, to in ((gate, gates), (up, hidden)):
         op |= {"y": to.ctypes.data, "y_stride": 4 * n_ff}
     down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k}
@@ -145,7 +210,27 @@ def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     return y, counts.sum(0).tolist()
 
 
-def check(case: FFN, run: Callable[[], tuple[F32, Any]], near: Near) -> None:
+def batch_mlp(case: Mlp, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
+    """GATE_ROWS, FIRE_ROWS and DOWN_ROWS for several tokens: the result, and the counts."""
+    (n_tokens, k), n_ff = case.x.shape, case.n_ff
+    x, x_stride = checks.operand(case.types[0], case.x)
+    bits, hidden, y = mask_bits(case.listed), filled(n_tokens, n_ff), filled(n_tokens, k)
+    counts = np.zeros((16, 2), np.int64)
+    common = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data, "chunks": 5}
+    common |= {"z": bits.ctypes.data, "z_stride": bits.strides[0]}
+    common |= {"y": hidden.ctypes.data, "y_stride": 4 * n_ff}
+    up = {"code": program.GATE_ROWS, **common, **checks.matrix("w", case.raw[0], case.types[0])}
+    up |= {"x": x.ctypes.data, "x_stride": x_stride}
+    fire = {"code": program.FIRE_ROWS, **common, "x": hidden.ctypes.data, "x_stride": 4 * n_ff}
+    fire |= {"w": case.bias.ctypes.data if case.biased else 0}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k}
+    down |= checks.matrix("w", case.raw[1], case.types[1])
+    down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
+    walk([up, fire, down], n_threads, n_tokens=n_tokens)
+    return y, counts.sum(0).tolist()
+
+
+def check(case: FFN | Mlp, run: Callable[[], tuple[F32, Any]], near: Near) -> None:
     """The oracle's result and counts, and the same bits when unread rows are NaN."""
     y, counts = run()
     assert counts == [case.listed.sum(), case.firing.sum()]
@@ -186,6 +271,62 @@ def test_reading_all_rows_gives_the_same(
     assert_near(y, case.wanted[0])
     case.poison()
     assert np.isnan(one_token(case, run_ops, with_list=False, skip=False)[0]).any()
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("types", TYPES)
+def test_a_relu_on_both(types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near) -> None:
+    """Rows of `down` whose `up` is not positive are not read either."""
+    for n_tokens in (1, 5):
+        x = checks.vectors(n_tokens, 96, 2)
+        listed = listed_neurons(count, n_tokens, 203)
+        makers = [lambda case: batch(case, run_ops)]
+        if n_tokens == 1:
+            makers += [lambda case: one_token(case, run_ops, with_list=True)]
+        for run in makers:
+            case = FFN(types, 203, x, listed, program.RELU_BOTH_ACTIVATION)
+            check(case, lambda run=run, case=case: run(case), assert_near)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("types", [*TYPES, MIXED[0], MIXED[1]])
+def test_without_a_gate(
+    types: tuple[int, int, int], biased: bool, count: str, run_ops: Walk, assert_near: Near
+) -> None:
+    for k, n_ff, n_tokens in itertools.product(shapes(types), (15, 203), (1, 5)):
+        x, listed = checks.vectors(n_tokens, k, n_tokens), listed_neurons(count, n_tokens, n_ff)
+        makers = [lambda case: batch_mlp(case, run_ops)]
+        if n_tokens == 1:
+            makers += [lambda case: one_token_mlp(case, run_ops, with_list=True)]
+        for run in makers:
+            case = Mlp(types[:2], n_ff, x, listed, biased)
+            check(case, lambda run=run, case=case: run(case), assert_near)  # type: ignore[misc]
+
+
+def test_without_a_gate_all_rows_may_be_read(run_ops: Walk, assert_near: Near) -> None:
+    """Without a list; and with `down` read whole, as a dense FFN does."""
+    for types, skip in itertools.product(((rows.F16_ID,) * 2, (rows.Q4_0_ID,) * 2), (True, False)):
+        case = Mlp(types, 1500, checks.vectors(1, 160, 1), np.ones((1, 1500), bool))
+        y, counts = one_token_mlp(case, run_ops, with_list=False, skip=skip)
+        assert counts == [1500, case.firing.sum() if skip else 1500]
+        assert_near(y, case.wanted[0])
+        case.poison()
+        again, _ = one_token_mlp(case, run_ops, with_list=False, skip=skip)
+        assert np.isnan(again).any() == (not skip)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+def test_fire_rows_without_a_mask(biased: bool, run_ops: Walk) -> None:
+    x, bias, y = checks.vectors(3, 45), checks.vectors(1, 45, 1)[0], filled(3, 45)
+    x[1, 7] = np.nan
+    counts = np.zeros((4, 2), np.int64)
+    op = {"code": program.FIRE_ROWS, "chunks": 3, "n_rows": 45, "p0": 1, "counts": counts.ctypes.data}
+    op |= {"x": x.ctypes.data, "x_stride": 180, "y": y.ctypes.data, "y_stride": 180}
+    run_ops([op | {"w": bias.ctypes.data if biased else 0}], n_tokens=3)
+    wanted = np.nan_to_num(np.maximum(x + bias if biased else x, 0))
+    assert np.array_equal(y, wanted)
+    assert counts.sum(0).tolist() == [135, (wanted > 0).sum()]
 
 
 @pytest.mark.parametrize("count", COUNTS)

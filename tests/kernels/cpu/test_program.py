@@ -61,6 +61,15 @@ def test_embed(type_id: int, n_tokens: int, result_of: Results, assert_near: Nea
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize("type_id", ALL_TYPES, ids=type_name)
+def test_positions(type_id: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
+    raw, w = checks.weights(type_id, 20, 512)
+    y = checks.vectors(n_tokens, 512)
+    op = {"code": program.POSITIONS, "k": 512, "p0": 2, **checks.matrix("w", raw, type_id), **at("y", y)}
+    assert_near(result_of(op, y, n_tokens=n_tokens, n_past=11), w[13 : 13 + n_tokens])
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
 @pytest.mark.parametrize("k", [1, 17, 100, 256])
 def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
     x, z, weight = checks.vectors(n_tokens, k, 1), checks.vectors(n_tokens, k, 2), checks.vectors(1, k, 3)
@@ -72,7 +81,11 @@ def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: 
 
     wide = x.astype(np.float64)
     assert_near(got(program.RMS_NORM, w=weight.ctypes.data, f0=1e-5), ref.rms_norm(x, weight[0], 1e-5))
+    both = {"w": weight.ctypes.data, "w1": z.ctypes.data}
+    assert_near(got(program.LAYER_NORM, **both, f0=1e-5), ref.layer_norm(x, weight[0], z[0], 1e-5))
     assert_near(got(program.ADD), wide + z)
+    assert_near(got(program.ADD, z_stride=0), wide + z[0])
+    assert_near(got(program.GELU), ref.gelu(wide))
     assert np.array_equal(got(program.RELU), np.maximum(x, 0))
     assert_near(got(program.ACT_MUL, p0=program.SILU_ACTIVATION), ref.silu(wide) * z)
     if (x > 0).any():
