@@ -64,7 +64,7 @@ def offload_dump(
 
     source = dump.open_source(model, like, predictor_rank, activation)
     how = dump.wanted(source, sparsity, ctx_size, batch_size, kv_type)
-    facts = dump.device_facts(device_memory, vram_budget or (sweep and "0"))
+    facts = dump.device_facts(device_memory, vram_budget or sweep)
     if sweep is not None:
         rows = dump.sweep(source, how, sweep, facts, (host_gbps, device_gbps, bus_gbps))
         show_sweep(rows, source, as_json)

@@ -113,13 +113,17 @@ def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_ty
 
 
 def device_facts(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
-    """The device that --device-memory stands in for, else the first card if the budget needs to know."""
+    """The device that --device-memory stands in for, else the first card if a budget needs to know.
+
+    Args:
+        budget: one, or several of a sweep.
+    """
     if device_memory is not None:
         memory = parse_size(device_memory, "--device-memory")
         if not memory:
             raise SettingError("--device-memory", device_memory, "above 0")
         return DeviceFacts("--device-memory", memory)
-    if budget is not None and budget.strip() != "auto" and "%" not in budget:
+    if budget is not None and "auto" not in budget and "%" not in budget:
         return None
     from hotcold.engine.devices import first_card
 

@@ -78,6 +78,7 @@ def test_the_context_stands_outside_the_budget() -> None:
         (2, ("--gpu-index-for", "llama.cpp", "--vram-budget", "6MiB"), "known: hotcold, powerinfer"),
         (2, ("--like", "opt-30b", "--gpu-index-for", "powerinfer", "--vram-budget", "16"), "name it with -m"),
         (2, ("--sweep", "0,,1"), "vram_budget"),
+        (5, ("--sweep", "0,auto"), "--device-memory"),
         (2, ("--sweep", "0", "--bus-gbps", "0"), "--bus-gbps"),
         (2, ("--device-memory", "80%"), "--device-memory"),
         (2, ("--sparsity", "some"), "sparsity"),
@@ -247,3 +248,14 @@ def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.Monke
     assert "\x1b" not in shown(io.StringIO())
     monkeypatch.setenv("NO_COLOR", "1")
     assert "36m" not in shown(Terminal())
+
+
+def test_a_card_is_asked_for_its_memory_if_a_budget_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = devices.DeviceInfo("cuda:0", "a card", usable=True, memory_free=1 << 33)
+    monkeypatch.setattr(devices, "first_card", lambda: card)
+    for arguments in (("--vram-budget", "auto"), ()):
+        got = json.loads(run("--json", *arguments).stdout)
+        assert got["budget"]["device"]["name"] == "cuda:0"
+        assert got["budget"]["bytes"] == (1 << 33) - (512 << 20)
+    rows = json.loads(run("--json", "--sweep", "0,50%,auto").stdout)["sweep"]
+    assert [row["bytes"] for row in rows] == [0, 1 << 32, (1 << 33) - (512 << 20)]
