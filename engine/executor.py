@@ -46,7 +46,8 @@ class Executor:
     Attributes:
         n_ctx: positions of the KV cache. n_batch: most tokens of one run. n_threads: of the team.
         counts: int64 [n_layer, MAX_CHUNKS, 2]: neurons that each layer's sparse FFN listed, and those
-            whose up and down rows it read, summed over chunks, tokens and time by whoever reads them.
+            whose gate (or `up` without one) was positive, summed over chunks, tokens and time by whoever
+            reads them.
         lowered: by number of tokens (1, n_batch), every node with its op records.
     """
 
