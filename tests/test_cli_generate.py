@@ -352,3 +352,22 @@ def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("hotcold.cli.open_engine", greedy)
     assert "90 GB" in refused(4, "-p", "a")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--temp", "abc"], "--temp"),
+        (["generate", "--bad"], "--bad"),
+        (["generate", "-p"], "-p"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "hotcold", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("hotcold: error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
