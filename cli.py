@@ -38,8 +38,20 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Entry point of the `hotcold` command."""
-    app()
+    """Entry point of the `hotcold` command: usage errors come in one line, as all others do."""
+    try:
+        code = app(standalone_mode=False)
+    except Exception as error:
+        # by its shape, since the class lies in click or in typer, as the version has it
+        if not hasattr(error, "format_message"):
+            raise
+        message = " ".join(error.format_message().split())
+        if error.__class__.__name__ == "NoArgsIsHelpError":
+            error.show()  # type: ignore[attr-defined]
+        else:
+            note(f"error: {message.rstrip('.')}; see `hotcold --help`")
+        sys.exit(getattr(error, "exit_code", 2))
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def show_version(wanted: bool) -> None:

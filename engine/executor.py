@@ -22,6 +22,8 @@ from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program, Team
 
+POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
+
 
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """(cos, sin) of position * scale * base^(-2i / n_rot) / factors[i], float32 [n_ctx, n_rot / 2, 2]."""
@@ -29,8 +31,12 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
     frequencies = model.rope_freq_scale * model.rope_freq_base**exponents
     if factors is not None:
         frequencies = frequencies / factors
-    angles = np.arange(n_ctx)[:, None] * frequencies
-    return np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
+    table = np.empty((n_ctx, len(frequencies), 2), np.float32)
+    for start in range(0, n_ctx, POSITIONS_AT_ONCE):
+        some = table[start : start + POSITIONS_AT_ONCE]
+        angles = np.arange(start, start + len(some))[:, None] * frequencies
+        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
+    return table
 
 
 def _check_positions(model: Model, n_ctx: int) -> None:
@@ -48,7 +54,8 @@ class Executor:
     Attributes:
         n_ctx: positions of the KV cache. n_batch: most tokens of one run. n_threads: of the team.
         counts: int64 [n_layer, MAX_CHUNKS, 2]: neurons that each layer's sparse FFN listed, and those
-            whose up and down rows it read, summed over chunks, tokens and time by whoever reads them.
+            whose gate (or `up` without one) was positive, summed over chunks, tokens and time by whoever
+            reads them.
         trace: when set, hears of each node as it has run; runs then go node by node.
         lowered: by number of tokens (1, n_batch), every node with its op records.
     """

@@ -40,7 +40,8 @@ def _always_read(layer: Layer) -> list[Weight]:
 def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
     """Bytes of a layer's FFN for one token that looks at `listed` gates and finds `firing` of them positive.
 
-    Without gates the rows of `up` decide. A down projection with a row an output is read whole.
+    Without gates the rows of `up` decide. Where `up` has a ReLU too (bamboo) fewer rows of `down` are read
+    than counted here. A down projection with a row an output is read whole.
     """
     gates, ups = listed * row_bytes(layer.ffn_up), 0.0
     if layer.ffn_gate is not None:

@@ -361,3 +361,22 @@ def test_where_everything_is_comes_by_either_name() -> None:
     assert wanted in run(*arguments, LLAMA_OFFLOAD_DEBUG="1").stderr
     assert wanted not in run(*arguments, LLAMA_OFFLOAD_DEBUG="0").stderr
     assert run(*arguments, "-q", LLAMA_OFFLOAD_DEBUG="1").stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "--temp", "abc"], "--temp"),
+        (["generate", "--bad"], "--bad"),
+        (["generate", "-p"], "-p"),
+        (["nonsense"], "nonsense"),
+    ],
+)
+def test_bad_usage_is_one_line(arguments: list[str], words: str) -> None:
+    command = [sys.executable, "-m", "hotcold", *arguments]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("hotcold: error: ")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -7,6 +7,7 @@ changed source starts an empty one.
 
 import hashlib
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +48,9 @@ def folder() -> Path:
     for parent in candidates():
         path = parent / "hotcold" / "numba" / name
         try:
-            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for place in (*reversed(path.parents[:2]), path):
+                place.mkdir(mode=0o700, exist_ok=True)
         except OSError:
             continue
         if os.access(path, os.W_OK | os.X_OK) and _is_own(path, parent):
@@ -56,7 +59,7 @@ def folder() -> Path:
 
 
 def _is_own(path: Path, parent: Path) -> bool:
-    """Whether nobody else can have put code there: who owns a folder may swap the folders in it.
+    """Whether nobody else can have put code there: who may write a folder may swap the folders in it.
 
     The folders made below `parent` have to be this user's, and `parent` itself where anybody may have
     made it.
@@ -64,7 +67,9 @@ def _is_own(path: Path, parent: Path) -> bool:
     made = [path, *path.parents[:2]]
     if parent.parent == Path(tempfile.gettempdir()):
         made.append(parent)
-    return all(place.stat().st_uid == os.getuid() for place in made)
+    others_write = stat.S_IWGRP | stat.S_IWOTH
+    states = [place.stat() for place in made]
+    return all(state.st_uid == os.getuid() and not state.st_mode & others_write for state in states)
 
 
 def use_own_folder() -> None:

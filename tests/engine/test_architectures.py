@@ -138,6 +138,25 @@ def test_logits_are_the_oracles(
             assert distance(logits_of(it, IDS, step), wanted) <= 1e-5
 
 
+@pytest.mark.parametrize("sparsity", ["off", "exact", "predictor"])
+@pytest.mark.parametrize("name", [*FILES[1:], "powerinfer/opt-q4_0.powerinfer"])
+def test_bits_do_not_depend_on_threads(name: str, sparsity: str, data: Path, logits_of: LogitsOf) -> None:
+    seen = set()
+    with open_gguf(data / f"{name}.gguf") as file:
+        for n_threads in (1, 2, 3):
+            with executor(file, sparsity, n_threads=n_threads) as it:
+                seen |= {(step, logits_of(it, IDS, step).tobytes()) for step in (1, 4)}
+    assert len(seen) == 2
+
+
+def test_gelu_has_no_exact_zeros(data: Path) -> None:
+    with (
+        open_gguf(data / "llamacpp" / "falcon.f16.gguf") as file,
+        pytest.raises(SettingError, match="gelu has no exact zeros"),
+    ):
+        executor(file, "exact")
+
+
 def nan_rows(file: GGUFFile, weight: Weight | None, rows: NDArray[np.int64], image: bytearray) -> None:
     """NaN into some rows of an F16 weight, in a copy of the file."""
     if weight is None:

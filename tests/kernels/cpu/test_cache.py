@@ -167,3 +167,10 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.rglob("*.nbc")) == files
     assert [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*.nbc"))] == stamps
     assert not folder_in(environment)[1]
+
+
+def test_a_folder_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "hotcold").mkdir()
+    (tmp_path / "hotcold").chmod(0o777)
+    path, _ = folder_in({"NUMBA_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)})
+    assert not path.is_relative_to(tmp_path / "hotcold")
