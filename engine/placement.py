@@ -10,16 +10,14 @@ What the device has no kernel for stays on the CPU and does not stop what comes 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine import architectures, passes
+from hotcold.engine import passes
 from hotcold.engine.budget import Budget, DeviceFacts
-from hotcold.engine.device_workspace import device_areas
 from hotcold.engine.footprint import (
-    INDEX_BYTES,
     Part,
     dense_part,
     device_bytes,
@@ -29,37 +27,16 @@ from hotcold.engine.footprint import (
     n_rows,
     neuron_bytes,
 )
-from hotcold.engine.graph import Graph
-from hotcold.engine.memory import aligned
 from hotcold.engine.model import Layer, Model, Weight
-from hotcold.engine.passes import CPU, GPU, SPLIT, Homes
+from hotcold.engine.passes import CPU, GPU, SPLIT
 from hotcold.engine.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, homes_of
 from hotcold.engine.ranking import rank
+from hotcold.engine.reserve import Reserve, fitting_reserve, layer_index_bytes, mib, reserve_for
 from hotcold.errors import DoesNotFitError, SettingError
 
 NO_BUDGET = "the budget is 0: everything stays on the CPU"
 UNIFORM = "uniform: no activation counts were found"
 Counts = Sequence[NDArray[np.generic]]
-
-
-@dataclass(frozen=True)
-class Reserve:
-    """What is taken off a budget before anything is placed.
-
-    Attributes:
-        graphs: of one token and of a batch. workspace: bytes of each area.
-    """
-
-    n_batch: int
-    graphs: tuple[Graph, Graph]
-    arena: int
-    workspace: dict[str, int]
-    index: int
-
-    @property
-    def n_bytes(self) -> int:
-        """All of it."""
-        return self.arena + sum(self.workspace.values()) + self.index
 
 
 class _Purse:
@@ -83,12 +60,6 @@ class _Purse:
     def end(self, why: str) -> None:
         """Spend no more."""
         self.ended = self.ended or why
-
-
-def mib(n_bytes: float) -> str:
-    """Bytes in MiB, with a digit that shows small numbers too."""
-    size = n_bytes / (1 << 20)
-    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
 
 
 def plan(
@@ -120,9 +91,9 @@ def plan(
     """
     _check_counts(model, frequencies)
     if not budget.n_bytes:
-        reserve = _nothing(_reserve(model, sparsity, n_ctx, n_batch))
+        reserve = _nothing(reserve_for(model, sparsity, n_ctx, n_batch))
     else:
-        reserve = _fitting_reserve(model, budget, sparsity, n_ctx, n_batch)
+        reserve = fitting_reserve(model, budget, sparsity, n_ctx, n_batch)
     placing = _Placing(model, sparsity, reserve, budget, n_ctx, kv_type, frequencies, hot)
     return placing.plan(device_facts, frequencies_from or ("counts" if frequencies else UNIFORM), n_batch)
 
@@ -137,56 +108,8 @@ def _check_counts(model: Model, frequencies: Counts | None) -> None:
         )
 
 
-def _all_on_device(model: Model, sparsity: str) -> Homes:
-    """Everything on the device that can be, every FFN split: what needs the largest arena."""
-    sides: dict[str, str] = {}
-    for layer in model.layers:
-        sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
-        ffn = _placeable(ffn_part(layer))
-        sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
-    head = head_part(model)
-    sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
-    return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
-
-
-def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
-    return () if part.obstacle else part.weights
-
-
-def _reserve(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
-    graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
-    homes = _all_on_device(model, sparsity)
-    arena = max(passes.run_passes(graph, homes)[1][GPU].n_bytes for graph in graphs)
-    index = sum(_index_bytes(layer, model.n_ff) for layer in model.layers)
-    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
-
-
 def _nothing(reserve: Reserve) -> Reserve:
     return replace(reserve, arena=0, workspace={}, index=0)
-
-
-def _index_bytes(layer: Layer, n_ff: int) -> int:
-    """Bytes of the numbers of a layer's hot rows, were all of them hot."""
-    return 0 if layer.ffn_down is not None or ffn_part(layer).obstacle else aligned(INDEX_BYTES * n_ff)
-
-
-def _fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
-    """The reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer."""
-    parts = [dense_part(layer, sparsity) for layer in model.layers]
-    smallest = next((part.n_bytes for part in parts if not part.obstacle), 0)
-    while True:
-        reserve = _reserve(model, sparsity, n_ctx, n_batch)
-        if reserve.n_bytes + smallest <= budget.n_bytes:
-            return reserve
-        if n_batch == 1:
-            needed = reserve.n_bytes + smallest
-            raise DoesNotFitError(
-                "vram_budget",
-                f"{budget.text}, {budget.n_bytes} bytes",
-                f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
-                "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
-            )
-        n_batch //= 2
 
 
 def coverage_curve(
@@ -204,7 +127,7 @@ def coverage_curve(
     there is nothing to gain. A model whose FFN goes by whole layers has no curve.
     """
     parts = [*(dense_part(layer, sparsity) for layer in model.layers), head_part(model)]
-    base = _reserve(model, sparsity, n_ctx, n_batch).n_bytes + sum(part.n_bytes for part in parts)
+    base = reserve_for(model, sparsity, n_ctx, n_batch).n_bytes + sum(part.n_bytes for part in parts)
     base += model.n_layer * layer_kv_bytes(model, n_ctx, kv_type)
     apart = [layer.ffn_down is None and not ffn_part(layer).obstacle for layer in model.layers]
     if not all(apart):
@@ -411,7 +334,7 @@ class _Placing:
             covered=float(counts[hot].sum()),
             measured=float(counts.sum()),
             n_bytes=int(n_bytes),
-            index_bytes=_index_bytes(layer, model.n_ff) if self.budget.n_bytes else 0,
+            index_bytes=layer_index_bytes(layer, model.n_ff) if self.budget.n_bytes else 0,
             why=why,
         )
 

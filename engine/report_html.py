@@ -6,9 +6,9 @@ Pictures are 400 units wide, so that their words can be read at the width of a p
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from hotcold.engine.placement import mib
 from hotcold.engine.report import Report
 from hotcold.engine.report_text import TOTALS, short_form
+from hotcold.engine.reserve import mib
 
 WIDTH = 400
 STYLE = """

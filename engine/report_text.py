@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from hotcold.engine.placement import mib
 from hotcold.engine.report import GRAPHS, Report
+from hotcold.engine.reserve import mib
 
 BAR = 12
 EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -1,0 +1,95 @@
+"""What is taken off a budget before anything is placed: arena, workspace, and the index of all layers.
+
+Each is as large as when everything is on the device, so it does not depend on what a plan puts there.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.engine import architectures, passes
+from hotcold.engine.budget import Budget
+from hotcold.engine.device_workspace import device_areas
+from hotcold.engine.footprint import INDEX_BYTES, Part, dense_part, ffn_part, head_part
+from hotcold.engine.graph import Graph
+from hotcold.engine.memory import aligned
+from hotcold.engine.model import Layer, Model, Weight
+from hotcold.engine.passes import CPU, GPU, SPLIT, Homes
+from hotcold.errors import DoesNotFitError
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What is taken off a budget before anything is placed.
+
+    Attributes:
+        graphs: of one token and of a batch. workspace: bytes of each area.
+    """
+
+    n_batch: int
+    graphs: tuple[Graph, Graph]
+    arena: int
+    workspace: dict[str, int]
+    index: int
+
+    @property
+    def n_bytes(self) -> int:
+        """All of it."""
+        return self.arena + sum(self.workspace.values()) + self.index
+
+
+def mib(n_bytes: float) -> str:
+    """Bytes in MiB, with a digit that shows small numbers too."""
+    size = n_bytes / (1 << 20)
+    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
+
+
+def _all_on_device(model: Model, sparsity: str) -> Homes:
+    """Everything on the device that can be, every FFN split: what needs the largest arena."""
+    sides: dict[str, str] = {}
+    for layer in model.layers:
+        sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
+        ffn = _placeable(ffn_part(layer))
+        sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
+    head = head_part(model)
+    sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
+    return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
+
+
+def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
+    return () if part.obstacle else part.weights
+
+
+def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    """The reserve of both graphs: the larger arena, the workspace, and room for every neuron in the index."""
+    graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
+    homes = _all_on_device(model, sparsity)
+    arena = max(passes.run_passes(graph, homes)[1][GPU].n_bytes for graph in graphs)
+    index = sum(layer_index_bytes(layer, model.n_ff) for layer in model.layers)
+    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
+
+
+def layer_index_bytes(layer: Layer, n_ff: int) -> int:
+    """Bytes of the numbers of a layer's hot rows, were all of them hot."""
+    return 0 if layer.ffn_down is not None or ffn_part(layer).obstacle else aligned(INDEX_BYTES * n_ff)
+
+
+def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    """The reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer.
+
+    Raises:
+        DoesNotFitError: not even a batch of 1 does; the text has the sum that is needed.
+    """
+    parts = [dense_part(layer, sparsity) for layer in model.layers]
+    smallest = next((part.n_bytes for part in parts if not part.obstacle), 0)
+    while True:
+        reserve = reserve_for(model, sparsity, n_ctx, n_batch)
+        if reserve.n_bytes + smallest <= budget.n_bytes:
+            return reserve
+        if n_batch == 1:
+            needed = reserve.n_bytes + smallest
+            raise DoesNotFitError(
+                "vram_budget",
+                f"{budget.text}, {budget.n_bytes} bytes",
+                f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
+                "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
+            )
+        n_batch //= 2
