@@ -10,17 +10,17 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotcold.engine import dump_command, settings
+from hotcold.engine.terminal import progress_bar
 from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
-    from hotcold.engine.benchmark import Measured
     from hotcold.engine.generation import Engine, Generation
     from hotcold.gguf_io.convert import ConvertSummary
 
@@ -93,7 +93,10 @@ Threshold = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")]
-VramBudget = Annotated[str, typer.Option(metavar="SIZE", help="GPU memory to use, such as 8 (GiB), 80% or auto; here: auto or 0.")]
+VramBudget = Annotated[
+    str,
+    typer.Option(metavar="SIZE", help="GPU memory to use, such as 8 (GiB), 80% or auto; here: auto or 0."),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -408,23 +411,8 @@ def bench(
             if as_json:
                 typer.echo(json.dumps(head | {"tests": [result.numbers() for result in results]}))
             else:
-                show_benchmark(head, results)
-
-
-def show_benchmark(head: dict[str, Any], results: "list[Measured]") -> None:
-    """A table of tests; dashes where a figure has no meaning."""
-    from rich.console import Console
-    from rich.table import Table
-
-    typer.echo(", ".join(f"{name} {value}" for name, value in head.items()))
-    table = Table()
-    for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
-        table.add_column(title, justify="left" if title == "test" else "right")
-    for result in results:
-        read = (f"{result.bytes_a_token / 1e6:.2f}", f"{result.bandwidth_share:.0%}")
-        rate = f"{result.tokens_per_second:.1f} ± {result.deviation:.1f}"
-        table.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
-    Console().print(table)
+                typer.echo(", ".join(f"{name} {value}" for name, value in head.items()))
+                benchmark.show(results)
 
 
 @app.command()
@@ -484,33 +472,6 @@ def unwound() -> Iterator[None]:
     finally:
         for number in wanted:
             signal.signal(number, signal.SIG_DFL)
-
-
-@contextlib.contextmanager
-def progress_bar(shown: bool, counted: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
-    """A function that hears (name, done, in all) and draws a bar on stderr; None if not shown."""
-    if not shown:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        DownloadColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    amount = DownloadColumn() if counted == "bytes" else MofNCompleteColumn()
-    columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
-
-        def advance(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name.replace("[", r"\["), completed=done, total=total)
-
-        yield advance
 
 
 def show_summary(summary: "ConvertSummary", outtype: str) -> None:

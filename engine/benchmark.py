@@ -92,3 +92,18 @@ def _decode(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measure
     rate = float(np.mean(rates))
     share = rate * n_bytes_a_token / float(np.max(streamed)) if max(streamed) else 0.0
     return Measured(f"tg{len(ids)}", rate, float(np.std(rates)), n_bytes_a_token, share)
+
+
+def show(results: list[Measured]) -> None:
+    """Print a table of tests; dashes where a figure has no meaning."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table()
+    for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
+        table.add_column(title, justify="left" if title == "test" else "right")
+    for result in results:
+        read = (f"{result.bytes_a_token / 1e6:.2f}", f"{result.bandwidth_share:.0%}")
+        rate = f"{result.tokens_per_second:.1f} ± {result.deviation:.1f}"
+        table.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
+    Console().print(table)

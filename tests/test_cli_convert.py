@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.cli import app, progress_bar
+from hotcold.cli import app
+from hotcold.engine.terminal import progress_bar
 from hotcold.gguf_io import open_gguf
 
 TINY = Path(__file__).parent.parent / "models" / "tiny-relu-llama"
