@@ -1,7 +1,7 @@
 """Compile every kernel for six architectures, without a driver, and show what it needs.
 
 python bench/compile_check.py            prints the table
-python bench/compile_check.py --write    puts it into docs/device.md
+python bench/compile_check.py --write    puts it into docs/performance.md
 """
 
 import argparse
@@ -12,7 +12,7 @@ from hotcold.kernels.cuda.occupancy import MULTIPROCESSORS, occupancy
 from hotcold.kernels.cuda.sources import program
 from hotcold.kernels.cuda.work import BLOCK
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "device.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
 BEGIN, END = "<!-- compile check: begin -->\n", "<!-- compile check: end -->\n"
 
 
@@ -49,7 +49,7 @@ def put_into(page: str, text: str) -> str:
 def main() -> None:
     """Print the table, or write it into the docs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="put the table into docs/device.md")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     text = table(measure())
     if parser.parse_args().write:
         PAGE.write_text(put_into(PAGE.read_text(encoding="utf-8"), text), encoding="utf-8")

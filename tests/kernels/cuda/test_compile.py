@@ -123,7 +123,7 @@ def test_every_kernel_has_its_sizes_beside_it() -> None:
 def test_the_table_in_the_docs_is_of_these_kernels(nvrtc: Nvrtc) -> None:
     root = Path(__file__).resolve().parents[3]
     script = runpy.run_path(str(root / "bench" / "compile_check.py"))
-    page = (root / "docs" / "device.md").read_text()
+    page = (root / "docs" / "performance.md").read_text()
     table = script["table"](script["measure"]())
     version = table.split(",")[0]
     if version not in page:
