@@ -40,7 +40,7 @@ def tile_gflops(executor: Executor, kind: int, n_rows: int, k: int, weight: int,
         x.view(np.float32)[:] = x_plain.reshape(-1)
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
     w = {"w": weight, "w_type": kind, "w_stride": rows.row_bytes(kind, k)}
-    chunks = program.row_chunks(n_rows, rows.row_bytes(kind, k))
+    chunks = program.panel_chunks(n_rows)
     tile = {"code": program.MUL_MAT, "chunks": chunks, **w, **at, "n_rows": n_rows, "k": k}
     team = Team(executor.n_threads)
     prepare, job = Program(fill or [tile]), Program([tile])

@@ -170,10 +170,11 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     x, stride = activations(n_tokens, k, type_id)
     y = program.aligned(4 * n_rows * n_tokens)
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
-    chunks = program.row_chunks(n_rows, rows.row_bytes(type_id, k))
+    chunks = program.panel_chunks(n_rows)
     tile = {"code": program.MUL_MAT, "chunks": chunks, **weight("w", memory.ctypes.data, type_id, k), **at}
     job = Program([tile | {"n_rows": n_rows, "k": k}])
     job.run[program.N_TOKENS] = n_tokens
+    team.walk(job)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()

@@ -96,6 +96,7 @@ THREAD_SCRATCH_BYTES = 32 << 10  # each thread's own memory for scores, row list
 ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
 CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
 MAX_CHUNKS = 256
+PANEL = 64  # rows that stay in the second-level cache while all tokens of a batch pass
 PIECES = 16  # accumulators of a sparse FFN
 
 
@@ -110,6 +111,14 @@ def row_chunks(n_rows: int, bytes_a_row: int) -> int:
     """Into how many chunks the rows of a matrix are cut: a pure function of its shape."""
     wanted = n_rows * bytes_a_row // CHUNK_BYTES
     return max(1, min(wanted, MAX_CHUNKS, -(-n_rows // ROWS_ALIGNED)))
+
+
+def panel_chunks(n_rows: int) -> int:
+    """Into how many chunks the rows of a matrix are cut for a batch: as many as there are panels.
+
+    Each chunk reads all activations of the batch, so chunks of fewer rows would read them too often.
+    """
+    return max(1, min(n_rows // PANEL, MAX_CHUNKS))
 
 
 def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:

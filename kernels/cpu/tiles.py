@@ -3,11 +3,11 @@
 from numba import njit
 
 from hotcold.kernels.cpu import rows
+from hotcold.kernels.cpu.program import PANEL
 from hotcold.kernels.cpu.rows import TILE, dot_row, dot_tile
 from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
 
 _COLUMNS, _DOTS = 0, 64  # this file's part of a thread's scratch memory, in bytes
-PANEL = 64  # rows that stay in the second-level cache while all tokens pass
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
