@@ -61,11 +61,27 @@ def plan_with_index(
     if reset or model_path is None or not identity.budget:
         return Indexed(make_plan(None), ())
     lines: list[str] = []
+    stale = False
     for path in (index_path(model_path), cache_path(model_path, identity)):
         plan = _from_file(path, model, identity, make_plan, lines)
         if plan is not None:
             return Indexed(plan, tuple(lines))
-    return Indexed(make_plan(None), tuple(lines))
+        stale = stale or _is_stale(path, model, identity)
+    plan = make_plan(None)
+    if stale:
+        lines.append(store(plan, model_path, identity))
+    return Indexed(plan, tuple(lines))
+
+
+def _is_stale(path: Path, model: Model, identity: Identity) -> bool:
+    """Whether a file is ours and made for something else, so that it has to be made again."""
+    if not os.path.lexists(path) or is_foreign(path):
+        return False
+    try:
+        index = read_index(path, model.n_layer, model.n_ff)
+    except FileError:
+        return False
+    return index.identity is not None and bool(index.identity.stale(identity))
 
 
 def _from_file(

@@ -57,12 +57,15 @@ def test_an_index_that_does_not_fit_is_said_and_the_ranking_is_used(tmp_path: Pa
     assert small.plan.hot_share == 0
 
 
-def test_a_stale_index_is_said(tmp_path: Path) -> None:
+def test_a_stale_index_is_said_and_made_again(tmp_path: Path) -> None:
     model = tmp_path / "m.gguf"
     store(planned(), model, IDENTITY)
     other = Identity("00" * 32, IDENTITY.size, IDENTITY.budget, IDENTITY.n_ctx)
     used = plan_with_index(SOURCE.model, model, other, planned)
-    assert used.lines == (f"index {index_path(model)} is not used: made for another model",)
+    said = f"index {index_path(model)} is not used: made for another model"
+    assert used.lines == (said, f"index written to {index_path(model)}")
+    again = plan_with_index(SOURCE.model, model, other, planned)
+    assert again.lines == (f"hot neurons from {index_path(model)}",)
 
 
 def test_reset_and_disable(tmp_path: Path) -> None:
