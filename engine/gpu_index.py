@@ -61,40 +61,37 @@ def plan_with_index(
     if reset or model_path is None or not identity.budget:
         return Indexed(make_plan(None), ())
     lines: list[str] = []
-    stale = False
+    stale: list[Path] = []
     for path in (index_path(model_path), cache_path(model_path, identity)):
-        plan = _from_file(path, model, identity, make_plan, lines)
+        plan = _from_file(path, model, identity, make_plan, lines, stale)
         if plan is not None:
             return Indexed(plan, tuple(lines))
-        stale = stale or _is_stale(path, model, identity)
     plan = make_plan(None)
     if stale:
         lines.append(store(plan, model_path, identity))
     return Indexed(plan, tuple(lines))
 
 
-def _is_stale(path: Path, model: Model, identity: Identity) -> bool:
-    """Whether a file is ours and made for something else, so that it has to be made again."""
-    if not os.path.lexists(path) or is_foreign(path):
-        return False
-    try:
-        index = read_index(path, model.n_layer, model.n_ff)
-    except FileError:
-        return False
-    return index.identity is not None and bool(index.identity.stale(identity))
-
-
 def _from_file(
-    path: Path, model: Model, identity: Identity, make_plan: Planner, lines: list[str]
+    path: Path,
+    model: Model,
+    identity: Identity,
+    make_plan: Planner,
+    lines: list[str],
+    stale: list[Path],
 ) -> Plan | None:
-    """The plan with the neurons of one file; None, and a line that says why, if it cannot be used."""
+    """The plan with the neurons of one file; None, and a line that says why, if it cannot be used.
+
+    A file of ours that was made for something else is noted in `stale`.
+    """
     if not os.path.lexists(path):
         return None
     try:
         index = read_index(path, model.n_layer, model.n_ff)
-        stale = index.identity.stale(identity) if index.identity else ""
-        if stale:
-            lines.append(f"index {path} is not used: {stale}")
+        reason = index.identity.stale(identity) if index.identity else ""
+        if reason:
+            stale.append(path)
+            lines.append(f"index {path} is not used: {reason}")
             return None
         plan = make_plan(index.hot)
     except (FileError, DoesNotFitError) as error:
