@@ -1,0 +1,24 @@
+// What stands between up (and gate) and down in an FFN; activations.py has the same numbers.
+#pragma once
+#include "common.h"
+
+enum Activation { RELU = 0, SILU = 1, RELU_BOTH = 2, GELU = 3 };  // RELU_BOTH: relu of gate and of up
+
+__device__ inline float relu(float v) { return v <= 0.f ? 0.f : v; }  // NaN goes on, and shows in the answer
+__device__ inline float silu(float v) { return v / (1.f + expf(-v)); }
+// v (1 + tanh(z)) / 2 with z = sqrt(2 / pi) (v + 0.044715 v^3), since (1 + tanh(z)) / 2 = 1 / (1 + exp(-2 z)).
+__device__ inline float gelu(float v) {
+    float z = 0.7978845608f * fmaf(0.044715f * v, v * v, v);
+    return v / (1.f + expf(-2.f * z));
+}
+// Of the gate, or of up where there is no gate.
+__device__ inline float activated(float v, int activation) {
+    return activation == SILU ? silu(v) : activation == GELU ? gelu(v) : relu(v);
+}
+// Whether the neuron's hidden value is zero whatever up gives, so that its up row need not be read.
+__device__ inline bool is_closed(float gate, int activation) {
+    return gate <= 0.f && (activation == RELU || activation == RELU_BOTH);
+}
+__device__ inline float gated(float gate, float up, int activation) {
+    return activated(gate, activation) * (activation == RELU_BOTH ? relu(up) : up);
+}
