@@ -11,12 +11,23 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotcold.engine import dump_command, settings
+from hotcold.engine.command_options import (
+    BenchOptions,
+    EngineOptions,
+    Json,
+    PerplexityOptions,
+    Quiet,
+    SamplingOptions,
+    Verbose,
+    with_options,
+)
 from hotcold.engine.terminal import progress_bar
 from hotcold.errors import FileError, HotcoldError, SettingError
 
@@ -63,43 +74,9 @@ def show_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-DEFAULTS = settings.SamplingSettings()
-
 Version = Annotated[
     bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
 ]
-Model = Annotated[
-    Path | None,
-    typer.Option(
-        "-m", "--model", help="GGUF file, or a directory that holds one. [default: the bundled model]"
-    ),
-]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")]
-NCtx = Annotated[
-    int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: the model's length, up to 4096]")
-]
-NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
-KVType = Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the KV cache.")]
-Sparsity = Annotated[
-    str, typer.Option(metavar="{auto,exact,off,predictor}", help="Which neurons of the FFN are computed.")
-]
-Threshold = Annotated[
-    float | None,
-    typer.Option(
-        "--sparse-pred-threshold",
-        "--sparse-threshold",
-        help=f"Predictor outputs at or above it count as active. [default: {settings.THRESHOLD_VARIABLE}, "
-        "else the file's]",
-    ),
-]
-Device = Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")]
-VramBudget = Annotated[
-    str,
-    typer.Option(metavar="SIZE", help="GPU memory to use, such as 8 (GiB), 80% or auto; here: auto or 0."),
-]
-Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
 @app.callback()
@@ -142,8 +119,9 @@ def note(text: str) -> None:
 
 
 @app.command()
+@with_options
 def generate(
-    model: Model = None,
+    *,
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None,
     file: Annotated[
         Path | None, typer.Option("-f", "--file", help="File with the prompt; - or nothing: from a pipe.")
@@ -151,27 +129,9 @@ def generate(
     n_predict: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
     ] = settings.DEFAULT_MAX_TOKENS,
-    threads: Threads = None,
-    ctx_size: NCtx = None,
-    batch_size: NBatch = settings.DEFAULT_N_BATCH,
-    temp: Annotated[float, typer.Option(help="0 takes the most likely token.")] = DEFAULTS.temp,
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = DEFAULTS.top_k,
-    top_p: Annotated[float, typer.Option(help="Keep tokens up to this sum; 1: all.")] = DEFAULTS.top_p,
-    min_p: Annotated[
-        float, typer.Option(help="Keep tokens at least this likely against the likeliest; 0: all.")
-    ] = DEFAULTS.min_p,
-    repeat_penalty: Annotated[
-        float, typer.Option(help="Makes the last 64 tokens less likely; 1: off.")
-    ] = DEFAULTS.repeat_penalty,
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text. [default: random]")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None,
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = False,
+    engine_options: EngineOptions,
+    sampling: SamplingOptions,
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False,
-    kv_type: KVType = "f16",
-    sparsity: Sparsity = "auto",
-    sparse_pred_threshold: Threshold = None,
-    device: Device = "auto",
-    vram_budget: VramBudget = "auto",
     verbose: Verbose = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -181,40 +141,19 @@ def generate(
     with reported():
         text = read_prompt(prompt, file)
         announce_compiling(quiet)
-        with open_engine(
-            path=model,
-            n_ctx=ctx_size,
-            n_batch=batch_size,
-            threads=threads,
-            kv_type=kv_type,
-            sparsity=sparsity,
-            sparse_pred_threshold=sparse_pred_threshold,
-            device=device,
-            vram_budget=vram_budget,
-        ) as engine:
-            generation = engine.generate(
-                text,
-                n_predict,
-                temp=temp,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repeat_penalty=repeat_penalty,
-                seed=seed,
-                stop=stop or (),
-                ignore_eos=ignore_eos,
-            )
+        with open_engine(engine_options) as engine:
+            generation = engine.generate(text, n_predict, **vars(sampling))
             if not quiet:
                 describe(engine, generation, verbose)
             shown = text.decode(errors="replace") if echo else ""
             stream(engine, generation, shown, as_json, quiet)
 
 
-def open_engine(**options: Any) -> "Engine":
+def open_engine(options: EngineOptions) -> "Engine":
     """`hotcold.load`, imported when it is needed."""
     from hotcold.engine.generation import load
 
-    return load(**options)
+    return load(**vars(options))
 
 
 def announce_compiling(quiet: bool) -> None:
@@ -329,15 +268,10 @@ def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, A
 
 
 @app.command()
+@with_options
 def perplexity(
     file: Annotated[Path, typer.Option("-f", "--file", help="Text; - for a pipe.")],
-    model: Model = None,
-    threads: Threads = None,
-    ctx_size: Annotated[int, typer.Option("-c", "--ctx-size", help="Ids of a chunk.")] = 512,
-    batch_size: NBatch = settings.DEFAULT_N_BATCH,
-    kv_type: KVType = "f16",
-    sparsity: Sparsity = "auto",
-    sparse_pred_threshold: Threshold = None,
+    engine_options: PerplexityOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -347,15 +281,7 @@ def perplexity(
 
         text = _read_file(file)
         announce_compiling(quiet)
-        with open_engine(
-            path=model,
-            n_ctx=ctx_size,
-            n_batch=batch_size,
-            threads=threads,
-            kv_type=kv_type,
-            sparsity=sparsity,
-            sparse_pred_threshold=sparse_pred_threshold,
-        ) as engine:
+        with open_engine(engine_options) as engine:
             warn(engine, quiet)
             with progress_bar(not quiet and sys.stderr.isatty(), counted="chunks") as progress:
 
@@ -378,16 +304,13 @@ def perplexity(
 
 
 @app.command()
+@with_options
 def bench(
-    model: Model = None,
+    *,
     n_prompt: Annotated[int, typer.Option("-p", "--n-prompt", min=0, help="Prompt tokens; 0: none.")] = 256,
     n_gen: Annotated[int, typer.Option("-n", "--n-gen", min=0, help="Decoded tokens; 0: none.")] = 64,
     repetitions: Annotated[int, typer.Option("-r", "--repetitions", min=1, help="Of each test.")] = 3,
-    threads: Threads = None,
-    batch_size: NBatch = settings.DEFAULT_N_BATCH,
-    kv_type: KVType = "f16",
-    sparsity: Sparsity = "auto",
-    sparse_pred_threshold: Threshold = None,
+    engine_options: BenchOptions,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -396,15 +319,9 @@ def bench(
         from hotcold.engine import benchmark
 
         announce_compiling(quiet)
-        with open_engine(
-            path=model,
-            n_ctx=max(n_prompt, n_gen, 1),
-            n_batch=batch_size,
-            threads=threads,
-            kv_type=kv_type,
-            sparsity=sparsity,
-            sparse_pred_threshold=sparse_pred_threshold,
-        ) as engine:
+        if engine_options.n_ctx is None:
+            engine_options = replace(engine_options, n_ctx=max(n_prompt, n_gen, 1))
+        with open_engine(engine_options) as engine:
             warn(engine, quiet)
             results = benchmark.run(engine, n_prompt, n_gen, repetitions)
             head = {"model": engine.file.path.name, "threads": engine.n_threads, "sparsity": engine.sparsity}

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hotcold.engine import settings
+from hotcold.engine.command_options import Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -18,9 +21,7 @@ Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a 
 
 
 def offload_dump(
-    model: Annotated[
-        Path | None, typer.Option("-m", "--model", help="GGUF file. [default: the bundled model]")
-    ] = None,
+    model: ModelPath = None,
     like: Annotated[
         str | None,
         typer.Option(metavar="NAME:TYPE", help="A well-known model without its file, or @FILE.json."),
@@ -30,18 +31,14 @@ def offload_dump(
         str | None, typer.Option(help="8 (GiB), 8GiB, 6000MiB, 80%, auto, or 0: the CPU alone.")
     ] = None,
     device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None,
-    ctx_size: Annotated[int | None, typer.Option("-c", "--ctx-size", help="Positions.")] = None,
-    batch_size: Annotated[
-        int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")
-    ] = 512,
-    kv_type: Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the KV cache.")] = "f16",
-    sparsity: Annotated[
-        str, typer.Option(metavar="{auto,exact,off,predictor}", help="How the FFN runs.")
-    ] = "auto",
+    ctx_size: NCtx = None,
+    batch_size: NBatch = settings.DEFAULT_N_BATCH,
+    kv_type: KVType = "f16",
+    sparsity: Sparsity = "auto",
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None,
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None,
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: Json = False,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None,
     sweep: Annotated[
         str | None, typer.Option(metavar="LIST", help="A row for each budget, such as 0,2GiB,4GiB.")
@@ -56,7 +53,7 @@ def offload_dump(
     disable_gpu_index: Annotated[
         bool, typer.Option("--disable-gpu-index", help="No neurons on the GPU.")
     ] = False,
-    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Where everything goes for a budget: weights, neurons, intermediates, totals. Loads nothing."""
     from hotcold.engine import offload_dump as dump

@@ -339,7 +339,7 @@ def test_the_first_run_says_that_it_compiles(tmp_path: Path) -> None:
 
 
 def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(**options: object) -> None:
+    def broken(options: object) -> None:
         raise ValueError("first\nsecond")
 
     monkeypatch.setattr("hotcold.cli.open_engine", broken)
@@ -347,7 +347,7 @@ def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(**options: object) -> None:
+    def greedy(options: object) -> None:
         raise MemoryError("90 GB")
 
     monkeypatch.setattr("hotcold.cli.open_engine", greedy)
