@@ -1,7 +1,11 @@
-"""Devices for the tests: emulated everywhere, a real card where one exists."""
+"""Devices for the tests: emulated everywhere, a real card where one exists.
+
+It also makes `shared/operands.py` importable: tests have no package.
+"""
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +26,7 @@ from hotcold.kernels.cuda.nvrtc import Nvrtc, load_nvrtc
 from hotcold.kernels.cuda.sources import program
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "shared"))
 OpenEmulated = Callable[..., Device]
 
 

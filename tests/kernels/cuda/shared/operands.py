@@ -1,0 +1,69 @@
+"""Weights and activations for the kernels' tests, on the host and on a device.
+
+Tests have no package: conftest.py makes this file importable.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, quants
+from numpy.typing import NDArray
+
+from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda.buffers import Buffer
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
+
+Array = NDArray[Any]
+Put = Callable[[Device, Array], Buffer]
+Get = Callable[[Device, Buffer], Array]
+Type = GGMLQuantizationType
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Random weights of a type: the file's rows and the numbers that they stand for."""
+
+    type: Type
+    rows: Array
+    values: NDArray[np.float32]
+
+    def planes(self, device: Device, put: Put) -> tuple[Buffer, ...]:
+        n_rows, n = self.values.shape
+        packed = np.empty(repack.packed_bytes(self.type, n_rows, n), np.uint8)
+        repack.pack(self.rows, self.type, packed)
+        return weight_planes(put(device, packed), self.type, n_rows, n)
+
+
+def random_matrix(weight_type: Type, n_rows: int, n: int, seed: int = 0) -> Matrix:
+    values = np.random.default_rng(seed).standard_normal((n_rows, n)).astype("f4")
+    rows = quants.quantize(values, weight_type)
+    numbers = quants.dequantize(rows, weight_type).astype("f4").reshape(n_rows, n)
+    return Matrix(weight_type, rows.view(np.uint8).reshape(n_rows, -1), numbers)
+
+
+def normal(*shape: int, seed: int = 1) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype("f4")
+
+
+def error(got: Array, want: Array) -> float:
+    """Relative RMS error."""
+    return float(np.sqrt(((got - want) ** 2).sum() / (want**2).sum()))
+
+
+def empty_quantised(device: Device, n_tokens: int, n: int) -> tuple[Buffer, Buffer, Buffer]:
+    blocks = n_tokens * n // 32
+    return device.empty(n_tokens * n, "i1"), device.empty(blocks, "f4"), device.empty(blocks, "i4")
+
+
+def inputs(device: Device, put: Put, weight_type: Type, x: NDArray[np.float32]) -> tuple[Buffer, ...]:
+    """What a kernel of this type takes for x: x itself, or x quantised on the device."""
+    given = put(device, x)
+    if weight_type not in QUANTISED:
+        return (given,)
+    out = empty_quantised(device, *x.shape)
+    quantise(*x.shape).launch(device, (given, *out, x.size // 32), device.compute)
+    return out

@@ -1,0 +1,34 @@
+"""Norms against their oracles, in four orders of threads and blocks."""
+
+import pytest
+from operands import Get, Put, empty_quantised, error, normal
+
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
+
+
+@pytest.mark.parametrize(("n_tokens", "n"), [(1, 1), (3, 300), (2, 4096)])
+def test_rms_norm(device: Device, put: Put, get: Get, n_tokens: int, n: int) -> None:
+    x, weight, y = normal(n_tokens, n), normal(n, seed=2), device.empty((n_tokens, n), "f4")
+    arguments = (put(device, x), put(device, weight), y, n, 1e-5)
+    rms_norm(n_tokens, n).launch(device, arguments, device.compute)
+    assert error(get(device, y), ref.rms_norm(x, weight, 1e-5)) < 1e-6
+
+
+@pytest.mark.parametrize(("n_tokens", "n"), [(1, 32), (3, 288), (2, 4096)])
+def test_rms_norm_quantised_is_both_steps_in_one(
+    device: Device, put: Put, get: Get, n_tokens: int, n: int
+) -> None:
+    x, weight, y = normal(n_tokens, n), normal(n, seed=2), device.empty((n_tokens, n), "f4")
+    given = put(device, x), put(device, weight)
+    rms_norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
+    apart, fused = empty_quantised(device, n_tokens, n), empty_quantised(device, n_tokens, n)
+    quantise(n_tokens, n).launch(device, (y, *apart, x.size // 32), device.compute)
+    rms_norm_quantised(n_tokens, n).launch(device, (*given, *fused, n, 1e-5), device.compute)
+    for a, b in zip(apart, fused, strict=True):
+        assert get(device, a).tobytes() == get(device, b).tobytes()
+    want = ref.rounded(ref.rms_norm(x, weight, 1e-5).astype("f4"))
+    got = get(device, fused[0]).reshape(-1, 32) * get(device, fused[1])[:, None].astype("f8")
+    assert error(got.reshape(want.shape), want) < 1e-3  # a few last bits round the other way
