@@ -33,7 +33,7 @@ from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.generation import Engine, Generation
-    from hotcold.gguf_io.convert import ConvertSummary
+    from hotcold.gguf_io.convert_summary import ConvertSummary
 
 UNEXPECTED, DOES_NOT_FIT, INTERRUPTED = 1, 4, 130
 MAX_PROMPT_BYTES = 1 << 28
@@ -344,7 +344,7 @@ def devices(as_json: Json = False) -> None:
 
 @app.command()
 def convert(
-    model_dir: Annotated[Path, typer.Argument(help="Directory as Hugging Face has it.")],
+    model: Annotated[Path, typer.Argument(help="Directory as Hugging Face has it, or a GGUF file.")],
     outfile: Annotated[Path, typer.Option("--outfile", help="GGUF file to write.")],
     predictors: Annotated[
         Path | None, typer.Argument(help="Predictors: a safetensors file, or PowerInfer's directory.")
@@ -356,12 +356,12 @@ def convert(
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
-    """Make a GGUF file of a Hugging Face directory, with or without predictors."""
+    """Make a GGUF file of a Hugging Face directory, or of a GGUF file in another type."""
     with reported(), unwound():
         from hotcold.gguf_io.convert import convert as convert_model
 
         with progress_bar(not quiet and sys.stderr.isatty()) as progress:
-            summary = convert_model(model_dir, predictors, outfile, outtype, force=force, progress=progress)
+            summary = convert_model(model, predictors, outfile, outtype, force=force, progress=progress)
         if not quiet:
             show_summary(summary, outtype)
 

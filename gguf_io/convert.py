@@ -1,7 +1,6 @@
 """Converts a Hugging Face directory, with or without predictors, to one GGUF file."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
@@ -9,6 +8,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, LlamaFileType
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.activations import Counts, read_activations
 from hotcold.gguf_io.convert_inputs import check_inputs, source_files
+from hotcold.gguf_io.convert_summary import ConvertSummary, summary_of
 from hotcold.gguf_io.hf_config import HFConfig
 from hotcold.gguf_io.hf_tokenizer import tokenizer_metadata
 from hotcold.gguf_io.hf_weights import open_weights
@@ -19,7 +19,9 @@ from hotcold.gguf_io.names import (
     SPARSE_THRESHOLD,
     TensorRule,
 )
+from hotcold.gguf_io.outtypes import QUANTIZATION_VERSION, outtype_of, powerinfer_warnings
 from hotcold.gguf_io.predictors import Predictors, open_predictors
+from hotcold.gguf_io.requantise import requantise
 from hotcold.gguf_io.source_tensor import SourceTensor
 from hotcold.gguf_io.tensor_plan import output_tensor
 from hotcold.gguf_io.writer import (
@@ -34,40 +36,9 @@ from hotcold.gguf_io.writer import (
     write_gguf,
 )
 
-OUTTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
-    "f32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32),
-    "f16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16),
-    "bf16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16),
-    "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0),
-    "q4_0": (GGMLQuantizationType.Q4_0, LlamaFileType.MOSTLY_Q4_0),
-}
-QUANTIZATION_VERSION = 2
-POWERINFER_OUTTYPES = ("f16", "q4_0")
-POWERINFER_MIN_NEURONS = 1000
-
-
-@dataclass(frozen=True)
-class ConvertSummary:
-    """What was written.
-
-    Attributes:
-        n_bytes: size of the file.
-        kept_f16: matrices whose rows the wanted type does not divide, so they are F16.
-        warnings: one line each.
-        sparse: the file can run sparse: a ReLU model.
-    """
-
-    outfile: Path
-    architecture: str
-    n_tensors: int
-    n_bytes: int
-    kept_f16: tuple[str, ...]
-    warnings: tuple[str, ...]
-    sparse: bool
-
 
 def convert(
-    model_dir: Path,
+    model: Path,
     predictors: Path | None,
     outfile: Path,
     outtype: str,
@@ -75,33 +46,50 @@ def convert(
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertSummary:
-    """Writes the model in `model_dir` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
+    """Writes `model` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
 
-    With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
+    `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`). With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
     down projection transposed. Without them a ReLU model becomes a GGUF with the transposed projection
     and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it. Counts in
-    `model_dir`/activation go into the metadata. `progress` hears tensor name, bytes done, bytes in all.
+    `model`/activation go into the metadata. `progress` hears tensor name, bytes done, bytes in all.
 
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
     Raises:
-        SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false.
+        SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false;
+            predictors beside a GGUF file.
         FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
             different models; writing failed.
         DoesNotFitError: the disk is full.
     """
-    if outtype not in OUTTYPES:
-        raise SettingError("outtype", outtype, f"one of {', '.join(OUTTYPES)}", "choose one of them")
+    outtype_of(outtype)
+    if model.is_file():
+        if predictors is not None:
+            bound = "a GGUF file keeps its own"
+            raise SettingError("predictors", predictors, bound, "convert the model's directory with them")
+        return requantise(model, outfile, outtype, force=force, progress=progress)
+    return _convert_directory(model, predictors, outfile, outtype, force, progress)
+
+
+def _convert_directory(
+    model_dir: Path,
+    predictors: Path | None,
+    outfile: Path,
+    outtype: str,
+    force: bool,
+    progress: Progress | None,
+) -> ConvertSummary:
+    wanted, file_type = outtype_of(outtype)
     config = check_inputs(model_dir, predictors)
     check_destination(outfile, source_files(model_dir, predictors, config), force)
     sparse_inputs = _open_predictors(model_dir, predictors, config)
-    warnings = _powerinfer_warnings(config, outtype) if sparse_inputs else []
-    tensors = list(_plan_tensors(model_dir, config, sparse_inputs, OUTTYPES[outtype][0], warnings))
+    warnings = powerinfer_warnings(outtype, config.n_ff) if sparse_inputs else []
+    tensors = list(_plan_tensors(model_dir, config, sparse_inputs, wanted, warnings))
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, config)
     warnings += tokenizer_warnings
     counts = read_activations(model_dir / "activation", config.n_layer, config.n_ff)
     metadata = (
-        _model_metadata(model_dir, config, outtype)
+        _model_metadata(model_dir, config, file_type)
         | tokenizer
         | _sparse_metadata(config, sparse_inputs, counts)
     )
@@ -114,14 +102,14 @@ def convert(
         force=force,
         progress=progress,
     )
-    return ConvertSummary(
-        outfile=outfile,
-        architecture=config.names.architecture,
-        n_tensors=len(tensors),
-        n_bytes=n_bytes,
-        kept_f16=_kept_f16(tensors, outtype),
-        warnings=tuple(dict.fromkeys(warnings)),
-        sparse=config.ffn_activation == "relu",
+    return summary_of(
+        outfile,
+        config.names.architecture,
+        outtype,
+        tensors,
+        n_bytes,
+        warnings,
+        config.ffn_activation == "relu",
     )
 
 
@@ -134,24 +122,6 @@ def _open_predictors(model_dir: Path, predictors: Path | None, config: HFConfig)
             f"{model_dir}: hidden_act", config.ffn_activation, bound, "convert it without predictors"
         )
     return open_predictors(predictors, config.n_layer, config.n_embd, config.n_ff)
-
-
-def _powerinfer_warnings(config: HFConfig, outtype: str) -> list[str]:
-    """What PowerInfer itself would get wrong about a file that hotcold runs.
-
-    Its down product reads every type but Q4_0 as half floats, and up to 1000 neurons a layer it
-    takes a routine that follows another mask.
-    """
-    found = []
-    if outtype not in POWERINFER_OUTTYPES:
-        found.append(
-            f"PowerInfer itself computes NaN from {outtype.upper()} files, hotcold does not; use f16 or q4_0"
-        )
-    if config.n_ff <= POWERINFER_MIN_NEURONS:
-        found.append(
-            f"PowerInfer itself ignores the mask of layers with {config.n_ff} neurons, hotcold does not"
-        )
-    return found
 
 
 def _plan_tensors(
@@ -214,11 +184,11 @@ def _listed(word: str, names: list[str]) -> str:
     return f"{word} {', '.join(names[:5])}{more}"
 
 
-def _model_metadata(model_dir: Path, config: HFConfig, outtype: str) -> dict[str, MetadataValue]:
+def _model_metadata(model_dir: Path, config: HFConfig, file_type: LlamaFileType) -> dict[str, MetadataValue]:
     arch = config.names.architecture
     metadata = {
         "general.name": string(model_dir.resolve().name or "model"),
-        "general.file_type": uint32(int(OUTTYPES[outtype][1])),
+        "general.file_type": uint32(int(file_type)),
         "general.quantization_version": uint32(QUANTIZATION_VERSION),
         f"{arch}.vocab_size": uint32(config.n_vocab),
         f"{arch}.context_length": uint32(config.n_ctx_train),
@@ -248,9 +218,3 @@ def _sparse_metadata(
     for i, layer in enumerate(counts or ()):
         metadata[ACTIVATION_COUNTS.format(i=i)] = array(layer.tolist(), GGUFValueType.UINT64)
     return metadata
-
-
-def _kept_f16(tensors: list[OutputTensor], outtype: str) -> tuple[str, ...]:
-    if OUTTYPES[outtype][0] is GGMLQuantizationType.F16:
-        return ()
-    return tuple(tensor.name for tensor in tensors if tensor.type is GGMLQuantizationType.F16)

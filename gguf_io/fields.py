@@ -182,6 +182,10 @@ class Cursor:
             return self._array(what, depth)
         return self._numbers(kind, 1, what)[0].item()
 
+    def element_type(self, start: int) -> GGUFValueType:
+        """The element type of an array that has been read from byte `start`."""
+        return GGUFValueType(int.from_bytes(self.data[start : start + 4], "little"))
+
     def _array(self, what: str, depth: int) -> Any:
         if depth >= MAX_DEPTH:
             raise MetadataError(

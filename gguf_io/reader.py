@@ -68,6 +68,7 @@ class GGUFFile:
     Attributes:
         metadata: scalars as Python values, strings as str (bytes where they are no UTF-8), arrays of
             numbers as read-only NumPy views, arrays of strings as `StringArray`.
+        value_types: the type of each metadata value, and of the elements of an array.
         tensors: the table in file order. warnings: what is odd but harmless.
     """
 
@@ -80,7 +81,9 @@ class GGUFFile:
         self.version = _version(cursor)
         n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY, tensors.MAX_TENSORS)
         n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR, MAX_PAIRS)
-        self.metadata: Mapping[str, Any] = _metadata(cursor, n_pairs)
+        self.metadata: Mapping[str, Any]
+        self.value_types: Mapping[str, tuple[GGUFValueType, GGUFValueType | None]]
+        self.metadata, self.value_types = _metadata(cursor, n_pairs)
         self.alignment = _alignment(path.name, self.metadata)
         infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
         self.tensors = {info.name: info for info in self._place(infos, cursor)}
@@ -216,8 +219,12 @@ def _version(cursor: Cursor) -> int:
     return version
 
 
-def _metadata(cursor: Cursor, n_pairs: int) -> dict[str, Any]:
+def _metadata(
+    cursor: Cursor, n_pairs: int
+) -> tuple[dict[str, Any], dict[str, tuple[GGUFValueType, GGUFValueType | None]]]:
+    """Values and their types by key."""
     pairs: dict[str, Any] = {}
+    kinds: dict[str, tuple[GGUFValueType, GGUFValueType | None]] = {}
     for i in range(n_pairs):
         key = cursor.text(f"key {i}", MAX_KEY_BYTES, MetadataError)
         shown = excerpt(key)
@@ -226,8 +233,10 @@ def _metadata(cursor: Cursor, n_pairs: int) -> dict[str, Any]:
         kind = cursor.value_type(f"type of {shown}")
         if key == ALIGNMENT and kind != GGUFValueType.UINT32:
             raise MetadataError(f"{cursor.name}: type of {key}", kind.name, "must be UINT32", CONVERT)
+        start = cursor.at
         pairs[key] = cursor.value(kind, shown)
-    return pairs
+        kinds[key] = (kind, cursor.element_type(start) if kind == GGUFValueType.ARRAY else None)
+    return pairs, kinds
 
 
 def _alignment(name: str, metadata: Mapping[str, Any]) -> int:

@@ -10,20 +10,11 @@ from numpy.typing import NDArray
 
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.names import Layout
+from hotcold.gguf_io.outtypes import output_type
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
 
 SLAB_ELEMENTS = 4 << 20
-
-
-def output_type(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
-    """The type a tensor of `shape` (NumPy order, as written) gets when matrices become `wanted`.
-
-    Norms and other vectors stay F32; a row that `wanted`'s block does not divide stays F16.
-    """
-    if len(shape) < 2:
-        return GGMLQuantizationType.F32
-    return GGMLQuantizationType.F16 if shape[-1] % blocks.block_size(wanted) else wanted
 
 
 def output_tensor(
@@ -40,7 +31,7 @@ def output_tensor(
     that are not finite, or that become infinite in the type, while the chunks are made.
     """
     shape = source.shape[::-1] if layout == "transpose" else source.shape
-    type_ = output_type(shape, wanted)
+    type_ = output_type(name, shape, wanted)
     n_bytes = math.prod(shape[:-1]) * blocks.row_bytes(type_, shape[-1])
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
@@ -48,10 +39,7 @@ def output_tensor(
         rows = stored.T if layout == "transpose" else stored.reshape(shape)
         order = pair_order(shape[0], n_head) if layout in ("permute_q", "permute_k") else None
         for slab in _slabs(rows, order):
-            numbers = as_float32(slab, source.dtype)
-            encoded = _encode(numbers, type_)
-            _check_range(name, numbers, encoded, type_, warn)
-            yield encoded
+            yield encode(name, as_float32(slab, source.dtype), type_, warn)
 
     return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
 
@@ -75,9 +63,17 @@ def _slabs(rows: NDArray[Any], order: NDArray[np.intp] | None) -> Iterator[NDArr
         yield rows[first : first + step] if order is None else rows[order[first : first + step]]
 
 
-def _encode(numbers: NDArray[np.float32], type_: GGMLQuantizationType) -> NDArray[np.uint8]:
+def encode(
+    name: str, numbers: NDArray[np.float32], type_: GGMLQuantizationType, warn: Callable[[str], None]
+) -> NDArray[np.uint8]:
+    """Rows of tensor `name` rounded to the type: uint8 [n_rows, bytes a row].
+
+    `warn` hears of numbers that are not finite, or that become infinite in the type.
+    """
     with np.errstate(all="ignore"):  # what becomes infinite is reported with the tensor's name instead
-        return blocks.quantize(numbers, type_)
+        encoded = blocks.quantize(numbers, type_)
+    _check_range(name, numbers, encoded, type_, warn)
+    return encoded
 
 
 def _check_range(

@@ -102,6 +102,18 @@ def test_errors_are_one_line_and_a_code(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
 
 
+def test_a_gguf_file_in_another_type(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    result = run(str(TINY / "tiny-relu-llama.q8_0.gguf"), "--outfile", str(out), "--outtype", "q4_0")
+    assert result.returncode == 0
+    for word in (f"{out}: ", "69 tensors", "llama", "q4_0", "can run sparse"):
+        assert word in result.stdout
+    assert "is in Q8_0 already" in result.stderr
+    with open_gguf(out) as file:
+        assert file.is_powerinfer
+        assert file.tensors["blk.0.fc1.weight"].type.name == "Q4_0"
+
+
 def test_the_outfile_is_needed() -> None:
     result = run(str(TINY))
     assert result.returncode == 2
@@ -111,10 +123,10 @@ def test_the_outfile_is_needed() -> None:
 def test_rows_that_the_type_does_not_divide_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hotcold.gguf_io import convert
+    from hotcold.gguf_io import convert, convert_summary
 
-    def summary(*arguments: object, **options: object) -> convert.ConvertSummary:
-        return convert.ConvertSummary(
+    def summary(*arguments: object, **options: object) -> convert_summary.ConvertSummary:
+        return convert_summary.ConvertSummary(
             tmp_path, "llama", 3, 10, ("a.weight", "b.weight"), ("mind this",), False
         )
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import load_model
 from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.requantise import requantise
 
 Logits = NDArray[np.float32]
 
@@ -62,3 +63,24 @@ def test_modes_without_the_predictor_equal_all_active(
     ):
         logits = logits_of(executor, recorded["ids"], step)
     assert distance(logits, recorded["logits_all_active_single"]) <= 2e-3
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bamboo", "falcon", "opt"])
+def test_a_requantised_file_runs(
+    architecture: str,
+    tmp_path: Path,
+    data: Path,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    """In Q8_0, with predictors in Q5_0: PowerInfer's rule."""
+    recorded = np.load(data / "powerinfer" / f"{architecture}-f16.npz")
+    requantise(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf", tmp_path / "q.gguf", "q8_0")
+    with (
+        open_gguf(tmp_path / "q.gguf") as file,
+        Executor(load_model(file), file, 64, 40, 2, "f32", "predictor") as executor,
+    ):
+        logits = logits_of(executor, recorded["ids"], 1)
+        listed = executor.counts[..., 0].sum(1)
+    assert distance(logits, recorded["logits_sparse_single"]) <= 3e-2
+    assert listed.tolist() == list(recorded["active"].sum((1, 2)))
