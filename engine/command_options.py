@@ -51,6 +51,10 @@ class EngineOptions:
             f"[default: {settings.THRESHOLD_VARIABLE}, else the file's]",
         ),
     ] = None
+    force_pretokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
+    ] = None
     device: Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")] = "auto"
     vram_budget: Annotated[
         str,

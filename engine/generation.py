@@ -301,6 +301,7 @@ def load(
     device: str = "auto",
     vram_budget: float | str = "auto",
     kv_type: str = "f16",
+    force_pretokenizer: str | None = None,
 ) -> Engine:
     """Open a model and make it ready to run.
 
@@ -314,6 +315,8 @@ def load(
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
         device: "auto" or "cpu". vram_budget: "auto" or 0.
         kv_type: "f16" or "f32", numbers of the KV cache.
+        force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
+            name of `pretokenizers.PRETOKENIZERS`.
 
     Raises:
         SettingError: a value out of its bounds, or a sparsity that the file cannot run in.
@@ -334,7 +337,7 @@ def load(
         model = replace(model, sparse_threshold=threshold)
         mode, reason = settings.resolve_sparsity(model, sparsity)
         context = settings.context_length(n_ctx, model.n_ctx_train)
-        tokenizer = _fitting_tokenizer(file, model)
+        tokenizer = _fitting_tokenizer(file, model, force_pretokenizer)
         compile_kernels()
         executor = _traced(
             _executor(
@@ -358,7 +361,7 @@ def load(
         executor,
         sparsity=mode,
         sparsity_reason=reason,
-        warnings=(*model.warnings, *([context.warning] if context.warning else [])),
+        warnings=(*model.warnings, *tokenizer.warnings, *([context.warning] if context.warning else [])),
         load_seconds=time.perf_counter() - started,
     )
 
@@ -373,8 +376,8 @@ def _traced(executor: Executor, debug_level: int) -> Executor:
     return executor
 
 
-def _fitting_tokenizer(file: GGUFFile, model: Model) -> Tokenizer:
-    tokenizer = load_tokenizer(file)
+def _fitting_tokenizer(file: GGUFFile, model: Model, force_pretokenizer: str | None) -> Tokenizer:
+    tokenizer = load_tokenizer(file, force_pretokenizer)
     if tokenizer.n_vocab > model.n_vocab:
         bound = f"token_embd has {model.n_vocab} rows"
         raise FileError(

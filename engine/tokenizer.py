@@ -4,7 +4,9 @@ import codecs
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from hotcold.engine import sentencepiece_tokenizer
+from hotcold.engine import bpe_tokenizer, sentencepiece_tokenizer
+from hotcold.engine.pretokenizers import PRETOKENIZERS
+from hotcold.engine.settings import one_of
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 
@@ -15,6 +17,7 @@ class Tokenizer(Protocol):
     Attributes:
         n_vocab: ids are 0 to n_vocab - 1. bos, eos: ids, None where the model has none.
         end_ids: ids after which generation ends.
+        warnings: what a user should know of the vocabulary, one line each.
     """
 
     @property
@@ -25,6 +28,8 @@ class Tokenizer(Protocol):
     def eos(self) -> int | None: ...
     @property
     def end_ids(self) -> frozenset[int]: ...
+    @property
+    def warnings(self) -> tuple[str, ...]: ...
     def encode(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]: ...
@@ -47,21 +52,30 @@ class CharacterStream:
         return self._decoder.decode(data)
 
 
-LOADERS: dict[str, Callable[[GGUFFile], Tokenizer]] = {"llama": sentencepiece_tokenizer.load}
+LOADERS: dict[str, Callable[[GGUFFile, str | None], Tokenizer]] = {
+    "llama": sentencepiece_tokenizer.load,
+    "gpt2": bpe_tokenizer.load,
+}
 
 
-def load_tokenizer(file: GGUFFile) -> Tokenizer:
+def load_tokenizer(file: GGUFFile, force_pretokenizer: str | None = None) -> Tokenizer:
     """The tokenizer that a file's metadata describe.
+
+    Args:
+        force_pretokenizer: how text is cut into words, whatever the file says; a name of `PRETOKENIZERS`.
 
     Raises:
         FileError: a kind of tokenizer that is not known, or metadata that are missing or damaged.
+        SettingError: a pre-tokenizer that is not known, or a vocabulary that has none.
     """
+    if force_pretokenizer is not None:
+        one_of("force_pretokenizer", force_pretokenizer, tuple(PRETOKENIZERS))
     kind = file.get_str("tokenizer.ggml.model")
     if kind not in LOADERS:
         raise FileError(
             f"{file.path.name}: tokenizer.ggml.model",
             kind,
             f"known: {', '.join(LOADERS)}",
-            "use a model with a SentencePiece vocabulary",
+            "use a model with a SentencePiece or byte-level BPE vocabulary",
         )
-    return LOADERS[kind](file)
+    return LOADERS[kind](file, force_pretokenizer)

@@ -1,8 +1,10 @@
 """Models, recordings and a relative distance for the engine's tests."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -66,3 +68,26 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         return made[key]
 
     yield make
+
+
+@pytest.fixture
+def tokenizer_file(tmp_path: Path) -> Callable[[Mapping[str, Any]], Path]:
+    """Writes a file with nothing but `tokenizer.ggml.*` keys; None leaves one out."""
+
+    def write(values: Mapping[str, Any]) -> Path:
+        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+        add: dict[type, Callable[[str, Any], None]] = {
+            bool: writer.add_bool,
+            int: writer.add_uint32,
+            str: writer.add_string,
+            list: writer.add_array,
+        }
+        for key, value in values.items():
+            if value is not None:
+                add[type(value)](f"tokenizer.ggml.{key}", value)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        return tmp_path / "model.gguf"
+
+    return write

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hotcold.engine.generation import Engine
-from hotcold.engine.sentencepiece_tokenizer import BYTE, CONTROL, NORMAL, UNKNOWN, SentencePieceTokenizer
+from hotcold.engine.sentencepiece_tokenizer import SentencePieceTokenizer
 from hotcold.engine.statistics import Statistics
 from hotcold.engine.stop_strings import StopStrings
+from hotcold.engine.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
 LETTERS = "abcdefghij"
@@ -47,9 +48,8 @@ class ScriptedExecutor:
 
 def scripted(script: Sequence[int], n_ctx: int = 64, n_batch: int = 8) -> Engine:
     tokens, types = zip(*((text.encode(), kind) for text, kind in PIECES), strict=True)
-    tokenizer = SentencePieceTokenizer(
-        tokens, [0.0] * len(tokens), types, bos=BOS, eos=EOS, add_space_prefix=False
-    )
+    vocabulary = Vocabulary(tokens, types, bos=BOS, eos=EOS)
+    tokenizer = SentencePieceTokenizer(vocabulary, [0.0] * len(tokens), add_space_prefix=False)
     model: Any = SimpleNamespace(n_vocab=N_VOCAB)
     file: Any = SimpleNamespace(path=Path("scripted.gguf"), close=lambda: None)
     executor: Any = ScriptedExecutor(script, n_ctx, n_batch)

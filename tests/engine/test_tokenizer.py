@@ -2,26 +2,18 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import pytest
 import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotcold.engine.sentencepiece_tokenizer import (
-    BYTE,
-    CONTROL,
-    NORMAL,
-    UNKNOWN,
-    UNUSED,
-    USER_DEFINED,
-    SentencePieceTokenizer,
-)
+from hotcold.engine.sentencepiece_tokenizer import SentencePieceTokenizer
 from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.engine.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import open_gguf
 
@@ -51,10 +43,15 @@ def original() -> Any:
     return sentencepiece.SentencePieceProcessor(model_file=str(TINY / "tokenizer.model"))
 
 
-def small(*pieces: tuple[bytes, int], **options: Any) -> SentencePieceTokenizer:
+def small(
+    *pieces: tuple[bytes, int], add_space_prefix: bool = True, **options: Any
+) -> SentencePieceTokenizer:
     """A vocabulary of `<unk>` and some pieces, later ones merging later."""
     tokens, types = zip((b"<unk>", UNKNOWN), *pieces, strict=True)
-    return SentencePieceTokenizer(tokens, [-float(i) for i in range(len(tokens))], types, **options)
+    scores = [-float(i) for i in range(len(tokens))]
+    return SentencePieceTokenizer(
+        Vocabulary(tokens, types, **options), scores, add_space_prefix=add_space_prefix
+    )
 
 
 @pytest.mark.parametrize("number", range(len(CASES)))
@@ -208,7 +205,7 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def write(tmp_path: Path) -> Write:
+def write(tokenizer_file: Callable[[Mapping[str, Any]], Path]) -> Write:
     """A file with tokenizer metadata, some replaced (None: left out)."""
 
     def make(**changed: Any) -> Path:
@@ -221,21 +218,8 @@ def write(tmp_path: Path) -> Write:
             "bos_token_id": 1,
             "eos_token_id": 2,
             "add_bos_token": True,
-        } | changed
-        writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
-        for key, value in values.items():
-            kinds: dict[type, Callable[[str, Any], None]] = {
-                bool: writer.add_bool,
-                int: writer.add_uint32,
-                str: writer.add_string,
-                list: writer.add_array,
-            }
-            if value is not None:
-                kinds[type(value)](f"tokenizer.ggml.{key}", value)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.close()
-        return tmp_path / "model.gguf"
+        }
+        return tokenizer_file(values | changed)
 
     return make
 
@@ -247,6 +231,19 @@ def test_metadata_are_read(write: Write) -> None:
     assert (tokenizer.n_vocab, tokenizer.bos, tokenizer.eos) == (4, 1, 2)
 
 
+def test_pieces_known_to_end_a_turn_end_it(write: Write) -> None:
+    """Whatever their type, and though only one of them is the file's EOS."""
+    tokens = ["<unk>", "<s>", "</s>", "<|im_end|>", "a"]
+    tokenizer = tokenizer_of(write(tokens=tokens, token_type=[2, 3, 3, 1, 1], scores=[0.0] * 5))
+    assert tokenizer.end_ids == {2, 3}
+    assert tokenizer.piece(3) == b""
+
+
+def test_a_pretokenizer_is_not_for_these(write: Write) -> None:
+    with open_gguf(write()) as file, pytest.raises(SettingError, match="SentencePiece vocabulary"):
+        load_tokenizer(file, "gpt-2")
+
+
 def test_minus_one_is_no_token(write: Write) -> None:
     assert tokenizer_of(write(bos_token_id=0xFFFFFFFF)).bos is None
 
@@ -254,7 +251,7 @@ def test_minus_one_is_no_token(write: Write) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "gpt2"}, r"tokenizer\.ggml\.model: gpt2 \(known: llama\)"),
+        ({"model": "t5"}, r"tokenizer\.ggml\.model: t5 \(known: llama, gpt2\)"),
         ({"model": None}, r"tokenizer\.ggml\.model"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens"),
         ({"tokens": [1, 2, 3, 4]}, r"tokenizer\.ggml\.tokens"),
