@@ -28,7 +28,7 @@ from hotcold.engine.command_options import (
     Verbose,
     with_options,
 )
-from hotcold.engine.terminal import progress_bar
+from hotcold.engine.terminal import progress_bar, replace_unprintable, write
 from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
@@ -149,6 +149,38 @@ def generate(
             stream(engine, generation, shown, as_json, quiet)
 
 
+@app.command()
+@with_options
+def chat(
+    *,
+    system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = "",
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja template. [default: the model's]")
+    ] = None,
+    n_predict: Annotated[
+        int, typer.Option("-n", "--n-predict", help="Most tokens of an answer; -1: no such limit.")
+    ] = -1,
+    engine_options: EngineOptions,
+    sampling: SamplingOptions,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+) -> None:
+    """Ask and answer: on a terminal, or a question a line from a pipe. /help lists its commands."""
+    with reported():
+        from hotcold.engine.chat import Chat
+        from hotcold.engine.chat_command import converse, template_of
+
+        announce_compiling(quiet)
+        with open_engine(engine_options) as engine:
+            warn(engine, quiet)
+            say = (lambda line: None) if quiet else note
+            for line in engine.description() if verbose else ():
+                say(line)
+            template = template_of(engine, chat_template)
+            chat = Chat(engine, template, system=system, max_tokens=n_predict, notify=say, **vars(sampling))
+            raise typer.Exit(converse(chat, say, verbose))
+
+
 def open_engine(options: EngineOptions) -> "Engine":
     """`hotcold.load`, imported when it is needed."""
     from hotcold.engine.generation import load
@@ -218,40 +250,27 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
 
 def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool, quiet: bool) -> None:
     """Print pieces as they come, or one JSON object; statistics at the end, whatever ends it."""
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(errors="replace")
+    replace_unprintable()
     pieces = [shown]
     interrupted = False
     try:
         if not as_json:
-            _show(shown)
+            write(shown)
         for piece in generation:
             pieces.append(piece)
             if not as_json:
-                _show(piece)
+                write(piece)
     except KeyboardInterrupt:
         interrupted = True
     text = "".join(pieces)
     if as_json:
-        _show(json.dumps(report(engine, generation, text)) + "\n")
+        write(json.dumps(report(engine, generation, text)) + "\n")
     elif not text.endswith("\n"):
-        _show("\n")
+        write("\n")
     if not quiet:
         note(generation.statistics.line())
     if interrupted:
         raise typer.Exit(INTERRUPTED)
-
-
-def _show(text: str) -> None:
-    if sys.stdout is None:
-        raise HotcoldError("standard output", "closed", next_step="leave it open")
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise HotcoldError("standard output", error.strerror or error) from error
 
 
 def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:

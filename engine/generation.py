@@ -56,7 +56,7 @@ class Engine:
         self.n_ctx, self.n_batch, self.n_threads = executor.n_ctx, executor.n_batch, executor.n_threads
         self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
         self.warnings, self.load_seconds = warnings, load_seconds
-        self._turn = 0  # calls that wrote the KV cache
+        self.turn = 0  # calls that wrote the KV cache
 
     @property
     def executor(self) -> Executor:
@@ -77,7 +77,7 @@ class Engine:
             DoesNotFitError: more tokens than n_ctx.
         """
         tokens = self._checked_ids(ids)
-        self._turn += 1
+        self.turn += 1
         logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
         for start in range(0, tokens.size, self.n_batch):
             stop = start + self.n_batch
@@ -97,6 +97,7 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        after: "Generation | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
 
@@ -106,6 +107,8 @@ class Engine:
             temp, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingSettings`.
             stop: strings that end the text; they are not part of it.
             ignore_eos: never choose a token that ends the text.
+            after: the last generation of this engine; what its text and this prompt begin with alike
+                is in the KV cache and does not run again.
 
         Raises:
             SettingError: a value out of its bounds, an empty prompt.
@@ -114,15 +117,15 @@ class Engine:
         sampling = settings.SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
         settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
         if isinstance(prompt, str | bytes):
-            self._check_length(prompt)
+            self.check_length(prompt)
             ids = self._checked_ids(self.tokenizer.encode(prompt, parse_special=True), "prompt")
         else:
             ids = self._checked_ids(prompt, "prompt")
         if not ids.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
-        return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos)
+        return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos, after)
 
-    def _check_length(self, prompt: str | bytes) -> None:
+    def check_length(self, prompt: str | bytes) -> None:
         """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
         n_bytes = len(prompt)  # of a str at least that many
         fewest = self.tokenizer.fewest_tokens(n_bytes)
@@ -161,7 +164,7 @@ class Engine:
         model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
         if self.sparsity == "predictor":
             run += f", threshold {model.sparse_threshold:g}"
-        template = ("the file's chat template is not used",)
+        template = ("the file has a chat template: hotcold chat uses it",)
         shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
         return (
             f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
@@ -172,12 +175,12 @@ class Engine:
 
     def take_turn(self) -> int:
         """A number for one use of the KV cache; a later use makes it stale."""
-        self._turn += 1
-        return self._turn
+        self.turn += 1
+        return self.turn
 
     def check_turn(self, turn: int) -> None:
         """Raise SettingError if another call has written the KV cache since."""
-        if turn != self._turn:
+        if turn != self.turn:
             raise SettingError("generation", "overtaken by a later call of the same engine", "one at a time")
 
     def close(self) -> None:
@@ -213,6 +216,7 @@ class Generation(Iterator[str]):
         sampler: Sampler,
         stops: tuple[str, ...],
         ignore_eos: bool,
+        after: "Generation | None" = None,
     ) -> None:
         self._engine, self._sampler, self._stops = engine, sampler, StopStrings(stops)
         room = engine.n_ctx - prompt_ids.size
@@ -225,17 +229,34 @@ class Generation(Iterator[str]):
         self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
         self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
         self.sampling = sampler.settings
+        self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
 
+    def stop(self) -> None:
+        """End the text after the step that runs at this moment."""
+        self._stopped = True
+
+    def n_reusable(self, ids: Sequence[int]) -> int:
+        """How many ids at the beginning of `ids` this generation has left in the KV cache."""
+        if self._turn != self._engine.turn:
+            return 0
+        held = (self.prompt_ids + self.ids)[: self._n_cached]
+        return next(
+            (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids))
+        )
+
     def _run(self) -> Iterator[str]:
         statistics = self.statistics
+        if self._after is not None:  # the last token runs again: its logits are needed
+            statistics.n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
+        self._after = None
         self._turn = self._engine.take_turn()
         if self._limit:
             self._run_prompt()
-        while not statistics.stop_reason:
+        while not statistics.stop_reason and not self._stopped:
             if piece := self._next_piece():
                 yield piece
         if statistics.stop_reason != "stop" and (rest := self._stops.end()):
@@ -245,10 +266,12 @@ class Generation(Iterator[str]):
         """Let the prompt pass in batches; only the last token's logits are computed."""
         started, n_batch = time.perf_counter(), self._engine.n_batch
         ids = np.array(self.prompt_ids, np.int32)
-        for start in range(0, ids.size, n_batch):
-            batch = ids[start : start + n_batch]
-            last = start + batch.size == ids.size
-            self._engine.executor.run(batch, start, self._logits if last else None)
+        self._n_cached = self.statistics.n_reused
+        while self._n_cached < ids.size and not self._stopped:
+            batch = ids[self._n_cached : self._n_cached + n_batch]
+            last = self._n_cached + batch.size == ids.size
+            self._engine.executor.run(batch, self._n_cached, self._logits if last else None)
+            self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
 
     def _next_piece(self) -> str:
@@ -262,6 +285,7 @@ class Generation(Iterator[str]):
         if self.ids:
             n_past = statistics.n_prompt + statistics.n_generated - 1
             self._engine.executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
+            self._n_cached = n_past + 1
             statistics.n_decoded += 1
         token = self._choose()
         statistics.decode_seconds += time.perf_counter() - started if self.ids else 0.0

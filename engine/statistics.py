@@ -17,7 +17,7 @@ class Statistics:
     """Counts and times of one generation, so far.
 
     Attributes:
-        n_prompt: tokens of the prompt. n_generated: tokens chosen, without one that ended the text.
+        n_prompt: tokens of the prompt. n_reused: of those, found in the KV cache. n_generated: tokens chosen, without one that ended the text.
         n_decoded: tokens that ran through the model alone; the first choice comes out of the prompt's
             run. decode_seconds: for those, choosing included.
         stop_reason: a key of STOP_REASONS; "" before the end.
@@ -30,11 +30,12 @@ class Statistics:
     prompt_seconds: float = 0.0
     decode_seconds: float = 0.0
     stop_reason: str = ""
+    n_reused: int = 0
 
     @property
     def prompt_tokens_per_second(self) -> float:
-        """Of the prompt; 0 before it ran."""
-        return self.n_prompt / self.prompt_seconds if self.prompt_seconds else 0.0
+        """Of the prompt, as far as it had to run; 0 before it ran."""
+        return (self.n_prompt - self.n_reused) / self.prompt_seconds if self.prompt_seconds else 0.0
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -43,8 +44,9 @@ class Statistics:
 
     def line(self) -> str:
         """All of it in one line, as a rule below 80 columns."""
+        reused = f" ({self.n_reused} reused)" if self.n_reused else ""
         return (
-            f"{self.n_prompt} prompt tokens{_rate(self.prompt_tokens_per_second)}, "
+            f"{self.n_prompt} prompt tokens{reused}{_rate(self.prompt_tokens_per_second)}, "
             f"{self.n_generated} new{_rate(self.decode_tokens_per_second)}, "
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
         )

@@ -1,7 +1,10 @@
 """What a command draws on a terminal while it works."""
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
+
+from hotcold.errors import HotcoldError
 
 
 @contextlib.contextmanager
@@ -29,3 +32,27 @@ def progress_bar(shown: bool, counted: str = "bytes") -> Iterator[Callable[[str,
             bar.update(task, description=name.replace("[", r"\["), completed=done, total=total)
 
         yield advance
+
+
+def replace_unprintable() -> None:
+    """Let characters that standard output cannot encode come out as question marks."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def write(text: str) -> None:
+    """Text to standard output, at once.
+
+    Raises:
+        HotcoldError: it is closed, or cannot be written to.
+        BrokenPipeError: nobody reads on.
+    """
+    if sys.stdout is None:
+        raise HotcoldError("standard output", "closed", next_step="leave it open")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise HotcoldError("standard output", error.strerror or error) from error

@@ -14,6 +14,7 @@ import pytest
 
 from hotcold import cli
 from hotcold.cli import app
+from hotcold.engine import terminal
 from hotcold.errors import HotcoldError
 
 PROMPT = "It is a truth universally acknowledged"
@@ -314,7 +315,7 @@ def test_a_closed_output_is_named() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", None)
         with pytest.raises(HotcoldError, match="standard output: closed"):
-            cli._show("a")
+            terminal.write("a")
 
 
 def test_bytes_of_the_command_line_are_utf8() -> None:

@@ -26,6 +26,7 @@ def test_the_sampling_options_are_what_generate_takes() -> None:
         "self",
         "prompt",
         "max_tokens",
+        "after",
     }
     for name, value in vars(SamplingOptions()).items():
         assert (tuple(value) if name == "stop" else value) == parameters[name].default

@@ -1,0 +1,173 @@
+"""`hotcold chat`: at a terminal and in a pipe, its commands, Ctrl-C, exit codes."""
+
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import pytest
+
+INTERRUPT, END = "\x03", "\x04"
+TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
+CHAT = (sys.executable, "-m", "hotcold", "chat", "-t", "1", "--temp", "0")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("chat") / "plain.jinja"
+    path.write_text(TEMPLATE)
+    return str(path)
+
+
+def piped(questions: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([*CHAT, *arguments], input=questions, capture_output=True, check=False, timeout=120)
+    out, err = done.stdout.decode(), done.stderr.decode()
+    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+
+
+def test_a_line_a_question(template: str) -> None:
+    options = ("--chat-template", template, "-n", "6", "--stop", "\n")
+    done = piped("Mr. Darcy looked\n\nÉlise smiled\n".encode(), *options, "-q")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(done.stdout.splitlines()) == 2
+    again = piped(b"Mr. Darcy looked", *options, "-v")  # no last newline
+    assert again.stdout.splitlines() == done.stdout.splitlines()[:1]
+    assert "prompt tokens" in again.stderr
+    piped_bytes = piped(b"\xff\xfe\n", *options, "-q")
+    assert (piped_bytes.returncode, piped_bytes.stderr) == (0, "")
+
+
+def test_the_system_is_told_first(template: str) -> None:
+    options = ("--chat-template", template, "-n", "8", "-q")
+    texts = {piped(b"She\n", *options, *more).stdout for more in ((), ("-s", "A letter of Mr. Collins"))}
+    assert len(texts) == 2
+
+
+def test_commands(template: str) -> None:
+    options = ("--chat-template", template, "-n", "6", "-v")
+    done = piped(b"/help\nShe\n/clear\nShe\n/what\n/exit\nShe\n", *options)
+    assert done.returncode == 0
+    first, second = done.stdout.splitlines()
+    assert first == second
+    for words in ("/clear  forget", "all turns are forgotten", "no such command: /what"):
+        assert words in done.stderr
+    assert done.stderr.count("prompt tokens") == 2
+
+
+def test_a_model_without_a_template() -> None:
+    done = piped(b"She\n")
+    assert done.returncode == 3
+    assert done.stdout == ""
+    assert "tokenizer.chat_template: missing" in done.stderr
+    assert "--chat-template FILE" in done.stderr
+
+
+def test_what_does_not_fit_ends_a_pipe(template: str) -> None:
+    done = piped(b"word " * 100 + b"\nShe\n", "--chat-template", template, "-c", "64")
+    assert done.returncode == 4
+    assert done.stderr.count("\n") == 1
+
+
+def test_bad_settings_are_said_first(template: str) -> None:
+    done = piped(b"She\n", "--chat-template", template, "--top-p", "7")
+    assert done.returncode == 2
+    assert "top_p: 7.0" in done.stderr
+
+
+class Terminal:
+    """A chat at a terminal of its own."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.pid, self.fd = pty.fork()
+        if self.pid == 0:
+            os.execv(sys.executable, [*CHAT, *arguments])
+        self.seen = ""
+
+    def wait_for(self, words: str, seconds: float = 60) -> str:
+        """What came until these words; they are passed then."""
+        end = time.monotonic() + seconds
+        while not (found := re.search(words, self.seen)):
+            assert select.select([self.fd], [], [], max(0, end - time.monotonic()))[0], self.seen
+            self.seen += os.read(self.fd, 4096).decode(errors="replace")
+        before, self.seen = self.seen[: found.end()], self.seen[found.end() :]
+        return before
+
+    def interrupt(self) -> None:
+        """Ctrl-C at the prompt; what comes between readline's prompt and its waiting is not heard by Python."""
+        self.wait_for("> ")
+        time.sleep(0.3)
+        self.say(INTERRUPT)
+
+    def say(self, text: str) -> None:
+        os.write(self.fd, text.encode())
+
+    def code(self) -> int:
+        """The exit code, once the chat ends."""
+        while True:
+            try:
+                if not os.read(self.fd, 4096):
+                    break
+            except OSError:  # Linux's end of a terminal
+                break
+        return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+
+@pytest.fixture
+def terminal(template: str) -> Iterator[Terminal]:
+    opened = Terminal("--chat-template", template, "-n", "100000", "-c", "100000", "--ignore-eos")
+    yield opened
+    os.close(opened.fd)
+
+
+def test_interrupt_stops_the_answer_and_not_the_program(terminal: Terminal) -> None:
+    terminal.wait_for("> ")
+    terminal.say("She\r")
+    terminal.wait_for(r"She\s+\w+ \w+ \w+")
+    terminal.say(INTERRUPT)
+    terminal.wait_for("> ")
+    terminal.say("He\r")
+    terminal.wait_for(r"He\s+\w+ \w+ \w+")
+    terminal.say(INTERRUPT)
+    terminal.interrupt()
+    assert terminal.code() == 130
+
+
+def test_the_first_interrupt_at_the_prompt_only_warns(terminal: Terminal) -> None:
+    terminal.interrupt()
+    terminal.wait_for("Ctrl-C once more")
+    terminal.wait_for("> ")
+    terminal.say("/clear\r")
+    terminal.wait_for("forgotten")
+    terminal.interrupt()
+    terminal.wait_for("Ctrl-C once more")
+    terminal.interrupt()
+    assert terminal.code() == 130
+
+
+def test_the_end_of_input_ends_it(terminal: Terminal) -> None:
+    terminal.wait_for("> ")
+    terminal.say(END)
+    assert terminal.code() == 0
+
+
+def test_exit_ends_it(terminal: Terminal) -> None:
+    terminal.wait_for("> ")
+    terminal.say("/exit\r")
+    assert terminal.code() == 0
+
+
+def test_an_error_at_a_terminal_is_said_and_the_chat_goes_on(template: str) -> None:
+    terminal = Terminal("--chat-template", template, "-n", "4", "-c", "64")
+    terminal.wait_for("> ")
+    terminal.say("word " * 100 + "\r")
+    terminal.wait_for("hotcold: error: prompt: ")
+    terminal.wait_for("> ")
+    terminal.say("She\r")
+    terminal.wait_for(r"She\s+\W*\w+")
+    terminal.wait_for("> ")
+    terminal.say(END)
+    assert terminal.code() == 0
