@@ -14,7 +14,9 @@ ARCHITECTURES = {
     "bamboo": ("relu",),
     "falcon": ("gelu", "relu"),
     "opt": ("relu",),
+    "qwen2": ("silu", "relu"),
 }
+GATED = ("llama", "bamboo", "qwen2")  # their FFN has a gate, their norms are RMSNorm; others have neither
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 20
 MAX_FF = 1 << 23
@@ -117,7 +119,7 @@ def _activation(file: GGUFFile, architecture: str) -> str:
 
 def _norm_eps(file: GGUFFile, architecture: str) -> float:
     """RMSNorm's or LayerNorm's; PowerInfer neither writes nor reads one for OPT and runs it with 0."""
-    if architecture in ("llama", "bamboo"):
+    if architecture in GATED:
         return _positive(file, f"{architecture}.attention.layer_norm_rms_epsilon")
     key = f"{architecture}.attention.layer_norm_epsilon"
     if architecture == "opt" and file.is_powerinfer and key not in file.metadata:

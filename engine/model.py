@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.hyperparameters import MAX_VOCAB, Hyperparameters, read_hyperparameters
+from hotcold.engine.hyperparameters import GATED, MAX_VOCAB, Hyperparameters, read_hyperparameters
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile, TensorInfo
 
@@ -186,7 +186,7 @@ def _layer(weights: _Weights, h: Hyperparameters, i: int) -> Layer:
         "fc2": fc2,
         **_biases(weights, h, i, "ffn_down_t" if down_t else "ffn_down"),
     }
-    if h.architecture in ("llama", "bamboo"):
+    if h.architecture in GATED:
         roles["ffn_gate"] = weights.take(f"blk.{i}.ffn_gate.weight", ffn_types, h.n_embd, h.n_ff)
     return Layer(**roles)
 
@@ -216,7 +216,7 @@ def _norms(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight | 
 
 
 def _norm_bias(weights: _Weights, h: Hyperparameters, name: str) -> Weight | None:
-    return weights.take(name, NORM_TYPES, h.n_embd) if h.architecture in ("falcon", "opt") else None
+    return None if h.architecture in GATED else weights.take(name, NORM_TYPES, h.n_embd)
 
 
 def _attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight]:
@@ -243,12 +243,14 @@ def _some_rows(weight: Weight, first: int, n: int) -> Weight:
 
 
 def _biases(weights: _Weights, h: Hyperparameters, i: int, down: str) -> dict[str, Weight | None]:
-    """Biases of the matrices: all of OPT's; those of attention in a llama-like file that has them."""
+    """Biases of the matrices: all of OPT's, three of Qwen2's, those of attention that a llama file has."""
     q, kv = h.n_head * h.head_dim, h.n_head_kv * h.head_dim
     sizes = {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": h.n_embd}
     if h.architecture == "opt":
         sizes |= {"ffn_up": h.n_ff, down: h.n_embd}
-    take = {"opt": weights.take, "llama": weights.optional}.get(h.architecture)
+    if h.architecture == "qwen2":
+        del sizes["attn_output"]
+    take = {"opt": weights.take, "qwen2": weights.take, "llama": weights.optional}.get(h.architecture)
     if take is None:
         return {}
     return {

@@ -15,7 +15,16 @@ from typing import Any
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from hotcold.engine.hyperparameters import MAX_CTX, MAX_EMBD, MAX_FF, MAX_HEAD_DIM, MAX_LAYERS, MAX_VOCAB
+from hotcold.engine.hyperparameters import (
+    ARCHITECTURES,
+    GATED,
+    MAX_CTX,
+    MAX_EMBD,
+    MAX_FF,
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_VOCAB,
+)
 from hotcold.engine.model import Layer, Model, Weight
 from hotcold.errors import FileError, SettingError
 
@@ -35,7 +44,7 @@ class Shape:
     """The sizes of a model.
 
     Attributes:
-        architecture: "llama" or "bamboo" (gated FFN), "falcon" or "opt" (ungated).
+        architecture: "llama", "bamboo" or "qwen2" (gated FFN), "falcon" or "opt" (ungated).
         ffn_activation: "relu" or "silu". tied: the head is the embedding. n_positions: rows of learned
             positions, 0 if there are none.
     """
@@ -60,6 +69,7 @@ SHAPES = {
     "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
     "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, "relu"),
     "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, 2048, "relu", True, 2050),
+    "qwen2-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 152064, 32768),
 }
 
 _BOUNDS = {
@@ -139,8 +149,8 @@ def check_shape(shape: Shape) -> None:
     for name, largest in _BOUNDS.items():
         _whole(name, getattr(shape, name), 1, largest)
     _whole("n_positions", shape.n_positions, 0, MAX_CTX)
-    if shape.architecture not in ("llama", "bamboo", "falcon", "opt"):
-        raise SettingError("architecture", shape.architecture, "known: llama, bamboo, falcon, opt")
+    if shape.architecture not in ARCHITECTURES:
+        raise SettingError("architecture", shape.architecture, f"known: {', '.join(ARCHITECTURES)}")
     if (shape.architecture == "opt") != (shape.n_positions > 0):
         raise SettingError("n_positions", shape.n_positions, "above 0 for opt, and for no other")
     if shape.ffn_activation not in ("relu", "silu"):
@@ -174,7 +184,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         raise SettingError("--predictor-rank", rank, "a multiple of 32")
     if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
         raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
-    embd, layer_norm = shape.n_embd, shape.architecture in ("falcon", "opt")
+    embd, layer_norm = shape.n_embd, shape.architecture not in GATED
     token_embd = _weight("token_embd", kind, embd, shape.n_vocab)
     positions = _weight("position_embd", F32, embd, shape.n_positions) if shape.n_positions else None
     return Model(
@@ -223,7 +233,7 @@ def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer
     sizes = {"attn_q": (embd, embd), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (embd, embd)}
     sizes |= {"ffn_up": (embd, n_ff)}
     sizes |= {"ffn_down_t": (embd, n_ff)} if by_neuron else {"ffn_down": (n_ff, embd)}
-    if shape.architecture in ("llama", "bamboo"):
+    if shape.architecture in GATED:
         sizes["ffn_gate"] = (embd, n_ff)
     roles = {role: _weight(f"blk.{i}.{role}", kind, *ne) for role, ne in sizes.items()}
     roles |= {role: _weight(f"blk.{i}.{role}", F32, embd) for role in norms}
@@ -232,12 +242,12 @@ def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer
         roles["fc2"] = _weight(f"blk.{i}.fc2", PREDICTOR_TYPE, rank, n_ff)
     if shape.architecture == "falcon":
         roles |= _stacked(roles, i)
-    if shape.architecture in ("falcon", "opt"):
+    if shape.architecture not in GATED:
         roles |= {f"{role}_bias": _bias(f"blk.{i}.{role}", embd) for role in norms}
-    if shape.architecture == "opt":
-        for role, ne in sizes.items():
-            n = ne[0] if role == "ffn_down_t" else ne[1]
-            roles[f"{role.removesuffix('_t')}_bias"] = _bias(f"blk.{i}.{role}", n)
+    biased = {"opt": tuple(sizes), "qwen2": ("attn_q", "attn_k", "attn_v")}.get(shape.architecture, ())
+    for role in biased:
+        n = embd if role == "ffn_down_t" else sizes[role][1]
+        roles[f"{role.removesuffix('_t')}_bias"] = _bias(f"blk.{i}.{role}", n)
     return Layer(**roles)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hotcold.engine.architectures import bamboo, falcon, llama, opt
+from hotcold.engine.architectures import bamboo, falcon, llama, opt, qwen2
 from hotcold.engine.graph import Graph
 from hotcold.engine.model import Model
 from hotcold.errors import FileError, SettingError
@@ -12,6 +12,7 @@ BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
     "bamboo": bamboo.build,
     "falcon": falcon.build,
     "opt": opt.build,
+    "qwen2": qwen2.build,
 }
 SPARSITIES = ("off", "exact", "predictor")
 

@@ -14,13 +14,15 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
     append(graph, model, sparsity, model.ffn_activation)
 
 
-def append(graph: Graph, model: Model, sparsity: str, activation: str) -> None:
-    """Append the whole model with this activation of its gated FFN."""
+def append(
+    graph: Graph, model: Model, sparsity: str, activation: str, *, interleaved: bool = True
+) -> None:
+    """Append the whole model with this activation of its gated FFN and this pairing of its rotation."""
     eps = {"eps": model.norm_eps}
     x = graph.add("embed", model.token_embd, name="inp_embd")
     for i, layer in enumerate(model.layers):
         n = graph.add("rms_norm", x, layer.attn_norm, **eps, name=f"attn_norm-{i}")
-        a = self_attention(graph, model, layer, n, i, interleaved=True)
+        a = self_attention(graph, model, layer, n, i, interleaved)
         x = graph.add("add", a, x, name=f"ffn_inp-{i}")
         listed = mask(graph, model, layer, x, i, sparsity)
         n = graph.add("rms_norm", x, layer.ffn_norm, **eps, name=f"ffn_norm-{i}")

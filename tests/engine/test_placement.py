@@ -34,7 +34,7 @@ def budget(n_bytes: int) -> Budget:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A model with mixed types, its counts (with many ties), a mode, n_ctx and n_batch."""
-    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt"]))
+    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2"]))
     relu = architecture != "llama" or draw(st.booleans())
     shape = Shape(
         architecture,
