@@ -4,21 +4,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.hf_config import HFConfig, read_config
+from hotcold.gguf_io.hf_config import read_config
+from hotcold.gguf_io.hf_model import HFModel
 from hotcold.gguf_io.hf_weights import INDEX, weight_files
 from hotcold.gguf_io.predictors import predictor_files
 
 MAX_LISTED = 20
 
 
-def check_inputs(model_dir: Path, predictors: Path | None) -> HFConfig:
+def check_inputs(model_dir: Path, predictors: Path | None) -> HFModel:
     """The configuration, once every input is known to be there.
 
     Raises:
         FileError: inputs are missing (all of them in one message, each with its remedy), or as `read_config`.
     """
     missing = list(_missing_in_model(model_dir))
-    config = read_config(model_dir / "config.json") if (model_dir / "config.json").is_file() else None
+    path = model_dir / "config.json"
+    config = read_config(path, predictors is not None) if path.is_file() else None
     if predictors is not None and not predictors.exists():
         missing.append(f"{predictors} (the predictors: check the path, or leave them out)")
     elif predictors is not None and config is not None:
@@ -56,7 +58,7 @@ def _other_weights(model_dir: Path) -> str:
     return "; pytorch_model.bin is not read, save the model as safetensors"
 
 
-def source_files(model_dir: Path, predictors: Path | None, config: HFConfig) -> list[Path]:
+def source_files(model_dir: Path, predictors: Path | None, config: HFModel) -> list[Path]:
     """Every file that the conversion may read; optional ones need not exist."""
     names = (
         "config.json",

@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from sentencepiece import sentencepiece_model_pb2
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.hf_config import HFConfig
+from hotcold.gguf_io.hf_model import HFModel
 from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.writer import MetadataValue, array, boolean, string, uint32
 
@@ -34,7 +34,7 @@ class _Vocabulary:
         self.types.append(kind)
 
 
-def tokenizer_metadata(model_dir: Path, config: HFConfig) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
+def tokenizer_metadata(model_dir: Path, config: HFModel) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
     """`tokenizer.*` keys of `model_dir`, and warnings.
 
     Pieces, scores and types are those of tokenizer.model; tokens that were added behind them
@@ -139,7 +139,7 @@ def _fill(vocabulary: _Vocabulary, model_dir: Path, n_vocab: int) -> None:
 
 
 def _special_ids(
-    vocabulary: _Vocabulary, model: Any, settings: dict[str, Any], config: HFConfig, model_dir: Path
+    vocabulary: _Vocabulary, model: Any, settings: dict[str, Any], config: HFModel, model_dir: Path
 ) -> dict[str, MetadataValue]:
     trained = {
         "bos": model.trainer_spec.bos_id,

@@ -10,6 +10,7 @@ from hotcold.gguf_io.source_tensor import SourceTensor
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+HEAD = "lm_head."
 
 
 def weight_files(model_dir: Path) -> tuple[Path, ...]:
@@ -23,8 +24,10 @@ def weight_files(model_dir: Path) -> tuple[Path, ...]:
     return tuple(model_dir / name for name in sorted(set(_weight_map(model_dir / INDEX).values())))
 
 
-def open_weights(model_dir: Path) -> dict[str, SourceTensor]:
+def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
     """Every tensor of `model_dir` by name; headers are read and checked, numbers are not.
+
+    `prefix` begins all names but the head's; a checkpoint of the model without its head leaves it out.
 
     Raises:
         FileError: a file is missing or damaged, a name occurs in two of them, or the index names a
@@ -41,6 +44,8 @@ def open_weights(model_dir: Path) -> dict[str, SourceTensor]:
             found[name], homes[name] = tensor, path
     if (model_dir / INDEX).exists():
         _check_index(model_dir / INDEX, homes)
+    if not any(name.startswith(prefix) for name in found):
+        return {name if name.startswith(HEAD) else prefix + name: found[name] for name in found}
     return found
 
 

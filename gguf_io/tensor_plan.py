@@ -21,13 +21,13 @@ def output_tensor(
     name: str,
     source: SourceTensor,
     layout: Layout,
-    n_head: int,
+    heads: tuple[int, int],
     wanted: GGMLQuantizationType,
     warn: Callable[[str], None],
 ) -> OutputTensor:
     """`source` as tensor `name` of the file.
 
-    `n_head` is the number of heads whose rows a permuting layout reorders. `warn` hears of numbers
+    `heads` are n_head and n_head_kv, for layouts that reorder rows by head. `warn` hears of numbers
     that are not finite, or that become infinite in the type, while the chunks are made.
     """
     shape = source.shape[::-1] if layout == "transpose" else source.shape
@@ -37,11 +37,34 @@ def output_tensor(
     def chunks() -> Iterator[NDArray[np.uint8]]:
         stored = source.read()
         rows = stored.T if layout == "transpose" else stored.reshape(shape)
-        order = pair_order(shape[0], n_head) if layout in ("permute_q", "permute_k") else None
+        order = row_order(layout, shape[0], heads)
         for slab in _slabs(rows, order):
             yield encode(name, as_float32(slab, source.dtype), type_, warn)
 
     return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
+
+
+def row_order(layout: Layout, n_rows: int, heads: tuple[int, int]) -> NDArray[np.intp] | None:
+    """For each row of the file's tensor the row that it comes from; None where rows stay."""
+    if layout == "permute_q":
+        return pair_order(n_rows, heads[0])
+    if layout == "permute_k":
+        return pair_order(n_rows, heads[1])
+    if layout == "stack_qkv":
+        return stack_order(n_rows, *heads)
+    return None
+
+
+def stack_order(n_rows: int, n_head: int, n_head_kv: int) -> NDArray[np.intp]:
+    """For each row of stacked queries, keys and values the row that it comes from.
+
+    The source has a group for each key and value head: its queries, its key, its value.
+    """
+    n_queries = n_head // n_head_kv
+    head_dim = n_rows // (n_head + 2 * n_head_kv)
+    groups = np.arange(n_rows).reshape(n_head_kv, n_queries + 2, head_dim)
+    parts = (groups[:, :n_queries], groups[:, n_queries], groups[:, n_queries + 1])
+    return np.concatenate([part.reshape(-1) for part in parts])
 
 
 def pair_order(n_rows: int, n_head: int) -> NDArray[np.intp]:
@@ -56,7 +79,7 @@ def pair_order(n_rows: int, n_head: int) -> NDArray[np.intp]:
 def _slabs(rows: NDArray[Any], order: NDArray[np.intp] | None) -> Iterator[NDArray[Any]]:
     """`rows` in order, in pieces of about `SLAB_ELEMENTS`."""
     if rows.ndim < 2:
-        yield rows
+        yield rows if order is None else rows[order]
         return
     step = max(1, SLAB_ELEMENTS // max(1, rows.shape[1]))
     for first in range(0, rows.shape[0], step):

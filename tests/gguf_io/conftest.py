@@ -1,130 +1,39 @@
-"""Small models on disk, made from random numbers, and `.pt` files made byte by byte."""
+"""Small models on disk, made from random numbers, and `.pt` and GGUF files made byte by byte.
 
-import json
+It also makes the modules in `shared` importable: tests have no package.
+"""
+
+import functools
 import struct
+import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from numpy.typing import NDArray
-from sentencepiece import sentencepiece_model_pb2
 
-STORED: dict[str, np.dtype[Any]] = {
-    "float32": np.dtype("<f4"),
-    "float16": np.dtype("<f2"),
-    "bfloat16": np.dtype("<u2"),
-}
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
-
-def rounded(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """`numbers` as they are stored: BF16 by cutting a float32."""
-    if dtype == "bfloat16":
-        return (np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> 16).astype(np.uint16)
-    return numbers.astype(STORED[dtype])
-
-
-def as_float(stored: NDArray[Any]) -> NDArray[np.float32]:
-    """What `rounded` stored."""
-    if stored.dtype == np.uint16:
-        return (stored.astype(np.uint32) << 16).view(np.float32)
-    return stored.astype(np.float32)
-
-
-def save_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
-    """Writes `tensors` as safetensors (uint16 arrays are BF16, which the library's NumPy side lacks)."""
-    names = {"<f4": "F32", "<f2": "F16", "<u2": "BF16"}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, array in tensors.items():
-        begin, end = end, end + array.nbytes
-        header[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in tensors.values()))
-
-
-def save_tokenizer(path: Path, n_pieces: int) -> None:
-    """A SentencePiece BPE model: unknown, two control pieces, then letters."""
-    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
-    model.trainer_spec.model_type = 2
-    model.normalizer_spec.add_dummy_prefix = True
-    model.normalizer_spec.remove_extra_whitespaces = False
-    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3)] + [(chr(0x4E00 + i), 1) for i in range(n_pieces - 3)]
-    for number, (text, kind) in enumerate(pieces):
-        model.pieces.add(piece=text, score=-float(number), type=kind)
-    path.write_bytes(model.SerializeToString())
-
-
-@dataclass(frozen=True)
-class Llama:
-    """A Hugging Face directory and what is in it."""
-
-    folder: Path
-    config: dict[str, Any]
-    weights: dict[str, NDArray[Any]]
-
-    def value(self, name: str) -> NDArray[np.float32]:
-        return as_float(self.weights[name])
-
-    def rewrite(self, **changes: Any) -> None:
-        """Changes config.json; None removes a name."""
-        config = {name: value for name, value in (self.config | changes).items() if value is not None}
-        (self.folder / "config.json").write_text(json.dumps(config))
-
-
-def make_llama(folder: Path, dtype: str = "float16", n_pieces: int = 40, **changes: Any) -> Llama:
-    """A llama of two layers: n_embd 64, n_ff 96, 4 heads, 2 key and value heads, vocabulary 40."""
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "hidden_act": "silu",
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 40,
-        "max_position_embeddings": 128,
-        "rms_norm_eps": 1e-5,
-    } | changes
-    e, f, v = config["hidden_size"], config["intermediate_size"], config["vocab_size"]
-    kv = e // config["num_attention_heads"] * config["num_key_value_heads"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (v, e), "model.norm.weight": (e,)}
-    if not config.get("tie_word_embeddings"):
-        shapes["lm_head.weight"] = (v, e)
-    for i in range(config["num_hidden_layers"]):
-        layer = {
-            "input_layernorm": (e,),
-            "post_attention_layernorm": (e,),
-            "self_attn.q_proj": (e, e),
-            "self_attn.k_proj": (kv, e),
-            "self_attn.v_proj": (kv, e),
-            "self_attn.o_proj": (e, e),
-            "mlp.gate_proj": (f, e),
-            "mlp.up_proj": (f, e),
-            "mlp.down_proj": (e, f),
-        }
-        shapes |= {f"model.layers.{i}.{name}.weight": shape for name, shape in layer.items()}
-    random = np.random.default_rng(1)
-    weights = {name: rounded(random.standard_normal(shape), dtype) for name, shape in shapes.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    save_safetensors(folder / "model.safetensors", weights)
-    save_tokenizer(folder / "tokenizer.model", n_pieces)
-    llama = Llama(folder, config, weights)
-    llama.rewrite()
-    return llama
+from hf_models import HFDirectory, make, save_safetensors
 
 
 @pytest.fixture
-def llama(tmp_path: Path) -> Callable[..., Llama]:
-    """Makes a model in a folder of its own: `llama(dtype=..., hidden_act=..., ...)`."""
+def hf_model(tmp_path: Path) -> Callable[..., HFDirectory]:
+    """Makes a model in a folder of its own: `hf_model(kind, dtype=..., hidden_act=..., ...)`."""
 
-    def make(name: str = "model", **settings: Any) -> Llama:
-        return make_llama(tmp_path / name, **settings)
+    def make_here(kind: str, name: str = "model", **settings: Any) -> HFDirectory:
+        return make(tmp_path / name, kind, **settings)
 
-    return make
+    return make_here
+
+
+@pytest.fixture
+def llama(hf_model: Callable[..., HFDirectory]) -> Callable[..., HFDirectory]:
+    """`hf_model` of the kind "llama"."""
+    return functools.partial(hf_model, "llama")
 
 
 @pytest.fixture

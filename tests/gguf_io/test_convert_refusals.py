@@ -121,7 +121,10 @@ def test_damaged_json(llama: MakeLlama, out: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"model_type": "gpt2"}, "model_type: 'gpt2' (supported: llama)"),
+        (
+            {"model_type": "gpt2"},
+            "model_type: 'gpt2' (supported: llama, mistral, bamboo, falcon, RefinedWeb, RefinedWebModel, opt, qwen2)",
+        ),
         ({"model_type": ["llama"]}, "model_type: ['llama']"),
         ({"model_type": None}, "model_type: missing"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu' (supported: silu, swish, relu)"),
@@ -143,12 +146,13 @@ def test_damaged_json(llama: MakeLlama, out: Path, content: str) -> None:
         ({"rope_theta": 10**400}, "rope_theta: 1000"),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 2}},
-            "rope_type: 'yarn' (rope scaling: supported is linear)",
+            "rope_type: 'yarn' (rope scaling: supported are linear, llama3)",
         ),
         ({"rope_scaling": {"type": "linear"}}, "factor: missing"),
         ({"rope_scaling": "linear"}, "rope_scaling: 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
-        ({"attention_bias": True}, "attention_bias: True (projections with a bias"),
+        ({"attention_bias": True}, "no model.layers.0.self_attn.q_proj.bias"),
+        ({"mlp_bias": True}, "mlp_bias: True (an FFN with biases is not supported)"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no'"),
         ({"hidden_size": 128}, "shape [40, 64] (config.json says [40, 128])"),
         ({"intermediate_size": 64}, "mlp.gate_proj.weight: shape [96, 64] (config.json says [64, 64])"),
@@ -252,7 +256,7 @@ def test_predictors_of_another_model(
 def test_predictors_for_silu(llama: MakeLlama, save: Save, out: Path, tmp_path: Path) -> None:
     save(tmp_path / "p.safetensors", predictor_arrays())
     error = refusal(llama().folder, out, tmp_path / "p.safetensors")
-    assert "hidden_act: silu (predictors belong to a ReLU model)" in str(error)
+    assert "activation: silu (predictors belong to a ReLU model)" in str(error)
 
 
 @pytest.fixture

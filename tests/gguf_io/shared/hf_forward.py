@@ -1,0 +1,171 @@
+"""What a Hugging Face model computes, in NumPy and float64, from its own weights and config.
+
+It follows the models' papers and transformers' documentation and shares nothing with the engine. A mask
+of predictors is applied as PowerInfer trains it: neurons whose predictor output is below the threshold
+add nothing.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from hf_models import HFDirectory, as_float, falcon_n_head_kv, falcon_norms
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+def forward(
+    model: HFDirectory,
+    ids: NDArray[np.int32],
+    predictors: Mapping[str, NDArray[Any]] | None = None,
+    threshold: float = 0.0,
+) -> F64:
+    """Logits after each token: [n_tokens, n_vocab]."""
+    return _KINDS.get(model.config["model_type"], _Llama)(model, predictors, threshold).run(ids)
+
+
+class _Model:
+    def __init__(
+        self, model: HFDirectory, predictors: Mapping[str, NDArray[Any]] | None, threshold: float
+    ) -> None:
+        self.c = model.config
+        self.w = {name: as_float(stored).astype(np.float64) for name, stored in model.weights.items()}
+        self.predictors = {n: as_float(p).astype(np.float64) for n, p in (predictors or {}).items()}
+        self.threshold = threshold
+        self.n_head: int = self.c["num_attention_heads"]
+        self.head_dim: int = self.c["hidden_size"] // self.n_head
+
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        raise NotImplementedError
+
+    def linear(self, x: F64, name: str) -> F64:
+        bias = self.w.get(f"{name}.bias")
+        y: F64 = x @ self.w[f"{name}.weight"].T
+        return y if bias is None else y + bias
+
+    def layer_norm(self, x: F64, name: str) -> F64:
+        centred = x - x.mean(-1, keepdims=True)
+        scaled: F64 = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-5)
+        return scaled * self.w[f"{name}.weight"] + self.w[f"{name}.bias"]
+
+    def masked(self, h: F64, x: F64, i: int) -> F64:
+        """h [n_tokens, n_ff], zero where layer i's predictor on x is below the threshold."""
+        if not self.predictors:
+            return h
+        hidden = np.maximum(x @ self.predictors[f"layers.{i}.fc1.weight"].T, 0)
+        return h * (hidden @ self.predictors[f"layers.{i}.fc2.weight"].T >= self.threshold)
+
+    def rotate(self, x: F64) -> F64:
+        """x [n_tokens, heads, head_dim]; pairs are (i, i + head_dim / 2)."""
+        half = self.head_dim // 2
+        angle = np.arange(len(x))[:, None, None] * self.frequencies()
+        a, b = x[..., :half], x[..., half:]
+        return np.concatenate(
+            (a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)), -1
+        )
+
+    def frequencies(self) -> F64:
+        base = self.c.get("rope_theta", 10000.0)
+        f: F64 = base ** -(np.arange(0, self.head_dim, 2) / self.head_dim)
+        scaling = self.c.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type"))
+        if kind == "linear":
+            return f / float(scaling["factor"])
+        return np.array([_llama3(v, scaling) for v in f]) if kind == "llama3" else f
+
+    def attend(self, q: F64, k: F64, v: F64) -> F64:
+        """Causal attention of q [n_tokens, n_head, d] to k and v [n_tokens, n_head_kv, d], heads joined."""
+        n, group = len(q), q.shape[1] // k.shape[1]
+        out = np.zeros_like(q)
+        for head in range(q.shape[1]):
+            for t in range(n):
+                scores = k[: t + 1, head // group] @ q[t, head] / math.sqrt(self.head_dim)
+                weights = np.exp(scores - scores.max())
+                out[t, head] = weights / weights.sum() @ v[: t + 1, head // group]
+        return out.reshape(n, -1)
+
+    def heads(self, x: F64) -> F64:
+        return x.reshape(len(x), -1, self.head_dim)
+
+    def activation(self, x: F64, name: str) -> F64:
+        silu: F64 = x / (1 + np.exp(-x))
+        gelu: F64 = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+        return {"relu": np.maximum(x, 0), "silu": silu, "gelu": gelu}[name]
+
+
+def _llama3(frequency: float, scaling: Mapping[str, Any]) -> float:
+    n_ctx, wave = scaling["original_max_position_embeddings"], 2 * math.pi / frequency
+    if wave < n_ctx / scaling["high_freq_factor"]:
+        return frequency
+    if wave > n_ctx / scaling["low_freq_factor"]:
+        return float(frequency / scaling["factor"])
+    smooth = (n_ctx / wave - scaling["low_freq_factor"]) / (
+        scaling["high_freq_factor"] - scaling["low_freq_factor"]
+    )
+    return float((1 - smooth) * frequency / scaling["factor"] + smooth * frequency)
+
+
+class _Llama(_Model):
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        x = self.w["model.embed_tokens.weight"][ids]
+        for i in range(self.c["num_hidden_layers"]):
+            layer = f"model.layers.{i}."
+            n = self.rms_norm(x, f"{layer}input_layernorm")
+            q, k, v = (self.heads(self.linear(n, f"{layer}self_attn.{p}_proj")) for p in "qkv")
+            x = x + self.linear(self.attend(self.rotate(q), self.rotate(k), v), f"{layer}self_attn.o_proj")
+            n = self.rms_norm(x, f"{layer}post_attention_layernorm")
+            gate = self.activation(self.linear(n, f"{layer}mlp.gate_proj"), self.c["hidden_act"])
+            up = self.linear(n, f"{layer}mlp.up_proj")
+            h = gate * (np.maximum(up, 0) if self.c["model_type"] == "bamboo" else up)
+            x = x + self.linear(self.masked(h, x, i), f"{layer}mlp.down_proj")
+        head = "model.embed_tokens" if self.c.get("tie_word_embeddings") else "lm_head"
+        return self.linear(self.rms_norm(x, "model.norm"), head)
+
+    def rms_norm(self, x: F64, name: str) -> F64:
+        scaled: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c["rms_norm_eps"])
+        return scaled * self.w[f"{name}.weight"]
+
+
+class _Falcon(_Model):
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        x = self.w["transformer.word_embeddings.weight"][ids]
+        for i in range(self.c["num_hidden_layers"]):
+            layer = f"transformer.h.{i}."
+            norms = [self.layer_norm(x, layer + name) for name in falcon_norms(self.c)]
+            q, k, v = self.split(self.linear(norms[-1], f"{layer}self_attention.query_key_value"))
+            a = self.attend(self.rotate(q), self.rotate(k), v)
+            h = self.linear(norms[0], f"{layer}mlp.dense_h_to_4h")
+            h = self.masked(self.activation(h, self.c.get("activation", "gelu")), x, i)
+            x = (
+                x
+                + self.linear(a, f"{layer}self_attention.dense")
+                + self.linear(h, f"{layer}mlp.dense_4h_to_h")
+            )
+        head = "lm_head" if "lm_head.weight" in self.w else "transformer.word_embeddings"
+        return self.linear(self.layer_norm(x, "transformer.ln_f"), head)
+
+    def split(self, fused: F64) -> tuple[F64, F64, F64]:
+        """Groups of one key and value head: its queries, the key, the value."""
+        n_head_kv = falcon_n_head_kv(self.c)
+        groups = fused.reshape(len(fused), n_head_kv, -1, self.head_dim)
+        return groups[:, :, :-2].reshape(len(fused), -1, self.head_dim), groups[:, :, -2], groups[:, :, -1]
+
+
+class _OPT(_Model):
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        positions = self.w["model.decoder.embed_positions.weight"][np.arange(len(ids)) + 2]
+        x = self.w["model.decoder.embed_tokens.weight"][ids] + positions
+        for i in range(self.c["num_hidden_layers"]):
+            layer = f"model.decoder.layers.{i}."
+            n = self.layer_norm(x, f"{layer}self_attn_layer_norm")
+            q, k, v = (self.heads(self.linear(n, f"{layer}self_attn.{p}_proj")) for p in "qkv")
+            x = x + self.linear(self.attend(q, k, v), f"{layer}self_attn.out_proj")
+            n = self.layer_norm(x, f"{layer}final_layer_norm")
+            h = self.masked(np.maximum(self.linear(n, f"{layer}fc1"), 0), x, i)
+            x = x + self.linear(h, f"{layer}fc2")
+        return self.linear(self.layer_norm(x, "model.decoder.final_layer_norm"), "model.decoder.embed_tokens")
+
+
+_KINDS: dict[str, type[_Model]] = {"falcon": _Falcon, "opt": _OPT}

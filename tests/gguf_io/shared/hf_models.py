@@ -1,0 +1,249 @@
+"""Hugging Face directories with small random models, one table of shapes a layout."""
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sentencepiece import sentencepiece_model_pb2
+
+STORED: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "float16": np.dtype("<f2"),
+    "bfloat16": np.dtype("<u2"),
+}
+RANK = 32
+
+LLAMA: dict[str, Any] = {
+    "model_type": "llama",
+    "hidden_act": "silu",
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 40,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+}
+FALCON: dict[str, Any] = {
+    "model_type": "falcon",
+    "architectures": ["FalconForCausalLM"],
+    "hidden_size": 64,
+    "ffn_hidden_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 40,
+    "layer_norm_epsilon": 1e-5,
+    "alibi": False,
+    "bias": False,
+    "parallel_attn": True,
+    "multi_query": True,
+}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": LLAMA,
+    "mistral": LLAMA | {"model_type": "mistral", "architectures": ["MistralForCausalLM"]},
+    "bamboo": LLAMA | {"model_type": "bamboo", "architectures": ["BambooForCausalLM"], "hidden_act": "relu"},
+    "qwen2": LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
+    "falcon-7b": FALCON | {"num_kv_heads": 4},
+    "falcon-40b": FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True},
+    "opt": {
+        "model_type": "opt",
+        "architectures": ["OPTForCausalLM"],
+        "activation_function": "relu",
+        "do_layer_norm_before": True,
+        "word_embed_proj_dim": 64,
+        "hidden_size": 64,
+        "ffn_dim": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "vocab_size": 40,
+        "max_position_embeddings": 128,
+    },
+}
+Shapes = Iterator[tuple[str, tuple[int, ...]]]
+
+
+def _llama_shapes(c: dict[str, Any]) -> Shapes:
+    e, f, v = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
+    kv = e // c["num_attention_heads"] * c["num_key_value_heads"]
+    biased = {"qwen2": "qkv", "llama": "qkvo" if c.get("attention_bias") else ""}.get(c["model_type"], "")
+    yield "model.embed_tokens.weight", (v, e)
+    yield "model.norm.weight", (e,)
+    if not c.get("tie_word_embeddings"):
+        yield "lm_head.weight", (v, e)
+    for i in range(c["num_hidden_layers"]):
+        layer = f"model.layers.{i}."
+        yield f"{layer}input_layernorm.weight", (e,)
+        yield f"{layer}post_attention_layernorm.weight", (e,)
+        for letter, n in (("q", e), ("k", kv), ("v", kv), ("o", e)):
+            yield f"{layer}self_attn.{letter}_proj.weight", (n, e)
+            if letter in biased:
+                yield f"{layer}self_attn.{letter}_proj.bias", (n,)
+        yield f"{layer}mlp.gate_proj.weight", (f, e)
+        yield f"{layer}mlp.up_proj.weight", (f, e)
+        yield f"{layer}mlp.down_proj.weight", (e, f)
+
+
+def falcon_n_head_kv(c: dict[str, Any]) -> int:
+    """Key and value heads: one, unless the decoder is new or not "multi_query"."""
+    if c.get("new_decoder_architecture") or not c["multi_query"]:
+        return int(c["num_kv_heads"])
+    return 1
+
+
+def falcon_norms(c: dict[str, Any]) -> tuple[str, ...]:
+    """Of the FFN and of attention; one for both in an old decoder."""
+    two = c.get("num_ln_in_parallel_attn", 2 if c.get("new_decoder_architecture") else 1) == 2
+    return ("ln_mlp", "ln_attn") if two else ("input_layernorm",)
+
+
+def _falcon_shapes(c: dict[str, Any]) -> Shapes:
+    e, f, v = c["hidden_size"], c["ffn_hidden_size"], c["vocab_size"]
+    head_dim = e // c["num_attention_heads"]
+    yield "transformer.word_embeddings.weight", (v, e)
+    yield "transformer.ln_f.weight", (e,)
+    yield "transformer.ln_f.bias", (e,)
+    if not c.get("tie_word_embeddings"):
+        yield "lm_head.weight", (v, e)
+    for i in range(c["num_hidden_layers"]):
+        layer = f"transformer.h.{i}."
+        for norm in falcon_norms(c):
+            yield f"{layer}{norm}.weight", (e,)
+            yield f"{layer}{norm}.bias", (e,)
+        yield f"{layer}self_attention.query_key_value.weight", (e + 2 * head_dim * falcon_n_head_kv(c), e)
+        yield f"{layer}self_attention.dense.weight", (e, e)
+        yield f"{layer}mlp.dense_h_to_4h.weight", (f, e)
+        yield f"{layer}mlp.dense_4h_to_h.weight", (e, f)
+
+
+def _opt_shapes(c: dict[str, Any]) -> Shapes:
+    e, f = c["hidden_size"], c["ffn_dim"]
+    yield "model.decoder.embed_tokens.weight", (c["vocab_size"], e)
+    yield "model.decoder.embed_positions.weight", (c["max_position_embeddings"] + 2, e)
+    yield "model.decoder.final_layer_norm.weight", (e,)
+    yield "model.decoder.final_layer_norm.bias", (e,)
+    matrices = {f"self_attn.{letter}_proj": (e, e) for letter in ("q", "k", "v", "out")}
+    matrices |= {"fc1": (f, e), "fc2": (e, f)}
+    for i in range(c["num_hidden_layers"]):
+        layer = f"model.decoder.layers.{i}."
+        for norm in ("self_attn_layer_norm", "final_layer_norm"):
+            yield f"{layer}{norm}.weight", (e,)
+            yield f"{layer}{norm}.bias", (e,)
+        for name, shape in matrices.items():
+            yield f"{layer}{name}.weight", shape
+            yield f"{layer}{name}.bias", shape[:1]
+
+
+SHAPES = {"falcon": _falcon_shapes, "opt": _opt_shapes}  # all others are like llama
+
+
+def _numbers(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float64]:
+    """Numbers of about the sizes that a trained model has."""
+    numbers = random.standard_normal(shape)
+    if len(shape) == 2:
+        return numbers if "embed" in name else numbers / math.sqrt(shape[1])
+    return 0.1 * numbers if name.endswith("bias") else 1 + 0.1 * numbers
+
+
+def rounded(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
+    """`numbers` as they are stored: BF16 by cutting a float32."""
+    if dtype == "bfloat16":
+        return (np.ascontiguousarray(numbers, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+    return numbers.astype(STORED[dtype])
+
+
+def as_float(stored: NDArray[Any]) -> NDArray[np.float32]:
+    """What `rounded` stored."""
+    if stored.dtype == np.uint16:
+        return (stored.astype(np.uint32) << 16).view(np.float32)
+    return stored.astype(np.float32)
+
+
+def save_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
+    """Writes `tensors` as safetensors (uint16 arrays are BF16, which the library's NumPy side lacks)."""
+    names = {"<f4": "F32", "<f2": "F16", "<u2": "BF16"}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        header[name] = {"dtype": names[array.dtype.str], "shape": array.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + b"".join(a.tobytes() for a in tensors.values()))
+
+
+def save_tokenizer(path: Path, n_pieces: int) -> None:
+    """A SentencePiece BPE model: unknown, two control pieces, then letters."""
+    model: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    model.trainer_spec.model_type = 2
+    model.normalizer_spec.add_dummy_prefix = True
+    model.normalizer_spec.remove_extra_whitespaces = False
+    pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3)] + [(chr(0x4E00 + i), 1) for i in range(n_pieces - 3)]
+    for number, (text, kind) in enumerate(pieces):
+        model.pieces.add(piece=text, score=-float(number), type=kind)
+    path.write_bytes(model.SerializeToString())
+
+
+@dataclass(frozen=True)
+class HFDirectory:
+    """A Hugging Face directory and what is in it."""
+
+    folder: Path
+    config: dict[str, Any]
+    weights: dict[str, NDArray[Any]]
+
+    def value(self, name: str) -> NDArray[np.float32]:
+        return as_float(self.weights[name])
+
+    def rewrite(self, **changes: Any) -> None:
+        """Changes config.json; None removes a name."""
+        config = {name: value for name, value in (self.config | changes).items() if value is not None}
+        (self.folder / "config.json").write_text(json.dumps(config))
+
+    def save(self, weights: Mapping[str, NDArray[Any]]) -> None:
+        """Replaces the weights on disk."""
+        save_safetensors(self.folder / "model.safetensors", weights)
+
+    @property
+    def n_ff(self) -> int:
+        return int(
+            next(
+                self.config[n]
+                for n in ("intermediate_size", "ffn_hidden_size", "ffn_dim")
+                if n in self.config
+            )
+        )
+
+
+def make(folder: Path, kind: str, dtype: str = "float16", n_pieces: int = 40, **changes: Any) -> HFDirectory:
+    """A model of two layers: n_embd 64, n_ff 96, 4 heads, 2 key and value heads, vocabulary 40.
+
+    Args:
+        kind: a name in `CONFIGS`; `changes` go into its config.json.
+    """
+    config = CONFIGS[kind] | changes
+    random = np.random.default_rng(1)
+    shapes = SHAPES.get(config["model_type"], _llama_shapes)(config)
+    weights = {name: rounded(_numbers(name, shape, random), dtype) for name, shape in shapes}
+    folder.mkdir(parents=True, exist_ok=True)
+    directory = HFDirectory(folder, config, weights)
+    directory.save(weights)
+    directory.rewrite()
+    save_tokenizer(folder / "tokenizer.model", n_pieces)
+    return directory
+
+
+def predictors_of(model: HFDirectory, dtype: str = "float32") -> dict[str, NDArray[Any]]:
+    """Random predictors by the names of a safetensors file: fc1 [32, n_embd] and fc2 [n_ff, 32]."""
+    random = np.random.default_rng(2)
+    e, f = model.config["hidden_size"], model.n_ff
+    found = {}
+    for i in range(model.config["num_hidden_layers"]):
+        found[f"layers.{i}.fc1.weight"] = rounded(random.standard_normal((RANK, e)), dtype)
+        found[f"layers.{i}.fc2.weight"] = rounded(random.standard_normal((f, RANK)), dtype)
+    return found
