@@ -12,12 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.device import Device, Launch
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.repack import packed_bytes
-from hotcold.kernels.cuda.sparse_ffn import n_groups, sparse_ffn, sum_groups
+from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
+from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
 from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
 
 Type = GGMLQuantizationType
@@ -66,9 +68,9 @@ def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Launch], l
     ids.array[:n_active], count.array[:] = np.arange(n_active) * 3, n_active
     partial = device.empty((n_groups(rows), n), "f4")
     product = matvec(weight_type, 1, rows, n).prepare(device, (*planes, *x, y, rows, n))
-    arguments = (*planes, *planes, *planes, *x, ids, count, partial, rows, n)
+    arguments = (*planes, *planes, *planes, *x, ids, count, partial, rows, n, ACTIVATIONS["relu"])
     ffn = sparse_ffn(weight_type, 1, rows, n).prepare(device, arguments)
-    reduce = sum_groups(1, rows, n).prepare(device, (partial, y, n_groups(rows), n))
+    reduce = sum_groups(1, rows, n).prepare(device, (partial, y, y, y, y, n_groups(rows), n, 0))
     return [product], [ffn, reduce]
 
 

@@ -16,9 +16,9 @@ they do not depend on what a plan puts there.
 from hotcold.engine.graph import Graph, Node, weights_of
 from hotcold.engine.memory import aligned
 from hotcold.engine.model import Model
-from hotcold.kernels.cuda import sparse_ffn
 from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.rope import turns_bytes
+from hotcold.kernels.cuda.sum_groups import workspace_bytes
 from hotcold.kernels.cuda.weights import QUANTISED
 
 SPARSE_TOKENS = 16  # of a batch that a sparse FFN takes at once: partial sums are large, 128 vectors a token
@@ -49,7 +49,7 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     if not node.attributes.get("transposed", True):
         return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff}
     at_once = min(n_tokens, SPARSE_TOKENS)
-    return {"ids": 4 * at_once * (n_ff + 1), "partial": sparse_ffn.workspace_bytes(at_once, n_ff, n)}
+    return {"ids": 4 * at_once * (n_ff + 1), "partial": workspace_bytes(at_once, n_ff, n)}
 
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:

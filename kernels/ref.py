@@ -7,8 +7,8 @@ Two facts are defined here and nowhere else:
 
 * activations that meet a quantised weight are first rounded by `quantise`: int8 in blocks of 32
   with one float32 scale;
-* a neuron of a gated FFN counts only if its gate is positive (ReLU), so `up` and `down` rows of
-  the others are never read.
+* a neuron of a ReLU FFN counts only if its gate is positive, so `up` and `down` rows of the others
+  are never read.
 """
 
 import numpy as np
@@ -156,6 +156,22 @@ def predictor(x: F32, fc1: F32, fc2: F32, threshold: float, quantised: bool = Fa
     return ~(mul_mat(fc2, hidden, quantised) < threshold)
 
 
+def gated(gate: F64, up: F64, activation: str) -> F64:
+    """act(gate) * up; "relu_both" is relu(gate) * relu(up), as in Bamboo."""
+    if activation == "relu_both":
+        return relu(gate) * relu(up)
+    return ACTIVATIONS[activation](gate) * up
+
+
+def listed(h: F64, active: NDArray[np.bool_] | None) -> F64:
+    """Hidden values, with 0 for the neurons that are not active.
+
+    Args:
+        h: [n_tokens, n_ff]. active: bool likewise; None means all.
+    """
+    return h if active is None else np.where(active, h, 0)
+
+
 def sparse_ffn(
     x: F32,
     gate: F32,
@@ -163,9 +179,9 @@ def sparse_ffn(
     down_t: F32,
     active: NDArray[np.bool_] | None = None,
     quantised: bool = False,
-    relu_up: bool = False,
+    activation: str = "relu",
 ) -> F64:
-    """Gated ReLU FFN over the active neurons: sum_i relu(gate_i x) (up_i x) down_t_i.
+    """Gated FFN over the active neurons: sum_i act(gate_i x) (up_i x) down_t_i.
 
     `down_t` rows are scaled by the unrounded product: the down product has no activation vector
     to round.
@@ -174,13 +190,9 @@ def sparse_ffn(
         x: [n_tokens, n_embd]. gate, up, down_t: [n_ff, n_embd].
         active: bool [n_tokens, n_ff]; None means all.
         quantised: whether gate and up are, so that x is rounded first.
-        relu_up: relu(up_i x) in place of up_i x, as in Bamboo.
     """
-    u = mul_mat(up, x, quantised)
-    h = relu(mul_mat(gate, x, quantised)) * (relu(u) if relu_up else u)
-    if active is not None:
-        h = np.where(active, h, 0)
-    return h @ down_t.astype(np.float64)
+    h = gated(mul_mat(gate, x, quantised), mul_mat(up, x, quantised), activation)
+    return listed(h, active) @ down_t.astype(np.float64)
 
 
 def sparse_mlp(
@@ -190,8 +202,9 @@ def sparse_mlp(
     down_t: F32,
     active: NDArray[np.bool_] | None = None,
     quantised: bool = False,
+    activation: str = "relu",
 ) -> F64:
-    """FFN without a gate over the active neurons: sum_i relu(up_i x + bias_i) down_t_i.
+    """FFN without a gate over the active neurons: sum_i act(up_i x + bias_i) down_t_i.
 
     An inactive neuron adds nothing, whatever its bias.
 
@@ -200,10 +213,8 @@ def sparse_mlp(
         active: bool [n_tokens, n_ff]; None means all.
         quantised: whether up is, so that x is rounded first.
     """
-    h = relu(mul_mat(up, x, quantised) + (0 if bias is None else bias))
-    if active is not None:
-        h = np.where(active, h, 0)
-    return h @ down_t.astype(np.float64)
+    h = ACTIVATIONS[activation](mul_mat(up, x, quantised) + (0 if bias is None else bias))
+    return listed(h, active) @ down_t.astype(np.float64)
 
 
 def dense_ffn(
@@ -214,13 +225,13 @@ def dense_ffn(
     Args:
         x: [n_tokens, n_embd]. gate, up: [n_ff, n_embd]. down: [n_embd, n_ff].
     """
-    h = ACTIVATIONS[activation](mul_mat(gate, x, quantised)) * mul_mat(up, x, quantised)
+    h = gated(mul_mat(gate, x, quantised), mul_mat(up, x, quantised), activation)
     return mul_mat(down, h.astype(np.float32), quantised)
 
 
-def add(a: F32, b: F32) -> F64:
-    """a + b, of one shape."""
-    return a.astype(np.float64) + b.astype(np.float64)
+def add(*vectors: F32) -> F64:
+    """Their sum, of one shape or of shapes that NumPy makes one."""
+    return np.asarray(sum(vector.astype(np.float64) for vector in vectors))
 
 
 def mask_bits(active: NDArray[np.bool_]) -> NDArray[np.uint32]:

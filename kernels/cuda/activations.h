@@ -2,7 +2,7 @@
 #pragma once
 #include "common.h"
 
-enum Activation { RELU = 0, SILU = 1, RELU_BOTH = 2, GELU = 3 };  // RELU_BOTH: relu of gate and of up
+enum { RELU_ACTIVATION = 0, SILU_ACTIVATION = 1, RELU_BOTH_ACTIVATION = 2, GELU_ACTIVATION = 3 };
 
 __device__ inline float relu(float v) { return v <= 0.f ? 0.f : v; }  // NaN goes on, and shows in the answer
 __device__ inline float silu(float v) { return v / (1.f + expf(-v)); }
@@ -13,12 +13,13 @@ __device__ inline float gelu(float v) {
 }
 // Of the gate, or of up where there is no gate.
 __device__ inline float activated(float v, int activation) {
-    return activation == SILU ? silu(v) : activation == GELU ? gelu(v) : relu(v);
+    return activation == SILU_ACTIVATION ? silu(v) : activation == GELU_ACTIVATION ? gelu(v) : relu(v);
 }
 // Whether the neuron's hidden value is zero whatever up gives, so that its up row need not be read.
 __device__ inline bool is_closed(float gate, int activation) {
-    return gate <= 0.f && (activation == RELU || activation == RELU_BOTH);
+    return gate <= 0.f && (activation == RELU_ACTIVATION || activation == RELU_BOTH_ACTIVATION);
 }
+// RELU_BOTH is the relu of gate and of up.
 __device__ inline float gated(float gate, float up, int activation) {
-    return activated(gate, activation) * (activation == RELU_BOTH ? relu(up) : up);
+    return activated(gate, activation) * (activation == RELU_BOTH_ACTIVATION ? relu(up) : up);
 }

@@ -39,7 +39,7 @@ __device__ inline float warp_max(float v) {
     for (int d = WARP / 2; d; d /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, d));
     return v;
 }
-// Every thread gets the sum over its block; once a kernel, for it leaves without a barrier.
+// Every thread gets the sum over its block. It leaves without a barrier: one must lie between two calls.
 __device__ static inline float block_sum(float v) {
     __shared__ float of_warp[WARP];
     v = warp_sum(v);

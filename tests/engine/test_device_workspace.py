@@ -7,7 +7,7 @@ from hotcold.engine import architectures
 from hotcold.engine.device_workspace import SPARSE_TOKENS, device_areas
 from hotcold.engine.shapes import Shape, build
 from hotcold.kernels.cuda.quantise import quantised_bytes
-from hotcold.kernels.cuda.sparse_ffn import workspace_bytes
+from hotcold.kernels.cuda.sum_groups import workspace_bytes
 
 
 @pytest.mark.parametrize("n_tokens", [1, 8, 100])

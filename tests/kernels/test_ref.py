@@ -77,7 +77,7 @@ def test_sparse_mlp_leaves_out_what_is_inactive_whatever_its_bias() -> None:
 def test_sparse_ffn_with_a_relu_on_both() -> None:
     x, gate, up, down_t = f32([1]), f32([2], [2], [-1]), f32([3], [-3], [3]), f32([1], [10], [100])
     assert ref.sparse_ffn(x, gate, up, down_t).tolist() == [[-54]]
-    assert ref.sparse_ffn(x, gate, up, down_t, relu_up=True).tolist() == [[6]]
+    assert ref.sparse_ffn(x, gate, up, down_t, activation="relu_both").tolist() == [[6]]
 
 
 def test_rope_frequencies_fall_geometrically() -> None:

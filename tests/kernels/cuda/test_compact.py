@@ -10,15 +10,18 @@ from hotcold.kernels.cuda.device import Device
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-@pytest.mark.parametrize(("n_ff", "n_rows"), [(1, 1), (33, 20), (700, 700), (700, 301)])
+@pytest.mark.parametrize(
+    ("n_ff", "n_rows"), [(1, 1), (33, 20), (700, 700), (700, 301), (11008, 11008), (20000, 8193)]
+)
 def test_compact(device: Device, put: Put, get: Get, n_ff: int, n_rows: int, share: float) -> None:
     rng = np.random.default_rng(3)
-    active = rng.random((2, n_ff)) < share
+    active = rng.random((3, n_ff)) < share
     neurons = np.sort(rng.permutation(n_ff)[:n_rows]).astype("i4")
     bits = ref.mask_bits(active)
-    ids, count = put(device, np.full((2, n_rows), -1, "i4")), device.empty(2, "i4")
+    bits = np.pad(bits, ((0, 0), (0, bits.shape[1] % 2)), constant_values=0xFFFFFFFF)  # whole pairs
+    ids, count = put(device, np.full((3, n_rows), -1, "i4")), device.empty(3, "i4")
     arguments = (put(device, bits), put(device, neurons), ids, count, n_rows, bits.shape[1])
-    compact(2, n_rows, n_ff).launch(device, arguments, device.compute)
+    compact(3, n_rows, n_ff).launch(device, arguments, device.compute)
     for token, want in enumerate(ref.active_rows(active, neurons)):
         found = get(device, count)[token]
         assert get(device, ids)[token, :found].tolist() == want.tolist()

@@ -1,98 +1,162 @@
-"""The FFN kernels against their oracles, in four orders of threads and blocks, at odd sizes."""
+"""The sparse FFN kernels against their oracles, in four orders of threads and blocks, at odd sizes."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from operands import Get, Put, Type, error, inputs, normal, random_matrix
+from operands import Array, Get, Put, Type, error, inputs, normal, random_matrix
 
 from hotcold.kernels import ref
+from hotcold.kernels.cuda.activations import ACTIVATIONS
+from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.sparse_ffn import n_groups, sparse_ffn, sum_groups
+from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
+from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
 from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
 
 TYPES = list(KERNEL_TYPES)
+GATED = ["relu", "silu", "relu_both"]
+UNGATED = ["relu", "gelu"]
+SIZES = [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)]
+"""Rows, their length, and the share of them that is active."""
 
 
 class Ffn:
-    """A sparse FFN on a device."""
+    """A sparse FFN on a device: gated, with gate, up and down, or not, with up and down."""
 
     def __init__(
-        self, device: Device, put: Put, weight_type: Type, n_rows: int, n: int, n_tokens: int
+        self,
+        device: Device,
+        put: Put,
+        weight_type: Type,
+        n_rows: int,
+        n: int,
+        n_tokens: int = 1,
+        activation: str = "relu",
+        has_gate: bool = True,
+        has_bias: bool = True,
     ) -> None:
-        self.device, self.put, self.type = device, put, weight_type
+        self.device, self.put, self.type, self.activation = device, put, weight_type, activation
         self.n_rows, self.n, self.x = n_rows, n, normal(n_tokens, n)
-        self.weights = [random_matrix(weight_type, n_rows, n, seed) for seed in (4, 5, 6)]
+        self.has_gate, self.has_bias = has_gate, has_bias
+        self.weights = [random_matrix(weight_type, n_rows, n, seed) for seed in (4, 5, 6)[not has_gate :]]
+        self.neurons = np.arange(3, 3 + 2 * n_rows, 2, dtype="i4")  # every other neuron, from the third on
+        self.bias = 8 * normal(3 + 2 * n_rows, seed=7)
 
     def run(self, active: NDArray[np.bool_], y: Buffer) -> None:
-        device, tokens, ids = self.device, len(self.x), np.full(active.shape, -1, "i4")
-        for token, found in enumerate(ref.active_rows(active, np.arange(self.n_rows, dtype="i4"))):
-            ids[token, : len(found)] = found
-        planes = [plane for w in self.weights for plane in w.planes(device, self.put)]
-        x = inputs(device, self.put, self.type, self.x)
+        device, tokens = self.device, len(self.x)
         partial = device.empty((tokens, n_groups(self.n_rows), self.n), "f4")
-        lists = self.put(device, ids), self.put(device, active.sum(1, dtype="i4"))
-        arguments = (*planes, *x, *lists, partial, self.n_rows, self.n)
-        sparse_ffn(self.type, tokens, self.n_rows, self.n).launch(device, arguments, device.compute)
-        arguments = (partial, y, n_groups(self.n_rows), self.n)
+        arguments = (*self._given(active), partial, self.n_rows, self.n, *self._numbers())
+        self._work(tokens).launch(device, arguments, device.compute)
+        arguments = (partial, y, y, y, y, n_groups(self.n_rows), self.n, 0)
         sum_groups(tokens, self.n_rows, self.n).launch(device, arguments, device.compute)
 
+    def _work(self, n_tokens: int) -> Any:
+        return (sparse_ffn if self.has_gate else sparse_mlp)(self.type, n_tokens, self.n_rows, self.n)
+
+    def _given(self, active: NDArray[np.bool_]) -> tuple[Buffer, ...]:
+        device, put, ids = self.device, self.put, np.full(active.shape, -1, "i4")
+        for token, found in enumerate(ref.active_rows(active, np.arange(self.n_rows, dtype="i4"))):
+            ids[token, : len(found)] = found
+        planes = [plane for w in self.weights for plane in w.planes(device, put)]
+        bias = () if self.has_gate else (put(device, self.bias), put(device, self.neurons))
+        lists = put(device, ids), put(device, active.sum(1, dtype="i4"))
+        return (*planes, *inputs(device, put, self.type, self.x), *bias, *lists)
+
+    def _numbers(self) -> tuple[int, ...]:
+        activation = ACTIVATIONS[self.activation]
+        return (activation,) if self.has_gate else (int(self.has_bias), activation)
+
     def want(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
-        gate, up, down = (w.values for w in self.weights)
-        return ref.sparse_ffn(self.x, gate, up, down, active, quantised=self.type in QUANTISED)
+        values, quantised = [w.values for w in self.weights], self.type in QUANTISED
+        if self.has_gate:
+            gate, up, down = values
+            return ref.sparse_ffn(self.x, gate, up, down, active, quantised, self.activation)
+        bias = self.bias[self.neurons] if self.has_bias else None
+        up, down = values
+        return ref.sparse_mlp(self.x, up, bias, down, active, quantised, self.activation)
 
 
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize(
-    ("n_rows", "n", "share"), [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)]
-)
-def test_sparse_ffn(
-    device: Device, put: Put, get: Get, weight_type: Type, n_rows: int, n: int, share: float
-) -> None:
-    ffn, y = Ffn(device, put, weight_type, n_rows, n, n_tokens=2), device.empty((2, n), "f4")
-    active = np.random.default_rng(7).random((2, n_rows)) < share
-    ffn.run(active, y)
-    want = ffn.want(active)
-    got = get(device, y)
+def assert_near(got: Array, want: Array) -> None:
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
 
 
-@pytest.mark.parametrize("n", [1, 7, 40])
-def test_sparse_ffn_of_any_width(device: Device, put: Put, get: Get, n: int) -> None:
-    ffn, y = Ffn(device, put, Type.F16, 30, n, n_tokens=1), device.empty((1, n), "f4")
+@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("activation", GATED)
+@pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
+def test_sparse_ffn(
+    device: Device, put: Put, get: Get, weight_type: Type, activation: str, n_rows: int, n: int, share: float
+) -> None:
+    ffn, y = Ffn(device, put, weight_type, n_rows, n, 2, activation), device.empty((2, n), "f4")
+    active = np.random.default_rng(7).random((2, n_rows)) < share
+    ffn.run(active, y)
+    assert_near(get(device, y), ffn.want(active))
+
+
+@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("activation", UNGATED)
+@pytest.mark.parametrize("has_bias", [True, False])
+@pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
+def test_sparse_mlp(
+    device: Device,
+    put: Put,
+    get: Get,
+    weight_type: Type,
+    activation: str,
+    has_bias: bool,
+    n_rows: int,
+    n: int,
+    share: float,
+) -> None:
+    ffn = Ffn(device, put, weight_type, n_rows, n, 2, activation, has_gate=False, has_bias=has_bias)
+    active, y = np.random.default_rng(7).random((2, n_rows)) < share, device.empty((2, n), "f4")
+    ffn.run(active, y)
+    assert_near(get(device, y), ffn.want(active))
+
+
+@pytest.mark.parametrize("has_gate", [True, False])
+@pytest.mark.parametrize("n", [1, 7, 12, 40])
+def test_rows_of_any_width(device: Device, put: Put, get: Get, n: int, has_gate: bool) -> None:
+    ffn, y = Ffn(device, put, Type.F16, 30, n, has_gate=has_gate), device.empty((1, n), "f4")
     active = np.ones((1, 30), bool)
     ffn.run(active, y)
     assert error(get(device, y), ffn.want(active)) < 1e-5
 
 
-def test_sparse_ffn_of_no_active_row_is_zero(device: Device, put: Put, get: Get) -> None:
-    ffn, y = Ffn(device, put, Type.Q4_0, 150, 64, n_tokens=1), device.empty((1, 64), "f4")
+@pytest.mark.parametrize("has_gate", [True, False])
+def test_the_sum_of_no_active_row_is_zero(device: Device, put: Put, get: Get, has_gate: bool) -> None:
+    ffn = Ffn(device, put, Type.Q4_0, 150, 64, has_gate=has_gate)
+    y = device.empty((1, 64), "f4")
     ffn.run(np.zeros((1, 150), bool), y)
     assert (get(device, y) == 0).all()
 
 
-def test_a_group_may_have_more_rows_than_a_tile(device: Device, put: Put, get: Get) -> None:
-    n_rows, n = 600, 32  # of one group, by a grid of our own
-    ffn, y, partial = Ffn(device, put, Type.F32, n_rows, n, 1), device.empty(n, "f4"), device.empty(n, "f4")
+@pytest.mark.parametrize("n", [32, 30])
+def test_a_group_may_have_more_rows_than_a_tile(device: Device, put: Put, get: Get, n: int) -> None:
+    n_rows = 600  # of one group, by a grid of our own
+    ffn, y, partial = Ffn(device, put, Type.F32, n_rows, n), device.empty(n, "f4"), device.empty(n, "f4")
     planes = [plane for w in ffn.weights for plane in w.planes(device, put)]
     lists = put(device, np.arange(n_rows, dtype="i4")), put(device, np.array([n_rows], "i4"))
-    arguments = (*planes, put(device, ffn.x), *lists, partial, n_rows, n)
+    arguments = (*planes, put(device, ffn.x), *lists, partial, n_rows, n, ACTIVATIONS["relu"])
     device.launch("sparse_ffn_f32", 1, 256, arguments, device.compute)
-    device.launch("sum_groups", (1, 1), 256, (partial, y, 1, n), device.compute)
+    device.launch("sum_groups", (1, 1), 256, (partial, y, y, y, y, 1, n, 0), device.compute)
     assert error(get(device, y)[None], ffn.want(np.ones((1, n_rows), bool))) < 1e-5
 
 
+@pytest.mark.parametrize("has_gate", [True, False])
 @pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
 def test_rows_that_are_not_active_are_never_read(
-    open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type
+    open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type, has_gate: bool
 ) -> None:
     answers = []
     for spoil in (False, True):
         device = open_emulated()
-        ffn, y = Ffn(device, put, weight_type, 150, 64, n_tokens=1), device.empty((1, 64), "f4")
-        active = np.random.default_rng(7).random((1, 150)) < 0.3
+        ffn = Ffn(device, put, weight_type, 150, 64, has_gate=has_gate)
+        active, y = np.random.default_rng(7).random((1, 150)) < 0.3, device.empty((1, 64), "f4")
         for matrix in ffn.weights:
             matrix.rows[~active[0]] = 0xFF if spoil else matrix.rows[~active[0]]
         ffn.run(active, y)
@@ -100,22 +164,58 @@ def test_rows_that_are_not_active_are_never_read(
     assert answers[0] == answers[1]
 
 
-def test_a_nan_in_an_active_row_shows(open_emulated: Callable[..., Device], put: Put, get: Get) -> None:
+@pytest.mark.parametrize("activation", GATED)
+@pytest.mark.parametrize("matrix", [0, 1, 2])
+def test_a_nan_shows_where_its_row_is_read(
+    open_emulated: Callable[..., Device], put: Put, get: Get, matrix: int, activation: str
+) -> None:
+    """In a gate always, in up where the gate is open, in down where the hidden value is not zero."""
     device = open_emulated()
-    ffn, y = Ffn(device, put, Type.F32, 20, 64, n_tokens=1), device.empty((1, 64), "f4")
-    ffn.weights[0].rows[3] = 0xFF
-    ffn.run(np.ones((1, 20), bool), y)
-    assert np.isnan(get(device, y)).all()
+    ffn, y = Ffn(device, put, Type.F32, 20, 64, activation=activation), device.empty((1, 64), "f4")
+    gate, up = (w.values @ ffn.x[0] for w in ffn.weights[:2])
+    never = np.zeros(20, bool)
+    closed = never if activation == "silu" else gate <= 0
+    unread = (never, closed, closed | (up <= 0) if activation == "relu_both" else closed)[matrix]
+    for row in (int(unread.argmin()), int(unread.argmax())):
+        kept = ffn.weights[matrix].rows[row].copy()
+        ffn.weights[matrix].rows[row] = 0xFF
+        ffn.run(np.ones((1, 20), bool), y)
+        assert np.isnan(get(device, y)).all() != unread[row]
+        ffn.weights[matrix].rows[row] = kept
 
 
+@pytest.mark.parametrize("has_gate", [True, False])
 @pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
 def test_the_bits_do_not_depend_on_order_or_build(
-    open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type
+    open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type, has_gate: bool
 ) -> None:
     answers = set()
     for order, build_kind in [(0, "checked"), (1, "checked"), (7, "checked"), (0, "fast"), (1234, "fast")]:
         device = open_emulated(order=order, build_kind=build_kind)
-        ffn, y = Ffn(device, put, weight_type, 150, 288, n_tokens=1), device.empty((1, 288), "f4")
+        activation = "silu" if has_gate else "gelu"
+        ffn = Ffn(device, put, weight_type, 150, 288, activation=activation, has_gate=has_gate)
+        y = device.empty((1, 288), "f4")
         ffn.run(np.ones((1, 150), bool), y)
         answers.add(get(device, y).tobytes())
     assert len(answers) == 1
+
+
+# The second reduce
+
+
+@pytest.mark.parametrize("flags", range(8))
+@pytest.mark.parametrize(("n_rows", "n"), [(1, 1), (64 * 11, 70), (64 * 127 + 1, 33)])
+def test_sum_groups(device: Device, put: Put, get: Get, n_rows: int, n: int, flags: int) -> None:
+    """The bits of adding bias, other and residual to the bare sum, in this order."""
+    named = [HAS_BIAS * (flags & 1), HAS_OTHER * (flags >> 1 & 1), HAS_RESIDUAL * (flags >> 2)]
+    groups, partial = n_groups(n_rows), normal(2, n_groups(n_rows), n)
+    addends = [normal(n, seed=2), normal(2, n, seed=3), normal(2, n, seed=4)]
+    given = [put(device, a) for a in (partial, *addends)]
+    bare, y = device.empty((2, n), "f4"), device.empty((2, n), "f4")
+    sum_groups(2, n_rows, n).launch(device, (*given, bare, groups, n, 0), device.compute)
+    sum_groups(2, n_rows, n, sum(named)).launch(device, (*given, y, groups, n, sum(named)), device.compute)
+    want = get(device, bare)
+    assert_near(want, partial.astype("f8").sum(1))
+    for addend, flag in zip(addends, named, strict=True):
+        want = want + addend if flag else want
+    assert get(device, y).tobytes() == want.tobytes()

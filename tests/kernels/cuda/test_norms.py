@@ -1,10 +1,12 @@
 """Norms against their oracles, in four orders of threads and blocks."""
 
+import numpy as np
 import pytest
 from operands import Get, Put, empty_quantised, error, normal
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 
@@ -32,3 +34,35 @@ def test_rms_norm_quantised_is_both_steps_in_one(
     want = ref.rounded(ref.rms_norm(x, weight, 1e-5).astype("f4"))
     got = get(device, fused[0]).reshape(-1, 32) * get(device, fused[1])[:, None].astype("f8")
     assert error(got.reshape(want.shape), want) < 1e-3  # a few last bits round the other way
+
+
+@pytest.mark.parametrize(("n_tokens", "n"), [(1, 2), (3, 300), (2, 4096), (1, 12288)])
+@pytest.mark.parametrize("mean", [0, 1000])
+def test_layer_norm(device: Device, put: Put, get: Get, n_tokens: int, n: int, mean: float) -> None:
+    """A mean a thousand times the deviation costs no digit beyond those that x itself has lost."""
+    x, weight, bias = normal(n_tokens, n) + np.float32(mean), normal(n, seed=2), normal(n, seed=3)
+    given, y = [put(device, a) for a in (x, weight, bias)], device.empty((n_tokens, n), "f4")
+    layer_norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
+    assert error(get(device, y), ref.layer_norm(x, weight, bias, 1e-5)) < 1e-6
+
+
+@pytest.mark.parametrize("eps", [1e-5, 3.0])
+def test_layer_norm_of_equal_numbers_is_the_bias(device: Device, put: Put, get: Get, eps: float) -> None:
+    x, bias, y = np.full((1, 77), 0.1, "f4"), normal(77, seed=3), device.empty((1, 77), "f4")
+    arguments = (put(device, x), put(device, normal(77)), put(device, bias), y, 77, eps)
+    layer_norm(1, 77).launch(device, arguments, device.compute)
+    assert np.abs(get(device, y) - bias).max() < 1e-5
+
+
+@pytest.mark.parametrize(("n_tokens", "n"), [(1, 32), (3, 288), (2, 4096)])
+def test_layer_norm_quantised_is_both_steps_in_one(
+    device: Device, put: Put, get: Get, n_tokens: int, n: int
+) -> None:
+    x, y = normal(n_tokens, n), device.empty((n_tokens, n), "f4")
+    given = [put(device, a) for a in (x, normal(n, seed=2), normal(n, seed=3))]
+    layer_norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
+    apart, fused = empty_quantised(device, n_tokens, n), empty_quantised(device, n_tokens, n)
+    quantise(n_tokens, n).launch(device, (y, *apart, x.size // 32), device.compute)
+    layer_norm_quantised(n_tokens, n).launch(device, (*given, *fused, n, 1e-5), device.compute)
+    for a, b in zip(apart, fused, strict=True):
+        assert get(device, a).tobytes() == get(device, b).tobytes()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.driver import KernelFault
 from hotcold.kernels.cuda.sources import HERE, program
@@ -20,6 +21,7 @@ from hotcold.kernels.cuda.sources import HERE, program
 pytestmark = pytest.mark.slow
 
 ORDERS = (0, 1, 7, 1234)
+RELU = ACTIVATIONS["relu"]
 Put = Callable[..., Any]
 Run = Callable[[Device, Put], None]
 
@@ -52,11 +54,14 @@ def run_rope(device: Device, put: Put) -> None:
     device.launch("rope", 1, 64, arguments, device.compute)
 
 
-def run_compact(device: Device, put: Put) -> None:
-    n = 512
+def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:
     mask, neurons = put(device, np.full(n // 32, 0xFFFFFFFF, "u4")), put(device, np.arange(n, dtype="i4"))
     arguments = (mask, neurons, device.empty(n, "i4"), device.empty(1, "i4"), n, n // 32)
-    device.launch("compact", 1, 256, arguments, device.compute)
+    device.launch("compact", 1, n_threads, arguments, device.compute)
+
+
+def run_compact_in_passes(device: Device, put: Put) -> None:
+    run_compact(device, put, n=4096, n_threads=64)
 
 
 def run_matvec(device: Device, put: Put) -> None:
@@ -70,9 +75,49 @@ def run_ffn(device: Device, put: Put) -> None:
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
     ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
     partial = device.empty(groups * n, "f4")
-    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n)
+    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU)
     device.launch("sparse_ffn_f32", groups, 256, rows_and_ids, device.compute)
-    device.launch("sum_groups", 2, 256, (partial, device.empty(n, "f4"), groups, n), device.compute)
+
+
+def run_mlp(device: Device, put: Put) -> None:
+    """Rows of which half are open, and a bias for each of exactly 256 neurons."""
+    rows, n = 256, 64
+    up, x = floats(rows * n), np.abs(floats(n))
+    given = put(device, up), put(device, up), put(device, x), put(device, np.zeros(rows, "f4"))
+    lists = (put(device, np.arange(rows, dtype="i4")),) * 2
+    partial, count = device.empty(n, "f4"), put(device, np.array([rows], "i4"))
+    device.launch(
+        "sparse_mlp_f32", 1, 256, (*given, *lists, count, partial, rows, n, 1, RELU), device.compute
+    )
+
+
+def run_sum_groups(device: Device, put: Put) -> None:
+    n, groups = 64, 9
+    partial, addend = put(device, floats(groups * n)), put(device, floats(n))
+    arguments = (partial, addend, addend, addend, device.empty(n, "f4"), groups, n, 11)
+    device.launch("sum_groups", 2, 256, arguments, device.compute)
+
+
+def run_merge(device: Device, put: Put) -> None:
+    n = 512
+    hot, bias, x = put(device, floats(2 * n)), put(device, floats(n)), put(device, floats(2 * n))
+    arguments = (hot, bias, x, x, device.empty(2 * n, "f4"), n, 11)
+    device.launch("merge", (2, 2), 256, arguments, device.compute)
+
+
+def run_hidden_masked(device: Device, put: Put) -> None:
+    n = 512
+    gate, mask = put(device, floats(2 * n)), put(device, np.full(2 * n // 32, 0xFFFFFFFF, "u4"))
+    neurons, h = put(device, np.arange(n, dtype="i4")), device.empty(2 * n, "f4")
+    arguments = (gate, gate, mask, neurons, h, n, n // 32, 1, RELU)
+    device.launch("hidden_masked", (2, 2), 256, arguments, device.compute)
+
+
+def run_layer_norm(device: Device, put: Put) -> None:
+    n, rows = 512, 2
+    weight = put(device, floats(n))
+    arguments = (put(device, floats(rows * n)), weight, weight, device.empty(rows * n, "f4"), n, 1e-5)
+    device.launch("layer_norm", rows, 256, arguments, device.compute)
 
 
 def run_lanes(device: Device, put: Put) -> None:
@@ -112,31 +157,38 @@ BUGS = {
     "no barrier before the counts are read": Bug(
         "compact.cu",
         run_compact,
-        "found[warp()] = __popc(votes);\n    " + BARRIER,
-        "found[warp()] = __popc(votes);\n",
+        "found[warp()] = up_to_mine;\n    " + BARRIER,
+        "found[warp()] = up_to_mine;\n",
         "race, |before anybody wrote",
         [],
     ),
     "no barrier before the counts are written again": Bug(
         "compact.cu",
-        run_compact,
+        run_compact_in_passes,
         BARRIER + "                          // found is about",
         "    // found is about",
         "race, write of what another read|race, read of another's write",
-        ["if (lane() == 0) found[warp()] = __popc(votes);"],
+        ["if (lane() == WARP - 1) found[warp()] = up_to_mine;"],
     ),
     "some warps do not write their count": Bug(
         "compact.cu",
         run_compact,
-        "if (lane() == 0) found[warp()]",
-        "if (lane() == 0 && warp() % 2) found[warp()]",
+        "if (lane() == WARP - 1) found[warp()]",
+        "if (lane() == WARP - 1 && warp() % 2) found[warp()]",
         "shared memory read at .* before anybody wrote it",
     ),
     "no barrier after the hidden values": Bug(
         "sparse_ffn.cu",
         run_ffn,
-        "        }\n        __syncthreads();\n        for (int unit",
-        "        }\n\n        for (int unit",
+        "__syncthreads();                          // every hidden value is there",
+        "// every hidden value is there",
+        "race, |before anybody wrote",
+    ),
+    "no barrier after the list of rows that count": Bug(
+        "sparse_mlp.cu",
+        run_mlp,
+        "__syncthreads();                          // and the list of those that count",
+        "// and the list of those that count",
         "race, |before anybody wrote",
     ),
     "no barrier before the next tile": Bug(
@@ -145,7 +197,14 @@ BUGS = {
         "__syncthreads();                          // the tile is",
         "// the tile is",
         "race, ",
-        ["if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;"],
+    ),
+    "no __syncwarp before rows move up": Bug(
+        "sparse_mlp.cu",
+        run_mlp,
+        "__syncwarp();                             // all have read",
+        "// all have read",
+        "race, ",
+        ["if (h != 0.f) tile.hidden[at] = h, tile.row[at] = row;"],
     ),
     "the row numbers are never written": Bug(
         "sparse_ffn.cu",
@@ -153,30 +212,82 @@ BUGS = {
         "tile.hidden[i] = h, tile.row[i] = row;",
         "tile.hidden[i] = h;",
         "shared memory read at .* before anybody wrote it",
-        ["down.eight(tile.row[i], unit, w);"],
+        ["int i = first + lane(), row = i < n_tile ? tile.row[i] : 0;"],
     ),
     "all groups write the first one's sums": Bug(
         "sparse_ffn.cu",
         run_ffn,
-        "((size_t)token * gridDim.x + blockIdx.x) * n;",
-        "((size_t)token * gridDim.x) * n;",
+        "((size_t)token * gridDim.x + blockIdx.x) * down.n;",
+        "((size_t)token * gridDim.x) * down.n;",
         r"race, (two writes|read of another's write).* by block [01]",
-        ["if (column < n) partial[column] ="],
+    ),
+    "a bias after the last": Bug(
+        "sparse_mlp.cu",
+        run_mlp,
+        "values[neurons[row]]",
+        "values[neurons[row] + 1]",
+        "bad memory access to byte 1024 of a buffer of 1024 bytes",
+        ["return is_there ? values[neurons[row] + 1] : 0.f;"],
+        "checked",
+        (0, 7, 1234),
     ),
     "no barrier before the warps' sums are added": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sum_groups.cu",
+        run_sum_groups,
         "of_warp[warp()][lane()] = s;\n" + BARRIER,
         "of_warp[warp()][lane()] = s;\n",
         "race, |before anybody wrote",
     ),
     "all blocks sum the same columns": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sum_groups.cu",
+        run_sum_groups,
         "int column = (int)blockIdx.x * WARP + lane()",
         "int column = lane()",
         r"race, two writes.* by block [01]",
-        ["y[column] = s;"],
+        ["y[at] = Addends{bias, other, residual, flags}.onto(s, at, column);"],
+    ),
+    "all tokens write the first one's sums": Bug(
+        "add.cu",
+        run_merge,
+        "size_t at = (size_t)blockIdx.y * n + column;",
+        "size_t at = column;",
+        r"race, two writes.* by block [0123]",
+        ["if (column < n) y[at] ="],
+    ),
+    "a bias as large as the result": Bug(
+        "add.cu",
+        run_merge,
+        "sum += bias[column];",
+        "sum += bias[at];",
+        "bad memory access to byte .* of a buffer of 2048 bytes",
+        ["if (flags & HAS_BIAS) sum += bias[at];"],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "all tokens share the hidden values": Bug(
+        "hidden_masked.cu",
+        run_hidden_masked,
+        "    bool listed = Listed{",
+        "    at = row;\n    bool listed = Listed{",
+        r"race, two writes.* by block [0123]",
+    ),
+    "the mask of the token after": Bug(
+        "hidden_masked.cu",
+        run_hidden_masked,
+        "mask + (size_t)blockIdx.y * n_words",
+        "mask + (size_t)(blockIdx.y + 1) * n_words",
+        "bad memory access to byte .* of a buffer of 128 bytes",
+        ["return mask[neuron / 32] >> neuron % 32 & 1;"],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "no barrier between two sums over the block": Bug(
+        "layer_norm.cu",
+        run_layer_norm,
+        BARRIER + "                              // block_sum's array",
+        "    // block_sum's array",
+        "race, ",
+        ["if (lane() == 0) of_warp[warp()] = v;"],
     ),
     "two threads turn one pair": Bug(
         "rope.cu",
@@ -249,10 +360,10 @@ BUGS = {
     "ids written after the end": Bug(
         "compact.cu",
         run_compact,
-        "ids[n_found + before +",
-        "ids[1 + n_found + before +",
+        "ids[begin + __popc",
+        "ids[1 + begin + __popc",
         "bad memory access to byte 2048 of a buffer of 2048 bytes",
-        ["if (active) ids["],
+        ["& ((1u << "],
         "checked",
         (0, 7, 1234),
     ),
@@ -316,7 +427,7 @@ BUGS = {
         "(1u << lane())",
         "(1u << (lane() + 1))",
         "undefined behaviour",
-        ["if (active) ids["],
+        ["& ((1u << "],
         "checked",
     ),
 }

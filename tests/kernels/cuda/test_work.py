@@ -11,17 +11,22 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.kernels.cuda.add import add
+from hotcold.kernels.cuda.activations import ACTIVATIONS
+from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.cuda.repack import packed_bytes
+from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope
-from hotcold.kernels.cuda.sparse_ffn import n_groups, sparse_ffn, sum_groups
+from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
+from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
 from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED, weight_planes
 from hotcold.kernels.cuda.work import Work
 
@@ -81,13 +86,20 @@ def weights(device: Device, weight_type: Type, n_rows: int, n: int) -> tuple[Buf
 def test_rows_and_vectors(device: Device, touched: Touched) -> None:
     tokens, n = 2, 320
     x, w, y = ones(device, tokens, n), ones(device, n), device.empty((tokens, n), "f4")
+    bias, other, residual = ones(device, n), ones(device, tokens, n), ones(device, tokens, n)
     out = device.empty(tokens * n, "i1"), device.empty(20, "f4"), device.empty(20, "i4")
     table, positions = ones(device, 8, 16, 2), filled(device, np.array([3, 5], "i4"))
     cases: list[tuple[Work, tuple[Any, ...]]] = [
         (rms_norm(tokens, n), (x, w, y, n, 1e-5)),
         (rms_norm_quantised(tokens, n), (x, w, *out, n, 1e-5)),
+        (layer_norm(tokens, n), (x, w, bias, y, n, 1e-5)),
+        (layer_norm_quantised(tokens, n), (x, w, bias, *out, n, 1e-5)),
         (quantise(tokens, n), (x, *out, tokens * n // 32)),
         (add(tokens * n), (x, x, y, tokens * n)),
+        *(
+            (merge(tokens, n, flags), (x, bias, other, residual, y, n, flags))
+            for flags in (0, HAS_BIAS, HAS_OTHER | HAS_RESIDUAL)
+        ),
         (rope(tokens, 5, 32), (x, table, positions, tokens * 5 * 16, 5, 64, 16, 1)),
     ]
     for work, arguments in cases:
@@ -114,8 +126,12 @@ def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
 
 
 @pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
-def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
-    """30 of 150 rows are active; the gates of ten of them, and so their up and down rows, are shut."""
+@pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
+def test_sparse_ffn(
+    device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
+) -> None:
+    """30 of 150 rows are active; the gates of ten of them are shut, and so, but for silu, are their up
+    rows. Down rows whose hidden value is zero are not read."""
     rows, n, active = 150, 256, np.arange(0, 150, 5)
     gate, up, down = (weights(device, weight_type, rows, n) for _ in range(3))
     values = gate[0]  # the plain values, or the scales: zero shuts the gate
@@ -123,9 +139,54 @@ def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type) -> None
     ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
     ids.array[: len(active)] = active
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_positive=20)
-    arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n)
+    work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_open=n_open)
+    unread = (n_open - 20) * packed_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
+    arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
+    assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_sparse_mlp(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
+    """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""
+    rows, n, active = 150, 256, np.arange(0, 150, 5)
+    up, down = (weights(device, weight_type, rows, n) for _ in range(2))
+    up[0].array.reshape(rows, -1)[active[:10]] = 0
+    ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
+    ids.array[: len(active)] = active
+    bias, neurons = filled(device, np.zeros(rows, "f4")), filled(device, np.arange(rows, dtype="i4"))
+    partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
+    work = sparse_mlp(weight_type, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
+    numbers = rows, n, int(has_bias), ACTIVATIONS["relu"]
+    arguments = (*up, *down, *x, bias, neurons, ids, count, partial, *numbers)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
-    work = sum_groups(1, rows, n)
-    arguments = (partial, device.empty(n, "f4"), n_groups(rows), n)
+
+
+@pytest.mark.parametrize("flags", [0, HAS_BIAS, HAS_BIAS | HAS_OTHER | HAS_RESIDUAL])
+def test_sum_groups(device: Device, touched: Touched, flags: int) -> None:
+    rows, n, tokens = 150, 256, 2
+    bias, other, residual = ones(device, n), ones(device, tokens, n), ones(device, tokens, n)
+    partial, y = ones(device, tokens, n_groups(rows), n), device.empty((tokens, n), "f4")
+    work = sum_groups(tokens, rows, n, flags)
+    arguments = (partial, bias, other, residual, y, n_groups(rows), n, flags)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("has_mask", [True, False])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_hidden_masked(device: Device, touched: Touched, has_mask: bool, has_bias: bool) -> None:
+    """Half of 320 neurons are listed, and a quarter of their gates are shut."""
+    tokens, rows, words = 2, 320, 10
+    mask, gate = np.full((tokens, words), 0x55555555, "u4"), np.ones((tokens, rows), "f4")
+    gate[:, ::8] = -1
+    listing = filled(device, mask), filled(device, np.arange(rows, dtype="i4"))
+    up, bias, h = ones(device, tokens, rows), ones(device, rows), device.empty((tokens, rows), "f4")
+    n_listed = tokens * rows // (2 if has_mask else 1)
+    work = hidden_masked(tokens, rows, rows, has_mask, n_listed, n_listed - tokens * rows // 8)
+    arguments = (filled(device, gate), up, *listing, h, rows, words, int(has_mask), ACTIVATIONS["relu"])
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    work = hidden_masked_mlp(tokens, rows, rows, has_mask, has_bias, n_listed)
+    numbers = rows, words, int(has_mask), int(has_bias), ACTIVATIONS["relu"]
+    unread = 4 * rows // 2 if has_mask and has_bias else 0  # biases of neurons that no token lists
+    got = touched(work, (up, bias, *listing, h, *numbers))
+    assert got == (work.bytes_read - unread, work.bytes_written)

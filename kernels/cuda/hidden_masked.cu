@@ -1,0 +1,39 @@
+// Hidden values of an FFN for many tokens, from the products of all its rows: the numbers that
+// sparse_ffn and sparse_mlp work out row by row, with zero where the mask does not list the neuron.
+#include "activations.h"
+#include "mask.h"
+
+// The token's neurons that count: those that the mask lists, or all. neurons[row] is a row's neuron.
+struct Listed {
+    const unsigned* mask;
+    const int* neurons;
+    int n_words, has_mask;
+    __device__ bool has(int row) const {
+        return !has_mask || is_listed(mask + (size_t)blockIdx.y * n_words, neurons[row]);
+    }
+};
+
+// gate, up[n_tokens][n_rows], mask[n_tokens][n_words] -> h[n_tokens][n_rows], which may be gate or up.
+// grid: (rows / 256, tokens).
+KERNEL hidden_masked(const float* gate, const float* up, const unsigned* __restrict__ mask,
+                     const int* __restrict__ neurons, float* h, int n_rows, int n_words, int has_mask,
+                     int activation) {
+    int row = thread_of_row();
+    if (row >= n_rows) return;
+    size_t at = (size_t)blockIdx.y * n_rows + row;
+    bool listed = Listed{mask, neurons, n_words, has_mask}.has(row);
+    float g = listed ? gate[at] : 0.f;
+    h[at] = !listed || is_closed(g, activation) ? 0.f : gated(g, up[at], activation);
+}
+
+// The same without a gate; bias[neuron], if there is one. h may be up.
+KERNEL hidden_masked_mlp(const float* up, const float* __restrict__ bias, const unsigned* __restrict__ mask,
+                         const int* __restrict__ neurons, float* h, int n_rows, int n_words, int has_mask,
+                         int has_bias, int activation) {
+    int row = thread_of_row();
+    if (row >= n_rows) return;
+    size_t at = (size_t)blockIdx.y * n_rows + row;
+    if (Listed{mask, neurons, n_words, has_mask}.has(row))
+        h[at] = activated(up[at] + (has_bias ? bias[neurons[row]] : 0.f), activation);
+    else h[at] = 0.f;
+}

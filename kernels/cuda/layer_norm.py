@@ -1,0 +1,23 @@
+"""Sizes of layer_norm.cu."""
+
+from hotcold.kernels.cuda.quantise import quantised_bytes
+from hotcold.kernels.cuda.work import BLOCK, Work
+
+
+def layer_norm(n_tokens: int, n: int) -> Work:
+    """One block of threads a token.
+
+    Reads 4 n a token, and 4 n each of weight and bias once; writes 4 n a token.
+
+    Arguments of the kernel: x, weight, bias, y, n, eps.
+    """
+    return Work("layer_norm", (n_tokens, 1), BLOCK, 4 * (n_tokens + 2) * n, 4 * n_tokens * n)
+
+
+def layer_norm_quantised(n_tokens: int, n: int) -> Work:
+    """As `layer_norm`, but writes `quantised_bytes`; n is a multiple of 32.
+
+    Arguments of the kernel: x, weight, bias, q, d, sum, n, eps.
+    """
+    reads = 4 * (n_tokens + 2) * n
+    return Work("layer_norm_quantised", (n_tokens, 1), BLOCK, reads, quantised_bytes(n_tokens, n))

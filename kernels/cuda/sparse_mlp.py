@@ -1,0 +1,39 @@
+"""Sizes of sparse_mlp.cu."""
+
+from gguf import GGMLQuantizationType
+
+from hotcold.kernels.cuda.matvec import input_bytes
+from hotcold.kernels.cuda.repack import packed_row_bytes
+from hotcold.kernels.cuda.sum_groups import n_groups, workspace_bytes
+from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.work import BLOCK, Work
+
+
+def sparse_mlp(
+    weight_type: GGMLQuantizationType,
+    n_tokens: int,
+    n_rows: int,
+    n: int,
+    n_active: int | None = None,
+    n_open: int | None = None,
+    has_bias: bool = True,
+) -> Work:
+    """One block of threads a group and token.
+
+    Reads, a token: the input, 4 bytes and an up row for each of the n_active rows, 8 more for each if
+    there is a bias, a down row for each of the n_open whose hidden value is not zero (all of them if
+    not given). Writes the workspace.
+
+    Arguments of the kernel: the planes of up and down; x, or q, d and sum; bias, neurons, ids, count,
+    partial, n_rows, n, has_bias, activation (of `activations.ACTIVATIONS`). bias[n_ff] has the numbers
+    of all neurons, and neurons[n_rows] says which of them each row is. Without a bias, any float buffer
+    is given for it and `neurons` is not read.
+    """
+    active = n_rows if n_active is None else n_active
+    opened = active if n_open is None else n_open
+    rows = (active + opened) * packed_row_bytes(weight_type, n)
+    reads = n_tokens * (rows + 4 * active * (3 if has_bias else 1) + 4)
+    reads += input_bytes(weight_type, n_tokens, n)
+    grid = (n_groups(n_rows), n_tokens)
+    writes = workspace_bytes(n_tokens, n_rows, n)
+    return Work(f"sparse_mlp_{kernel_suffix(weight_type)}", grid, BLOCK, reads, writes)

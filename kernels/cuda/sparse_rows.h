@@ -1,0 +1,95 @@
+// The walk over the active rows that the sparse FFNs, with and without a gate, share.
+//
+// The active rows are cut into as many groups as the grid has blocks, by their number alone. A group
+// is taken in tiles: first each warp works out the hidden values of whole rows, then rows whose value
+// is zero are dropped, then each thread sums eight columns of the down rows over the tile, in ascending
+// order. sum_groups adds the groups.
+#pragma once
+#include "activations.h"
+#include "weights.h"
+
+constexpr int TILE = 256;                         // rows whose hidden values lie in shared memory
+constexpr int ROWS_AT_ONCE = 4;                   // of down that a thread has on the way
+struct Tile { float hidden[TILE]; int row[TILE], n_live; };
+__device__ static inline Tile& shared_tile() {
+    __shared__ Tile tile;
+    return tile;
+}
+
+// Keeps the rows whose hidden value is not zero, in their order. For one warp.
+__device__ static inline void drop_zeros(Tile& tile, int n_tile) {
+    int n_live = 0;
+    for (int first = 0; first < n_tile; first += WARP) {
+        int i = first + lane(), row = i < n_tile ? tile.row[i] : 0;
+        float h = i < n_tile ? tile.hidden[i] : 0.f;
+        unsigned live = __ballot_sync(ALL_LANES, h != 0.f);
+        __syncwarp();                             // all have read what is about to be written
+        int at = n_live + __popc(live & ((1u << lane()) - 1));
+        if (h != 0.f) tile.hidden[at] = h, tile.row[at] = row;
+        n_live += __popc(live);
+    }
+    if (lane() == 0) tile.n_live = n_live;
+}
+
+// sum[k] += the tile's hidden values times eight columns of their down rows.
+template <class Rows> __device__ inline void add_tile(const Tile& tile, Rows down, int unit, float* sum) {
+    int i = 0, n_live = tile.n_live;
+    for (; i + ROWS_AT_ONCE <= n_live; i += ROWS_AT_ONCE) {
+        float w[ROWS_AT_ONCE][8];
+        for (int j = 0; j < ROWS_AT_ONCE; j++) down.eight(tile.row[i + j], unit, w[j]);
+        for (int j = 0; j < ROWS_AT_ONCE; j++)
+            for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i + j], w[j][k], sum[k]);
+    }
+    for (; i < n_live; i++) {
+        float w[8];
+        down.eight(tile.row[i], unit, w);
+        for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i], w[k], sum[k]);
+    }
+}
+
+// The eight sums to their columns, or onto what is there. Columns 0 to 3 of a unit lie side by side,
+// and 4 to 7.
+template <class Rows>
+__device__ inline void put_sums(Rows down, int unit, const float* sum, float* partial, bool onto) {
+    for (int k = 0; k < 8; k += 4) {
+        int column = down.column(unit, k);
+        if (down.n % 4 == 0) {
+            if (column >= down.n) continue;
+            float4* to = (float4*)(partial + column);
+            float4 s = {sum[k], sum[k + 1], sum[k + 2], sum[k + 3]};
+            if (onto) s = {to->x + s.x, to->y + s.y, to->z + s.z, to->w + s.w};
+            *to = s;
+        } else
+            for (int j = 0; j < 4 && column + j < down.n; j++)
+                partial[column + j] = onto ? partial[column + j] + sum[k + j] : sum[k + j];
+    }
+}
+
+// hidden(row): a row's hidden value, in every lane of a warp.
+// grid: (groups, tokens). ids[n_tokens][n_rows], count[n_tokens] -> partial[n_tokens][groups][n].
+template <class Hidden, class Rows>
+__device__ inline void sum_rows(Hidden hidden, Rows down, const int* ids, const int* count, float* partial,
+                                int n_rows) {
+    Tile& tile = shared_tile();
+    int token = (int)blockIdx.y, n_active = count[token];
+    int size = (n_active + (int)gridDim.x - 1) / (int)gridDim.x;
+    int first = min((int)blockIdx.x * size, n_active), last = min(first + size, n_active);
+    ids += (size_t)token * n_rows, partial += ((size_t)token * gridDim.x + blockIdx.x) * down.n;
+    for (int start = first; start == first || start < last; start += TILE) {
+        int n_tile = min(last - start, TILE);
+        for (int i = warp(); i < n_tile; i += n_warps()) {
+            int row = ids[start + i];
+            float h = hidden(row);
+            if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;
+        }
+        __syncthreads();                          // every hidden value is there
+        if (warp() == 0) drop_zeros(tile, n_tile);
+        __syncthreads();                          // and the list of those that count
+        for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
+            float sum[8] = {};
+            add_tile(tile, down, unit, sum);
+            put_sums(down, unit, sum, partial, start != first);
+        }
+        __syncthreads();                          // the tile is about to be written again
+    }
+}
