@@ -41,12 +41,7 @@ class BpeTokenizer(PieceTokenizer):
         texts = [token.decode() for token in self.tokens]
         ids = {text: token for token, text in enumerate(texts)}
         self._byte_ids = [ids.get(character) for character in CHARACTER_OF]
-        self._longest = max(1, *(len(self.piece(token, special=True)) for token in range(self.n_vocab)))
         self._encode = _library_encoder(ids, merges, pretokenizer)
-
-    def fewest_tokens(self, n_bytes: int) -> int:
-        """A lower bound of the tokens of any text of `n_bytes` bytes."""
-        return -(-n_bytes // self._longest)
 
     def _normal_piece(self, text: bytes) -> bytes:
         """Bytes of a piece's characters; one that stands for no byte is itself."""
@@ -122,8 +117,8 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None) -> BpeTokenizer:
     if "tokenizer.ggml.scores" in file.metadata:
         scores(file, len(vocabulary.tokens))
     tokens = _named(vocabulary.tokens)
-    _check_tokens(file, tokens)
-    return BpeTokenizer(replace(vocabulary, tokens=tokens), _merges(file, tokens), pretokenizer, warnings)
+    merges = _merges(file, _texts(file, tokens))
+    return BpeTokenizer(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
 
 
 def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:
@@ -147,31 +142,30 @@ def _named(tokens: Sequence[bytes]) -> list[bytes]:
     return [text or b"[EMPTY_%d]" % token for token, text in enumerate(tokens)]
 
 
-def _check_tokens(file: GGUFFile, tokens: list[bytes]) -> None:
-    """Each piece once, and all of them UTF-8."""
-    ids: dict[bytes, int] = {}
+def _texts(file: GGUFFile, tokens: Sequence[bytes]) -> set[str]:
+    """The pieces as text: each once, and all of them UTF-8."""
+    first: dict[bytes, int] = {}
     for token, text in enumerate(tokens):
-        if (first := ids.setdefault(text, token)) != token:
-            raise damaged(file, f"tokens[{token}]", shown(text), f"tokens[{first}] is the same")
-        try:
-            text.decode()
-        except UnicodeDecodeError:
-            raise damaged(file, f"tokens[{token}]", shown(text), "UTF-8") from None
+        if (other := first.setdefault(text, token)) != token:
+            raise damaged(file, f"tokens[{token}]", shown(text), f"tokens[{other}] is the same")
+    try:
+        return {text.decode() for text in tokens}
+    except UnicodeDecodeError as error:
+        bad = first[bytes(error.object)]
+        raise damaged(file, f"tokens[{bad}]", shown(tokens[bad]), "UTF-8") from None
 
 
-def _merges(file: GGUFFile, tokens: list[bytes]) -> list[Merge]:
+def _merges(file: GGUFFile, texts: set[str]) -> list[Merge]:
     """Pairs of pieces that become one, each once: the first of equal ones counts, as in llama.cpp."""
-    known = set(tokens)
     merges: dict[Merge, None] = {}
     for number, text in enumerate(strings(file, "merges")):
-        left, _, right = text.partition(b" ")
-        if not left or not right or b" " in right:
+        left, _, right = text.decode(errors="backslashreplace").partition(" ")
+        if not left or not right or " " in right:
             bound = "two pieces with one space between them"
             raise damaged(file, f"merges[{number}]", shown(text), bound)
-        for piece in (left, right, left + right):
-            if piece not in known:
-                raise damaged(
-                    file, f"merges[{number}]", shown(text), f"tokenizer.ggml.tokens has no {shown(piece)}"
-                )
-        merges[left.decode(), right.decode()] = None
+        if left not in texts or right not in texts or left + right not in texts:
+            absent = next(piece for piece in (left, right, left + right) if piece not in texts)
+            bound = f"tokenizer.ggml.tokens has no {shown(absent.encode())}"
+            raise damaged(file, f"merges[{number}]", shown(text), bound)
+        merges[left, right] = None
     return list(merges)

@@ -40,6 +40,7 @@ class PieceTokenizer(ABC):
         self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
         self.warnings = warnings
         self._specials = _specials(self.tokens, self.types)
+        self._longest = max(1, *map(len, self.tokens))
 
     def encode(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
@@ -67,9 +68,9 @@ class PieceTokenizer(ABC):
             ids.append(self.eos)
         return ids
 
-    @abstractmethod
     def fewest_tokens(self, n_bytes: int) -> int:
-        """A lower bound of the tokens of any text of `n_bytes` bytes."""
+        """A lower bound of the tokens of any text of `n_bytes` bytes: no piece stands for more than it has."""
+        return -(-n_bytes // self._longest)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes that a token stands for; control pieces and the unknown piece only if `special`."""

@@ -35,18 +35,13 @@ class SentencePieceTokenizer(PieceTokenizer):
         super().__init__(vocabulary)
         self.add_space_prefix = add_space_prefix
         self._byte_ids = byte_ids(self.tokens, self.types)
-        self._longest = max(1, *map(len, self.tokens))
         self._encode = _library_encoder(
             self.tokens, scores, self.types, vocabulary.unknown, bool(self._byte_ids)
         )
 
     def fewest_tokens(self, n_bytes: int) -> int:
-        """A lower bound of the tokens of any text of `n_bytes` bytes.
-
-        No piece stands for more bytes than it has; only where bytes without a piece run together as one
-        unknown piece is there no bound.
-        """
-        return -(-n_bytes // self._longest) if self._byte_ids else 0
+        """As in other kinds, but for bytes without a piece, which run together as one unknown piece."""
+        return super().fewest_tokens(n_bytes) if self._byte_ids else 0
 
     def decode(self, ids: Iterable[int], *, special: bool = False) -> bytes:
         """Bytes of all tokens, without the space that encoding put in front of the first one shown."""
