@@ -1,9 +1,9 @@
 """llama.cpp beside hotcold on the same file, alternately, in one run.
 
     pip install llama-cpp-python        (builds from source; nothing else needs it)
-    python bench/peer.py [-m MODEL.gguf ...] [--types q4_0 q8_0] [--sparse] [--seconds 10]
+    python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--seconds 10]
 
-Without -m random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
+Without --model random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
 shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
 speed.
 """
@@ -114,7 +114,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", dest="models", type=Path, nargs="*", default=[])
+    parser.add_argument("-m", "--model", dest="models", type=Path, nargs="*", default=[])
     parser.add_argument("--types", nargs="*", default=["q4_0", "q8_0"])
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
