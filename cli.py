@@ -371,6 +371,10 @@ def convert(
     outtype: Annotated[
         str, typer.Option(metavar="{f32,f16,bf16,q8_0,q4_0}", help="Type of the matrices.")
     ] = "f16",
+    force_pretokenizer: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text. [default: the directory's]"),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
     quiet: Quiet = False,
     version: Version = False,
@@ -380,7 +384,15 @@ def convert(
         from hotcold.gguf_io.convert import convert as convert_model
 
         with progress_bar(not quiet and sys.stderr.isatty()) as progress:
-            summary = convert_model(model, predictors, outfile, outtype, force=force, progress=progress)
+            summary = convert_model(
+                model,
+                predictors,
+                outfile,
+                outtype,
+                force_pretokenizer=force_pretokenizer,
+                force=force,
+                progress=progress,
+            )
         if not quiet:
             show_summary(summary, outtype)
 

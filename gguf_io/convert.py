@@ -7,7 +7,7 @@ from hotcold.gguf_io.activations import read_activations
 from hotcold.gguf_io.convert_inputs import check_inputs, source_files
 from hotcold.gguf_io.convert_summary import ConvertSummary, summary_of
 from hotcold.gguf_io.hf_model import HFModel
-from hotcold.gguf_io.hf_tokenizer import tokenizer_metadata
+from hotcold.gguf_io.hf_tokenizer import check_pretokenizer, tokenizer_metadata
 from hotcold.gguf_io.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.model_tensors import plan_tensors
 from hotcold.gguf_io.outtypes import outtype_of, powerinfer_warnings
@@ -22,6 +22,7 @@ def convert(
     outfile: Path,
     outtype: str,
     *,
+    force_pretokenizer: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> ConvertSummary:
@@ -32,11 +33,13 @@ def convert(
     and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it. Counts in
     `model`/activation go into the metadata. `progress` hears tensor name, bytes done, bytes in all.
 
+    `force_pretokenizer` says how a BPE vocabulary cuts text into words, whatever the directory says.
+
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false;
-            predictors beside a GGUF file.
+            predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer.
         FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
             different models; writing failed.
         DoesNotFitError: the disk is full.
@@ -46,8 +49,14 @@ def convert(
         if predictors is not None:
             bound = "a GGUF file keeps its own"
             raise SettingError("predictors", predictors, bound, "convert the model's directory with them")
+        if force_pretokenizer is not None:
+            bound = "a GGUF file keeps its own"
+            raise SettingError(
+                "force_pretokenizer", force_pretokenizer, bound, "give it to the other commands"
+            )
         return requantise(model, outfile, outtype, force=force, progress=progress)
-    return _convert_directory(model, predictors, outfile, outtype, force, progress)
+    check_pretokenizer(force_pretokenizer)
+    return _convert_directory(model, predictors, outfile, outtype, force_pretokenizer, force, progress)
 
 
 def _convert_directory(
@@ -55,6 +64,7 @@ def _convert_directory(
     predictors: Path | None,
     outfile: Path,
     outtype: str,
+    force_pretokenizer: str | None,
     force: bool,
     progress: Progress | None,
 ) -> ConvertSummary:
@@ -66,7 +76,7 @@ def _convert_directory(
     if sparse_inputs:
         warnings += [*powerinfer_warnings(outtype, model.n_ff), *model.powerinfer_warnings]
     tensors = plan_tensors(model_dir, model, sparse_inputs, wanted, warnings.append)
-    tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model)
+    tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, force_pretokenizer)
     warnings += tokenizer_warnings
     counts = read_activations(model_dir / "activation", model.n_layer, model.n_ff)
     architecture = model.names.architecture

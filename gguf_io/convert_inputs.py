@@ -6,6 +6,8 @@ from pathlib import Path
 from hotcold.errors import FileError
 from hotcold.gguf_io.hf_config import read_config
 from hotcold.gguf_io.hf_model import HFModel
+from hotcold.gguf_io.hf_tokenizer import FILES as tokenizer_files
+from hotcold.gguf_io.hf_tokenizer import missing_files
 from hotcold.gguf_io.hf_weights import INDEX, weight_files
 from hotcold.gguf_io.predictors import predictor_files
 
@@ -48,8 +50,8 @@ def _missing_in_model(model_dir: Path) -> Iterator[str]:
     for file in weight_files(model_dir):
         if not file.is_file():
             yield f"{file.name} (fetch it from the model's page{_other_weights(model_dir)})"
-    if not (model_dir / "tokenizer.model").is_file():
-        yield "tokenizer.model (fetch it from the model's page; tokenizer.json alone is not supported)"
+    for name in missing_files(model_dir):
+        yield f"{name} (fetch it from the model's page)"
 
 
 def _other_weights(model_dir: Path) -> str:
@@ -60,17 +62,8 @@ def _other_weights(model_dir: Path) -> str:
 
 def source_files(model_dir: Path, predictors: Path | None, config: HFModel) -> list[Path]:
     """Every file that the conversion may read; optional ones need not exist."""
-    names = (
-        "config.json",
-        "tokenizer.model",
-        "tokenizer_config.json",
-        "added_tokens.json",
-        "generation_config.json",
-    )
-    files = [model_dir / name for name in names] + [
-        model_dir / INDEX,
-        *weight_files(model_dir),
-    ]
+    files = [model_dir / name for name in ("config.json", *tokenizer_files)]
+    files += [model_dir / INDEX, *weight_files(model_dir)]
     files += [
         model_dir / "activation" / f"activation_{i}{end}"
         for i in range(config.n_layer)

@@ -53,7 +53,7 @@ def test_everything_missing_is_listed_at_once(tmp_path: Path, out: Path) -> None
     for name in (
         "config.json (",
         "model.safetensors (fetch",
-        "tokenizer.model (fetch",
+        "tokenizer.model or tokenizer.json (fetch",
         "predictors.safetensors (",
     ):
         assert name in text
