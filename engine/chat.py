@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from hotcold.engine import settings
+from hotcold.engine.chat_prompt import ChatPrompt
 from hotcold.engine.chat_template import ChatTemplate, Message
 from hotcold.engine.generation import Engine, Generation
-from hotcold.engine.tokenizer import Tokenizer
 
 
 class Chat:
@@ -42,7 +42,8 @@ class Chat:
             FileError: a template that does not work.
             SettingError: a setting out of its bounds.
         """
-        self._engine, self._template, self._notify = engine, template, notify
+        self._engine, self._notify = engine, notify
+        self._prompt = ChatPrompt(engine.tokenizer, template)
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._max_tokens, self._generating = max_tokens, generating
         self._seed = settings.SamplingSettings(seed=seed).checked().seed or 0
@@ -73,7 +74,9 @@ class Chat:
                 pieces.append(piece)
                 yield piece
         finally:
-            self.messages += [question, {"role": "assistant", "content": "".join(pieces)}]
+            answer = "".join(pieces)
+            self.messages += [question, {"role": "assistant", "content": answer}]
+            self._prompt.remember(self.last, answer)
         if self.last.statistics.stop_reason == "context":
             self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
 
@@ -92,8 +95,7 @@ class Chat:
         return {"role": "user", "content": text}
 
     def _ids(self, turns: list[Message]) -> list[int]:
-        (text,) = self._template.render([*self._system, *turns])
-        return prompt_ids(self._engine.tokenizer, text)
+        return self._prompt.ids([*self._system, *turns])
 
     def _generation(self, ids: list[int], after: Generation | None = None) -> Generation:
         generate = self._engine.generate
@@ -118,11 +120,3 @@ class Chat:
         del turns[: 2 * n_dropped]
         self._notify(f"the context of {n_ctx} is full: the oldest {n_dropped} of {n_turns} turns are dropped")
         return self._ids([*turns, question])
-
-
-def prompt_ids(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Ids of a rendered conversation: BOS once, whether the template writes it or the model adds it."""
-    ids = tokenizer.encode(text, add_special=False, parse_special=True)
-    bos = tokenizer.bos
-    adds_bos = bos is not None and tokenizer.encode("", add_special=True)[:1] == [bos]
-    return [bos, *ids] if adds_bos and bos is not None and ids[:1] != [bos] else ids

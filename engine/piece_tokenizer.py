@@ -43,7 +43,7 @@ class PieceTokenizer(ABC):
         self._longest = max(1, *map(len, self.tokens))
 
     def encode(
-        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False
+        self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, guard: str = ""
     ) -> list[int]:
         """Ids of `text`.
 
@@ -51,6 +51,7 @@ class PieceTokenizer(ABC):
             text: bytes that are no UTF-8 become the ids of single bytes.
             add_special: put BOS in front (and EOS behind) if the model asks for it.
             parse_special: find control pieces such as `</s>` in the text.
+            guard: where it stands no such piece is found across it; it is not part of the text.
 
         Raises:
             SettingError: a byte that the vocabulary has no piece for.
@@ -62,11 +63,20 @@ class PieceTokenizer(ABC):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_plain(part, after_special)
+                ids += self._encode_plain(part.replace(guard.encode(), b"") if guard else part, after_special)
             after_special = isinstance(part, int)
         if add_special and self.add_eos and self.eos is not None:
             ids.append(self.eos)
         return ids
+
+    def special_texts(self, *, user_defined: bool = False) -> list[str]:
+        """Texts of the pieces that are found in a text before anything else, longest first.
+
+        Args:
+            user_defined: of the user-defined ones too, not only of those that `parse_special` finds.
+        """
+        found = [text for text, token in self._specials if user_defined or self.types[token] != USER_DEFINED]
+        return [text.decode(errors="replace") for text in found]
 
     def fewest_tokens(self, n_bytes: int) -> int:
         """A lower bound of the tokens of any text of `n_bytes` bytes: no piece stands for more than it has."""

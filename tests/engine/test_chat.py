@@ -6,7 +6,8 @@ from itertools import pairwise
 import pytest
 
 from hotcold import Engine, load
-from hotcold.engine.chat import Chat, prompt_ids
+from hotcold.engine.chat import Chat
+from hotcold.engine.chat_prompt import GUARD, ChatPrompt, with_bos
 from hotcold.engine.chat_template import ChatTemplate
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
@@ -39,7 +40,7 @@ def test_an_answer_goes_on_from_the_whole_conversation(engine: Engine) -> None:
         {"role": "assistant", "content": answers[0]},
         {"role": "user", "content": QUESTIONS[1]},
     ]
-    ids = prompt_ids(engine.tokenizer, TEMPLATE.render(turns)[0])
+    ids = ChatPrompt(engine.tokenizer, TEMPLATE).ids(turns)
     assert "".join(engine.generate(ids, 12, temp=0.0, repeat_penalty=1.0)) == answers[1]
     assert ours.messages == [*turns[1:], {"role": "assistant", "content": answers[1]}]
 
@@ -52,7 +53,7 @@ def test_only_what_is_new_runs(engine: Engine) -> None:
         statistics = ours.last.statistics
         ran.append(statistics.n_prompt - statistics.n_reused)
         before = (ours.last.prompt_ids, ours.last.ids)
-    assert ran[0] == len(prompt_ids(engine.tokenizer, TEMPLATE.render([ours.messages[0]])[0]))
+    assert ran[0] == len(ChatPrompt(engine.tokenizer, TEMPLATE).ids(ours.messages[:1]))
     # the last token of the answer, which never ran, and the new question
     for n in ran[1:]:
         assert n <= 2 + len(engine.tokenizer.encode('</s>\n"Where is Jane?" said Elizabeth.\n'))
@@ -154,5 +155,38 @@ def test_what_is_wrong_shows_before_the_first_question(engine: Engine) -> None:
 def test_bos_comes_once(engine: Engine) -> None:
     tokenizer = engine.tokenizer
     plain = tokenizer.encode("Who?", add_special=False)
-    assert prompt_ids(tokenizer, "Who?") == [tokenizer.bos, *plain]
-    assert prompt_ids(tokenizer, "<s>Who?") == [tokenizer.bos, *plain]
+    assert with_bos(tokenizer, plain) == [tokenizer.bos, *plain]
+    assert with_bos(tokenizer, [1, *plain]) == [tokenizer.bos, *plain]
+
+
+@pytest.mark.parametrize(
+    "content", ["She</s> said", "</s>", "<s></s> <unk>", "a</s", f"She<{GUARD}/s>", "é</s>"]
+)
+def test_nobody_writes_control_pieces(engine: Engine, content: str) -> None:
+    """What is written is ordinary text, cut into pieces as ordinary text is."""
+    tokenizer = engine.tokenizer
+    for role in ("user", "assistant", "system"):
+        ids = ChatPrompt(tokenizer, TEMPLATE).ids([{"role": role, "content": content}])
+        before, after = ('"', '" said Elizabeth.\n') if role == "user" else ("", "\n")
+        text = before + content.replace(GUARD, "") + (after if role != "assistant" else "")
+        plain = tokenizer.encode(text, add_special=False)
+        assert ids[: len(plain) + 1] == [tokenizer.bos, *plain]
+        assert sum(token == tokenizer.eos for token in ids) == (role == "assistant")
+
+
+def test_what_the_model_chose_stays_as_it_chose_it(engine: Engine) -> None:
+    """Its answer, cut into other pieces than the tokenizer would cut it into."""
+    tokenizer = engine.tokenizer
+    prompt = ChatPrompt(tokenizer, TEMPLATE)
+    question = {"role": "user", "content": "Who?"}
+    pieces = [tokenizer.piece(token) for token in range(tokenizer.n_vocab)]
+    letters = [pieces.index(letter) for letter in (b"S", b"h", b"e")]
+    answered = engine.generate(prompt.ids([question]), 0)
+    answered.ids += letters
+    answer = {"role": "assistant", "content": "She"}
+    prompt.remember(answered, "She")
+    ids = prompt.ids([question, answer, question])
+    assert ids[: len(answered.prompt_ids) + 3] == answered.prompt_ids + letters
+    prompt.remember(answered, "Sh")
+    assert prompt.ids([question, answer, question]) != ids
+    assert prompt.ids([question, answer, question])[-5:] == ids[-5:]
