@@ -54,6 +54,8 @@ def main() -> None:
         code = app(standalone_mode=False)
     except Exception as error:
         # by its shape, since the class lies in click or in typer, as the version has it
+        if error.__class__.__name__ == "Abort":  # what the library makes of Ctrl-C outside of a command
+            sys.exit(INTERRUPTED)
         if not hasattr(error, "format_message"):
             raise
         message = " ".join(error.format_message().split())
@@ -210,8 +212,9 @@ def read_prompt(prompt: str | None, file: Path | None) -> bytes:
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
         raise SettingError("prompt", "none", "-p TEXT, -f FILE or a pipe", "such as -p 'Once upon a time'")
     data = _read_file(file)
-    if not data and file is None:
-        raise SettingError("prompt", "nothing came from the pipe", next_step="give some text, or -p TEXT")
+    if not data:
+        where = "nothing came from the pipe" if file is None or str(file) == "-" else f"{file} is empty"
+        raise SettingError("prompt", where, next_step="give some text, or -p TEXT")
     return data.removesuffix(b"\n").removesuffix(b"\r")
 
 

@@ -214,8 +214,15 @@ def test_errors_are_one_line_and_a_code(code: int, arguments: tuple[str, ...], m
     assert message in refused(code, *arguments)
 
 
-def test_an_empty_pipe_and_a_bad_environment() -> None:
+def test_an_empty_prompt_is_refused_wherever_it_comes_from(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.touch()
     assert "nothing came from the pipe" in refused(2)
+    assert "nothing came from the pipe" in refused(2, "-f", "-")
+    assert f"{empty} is empty" in refused(2, "-f", str(empty))
+
+
+def test_a_bad_environment() -> None:
     variable = {"LLAMA_SPARSE_PRED_THRESHOLD": "junk"}
     assert "LLAMA_SPARSE_PRED_THRESHOLD: junk" in refused(2, "-p", "a", **variable)
 
@@ -290,6 +297,22 @@ def test_interrupt_prints_statistics_and_exits_130() -> None:
     assert running.returncode == 130
     assert b"interrupted" in err.splitlines()[-1]
     assert b"Traceback" not in err
+
+
+def test_an_interrupt_while_everything_is_imported_is_quiet(tmp_path: Path) -> None:
+    """In place of a library that takes long to import stands one that says when it begins to."""
+    (tmp_path / "typer.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
+    path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, "-m", "hotcold", "generate", "-p", PROMPT]
+    environment = os.environ | {"PYTHONPATH": path}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+    ) as running:
+        assert running.stdout is not None
+        assert running.stdout.readline() == b"importing\n"
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=60)
+    assert (running.returncode, err) == (130, b"")
 
 
 def test_a_reader_that_leaves_ends_it_quietly() -> None:

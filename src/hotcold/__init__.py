@@ -9,9 +9,10 @@
 `load` and `Engine` are imported at first use, since their kernels take a moment.
 """
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as typing has it, which takes longer to import than all of this
 if TYPE_CHECKING:
+    from typing import Any
+
     from hotcold.engine.generation import Engine as Engine
     from hotcold.engine.generation import load as load
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "__version__", "load"]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name == "__version__":
         from importlib import metadata
 
