@@ -12,6 +12,7 @@ import numpy as np
 
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.fields import StringArray
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
@@ -105,10 +106,10 @@ def scores(file: GGUFFile, n_vocab: int) -> list[float]:
 
 def strings(file: GGUFFile, key: str) -> list[bytes]:
     """An array of text."""
-    found = list(file.get_array(f"tokenizer.ggml.{key}"))
-    if not all(isinstance(text, bytes) for text in found):
-        raise damaged(file, key, "numbers", "text")
-    return found
+    found = file.get_array(f"tokenizer.ggml.{key}")
+    if not isinstance(found, StringArray):
+        raise damaged(file, key, "an array of something else", "an array of text")
+    return list(found)
 
 
 def flag(file: GGUFFile, key: str, default: bool) -> bool:

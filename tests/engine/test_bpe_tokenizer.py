@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from hotcold.engine.bpe_tokenizer import CHARACTER_OF, BpeTokenizer
@@ -189,7 +189,7 @@ def test_metadata_are_read(write: Write) -> None:
         ({"pre": "mystery"}, r"tokenizer\.ggml\.pre: mystery \(known: default, .*--force-pretokenizer"),
         ({"pre": 3}, r"tokenizer\.ggml\.pre"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens"),
-        ({"tokens": [1, 2, 3, 4, 5, 6]}, r"tokenizer\.ggml\.tokens: numbers"),
+        ({"tokens": [1, 2, 3, 4, 5, 6]}, r"tokenizer\.ggml\.tokens: .*an array of text"),
         (
             {"tokens": ["<|endoftext|>", "a", "b", "ab", "a", "c"]},
             r"tokens\[4\]: a \(tokens\[1\] is the same",
@@ -199,7 +199,8 @@ def test_metadata_are_read(write: Write) -> None:
         ({"token_type": [3, 1, 1, 1, 1, 9]}, r"token_type: 9 \(1 to 6"),
         ({"scores": [0.0]}, r"tokenizer\.ggml\.scores: 1 .*6 numbers"),
         ({"merges": None}, r"tokenizer\.ggml\.merges"),
-        ({"merges": [1, 2]}, r"tokenizer\.ggml\.merges: numbers"),
+        ({"merges": [1, 2]}, r"tokenizer\.ggml\.merges: .*an array of text"),
+        ({"merges": [[1, 2], [3]]}, r"tokenizer\.ggml\.merges: .*an array of text"),
         ({"merges": ["a b", "a c"]}, r"merges\[1\]: a c \(tokenizer\.ggml\.tokens has no c\)"),
         ({"merges": ["b a"]}, r"merges\[0\]: b a \(tokenizer\.ggml\.tokens has no ba\)"),
         ({"merges": ["ab"]}, r"merges\[0\]: ab \(two pieces with one space"),
@@ -228,6 +229,30 @@ def test_an_unknown_pretokenizer_can_be_overridden(write: Write) -> None:
             load_tokenizer(file, "other")
 
 
-def test_arrays_of_strings_only(write: Write) -> None:
-    with open_gguf(write(merges=[[1, 2], [3]])) as file, pytest.raises(FileError, match="merges"):
-        load_tokenizer(file)
+SHORT = st.text("ab Ġ<|>é", max_size=3)
+
+
+@given(
+    st.lists(st.tuples(SHORT, st.integers(NORMAL, BYTE)), min_size=1, max_size=8),
+    st.lists(SHORT | st.tuples(SHORT, SHORT).map(" ".join), min_size=1, max_size=4),
+    st.sampled_from(sorted(PRETOKENIZERS)),
+    st.text("ab <|>é'1", max_size=12),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_vocabulary_is_read_or_refused(
+    write: Write, pieces: list[tuple[str, int]], merges: list[str], pre: str, text: str
+) -> None:
+    """Ids are the vocabulary's own, whatever is in it, and a byte that it lacks is said."""
+    tokens, types = ([*column] for column in zip(*pieces, strict=True))
+    with open_gguf(write(tokens=tokens, token_type=types, merges=merges, pre=pre)) as file:
+        try:
+            tokenizer = load_tokenizer(file)
+        except FileError:
+            return
+    try:
+        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    except SettingError:
+        return
+    assert all(0 <= token < len(tokens) for token in ids)
+    assert tokenizer.fewest_tokens(len(text.encode())) <= len(ids)
+    tokenizer.decode(ids, special=True)
