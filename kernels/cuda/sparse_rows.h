@@ -9,7 +9,7 @@
 #include "weights.h"
 
 constexpr int TILE = 256;                         // rows whose hidden values lie in shared memory
-constexpr int ROWS_AT_ONCE = 4;                   // of down that a thread has on the way
+constexpr int ROWS_AT_ONCE = 8;                   // of down that a thread has on the way
 struct Tile { float hidden[TILE]; int row[TILE], n_live; };
 __device__ static inline Tile& shared_tile() {
     __shared__ Tile tile;
@@ -31,16 +31,22 @@ __device__ static inline void drop_zeros(Tile& tile, int n_tile) {
     if (lane() == 0) tile.n_live = n_live;
 }
 
-// sum[k] += the tile's hidden values times eight columns of their down rows.
+// sum[k] += the tile's hidden values times eight columns of their down rows. The loads of several rows
+// go out together: after the last row it is read again, rather than branched around, and not added.
 template <class Rows> __device__ inline void add_tile(const Tile& tile, Rows down, int unit, float* sum) {
-    int i = 0, n_live = tile.n_live;
-    for (; i + ROWS_AT_ONCE <= n_live; i += ROWS_AT_ONCE) {
+    int n_live = tile.n_live;
+    for (int i = 0; i < n_live; i += ROWS_AT_ONCE) {
         float w[ROWS_AT_ONCE][8];
-        for (int j = 0; j < ROWS_AT_ONCE; j++) down.eight(tile.row[i + j], unit, w[j]);
+        for (int j = 0; j < ROWS_AT_ONCE; j++) down.eight(tile.row[min(i + j, n_live - 1)], unit, w[j]);
         for (int j = 0; j < ROWS_AT_ONCE; j++)
-            for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i + j], w[j][k], sum[k]);
+            if (i + j < n_live)
+                for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i + j], w[j][k], sum[k]);
     }
-    for (; i < n_live; i++) {
+}
+
+// The same row by row, where a row may end within the eight columns.
+template <class Rows> __device__ inline void add_tile_end(const Tile& tile, Rows down, int unit, float* sum) {
+    for (int i = 0; i < tile.n_live; i++) {
         float w[8];
         down.eight(tile.row[i], unit, w);
         for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i], w[k], sum[k]);
@@ -87,7 +93,8 @@ __device__ inline void sum_rows(Hidden hidden, Rows down, const int* ids, const 
         __syncthreads();                          // and the list of those that count
         for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
             float sum[8] = {};
-            add_tile(tile, down, unit, sum);
+            if (8 * unit + 8 <= down.n) add_tile(tile, down, unit, sum);
+            else add_tile_end(tile, down, unit, sum);
             put_sums(down, unit, sum, partial, start != first);
         }
         __syncthreads();                          // the tile is about to be written again
