@@ -124,12 +124,12 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None) -> BpeTokenizer:
 def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:
     """What the file says, or the default and a warning."""
     key = "tokenizer.ggml.pre"
-    if key not in file.metadata:
+    name = file.get_str(key, "")
+    if not name:
         warning = (
             f"{key} is missing: words are cut as by `{DEFAULT}`; --force-pretokenizer NAME says otherwise"
         )
         return DEFAULT, (warning,)
-    name = file.get_str(key)
     if name not in PRETOKENIZERS:
         known = f"known: {', '.join(PRETOKENIZERS)}"
         next_step = "--force-pretokenizer NAME takes one of these, if it cuts text alike"

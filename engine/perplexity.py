@@ -1,8 +1,8 @@
 """Perplexity of a text by llama.cpp's definition.
 
 The text's ids, BOS first where the model wants one, are cut into chunks of n_ctx; an incomplete last
-chunk is dropped. Each chunk runs from an empty cache with BOS in its first place. Scored are the ids
-behind the first half: exp of the mean of -ln p over all of them.
+chunk is dropped. Each chunk runs from an empty cache, with BOS in its first place where the model wants
+one. Scored are the ids behind the first half: exp of the mean of -ln p over all of them.
 """
 
 import math
@@ -18,7 +18,9 @@ from hotcold.engine.activity import Activity, ActivityMeter
 from hotcold.engine.generation import Engine
 from hotcold.errors import DoesNotFitError, SettingError
 
-DEFINITION = "second half of each chunk of n_ctx ids, BOS first, as llama.cpp defines it"
+DEFINITION = (
+    "second half of each chunk of n_ctx ids, BOS first if the model wants it, as llama.cpp defines it"
+)
 LOGITS_BYTES = 64 << 20  # of logits that are held at once
 
 Progress = Callable[[int, int, float], None]
@@ -100,7 +102,7 @@ def measure(engine: Engine, text: bytes, progress: Progress | None = None) -> Pe
 
 def _chunk(engine: Engine, ids: NDArray[np.int32]) -> NDArray[np.float64]:
     """-ln p of the ids behind the first half of one chunk."""
-    if engine.tokenizer.bos is not None:
+    if engine.tokenizer.add_bos and engine.tokenizer.bos is not None:
         ids[0] = engine.tokenizer.bos
     half = len(ids) // 2
     for at in range(0, half, engine.n_batch):

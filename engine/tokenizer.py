@@ -16,6 +16,7 @@ class Tokenizer(Protocol):
 
     Attributes:
         n_vocab: ids are 0 to n_vocab - 1. bos, eos: ids, None where the model has none.
+        add_bos: whether BOS goes in front of a text.
         end_ids: ids after which generation ends.
         warnings: what a user should know of the vocabulary, one line each.
     """
@@ -26,6 +27,8 @@ class Tokenizer(Protocol):
     def bos(self) -> int | None: ...
     @property
     def eos(self) -> int | None: ...
+    @property
+    def add_bos(self) -> bool: ...
     @property
     def end_ids(self) -> frozenset[int]: ...
     @property

@@ -222,6 +222,11 @@ def test_bad_metadata_are_named(write: Write, changed: dict[str, Any], message: 
     assert "\n" not in str(caught.value)
 
 
+def test_an_empty_name_is_none(write: Write) -> None:
+    with open_gguf(write(pre="")) as file:
+        assert len(load_tokenizer(file).warnings) == 1
+
+
 def test_an_unknown_pretokenizer_can_be_overridden(write: Write) -> None:
     with open_gguf(write(pre="mystery")) as file:
         assert load_tokenizer(file, "gpt-2").encode("ab") == [3]

@@ -85,6 +85,22 @@ def test_the_second_half_of_every_chunk_is_scored(tiny: Path) -> None:
     assert [state[:2] for state in seen] == [(i + 1, n) for i in range(n)]
 
 
+def test_a_model_without_bos_scores_its_text_alone(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As files of Qwen2 and SmolLM2 ask for, which name a BOS and do not want it in front."""
+    text = (tiny / "valid_excerpt.txt").read_bytes()[:900]
+    with load(n_ctx=64) as engine:
+        monkeypatch.setattr(engine.tokenizer, "add_bos", False)
+        result = perplexity.measure(engine, text)
+        ids = np.array(engine.tokenizer.encode(text), np.int32)
+        assert engine.tokenizer.bos not in ids
+        wanted = []
+        for i in range(len(ids) // 64):
+            chunk = ids[64 * i : 64 * i + 64]
+            rows = engine.logits(chunk)[32:63]
+            wanted.append(perplexity.negative_log_likelihoods(rows, chunk[33:]).sum())
+    assert result.chunk_nlls == pytest.approx(wanted, rel=1e-3)
+
+
 def test_likelihoods_of_hand_computed_rows() -> None:
     logits = np.log(np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
     nll = perplexity.negative_log_likelihoods(logits, np.array([1, 0], np.int32))
