@@ -79,7 +79,7 @@ class PieceTokenizer(ABC):
         return [text.decode(errors="replace") for text in found]
 
     def fewest_tokens(self, n_bytes: int) -> int:
-        """A lower bound of the tokens of any text of `n_bytes` bytes: no piece stands for more than it has."""
+        """A lower bound of the tokens of any text of `n_bytes`: no piece stands for more than it has."""
         return -(-n_bytes // self._longest)
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
