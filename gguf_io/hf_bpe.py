@@ -201,27 +201,38 @@ def _adds_bos(post_processor: Any) -> bool:
 
 def _fill(vocabulary: Vocabulary, source: _Source, added: AddedTokens, n_vocab: int) -> None:
     """Fills `vocabulary` with the tokens by id, each text once, and with padding where there is none."""
-    texts: dict[int, bytes] = {}
-    for text, number in source.ids.items():
-        if number in texts:
-            found = f"{_shown(texts[number])} and {text!r}"[:100]
-            raise FileError(f"{source.origin}: id {number}", found, "one token each", AGAIN)
-        texts[number] = utf8(text, f"{source.origin}: token {number}")
-    vocabulary.check_count(max([*texts, *added]) + 1, n_vocab)
+    pieces = _by_id(source)
+    vocabulary.check_count(max([*pieces, *added]) + 1, n_vocab)
     numbers: dict[bytes, int] = {}
     for number in range(n_vocab):
-        kept = texts.get(number)
-        text, kind = added.get(number, (padding(number) if kept is None else kept, NORMAL))
-        if number in added and kept not in (None, text):
-            bound = f"the vocabulary has {_shown(kept or b'')} there"
-            raise FileError(f"{source.origin}: added token {number}", _shown(text), bound, AGAIN)
-        if number not in added and kept is None:
-            kind = UNUSED
-        if (first := numbers.setdefault(text, number)) != number:
-            raise FileError(
-                f"{source.origin}: token {number}", _shown(text), f"token {first} is the same", AGAIN
-            )
-        vocabulary.append(text, CONTROL if number in added and _looks_special(text) else kind)
+        token, kind = _token(source, pieces.get(number), added.get(number), number)
+        if (first := numbers.setdefault(token, number)) != number:
+            bound = f"token {first} is the same"
+            raise FileError(f"{source.origin}: token {number}", _shown(token), bound, AGAIN)
+        vocabulary.append(token, kind)
+
+
+def _by_id(source: _Source) -> dict[int, bytes]:
+    pieces: dict[int, bytes] = {}
+    for text, number in source.ids.items():
+        if number in pieces:
+            found = f"{_shown(pieces[number])} and {text!r}"[:100]
+            raise FileError(f"{source.origin}: id {number}", found, "one token each", AGAIN)
+        pieces[number] = utf8(text, f"{source.origin}: token {number}")
+    return pieces
+
+
+def _token(
+    source: _Source, piece: bytes | None, added: tuple[bytes, int] | None, number: int
+) -> tuple[bytes, int]:
+    """The token of an id and its type: the vocabulary's piece, which an added token may only repeat."""
+    if added is None:
+        return (padding(number), UNUSED) if piece is None else (piece, NORMAL)
+    token, kind = added
+    if piece is not None and piece != token:
+        bound = f"the vocabulary has {_shown(piece)} there"
+        raise FileError(f"{source.origin}: added token {number}", _shown(token), bound, AGAIN)
+    return token, CONTROL if _looks_special(token) else kind
 
 
 def _looks_special(text: bytes) -> bool:
