@@ -8,7 +8,7 @@ from hotcold.gguf_io.hf_config import read_config
 from hotcold.gguf_io.hf_model import HFModel
 from hotcold.gguf_io.hf_tokenizer import FILES as tokenizer_files
 from hotcold.gguf_io.hf_tokenizer import missing_files
-from hotcold.gguf_io.hf_weights import INDEX, weight_files
+from hotcold.gguf_io.hf_weights import index_file, weight_files
 from hotcold.gguf_io.predictors import predictor_files
 
 MAX_LISTED = 20
@@ -49,21 +49,15 @@ def _missing_in_model(model_dir: Path) -> Iterator[str]:
         yield "config.json (give the folder of a Hugging Face model, or fetch the file from there)"
     for file in weight_files(model_dir):
         if not file.is_file():
-            yield f"{file.name} (fetch it from the model's page{_other_weights(model_dir)})"
+            yield f"{file.name} (fetch it from the model's page)"
     for name in missing_files(model_dir):
         yield f"{name} (fetch it from the model's page)"
-
-
-def _other_weights(model_dir: Path) -> str:
-    if next(model_dir.glob("pytorch_model*.bin"), None) is None:
-        return ""
-    return "; pytorch_model.bin is not read, save the model as safetensors"
 
 
 def source_files(model_dir: Path, predictors: Path | None, config: HFModel) -> list[Path]:
     """Every file that the conversion may read; optional ones need not exist."""
     files = [model_dir / name for name in ("config.json", *tokenizer_files)]
-    files += [model_dir / INDEX, *weight_files(model_dir)]
+    files += [*filter(None, [index_file(model_dir)]), *weight_files(model_dir)]
     files += [
         model_dir / "activation" / f"activation_{i}{end}"
         for i in range(config.n_layer)

@@ -44,6 +44,7 @@ NAMES = ArchitectureNames(
     ),
     down=_DOWN,
     down_bias=_DOWN_BIAS,
+    ignored=("decoder.version",),
 )
 
 

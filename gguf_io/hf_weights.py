@@ -1,4 +1,7 @@
-"""The tensors of a Hugging Face directory: one safetensors file, or several with their index."""
+"""The tensors of a Hugging Face directory: safetensors files, or older ones of torch.
+
+One file, or several with their index. Safetensors count where both are there.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,22 +9,34 @@ from pathlib import Path
 from hotcold.errors import FileError
 from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.safetensors_file import open_safetensors
-from hotcold.gguf_io.source_tensor import SourceTensor
+from hotcold.gguf_io.source_tensor import SourceTensor, of_torch
+from hotcold.gguf_io.torch_pickle import open_state_dict
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 HEAD = "lm_head."
 
 
+def index_file(model_dir: Path) -> Path | None:
+    """The index, if there is one."""
+    for name in (SAFE, TORCH):
+        if (model_dir / f"{name}.index.json").exists():
+            return model_dir / f"{name}.index.json"
+        if (model_dir / name).is_file():
+            return None
+    return None
+
+
 def weight_files(model_dir: Path) -> tuple[Path, ...]:
-    """The safetensors files of `model_dir`, present or not, in the order of their names.
+    """The files of `model_dir` with weights, present or not, in the order of their names.
 
     Raises:
         FileError: the index is damaged or names a file outside `model_dir`.
     """
-    if not (model_dir / INDEX).exists():
-        return (model_dir / SINGLE,)
-    return tuple(model_dir / name for name in sorted(set(_weight_map(model_dir / INDEX).values())))
+    if (index := index_file(model_dir)) is not None:
+        return tuple(model_dir / name for name in sorted(set(_weight_map(index).values())))
+    if not (model_dir / SAFE).is_file() and (model_dir / TORCH).is_file():
+        return (model_dir / TORCH,)
+    return (model_dir / SAFE,)
 
 
 def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
@@ -36,17 +51,23 @@ def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
     found: dict[str, SourceTensor] = {}
     homes: dict[str, Path] = {}
     for path in weight_files(model_dir):
-        for name, tensor in open_safetensors(path).items():
+        for name, tensor in _open(path).items():
             if name in found:
                 raise FileError(
                     f"tensor {name}", f"in {homes[name]} and {path}", "one file each", "fetch them again"
                 )
             found[name], homes[name] = tensor, path
-    if (model_dir / INDEX).exists():
-        _check_index(model_dir / INDEX, homes)
+    if (index := index_file(model_dir)) is not None:
+        _check_index(index, homes)
     if not any(name.startswith(prefix) for name in found):
         return {name if name.startswith(HEAD) else prefix + name: found[name] for name in found}
     return found
+
+
+def _open(path: Path) -> dict[str, SourceTensor]:
+    if path.suffix == ".safetensors":
+        return open_safetensors(path)
+    return {name: of_torch(name, tensor) for name, tensor in open_state_dict(path).items()}
 
 
 def _weight_map(index: Path) -> dict[str, str]:

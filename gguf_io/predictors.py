@@ -6,8 +6,8 @@ from pathlib import Path
 from hotcold.errors import FileError
 from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.safetensors_file import open_safetensors
-from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
-from hotcold.gguf_io.torch_pickle import TorchTensor, open_state_dict
+from hotcold.gguf_io.source_tensor import SourceTensor, of_torch
+from hotcold.gguf_io.torch_pickle import open_state_dict
 
 LARGEST = 1e30  # far inside what a float32 holds
 
@@ -61,16 +61,8 @@ def _open_folder(path: Path, n_layer: int) -> dict[str, SourceTensor]:
         raise _another_model(path, f"also model_{n_layer}.pt", f"the model has {n_layer} layers")
     for i, file in enumerate(predictor_files(path, n_layer)):
         for name, tensor in open_state_dict(file).items():
-            found[f"layers.{i}.{name}"] = _as_source(f"layers.{i}.{name}", tensor)
+            found[f"layers.{i}.{name}"] = of_torch(f"layers.{i}.{name}", tensor)
     return found
-
-
-def _as_source(name: str, tensor: TorchTensor) -> SourceTensor:
-    if tensor.dtype not in STORED_TYPES:
-        raise FileError(
-            f"{tensor.path}: {name}", f"element type {tensor.dtype}", "F32, F16 or BF16", "save it as one"
-        )
-    return SourceTensor(name, tensor.shape, tensor.dtype, tensor.read)
 
 
 def _check_shapes(path: Path, fc1: SourceTensor, fc2: SourceTensor, n_embd: int, n_ff: int) -> None:

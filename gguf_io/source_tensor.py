@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.errors import FileError
+from hotcold.gguf_io.torch_pickle import TorchTensor
+
 STORED_TYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -39,3 +42,12 @@ def as_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:
     if dtype == "BF16":
         return (np.ascontiguousarray(stored).astype(np.uint32) << 16).view(np.float32)
     return np.ascontiguousarray(stored, dtype=np.float32)
+
+
+def of_torch(name: str, tensor: TorchTensor) -> SourceTensor:
+    """A tensor of a `.pt` or `.bin` file under the name `name`; FileError if it holds no floats."""
+    if tensor.dtype not in STORED_TYPES:
+        raise FileError(
+            f"{tensor.path}: {name}", f"element type {tensor.dtype}", "F32, F16 or BF16", "save it as one"
+        )
+    return SourceTensor(name, tensor.shape, tensor.dtype, tensor.read)

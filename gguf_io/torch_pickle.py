@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 
 MAX_RECORDS = 20_000
-MAX_PICKLE_BYTES = 1 << 20
-MAX_INSTRUCTIONS = 10_000
+MAX_PICKLE_BYTES = 1 << 22
+MAX_INSTRUCTIONS = 100_000  # some 40 a tensor
+MAX_TUPLES = 10_000  # some 4 a tensor; Python takes stack for each that lies in another
 MAX_DIMENSIONS = 4
 
 STORAGES: dict[str, tuple[str, np.dtype[Any]]] = {
@@ -167,16 +168,18 @@ def _prefix(path: Path, sizes: Mapping[str, int]) -> str:
 
 def _check_instructions(path: Path, program: bytes) -> None:
     """Refuses instructions beyond the list, too many of them, and memo numbers that claim memory."""
+    n_tuples = 0
     try:
         for count, (instruction, argument, _) in enumerate(pickletools.genops(program), 1):
+            n_tuples += instruction.name.startswith("TUPLE")
             if instruction.name not in INSTRUCTIONS:
                 raise _refused(
                     path, f"pickle instruction {instruction.name}", "not in the short list that tensors need"
                 )
             if count > MAX_INSTRUCTIONS:
-                raise _refused(
-                    path, f"over {MAX_INSTRUCTIONS} pickle instructions", "a dict of a few tensors"
-                )
+                raise _refused(path, f"over {MAX_INSTRUCTIONS} pickle instructions", "a dict of tensors")
+            if n_tuples > MAX_TUPLES:
+                raise _refused(path, f"over {MAX_TUPLES} tuples in the pickle", "a dict of tensors")
             if instruction.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > MAX_INSTRUCTIONS:
                 raise _refused(path, f"pickle memo {argument}", f"at most {MAX_INSTRUCTIONS}")
     except ValueError as error:

@@ -1,5 +1,6 @@
 """What a conversion writes: names, types, layouts, metadata."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,9 +273,28 @@ def test_several_files_with_their_index(llama: MakeLlama, save: Save, out: Path)
     assert out.read_bytes() == single
 
 
-def split_in_two(model: Any, save: Save) -> None:
-    import json
+def test_weights_of_torch(llama: MakeLlama, torch_program: Any, out: Path) -> None:
+    """One pytorch_model.bin; two with their index; none of them where there are safetensors."""
+    model = llama(dtype="bfloat16")
+    convert(model.folder, None, out, "f16")
+    single, names = out.read_bytes(), list(model.weights)
+    torch_program.save(model.folder / "pytorch_model.bin", {"lm_head.weight": np.zeros(3, np.float32)})
+    convert(model.folder, None, out, "f16", force=True)
+    assert out.read_bytes() == single
+    (model.folder / "model.safetensors").unlink()
+    torch_program.save(model.folder / "pytorch_model.bin", model.weights)
+    convert(model.folder, None, out, "f16", force=True)
+    assert out.read_bytes() == single
+    homes = {name: f"pytorch_model-0000{1 + i % 2}-of-00002.bin" for i, name in enumerate(names)}
+    for file in set(homes.values()):
+        torch_program.save(model.folder / file, {n: model.weights[n] for n in names if homes[n] == file})
+    (model.folder / "pytorch_model.bin").unlink()
+    (model.folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": homes}))
+    convert(model.folder, None, out, "f16", force=True)
+    assert out.read_bytes() == single
 
+
+def split_in_two(model: Any, save: Save) -> None:
     (model.folder / "model.safetensors").unlink()
     names = list(model.weights)
     homes = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(names)}

@@ -70,10 +70,22 @@ def test_no_such_folder(tmp_path: Path, out: Path) -> None:
     assert "1 missing" in str(refusal(tmp_path / "nowhere", out))
 
 
-def test_weights_in_the_old_format(llama: MakeLlama, out: Path) -> None:
+def test_weights_of_torch_that_are_none(llama: MakeLlama, out: Path) -> None:
     model = llama()
     (model.folder / "model.safetensors").rename(model.folder / "pytorch_model.bin")
-    assert "pytorch_model.bin is not read, save the model as safetensors" in str(refusal(model.folder, out))
+    assert "pytorch_model.bin: no zip archive" in str(refusal(model.folder, out))
+
+
+def test_weights_of_torch_that_want_to_run_code(
+    llama: MakeLlama, torch_program: Any, out: Path, tmp_path: Path
+) -> None:
+    model = llama()
+    (model.folder / "model.safetensors").unlink()
+    harm = f"import pathlib; pathlib.Path({str(tmp_path / 'harm')!r}).touch()"
+    call = torch_program.name("builtins", "exec") + torch_program.items(torch_program.text(harm)) + b"R"
+    torch_program.archive(model.folder / "pytorch_model.bin", torch_program.whole(call), {})
+    assert "the pickle asks for builtins.exec" in str(refusal(model.folder, out))
+    assert not (tmp_path / "harm").exists()
 
 
 def write_index(folder: Path, weight_map: Any) -> None:
