@@ -290,3 +290,33 @@ def test_predictors_for_gelu(hf_model: MakeModel, tmp_path: Path, out: Path) -> 
     model = hf_model("falcon-7b", activation="gelu")
     text = refusal(model.folder, out, saved_predictors(model, tmp_path))
     assert "activation: gelu (predictors belong to a ReLU model)" in text
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_damage_of_a_config_gives_one_of_our_errors(hf_model: MakeModel, out: Path, kind: str) -> None:
+    """One or two values of config.json become something else, or go."""
+    model = hf_model(kind)
+    random = np.random.default_rng(11)
+    others: list[Any] = [None, -1, 0, 1, 3, 64, 2**70, 0.5, "x", True, False, [], {}, ["x"], {"factor": 2}]
+    more = [
+        "rope_scaling",
+        "rope_parameters",
+        "rope_theta",
+        "head_dim",
+        "tie_word_embeddings",
+        "sliding_window",
+    ]
+    names = [*model.config, *more]
+    refused = 0
+    for _ in range(120):
+        changes = {
+            names[int(random.integers(len(names)))]: others[int(random.integers(len(others)))]
+            for _ in range(int(random.integers(1, 3)))
+        }
+        model.rewrite(**changes)
+        try:
+            convert(model.folder, None, out, "f16", force=True)
+        except HotcoldError:
+            refused += 1
+        assert [path.name for path in out.parent.iterdir()] in ([], [out.name])
+    assert refused > 30

@@ -10,8 +10,10 @@ import pytest
 from hf_forward import forward
 from numpy.typing import NDArray
 
+from hotcold import load
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import load_model
+from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert import convert
 
@@ -89,3 +91,23 @@ def test_with_predictors(hf_model: MakeModel, tmp_path: Path, kind: str, changes
     assert np.sqrt(((masked - whole) ** 2).sum() / (whole**2).sum()) > 0.05
     check(tmp_path / "out.gguf", "predictor", masked)
     check(tmp_path / "out.gguf", "exact", whole)
+
+
+@pytest.mark.parametrize("kind", list(hf_models.CONFIGS))
+@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+def test_converted_models_write_text(hf_model: MakeModel, tmp_path: Path, kind: str, outtype: str) -> None:
+    convert(hf_model(kind).folder, None, tmp_path / "out.gguf", outtype)
+    with load(tmp_path / "out.gguf", n_ctx=32) as engine:
+        texts = ["".join(engine.generate("一丁丂", 8, temp=0.0, ignore_eos=True)) for _ in range(2)]
+    assert texts[0] == texts[1]
+
+
+def test_a_qwen2_file_without_a_bias_is_refused(hf_model: MakeModel, tmp_path: Path) -> None:
+    convert(hf_model("qwen2").folder, None, tmp_path / "out.gguf", "f16")
+    content = (tmp_path / "out.gguf").read_bytes()
+    (tmp_path / "out.gguf").write_bytes(content.replace(b"blk.1.attn_k.bias", b"blk.1.attn_k.none"))
+    with (
+        open_gguf(tmp_path / "out.gguf") as file,
+        pytest.raises(FileError, match="blk.1.attn_k.bias .*missing"),
+    ):
+        load_model(file)

@@ -82,6 +82,18 @@ def same(a: Any, b: Any) -> bool:
     return bool(list(a) == list(b)) if hasattr(a, "__len__") and not isinstance(a, str) else bool(a == b)
 
 
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0"])
+def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
+    """One set of weights, written in each type; there the head has the type of the rest."""
+    requantise(DATA / "llamacpp" / "llama.f32.gguf", out, outtype)
+    with open_gguf(DATA / "llamacpp" / f"llama.{outtype}.gguf") as recorded, open_gguf(out) as made:
+        assert list(made.tensors) == list(recorded.tensors)
+        for name, info in recorded.tensors.items():
+            if (name, outtype) != ("output.weight", "q4_0"):
+                assert made.tensors[name].type is info.type
+                assert np.array_equal(made.data(name), recorded.data(name)), name
+
+
 @pytest.mark.parametrize(
     "kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "bf16", "f32"]
 )
