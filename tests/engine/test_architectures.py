@@ -237,6 +237,8 @@ def tensors_of(model: Model, sparsity: str) -> list[str]:
         *itertools.product(FILES, ("off", "exact", "predictor")),
         ("llamacpp/falcon.f16", "off"),
         ("llamacpp/falcon.norm2.q4_0", "off"),
+        ("llamacpp/qwen2.f16", "off"),
+        ("llamacpp/llama.biases.f16", "off"),
     ],
 )
 def test_every_weight_of_the_mode_is_used_once(name: str, sparsity: str, data: Path) -> None:

@@ -25,6 +25,8 @@ Change = Callable[[TensorInfo], TensorInfo]
         "powerinfer/opt-f16.powerinfer",
         "llamacpp/falcon.f16",
         "llamacpp/falcon.norm2.q4_0",
+        "llamacpp/qwen2.f16",
+        "llamacpp/llama.q4_k",
     ]
 )
 def file(request: pytest.FixtureRequest, data: Path) -> Iterator[GGUFFile]:
@@ -136,6 +138,10 @@ def test_too_few_positions(data: Path) -> None:
         ("powerinfer/bamboo-f16.powerinfer", "bamboo.attention.layer_norm_rms_epsilon", None, ("missing",)),
         ("powerinfer/opt-f16.powerinfer", "opt.attention.layer_norm_epsilon", -1.0, ("-1", "above 0")),
         ("powerinfer/opt-f16.powerinfer", "opt.feed_forward_length", None, ("missing",)),
+        ("llamacpp/qwen2.f16", "qwen2.attention.layer_norm_rms_epsilon", None, ("missing",)),
+        ("llamacpp/qwen2.f16", "qwen2.attention.head_count_kv", 3, ("4", "a multiple of")),
+        ("llamacpp/qwen2.f16", "qwen2.rope.freq_base", 0.0, ("0", "above 0")),
+        ("llamacpp/qwen2.f16", "hotcold.ffn_activation", "gelu", ("gelu", "known: relu, silu")),
     ],
 )
 def test_a_key(name: str, key: str, value: Any, parts: tuple[str, ...], data: Path) -> None:
@@ -155,3 +161,36 @@ def test_an_ordinary_opt_file_needs_an_epsilon(data: Path) -> None:
         assert not opt.is_powerinfer
         with pytest.raises(FileError, match="opt.attention.layer_norm_epsilon"):
             load_model(opt)
+
+
+UNREAD = ("vocab_size", "tensor_data_layout")
+REQUIRED = (
+    "block_count",
+    "context_length",
+    "embedding_length",
+    "feed_forward_length",
+    "attention.head_count",
+)
+
+
+def test_a_key_of_the_wrong_type(file: GGUFFile) -> None:
+    architecture = str(file.metadata["general.architecture"])
+    whole = dict(file.metadata)
+    keys = [key for key in whole if key.startswith(f"{architecture}.") and not key.endswith(UNREAD)]
+    assert len(keys) > 5
+    for key in keys:
+        file.metadata = whole | {key: "seven"}
+        with pytest.raises(FileError) as caught:
+            load_model(file)
+        assert key in str(caught.value)
+
+
+def test_a_missing_key(file: GGUFFile) -> None:
+    architecture = str(file.metadata["general.architecture"])
+    whole = dict(file.metadata)
+    for name in REQUIRED:
+        key = f"{architecture}.{name}"
+        file.metadata = {other: value for other, value in whole.items() if other != key}
+        with pytest.raises(FileError, match="missing") as caught:
+            load_model(file)
+        assert key in str(caught.value)
