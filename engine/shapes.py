@@ -9,7 +9,7 @@ the sparse models that PowerInfer uses: they have a predictor of rank 1024 in Q4
 
 import json
 import math
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hotcold.engine.hyperparameters import (
     MAX_VOCAB,
 )
 from hotcold.engine.model import Layer, Model, Weight
+from hotcold.engine.settings import one_of
 from hotcold.errors import FileError, SettingError
 
 DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 1024
@@ -45,8 +46,9 @@ class Shape:
 
     Attributes:
         architecture: "llama", "bamboo" or "qwen2" (gated FFN), "falcon" or "opt" (ungated).
-        ffn_activation: "relu" or "silu". tied: the head is the embedding. n_positions: rows of learned
-            positions, 0 if there are none.
+        ffn_activation: one that the architecture may have; "" means what its files mean without a word.
+        tied: the head is the embedding. n_positions: rows of learned positions, 0 if there are none.
+        two_norms: whether Falcon's attention has a norm of its own; in others it has one anyway.
     """
 
     architecture: str
@@ -57,19 +59,44 @@ class Shape:
     n_head_kv: int
     n_vocab: int
     n_ctx_train: int
-    ffn_activation: str = "silu"
+    ffn_activation: str = ""
     tied: bool = False
     n_positions: int = 0
+    two_norms: bool = True
+
+    @property
+    def activation(self) -> str:
+        """Of the FFN."""
+        return self.ffn_activation or ARCHITECTURES[self.architecture][0]
 
 
 SHAPES = {
     "llama-2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096),
     "llama-2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096),
     "llama-2-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096),
+    "llama-3-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128256, 8192),
+    "llama-3-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128256, 8192),
+    "mistral-7b": Shape("llama", 32, 4096, 14336, 32, 8, 32000, 32768),
+    "smollm2-135m": Shape("llama", 30, 576, 1536, 9, 3, 49152, 8192, tied=True),
+    "relullama-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096, "relu"),
+    "relullama-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096, "relu"),
+    "relullama-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096, "relu"),
     "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
+    "falcon-7b": Shape("falcon", 32, 4544, 18176, 71, 1, 65024, 2048, "gelu", two_norms=False),
     "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, "relu"),
+    "falcon-180b": Shape("falcon", 80, 14848, 59392, 232, 8, 65024, 2048, "gelu"),
+    "opt-125m": Shape("opt", 12, 768, 3072, 12, 12, 50272, 2048, "relu", True, 2050),
+    "opt-1.3b": Shape("opt", 24, 2048, 8192, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-2.7b": Shape("opt", 32, 2560, 10240, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-6.7b": Shape("opt", 32, 4096, 16384, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-13b": Shape("opt", 40, 5120, 20480, 40, 40, 50272, 2048, "relu", True, 2050),
     "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, 2048, "relu", True, 2050),
+    "opt-66b": Shape("opt", 64, 9216, 36864, 72, 72, 50272, 2048, "relu", True, 2050),
+    "opt-175b": Shape("opt", 96, 12288, 49152, 96, 96, 50272, 2048, "relu", True, 2050),
+    "qwen2-0.5b": Shape("qwen2", 24, 896, 4864, 14, 2, 151936, 32768, tied=True),
+    "qwen2-1.5b": Shape("qwen2", 28, 1536, 8960, 12, 2, 151936, 32768, tied=True),
     "qwen2-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 152064, 32768),
+    "qwen2-72b": Shape("qwen2", 80, 8192, 29568, 64, 8, 152064, 32768),
 }
 
 _BOUNDS = {
@@ -133,7 +160,7 @@ def read_shape(path: Path) -> tuple[Shape, str]:
     if strange := sorted(set(data) - {*known, "type"}):
         raise FileError(f"--like file {path}: field", strange[0], f"known: type, {', '.join(known)}")
     type_name = data.pop("type", DEFAULT_TYPE)
-    required = [name for name in known if name not in ("ffn_activation", "tied", "n_positions")]
+    required = [field.name for field in fields(Shape) if field.default is MISSING]
     if missing := [name for name in required if name not in data]:
         raise FileError(f"--like file {path}: field", missing[0], "missing")
     shape = Shape(**data)
@@ -151,10 +178,14 @@ def check_shape(shape: Shape) -> None:
     _whole("n_positions", shape.n_positions, 0, MAX_CTX)
     if shape.architecture not in ARCHITECTURES:
         raise SettingError("architecture", shape.architecture, f"known: {', '.join(ARCHITECTURES)}")
+    for flag in ("tied", "two_norms"):
+        if not isinstance(getattr(shape, flag), bool):
+            raise SettingError(flag, getattr(shape, flag), "true or false")
+    if not shape.two_norms and shape.architecture != "falcon":
+        raise SettingError("two_norms", shape.two_norms, "true but for falcon")
     if (shape.architecture == "opt") != (shape.n_positions > 0):
         raise SettingError("n_positions", shape.n_positions, "above 0 for opt, and for no other")
-    if shape.ffn_activation not in ("relu", "silu"):
-        raise SettingError("ffn_activation", shape.ffn_activation, "known: relu, silu")
+    one_of("ffn_activation", shape.activation, ARCHITECTURES[shape.architecture])
     if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
         raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
     if shape.n_embd // shape.n_head > MAX_HEAD_DIM or shape.n_embd // shape.n_head % 2:
@@ -171,7 +202,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
     check_shape(shape)
     rank = predictor_rank
     if rank is None:
-        rank = DEFAULT_RANK if shape.ffn_activation == "relu" else 0
+        rank = DEFAULT_RANK if shape.activation == "relu" else 0
     _whole("--predictor-rank", rank, 0, MAX_RANK)
     if rank:
         shape = replace(shape, ffn_activation="relu")
@@ -200,7 +231,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         norm_eps=1e-5,
         rope_freq_base=10000.0,
         rope_freq_scale=1.0,
-        ffn_activation=shape.ffn_activation,
+        ffn_activation=shape.activation,
         sparse_threshold=0.0,
         n_vocab=shape.n_vocab,
         has_predictors=rank > 0,
@@ -228,8 +259,9 @@ def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer
     """The weights that the architecture has, by role."""
     embd, n_ff = shape.n_embd, shape.n_ff
     kv = embd // shape.n_head * shape.n_head_kv
-    by_neuron = shape.ffn_activation == "relu"
-    norms = ("attn_norm", "attn_norm_2") if shape.architecture == "falcon" else ("attn_norm", "ffn_norm")
+    by_neuron = shape.activation == "relu"
+    second = "attn_norm_2" if shape.architecture == "falcon" else "ffn_norm"
+    norms = ("attn_norm", second) if shape.two_norms else ("attn_norm",)
     sizes = {"attn_q": (embd, embd), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (embd, embd)}
     sizes |= {"ffn_up": (embd, n_ff)}
     sizes |= {"ffn_down_t": (embd, n_ff)} if by_neuron else {"ffn_down": (n_ff, embd)}

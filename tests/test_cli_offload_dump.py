@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from hotcold.cli import app
 from hotcold.engine import devices, settings
+from hotcold.engine.shapes import SHAPES
 from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
 POWERINFER = Path(__file__).parent / "data" / "powerinfer"
@@ -36,6 +37,16 @@ def test_falcon_40b_is_split_in_seconds() -> None:
     assert len(buckets) == 60
     assert all(int(bucket.split(",")[0]) > 0 for bucket in buckets)
     assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_known_shape_is_planned(name: str) -> None:
+    result = run("--like", name, "--vram-budget", "8GiB", "--json")
+    assert result.exit_code == 0, result.stderr
+    on_gpu = json.loads(result.stdout)["totals"]["gpu"]
+    assert on_gpu["budget"] == 8 << 30
+    assert on_gpu["weights"] > 0 <= on_gpu["left_over"]
+    assert sum(on_gpu.values()) == 2 * on_gpu["budget"]
 
 
 def test_without_a_card_or_a_budget_everything_is_on_the_cpu() -> None:

@@ -24,6 +24,25 @@ def weights_of(layer: Layer) -> list[Weight]:
         ("llama-2-70b", 68.98),
         ("falcon-40b", 41.84),
         ("opt-30b", 29.97),
+        ("llama-3-8b", 8.03),
+        ("llama-3-70b", 70.55),
+        ("mistral-7b", 7.24),
+        ("smollm2-135m", 0.1345),
+        ("relullama-7b", 6.74),
+        ("bamboo-7b", 7.24),
+        ("falcon-7b", 7.217),
+        ("falcon-180b", 179.5),
+        ("opt-125m", 0.12524),
+        ("opt-1.3b", 1.316),
+        ("opt-2.7b", 2.652),
+        ("opt-6.7b", 6.658),
+        ("opt-13b", 12.853),
+        ("opt-66b", 65.72),
+        ("opt-175b", 174.6),
+        ("qwen2-0.5b", 0.494),
+        ("qwen2-1.5b", 1.544),
+        ("qwen2-7b", 7.616),
+        ("qwen2-72b", 72.706),
     ],
 )
 def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
@@ -34,7 +53,7 @@ def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
     whole = {weight.name: weight for weight in once if weight is not None}
     weights = [*whole.values(), *(w for layer in layers for w in layer)]
     n = sum(w.n_bytes // (4 if w.type == GGMLQuantizationType.F32 else 2) for w in weights)
-    assert n / 1e9 == pytest.approx(billions, abs=0.006)
+    assert n / 1e9 == pytest.approx(billions, rel=0.001)
 
 
 def test_relu_shapes_have_predictors_and_rows_by_neuron() -> None:
