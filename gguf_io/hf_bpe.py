@@ -106,7 +106,7 @@ def _read_fast(path: Path) -> _Source:
     if not isinstance(model, dict) or model.get("type", "BPE") != "BPE":
         kind = repr(model.get("type"))[:60] if isinstance(model, dict) else "missing"
         raise FileError(f"{path}: model type", kind, "BPE can be converted", "use another model")
-    if model.get("byte_fallback") is True:
+    if model.get("byte_fallback") is True and not pretokenizer.is_byte_level(tokenizer):
         next_step = "fetch the tokenizer.model of this model"
         raise FileError(f"{path}: byte_fallback", "true", "a SentencePiece vocabulary", next_step)
     for name in ("continuing_subword_prefix", "end_of_word_suffix"):

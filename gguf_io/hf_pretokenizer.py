@@ -44,6 +44,11 @@ def recognise(tokenizer: Mapping[str, Any]) -> str | None:
     return None
 
 
+def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether words become the characters that stand for bytes."""
+    return any(step in (WORDS, BYTES) for step in _steps(tokenizer.get("pre_tokenizer")))
+
+
 def normalizer_names(tokenizer: Mapping[str, Any]) -> list[str]:
     """The types of the normalizers, in order."""
     return [str(part.get("type")) for part in flattened(tokenizer.get("normalizer"), "normalizers")]
