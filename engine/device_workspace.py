@@ -6,6 +6,7 @@ they do not depend on what a plan puts there.
 
 * turns, positions: the rotation's table, and the tokens' positions
 * packed: one vector a token, rounded for quantised weights
+* attention: the sums of the parts that a long context is cut into
 * hidden, outputs: of a predictor: fc1's result, fc2's result
 * ids: rows of a sparse FFN that the mask lists, and their number
 * partial: the sums of a sparse FFN's groups
@@ -16,6 +17,7 @@ they do not depend on what a plan puts there.
 from hotcold.engine.graph import Graph, Node, weights_of
 from hotcold.engine.memory import aligned
 from hotcold.engine.model import Model
+from hotcold.kernels.cuda import attention
 from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.rope import turns_bytes
 from hotcold.kernels.cuda.sum_groups import workspace_bytes
@@ -26,14 +28,17 @@ FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")
 MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
 
 
-def node_areas(node: Node, n_tokens: int) -> dict[str, int]:
-    """Bytes of each area that one node uses for n_tokens tokens."""
+def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens and a KV cache of n_ctx positions."""
     weights = weights_of(node)
     areas: dict[str, int] = {}
     if node.op in MATRIX_OPS:
         areas["packed"] = max(
             (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
         )
+    if node.op == "attention":
+        n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
+        areas["attention"] = attention.workspace_bytes(n_tokens, n_head, head_dim, n_ctx)
     if node.op == "predictor":
         fc1, fc2 = weights
         areas |= {"hidden": 4 * n_tokens * fc1.ne[1], "outputs": 4 * n_tokens * fc2.ne[1]}
@@ -58,6 +63,6 @@ def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:
-            for area, n_bytes in node_areas(node, graph.n_tokens).items():
+            for area, n_bytes in node_areas(node, graph.n_tokens, n_ctx).items():
                 sizes[area] = max(sizes.get(area, 0), aligned(n_bytes))
     return sizes

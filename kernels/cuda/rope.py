@@ -5,6 +5,9 @@ from numpy.typing import NDArray
 
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
 
+KV_BYTES = {"f16": 2, "f32": 4}
+"""Bytes of a number of the KV cache, by its type."""
+
 
 def turns(n_ctx: int, frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
     """Cosine and sine of each pair's angle at each position, float32 [n_ctx, n_rot / 2, 2].
@@ -24,14 +27,21 @@ def turns_bytes(n_ctx: int, n_rot: int) -> int:
     return 4 * n_ctx * n_rot
 
 
-def rope(n_tokens: int, n_head: int, n_rot: int) -> Work:
-    """One thread a pair.
+def rope_kv_store(
+    kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_rot: int
+) -> Work:
+    """One thread a pair, or a number that does not turn.
 
-    Reads and writes 4 n_rot bytes a head; reads 4 n_rot of the table and 4 of the position a token.
+    Reads 4 head_dim bytes a head of q, k and v; 4 n_rot of the table and 4 of the position a token (so if
+    no two tokens stand at one position). Writes 4 head_dim a head of q_out, and the same numbers of k and v
+    in the cache's type.
 
-    Arguments of the kernel: x, turns, positions, n_tokens * n_head * n_rot / 2, n_head, head_dim,
-    n_rot / 2, interleaved.
+    Arguments of the kernel: q, k, v, turns, positions, q_out (may be q), keys, values (of one layer,
+    [n_head_kv, n_ctx, head_dim]), n_tokens, n_head, n_head_kv, head_dim, n_rot / 2, interleaved, n_ctx.
+    With an n_rot of 0 nothing turns and `turns` is not read: any buffer will do.
     """
-    n_pairs, turned = n_tokens * n_head * n_rot // 2, 4 * n_tokens * n_head * n_rot
-    reads = turned + n_tokens * (4 * n_rot + 4)
-    return Work("rope", (cover(n_pairs, BLOCK), 1), BLOCK, reads, turned)
+    of_q, of_kv = n_tokens * n_head * head_dim, 2 * n_tokens * n_head_kv * head_dim
+    pieces = (n_head + n_head_kv) * (head_dim - n_rot // 2) + n_head_kv * head_dim
+    reads = 4 * (of_q + of_kv) + n_tokens * (4 * n_rot + 4)
+    writes = 4 * of_q + KV_BYTES[kv_type] * of_kv
+    return Work(f"rope_kv_store_{kv_type}", (cover(n_tokens * pieces, BLOCK), 1), BLOCK, reads, writes)

@@ -37,14 +37,27 @@ __device__ inline float value(float v) { return v; }
 __device__ inline float value(__half v) { return __half2float(v); }
 __device__ inline float value(unsigned short v) { return bf16(v); }
 
-// Eight values at once; the row is padded to 16 bytes, so that the loads stay inside it.
+// Four or eight values at once; the row is padded to 16 bytes, so that the loads stay inside it.
+__device__ inline void load4(const float* p, float* w) {
+    float4 a = *(const float4*)p;
+    w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w;
+}
+template <class T> __device__ inline void load4(const T* p, float* w) {
+    union { uint2 bits; T values[4]; } u = {*(const uint2*)p};
+    for (int k = 0; k < 4; k++) w[k] = value(u.values[k]);
+}
 __device__ inline void load8(const float* p, float* w) {
-    float4 a = ((const float4*)p)[0], b = ((const float4*)p)[1];
-    w[0] = a.x, w[1] = a.y, w[2] = a.z, w[3] = a.w, w[4] = b.x, w[5] = b.y, w[6] = b.z, w[7] = b.w;
+    load4(p, w), load4(p + 4, w + 4);
 }
 template <class T> __device__ inline void load8(const T* p, float* w) {
     union { uint4 bits; T values[8]; } u = {*(const uint4*)p};
     for (int k = 0; k < 8; k++) w[k] = value(u.values[k]);
+}
+// N values (four or eight), of which a row has only n: zeros after its end. whole: whether vectors may be read.
+template <int N, class T> __device__ inline void load_some(const T* p, int n, bool whole, float* w) {
+    if (!whole) for (int k = 0; k < N; k++) w[k] = k < n ? value(p[k]) : 0.f;
+    else if constexpr (N == 8) load8(p, w);
+    else load4(p, w);
 }
 
 // T: float, __half, or unsigned short for BF16.
@@ -71,9 +84,7 @@ template <class T> struct Plain {
     __device__ int n_units() const { return (n + 7) / 8; }
     __device__ int column(int unit, int k) const { return 8 * unit + k; }
     __device__ void eight(int row, int unit, float* w) const {
-        const T* p = values + row * stride + 8 * unit;
-        if (8 * unit + 8 <= n) load8(p, w);
-        else for (int k = 0; k < 8; k++) w[k] = 8 * unit + k < n ? value(p[k]) : 0.f;
+        load_some<8>(values + row * stride + 8 * unit, n - 8 * unit, 8 * unit + 8 <= n, w);
     }
 };
 

@@ -21,6 +21,7 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
         "turns": 4 * 64 * 64,
         "positions": -(4 * n_tokens // up) * 64,
         "packed": -(quantised_bytes(n_tokens, 256) // up) * 64,
+        "attention": 0,
         "hidden": -(4 * n_tokens * 32 // up) * 64,
         "outputs": 4 * n_tokens * 512,
         "ids": -(4 * at_once * 513 // up) * 64,
@@ -35,3 +36,10 @@ def test_plain_weights_need_no_packed_input_and_an_ordinary_ffn_two_hidden_vecto
     assert areas["packed"] == 0
     assert areas["first"] == areas["second"] == 4 * 8 * 512
     assert "partial" not in areas
+
+
+def test_a_long_context_needs_the_sums_of_its_parts_for_one_token() -> None:
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 96, 64), GGMLQuantizationType.F16)
+    graphs = [architectures.build(model, n, "off") for n in (1, 100)]
+    assert device_areas(graphs, model, 3000)["attention"] == 4 * 4 * 12 * 66  # whole cache lines
+    assert device_areas(graphs[1:], model, 3000)["attention"] == 0

@@ -53,7 +53,7 @@ def test_a_spill_would_be_seen(nvrtc: Nvrtc) -> None:
 
 def test_an_error_names_its_line(nvrtc: Nvrtc) -> None:
     with pytest.raises(DeviceError, match=r"rope.cu\(1\d\).*refuses them for sm_80") as caught:
-        nvrtc.compile(program(HERE / "rope.cu").replace("int pair =", "int pair = what +"), 80)
+        nvrtc.compile(program(HERE / "rope.cu").replace("int first =", "int first = what +"), 80)
     assert caught.value.exit_code == 5
 
 

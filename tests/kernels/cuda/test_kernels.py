@@ -1,6 +1,5 @@
-"""Matrix products, rotation and rounding against their oracles, in four orders of threads and blocks."""
+"""Matrix products and rounding against their oracles, in four orders of threads and blocks."""
 
-import numpy as np
 import pytest
 from operands import Get, Put, Type, error, inputs, normal, random_matrix
 
@@ -8,7 +7,6 @@ from hotcold.errors import DeviceError
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.matvec import matvec
-from hotcold.kernels.cuda.rope import rope, turns
 from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
 
 TYPES = list(KERNEL_TYPES)
@@ -23,22 +21,6 @@ def test_quantise(device: Device, put: Put, get: Get, n_tokens: int, n: int) -> 
     assert (get(device, q).reshape(x.shape) == want_q).all()
     assert (get(device, d) == want_d.ravel()).all()
     assert (get(device, total) == want_q.reshape(-1, 32).sum(1, dtype="i4")).all()
-
-
-@pytest.mark.parametrize("interleaved", [True, False])
-@pytest.mark.parametrize(("n_head", "head_dim", "n_rot"), [(1, 2, 2), (5, 48, 32), (4, 64, 64)])
-def test_rope(
-    device: Device, put: Put, get: Get, n_head: int, head_dim: int, n_rot: int, interleaved: bool
-) -> None:
-    x, positions = normal(3, n_head, head_dim), np.array([0, 7, 4095], "i4")
-    frequencies = ref.rope_frequencies(n_rot, 10000.0)
-    given, half = put(device, x), n_rot // 2
-    table = put(device, turns(4096, frequencies)), put(device, positions)
-    arguments = (given, *table, 3 * n_head * half, n_head, head_dim, half, int(interleaved))
-    rope(3, n_head, n_rot).launch(device, arguments, device.compute)
-    want = ref.rope(x, positions.astype("i8"), frequencies, interleaved)
-    assert error(get(device, given), want) < 1e-6
-    assert (get(device, given)[..., n_rot:] == x[..., n_rot:]).all()
 
 
 @pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)

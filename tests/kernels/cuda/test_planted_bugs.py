@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from hotcold.kernels.cuda.activations import ACTIVATIONS
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.driver import KernelFault
 from hotcold.kernels.cuda.sources import HERE, program
@@ -49,9 +50,39 @@ def run_add(device: Device, put: Put) -> None:
 
 
 def run_rope(device: Device, put: Put) -> None:
-    x, table = put(device, floats(4 * 32)), put(device, floats(8 * 16 * 2))
-    arguments = (x, table, put(device, np.zeros(1, "i4")), 64, 4, 32, 16, 1)
-    device.launch("rope", 1, 64, arguments, device.compute)
+    q, k, table = put(device, floats(4 * 32)), put(device, floats(2 * 32)), put(device, floats(16 * 2))
+    keys, values = device.empty(2 * 32, "f2"), device.empty(2 * 32, "f2")
+    arguments = (q, k, k, table, put(device, np.zeros(1, "i4")), q, keys, values, 1, 4, 2, 32, 16, 1, 1)
+    device.launch("rope_kv_store_f16", 3, 64, arguments, device.compute)
+
+
+def run_attention(device: Device, put: Put) -> None:
+    n, n_ctx = 16, 300  # two tiles, of which the second has 40 positions
+    q, cache = put(device, floats(5 * n)), put(device, floats(n_ctx * n))
+    positions = put(device, np.arange(295, 300, dtype="i4"))
+    arguments = (q, cache, cache, positions, device.empty(5 * n, "f4"), 5, 1, 1, n, n_ctx)
+    attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
+
+
+def run_attention_odd(device: Device, put: Put) -> None:
+    n, cache = 6, put(device, floats(3 * 6))
+    q, positions, y = put(device, floats(n)), put(device, np.array([2], "i4")), device.empty(n, "f4")
+    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3)
+    attention("f32", 1, 1, 1, n, 3).launch(device, arguments, device.compute)
+
+
+def run_attention_parts(device: Device, put: Put) -> None:
+    n, n_ctx = 16, 1100  # five parts, of which position 150 uses three
+    q, cache, position = (
+        put(device, floats(2 * n)),
+        put(device, floats(n_ctx * n)),
+        put(device, np.array([150], "i4")),
+    )
+    partial, y, parts = device.empty(2 * 5 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
+    arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts)
+    attention_part("f32", 2, 1, n, n_ctx, 151).launch(device, arguments, device.compute)
+    joined = (partial, position, y, 2, n, parts)
+    attention_join(2, n, n_ctx, 151).launch(device, joined, device.compute)
 
 
 def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:
@@ -292,10 +323,71 @@ BUGS = {
     "two threads turn one pair": Bug(
         "rope.cu",
         run_rope,
-        "int pair = i % half,",
-        "int pair = i % half / 2,",
+        "int first = interleaved ? 2 * i : i,",
+        "int first = interleaved ? 2 * (i / 2) : i,",
         "race, ",
         [],
+    ),
+    "no barrier after the queries": Bug(
+        "attention.cu",
+        run_attention,
+        "    }\n    __syncthreads();\n    float sum[Q][4]",
+        "    }\n    float sum[Q][4]",
+        "race, |before anybody wrote",
+    ),
+    "no barrier after the scores": Bug(
+        "attention.cu",
+        run_attention,
+        "n_tile);\n        __syncthreads();\n        if (warp() < Q)",
+        "n_tile);\n        if (warp() < Q)",
+        "race, |before anybody wrote",
+    ),
+    "no barrier after the weights": Bug(
+        "attention.cu",
+        run_attention,
+        "        }\n        __syncthreads();\n        for (int j = 0; j < Q; j++)\n",
+        "        }\n        for (int j = 0; j < Q; j++)\n",
+        "race, |before anybody wrote",
+    ),
+    "no barrier before the next tile of scores": Bug(
+        "attention.cu",
+        run_attention,
+        "__syncthreads();                          // the scores are",
+        "// the scores are",
+        "race, ",
+    ),
+    "no barrier before the next query's sums": Bug(
+        "attention.cu",
+        run_attention,
+        "__syncthreads();                          // the sums are",
+        "// the sums are",
+        "race, ",
+    ),
+    "every part writes the first one's record": Bug(
+        "attention.cu",
+        run_attention_parts,
+        "((size_t)row * n_parts + part)",
+        "((size_t)row * n_parts + part * 0)",
+        r"race, two writes.* by block \d",
+    ),
+    "keys read after the end of the context": Bug(
+        "attention.cu",
+        run_attention,
+        "int n_tile = min(longest - start, KEYS);",
+        "int n_tile = KEYS;",
+        r"bad memory access to byte \d+ of a buffer of 19200 bytes",
+        ["float4 a = *(const float4*)p;"],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "vectors read from rows that are not aligned": Bug(
+        "attention.cu",
+        run_attention_odd,
+        "n % 8 == 0, w);",
+        "n % 2 == 0, w);",
+        "undefined behaviour",
+        [],
+        "checked",
     ),
     "two blocks add the same numbers": Bug(
         "add.cu",

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device import Device
@@ -23,7 +24,7 @@ from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
-from hotcold.kernels.cuda.rope import rope
+from hotcold.kernels.cuda.rope import KV_BYTES, rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
 from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
@@ -88,7 +89,6 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
     x, w, y = ones(device, tokens, n), ones(device, n), device.empty((tokens, n), "f4")
     bias, other, residual = ones(device, n), ones(device, tokens, n), ones(device, tokens, n)
     out = device.empty(tokens * n, "i1"), device.empty(20, "f4"), device.empty(20, "i4")
-    table, positions = ones(device, 8, 16, 2), filled(device, np.array([3, 5], "i4"))
     cases: list[tuple[Work, tuple[Any, ...]]] = [
         (rms_norm(tokens, n), (x, w, y, n, 1e-5)),
         (rms_norm_quantised(tokens, n), (x, w, *out, n, 1e-5)),
@@ -100,7 +100,6 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
             (merge(tokens, n, flags), (x, bias, other, residual, y, n, flags))
             for flags in (0, HAS_BIAS, HAS_OTHER | HAS_RESIDUAL)
         ),
-        (rope(tokens, 5, 32), (x, table, positions, tokens * 5 * 16, 5, 64, 16, 1)),
     ]
     for work, arguments in cases:
         shared_operand = 4 * tokens * n if work.kernel == "add" else 0  # x is given twice
@@ -190,3 +189,46 @@ def test_hidden_masked(device: Device, touched: Touched, has_mask: bool, has_bia
     unread = 4 * rows // 2 if has_mask and has_bias else 0  # biases of neurons that no token lists
     got = touched(work, (up, bias, *listing, h, *numbers))
     assert got == (work.bytes_read - unread, work.bytes_written)
+
+
+def cache(device: Device, kv_type: str, n_head_kv: int, n_ctx: int, head_dim: int) -> Buffer:
+    return filled(device, np.ones((n_head_kv, n_ctx, head_dim), f"f{KV_BYTES[kv_type]}"))
+
+
+@pytest.mark.parametrize("n_rot", [0, 32, 64])
+@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+def test_rope_kv_store(device: Device, touched: Touched, kv_type: str, n_rot: int) -> None:
+    q, k, v = (ones(device, 2, n, 64) for n in (5, 2, 2))
+    table, positions = ones(device, 8, 32, 2), filled(device, np.array([3, 5], "i4"))
+    keys, values = (cache(device, kv_type, 2, 8, 64) for _ in range(2))
+    work = rope_kv_store(kv_type, 2, 5, 2, 64, n_rot)
+    for q_out in (q, device.empty((2, 5, 64), "f4")):
+        arguments = (q, k, v, table, positions, q_out, keys, values, 2, 5, 2, 64, n_rot // 2, 1, 8)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
+    """Positions 300 and 301 of 320: a second tile is begun."""
+    q, y, positions = (
+        ones(device, 2, 4, 16),
+        device.empty((2, 4, 16), "f4"),
+        filled(device, np.array([300, 301], "i4")),
+    )
+    keys, values = (cache(device, kv_type, 2, 320, 16) for _ in range(2))
+    work = attention(kv_type, 2, 4, 2, 16, 302)
+    arguments = (q, keys, values, positions, y, 2, 4, 2, 16, 320)
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> None:
+    """Position 150 of 1100: three of five parts are in use."""
+    parts, position = n_parts(1100), filled(device, np.array([150], "i4"))
+    partial, q, y = device.empty((4, parts, 18), "f4"), ones(device, 4, 16), device.empty((4, 16), "f4")
+    keys, values = (cache(device, kv_type, 2, 1100, 16) for _ in range(2))
+    work = attention_part(kv_type, 4, 2, 16, 1100, 151)
+    arguments = (q, keys, values, position, partial, 4, 2, 16, 1100, parts)
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    work = attention_join(4, 16, 1100, 151)
+    assert touched(work, (partial, position, y, 4, 16, parts)) == (work.bytes_read, work.bytes_written)

@@ -1,0 +1,244 @@
+// Causal grouped-query attention over the KV cache: y = softmax(q . keys / sqrt(head_dim)) . values.
+//
+// A block takes up to four queries of one key/value head, so that what it loads serves all of them: the
+// queries are those of the head's group for one token, then for the next. It takes the positions in tiles
+// (online softmax; Milakov and Gimelshein, 2018): warps share out the keys and write the scores, one warp a
+// query turns them into weights relative to the running maximum, and then each thread sums four columns of
+// every n-th value. For one token of a long context the positions are also cut into parts, one block each,
+// and attention_join weighs the parts' sums.
+#include "weights.h"
+
+constexpr int QUERIES = 4, KEYS = 256;            // at once in a block; in a tile
+constexpr int LANES = 4;                          // that multiply one key together
+constexpr int PART_UNIT = 64;                     // a part is so many positions, or a multiple
+
+struct Softmax { float top[QUERIES], total[QUERIES], correction[QUERIES]; };
+__device__ static inline Softmax& shared_softmax() {
+    __shared__ Softmax softmax;
+    return softmax;
+}
+// The queries, then the tile's scores, then the sums.
+__device__ static inline float* shared_floats() {
+    DYNAMIC_SHARED(float, floats);
+    return floats;
+}
+
+// One layer's cache of one head: rows of n, one after the other.
+template <class T> struct Cache {
+    const T *keys, *values;
+    int n;
+    __device__ Cache(const T* all_keys, const T* all_values, int kv_head, int n_ctx, int head_dim)
+        : keys(all_keys + (size_t)kv_head * n_ctx * head_dim),
+          values(all_values + (size_t)kv_head * n_ctx * head_dim), n(head_dim) {}
+    // N numbers of a key or value. Only rows of whole eights begin at 16 bytes.
+    template <int N> __device__ void load(const T* rows, int position, int unit, float* w) const {
+        load_some<N>(rows + (size_t)position * n + N * unit, n - N * unit, n % 8 == 0, w);
+    }
+};
+
+// The queries of one key/value head, in the order that the head of this file says.
+struct Queries {
+    const float* q;
+    const int* positions;
+    int n_head, group, first_head, n;             // n: all of them
+    __device__ Queries(const float* all, const int* positions_of, int n_tokens, int heads, int n_head_kv,
+                       int kv_head)
+        : q(all), positions(positions_of), n_head(heads), group(heads / n_head_kv),
+          first_head(kv_head * group), n(n_tokens * group) {}
+    __device__ int row(int i) const { return i / group * n_head + first_head + i % group; }
+    __device__ int n_keys(int i) const { return positions[i / group] + 1; }
+};
+
+// Where a query's sums go: the answer itself, or a part's maximum, total and sums.
+struct Answer {
+    float* y;
+    int n;
+    __device__ void put(int row, int column, float sum, float top, float total) const {
+        y[(size_t)row * n + column] = sum / total;
+    }
+};
+struct PartAnswer {
+    float* partial;
+    int n, part, n_parts;
+    __device__ void put(int row, int column, float sum, float top, float total) const {
+        float* record = partial + ((size_t)row * n_parts + part) * (n + 2);
+        if (column == 0) record[0] = top, record[1] = total;
+        record[2 + column] = sum;
+    }
+};
+
+// Floats from one unit of eight columns of Q queries to the next: [8][Q], and four so that lanes that read
+// neighbours do not meet in a bank.
+template <int Q> constexpr int UNIT = 8 * Q + 4;
+
+// scores[KEYS][Q] of the n_tile positions from `start` on.
+template <int Q, class T>
+__device__ inline void score(Cache<T> cache, const float* x, float* scores, int start, int n_tile) {
+    int share = lane() % LANES, n_eights = (cache.n + 7) / 8;
+    float scale = 1.f / sqrtf((float)cache.n);
+    for (int first = warp() * (WARP / LANES); first < n_tile; first += n_warps() * (WARP / LANES)) {
+        int i = first + lane() / LANES, position = start + min(i, n_tile - 1);
+        float s[Q] = {}, key[8], four[4];
+        UNROLL(1)
+        for (int unit = share; unit < n_eights; unit += LANES) {
+            cache.template load<8>(cache.keys, position, unit, key);
+            for (int i = 0; i < 8 * Q; i += 4) {
+                load4(x + unit * UNIT<Q> + i, four);
+                for (int k = i; k < i + 4; k++) s[k % Q] = fmaf(key[k / Q], four[k - i], s[k % Q]);
+            }
+        }
+        for (int j = 0; j < Q; j++) {
+            for (int d = LANES / 2; d; d /= 2) s[j] += __shfl_xor_sync(ALL_LANES, s[j], d);
+            if (share == 0 && i < n_tile) scores[i * Q + j] = s[j] * scale;
+        }
+    }
+}
+
+// One warp's query: every Q-th score, n of them, becomes a weight, relative to the maximum up to here; the
+// rest of the tile gets none. Gives what earlier sums are to be multiplied by.
+template <int Q> __device__ inline float soften(float* scores, int n, int n_tile, float& top, float& total) {
+    float before = top, sum = 0.f;
+    n = min(n, n_tile);
+    for (int i = lane(); i < n; i += WARP) top = fmaxf(top, scores[i * Q]);
+    top = warp_max(top);
+    for (int i = lane(); i < n_tile; i += WARP) {
+        scores[i * Q] = i < n ? expf(scores[i * Q] - top) : 0.f;
+        sum += scores[i * Q];
+    }
+    float correction = expf(before - top);
+    total = fmaf(total, correction, warp_sum(sum));
+    return correction;
+}
+
+// Queries `first`, ... `first` + Q - 1 over their positions from begin to end - 1. After the last query it
+// stands in again, and nothing is written.
+template <int Q, class T, class Out>
+__device__ inline void attend(Cache<T> cache, Queries queries, Out out, int first, int begin, int end) {
+    Softmax& softmax = shared_softmax();
+    int n = cache.n, n_eights = (n + 7) / 8, n_units = (n + 3) / 4, n_groups = (int)blockDim.x / n_units;
+    int group = (int)threadIdx.x / n_units, unit = (int)threadIdx.x % n_units;
+    float *x = shared_floats(), *scores = x + n_eights * UNIT<Q>, *sums = scores + Q * KEYS;
+    int longest = begin, n_keys = min(queries.n_keys(min(first + warp(), queries.n - 1)), end);
+    for (int j = 0; j < Q; j++) {
+        int i = min(first + j, queries.n - 1);
+        longest = max(longest, min(queries.n_keys(i), end));
+        for (int k = threadIdx.x; k < 8 * n_eights; k += blockDim.x)
+            x[k / 8 * UNIT<Q> + k % 8 * Q + j] = k < n ? queries.q[(size_t)queries.row(i) * n + k] : 0.f;
+    }
+    __syncthreads();
+    float sum[Q][4] = {}, value[4], top = __int_as_float((int)0xff800000), total = 0.f;
+    for (int start = begin; start < longest; start += KEYS) {
+        int n_tile = min(longest - start, KEYS);
+        score<Q>(cache, x, scores, start, n_tile);
+        __syncthreads();
+        if (warp() < Q) {
+            float correction = soften<Q>(scores + warp(), n_keys - start, n_tile, top, total);
+            if (lane() == 0) softmax.correction[warp()] = correction;
+        }
+        __syncthreads();
+        for (int j = 0; j < Q; j++)
+            for (int k = 0; k < 4; k++) sum[j][k] *= softmax.correction[j];
+        for (int i = group < n_groups ? group : n_tile; i < n_tile; i += n_groups) {
+            cache.template load<4>(cache.values, start + i, unit, value);
+            for (int j = 0; j < Q; j++) {
+                float weight = scores[i * Q + j];
+                if (weight == 0.f) continue;      // of a position that the query may not read, perhaps
+                for (int k = 0; k < 4; k++) sum[j][k] = fmaf(weight, value[k], sum[j][k]);
+            }
+        }
+        __syncthreads();                          // the scores are about to be written again
+    }
+    if (warp() < Q && lane() == 0) softmax.top[warp()] = top, softmax.total[warp()] = total;
+    for (int j = 0; j < Q; j++) {
+        for (int k = 0; k < 4; k++) sums[4 * threadIdx.x + k] = sum[j][k];
+        __syncthreads();
+        for (int column = threadIdx.x; column < n && first + j < queries.n; column += blockDim.x) {
+            float s = sums[column];
+            for (int g = 1; g < n_groups; g++) s += sums[4 * g * n_units + column];
+            out.put(queries.row(first + j), column, s, softmax.top[j], softmax.total[j]);
+        }
+        __syncthreads();                          // the sums are about to be written again
+    }
+}
+template <class T, class Out>
+__device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int first, int begin, int end) {
+    if (first + 1 < queries.n) attend<QUERIES>(cache, queries, out, first, begin, end);
+    else attend<1>(cache, queries, out, first, begin, end);
+}
+
+// How many positions a part has, for a token that reads n_keys.
+__device__ inline int part_length(int n_keys, int n_parts) {
+    int even = (n_keys + n_parts - 1) / n_parts;
+    return (even + PART_UNIT - 1) / PART_UNIT * PART_UNIT;
+}
+
+// q[n_tokens][n_head][head_dim], keys and values[n_head_kv][n_ctx][head_dim] -> y like q. Token t reads
+// positions 0 to positions[t]. grid: (queries of a key/value head / 4, n_head_kv).
+template <class T>
+__device__ inline void attention(const float* q, const T* keys, const T* values, const int* positions,
+                                 float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_ctx) {
+    int kv_head = (int)blockIdx.y;
+    Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head);
+    attend_some(Cache<T>(keys, values, kv_head, n_ctx, head_dim), queries, Answer{y, head_dim},
+                (int)blockIdx.x * QUERIES, 0, n_ctx);
+}
+
+// The same for one token and a part of its positions -> partial[n_head][n_parts][2 + head_dim]: maximum,
+// total and sums. Parts after the token's last position are left alone.
+// grid: (n_parts, queries of a key/value head / 4 * n_head_kv).
+template <class T>
+__device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
+                                      float* partial, int n_head, int n_head_kv, int head_dim, int n_ctx,
+                                      int n_parts) {
+    int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x, n_keys = positions[0] + 1;
+    int length = part_length(n_keys, n_parts), begin = part * length;
+    Queries queries(q, positions, 1, n_head, n_head_kv, kv_head);
+    if (begin < n_keys)
+        attend_some(Cache<T>(keys, values, kv_head, n_ctx, head_dim), queries,
+                    PartAnswer{partial, head_dim, part, n_parts}, (int)blockIdx.y / n_head_kv * QUERIES,
+                    begin, begin + length);
+}
+
+KERNEL_WIDE attention_f16(const float* __restrict__ q, const __half* __restrict__ keys,
+                          const __half* __restrict__ values, const int* __restrict__ positions,
+                          float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
+                          int n_ctx) {
+    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
+}
+KERNEL_WIDE attention_f32(const float* __restrict__ q, const float* __restrict__ keys,
+                          const float* __restrict__ values, const int* __restrict__ positions,
+                          float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
+                          int n_ctx) {
+    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
+}
+KERNEL_WIDE attention_part_f16(const float* __restrict__ q, const __half* __restrict__ keys,
+                               const __half* __restrict__ values, const int* __restrict__ positions,
+                               float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
+                               int n_ctx, int n_parts) {
+    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
+}
+KERNEL_WIDE attention_part_f32(const float* __restrict__ q, const float* __restrict__ keys,
+                               const float* __restrict__ values, const int* __restrict__ positions,
+                               float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
+                               int n_ctx, int n_parts) {
+    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
+}
+
+// partial[n_head][n_parts][2 + head_dim] -> y[n_head][head_dim], of one token; one thread a number.
+KERNEL attention_join(const float* __restrict__ partial, const int* __restrict__ positions,
+                      float* __restrict__ y, int n_head, int head_dim, int n_parts) {
+    int i = thread_of_row(), head = i / head_dim, column = i % head_dim;
+    if (head >= n_head) return;
+    int n_keys = positions[0] + 1, length = part_length(n_keys, n_parts);
+    int n_used = (n_keys + length - 1) / length, stride = head_dim + 2;
+    partial += (size_t)head * n_parts * stride;
+    float top = partial[0], total = 0.f, sum = 0.f;
+    for (int part = 1; part < n_used; part++) top = fmaxf(top, partial[part * stride]);
+    for (int part = 0; part < n_used; part++) {
+        const float* record = partial + part * stride;
+        float weight = expf(record[0] - top);
+        total = fmaf(record[1], weight, total);
+        sum = fmaf(record[2 + column], weight, sum);
+    }
+    y[i] = sum / total;
+}

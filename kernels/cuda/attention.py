@@ -1,0 +1,87 @@
+"""Sizes of attention.cu.
+
+One launch of `attention` serves any batch and any context. One token of a long context would keep few
+multiprocessors busy, so its positions are cut into parts: `attention_part`, then `attention_join`.
+`is_split` says which way a launch goes.
+"""
+
+from hotcold.kernels.cuda.rope import KV_BYTES
+from hotcold.kernels.cuda.work import BLOCK, Work, cover
+
+LONGEST_AT_ONCE = 1024
+"""The longest context that one launch reads for a single token."""
+POSITIONS_A_PART, MOST_PARTS = 256, 32
+QUERIES, KEYS, PART_UNIT = 4, 256, 64  # as attention.cu has them
+
+
+def n_parts(n_ctx: int) -> int:
+    """Into how many parts the positions are cut: min(ceil(n_ctx / 256), 32), or 1 up to LONGEST_AT_ONCE.
+
+    A function of the context's size alone, so that a launch can be prepared once. The parts of a token
+    share out the positions that it reads; those that get none do nothing.
+    """
+    return 1 if n_ctx <= LONGEST_AT_ONCE else min(cover(n_ctx, POSITIONS_A_PART), MOST_PARTS)
+
+
+def is_split(n_tokens: int, n_ctx: int) -> bool:
+    """Whether the positions are cut into parts: for one token of a long context. A batch has blocks
+    enough without, and its sums would need a workspace of hundreds of MiB."""
+    return n_tokens == 1 and n_parts(n_ctx) > 1
+
+
+def workspace_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) -> int:
+    """Bytes of the parts' sums: 4 (head_dim + 2) a head and part; none where nothing is split."""
+    return 4 * n_head * n_parts(n_ctx) * (head_dim + 2) if is_split(n_tokens, n_ctx) else 0
+
+
+def parts_in_use(n_keys: int, n_ctx: int) -> int:
+    """How many parts get positions of a token that reads n_keys: each gets equally many, whole 64."""
+    length = PART_UNIT * cover(cover(n_keys, n_parts(n_ctx)), PART_UNIT)
+    return cover(n_keys, length)
+
+
+def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int) -> Work:
+    """One block of threads for four queries of a key/value head.
+
+    Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of the
+    cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
+    query. The grid does not depend on n_keys.
+
+    Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_ctx, head_dim]), positions, y,
+    n_tokens, n_head, n_head_kv, head_dim, n_ctx.
+    """
+    vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * KV_BYTES[kv_type] * n_head_kv * head_dim
+    grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
+    reads = vectors + 4 * n_tokens + of_cache * n_keys
+    return Work(f"attention_{kv_type}", grid, BLOCK, reads, vectors, _shared_bytes(head_dim))
+
+
+def attention_part(kv_type: str, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
+    """One token: one block of threads for four queries of a key/value head and a part of the positions.
+
+    Reads as `attention`. Writes 4 (head_dim + 2) bytes a head and part in use.
+
+    Arguments of the kernel: q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx,
+    n_parts(n_ctx).
+    """
+    whole = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys)
+    grid = (n_parts(n_ctx), whole.grid[0] * n_head_kv)
+    writes = 4 * n_head * parts_in_use(n_keys, n_ctx) * (head_dim + 2)
+    return Work(f"attention_part_{kv_type}", grid, BLOCK, whole.bytes_read, writes, whole.shared)
+
+
+def attention_join(n_head: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
+    """The second reduce, of one token: one thread a number of y.
+
+    Reads the parts in use and 4 bytes, writes 4 head_dim a head.
+
+    Arguments of the kernel: partial, positions, y, n_head, head_dim, n_parts(n_ctx).
+    """
+    reads = 4 * n_head * parts_in_use(n_keys, n_ctx) * (head_dim + 2) + 4
+    grid = (cover(n_head * head_dim, BLOCK), 1)
+    return Work("attention_join", grid, BLOCK, reads, 4 * n_head * head_dim)
+
+
+def _shared_bytes(head_dim: int) -> int:
+    """The queries in units of eight columns, with a gap; the scores of a tile; four sums a thread."""
+    return 4 * (cover(head_dim, 8) * (8 * QUERIES + 4) + QUERIES * KEYS + 4 * BLOCK)

@@ -1,0 +1,323 @@
+"""RoPE with the KV store, and attention over the cache, against their oracles."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from operands import Array, Get, Put, normal
+
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.attention import (
+    LONGEST_AT_ONCE,
+    attention,
+    attention_join,
+    attention_part,
+    is_split,
+    n_parts,
+    parts_in_use,
+    workspace_bytes,
+)
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.rope import rope_kv_store, turns
+
+Open = Callable[..., Device]
+KV_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("f2"), "f32": np.dtype("f4")}
+
+
+def close(got: Array, want: Array) -> bool:
+    return bool(np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max()))
+
+
+# RoPE and the KV store
+
+
+@dataclass(frozen=True)
+class Stored:
+    """What `rope_kv_store` is given, and what it makes of it."""
+
+    q: Array
+    k: Array
+    v: Array
+    q_out: Array
+    keys: Array
+    values: Array
+
+
+def store(
+    device: Device,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    positions: Sequence[int],
+    sizes: tuple[int, int, int, int],
+    interleaved: bool,
+    in_place: bool,
+) -> Stored:
+    """Into a cache of 4096 positions that holds NaN."""
+    (n_head, n_head_kv, head_dim, n_rot), n_tokens, n_ctx = sizes, len(positions), 4096
+    q, k, v = (
+        normal(n_tokens, n, head_dim, seed=n + i) for i, n in enumerate((n_head, n_head_kv, n_head_kv))
+    )
+    table = turns(n_ctx, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
+    empty = np.full((n_head_kv, n_ctx, head_dim), np.nan, KV_TYPES[kv_type])
+    given, keys, values = put(device, q), put(device, empty), put(device, empty)
+    q_out = given if in_place else device.empty(q.shape, "f4")
+    arguments = (
+        *(given, put(device, k), put(device, v), put(device, table), put(device, np.array(positions, "i4"))),
+        *(q_out, keys, values, n_tokens, n_head, n_head_kv, head_dim, n_rot // 2, int(interleaved), n_ctx),
+    )
+    work = rope_kv_store(kv_type, n_tokens, n_head, n_head_kv, head_dim, n_rot)
+    work.launch(device, arguments, device.compute)
+    return Stored(q, k, v, *(get(device, buffer) for buffer in (q_out, keys, values)))
+
+
+@pytest.mark.parametrize("in_place", [True, False])
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 2, 2), (5, 1, 48, 32), (4, 2, 64, 64), (71, 1, 12, 12), (3, 3, 7, 0)]
+)
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_rope_kv_store(
+    device: Device,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    sizes: tuple[int, int, int, int],
+    interleaved: bool,
+    in_place: bool,
+) -> None:
+    positions, n_rot = [0, 7, 4095], sizes[3]
+    out = store(device, put, get, kv_type, positions, sizes, interleaved, in_place)
+    frequencies = ref.rope_frequencies(n_rot, 10000.0) if n_rot else np.empty(0)
+    q, k = (ref.rope(x, np.array(positions), frequencies, interleaved) for x in (out.q, out.k))
+    rounding = 2.0**-11 if kv_type == "f16" else 0.0
+    keys, values = (cache[:, positions].swapaxes(0, 1) for cache in (out.keys, out.values))
+    assert (np.abs(out.q_out - q) <= 1e-6 * np.abs(q).max()).all()
+    assert (np.abs(keys - k) <= 1e-6 * np.abs(k).max() + rounding * np.abs(k)).all()
+    assert (values == out.v.astype(values.dtype)).all()
+    assert (out.q_out[..., n_rot:] == out.q[..., n_rot:]).all()
+    assert (keys[..., n_rot:] == out.k[..., n_rot:].astype(keys.dtype)).all()
+    others = np.setdiff1d(np.arange(4096), positions)
+    assert np.isnan(out.keys[:, others]).all() and np.isnan(out.values[:, others]).all()
+
+
+# Attention
+
+
+@dataclass(frozen=True)
+class Case:
+    """Random queries of tokens that follow each other, after n_past, and a cache that holds NaN after them."""
+
+    kv_type: str
+    n_past: int
+    n_tokens: int
+    n_head: int
+    n_head_kv: int
+    head_dim: int
+    n_ctx: int
+
+    @property
+    def n_keys(self) -> int:
+        return self.n_past + self.n_tokens
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        return self.n_head, self.n_head_kv, self.head_dim, self.n_ctx
+
+    @property
+    def q(self) -> NDArray[np.float32]:
+        return 2 * normal(self.n_tokens, self.n_head, self.head_dim)
+
+    @property
+    def positions(self) -> NDArray[np.int32]:
+        return np.arange(self.n_past, self.n_keys, dtype="i4")
+
+    def cache(self, seed: int) -> Array:
+        rows = normal(self.n_head_kv, self.n_ctx, self.head_dim, seed=seed).astype(KV_TYPES[self.kv_type])
+        rows[:, self.n_keys :] = np.nan
+        return rows
+
+    def want(self) -> NDArray[np.float64]:
+        keys, values = (self.cache(seed)[:, : self.n_keys].swapaxes(0, 1).astype("f4") for seed in (2, 3))
+        return ref.attention(self.q, keys, values, self.n_past)
+
+
+def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array:
+    """By one launch, or in parts."""
+    q, positions = put(device, case.q), put(device, case.positions)
+    keys, values = put(device, case.cache(2)), put(device, case.cache(3))
+    y, parts = device.empty(case.q.shape, "f4"), n_parts(case.n_ctx)
+    given = (q, keys, values, positions)
+    if not split:
+        work = attention(case.kv_type, case.n_tokens, *case.sizes[:3], case.n_keys)
+        work.launch(device, (*given, y, case.n_tokens, *case.sizes), device.compute)
+        return get(device, y)
+    partial = device.empty(workspace_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
+    work = attention_part(case.kv_type, *case.sizes, case.n_keys)
+    work.launch(device, (*given, partial, *case.sizes, parts), device.compute)
+    arguments = (partial, positions, y, case.n_head, case.head_dim, parts)
+    attention_join(case.n_head, case.head_dim, case.n_ctx, case.n_keys).launch(
+        device, arguments, device.compute
+    )
+    return get(device, y)
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize(
+    ("n_past", "n_tokens", "n_head", "n_head_kv", "head_dim", "n_ctx"),
+    [
+        pytest.param(0, 1, 1, 1, 2, 1, id="one position"),
+        pytest.param(5, 1, 3, 3, 64, 8, id="one token"),
+        pytest.param(300, 1, 6, 2, 80, 301, id="one token, GQA"),
+        pytest.param(17, 2, 71, 1, 64, 20, id="MQA"),
+        pytest.param(0, 9, 2, 2, 128, 9, id="a prompt"),
+        pytest.param(250, 11, 4, 2, 48, 300, id="a batch across two tiles"),
+        pytest.param(3, 3, 2, 1, 12, 9, id="rows of half a vector"),
+        pytest.param(60, 5, 3, 1, 7, 70, id="odd rows"),
+        pytest.param(2, 2, 1, 1, 288, 5, id="wide heads"),
+        pytest.param(1, 1, 1, 1, 1024, 3, id="the widest heads"),
+    ],
+)
+def test_attention(
+    device: Device,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    n_past: int,
+    n_tokens: int,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    n_ctx: int,
+) -> None:
+    case = Case(kv_type, n_past, n_tokens, n_head, n_head_kv, head_dim, n_ctx)
+    assert close(attend(device, put, get, case, split=False), case.want())
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize(
+    ("n_past", "n_head", "n_head_kv", "head_dim", "n_ctx"),
+    [
+        pytest.param(0, 2, 2, 64, 1025, id="one position"),
+        pytest.param(63, 2, 1, 12, 2000, id="one part"),
+        pytest.param(64, 5, 1, 7, 2000, id="two parts"),
+        pytest.param(1999, 6, 2, 80, 2000, id="every position"),
+        pytest.param(4999, 2, 2, 64, 9000, id="thousands"),
+    ],
+)
+def test_attention_in_parts(
+    device: Device,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    n_past: int,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    n_ctx: int,
+) -> None:
+    case = Case(kv_type, n_past, 1, n_head, n_head_kv, head_dim, n_ctx)
+    assert is_split(1, n_ctx)
+    assert close(attend(device, put, get, case, split=True), case.want())
+
+
+def test_a_batch_reads_thousands_of_positions_at_once(device: Device, put: Put, get: Get) -> None:
+    case = Case("f16", 3000, 3, 2, 1, 16, 4000)
+    assert not is_split(3, 4000)
+    assert close(attend(device, put, get, case, split=False), case.want())
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_a_token_gets_the_same_bits_alone_and_in_a_batch(
+    open_emulated: Open, put: Put, get: Get, kv_type: str
+) -> None:
+    batch = Case(kv_type, 254, 6, 3, 3, 80, 300)
+    device = open_emulated()
+    y = attend(device, put, get, batch, split=False)
+    keys, values = put(device, batch.cache(2)), put(device, batch.cache(3))
+    work = attention(kv_type, 1, *batch.sizes[:3], batch.n_keys)
+    for token in range(6):
+        q, position = put(device, batch.q[token]), put(device, batch.positions[token : token + 1])
+        alone = device.empty(q.shape, "f4")
+        work.launch(device, (q, keys, values, position, alone, 1, *batch.sizes), device.compute)
+        assert get(device, alone).tobytes() == y[token].tobytes()
+
+
+@pytest.mark.parametrize("spoiled", ["keys", "values"])
+def test_a_later_token_of_the_batch_does_not_matter(
+    open_emulated: Open, put: Put, get: Get, spoiled: str
+) -> None:
+    """NaN at the third token's position shows in the third alone, although one block reads for all."""
+    case, device, y = Case("f32", 5, 3, 2, 2, 64, 8), open_emulated(), []
+    for spoil in (False, True):
+        cache = {"keys": case.cache(2), "values": case.cache(3)}
+        if spoil:
+            cache[spoiled][:, 7] = np.nan
+        out = device.empty(case.q.shape, "f4")
+        given = put(device, case.q), put(device, cache["keys"]), put(device, cache["values"])
+        arguments = (*given, put(device, case.positions), out, 3, *case.sizes)
+        attention("f32", 3, 2, 2, 64, 8).launch(device, arguments, device.compute)
+        y.append(get(device, out))
+    assert y[0][:2].tobytes() == y[1][:2].tobytes()
+    assert np.isnan(y[1][2]).all()
+
+
+@pytest.mark.parametrize("split", [True, False])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_the_bits_do_not_depend_on_order_or_build(
+    open_emulated: Open, put: Put, get: Get, kv_type: str, split: bool
+) -> None:
+    case, answers = Case(kv_type, 700, 1 if split else 3, 4, 2, 80, 1100), set()
+    for order, build_kind in [(0, "checked"), (1, "checked"), (7, "checked"), (0, "fast"), (1234, "fast")]:
+        device = open_emulated(order=order, build_kind=build_kind)
+        answers.add(attend(device, put, get, case, split).tobytes())
+    assert len(answers) == 1
+
+
+def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put, get: Get) -> None:
+    """The position is read from its buffer alone, also how many parts are in use."""
+    case, device = Case("f16", 1500, 1, 2, 1, 16, 1600), open_emulated()
+    full, n = (case.cache(2), case.cache(3)), n_parts(1600)
+    q, keys, values, position = (put(device, a) for a in (case.q, *full, case.positions))
+    partial, y = device.empty(workspace_bytes(1, 2, 16, 1600) // 4, "f4"), device.empty((1, 2, 16), "f4")
+    launches = [
+        attention_part("f16", *case.sizes, 1600).prepare(
+            device, (q, keys, values, position, partial, *case.sizes, n)
+        ),
+        attention_join(2, 16, 1600, 1600).prepare(device, (partial, position, y, 2, 16, n)),
+    ]
+    for n_past in (1500, 70, 0, 900):
+        device.upload(position, host_of(device, n_past), device.compute)
+        for launch in launches:
+            device.run(launch, device.compute)
+        k, v = (cache[:, : n_past + 1].swapaxes(0, 1).astype("f4") for cache in full)
+        assert close(get(device, y), ref.attention(case.q, k, v, n_past))
+
+
+def host_of(device: Device, position: int) -> Any:
+    host = device.pinned(1, "i4")
+    host.array[:] = position
+    return host
+
+
+# Sizes
+
+
+@pytest.mark.parametrize(
+    ("n_ctx", "parts"), [(1, 1), (LONGEST_AT_ONCE, 1), (1025, 5), (4096, 16), (8192, 32), (1 << 20, 32)]
+)
+def test_parts_depend_on_the_context_alone(n_ctx: int, parts: int) -> None:
+    assert n_parts(n_ctx) == parts
+    assert is_split(1, n_ctx) == (parts > 1)
+    assert workspace_bytes(1, 3, 64, n_ctx) == (0 if parts == 1 else 4 * 3 * parts * 66)
+    assert workspace_bytes(2, 3, 64, n_ctx) == 0
+
+
+@pytest.mark.parametrize(
+    ("n_keys", "in_use"), [(1, 1), (64, 1), (65, 2), (1024, 16), (1025, 9), (4095, 16), (4096, 16)]
+)
+def test_parts_share_out_the_positions_in_whole_units(n_keys: int, in_use: int) -> None:
+    assert parts_in_use(n_keys, 4096) == in_use
