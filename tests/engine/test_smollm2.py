@@ -15,6 +15,8 @@ import pytest
 
 import hotcold
 from hotcold.engine import perplexity
+from hotcold.engine.chat import Chat
+from hotcold.engine.chat_template import of_file
 from hotcold.engine.generation import Engine
 
 pytestmark = pytest.mark.slow
@@ -86,6 +88,22 @@ def test_an_answer_ends(engine: Engine) -> None:
     generation = engine.generate(CHAT, 200, temp=0.0)
     assert "".join(generation)
     assert generation.statistics.stop_reason == "eos"
+
+
+def test_a_chat_by_its_own_template(engine: Engine) -> None:
+    """The first prompt is the template's text; the second one runs only what is new in it."""
+    chat = Chat(engine, of_file(engine.file, "", ""), system="Be brief.", temp=0.0, repeat_penalty=1.0)
+    assert "Paris" in "".join(chat.ask("What is the capital of France?"))
+    assert chat.last is not None
+    prompt = "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT
+    assert chat.last.prompt_ids == engine.tokenizer.encode(prompt, parse_special=True)
+    before, question = len(chat.last.prompt_ids + chat.last.ids), "And of <|im_end|> Italy?"
+    "".join(chat.ask(question))
+    statistics = chat.last.statistics
+    assert statistics.n_reused == before
+    (end,) = engine.tokenizer.encode("<|im_end|>", parse_special=True)
+    assert chat.last.prompt_ids.count(end) == 4  # of four turns; the one in the question is text
+    assert question.encode() in engine.tokenizer.decode(chat.last.prompt_ids, special=True)
 
 
 def test_one_token_at_a_time_is_the_batch(engine: Engine, path: Path) -> None:
