@@ -1,6 +1,6 @@
-"""Block types: how many bytes hold how many numbers. The gguf package does the work.
+"""Block types: how many bytes hold how many numbers.
 
-A type that packs several numbers shares one scale, or more, among the numbers of a block; a row is a
+The gguf package does the work, but for rounding to Q6_K, which it only reads. A type that packs several numbers shares one scale, or more, among the numbers of a block; a row is a
 whole number of blocks. F32, F16 and BF16 are blocks of one number.
 """
 
@@ -9,6 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from hotcold.errors import SettingError
+from hotcold.gguf_io.q6_k import quantize_q6_k
 
 
 def block_size(kind: GGMLQuantizationType) -> int:
@@ -44,6 +45,8 @@ def quantize(values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray
         SettingError: n is not a multiple of the block size, or nothing rounds to this type.
     """
     shape = (*values.shape[:-1], row_bytes(kind, values.shape[-1]))
+    if kind is GGMLQuantizationType.Q6_K:
+        return quantize_q6_k(values)
     if not values.size:  # the package cannot reshape nothing
         return np.empty(shape, np.uint8)
     try:

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io.hf_model import HFModel
 from hotcold.gguf_io.hf_weights import open_weights
-from hotcold.gguf_io.names import PREDICTOR_NAMES, TensorRule
+from hotcold.gguf_io.names import PREDICTOR_NAMES, Layout, TensorRule
+from hotcold.gguf_io.outtypes import output_type
 from hotcold.gguf_io.predictors import Predictors
 from hotcold.gguf_io.source_tensor import SourceTensor
-from hotcold.gguf_io.tensor_plan import output_tensor
+from hotcold.gguf_io.tensor_plan import output_shape, output_tensor
 from hotcold.gguf_io.writer import OutputTensor
 
 
@@ -37,10 +38,14 @@ def plan_tensors(
     _check_weights(model_dir, model, rules, weights, tied)
     if predictors and tied and model.names.architecture != "opt":
         warn("PowerInfer itself looks for output.weight, which a tied model lacks; hotcold does not")
-    heads = (model.n_head, model.n_head_kv)
-    sources = [(rule.name, weights[rule.source], rule.layout) for rule in rules]
-    tensors = [output_tensor(*source, heads, wanted, warn) for source in sources]
-    tensors += [output_tensor(*extra, "same", heads, wanted, warn) for extra in _extras(model, predictors)]
+    sources: list[tuple[str, SourceTensor, Layout]] = [
+        (rule.name, weights[rule.source], rule.layout) for rule in rules
+    ]
+    sources += [(name, source, "same") for name, source in _extras(model, predictors)]
+    tensors = []
+    for name, source, layout in sources:
+        kind = output_type(name, output_shape(source, layout), wanted, model.names.architecture)
+        tensors.append(output_tensor(name, source, layout, (model.n_head, model.n_head_kv), kind, warn))
     return tensors
 
 

@@ -1,7 +1,7 @@
 """Which type each tensor of a converted file gets.
 
-The outtype is meant for matrices. The head of a block type is Q8_0: llama.cpp and PowerInfer give it
-Q6_K, or Q8_0 where that does not fit, and the gguf package does not write Q6_K.
+The outtype is meant for matrices. The output head of a block type loses less: it is Q6_K, or Q8_0 where
+that does not fit, by the rule of llama.cpp's and PowerInfer's `quantize`.
 """
 
 from gguf import GGMLQuantizationType, LlamaFileType
@@ -40,15 +40,22 @@ def is_blocked(kind: GGMLQuantizationType) -> bool:
     return blocks.block_size(kind) > 1
 
 
-def output_type(name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
+def output_type(
+    name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType, architecture: str
+) -> GGMLQuantizationType:
     """The type of tensor `name` of `shape` (NumPy order, as written) when matrices become `wanted`.
 
     Norms and other vectors stay F32; a row that the type's block does not divide stays F16.
     """
     if len(shape) < 2:
         return T.F32
-    kind = T.Q8_0 if name == HEAD and is_blocked(wanted) else wanted
+    kind = _head_type(shape[-1], wanted, architecture) if name == HEAD and is_blocked(wanted) else wanted
     return T.F16 if shape[-1] % blocks.block_size(kind) else kind
+
+
+def _head_type(n_embd: int, wanted: GGMLQuantizationType, architecture: str) -> GGMLQuantizationType:
+    fits = n_embd % blocks.block_size(T.Q6_K) == 0 and architecture != "falcon" and wanted is not T.Q8_0
+    return T.Q6_K if fits else T.Q8_0
 
 
 def powerinfer_warnings(outtype: str, n_ff: int) -> list[str]:

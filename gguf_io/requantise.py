@@ -17,7 +17,6 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.convert_summary import ConvertSummary, summary_of
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.outtypes import (
-    HEAD,
     QUANTIZATION_VERSION,
     is_blocked,
     output_type,
@@ -109,16 +108,13 @@ def _is_matrix(info: TensorInfo) -> bool:
 def _new_type(info: TensorInfo, architecture: str, wanted: T) -> T:
     """The type of `info` in a file whose matrices become `wanted`.
 
-    PowerInfer's rule for block types: predictors are Q4_0 where the rest is, else Q5_0; a head in Q6_K
-    is what it would make, so it stays.
+    PowerInfer's rule for block types: predictors are Q4_0 where the rest is, else Q5_0.
     """
     if not _is_matrix(info):
         return info.type
     if info.name.endswith(PREDICTORS) and is_blocked(wanted) and wanted is not T.Q4_0:
         wanted = T.Q5_0
-    if info.name == HEAD and is_blocked(wanted) and info.type is T.Q6_K and architecture != "falcon":
-        return T.Q6_K
-    return output_type(info.name, info.shape, wanted)
+    return output_type(info.name, info.shape, wanted, architecture)
 
 
 def _output_tensor(file: GGUFFile, info: TensorInfo, kind: T, warn: Callable[[str], None]) -> OutputTensor:

@@ -10,11 +10,15 @@ from numpy.typing import NDArray
 
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.names import Layout
-from hotcold.gguf_io.outtypes import output_type
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
 
 SLAB_ELEMENTS = 4 << 20
+
+
+def output_shape(source: SourceTensor, layout: Layout) -> tuple[int, ...]:
+    """NumPy order, as written."""
+    return source.shape[::-1] if layout == "transpose" else source.shape
 
 
 def output_tensor(
@@ -22,16 +26,15 @@ def output_tensor(
     source: SourceTensor,
     layout: Layout,
     heads: tuple[int, int],
-    wanted: GGMLQuantizationType,
+    type_: GGMLQuantizationType,
     warn: Callable[[str], None],
 ) -> OutputTensor:
-    """`source` as tensor `name` of the file.
+    """`source` as tensor `name` of the file, in type `type_`.
 
     `heads` are n_head and n_head_kv, for layouts that reorder rows by head. `warn` hears of numbers
     that are not finite, or that become infinite in the type, while the chunks are made.
     """
-    shape = source.shape[::-1] if layout == "transpose" else source.shape
-    type_ = output_type(name, shape, wanted)
+    shape = output_shape(source, layout)
     n_bytes = math.prod(shape[:-1]) * blocks.row_bytes(type_, shape[-1])
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
@@ -118,4 +121,5 @@ def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[
         return as_float32(encoded.view("<u2"), "BF16")
     if type_ is GGMLQuantizationType.F16:
         return encoded.view("<f2")
-    return np.ascontiguousarray(encoded.reshape(-1, blocks.type_size(type_))[:, :2]).view("<f2")
+    scale = slice(-2, None) if type_ is GGMLQuantizationType.Q6_K else slice(2)
+    return np.ascontiguousarray(encoded.reshape(-1, blocks.type_size(type_))[:, scale]).view("<f2")

@@ -94,9 +94,14 @@ def test_with_predictors(hf_model: MakeModel, tmp_path: Path, kind: str, changes
 
 
 @pytest.mark.parametrize("kind", list(hf_models.CONFIGS))
-@pytest.mark.parametrize("outtype", ["f16", "q8_0"])
+@pytest.mark.parametrize("outtype", ["f16", "q4_0"])
 def test_converted_models_write_text(hf_model: MakeModel, tmp_path: Path, kind: str, outtype: str) -> None:
-    convert(hf_model(kind).folder, None, tmp_path / "out.gguf", outtype)
+    """With rows of 256 for the head's Q6_K."""
+    sizes = {"hidden_size": 256, "word_embed_proj_dim": 256} if kind == "opt" else {"hidden_size": 256}
+    convert(hf_model(kind, **sizes).folder, None, tmp_path / "out.gguf", outtype)
+    head = {"f16": "F16", "q4_0": "Q8_0" if kind.startswith("falcon") else "Q6_K"}[outtype]
+    with open_gguf(tmp_path / "out.gguf") as file:
+        assert kind == "opt" or file.tensors["output.weight"].type.name == head
     with load(tmp_path / "out.gguf", n_ctx=32) as engine:
         texts = ["".join(engine.generate("一丁丂", 8, temp=0.0, ignore_eos=True)) for _ in range(2)]
     assert texts[0] == texts[1]

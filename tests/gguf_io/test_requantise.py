@@ -112,8 +112,18 @@ def test_every_block_type_can_be_the_source(kind: str, out: Path) -> None:
     assert not summary.sparse
 
 
+@pytest.mark.parametrize(("outtype", "head"), [("q4_0", T.Q6_K), ("q8_0", T.Q8_0), ("f16", T.F16)])
+def test_a_head_with_rows_of_256_is_q6_k(outtype: str, head: T, tmp_path: Path, out: Path) -> None:
+    requantise(DATA / "llamacpp" / "llama.q4_k.gguf", tmp_path / "f32.gguf", "f32")
+    requantise(tmp_path / "f32.gguf", out, outtype)
+    with open_gguf(tmp_path / "f32.gguf") as source, open_gguf(out) as made:
+        assert made.tensors["output.weight"].type is head
+        rounded = blocks.quantize(numbers(source, "output.weight"), head)
+        assert np.array_equal(made.data("output.weight"), rounded)
+        assert made.tensors["token_embd.weight"].type is TYPES[outtype]
+
+
 def test_a_head_in_q6_k_stays(out: Path) -> None:
-    """It is what PowerInfer's rule would make of it."""
     path = DATA / "llamacpp" / "llama.q6_k.gguf"
     requantise(path, out, "q4_0")
     with open_gguf(path) as source, open_gguf(out) as made:
@@ -282,4 +292,10 @@ def test_numbers_that_become_infinite_are_reported(gguf_bytes: Any, tmp_path: Pa
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, **fields))
     assert requantise(tmp_path / "in.gguf", out, "f16").warnings == (
         "a.weight holds numbers that are too large for F16",
+    )
+    head = np.full((2, 256), 1e9, np.float32)
+    fields = {"tensors": (gguf_bytes.tensor(b"output.weight", (256, 2), 0),), "data": head.tobytes()}
+    (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, **fields))
+    assert requantise(tmp_path / "in.gguf", out, "q4_0", force=True).warnings == (
+        "output.weight holds numbers that are too large for Q6_K",
     )
