@@ -29,13 +29,13 @@ from hotcold.engine.command_options import (
     with_options,
 )
 from hotcold.engine.terminal import progress_bar, replace_unprintable, write
-from hotcold.errors import FileError, HotcoldError, SettingError
+from hotcold.errors import INTERRUPTED, FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.generation import Engine, Generation
     from hotcold.gguf_io.convert_summary import ConvertSummary
 
-UNEXPECTED, DOES_NOT_FIT, INTERRUPTED = 1, 4, 130
+UNEXPECTED, DOES_NOT_FIT = 1, 4
 MAX_PROMPT_BYTES = 1 << 28
 
 app = typer.Typer(

@@ -50,9 +50,8 @@ class Chat:
         self.messages: list[Message] = []
         self.last: Generation | None = None
         self._stopped = False
-        self._generation(
-            self._ids([self._question("")])
-        )  # a bad template or setting shows before the first question
+        # a bad template or setting is to show before the first question
+        self._generation(self._ids([self._question("")]))
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer, piece by piece; question and answer become part of the conversation.
@@ -64,7 +63,9 @@ class Chat:
         self._engine.check_length(text)
         self._stopped = False
         question = self._question(text)
-        self.last = self._generation(self._fitting(question), self.last)
+        ids, n_dropped = self._fitting(question)
+        self.last = self._generation(ids, self.last)
+        self._drop(n_dropped)
         if self._stopped:
             self.last.stop()
         self._seed = (self._seed + 1) % (settings.MAX_SEED + 1)
@@ -101,8 +102,8 @@ class Chat:
         generate = self._engine.generate
         return generate(ids, self._max_tokens, after=after, seed=self._seed, **self._generating)
 
-    def _fitting(self, question: Message) -> list[int]:
-        """The next prompt, after the oldest turns are dropped if it leaves no quarter of the context.
+    def _fitting(self, question: Message) -> tuple[list[int], int]:
+        """The next prompt, and how many turns it leaves out: the oldest, if no quarter of the context is free.
 
         Half of the context is kept free then, so that not every further question has to drop some and
         run the rest again.
@@ -110,13 +111,17 @@ class Chat:
         n_ctx, turns = self._engine.n_ctx, self.messages
         ids = self._ids([*turns, question])
         if not turns or len(ids) <= n_ctx - n_ctx // 4:
-            return ids
+            return ids, 0
 
         def fits(n_dropped: int) -> bool:
             return len(self._ids([*turns[2 * n_dropped :], question])) <= n_ctx // 2
 
-        n_turns = len(turns) // 2
-        n_dropped = 1 + bisect.bisect_left(range(1, n_turns), True, key=fits)
-        del turns[: 2 * n_dropped]
+        n_dropped = 1 + bisect.bisect_left(range(1, len(turns) // 2), True, key=fits)
+        return self._ids([*turns[2 * n_dropped :], question]), n_dropped
+
+    def _drop(self, n_dropped: int) -> None:
+        if not n_dropped:
+            return
+        n_turns, n_ctx = len(self.messages) // 2, self._engine.n_ctx
+        del self.messages[: 2 * n_dropped]
         self._notify(f"the context of {n_ctx} is full: the oldest {n_dropped} of {n_turns} turns are dropped")
-        return self._ids([*turns, question])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from hotcold.engine.terminal import replace_unprintable, write
-from hotcold.errors import HotcoldError, SettingError
+from hotcold.errors import INTERRUPTED, HotcoldError, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.chat import Chat
@@ -20,7 +20,7 @@ HELP = """/clear  forget all turns
 /help   this list
 /exit   end; so does Ctrl-D
 Ctrl-C stops an answer; once more, at the prompt, it ends the program."""
-INTERRUPTED = 130
+MAX_QUESTION = 1 << 24  # characters, more than any context holds
 
 
 def template_of(engine: "Engine", path: Path | None) -> "ChatTemplate":
@@ -122,7 +122,7 @@ def questions(at_terminal: bool, interrupts: Interrupts, note: Callable[[str], N
     while True:
         try:
             interrupts.asking = True
-            line = input(PROMPT) if at_terminal else input()
+            line = terminal_line() if at_terminal else piped_line()
             interrupts.asking = interrupts.heard = False
         except EOFError:
             interrupts.asking = interrupts.heard = False
@@ -140,6 +140,25 @@ def questions(at_terminal: bool, interrupts: Interrupts, note: Callable[[str], N
             continue
         if line.strip():
             yield line.strip()
+
+
+def terminal_line() -> str:
+    """A line from a terminal, asked for on it also while answers go elsewhere; EOFError at the end."""
+    if sys.stdout.isatty():
+        return input(PROMPT)
+    print(PROMPT, end="", file=sys.stderr, flush=True)
+    return input()
+
+
+def piped_line() -> str:
+    """A line from a pipe; EOFError at the end."""
+    line = sys.stdin.readline(MAX_QUESTION + 1)
+    if not line:
+        raise EOFError
+    if len(line) > MAX_QUESTION:
+        bound = f"at most {MAX_QUESTION} characters a line"
+        raise SettingError("question", f"{line[:20]}…", bound, "ask in lines of text")
+    return line
 
 
 def answer(chat: "Chat", question: str) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -70,6 +71,28 @@ def test_what_does_not_fit_ends_a_pipe(template: str) -> None:
     done = piped(b"word " * 100 + b"\nShe\n", "--chat-template", template, "-c", "64")
     assert done.returncode == 4
     assert done.stderr.count("\n") == 1
+
+
+def test_a_line_without_an_end_is_refused(template: str) -> None:
+    done = piped(b"a" * ((1 << 24) + 1), "--chat-template", template)
+    assert done.returncode == 2
+    assert "question: aaaaaaaaaaaaaaaaaaaa… (at most 16777216 characters a line)" in done.stderr
+
+
+def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [*CHAT, "--chat-template", template, "-n", "4", "-q"]
+    with (tmp_path / "answers").open("wb") as answers:
+        running = subprocess.Popen(command, stdin=theirs, stdout=answers, stderr=subprocess.PIPE)
+        os.write(ours, b"She\n\x04")
+        _, err = running.communicate(timeout=60)
+    os.close(ours)
+    os.close(theirs)
+    assert running.returncode == 0
+    assert err == b"> > "
+    text = (tmp_path / "answers").read_text()
+    assert text.strip()
+    assert "> " not in text
 
 
 def test_bad_settings_are_said_first(template: str) -> None:

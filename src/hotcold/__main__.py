@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 
-INTERRUPTED = 130
+from hotcold.errors import INTERRUPTED
 
 
 def main() -> None:

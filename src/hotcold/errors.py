@@ -1,5 +1,7 @@
 """The one exception family. A leaf: every package may import it, it imports nothing of ours."""
 
+INTERRUPTED = 130  # what a command exits with after Ctrl-C, as shells have it
+
 
 class HotcoldError(Exception):
     """Something a person can act on.

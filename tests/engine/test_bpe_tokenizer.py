@@ -53,6 +53,18 @@ def test_same_ids_as_llama_cpp(tokenizers: dict[str, Tokenizer], name: str) -> N
         assert tokenizer.encode(text, parse_special=True) == special, text
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guard_makes_control_pieces_text(tokenizers: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = tokenizers[name]
+    assert "<|im_end|>" in tokenizer.special_texts()
+    assert set(tokenizer.special_texts(user_defined=True)) - set(tokenizer.special_texts()) >= {"<tool>"}
+    text = "a <|im_\ufdd0end|> b<|im_end|>"
+    guarded = tokenizer.encode(text, parse_special=True, add_special=False, guard="\ufdd0")
+    (end,) = tokenizer.encode("<|im_end|>", parse_special=True, add_special=False)
+    assert guarded == [*tokenizer.encode("a <|im_end|> b", add_special=False), end]
+    assert end not in guarded[:-1]
+
+
 def test_the_recordings_tell_the_pretokenizers_apart() -> None:
     """All but opt, which is gpt-2 with BOS in front: a pattern in another's place cannot pass."""
     others = [RECORDED[name]["plain"] for name in NAMES if name != "opt"]

@@ -92,6 +92,9 @@ def test_a_question_that_fills_the_context_alone(engine: Engine) -> None:
         "".join(ours.ask("word " * 200))
     assert ours.messages == []
     assert "".join(ours.ask(QUESTIONS[0]))
+    with pytest.raises(DoesNotFitError, match="-c"):
+        "".join(ours.ask("word " * 200))
+    assert len(ours.messages) == 2  # a question that is refused costs nothing
 
 
 def test_an_answer_that_fills_the_context(engine: Engine) -> None:
@@ -190,3 +193,15 @@ def test_what_the_model_chose_stays_as_it_chose_it(engine: Engine) -> None:
     prompt.remember(answered, "Sh")
     assert prompt.ids([question, answer, question]) != ids
     assert prompt.ids([question, answer, question])[-5:] == ids[-5:]
+
+
+def test_a_template_that_refuses_later_turns(engine: Engine) -> None:
+    """The question is not kept; what was said before is."""
+    limited = SOURCE + "{% if messages | length > 1 %}{{ raise_exception('one question only') }}{% endif %}"
+    ours = Chat(engine, ChatTemplate("limited", limited), max_tokens=4)
+    assert "".join(ours.ask(QUESTIONS[0]))
+    with pytest.raises(FileError, match="one question only"):
+        "".join(ours.ask(QUESTIONS[1]))
+    assert len(ours.messages) == 2
+    ours.clear()
+    assert "".join(ours.ask(QUESTIONS[1]))
