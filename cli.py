@@ -170,7 +170,8 @@ def chat(
     """Ask and answer: on a terminal, or a question a line from a pipe. /help lists its commands."""
     with reported():
         from hotcold.engine.chat import Chat
-        from hotcold.engine.chat_command import converse, template_of
+        from hotcold.engine.chat_command import converse
+        from hotcold.engine.chat_template import load_template
 
         announce_compiling(quiet)
         with open_engine(engine_options) as engine:
@@ -178,7 +179,7 @@ def chat(
             say = (lambda line: None) if quiet else note
             for line in engine.description() if verbose else ():
                 say(line)
-            template = template_of(engine, chat_template)
+            template = load_template(engine.file, engine.tokenizer, chat_template)
             chat = Chat(engine, template, system=system, max_tokens=n_predict, notify=say, **vars(sampling))
             raise typer.Exit(converse(chat, say, verbose))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from hotcold.engine import settings
 from hotcold.engine.chat_prompt import ChatPrompt
-from hotcold.engine.chat_template import ChatTemplate, Message
+from hotcold.engine.chat_template import ChatTemplate, Message, load_template
 from hotcold.engine.generation import Engine, Generation
 
 
@@ -21,7 +21,7 @@ class Chat:
     def __init__(
         self,
         engine: Engine,
-        template: ChatTemplate,
+        template: ChatTemplate | None = None,
         *,
         system: str = "",
         max_tokens: int = -1,
@@ -32,6 +32,7 @@ class Chat:
         """Start with no turns.
 
         Args:
+            template: how turns become text; None takes the model's own.
             system: what the model is told in front of all turns; "" for nothing.
             max_tokens: most tokens of an answer; -1: until the model ends it, or the context is full.
             notify: hears a line when turns are dropped or an answer is cut.
@@ -39,10 +40,11 @@ class Chat:
             generating: settings of `Engine.generate`.
 
         Raises:
-            FileError: a template that does not work.
+            FileError: a template that is missing or does not work.
             SettingError: a setting out of its bounds.
         """
         self._engine, self._notify = engine, notify
+        template = template or load_template(engine.file, engine.tokenizer)
         self._prompt = ChatPrompt(engine.tokenizer, template)
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
         self._max_tokens, self._generating = max_tokens, generating

@@ -4,7 +4,6 @@ import contextlib
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from hotcold.engine.terminal import replace_unprintable, write
@@ -12,8 +11,6 @@ from hotcold.errors import INTERRUPTED, HotcoldError, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.chat import Chat
-    from hotcold.engine.chat_template import ChatTemplate
-    from hotcold.engine.generation import Engine
 
 PROMPT = "> "
 HELP = """/clear  forget all turns
@@ -21,20 +18,6 @@ HELP = """/clear  forget all turns
 /exit   end; so does Ctrl-D
 Ctrl-C stops an answer; once more, at the prompt, it ends the program."""
 MAX_QUESTION = 1 << 24  # characters, more than any context holds
-
-
-def template_of(engine: "Engine", path: Path | None) -> "ChatTemplate":
-    """The template of --chat-template, else the model's."""
-    from hotcold.engine import chat_template
-
-    tokenizer = engine.tokenizer
-    bos, eos = (
-        "" if token is None else tokenizer.piece(token, special=True).decode(errors="replace")
-        for token in (tokenizer.bos, tokenizer.eos)
-    )
-    if path is not None:
-        return chat_template.of_path(path, bos, eos)
-    return chat_template.of_file(engine.file, bos, eos)
 
 
 def converse(chat: "Chat", note: Callable[[str], None], verbose: bool) -> int:

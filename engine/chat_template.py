@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hotcold.engine.tokenizer import Tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 
@@ -90,12 +91,25 @@ class ChatTemplate:
         return FileError(f"chat template of {self.origin}", reason, next_step=next_step)
 
 
-def of_file(file: GGUFFile, bos_token: str, eos_token: str) -> ChatTemplate:
-    """The template in a model's file.
+def load_template(file: GGUFFile, tokenizer: Tokenizer, path: Path | None = None) -> ChatTemplate:
+    """The template in a file of its own, else the one in a model's file.
 
     Raises:
-        FileError: there is none.
+        FileError: there is none, or it cannot be read.
     """
+    origin, source = _in_metadata(file) if path is None else _in_file(path)
+    if len(source) > MAX_TEMPLATE_BYTES:
+        bound = f"at most {MAX_TEMPLATE_BYTES}"
+        raise FileError(f"chat template of {origin}", f"{len(source)} characters", bound)
+    bos, eos = (
+        "" if token is None else tokenizer.piece(token, special=True).decode(errors="replace")
+        for token in (tokenizer.bos, tokenizer.eos)
+    )
+    return ChatTemplate(origin, source, bos, eos)
+
+
+def _in_metadata(file: GGUFFile) -> tuple[str, str]:
+    """Where it is from, and its text."""
     name = file.path.name
     if KEY not in file.metadata:
         raise FileError(
@@ -104,27 +118,14 @@ def of_file(file: GGUFFile, bos_token: str, eos_token: str) -> ChatTemplate:
             "a chat needs to know how this model marks its turns",
             "give a Jinja template with --chat-template FILE, or use hotcold generate",
         )
-    return _checked(name, file.get_str(KEY), bos_token, eos_token)
+    return name, file.get_str(KEY)
 
 
-def of_path(path: Path, bos_token: str, eos_token: str) -> ChatTemplate:
-    """The template in a file of its own.
-
-    Raises:
-        FileError: a file that cannot be read, or is no text.
-    """
+def _in_file(path: Path) -> tuple[str, str]:
     try:
         with path.open("rb") as stream:
-            source = stream.read(MAX_TEMPLATE_BYTES + 1).decode()
+            return path.name, stream.read(MAX_TEMPLATE_BYTES + 1).decode()
     except OSError as error:
         raise FileError("chat template", path, error.strerror or "cannot be read") from error
     except UnicodeDecodeError as error:
         raise FileError("chat template", path, "no UTF-8", "give a text file") from error
-    return _checked(path.name, source, bos_token, eos_token)
-
-
-def _checked(origin: str, source: str, bos_token: str, eos_token: str) -> ChatTemplate:
-    if len(source) > MAX_TEMPLATE_BYTES:
-        bound = f"at most {MAX_TEMPLATE_BYTES}"
-        raise FileError(f"chat template of {origin}", f"{len(source)} characters", bound)
-    return ChatTemplate(origin, source, bos_token, eos_token)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.engine.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate, of_file, of_path
+from hotcold.engine.chat_template import MAX_TEMPLATE_BYTES, ChatTemplate, load_template
+from hotcold.engine.tokenizer import load_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 
@@ -132,23 +133,29 @@ def test_a_template_that_does_not_end(source: str) -> None:
 def test_the_template_of_a_model_or_of_a_file(tmp_path: Path, data: Path) -> None:
     path = tmp_path / "x.jinja"
     path.write_text("{{ eos_token }}")
-    assert of_path(path, "", "</s>").render([])[0] == "</s>"
     with open_gguf(data / "llamacpp" / "llama.f16.gguf") as file:
+        tokenizer = load_tokenizer(file)
+        assert load_template(file, tokenizer, path).render([])[0] == "</s>"
         with pytest.raises(FileError, match=r"tokenizer.chat_template: missing .*--chat-template FILE"):
-            of_file(file, "", "")
+            load_template(file, tokenizer)
         file.metadata = {**file.metadata, "tokenizer.chat_template": "{{ bos_token }}"}
-        assert of_file(file, "<s>", "").render([])[0] == "<s>"
+        assert load_template(file, tokenizer).render([])[0] == "<s>"
+        assert load_template(file, tokenizer, path).render([])[0] == "</s>"
         file.metadata = {**file.metadata, "tokenizer.chat_template": 3}
         with pytest.raises(FileError, match=r"tokenizer.chat_template"):
-            of_file(file, "", "")
+            load_template(file, tokenizer)
+        file.metadata = {**file.metadata, "tokenizer.chat_template": "a" * (MAX_TEMPLATE_BYTES + 1)}
+        with pytest.raises(FileError, match="llama.f16.gguf: 1048577 characters"):
+            load_template(file, tokenizer)
 
 
-def test_files_that_are_no_templates(tmp_path: Path) -> None:
-    with pytest.raises(FileError, match="No such file"):
-        of_path(tmp_path / "none", "", "")
-    (tmp_path / "bytes").write_bytes(b"\xff\xfe")
-    with pytest.raises(FileError, match="no UTF-8"):
-        of_path(tmp_path / "bytes", "", "")
-    (tmp_path / "long").write_bytes(b"a" * (MAX_TEMPLATE_BYTES + 1))
-    with pytest.raises(FileError, match="at most 1048576"):
-        of_path(tmp_path / "long", "", "")
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "No such file"), (b"\xff\xfe", "no UTF-8"), (b"a" * (MAX_TEMPLATE_BYTES + 1), "at most 1048576")],
+)
+def test_files_that_are_no_templates(tmp_path: Path, data: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "bad.jinja"
+    if content is not None:
+        path.write_bytes(content)
+    with open_gguf(data / "llamacpp" / "llama.f16.gguf") as file, pytest.raises(FileError, match=reason):
+        load_template(file, load_tokenizer(file), path)

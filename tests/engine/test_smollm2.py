@@ -16,7 +16,6 @@ import pytest
 import hotcold
 from hotcold.engine import perplexity
 from hotcold.engine.chat import Chat
-from hotcold.engine.chat_template import of_file
 from hotcold.engine.generation import Engine
 
 pytestmark = pytest.mark.slow
@@ -92,7 +91,7 @@ def test_an_answer_ends(engine: Engine) -> None:
 
 def test_a_chat_by_its_own_template(engine: Engine) -> None:
     """The first prompt is the template's text; the second one runs only what is new in it."""
-    chat = Chat(engine, of_file(engine.file, "", ""), system="Be brief.", temp=0.0, repeat_penalty=1.0)
+    chat = Chat(engine, system="Be brief.", temp=0.0, repeat_penalty=1.0)
     assert "Paris" in "".join(chat.ask("What is the capital of France?"))
     assert chat.last is not None
     prompt = "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT
