@@ -79,12 +79,12 @@ __device__ inline void score(Cache<T> cache, const float* x, float* scores, int 
     for (int first = warp() * (WARP / LANES); first < n_tile; first += n_warps() * (WARP / LANES)) {
         int i = first + lane() / LANES, position = start + min(i, n_tile - 1);
         float s[Q] = {}, key[8], four[4];
-        UNROLL(1)
+        UNROLL(Q == 1 ? 2 : 1)                    // more would spill
         for (int unit = share; unit < n_eights; unit += LANES) {
             cache.template load<8>(cache.keys, position, unit, key);
-            for (int i = 0; i < 8 * Q; i += 4) {
-                load4(x + unit * UNIT<Q> + i, four);
-                for (int k = i; k < i + 4; k++) s[k % Q] = fmaf(key[k / Q], four[k - i], s[k % Q]);
+            for (int m = 0; m < 8 * Q; m += 4) {
+                load4(x + unit * UNIT<Q> + m, four);
+                for (int k = m; k < m + 4; k++) s[k % Q] = fmaf(key[k / Q], four[k - m], s[k % Q]);
             }
         }
         for (int j = 0; j < Q; j++) {
@@ -138,6 +138,7 @@ __device__ inline void attend(Cache<T> cache, Queries queries, Out out, int firs
         __syncthreads();
         for (int j = 0; j < Q; j++)
             for (int k = 0; k < 4; k++) sum[j][k] *= softmax.correction[j];
+        UNROLL(Q == 1 ? 4 : 1)
         for (int i = group < n_groups ? group : n_tile; i < n_tile; i += n_groups) {
             cache.template load<4>(cache.values, start + i, unit, value);
             for (int j = 0; j < Q; j++) {

@@ -204,8 +204,9 @@ def test_attention(
         pytest.param(0, 2, 2, 64, 1025, id="one position"),
         pytest.param(63, 2, 1, 12, 2000, id="one part"),
         pytest.param(64, 5, 1, 7, 2000, id="two parts"),
-        pytest.param(1999, 6, 2, 80, 2000, id="every position"),
-        pytest.param(4999, 2, 2, 64, 9000, id="thousands"),
+        pytest.param(1999, 6, 2, 24, 2000, id="every position"),
+        pytest.param(1100, 5, 1, 80, 1200, id="two blocks of queries"),
+        pytest.param(4999, 2, 1, 16, 9000, id="thousands"),
     ],
 )
 def test_attention_in_parts(
