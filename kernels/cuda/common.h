@@ -2,9 +2,9 @@
 //
 // House rules: whole warps; no return before a barrier; no float atomics; sums in a fixed order, so
 // that runs repeat bit for bit; fmaf where one rounding is meant, since both compilers are told not
-// to contract; `KERNEL name(` or `KERNEL_WIDE name(` at the start of a line, where signatures.py reads
-// it; shared memory in kernels and static device functions, never in templates, where g++ would not
-// keep it apart.
+// to contract; `KERNEL name(` or `KERNEL_WIDE name(`, written out or by a macro, is what signatures.py
+// reads; shared memory in kernels and static device functions, never in templates, where g++ would not
+// keep it apart. All files are one program, so names at the top are unique.
 #pragma once
 #ifndef HOTCOLD_EMULATED
 #include <cuda_fp16.h>

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.macros import expand, without_comments
 
 MAX_THREADS = 256
 """Threads a block: the launch bound that `KERNEL` in common.h promises the compiler."""
@@ -40,6 +41,9 @@ SCALARS = {
 VECTORS = {"int2": 8, "uint2": 8, "float2": 8, "int4": 16, "uint4": 16, "float4": 16}
 """Vector types and the alignment in bytes that loading one needs."""
 
+KERNEL_WORDS = frozenset({"KERNEL", "KERNEL_WIDE"})
+"""What begins a kernel; common.h has the macros."""
+
 Size = int | tuple[int, ...]
 
 
@@ -67,11 +71,11 @@ class Signature:
 
 
 def read_signatures(source: str) -> dict[str, Signature]:
-    """The kernels of a source, by name: each `KERNEL name(parameters)`, or `KERNEL_WIDE`, at the start
-    of a line."""
-    bare = re.sub(r"//[^\n]*", "", source)
-    found = re.findall(r"^KERNEL(?:_WIDE)?\s+(\w+)\(([^)]*)\)", bare, re.MULTILINE)
-    return {name: Signature(name, tuple(map(_parameter, text.split(",")))) for name, text in found}
+    """The kernels of a source, by name: each `KERNEL name(parameters)`, or `KERNEL_WIDE`, also where a
+    macro makes it."""
+    text = expand(without_comments(source), keep=KERNEL_WORDS)
+    found = re.findall(r"\bKERNEL(?:_WIDE)?\s+(\w+)\(([^)]*)\)", text)
+    return {name: Signature(name, tuple(map(_parameter, words.split(",")))) for name, words in found}
 
 
 def _parameter(text: str) -> Parameter:

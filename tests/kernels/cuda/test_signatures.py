@@ -32,6 +32,28 @@ def test_kernels_are_read_with_their_parameters() -> None:
     assert [p.alignment for p in signatures["first"].parameters] == [4, 16, 1, 4, 4]
 
 
+MACROS = """
+#define KERNEL extern "C" __global__
+#define PLANES_f16(w) const __half* w
+#define PLANES_q8(w) const __half* w##_scales, \\
+                     const int4* w##_quants   // continued
+#define INPUT const float* x
+#define PRODUCT(T, OTHER) KERNEL product_##T(PLANES_##T(w), INPUT, OTHER) { run((PLANES)(w), n); }
+PRODUCT(f16, int n) PRODUCT(q8, float eps)
+KERNEL other(INPUT, PLANES_q8(up)) {}
+"""
+
+
+def test_kernels_that_macros_declare_are_read_too() -> None:
+    signatures = read_signatures(MACROS)
+    assert {name: s.codes for name, s in signatures.items()} == {
+        "product_f16": "PePfi",
+        "product_q8": "PePVPff",
+        "other": "PfPePV",
+    }
+    assert [p.name for p in signatures["product_q8"].parameters] == ["w_scales", "w_quants", "x", "eps"]
+
+
 def test_a_type_that_is_not_known_is_refused() -> None:
     with pytest.raises(DeviceError, match="size_t n"):
         read_signatures("KERNEL k(size_t n) {}")
