@@ -2,28 +2,76 @@
 
 from gguf import GGMLQuantizationType
 
+from hotcold.kernels.cuda import add
 from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.repack import packed_bytes
-from hotcold.kernels.cuda.weights import QUANTISED, kernel_suffix
+from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED, kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+
+HAS_BIAS, HAS_RESIDUAL, RELU = add.HAS_BIAS, add.HAS_RESIDUAL, 4
+"""Bits of `flags`: bias[n_rows] is added to W x, residual[n_tokens][n_rows] is added last, and ReLU comes
+between the two. A pointer without its flag is not read: any float buffer will do, y for instance.
+residual may be y."""
+
+_READS_SUMS = frozenset({GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0})
 
 
 def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int:
-    """Bytes of the activations that a weight of this type reads; Q8_0 has no use for the sums."""
+    """Bytes of the activations that a weight of this type reads; most have no use for the sums."""
     if weight_type not in QUANTISED:
         return 4 * n_tokens * n
     sums = 4 * n_tokens * n // 32
-    return quantised_bytes(n_tokens, n) - (sums if weight_type == GGMLQuantizationType.Q8_0 else 0)
+    return quantised_bytes(n_tokens, n) - (0 if weight_type in _READS_SUMS else sums)
 
 
-def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
-    """One warp a row and token, eight rows a block of threads.
+def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
+    """y = residual + act(W x + bias), one warp a row and token, eight rows a block of threads.
 
-    Reads the packed weight and the input, writes 4 n_rows a token. (Each token reads the weight again,
-    from the cache at best: this kernel is for one token.)
+    Reads the packed weight, the input and what the flags ask for, writes 4 n_rows a token. (Each token
+    reads the weight again, from the cache at best: this kernel is for one token.)
 
-    Arguments of the kernel: the weight's planes; x, or q, d and sum; y, n_rows, n.
+    Arguments of the kernel: the weight's planes; x, or q, d and sum; bias, residual, y, n_rows, n, flags.
     """
     reads = packed_bytes(weight_type, n_rows, n) + input_bytes(weight_type, n_tokens, n)
+    reads += add.addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, BLOCK // 32), n_tokens)
     return Work(f"matvec_{kernel_suffix(weight_type)}", grid, BLOCK, reads, 4 * n_tokens * n_rows)
+
+
+def matvec3(
+    weight_type: GGMLQuantizationType, n_tokens: int, n_rows: tuple[int, int, int], n: int, flags: int = 0
+) -> Work:
+    """Three products of one input, for q, k and v: y_a = A x + bias_a, and so on, as `matvec` does them.
+
+    Reads the three packed weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
+    token. RELU holds for all three; there is no residual.
+
+    Args:
+        n_rows: of a, b and c.
+
+    Arguments of the kernel: the planes of a, of b and of c; x, or q, d and sum; bias_a, bias_b, bias_c,
+    y_a, y_b, y_c, rows_a, rows_b, rows_c, n, flags.
+    """
+    rows = sum(n_rows)
+    work = matvec(weight_type, n_tokens, rows, n, flags & ~HAS_RESIDUAL)
+    kernel = f"matvec3_{kernel_suffix(weight_type, FFN_TYPES)}"
+    return Work(kernel, work.grid, BLOCK, work.bytes_read, work.bytes_written)
+
+
+def mask_words(n_rows: int) -> int:
+    """Words of 32 bits that a token's mask of n_rows takes: whole pairs of them."""
+    return 2 * cover(n_rows, 64)
+
+
+def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
+    """not (W x < threshold), row i in bit i % 32 of word i // 32: a predictor's second matrix.
+
+    One block of threads a word and token. Reads the packed weight and the input, writes `mask_words` a
+    token; the bits after the last row are 0.
+
+    Arguments of the kernel: the weight's planes; x, or q, d and sum; mask (uint32), n_rows, n, threshold.
+    """
+    reads = packed_bytes(weight_type, n_rows, n) + input_bytes(weight_type, n_tokens, n)
+    grid = (mask_words(n_rows), n_tokens)
+    kernel = f"matvec_mask_{kernel_suffix(weight_type, FFN_TYPES)}"
+    return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * grid[0])

@@ -1,5 +1,6 @@
 // The gated FFN over the active rows: y = sum_i h_i down_i with h_i = act(gate_i x) (up_i x), or
 // act(gate_i x) act(up_i x) for relu_both.
+#include "parameters.h"
 #include "sparse_rows.h"
 
 // The up row is read only where the gate is open.
@@ -21,25 +22,25 @@ __device__ inline void sparse_ffn(Rows gate, Rows up, Rows down, Input x, const 
 }
 
 KERNEL_WIDE sparse_ffn_f32(const float* __restrict__ gate, const float* __restrict__ up,
-                           const float* __restrict__ down, const float* __restrict__ x,
+                           const float* __restrict__ down, const float4* __restrict__ x,
                            const int* __restrict__ ids, const int* __restrict__ count,
                            float* __restrict__ partial, int n_rows, int n, int activation) {
     typedef Plain<float> Rows;
-    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows, activation);
+    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), X_f32, ids, count, partial, n_rows, activation);
 }
 KERNEL_WIDE sparse_ffn_f16(const __half* __restrict__ gate, const __half* __restrict__ up,
-                           const __half* __restrict__ down, const float* __restrict__ x,
+                           const __half* __restrict__ down, const float4* __restrict__ x,
                            const int* __restrict__ ids, const int* __restrict__ count,
                            float* __restrict__ partial, int n_rows, int n, int activation) {
     typedef Plain<__half> Rows;
-    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows, activation);
+    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), X_f32, ids, count, partial, n_rows, activation);
 }
 KERNEL_WIDE sparse_ffn_bf16(const unsigned short* __restrict__ gate, const unsigned short* __restrict__ up,
-                            const unsigned short* __restrict__ down, const float* __restrict__ x,
+                            const unsigned short* __restrict__ down, const float4* __restrict__ x,
                             const int* __restrict__ ids, const int* __restrict__ count,
                             float* __restrict__ partial, int n_rows, int n, int activation) {
     typedef Plain<unsigned short> Rows;
-    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), Floats{x}, ids, count, partial, n_rows, activation);
+    sparse_ffn(Rows(gate, n), Rows(up, n), Rows(down, n), X_f32, ids, count, partial, n_rows, activation);
 }
 KERNEL_WIDE sparse_ffn_q8_0(const __half* __restrict__ gate_scales, const int4* __restrict__ gate,
                             const __half* __restrict__ up_scales, const int4* __restrict__ up,

@@ -1,5 +1,6 @@
 // The FFN without a gate over the active rows: y = sum_i act(up_i x + bias_i) down_i. A neuron that is
 // not listed adds nothing, whatever its bias.
+#include "parameters.h"
 #include "sparse_rows.h"
 
 // What is added to the rows' products: one number a neuron, or none; neurons[row] is a row's neuron.
@@ -28,28 +29,28 @@ __device__ inline void sparse_mlp(Rows up, Rows down, Input x, RowBias bias, con
 }
 
 KERNEL_WIDE sparse_mlp_f32(const float* __restrict__ up, const float* __restrict__ down,
-                           const float* __restrict__ x, const float* __restrict__ bias,
+                           const float4* __restrict__ x, const float* __restrict__ bias,
                            const int* __restrict__ neurons, const int* __restrict__ ids,
                            const int* __restrict__ count, float* __restrict__ partial,
                            int n_rows, int n, int has_bias, int activation) {
-    sparse_mlp(Plain<float>(up, n), Plain<float>(down, n), Floats{x}, RowBias{bias, neurons, has_bias}, ids,
+    sparse_mlp(Plain<float>(up, n), Plain<float>(down, n), X_f32, RowBias{bias, neurons, has_bias}, ids,
                count, partial, n_rows, activation);
 }
 KERNEL_WIDE sparse_mlp_f16(const __half* __restrict__ up, const __half* __restrict__ down,
-                           const float* __restrict__ x, const float* __restrict__ bias,
+                           const float4* __restrict__ x, const float* __restrict__ bias,
                            const int* __restrict__ neurons, const int* __restrict__ ids,
                            const int* __restrict__ count, float* __restrict__ partial,
                            int n_rows, int n, int has_bias, int activation) {
-    sparse_mlp(Plain<__half>(up, n), Plain<__half>(down, n), Floats{x}, RowBias{bias, neurons, has_bias}, ids,
+    sparse_mlp(Plain<__half>(up, n), Plain<__half>(down, n), X_f32, RowBias{bias, neurons, has_bias}, ids,
                count, partial, n_rows, activation);
 }
 KERNEL_WIDE sparse_mlp_bf16(const unsigned short* __restrict__ up, const unsigned short* __restrict__ down,
-                            const float* __restrict__ x, const float* __restrict__ bias,
+                            const float4* __restrict__ x, const float* __restrict__ bias,
                             const int* __restrict__ neurons, const int* __restrict__ ids,
                             const int* __restrict__ count, float* __restrict__ partial,
                             int n_rows, int n, int has_bias, int activation) {
     typedef Plain<unsigned short> Rows;
-    sparse_mlp(Rows(up, n), Rows(down, n), Floats{x}, RowBias{bias, neurons, has_bias}, ids, count, partial,
+    sparse_mlp(Rows(up, n), Rows(down, n), X_f32, RowBias{bias, neurons, has_bias}, ids, count, partial,
                n_rows, activation);
 }
 KERNEL_WIDE sparse_mlp_q8_0(const __half* __restrict__ up_scales, const int4* __restrict__ up,

@@ -5,7 +5,7 @@ from gguf import GGMLQuantizationType
 from hotcold.kernels.cuda.matvec import input_bytes
 from hotcold.kernels.cuda.repack import packed_row_bytes
 from hotcold.kernels.cuda.sum_groups import n_groups, workspace_bytes
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work
 
 
@@ -36,4 +36,4 @@ def sparse_mlp(
     reads += input_bytes(weight_type, n_tokens, n)
     grid = (n_groups(n_rows), n_tokens)
     writes = workspace_bytes(n_tokens, n_rows, n)
-    return Work(f"sparse_mlp_{kernel_suffix(weight_type)}", grid, BLOCK, reads, writes)
+    return Work(f"sparse_mlp_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)

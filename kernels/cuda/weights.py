@@ -1,5 +1,6 @@
 """Packed weights as the arguments of kernels."""
 
+from collections.abc import Container
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,19 @@ KERNEL_TYPES = {
     GGMLQuantizationType.BF16: "bf16",
     GGMLQuantizationType.Q8_0: "q8_0",
     GGMLQuantizationType.Q4_0: "q4_0",
+    GGMLQuantizationType.Q5_0: "q5_0",
+    GGMLQuantizationType.Q6_K: "q6_K",
 }
-"""The types that matvec and sparse_ffn multiply, and how their kernels' names end."""
+"""The types that matvec and matmul multiply, and how their kernels' names end."""
 
-QUANTISED = frozenset({GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0})
+FFN_TYPES = frozenset(KERNEL_TYPES) - {GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q6_K}
+"""The types that all other kernels have, those of a sparse FFN among them."""
+
+QUANTISED = frozenset(KERNEL_TYPES) - {
+    GGMLQuantizationType.F32,
+    GGMLQuantizationType.F16,
+    GGMLQuantizationType.BF16,
+}
 """The types whose input is rounded by `quantise` first."""
 
 VALUES: dict[GGMLQuantizationType, np.dtype[Any]] = {
@@ -27,11 +37,26 @@ VALUES: dict[GGMLQuantizationType, np.dtype[Any]] = {
     GGMLQuantizationType.BF16: np.dtype(np.uint16),
 }
 
+FIELD_VALUES: dict[tuple[GGMLQuantizationType, str], np.dtype[Any]] = {
+    (GGMLQuantizationType.Q5_0, "high_bits"): np.dtype(np.uint32),
+    (GGMLQuantizationType.Q6_K, "group_scales"): np.dtype(np.int8),
+}
+"""What kernels read one by one; other fields are bytes, and are read as vectors."""
 
-def kernel_suffix(weight_type: GGMLQuantizationType) -> str:
-    """How the kernels of a type are called; DeviceError if there are none."""
-    if weight_type not in KERNEL_TYPES:
-        known = ", ".join(t.name for t in KERNEL_TYPES)
+
+def kernel_suffix(
+    weight_type: GGMLQuantizationType, types: Container[GGMLQuantizationType] = KERNEL_TYPES
+) -> str:
+    """How the kernels of a type are called.
+
+    Args:
+        types: those that the kernel in question exists for.
+
+    Raises:
+        DeviceError: the type is not among them.
+    """
+    if weight_type not in types:
+        known = ", ".join(t.name for t in KERNEL_TYPES if t in types)
         raise DeviceError("weight type", weight_type.name, f"kernels exist for {known}", "keep it on the CPU")
     return KERNEL_TYPES[weight_type]
 
@@ -45,7 +70,8 @@ def weight_planes(
         packed: the `packed_bytes` of the matrix, on the device.
 
     Returns:
-        One buffer for a plain type; scales (float16) and quants (bytes) for a quantised one.
+        One buffer for a plain type; for a quantised one scales (float16), quants (bytes) and what else
+        repack.FIELDS lists, in its order.
     """
     views = []
     for plane in planes(weight_type, n_rows, n):
@@ -58,4 +84,6 @@ def weight_planes(
 def _dtype(weight_type: GGMLQuantizationType, field: str) -> np.dtype[Any]:
     if field == "values":
         return VALUES[weight_type]
-    return np.dtype(np.float16 if field in ("scales", "minima") else np.uint8)
+    if field in ("scales", "minima"):
+        return np.dtype(np.float16)
+    return FIELD_VALUES.get((weight_type, field), np.dtype(np.uint8))

@@ -69,7 +69,9 @@ def decode(device: Device, weights: list[Buffer], arena: Buffer, staging: Pinned
     device.upload(x, given, device.compute)
     for w in weights[:-1]:
         rms_norm(1, N).launch(device, (x, weights[-1], normed, N, 1e-5), device.compute)
-        matvec(GGMLQuantizationType.F32, 1, N, N).launch(device, (w, normed, x, N, N), device.compute)
+        matvec(GGMLQuantizationType.F32, 1, N, N).launch(
+            device, (w, normed, x, x, x, N, N, 0), device.compute
+        )
     device.download(host, x, device.compute)
     done.record(device.compute)
     done.synchronize()

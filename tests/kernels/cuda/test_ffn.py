@@ -16,9 +16,9 @@ from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
 from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
+from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
 
-TYPES = list(KERNEL_TYPES)
+TYPES = sorted(FFN_TYPES)
 GATED = ["relu", "silu", "relu_both"]
 UNGATED = ["relu", "gelu"]
 SIZES = [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)]

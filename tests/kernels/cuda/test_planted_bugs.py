@@ -12,11 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.sources import HERE, program
 
 pytestmark = pytest.mark.slow
@@ -97,8 +99,21 @@ def run_compact_in_passes(device: Device, put: Put) -> None:
 
 def run_matvec(device: Device, put: Put) -> None:
     rows, n = 16, 64
-    w, x = put(device, floats(rows * n).astype("f2")), put(device, floats(n))
-    device.launch("matvec_f16", 2, 256, (w, x, device.empty(rows, "f4"), rows, n), device.compute)
+    w, x, y = put(device, floats(rows * n).astype("f2")), put(device, floats(n)), device.empty(rows, "f4")
+    device.launch("matvec_f16", 2, 256, (w, x, y, y, y, rows, n, 0), device.compute)
+
+
+def run_matvec_mask(device: Device, put: Put) -> None:
+    rows, n = 64, 64
+    w, x = put(device, floats(rows * n)), put(device, floats(n))
+    device.launch("matvec_mask_f32", 2, 256, (w, x, device.empty(2, "u4"), rows, n, 0.5), device.compute)
+
+
+def run_matmul(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 5, 96
+    w, x, y = (put(device, floats(size)) for size in (rows * n, tokens * n, rows * tokens))
+    work = matmul(GGMLQuantizationType.F32, tokens, rows, n)
+    work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
 
 
 def run_ffn(device: Device, put: Put) -> None:
@@ -458,6 +473,38 @@ BUGS = {
         ["& ((1u << "],
         "checked",
         (0, 7, 1234),
+    ),
+    "no barrier before the warps' bits are read": Bug(
+        "matvec.cu",
+        run_matvec_mask,
+        "of_warp[warp()] = bits << 4 * warp();\n" + BARRIER,
+        "of_warp[warp()] = bits << 4 * warp();\n",
+        "race, |before anybody wrote",
+        ["word |= of_warp[w];"],
+    ),
+    "a tile multiplied before it is there": Bug(
+        "matmul.cu",
+        run_matmul,
+        "unit);\n        __syncthreads();\n        multiply(",
+        "unit);\n        multiply(",
+        "race, |before anybody wrote",
+    ),
+    "a tile written while it is read": Bug(
+        "matmul.cu",
+        run_matmul,
+        "__syncthreads();                          // the tile is",
+        "// the tile is",
+        "race, ",
+        [],
+    ),
+    "inputs after the last token": Bug(
+        "matmul.cu",
+        run_matmul,
+        "token < n_tokens && first + 8 <= n &&",
+        "first + 8 <= n &&",
+        "bad memory access to byte",
+        [],
+        "checked",
     ),
     "a vector load askew": Bug(
         "matvec.cu",

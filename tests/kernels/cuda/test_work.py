@@ -16,11 +16,13 @@ from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, mer
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden, hidden
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
-from hotcold.kernels.cuda.matvec import matvec
+from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matvec import RELU, mask_words, matvec, matvec3, matvec_mask
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
@@ -28,7 +30,7 @@ from hotcold.kernels.cuda.rope import KV_BYTES, rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
 from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED, weight_planes
+from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED, weight_planes
 from hotcold.kernels.cuda.work import Work
 
 Type = GGMLQuantizationType
@@ -62,6 +64,15 @@ def ones(device: Device, *shape: int) -> Buffer:
     return filled(device, np.ones(shape, "f4"))
 
 
+def floats(device: Device, n: int) -> Buffer:
+    return device.empty(n, "f4")
+
+
+def unpadded(weight_type: Type) -> int:
+    """A row length that needs no padding in any plane."""
+    return 2048 if weight_type == Type.Q6_K else 512
+
+
 def quantised(device: Device, n: int) -> tuple[Buffer, Buffer, Buffer]:
     """One token's rounded activations, all 1."""
     return (
@@ -79,8 +90,8 @@ def weights(device: Device, weight_type: Type, n_rows: int, n: int) -> tuple[Buf
     """Positive numbers."""
     packed = filled(device, np.full(packed_bytes(weight_type, n_rows, n), 0x3B, "u1"))
     planes = weight_planes(packed, weight_type, n_rows, n)
-    if weight_type == Type.Q4_0:
-        planes[1].array[:] = 0xBB  # two nibbles of 11, which stand for 3
+    if weight_type in (Type.Q4_0, Type.Q5_0):
+        planes[-1].array[:] = 0xBB  # two nibbles of 11, which stand for 3
     return planes
 
 
@@ -100,6 +111,7 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
             (merge(tokens, n, flags), (x, bias, other, residual, y, n, flags))
             for flags in (0, HAS_BIAS, HAS_OTHER | HAS_RESIDUAL)
         ),
+        (hidden(tokens * n), (x, ones(device, tokens * n), y, tokens * n, ACTIVATIONS["gelu"])),
     ]
     for work, arguments in cases:
         shared_operand = 4 * tokens * n if work.kernel == "add" else 0  # x is given twice
@@ -117,14 +129,62 @@ def test_compact(device: Device, touched: Touched) -> None:
 
 @pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
 def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
-    rows, n = 20, 512
+    rows, n = 20, unpadded(weight_type)
     y = device.empty(rows, "f4")
-    arguments = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n), y, rows, n)
-    work = matvec(weight_type, 1, rows, n)
-    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n), ones(device, rows))
+    for flags in (0, HAS_BIAS | HAS_RESIDUAL | RELU):
+        work = matvec(weight_type, 1, rows, n, flags)
+        arguments = (*given, ones(device, rows), y, rows, n, flags)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
+    tokens, rows, n = 3, 70, unpadded(weight_type)
+    y, residual, bias = device.empty(tokens * rows, "f4"), ones(device, tokens * rows), ones(device, rows)
+    given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, tokens * n), bias, residual)
+    for flags in (0, HAS_BIAS | HAS_RESIDUAL | RELU):
+        work = matmul(weight_type, tokens, rows, n, flags)
+        arguments = (*given, y, rows, n, flags, tokens)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+def test_three_matrices_at_once(device: Device, touched: Touched, weight_type: Type) -> None:
+    rows, n, total = (20, 9, 3), 512, 32
+    planes = [plane for count in rows for plane in weights(device, weight_type, count, n)]
+    biases, outs = ([make(device, count) for count in rows] for make in (ones, floats))
+    given = (*planes, *inputs(device, weight_type, n), *biases, *outs)
+    for flags in (0, HAS_BIAS):
+        work = matvec3(weight_type, 1, rows, n, flags)
+        assert work.bytes_written == 4 * total
+        assert touched(work, (*given, *rows, n, flags)) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+def test_mask(device: Device, touched: Touched, weight_type: Type) -> None:
+    rows, n = 70, 512
+    mask = device.empty(mask_words(rows), "u4")
+    given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n), mask)
+    work = matvec_mask(weight_type, 1, rows, n)
+    assert touched(work, (*given, rows, n, 0.5)) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+def test_dense_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
+    """The gates of 12 of 20 rows are shut, and their up rows not read, with ReLU."""
+    rows, n = 20, 512
+    gate, up = (weights(device, weight_type, rows, n) for _ in range(2))
+    values = gate[0]  # the plain values, or the scales
+    values.array.reshape(rows, -1)[:12] = 0
+    h, x = device.empty(rows, "f4"), inputs(device, weight_type, n)
+    for activation, n_open in (("relu", 8), ("silu", 20)):
+        work = ffn_hidden(weight_type, 1, rows, n, n_open)
+        arguments = (*gate, *up, *x, h, rows, n, ACTIVATIONS[activation])
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
 @pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
 def test_sparse_ffn(
     device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
@@ -144,7 +204,7 @@ def test_sparse_ffn(
     assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_sparse_mlp(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
     """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""

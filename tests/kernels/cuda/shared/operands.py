@@ -39,10 +39,20 @@ class Matrix:
 
 
 def random_matrix(weight_type: Type, n_rows: int, n: int, seed: int = 0) -> Matrix:
-    values = np.random.default_rng(seed).standard_normal((n_rows, n)).astype("f4")
-    rows = quants.quantize(values, weight_type)
+    rng = np.random.default_rng(seed)
+    if weight_type == Type.Q6_K:
+        rows = random_q6_k(rng, n_rows, n)
+    else:
+        rows = quants.quantize(rng.standard_normal((n_rows, n)).astype("f4"), weight_type)
     numbers = quants.dequantize(rows, weight_type).astype("f4").reshape(n_rows, n)
     return Matrix(weight_type, rows.view(np.uint8).reshape(n_rows, -1), numbers)
+
+
+def random_q6_k(rng: np.random.Generator, n_rows: int, n: int) -> Array:
+    """Random blocks with small scales, since the gguf package reads this type but does not make it."""
+    blocks = rng.integers(0, 256, (n_rows, n // 256, 210), np.uint8)
+    blocks[..., 208:] = rng.uniform(-0.01, 0.01, (n_rows, n // 256, 1)).astype("f2").view(np.uint8)
+    return blocks.reshape(n_rows, -1)
 
 
 def normal(*shape: int, seed: int = 1) -> NDArray[np.float32]:
@@ -52,6 +62,11 @@ def normal(*shape: int, seed: int = 1) -> NDArray[np.float32]:
 def error(got: Array, want: Array) -> float:
     """Relative RMS error."""
     return float(np.sqrt(((got - want) ** 2).sum() / (want**2).sum()))
+
+
+def worst_error(got: Array, want: Array) -> float:
+    """The largest difference, relative to the largest number wanted."""
+    return float(np.abs(got - want).max() / np.abs(want).max())
 
 
 def empty_quantised(device: Device, n_tokens: int, n: int) -> tuple[Buffer, Buffer, Buffer]:

@@ -1,0 +1,36 @@
+"""Sizes of dense_ffn.cu."""
+
+from gguf import GGMLQuantizationType
+
+from hotcold.kernels.cuda.matvec import input_bytes
+from hotcold.kernels.cuda.repack import packed_row_bytes
+from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
+from hotcold.kernels.cuda.work import BLOCK, Work, cover
+
+
+def ffn_hidden(
+    weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, n_open: int | None = None
+) -> Work:
+    """h = act(gate x) * (up x), one warp a row and token: one launch for the gate and the up matrix.
+
+    Reads the input, the packed gate, and the up rows of the n_open whose value does not end at the gate
+    (all if not given; with SiLU and GELU none ends there). Writes 4 n_rows a token. (As with `matvec`,
+    each token reads the weights again.)
+
+    Arguments of the kernel: the planes of gate and of up; x, or q, d and sum; h, n_rows, n, and the
+    activation's number in activations.py.
+    """
+    rows = n_rows + (n_rows if n_open is None else n_open)
+    reads = rows * packed_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
+    kernel = f"ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
+    return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)
+
+
+def hidden(n: int) -> Work:
+    """h = act(gate) * up of n numbers, one thread a number: for a batch, after two `matmul`.
+
+    Reads 8 n bytes, writes 4 n.
+
+    Arguments of the kernel: gate, up, h (which may be either of them), n, and the activation's number.
+    """
+    return Work("hidden", (cover(n, BLOCK), 1), BLOCK, 8 * n, 4 * n)

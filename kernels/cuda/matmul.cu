@@ -1,0 +1,162 @@
+// Y = X W^T for a batch of tokens, in tiles of 64 rows by 64 tokens.
+//
+// A block of 256 threads walks along the rows in steps: it lays a piece of 64 rows and of 64 inputs into
+// shared memory, in units of 16 bytes, and each thread multiplies four rows by four tokens. A unit is
+// four floats, or sixteen int8 with a scale beside them. The sum over k ascends, in one float a number.
+#include "epilogue.h"
+#include "parameters.h"
+
+constexpr int TILE_SIDE = 64;                     // rows and tokens of a tile
+constexpr int UNITS = 8;                          // of a row or an input in one step
+constexpr int UNIT_STRIDE = UNITS + 1;            // from row to row: eight rows begin in eight banks
+constexpr int SCALE_STRIDE = TILE_SIDE + 4;       // likewise, of one unit's scales
+constexpr int SPAN = 16;                          // a thread's rows, and tokens, are that far apart
+constexpr int REACH = TILE_SIDE / SPAN;           // and so many
+
+struct MatmulTile {
+    int4 rows[TILE_SIDE * UNIT_STRIDE], inputs[TILE_SIDE * UNIT_STRIDE];
+    float row_scales[UNITS * SCALE_STRIDE];       // of each sixteen
+    float input_scales[UNITS / 2 * SCALE_STRIDE]; // of each block of 32
+};
+__device__ static inline MatmulTile& matmul_tile() {
+    DYNAMIC_SHARED(MatmulTile, shared_matmul_tile);
+    return *shared_matmul_tile;
+}
+
+__device__ inline int n_units(Quantised, int n) { return n / 16; }
+__device__ inline int n_units(Floats, int n) { return (n + 3) / 4; }
+
+// ---- laying a step into shared memory; what lies outside the matrices is zero ------------------
+
+// Row `r` of the tile is row `row` of the weight; `unit` counts from the row's begin.
+template <class Rows>
+__device__ inline void lay_rows(MatmulTile& tile, Rows rows, int first_row, int n_rows, int first_unit) {
+    for (int i = threadIdx.x; i < TILE_SIDE * UNITS; i += blockDim.x) {
+        int r = i / UNITS, u = i % UNITS, row = first_row + r, unit = first_unit + u;
+        bool inside = row < n_rows && unit < rows.n / 16;
+        tile.rows[r * UNIT_STRIDE + u] = inside ? rows.sixteen(row, unit) : int4{0, 0, 0, 0};
+        tile.row_scales[u * SCALE_STRIDE + r] = inside ? rows.scale(row, unit) : 0.f;
+    }
+}
+__device__ inline void lay_inputs(MatmulTile& tile, Quantised x, int n, int first_token, int n_tokens,
+                                  int first_unit) {
+    for (int i = threadIdx.x; i < TILE_SIDE * UNITS; i += blockDim.x) {
+        int t = i / UNITS, u = i % UNITS, token = first_token + t, unit = first_unit + u;
+        bool inside = token < n_tokens && unit < n / 16;
+        tile.inputs[t * UNIT_STRIDE + u] = inside ? x.q[(size_t)token * (n / 16) + unit] : int4{0, 0, 0, 0};
+        if (u % 2 == 0)
+            tile.input_scales[u / 2 * SCALE_STRIDE + t] = inside ? x.of_token(token, n).d[unit / 2] : 0.f;
+    }
+}
+
+// Two units at once: eight numbers.
+__device__ inline void store8(int4* unit, const float* v) {
+    ((float4*)unit)[0] = {v[0], v[1], v[2], v[3]};
+    ((float4*)unit)[1] = {v[4], v[5], v[6], v[7]};
+}
+template <class T>
+__device__ inline void lay_rows(MatmulTile& tile, Plain<T> rows, int first_row, int n_rows, int first_unit) {
+    for (int i = threadIdx.x; i < TILE_SIDE * UNITS / 2; i += blockDim.x) {
+        int r = i / (UNITS / 2), u = i % (UNITS / 2), row = first_row + r, unit = first_unit / 2 + u;
+        float v[8] = {};
+        if (row < n_rows && unit < rows.n_units()) rows.eight(row, unit, v);
+        store8(tile.rows + r * UNIT_STRIDE + 2 * u, v);
+    }
+}
+__device__ inline void lay_inputs(MatmulTile& tile, Floats x, int n, int first_token, int n_tokens,
+                                  int first_unit) {
+    for (int i = threadIdx.x; i < TILE_SIDE * UNITS / 2; i += blockDim.x) {
+        int t = i / (UNITS / 2), u = i % (UNITS / 2), token = first_token + t, first = 4 * first_unit + 8 * u;
+        float v[8] = {};
+        const float* own = x.of_token(token, n).x;
+        if (token < n_tokens && first + 8 <= n && n % 4 == 0) load8(own + first, v);
+        else if (token < n_tokens)
+            for (int k = 0; k < 8; k++) v[k] = first + k < n ? own[first + k] : 0.f;
+        store8(tile.inputs + t * UNIT_STRIDE + 2 * u, v);
+    }
+}
+
+// ---- multiplying what lies there: thread (a, b) does rows a + 16 i and tokens b + 16 j ---------
+
+// A product of int8 becomes a float by way of the last bits of 1.5 * 2^23, which cards add faster than
+// they convert: exact below 2^22, and the 32 of a block stay below 2^19.
+constexpr int FLOAT_BITS = 0x4b400000;
+__device__ inline float from_bits(int bits) { return __int_as_float(bits) - 12582912.f; }
+
+// Two units, a block of 32, at a time. n_spans: how many j have a token at all.
+template <class Rows>
+__device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int n_spans,
+                                float (*sum)[REACH]) {
+    UNROLL(1)
+    for (int u = 0; u < UNITS; u += 2) {
+        int4 w[REACH][2];
+        float scale[REACH][2];
+        for (int i = 0; i < REACH; i++)
+            for (int k = 0; k < 2; k++) {
+                w[i][k] = tile.rows[(a + SPAN * i) * UNIT_STRIDE + u + k];
+                scale[i][k] = tile.row_scales[(u + k) * SCALE_STRIDE + a + SPAN * i];
+            }
+        for (int j = 0; j < REACH; j++) {
+            if (j >= n_spans) break;
+            const int4* x = tile.inputs + (b + SPAN * j) * UNIT_STRIDE + u;
+            int4 low = x[0], high = x[1];
+            float d = tile.input_scales[u / 2 * SCALE_STRIDE + b + SPAN * j];
+            for (int i = 0; i < REACH; i++) {
+                int product = dot16(w[i][0], low, FLOAT_BITS);
+                if constexpr (Rows::HALF_SCALES) {
+                    sum[i][j] = fmaf(scale[i][0] * d, from_bits(product), sum[i][j]);
+                    product = FLOAT_BITS;
+                }
+                product = dot16(w[i][1], high, product);
+                sum[i][j] = fmaf(scale[i][1] * d, from_bits(product), sum[i][j]);
+            }
+        }
+    }
+}
+template <class T>
+__device__ inline void multiply(const MatmulTile& tile, Plain<T>, int a, int b, int n_spans,
+                                float (*sum)[REACH]) {
+    const float4 *rows = (const float4*)tile.rows, *inputs = (const float4*)tile.inputs;
+    UNROLL(2)
+    for (int u = 0; u < UNITS; u++) {
+        float4 w[REACH];
+        for (int i = 0; i < REACH; i++) w[i] = rows[(a + SPAN * i) * UNIT_STRIDE + u];
+        for (int j = 0; j < REACH; j++) {
+            if (j >= n_spans) break;
+            float4 x = inputs[(b + SPAN * j) * UNIT_STRIDE + u];
+            for (int i = 0; i < REACH; i++) {
+                float s = fmaf(w[i].y, x.y, fmaf(w[i].x, x.x, sum[i][j]));
+                sum[i][j] = fmaf(w[i].w, x.w, fmaf(w[i].z, x.z, s));
+            }
+        }
+    }
+}
+
+// grid: (rows / 64, tokens / 64).
+template <class Rows, class Input>
+__device__ inline void matmul(Rows rows, Input x, Epilogue out, int n_tokens) {
+    MatmulTile& tile = matmul_tile();
+    int first_row = (int)blockIdx.x * TILE_SIDE, first_token = (int)blockIdx.y * TILE_SIDE;
+    int a = (int)threadIdx.x % SPAN, b = (int)threadIdx.x / SPAN;
+    int n_spans = (min(n_tokens - first_token, TILE_SIDE) + SPAN - 1) / SPAN;
+    float sum[REACH][REACH] = {};
+    for (int unit = 0; unit < n_units(x, rows.n); unit += UNITS) {
+        lay_rows(tile, rows, first_row, out.n_rows, unit);
+        lay_inputs(tile, x, rows.n, first_token, n_tokens, unit);
+        __syncthreads();
+        multiply(tile, rows, a, b, n_spans, sum);
+        __syncthreads();                          // the tile is about to be written again
+    }
+    for (int j = 0; j < REACH; j++)
+        for (int i = 0; i < REACH; i++) {
+            int row = first_row + a + SPAN * i, token = first_token + b + SPAN * j;
+            if (row < out.n_rows && token < n_tokens) out.store(token, row, sum[i][j]);
+        }
+}
+
+#define MATMUL(T) \
+KERNEL_WIDE matmul_##T(PLANES_##T(w), INPUT_##T, const float* __restrict__ bias, const float* residual, \
+                       float* y, int n_rows, int n, int flags, int n_tokens) { \
+    matmul(ROWS_##T(w, n), X_##T, Epilogue{bias, residual, y, n_rows, flags}, n_tokens); \
+}
+MATMUL(f32) MATMUL(f16) MATMUL(bf16) MATMUL(q8_0) MATMUL(q4_0) MATMUL(q5_0) MATMUL(q6_K)

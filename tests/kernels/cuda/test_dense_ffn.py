@@ -1,0 +1,66 @@
+"""The hidden values of a dense FFN against their oracle, in four orders of threads and blocks."""
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from operands import Get, Put, Type, inputs, normal, random_matrix, worst_error
+
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.activations import ACTIVATIONS
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden, hidden
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+
+F64 = NDArray[np.float64]
+
+
+def wanted(gate: F64, up: F64, activation: str) -> F64:
+    """act(gate) * up, or relu(gate) * relu(up)."""
+    if activation == "relu_both":
+        return ref.relu(gate) * ref.relu(up)
+    return ref.ACTIVATIONS[activation](gate) * up
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize(("n_tokens", "n_rows", "n"), [(1, 30, 32), (2, 33, 288)])
+def test_ffn_hidden(
+    device: Device,
+    put: Put,
+    get: Get,
+    weight_type: Type,
+    n_tokens: int,
+    n_rows: int,
+    n: int,
+    activation: str,
+) -> None:
+    gate, up = (random_matrix(weight_type, n_rows, n, seed) for seed in (4, 5))
+    x, h = normal(n_tokens, n), device.empty((n_tokens, n_rows), "f4")
+    given = (*gate.planes(device, put), *up.planes(device, put), *inputs(device, put, weight_type, x))
+    work = ffn_hidden(weight_type, n_tokens, n_rows, n)
+    work.launch(device, (*given, h, n_rows, n, ACTIVATIONS[activation]), device.compute)
+    g, u = (ref.mul_mat(w.values, x, weight_type in QUANTISED) for w in (gate, up))
+    assert worst_error(get(device, h), wanted(g, u, activation)) < 1e-5
+
+
+def test_the_up_row_of_a_closed_gate_is_not_read(device: Device, put: Put, get: Get) -> None:
+    gate, up = np.array([[1], [-1], [0]], "f4").repeat(8, 1), np.full((3, 8), np.nan, "f4")
+    up[0] = 2
+    given, h = [put(device, array) for array in (gate, up, np.ones(8, "f4"))], device.empty(3, "f4")
+    for activation in ("relu", "relu_both"):
+        arguments = (*given, h, 3, 8, ACTIVATIONS[activation])
+        ffn_hidden(Type.F32, 1, 3, 8).launch(device, arguments, device.compute)
+        assert get(device, h).tolist() == [128, 0, 0]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("n", [1, 300])
+def test_hidden(device: Device, put: Put, get: Get, n: int, activation: str) -> None:
+    """In place, and with gates so large that exponentials overflow."""
+    gate, up = normal(n) * 3, normal(n, seed=2)
+    gate[::7] *= 100
+    given, h = put(device, up), put(device, gate)
+    hidden(n).launch(device, (h, given, h, n, ACTIVATIONS[activation]), device.compute)
+    with np.errstate(over="ignore"):
+        want = wanted(gate.astype("f8"), up.astype("f8"), activation)
+    assert np.allclose(get(device, h), want, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,116 @@
+"""Products of a batch against their oracle, in four orders of threads and blocks, at odd sizes."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import pytest
+from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst_error
+
+from hotcold.errors import DeviceError
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
+from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
+from hotcold.kernels.cuda.sources import HERE
+from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
+
+PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
+SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]
+"""Tokens, rows, and blocks of 32 (of 256 for Q6_K) in a row."""
+
+
+Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
+
+
+@pytest.fixture
+def product(put: Put, get: Get) -> Product:
+    """product(device, weight_type, n_tokens, n_rows, n): Y for random W and X, and what it should be."""
+
+    def run(device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int) -> tuple[Array, Array]:
+        w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
+        y = device.empty((n_tokens, n_rows), "f4")
+        given = (*w.planes(device, put), *inputs(device, put, weight_type, x))
+        work = matmul(weight_type, n_tokens, n_rows, n)
+        work.launch(device, (*given, y, y, y, n_rows, n, 0, n_tokens), device.compute)
+        return get(device, y), ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
+
+    return run
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize(("n_tokens", "n_rows", "n_blocks"), SIZES)
+def test_matmul(
+    device: Device, product: Product, weight_type: Type, n_tokens: int, n_rows: int, n_blocks: int
+) -> None:
+    n = n_blocks * (256 if weight_type == Type.Q6_K else 32)
+    assert worst_error(*product(device, weight_type, n_tokens, n_rows, n)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+def test_long_rows(device: Device, product: Product, weight_type: Type) -> None:
+    assert worst_error(*product(device, weight_type, 2, 3, 12288)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", PLAIN, ids=lambda t: t.name)
+@pytest.mark.parametrize("n", [1, 7, 8, 31, 300])
+def test_plain_rows_of_any_length(device: Device, product: Product, weight_type: Type, n: int) -> None:
+    assert worst_error(*product(device, weight_type, 3, 5, n)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", [Type.BF16, Type.Q8_0], ids=lambda t: t.name)
+def test_epilogue(device: Device, put: Put, get: Get, weight_type: Type) -> None:
+    """residual + relu(W x + bias), with the residual in y."""
+    n_tokens, n_rows, n, flags = 3, 70, 96, HAS_BIAS | HAS_RESIDUAL | RELU
+    w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
+    bias, residual = normal(n_rows, seed=2) * 10, normal(n_tokens, n_rows, seed=3) * 10
+    y, given_bias = put(device, residual), put(device, bias)
+    given = (*w.planes(device, put), *inputs(device, put, weight_type, x), given_bias)
+    work = matmul(weight_type, n_tokens, n_rows, n, flags)
+    work.launch(device, (*given, y, y, n_rows, n, flags, n_tokens), device.compute)
+    want = ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
+    assert worst_error(get(device, y), residual + ref.relu(want + bias)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+def test_the_bits_do_not_depend_on_order_or_build(
+    open_emulated: Callable[..., Device], product: Product, weight_type: Type
+) -> None:
+    answers = set()
+    for order, build_kind in [(0, "checked"), (1, "checked"), (7, "checked"), (0, "fast"), (1234, "fast")]:
+        device = open_emulated(order=order, build_kind=build_kind)
+        answers.add(product(device, weight_type, 70, 70, 768)[0].tobytes())
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+def test_the_bits_of_a_token_do_not_depend_on_its_batch(
+    open_emulated: Callable[..., Device], product: Product, weight_type: Type
+) -> None:
+    device = open_emulated(build_kind="fast")
+    small, large = (product(device, weight_type, n_tokens, 5, 256)[0] for n_tokens in (2, 70))
+    assert small.tobytes() == large[:2].tobytes()
+
+
+def test_the_tile_is_that_of_the_source() -> None:
+    assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (HERE / "matmul.cu").read_text()
+
+
+@pytest.mark.parametrize("missing", [0, 32])
+def test_the_kernel_uses_the_shared_memory_that_is_planned(
+    open_emulated: Callable[..., Device], put: Put, missing: int
+) -> None:
+    """With 32 bytes less, the scales of the last inputs lie outside."""
+    device, n, weight_type = open_emulated(), 128, Type.Q8_0
+    w, x, y = random_matrix(weight_type, 1, n), normal(64, n), device.empty(64, "f4")
+    work = matmul(weight_type, 64, 1, n)
+    arguments = (*w.planes(device, put), *inputs(device, put, weight_type, x), y, y, y, 1, n, 0, 64)
+    replace(work, shared=work.shared - missing).launch(device, arguments, device.compute)
+    with pytest.raises(KernelFault, match="bad memory access") if missing else nullcontext():
+        device.synchronize()
+
+
+def test_a_type_without_kernels_is_refused() -> None:
+    with pytest.raises(DeviceError, match="Q4_K.*F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q6_K"):
+        matmul(Type.Q4_K, 2, 1, 256)

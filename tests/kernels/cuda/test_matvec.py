@@ -1,0 +1,171 @@
+"""Products of one input against their oracle, in four orders of threads and blocks, at odd sizes."""
+
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst_error
+
+from hotcold.errors import DeviceError
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.add import HAS_OTHER
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.matvec import (
+    HAS_BIAS,
+    HAS_RESIDUAL,
+    RELU,
+    mask_words,
+    matvec,
+    matvec3,
+    matvec_mask,
+)
+from hotcold.kernels.cuda.sources import HERE
+from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED
+
+F32 = NDArray[np.float32]
+PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
+SIZES = [(1, 1, 32), (1, 9, 64), (2, 17, 288), (1, 3, 12288)]
+"""Tokens, rows and their length for every type but Q6_K, whose blocks are longer."""
+CASES: list[tuple[Type, int, int, int]] = [
+    (t, *size) for t in KERNEL_TYPES if t != Type.Q6_K for size in SIZES
+]
+CASES += [(Type.Q6_K, *size) for size in [(1, 1, 256), (2, 9, 512), (1, 17, 2304), (1, 3, 12288)]]
+
+
+def name_of(value: object) -> str:
+    return value.name if isinstance(value, Type) else str(value)
+
+
+def finish(product: NDArray[np.float64], bias: F32, residual: F32, flags: int) -> Array:
+    """residual + act(product + bias), as the flags say."""
+    y = product + bias if flags & HAS_BIAS else product
+    y = ref.relu(y) if flags & RELU else y
+    return residual + y if flags & HAS_RESIDUAL else y
+
+
+@pytest.mark.parametrize(("weight_type", "n_tokens", "n_rows", "n"), CASES, ids=name_of)
+def test_matvec(
+    device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int, n: int
+) -> None:
+    w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
+    y = device.empty((n_tokens, n_rows), "f4")
+    arguments = (*w.planes(device, put), *inputs(device, put, weight_type, x), y, y, y, n_rows, n, 0)
+    matvec(weight_type, n_tokens, n_rows, n).launch(device, arguments, device.compute)
+    want = ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
+    assert worst_error(get(device, y), want) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", PLAIN, ids=name_of)
+@pytest.mark.parametrize("n", [1, 7, 8, 31, 300])
+def test_plain_rows_of_any_length(device: Device, put: Put, get: Get, weight_type: Type, n: int) -> None:
+    w, x, y = random_matrix(weight_type, 5, n), normal(2, n), device.empty((2, 5), "f4")
+    arguments = (*w.planes(device, put), put(device, x), y, y, y, 5, n, 0)
+    matvec(weight_type, 2, 5, n).launch(device, arguments, device.compute)
+    assert worst_error(get(device, y), ref.mul_mat(w.values, x)) < 1e-5
+
+
+@pytest.mark.parametrize("flags", range(8))
+@pytest.mark.parametrize("weight_type", [Type.F16, Type.Q4_0], ids=name_of)
+def test_epilogue(device: Device, put: Put, get: Get, weight_type: Type, flags: int) -> None:
+    """The residual is y itself; what no flag asks for is NaN."""
+    w, x = random_matrix(weight_type, 11, 96), normal(2, 96)
+    bias, residual, nan = normal(11, seed=2) * 10, normal(2, 11, seed=3) * 10, np.full((2, 11), np.nan, "f4")
+    given_bias = put(device, bias if flags & HAS_BIAS else nan)
+    y = put(device, residual if flags & HAS_RESIDUAL else nan)
+    given = (*w.planes(device, put), *inputs(device, put, weight_type, x))
+    work = matvec(weight_type, 2, 11, 96, flags)
+    work.launch(device, (*given, given_bias, y, y, 11, 96, flags), device.compute)
+    product = ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
+    assert worst_error(get(device, y), finish(product, bias, residual, flags)) < 1e-5
+
+
+def test_relu_lets_nan_through(device: Device, put: Put, get: Get) -> None:
+    w, x, y = put(device, np.full((1, 8), np.nan, "f4")), put(device, np.ones(8, "f4")), device.empty(1, "f4")
+    matvec(Type.F32, 1, 1, 8, RELU).launch(device, (w, x, y, y, y, 1, 8, RELU), device.compute)
+    assert np.isnan(get(device, y)).all()
+
+
+def test_the_flags_are_those_of_the_headers() -> None:
+    text = (HERE / "addends.h").read_text() + (HERE / "epilogue.h").read_text()
+    flags = {name: int(bit) for name, bit in re.findall(r"\b([A-Z_]+) = (\d+)\b", text)}
+    want = {"HAS_BIAS": HAS_BIAS, "HAS_RESIDUAL": HAS_RESIDUAL, "RELU": RELU, "HAS_OTHER": HAS_OTHER}
+    assert flags == want and len(set(want.values())) == 4
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=name_of)
+@pytest.mark.parametrize("n_rows", [(1, 1, 1), (20, 9, 3), (16, 8, 8)])
+@pytest.mark.parametrize("flags", [0, HAS_BIAS])
+def test_three_matrices_at_once_are_three_products(
+    device: Device, put: Put, get: Get, weight_type: Type, n_rows: tuple[int, int, int], flags: int
+) -> None:
+    n, tokens = 96, 2
+    planes = [random_matrix(weight_type, rows, n, rows).planes(device, put) for rows in n_rows]
+    biases = [put(device, normal(rows, seed=rows)) for rows in n_rows]
+    x = inputs(device, put, weight_type, normal(tokens, n))
+    apart, together = ([device.empty((tokens, rows), "f4") for rows in n_rows] for _ in range(2))
+    for of_one, bias, y, rows in zip(planes, biases, apart, n_rows, strict=True):
+        arguments = (*of_one, *x, bias, y, y, rows, n, flags)
+        matvec(weight_type, tokens, rows, n, flags).launch(device, arguments, device.compute)
+    all_planes = [plane for of_one in planes for plane in of_one]
+    arguments = (*all_planes, *x, *biases, *together, *n_rows, n, flags)
+    matvec3(weight_type, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
+    for a, b in zip(apart, together, strict=True):
+        assert get(device, a).tobytes() == get(device, b).tobytes()
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=name_of)
+@pytest.mark.parametrize(("n_tokens", "n_rows"), [(1, 1), (3, 32), (1, 33), (2, 131)])
+def test_mask(device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int) -> None:
+    n, words = 96, mask_words(n_rows)
+    w, x, mask = (
+        random_matrix(weight_type, n_rows, n),
+        normal(n_tokens, n),
+        device.empty((n_tokens, words), "u4"),
+    )
+    y = ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
+    threshold = middle_of_the_widest_gap(y)
+    given = (*w.planes(device, put), *inputs(device, put, weight_type, x))
+    work = matvec_mask(weight_type, n_tokens, n_rows, n)
+    work.launch(device, (*given, mask, n_rows, n, threshold), device.compute)
+    want = ref.mask_bits(np.pad(~(y < threshold), ((0, 0), (0, 32 * words - n_rows))))
+    assert get(device, mask).tolist() == want.tolist()
+
+
+def middle_of_the_widest_gap(y: Array) -> float:
+    """A threshold that no number is near, among the middle half of them."""
+    ascending = np.sort(np.append(y.ravel(), y.max() + 1))
+    inner = ascending[len(ascending) // 4 : 3 * len(ascending) // 4 + 1]
+    at = int(np.diff(inner).argmax())
+    return float(inner[at] + inner[at + 1]) / 2
+
+
+def test_nan_and_the_threshold_itself_count_as_active(device: Device, put: Put, get: Get) -> None:
+    values = np.array([[1], [np.nan], [0.5], [0.25]], "f4").repeat(4, 1) / 4
+    w, x, mask = put(device, values), put(device, np.ones(4, "f4")), device.empty(2, "u4")
+    matvec_mask(Type.F32, 1, 4, 4).launch(device, (w, x, mask, 4, 4, 0.5), device.compute)
+    assert get(device, mask).tolist() == [0b0111, 0]
+
+
+@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=name_of)
+def test_the_bits_do_not_depend_on_order_or_build(
+    open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type
+) -> None:
+    answers, n = set(), 1536
+    for order, build_kind in [(0, "checked"), (1, "checked"), (7, "checked"), (0, "fast"), (1234, "fast")]:
+        device = open_emulated(order=order, build_kind=build_kind)
+        y, planes = device.empty(20, "f4"), random_matrix(weight_type, 20, n).planes(device, put)
+        arguments = (*planes, *inputs(device, put, weight_type, normal(1, n)), y, y, y, 20, n, 0)
+        matvec(weight_type, 1, 20, n).launch(device, arguments, device.compute)
+        answers.add(get(device, y).tobytes())
+    assert len(answers) == 1
+
+
+def test_a_type_without_kernels_is_refused() -> None:
+    with pytest.raises(DeviceError, match="Q4_K.*F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q6_K"):
+        matvec(Type.Q4_K, 1, 1, 256)
+    with pytest.raises(DeviceError, match="Q6_K.*F32, F16, BF16, Q8_0, Q4_0[)]"):
+        matvec_mask(Type.Q6_K, 1, 1, 256)
+    with pytest.raises(DeviceError, match="Q5_0.*F32, F16, BF16, Q8_0, Q4_0[)]"):
+        matvec3(Type.Q5_0, 1, (1, 1, 1), 256)
