@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner, Result
+
+from hotcold.cli import app
 
 INTERRUPT, END = "\x03", "\x04"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -24,22 +27,21 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def piped(questions: bytes, *arguments: str) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*CHAT, *arguments], input=questions, capture_output=True, check=False, timeout=120)
-    out, err = done.stdout.decode(), done.stderr.decode()
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+def piped(questions: bytes, *arguments: str) -> Result:
+    """The chat in this process, with the questions in a pipe."""
+    return CliRunner().invoke(app, [*CHAT[3:], *arguments], input=questions, prog_name="hotcold")
 
 
 def test_a_line_a_question(template: str) -> None:
     options = ("--chat-template", template, "-n", "6", "--stop", "\n")
     done = piped("Mr. Darcy looked\n\nÉlise smiled\n".encode(), *options, "-q")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.exit_code, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2
     again = piped(b"Mr. Darcy looked", *options, "-v")  # no last newline
     assert again.stdout.splitlines() == done.stdout.splitlines()[:1]
     assert "prompt tokens" in again.stderr
     piped_bytes = piped(b"\xff\xfe\n", *options, "-q")
-    assert (piped_bytes.returncode, piped_bytes.stderr) == (0, "")
+    assert (piped_bytes.exit_code, piped_bytes.stderr) == (0, "")
 
 
 def test_the_system_is_told_first(template: str) -> None:
@@ -51,7 +53,7 @@ def test_the_system_is_told_first(template: str) -> None:
 def test_commands(template: str) -> None:
     options = ("--chat-template", template, "-n", "6", "-v")
     done = piped(b"/help\nShe\n/clear\nShe\n/what\n/exit\nShe\n", *options)
-    assert done.returncode == 0
+    assert done.exit_code == 0
     first, second = done.stdout.splitlines()
     assert first == second
     for words in ("/clear  forget", "all turns are forgotten", "no such command: /what"):
@@ -61,7 +63,7 @@ def test_commands(template: str) -> None:
 
 def test_a_model_without_a_template() -> None:
     done = piped(b"She\n")
-    assert done.returncode == 3
+    assert done.exit_code == 3
     assert done.stdout == ""
     assert "tokenizer.chat_template: missing" in done.stderr
     assert "--chat-template FILE" in done.stderr
@@ -69,13 +71,13 @@ def test_a_model_without_a_template() -> None:
 
 def test_what_does_not_fit_ends_a_pipe(template: str) -> None:
     done = piped(b"word " * 100 + b"\nShe\n", "--chat-template", template, "-c", "64")
-    assert done.returncode == 4
+    assert done.exit_code == 4
     assert done.stderr.count("\n") == 1
 
 
 def test_a_line_without_an_end_is_refused(template: str) -> None:
     done = piped(b"a" * ((1 << 24) + 1), "--chat-template", template)
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "question: aaaaaaaaaaaaaaaaaaaa… (at most 16777216 characters a line)" in done.stderr
 
 
@@ -97,7 +99,7 @@ def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Pat
 
 def test_bad_settings_are_said_first(template: str) -> None:
     done = piped(b"She\n", "--chat-template", template, "--top-p", "7")
-    assert done.returncode == 2
+    assert done.exit_code == 2
     assert "top_p: 7.0" in done.stderr
 
 
