@@ -1,13 +1,16 @@
 """Bytes of a model's parts on the device, and which of them it has kernels for."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
-from gguf import GGML_QUANT_SIZES
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model import Layer, Model, Weight
 from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
-from hotcold.kernels.cuda.weights import KERNEL_TYPES
+from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES
 
+VECTOR_TYPES = (GGMLQuantizationType.F32,)
+"""The types in which kernels add and multiply by vectors: norms and biases."""
 INDEX_BYTES = 4  # a neuron's number, int32
 KV_BYTES = {"f16": 2, "f32": 4}
 
@@ -35,19 +38,26 @@ def device_bytes(weight: Weight) -> int:
     return packed_bytes(weight.type, n_rows(weight), weight.ne[0])
 
 
-def obstacle(*weights: Weight) -> str:
-    """Why the device has no kernel for one of the weights; empty if it has."""
-    for weight in weights:
-        if weight.type not in KERNEL_TYPES:
-            return f"the device has no kernel for {weight.type.name}"
-        if weight.ne[0] % GGML_QUANT_SIZES[weight.type][0]:
-            return f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}"
+def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> str:
+    """Why the device has no kernel for a weight; empty if it has.
+
+    Args:
+        types: those that the kernel in question exists for.
+    """
+    if weight.type not in types:
+        return f"the device has no kernel for {weight.type.name}"
+    if weight.ne[0] % GGML_QUANT_SIZES[weight.type][0]:
+        return f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}"
     return ""
 
 
 def part(*weights: tuple[str, Weight]) -> Part:
     """Weights that are placed together, with their bytes where the device can hold them."""
-    problem = obstacle(*(weight for _, weight in weights))
+    problems = (
+        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else KERNEL_TYPES)
+        for role, weight in weights
+    )
+    problem = next(filter(None, problems), "")
     return Part(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
 
 
@@ -72,14 +82,24 @@ def head_part(model: Model) -> Part:
     return part(("norm", model.output_norm), *biases, ("head", model.output))
 
 
-def ffn_part(layer: Layer) -> Part:
+def ffn_part(layer: Layer, sparsity: str) -> Part:
     """Gate, up and down, as a whole or by neurons."""
-    weights = layer.ffn_matrices
-    whole = part(*(("ffn", weight) for weight in weights))
-    if not whole.obstacle and layer.ffn_down is None and len({weight.type for weight in weights}) > 1:
-        types = ", ".join(weight.type.name for weight in weights)
-        return Part(whole.weights, 0, f"the device's sparse FFN takes one type, not {types}")
-    return whole
+    whole = part(*(("ffn", weight) for weight in layer.ffn_matrices))
+    problem = whole.obstacle or _ffn_obstacle(layer, sparsity)
+    return replace(whole, n_bytes=0, obstacle=problem) if problem else whole
+
+
+def _ffn_obstacle(layer: Layer, sparsity: str) -> str:
+    """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
+    weights, types = layer.ffn_matrices, [weight.type.name for weight in layer.ffn_matrices]
+    if layer.ffn_down is None:
+        if len(set(types)) > 1:
+            return f"the device's sparse FFN takes one type, not {', '.join(types)}"
+        if weights[0].type not in FFN_TYPES:
+            return f"the device has no sparse FFN for {types[0]}"
+    if (layer.ffn_up_bias or layer.ffn_down_bias) and dense_part(layer, sparsity).obstacle:
+        return "its biases stay on the CPU with the dense part"
+    return ""
 
 
 def neuron_bytes(layer: Layer) -> int:

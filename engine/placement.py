@@ -129,7 +129,7 @@ def coverage_curve(
     parts = [*(dense_part(layer, sparsity) for layer in model.layers), head_part(model)]
     base = reserve_for(model, sparsity, n_ctx, n_batch).n_bytes + sum(part.n_bytes for part in parts)
     base += model.n_layer * layer_kv_bytes(model, n_ctx, kv_type)
-    apart = [layer.ffn_down is None and not ffn_part(layer).obstacle for layer in model.layers]
+    apart = [layer.ffn_down is None and not ffn_part(layer, sparsity).obstacle for layer in model.layers]
     if not all(apart):
         return []
     counts = [np.ones(model.n_ff) if frequencies is None else frequencies[i] for i in range(model.n_layer)]
@@ -269,7 +269,7 @@ class _Placing:
         """None for an FFN that goes by neurons; else why it stays, empty if it does not."""
         if layer.ffn_down is None:
             return None
-        part = ffn_part(layer)
+        part = ffn_part(layer, self.sparsity)
         return part.obstacle or self.purse.pay(part.n_bytes, f"the FFN of layer {i}")
 
     def _hot_neurons(self) -> tuple[list[Ids], str]:
@@ -278,12 +278,15 @@ class _Placing:
         none = [np.zeros(0, np.int32)] * model.n_layer
         if self.purse.ended:
             return none, self.purse.ended
-        costs = [neuron_bytes(layer) if not ffn_part(layer).obstacle else 0 for layer in model.layers]
+        costs = [
+            neuron_bytes(layer) if not ffn_part(layer, self.sparsity).obstacle else 0
+            for layer in model.layers
+        ]
         if self.given_hot is not None:
             return self._given(self.given_hot, costs), "as the index file says"
         counts: list[NDArray[np.generic] | None] = []
         for i, layer in enumerate(model.layers):
-            apart = layer.ffn_down is None and not ffn_part(layer).obstacle
+            apart = layer.ffn_down is None and not ffn_part(layer, self.sparsity).obstacle
             counts.append(self._counts(i) if apart else None)
         ranking = rank(counts, costs)
         n_placed = ranking.prefix(self.purse.left)
@@ -313,7 +316,7 @@ class _Placing:
 
     def _split(self, i: int, whole: str | None, hot: Ids, reason: str) -> FfnSplit:
         model, layer = self.model, self.model.layers[i]
-        part = ffn_part(layer)
+        part = ffn_part(layer, self.sparsity)
         if whole is not None:
             hot = np.zeros(0, np.int32) if whole else np.arange(model.n_ff, dtype=np.int32)
             reason = whole or f"whole FFN of layer {i}"
@@ -334,7 +337,7 @@ class _Placing:
             covered=float(counts[hot].sum()),
             measured=float(counts.sum()),
             n_bytes=int(n_bytes),
-            index_bytes=layer_index_bytes(layer, model.n_ff) if self.budget.n_bytes else 0,
+            index_bytes=layer_index_bytes(layer, model.n_ff, self.sparsity) if self.budget.n_bytes else 0,
             why=why,
         )
 

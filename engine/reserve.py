@@ -47,7 +47,7 @@ def _all_on_device(model: Model, sparsity: str) -> Homes:
     sides: dict[str, str] = {}
     for layer in model.layers:
         sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
-        ffn = _placeable(ffn_part(layer))
+        ffn = _placeable(ffn_part(layer, sparsity))
         sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
     head = head_part(model)
     sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
@@ -63,13 +63,15 @@ def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserv
     graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
     homes = _all_on_device(model, sparsity)
     arena = max(passes.run_passes(graph, homes)[1][GPU].n_bytes for graph in graphs)
-    index = sum(layer_index_bytes(layer, model.n_ff) for layer in model.layers)
+    index = sum(layer_index_bytes(layer, model.n_ff, sparsity) for layer in model.layers)
     return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
 
 
-def layer_index_bytes(layer: Layer, n_ff: int) -> int:
+def layer_index_bytes(layer: Layer, n_ff: int, sparsity: str) -> int:
     """Bytes of the numbers of a layer's hot rows, were all of them hot."""
-    return 0 if layer.ffn_down is not None or ffn_part(layer).obstacle else aligned(INDEX_BYTES * n_ff)
+    return (
+        0 if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle else aligned(INDEX_BYTES * n_ff)
+    )
 
 
 def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:

@@ -14,9 +14,7 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
     append(graph, model, sparsity, model.ffn_activation)
 
 
-def append(
-    graph: Graph, model: Model, sparsity: str, activation: str, *, interleaved: bool = True
-) -> None:
+def append(graph: Graph, model: Model, sparsity: str, activation: str, *, interleaved: bool = True) -> None:
     """Append the whole model with this activation of its gated FFN and this pairing of its rotation."""
     eps = {"eps": model.norm_eps}
     x = graph.add("embed", model.token_embd, name="inp_embd")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hotcold.engine import placement
 from hotcold.engine.budget import Budget
-from hotcold.engine.footprint import device_bytes, layer_kv_bytes, neuron_bytes
+from hotcold.engine.footprint import dense_part, device_bytes, ffn_part, layer_kv_bytes, neuron_bytes
 from hotcold.engine.model import Model
 from hotcold.engine.passes import GPU, placed_lifetimes
 from hotcold.engine.plan import Plan
@@ -307,11 +307,44 @@ def test_a_given_index_takes_the_place_of_the_ranking() -> None:
 
 
 def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
-    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q6_K, 32)
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
     model = replace(model, output=MODEL.output)
     plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
     homes = {entry.name: entry for entry in plan.weights}
     assert homes["blk.0.attn_q.weight"].home == "cpu"
-    assert "no kernel for Q6_K" in homes["blk.0.attn_q.weight"].why
+    assert "no kernel for Q4_K" in homes["blk.0.attn_q.weight"].why
     assert homes["output.weight"].home == "gpu"
     assert plan.totals.hot_rows == plan.totals.index == 0
+
+
+@pytest.mark.parametrize("architecture", ["opt", "falcon"])
+def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
+    """A dense part without a kernel stays, its biases with it, and an FFN that has biases follows."""
+    n_positions = 66 if architecture == "opt" else 0
+    shape = Shape(architecture, 2, 256, 512, 4, 4, 100, 64, "relu", n_positions=n_positions)
+    model = build("small", shape, T.F16)
+    biased = model.layers[0].ffn_up_bias is not None
+    assert biased == (architecture == "opt")
+    attn_q = replace(model.layers[0].attn_q, type=T.Q4_K)
+    model = replace(model, layers=(replace(model.layers[0], attn_q=attn_q), model.layers[1]))
+    plan = placement.plan(model, None, budget(1 << 30), "exact", 64, 8)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["blk.0.attn_output.weight"].home == "cpu"
+    assert homes["blk.1.attn_output.weight"].home == "gpu"
+    assert [layer.n_hot for layer in plan.layers] == [0 if biased else 512, 512]
+    if biased:
+        assert "biases stay on the CPU" in homes["blk.0.ffn_up.weight"].why
+    check_sums(plan)
+
+
+def test_a_sparse_ffn_takes_fewer_types_than_a_matrix() -> None:
+    model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q6_K, 32)
+    assert "no sparse FFN for Q6_K" in ffn_part(model.layers[0], "exact").obstacle
+    assert not dense_part(model.layers[0], "exact").obstacle
+
+
+def test_vectors_are_f32_on_the_device() -> None:
+    layer = MODEL.layers[0]
+    halved = replace(layer, attn_norm=replace(layer.attn_norm, type=T.F16))
+    assert "no kernel for F16" in dense_part(halved, "exact").obstacle
+    assert not dense_part(layer, "exact").obstacle
