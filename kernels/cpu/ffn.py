@@ -261,3 +261,31 @@ def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> i
                 n += 1
         store_i64(bits + first // 8, word)
     return n
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def and_bits(bits: int, others: int, n: int, out: int) -> None:
+    """out = bits & others, n bits in words of 64."""
+    for at in range(0, (n + 63) // 64 * 8, 8):
+        store_i64(out + at, load_i64(bits + at) & load_i64(others + at))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def list_bits(bits: int, others: int, n: int, listed: int) -> int:
+    """List, ascending as int64 at `listed`, which of n bits are set in both; others is 0 for all set.
+
+    Returns:
+        how many are listed.
+    """
+    found = 0
+    for first in range(0, n, 64):
+        word = load_i64(bits + first // 8)
+        if others != 0:
+            word &= load_i64(others + first // 8)
+        if word == 0:
+            continue
+        for i in range(min(64, n - first)):
+            if (word >> i) & 1 == 1:
+                store_i64(listed + 8 * found, first + i)
+                found += 1
+    return found

@@ -29,6 +29,15 @@ def _pack_block(b: Builder, x: Value, group: Value, j: Value) -> None:
     simd.store(b, simd.splat(b, scale, 4), at, SCALES)
 
 
+@operation(types.void, address, address, address, types.int64)
+def _place_block(b: Builder, q: Value, d: Value, group: Value, j: Value) -> None:
+    """Put the 32 int8 at q and their scale at d into block j of a packed group."""
+    at = b.add(group, b.mul(j, simd.I64(16)))
+    for offset, half in ((LOW, 0), (HIGH, 16)):
+        simd.store(b, simd.load(b, q, VT(I8, 16), half), at, offset)
+    simd.store(b, simd.splat(b, simd.load(b, d, F32), 4), at, SCALES)
+
+
 @operation(types.void, address, types.int64)
 def _clear_block(b: Builder, group: Value, j: Value) -> None:
     """Block j of a packed group holds nothing: the row ends before it."""
@@ -47,6 +56,20 @@ def _sum_lanes(b: Builder, group: Value) -> None:
         n = v.type.count
         v = b.add(simd.shuffle(b, v, v, range(0, n, 2)), simd.shuffle(b, v, v, range(1, n, 2)))
     simd.store(b, b.mul(b.sext(v, VT(I32, 16)), constant(I32, 16, -8)), group, SUMS)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def pack_rounded_row(q: int, d: int, k: int, out: int) -> None:
+    """Pack k numbers that are rounded already: int8 at q, a float32 scale for each 32 of them at d."""
+    n_blocks = k // BLOCK
+    for first in range(0, n_blocks, 4):
+        group = out + first // 4 * PACKED_GROUP_BYTES
+        for j in range(4):
+            if first + j < n_blocks:
+                _place_block(q + BLOCK * (first + j), d + 4 * (first + j), group, j)
+            else:
+                _clear_block(group, j)
+        _sum_lanes(group)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

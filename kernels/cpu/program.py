@@ -10,6 +10,7 @@ the number of tokens alone, never on the threads, so neither do the bits.
     RMS_NORM      x[t, k], w [k] float32, f0 = eps              y[t, k]
     LAYER_NORM    x[t, k], w and w1 [k] float32, f0 = eps       y[t, k]
     PACK          x[t, k]                                       y[t] = x packed for block types
+    PACK_ROUNDED  x[t, k] int8, z[t, k / 32] float32 scales     y[t] = the same packed as they are
     MAT_VEC       w [n_rows, k], x                              y[r] = w[r] . x, one token
     MUL_MAT       w [n_rows, k], x[t]                           y[t, r] = w[r] . x[t]
     LOGITS        w [n_rows, k], x[t]                           logits of tokens from LOGITS_FROM on
@@ -28,6 +29,8 @@ the number of tokens alone, never on the threads, so neither do the bits.
                   z its bias or 0
     REDUCE        x = p0 partial vectors of stride x_stride     y[k], added in order
     MASK          x[t, n_rows] predictor outputs, f0 threshold  bits y[t]; list p0, length p1
+    LIST_ROWS     bits z [n_rows], bits x or 0, one token       list p0, length p1 of bits that both have
+    AND_BITS      bits z[t] and x [n_rows]                      bits y[t] = z & x
     GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
     UP_ROWS       w, x[t], gates z[t, r], p0: every gate was    y[t, r] = z (w[r] . x[t]) where z > 0
                   listed, p3 = activation
@@ -40,7 +43,7 @@ the number of tokens alone, never on the threads, so neither do the bits.
 A stride of 0 gives every token the same vector, such as a bias.
 
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
-`counts`.
+`counts`, if that is not 0.
 """
 
 from typing import Any
@@ -72,7 +75,10 @@ from numpy.typing import NDArray
     LAYER_NORM,
     FIRE_ROWS,
     GELU,
-) = range(23)
+    PACK_ROUNDED,
+    LIST_ROWS,
+    AND_BITS,
+) = range(26)
 
 RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
 

@@ -39,6 +39,8 @@ def _cut(n: int, c: int, chunks: int, unit: int) -> int:
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyped-def]
     """Add to chunk c's own cells, so that no two threads write the same."""
+    if op.counts == 0:
+        return
     at = op.counts + 16 * c
     store_i64(at, load_i64(at) + listed)
     store_i64(at + 8, load_i64(at + 8) + live)
@@ -103,6 +105,8 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         elementwise.layer_norm(x, op.w, op.w1, op.k, op.f0, y)
     elif code == program.PACK:
         pack.pack_row(x, op.k, y)
+    elif code == program.PACK_ROUNDED:
+        pack.pack_rounded_row(x, z, op.k, y)
     elif code == program.ROPE:
         table = op.w + (run[N_PAST] + t) * op.w_stride
         elementwise.rope(x, table, op.p0, op.p1, op.p2, op.p3, y)
@@ -124,6 +128,10 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         n = ffn.mask_token(x, op.n_rows, op.f0, y, op.p0)
         if op.p1:
             store_i64(op.p1, n)
+    elif code == program.LIST_ROWS:
+        store_i64(op.p1, ffn.list_bits(z, op.x, op.n_rows, op.p0))
+    elif code == program.AND_BITS:
+        ffn.and_bits(z, op.x, op.n_rows, y)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -223,11 +231,15 @@ def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None
 
 
 class Program:
-    """Op records and the number of rounds that have been walked."""
+    """Op records and the number of rounds that have been walked.
 
-    def __init__(self, ops: list[dict[str, Any]]) -> None:
+    Attributes:
+        run: the run parameters, int64 [N_PARAMETERS]; several programs may share them.
+    """
+
+    def __init__(self, ops: list[dict[str, Any]], run: NDArray[np.int64] | None = None) -> None:
         self.ops = program.assemble(ops)
-        self.run = np.zeros(program.N_PARAMETERS, np.int64)
+        self.run = np.zeros(program.N_PARAMETERS, np.int64) if run is None else run
         self.number = 0
 
 

@@ -437,3 +437,29 @@ def test_add_listed_with_rows_of_very_many_blocks(type_id: int, scratch: U8, ass
     ffn.add_listed(type_id, *where, n, 0, k, scratch.ctypes.data, acc.ctypes.data)
     assert_near(acc, wanted)
     assert (guard == 0xFF).all()
+
+
+@pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 200])
+def test_list_rows_is_the_oracles_active_rows(n_ff: int, run_ops: Walk) -> None:
+    generator = np.random.default_rng(n_ff)
+    active, cold = generator.random((2, 1, n_ff)) < 0.4
+    cold[0, -1] = active[0, -1] = True
+    bits, others = mask_bits(active), mask_bits(cold)
+    for x, wanted in ((0, active), (others.ctypes.data, active & cold)):
+        listed = np.full(n_ff + 1, -1, np.int64)
+        where = {"p0": listed.ctypes.data + 8, "p1": listed.ctypes.data}
+        run_ops([{"code": program.LIST_ROWS, "chunks": 1, "z": bits.ctypes.data, "x": x, "n_rows": n_ff, **where}])
+        (rows_wanted,) = ref.active_rows(wanted, np.arange(n_ff, dtype=np.int32))
+        assert listed[0] == rows_wanted.size
+        assert np.array_equal(listed[1 : 1 + rows_wanted.size], rows_wanted)
+
+
+@pytest.mark.parametrize("n_ff", [1, 64, 200])
+def test_and_bits(n_ff: int, run_ops: Walk) -> None:
+    active = np.random.default_rng(n_ff).random((3, n_ff)) < 0.5
+    cold = np.random.default_rng(n_ff + 1).random((1, n_ff)) < 0.5
+    bits, others = mask_bits(active), mask_bits(cold)
+    op = {"code": program.AND_BITS, "chunks": 2, "x": others.ctypes.data, "n_rows": n_ff}
+    in_place = {"z": bits.ctypes.data, "z_stride": bits.strides[0], "y": bits.ctypes.data}
+    run_ops([{**op, **in_place, "y_stride": bits.strides[0]}], n_tokens=3)
+    assert np.array_equal(bits, mask_bits(active & cold))

@@ -57,5 +57,16 @@ def test_zeros_and_wide_ranges(make_activations: Callable[..., F32], packed: Pac
     check(x[0], packed(x)[0])
 
 
+@pytest.mark.parametrize("n_blocks", [1, 3, 4, 9])
+def test_what_is_rounded_elsewhere_packs_to_the_same_bytes(
+    n_blocks: int, make_activations: Callable[..., F32], packed: Packed
+) -> None:
+    x = make_activations(1, 32 * n_blocks)
+    q, d = (np.ascontiguousarray(part) for part in ref.quantise(x[0]))
+    again = np.full(pack.packed_bytes(x.size), 0xFF, np.uint8)
+    pack.pack_rounded_row(q.ctypes.data, d.ctypes.data, x.size, again.ctypes.data)
+    assert np.array_equal(again, packed(x)[0])
+
+
 def test_packed_bytes_are_whole_groups() -> None:
     assert [pack.packed_bytes(k) for k in (32, 128, 160, 4096)] == [256, 256, 512, 8192]
