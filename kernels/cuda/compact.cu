@@ -33,10 +33,10 @@ __device__ static inline unsigned votes_of_pieces(const unsigned* mask, const in
 }
 
 // mask[n_tokens][n_words]; neurons[n_rows] says which neuron each row belongs to. Rows that the mask
-// lists go to ids[n_tokens][n_rows], ascending, their number to count[n_tokens]. One block of threads a
-// token. Its warps take neighbouring stretches of up to 32 pieces of 32 rows, and meet once a pass.
+// lists go to ids[n_tokens][n_rows], ascending, their number to count[n_tokens], and is added to *total,
+// which wraps. One block of threads a token. Its warps take neighbouring stretches of up to 32 pieces of 32 rows, and meet once a pass.
 KERNEL compact(const unsigned* __restrict__ mask, const int* __restrict__ neurons, int* __restrict__ ids,
-               int* __restrict__ count, int n_rows, int n_words) {
+               int* __restrict__ count, unsigned* __restrict__ total, int n_rows, int n_words) {
     __shared__ int found[WARP];
     mask += (size_t)blockIdx.x * n_words, ids += (size_t)blockIdx.x * n_rows;
     int n_found = 0;
@@ -61,5 +61,5 @@ KERNEL compact(const unsigned* __restrict__ mask, const int* __restrict__ neuron
         start += n_warps() * n_pieces * WARP;
         __syncthreads();                          // found is about to be written again
     }
-    if (threadIdx.x == 0) count[blockIdx.x] = n_found;
+    if (threadIdx.x == 0) count[blockIdx.x] = n_found, atomicAdd(total, (unsigned)n_found);
 }

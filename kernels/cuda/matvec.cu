@@ -77,3 +77,4 @@ KERNEL matvec_mask_##T(PLANES_##T(w), INPUT_##T, unsigned* __restrict__ mask, in
     matvec_mask(ROWS_##T(w, n), X_##T, mask, n_rows, threshold); \
 }
 MATVEC_MASK(f32) MATVEC_MASK(f16) MATVEC_MASK(bf16) MATVEC_MASK(q8_0) MATVEC_MASK(q4_0)
+MATVEC_MASK(q5_0) MATVEC_MASK(q6_K)

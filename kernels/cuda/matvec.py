@@ -73,5 +73,5 @@ def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n
     """
     reads = packed_bytes(weight_type, n_rows, n) + input_bytes(weight_type, n_tokens, n)
     grid = (mask_words(n_rows), n_tokens)
-    kernel = f"matvec_mask_{kernel_suffix(weight_type, FFN_TYPES)}"
+    kernel = f"matvec_mask_{kernel_suffix(weight_type)}"
     return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * grid[0])

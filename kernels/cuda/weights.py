@@ -19,7 +19,7 @@ KERNEL_TYPES = {
     GGMLQuantizationType.Q5_0: "q5_0",
     GGMLQuantizationType.Q6_K: "q6_K",
 }
-"""The types that matvec and matmul multiply, and how their kernels' names end."""
+"""The types that matvec, its mask and matmul multiply, and how their kernels' names end."""
 
 FFN_TYPES = frozenset(KERNEL_TYPES) - {GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q6_K}
 """The types that all other kernels have, those of a sparse FFN among them."""

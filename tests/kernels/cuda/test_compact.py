@@ -20,8 +20,10 @@ def test_compact(device: Device, put: Put, get: Get, n_ff: int, n_rows: int, sha
     bits = ref.mask_bits(active)
     bits = np.pad(bits, ((0, 0), (0, bits.shape[1] % 2)), constant_values=0xFFFFFFFF)  # whole pairs
     ids, count = put(device, np.full((3, n_rows), -1, "i4")), device.empty(3, "i4")
-    arguments = (put(device, bits), put(device, neurons), ids, count, n_rows, bits.shape[1])
+    total = put(device, np.full(1, 5, "u4"))
+    arguments = (put(device, bits), put(device, neurons), ids, count, total, n_rows, bits.shape[1])
     compact(3, n_rows, n_ff).launch(device, arguments, device.compute)
+    assert get(device, total)[0] == 5 + get(device, count).sum()
     for token, want in enumerate(ref.active_rows(active, neurons)):
         found = get(device, count)[token]
         assert get(device, ids)[token, :found].tolist() == want.tolist()

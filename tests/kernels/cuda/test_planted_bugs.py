@@ -89,7 +89,8 @@ def run_attention_parts(device: Device, put: Put) -> None:
 
 def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:
     mask, neurons = put(device, np.full(n // 32, 0xFFFFFFFF, "u4")), put(device, np.arange(n, dtype="i4"))
-    arguments = (mask, neurons, device.empty(n, "i4"), device.empty(1, "i4"), n, n // 32)
+    outs = device.empty(n, "i4"), device.empty(1, "i4"), put(device, np.zeros(1, "u4"))
+    arguments = (mask, neurons, *outs, n, n // 32)
     device.launch("compact", 1, n_threads, arguments, device.compute)
 
 

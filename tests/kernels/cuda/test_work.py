@@ -122,7 +122,7 @@ def test_compact(device: Device, touched: Touched) -> None:
     n, mask = 320, np.zeros((2, 10), "u4")
     mask[:, ::2] = 0xF0
     arguments = (filled(device, mask), filled(device, np.arange(n, dtype="i4")))
-    outs = device.empty((2, n), "i4"), device.empty(2, "i4")
+    outs = device.empty((2, n), "i4"), device.empty(2, "i4"), filled(device, np.zeros(1, "u4"))
     work = compact(2, n, n, n_active=20)
     assert touched(work, (*arguments, *outs, n, 10)) == (work.bytes_read, work.bytes_written)
 
