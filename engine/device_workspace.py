@@ -6,8 +6,10 @@ they do not depend on what a plan puts there.
 
 * turns, positions: the rotation's table, and the tokens' positions
 * packed: one vector a token, rounded for quantised weights
-* attention: the sums of the parts that a long context is cut into
-* hidden, outputs: of a predictor: fc1's result, fc2's result
+* hidden: of a predictor: fc1's result
+* attention: sums of the parts of a long context
+* all: a mask of all neurons, for modes without a predictor
+* counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
 * ids: rows of a sparse FFN that the mask lists, and their number
 * partial: the sums of a sparse FFN's groups
 * first, second: the hidden vectors of an FFN with a row an output
@@ -17,31 +19,31 @@ they do not depend on what a plan puts there.
 from hotcold.engine.graph import Graph, Node, weights_of
 from hotcold.engine.memory import aligned
 from hotcold.engine.model import Model
+from hotcold.engine.passes import FFN_OPS
 from hotcold.kernels.cuda import attention
+from hotcold.kernels.cuda.matvec import mask_words
 from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.rope import turns_bytes
 from hotcold.kernels.cuda.sum_groups import workspace_bytes
 from hotcold.kernels.cuda.weights import QUANTISED
 
 SPARSE_TOKENS = 16  # of a batch that a sparse FFN takes at once: partial sums are large, 128 vectors a token
-FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")
 MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
 
 
 def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
-    """Bytes of each area that one node uses for n_tokens tokens and a KV cache of n_ctx positions."""
+    """Bytes of each area that one node uses for n_tokens tokens."""
     weights = weights_of(node)
     areas: dict[str, int] = {}
     if node.op in MATRIX_OPS:
         areas["packed"] = max(
             (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
         )
+    if node.op == "predictor":
+        areas["hidden"] = 4 * n_tokens * weights[0].ne[1]
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
         areas["attention"] = attention.workspace_bytes(n_tokens, n_head, head_dim, n_ctx)
-    if node.op == "predictor":
-        fc1, fc2 = weights
-        areas |= {"hidden": 4 * n_tokens * fc1.ne[1], "outputs": 4 * n_tokens * fc2.ne[1]}
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "logits":
@@ -51,15 +53,18 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
 
 def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     n, n_ff = weights_of(node)[0].ne
+    unlisted = {"all": 4 * mask_words(n_ff)}
     if not node.attributes.get("transposed", True):
-        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff}
+        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **unlisted}
     at_once = min(n_tokens, SPARSE_TOKENS)
-    return {"ids": 4 * at_once * (n_ff + 1), "partial": workspace_bytes(at_once, n_ff, n)}
+    lists = {"ids": 4 * at_once * (n_ff + 1), "partial": workspace_bytes(at_once, n_ff, n)}
+    has_mask = any(getattr(operand, "dtype", "") == "mask" for operand in node.inputs)
+    return lists if has_mask else lists | unlisted
 
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that serve every node of all graphs, whole cache lines."""
-    sizes = {"turns": aligned(turns_bytes(n_ctx, model.n_rot))}
+    sizes = {"turns": aligned(turns_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:

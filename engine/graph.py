@@ -37,7 +37,8 @@ from hotcold.errors import HotcoldError
 
 @dataclass(frozen=True)
 class Tensor:
-    """An intermediate: float32 ("f32"), one bit a neuron ("mask"), or an order without bytes ("none").
+    """An intermediate: float32 ("f32"), one bit a neuron ("mask"), rounded to int8 in blocks of 32 ("q8":
+    all numbers, then a scale and then a sum for each block), or an order without bytes ("none").
 
     Attributes:
         shape: (n_tokens, numbers a token).

@@ -50,9 +50,9 @@ class Arena:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of all rows; a mask's rows are whole words of 64 bits."""
+    """Bytes of all rows; a mask's rows are whole words of 64 bits, q8 has scale and sum a block of 32."""
     n_tokens, n = tensor.shape
-    return n_tokens * {"f32": 4 * n, "mask": -(-n // 64) * 8, "none": 0}[tensor.dtype]
+    return n_tokens * {"f32": 4 * n, "mask": -(-n // 64) * 8, "q8": n + n // 32 * 8, "none": 0}[tensor.dtype]
 
 
 def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:

@@ -1,26 +1,34 @@
-"""Passes from a graph to a placed one: place, split, copies, offsets. Each is a function, each result prints.
+"""Passes from a graph to a placed one: place, split, quantise, copies, offsets. Each is a function, each
+result prints.
 
-    place     a node runs where its weight is (for kv_store and attention: where their KV cache is),
-              else where its first operand is
+    place     a node runs where its weight is (for rope, kv_store and attention: where the KV cache of
+              their layer is), an add where the next weight is, any other where its first operand is
     split     a node whose weight's rows are divided becomes two partial nodes and a merge on the GPU
-    copies    an operand on the other side arrives by a copy node
+    quantise  what an FFN on the CPU reads from the GPU is rounded there, if its weights want it rounded
+    copies    what a node reads from the other side arrives by one copy node, however many operands
     offsets   each side's intermediates get bytes of that side's arena, from lifetimes
+
+An add joins the residual: its sum is read next by the following norm or predictor, so it is formed
+there, and only one of its operands crosses the bus at most.
 
 PowerInfer's rule differs: there the result of a mul_mat is on the GPU if any of its operands is.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from types import MappingProxyType
 from typing import Any
 
-from hotcold.engine.graph import Graph, Node, Operand, Tensor
-from hotcold.engine.memory import Arena, Span, aligned, arrange, tensor_bytes
+from hotcold.engine.graph import Graph, Node, Operand, Tensor, tensors_of, weights_of
+from hotcold.engine.memory import Arena, Entry, Span, aligned, arrange, tensor_bytes
 from hotcold.engine.model import Weight
+from hotcold.kernels.cuda.weights import QUANTISED
 
 CPU, GPU, SPLIT = "cpu", "gpu", "split"
 SIDES = (GPU, CPU)
+FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")
+PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vectors of four
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,10 @@ def place(graph: Graph, homes: Homes) -> PlacedGraph:
     """Give every node its side."""
     sides: dict[str, str] = {}
     placed = []
-    for node in graph.nodes:
-        side, rule = _side(node, homes, sides)
+    for step, node in enumerate(graph.nodes):
+        side, rule = _side(_decisive(graph, step), homes, sides)
+        side = GPU if side == SPLIT and node.op == "add" else side
+        rule = rule.replace("its weight", "the next weight") if node.op == "add" else rule
         sides[node.output.name] = GPU if side == SPLIT else side
         placed.append(PlacedNode(node, side, rule))
     return PlacedGraph(graph.n_tokens, tuple(placed))
@@ -88,6 +98,16 @@ def _side(node: Node, homes: Homes, sides: Mapping[str, str]) -> tuple[str, str]
         return home, f"its weight {weight.name}"
     first = node.inputs[0].name
     return sides[first], f"its first operand {first}"
+
+
+def _decisive(graph: Graph, step: int) -> Node:
+    """The node whose place a node shares: the next with a weight for an add, the store for a rotation."""
+    node = graph.nodes[step]
+    if node.op == "add":
+        return next(later for later in graph.nodes[step:] if _deciding_weight(later) is not None)
+    if node.op == "rope":
+        return next(later for later in graph.nodes[step:] if later.op == "kv_store")
+    return node
 
 
 def _deciding_weight(node: Node) -> Weight | None:
@@ -129,8 +149,42 @@ def _named(name: str, side: str) -> str:
     return f"{stem}_{side}-{layer}" if dash else f"{name}_{side}"
 
 
+def quantise(placed: PlacedGraph) -> PlacedGraph:
+    """Round to int8 on the GPU what an FFN's CPU part reads; its GPU part then reads the same numbers."""
+    nodes: list[PlacedNode] = []
+    sides: dict[str, str] = {}
+    for p in placed.nodes:
+        if _wants_rounded(p) and sides[p.node.inputs[0].name] == GPU:
+            p = _with_rounded_input(p, nodes, sides)
+        nodes.append(p)
+        sides[p.node.output.name] = p.side
+    return PlacedGraph(placed.n_tokens, tuple(nodes))
+
+
+def _wants_rounded(p: PlacedNode) -> bool:
+    """Whether a node is an FFN, or its part, of which the CPU runs something, on weights of whole blocks."""
+    if p.node.op not in FFN_OPS or (p.side == GPU and "rows" not in p.node.attributes):
+        return False
+    return all(weight.type in QUANTISED for weight in reading_weights(p.node))
+
+
+def reading_weights(node: Node) -> list[Weight]:
+    """The matrices of an FFN that its input is multiplied with: gate and up, or up alone."""
+    matrices = [weight for weight in weights_of(node) if len(weight.ne) > 1]
+    return matrices[:-1]
+
+
+def _with_rounded_input(p: PlacedNode, nodes: list[PlacedNode], sides: dict[str, str]) -> PlacedNode:
+    x = tensors_of(p.node)[0]
+    rounded = replace(x, name=_named(x.name, "q8"), dtype="q8")
+    if rounded.name not in sides:
+        nodes.append(PlacedNode(Node("quantise", rounded.name, (x,), rounded), GPU, f"{p.node.name} reads it"))
+        sides[rounded.name] = GPU
+    return replace(p, node=replace(p.node, inputs=(rounded, *p.node.inputs[1:])))
+
+
 def copies(placed: PlacedGraph) -> PlacedGraph:
-    """Let operands cross the bus: a copy before the first node of the other side that reads it.
+    """Let operands cross the bus: one copy before the first node of the other side that reads them.
 
     What the cold rows of a layer need is copied before its hot rows begin, so that both sides can work
     at the same time. Logits end on the host, where the run's own array is.
@@ -141,7 +195,10 @@ def copies(placed: PlacedGraph) -> PlacedGraph:
             crossing.operands(following)
         crossing.append(replace(p, node=replace(p.node, inputs=crossing.operands(p))))
         if p.node.op == "logits" and p.side == GPU:
-            _copy(crossing.nodes, p.node.output, CPU, "logits go to the run's own array", own_array=True)
+            output = replace(p.node.output, name=f"{p.node.output.name}@{CPU}")
+            attributes = MappingProxyType({"own_array": True})
+            node = Node("copy", output.name, (p.node.output,), output, attributes)
+            crossing.nodes.append(PlacedNode(node, CPU, "logits go to the run's own array"))
     return PlacedGraph(placed.n_tokens, tuple(crossing.nodes))
 
 
@@ -159,25 +216,36 @@ class _Crossing:
         self.sides[p.node.output.name] = p.side
 
     def operands(self, p: PlacedNode) -> tuple[Operand, ...]:
-        """A node's operands on its own side, copied there if they are not."""
-        return tuple(self._operand(operand, p) for operand in p.node.inputs)
+        """A node's operands on its own side, copied there, all at once, if they are not."""
+        missing = [t for t in tensors_of(p.node) if self._is_away(t, p.side)]
+        wanted = [t for t in dict.fromkeys(missing) if (t.name, p.side) not in self.copied]
+        if wanted:
+            self._copy(wanted, p)
+        return tuple(
+            self.copied[operand.name, p.side] if operand in missing else operand for operand in p.node.inputs
+        )
 
-    def _operand(self, operand: Operand, p: PlacedNode) -> Operand:
-        if not isinstance(operand, Tensor) or operand.dtype == "none" or self.sides[operand.name] == p.side:
-            return operand
-        key = operand.name, p.side
-        if key not in self.copied:
-            rule = f"{p.node.name} on the {p.side.upper()} reads it"
-            self.copied[key] = _copy(self.nodes, operand, p.side, rule)
-        return self.copied[key]
+    def _is_away(self, tensor: Tensor, side: str) -> bool:
+        return tensor.dtype != "none" and self.sides[tensor.name] != side
+
+    def _copy(self, wanted: list[Tensor], p: PlacedNode) -> None:
+        """Append a copy node; masks go first, since their rows are the shortest."""
+        wanted = sorted(wanted, key=lambda tensor: tensor.dtype != "mask")
+        parts = tuple(replace(tensor, name=f"{tensor.name}@{p.side}") for tensor in wanted)
+        several = len(parts) > 1
+        name = f"{_named(p.node.name, 'in')}@{p.side}" if several else parts[0].name
+        attributes = MappingProxyType({"parts": parts} if several else {})
+        node = Node("copy", name, tuple(wanted), parts[0], attributes)
+        self.nodes.append(PlacedNode(node, p.side, f"{p.node.name} on the {p.side.upper()} reads it"))
+        for tensor, part in zip(wanted, parts, strict=True):
+            self.copied[tensor.name, p.side] = part
+            self.sides[part.name] = p.side
 
 
-def _copy(nodes: list[PlacedNode], operand: Tensor, side: str, rule: str, **attributes: Any) -> Tensor:
-    """Append a copy node; its result."""
-    output = replace(operand, name=f"{operand.name}@{side}")
-    node = Node("copy", output.name, (operand,), output, MappingProxyType(attributes))
-    nodes.append(PlacedNode(node, side, rule))
-    return output
+def results(node: Node) -> tuple[Tensor, ...]:
+    """What a node makes: its output, or all parts of what a copy carries."""
+    parts: tuple[Tensor, ...] = node.attributes.get("parts", (node.output,))
+    return parts
 
 
 def is_own_array(p: PlacedNode) -> bool:
@@ -186,36 +254,101 @@ def is_own_array(p: PlacedNode) -> bool:
 
 
 def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
-    """First and last step of every result, on whichever side."""
+    """First and last step of every result, on whichever side.
+
+    What is copied up stays until the CPU's next node: the host waits for its copies only then. What a
+    product reads stays until the residual is added to it.
+    """
     spans: dict[str, tuple[int, int]] = {}
     for step, p in enumerate(placed.nodes):
-        spans[p.node.output.name] = (step, step)
-        for operand in p.node.inputs:
-            if isinstance(operand, Tensor):
-                spans[operand.name] = (spans[operand.name][0], step)
+        spans |= {result.name: (step, step) for result in results(p.node)}
+        last = _last_read(placed, step)
+        for operand in tensors_of(p.node):
+            spans[operand.name] = (spans[operand.name][0], max(spans[operand.name][1], last))
     return spans
 
 
+def _last_read(placed: PlacedGraph, step: int) -> int:
+    """The step at which a node's operands are read for the last time on its behalf."""
+    p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
+    if p.node.op == "copy" and p.side == GPU:
+        return _next_on_the_cpu(placed, step)
+    if p.node.op == "mul_mat" and p.side == GPU and following and following[0].node.op == "add":
+        return step + 1  # one kernel does both, so the sum may not take the operand's bytes
+    return step
+
+
+def _next_on_the_cpu(placed: PlacedGraph, step: int) -> int:
+    """The next step at which the CPU computes, else the last."""
+    later = (i for i in range(step, len(placed.nodes)) if placed.nodes[i].side == CPU)
+    return next((i for i in later if placed.nodes[i].node.op != "copy"), len(placed.nodes) - 1)
+
+
 def offsets(placed: PlacedGraph) -> dict[str, Arena]:
-    """An arena for each side."""
+    """An arena for each side. What crosses in one copy lies side by side, on both sides."""
     spans = placed_lifetimes(placed)
     wanted: dict[str, list[Span]] = {side: [] for side in SIDES}
+    together = _together(placed)
+    members: dict[str, tuple[Tensor, ...]] = {}
     for p in placed.nodes:
-        if not is_own_array(p):
-            output = p.node.output
-            wanted[p.side].append(Span(output.name, aligned(tensor_bytes(output)), *spans[output.name]))
-    return {side: arrange(each, len(placed.nodes)) for side, each in wanted.items()}
+        for result in results(p.node):
+            group = together.get(result.name, (result,))
+            if is_own_array(p) or group[0].name in members:
+                continue
+            members[group[0].name] = group
+            lives = [spans[member.name] for member in group]
+            first, last = min(first for first, _ in lives), max(last for _, last in lives)
+            wanted[p.side].append(Span(group[0].name, aligned(bytes_together(group)), first, last))
+    return {
+        side: _apart(arrange(each, len(placed.nodes)), members, spans) for side, each in wanted.items()
+    }
+
+
+def _together(placed: PlacedGraph) -> dict[str, tuple[Tensor, ...]]:
+    """For what crosses the bus with others: all of them, in the order of the copy."""
+    groups: dict[str, tuple[Tensor, ...]] = {}
+    for p in placed.nodes:
+        if "parts" in p.node.attributes:
+            for group in (tuple(tensors_of(p.node)), results(p.node)):
+                groups |= {member.name: group for member in group}
+    return groups
+
+
+def bytes_together(tensors: tuple[Tensor, ...]) -> int:
+    """Bytes of intermediates that lie side by side, each but the last padded to 16."""
+    return places_together(tensors)[-1] + tensor_bytes(tensors[-1])
+
+
+def places_together(tensors: tuple[Tensor, ...]) -> list[int]:
+    """Where each of them begins."""
+    padded = [-(-tensor_bytes(tensor) // PART_ALIGNMENT) * PART_ALIGNMENT for tensor in tensors[:-1]]
+    return list(accumulate(padded, initial=0))
+
+
+def _apart(
+    arena: Arena, members: Mapping[str, tuple[Tensor, ...]], spans: Mapping[str, tuple[int, int]]
+) -> Arena:
+    """The arena with an entry for each of what lies side by side."""
+    entries: list[Entry] = []
+    for entry in arena.entries:
+        group = members[entry.name]
+        places = [*places_together(group), entry.n_bytes]
+        reused_by = tuple(member.name for name in entry.reused_by for member in members[name])
+        for member, start, end in zip(group, places, places[1:], strict=False):
+            first, last = spans[member.name]
+            entries.append(Entry(member.name, entry.offset + start, end - start, first, last, reused_by))
+    return replace(arena, entries=tuple(entries))
 
 
 def run_passes(graph: Graph, homes: Homes) -> tuple[PlacedGraph, dict[str, Arena]]:
     """All passes in order: the placed graph, and each side's arena."""
-    placed = copies(split(place(graph, homes)))
+    placed = copies(quantise(split(place(graph, homes))))
     return placed, offsets(placed)
 
 
 def bus(placed: PlacedGraph) -> dict[str, Any]:
     """Bytes and copies over the bus, by the side where they arrive."""
-    moved = [(p.side, tensor_bytes(p.node.output)) for p in placed.nodes if p.node.op == "copy"]
+    moved = [(p.side, bytes_together(results(p.node))) for p in placed.nodes if p.node.op == "copy"]
     return {
         side: {"copies": sum(to == side for to, _ in moved), "bytes": sum(n for to, n in moved if to == side)}
         for side in SIDES

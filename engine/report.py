@@ -10,7 +10,7 @@ from typing import Any
 
 from hotcold.engine.graph import Tensor
 from hotcold.engine.memory import tensor_bytes
-from hotcold.engine.passes import is_own_array, placed_lifetimes
+from hotcold.engine.passes import PlacedGraph, PlacedNode, is_own_array, placed_lifetimes, results
 from hotcold.engine.plan import FfnSplit, GraphPlan, Plan, WeightEntry
 from hotcold.engine.plan_traffic import token_traffic
 from hotcold.errors import SettingError
@@ -102,8 +102,7 @@ def _layer(split: FfnSplit) -> Report:
 def _intermediates(graph: GraphPlan) -> Iterator[Report]:
     spans = placed_lifetimes(graph.placed)
     entries = {(side, e.name): e for side, arena in graph.arenas.items() for e in arena.entries}
-    for step, p in enumerate(graph.placed.nodes):
-        output = p.node.output
+    for step, p, output, operands in _results(graph.placed):
         entry = entries.get((p.side, output.name))
         first, last = spans[output.name]
         yield {
@@ -111,7 +110,7 @@ def _intermediates(graph: GraphPlan) -> Iterator[Report]:
             "name": output.name,
             "layer": layer_of(output.name),
             "op": p.node.op,
-            "operands": [operand.name for operand in p.node.inputs],
+            "operands": operands,
             "shape": list(output.shape),
             "type": output.dtype,
             "bytes": tensor_bytes(output),
@@ -125,6 +124,15 @@ def _intermediates(graph: GraphPlan) -> Iterator[Report]:
             "crosses_bus": p.node.op == "copy",
             "own_array": is_own_array(p),
         }
+
+
+def _results(placed: PlacedGraph) -> Iterator[tuple[int, PlacedNode, Tensor, list[str]]]:
+    """Step, node, result and names of its operands; each part of a copy has its own."""
+    for step, p in enumerate(placed.nodes):
+        operands = [operand.name for operand in p.node.inputs]
+        parts = results(p.node)
+        for i, output in enumerate(parts):
+            yield step, p, output, operands if len(parts) == 1 else operands[i : i + 1]
 
 
 def layer_of(name: str) -> int | None:
@@ -170,6 +178,7 @@ def _totals(plan: Plan) -> Report:
         "index",
         "arena",
         "workspace",
+        "padding",
         "left_over",
     )
     device = {name: getattr(totals, name) for name in parts}
@@ -188,7 +197,7 @@ def _totals(plan: Plan) -> Report:
 
 def tensor_names(graph: GraphPlan) -> set[str]:
     """Names of all results of a graph."""
-    return {p.node.output.name for p in graph.placed.nodes if isinstance(p.node.output, Tensor)}
+    return {result.name for p in graph.placed.nodes for result in results(p.node)}
 
 
 def select(report: Report, tensors: str | None = None, layer: int | None = None) -> Report:
