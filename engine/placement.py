@@ -241,8 +241,9 @@ class _Placing:
     def _place_caches(self) -> tuple[CacheEntry, ...]:
         n_bytes = layer_kv_bytes(self.model, self.n_ctx, self.kv_type)
         caches = []
-        for i in range(self.model.n_layer):
-            reason = self.purse.pay(n_bytes, f"the KV cache of layer {i}")
+        for i, layer in enumerate(self.model.layers):
+            obstacle = dense_part(layer, self.sparsity).obstacle  # the cache is of use beside its layer alone
+            reason = obstacle or self.purse.pay(n_bytes, f"the KV cache of layer {i}")
             home, why = (CPU, reason) if reason else (GPU, f"{self.n_ctx} positions of layer {i}")
             caches.append(CacheEntry(i, n_bytes, home, why))
         return tuple(caches)
@@ -365,6 +366,7 @@ class _Placing:
                 device_bytes=device_bytes(weight) // all_rows * rows if rows else 0,
                 home=home,
                 why=why,
+                weight=weight,
             )
         )
 

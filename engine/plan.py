@@ -7,8 +7,9 @@ from numpy.typing import NDArray
 
 from hotcold.engine.budget import Budget, DeviceFacts
 from hotcold.engine.memory import Arena
-from hotcold.engine.model import Model
+from hotcold.engine.model import Model, Weight
 from hotcold.engine.passes import CPU, GPU, SPLIT, Homes, PlacedGraph
+from hotcold.kernels.cuda.slabs import slab_bytes
 
 Ids = NDArray[np.int32]
 
@@ -26,6 +27,7 @@ class WeightEntry:
         host_bytes: of the file's bytes, those that only the host serves.
         device_bytes: what the rows on the device take there, repacked.
         home: "cpu", "gpu" or "split". why: in words.
+        weight: whose place it is.
     """
 
     name: str
@@ -41,6 +43,7 @@ class WeightEntry:
     device_bytes: int
     home: str
     why: str
+    weight: Weight = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -94,10 +97,20 @@ class Totals:
     workspace: int
 
     @property
+    def slabs(self) -> tuple[int, int, int]:
+        """Bytes of the three allocations: all kinds of weights and the index, KV cache, arena and workspace."""
+        weights = self.weights + self.predictors + self.hot_rows + self.index
+        return weights, self.kv_cache, self.arena + self.workspace
+
+    @property
+    def padding(self) -> int:
+        """What the allocator adds to them."""
+        return sum(slab_bytes(n_bytes) - n_bytes for n_bytes in self.slabs)
+
+    @property
     def used(self) -> int:
         """All that is allocated on the device."""
-        spent = (self.weights, self.predictors, self.kv_cache, self.hot_rows)
-        return sum(spent) + self.index + self.arena + self.workspace
+        return sum(self.slabs) + self.padding
 
     @property
     def left_over(self) -> int:

@@ -14,6 +14,7 @@ from hotcold.engine.memory import aligned
 from hotcold.engine.model import Layer, Model, Weight
 from hotcold.engine.passes import CPU, GPU, SPLIT, Homes
 from hotcold.errors import DoesNotFitError
+from hotcold.kernels.cuda.slabs import GRANULE
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Reserve:
 
     @property
     def n_bytes(self) -> int:
-        """All of it."""
-        return self.arena + sum(self.workspace.values()) + self.index
+        """All of it, with the most that the allocator may add to the three slabs."""
+        return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
 
 
 def mib(n_bytes: float) -> str:

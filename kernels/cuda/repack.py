@@ -128,9 +128,20 @@ def pack(rows: Bytes, weight_type: GGMLQuantizationType, out: Bytes) -> None:
     if out.shape != (wanted,):
         raise DeviceError("packed rows", out.shape, f"{wanted} bytes are wanted")
     for plane, part in _parts(out, weight_type, len(rows), n):
-        used = blocks.shape[1] * plane.field.n_bytes
-        part[:, :used] = _field(blocks, plane.field).reshape(len(rows), used)
-        part[:, used:] = 0
+        pack_plane(rows, weight_type, plane, part.reshape(-1))
+
+
+def pack_plane(rows: Bytes, weight_type: GGMLQuantizationType, plane: Plane, out: Bytes) -> None:
+    """Repack one field of some rows.
+
+    Args:
+        rows: uint8 [n, bytes of a row in the file].
+        out: uint8 [n * plane.row_bytes]; all of it is written, padding too.
+    """
+    blocks = _blocks(rows, weight_type)
+    part, used = out.reshape(len(rows), plane.row_bytes), blocks.shape[1] * plane.field.n_bytes
+    part[:, :used] = _field(blocks, plane.field).reshape(len(rows), used)
+    part[:, used:] = 0
 
 
 def unpack(packed: Bytes, weight_type: GGMLQuantizationType, n_rows: int, n: int) -> Bytes:

@@ -21,6 +21,7 @@ from hotcold.engine.ranking import rank
 from hotcold.engine.report import as_json
 from hotcold.engine.shapes import Shape, build
 from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.kernels.cuda.slabs import GRANULE, slab_bytes
 
 T = GGMLQuantizationType
 KINDS = [T.F32, T.F16, T.Q8_0, T.Q4_0, T.Q6_K]
@@ -83,6 +84,7 @@ def check_sums(plan: Plan) -> None:
     totals = plan.totals
     assert totals.used <= totals.budget == plan.budget.n_bytes
     assert totals.used + totals.left_over == totals.budget
+    assert totals.used == sum(slab_bytes(n_bytes) for n_bytes in totals.slabs)
     for entry in plan.weights:
         file_rows_on_device = entry.n_bytes // entry.n_rows * entry.device_rows
         assert entry.host_bytes + file_rows_on_device == entry.n_bytes
@@ -216,11 +218,17 @@ def small(n_bytes: int, n_batch: int = 8) -> Plan:
     return placement.plan(MODEL, COUNTS, budget(n_bytes), "predictor", 64, n_batch)
 
 
+MOST_PADDING = 3 * (GRANULE - 1)
+
+
 def needed(plan: Plan) -> int:
     totals = plan.totals
-    return (
-        totals.weights + totals.predictors + totals.kv_cache + totals.index + totals.arena + totals.workspace
-    )
+    return sum(totals.slabs) - totals.hot_rows + MOST_PADDING
+
+
+def unspent(plan: Plan) -> int:
+    """What is left over where the slabs take all the padding that is reserved for them."""
+    return plan.totals.left_over + plan.totals.padding - MOST_PADDING
 
 
 def test_nothing_is_on_the_device_for_a_budget_of_nothing() -> None:
@@ -235,9 +243,9 @@ def test_the_hottest_neurons_fill_the_budget() -> None:
     cost = neuron_bytes(MODEL.layers[0])
     plan = small(all_dense + 3 * cost + cost - 1)
     assert hot(plan) == [[], [509, 510, 511], []]
-    assert plan.totals.left_over == cost - 1
+    assert unspent(plan) == cost - 1
     assert "1 bytes short" in plan.layers[0].why
-    assert small(all_dense + 3 * cost).totals.left_over == 0
+    assert unspent(small(all_dense + 3 * cost)) == 0
     assert hot(small(all_dense + 3 * cost - 1)) == [[], [510, 511], []]
 
 
@@ -315,6 +323,7 @@ def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
     assert "no kernel for Q4_K" in homes["blk.0.attn_q.weight"].why
     assert homes["output.weight"].home == "gpu"
     assert plan.totals.hot_rows == plan.totals.index == 0
+    assert {cache.home for cache in plan.caches} == {"cpu"}  # of use beside its layer alone
 
 
 @pytest.mark.parametrize("architecture", ["opt", "falcon"])
@@ -348,3 +357,15 @@ def test_vectors_are_f32_on_the_device() -> None:
     halved = replace(layer, attn_norm=replace(layer.attn_norm, type=T.F16))
     assert "no kernel for F16" in dense_part(halved, "exact").obstacle
     assert not dense_part(layer, "exact").obstacle
+
+
+@pytest.mark.parametrize("kind", [T.Q6_K, T.Q5_0])
+def test_types_of_powerinfers_files_are_on_the_device_but_for_a_sparse_ffn(kind: T) -> None:
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), kind, 256)
+    plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["blk.0.attn_q.weight"].home == homes["blk.0.fc2.weight"].home == "gpu"
+    assert homes["output.weight"].home == "gpu"
+    assert homes["blk.0.ffn_up.weight"].home == "cpu"
+    assert f"no sparse FFN for {kind.name}" in homes["blk.0.ffn_up.weight"].why
+    assert {cache.home for cache in plan.caches} == {"gpu"}
