@@ -27,6 +27,9 @@ KVType = Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the K
 Sparsity = Annotated[
     str, typer.Option(metavar="{auto,exact,off,predictor}", help="Which neurons of the FFN are computed.")
 ]
+DeviceName = Annotated[
+    str, typer.Option("--device", metavar="{auto,cuda[:N],emulated,cpu}", help="What hot rows run on.")
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -55,13 +58,13 @@ class EngineOptions:
         str | None,
         typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
     ] = None
-    device: Annotated[str, typer.Option(metavar="{auto,cpu}", help="Where the model runs.")] = "auto"
+    device: DeviceName = "auto"
     vram_budget: Annotated[
-        str,
-        typer.Option(
-            metavar="SIZE", help="GPU memory to use, such as 8 (GiB), 80% or auto; here: auto or 0."
-        ),
+        str, typer.Option(metavar="SIZE", help="GPU memory to use: 8 (GiB), 6000MiB, 80%, auto, or 0.")
     ] = "auto"
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse to run elsewhere, or with less, than was asked for.")
+    ] = False
 
 
 @dataclass(frozen=True)

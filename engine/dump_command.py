@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine import settings
-from hotcold.engine.command_options import Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
+from hotcold.engine.command_options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
+from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from hotcold.engine.offload_dump import Source, Wanted
     from hotcold.engine.plan import Plan
+    from hotcold.engine.planning import Source, Wanted
     from hotcold.engine.report import Report
 
 Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a second.")]
@@ -53,21 +54,31 @@ def offload_dump(
     disable_gpu_index: Annotated[
         bool, typer.Option("--disable-gpu-index", help="No neurons on the GPU.")
     ] = False,
+    run: Annotated[
+        bool, typer.Option("--run", help="Load, run a few tokens, and show measured beside planned.")
+    ] = False,
+    device: DeviceName = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Where everything goes for a budget: weights, neurons, intermediates, totals. Loads nothing."""
+    """Where everything goes for a budget: weights, neurons, intermediates, totals. Only --run loads any."""
     from hotcold.engine import offload_dump as dump
+    from hotcold.engine import planning
     from hotcold.engine import report as reports
 
     source = dump.open_source(model, like, predictor_rank, activation)
-    how = dump.wanted(source, sparsity, ctx_size, batch_size, kv_type)
+    how = planning.wanted(source, sparsity, ctx_size, batch_size, kv_type)
     facts = dump.device_facts(device_memory, vram_budget or sweep)
+    if run:
+        run_plan(source, how, vram_budget, device, as_json, quiet)
+        return
+    if device != "auto":
+        raise SettingError("--device", device, "a plan is for a budget, not for a device", "add --run")
     if sweep is not None:
         rows = dump.sweep(source, how, sweep, facts, (host_gbps, device_gbps, bus_gbps))
         show_sweep(rows, source, as_json)
         return
     budget = dump.budget_of(vram_budget, facts)
-    plan, lines = dump.plan_source(
+    plan, lines = planning.plan_source(
         source, how, budget, facts, reset=reset_gpu_index, disable=disable_gpu_index
     )
     whole = reports.as_json(plan, source.name)
@@ -84,6 +95,31 @@ def offload_dump(
         print(json.dumps(report))
     elif html is None:
         show_text(report)
+
+
+def run_plan(
+    source: "Source", how: "Wanted", vram_budget: str | None, device: str, as_json: bool, quiet: bool
+) -> None:
+    """Measured beside planned."""
+    from hotcold.engine import dump_run
+    from hotcold.engine.offload import Request, opened_plan
+    from hotcold.engine.report_text import run_table
+    from hotcold.gguf_io import open_gguf
+
+    if source.path is None:
+        raise SettingError("--run", source.name, "a shape has no weights to run", "give a file with -m")
+    request = Request(device, "auto" if vram_budget is None else vram_budget)
+    with opened_plan(source, how, request) as (opened, plan, lines), open_gguf(source.path) as file:
+        for line in () if quiet else (*source.model.warnings, *lines):
+            print(f"hotcold: {line}", file=sys.stderr)
+        rows = dump_run.run(plan, file, settings.thread_count(None), opened)
+        name = opened.name if opened is not None else "cpu"
+    if as_json:
+        print(json.dumps({"schema_version": 1, "model": source.name, "device": name, "run": rows}))
+        return
+    console = _console()
+    console.print(f"{source.name} on {name}, VRAM budget {plan.budget.text}", markup=False)
+    console.print(run_table(rows))
 
 
 def show_text(report: "Report") -> None:

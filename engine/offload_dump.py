@@ -5,61 +5,28 @@ Only headers and statistics are read, and no device is needed.
 
 import os
 import tempfile
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hotcold.engine import placement, settings
 from hotcold.engine.budget import Budget, DeviceFacts, parse_size, resolve_budget
-from hotcold.engine.gpu_index import capacity, for_powerinfer, plan_with_index, store
-from hotcold.engine.model import Model, load_model
-from hotcold.engine.plan import Ids, Plan
+from hotcold.engine.gpu_index import capacity, for_powerinfer, store
+from hotcold.engine.model import load_model
+from hotcold.engine.plan import Plan
 from hotcold.engine.plan_traffic import token_traffic
+from hotcold.engine.planning import Source, Wanted, identity, make_plan, with_counts
 from hotcold.engine.report import as_json
 from hotcold.engine.report_text import host_lines, short_form, traffic_lines
 from hotcold.engine.shapes import like
 from hotcold.errors import DoesNotFitError, FileError, SettingError
-from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.gguf_io.activations import activations_in_metadata, read_activations
-from hotcold.gguf_io.gpuidx import Identity, index_path, write_index
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.gpuidx import index_path, write_index
 
 if TYPE_CHECKING:
     from hotcold.engine.generation import Engine
 
-Counts = Sequence[NDArray[np.generic]]
 INDEX_KINDS = ("hotcold", "powerinfer")
-
-
-@dataclass(frozen=True)
-class Source:
-    """A model to plan for, of a file or of a shape.
-
-    Attributes:
-        path: of the file; None for a shape. header: SHA-256 of its header, and size: its bytes.
-        frequencies: counts of activations, or None. frequencies_from: where they are from.
-    """
-
-    model: Model
-    name: str
-    path: Path | None
-    header: str
-    size: int
-    frequencies: Counts | None
-    frequencies_from: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How the model is to run."""
-
-    sparsity: str
-    n_ctx: int
-    n_batch: int
-    kv_type: str = "f16"
 
 
 def open_source(
@@ -74,42 +41,13 @@ def open_source(
         if path is not None:
             raise SettingError("model", "both -m and --like", "one of them")
         model = like(shape, predictor_rank)
-        return _with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
+        return with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
     if predictor_rank is not None:
         raise SettingError("--predictor-rank", predictor_rank, "a file has its own predictors", "use --like")
     with open_gguf(settings.model_path(path)) as file:
         model = load_model(file)
         source = Source(model, file.path.name, file.path, file.header_hash(), file.size, None, "")
-        return _with_counts(source, activation, file)
-
-
-def _with_counts(source: Source, activation: Path | None, file: GGUFFile | None) -> Source:
-    """Counts of --activation, else beside the model, else in the file."""
-    model = source.model
-    size = (model.n_layer, model.n_ff)
-    if activation is not None:
-        counts = read_activations(activation, *size)
-        if counts is None:
-            raise FileError(
-                "--activation", activation, "no activation_0.npy or .pt there", "name another folder"
-            )
-        return replace(source, frequencies=counts, frequencies_from=str(activation))
-    if file is None:
-        return replace(source, frequencies_from=placement.UNIFORM)
-    beside = file.path.parent / "activation"
-    if (counts := read_activations(beside, *size)) is not None:
-        return replace(source, frequencies=counts, frequencies_from=f"{beside.name}/ beside the model")
-    if (counts := activations_in_metadata(file.metadata, *size)) is not None:
-        return replace(source, frequencies=counts, frequencies_from="the model's file")
-    return replace(source, frequencies_from=placement.UNIFORM)
-
-
-def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
-    """The settings, each checked and worked out for the model."""
-    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
-    mode, _ = settings.resolve_sparsity(source.model, sparsity)
-    length = settings.context_length(n_ctx, source.model.n_ctx_train).n_ctx
-    return Wanted(mode, length, settings.batch_length(n_batch, length), kv_type)
+        return with_counts(source, activation, file)
 
 
 def device_facts(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
@@ -136,50 +74,6 @@ def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:
     if text is None and facts is None:
         return Budget("0", 0, "no GPU, and no --vram-budget")
     return resolve_budget("auto" if text is None else text, facts)
-
-
-def make_plan(
-    source: Source, how: Wanted, budget: Budget, facts: DeviceFacts | None, hot: Sequence[Ids] | None = None
-) -> Plan:
-    """The plan of a model for a budget."""
-    return placement.plan(
-        source.model,
-        source.frequencies,
-        budget,
-        how.sparsity,
-        how.n_ctx,
-        how.n_batch,
-        facts,
-        kv_type=how.kv_type,
-        frequencies_from=source.frequencies_from,
-        hot=hot,
-    )
-
-
-def plan_source(
-    source: Source,
-    how: Wanted,
-    budget: Budget,
-    facts: DeviceFacts | None,
-    *,
-    reset: bool = False,
-    disable: bool = False,
-) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, with the neurons of an index file if there is a good one, and what was decided about it."""
-    indexed = plan_with_index(
-        source.model,
-        source.path,
-        identity(source, how, budget),
-        lambda hot: make_plan(source, how, budget, facts, hot),
-        reset=reset,
-        disable=disable,
-    )
-    return indexed.plan, indexed.lines
-
-
-def identity(source: Source, how: Wanted, budget: Budget) -> Identity:
-    """What an index of this plan is for."""
-    return Identity(source.header, source.size, budget.n_bytes, how.n_ctx)
 
 
 def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
@@ -235,16 +129,13 @@ def _sweep_row(
 def short_lines(engine: "Engine") -> list[str]:
     """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
     executor = engine.executor
-    from hotcold.engine.stores import KV_TYPES
-
-    kv_type = next(name for name, number in KV_TYPES.items() if number == executor.kv_cache.type_id)
     source = Source(engine.model, engine.file.path.name, engine.file.path, "", 0, None, placement.UNIFORM)
     said: list[str] = []
     try:
-        source = _with_counts(source, None, engine.file)
+        source = with_counts(source, None, engine.file)
     except FileError as error:
         said.append(str(error))
-    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, kv_type)
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, executor.kv_type)
     report = as_json(make_plan(source, how, Budget("0", 0, "this version runs on the CPU"), None))
     return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotcold.engine import gpu_index
+from hotcold.engine import gpu_index, planning
 from hotcold.engine import offload_dump as dump
 from hotcold.engine.gpu_index import cache_path, hottest, plan_with_index, store
 from hotcold.engine.plan import Plan
@@ -13,13 +13,13 @@ from hotcold.errors import FileError
 from hotcold.gguf_io.gpuidx import GpuIndex, Identity, index_path, read_index, write_index
 
 SOURCE = dump.open_source(None, None, None, None)
-HOW = dump.wanted(SOURCE, "auto", 64, 8, "f16")
+HOW = planning.wanted(SOURCE, "auto", 64, 8, "f16")
 BUDGET = dump.budget_of("6MiB", None)
-IDENTITY = dump.identity(SOURCE, HOW, BUDGET)
+IDENTITY = planning.identity(SOURCE, HOW, BUDGET)
 
 
 def planned(hot: object = None, budget: str = "6MiB") -> Plan:
-    return dump.make_plan(SOURCE, HOW, dump.budget_of(budget, None), None, hot)  # type: ignore[arg-type]
+    return planning.make_plan(SOURCE, HOW, dump.budget_of(budget, None), None, hot)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_cannot_be_written_falls_back_to_the_cache(
