@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph import Node, weights_of
 
-Trace = Callable[[int, Node, int, float, NDArray[np.int64]], None]
-"""Hears step, node, tokens that its graph takes, seconds, and the neurons it listed and found firing in
-each layer: int64 [n_layer, 2]."""
+Trace = Callable[[int, Node, int, float, NDArray[np.int64], str], None]
+"""Hears step, node, tokens that its graph takes, seconds, the neurons it listed and found firing in each
+layer (int64 [n_layer, 2]), and its side, "cpu" or "gpu"."""
 
 
 def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
@@ -26,13 +26,13 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     return sum(weight.n_bytes for weight in weights)
 
 
-def line(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64]) -> str:
+def line(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64], side: str) -> str:
     """One node: step, device, name, op, microseconds, GB/s (a dash where no weights are read, or unknown)."""
     n_bytes = weight_bytes(node, n_tokens, counted)
     rate = f"{n_bytes / seconds / 1e9:8.2f} GB/s" if n_bytes and seconds > 0 else f"{'-':>8}"
-    return f"{step:>5} cpu {node.name:<20} {node.op:<10} {seconds * 1e6:>9.1f} us {rate}"
+    return f"{step:>5} {side} {node.name:<20} {node.op:<10} {seconds * 1e6:>9.1f} us {rate}"
 
 
-def print_node(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64]) -> None:
+def print_node(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64], side: str) -> None:
     """Print `line` on stderr."""
-    print(line(step, node, n_tokens, seconds, counted), file=sys.stderr)
+    print(line(step, node, n_tokens, seconds, counted, side), file=sys.stderr)

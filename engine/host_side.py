@@ -1,0 +1,103 @@
+"""The CPU's part of a run: its memory, and its nodes as programs that the thread team walks."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import workspace
+from hotcold.engine.cold_rows import ColdRows
+from hotcold.engine.graph import Graph, Node
+from hotcold.engine.lowering import lower
+from hotcold.engine.memory import aligned
+from hotcold.engine.model import Model
+from hotcold.engine.passes import CPU
+from hotcold.engine.plan import GraphPlan
+from hotcold.engine.records import Lowering, Record
+from hotcold.engine.stores import HostStore, allocate_kv_cache
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program
+
+POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
+
+
+def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
+    """(cos, sin) of position * scale * base^(-2i / n_rot) / factors[i], float32 [n_ctx, n_rot / 2, 2]."""
+    exponents = -np.arange(0, model.n_rot, 2) / model.n_rot
+    frequencies = model.rope_freq_scale * model.rope_freq_base**exponents
+    if factors is not None:
+        frequencies = frequencies / factors
+    table = np.empty((n_ctx, len(frequencies), 2), np.float32)
+    for start in range(0, n_ctx, POSITIONS_AT_ONCE):
+        some = table[start : start + POSITIONS_AT_ONCE]
+        angles = np.arange(start, start + len(some))[:, None] * frequencies
+        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
+    return table
+
+
+class HostSide:
+    """Memory and programs of the CPU.
+
+    Attributes:
+        rope_table: float32 [n_ctx, n_rot / 2, 2]; the device has a copy.
+        counts: int64 [n_layer, MAX_CHUNKS, 2], see `Executor`.
+        run: the run parameters, which all programs share.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        store: HostStore,
+        graphs: Sequence[Graph],
+        arena: NDArray[np.uint8],
+        n_ctx: int,
+        kv_type: str,
+        cold: dict[int, ColdRows],
+    ) -> None:
+        """Allocate.
+
+        Args:
+            arena: bytes for the intermediates of every graph; what crosses the bus lies there too.
+            cold: of each split layer, the rows that are the CPU's.
+        """
+        self.store, self.arena, self.cold = store, arena, cold
+        self.kv_cache = allocate_kv_cache(model, n_ctx, kv_type)
+        factors = None
+        if model.rope_freqs is not None:
+            factors = store.rows(model.rope_freqs).view(np.float32)[0]
+        self.rope_table = rope_table(model, n_ctx, factors)
+        self.counts = program.aligned(model.n_layer * program.MAX_CHUNKS * 16).view(np.int64)
+        self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
+        sizes = [workspace.graph_area_bytes(graph) for graph in graphs]
+        self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
+        self._layers = {layer.ffn_matrices[0].name: i for i, layer in enumerate(model.layers)}
+        self.run = np.zeros(program.N_PARAMETERS, np.int64)
+
+    def lowering(self, graph: GraphPlan) -> Lowering:
+        """What lowering this graph's nodes starts from."""
+        base = self.arena.ctypes.data
+        return Lowering(
+            n_tokens=graph.placed.n_tokens,
+            store=self.store,
+            kv_cache=self.kv_cache,
+            tensors={entry.name: base + entry.offset for entry in graph.arenas[CPU].entries},
+            areas={name: area.ctypes.data for name, area in self._areas.items()},
+            rope_table=self.rope_table.ctypes.data,
+            counts=self.counts.ctypes.data,
+            layers=self._layers,
+            cold=self.cold,
+        )
+
+    def program(self, records: list[Record]) -> Program:
+        """Records that the team walks in one go."""
+        return Program(records, self.run)
+
+    @staticmethod
+    def lower(nodes: Sequence[Node], low: Lowering) -> list[tuple[Node, list[Record]]]:
+        """Nodes in order with their records."""
+        return [(node, lower(node, low)) for node in nodes]
+
+
+def host_arena_bytes(graphs: Sequence[GraphPlan]) -> int:
+    """Bytes that serve every graph in turn."""
+    return max(64, *(aligned(graph.arenas[CPU].n_bytes) for graph in graphs))
