@@ -143,7 +143,7 @@ def generate(
     with reported():
         text = read_prompt(prompt, file)
         announce_compiling(quiet)
-        with open_engine(engine_options) as engine:
+        with open_engine(engine_options, quiet) as engine:
             generation = engine.generate(text, n_predict, **vars(sampling))
             if not quiet:
                 describe(engine, generation, verbose)
@@ -174,7 +174,7 @@ def chat(
         from hotcold.engine.chat_template import load_template
 
         announce_compiling(quiet)
-        with open_engine(engine_options) as engine:
+        with open_engine(engine_options, quiet) as engine:
             warn(engine, quiet)
             say = (lambda line: None) if quiet else note
             for line in engine.description() if verbose else ():
@@ -184,11 +184,17 @@ def chat(
             raise typer.Exit(converse(chat, say, verbose))
 
 
-def open_engine(options: EngineOptions) -> "Engine":
-    """`hotcold.load`, imported when it is needed."""
+def open_engine(options: EngineOptions, quiet: bool = False) -> "Engine":
+    """`hotcold.load`, imported when it is needed, with a bar while rows are copied to a device."""
     from hotcold.engine.generation import load
 
-    return load(**vars(options))
+    with progress_bar(not quiet and sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int, seconds: float) -> None:
+            if bar is not None:
+                bar(f"hot rows to the device, {done / max(seconds, 1e-9) / 1e9:.1f} GB/s", done, total)
+
+        return load(**vars(options), progress=advance)
 
 
 def announce_compiling(quiet: bool) -> None:
@@ -304,7 +310,7 @@ def perplexity(
 
         text = _read_file(file)
         announce_compiling(quiet)
-        with open_engine(engine_options) as engine:
+        with open_engine(engine_options, quiet) as engine:
             warn(engine, quiet)
             with progress_bar(not quiet and sys.stderr.isatty(), counted="chunks") as progress:
 
@@ -344,7 +350,7 @@ def bench(
         announce_compiling(quiet)
         if engine_options.n_ctx is None:
             engine_options = replace(engine_options, n_ctx=max(n_prompt, n_gen, 1))
-        with open_engine(engine_options) as engine:
+        with open_engine(engine_options, quiet) as engine:
             warn(engine, quiet)
             results = benchmark.run(engine, n_prompt, n_gen, repetitions)
             head = {"model": engine.file.path.name, "threads": engine.n_threads, "sparsity": engine.sparsity}

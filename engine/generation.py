@@ -4,6 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
 from typing import Self
@@ -12,17 +13,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine import settings
+from hotcold.engine.device_store import Progress
+from hotcold.engine.device_use import DeviceMeter
 from hotcold.engine.executor import Executor
 from hotcold.engine.model import Model, load_model
+from hotcold.engine.offload import Request, load_executor
+from hotcold.engine.planning import Wanted
 from hotcold.engine.sampling import Sampler
 from hotcold.engine.statistics import Statistics
 from hotcold.engine.stop_strings import StopStrings, checked_stops
-from hotcold.engine.stores import KV_TYPES, kv_cache_bytes
 from hotcold.engine.tokenizer import CharacterStream, Tokenizer, load_tokenizer
 from hotcold.engine.trace import print_node
-from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
+from hotcold.kernels.cuda.device import Device
 
 DEFAULTS = settings.SamplingSettings()
 
@@ -49,13 +54,16 @@ class Engine:
         sparsity: str = "off",
         sparsity_reason: str = "",
         warnings: tuple[str, ...] = (),
+        device: Device | None = None,
         load_seconds: float = 0.0,
     ) -> None:
         self.file, self.model, self.tokenizer = file, model, tokenizer
         self._executor: Executor | None = executor
+        self._device = device
         self.n_ctx, self.n_batch, self.n_threads = executor.n_ctx, executor.n_batch, executor.n_threads
         self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
         self.warnings, self.load_seconds = warnings, load_seconds
+        self.device_meter = DeviceMeter(executor)
         self.turn = 0  # calls that wrote the KV cache
 
     @property
@@ -188,6 +196,8 @@ class Engine:
         if self._executor is not None:
             self._executor.close()
             self._executor = None
+            if self._device is not None:
+                self._device.close()
             self.file.close()
 
     def __enter__(self) -> Self:
@@ -254,6 +264,15 @@ class Generation(Iterator[str]):
             statistics.n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
         self._after = None
         self._turn = self._engine.take_turn()
+        before = self._engine.device_meter.read()
+        try:
+            yield from self._run_pieces()
+        finally:
+            with suppress(DeviceError):  # a lost device cannot be asked
+                statistics.use = self._engine.device_meter.read().since(before)
+
+    def _run_pieces(self) -> Iterator[str]:
+        statistics = self.statistics
         if self._limit:
             self._run_prompt()
         while not statistics.stop_reason and not self._stopped:
@@ -326,6 +345,8 @@ def load(
     vram_budget: float | str = "auto",
     kv_type: str = "f16",
     force_pretokenizer: str | None = None,
+    strict: bool = False,
+    progress: Progress | None = None,
 ) -> Engine:
     """Open a model and make it ready to run.
 
@@ -337,19 +358,23 @@ def load(
         sparsity: "auto", "exact", "off" or "predictor"; see `settings.resolve_sparsity`.
         sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
-        device: "auto" or "cpu". vram_budget: "auto" or 0.
+        device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N" or "emulated".
+        vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%".
         kv_type: "f16" or "f32", numbers of the KV cache.
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
             name of `pretokenizers.PRETOKENIZERS`.
+        strict: refuse whatever would run elsewhere, or with less, than was asked for.
+        progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
         SettingError: a value out of its bounds, or a sparsity that the file cannot run in.
         FileError: a file that is missing, damaged or not supported.
         DoesNotFitError: not enough memory.
-        DeviceError: a GPU is asked for.
+        DeviceError: a GPU is asked for that cannot be used.
     """
     started = time.perf_counter()
     settings.check_device(device, vram_budget)
+    settings.is_no_budget(vram_budget)
     settings.one_of("kv_type", kv_type, settings.KV_TYPES)
     settings.one_of("sparsity", sparsity, settings.SPARSITIES)
     settings.batch_length(n_batch, settings.context_length(n_ctx, settings.MAX_N_CTX).n_ctx)
@@ -363,18 +388,10 @@ def load(
         context = settings.context_length(n_ctx, model.n_ctx_train)
         tokenizer = _fitting_tokenizer(file, model, force_pretokenizer)
         compile_kernels()
-        executor = _traced(
-            _executor(
-                model,
-                file,
-                context.n_ctx,
-                settings.batch_length(n_batch, context.n_ctx),
-                n_threads,
-                kv_type,
-                mode,
-            ),
-            settings.debug_level(),
-        )
+        how = Wanted(mode, context.n_ctx, settings.batch_length(n_batch, context.n_ctx), kv_type)
+        request = Request(device, vram_budget, strict)
+        loaded = load_executor(model, file, how, n_threads, request, progress)
+        executor = _traced(loaded.executor, settings.debug_level())
     except BaseException:
         file.close()
         raise
@@ -385,7 +402,13 @@ def load(
         executor,
         sparsity=mode,
         sparsity_reason=reason,
-        warnings=(*model.warnings, *tokenizer.warnings, *([context.warning] if context.warning else [])),
+        warnings=(
+            *model.warnings,
+            *tokenizer.warnings,
+            *([context.warning] if context.warning else []),
+            *loaded.warnings,
+        ),
+        device=loaded.device,
         load_seconds=time.perf_counter() - started,
     )
 
@@ -408,18 +431,3 @@ def _fitting_tokenizer(file: GGUFFile, model: Model, force_pretokenizer: str | N
             f"{file.path.name}: vocabulary", f"{tokenizer.n_vocab} pieces", bound, "the file is damaged"
         )
     return tokenizer
-
-
-def _executor(
-    model: Model, file: GGUFFile, n_ctx: int, n_batch: int, n_threads: int, kv_type: str, mode: str
-) -> Executor:
-    wanted = kv_cache_bytes(model, n_ctx, KV_TYPES[kv_type])
-    thing, remedy = f"KV cache of n_ctx {n_ctx}", "lower n_ctx (-c)"
-    if wanted > (memory := settings.physical_memory()):
-        raise DoesNotFitError(thing, f"{wanted / 1e9:.1f} GB", f"memory of {memory / 1e9:.1f} GB", remedy)
-    try:
-        return Executor(model, file, n_ctx, n_batch, n_threads, kv_type, mode)
-    except MemoryError as error:
-        raise DoesNotFitError(
-            f"{thing} and intermediates of n_batch {n_batch}", None, str(error), remedy
-        ) from error

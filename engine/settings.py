@@ -26,7 +26,7 @@ MAX_N_BATCH = 1 << 16
 MAX_THREADS = 1024
 KV_TYPES = ("f16", "f32")
 SPARSITIES = ("auto", "exact", "off", "predictor")
-DEVICES = ("auto", "cpu")
+DEVICES = ("auto", "cpu", "cuda", "emulated")
 DEBUG_VARIABLE = "HOTCOLD_DEBUG"
 OFFLOAD_VARIABLE = "LLAMA_OFFLOAD_DEBUG"  # a macro in PowerInfer
 TRACE_NODES, PRINT_GRAPHS = 2, 3  # levels of HOTCOLD_DEBUG
@@ -159,21 +159,26 @@ def thread_count(wanted: int | None) -> int:
 
 
 def check_device(device: str, vram_budget: float | str) -> None:
-    """Accept what asks for the CPU: device auto or cpu, with a budget of auto or 0.
+    """Refuse a device or a budget that means nothing, and VRAM for the CPU alone.
 
     Raises:
         SettingError: a value that means nothing.
-        DeviceError: a GPU, or memory of one, which this version does not use.
+        DeviceError: a budget for the CPU.
     """
-    remedy = "leave it out to run on the CPU"
-    if str(device).split(":")[0] in ("gpu", "cuda"):
-        raise DeviceError("device", device, "this version runs on the CPU only", remedy)
-    one_of("device", device, DEVICES)
-    if str(vram_budget).strip() == "auto" or (
-        not SHARE.fullmatch(str(vram_budget)) and not parse_size(vram_budget)
-    ):
-        return
-    raise DeviceError("vram_budget", vram_budget, "no usable GPU: this version runs on the CPU only", remedy)
+    kind, _, number = str(device).partition(":")
+    if str(device) not in DEVICES and not (kind == "cuda" and number.isascii() and number.isdigit()):
+        raise SettingError("device", device, "auto, cpu, cuda, cuda:N or emulated", "see `hotcold devices`")
+    if str(device) == "cpu" and not is_no_budget(vram_budget) and str(vram_budget).strip() != "auto":
+        raise DeviceError("vram_budget", vram_budget, "device cpu has no VRAM", "leave one of them out")
+
+
+def is_no_budget(vram_budget: float | str) -> bool:
+    """Whether a budget is 0; SettingError if it means nothing."""
+    text = str(vram_budget).strip()
+    if text == "auto":
+        return False
+    share = SHARE.fullmatch(text)
+    return float(share[1]) == 0 if share else parse_size(vram_budget) == 0
 
 
 def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:

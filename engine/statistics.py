@@ -1,7 +1,9 @@
 """What one generation did, in numbers."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
+
+from hotcold.engine.device_use import DeviceUse
 
 STOP_REASONS = {
     "": "interrupted",
@@ -21,6 +23,7 @@ class Statistics:
         n_decoded: tokens that ran through the model alone; the first choice comes out of the prompt's
             run. decode_seconds: for those, choosing included.
         stop_reason: a key of STOP_REASONS; "" before the end.
+        use: of the device, in this generation, known at its end.
     """
 
     load_seconds: float
@@ -31,6 +34,7 @@ class Statistics:
     decode_seconds: float = 0.0
     stop_reason: str = ""
     n_reused: int = 0
+    use: DeviceUse = field(default_factory=DeviceUse)
 
     @property
     def prompt_tokens_per_second(self) -> float:
@@ -43,17 +47,20 @@ class Statistics:
         return self.n_decoded / self.decode_seconds if self.decode_seconds else 0.0
 
     def line(self) -> str:
-        """All of it in one line, as a rule below 80 columns."""
+        """All of it in one line, on the CPU alone as a rule below 80 columns."""
+        of_device = self.use.line()
         reused = f" ({self.n_reused} reused)" if self.n_reused else ""
         return (
             f"{self.n_prompt} prompt tokens{reused}{_rate(self.prompt_tokens_per_second)}, "
             f"{self.n_generated} new{_rate(self.decode_tokens_per_second)}, "
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
+            f"{of_device and '; ' + of_device}"
         )
 
     def numbers(self) -> dict[str, Any]:
         """All of it, by name."""
-        return asdict(self) | {
+        own = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "use"}
+        return own | self.use.numbers() | {
             "stop_reason": self.stop_reason or "interrupted",
             "prompt_tokens_per_second": self.prompt_tokens_per_second,
             "decode_tokens_per_second": self.decode_tokens_per_second,

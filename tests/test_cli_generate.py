@@ -206,7 +206,7 @@ def test_threshold_of_the_environment() -> None:
         (3, ("-p", "a", "-m", str(GOLDEN)), "model directory: "),
         (3, ("-p", "a", "-m", str(GOLDEN / "README.md")), "README.md"),
         (4, ("-p", "word " * 50, "-c", "16"), "prompt: "),
-        (5, ("-p", "a", "--device", "cuda"), "device: cuda ("),
+        (5, ("-p", "a", "--device", "cuda"), "CUDA driver: "),
         (5, ("-p", "a", "--vram-budget", "6G"), "vram_budget: 6G ("),
     ],
 )
@@ -363,7 +363,7 @@ def test_the_first_run_says_that_it_compiles(tmp_path: Path) -> None:
 
 
 def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(options: object) -> None:
+    def broken(options: object, quiet: bool) -> None:
         raise ValueError("first\nsecond")
 
     monkeypatch.setattr("hotcold.cli.open_engine", broken)
@@ -371,7 +371,7 @@ def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(options: object) -> None:
+    def greedy(options: object, quiet: bool) -> None:
         raise MemoryError("90 GB")
 
     monkeypatch.setattr("hotcold.cli.open_engine", greedy)
