@@ -1,4 +1,4 @@
-"""Where every intermediate lies: offsets in one arena, from lifetimes.
+"""Where intermediates lie: offsets in one arena, from lifetimes.
 
 A node's result needs its bytes from the node that makes it to the last node that reads it. Results
 whose lifetimes do not overlap share bytes. A greedy best fit in the order of the steps is enough: a
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
-from hotcold.engine.graph import Graph, Tensor
+from hotcold.engine.graph import Tensor
 
 ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
 
@@ -55,17 +55,6 @@ def tensor_bytes(tensor: Tensor) -> int:
     return n_tokens * {"f32": 4 * n, "mask": -(-n // 64) * 8, "q8": n + n // 32 * 8, "none": 0}[tensor.dtype]
 
 
-def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
-    """First and last step of every result; the last node's result is the run's own array."""
-    spans: dict[str, tuple[int, int]] = {}
-    for step, node in enumerate(graph.nodes):
-        spans[node.output.name] = (step, step)
-        for operand in node.inputs:
-            if isinstance(operand, Tensor):
-                spans[operand.name] = (spans[operand.name][0], step)
-    return spans
-
-
 def aligned(n_bytes: int) -> int:
     """Whole cache lines."""
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
@@ -79,17 +68,6 @@ class Span:
     n_bytes: int
     first_step: int
     last_step: int
-
-
-def offsets(graph: Graph) -> Arena:
-    """Give every intermediate its bytes."""
-    spans = lifetimes(graph)
-    wanted = [
-        Span(node.output.name, aligned(tensor_bytes(node.output)), *spans[node.output.name])
-        for node in graph.nodes
-        if node.op != "logits"
-    ]
-    return arrange(wanted, len(graph.nodes))
 
 
 def arrange(spans: Sequence[Span], n_steps: int) -> Arena:

@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hotcold.engine import architectures, memory
+from hotcold.engine import architectures
 from hotcold.engine.executor import Executor
 from hotcold.engine.graph import Graph, Node, Tensor, check
 from hotcold.engine.model import Layer, Model, Weight, load_model
+from hotcold.engine.passes import CPU, Homes, run_passes
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 
@@ -170,8 +171,11 @@ def test_it_prints_within_a_hundred_columns(sparse: Model) -> None:
 def test_a_layer_more_costs_no_arena(sparse: Model) -> None:
     """Intermediates of a layer take the bytes of the one before."""
     many = dataclasses.replace(sparse, n_layer=12, layers=sparse.layers * 6)
-    few_bytes = memory.offsets(architectures.build(sparse, 32, "predictor")).n_bytes
-    assert memory.offsets(architectures.build(many, 32, "predictor")).n_bytes == few_bytes
+    arenas = [
+        run_passes(architectures.build(model, 32, "predictor"), Homes(kv=(CPU,) * model.n_layer))[1][CPU]
+        for model in (sparse, many)
+    ]
+    assert arenas[0].n_bytes == arenas[1].n_bytes
 
 
 def test_an_unknown_architecture(dense: Model) -> None:

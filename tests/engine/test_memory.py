@@ -6,8 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hotcold.engine.graph import Graph, Tensor
-from hotcold.engine.memory import ALIGNMENT, Arena, lifetimes, offsets, tensor_bytes
+from hotcold.engine.memory import ALIGNMENT, Arena, tensor_bytes
 from hotcold.engine.model import Weight
+from hotcold.engine.passes import CPU, PlacedGraph, PlacedNode, placed_lifetimes
+from hotcold.engine.passes import offsets as offsets_of_both_sides
+
+
+def on_the_cpu(graph: Graph) -> PlacedGraph:
+    return PlacedGraph(graph.n_tokens, tuple(PlacedNode(node, CPU, "") for node in graph.nodes))
+
+
+def offsets(graph: Graph) -> Arena:
+    return offsets_of_both_sides(on_the_cpu(graph))[CPU]
 
 
 def weight(k: int, n: int) -> Weight:
@@ -66,7 +76,7 @@ def test_a_chain_needs_two_places() -> None:
         x = graph.add("mul_mat", weight(64, 64), x, name=f"x{i}")
     arena = offsets(graph)
     assert arena.n_bytes == 2 * 4 * 64
-    assert lifetimes(graph)["x0"] == (1, 2)
+    assert placed_lifetimes(on_the_cpu(graph))["x0"] == (1, 2)
     assert arena.entry("x0").reused_by == ("x2",)
 
 
@@ -77,7 +87,7 @@ def test_offsets_are_the_same_each_time(graph: Graph) -> None:
 
 @given(graphs())
 def test_lifetimes_reach_from_the_maker_to_the_last_reader(graph: Graph) -> None:
-    for name, (first, last) in lifetimes(graph).items():
+    for name, (first, last) in placed_lifetimes(on_the_cpu(graph)).items():
         assert graph.nodes[first].output.name == name
         readers = [i for i, node in enumerate(graph.nodes) if name in {x.name for x in node.inputs}]
         assert last == max(readers, default=first)
