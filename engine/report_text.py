@@ -21,6 +21,7 @@ TOTALS = {
     "index": "their index",
     "arena": "arena",
     "workspace": "workspace",
+    "padding": "padding",
     "left_over": "left over",
 }
 
