@@ -28,15 +28,15 @@ from hotcold.engine.command_options import (
     Verbose,
     with_options,
 )
+from hotcold.engine.prompt_input import read_file, read_prompt
 from hotcold.engine.terminal import progress_bar, replace_unprintable, write
-from hotcold.errors import INTERRUPTED, FileError, HotcoldError, SettingError
+from hotcold.errors import INTERRUPTED, HotcoldError
 
 if TYPE_CHECKING:
     from hotcold.engine.generation import Engine, Generation
     from hotcold.gguf_io.convert_summary import ConvertSummary
 
 UNEXPECTED, DOES_NOT_FIT = 1, 4
-MAX_PROMPT_BYTES = 1 << 28
 
 app = typer.Typer(
     help="Runs large language models that do not fit the GPU.",
@@ -186,7 +186,7 @@ def chat(
 
 def open_engine(options: EngineOptions, quiet: bool = False) -> "Engine":
     """`hotcold.load`, imported when it is needed, with a bar while rows are copied to a device."""
-    from hotcold.engine.generation import load
+    from hotcold.engine.loading import load
 
     with progress_bar(not quiet and sys.stderr.isatty()) as bar:
 
@@ -203,40 +203,6 @@ def announce_compiling(quiet: bool) -> None:
 
     if not quiet and needs_compiling():
         note("compiling kernels, once; this takes some 20 seconds")
-
-
-def read_prompt(prompt: str | None, file: Path | None) -> bytes:
-    """The prompt of -p, of the file of -f, or of a pipe, without a last newline of the latter two.
-
-    Raises:
-        SettingError: none of them, or -p and -f.
-        FileError: a file that cannot be read.
-    """
-    if prompt is not None:
-        if file is not None:
-            raise SettingError("prompt", "both -p and -f", "one of them")
-        return prompt.encode("utf-8", "surrogateescape")
-    if file is None and (sys.stdin is None or sys.stdin.isatty()):
-        raise SettingError("prompt", "none", "-p TEXT, -f FILE or a pipe", "such as -p 'Once upon a time'")
-    data = _read_file(file)
-    if not data:
-        where = "nothing came from the pipe" if file is None or str(file) == "-" else f"{file} is empty"
-        raise SettingError("prompt", where, next_step="give some text, or -p TEXT")
-    return data.removesuffix(b"\n").removesuffix(b"\r")
-
-
-def _read_file(file: Path | None) -> bytes:
-    try:
-        if file is None or str(file) == "-":
-            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        else:
-            with file.open("rb") as stream:
-                data = stream.read(MAX_PROMPT_BYTES + 1)
-    except OSError as error:
-        raise FileError("prompt file", file, error.strerror or "cannot be read") from error
-    if len(data) > MAX_PROMPT_BYTES:
-        raise FileError("prompt file", file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
-    return data
 
 
 def warn(engine: "Engine", quiet: bool) -> None:
@@ -308,7 +274,7 @@ def perplexity(
     with reported():
         from hotcold.engine import perplexity as measure
 
-        text = _read_file(file)
+        text = read_file(file)
         announce_compiling(quiet)
         with open_engine(engine_options, quiet) as engine:
             warn(engine, quiet)

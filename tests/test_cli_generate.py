@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from hotcold import cli
 from hotcold.cli import app
 from hotcold.engine import terminal
+from hotcold.engine.prompt_input import read_prompt
 from hotcold.errors import HotcoldError
 
 PROMPT = "It is a truth universally acknowledged"
@@ -343,7 +343,7 @@ def test_a_closed_output_is_named() -> None:
 
 def test_bytes_of_the_command_line_are_utf8() -> None:
     """Python hands bytes that are no characters over as lone surrogates."""
-    assert cli.read_prompt("né\udcff", None) == b"n\xc3\xa9\xff"
+    assert read_prompt("né\udcff", None) == b"n\xc3\xa9\xff"
 
 
 def test_the_checkout_runs_too() -> None:

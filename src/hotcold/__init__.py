@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from hotcold.engine.generation import Engine as Engine
-    from hotcold.engine.generation import load as load
+    from hotcold.engine.loading import load as load
 
     __version__: str
 
@@ -27,9 +27,9 @@ def __getattr__(name: str) -> "Any":
 
         return metadata.version("hotcold")
     if name in ("Engine", "load"):
-        from hotcold.engine import generation
+        from hotcold.engine import loading
 
-        return getattr(generation, name)
+        return getattr(loading, name)
     raise AttributeError(f"module 'hotcold' has no attribute {name!r}")
 
 

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from hotcold.cli import app
 from hotcold.engine.command_options import EngineOptions, SamplingOptions, with_options
-from hotcold.engine.generation import Engine, load
+from hotcold.engine.generation import Engine
+from hotcold.engine.loading import load
 
 
 def test_the_engine_options_are_what_load_takes() -> None:
