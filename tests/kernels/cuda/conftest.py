@@ -1,13 +1,11 @@
-"""Devices for the tests: emulated everywhere, a real card where one exists.
+"""Devices for the kernels' tests, and arrays to and from them.
 
 It also makes `shared/operands.py` importable: tests have no package.
 """
 
 import importlib.util
-import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,7 +18,6 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.emulated_build import find_compiler
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.nvrtc import Nvrtc, load_nvrtc
 from hotcold.kernels.cuda.sources import program
@@ -28,30 +25,6 @@ from hotcold.kernels.cuda.sources import program
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "shared"))
 OpenEmulated = Callable[..., Device]
-
-
-@pytest.fixture(scope="session")
-def compiler() -> str:
-    """The C++ compiler; HOTCOLD_REQUIRE_EMULATED forbids to go on without one."""
-    try:
-        return find_compiler()
-    except DeviceError as error:
-        if os.environ.get("HOTCOLD_REQUIRE_EMULATED"):
-            pytest.fail(f"HOTCOLD_REQUIRE_EMULATED is set, but: {error}")
-        pytest.skip(str(error))
-
-
-@pytest.fixture
-def open_emulated(compiler: str) -> Iterator[OpenEmulated]:
-    """Opens emulated devices; they are closed, and must then be empty, when the test ends."""
-    with ExitStack() as stack:
-
-        def open_device(**options: Any) -> Device:
-            device = stack.enter_context(Device(EmulatedDriver(**options)))
-            stack.callback(_check_empty, device)
-            return device
-
-        yield open_device
 
 
 @pytest.fixture(scope="session")
@@ -74,24 +47,17 @@ def nvrtc() -> Nvrtc:
 
 
 @pytest.fixture
-def open_stub(stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc) -> Iterator[OpenEmulated]:
+def open_stub(
+    stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc, keep_device: Callable[[Device], Device]
+) -> OpenEmulated:
     """Opens the CUDA driver on a stand-in for CuPy; options are those of the emulated driver."""
-    with ExitStack() as stack:
 
-        def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
-            emulated = EmulatedDriver(**options)
-            cupy = stub_cupy.StubCupy(emulated, cards=cards)
-            driver = CudaDriver(index, source=options.get("source"), cupy=cupy)
-            device = stack.enter_context(Device(driver))
-            stack.callback(_check_empty, device)
-            return device
+    def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
+        emulated = EmulatedDriver(**options)
+        cupy = stub_cupy.StubCupy(emulated, cards=cards)
+        return keep_device(Device(CudaDriver(index, source=options.get("source"), cupy=cupy)))
 
-        yield open_device
-
-
-def _check_empty(device: Device) -> None:
-    device.close()
-    assert device.counters.live_bytes == device.counters.pinned_bytes == 0
+    return open_device
 
 
 ORDERS = (0, 1, 7, 1234)
@@ -106,24 +72,17 @@ ORDERS = (0, 1, 7, 1234)
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
 )
-def device(request: pytest.FixtureRequest) -> Iterator[Device]:
+def device(request: pytest.FixtureRequest) -> Device:
     """A device with all kernels: emulated, in several orders of threads and blocks; the CUDA driver on
     a stand-in for CuPy; and a card."""
     if request.param == "cuda":
-        with Device(_card()) as card:
-            yield card
+        opened: Device = request.getfixturevalue("card")
     elif request.param == "stub-0":
-        yield request.getfixturevalue("open_stub")()
+        opened = request.getfixturevalue("open_stub")()
     else:
         build_kind, order = request.param.split("-")
-        yield request.getfixturevalue("open_emulated")(build_kind=build_kind, order=int(order))
-
-
-def _card() -> CudaDriver:
-    try:
-        return CudaDriver()
-    except DeviceError as error:
-        pytest.skip(str(error))
+        opened = request.getfixturevalue("open_emulated")(build_kind=build_kind, order=int(order))
+    return opened
 
 
 @pytest.fixture(scope="session")
