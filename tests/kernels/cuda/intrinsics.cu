@@ -75,6 +75,7 @@ KERNEL floats(__half* h, const float* x, float* out) {
     out[64 * row++ + t] = x[t] * x[t] - 1.f;
     out[64 * row++ + t] = sqrtf(fabsf(x[t]));
     out[64 * row++ + t] = fmaxf(x[t], 1.f / 3.f);
+    out[64 * row++ + t] = expf(x[t]);
 }
 
 // Vectors and dynamic shared memory: each thread turns one vector of each type round.

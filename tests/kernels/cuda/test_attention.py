@@ -231,6 +231,12 @@ def test_a_batch_reads_thousands_of_positions_at_once(device: Device, put: Put, 
     assert close(attend(device, put, get, case, split=False), case.want())
 
 
+@pytest.mark.parametrize(("n_head", "n_head_kv"), [(2, 2), (3, 1)])
+def test_a_batch_of_512(open_emulated: Open, put: Put, get: Get, n_head: int, n_head_kv: int) -> None:
+    case = Case("f16", 7, 512, n_head, n_head_kv, 16, 520)
+    assert close(attend(open_emulated(build_kind="fast"), put, get, case, split=False), case.want())
+
+
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 def test_a_token_gets_the_same_bits_alone_and_in_a_batch(
     open_emulated: Open, put: Put, get: Get, kv_type: str
