@@ -144,9 +144,9 @@ def rope(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
-    """Without a rotation: k stands in for q, which nothing is to happen to."""
+    """Without a rotation: no head of q, for which k stands in, is touched."""
     k, v = tensors_of(nodes[0])
-    _rope_kv_store(low, nodes[0], (k, k, v), k, low.model.n_head_kv, {"n_rot": 0, "interleaved": False})
+    _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False})
     return 1
 
 

@@ -38,7 +38,8 @@ def rope_kv_store(
 
     Arguments of the kernel: q, k, v, turns, positions, q_out (may be q), keys, values (of one layer,
     [n_head_kv, n_ctx, head_dim]), n_tokens, n_head, n_head_kv, head_dim, n_rot / 2, interleaved, n_ctx.
-    With an n_rot of 0 nothing turns and `turns` is not read: any buffer will do.
+    With an n_rot of 0 nothing turns and `turns` is not read: any buffer will do. With an n_head of 0
+    q and q_out are not touched, and may be k.
     """
     of_q, of_kv = n_tokens * n_head * head_dim, 2 * n_tokens * n_head_kv * head_dim
     pieces = (n_head + n_head_kv) * (head_dim - n_rot // 2) + n_head_kv * head_dim

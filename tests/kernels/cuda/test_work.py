@@ -267,6 +267,14 @@ def test_rope_kv_store(device: Device, touched: Touched, kv_type: str, n_rot: in
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
+def test_rope_kv_store_without_q_touches_the_rest_alone(device: Device, touched: Touched) -> None:
+    k, v, positions = ones(device, 2, 2, 64), ones(device, 2, 2, 64), filled(device, np.array([3, 5], "i4"))
+    keys, values = (cache(device, "f16", 2, 8, 64) for _ in range(2))
+    work = rope_kv_store("f16", 2, 0, 2, 64, 0)
+    arguments = (k, k, v, k, positions, k, keys, values, 2, 0, 2, 64, 0, 1, 8)
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
 @pytest.mark.parametrize("kv_type", list(KV_BYTES))
 def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
     """Positions 300 and 301 of 320: a second tile is begun."""
