@@ -6,11 +6,12 @@ halves: while one is copied the other is filled.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.engine.footprint import layer_kv_bytes
@@ -23,10 +24,12 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda import repack
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.repack import Plane
 from hotcold.kernels.cuda.slabs import Slabs, allocate_slabs
 from hotcold.kernels.cuda.weights import weight_planes
 
 STAGING_BYTES = 32 << 20
+GATHERED_BYTES = 512 << 10  # of the file's rows at once: they are still in the cache when they are repacked
 Progress = Callable[[int, int, float], None]
 """Hears bytes that are on the device, bytes in all, and seconds since the start."""
 
@@ -184,19 +187,19 @@ class _Staging:
     def send(
         self, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
     ) -> Iterator[int]:
-        """Copy rows of the file to a matrix, plane by plane; the bytes of each copy."""
-        weight_type, n_rows = matrix.weight.type, matrix.n_rows
-        planes = repack.planes(weight_type, n_rows, matrix.n)
-        for plane, buffer in zip(planes, matrix.planes, strict=True):
-            at_once = max(1, self.half // plane.row_bytes)
-            for first in range(0, n_rows, at_once):
-                last = min(first + at_once, n_rows)
-                some = rows[first:last] if chosen is None else rows[chosen[first:last]]
-                n_bytes = (last - first) * plane.row_bytes
-                staged = self._next(n_bytes)
-                repack.pack_plane(some, weight_type, plane, staged)
-                self._upload(n_bytes, buffer, first * plane.row_bytes)
+        """Copy rows of the file to a matrix; the bytes of each copy."""
+        planes = repack.planes(matrix.weight.type, matrix.n_rows, matrix.n)
+        at_once = max(1, self.half // sum(plane.row_bytes for plane in planes))
+        for first in range(0, matrix.n_rows, at_once):
+            last = min(first + at_once, matrix.n_rows)
+            staged = self._next((last - first) * sum(plane.row_bytes for plane in planes))
+            parts = repack.planes(matrix.weight.type, last - first, matrix.n)
+            _pack(rows, chosen, first, last, matrix.weight.type, parts, staged)
+            for part, buffer in zip(parts, matrix.planes, strict=True):
+                n_bytes = (last - first) * part.row_bytes
+                self._upload(part.offset, n_bytes, buffer, first * part.row_bytes)
                 yield n_bytes
+            self.events[self.turn].record(self.device.copy)
 
     def copy(self, array: NDArray[np.generic], buffer: Buffer) -> None:
         """Copy an array of at most half the staging buffer's bytes, or in pieces of that."""
@@ -204,7 +207,8 @@ class _Staging:
         for first in range(0, raw.size, self.half):
             piece = raw[first : first + self.half]
             self._next(piece.size)[:] = piece
-            self._upload(piece.size, buffer, first)
+            self._upload(0, piece.size, buffer, first)
+            self.events[self.turn].record(self.device.copy)
 
     def _next(self, n_bytes: int) -> NDArray[np.uint8]:
         """The next half's first n bytes, free to be written."""
@@ -214,7 +218,25 @@ class _Staging:
         staged: NDArray[np.uint8] = self.pinned.array[start : start + n_bytes]
         return staged
 
-    def _upload(self, n_bytes: int, buffer: Buffer, offset: int) -> None:
-        host = self.pinned.view(self.turn * self.half, n_bytes, np.uint8)
+    def _upload(self, start: int, n_bytes: int, buffer: Buffer, offset: int) -> None:
+        host = self.pinned.view(self.turn * self.half + start, n_bytes, np.uint8)
         self.device.upload(buffer.view(offset, n_bytes, np.uint8), host, self.device.copy)
-        self.events[self.turn].record(self.device.copy)
+
+
+def _pack(
+    rows: NDArray[np.uint8],
+    chosen: NDArray[np.int32] | None,
+    first: int,
+    last: int,
+    weight_type: GGMLQuantizationType,
+    parts: Sequence[Plane],
+    out: NDArray[np.uint8],
+) -> None:
+    """Repack rows first to last, or those that the list names there, a few at a time."""
+    at_once = max(1, GATHERED_BYTES // rows.shape[1])
+    for start in range(first, last, at_once):
+        end = min(start + at_once, last)
+        some = rows[start:end] if chosen is None else rows[chosen[start:end]]
+        for part in parts:
+            begin, stop = (part.offset + (row - first) * part.row_bytes for row in (start, end))
+            repack.pack_plane(some, weight_type, part, out[begin:stop])

@@ -122,8 +122,7 @@ def pack(rows: Bytes, weight_type: GGMLQuantizationType, out: Bytes) -> None:
     Raises:
         DeviceError: out has another size, or the rows are not whole blocks.
     """
-    blocks = _blocks(rows, weight_type)
-    n = blocks.shape[1] * GGML_QUANT_SIZES[weight_type][0]
+    n = _n_blocks_of(rows, weight_type) * GGML_QUANT_SIZES[weight_type][0]
     wanted = packed_bytes(weight_type, len(rows), n)
     if out.shape != (wanted,):
         raise DeviceError("packed rows", out.shape, f"{wanted} bytes are wanted")
@@ -138,35 +137,47 @@ def pack_plane(rows: Bytes, weight_type: GGMLQuantizationType, plane: Plane, out
         rows: uint8 [n, bytes of a row in the file].
         out: uint8 [n * plane.row_bytes]; all of it is written, padding too.
     """
-    blocks = _blocks(rows, weight_type)
-    part, used = out.reshape(len(rows), plane.row_bytes), blocks.shape[1] * plane.field.n_bytes
-    part[:, :used] = _field(blocks, plane.field).reshape(len(rows), used)
+    part = out.reshape(len(rows), plane.row_bytes)
+    used = _n_blocks_of(rows, weight_type) * plane.field.n_bytes
+    part[:, :used].view(_element(plane.field))[...] = _field(rows, weight_type, plane.field)
     part[:, used:] = 0
 
 
 def unpack(packed: Bytes, weight_type: GGMLQuantizationType, n_rows: int, n: int) -> Bytes:
     """The exact inverse of `pack`: uint8 [n_rows, bytes of a row in the file]."""
     n_in_row = n_blocks(weight_type, n)
-    blocks = np.empty((n_rows, n_in_row, GGML_QUANT_SIZES[weight_type][1]), np.uint8)
+    rows = np.empty((n_rows, n_in_row * GGML_QUANT_SIZES[weight_type][1]), np.uint8)
     for plane, part in _parts(packed, weight_type, n_rows, n):
         used = n_in_row * plane.field.n_bytes
-        _field(blocks, plane.field)[...] = part[:, :used].reshape(n_rows, n_in_row, -1)
-    return blocks.reshape(n_rows, -1)
+        _field(rows, weight_type, plane.field)[...] = part[:, :used].view(_element(plane.field))
+    return rows
 
 
 def _padded(n_bytes: int) -> int:
     return -(-n_bytes // ALIGNMENT) * ALIGNMENT
 
 
-def _blocks(rows: Bytes, weight_type: GGMLQuantizationType) -> Bytes:
+def _n_blocks_of(rows: Bytes, weight_type: GGMLQuantizationType) -> int:
     type_size = GGML_QUANT_SIZES[weight_type][1]
     if rows.ndim != 2 or rows.shape[1] % type_size:
         raise DeviceError("rows", rows.shape, f"{weight_type.name} has blocks of {type_size} bytes")
-    return rows.reshape(len(rows), -1, type_size)
+    return int(rows.shape[1]) // type_size
 
 
-def _field(blocks: Bytes, field: Field) -> Any:
-    return blocks[:, :, field.start : field.start + field.n_bytes]
+def _element(field: Field) -> str:
+    """A field of a block as one opaque number: NumPy copies those five times as fast as arrays of bytes."""
+    return f"V{field.n_bytes}"
+
+
+def _field(rows: Bytes, weight_type: GGMLQuantizationType, field: Field) -> Any:
+    """A view of one field of every block, [n_rows, n_blocks]."""
+    block = {
+        "names": [field.name],
+        "formats": [_element(field)],
+        "offsets": [field.start],
+        "itemsize": GGML_QUANT_SIZES[weight_type][1],
+    }
+    return rows.view(np.dtype(block))[field.name]  # type: ignore[call-overload]
 
 
 def _parts(
