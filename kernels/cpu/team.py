@@ -235,11 +235,13 @@ class Program:
 
     Attributes:
         run: the run parameters, int64 [N_PARAMETERS]; several programs may share them.
+        base: address of the records.
     """
 
     def __init__(self, ops: list[dict[str, Any]], run: NDArray[np.int64] | None = None) -> None:
         self.ops = program.assemble(ops)
         self.run = np.zeros(program.N_PARAMETERS, np.int64) if run is None else run
+        self.base = int(self.ops.ctypes.data)
         self.number = 0
 
 
@@ -252,7 +254,8 @@ class Team:
     def __init__(self, n: int) -> None:
         self.n = n
         self._job: tuple[Program, int] | None = None
-        self._scratch = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
+        self._memory = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
+        self._scratch = [int(memory.ctypes.data) for memory in self._memory]
         self._wake = [threading.Semaphore(0) for _ in range(n - 1)]
         self._threads = [
             threading.Thread(target=self._serve, args=(i,), name=f"hotcold-{i + 1}", daemon=True)
@@ -283,8 +286,8 @@ class Team:
             _walk(*job, self.n, self._scratch[i])
 
 
-def _walk(job: Program, number: int, n_threads: int, scratch: NDArray[np.uint8]) -> None:
-    walk(number, job.ops, job.ops.ctypes.data, job.run, n_threads, scratch.ctypes.data)
+def _walk(job: Program, number: int, n_threads: int, scratch: int) -> None:
+    walk(number, job.ops, job.base, job.run, n_threads, scratch)
 
 
 def compile_kernels() -> None:

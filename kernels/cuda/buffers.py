@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -44,7 +45,7 @@ class Part:
     dtype: np.dtype[Any]
     address: int
 
-    @property
+    @cached_property
     def n_bytes(self) -> int:
         """Bytes of this part."""
         return math.prod(self.shape) * self.dtype.itemsize

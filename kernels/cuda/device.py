@@ -227,11 +227,14 @@ class Device:
 
     def run(self, launch: Launch, stream: Stream) -> None:
         """Enqueue a prepared launch."""
-        self._begin("launch", stream)
+        if self._failures or self.closed or stream.device is not self:  # this is called a dozen times a layer
+            self._begin("launch", stream)
         for allocation in launch.allocations:
-            allocation.check(self)
+            if allocation.device is not self or not allocation.alive:
+                allocation.check(self)
         self.counters.launches[launch.kernel] += 1
-        self.note(launch.kernel, stream.name)
+        if self.log is not None:
+            self.note(launch.kernel, stream.name)
         launch.enqueue(stream.raw)
 
     # Tests and statistics
