@@ -121,7 +121,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10)
     arguments = parser.parse_args()
     for path in arguments.models:
-        compare(path, path.stem[:8], arguments.threads, arguments.seconds, None)
+        compare(path, path.stem, arguments.threads, arguments.seconds, None)
     if arguments.models:
         return
     for name in arguments.types:
