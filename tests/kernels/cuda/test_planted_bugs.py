@@ -19,6 +19,7 @@ from hotcold.kernels.cuda.attention import attention, attention_join, attention_
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.driver import KernelFault
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.sources import HERE, program
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,13 @@ def run_matvec_mask(device: Device, put: Put) -> None:
     rows, n = 64, 64
     w, x = put(device, floats(rows * n)), put(device, floats(n))
     device.launch("matvec_mask_f32", 2, 256, (w, x, device.empty(2, "u4"), rows, n, 0.5), device.compute)
+
+
+def run_matmul_transposed(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 40, 64
+    down, h, y = (put(device, floats(size)) for size in (rows * n, tokens * rows, tokens * n))
+    work = matmul_transposed(GGMLQuantizationType.F32, tokens, rows, n)
+    work.launch(device, (down, h, y, rows, n, tokens), device.compute)
 
 
 def run_matmul(device: Device, put: Put) -> None:
@@ -498,6 +506,13 @@ BUGS = {
         "race, ",
         [],
     ),
+    "down rows added before they are there": Bug(
+        "matmul_transposed.cu",
+        run_matmul_transposed,
+        "n_rows);\n        __syncthreads();\n        UNROLL",
+        "n_rows);\n        UNROLL",
+        "race, |before anybody wrote",
+    ),
     "inputs after the last token": Bug(
         "matmul.cu",
         run_matmul,
@@ -510,8 +525,8 @@ BUGS = {
     "a vector load askew": Bug(
         "matvec.cu",
         run_matvec,
-        "load8(w + 8 * i, v);",
-        "load8(w + 8 * i + 1, v);",
+        "load8(w + 8 * i, v), load8(x",
+        "load8(w + 8 * i + 1, v), load8(x",
         "undefined behaviour",
         ["union { uint4 bits; T values[8]; } u"],
         "checked",

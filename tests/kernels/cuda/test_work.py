@@ -22,6 +22,7 @@ from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import RELU, mask_words, matvec, matvec3, matvec_mask
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
@@ -147,6 +148,14 @@ def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
         work = matmul(weight_type, tokens, rows, n, flags)
         arguments = (*given, y, rows, n, flags, tokens)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+def test_matmul_transposed(device: Device, touched: Touched, weight_type: Type) -> None:
+    tokens, rows, n = 3, 70, 512
+    given = (*weights(device, weight_type, rows, n), ones(device, tokens, rows), floats(device, tokens * n))
+    work = matmul_transposed(weight_type, tokens, rows, n)
+    assert touched(work, (*given, rows, n, tokens)) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)

@@ -1,0 +1,78 @@
+"""A batch times rows that belong to neurons, against the definition, in four orders of threads."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from operands import Array, Get, Put, Type, normal, random_matrix, worst_error
+
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+
+TYPES = sorted(FFN_TYPES)
+Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
+
+
+@pytest.fixture
+def product(put: Put, get: Get) -> Product:
+    """product(device, weight_type, n_tokens, n_rows, n): Y for random H and D, and what it should be."""
+
+    def run(device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int) -> tuple[Array, Array]:
+        down, h = random_matrix(weight_type, n_rows, n), normal(n_tokens, n_rows)
+        y = device.empty((n_tokens, n), "f4")
+        arguments = (*down.planes(device, put), put(device, h), y, n_rows, n, n_tokens)
+        work = matmul_transposed(weight_type, n_tokens, n_rows, n)
+        work.launch(device, arguments, device.compute)
+        return get(device, y), h.astype("f8") @ down.values.astype("f8")
+
+    return run
+
+
+@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize(("n_tokens", "n_rows", "n"), [(1, 1, 32), (2, 33, 96), (70, 70, 160), (17, 700, 64)])
+def test_matmul_transposed(
+    device: Device, product: Product, weight_type: Type, n_tokens: int, n_rows: int, n: int
+) -> None:
+    assert worst_error(*product(device, weight_type, n_tokens, n_rows, n)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES - QUANTISED), ids=lambda t: t.name)
+@pytest.mark.parametrize("n", [1, 7, 41, 129])
+def test_plain_rows_of_any_length(device: Device, product: Product, weight_type: Type, n: int) -> None:
+    assert worst_error(*product(device, weight_type, 3, 40, n)) < 1e-5
+
+
+@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+def test_the_bits_depend_on_nothing_but_the_token(
+    open_emulated: Callable[..., Device], product: Product, weight_type: Type
+) -> None:
+    """Neither on order or build, nor on the other tokens of its batch."""
+    runs = [(0, "checked", 70), (1, "checked", 70), (7, "checked", 2), (0, "fast", 2), (1234, "fast", 70)]
+    answers = set()
+    for order, build_kind, n_tokens in runs:
+        device = open_emulated(order=order, build_kind=build_kind)
+        answers.add(product(device, weight_type, n_tokens, 70, 96)[0][:2].tobytes())
+    assert len(answers) == 1
+
+
+@pytest.mark.parametrize("missing", [0, 32])
+def test_the_kernel_uses_the_shared_memory_that_is_planned(
+    open_emulated: Callable[..., Device], put: Put, missing: int
+) -> None:
+    device, n_tokens, n_rows, n = open_emulated(), 64, 32, 32
+    planes, h = random_matrix(Type.F32, n_rows, n).planes(device, put), put(device, np.ones((64, 32), "f4"))
+    work = matmul_transposed(Type.F32, n_tokens, n_rows, n)
+    arguments = (*planes, h, device.empty((n_tokens, n), "f4"), n_rows, n, n_tokens)
+    replace(work, shared=work.shared - missing).launch(device, arguments, device.compute)
+    with pytest.raises(KernelFault, match="bad memory access") if missing else nullcontext():
+        device.synchronize()
+
+
+def test_a_type_without_kernels_is_refused() -> None:
+    with pytest.raises(DeviceError, match="Q6_K.*F32, F16, BF16, Q8_0, Q4_0[)]"):
+        matmul_transposed(Type.Q6_K, 2, 1, 256)
