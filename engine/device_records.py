@@ -155,19 +155,16 @@ class DeviceLowering:
         flags: int = 0,
         bias: Buffer | None = None,
         residual: Buffer | None = None,
+        n_tokens: int | None = None,
     ) -> None:
-        """y = residual + act(matrix x + bias) for all tokens, see `matvec`."""
+        """y = residual + act(matrix x + bias) for all tokens, or for n_tokens of them; see `matvec`."""
+        count = n_tokens or self.n_tokens
         rest = bias or y, residual or y, y, matrix.n_rows, matrix.n, flags
-        shape = matrix.weight.type, self.n_tokens, matrix.n_rows, matrix.n, flags
-        if self.n_tokens == 1:
+        shape = matrix.weight.type, count, matrix.n_rows, matrix.n, flags
+        if count == 1:
             self.launch(matvec(*shape), *matrix.planes, *x, *rest)
         else:
-            self.launch(matmul(*shape), *matrix.planes, *x, *rest, self.n_tokens)
-
-    def product_of_one(self, matrix: DeviceMatrix, x: Operand, y: Buffer) -> None:
-        """y = matrix x for one token of a batch."""
-        work = matvec(matrix.weight.type, 1, matrix.n_rows, matrix.n)
-        self.launch(work, *matrix.planes, *x, y, y, y, matrix.n_rows, matrix.n, 0)
+            self.launch(matmul(*shape), *matrix.planes, *x, *rest, count)
 
     def is_alone(self, reader: Node, made: Node) -> bool:
         """Whether a node is the only one that reads another's result."""

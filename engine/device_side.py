@@ -122,7 +122,7 @@ class DeviceSide:
         y = low.area("logits", matrix.n_rows, np.float32)
 
         def of_token(token: int) -> tuple[Launch, ...]:
-            low.product_of_one(matrix, low.tokens_of(operand, token, 1, n), y)
+            low.product(matrix, low.tokens_of(operand, token, 1, n), y, n_tokens=1)
             return low.take()
 
         return Logits(tuple(p.node for p in nodes), rounding, y, of_token)

@@ -10,9 +10,9 @@ they do not depend on what a plan puts there.
 * attention: sums of the parts of a long context
 * all: a mask of all neurons, for modes without a predictor
 * counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
-* ids: rows of a sparse FFN that the mask lists, and their number
-* partial: the sums of a sparse FFN's groups
-* first, second: the hidden vectors of an FFN with a row an output
+* ids: rows of an FFN that the mask lists, and their number
+* partial: the sums of the groups of one token's rows
+* first, second: hidden vectors: of a batch, and of an FFN with a row an output
 * logits: of one token
 """
 
@@ -27,7 +27,7 @@ from hotcold.kernels.cuda.rope import turns_bytes
 from hotcold.kernels.cuda.sum_groups import workspace_bytes
 from hotcold.kernels.cuda.weights import QUANTISED
 
-SPARSE_TOKENS = 16  # of a batch that a sparse FFN takes at once: partial sums are large, 128 vectors a token
+FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
 MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
 
 
@@ -53,13 +53,14 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
 
 def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     n, n_ff = weights_of(node)[0].ne
-    unlisted = {"all": 4 * mask_words(n_ff)}
+    all_neurons = {"all": 4 * mask_words(n_ff)}
     if not node.attributes.get("transposed", True):
-        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **unlisted}
-    at_once = min(n_tokens, SPARSE_TOKENS)
-    lists = {"ids": 4 * at_once * (n_ff + 1), "partial": workspace_bytes(at_once, n_ff, n)}
-    has_mask = any(getattr(operand, "dtype", "") == "mask" for operand in node.inputs)
-    return lists if has_mask else lists | unlisted
+        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **all_neurons}
+    at_once = min(n_tokens, FFN_TOKENS)
+    lists = {"ids": 4 * at_once * (n_ff + 1), **all_neurons}
+    if n_tokens == 1:
+        return {"partial": workspace_bytes(1, n_ff, n), **lists}
+    return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
 
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:

@@ -273,8 +273,9 @@ def _last_read(placed: PlacedGraph, step: int) -> int:
     p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
     if p.node.op == "copy" and p.side == GPU:
         return _next_on_the_cpu(placed, step)
-    if p.node.op == "mul_mat" and p.side == GPU and following and following[0].node.op == "add":
-        return step + 1  # one kernel does both, so the sum may not take the operand's bytes
+    joins = p.node.op in ("mul_mat", *FFN_OPS) and p.side == GPU
+    if joins and following and following[0].node.op == "add":
+        return step + 1  # both are done together, so the sum may not take the operand's bytes
     return step
 
 

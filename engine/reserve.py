@@ -43,13 +43,13 @@ def mib(n_bytes: float) -> str:
     return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
 
 
-def _all_on_device(model: Model, sparsity: str) -> Homes:
-    """Everything on the device that can be, every FFN split: what needs the largest arena."""
+def _all_on_device(model: Model, sparsity: str, divided: str) -> Homes:
+    """Everything on the device that can be, with every FFN that goes by neurons on this side."""
     sides: dict[str, str] = {}
     for layer in model.layers:
         sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
         ffn = _placeable(ffn_part(layer, sparsity))
-        sides |= {w.name: SPLIT if layer.ffn_down is None else GPU for _, w in ffn}
+        sides |= {w.name: divided if layer.ffn_down is None else GPU for _, w in ffn}
     head = head_part(model)
     sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
     return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
@@ -60,10 +60,11 @@ def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
 
 
 def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
-    """The reserve of both graphs: the larger arena, the workspace, and room for every neuron in the index."""
+    """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
     graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
-    homes = _all_on_device(model, sparsity)
-    arena = max(passes.run_passes(graph, homes)[1][GPU].n_bytes for graph in graphs)
+    variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
+    arenas = [passes.run_passes(graph, homes)[1][GPU] for graph in graphs for homes in variants]
+    arena = max(each.n_bytes for each in arenas)
     index = sum(layer_index_bytes(layer, model.n_ff, sparsity) for layer in model.layers)
     return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
 
