@@ -20,7 +20,7 @@ from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden, hidden
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import HAS_BIAS as MATVEC_BIAS
@@ -185,8 +185,8 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         second = low.area("second", low.n_tokens * n_ff, np.float32)
         low.product(gates, low.operand(gate, x), first)
         low.product(ups, low.operand(up, x), second)
-        count = low.n_tokens * n_ff
-        low.launch(hidden(count), first, second, first, count, activation)
+        work = hidden_masked(low.n_tokens, n_ff, n_ff, has_mask=False)
+        low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
     return _down_by_outputs(low, nodes, down, None, first)
 
 
@@ -204,9 +204,13 @@ def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     )
     if not is_relu:
         work = hidden_masked_mlp(low.n_tokens, n_ff, n_ff, has_mask=False, has_bias=False)
-        unread = low.area("all", mask_words(n_ff), np.uint32), low.positions()
-        low.launch(work, first, first, *unread, first, n_ff, 0, 0, 0, ACTIVATIONS[activation])
+        low.launch(work, first, first, *_unread(low, n_ff), first, n_ff, 0, 0, 0, ACTIVATIONS[activation])
     return _down_by_outputs(low, nodes, weights.down, weights.down_bias, first)
+
+
+def _unread(low: DeviceLowering, n_ff: int) -> tuple[Buffer, Buffer]:
+    """What stands in for a mask and for the numbers of rows."""
+    return low.area("all", mask_words(n_ff), np.uint32), low.positions()
 
 
 def _down_by_outputs(

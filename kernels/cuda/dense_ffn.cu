@@ -20,9 +20,3 @@ KERNEL ffn_hidden_##T(PLANES_##T(gate), PLANES_##T(up), INPUT_##T, float* __rest
     ffn_hidden(ROWS_##T(gate, n), ROWS_##T(up, n), X_##T, h, n_rows, activation); \
 }
 FFN_HIDDEN(f32) FFN_HIDDEN(f16) FFN_HIDDEN(bf16) FFN_HIDDEN(q8_0) FFN_HIDDEN(q4_0)
-
-// The same of products that are there already, one thread a number. h may be gate or up.
-KERNEL hidden(const float* gate, const float* up, float* h, int n, int activation) {
-    int i = thread_of_row();
-    if (i < n) h[i] = gated(gate[i], up[i], activation);
-}

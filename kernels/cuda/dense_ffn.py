@@ -24,13 +24,3 @@ def ffn_hidden(
     reads = rows * packed_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     kernel = f"ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
     return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)
-
-
-def hidden(n: int) -> Work:
-    """h = act(gate) * up of n numbers, one thread a number: for a batch, after two `matmul`.
-
-    Reads 8 n bytes, writes 4 n.
-
-    Arguments of the kernel: gate, up, h (which may be either of them), n, and the activation's number.
-    """
-    return Work("hidden", (cover(n, BLOCK), 1), BLOCK, 8 * n, 4 * n)

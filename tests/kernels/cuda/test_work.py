@@ -16,7 +16,7 @@ from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, mer
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden, hidden
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
@@ -112,7 +112,6 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
             (merge(tokens, n, flags), (x, bias, other, residual, y, n, flags))
             for flags in (0, HAS_BIAS, HAS_OTHER | HAS_RESIDUAL)
         ),
-        (hidden(tokens * n), (x, ones(device, tokens * n), y, tokens * n, ACTIVATIONS["gelu"])),
     ]
     for work, arguments in cases:
         shared_operand = 4 * tokens * n if work.kernel == "add" else 0  # x is given twice
