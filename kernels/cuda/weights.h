@@ -277,6 +277,7 @@ struct Q6_K {
         const uint4* high = high_bits + (size_t)row * (n / 64);
         const signed char* of_group = group_scales + (size_t)row * (n / 16);
         float s = 0.f;
+        UNROLL(1)                                 // there are seven 16-byte loads in it as it is
         for (int i = lane(); i < n / 64; i += WARP) {
             int half = i / 2, side = i % 2, first = 8 * half + side;
             uint4 a = low[4 * half + side], b = low[4 * half + side + 2], upper = high[i];

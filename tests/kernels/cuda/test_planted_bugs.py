@@ -518,7 +518,7 @@ BUGS = {
         run_matmul,
         "token < n_tokens && first + 8 <= n &&",
         "first + 8 <= n &&",
-        "bad memory access to byte",
+        "bad memory access to ",
         [],
         "checked",
     ),
