@@ -28,8 +28,8 @@ __device__ inline void lay_down(DownTile& tile, Rows down, int first_row, int n_
         for (int k = 0; k < 8; k++) tile.rows[r][down.column(unit, k) - 8 * first_unit] = v[k];
     }
 }
-__device__ inline void lay_hidden(DownTile& tile, const float* h, int first_token, int n_tokens, int first_row,
-                                  int n_rows) {
+__device__ inline void lay_hidden(DownTile& tile, const float* h, int first_token, int n_tokens,
+                                  int first_row, int n_rows) {
     for (int i = threadIdx.x; i < DOWN_SIDE * DOWN_ROWS; i += blockDim.x) {
         int t = i / DOWN_ROWS, r = i % DOWN_ROWS, token = first_token + t, row = first_row + r;
         bool inside = token < n_tokens && row < n_rows;

@@ -206,7 +206,8 @@ __device__ inline int fifth(unsigned bits) {
     return (int)(((bits & 15) * 0x00204081u & 0x01010101u) << 4);
 }
 __device__ inline int4 with_fifth(int4 low, unsigned bits) {
-    return {low.x | fifth(bits), low.y | fifth(bits >> 4), low.z | fifth(bits >> 8), low.w | fifth(bits >> 12)};
+    return {low.x | fifth(bits), low.y | fifth(bits >> 4), low.z | fifth(bits >> 8),
+            low.w | fifth(bits >> 12)};
 }
 
 struct Q5_0 {
@@ -301,6 +302,7 @@ struct Q6_K {
         return six_bits(low_nibbles(g < 4 ? q : shifted(q)), shifted(upper, g / 2 * 2));
     }
     __device__ float scale(int row, int unit) const {
-        return __half2float(scales[row * stride + unit / 16]) * (float)group_scales[(size_t)row * (n / 16) + unit];
+        float of_group = (float)group_scales[(size_t)row * (n / 16) + unit];
+        return __half2float(scales[row * stride + unit / 16]) * of_group;
     }
 };
