@@ -6,7 +6,7 @@ alone one walk of the team, with a device also launches and copies.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Self
@@ -55,6 +55,8 @@ class Executor:
             those whose gate (or `up` without one) was positive, summed over chunks, tokens and time by
             whoever reads them.
         trace: when set, hears of each node as it has run; runs then go node by node.
+        taking: when set, is given a run's steps, and what takes one, and has to take them all in order: for
+            measuring.
         lowered: by number of tokens (1, n_batch), every node of the CPU with its op records.
         device: what the plan was carried out on; None on the CPU alone.
     """
@@ -137,6 +139,7 @@ class Executor:
         self.n_batch = max(graph.n_tokens for graph in graphs)
         self.graphs, self.store, self.plan = graphs, HostStore(file), store.plan if store else None
         self.trace: Trace | None = None
+        self.taking: Callable[[Sequence[Step], Callable[[Step], None]], None] | None = None
         self._team: Team | None = None
         self._side = DeviceSide(store, host_arena_bytes(plans)) if store else None
         try:
@@ -227,7 +230,7 @@ class Executor:
         run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
         run[program.LOGITS_FROM] = ids.size - n_out
         if self._side is None:
-            self._take(self._steps_of(ids.size), ids.size, logits)
+            self._take(self.steps(ids.size), ids.size, logits)
         else:
             self._run_both(self._side, ids.size, n_past, logits)
 
@@ -236,7 +239,7 @@ class Executor:
     ) -> None:
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
-            steps = self._steps_of(n)
+            steps = self.steps(n)
             side.send_positions(n_past, n)
             self._take(steps, n, logits)
             if logits is None:  # else the wait for them was the last thing to happen
@@ -246,7 +249,7 @@ class Executor:
                 side.settle()
             raise
 
-    def _steps_of(self, n_tokens: int) -> list[Step]:
+    def steps(self, n_tokens: int) -> list[Step]:
         """The steps of a run; those of the last few other lengths than 1 and n_batch are kept.
 
         The CPU's programs take any number of tokens; only launches and copies are made for one.
@@ -264,6 +267,9 @@ class Executor:
         """Take every step; with a trace each is waited for."""
         if self.trace is not None:
             self._take_traced(steps, n, logits, self.trace)
+            return
+        if self.taking is not None:
+            self.taking(steps, lambda step: self._step(step, n, logits))
             return
         for step in steps:
             self._step(step, n, logits)
