@@ -6,6 +6,7 @@ byte is random.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,13 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
 
 CHUNK = 16 << 20
+SCALES = {
+    GGMLQuantizationType.Q8_0: (0, 0.0003),
+    GGMLQuantizationType.Q4_0: (0, 0.004),
+    GGMLQuantizationType.Q5_0: (0, 0.002),
+    GGMLQuantizationType.Q6_K: (208, 0.00002),
+}
+"""Where in a block of each type its scale lies, and about how large it is."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +45,23 @@ class Shape:
 
 
 def random_rows(kind: GGMLQuantizationType, n_bytes: int, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """Random bytes of whole blocks whose values are about 0.02 in size."""
-    generator = np.random.default_rng(seed)
-    size = blocks.type_size(kind)
+    """Random bytes of whole blocks whose values are about 0.02 in size.
+
+    The same few blocks come again and again, each time from another one on: drawing them anew would take
+    longer than writing them.
+    """
+    pool, size, generator = _pool(kind), blocks.type_size(kind), np.random.default_rng(seed)
     while n_bytes:
-        n = min(n_bytes, CHUNK // size * size)
-        yield _random_blocks(kind, n // size, size, generator)
-        n_bytes -= n
+        start = int(generator.integers(pool.size // size // 2)) * size
+        piece = pool[start : start + n_bytes]
+        yield piece
+        n_bytes -= piece.size
+
+
+@cache
+def _pool(kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+    size = blocks.type_size(kind)
+    return _random_blocks(kind, CHUNK // size, size, np.random.default_rng(0))
 
 
 def _random_blocks(
@@ -61,8 +79,9 @@ def _random_blocks(
         )
     else:
         out = generator.integers(-127, 128, (n, size), np.int8).view(np.uint8)
-    half = {GGMLQuantizationType.Q8_0: 0.0003, GGMLQuantizationType.Q4_0: 0.004}[kind]
-    out[:, :2] = np.array([half], np.float16).view(np.uint8)
+    at, half = SCALES[kind]
+    scales = half * generator.uniform(0.7, 1.3, (n, 1))
+    out[:, at : at + 2] = scales.astype(np.float16).view(np.uint8)
     return out.reshape(-1)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,7 @@ from hotcold.kernels.cuda.driver import KernelFault
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 
 GRANULE = 512
-TO_DEVICE, TO_HOST = 1, 2
+TO_DEVICE, TO_HOST, WITHIN_DEVICE = 1, 2, 3
 
 
 class CUDARuntimeError(RuntimeError):
@@ -71,6 +72,7 @@ class StubCupy:
             memcpyAsync=self._memcpy_async,
             memcpyHostToDevice=TO_DEVICE,
             memcpyDeviceToHost=TO_HOST,
+            memcpyDeviceToDevice=WITHIN_DEVICE,
         )
         self.cuda = SimpleNamespace(
             runtime=runtime,
@@ -79,6 +81,7 @@ class StubCupy:
             Device=_bound(CudaDevice, self),
             Stream=_bound(Stream, self),
             Event=_bound(Event, self),
+            get_elapsed_time=get_elapsed_time,
             MemoryPool=_bound(MemoryPool, self),
             PinnedMemory=_bound(PinnedMemory, self),
             PinnedMemoryPointer=pinned_memory_pointer,
@@ -88,6 +91,8 @@ class StubCupy:
         assert all(type(number) is int for number in (dst, src, size, kind, stream))
         if kind == TO_DEVICE:
             self.emulated.upload(dst, src, size, self.by_pointer[stream])
+        elif kind == WITHIN_DEVICE:
+            self.by_pointer[stream].enqueue(lambda: ctypes.memmove(dst, src, size))
         else:
             assert kind == TO_HOST
             self.emulated.download(dst, src, size, self.by_pointer[stream])
@@ -240,12 +245,25 @@ class Stream:
 class Event:
     def __init__(self, cupy: StubCupy, block: bool = False, disable_timing: bool = False) -> None:
         self.cupy, self.raw = cupy, cupy.emulated.new_event()
+        self.disable_timing, self.passed = disable_timing, 0.0
 
     def record(self, stream: Stream) -> None:
+        if not self.disable_timing:
+            stream.raw.enqueue(self._pass)
         self.cupy.emulated.record(self.raw, stream.raw)
+
+    def _pass(self) -> None:
+        self.passed = time.perf_counter()
 
     def synchronize(self) -> None:
         _guard(self.cupy, lambda: self.cupy.emulated.wait_event(self.raw))
+
+
+def get_elapsed_time(start_event: Event, end_event: Event) -> float:
+    """Milliseconds between two events that have been passed."""
+    assert not start_event.disable_timing and not end_event.disable_timing
+    assert 0 < start_event.passed <= end_event.passed
+    return 1e3 * (end_event.passed - start_event.passed)
 
 
 class RawModule:

@@ -1,0 +1,200 @@
+"""Drivers for a Device that computes nothing: what is left is the host's own time.
+
+`StubDriver` does nothing at all. `SleepingDriver` takes the time that it is told, in a thread that leaves
+the processor to others, as a card would.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.kernels.cuda.driver import Facts
+from hotcold.kernels.cuda.signatures import read_signatures
+from hotcold.kernels.cuda.sources import program
+
+MEMORY_BYTES = 64 << 30
+"""What a stub says it has; pages are taken from the host when they are touched."""
+
+
+class StubDriver:
+    """A driver whose copies and kernels are nothing, for `Device`."""
+
+    def __init__(self) -> None:
+        self.signatures = read_signatures(program())
+        self.facts = Facts("stub", "a device that computes nothing")
+        self._used = 0
+
+    def allocate(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Bytes of the host's memory, at a multiple of 64, in whole granules."""
+        self._used += -(-n_bytes // 512) * 512
+        raw = np.zeros(n_bytes + 64, np.uint8)
+        start = -raw.ctypes.data % 64
+        return raw[start : start + n_bytes]
+
+    def release(self, array: Any) -> None:
+        """Forget them."""
+        self._used -= -(-array.nbytes // 512) * 512
+
+    def used_bytes(self) -> int:
+        """Bytes handed out."""
+        return self._used
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes left and in all."""
+        return MEMORY_BYTES - self._used, MEMORY_BYTES
+
+    def address(self, array: Any) -> int:
+        """Where an array begins."""
+        return int(array.ctypes.data)
+
+    def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
+        """Ordinary memory."""
+        self._used, kept = self._used, self._used
+        array = self.allocate(n_bytes)
+        self._used = kept
+        return array, None
+
+    def release_pinned(self, handle: Any) -> None:
+        """Nothing to do."""
+
+    def new_stream(self) -> Any:
+        """Nothing."""
+        return None
+
+    def new_event(self) -> Any:
+        """Nothing."""
+        return None
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Nothing to mark."""
+
+    def stream_wait(self, stream: Any, event: Any) -> None:
+        """Nothing to wait for."""
+
+    def wait_event(self, event: Any) -> None:
+        """Nothing to wait for."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """Nothing to wait for."""
+
+    def wait_all(self) -> None:
+        """Nothing to wait for."""
+
+    def upload(self, address: int, host: int, n_bytes: int, stream: Any) -> None:
+        """No copy."""
+
+    def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
+        """No copy."""
+
+    def prepare(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[np.generic],
+        shared: int,
+    ) -> Callable[[Any], None]:
+        """A launch of nothing."""
+        return _nothing
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+
+class SleepingDriver(StubDriver):
+    """A stub whose streams are threads, and whose kernels take their time there, asleep.
+
+    Attributes:
+        seconds: how long a launch takes, by the beginning of the kernel's name; others take no time.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: dict[str, float] = {}
+        self._lines: list[_Line] = []
+
+    def new_stream(self) -> "_Line":
+        """A thread with a queue."""
+        self._lines.append(_Line())
+        return self._lines[-1]
+
+    def new_event(self) -> "_Mark":
+        """Passed at once until it is recorded."""
+        return _Mark()
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Pass it when the stream has come so far."""
+        event.passed = threading.Event()
+        stream.work.put(event.passed.set)
+
+    def stream_wait(self, stream: Any, event: Any) -> None:
+        """Let the stream's thread wait."""
+        stream.work.put(event.passed.wait)
+
+    def wait_event(self, event: Any) -> None:
+        """Wait for the other thread."""
+        event.passed.wait()
+
+    def wait_stream(self, stream: Any) -> None:
+        """Wait for the other thread to be idle."""
+        mark = _Mark()
+        self.record(mark, stream)
+        mark.passed.wait()
+
+    def wait_all(self) -> None:
+        """Wait for all threads to be idle."""
+        for line in self._lines:
+            self.wait_stream(line)
+
+    def prepare(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[np.generic],
+        shared: int,
+    ) -> Callable[[Any], None]:
+        """A launch that sleeps."""
+
+        def sleep() -> None:
+            seconds = next((s for name, s in self.seconds.items() if kernel.startswith(name)), 0.0)
+            if seconds:
+                time.sleep(seconds)
+
+        return lambda stream: stream.work.put(sleep)
+
+    def close(self) -> None:
+        """End the threads."""
+        for line in self._lines:
+            line.work.put(None)
+            line.thread.join()
+
+
+class _Mark:
+    """An event; what was never recorded has been passed."""
+
+    def __init__(self) -> None:
+        self.passed = threading.Event()
+        self.passed.set()
+
+
+class _Line:
+    """A stream: what is put there is done in order, in a thread."""
+
+    def __init__(self) -> None:
+        self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._serve, daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while (work := self.work.get()) is not None:
+            work()
+
+
+def _nothing(stream: Any) -> None:
+    pass
