@@ -19,11 +19,12 @@ from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden, hidden
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device import Launch
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import mask_words, matvec, matvec3, matvec_mask
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
@@ -173,9 +174,7 @@ def mask_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     text, gate, up = f"{tokens} x {n_ff}", normal(tokens, n_ff, seed=4), normal(tokens, n_ff, seed=5)
     bias, relu = normal(n_ff, seed=6), ACTIVATIONS["relu"]
     given, h = (bed.put(gate), bed.put(up)), bed.empty(gate.shape, "f4")
-    wide, silu = (gate.astype(np.float64), up.astype(np.float64)), ACTIVATIONS["silu"]
-    work = hidden(gate.size)
-    yield one(bed, text, work, (*given, h, gate.size, silu), h, partial(ref.gated, *wide, "silu"))
+    wide = gate.astype(np.float64), up.astype(np.float64)
     n_listed, n_open = int(active.sum()), int((active & (gate > 0)).sum())
     work, numbers = hidden_masked(tokens, n_ff, n_ff, True, n_listed, n_open), (h, n_ff, words, 1)
     relued = lambda: ref.listed(ref.gated(*wide, "relu"), active)
@@ -346,6 +345,23 @@ def ffn_cases(bed: Bed, sizes: Sizes, weights: Weights) -> Iterator[Case]:
 
     yield Case(f"2 x {n_rows} x {n}", work, launches, lambda: bed.get(h)[:, rows], hidden_values)
     yield from _sparse_cases(bed, weights, given, x)
+    yield _down_case(bed, sizes, weights)
+
+
+def _down_case(bed: Bed, sizes: Sizes, weights: Weights) -> Case:
+    """A batch's hidden values times a down matrix with a row a neuron."""
+    kind, n_rows, n, tokens = weights.kind, weights.n_rows, weights.n, sizes.n_tokens
+    h, y = normal(tokens, n_rows, seed=9), bed.empty((tokens, n), "f4")
+    given, work = bed.put(h), matmul_transposed(kind, tokens, n_rows, n)
+    launches = [
+        work.prepare(bed.device, (*weights.planes(2, copy), given, y, n_rows, n, tokens))
+        for copy in range(weights.n_copies)
+    ]
+
+    def want() -> Array:
+        return np.asarray(h.astype(np.float64) @ weights.values(2, np.arange(n_rows)).astype(np.float64))
+
+    return Case(f"{tokens} by {n_rows} x {n}", work, launches, partial(bed.get, y), want)
 
 
 def _three_case(
