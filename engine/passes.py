@@ -28,6 +28,8 @@ from hotcold.kernels.cuda.weights import QUANTISED
 CPU, GPU, SPLIT = "cpu", "gpu", "split"
 SIDES = (GPU, CPU)
 FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")
+FUSED = {"add": ("mul_mat", "merge", *FFN_OPS), "quantise": ("rms_norm", "layer_norm")}
+"""What the device does in one go: an op, and those right before it that take it along."""
 PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vectors of four
 
 
@@ -256,8 +258,8 @@ def is_own_array(p: PlacedNode) -> bool:
 def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
     """First and last step of every result, on whichever side.
 
-    What is copied up stays until the CPU's next node: the host waits for its copies only then. What a
-    product reads stays until the residual is added to it.
+    What is copied up stays until the CPU's next node: the host waits for its copies only then. What the
+    device reads for a node stays until the next one is done, where they are one launch.
     """
     spans: dict[str, tuple[int, int]] = {}
     for step, p in enumerate(placed.nodes):
@@ -273,9 +275,8 @@ def _last_read(placed: PlacedGraph, step: int) -> int:
     p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
     if p.node.op == "copy" and p.side == GPU:
         return _next_on_the_cpu(placed, step)
-    joins = p.node.op in ("mul_mat", *FFN_OPS) and p.side == GPU
-    if joins and following and following[0].node.op == "add":
-        return step + 1  # both are done together, so the sum may not take the operand's bytes
+    if p.side == GPU and following and p.node.op in FUSED.get(following[0].node.op, ()):
+        return step + 1  # one launch does both, so what comes out may not take the operand's bytes
     return step
 
 

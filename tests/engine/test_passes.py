@@ -1,13 +1,16 @@
 """place, split, quantise, copies, offsets: where nodes run, and what crosses the bus."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as T
 
 from hotcold.engine import architectures, placement
 from hotcold.engine.budget import Budget
-from hotcold.engine.graph import Graph
+from hotcold.engine.graph import Graph, tensors_of
 from hotcold.engine.passes import (
+    FUSED,
     GPU,
     Homes,
     PlacedGraph,
@@ -160,6 +163,26 @@ def test_nothing_lies_on_what_is_still_needed() -> None:
                     apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
                     (a_first, a_last), (b_first, b_last) = spans[a.name], spans[b.name]
                     assert a is b or apart or a_last < b_first or b_last < a_first, (a.name, b.name)
+
+
+@pytest.mark.parametrize("n_embd", [128, 256])
+@pytest.mark.parametrize("n_tokens", [1, 8])
+def test_one_launch_never_writes_over_what_it_reads(n_tokens: int, n_embd: int) -> None:
+    """Its blocks run in any order, so one would find what another has written."""
+    model = build("small", Shape("llama", 2, n_embd, 1024, 4, 2, 100, 64, "relu"), T.Q4_0, 32)
+    for ffn in ("split", "gpu"):
+        sides = {f"blk.{i}.{role}.weight": "gpu" for i in (0, 1) for role in DENSE}
+        sides |= {f"blk.{i}.{role}.weight": ffn for i in (0, 1) for role in FFN}
+        everything = Homes({**sides, "output_norm.weight": "gpu"}, ("gpu", "gpu"), "gpu")
+        whole, arenas = run_passes(architectures.build(model, n_tokens, "predictor"), everything)
+        for first, then in pairwise(whole.nodes):
+            if first.side != GPU or first.node.op not in FUSED.get(then.node.op, ()):
+                continue
+            written = arenas[GPU].entry(then.node.name)
+            for name in [t.name for t in tensors_of(first.node)]:
+                read = arenas[GPU].entry(name)
+                ends = read.offset + read.n_bytes, written.offset + written.n_bytes
+                assert ends[0] <= written.offset or ends[1] <= read.offset, (first.node.name, name)
 
 
 def test_what_is_copied_up_stays_until_the_cpu_goes_on() -> None:
