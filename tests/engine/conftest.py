@@ -1,5 +1,9 @@
-"""Models, recordings and a relative distance for the engine's tests."""
+"""Models, recordings and a relative distance for the engine's tests.
 
+It also makes `shared/split_runs.py` importable: tests have no package.
+"""
+
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,9 @@ from numpy.typing import NDArray
 
 from hotcold.engine.executor import Executor
 from hotcold.gguf_io.convert import convert
+from hotcold.kernels.cuda.device import Device
+
+sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 DATA = Path(__file__).parent.parent / "data"
 TINY = Path(__file__).parent.parent.parent / "models" / "tiny-relu-llama"
@@ -68,6 +75,16 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         return made[key]
 
     yield make
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def split_device(request: pytest.FixtureRequest) -> Device:
+    """A device for split runs: emulated, where enqueued work runs as late as it may, and a card."""
+    if request.param == "cuda":
+        opened: Device = request.getfixturevalue("card")
+    else:
+        opened = request.getfixturevalue("open_emulated")(build_kind="fast", policy="late")
+    return opened
 
 
 @pytest.fixture

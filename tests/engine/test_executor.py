@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from split_runs import nan_rows
 
 from hotcold.engine import architectures
 from hotcold.engine.executor import Executor
@@ -114,21 +114,6 @@ def test_bits_do_not_depend_on_threads_or_repetition(
                 for step in (1, 8, 1):
                     seen.add((step, logits_of(it, IDS, step).tobytes()))
     assert len(seen) == 2
-
-
-def nan_rows(file: GGUFFile, weight: Weight | None, rows: NDArray[np.int64], image: bytearray) -> None:
-    """Overwrite whole rows with NaN in a copy of the file; a weight that the model lacks has none."""
-    if weight is None:
-        return
-    info = file.tensors[weight.name]
-    nan = np.full((1, weight.ne[0]), np.nan, np.float32)
-    if weight.type in (GGMLQuantizationType.Q8_0, GGMLQuantizationType.Q4_0):
-        row = np.full(info.row_bytes, 0xFF, np.uint8)  # every scale becomes a NaN
-    else:
-        row = np.ascontiguousarray(blocks.quantize(nan, weight.type)).view(np.uint8).reshape(-1)
-    for r in rows:
-        at = info.offset + int(r) * info.row_bytes
-        image[at : at + info.row_bytes] = row.tobytes()
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
