@@ -27,6 +27,7 @@ from hotcold.engine.devices import describe_devices, open_device, render_devices
 from hotcold.engine.planning import Wanted
 from hotcold.engine.settings import default_threads
 from hotcold.errors import HotcoldError
+from hotcold.kernels.cuda.attention import LONGEST_AT_ONCE
 from hotcold.kernels.cuda.device import Device
 
 RING_BYTES = 512 << 20
@@ -176,7 +177,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--type", default="q4_0", help="of the model's weights")
     parser.add_argument("--rank", type=int, help="of the predictors; a quarter of n_embd by default")
     parser.add_argument("--listed", type=float, default=0.1, help="share of neurons that predictors list")
-    parser.add_argument("--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, or shares of all")
+    parser.add_argument("--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, shares, or all; none: kernels alone")
     parser.add_argument("--minutes", type=float, default=9.0)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the model")
@@ -184,16 +185,31 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def sizes_of(shape: Shape, emulated: bool) -> Sizes:
-    """Of the kernels: the model's on a card, small ones where a thread of the CPU stands for it."""
-    if emulated:
-        return Sizes(n_embd=256, n_ff=704, n_head=4, n_head_kv=4, n_tokens=5, n_ctx=1100)
-    return Sizes(shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, n_tokens=256, n_ctx=shape.n_ctx)
+    """Of the kernels: the model's, with a smaller batch where a thread of the CPU stands for the card, and a
+    context that is long enough to be read in parts."""
+    n_tokens, n_ctx = (5 if emulated else 256), max(shape.n_ctx, LONGEST_AT_ONCE + 76)
+    return Sizes(shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, n_tokens, n_ctx)
+
+
+def model_section(device: Device, shape: Shape, arguments: argparse.Namespace, deadline: float) -> bool:
+    """Write a random model, measure it with each budget, and delete it; whether all went well."""
+    kind, rank = GGMLQuantizationType[arguments.type.upper()], arguments.rank or shape.n_embd // 4
+    how = Wanted("predictor", min(shape.n_ctx, 512), 8 if device.facts.architecture == 0 else 64)
+    with (
+        tempfile.TemporaryDirectory(dir=arguments.folder) as folder,
+        random_relu_model(Path(folder), shape, kind, rank) as (file, model),
+    ):
+        print(f"\nA random model in {kind.name}, {shape}; context {how.n_ctx}, batches of {how.n_batch}.")
+        print(f"Predictors of rank {rank} list about {arguments.listed:.0%} of the neurons.\n")
+        model = listed_model(model, file, arguments.listed, arguments.threads)
+        rows = sweep(model, file, device, how, arguments.budgets, arguments.threads, deadline)
+        return model_tables(rows)
 
 
 def run(given: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     arguments, started = arguments_of(given), time.perf_counter()
-    shape, kind = shape_of(arguments.shape), GGMLQuantizationType[arguments.type.upper()]
+    shape = shape_of(arguments.shape)
     device = open_device(arguments.device)
     if device is None:
         raise SystemExit("--device cpu: nothing to measure")
@@ -204,17 +220,8 @@ def run(given: Sequence[str] | None = None) -> int:
         ring_bytes = 1 if emulated else RING_BYTES
         sizes, half = sizes_of(shape, emulated), started + KERNELS_SHARE * 60 * arguments.minutes
         good = kernels_table(device, sizes, ring_bytes, half)
-        how = Wanted("predictor", min(shape.n_ctx, 512), 64 if not emulated else 8)
-        rank = arguments.rank or shape.n_embd // 4
-        with (
-            tempfile.TemporaryDirectory(dir=arguments.folder) as folder,
-            random_relu_model(Path(folder), shape, kind, rank) as (file, model),
-        ):
-            print(f"\nA random model in {kind.name}, {shape}; context {how.n_ctx}, batches of {how.n_batch}.")
-            print(f"Predictors of rank {rank} list about {arguments.listed:.0%} of the neurons.\n")
-            model = listed_model(model, file, arguments.listed, arguments.threads)
-            rows = sweep(model, file, device, how, arguments.budgets, arguments.threads, deadline)
-            good &= model_tables(rows)
+        if arguments.budgets:
+            good &= model_section(device, shape, arguments, deadline)
     print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes.")
     return 0 if good else 1
 
