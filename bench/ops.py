@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from random_model import random_rows
 
 from hotcold.engine.settings import default_threads
-from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu import pack, program, rows, weight_types
 from hotcold.kernels.cpu.stream import Stream
 from hotcold.kernels.cpu.team import Program, Team
 
 RING = 384 << 20
-NAMES = {rows.F32_ID: "F32", rows.F16_ID: "F16", rows.BF16_ID: "BF16", rows.Q8_0_ID: "Q8_0"}
-NAMES |= {rows.Q4_0_ID: "Q4_0", rows.Q5_0_ID: "Q5_0", rows.Q6_K_ID: "Q6_K"}
+FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
+BLOCK_TYPES = tuple(kind.type_id for kind in weight_types.BLOCK_TYPES)
+NAMES = {type_id: GGMLQuantizationType(type_id).name for type_id in (*FLOAT_TYPES, *BLOCK_TYPES)}
 N_EMBD, N_FF = 4096, 11008
 
 Record = dict[str, Any]
@@ -222,7 +223,7 @@ def main() -> None:
     print(f"{n_threads} threads", flush=True)
     team, stream = Team(n_threads), Stream(n_threads)
     if "matvec" in wanted:
-        for type_id in (rows.F32_ID, rows.F16_ID, rows.BF16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+        for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
             for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
                 matvec(type_id, n_rows, k, team, stream, seconds)
     if "ffn" in wanted:
@@ -230,7 +231,7 @@ def main() -> None:
             for share in (0.1, 1.0):
                 ffn(type_id, share, team, stream, seconds)
     if "prompt" in wanted:
-        for type_id in (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
+        for type_id in (rows.F16_ID, *BLOCK_TYPES):
             prompt(type_id, 256, team, seconds)
     team.close()
     stream.close()

@@ -1,6 +1,6 @@
 """Random models of any shape: block bytes written straight into a file, never quantised floats.
 
-Scales are set to small normal halves, so that activations neither vanish nor overflow; every other
+Scales and minima are set to small halves, so that activations neither vanish nor overflow; every other
 byte is random.
 """
 
@@ -17,13 +17,18 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
 
 CHUNK = 16 << 20
-SCALES = {
-    GGMLQuantizationType.Q8_0: (0, 0.0003),
-    GGMLQuantizationType.Q4_0: (0, 0.004),
-    GGMLQuantizationType.Q5_0: (0, 0.002),
-    GGMLQuantizationType.Q6_K: (208, 0.00002),
+# The halfs of a block, {offset: about how large}. Scales and minima are such that the numbers are about 0.02
+# in size and stand for as much above as below zero, or every product would share a sign.
+HALFS = {
+    GGMLQuantizationType.Q4_0: {0: 0.004},
+    GGMLQuantizationType.Q8_0: {0: 0.0003},
+    GGMLQuantizationType.Q4_1: {0: 0.004, 2: -0.03},
+    GGMLQuantizationType.Q5_0: {0: 0.002},
+    GGMLQuantizationType.Q5_1: {0: 0.002, 2: -0.031},
+    GGMLQuantizationType.Q4_K: {0: 0.00015, 2: 0.001125},
+    GGMLQuantizationType.Q5_K: {0: 0.000075, 2: 0.0011625},
+    GGMLQuantizationType.Q6_K: {208: 0.00002},
 }
-"""Where in a block of each type its scale lies, and about how large it is."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,9 @@ def _random_blocks(
         )
     else:
         out = generator.integers(-127, 128, (n, size), np.int8).view(np.uint8)
-    at, half = SCALES[kind]
-    scales = half * generator.uniform(0.7, 1.3, (n, 1))
-    out[:, at : at + 2] = scales.astype(np.float16).view(np.uint8)
+    factors = generator.uniform(0.7, 1.3, (n, 1))
+    for at, half in HALFS[kind].items():
+        out[:, at : at + 2] = (half * factors).astype(np.float16).view(np.uint8)
     return out.reshape(-1)
 
 
