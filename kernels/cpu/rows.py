@@ -32,15 +32,15 @@ from hotcold.kernels.cpu.simd import (
     linked,
     operation,
 )
-from hotcold.kernels.cpu.weight_types import BY_ID, TILED_TYPES, WEIGHT_TYPES, emit_switch
+from hotcold.kernels.cpu.weight_types import BY_ID, SPARSE_TYPES, WEIGHT_TYPES, emit_switch
 from hotcold.kernels.cpu.weights import BLOCK, BlockType, FloatType, WeightType
 
-F32_ID, F16_ID, Q4_0_ID, Q5_0_ID, Q8_0_ID, Q6_K_ID, BF16_ID = 0, 1, 2, 6, 8, 14, 30
+F32_ID, F16_ID, BF16_ID = 0, 1, 30
+Q4_0_ID, Q4_1_ID, Q5_0_ID, Q5_1_ID, Q8_0_ID, Q4_K_ID, Q5_K_ID, Q6_K_ID = 2, 3, 6, 7, 8, 12, 13, 14
 
 # bytes and numbers of a block, by GGUF's type numbers
 TYPE_SIZE = {type_id: kind.type_size for type_id, kind in BY_ID.items()}
 BLOCK_SIZE = {type_id: kind.block for type_id, kind in BY_ID.items()}
-_TILED_IDS = tuple(kind.type_id for kind in TILED_TYPES)
 
 # A checking build counts the bytes of every row that is read, in a cell that machine code finds by name.
 COUNTING = os.environ.get("HOTCOLD_COUNT_BYTES", "0") not in ("", "0")
@@ -132,7 +132,7 @@ def emit_dots(
     done, steps = b.mul(whole, I64(unroll)), b.udiv(k, I64(kind.step))
     with cgutils.for_range(b, b.sub(steps, done)) as loop:
         step(b.add(loop.index, done), 0, None)
-    if not isinstance(kind, FloatType):
+    if not isinstance(kind, FloatType) and kind.step > kind.block:
         partial = b.icmp_unsigned("<", b.mul(steps, I64(kind.step)), k)
         with b.if_then(partial, likely=False):
             step(steps, 0, b.sub(b.udiv(k, I64(BLOCK)), I64(1)))
@@ -179,7 +179,7 @@ def _dot_row(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Va
     return b.load(result)
 
 
-def _tile(n_rows: int) -> Any:
+def _tile(n_rows: int, kinds: tuple[WeightType, ...]) -> Any:
     @operation(types.void, types.int64, address, types.int64, address, types.int64, address)
     def tile(b: Builder, type_id: Value, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
         """out[row, column] of n_rows rows from w on and the TILE columns whose addresses lie at xs."""
@@ -191,12 +191,12 @@ def _tile(n_rows: int) -> Any:
                 for c, dot in enumerate(dots):
                     simd.store(b, dot, out, 4 * (TILE * r + c), align=4)
 
-        emit_switch(b, type_id, TILED_TYPES, emit)
+        emit_switch(b, type_id, kinds, emit)
 
     return tile
 
 
-_dot_tile, _dot_strip = _tile(TILE), _tile(1)
+_dot_tile, _dot_strip = _tile(TILE, WEIGHT_TYPES), _tile(1, SPARSE_TYPES)
 
 
 _INT = types.int64
@@ -231,12 +231,6 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
             distance to a row yet to come when rows are picked from a list.
     """
     return _call_dot_row(type_id, w, x, k, ahead)
-
-
-@njit(**JIT)  # type: ignore[untyped-decorator]
-def has_tiles(type_id: int) -> bool:
-    """Whether `dot_tile`, `dot_strip` and `add_rows` know this type."""
-    return type_id in _TILED_IDS
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -357,7 +351,7 @@ def _tail(
 
 @operation(types.void, types.int64, address, address, address, types.int64, types.int64, address, address)
 def _add_rows(b: Builder, type_id: Value, *arguments: Value) -> None:
-    emit_switch(b, type_id, TILED_TYPES, lambda kind: _emit_add_rows(b, kind, *arguments))
+    emit_switch(b, type_id, SPARSE_TYPES, lambda kind: _emit_add_rows(b, kind, *arguments))
 
 
 @cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]

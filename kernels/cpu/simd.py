@@ -88,6 +88,25 @@ def load(b: Builder, at: Value, kind: Any, offset: int = 0, align: int = 1) -> V
     return b.load(b.inttoptr(at, kind.as_pointer()), align=align)
 
 
+def load_bytes(b: Builder, at: Value, offset: int, n: int, left: Value | None) -> Value:
+    """<n x i8> at address `at` + `offset`.
+
+    Args:
+        left: how many bytes from `at` on may be read, at most 127; the others give 0. None: all.
+    """
+    if left is None:
+        return load(b, at, VT(I8, n), offset)
+    inside = splat(b, b.trunc(b.sub(left, I64(offset)), I8), n)
+    mask = b.icmp_signed("<", ir.Constant(VT(I8, n), list(range(n))), inside)
+    pointer = b.inttoptr(b.add(at, I64(offset)), VT(I8, n).as_pointer())
+    name = f"llvm.masked.load.v{n}i8.p0"
+    function = b.module.globals.get(name)
+    if function is None:
+        kinds = [pointer.type, I32, VT(I1, n), VT(I8, n)]
+        function = ir.Function(b.module, ir.FunctionType(VT(I8, n), kinds), name)
+    return b.call(function, [pointer, I32(1), mask, constant(I8, n, 0)])
+
+
 def store(b: Builder, value: Value, at: Value, offset: int = 0, align: int = 1) -> None:
     """Write `value` to address `at` + `offset`."""
     if offset:

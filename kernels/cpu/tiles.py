@@ -13,7 +13,7 @@ _COLUMNS, _DOTS = 0, 64  # this file's part of a thread's scratch memory, in byt
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
-    n_tiled = n_tokens // TILE * TILE if rows.has_tiles(op.w_type) else 0
+    n_tiled = n_tokens // TILE * TILE
     for panel in range(first, last, PANEL):
         end = min(panel + PANEL, last)
         whole = panel + (end - panel) // TILE * TILE

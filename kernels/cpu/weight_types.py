@@ -18,7 +18,7 @@ from hotcold.kernels.cpu.weights import (
 
 BLOCK_TYPES: tuple[WeightType, ...] = (Q4_0(), Q8_0(), Q4_1(), Q5_0(), Q5_1(), Q4_K(), Q5_K(), Q6_K())
 WEIGHT_TYPES: tuple[WeightType, ...] = (F32_TYPE, F16_TYPE, BF16_TYPE, *BLOCK_TYPES)
-TILED_TYPES = tuple(kind for kind in WEIGHT_TYPES if kind.has_tiles)
+SPARSE_TYPES = tuple(kind for kind in WEIGHT_TYPES if kind.in_sparse_ffn)
 BY_ID = {kind.type_id: kind for kind in WEIGHT_TYPES}
 
 

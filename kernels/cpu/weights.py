@@ -16,6 +16,7 @@ A lane is 4 neighbouring bytes, so lanes 4j..4j+3 belong to block j in both halv
 offset of unsigned weights: sum (q - 8) x = sum q x + (-8 sum x).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +24,48 @@ from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
-from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
 
 BLOCK = 32
 GROUP = 128  # weights a step of a block type
 PACKED_GROUP_BYTES = 256
 LOW, HIGH, SUMS, SCALES = 0, 64, 128, 192  # offsets in a packed group
 LANE_BLOCKS = [lane // 4 for lane in range(16)]
+
+Read = Callable[[int, int], Value]  # read(offset, n): n bytes of a group of blocks from an offset on
+
+
+def permutes_bytes() -> bool:
+    """Whether the target permutes 64 bytes in one instruction and loads bytes under a mask."""
+    return {"avx512bw", "avx512vbmi"} <= simd.target_features()
+
+
+def nibbles_of_span(b: Builder, read: Read, type_size: int, start: int) -> tuple[Value, Value]:
+    """The nibbles of 4 blocks, 16 bytes each from byte `start` of a block on, and the group's first 64 bytes.
+
+    One load holds three blocks and a byte permute sorts them (vpermb); the fourth is loaded on top.
+    """
+    first = read(0, 64)
+    sorted_ = [type_size * (i // 16) + start + i % 16 for i in range(48)] + [0] * 16
+    fourth = read(3 * type_size + start, 16)
+    fourth = simd.shuffle(b, fourth, fourth, [i % 16 for i in range(64)])
+    q = simd.shuffle(
+        b, simd.shuffle(b, first, first, sorted_), fourth, [i + 64 * (i >= 48) for i in range(64)]
+    )
+    return q, first
+
+
+def halfs_of_span(b: Builder, first: Value, type_size: int, start: int) -> Value:
+    """The half at byte `start` of each of 4 blocks, one a lane, as <16 x float>; all lie in the 64 bytes."""
+    words = b.bitcast(first, VT(I16, 32))
+    where = [(type_size * block + start) // 2 for block in LANE_BLOCKS]
+    return simd.half_to_float(b, simd.shuffle(b, words, words, where))
+
+
+def split_nibbles(b: Builder, q: Value) -> tuple[Value, Value]:
+    """Low and high nibbles of each byte."""
+    n = q.type.count
+    return b.and_(q, constant(I8, n, 15)), b.lshr(q, constant(I8, n, 4))
 
 
 @dataclass(frozen=True)
@@ -42,7 +78,7 @@ class FloatType:
     step = 16
     block = 1  # numbers a block
     unroll = 4  # steps of a row's loop body
-    has_tiles = True
+    in_sparse_ffn = True
     activation_bytes = 64  # that one step reads
 
     @property
@@ -87,8 +123,9 @@ class BlockType:
     block = BLOCK  # numbers a block
     step = GROUP
     unroll = 2  # steps of a row's loop body
-    has_tiles = True  # whether prompt tiles and sums of rows are made, which take long to compile
+    in_sparse_ffn = False  # whether strips and sums of rows are made, which take long to compile
     activation_bytes = PACKED_GROUP_BYTES  # that one step reads
+    has_span = False  # whether 64 bytes hold what `unpack_span` permutes
     offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
 
     @property
@@ -100,13 +137,19 @@ class BlockType:
         """The weights of step number `step` of a row.
 
         Args:
-            last_block: number of the row's last block, for a step that may reach past the row's end:
-                that block then stands in, and the packed activations are zero there. None for a step
-                that lies inside the row.
+            last_block: number of the row's last block, for a step that may reach past the row's end,
+                where the packed activations are zero: the last block or zeros stand in. None for a
+                step that lies inside the row.
         """
-        if last_block is None:
-            return self.unpack_whole(b, b.add(row, b.mul(step, I64(self.step_bytes))))
+        at = b.add(row, b.mul(step, I64(self.step_bytes)))
         first = b.mul(step, I64(4))
+        if self.has_span and permutes_bytes():
+            left = None
+            if last_block is not None:
+                left = b.mul(b.sub(b.add(last_block, I64(1)), first), I64(self.type_size))
+            return self.unpack_span(b, lambda offset, n: simd.load_bytes(b, at, offset, n, left))
+        if last_block is None:
+            return self.unpack(b, [b.add(at, I64(j * self.type_size)) for j in range(4)])
         numbers = [b.add(first, I64(j)) for j in range(4)]
         numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
         return self.unpack(b, [b.add(row, b.mul(n, I64(self.type_size))) for n in numbers])
@@ -140,9 +183,9 @@ class BlockType:
         """Both halves and the scales, one a lane, of the 4 blocks at these addresses."""
         return *self.halves(b, blocks), self.unpack_scales(b, blocks)
 
-    def unpack_whole(self, b: Builder, at: Value) -> Any:
-        """`unpack` of 4 blocks in a row."""
-        return self.unpack(b, [b.add(at, I64(j * self.type_size)) for j in range(4)])
+    def unpack_span(self, b: Builder, read: Read) -> Any:
+        """`unpack` of 4 blocks in a row, for a type with `has_span`."""
+        raise NotImplementedError
 
     def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
         """The 16 lane sums, int32, of a group of weights and the packed group at x."""
@@ -166,27 +209,16 @@ class Q4_0(BlockType):
     name = "Q4_0"
     type_id = 2
     type_size = 18
+    in_sparse_ffn = True
     unroll = 4
+    has_span = True
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        return self._nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
+        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
 
-    def unpack_whole(self, b: Builder, at: Value) -> Any:
-        if "avx512vbmi" not in simd.target_features():
-            return super().unpack_whole(b, at)
-        # One load holds three blocks and all four scales; a byte permute sorts them (vpermb, vpermw).
-        first = load(b, at, VT(I8, 64))
-        sorted_ = simd.shuffle(b, first, first, [18 * (i // 16) + 2 + i % 16 for i in range(48)] + [0] * 16)
-        fourth = load(b, at, VT(I8, 16), 56)
-        fourth = simd.shuffle(b, fourth, fourth, [i % 16 for i in range(64)])
-        q = simd.shuffle(b, sorted_, fourth, [i if i < 48 else 64 + i for i in range(64)])
-        words = b.bitcast(first, VT(I16, 32))
-        scales = simd.shuffle(b, words, words, [9 * block for block in LANE_BLOCKS])
-        return *self._nibbles(b, q), simd.half_to_float(b, scales)
-
-    @staticmethod
-    def _nibbles(b: Builder, q: Value) -> tuple[Value, Value]:
-        return b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4))
+    def unpack_span(self, b: Builder, read: Read) -> Any:
+        q, first = nibbles_of_span(b, read, self.type_size, 2)
+        return *split_nibbles(b, q), halfs_of_span(b, first, self.type_size, 0)
 
     def values(self, b: Builder, at: Value) -> list[Value]:
         q = b.zext(load(b, at, VT(I8, 16), 2), VT(I32, 16))
@@ -206,6 +238,7 @@ class Q8_0(BlockType):
     name = "Q8_0"
     type_id = 8
     type_size = 34
+    in_sparse_ffn = True
     offset_shift = 4
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
@@ -231,108 +264,122 @@ class Q8_0(BlockType):
         return {"avx512f", "avx512vnni"} <= simd.target_features()
 
 
-class Q5_0(BlockType):
-    """Half scale, 32 fifth bits, 16 bytes of nibbles as in Q4_0; minus 16."""
+class FifthBits(BlockType):
+    """Blocks of 32 numbers of 5 bits: halfs, 32 fifth bits, 16 bytes of nibbles as in Q4_0."""
+
+    fifths: int  # where they start in a block
+
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        """Numbers 0..15 and 16..31 of each block, unsigned."""
+        n = 16 * len(blocks)
+        heads = simd.concatenate(b, [load(b, at, VT(I8, 16)) for at in blocks])
+        nibbles = simd.concatenate(b, [load(b, at, VT(I8, 16), self.fifths + 4) for at in blocks])
+        mask = ir.Constant(VT(I8, n), [1 << i % 8 for i in range(n)])
+        whole = []
+        for part, nibble in enumerate(split_nibbles(b, nibbles)):
+            # each byte that holds 8 of the bits, 8 times
+            where = [16 * (i // 16) + self.fifths + 2 * part + i % 16 // 8 for i in range(n)]
+            bits = b.and_(simd.shuffle(b, heads, heads, where), mask)
+            is_set = b.icmp_unsigned("!=", bits, constant(I8, n, 0))
+            whole.append(b.or_(nibble, b.select(is_set, constant(I8, n, 16), constant(I8, n, 0))))
+        return whole[0], whole[1]
+
+    def halfs(self, b: Builder, blocks: list[Value], start: int) -> Value:
+        """The half at byte `start` of each block, one a lane."""
+        words = simd.concatenate(b, [load(b, at, VT(I16, 8)) for at in blocks])
+        where = [8 * block + start // 2 for block in LANE_BLOCKS]
+        return simd.half_to_float(b, simd.shuffle(b, words, words, where))
+
+
+class Q5_0(FifthBits):
+    """A scale, fifth bits, nibbles; minus 16."""
 
     name = "Q5_0"
     type_id = 6
-    has_tiles = False
     type_size = 22
+    fifths = 2
     offset_shift = 1
 
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        q = simd.concatenate(b, [load(b, at, VT(I8, 16), 6) for at in blocks])
-        halves = (b.and_(q, constant(I8, 64, 15)), b.lshr(q, constant(I8, 64, 4)))
-        low, high = (
-            b.or_(half, fifth_bits(b, [load(b, at, I16, offset) for at in blocks], 64))
-            for half, offset in zip(halves, (2, 4), strict=True)
-        )
-        return low, high
+    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
+        return *self.halves(b, blocks), self.halfs(b, blocks, 0)
 
     def values(self, b: Builder, at: Value) -> list[Value]:
-        q = load(b, at, VT(I8, 16), 6)
-        halves = (b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4)))
-        whole = [
-            b.or_(half, fifth_bits(b, [load(b, at, I16, offset)], 16))
-            for half, offset in zip(halves, (2, 4), strict=True)
-        ]
-        return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in whole]
+        return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in self.halves(b, [at])]
 
 
-def fifth_bits(b: Builder, words: list[Value], n: int) -> Value:
-    """Words of 16 bits as n bytes of 0 or 16, a bit a byte."""
-    bits = ir.Constant(VT(I16, len(words)), ir.Undefined)
-    for i, word in enumerate(words):
-        bits = b.insert_element(bits, word, I32(i))
-    return b.select(b.bitcast(bits, VT(I1, n)), constant(I8, n, 16), constant(I8, n, 0))
-
-
-class MinimumType(BlockType):
-    """Blocks of 32 unsigned numbers with a scale d and a minimum m, halfs: d q + m."""
-
-    has_tiles = False
-
-    def nibbles(self, b: Builder, at: Value) -> list[Value]:
-        """Stored numbers 0..15 and 16..31 of one block, <16 x i8> each."""
-        raise NotImplementedError
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        pairs = [self.nibbles(b, at) for at in blocks]
-        low, high = (simd.concatenate(b, list(part)) for part in zip(*pairs, strict=True))
-        return low, high
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
-        """Both halves, the scales and the minima, one a lane."""
-        low, high, scales = super().unpack(b, blocks)
-        return low, high, scales, self.unpack_scales(b, [b.add(at, I64(2)) for at in blocks])
-
-    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        low, high, scales, minima = weights
-        return dot_with_minimum(b, acc, low, high, scales, minima, x)
-
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        scale = simd.splat(b, self.scale(b, at), 16)
-        minimum = simd.splat(b, self.scale(b, b.add(at, I64(2))), 16)
-        numbers = [b.uitofp(part, VT(F32, 16)) for part in self.nibbles(b, at)]
-        return [simd.fma(b, v, scale, minimum) for v in numbers]
-
-
-def dot_with_minimum(
-    b: Builder, acc: Value, low: Value, high: Value, scales: Value, minima: Value, x: Value
-) -> Value:
-    """acc + scale * (q . x) + minimum * (sum of x), lane by lane; the packed group holds -8 times the sums."""
-    lanes = dot_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
-    lanes = dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
-    x_scales = load(b, x, VT(F32, 16), SCALES)
-    acc = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), b.fmul(scales, x_scales), acc)
-    sums = b.sitofp(load(b, x, VT(I32, 16), SUMS), VT(F32, 16))
-    return simd.fma(b, b.fmul(sums, constant(F32, 16, -0.125)), b.fmul(minima, x_scales), acc)
-
-
-class Q4_1(MinimumType):
-    """Scale, minimum, 16 bytes of nibbles as in Q4_0."""
+class Q4_1(BlockType):
+    """Scale d, minimum m, 16 bytes of nibbles as in Q4_0: d q + m."""
 
     name = "Q4_1"
     type_id = 3
     type_size = 20
+    unroll = 4
+    has_span = True
 
-    def nibbles(self, b: Builder, at: Value) -> list[Value]:
-        q = load(b, at, VT(I8, 16), 4)
-        return [b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4))]
+    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
+        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 4) for at in blocks]))
+
+    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
+        """Both halves, the scales and minus an eighth of the minima, one a lane."""
+        scales, minima = (self.unpack_scales(b, [b.add(at, I64(i)) for at in blocks]) for i in (0, 2))
+        return *self.halves(b, blocks), scales, minus_eighth(b, minima)
+
+    def unpack_span(self, b: Builder, read: Read) -> Any:
+        q, first = nibbles_of_span(b, read, self.type_size, 4)
+        scales, minima = (halfs_of_span(b, first, self.type_size, start) for start in (0, 2))
+        return *split_nibbles(b, q), scales, minus_eighth(b, minima)
+
+    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
+        return dot_with_minimum(b, acc, weights, x)
+
+    def widened(self, b: Builder, at: Value) -> list[Value]:
+        return widened_with_minimum(b, self, at)
 
 
-class Q5_1(MinimumType):
-    """Scale, minimum, 32 fifth bits, 16 bytes of nibbles as in Q4_0."""
+class Q5_1(FifthBits):
+    """Scale d, minimum m, fifth bits, nibbles: d q + m."""
 
     name = "Q5_1"
     type_id = 7
     type_size = 24
+    fifths = 4
 
-    def nibbles(self, b: Builder, at: Value) -> list[Value]:
-        q = load(b, at, VT(I8, 16), 8)
-        halves = (b.and_(q, constant(I8, 16, 15)), b.lshr(q, constant(I8, 16, 4)))
-        fifths = [fifth_bits(b, [load(b, at, I16, offset)], 16) for offset in (4, 6)]
-        return [b.or_(half, bits) for half, bits in zip(halves, fifths, strict=True)]
+    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
+        """Both halves, the scales and minus an eighth of the minima, one a lane."""
+        scales, minima = (self.halfs(b, blocks, start) for start in (0, 2))
+        return *self.halves(b, blocks), scales, minus_eighth(b, minima)
+
+    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
+        return dot_with_minimum(b, acc, weights, x)
+
+    def widened(self, b: Builder, at: Value) -> list[Value]:
+        return widened_with_minimum(b, self, at)
+
+
+def minus_eighth(b: Builder, minima: Value) -> Value:
+    """What minima are multiplied by the packed sums with, which are -8 times the sums."""
+    return b.fmul(minima, constant(F32, 16, -0.125))
+
+
+def dot_with_minimum(b: Builder, acc: Value, weights: Any, x: Value) -> Value:
+    """acc + (scale * (q . x) + minimum * (sum of x)) * scale of x, lane by lane.
+
+    Args:
+        weights: both halves, the scales and minus an eighth of the minima.
+    """
+    low, high, scales, minima = weights
+    lanes = dot_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
+    lanes = dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
+    sums = b.sitofp(load(b, x, VT(I32, 16), SUMS), VT(F32, 16))
+    whole = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), scales, b.fmul(sums, minima))
+    return simd.fma(b, whole, load(b, x, VT(F32, 16), SCALES), acc)
+
+
+def widened_with_minimum(b: Builder, kind: BlockType, at: Value) -> list[Value]:
+    """The block's numbers as two <16 x float>: d q + m with both halfs at the block's start."""
+    scale = simd.splat(b, kind.scale(b, at), 16)
+    minimum = simd.splat(b, kind.scale(b, b.add(at, I64(2))), 16)
+    return [simd.fma(b, b.uitofp(v, VT(F32, 16)), scale, minimum) for v in kind.halves(b, [at])]
 
 
 F32_TYPE = FloatType("F32", 0, 4)

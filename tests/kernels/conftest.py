@@ -17,11 +17,20 @@ def rng(request: pytest.FixtureRequest) -> np.random.Generator:
     return np.random.default_rng(list(request.node.name.encode()))
 
 
-def _random_q6_k(rng: np.random.Generator, n_rows: int, k: int) -> U8:
-    """Random blocks, since the gguf package reads this type but does not make it."""
-    blocks = rng.integers(0, 256, (n_rows, k // 256, 210), np.uint8)
-    scales = rng.uniform(-0.01, 0.01, (n_rows, k // 256, 1)).astype(np.float16)
-    blocks[..., 208:] = scales.view(np.uint8)
+# K types, which the gguf package reads but does not make: where the halfs of a block lie
+K_TYPE_HALFS = {
+    GGMLQuantizationType.Q4_K: slice(0, 4),
+    GGMLQuantizationType.Q5_K: slice(0, 4),
+    GGMLQuantizationType.Q6_K: slice(208, 210),
+}
+
+
+def _random_k_blocks(rng: np.random.Generator, kind: GGMLQuantizationType, n_rows: int, k: int) -> U8:
+    """Random blocks of a K type."""
+    halfs = K_TYPE_HALFS[kind]
+    blocks = rng.integers(0, 256, (n_rows, k // 256, GGML_QUANT_SIZES[kind][1]), np.uint8)
+    shape = (n_rows, k // 256, (halfs.stop - halfs.start) // 2)
+    blocks[..., halfs] = rng.uniform(-0.01, 0.01, shape).astype(np.float16).view(np.uint8)
     return blocks.reshape(n_rows, -1)
 
 
@@ -31,8 +40,8 @@ def make_weights(rng: np.random.Generator) -> Callable[[int, int, int], tuple[U8
 
     def make(type_id: int, n_rows: int, k: int) -> tuple[U8, F32]:
         kind = GGMLQuantizationType(type_id)
-        if kind == GGMLQuantizationType.Q6_K:
-            raw = _random_q6_k(rng, n_rows, k)
+        if kind in K_TYPE_HALFS:
+            raw = _random_k_blocks(rng, kind, n_rows, k)
         else:
             values = rng.standard_normal((n_rows, k)).astype(np.float32)
             raw = np.ascontiguousarray(quants.quantize(values, kind))

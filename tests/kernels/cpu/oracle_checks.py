@@ -92,7 +92,7 @@ def run(records: list[Record], n_tokens: int = 1, n_threads: int = 2, **paramete
 
 
 def check_rows(type_id: int, k: int) -> None:
-    """Dot products of one row, a strip, a tile, a row as float32, and the sum of four scaled rows."""
+    """Dot products of one row and a tile, a row as float32; of sparse types a strip and the sum of four rows."""
     quantised = rows.is_quantised(type_id)
     data, w = weights(type_id, 8, k)
     x = vectors(4, k)
@@ -108,12 +108,12 @@ def check_rows(type_id: int, k: int) -> None:
     rows.widen_row(type_id, base + 3 * size, k, wide.ctypes.data)
     # two ways to multiply three factors
     close(wide, w[3], "widened row")
-    if not rows.has_tiles(type_id):
-        return
     columns = np.array([at.ctypes.data + c * stride for c in range(4)])
     out = np.zeros((4, 4), np.float32)
     rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, out.ctypes.data)
     close(out.T, wanted[:, 1:5], "tile")
+    if type_id not in SPARSE_TYPES:
+        return
     rows.dot_strip(type_id, base + 6 * size, columns.ctypes.data, k, out.ctypes.data)
     close(out[0], wanted[:, 6], "strip")
     picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)

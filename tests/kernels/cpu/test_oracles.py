@@ -34,7 +34,7 @@ def test_matrices(type_id: int, n_tokens: int, n_rows: int) -> None:
 
 
 @pytest.mark.parametrize("type_id", [*checks.OFFSET_TYPES, *checks.K_TYPES], ids=NAMES.get)
-def test_matrices_of_types_without_tiles(type_id: int) -> None:
+def test_matrices_of_types_outside_a_sparse_ffn(type_id: int) -> None:
     checks.check_mul_mat(type_id, 37, 512, 5)
 
 

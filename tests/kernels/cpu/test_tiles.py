@@ -20,7 +20,11 @@ SIZES = {
     rows.BF16_ID: (17, 128),
     rows.Q8_0_ID: (32, 160),
     rows.Q4_0_ID: (32, 160, 256),
-    rows.Q5_0_ID: (96,),
+    rows.Q4_1_ID: (32, 160, 256),
+    rows.Q5_0_ID: (96, 256),
+    rows.Q5_1_ID: (96, 256),
+    rows.Q4_K_ID: (512,),
+    rows.Q5_K_ID: (256,),
     rows.Q6_K_ID: (512,),
 }
 CASES = [
