@@ -21,7 +21,8 @@ class DeviceSide:
 
     Attributes:
         arena: the host's intermediates, page-locked, so that copies need no staging.
-        positions, logits: page-locked too, int32 [n_batch] and float32 [n_vocab].
+        positions, logits, counted: page-locked too, int32 [n_batch], float32 [n_vocab], and bytes of the
+            counts.
     """
 
     def __init__(self, store: DeviceStore, arena_bytes: int) -> None:
@@ -33,6 +34,7 @@ class DeviceSide:
             self.arena = self._pinned(arena_bytes, np.uint8)
             self.positions = self._pinned(plan.n_batch, np.int32)
             self.logits = self._pinned(plan.model.n_vocab, np.float32)
+            self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
         except BaseException:
             self.free_pinned()
             raise
@@ -52,15 +54,10 @@ class DeviceSide:
 
     def counts(self) -> NDArray[np.uint32]:
         """How many rows each layer's masks listed on the device since loading, uint32 [n_layer], wrapping."""
-        buffer = self.store.areas["counts"]
-        host = self.device.pinned(buffer.n_bytes, np.uint8)
-        try:
-            self.device.download(host, buffer, self.stream)
-            self.settle()
-            counts: NDArray[np.uint32] = host.array.view(np.uint32)[: self.store.plan.model.n_layer].copy()
-            return counts
-        finally:
-            host.free()
+        self.device.download(self.counted, self.store.areas["counts"], self.stream)
+        self.settle()
+        counts: NDArray[np.uint32] = self.counted.array.view(np.uint32)[: self.store.plan.model.n_layer].copy()
+        return counts
 
     def send_positions(self, n_past: int, n: int) -> None:
         """Enqueue the copy of the run's positions."""

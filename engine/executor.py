@@ -108,11 +108,24 @@ class Executor:
                 is left there.
             DeviceError: the device fails.
         """
-        self = cls.__new__(cls)
-        graphs = [architectures.build(plan.model, n, plan.sparsity) for n in dict.fromkeys((1, plan.n_batch))]
-        plans = [plan.decode, plan.batch][: len(graphs)]
         store = DeviceStore(device, plan) if device is not None and plan.totals.used else None
+        return cls.from_store(plan, file, n_threads, store, progress)
+
+    @classmethod
+    def from_store(
+        cls,
+        plan: Plan,
+        file: GGUFFile,
+        n_threads: int,
+        store: DeviceStore | None,
+        progress: Progress | None = None,
+    ) -> "Executor":
+        """As `from_plan`, with the plan's memory allocated already; it is freed if anything fails."""
+        self = cls.__new__(cls)
         try:
+            sizes = dict.fromkeys((1, plan.n_batch))
+            graphs = [architectures.build(plan.model, n, plan.sparsity) for n in sizes]
+            plans = [plan.decode, plan.batch][: len(graphs)]
             self._load(plan.model, file, plans, graphs, plan.n_ctx, n_threads, plan.kv_type, store, progress)
         except BaseException:
             if store is not None:
@@ -144,11 +157,11 @@ class Executor:
         self._side = DeviceSide(store, host_arena_bytes(plans)) if store else None
         try:
             self._make(plans, store, progress)
+            self._team = Team(n_threads)
         except BaseException:
             if self._side is not None:
                 self._side.free_pinned()
             raise
-        self._team = Team(n_threads)
 
     def _make(
         self, plans: Sequence[GraphPlan], store: DeviceStore | None, progress: Progress | None

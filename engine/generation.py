@@ -257,6 +257,7 @@ class Generation(Iterator[str]):
         self._after = None
         self._turn = self._engine.take_turn()
         before = self._engine.device_meter.read()
+        statistics.use = before.since(before)
         try:
             yield from self._run_pieces()
         finally:

@@ -13,6 +13,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
+from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cpu import attention, elementwise, ffn, pack, program, rows, simd, tiles
 from hotcold.kernels.cpu.cache import mark_compiled
 from hotcold.kernels.cpu.program import (
@@ -249,6 +250,9 @@ class Team:
     """n threads, the caller among them; one walk at a time.
 
     The caller takes part, so with n = 1 there is no other thread. Threads sleep between walks.
+
+    Raises:
+        DoesNotFitError: the system starts no more threads; those that it did start have ended.
     """
 
     def __init__(self, n: int) -> None:
@@ -257,12 +261,22 @@ class Team:
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]
         self._wake = [threading.Semaphore(0) for _ in range(n - 1)]
-        self._threads = [
-            threading.Thread(target=self._serve, args=(i,), name=f"hotcold-{i + 1}", daemon=True)
-            for i in range(n - 1)
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        try:
+            self._start()
+        except BaseException:
+            self.close()
+            raise
+
+    def _start(self) -> None:
+        for i in range(self.n - 1):
+            thread = threading.Thread(target=self._serve, args=(i,), name=f"hotcold-{i + 1}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                bound = f"the system starts {i + 1} of them"
+                raise DoesNotFitError("threads", self.n, bound, "lower -t") from error
+            self._threads.append(thread)
 
     def walk(self, job: Program) -> None:
         """Run the program once, with its run parameters as they stand."""

@@ -131,12 +131,24 @@ class Device:
         del self.allocations[id(allocation)]
         self.driver.release(allocation.array)
         allocation.array, allocation.handle, allocation.alive = None, None, False
-        self._weigh()
+        with suppress(DeviceError):  # a lost device cannot be weighed
+            self._weigh()
 
     def pinned(self, shape: Shape, dtype: DTypeLike) -> Pinned:
-        """Uninitialised page-locked host memory."""
-        self._begin("alloc")
-        array, handle = self.driver.allocate_pinned(bytes_of(shape, dtype))
+        """Uninitialised page-locked host memory.
+
+        Raises:
+            DoesNotFitError: the host does not give that much.
+        """
+        n_bytes = bytes_of(shape, dtype)
+        try:
+            self._begin("alloc")
+            array, handle = self.driver.allocate_pinned(n_bytes)
+        except DoesNotFitError as error:
+            bound = error.bound or str(error.value)
+            raise DoesNotFitError(
+                "page-locked host memory", f"{n_bytes} bytes", bound, "lower -b, or take --device cpu"
+            ) from error
         allocation = Allocation(self, array, handle)
         self.pinned_allocations[id(allocation)] = allocation
         self.counters.pinned_bytes += array.nbytes
@@ -265,11 +277,9 @@ class Device:
         with suppress(DeviceError):  # a lost device has nothing to wait for
             self.driver.wait_all()
         for pinned in list(self.pinned_allocations.values()):
-            with suppress(DeviceError):
-                self.free_pinned(pinned)
+            self.free_pinned(pinned)
         for allocation in list(self.allocations.values()):
-            with suppress(DeviceError):  # nor can it be weighed
-                self.free(allocation)
+            self.free(allocation)
         self.closed = True
         with suppress(DeviceError):
             self.driver.close()
