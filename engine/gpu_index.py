@@ -47,6 +47,7 @@ def plan_with_index(
     *,
     reset: bool = False,
     disable: bool = False,
+    strict: bool = False,
 ) -> Indexed:
     """Plan with the neurons of an index file, if there is one that is good.
 
@@ -54,54 +55,71 @@ def plan_with_index(
         model_path: None for a shape without a file.
         make_plan: plans for given hot neurons, or for None by the ranking.
         reset: use no existing file. disable: no neurons on the GPU.
+        strict: refuse a file that is no good, and write none.
+
+    Raises:
+        FileError: with `strict`, a file that cannot be used.
+        DoesNotFitError: see `placement.plan`.
     """
     if disable:
         none = [np.zeros(0, np.int32)] * model.n_layer
         return Indexed(make_plan(none), ("--disable-gpu-index: no neurons on the GPU",))
     if reset or model_path is None or not identity.budget:
         return Indexed(make_plan(None), ())
-    lines: list[str] = []
-    stale: list[Path] = []
+    lines, stale = list[str](), False
     for path in (index_path(model_path), cache_path(model_path, identity)):
-        plan = _from_file(path, model, identity, make_plan, lines, stale)
-        if plan is not None:
-            return Indexed(plan, tuple(lines))
+        if not os.path.lexists(path):
+            continue
+        found = _from_file(path, model, identity, make_plan)
+        stale = stale or found.stale
+        if strict and found.unused:
+            make_plan(None)  # a budget that is too small for any plan is the first thing to say
+            raise FileError("index", path, found.unused, "delete it, or leave out --strict")
+        lines.append(f"index {path} is not used: {found.unused}" if found.unused else found.used)
+        if found.plan is not None:
+            return Indexed(found.plan, tuple(lines))
     plan = make_plan(None)
     if stale:
-        lines.append(store(plan, model_path, identity))
+        lines.append(_stored(plan, model_path, identity))
     return Indexed(plan, tuple(lines))
 
 
-def _from_file(
-    path: Path,
-    model: Model,
-    identity: Identity,
-    make_plan: Planner,
-    lines: list[str],
-    stale: list[Path],
-) -> Plan | None:
-    """The plan with the neurons of one file; None, and a line that says why, if it cannot be used.
+def _stored(plan: Plan, model_path: Path, identity: Identity) -> str:
+    """The line of `store`; one that could not be written is no reason not to run."""
+    try:
+        return store(plan, model_path, identity)
+    except FileError as error:
+        return f"no index is written: {error}"
 
-    A file of ours that was made for something else is noted in `stale`.
+
+@dataclass(frozen=True)
+class _Found:
+    """What an index file is good for.
+
+    Attributes:
+        plan: None if it cannot be made of the file. unused: why the file's neurons are not used.
+        used: what to say if they are. stale: whether hotcold wrote it, for something else.
     """
-    if not os.path.lexists(path):
-        return None
+
+    plan: Plan | None
+    unused: str = ""
+    used: str = ""
+    stale: bool = False
+
+
+def _from_file(path: Path, model: Model, identity: Identity, make_plan: Planner) -> _Found:
+    """The plan with the neurons of one file."""
     try:
         index = read_index(path, model.n_layer, model.n_ff)
-        reason = index.identity.stale(identity) if index.identity else ""
-        if reason:
-            stale.append(path)
-            lines.append(f"index {path} is not used: {reason}")
-            return None
+        if index.identity and (reason := index.identity.stale(identity)):
+            return _Found(None, reason, stale=True)
         plan = make_plan(index.hot)
     except (FileError, DoesNotFitError) as error:
-        lines.append(f"index {path} is not used: {error}")
-        return None
+        return _Found(None, str(error))
     if sum(split.n_hot for split in plan.layers) < sum(ids.size for ids in index.hot):
-        lines.append(f"index {path} is not used: {plan.layers[0].why}")
-        return plan
-    lines.append(f"hot neurons from {path}{'' if index.identity else ', which hotcold did not write'}")
-    return plan
+        return _Found(plan, plan.layers[0].why)
+    wrote = "" if index.identity else ", which hotcold did not write"
+    return _Found(plan, used=f"hot neurons from {path}{wrote}")
 
 
 def store(plan: Plan, model_path: Path, identity: Identity) -> str:

@@ -36,6 +36,7 @@ from hotcold.errors import DoesNotFitError, SettingError
 
 NO_BUDGET = "the budget is 0: everything stays on the CPU"
 UNIFORM = "uniform: no activation counts were found"
+WHERE_COUNTS_GO = "put them into activation/ beside the model, or give offload-dump --activation DIR"
 Counts = Sequence[NDArray[np.generic]]
 
 
@@ -192,7 +193,7 @@ class _Placing:
         if arena > reserve.arena:  # never seen; a plan must not pass its cap in silence
             raise DoesNotFitError("arena", f"{arena} bytes", f"{reserve.arena} were reserved", "report this")
         if frequencies_from == UNIFORM and budget_is_spent(layers):
-            self.notes.append(f"{UNIFORM}; give them with --activation DIR")
+            self.notes.append(f"{UNIFORM}; {WHERE_COUNTS_GO}")
         return Plan(
             model=model,
             sparsity=self.sparsity,

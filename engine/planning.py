@@ -103,8 +103,13 @@ def plan_source(
     *,
     reset: bool = False,
     disable: bool = False,
+    strict: bool = False,
 ) -> tuple[Plan, tuple[str, ...]]:
-    """The plan, with the neurons of an index file if there is a good one, and what was decided about it."""
+    """The plan, with the neurons of an index file if there is a good one, and what was decided about it.
+
+    Args:
+        reset, disable, strict: see `plan_with_index`.
+    """
     indexed = plan_with_index(
         source.model,
         source.path,
@@ -112,6 +117,7 @@ def plan_source(
         lambda hot: make_plan(source, how, budget, facts, hot),
         reset=reset,
         disable=disable,
+        strict=strict,
     )
     return indexed.plan, indexed.lines
 

@@ -82,14 +82,12 @@ def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_b
     Raises:
         DoesNotFitError: not even a batch of 1 does; the text has the sum that is needed.
     """
-    parts = [dense_part(layer, sparsity) for layer in model.layers]
-    smallest = next((part.n_bytes for part in parts if not part.obstacle), 0)
     while True:
         reserve = reserve_for(model, sparsity, n_ctx, n_batch)
-        if reserve.n_bytes + smallest <= budget.n_bytes:
+        needed = smallest_useful(model, sparsity, reserve)
+        if needed <= budget.n_bytes:
             return reserve
         if n_batch == 1:
-            needed = reserve.n_bytes + smallest
             raise DoesNotFitError(
                 "vram_budget",
                 f"{budget.text}, {budget.n_bytes} bytes",
@@ -97,3 +95,9 @@ def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_b
                 "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
             )
         n_batch //= 2
+
+
+def smallest_useful(model: Model, sparsity: str, reserve: Reserve) -> int:
+    """Bytes of a plan that puts the dense part of one layer on the device, and nothing else."""
+    parts = [dense_part(layer, sparsity) for layer in model.layers]
+    return reserve.n_bytes + next((part.n_bytes for part in parts if not part.obstacle), 0)
