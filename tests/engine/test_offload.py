@@ -22,7 +22,7 @@ from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
 MIB = 1 << 20
 MEMORY = 4 * MIB
 N_FF, N_LAYER = 1024, 2
-SIZE = {"n_ctx": 64, "n_batch": 8, "threads": 1}
+SIZE: dict[str, Any] = {"n_ctx": 64, "n_batch": 8, "threads": 1}
 Ids = list[int]
 
 

@@ -18,7 +18,6 @@ from hotcold.engine.placement import UNIFORM
 from hotcold.engine.plan import Plan
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels.cpu import team
 from hotcold.kernels.cpu.team import compile_kernels
 from hotcold.kernels.cuda.device import Device
 from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
@@ -146,7 +145,12 @@ class Vanishing:
             result = value(*arguments)
             if name != "prepare":
                 return result
-            return lambda stream: (self.count("launch"), result(stream))
+
+            def enqueue(stream: Any) -> None:
+                self.count("launch")
+                result(stream)
+
+            return enqueue
 
         return call
 
@@ -190,7 +194,7 @@ def test_a_thread_that_does_not_start(
         started.append(thread)
         start(thread)
 
-    monkeypatch.setattr(team.threading.Thread, "start", once)
+    monkeypatch.setattr(threading.Thread, "start", once)
     with pytest.raises(DoesNotFitError, match=r"threads: 3 \(the system starts 2 of them\)"):
         Executor.from_plan(plan, file, N_THREADS, device)
     assert not started[0].is_alive() and nothing_is_left(device)
