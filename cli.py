@@ -62,9 +62,15 @@ def main() -> None:
         if error.__class__.__name__ == "NoArgsIsHelpError":
             error.show()  # type: ignore[attr-defined]
         else:
-            note(f"error: {message.rstrip('.')}; see `hotcold --help`")
+            note(f"error: {message.rstrip('.')}; see `{_command_of(error)} --help`")
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _command_of(usage_error: Exception) -> str:
+    """What was called: `hotcold`, or with the command whose options were wrong."""
+    context = getattr(usage_error, "ctx", None)
+    return "hotcold" if context is None or context.parent is None else f"hotcold {context.info_name}"
 
 
 def show_version(wanted: bool) -> None:
@@ -139,7 +145,7 @@ def generate(
     as_json: Json = False,
     version: Version = False,
 ) -> None:
-    """Go on from a prompt; text goes to stdout, statistics to stderr."""
+    """Go on from a prompt. Text goes to stdout, statistics to stderr."""
     with reported():
         text = read_prompt(prompt, file)
         announce_compiling(quiet)
@@ -167,7 +173,7 @@ def chat(
     verbose: Verbose = False,
     quiet: Quiet = False,
 ) -> None:
-    """Ask and answer: on a terminal, or a question a line from a pipe. /help lists its commands."""
+    """Ask and answer. On a terminal, or a question a line from a pipe; /help lists its commands."""
     with reported():
         from hotcold.engine.chat import Chat
         from hotcold.engine.chat_command import converse
@@ -309,7 +315,7 @@ def bench(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Prompt and decode speed, beside what the machine's memory gives."""
+    """Prompt and decode speed, beside the memory's bandwidth."""
     with reported():
         from hotcold.engine import benchmark
 
@@ -329,7 +335,7 @@ def bench(
 
 @app.command()
 def devices(as_json: Json = False) -> None:
-    """The devices of this machine: which can be used, and what the others lack."""
+    """Devices that can be used, and what the others lack."""
     with reported():
         from hotcold.engine.devices import describe_devices, devices_json, render_devices
 
@@ -355,7 +361,7 @@ def convert(
     quiet: Quiet = False,
     version: Version = False,
 ) -> None:
-    """Make a GGUF file of a Hugging Face directory, or of a GGUF file in another type."""
+    """Make a GGUF file of a Hugging Face directory or GGUF file."""
     with reported(), unwound():
         from hotcold.gguf_io.convert import convert as convert_model
 

@@ -128,16 +128,21 @@ def _sweep_row(
 
 def short_lines(engine: "Engine") -> list[str]:
     """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
-    executor = engine.executor
+    said, plan = ([], engine.executor.plan) if engine.executor.plan is not None else _plan_of_the_cpu(engine)
+    report = as_json(plan)
+    return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
+
+
+def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
+    """Of an engine without a device, which runs without a plan; in front, why its traffic lacks statistics."""
     source = Source(engine.model, engine.file.path.name, engine.file.path, "", 0, None, placement.UNIFORM)
     said: list[str] = []
     try:
         source = with_counts(source, None, engine.file)
     except FileError as error:
         said.append(str(error))
-    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, executor.kv_type)
-    report = as_json(make_plan(source, how, Budget("0", 0, "this version runs on the CPU"), None))
-    return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.kv_type)
+    return said, make_plan(source, how, Budget("0", 0, "the CPU alone"), None)
 
 
 def write_text(path: Path, text: str) -> None:

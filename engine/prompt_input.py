@@ -41,7 +41,7 @@ def read_file(file: Path | None) -> bytes:
             with file.open("rb") as stream:
                 data = stream.read(MAX_PROMPT_BYTES + 1)
     except OSError as error:
-        raise FileError("prompt file", file, error.strerror or "cannot be read") from error
+        raise FileError("prompt file", file, error.strerror or "cannot be read", "name a text file") from error
     if len(data) > MAX_PROMPT_BYTES:
         raise FileError("prompt file", file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
     return data

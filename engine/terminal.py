@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from hotcold.errors import HotcoldError
+from hotcold.errors import FileError
 
 
 @contextlib.contextmanager
@@ -44,15 +44,16 @@ def write(text: str) -> None:
     """Text to standard output, at once.
 
     Raises:
-        HotcoldError: it is closed, or cannot be written to.
+        FileError: it is closed, or cannot be written to.
         BrokenPipeError: nobody reads on.
     """
     if sys.stdout is None:
-        raise HotcoldError("standard output", "closed", next_step="leave it open")
+        raise FileError("standard output", "closed", next_step="leave it open")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise HotcoldError("standard output", error.strerror or error) from error
+        reason = error.strerror or str(error)
+        raise FileError("standard output", None, reason, "send it where there is room") from error

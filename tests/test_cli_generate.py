@@ -15,7 +15,7 @@ import pytest
 from hotcold.cli import app
 from hotcold.engine import terminal
 from hotcold.engine.prompt_input import read_prompt
-from hotcold.errors import HotcoldError
+from hotcold.errors import FileError
 
 PROMPT = "It is a truth universally acknowledged"
 GREEDY = ("--temp", "0", "-t", "1")
@@ -330,14 +330,15 @@ def test_a_full_disk_is_one_line() -> None:
     command = [sys.executable, "-m", "hotcold", "generate", "-p", PROMPT, "-n", "2", "-q"]
     with open("/dev/full", "w") as full:
         result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
-    assert result.returncode == 1
-    assert result.stderr == "hotcold: error: standard output: No space left on device\n"
+    assert result.returncode == 3
+    reason = "standard output (No space left on device); send it where there is room"
+    assert result.stderr == f"hotcold: error: {reason}\n"
 
 
 def test_a_closed_output_is_named() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "stdout", None)
-        with pytest.raises(HotcoldError, match="standard output: closed"):
+        with pytest.raises(FileError, match="standard output: closed"):
             terminal.write("a")
 
 
@@ -387,13 +388,24 @@ def test_where_everything_is_comes_by_either_name() -> None:
     assert run(*arguments, "-q", LLAMA_OFFLOAD_DEBUG="1").stderr == ""
 
 
+@pytest.mark.usefixtures("compiler")
+def test_where_everything_is_counts_the_device() -> None:
+    options = ("--device", "emulated", "--vram-budget", "6MiB", "-c", "256", "-b", "64")
+    said = run("generate", "-p", PROMPT, "-n", "1", *GREEDY, "-v", *options).stderr
+    assert "everything runs on the CPU" not in said
+    assert "budget 6MiB: 6291456 bytes" in said
+    assert "6 of 6 layers have their dense part on the GPU" in said
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["generate", "--temp", "abc"], "--temp"),
         (["generate", "--bad"], "--bad"),
+        (["generate", "--bad"], "see `hotcold generate --help`"),
         (["generate", "-p"], "-p"),
         (["nonsense"], "nonsense"),
+        (["nonsense"], "see `hotcold --help`"),
     ],
 )
 def test_bad_usage_is_one_line(arguments: list[str], words: str) -> None:
