@@ -60,11 +60,12 @@ def offload_dump(
     device: DeviceName = "auto",
     quiet: Quiet = False,
 ) -> None:
-    """Where everything goes for a budget: weights, neurons, intermediates, totals. Only --run loads any."""
+    """Where weights and intermediates go for a budget. Only --run loads any."""
     from hotcold.engine import offload_dump as dump
     from hotcold.engine import planning
     from hotcold.engine import report as reports
 
+    refuse_both({"--run": run, "--sweep": sweep is not None, "--html": html is not None})
     source = dump.open_source(model, like, predictor_rank, activation)
     how = planning.wanted(source, sparsity, ctx_size, batch_size, kv_type)
     facts = dump.device_facts(device_memory, vram_budget or sweep)
@@ -95,6 +96,13 @@ def offload_dump(
         print(json.dumps(report))
     elif html is None:
         show_text(report)
+
+
+def refuse_both(outputs: dict[str, bool]) -> None:
+    """Each of these options makes an output of its own: SettingError for two of them."""
+    given = [name for name, wanted in outputs.items() if wanted]
+    if len(given) > 1:
+        raise SettingError("output", f"both {given[0]} and {given[1]}", "one of them", "give two commands")
 
 
 def run_plan(

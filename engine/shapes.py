@@ -25,7 +25,7 @@ from hotcold.engine.hyperparameters import (
     MAX_LAYERS,
     MAX_VOCAB,
 )
-from hotcold.engine.model import Layer, Model, Weight
+from hotcold.engine.model import MATRIX_TYPES, Layer, Model, Weight
 from hotcold.engine.settings import one_of
 from hotcold.errors import FileError, SettingError
 
@@ -33,11 +33,7 @@ DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 
 F32 = GGMLQuantizationType.F32
 MAX_RANK = 1 << 16
 MAX_JSON_BYTES = 1 << 20
-TYPES = {
-    t.name.lower(): t
-    for t in GGMLQuantizationType
-    if t.name not in ("F64", "Q8_1", "Q8_K") and not t.name.startswith("I")
-}
+TYPES = {t.name.lower(): t for t in sorted(MATRIX_TYPES)}
 
 
 @dataclass(frozen=True)
