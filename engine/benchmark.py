@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.activity import ActivityMeter
 from hotcold.engine.generation import Engine
-from hotcold.errors import DoesNotFitError
+from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.kernels.cpu.stream import Stream
 
 SEED = 0
@@ -42,9 +42,12 @@ def run(engine: Engine, n_prompt: int, n_generate: int, repetitions: int) -> lis
     """Time a prompt of n_prompt random tokens and n_generate decoding steps; 0 leaves one out.
 
     Raises:
+        SettingError: both are 0.
         DoesNotFitError: more tokens than the context holds.
     """
     wanted = max(n_prompt, n_generate)
+    if not wanted:
+        raise SettingError("tests", "-p 0 and -n 0", "at least one above 0", "such as -n 64")
     if wanted > engine.n_ctx:
         raise DoesNotFitError("tokens of a test", wanted, f"the context holds {engine.n_ctx}", "raise -c")
     ids = (

@@ -9,7 +9,7 @@ import pytest
 from hotcold import load
 from hotcold.engine import benchmark
 from hotcold.engine.traffic import token_bytes
-from hotcold.errors import DoesNotFitError
+from hotcold.errors import DoesNotFitError, SettingError
 
 
 def test_it_reports_both_tests() -> None:
@@ -31,6 +31,11 @@ def test_a_sparse_token_reads_less() -> None:
 def test_more_tokens_than_the_context_are_refused() -> None:
     with load(n_ctx=8) as engine, pytest.raises(DoesNotFitError, match="tokens of a test: 9 "):
         benchmark.run(engine, 9, 1, 1)
+
+
+def test_nothing_to_measure_is_refused() -> None:
+    with load(n_ctx=8) as engine, pytest.raises(SettingError, match="tests: -p 0 and -n 0 "):
+        benchmark.run(engine, 0, 0, 1)
 
 
 @pytest.mark.parametrize("as_json", [False, True])
