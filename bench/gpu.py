@@ -3,7 +3,7 @@
     python bench/gpu.py > gpu.md                       the first card, a random ReLU model of 7 billion weights
     python bench/gpu.py --device emulated --shape tiny    that the bench itself works; the figures mean nothing
 
-Needs no network and no model: a random one is written to --folder (4 GB in Q4_0) and deleted. Takes about
+Needs no network and no model: a random one is written to --folder (4.1 GB in Q4_0) and deleted. Takes about
 --minutes. Ends with 1 if a kernel is farther from its oracle than its bound, or something failed.
 """
 
