@@ -15,10 +15,10 @@ from hotcold.gguf_io import GGUFFile, TensorInfo
 
 T = GGMLQuantizationType
 
-# Which types have kernels for which role. Rows of a sparse FFN are also picked one by one, shared among
-# tokens and added up, scaled.
-SPARSE_TYPES = frozenset({T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0})
-MATRIX_TYPES = SPARSE_TYPES | {T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K}
+# Which types have kernels for which role.
+MATRIX_TYPES = frozenset(
+    {T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K}
+)
 NORM_TYPES = frozenset({T.F32})
 
 N_UNUSED_POSITIONS = 2  # rows of position_embd in front of position 0
@@ -174,12 +174,11 @@ def _vocabulary(file: GGUFFile, n_embd: int) -> int:
 
 def _layer(weights: _Weights, h: Hyperparameters, i: int) -> Layer:
     down, down_t = _down(weights, h, i)
-    ffn_types = MATRIX_TYPES if down else SPARSE_TYPES
     fc1, fc2 = _predictor(weights, h, i)
     roles: dict[str, Any] = {
         **_norms(weights, h, i),
         **(_stacked_attention if h.architecture == "falcon" else _attention)(weights, h, i),
-        "ffn_up": weights.take(f"blk.{i}.ffn_up.weight", ffn_types, h.n_embd, h.n_ff),
+        "ffn_up": weights.take(f"blk.{i}.ffn_up.weight", MATRIX_TYPES, h.n_embd, h.n_ff),
         "ffn_down": down,
         "ffn_down_t": down_t,
         "fc1": fc1,
@@ -187,7 +186,7 @@ def _layer(weights: _Weights, h: Hyperparameters, i: int) -> Layer:
         **_biases(weights, h, i, "ffn_down_t" if down_t else "ffn_down"),
     }
     if h.architecture in GATED:
-        roles["ffn_gate"] = weights.take(f"blk.{i}.ffn_gate.weight", ffn_types, h.n_embd, h.n_ff)
+        roles["ffn_gate"] = weights.take(f"blk.{i}.ffn_gate.weight", MATRIX_TYPES, h.n_embd, h.n_ff)
     return Layer(**roles)
 
 
@@ -195,7 +194,7 @@ def _down(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | None,
     """ffn_down [n_ff, n_embd] or ffn_down_t [n_embd, n_ff]."""
     name = f"blk.{i}.ffn_down_t.weight"
     if weights.file.is_powerinfer or weights.has(name):
-        return None, weights.take(name, SPARSE_TYPES, h.n_embd, h.n_ff)
+        return None, weights.take(name, MATRIX_TYPES, h.n_embd, h.n_ff)
     return weights.take(f"blk.{i}.ffn_down.weight", MATRIX_TYPES, h.n_ff, h.n_embd), None
 
 

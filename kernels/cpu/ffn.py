@@ -9,6 +9,7 @@ from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i
 from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 120  # most listed rows between the gate, up and down passes of a piece
+WIDE_COLUMNS = 4096  # of a row that is widened to float32, in the room for scales
 MAX_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 # this file's part of a thread's scratch memory, in bytes
@@ -120,6 +121,9 @@ def add_listed(
     addresses, ahead = scratch + _ADDRESSES, scratch + _AHEAD
     if n == 0:
         return
+    if not rows.is_in_sparse_ffn(type_id):
+        _add_widened(type_id, w, stride, live, coefficients, n, first, last, scratch + _SCALES, acc)
+        return
     padded = (n + ROWS - 1) // ROWS * ROWS
     for i in range(n, padded):
         store_i64(live + 8 * i, load_i64(live + 8 * (n - 1)))
@@ -134,6 +138,35 @@ def add_listed(
             end = min(begin + MAX_COLUMNS, last)
             at = coefficients + 4 * i
             rows.add_rows(type_id, acc, addresses, at, begin, end, ahead, scratch + _SCALES)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _add_widened(
+    type_id: int,
+    w: int,
+    stride: int,
+    live: int,
+    coefficients: int,
+    n: int,
+    first: int,
+    last: int,
+    wide: int,
+    acc: int,
+) -> None:
+    """`add_listed` for types that have no sums of rows of their own: each row as float32 first.
+
+    Args:
+        wide: address of WIDE_COLUMNS float32 of the thread's own memory.
+    """
+    for i in range(n):
+        row = w + load_i64(live + 8 * i) * stride
+        factor = simd.splat16(load_f32(coefficients + 4 * i))
+        for begin in range(first, last, WIDE_COLUMNS):
+            n_columns = min(WIDE_COLUMNS, last - begin)
+            rows.widen_row(type_id, row + rows.column_offset(type_id, begin), n_columns, wide)
+            for at in range(0, 4 * n_columns, 64):
+                to = acc + 4 * begin + at
+                simd.store16(to, simd.fma16(factor, simd.load16(wide + at), simd.load16(to)))
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -182,7 +215,13 @@ def _strip(op, r: int, n: int, scratch: int, times_gate: bool) -> None:  # type:
     for j in range(ROWS):
         t = load_i64(tokens + 8 * min(j, n - 1))
         store_i64(columns + 8 * j, op.x + t * op.x_stride)
-    dot_strip(op.w_type, op.w + r * op.w_stride, columns, op.k, dots)
+    w = op.w + r * op.w_stride
+    if rows.is_in_sparse_ffn(op.w_type):
+        dot_strip(op.w_type, w, columns, op.k, dots)
+    else:
+        for j in range(n):
+            dot = dot_row(op.w_type, w, load_i64(columns + 8 * j), op.k, rows.AHEAD)
+            store_f32(dots + 4 * j, dot)
     for j in range(n):
         t = load_i64(tokens + 8 * j)
         v = load_f32(dots + 4 * j)

@@ -52,6 +52,31 @@ AHEAD = 8192  # software prefetch distance in bytes
 TILE = 4  # rows and columns of a tile
 
 
+# the same, and whether a type has strips and sums of rows of its own, where compiled code reads them
+_N_IDS = 1 + max(BY_ID)
+_SIZES = np.array([TYPE_SIZE.get(i, 1) for i in range(_N_IDS)])
+_BLOCKS = np.array([BLOCK_SIZE.get(i, 1) for i in range(_N_IDS)])
+_IN_SPARSE_FFN = np.array([BY_ID[i].in_sparse_ffn if i in BY_ID else False for i in range(_N_IDS)])
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def column_offset(type_id: int, column: int) -> int:
+    """Where a column, a multiple of the block size, lies in a row."""
+    return column // _BLOCKS[type_id] * _SIZES[type_id]
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def column_unit(type_id: int) -> int:
+    """How many columns of a row are cut off together: whole blocks, and whole vectors."""
+    return max(32, _BLOCKS[type_id])
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def is_in_sparse_ffn(type_id: int) -> bool:
+    """Whether `dot_strip` and `add_rows` know this type."""
+    return _IN_SPARSE_FFN[type_id]
+
+
 def is_quantised(type_id: int) -> bool:
     """Whether activations are packed to int8 before they meet this type."""
     return BLOCK_SIZE[type_id] > 1

@@ -165,7 +165,7 @@ def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untype
         first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, c + 1, op.chunks, ROWS_ALIGNED)
         elementwise.reduce_rows(op.x, op.x_stride, op.p0, first, last, op.y)
     elif code == program.DOWN_ROWS:
-        unit = 32
+        unit = rows.column_unit(op.w_type)
         first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, c + 1, op.chunks, unit)
         ffn.down_rows(op, first, last, n_tokens, scratch)
     elif (

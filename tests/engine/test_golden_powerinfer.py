@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.engine.executor import Executor
@@ -84,3 +85,40 @@ def test_a_requantised_file_runs(
         listed = executor.counts[..., 0].sum(1)
     assert distance(logits, recorded["logits_sparse_single"]) <= 3e-2
     assert listed.tolist() == list(recorded["active"].sum((1, 2)))
+
+
+@pytest.mark.parametrize(
+    "kind", [GGMLQuantizationType.Q4_1, GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q5_1]
+)
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_a_sparse_ffn_runs_in_every_block_type(
+    architecture: str,
+    kind: GGMLQuantizationType,
+    tmp_path: Path,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    """Beside the same numbers in F32: what differs is the rounding of activations."""
+    source, ids = (
+        data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf",
+        np.arange(1, 12, dtype=np.int32),
+    )
+    rounded, widened = tmp_path / "rounded.gguf", tmp_path / "widened.gguf"
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "hotcold.gguf_io.requantise._new_type",
+            lambda info, *_: kind if ".ffn_" in info.name and len(info.ne) > 1 else info.type,
+        )
+        requantise(source, rounded, "q4_0")
+    requantise(rounded, widened, "f32")
+    logits = []
+    for path in (rounded, widened):
+        for step in (1, 7):
+            with open_gguf(path) as file:
+                model = dataclasses.replace(load_model(file), sparse_threshold=-100.0)
+                with Executor(model, file, 64, 40, 2, "f32", "predictor") as executor:
+                    logits.append(logits_of(executor, ids, step))
+    assert max(distance(logits[0], logits[2]), distance(logits[1], logits[3])) <= 3e-2
+    assert distance(logits[0], logits[1]) <= 1e-5

@@ -369,8 +369,8 @@ UNSUPPORTED = [
     ("GGUF", "blk.1.ffn_up.weight", T.IQ4_NL),
     ("GGUF", "token_embd.weight", T.IQ4_NL),
     ("GGUF", "blk.0.attn_norm.weight", T.F16),
-    ("PWRI", "blk.1.ffn_gate.weight", T.Q5_0),
-    ("PWRI", "blk.1.ffn_down_t.weight", T.Q5_0),
+    ("PWRI", "blk.1.ffn_gate.weight", T.IQ4_NL),
+    ("PWRI", "blk.1.ffn_down_t.weight", T.IQ4_NL),
     ("PWRI", "blk.1.fc1.weight", T.IQ4_NL),
 ]
 

@@ -32,6 +32,9 @@ MIXED = [
         (rows.Q4_0_ID, rows.Q4_0_ID, rows.F16_ID),
         (rows.F32_ID, rows.F16_ID, rows.Q8_0_ID),
         (rows.Q5_0_ID, rows.Q5_0_ID, rows.BF16_ID),
+        (rows.Q4_1_ID, rows.Q5_1_ID, rows.Q5_0_ID),
+        (rows.Q4_K_ID, rows.Q5_K_ID, rows.Q6_K_ID),
+        (rows.Q6_K_ID, rows.Q8_0_ID, rows.Q4_K_ID),
     )
 ]
 COUNTS = ("none", "one", "some", "all")
@@ -128,6 +131,8 @@ def listed_neurons(count: str, n_tokens: int, n_ff: int) -> Bools:
 
 def shapes(types: tuple[int, int, int]) -> tuple[int, ...]:
     """Row lengths: a tail for float types alone, blocks that fill no group of four where there are any."""
+    if any(t in checks.K_TYPES for t in types):
+        return (256, 768)
     return (32, 160) if any(rows.is_quantised(t) for t in types) else (1, 17, 100)
 
 
@@ -330,7 +335,7 @@ def test_fire_rows_without_a_mask(biased: bool, run_ops: Walk) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("types", [*TYPES, *MIXED[:4]])
+@pytest.mark.parametrize("types", [*TYPES, *MIXED])
 def test_a_batch(types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near) -> None:
     for k, n_ff, n_tokens in itertools.product(shapes(types), (15, 203), (1, 3, 9)):
         x = checks.vectors(n_tokens, k, n_tokens)
@@ -401,7 +406,7 @@ def test_a_threshold_is_met_by_the_float_that_it_rounds_to() -> None:
     assert ffn.mask_token(below.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 0
 
 
-@pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=lambda t: GGMLQuantizationType(t).name)
+@pytest.mark.parametrize("type_id", sorted(rows.TYPE_SIZE), ids=lambda t: GGMLQuantizationType(t).name)
 @pytest.mark.parametrize("n", [0, 1, 3, 4, 5, 61])
 def test_add_listed(
     type_id: int,
@@ -410,20 +415,23 @@ def test_add_listed(
     before_a_hole: Callable[[NDArray[Any]], NDArray[Any]],
     assert_near: Near,
 ) -> None:
-    raw, w = checks.weights(type_id, 61, 96)
+    k = 512 if type_id in checks.K_TYPES else 96
+    raw, w = checks.weights(type_id, 61, k)
     raw, rng = before_a_hole(raw), np.random.default_rng(n)
     live = np.full(64, -(1 << 40))
     live[:n] = rng.permutation(61)[:n]
     coefficients = np.full(64, np.nan, np.float32)
     coefficients[:n] = rng.standard_normal(n)
-    acc = checks.vectors(1, 96, 2)[0]
+    acc = checks.vectors(1, k, 2)[0]
     wanted = acc.astype(np.float64) + coefficients[:n].astype(np.float64) @ w[live[:n]]
     where = raw.ctypes.data, raw.shape[1], live.ctypes.data, coefficients.ctypes.data
-    ffn.add_listed(type_id, *where, n, 0, 96, scratch.ctypes.data, acc.ctypes.data)
+    ffn.add_listed(type_id, *where, n, 0, k, scratch.ctypes.data, acc.ctypes.data)
     assert_near(acc, wanted)
 
 
-@pytest.mark.parametrize("type_id", [rows.Q8_0_ID, rows.Q4_0_ID, rows.F16_ID], ids=["Q8_0", "Q4_0", "F16"])
+@pytest.mark.parametrize(
+    "type_id", [rows.Q8_0_ID, rows.Q4_0_ID, rows.F16_ID, rows.Q5_1_ID], ids=["Q8_0", "Q4_0", "F16", "Q5_1"]
+)
 def test_add_listed_with_rows_of_very_many_blocks(type_id: int, scratch: U8, assert_near: Near) -> None:
     """More scales than a thread's memory holds at once."""
     k, n = 2 * ffn.MAX_COLUMNS + 160, 5
