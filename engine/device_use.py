@@ -18,8 +18,8 @@ class DeviceUse:
         vram_planned, vram_used: bytes; what the device's allocator says is used.
         kernel_launches: so far.
         ffn_device_share: part of all neurons whose rows are on the device.
-        listed_device, listed_host: neurons that were looked at on either side, by all tokens so far. Without a
-            predictor every neuron is.
+        listed_device, listed_host: neurons that a predictor listed on either side, for all tokens so far. Without
+            one every neuron is looked at: both are 0, and the shares of active and of all neurons the same.
     """
 
     device: str = "cpu"
@@ -82,9 +82,12 @@ class DeviceMeter:
         executor, device, plan = self._executor, self._executor.device, self._executor.plan
         if device is None or plan is None:
             return DeviceUse()
-        counts = executor.device_counts()
-        self._listed += int((counts - self._seen).sum(dtype=np.int64))
-        self._seen = counts
+        listed_host = 0
+        if plan.sparsity == "predictor":
+            counts = executor.device_counts()
+            self._listed += int((counts - self._seen).sum(dtype=np.int64))
+            self._seen = counts
+            listed_host = int(executor.counts[..., 0].sum())
         return DeviceUse(
             device.name,
             plan.totals.used,
@@ -92,5 +95,5 @@ class DeviceMeter:
             sum(device.counters.launches.values()),
             plan.hot_share,
             self._listed,
-            int(executor.counts[..., 0].sum()),
+            listed_host,
         )
