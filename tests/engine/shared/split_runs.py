@@ -79,7 +79,7 @@ def budget_bytes(model: Model, case: Case, name: str) -> int:
     reserve = reserve_for(model, case.sparsity, case.n_ctx, case.n_batch).n_bytes
     dense = [dense_part(layer, case.sparsity).n_bytes for layer in model.layers]
     if name in ("one layer", "half"):
-        return reserve + sum(dense[: 1 if name == "one layer" else model.n_layer // 2])
+        return reserve + sum(dense[: 1 if name == "one layer" else -(-model.n_layer // 2)])
     caches = model.n_layer * layer_kv_bytes(model, case.n_ctx, case.kv_type)
     neurons = sum(neuron_bytes(layer) * model.n_ff for layer in model.layers)
     percent = {"dense": 0, "everything": 100}.get(name)
