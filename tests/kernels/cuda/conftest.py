@@ -62,11 +62,17 @@ def open_stub(
 
 ORDERS = (0, 1, 7, 1234)
 """Of threads and blocks: forward, backward, and two shuffles."""
+QUICK_ORDERS = (0, 1234)
 
 
 @pytest.fixture(
     params=[
-        *(f"checked-{order}" for order in ORDERS),
+        *(f"checked-{order}" for order in QUICK_ORDERS),
+        *(
+            pytest.param(f"checked-{order}", marks=pytest.mark.slow)
+            for order in ORDERS
+            if order not in QUICK_ORDERS
+        ),
         *(pytest.param(f"races-{order}", marks=pytest.mark.slow) for order in ORDERS[:3]),
         "stub-0",
         pytest.param("cuda", marks=pytest.mark.gpu),

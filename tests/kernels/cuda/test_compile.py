@@ -16,9 +16,13 @@ from hotcold.kernels.cuda.work import BLOCK
 
 MOST_REGISTERS = 80
 LEAST_OCCUPANCY = 3 / 8
+QUICK_ARCHITECTURE = 80  # all kernels take half a minute to compile for one
 
 
-@pytest.mark.parametrize("architecture", MULTIPROCESSORS)
+@pytest.mark.parametrize(
+    "architecture",
+    [a if a == QUICK_ARCHITECTURE else pytest.param(a, marks=pytest.mark.slow) for a in MULTIPROCESSORS],
+)
 def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: int) -> None:
     compiled = nvrtc.compile(program(), architecture, ("--ptxas-options=-v",))
     needs = read_resources(compiled.log)
