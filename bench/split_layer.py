@@ -1,8 +1,8 @@
 """How long a split layer takes, and how long its two sides take alone, within real runs.
 
-A split layer's part of a run begins with the copy down and ends with the merge. In each of them the
-device's launches and the copies are waited for alone, then the cold rows are walked alone, then all is
-done in the order of the engine. So every figure is of the same layer, the same token and the same mask.
+A split layer's part of a run begins with the copy down and ends with the merge. Three runs take turns: in
+one the device's launches and the copies are timed, in one the walk of the cold rows, in one the whole, as
+the engine does it. So each finds caches as a run leaves them: no rows have just been read by the other.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -54,42 +54,54 @@ def without_merge(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
 
 
 class Stopwatch:
-    """Takes a run's steps in the executor's place, and times the split layers among them."""
+    """Takes a run's steps in the executor's place, and times one thing in each split layer.
+
+    Attributes:
+        what: the thing, "device", "host" or "together". seconds: of each, one figure a layer and run.
+    """
 
     def __init__(self, executor: Executor) -> None:
-        self.executor = executor
-        self.seconds: list[tuple[float, float, float]] = []
+        self.executor, self.what = executor, "together"
+        self.seconds: dict[str, list[float]] = {"device": [], "host": [], "together": []}
 
     def __call__(self, steps: Sequence[Step], take: TakeStep) -> None:
         """Take all steps."""
         done = 0
         for begin, end in parts(steps):
-            for step in steps[done:begin]:
-                take(step)
+            _take_all(steps[done:begin], take)
+            self._settle()
             self._measure(steps[begin:end], take)
             done = end
-        for step in steps[done:]:
-            take(step)
+        _take_all(steps[done:], take)
 
     def _measure(self, steps: Sequence[Step], take: TakeStep) -> None:
         device, host = without_merge(steps)
-        self._settle()
-        times = [self._timed(device, take, settle=True)]
-        times.append(self._timed(host, take, settle=False))
-        times.append(self._timed(steps, take, settle=True))
-        self.seconds.append((times[0], times[1], times[2]))
-
-    def _timed(self, steps: Sequence[Step], take: TakeStep, settle: bool) -> float:
-        started = perf_counter()
-        for step in steps:
-            take(step)
-        if settle:
+        if self.what == "device":
+            self._timed(device, take)
+        elif self.what == "host":  # the cold rows need what was copied down
+            _take_all(device, take)
             self._settle()
-        return perf_counter() - started
+            self._timed(host, take)
+        else:
+            self._timed(steps, take)
+            return
+        _take_all(steps, take)
+
+    def _timed(self, steps: Sequence[Step], take: TakeStep) -> None:
+        started = perf_counter()
+        _take_all(steps, take)
+        if self.what != "host":
+            self._settle()
+        self.seconds[self.what].append(perf_counter() - started)
 
     def _settle(self) -> None:
         if self.executor.device is not None:
             self.executor.device.compute.synchronize()
+
+
+def _take_all(steps: Sequence[Step], take: TakeStep) -> None:
+    for step in steps:
+        take(step)
 
 
 def split_layers(executor: Executor) -> int:
@@ -99,15 +111,16 @@ def split_layers(executor: Executor) -> int:
 
 def measure(executor: Executor, seconds: float) -> Times:
     """Decode for some time, and time every split layer."""
-    watch = Stopwatch(executor)
+    watch, n_layers = Stopwatch(executor), split_layers(executor)
     executor.taking = watch
     try:
         end, i = perf_counter() + seconds, 0
-        while i < 3 or perf_counter() < end:
-            executor.run(np.array([3 + i % 100], np.int32), i % executor.n_ctx)
+        while i < 2 or perf_counter() < end:
+            for what in watch.seconds:
+                watch.what = what
+                executor.run(np.array([3 + i % 100], np.int32), i % executor.n_ctx)
             i += 1
     finally:
         executor.taking = None
-    warm = np.array(watch.seconds[split_layers(executor) :])
-    device, host, together = np.median(warm, axis=0).tolist()
-    return Times(device, host, together)
+    warm = {what: float(np.median(times[n_layers:])) for what, times in watch.seconds.items()}
+    return Times(**warm)
