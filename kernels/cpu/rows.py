@@ -153,14 +153,15 @@ def emit_dots(
                     simd.emit_prefetch(b, b.add(at, I64(line)))
         for slot in range(unroll):
             step(b.add(b.mul(loop.index, I64(unroll)), I64(slot)), slot, None)
-    # what the unrolled loop left: whole steps, then for a block type a last step with fewer blocks
+    # what the unrolled loop left, at last a step of a block type with fewer blocks
     done, steps = b.mul(whole, I64(unroll)), b.udiv(k, I64(kind.step))
-    with cgutils.for_range(b, b.sub(steps, done)) as loop:
-        step(b.add(loop.index, done), 0, None)
+    last_block = None
     if not isinstance(kind, FloatType) and kind.step > kind.block:
-        partial = b.icmp_unsigned("<", b.mul(steps, I64(kind.step)), k)
-        with b.if_then(partial, likely=False):
-            step(steps, 0, b.sub(b.udiv(k, I64(BLOCK)), I64(1)))
+        steps = b.udiv(b.add(k, I64(kind.step - 1)), I64(kind.step))
+        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
+    if unroll > 1 or last_block is not None:
+        with cgutils.for_range(b, b.sub(steps, done)) as loop:
+            step(b.add(loop.index, done), 0, last_block)
 
     dots: list[list[Value]] = []
     for r in range(len(rows)):
@@ -193,15 +194,27 @@ def _with_tails(
     return [[b.load(cell) for cell in row] for row in cells]
 
 
-@operation(types.float32, types.int64, address, address, types.int64, types.int64)
-def _dot_row(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Value) -> Value:
-    result = cgutils.alloca_once_value(b, ir.Constant(F32, 0.0))
-
+@operation(
+    types.void, types.int64, address, types.int64, types.int64, address, types.int64, types.int64, address
+)
+def _dot_rows(
+    b: Builder,
+    type_id: Value,
+    w: Value,
+    stride: Value,
+    n_rows: Value,
+    x: Value,
+    k: Value,
+    ahead: Value,
+    out: Value,
+) -> None:
     def emit(kind: WeightType) -> None:
-        b.store(emit_dots(b, kind, [w], [x], k, kind.unroll, ahead)[0][0], result)
+        with cgutils.for_range(b, n_rows) as loop:
+            row = b.add(w, b.mul(stride, loop.index))
+            dot = emit_dots(b, kind, [row], [x], k, kind.unroll, ahead)[0][0]
+            simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
 
     emit_switch(b, type_id, WEIGHT_TYPES, emit)
-    return b.load(result)
 
 
 def _tile(n_rows: int, kinds: tuple[WeightType, ...]) -> Any:
@@ -225,11 +238,14 @@ _dot_tile, _dot_strip = _tile(TILE, WEIGHT_TYPES), _tile(1, SPARSE_TYPES)
 
 
 _INT = types.int64
+_DOT_ROWS_SYMBOL = "hotcold_dot_rows"
 
 
-@cfunc(types.float32(_INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
-def _dot_row_code(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
-    return _dot_row(type_id, w, x, k, ahead)
+@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+def _dot_rows_code(
+    type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, out: int
+) -> None:
+    _dot_rows(type_id, w, stride, n_rows, x, k, ahead, out)
 
 
 @cfunc(types.void(_INT, _INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
@@ -242,20 +258,35 @@ def _dot_strip_code(type_id: int, w: int, xs: int, k: int, out: int) -> None:
     _dot_strip(type_id, w, 0, xs, k, out)
 
 
-_call_dot_row = linked("hotcold_dot_row", _dot_row_code, types.float32, *[_INT] * 5)
+_call_dot_rows = linked(_DOT_ROWS_SYMBOL, _dot_rows_code, types.void, *[_INT] * 8)
 _call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] * 6)
 _call_dot_strip = linked("hotcold_dot_strip", _dot_strip_code, types.void, *[_INT] * 5)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
-    """The dot product of the row at w with the activations at x (packed for a block type).
+def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, out: int) -> None:
+    """The dot products of n_rows rows from w on with the activations at x (packed for a block type).
 
     Args:
+        stride: bytes from row to row. out: address of n_rows float32.
         ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
             distance to a row yet to come when rows are picked from a list.
     """
-    return _call_dot_row(type_id, w, x, k, ahead)
+    _call_dot_rows(type_id, w, stride, n_rows, x, k, ahead, out)
+
+
+@operation(types.float32, types.int64, address, address, types.int64, types.int64)
+def _dot_one(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Value) -> Value:
+    cell = cgutils.alloca_once(b, F32)
+    values = (type_id, w, I64(0), I64(1), x, k, ahead, b.ptrtoint(cell, I64))
+    simd.call(b, _DOT_ROWS_SYMBOL, ir.VoidType(), *values)
+    return b.load(cell)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
+    """`dot_rows` of one row, which comes back as a number."""
+    return _dot_one(type_id, w, x, k, ahead)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

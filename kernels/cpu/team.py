@@ -54,9 +54,8 @@ def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped
     first = _cut(op.n_rows, c, op.chunks, ROWS_ALIGNED)
     last = _cut(op.n_rows, c + 1, op.chunks, ROWS_ALIGNED)
     if code == program.MAT_VEC:
-        for r in range(first, last):
-            dot = rows.dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, rows.AHEAD)
-            simd.store_f32(op.y + 4 * r, dot)
+        w, y = op.w + first * op.w_stride, op.y + 4 * first
+        rows.dot_rows(op.w_type, w, op.w_stride, last - first, op.x, op.k, rows.AHEAD, y)
     elif code == program.MUL_MAT:
         tiles.mul_mat(op, first, last, n_tokens, op.x, op.y, op.y_stride, scratch)
     elif code == program.LOGITS:
@@ -66,14 +65,11 @@ def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped
             tiles.mul_mat(op, first, last, n_tokens - start, x, run[LOGITS_ADDRESS], op.y_stride, scratch)
     elif code == program.GATED:
         # gates lie in y, ups in this op's scratch, until the chunk is complete
-        for r in range(first, last):
-            dot = rows.dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, rows.AHEAD)
-            simd.store_f32(op.y + 4 * r, dot)
-        for r in range(first, last):
-            dot = rows.dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, rows.AHEAD)
-            simd.store_f32(op.scratch + 4 * r, dot)
-        at = op.y + 4 * first
-        elementwise.act_mul(at, op.scratch + 4 * first, last - first, op.p0, at)
+        w, y = op.w + first * op.w_stride, op.y + 4 * first
+        rows.dot_rows(op.w_type, w, op.w_stride, last - first, op.x, op.k, rows.AHEAD, y)
+        w, up = op.w1 + first * op.w1_stride, op.scratch + 4 * first
+        rows.dot_rows(op.w1_type, w, op.w1_stride, last - first, op.z, op.k, rows.AHEAD, up)
+        elementwise.act_mul(y, up, last - first, op.p0, y)
     elif code == program.GATE_ROWS:
         listed = 0
         for r in range(first, last):

@@ -4,7 +4,7 @@ from numba import njit
 
 from hotcold.kernels.cpu import rows
 from hotcold.kernels.cpu.program import PANEL
-from hotcold.kernels.cpu.rows import TILE, dot_row, dot_tile
+from hotcold.kernels.cpu.rows import TILE, dot_rows, dot_tile
 from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
 
 _COLUMNS, _DOTS = 0, 64  # this file's part of a thread's scratch memory, in bytes
@@ -28,14 +28,15 @@ def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: 
                     to = y + (t + c) * y_stride + 4 * r
                     for i in range(TILE):
                         store_f32(to + 4 * i, load_f32(scratch + _DOTS + 4 * (TILE * i + c)))
-            for r in range(whole, end):
+            if whole < end:
                 for c in range(t, t + TILE):
-                    _one(op, r, x + c * op.x_stride, y + c * y_stride)
+                    _token(op, whole, end, x + c * op.x_stride, y + c * y_stride)
         for t in range(n_tiled, n_tokens):
-            for r in range(panel, end):
-                _one(op, r, x + t * op.x_stride, y + t * y_stride)
+            _token(op, panel, end, x + t * op.x_stride, y + t * y_stride)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _one(op, r: int, x: int, y: int) -> None:  # type: ignore[no-untyped-def]
-    store_f32(y + 4 * r, dot_row(op.w_type, op.w + r * op.w_stride, x, op.k, rows.AHEAD))
+def _token(op, first: int, last: int, x: int, y: int) -> None:  # type: ignore[no-untyped-def]
+    """y[r] = w[r] . x of one token for rows first..last-1."""
+    w = op.w + first * op.w_stride
+    dot_rows(op.w_type, w, op.w_stride, last - first, x, op.k, rows.AHEAD, y + 4 * first)

@@ -146,7 +146,9 @@ class BlockType:
         if self.has_span and permutes_bytes():
             left = None
             if last_block is not None:
-                left = b.mul(b.sub(b.add(last_block, I64(1)), first), I64(self.type_size))
+                n_blocks = b.sub(b.add(last_block, I64(1)), first)
+                n_blocks = b.select(b.icmp_signed("<", n_blocks, I64(4)), n_blocks, I64(4))
+                left = b.mul(n_blocks, I64(self.type_size))
             return self.unpack_span(b, lambda offset, n: simd.load_bytes(b, at, offset, n, left))
         if last_block is None:
             return self.unpack(b, [b.add(at, I64(j * self.type_size)) for j in range(4)])
