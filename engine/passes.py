@@ -4,7 +4,8 @@ result prints.
     place     a node runs where its weight is (for rope, kv_store and attention: where the KV cache of
               their layer is), an add where the next weight is, any other where its first operand is
     split     a node whose weight's rows are divided becomes two partial nodes and a merge on the GPU
-    quantise  what an FFN on the CPU reads from the GPU is rounded there, if its weights want it rounded
+    quantise  what an FFN on the CPU reads from the GPU is rounded there, if its weights want it rounded,
+              and what an FFN on the GPU reads together with attention
     copies    what a node reads from the other side arrives by one copy node, however many operands
     offsets   each side's intermediates get bytes of that side's arena, from lifetimes
 
@@ -14,7 +15,7 @@ there, and only one of its operands crosses the bus at most.
 PowerInfer's rule differs: there the result of a mul_mat is on the GPU if any of its operands is.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import accumulate, zip_longest
 from types import MappingProxyType
@@ -152,22 +153,52 @@ def _named(name: str, side: str) -> str:
 
 
 def quantise(placed: PlacedGraph) -> PlacedGraph:
-    """Round to int8 on the GPU what an FFN's CPU part reads; its GPU part then reads the same numbers."""
+    """Round to int8 on the GPU what an FFN's CPU part reads; its GPU part then reads the same numbers.
+
+    Where attention multiplies the same norm, it takes the rounded numbers too.
+    """
     nodes: list[PlacedNode] = []
     sides: dict[str, str] = {}
+    shared = {p.node.inputs[1].name for p in placed.nodes if _is_rounding_product(p)}
     for p in placed.nodes:
-        if _wants_rounded(p) and sides[p.node.inputs[0].name] == GPU:
+        if _wants_rounded(p, shared) and sides[p.node.inputs[0].name] == GPU:
             p = _with_rounded_input(p, nodes, sides)
         nodes.append(p)
         sides[p.node.output.name] = p.side
-    return PlacedGraph(placed.n_tokens, tuple(nodes))
+    return PlacedGraph(placed.n_tokens, _rounded_once(nodes))
 
 
-def _wants_rounded(p: PlacedNode) -> bool:
-    """Whether a node is an FFN, or its part, of which the CPU runs something, on weights of whole blocks."""
-    if p.node.op not in FFN_OPS or (p.side == GPU and "rows" not in p.node.attributes):
+def _is_rounding_product(p: PlacedNode) -> bool:
+    """Whether a node is a product on the GPU that takes int8."""
+    return p.node.op == "mul_mat" and p.side == GPU and weights_of(p.node)[0].type in QUANTISED
+
+
+def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
+    """Whether a node is an FFN, or its part, of which the CPU runs something, or that shares its input, on
+    weights of whole blocks."""
+    if p.node.op not in FFN_OPS:
+        return False
+    if p.side == GPU and "rows" not in p.node.attributes and p.node.inputs[0].name not in shared:
         return False
     return all(weight.type in QUANTISED for weight in reading_weights(p.node))
+
+
+def _rounded_once(nodes: list[PlacedNode]) -> tuple[PlacedNode, ...]:
+    """Move each rounding right behind what it rounds, if all other readers are products that take int8."""
+    for p in [p for p in nodes if p.node.op == "quantise"]:
+        (x,) = tensors_of(p.node)
+        others = [other for other in nodes if other is not p and x in tensors_of(other.node)]
+        if not others or not all(map(_is_rounding_product, others)):
+            continue
+        nodes.remove(p)
+        nodes.insert(next(i for i, other in enumerate(nodes) if other.node.output == x) + 1, p)
+        nodes[:] = [_reading(other, x, p.node.output) if other in others else other for other in nodes]
+    return tuple(nodes)
+
+
+def _reading(p: PlacedNode, old: Tensor, new: Tensor) -> PlacedNode:
+    inputs = tuple(new if operand == old else operand for operand in p.node.inputs)
+    return replace(p, node=replace(p.node, inputs=inputs))
 
 
 def reading_weights(node: Node) -> list[Weight]:
