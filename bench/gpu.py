@@ -3,8 +3,8 @@
     python bench/gpu.py > gpu.md                       the first card, a random ReLU model of 7 billion weights
     python bench/gpu.py --device emulated --shape tiny    that the bench itself works; the figures mean nothing
 
-Needs no network and no model: a random one is written to --folder (4.1 GB in Q4_0) and deleted. Takes about
---minutes. Ends with 1 if a kernel is farther from its oracle than its bound, or something failed.
+Needs no network and no model: a random one is written to --folder (4.1 GB in Q4_0) and deleted. Takes --minutes
+at most, or a little longer. Ends with 1 if a kernel is farther from its oracle than its bound, or something failed.
 """
 
 import argparse
@@ -19,7 +19,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from gpu_bed import Array, Bed
 from gpu_kernels import Case, Sizes, groups_of_cases
-from gpu_model import Row, listed_model, sweep
+from gpu_model import Limits, Row, listed_model, sweep
 from planned import random_relu_model, shape_of
 from random_model import Shape
 
@@ -178,7 +178,8 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rank", type=int, help="of the predictors; a quarter of n_embd by default")
     parser.add_argument("--listed", type=float, default=0.1, help="share of neurons that predictors list")
     parser.add_argument("--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, shares, or all; none: kernels alone")
-    parser.add_argument("--minutes", type=float, default=9.0)
+    parser.add_argument("--minutes", type=float, default=9.0, help="after which what is left is left out")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each figure of a budget, at most")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()), help="for the model")
     return parser.parse_args(given)
@@ -202,7 +203,8 @@ def model_section(device: Device, shape: Shape, arguments: argparse.Namespace, d
         print(f"\nA random model in {kind.name}, {shape}; context {how.n_ctx}, batches of {how.n_batch}.")
         print(f"Predictors of rank {rank} list about {arguments.listed:.0%} of the neurons.\n")
         model = listed_model(model, file, arguments.listed, arguments.threads)
-        rows = sweep(model, file, device, how, arguments.budgets, arguments.threads, deadline)
+        limits = Limits(deadline, arguments.seconds)
+        rows = sweep(model, file, device, how, arguments.budgets, arguments.threads, limits)
         return model_tables(rows)
 
 

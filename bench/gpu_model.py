@@ -22,6 +22,14 @@ WARM_TOKENS = 4
 
 
 @dataclass(frozen=True)
+class Limits:
+    """Of time: the deadline of all (of time.perf_counter), and seconds a figure."""
+
+    deadline: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Row:
     """One budget.
 
@@ -61,31 +69,32 @@ def sweep(
     how: Wanted,
     budgets: Sequence[str],
     n_threads: int,
-    deadline: float,
+    limits: Limits,
 ) -> Iterator[Row]:
-    """A row for each budget, sharing out the time until the deadline (of time.perf_counter)."""
+    """A row for each budget, sharing out the time until the deadline."""
     whole = whole_plan(model, device, how)
     for i, text in enumerate(budgets):
-        left = deadline - time.perf_counter()
+        left = limits.deadline - time.perf_counter()
         if left <= 0:
             yield Row(text, error="left out for want of time")
             continue
         try:
             plan = plan_for(model, device, how, bytes_of_budget(text, whole))
-            yield _row(text, plan, file, device, n_threads, left / (len(budgets) - i))
+            yield _row(text, plan, file, device, n_threads, left / (len(budgets) - i), limits.seconds)
         except HotcoldError as error:
             yield Row(text, error=str(error), failed=not isinstance(error, DoesNotFitError))
 
 
-def _row(text: str, plan: Plan, file: GGUFFile, device: Device, n_threads: int, seconds: float) -> Row:
+def _row(text: str, plan: Plan, file: GGUFFile, device: Device, n_threads: int, seconds: float, at_most: float) -> Row:
     loaded, started = LoadRate(), time.perf_counter()
     with Executor.from_plan(plan, file, n_threads, device, loaded) as executor:
         allocated = device.counters.live_bytes
         left = max(0.0, seconds - (time.perf_counter() - started))
-        decode, used = _decode(executor, device, left / 4)
-        prompt = _prompt(executor, left / 4)
+        each = min(left / 4, at_most)
+        decode, used = _decode(executor, device, each)
+        prompt = _prompt(executor, each)
         n_split = split_layers(executor)
-        split = measure(executor, left / 4) if n_split else None
+        split = measure(executor, each) if n_split else None
     return Row(
         text,
         plan.totals.used,

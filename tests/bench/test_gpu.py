@@ -39,7 +39,7 @@ def kernels_of(text: str) -> set[str]:
 def test_the_whole_bench_on_the_emulated_device(
     open_emulated: Callable[..., Device], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "--device emulated --shape tiny --minutes 0.5 --threads 1 --budgets 0% 75% all --folder"
+    command = "--device emulated --shape tiny --minutes 9 --seconds 1 --threads 1 --budgets 0% 75% all --folder"
     assert gpu.run([*command.split(), str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert kernels_of(text) == set(open_emulated().driver.signatures)
