@@ -250,7 +250,8 @@ def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool
     elif not text.endswith("\n"):
         write("\n")
     if not quiet:
-        note(generation.statistics.line())
+        for line in generation.statistics.lines():
+            note(line)
     if interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -299,8 +300,12 @@ def perplexity(
             typer.echo(f"  {measure.DEFINITION}")
             typer.echo(f"  {len(result.chunk_nlls)} chunks of {result.n_ctx}, {result.n_scored} ids scored")
             mode = engine.sparsity if result.threshold is None else f"predictor >= {result.threshold:g}"
-            typer.echo(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
-            typer.echo(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
+            if result.activity.of == "model":
+                typer.echo(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
+                typer.echo(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
+            elif result.activity.listed:
+                text = f"on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
+                typer.echo(f"  sparsity {mode}: {text}")
             typer.echo(f"  {result.n_tokens / result.seconds:.0f} tokens/s")
 
 
@@ -325,7 +330,13 @@ def bench(
         with open_engine(engine_options, quiet) as engine:
             warn(engine, quiet)
             results = benchmark.run(engine, n_prompt, n_gen, repetitions)
-            head = {"model": engine.file.path.name, "threads": engine.n_threads, "sparsity": engine.sparsity}
+            device = engine.executor.device
+            head = {
+                "model": engine.file.path.name,
+                "device": "cpu" if device is None else device.name,
+                "threads": engine.n_threads,
+                "sparsity": engine.sparsity,
+            }
             if as_json:
                 typer.echo(json.dumps(head | {"tests": [result.numbers() for result in results]}))
             else:

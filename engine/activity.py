@@ -1,4 +1,8 @@
-"""How many neurons an engine's tokens look at and fire, from the executor's counters."""
+"""How many neurons an engine's tokens look at and fire, from the executor's counters.
+
+They are the CPU's. A device counts what it looks at, not what fires, and its bytes are no traffic of the
+host's memory: of a split run only the CPU's part is told, and said to be that.
+"""
 
 from dataclasses import dataclass
 
@@ -15,12 +19,14 @@ class Activity:
 
     Attributes:
         listed, firing: neurons a token, for each layer; empty when the FFN runs dense.
-        bytes_a_token: of weights.
+        bytes_a_token: of weights; 0 where a device reads a part of them.
+        of: "model", or "cpu" where a device serves the other neurons.
     """
 
     listed: tuple[float, ...]
     firing: tuple[float, ...]
     bytes_a_token: float
+    of: str = "model"
 
     def shares(self, n_ff: int) -> tuple[float, float]:
         """Mean over layers of listed and of firing neurons, as parts of n_ff; 1 for a dense FFN."""
@@ -44,9 +50,14 @@ class ActivityMeter:
     def read(self, n_tokens: int) -> Activity:
         """Averages over the n_tokens that ran since the start."""
         engine, model = self._engine, self._engine.model
+        split = engine.executor.device is not None
         if engine.sparsity == "off":
+            if split:
+                return Activity((), (), 0.0, "cpu")
             return Activity((), (), sparse_token_bytes(model, "off", [], []))
         per_token = (self._counts() - self._before) / max(n_tokens, 1)
         listed, firing = per_token[:, 0].tolist(), per_token[:, 1].tolist()
+        if split:
+            return Activity(tuple(listed), tuple(firing), 0.0, "cpu")
         n_bytes = sparse_token_bytes(model, engine.sparsity, listed, firing)
         return Activity(tuple(listed), tuple(firing), n_bytes)

@@ -23,8 +23,9 @@ class Measured:
     Attributes:
         test: "pp256" for a prompt of 256 tokens, "tg64" for 64 tokens decoded one by one.
         tokens_per_second, deviation: mean and standard deviation over the repetitions.
-        bytes_a_token: of weights, as the mode reads them; 0 for a prompt, whose tokens share them.
-        bandwidth_share: bytes a second beside a streaming sum measured in turn; 0 for a prompt.
+        bytes_a_token: of weights, as the mode reads them; 0 for a prompt, whose tokens share them, and where
+            a device reads a part of them.
+        bandwidth_share: bytes a second beside a streaming sum measured in turn; 0 where those are.
     """
 
     test: str

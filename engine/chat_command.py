@@ -50,7 +50,8 @@ def converse(chat: "Chat", note: Callable[[str], None], verbose: bool) -> int:
             try:
                 answer(chat, question)
                 if verbose and chat.last is not None:
-                    note(chat.last.statistics.line())
+                    for line in chat.last.statistics.lines():
+                        note(line)
             except HotcoldError as error:
                 if not at_terminal:
                     raise

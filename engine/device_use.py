@@ -49,13 +49,13 @@ class DeviceUse:
         )
 
     def line(self) -> str:
-        """The part of a statistics line that follows the speeds; empty on the CPU alone."""
+        """Memory and shares in a line below 70 columns; empty on the CPU alone."""
         if not self.vram_planned:
             return ""
+        used, planned, share = self.vram_used / 2**20, self.vram_planned / 2**20, self.active_device_share
         return (
-            f"{self.device}: VRAM {self.vram_used / 2**20:.1f} of {self.vram_planned / 2**20:.1f} MiB planned, "
-            f"FFN {self.ffn_device_share:.0%} there, active {self.active_device_share:.0%} there, "
-            f"{1 - self.active_device_share:.0%} on the CPU"
+            f"{self.device}: VRAM {used:.1f} of {planned:.1f} MiB; "
+            f"FFN {self.ffn_device_share:.0%}, active {share:.0%}, on the CPU {1 - share:.0%}"
         )
 
     def numbers(self) -> dict[str, Any]:

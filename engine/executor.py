@@ -330,9 +330,9 @@ class Executor:
             if self._side is not None:
                 self._side.settle()
             seconds = time.perf_counter() - started
-            for node in nodes_of(step):
-                trace(number[node.name], node, planned, seconds, np.zeros_like(self.counts[:, 0]), GPU)
-                seconds = 0.0
+            nodes, none = nodes_of(step), np.zeros_like(self.counts[:, 0])
+            for node in nodes:
+                trace(number[node.name], node, planned, seconds, none, GPU, nodes)
 
     def _trace_node(
         self, node: Node, records: list[Record], step: int, n_tokens: int, trace: Trace
@@ -343,7 +343,7 @@ class Executor:
         counted, started = self.counts.sum(axis=1), time.perf_counter()
         self._walk(self._node_programs[key])
         seconds = time.perf_counter() - started
-        trace(step, node, n_tokens, seconds, self.counts.sum(axis=1) - counted, CPU)
+        trace(step, node, n_tokens, seconds, self.counts.sum(axis=1) - counted, CPU, (node,))
 
     def _check_run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None) -> None:
         n, n_vocab = ids.size, self.model.n_vocab

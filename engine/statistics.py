@@ -19,7 +19,8 @@ class Statistics:
     """Counts and times of one generation, so far.
 
     Attributes:
-        n_prompt: tokens of the prompt. n_reused: of those, found in the KV cache. n_generated: tokens chosen, without one that ended the text.
+        n_prompt: tokens of the prompt. n_reused: of those, found in the KV cache.
+        n_generated: tokens chosen, without one that ended the text.
         n_decoded: tokens that ran through the model alone; the first choice comes out of the prompt's
             run. decode_seconds: for those, choosing included.
         stop_reason: a key of STOP_REASONS; "" before the end.
@@ -47,15 +48,17 @@ class Statistics:
         return self.n_decoded / self.decode_seconds if self.decode_seconds else 0.0
 
     def line(self) -> str:
-        """All of it in one line, on the CPU alone as a rule below 80 columns."""
-        of_device = self.use.line()
+        """What the CPU alone has, in one line, as a rule below 80 columns."""
         reused = f" ({self.n_reused} reused)" if self.n_reused else ""
         return (
             f"{self.n_prompt} prompt tokens{reused}{_rate(self.prompt_tokens_per_second)}, "
             f"{self.n_generated} new{_rate(self.decode_tokens_per_second)}, "
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
-            f"{of_device and '; ' + of_device}"
         )
+
+    def lines(self) -> tuple[str, ...]:
+        """That line, and one of the device if one was used."""
+        return tuple(filter(None, (self.line(), self.use.line())))
 
     def numbers(self) -> dict[str, Any]:
         """All of it, by name."""

@@ -8,9 +8,10 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph import Node, weights_of
 
-Trace = Callable[[int, Node, int, float, NDArray[np.int64], str], None]
+Trace = Callable[[int, Node, int, float, NDArray[np.int64], str, tuple[Node, ...]], None]
 """Hears step, node, tokens that its graph takes, seconds, the neurons it listed and found firing in each
-layer (int64 [n_layer, 2]), and its side, "cpu" or "gpu"."""
+layer (int64 [n_layer, 2]), its side, "cpu" or "gpu", and the nodes that ran together, it among them; the
+seconds are theirs."""
 
 
 def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
@@ -26,13 +27,35 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     return sum(weight.n_bytes for weight in weights)
 
 
-def line(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64], side: str) -> str:
-    """One node: step, device, name, op, microseconds, GB/s (a dash where no weights are read, or unknown)."""
-    n_bytes = weight_bytes(node, n_tokens, counted)
+def line(
+    step: int,
+    node: Node,
+    n_tokens: int,
+    seconds: float,
+    counted: NDArray[np.int64],
+    side: str,
+    together: tuple[Node, ...],
+) -> str:
+    """One node: step, device, name, op, microseconds, GB/s (a dash where no weights are read, or unknown).
+
+    Of nodes that ran together the first has the time and the bandwidth of all, and the others name it.
+    """
+    head = f"{step:>5} {side} {node.name:<20} {node.op:<10} "
+    if node is not together[0]:
+        return f"{head}with {together[0].name}"
+    n_bytes = sum(weight_bytes(each, n_tokens, counted) for each in together)
     rate = f"{n_bytes / seconds / 1e9:8.2f} GB/s" if n_bytes and seconds > 0 else f"{'-':>8}"
-    return f"{step:>5} {side} {node.name:<20} {node.op:<10} {seconds * 1e6:>9.1f} us {rate}"
+    return f"{head}{seconds * 1e6:>9.1f} us {rate}"
 
 
-def print_node(step: int, node: Node, n_tokens: int, seconds: float, counted: NDArray[np.int64], side: str) -> None:
+def print_node(
+    step: int,
+    node: Node,
+    n_tokens: int,
+    seconds: float,
+    counted: NDArray[np.int64],
+    side: str,
+    together: tuple[Node, ...],
+) -> None:
     """Print `line` on stderr."""
-    print(line(step, node, n_tokens, seconds, counted, side), file=sys.stderr)
+    print(line(step, node, n_tokens, seconds, counted, side, together), file=sys.stderr)
