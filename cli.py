@@ -304,8 +304,8 @@ def perplexity(
                 typer.echo(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
                 typer.echo(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
             elif result.activity.listed:
-                text = f"on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
-                typer.echo(f"  sparsity {mode}: {text}")
+                looked = f"on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
+                typer.echo(f"  sparsity {mode}: {looked}")
             typer.echo(f"  {result.n_tokens / result.seconds:.0f} tokens/s")
 
 
