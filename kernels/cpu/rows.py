@@ -2,7 +2,7 @@
 
 One emitter writes the loop along a row for every weight type: with one row and one column it is the
 decode kernel (several accumulators, software prefetch), with 4 x 4 the prompt tile. The njit functions
-below choose by the type id at run time, once a row.
+below choose by the type id at run time, once a call.
 
 Measured choices: one row per stream, since two or four rows side by side read memory at half speed;
 prefetch into the second level AHEAD bytes before the loads, farther than a page; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
