@@ -126,6 +126,7 @@ def _in_file(path: Path) -> tuple[str, str]:
         with path.open("rb") as stream:
             return path.name, stream.read(MAX_TEMPLATE_BYTES + 1).decode()
     except OSError as error:
-        raise FileError("chat template", path, error.strerror or "cannot be read") from error
+        reason = error.strerror or "cannot be read"
+        raise FileError("chat template", path, reason, "name a Jinja file") from error
     except UnicodeDecodeError as error:
         raise FileError("chat template", path, "no UTF-8", "give a text file") from error

@@ -44,7 +44,8 @@ def plan_tensors(
     sources += [(name, source, "same") for name, source in _extras(model, predictors)]
     tensors = []
     for name, source, layout in sources:
-        kind = output_type(name, output_shape(source, layout), wanted, model.names.architecture)
+        shape = output_shape(source, layout)
+        kind = output_type(name, shape, wanted, model.names.architecture, tied and predictors is None)
         tensors.append(output_tensor(name, source, layout, (model.n_head, model.n_head_kv), kind, warn))
     return tensors
 

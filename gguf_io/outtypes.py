@@ -1,7 +1,8 @@
 """Which type each tensor of a converted file gets.
 
 The outtype is meant for matrices. The output head of a block type loses less: it is Q6_K, or Q8_0 where
-that does not fit, by the rule of llama.cpp's and PowerInfer's `quantize`.
+that does not fit, by the rule of llama.cpp's and PowerInfer's `quantize`. Where there is none, the
+embedding is the head, and is treated alike, as llama.cpp does it; PowerInfer does not, nor its files here.
 """
 
 from gguf import GGMLQuantizationType, LlamaFileType
@@ -19,7 +20,7 @@ OUTTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
     "q4_0": (T.Q4_0, LlamaFileType.MOSTLY_Q4_0),
 }
 QUANTIZATION_VERSION = 2
-HEAD = "output.weight"
+HEAD, TIED_HEAD = "output.weight", "token_embd.weight"
 POWERINFER_OUTTYPES = ("f16", "q4_0")
 POWERINFER_MIN_NEURONS = 1000
 
@@ -41,15 +42,16 @@ def is_blocked(kind: GGMLQuantizationType) -> bool:
 
 
 def output_type(
-    name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType, architecture: str
+    name: str, shape: tuple[int, ...], wanted: GGMLQuantizationType, architecture: str, tied: bool
 ) -> GGMLQuantizationType:
     """The type of tensor `name` of `shape` (NumPy order, as written) when matrices become `wanted`.
 
-    Norms and other vectors stay F32; a row that the type's block does not divide stays F16.
+    `tied` says that the embedding is to be treated as the head. Norms and other vectors stay F32; a row that the type's block does not divide stays F16.
     """
     if len(shape) < 2:
         return T.F32
-    kind = _head_type(shape[-1], wanted, architecture) if name == HEAD and is_blocked(wanted) else wanted
+    is_head = name == (TIED_HEAD if tied else HEAD)
+    kind = _head_type(shape[-1], wanted, architecture) if is_head and is_blocked(wanted) else wanted
     return T.F16 if shape[-1] % blocks.block_size(kind) else kind
 
 

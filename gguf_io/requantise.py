@@ -17,6 +17,7 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.convert_summary import ConvertSummary, summary_of
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.outtypes import (
+    HEAD,
     QUANTIZATION_VERSION,
     is_blocked,
     output_type,
@@ -60,8 +61,9 @@ def requantise(
     with open_gguf(source) as file:
         architecture = _architecture(file)
         warnings += [*file.warnings, *_powerinfer_warnings(file, architecture, outtype)]
+        tied = HEAD not in file.tensors and not file.is_powerinfer
         tensors = [
-            _output_tensor(file, info, _new_type(info, architecture, wanted), warnings.append)
+            _output_tensor(file, info, _new_type(info, architecture, wanted, tied), warnings.append)
             for info in file.tensors.values()
         ]
         warnings += _already_blocked(file, tensors)
@@ -105,7 +107,7 @@ def _is_matrix(info: TensorInfo) -> bool:
     return len(info.ne) == 2 and info.name.endswith("weight")
 
 
-def _new_type(info: TensorInfo, architecture: str, wanted: T) -> T:
+def _new_type(info: TensorInfo, architecture: str, wanted: T, tied: bool) -> T:
     """The type of `info` in a file whose matrices become `wanted`.
 
     PowerInfer's rule for block types: predictors are Q4_0 where the rest is, else Q5_0.
@@ -114,7 +116,7 @@ def _new_type(info: TensorInfo, architecture: str, wanted: T) -> T:
         return info.type
     if info.name.endswith(PREDICTORS) and is_blocked(wanted) and wanted is not T.Q4_0:
         wanted = T.Q5_0
-    return output_type(info.name, info.shape, wanted, architecture)
+    return output_type(info.name, info.shape, wanted, architecture, tied)
 
 
 def _output_tensor(file: GGUFFile, info: TensorInfo, kind: T, warn: Callable[[str], None]) -> OutputTensor:

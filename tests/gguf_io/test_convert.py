@@ -262,6 +262,9 @@ def test_a_tied_head(llama: MakeLlama, save: Save, out: Path) -> None:
     )
     convert(model.folder, None, out, "f16", force=True)
     assert out.read_bytes() == without
+    convert(model.folder, None, out, "q4_0", force=True)
+    types = read(out)[3]
+    assert (types["token_embd.weight"], types["blk.0.attn_q.weight"]) == ("Q8_0", "Q4_0")
 
 
 def test_several_files_with_their_index(llama: MakeLlama, save: Save, out: Path) -> None:

@@ -132,6 +132,16 @@ def test_a_head_in_q6_k_stays(out: Path) -> None:
         assert made.tensors["token_embd.weight"].type is T.Q4_0
 
 
+@pytest.mark.parametrize(("outtype", "head"), [("q4_0", T.Q8_0), ("q8_0", T.Q8_0), ("f16", T.F16)])
+def test_a_tied_embedding_is_the_head(outtype: str, head: T, out: Path) -> None:
+    """Rows of 128, which Q6_K does not divide."""
+    requantise(DATA / "llamacpp" / "llama.ropelinear.q8_0.gguf", out, outtype)
+    with open_gguf(out) as made:
+        assert "output.weight" not in made.tensors
+        assert made.tensors["token_embd.weight"].type is head
+        assert made.tensors["blk.0.ffn_up.weight"].type is TYPES[outtype]
+
+
 @pytest.mark.parametrize("outtype", ["q8_0", "q4_0", "bf16"])
 def test_directory_to_f16_to_type_is_directory_to_type(
     llama: MakeLlama, tmp_path: Path, outtype: str
