@@ -7,6 +7,7 @@ the number of the round, so a thread that comes back late finds its claim refuse
 """
 
 import threading
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -242,6 +243,10 @@ class Program:
         self.number = 0
 
 
+Job = tuple[Program, int]
+"""A program and the number of the round that is to be walked."""
+
+
 class Team:
     """n threads, the caller among them; one walk at a time.
 
@@ -253,10 +258,10 @@ class Team:
 
     def __init__(self, n: int) -> None:
         self.n = n
-        self._job: tuple[Program, int] | None = None
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]
-        self._wake = [threading.Semaphore(0) for _ in range(n - 1)]
+        # queues of C code: a Ctrl-C in the middle of Python's own semaphores would leave a thread asleep
+        self._jobs = [SimpleQueue[Job | None]() for _ in range(n - 1)]
         self._threads: list[threading.Thread] = []
         try:
             self._start()
@@ -275,29 +280,31 @@ class Team:
             self._threads.append(thread)
 
     def walk(self, job: Program) -> None:
-        """Run the program once, with its run parameters as they stand."""
-        job.number += 1
-        self._job = (job, job.number)
-        for wake in self._wake:
-            wake.release()
-        _walk(job, job.number, self.n, self._scratch[-1])
+        """Run the program once, with its run parameters as they stand.
+
+        A Ctrl-C raises after a call of C code at the earliest, so the round is walked to its end whatever
+        happens: threads that were woken read the caller's memory, and rounds are counted without gaps.
+        """
+        number = job.number = job.number + 1
+        try:
+            for jobs in self._jobs:
+                jobs.put((job, number))
+        finally:
+            walk(number, job.ops, job.base, job.run, self.n, self._scratch[-1])
 
     def close(self) -> None:
         """End the threads; a late one may still look at the last program, so it is waited for."""
-        self._job = None
-        for wake in self._wake:
-            wake.release()
+        for jobs in self._jobs:
+            jobs.put(None)
         for thread in self._threads:
             thread.join()
         self._threads = []
 
     def _serve(self, i: int) -> None:
-        while self._wake[i].acquire() and (job := self._job) is not None:
-            _walk(*job, self.n, self._scratch[i])
-
-
-def _walk(job: Program, number: int, n_threads: int, scratch: int) -> None:
-    walk(number, job.ops, job.base, job.run, n_threads, scratch)
+        while (job := self._jobs[i].get()) is not None:
+            program_of_job, number = job
+            ops, base, run = program_of_job.ops, program_of_job.base, program_of_job.run
+            walk(number, ops, base, run, self.n, self._scratch[i])
 
 
 def compile_kernels() -> None:

@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import oracle_checks as checks
@@ -233,3 +235,36 @@ def test_closing_ends_the_threads() -> None:
 def test_chunks_are_whole_cache_lines_of_results(n_rows: int, n_bytes: int) -> None:
     chunks = program.row_chunks(n_rows, n_bytes)
     assert 1 <= chunks <= min(program.MAX_CHUNKS, -(-n_rows // program.ROWS_ALIGNED))
+
+
+def test_interrupts_at_any_moment_leave_a_team_that_works_and_ends() -> None:
+    """Ctrl-C may come while threads are being woken, or in the middle of a walk."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
+    op = {"code": program.ADD, "chunks": 1, "k": 16, "x": x.ctypes.data, "z": x.ctypes.data}
+    crew, job = Team(3), Program([op | {"y": y.ctypes.data}])
+    job.run[program.N_TOKENS] = 1
+    delays, n_interrupts = np.random.default_rng(0).uniform(1e-6, 6e-5, 3000), 0
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for delay in delays.tolist():
+            try:
+                signal.setitimer(signal.ITIMER_REAL, delay)
+                for _ in range(20):
+                    crew.walk(job)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                n_interrupts += 1
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert n_interrupts > 100
+    crew.walk(job)
+    assert (y == 2).all()
+    closing = threading.Thread(target=crew.close, daemon=True)
+    closing.start()
+    closing.join(20)
+    assert not closing.is_alive()
