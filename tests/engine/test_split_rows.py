@@ -118,7 +118,7 @@ def test_the_device_has_no_cold_row(
         wanted = split_logits(file, model, case, hot, open_emulated)
         with with_nan(file, model, cold, first, tmp_path / "nan.gguf") as changed:
             read = split_logits(changed, model, case, hot, open_emulated)
-            assert np.isnan(read).any() if first else read.tobytes() != wanted.tobytes()
+            assert read.tobytes() != wanted.tobytes()  # NaN, or missing: a ReLU of NaN is 0 on the CPU
             load_from(monkeypatch, changed)
             logits = split_logits(file, model, case, hot, open_emulated)
     assert logits.tobytes() == wanted.tobytes()
