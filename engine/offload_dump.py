@@ -3,8 +3,6 @@
 Only headers and statistics are read, and no device is needed.
 """
 
-import os
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +20,7 @@ from hotcold.engine.shapes import like
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import index_path, write_index
+from hotcold.gguf_io.whole_file import write_whole
 
 if TYPE_CHECKING:
     from hotcold.engine.generation import Engine
@@ -148,14 +147,6 @@ def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all; FileError if it cannot be."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".offload-dump.", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(text)
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, text.encode())
     except OSError as error:
         raise FileError("--html", path, error.strerror or "cannot be written", "name another file") from error

@@ -8,7 +8,6 @@ Files of hotcold have further keys, which say what they were made for.
 
 import os
 import struct
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.tensors import POWERINFER_I32, TensorInfo
+from hotcold.gguf_io.whole_file import write_whole
 
 ENDING = ".generated.gpuidx"
 VERSION = 1  # of what hotcold writes
@@ -151,17 +151,7 @@ def write_index(path: Path, index: GpuIndex, n_ff: int) -> None:
     if is_foreign(path):
         raise FileError("index file", path, "hotcold did not write it", "move it away, or name another")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(index_bytes(index, n_ff))
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(name, 0o644)
-            os.replace(name, path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        write_whole(path, index_bytes(index, n_ff))
     except OSError as error:
         raise FileError(
             "index file", path, error.strerror or "cannot be written", "choose another folder"
