@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.kernels.cuda.driver import Facts
+from hotcold.kernels.cpu.program import aligned
+from hotcold.kernels.cuda.driver import Facts, granules
 from hotcold.kernels.cuda.signatures import read_signatures
 from hotcold.kernels.cuda.sources import program
 
@@ -31,14 +32,12 @@ class StubDriver:
 
     def allocate(self, n_bytes: int) -> NDArray[np.uint8]:
         """Bytes of the host's memory, at a multiple of 64, in whole granules."""
-        self._used += -(-n_bytes // 512) * 512
-        raw = np.zeros(n_bytes + 64, np.uint8)
-        start = -raw.ctypes.data % 64
-        return raw[start : start + n_bytes]
+        self._used += granules(n_bytes)
+        return aligned(n_bytes)
 
     def release(self, array: Any) -> None:
         """Forget them."""
-        self._used -= -(-array.nbytes // 512) * 512
+        self._used -= granules(array.nbytes)
 
     def used_bytes(self) -> int:
         """Bytes handed out."""
@@ -54,10 +53,7 @@ class StubDriver:
 
     def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
         """Ordinary memory."""
-        self._used, kept = self._used, self._used
-        array = self.allocate(n_bytes)
-        self._used = kept
-        return array, None
+        return aligned(n_bytes), None
 
     def release_pinned(self, handle: Any) -> None:
         """Nothing to do."""

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.memory import mask_bytes
 from hotcold.kernels.cpu import program
 
 
@@ -32,7 +33,7 @@ def cold_rows(hot: NDArray[np.int32], n_ff: int) -> ColdRows:
     is_cold[hot] = False
     ids = np.flatnonzero(is_cold)
     listed = np.concatenate([[ids.size], ids]).astype(np.int64)
-    bits = program.aligned(-(-n_ff // 64) * 8)
+    bits = program.aligned(mask_bytes(n_ff))
     packed = np.packbits(is_cold, bitorder="little")
     bits[: packed.size] = packed
     return ColdRows(listed, bits.view(np.uint64))

@@ -15,7 +15,6 @@ from hotcold.engine.device_workspace import FFN_TOKENS
 from hotcold.engine.ffn_lowering import mlp_weights
 from hotcold.engine.graph import Node, Tensor, tensors_of, weights_of
 from hotcold.engine.model import Weight
-from hotcold.engine.passes import FFN_OPS
 from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
 from hotcold.kernels.cuda.buffers import Buffer
@@ -23,21 +22,11 @@ from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import HAS_BIAS as MATVEC_BIAS
-from hotcold.kernels.cuda.matvec import HAS_RESIDUAL as MATVEC_RESIDUAL
 from hotcold.kernels.cuda.matvec import RELU, mask_words
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
 from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
 from hotcold.kernels.cuda.weights import FFN_TYPES
-
-OPS = FFN_OPS
-
-
-def reading_matrices(node: Node) -> list[Weight]:
-    """The matrices that a node's input is multiplied with: all but the down projection of an FFN."""
-    matrices = [weight for weight in weights_of(node) if len(weight.ne) > 1]
-    return matrices[:-1] if node.op in OPS else matrices
 
 
 def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
@@ -199,7 +188,7 @@ def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.store.matrix(weights.up),
         low.operand(weights.up, tensors_of(node)[0]),
         first,
-        flags=MATVEC_BIAS * has_bias | RELU * is_relu,
+        flags=HAS_BIAS * has_bias | RELU * is_relu,
         bias=low.store.vector(weights.up_bias) if weights.up_bias is not None else None,
     )
     if not is_relu:
@@ -223,7 +212,7 @@ def _down_by_outputs(
         low.store.matrix(down),
         operand,
         low.vector(output),
-        flags=MATVEC_BIAS * (bias is not None) | MATVEC_RESIDUAL * (residual is not None),
+        flags=HAS_BIAS * (bias is not None) | HAS_RESIDUAL * (residual is not None),
         bias=low.store.vector(bias) if bias is not None else None,
         residual=low.vector(residual) if residual is not None else None,
     )

@@ -13,6 +13,7 @@ import numpy as np
 from hotcold.engine import device_ffn_lowering as ffn
 from hotcold.engine.device_records import DeviceLowering
 from hotcold.engine.graph import Node, tensors_of, weights_of
+from hotcold.engine.passes import FFN_OPS, reading_matrices
 from hotcold.engine.steps import Launches
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda import attention as attention_sizes
@@ -60,17 +61,17 @@ def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands:
 
 def _all_readers_round(low: DeviceLowering, nodes: Nodes) -> bool:
     """Whether the nodes right behind the norm are all its readers, and want it rounded."""
-    name, n_readers = nodes[0].output.name, low.readers[nodes[0].output.name]
+    n_readers = low.readers[nodes[0].output.name]
     behind = nodes[1 : 1 + n_readers]
     return len(behind) == n_readers and all(
-        tensors_of(node)[:1] == [nodes[0].output] and _rounds_its_input(node) for node in behind if name
+        tensors_of(node)[:1] == [nodes[0].output] and _rounds_its_input(node) for node in behind
     )
 
 
 def _rounds_its_input(node: Node) -> bool:
-    if node.op not in ("mul_mat", *ffn.OPS):
+    if node.op not in ("mul_mat", *FFN_OPS):
         return False
-    return all(weight.type in QUANTISED for weight in ffn.reading_matrices(node))
+    return all(weight.type in QUANTISED for weight in reading_matrices(node))
 
 
 def quantise(low: DeviceLowering, nodes: Nodes) -> int:

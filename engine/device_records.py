@@ -37,7 +37,7 @@ class DeviceLowering:
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
         self.readers = Counter(t.name for p in graph.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
-        self.layers = {layer.ffn_matrices[0].name: i for i, layer in enumerate(self.model.layers)}
+        self.layers = self.model.ffn_layers
         self._launches: list[Launch] = []
         self._packed: str | None = None
 

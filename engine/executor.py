@@ -72,7 +72,7 @@ class Executor:
         sparsity: str = "off",
     ) -> None:
         graphs = [architectures.build(model, n, sparsity) for n in dict.fromkeys((1, n_batch))]
-        self._load(model, file, _on_the_cpu(model, graphs), graphs, n_ctx, n_threads, kv_type)
+        self._load(model, file, _on_the_cpu(model, graphs), n_ctx, n_threads, kv_type)
 
     @classmethod
     def from_graphs(
@@ -86,7 +86,7 @@ class Executor:
     ) -> "Executor":
         """An executor, on the CPU, of graphs made elsewhere: the one for a token, and one for a batch."""
         self = cls.__new__(cls)
-        self._load(model, file, _on_the_cpu(model, graphs), graphs, n_ctx, n_threads, kv_type)
+        self._load(model, file, _on_the_cpu(model, graphs), n_ctx, n_threads, kv_type)
         return self
 
     @classmethod
@@ -123,10 +123,8 @@ class Executor:
         """As `from_plan`, with the plan's memory allocated already; it is freed if anything fails."""
         self = cls.__new__(cls)
         try:
-            sizes = dict.fromkeys((1, plan.n_batch))
-            graphs = [architectures.build(plan.model, n, plan.sparsity) for n in sizes]
-            plans = [plan.decode, plan.batch][: len(graphs)]
-            self._load(plan.model, file, plans, graphs, plan.n_ctx, n_threads, plan.kv_type, store, progress)
+            plans = [plan.decode, plan.batch] if plan.n_batch > 1 else [plan.decode]
+            self._load(plan.model, file, plans, plan.n_ctx, n_threads, plan.kv_type, store, progress)
         except BaseException:
             if store is not None:
                 store.free()
@@ -138,13 +136,13 @@ class Executor:
         model: Model,
         file: GGUFFile,
         plans: Sequence[GraphPlan],
-        graphs: Sequence[Graph],
         n_ctx: int,
         n_threads: int,
         kv_type: str,
         store: DeviceStore | None = None,
         progress: Progress | None = None,
     ) -> None:
+        graphs = [plan.graph for plan in plans]
         for graph in graphs:
             check(graph)
         _check_positions(model, n_ctx)
@@ -384,7 +382,7 @@ class Executor:
 
 def _on_the_cpu(model: Model, graphs: Sequence[Graph]) -> list[GraphPlan]:
     homes = Homes(kv=(CPU,) * model.n_layer)
-    return [GraphPlan(*run_passes(graph, homes)) for graph in graphs]
+    return [GraphPlan(graph, *run_passes(graph, homes)) for graph in graphs]
 
 
 def _device_logits(side: DeviceSide, step: Logits, n: int, logits: NDArray[np.float32]) -> None:

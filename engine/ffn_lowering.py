@@ -8,16 +8,12 @@ from dataclasses import dataclass
 
 from hotcold.engine.cold_rows import ColdRows
 from hotcold.engine.graph import Node, Tensor, tensors_of, weights_of
+from hotcold.engine.memory import mask_bytes
 from hotcold.engine.model import Weight
 from hotcold.engine.passes import CPU
 from hotcold.engine.records import ACTIVATIONS, Lowering, Record
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import program, rows
-
-
-def mask_bytes(n_ff: int) -> int:
-    """Bytes of one token's mask: a bit a neuron, in words of 64."""
-    return -(-n_ff // 64) * 8
 
 
 def _cold(low: Lowering, node: Node) -> ColdRows | None:

@@ -17,8 +17,7 @@ from hotcold.engine.records import Lowering, Record
 from hotcold.engine.stores import HostStore, allocate_kv_cache
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
-
-POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
+from hotcold.kernels.cuda.rope import turns
 
 
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -27,12 +26,7 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
     frequencies = model.rope_freq_scale * model.rope_freq_base**exponents
     if factors is not None:
         frequencies = frequencies / factors
-    table = np.empty((n_ctx, len(frequencies), 2), np.float32)
-    for start in range(0, n_ctx, POSITIONS_AT_ONCE):
-        some = table[start : start + POSITIONS_AT_ONCE]
-        angles = np.arange(start, start + len(some))[:, None] * frequencies
-        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
-    return table
+    return turns(n_ctx, frequencies)
 
 
 class HostSide:
@@ -70,7 +64,7 @@ class HostSide:
         self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
         sizes = [workspace.graph_area_bytes(graph) for graph in graphs]
         self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
-        self._layers = {layer.ffn_matrices[0].name: i for i, layer in enumerate(model.layers)}
+        self._layers = model.ffn_layers
         self.run = np.zeros(program.N_PARAMETERS, np.int64)
 
     def lowering(self, graph: GraphPlan) -> Lowering:

@@ -5,8 +5,9 @@ One short function a node kind; each knows its node's operands and nothing of th
 
 from collections.abc import Callable
 
-from hotcold.engine.ffn_lowering import dense_ffn, dense_mlp, mask_bytes, sparse_ffn, sparse_mlp
+from hotcold.engine.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
 from hotcold.engine.graph import Node, tensors_of, weights_of
+from hotcold.engine.memory import mask_bytes
 from hotcold.engine.records import Lowering, Record
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import program

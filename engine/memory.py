@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from hotcold.engine.graph import Tensor
+from hotcold.kernels.cuda.quantise import quantised_bytes
 
 ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
 
@@ -50,9 +51,15 @@ class Arena:
 
 
 def tensor_bytes(tensor: Tensor) -> int:
-    """Bytes of all rows; a mask's rows are whole words of 64 bits, q8 has scale and sum a block of 32."""
+    """Bytes of all rows."""
     n_tokens, n = tensor.shape
-    return n_tokens * {"f32": 4 * n, "mask": -(-n // 64) * 8, "q8": n + n // 32 * 8, "none": 0}[tensor.dtype]
+    row_bytes = {"f32": 4 * n, "mask": mask_bytes(n), "q8": quantised_bytes(1, n), "none": 0}
+    return n_tokens * row_bytes[tensor.dtype]
+
+
+def mask_bytes(n_ff: int) -> int:
+    """Bytes of one token's mask: a bit a neuron, in words of 64."""
+    return -(-n_ff // 64) * 8
 
 
 def aligned(n_bytes: int) -> int:

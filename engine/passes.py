@@ -180,7 +180,7 @@ def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
         return False
     if p.side == GPU and "rows" not in p.node.attributes and p.node.inputs[0].name not in shared:
         return False
-    return all(weight.type in QUANTISED for weight in reading_weights(p.node))
+    return all(weight.type in QUANTISED for weight in reading_matrices(p.node))
 
 
 def _rounded_once(nodes: list[PlacedNode]) -> tuple[PlacedNode, ...]:
@@ -201,10 +201,10 @@ def _reading(p: PlacedNode, old: Tensor, new: Tensor) -> PlacedNode:
     return replace(p, node=replace(p.node, inputs=inputs))
 
 
-def reading_weights(node: Node) -> list[Weight]:
-    """The matrices of an FFN that its input is multiplied with: gate and up, or up alone."""
+def reading_matrices(node: Node) -> list[Weight]:
+    """The matrices that a node's input is multiplied with: all but the down projection of an FFN."""
     matrices = [weight for weight in weights_of(node) if len(weight.ne) > 1]
-    return matrices[:-1]
+    return matrices[:-1] if node.op in FFN_OPS else matrices
 
 
 def _with_rounded_input(p: PlacedNode, nodes: list[PlacedNode], sides: dict[str, str]) -> PlacedNode:

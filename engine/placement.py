@@ -188,7 +188,7 @@ class _Placing:
         layers = self._place_neurons()
         weights = tuple(self.weights)
         homes = homes_of(weights, caches)
-        graphs = [GraphPlan(*passes.run_passes(graph, homes)) for graph in reserve.graphs]
+        graphs = [GraphPlan(graph, *passes.run_passes(graph, homes)) for graph in reserve.graphs]
         arena = max(graph.arenas[GPU].n_bytes for graph in graphs)
         if arena > reserve.arena:  # never seen; a plan must not pass its cap in silence
             raise DoesNotFitError("arena", f"{arena} bytes", f"{reserve.arena} were reserved", "report this")

@@ -6,10 +6,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.budget import Budget, DeviceFacts
+from hotcold.engine.graph import Graph
 from hotcold.engine.memory import Arena
 from hotcold.engine.model import Model, Weight
 from hotcold.engine.passes import CPU, GPU, SPLIT, Homes, PlacedGraph
-from hotcold.kernels.cuda.slabs import slab_bytes
+from hotcold.kernels.cuda.driver import granules
 
 Ids = NDArray[np.int32]
 
@@ -105,7 +106,7 @@ class Totals:
     @property
     def padding(self) -> int:
         """What the allocator adds to them."""
-        return sum(slab_bytes(n_bytes) - n_bytes for n_bytes in self.slabs)
+        return sum(granules(n_bytes) - n_bytes for n_bytes in self.slabs)
 
     @property
     def used(self) -> int:
@@ -120,8 +121,9 @@ class Totals:
 
 @dataclass(frozen=True)
 class GraphPlan:
-    """A graph after all passes."""
+    """A graph, and what all passes made of it."""
 
+    graph: Graph = field(compare=False, repr=False)
     placed: PlacedGraph
     arenas: dict[str, Arena]
 

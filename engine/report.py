@@ -195,11 +195,6 @@ def _totals(plan: Plan) -> Report:
     }
 
 
-def tensor_names(graph: GraphPlan) -> set[str]:
-    """Names of all results of a graph."""
-    return {result.name for p in graph.placed.nodes for result in results(p.node)}
-
-
 def select(report: Report, tensors: str | None = None, layer: int | None = None) -> Report:
     """The report with those weights, intermediates, KV caches and layers alone; sums stay the whole plan's.
 

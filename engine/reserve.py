@@ -14,7 +14,7 @@ from hotcold.engine.memory import aligned
 from hotcold.engine.model import Layer, Model, Weight
 from hotcold.engine.passes import CPU, GPU, SPLIT, Homes
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cuda.slabs import GRANULE
+from hotcold.kernels.cuda.driver import GRANULE
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,6 @@ Value = Any
 I1, I8, I16, I32, I64 = (ir.IntType(bits) for bits in (1, 8, 16, 32, 64))
 F16, F32 = ir.HalfType(), ir.FloatType()
 VT = ir.VectorType
-LANES = 16
 
 
 class Vec(types.Type):  # type: ignore[misc]

@@ -9,12 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError
+from hotcold.kernels.cuda.driver import granules
 
 POISON = 0xFF
 """Fresh memory is full of this byte: NaN as a float, -1 as an int."""
 ALIGNMENT = 16
-GRANULE = 512
-"""A block takes a multiple of this many bytes, as in CuPy's pool."""
 
 
 @cache
@@ -74,7 +73,7 @@ class Memory:
         Raises:
             DoesNotFitError: the device or the host has not that much left.
         """
-        size = _granules(n_bytes)
+        size = granules(n_bytes)
         if self.used + size > self.total:
             raise DoesNotFitError(
                 "device memory", n_bytes, f"{self.total - self.used} of {self.total} bytes left"
@@ -90,7 +89,7 @@ class Memory:
     def release(self, array: Any) -> None:
         """Take back what `allocate` returned."""
         block = self.blocks.pop(array.ctypes.data)
-        self.used -= _granules(block.n_bytes)
+        self.used -= granules(block.n_bytes)
         block.retire()
         self.retired.append(block)
 
@@ -109,6 +108,3 @@ class Memory:
                     return f"byte {address - block.address} of a {kind}buffer of {block.n_bytes} bytes"
         return ""
 
-
-def _granules(n_bytes: int) -> int:
-    return -(-n_bytes // GRANULE) * GRANULE

@@ -7,19 +7,24 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 
 KV_BYTES = {"f16": 2, "f32": 4}
 """Bytes of a number of the KV cache, by its type."""
+POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
 
 
 def turns(n_ctx: int, frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
     """Cosine and sine of each pair's angle at each position, float32 [n_ctx, n_rot / 2, 2].
 
     Worked out in float64, since an angle of thousands has lost its last bits in float32; and once,
-    so that card and emulated device turn by the same bits.
+    so that card, emulated device and CPU turn by the same bits.
 
     Args:
         frequencies: angle per position of each pair, as `ref.rope_frequencies` gives them.
     """
-    angle = np.arange(n_ctx)[:, None] * frequencies
-    return np.stack([np.cos(angle), np.sin(angle)], -1).astype(np.float32)
+    table = np.empty((n_ctx, len(frequencies), 2), np.float32)
+    for start in range(0, n_ctx, POSITIONS_AT_ONCE):
+        some = table[start : start + POSITIONS_AT_ONCE]
+        angles = np.arange(start, start + len(some))[:, None] * frequencies
+        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
+    return table
 
 
 def turns_bytes(n_ctx: int, n_rot: int) -> int:

@@ -6,14 +6,6 @@ from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.device import Device
 
-GRANULE = 512
-"""Every allocator of device memory behind a driver gives a multiple of this many bytes."""
-
-
-def slab_bytes(n_bytes: int) -> int:
-    """Bytes that the allocator takes for a slab of n_bytes."""
-    return -(-n_bytes // GRANULE) * GRANULE
-
 
 @dataclass(frozen=True)
 class Slabs:

@@ -21,7 +21,7 @@ from hotcold.engine.ranking import rank
 from hotcold.engine.report import as_json
 from hotcold.engine.shapes import Shape, build
 from hotcold.errors import DoesNotFitError, SettingError
-from hotcold.kernels.cuda.slabs import GRANULE, slab_bytes
+from hotcold.kernels.cuda.driver import GRANULE, granules
 
 T = GGMLQuantizationType
 KINDS = [T.F32, T.F16, T.Q8_0, T.Q4_0, T.Q6_K]
@@ -84,7 +84,7 @@ def check_sums(plan: Plan) -> None:
     totals = plan.totals
     assert totals.used <= totals.budget == plan.budget.n_bytes
     assert totals.used + totals.left_over == totals.budget
-    assert totals.used == sum(slab_bytes(n_bytes) for n_bytes in totals.slabs)
+    assert totals.used == sum(granules(n_bytes) for n_bytes in totals.slabs)
     for entry in plan.weights:
         file_rows_on_device = entry.n_bytes // entry.n_rows * entry.device_rows
         assert entry.host_bytes + file_rows_on_device == entry.n_bytes

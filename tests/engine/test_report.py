@@ -25,7 +25,7 @@ from hotcold.engine.report_text import bar, short_form
 from hotcold.engine.traffic import sparse_token_bytes
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
-from hotcold.kernels.cuda.slabs import GRANULE
+from hotcold.kernels.cuda.driver import GRANULE
 
 GOLDEN = Path(__file__).parent.parent / "data" / "offload-dump"
 BUDGETS = ["0", "3MiB", "6MiB"]

@@ -22,7 +22,7 @@ from hotcold.engine.device_side import DeviceSide
 from hotcold.engine.executor import Executor
 from hotcold.engine.graph import Tensor, tensors_of
 from hotcold.engine.passes import PlacedGraph, offsets, results
-from hotcold.engine.plan import GraphPlan, Plan
+from hotcold.engine.plan import Plan
 from hotcold.errors import HotcoldError
 from hotcold.gguf_io import GGUFFile, open_gguf
 
@@ -99,7 +99,7 @@ def test_every_node_of_a_split_layer_is_needed(
     for i in inside:
         try:
             rest = without(placed, i)
-            less = replace(plan, decode=GraphPlan(rest, offsets(rest)))
+            less = replace(plan, decode=replace(plan.decode, placed=rest, arenas=offsets(rest)))
             with on_device(less, file, open_emulated(build_kind="fast")) as executor:
                 executor.run(IDS[:2], 0, None)
                 logits = run_token(executor, 2).tobytes()
