@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotcold.engine import dump_command, settings
-from hotcold.engine.command_options import (
+from hotcold.engine import settings
+from hotcold.engine.commands import offload_dump as dump_command
+from hotcold.engine.commands.options import (
     BenchOptions,
     EngineOptions,
     Json,
@@ -28,13 +29,13 @@ from hotcold.engine.command_options import (
     Verbose,
     with_options,
 )
-from hotcold.engine.prompt_input import read_file, read_prompt
-from hotcold.engine.terminal import progress_bar, replace_unprintable, write
+from hotcold.engine.commands.prompt_input import read_file, read_prompt
+from hotcold.engine.commands.terminal import progress_bar, replace_unprintable, write
 from hotcold.errors import INTERRUPTED, HotcoldError
 
 if TYPE_CHECKING:
-    from hotcold.engine.generation import Engine, Generation
-    from hotcold.gguf_io.convert_summary import ConvertSummary
+    from hotcold.engine.generate.generation import Engine, Generation
+    from hotcold.gguf_io.convert.summary import ConvertSummary
 
 UNEXPECTED, DOES_NOT_FIT = 1, 4
 
@@ -175,9 +176,9 @@ def chat(
 ) -> None:
     """Ask and answer. On a terminal, or a question a line from a pipe; /help lists its commands."""
     with reported():
-        from hotcold.engine.chat import Chat
-        from hotcold.engine.chat_command import converse
-        from hotcold.engine.chat_template import load_template
+        from hotcold.engine.chat.conversation import Chat
+        from hotcold.engine.chat.template import load_template
+        from hotcold.engine.commands.conversation import converse
 
         announce_compiling(quiet)
         with open_engine(engine_options, quiet) as engine:
@@ -192,7 +193,7 @@ def chat(
 
 def open_engine(options: EngineOptions, quiet: bool = False) -> "Engine":
     """`hotcold.load`, imported when it is needed, with a bar while rows are copied to a device."""
-    from hotcold.engine.loading import load
+    from hotcold.engine.generate.loading import load
 
     with progress_bar(not quiet and sys.stderr.isatty()) as bar:
 
@@ -224,7 +225,7 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
         for line in (*engine.description(), f"seed {generation.sampling.seed}"):
             note(line)
     if verbose or settings.offload_debug():
-        from hotcold.engine.offload_dump import short_lines
+        from hotcold.engine.dump.inputs import short_lines
 
         for line in short_lines(engine):
             note(line)
@@ -279,7 +280,7 @@ def perplexity(
 ) -> None:
     """Perplexity of a text, by llama.cpp's definition."""
     with reported():
-        from hotcold.engine import perplexity as measure
+        from hotcold.engine.measure import perplexity as measure
 
         text = read_file(file)
         announce_compiling(quiet)
@@ -322,7 +323,7 @@ def bench(
 ) -> None:
     """Prompt and decode speed, beside the memory's bandwidth."""
     with reported():
-        from hotcold.engine import benchmark
+        from hotcold.engine.measure import benchmark
 
         announce_compiling(quiet)
         if engine_options.n_ctx is None:
@@ -348,7 +349,7 @@ def bench(
 def devices(as_json: Json = False) -> None:
     """Devices that can be used, and what the others lack."""
     with reported():
-        from hotcold.engine.devices import describe_devices, devices_json, render_devices
+        from hotcold.engine.device.devices import describe_devices, devices_json, render_devices
 
         found = describe_devices()
         typer.echo(json.dumps(devices_json(found)) if as_json else render_devices(found))
@@ -374,7 +375,7 @@ def convert(
 ) -> None:
     """Make a GGUF file of a Hugging Face directory or GGUF file."""
     with reported(), unwound():
-        from hotcold.gguf_io.convert import convert as convert_model
+        from hotcold.gguf_io.convert.conversion import convert as convert_model
 
         with progress_bar(not quiet and sys.stderr.isatty()) as progress:
             summary = convert_model(

@@ -7,9 +7,9 @@ python bench/compile_check.py --write    puts it into docs/performance.md
 import argparse
 from pathlib import Path
 
-from hotcold.kernels.cuda.nvrtc import Resources, load_nvrtc, read_resources
-from hotcold.kernels.cuda.occupancy import MULTIPROCESSORS, occupancy
-from hotcold.kernels.cuda.sources import program
+from hotcold.kernels.cuda.device.nvrtc import Resources, load_nvrtc, read_resources
+from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, occupancy
+from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.work import BLOCK
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"

@@ -13,9 +13,9 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.activations import ACTIVATIONS
-from hotcold.kernels.cuda.buffers import Buffer
-from hotcold.kernels.cuda.device import Device, Launch
-from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.repack import packed_bytes
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn

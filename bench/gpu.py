@@ -23,12 +23,12 @@ from gpu_model import Limits, Row, listed_model, sweep
 from planned import random_relu_model, shape_of
 from random_model import Shape
 
-from hotcold.engine.devices import describe_devices, open_device, render_devices
-from hotcold.engine.planning import Wanted
+from hotcold.engine.device.devices import describe_devices, open_device, render_devices
+from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.settings import default_threads
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda.attention import LONGEST_AT_ONCE
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 RING_BYTES = 512 << 20
 """More than any card's cache."""
@@ -177,7 +177,9 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--type", default="q4_0", help="of the model's weights")
     parser.add_argument("--rank", type=int, help="of the predictors; a quarter of n_embd by default")
     parser.add_argument("--listed", type=float, default=0.1, help="share of neurons that predictors list")
-    parser.add_argument("--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, shares, or all; none: kernels alone")
+    parser.add_argument(
+        "--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, shares, or all; none: kernels alone"
+    )
     parser.add_argument("--minutes", type=float, default=9.0, help="after which what is left is left out")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each figure of a budget, at most")
     parser.add_argument("--threads", type=int, default=default_threads())

@@ -11,9 +11,9 @@ from random_model import random_rows
 
 from hotcold.gguf_io import blocks
 from hotcold.kernels.cuda import repack
-from hotcold.kernels.cuda.buffers import Buffer, Shape
-from hotcold.kernels.cuda.cuda_driver import CudaDriver
-from hotcold.kernels.cuda.device import Device, Launch
+from hotcold.kernels.cuda.device.buffers import Buffer, Shape
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.device import Device, Launch
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
 
@@ -127,9 +127,7 @@ class Bed:
     def __init__(self, device: Device, ring_bytes: int) -> None:
         self.device, self.ring_bytes = device, ring_bytes
         driver = device.driver
-        self.clock: Clock = (
-            CardClock(device, driver) if isinstance(driver, CudaDriver) else HostClock(device)
-        )
+        self.clock: Clock = CardClock(device, driver) if isinstance(driver, CudaDriver) else HostClock(device)
         self._buffers: list[Buffer] = []
 
     def empty(self, shape: Shape, dtype: DTypeLike) -> Buffer:

@@ -17,10 +17,10 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
-from hotcold.kernels.cuda.device import Launch
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Launch
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
@@ -138,7 +138,15 @@ def vector_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     yield one(bed, text, add(n), (given[0], given[2], y, n), y, lambda: x + b, EXACT)
     flags, others = HAS_OTHER | HAS_RESIDUAL, (normal(1, n, seed=4), normal(1, n, seed=5))
     sent = [bed.put(other) for other in others]
-    yield one(bed, text, merge(1, n, flags), (given[0], y, *sent, y, n, flags), y, lambda: (x + others[0]) + others[1], EXACT)
+    yield one(
+        bed,
+        text,
+        merge(1, n, flags),
+        (given[0], y, *sent, y, n, flags),
+        y,
+        lambda: (x + others[0]) + others[1],
+        EXACT,
+    )
     groups = n_groups(sizes.n_ff)
     sums_of = normal(1, groups, n, seed=6)
     arguments = (bed.put(sums_of), y, y, y, y, groups, n, 0)

@@ -10,13 +10,13 @@ from planned import LoadRate, bytes_of_budget, plan_for, whole_plan
 from sparse import with_threshold
 from split_layer import Times, measure, split_layers
 
-from hotcold.engine.executor import Executor
-from hotcold.engine.model import Model
-from hotcold.engine.plan import Plan
-from hotcold.engine.planning import Wanted
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda.device import Counters, Device
+from hotcold.kernels.cuda.device.device import Counters, Device
 
 WARM_TOKENS = 4
 
@@ -85,7 +85,9 @@ def sweep(
             yield Row(text, error=str(error), failed=not isinstance(error, DoesNotFitError))
 
 
-def _row(text: str, plan: Plan, file: GGUFFile, device: Device, n_threads: int, seconds: float, at_most: float) -> Row:
+def _row(
+    text: str, plan: Plan, file: GGUFFile, device: Device, n_threads: int, seconds: float, at_most: float
+) -> Row:
     loaded, started = LoadRate(), time.perf_counter()
     with Executor.from_plan(plan, file, n_threads, device, loaded) as executor:
         allocated = device.counters.live_bytes

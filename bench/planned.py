@@ -9,14 +9,14 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from random_model import Shape, write_sparse
 
-from hotcold.engine.budget import Budget, parse_size
-from hotcold.engine.model import Model, load_model
-from hotcold.engine.offload import device_facts
-from hotcold.engine.placement import UNIFORM
-from hotcold.engine.plan import Plan
-from hotcold.engine.planning import Source, Wanted, make_plan
+from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.plan.budget import Budget, parse_size
+from hotcold.engine.plan.placement import UNIFORM
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import Source, Wanted, make_plan
+from hotcold.engine.run.offload import device_facts
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 SHAPES = {
     "tiny": Shape(n_embd=256, n_ff=704, n_layer=2, n_head=4, n_head_kv=4, n_vocab=512, n_ctx=64),

@@ -20,11 +20,11 @@ from random_model import Shape
 from split_layer import measure, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
-from hotcold.engine.executor import Executor
-from hotcold.engine.planning import Wanted
+from hotcold.engine.device.steps import Launches, Walk
+from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.run.executor import Executor
 from hotcold.engine.settings import default_threads
-from hotcold.engine.steps import Launches, Walk
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 Type = GGMLQuantizationType
 SMALL = Shape(n_embd=64, n_ff=256, n_layer=32, n_head=2, n_head_kv=2, n_vocab=512, n_ctx=256)

@@ -11,8 +11,8 @@ from time import perf_counter
 
 import numpy as np
 
-from hotcold.engine.executor import Executor
-from hotcold.engine.steps import CopyDown, CopyUp, Launches, Step, Walk, nodes_of
+from hotcold.engine.device.steps import CopyDown, CopyUp, Launches, Step, Walk, nodes_of
+from hotcold.engine.run.executor import Executor
 
 TakeStep = Callable[[Step], None]
 

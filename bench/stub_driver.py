@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu.program import aligned
-from hotcold.kernels.cuda.driver import Facts, granules
-from hotcold.kernels.cuda.signatures import read_signatures
-from hotcold.kernels.cuda.sources import program
+from hotcold.kernels.cuda.device.driver import Facts, granules
+from hotcold.kernels.cuda.device.signatures import read_signatures
+from hotcold.kernels.cuda.device.sources import program
 
 MEMORY_BYTES = 64 << 30
 """What a stub says it has; pages are taken from the host when they are touched."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from hotcold.engine.budget import SHARE, parse_size
+from hotcold.engine.plan.budget import SHARE, parse_size
 from hotcold.errors import DeviceError, FileError, SettingError
 
 if TYPE_CHECKING:
-    from hotcold.engine.model import Model
+    from hotcold.engine.model.model import Model
 
 DEFAULT_N_CTX = 4096  # unless the model's own length is shorter
 DEFAULT_N_BATCH = 512

@@ -1,18 +1,22 @@
 """Devices for the tests: emulated everywhere, a real card where one exists."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.cuda_driver import CudaDriver
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.emulated_build import find_compiler
-from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator.build import find_compiler
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
+STUB_CUPY = Path(__file__).parent / "kernels" / "cuda" / "device" / "stub_cupy.py"
 OpenEmulated = Callable[..., Device]
 KeepDevice = Callable[[Device], Device]
 
@@ -65,3 +69,13 @@ def card() -> Iterator[Device]:
         pytest.skip(str(error))
     with Device(driver) as device:
         yield device
+
+
+@pytest.fixture(scope="session")
+def stub_cupy() -> ModuleType:
+    """The module stub_cupy.py: as much of CuPy as the driver needs, on the emulated device."""
+    spec = importlib.util.spec_from_file_location("stub_cupy", STUB_CUPY)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -59,10 +59,10 @@ def test_every_room_is_looked_at() -> None:
 @pytest.mark.parametrize(
     ("room", "source"),
     [
-        ("kernels", "from hotcold.engine.model import Weight"),
+        ("kernels", "from hotcold.engine.model.model import Weight"),
         ("kernels", "from hotcold import gguf_io"),
         ("kernels", "import hotcold"),
-        ("kernels", "def f():\n    import hotcold.engine.graph as g"),
+        ("kernels", "def f():\n    import hotcold.engine.graph.graph as g"),
         ("gguf_io", "import hotcold.kernels.cpu"),
         ("gguf_io", "from ..engine import model"),
         ("engine", "from hotcold.cli import app"),

@@ -13,7 +13,7 @@ import pytest
 import hotcold
 from hotcold import Engine, load
 from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
-from hotcold.gguf_io.convert import convert
+from hotcold.gguf_io.convert.conversion import convert
 
 TINY = Path(__file__).parent.parent / "models" / "tiny-relu-llama"
 REFERENCE = json.loads((TINY / "reference.json").read_text())

@@ -46,4 +46,4 @@ def test_the_wheel_made_from_the_sdist_is_complete(tmp_path: Path) -> None:
     assert {top for top in tops if not top.endswith(".dist-info")} == {"hotcold"}
     assert not [name for name in names if name.endswith(".safetensors")]
     with tarfile.open(sdist) as archive:
-        assert any(name.endswith("src/hotcold/engine/graph.py") for name in archive.getnames())
+        assert any(name.endswith("src/hotcold/engine/graph/graph.py") for name in archive.getnames())

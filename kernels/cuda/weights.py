@@ -7,7 +7,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.buffers import Buffer
+from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.repack import planes
 
 KERNEL_TYPES = {

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hotcold.kernels.cuda.buffers import Stream
-from hotcold.kernels.cuda.device import Device, Launch
+from hotcold.kernels.cuda.device.buffers import Stream
+from hotcold.kernels.cuda.device.device import Device, Launch
 
 BLOCK = 256
 """Threads a block where nothing else is said: eight warps."""

@@ -13,8 +13,8 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to import than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from hotcold.engine.generation import Engine as Engine
-    from hotcold.engine.loading import load as load
+    from hotcold.engine.generate.generation import Engine as Engine
+    from hotcold.engine.generate.loading import load as load
 
     __version__: str
 
@@ -27,7 +27,7 @@ def __getattr__(name: str) -> "Any":
 
         return metadata.version("hotcold")
     if name in ("Engine", "load"):
-        from hotcold.engine import loading
+        from hotcold.engine.generate import loading
 
         return getattr(loading, name)
     raise AttributeError(f"module 'hotcold' has no attribute {name!r}")

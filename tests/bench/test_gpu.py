@@ -17,16 +17,16 @@ from planned import half_the_neurons, plan_for, random_relu_model, shape_of, who
 from split_layer import measure, parts, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
-from hotcold.engine.executor import Executor
-from hotcold.engine.planning import Wanted
-from hotcold.engine.steps import CopyDown, CopyUp, nodes_of
+from hotcold.engine.device.steps import CopyDown, CopyUp, nodes_of
+from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.cuda_driver import CudaDriver
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
-from hotcold.kernels.cuda.nvrtc import load_nvrtc
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
-STUB_CUPY = Path(__file__).resolve().parents[1] / "kernels" / "cuda" / "stub_cupy.py"
+STUB_CUPY = Path(__file__).resolve().parents[1] / "kernels" / "cuda" / "device" / "stub_cupy.py"
 SIZES = Sizes(n_embd=256, n_ff=288, n_head=4, n_head_kv=2, n_tokens=3, n_ctx=1100)
 Type = GGMLQuantizationType
 
@@ -39,7 +39,9 @@ def kernels_of(text: str) -> set[str]:
 def test_the_whole_bench_on_the_emulated_device(
     open_emulated: Callable[..., Device], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = "--device emulated --shape tiny --minutes 9 --seconds 1 --threads 1 --budgets 0% 75% all --folder"
+    command = (
+        "--device emulated --shape tiny --minutes 9 --seconds 1 --threads 1 --budgets 0% 75% all --folder"
+    )
     assert gpu.run([*command.split(), str(tmp_path)]) == 0
     text = capsys.readouterr().out
     assert kernels_of(text) == set(open_emulated().driver.signatures)

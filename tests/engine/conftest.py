@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.executor import Executor
-from hotcold.gguf_io.convert import convert
-from hotcold.kernels.cuda.device import Device
+from hotcold.engine.run.executor import Executor
+from hotcold.gguf_io.convert.conversion import convert
+from hotcold.kernels.cuda.device.device import Device
 
 sys.path.insert(0, str(Path(__file__).parent / "shared"))
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotcold.engine.gpu_index import for_powerinfer, hottest
-from hotcold.engine.model import load_model
+from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.gpu_index import for_powerinfer, hottest
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import (

@@ -13,17 +13,17 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.engine import placement
-from hotcold.engine.budget import Budget
-from hotcold.engine.device_store import DeviceStore
-from hotcold.engine.executor import Executor
-from hotcold.engine.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes
-from hotcold.engine.model import Model, Weight, load_model
-from hotcold.engine.plan import Ids, Plan
-from hotcold.engine.reserve import reserve_for
-from hotcold.engine.stores import HostStore
+from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.host.stores import HostStore
+from hotcold.engine.model.model import Model, Weight, load_model
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes
+from hotcold.engine.plan.plan import Ids, Plan
+from hotcold.engine.plan.reserve import reserve_for
+from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, blocks
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 Logits = NDArray[np.float32]
 OpenEmulated = Callable[..., Device]

@@ -3,7 +3,6 @@
 It also makes `shared/operands.py` importable: tests have no package.
 """
 
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,26 +14,16 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.buffers import Buffer
-from hotcold.kernels.cuda.cuda_driver import CudaDriver
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
-from hotcold.kernels.cuda.nvrtc import Nvrtc, load_nvrtc
-from hotcold.kernels.cuda.sources import program
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.nvrtc import Nvrtc, load_nvrtc
+from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE / "shared"))
 OpenEmulated = Callable[..., Device]
-
-
-@pytest.fixture(scope="session")
-def stub_cupy() -> ModuleType:
-    """The module stub_cupy.py."""
-    spec = importlib.util.spec_from_file_location("stub_cupy", HERE / "stub_cupy.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from operands import Get, Put, error, normal
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 
 @pytest.mark.parametrize("n", [1, 255, 1000])

@@ -20,7 +20,7 @@ from hotcold.kernels.cuda.attention import (
     parts_in_use,
     workspace_bytes,
 )
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.rope import rope_kv_store, turns
 
 Open = Callable[..., Device]

@@ -6,7 +6,7 @@ from operands import Get, Put
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])

@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.buffers import Buffer, Pinned, Stream
-from hotcold.kernels.cuda.device import Device, Launch
-from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.device.buffers import Buffer, Pinned, Stream
+from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.device.driver import KernelFault
+from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.rms_norm import rms_norm
-from hotcold.kernels.cuda.slabs import Slabs, allocate_slabs
 
 pytestmark = pytest.mark.slow
 

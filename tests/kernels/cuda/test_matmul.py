@@ -9,11 +9,11 @@ from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst
 
 from hotcold.errors import DeviceError
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.driver import KernelFault
+from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
-from hotcold.kernels.cuda.sources import HERE
 from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
 
 PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
@@ -94,7 +94,7 @@ def test_the_bits_of_a_token_do_not_depend_on_its_batch(
 
 
 def test_the_tile_is_that_of_the_source() -> None:
-    assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (HERE / "matmul.cu").read_text()
+    assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (SOURCES / "matmul.cu").read_text()
 
 
 @pytest.mark.parametrize("missing", [0, 32])

@@ -9,8 +9,8 @@ import pytest
 from operands import Array, Get, Put, Type, normal, random_matrix, worst_error
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.driver import KernelFault
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
 

@@ -11,7 +11,8 @@ from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst
 from hotcold.errors import DeviceError
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_OTHER
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matvec import (
     HAS_BIAS,
     HAS_RESIDUAL,
@@ -21,7 +22,6 @@ from hotcold.kernels.cuda.matvec import (
     matvec3,
     matvec_mask,
 )
-from hotcold.kernels.cuda.sources import HERE
 from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED
 
 F32 = NDArray[np.float32]
@@ -88,7 +88,7 @@ def test_relu_lets_nan_through(device: Device, put: Put, get: Get) -> None:
 
 
 def test_the_flags_are_those_of_the_headers() -> None:
-    text = (HERE / "addends.h").read_text() + (HERE / "epilogue.h").read_text()
+    text = (SOURCES / "addends.h").read_text() + (SOURCES / "epilogue.h").read_text()
     flags = {name: int(bit) for name, bit in re.findall(r"\b([A-Z_]+) = (\d+)\b", text)}
     want = {"HAS_BIAS": HAS_BIAS, "HAS_RESIDUAL": HAS_RESIDUAL, "RELU": RELU, "HAS_OTHER": HAS_OTHER}
     assert flags == want and len(set(want.values())) == 4

@@ -5,7 +5,7 @@ import pytest
 from operands import Get, Put, empty_quantised, error, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised

@@ -4,7 +4,7 @@ import pytest
 from operands import Get, Put, Type, inputs, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.device import Device
 
 
 @pytest.mark.parametrize(("n_tokens", "n"), [(1, 32), (3, 288), (2, 4096)])

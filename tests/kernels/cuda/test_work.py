@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
-from hotcold.kernels.cuda.buffers import Buffer
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
-from hotcold.kernels.cuda.device import Device
-from hotcold.kernels.cuda.emulated_driver import EmulatedDriver
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul

@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from hotcold.kernels.cuda import repack
-from hotcold.kernels.cuda.buffers import Buffer
-from hotcold.kernels.cuda.device import Device
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
 

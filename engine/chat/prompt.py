@@ -1,0 +1,69 @@
+"""Token ids of a conversation, as a chat template writes it.
+
+A template marks turns with control pieces such as `<|im_end|>`. The same characters in what somebody wrote
+must not end a turn: a guard is put into them before the template runs, and the tokenizer leaves it out
+again without having seen a piece there. Not covered is a piece that somebody's text and the template's
+only make up together, where the one ends and the other begins.
+"""
+
+from collections.abc import Sequence
+
+from hotcold.engine.chat.template import ChatTemplate, Message
+from hotcold.engine.generate.generation import Generation
+from hotcold.engine.text.tokenizer import Tokenizer
+
+GUARD = "\ufdd0"  # not a character, by Unicode's word, and in no vocabulary
+
+
+class ChatPrompt:
+    """Writes the prompts of one conversation; ids that the model chose itself stay as it chose them."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate) -> None:
+        self._tokenizer, self._template = tokenizer, template
+        control = tokenizer.special_texts()
+        marks = [text for text in tokenizer.special_texts(user_defined=True) if text in template.source]
+        self._forbidden = {"assistant": control}  # an answer may hold marks of a thought
+        self._forbidden_elsewhere = [*control, *(mark for mark in marks if mark not in control)]
+        self._known_text, self._known_ids = "", list[int]()
+        self._written = ""
+
+    def ids(self, messages: Sequence[Message]) -> list[int]:
+        """The prompt of a conversation, with BOS in front if the model wants it.
+
+        Raises:
+            FileError: a template that is bad, or refuses the conversation.
+        """
+        (text,) = self._template.render([self._guarded(message) for message in messages])
+        self._written = text
+        if self._known_text and text.startswith(self._known_text):
+            rest = self._encode(text[len(self._known_text) :])
+            if rest and not self._tokenizer.piece(rest[0]):  # a control piece: no merge reaches over it
+                return self._known_ids + rest
+        return with_bos(self._tokenizer, self._encode(text))
+
+    def remember(self, answered: Generation, answer: str) -> None:
+        """What the model chose as the answer to the last prompt; cut into pieces again it might differ."""
+        pieces = b"".join(self._tokenizer.piece(token) for token in answered.ids)
+        self._known_text = ""
+        if pieces.decode(errors="replace") == answer:
+            self._known_text = (
+                self._written + self._guarded({"role": "assistant", "content": answer})["content"]
+            )
+            self._known_ids = answered.prompt_ids + answered.ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special=False, parse_special=True, guard=GUARD)
+
+    def _guarded(self, message: Message) -> Message:
+        content = message["content"].replace(GUARD, "")
+        for text in self._forbidden.get(message["role"], self._forbidden_elsewhere):
+            content = content.replace(text, text[0] + GUARD + text[1:])
+        return message | {"content": content}
+
+
+def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
+    """BOS once in front, whether the template writes it or the model asks for it."""
+    bos = tokenizer.bos
+    if bos is None or tokenizer.encode("")[:1] != [bos] or ids[:1] == [bos]:
+        return ids
+    return [bos, *ids]

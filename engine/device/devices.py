@@ -1,0 +1,178 @@
+"""What devices there are, which can be used, and how to open one."""
+
+import logging
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from hotcold.errors import DeviceError, HotcoldError, SettingError
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, card_facts, load_cupy, usable_cards
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
+from hotcold.kernels.cuda.emulator.build import compiler_version, find_compiler
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
+
+log = logging.getLogger("hotcold.engine")
+
+
+@dataclass(frozen=True)
+class DeviceInfo:
+    """One device that --device can name.
+
+    Attributes:
+        name: as in --device: "cpu", "cuda:0" ("cuda" where there is none), "emulated".
+        description: what it is.
+        usable: whether it can be opened.
+        problem: why not, with the remedy; empty if it is usable.
+        memory_total, memory_free: bytes of device memory, 0 where that says nothing.
+        architecture: 90 for sm_90; 0 for no card.
+        driver_version, runtime_version: of CUDA, as "12.9"; empty where there is none.
+        compiler: what compiles the kernels: NVRTC or a C++ compiler; empty if none was found.
+    """
+
+    name: str
+    description: str
+    usable: bool
+    problem: str = ""
+    memory_total: int = 0
+    memory_free: int = 0
+    architecture: int = 0
+    driver_version: str = ""
+    runtime_version: str = ""
+    compiler: str = ""
+
+
+def describe_devices() -> list[DeviceInfo]:
+    """All devices: the CPU, every CUDA card (or why there is none), the emulated device."""
+    return [_cpu(), *_cards(), _emulated()]
+
+
+def first_card() -> DeviceInfo | None:
+    """The first CUDA card that can be used, if there is one."""
+    return next((card for card in _cards() if card.usable), None)
+
+
+def open_device(name: str) -> Device | None:
+    """The device of a --device setting; None means the CPU alone.
+
+    Args:
+        name: "auto" (the first card if it can be used, else the CPU), "cpu", "cuda", "cuda:N" or
+            "emulated".
+
+    Raises:
+        SettingError: another name.
+        DeviceError: the device cannot be used; the text says why, and the remedy.
+    """
+    kind, _, index = name.partition(":")
+    if name == "auto":
+        return _first_card_if_any()
+    if name == "cpu":
+        return None
+    if name == "emulated":
+        return Device(EmulatedDriver(build_kind="fast"))
+    if kind == "cuda" and (name == "cuda" or (index.isascii() and index.isdigit())):
+        return Device(CudaDriver(int(index or 0)))
+    raise SettingError("--device", name, "auto, cpu, cuda, cuda:N or emulated", "see `hotcold devices`")
+
+
+def _first_card_if_any() -> Device | None:
+    try:
+        cupy = load_cupy()
+        usable_cards(cupy)
+    except DeviceError:
+        return None
+    try:
+        return Device(CudaDriver(0, cupy=cupy))
+    except DeviceError as error:
+        log.warning("the card is not used: %s", error)
+        return None
+
+
+def devices_json(devices: Sequence[DeviceInfo]) -> dict[str, Any]:
+    """The devices as a JSON object: {"devices": [...]}, the fields of DeviceInfo each."""
+    return {"devices": [asdict(device) for device in devices]}
+
+
+def render_devices(devices: Sequence[DeviceInfo]) -> str:
+    """The devices as text: a line each, with its details or its problem in a second."""
+    width = max(len(device.name) for device in devices)
+    return "\n".join(_lines(device, width) for device in devices)
+
+
+def _lines(device: DeviceInfo, width: int) -> str:
+    state = "usable" if device.usable else "not usable"
+    second = _details(device) if device.usable else device.problem
+    first = f"{device.name:<{width}}  {state:<10}  {device.description}"
+    return f"{first}\n{'':<{width}}  {'':<10}  {second}" if second else first
+
+
+def _details(device: DeviceInfo) -> str:
+    parts = []
+    if device.memory_total:
+        parts.append(f"{_gib(device.memory_free)} of {_gib(device.memory_total)} GiB free")
+    if device.architecture:
+        parts.append(f"sm_{device.architecture}")
+    if device.driver_version:
+        parts.append(f"driver for CUDA {device.driver_version}, runtime {device.runtime_version}")
+    if device.compiler:
+        parts.append(f"kernels by {device.compiler}")
+    return ", ".join(parts)
+
+
+def _gib(n_bytes: int) -> str:
+    return f"{n_bytes / 2**30:.1f}"
+
+
+def _cpu() -> DeviceInfo:
+    return DeviceInfo("cpu", f"{platform.machine()}, {os.cpu_count()} logical processors", usable=True)
+
+
+def _cards() -> list[DeviceInfo]:
+    try:
+        cupy = load_cupy()
+        count = usable_cards(cupy)
+    except DeviceError as error:
+        return [DeviceInfo("cuda", "CUDA cards", usable=False, problem=str(error))]
+    return [_card(cupy, index) for index in range(count)]
+
+
+def _card(cupy: Any, index: int) -> DeviceInfo:
+    """One card; it is usable if its memory answers and NVRTC is there."""
+    facts, runtime = card_facts(cupy, index), cupy.cuda.runtime
+    problem, compiler, free, total = "", "", 0, 0
+    try:
+        compiler = "NVRTC {}.{}".format(*load_nvrtc().version)
+        with cupy.cuda.Device(index):
+            free, total = runtime.memGetInfo()
+    except HotcoldError as error:
+        problem = str(error)
+    except runtime.CUDARuntimeError as error:
+        problem = f"{error}; see nvidia-smi"
+    return DeviceInfo(
+        name=facts.name,
+        description=facts.description,
+        usable=not problem,
+        problem=problem,
+        memory_total=int(total),
+        memory_free=int(free),
+        architecture=facts.architecture,
+        driver_version=_version(runtime.driverGetVersion()),
+        runtime_version=_version(runtime.runtimeGetVersion()),
+        compiler=compiler,
+    )
+
+
+def _version(number: int) -> str:
+    """CUDA's 12090 as "12.9"."""
+    return f"{number // 1000}.{number % 1000 // 10}"
+
+
+def _emulated() -> DeviceInfo:
+    description = "CUDA kernels on the CPU, for checking, not for speed"
+    try:
+        compiler = compiler_version(find_compiler())
+    except DeviceError as error:
+        return DeviceInfo("emulated", description, usable=False, problem=str(error))
+    return DeviceInfo("emulated", description, usable=True, compiler=compiler)

@@ -1,0 +1,219 @@
+"""From the FFN's nodes to launches: the rows that are on the device, hot ones or all.
+
+An FFN with a row a neuron goes by a list of its rows for one token: the active ones by the mask, or all
+of them where there is no mask. A batch reads every row once, for all its tokens, and zeroes what the mask
+does not list. A down matrix with a row an output is an ordinary product.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.store import DeviceMatrix
+from hotcold.engine.graph.graph import Node, Tensor, tensors_of, weights_of
+from hotcold.engine.host.ffn_lowering import mlp_weights
+from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.device_workspace import FFN_TOKENS
+from hotcold.kernels.cuda.activations import ACTIVATIONS
+from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
+from hotcold.kernels.cuda.compact import compact
+from hotcold.kernels.cuda.dense_ffn import ffn_hidden
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.cuda.matvec import RELU, mask_words
+from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
+from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
+from hotcold.kernels.cuda.weights import FFN_TYPES
+
+
+def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    """An FFN with a gate, and the residual behind it."""
+    node = nodes[0]
+    if not node.attributes.get("transposed", True):
+        return _gated_by_outputs(low, nodes)
+    (x, *mask), weights = tensors_of(node), weights_of(node)
+    gate, up, down = (low.store.matrix(weight) for weight in weights)
+    operand, activation = low.operand(weights[0], x), ACTIVATIONS[node.attributes["activation"]]
+    if low.n_tokens == 1:
+        ids, counted = _list_rows(low, gate, mask, 0, 1)
+        partial = _partial(low, gate)
+        work = sparse_ffn(weights[0].type, 1, gate.n_rows, gate.n)
+        planes = *gate.planes, *up.planes, *down.planes
+        low.launch(work, *planes, *operand, ids, counted, partial, gate.n_rows, gate.n, activation)
+        return _sum(low, nodes, partial, gate.n_rows, None)
+
+    def hidden_of(first: int, count: int, h: Buffer) -> None:
+        inputs = low.tokens_of(operand, first, count, gate.n)
+        ups = low.area("second", count * gate.n_rows, np.float32)
+        low.product(gate, inputs, h, n_tokens=count)
+        low.product(up, inputs, ups, n_tokens=count)
+        bits, words = _mask_of(low, mask, first, count)
+        work = hidden_masked(count, gate.n_rows, low.model.n_ff, bool(mask))
+        lists = bits, low.store.neurons(low.layers[weights[0].name])
+        low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(bool(mask)), activation)
+
+    return _by_batch(low, nodes, mask, (gate, down), None, hidden_of)
+
+
+def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    """An FFN without a gate, its biases, and the residual behind it."""
+    node, weights = nodes[0], mlp_weights(nodes[0])
+    if not node.attributes.get("transposed", True):
+        return _ungated_by_outputs(low, nodes)
+    x, *mask = tensors_of(node)
+    up, down = low.store.matrix(weights.up), low.store.matrix(weights.down)
+    operand, neurons = low.operand(weights.up, x), low.store.neurons(low.layers[weights.up.name])
+    activation = ACTIVATIONS[node.attributes["activation"]]
+    up_bias = low.store.vector(weights.up_bias) if weights.up_bias is not None else None
+    has_bias = int(up_bias is not None)
+    if low.n_tokens == 1:
+        ids, counted = _list_rows(low, up, mask, 0, 1)
+        partial = _partial(low, up)
+        work = sparse_mlp(weights.up.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
+        lists = up_bias or partial, neurons, ids, counted, partial
+        planes = *up.planes, *down.planes
+        low.launch(work, *planes, *operand, *lists, up.n_rows, up.n, has_bias, activation)
+        return _sum(low, nodes, partial, up.n_rows, weights.down_bias)
+
+    def hidden_of(first: int, count: int, h: Buffer) -> None:
+        low.product(up, low.tokens_of(operand, first, count, up.n), h, n_tokens=count)
+        bits, words = _mask_of(low, mask, first, count)
+        work = hidden_masked_mlp(count, up.n_rows, low.model.n_ff, bool(mask), bool(has_bias))
+        lists = up_bias or h, bits, neurons, h
+        low.launch(work, h, *lists, up.n_rows, words, int(bool(mask)), has_bias, activation)
+
+    return _by_batch(low, nodes, mask, (up, down), weights.down_bias, hidden_of)
+
+
+def _partial(low: DeviceLowering, rows: DeviceMatrix) -> Buffer:
+    return low.area("partial", n_groups(rows.n_rows) * rows.n, np.float32)
+
+
+def _sum(
+    low: DeviceLowering, nodes: Sequence[Node], partial: Buffer, n_rows: int, down_bias: Weight | None
+) -> int:
+    """Add the groups of one token's rows, bias and residual."""
+    residual, output, taken = low.residual(nodes)
+    n, y = output.shape[1], low.vector(output)
+    flags = HAS_RESIDUAL * (residual is not None) | HAS_BIAS * (down_bias is not None)
+    bias = low.store.vector(down_bias) if down_bias is not None else y
+    added = low.vector(residual) if residual is not None else y
+    low.launch(sum_groups(1, n_rows, n, flags), partial, bias, y, added, y, n_groups(n_rows), n, flags)
+    return taken
+
+
+def _by_batch(
+    low: DeviceLowering,
+    nodes: Sequence[Node],
+    mask: Sequence[Tensor],
+    first_and_down: tuple[DeviceMatrix, DeviceMatrix],
+    down_bias: Weight | None,
+    hidden_of: Callable[[int, int, Buffer], None],
+) -> int:
+    """Hidden vectors of some tokens at a time, their products with the down rows, bias and residual.
+
+    Args:
+        hidden_of: appends what leaves count tokens' hidden vectors, from `first` on, in the buffer.
+    """
+    rows, down = first_and_down
+    residual, output, taken = low.residual(nodes)
+    n, y = output.shape[1], low.vector(output)
+    flags = HAS_RESIDUAL * (residual is not None) | HAS_BIAS * (down_bias is not None)
+    bias = low.store.vector(down_bias) if down_bias is not None else y
+    added = low.vector(residual) if residual is not None else y
+    for first in range(0, low.n_tokens, FFN_TOKENS):
+        count = min(FFN_TOKENS, low.n_tokens - first)
+        if mask:  # the products read every row, so only the count is of use
+            _list_rows(low, rows, mask, first, count)
+        h = low.area("first", count * rows.n_rows, np.float32)
+        hidden_of(first, count, h)
+        (some_y,), (some_added,) = (low.tokens_of((each,), first, count, n) for each in (y, added))
+        work = matmul_transposed(down.weight.type, count, rows.n_rows, n)
+        low.launch(work, *down.planes, h, some_y, rows.n_rows, n, count)
+        if flags:
+            low.launch(merge(count, n, flags), some_y, bias, some_y, some_added, some_y, n, flags)
+    return taken
+
+
+def _mask_of(low: DeviceLowering, mask: Sequence[Tensor], first: int, count: int) -> tuple[Buffer, int]:
+    """Masks of some tokens, and the words from one to the next; without one all read the same row of ones."""
+    words = mask_words(low.model.n_ff)
+    if mask:
+        return low.view(mask[0], 4 * first * words, count * words, np.uint32), words
+    return low.area("all", words, np.uint32), 0
+
+
+def _list_rows(
+    low: DeviceLowering, rows: DeviceMatrix, mask: Sequence[Tensor], first: int, count: int
+) -> tuple[Buffer, Buffer]:
+    """Rows of some tokens whose neurons the mask lists, or all rows: ids [count, n_rows], and how many."""
+    layer = low.layers[rows.weight.name]
+    ids = low.area("ids", count * rows.n_rows, np.int32)
+    counted = low.area("ids", count, np.int32, 4 * count * rows.n_rows)
+    bits, words = _mask_of(low, mask, first, count)
+    total = low.area("counts", 1, np.uint32, 4 * layer)
+    work = compact(count, rows.n_rows, low.model.n_ff)
+    low.launch(work, bits, low.store.neurons(layer), ids, counted, total, rows.n_rows, words)
+    return ids, counted
+
+
+def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    node = nodes[0]
+    x, (gate, up, down) = tensors_of(node)[0], weights_of(node)
+    n_ff, activation = gate.ne[1], ACTIVATIONS[node.attributes["activation"]]
+    first = low.area("first", low.n_tokens * n_ff, np.float32)
+    gates, ups = low.store.matrix(gate), low.store.matrix(up)
+    if low.n_tokens == 1 and gate.type == up.type and gate.type in FFN_TYPES:
+        work = ffn_hidden(gate.type, 1, n_ff, gates.n)
+        inputs = low.operand(gate, x)
+        low.launch(work, *gates.planes, *ups.planes, *inputs, first, n_ff, gates.n, activation)
+    else:
+        second = low.area("second", low.n_tokens * n_ff, np.float32)
+        low.product(gates, low.operand(gate, x), first)
+        low.product(ups, low.operand(up, x), second)
+        work = hidden_masked(low.n_tokens, n_ff, n_ff, has_mask=False)
+        low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
+    return _down_by_outputs(low, nodes, down, None, first)
+
+
+def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    node, weights = nodes[0], mlp_weights(nodes[0])
+    n_ff, activation = weights.up.ne[1], node.attributes["activation"]
+    first = low.area("first", low.n_tokens * n_ff, np.float32)
+    has_bias, is_relu = weights.up_bias is not None, activation == "relu"
+    low.product(
+        low.store.matrix(weights.up),
+        low.operand(weights.up, tensors_of(node)[0]),
+        first,
+        flags=HAS_BIAS * has_bias | RELU * is_relu,
+        bias=low.store.vector(weights.up_bias) if weights.up_bias is not None else None,
+    )
+    if not is_relu:
+        work = hidden_masked_mlp(low.n_tokens, n_ff, n_ff, has_mask=False, has_bias=False)
+        low.launch(work, first, first, *_unread(low, n_ff), first, n_ff, 0, 0, 0, ACTIVATIONS[activation])
+    return _down_by_outputs(low, nodes, weights.down, weights.down_bias, first)
+
+
+def _unread(low: DeviceLowering, n_ff: int) -> tuple[Buffer, Buffer]:
+    """What stands in for a mask and for the numbers of rows."""
+    return low.area("all", mask_words(n_ff), np.uint32), low.positions()
+
+
+def _down_by_outputs(
+    low: DeviceLowering, nodes: Sequence[Node], down: Weight, bias: Weight | None, hidden_vector: Buffer
+) -> int:
+    """y = down hidden + bias + residual."""
+    residual, output, taken = low.residual(nodes)
+    operand = low.operand_at(down, f"{output.name} hidden", hidden_vector, down.ne[0])
+    low.product(
+        low.store.matrix(down),
+        operand,
+        low.vector(output),
+        flags=HAS_BIAS * (bias is not None) | HAS_RESIDUAL * (residual is not None),
+        bias=low.store.vector(bias) if bias is not None else None,
+        residual=low.vector(residual) if residual is not None else None,
+    )
+    return taken

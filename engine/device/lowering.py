@@ -1,0 +1,267 @@
+"""From the device's nodes to prepared launches.
+
+One short function a node kind. It may take nodes that follow: a product or a merge adds the residual
+itself, the matrices of q, k and v are one launch, and so are the rotations and the store to the cache.
+What was fused has no bytes of its own on the device, but has its place in the plan.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from hotcold.engine.device import ffn_lowering as ffn
+from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.steps import Launches
+from hotcold.engine.graph.graph import Node, tensors_of, weights_of
+from hotcold.engine.graph.passes import FFN_OPS, reading_matrices
+from hotcold.errors import HotcoldError
+from hotcold.kernels.cuda import attention as attention_sizes
+from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL
+from hotcold.kernels.cuda.add import add as add_work
+from hotcold.kernels.cuda.add import merge as merge_work
+from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
+from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
+from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec3, matvec_mask
+from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
+from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
+from hotcold.kernels.cuda.rope import rope_kv_store
+from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+
+Nodes = Sequence[Node]
+
+
+def rms_norm(low: DeviceLowering, nodes: Nodes) -> int:
+    x, weight = _vector_and_weights(low, nodes[0])
+    return _norm(low, nodes, rms_norm_work, rms_norm_quantised, (x, *weight))
+
+
+def layer_norm(low: DeviceLowering, nodes: Nodes) -> int:
+    x, weights = _vector_and_weights(low, nodes[0])
+    return _norm(low, nodes, layer_norm_work, layer_norm_quantised, (x, *weights))
+
+
+def _vector_and_weights(low: DeviceLowering, node: Node) -> tuple[Any, list[Any]]:
+    return low.vector(tensors_of(node)[0]), [low.store.vector(weight) for weight in weights_of(node)]
+
+
+def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands: tuple[Any, ...]) -> int:
+    """A norm, and its rounding with it where nobody reads it as it is."""
+    node, eps = nodes[0], nodes[0].attributes["eps"]
+    n = node.output.shape[1]
+    if len(nodes) > 1 and nodes[1].op == "quantise" and low.is_alone(nodes[1], node):
+        low.launch(rounded(low.n_tokens, n), *operands, *low.rounded(nodes[1].output), n, eps)
+        return 2
+    if _all_readers_round(low, nodes):
+        low.launch(rounded(low.n_tokens, n), *operands, *low.pack(node.output.name, n), n, eps)
+        return 1
+    low.launch(plain(low.n_tokens, n), *operands, low.vector(node.output), n, eps)
+    return 1
+
+
+def _all_readers_round(low: DeviceLowering, nodes: Nodes) -> bool:
+    """Whether the nodes right behind the norm are all its readers, and want it rounded."""
+    n_readers = low.readers[nodes[0].output.name]
+    behind = nodes[1 : 1 + n_readers]
+    return len(behind) == n_readers and all(
+        tensors_of(node)[:1] == [nodes[0].output] and _rounds_its_input(node) for node in behind
+    )
+
+
+def _rounds_its_input(node: Node) -> bool:
+    if node.op not in ("mul_mat", *FFN_OPS):
+        return False
+    return all(weight.type in QUANTISED for weight in reading_matrices(node))
+
+
+def quantise(low: DeviceLowering, nodes: Nodes) -> int:
+    (x,) = tensors_of(nodes[0])
+    low.quantise(low.vector(x), low.rounded(nodes[0].output), x.shape[1])
+    return 1
+
+
+def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
+    if _is_triple(low, nodes):
+        return _three(low, nodes[:3])
+    node = nodes[0]
+    (x,), (weight, *bias) = tensors_of(node), weights_of(node)
+    residual, output, taken = low.residual(nodes)
+    flags = HAS_BIAS * bool(bias) | HAS_RESIDUAL * (residual is not None)
+    y = low.vector(output)
+    low.product(
+        low.store.matrix(weight),
+        low.operand(weight, x),
+        y,
+        flags=flags,
+        bias=low.store.vector(bias[0]) if bias else y,
+        residual=low.vector(residual) if residual is not None else y,
+    )
+    return taken
+
+
+def _is_triple(low: DeviceLowering, nodes: Nodes) -> bool:
+    """Whether three products of one vector follow each other, which one launch can do for one token."""
+    three = nodes[:3]
+    if low.n_tokens > 1 or len(three) < 3 or {node.op for node in three} != {"mul_mat"}:
+        return False
+    weights = [weights_of(node) for node in three]
+    types = {each[0].type for each in weights}
+    same = {node.inputs[1].name for node in three}, {len(each) for each in weights}
+    return len(types) == 1 and types <= FFN_TYPES and all(len(values) == 1 for values in same)
+
+
+def _three(low: DeviceLowering, nodes: Nodes) -> int:
+    x = tensors_of(nodes[0])[0]
+    weights = [weights_of(node) for node in nodes]
+    matrices = [low.store.matrix(each[0]) for each in weights]
+    outputs = [low.vector(node.output) for node in nodes]
+    biases = [low.store.vector(each[1]) for each in weights if len(each) > 1]
+    n_rows, n = tuple(matrix.n_rows for matrix in matrices), matrices[0].n
+    planes = [plane for matrix in matrices for plane in matrix.planes]
+    low.launch(
+        matvec3(matrices[0].weight.type, 1, (n_rows[0], n_rows[1], n_rows[2]), n),
+        *planes,
+        *low.operand(weights[0][0], x),
+        *(biases or outputs),
+        *outputs,
+        *n_rows,
+        n,
+        HAS_BIAS * bool(biases),
+    )
+    return 3
+
+
+def rope(low: DeviceLowering, nodes: Nodes) -> int:
+    """The rotations of q and k, and the store of k and v, which follow each other in every graph."""
+    turned = [node for node in nodes[:3] if node.op == "rope"]
+    store = nodes[len(turned)]
+    if store.op != "kv_store" or len(turned) != 2:
+        raise HotcoldError("node", nodes[0].name, "rope of q, rope of k and kv_store in a row")
+    q, k = (tensors_of(node)[0] for node in turned)
+    v = tensors_of(store)[1]
+    of_q = turned[0].attributes
+    _rope_kv_store(low, store, (q, k, v), turned[0].output, of_q["n_head"], of_q)
+    return 3
+
+
+def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
+    """Without a rotation: no head of q, for which k stands in, is touched."""
+    k, v = tensors_of(nodes[0])
+    _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False})
+    return 1
+
+
+def _rope_kv_store(
+    low: DeviceLowering, store: Node, qkv: tuple[Any, Any, Any], q_out: Any, n_head: int, rotation: Any
+) -> None:
+    model, n_rot = low.model, rotation["n_rot"]
+    keys, values = low.store.cache(store.attributes["layer"])
+    low.launch(
+        rope_kv_store(low.plan.kv_type, low.n_tokens, n_head, model.n_head_kv, model.head_dim, n_rot),
+        *(low.vector(tensor) for tensor in qkv),
+        low.turns(),
+        low.positions(),
+        low.vector(q_out),
+        keys,
+        values,
+        low.n_tokens,
+        n_head,
+        model.n_head_kv,
+        model.head_dim,
+        n_rot // 2,
+        int(rotation["interleaved"]),
+        low.plan.n_ctx,
+    )
+
+
+def attention(low: DeviceLowering, nodes: Nodes) -> int:
+    node, model, plan = nodes[0], low.model, low.plan
+    q, y = low.vector(tensors_of(node)[0]), low.vector(node.output)
+    keys, values = low.store.cache(node.attributes["layer"])
+    heads = model.n_head, model.n_head_kv, model.head_dim
+    if not attention_sizes.is_split(low.n_tokens, plan.n_ctx):
+        work = attention_sizes.attention(plan.kv_type, low.n_tokens, *heads, plan.n_ctx)
+        low.launch(work, q, keys, values, low.positions(), y, low.n_tokens, *heads, plan.n_ctx)
+        return 1
+    n_parts = attention_sizes.n_parts(plan.n_ctx)
+    partial = low.area("attention", model.n_head * n_parts * (model.head_dim + 2), np.float32)
+    work = attention_sizes.attention_part(plan.kv_type, *heads, plan.n_ctx, plan.n_ctx)
+    low.launch(work, q, keys, values, low.positions(), partial, *heads, plan.n_ctx, n_parts)
+    join = attention_sizes.attention_join(model.n_head, model.head_dim, plan.n_ctx, plan.n_ctx)
+    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, n_parts)
+    return 1
+
+
+def add(low: DeviceLowering, nodes: Nodes) -> int:
+    a, b = (low.vector(tensor) for tensor in tensors_of(nodes[0]))
+    n = low.n_tokens * nodes[0].output.shape[1]
+    low.launch(add_work(n), a, b, low.vector(nodes[0].output), n)
+    return 1
+
+
+def merge(low: DeviceLowering, nodes: Nodes) -> int:
+    hot, cold = (low.vector(tensor) for tensor in tensors_of(nodes[0]))
+    residual, output, taken = low.residual(nodes)
+    flags, n = HAS_OTHER | HAS_RESIDUAL * (residual is not None), output.shape[1]
+    y = low.vector(output)
+    added = low.vector(residual) if residual is not None else y
+    low.launch(merge_work(low.n_tokens, n, flags), hot, y, cold, added, y, n, flags)
+    return taken
+
+
+def predictor(low: DeviceLowering, nodes: Nodes) -> int:
+    node = nodes[0]
+    (x,), (fc1, fc2) = tensors_of(node), weights_of(node)
+    rank, n_ff = fc1.ne[1], fc2.ne[1]
+    hidden = low.area("hidden", low.n_tokens * rank, np.float32)
+    low.product(low.store.matrix(fc1), low.operand(fc1, x), hidden, flags=RELU)
+    low.launch(
+        matvec_mask(fc2.type, low.n_tokens, n_ff, rank),
+        *low.store.matrix(fc2).planes,
+        *low.operand_at(fc2, f"{node.output.name} hidden", hidden, rank),
+        low.mask(node.output),
+        n_ff,
+        rank,
+        node.attributes["threshold"],
+    )
+    return 1
+
+
+LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
+    "rms_norm": rms_norm,
+    "layer_norm": layer_norm,
+    "quantise": quantise,
+    "mul_mat": mul_mat,
+    "rope": rope,
+    "kv_store": kv_store,
+    "attention": attention,
+    "add": add,
+    "merge": merge,
+    "predictor": predictor,
+    "dense_ffn": ffn.gated,
+    "sparse_ffn": ffn.gated,
+    "dense_mlp": ffn.ungated,
+    "sparse_mlp": ffn.ungated,
+}
+
+
+def lower(nodes: Nodes, low: DeviceLowering) -> list[Launches]:
+    """Nodes in order, in groups that were fused, with their launches.
+
+    Raises:
+        HotcoldError: an op that has no kernel.
+        DeviceError: a launch that the device refuses.
+    """
+    groups = []
+    while nodes:
+        if nodes[0].op not in LOWER:
+            raise HotcoldError(
+                f"op of node {nodes[0].name}",
+                nodes[0].op,
+                f"kernels: {', '.join(LOWER)}",
+                "keep it on the CPU",
+            )
+        taken = LOWER[nodes[0].op](low, nodes)
+        groups.append(Launches(tuple(nodes[:taken]), low.take()))
+        nodes = nodes[taken:]
+    return groups

@@ -1,0 +1,183 @@
+"""Launches in the making: where operands lie on the device, and the launches so far."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hotcold.engine.device.store import DeviceMatrix, DeviceStore
+from hotcold.engine.graph.graph import Node, Tensor, tensors_of
+from hotcold.engine.graph.passes import GPU
+from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.plan import GraphPlan
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Launch
+from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matvec import mask_words, matvec
+from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.weights import QUANTISED
+from hotcold.kernels.cuda.work import Work
+
+Operand = tuple[Buffer, ...]
+"""Activations as a weight wants them: (x,), or rounded: (q, d, sum)."""
+
+
+class DeviceLowering:
+    """What lowering the device's nodes of one graph needs to know.
+
+    Attributes:
+        n_tokens: of the run, at most the graph's. readers: how many nodes read a result.
+        layers: the layer of each FFN, by the name of its first matrix.
+    """
+
+    def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int) -> None:
+        self.store, self.plan, self.model = store, store.plan, store.plan.model
+        self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
+        self.readers = Counter(t.name for p in graph.placed.nodes for t in tensors_of(p.node))
+        self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
+        self.layers = self.model.ffn_layers
+        self._launches: list[Launch] = []
+        self._packed: str | None = None
+
+    def launch(self, work: Work, *arguments: Any) -> None:
+        """Append a launch."""
+        self._launches.append(work.prepare(self.store.device, arguments))
+
+    def take(self) -> tuple[Launch, ...]:
+        """The launches since the last call."""
+        taken, self._launches = tuple(self._launches), []
+        return taken
+
+    # Where things lie
+
+    def view(self, tensor: Tensor, offset: int, count: int, dtype: DTypeLike) -> Buffer:
+        """A part of an intermediate's bytes."""
+        if self.store.arena is None:
+            raise DeviceError("intermediate", tensor.name, "the plan has no arena on the device")
+        return self.store.arena.view(self._offsets[tensor.name] + offset, count, dtype)
+
+    def vector(self, tensor: Tensor) -> Buffer:
+        """An intermediate's float32 [n_tokens, n]."""
+        return self.view(tensor, 0, self.n_tokens * tensor.shape[1], np.float32)
+
+    def mask(self, tensor: Tensor) -> Buffer:
+        """A mask's words, uint32 [n_tokens, mask_words]."""
+        return self.view(tensor, 0, self.n_tokens * mask_words(tensor.shape[1]), np.uint32)
+
+    def rounded(self, tensor: Tensor) -> Operand:
+        """Numbers, scales and sums of a rounded intermediate, each behind all that may be before it."""
+        n, blocks = tensor.shape[1], tensor.shape[1] // 32
+        scales = self.n_planned * n
+        sums = scales + 4 * self.n_planned * blocks
+        return (
+            self.view(tensor, 0, self.n_tokens * n, np.int8),
+            self.view(tensor, scales, self.n_tokens * blocks, np.float32),
+            self.view(tensor, sums, self.n_tokens * blocks, np.int32),
+        )
+
+    def area(self, name: str, count: int, dtype: DTypeLike, offset: int = 0) -> Buffer:
+        """A part of the workspace."""
+        return self.store.areas[name].view(offset, count, dtype)
+
+    def positions(self) -> Buffer:
+        """Positions of the run's tokens, int32 [n_tokens]."""
+        return self.area("positions", self.n_tokens, np.int32)
+
+    def turns(self) -> Buffer:
+        """The rotation's table, float32 [n_ctx, n_rot / 2, 2]; any buffer for a model without one."""
+        if "turns" not in self.store.areas:
+            return self.area("positions", self.n_tokens, np.float32)
+        return self.area("turns", self.plan.n_ctx * self.model.n_rot, np.float32)
+
+    # Operands
+
+    def operand(self, weight: Weight, tensor: Tensor) -> Operand:
+        """An intermediate as this weight wants it."""
+        if tensor.dtype == "q8":
+            return self.rounded(tensor)
+        return self.operand_at(weight, tensor.name, None, tensor.shape[1], tensor)
+
+    def operand_at(
+        self, weight: Weight, name: str, x: Buffer | None, n: int, tensor: Tensor | None = None
+    ) -> Operand:
+        """float32 [n_tokens, n] as this weight wants it; rounded once for all that read it in a row.
+
+        Args:
+            name: what identifies the numbers. x: where they lie, if they are no intermediate.
+        """
+        if weight.type in QUANTISED and self._packed == name:
+            return self._packed_views(n)
+        if x is None and tensor is not None:
+            x = self.vector(tensor)
+        if x is None:
+            raise DeviceError("operand", name, "has no place")
+        if weight.type not in QUANTISED:
+            return (x,)
+        packed = self.pack(name, n)
+        self.quantise(x, packed, n)
+        return packed
+
+    def pack(self, name: str, n: int) -> Operand:
+        """The area of rounded vectors, which from here on holds the one of this name."""
+        self._packed = name
+        return self._packed_views(n)
+
+    def _packed_views(self, n: int) -> Operand:
+        count, blocks = self.n_tokens * n, self.n_tokens * n // 32
+        return (
+            self.area("packed", count, np.int8),
+            self.area("packed", blocks, np.float32, count),
+            self.area("packed", blocks, np.int32, count + 4 * blocks),
+        )
+
+    def quantise(self, x: Buffer, to: Operand, n: int) -> None:
+        """Round x to blocks of 32."""
+        self.launch(quantise(self.n_tokens, n), x, *to, self.n_tokens * n // 32)
+
+    def tokens_of(self, operand: Operand, first: int, count: int, n: int) -> Operand:
+        """Some tokens' part of an operand of n numbers a token."""
+        sizes = (n,) if len(operand) == 1 else (n, n // 32, n // 32)
+        return tuple(
+            part.view(first * size * part.dtype.itemsize, count * size, part.dtype)
+            for part, size in zip(operand, sizes, strict=True)
+        )
+
+    # Products, and what follows them
+
+    def product(
+        self,
+        matrix: DeviceMatrix,
+        x: Operand,
+        y: Buffer,
+        *,
+        flags: int = 0,
+        bias: Buffer | None = None,
+        residual: Buffer | None = None,
+        n_tokens: int | None = None,
+    ) -> None:
+        """y = residual + act(matrix x + bias) for all tokens, or for n_tokens of them; see `matvec`."""
+        count = n_tokens or self.n_tokens
+        rest = bias or y, residual or y, y, matrix.n_rows, matrix.n, flags
+        shape = matrix.weight.type, count, matrix.n_rows, matrix.n, flags
+        if count == 1:
+            self.launch(matvec(*shape), *matrix.planes, *x, *rest)
+        else:
+            self.launch(matmul(*shape), *matrix.planes, *x, *rest, count)
+
+    def is_alone(self, reader: Node, made: Node) -> bool:
+        """Whether a node is the only one that reads another's result."""
+        return self.readers[made.output.name] == 1 and made.output in tensors_of(reader)
+
+    def residual(self, nodes: Any) -> tuple[Tensor | None, Tensor, int]:
+        """What the next node adds to the first one's result, if it does and nobody else reads that.
+
+        Returns:
+            the addend or None, the result to write, and the nodes that this takes.
+        """
+        made = nodes[0]
+        if len(nodes) < 2 or nodes[1].op != "add" or not self.is_alone(nodes[1], made):
+            return None, made.output, 1
+        other = next(tensor for tensor in tensors_of(nodes[1]) if tensor != made.output)
+        return other, nodes[1].output, 2

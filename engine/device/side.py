@@ -1,0 +1,142 @@
+"""The device's part of a run: its memory, its page-locked mirror of the host, and its nodes as steps."""
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.device import lowering as device_lowering
+from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, Step, WaitFor, Walk, segments
+from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.graph.graph import tensors_of, weights_of
+from hotcold.engine.graph.passes import CPU, GPU, PlacedNode, bytes_together, results
+from hotcold.engine.plan.plan import GraphPlan
+from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
+from hotcold.kernels.cuda.device.device import Launch
+
+
+class DeviceSide:
+    """What the executor needs of a device.
+
+    Attributes:
+        arena: the host's intermediates, page-locked, so that copies need no staging.
+        positions, logits, counted: page-locked too, int32 [n_batch], float32 [n_vocab], and bytes of the
+            counts.
+    """
+
+    def __init__(self, store: DeviceStore, arena_bytes: int) -> None:
+        plan, device = store.plan, store.device
+        self.store, self.device, self.stream = store, device, device.compute
+        self.event = device.event()
+        self.pinned: list[Pinned] = []
+        try:
+            self.arena = self._pinned(arena_bytes, np.uint8)
+            self.positions = self._pinned(plan.n_batch, np.int32)
+            self.logits = self._pinned(plan.model.n_vocab, np.float32)
+            self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
+        except BaseException:
+            self.free_pinned()
+            raise
+
+    def _pinned(self, count: int, dtype: type[np.generic]) -> Pinned:
+        self.pinned.append(self.device.pinned(count, dtype))
+        return self.pinned[-1]
+
+    def fill_tables(self, rope_table: NDArray[np.float32]) -> None:
+        """Copy what kernels find: the rotation's table, a mask of all neurons, and counts of 0."""
+        areas = self.store.areas
+        self.store.send(np.zeros(areas["counts"].n_bytes, np.uint8), areas["counts"])
+        if rope_table.size and "turns" in areas:
+            self.store.send(rope_table, areas["turns"].view(0, rope_table.nbytes, np.uint8))
+        if "all" in areas:
+            self.store.send(np.full(areas["all"].n_bytes, 0xFF, np.uint8), areas["all"])
+
+    def counts(self) -> NDArray[np.uint32]:
+        """How many rows each layer's masks listed on the device since loading, uint32 [n_layer], wrapping."""
+        self.device.download(self.counted, self.store.areas["counts"], self.stream)
+        self.settle()
+        counts: NDArray[np.uint32] = self.counted.array.view(np.uint32)[
+            : self.store.plan.model.n_layer
+        ].copy()
+        return counts
+
+    def send_positions(self, n_past: int, n: int) -> None:
+        """Enqueue the copy of the run's positions."""
+        self.positions.array[:n] = np.arange(n_past, n_past + n, dtype=np.int32)
+        host, buffer = self.positions.view(0, n, np.int32), self.store.areas["positions"]
+        self.device.upload(buffer.view(0, n, np.int32), host, self.stream)
+
+    def steps(self, graph: GraphPlan, n_tokens: int, walks: list[Walk]) -> list[Step]:
+        """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
+        low, remaining = DeviceLowering(self.store, graph, n_tokens), iter(walks)
+        steps: list[Step] = []
+        for kind, nodes in segments(graph.placed):
+            if kind == CPU:
+                steps += self._waits(steps)
+                steps.append(next(remaining))
+            elif kind == GPU:
+                steps += device_lowering.lower([p.node for p in nodes], low)
+            elif kind == "logits":
+                steps.append(self._logits(low, nodes))
+            else:
+                steps += [self._copy(p, graph, n_tokens) for p in nodes]
+        return steps
+
+    def _waits(self, before: list[Step]) -> Iterator[WaitFor]:
+        """The wait, if one is due, before the host goes on: for copies down, and for copies up behind them."""
+        for step in reversed(before):
+            if isinstance(step, WaitFor | Walk):
+                return
+            if isinstance(step, CopyDown | CopyUp):
+                yield WaitFor(self.event, record=isinstance(step, CopyUp))
+                return
+
+    def _copy(self, p: PlacedNode, graph: GraphPlan, n_tokens: int) -> CopyDown | CopyUp:
+        """The copy of one node: several operands lie side by side, on both sides, and go whole."""
+        node, parts = p.node, results(p.node)
+        n_bytes = bytes_together(parts)
+        if len(parts) == 1 and parts[0].dtype != "q8":
+            n_bytes = n_bytes // graph.placed.n_tokens * n_tokens
+        source, target = tensors_of(node)[0].name, parts[0].name
+        if p.side == CPU:
+            buffer = self._of_arena(graph, source, n_bytes)
+            return CopyDown(node, self._of_host(graph, target, n_bytes), buffer, self.event)
+        return CopyUp(node, self._of_host(graph, source, n_bytes), self._of_arena(graph, target, n_bytes))
+
+    def _of_arena(self, graph: GraphPlan, name: str, n_bytes: int) -> Buffer:
+        assert self.store.arena is not None
+        return self.store.arena.view(graph.arenas[GPU].entry(name).offset, n_bytes, np.uint8)
+
+    def _of_host(self, graph: GraphPlan, name: str, n_bytes: int) -> Pinned:
+        return self.arena.view(graph.arenas[CPU].entry(name).offset, n_bytes, np.uint8)
+
+    def _logits(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
+        node = nodes[0].node
+        (x,), (weight,) = tensors_of(node), weights_of(node)
+        n = weight.ne[0]
+        operand = low.operand(weight, x)
+        rounding = low.take()
+        matrix = self.store.matrix(weight, head=True)
+        y = low.area("logits", matrix.n_rows, np.float32)
+
+        def of_token(token: int) -> tuple[Launch, ...]:
+            low.product(matrix, low.tokens_of(operand, token, 1, n), y, n_tokens=1)
+            return low.take()
+
+        return Logits(tuple(p.node for p in nodes), rounding, y, of_token)
+
+    def settle(self) -> None:
+        """Wait until nothing is under way."""
+        self.stream.synchronize()
+
+    def free_pinned(self) -> None:
+        """Give page-locked memory back."""
+        for pinned in self.pinned:
+            pinned.free()
+        self.pinned = []
+
+    def free(self) -> None:
+        """Give page-locked and device memory back."""
+        self.free_pinned()
+        self.store.free()

@@ -1,0 +1,242 @@
+"""Where the numbers of a model lie while it runs: the device's side.
+
+Three slabs, as large as the plan says: weights with the index of hot rows, KV cache, arena with the
+kernels' workspace. Weights are repacked on their way, through one page-locked staging buffer of two
+halves: while one is copied the other is filled.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from hotcold.engine.graph.arena import aligned
+from hotcold.engine.graph.passes import GPU
+from hotcold.engine.host.stores import HostStore
+from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.footprint import layer_kv_bytes
+from hotcold.engine.plan.plan import Plan, WeightEntry
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
+from hotcold.kernels.cuda.repack import Plane
+from hotcold.kernels.cuda.weights import weight_planes
+
+STAGING_BYTES = 32 << 20
+GATHERED_BYTES = 512 << 10  # of the file's rows at once: they are still in the cache when they are repacked
+Progress = Callable[[int, int, float], None]
+"""Hears bytes that are on the device, bytes in all, and seconds since the start."""
+
+
+@dataclass(frozen=True)
+class DeviceMatrix:
+    """Rows of a weight on the device.
+
+    Attributes:
+        weight: of the file. n_rows: on the device. planes: as kernels take them.
+    """
+
+    weight: Weight
+    n_rows: int
+    planes: tuple[Buffer, ...]
+
+    @property
+    def n(self) -> int:
+        """Length of a row."""
+        return self.weight.ne[0]
+
+
+class DeviceStore:
+    """What a plan puts on the device.
+
+    Attributes:
+        arena: of intermediates. areas: of the kernels' workspace, by name.
+        loaded_bytes, load_seconds: of what was copied from the file.
+    """
+
+    def __init__(self, device: Device, plan: Plan) -> None:
+        """Allocate; DoesNotFitError leaves nothing behind."""
+        self.device, self.plan = device, plan
+        self.slabs: Slabs = allocate_slabs(device, *plan.totals.slabs)
+        self.arena, self.areas = self._arena_views()
+        self._matrices: dict[tuple[str, int, str], DeviceMatrix] = {}
+        self._neurons: dict[int, Buffer] = {}
+        self.loaded_bytes, self.load_seconds = 0, 0.0
+
+    def _arena_views(self) -> tuple[Buffer | None, dict[str, Buffer]]:
+        slab, offset = self.slabs.arena, self.plan.totals.arena
+        if slab is None:
+            return None, {}
+        areas = {}
+        for name, n_bytes in self.plan.workspace.items():
+            if n_bytes:
+                areas[name] = slab.view(offset, n_bytes, np.uint8)
+                offset += n_bytes
+        return slab.view(0, self.plan.totals.arena, np.uint8), areas
+
+    def load(self, host: HostStore, progress: Progress | None = None) -> None:
+        """Copy every row that the plan puts on the device.
+
+        Raises:
+            DoesNotFitError: no page-locked memory for the staging buffer.
+            DeviceError: a copy failed.
+        """
+        if self.slabs.weights is None:
+            return
+        total, started = sum(entry.device_bytes for entry in self.plan.weights), time.perf_counter()
+        with _Staging(self.device, min(STAGING_BYTES, aligned(2 * total))) as staging:
+            offset = 0
+            for entry in self.plan.weights:
+                if not entry.device_rows:
+                    continue
+                matrix = self._place(entry, offset)
+                offset += entry.device_bytes
+                for n_bytes in staging.send(host.rows(entry.weight), self._rows_of(entry), matrix):
+                    self.loaded_bytes += n_bytes
+                    if progress is not None:
+                        progress(self.loaded_bytes, total, time.perf_counter() - started)
+            self._send_index(staging, offset)
+        self.load_seconds = time.perf_counter() - started
+
+    def _place(self, entry: WeightEntry, offset: int) -> DeviceMatrix:
+        """Views of an entry's bytes in the slab of weights."""
+        weights = self.slabs.weights
+        if weights is None:
+            raise DeviceError("slab of weights", "none", "the plan puts rows there")
+        packed = weights.view(offset, entry.device_bytes, np.uint8)
+        weight, n_rows = entry.weight, entry.device_rows
+        matrix = DeviceMatrix(weight, n_rows, weight_planes(packed, weight.type, n_rows, weight.ne[0]))
+        self._matrices[_key(weight, entry.role == "head")] = matrix
+        return matrix
+
+    def _rows_of(self, entry: WeightEntry) -> NDArray[np.int32] | None:
+        """The rows to copy; None for all of them."""
+        if entry.device_rows == entry.n_rows or entry.layer is None:
+            return None
+        return self.plan.layers[entry.layer].hot
+
+    def _send_index(self, staging: "_Staging", offset: int) -> None:
+        for split in self.plan.layers:
+            if split.n_hot and split.index_bytes and self.slabs.weights is not None:
+                buffer = self.slabs.weights.view(offset, split.n_hot, np.int32)
+                staging.copy(np.ascontiguousarray(split.hot, np.int32), buffer)
+                self._neurons[split.layer] = buffer
+            offset += split.index_bytes
+
+    def matrix(self, weight: Weight, head: bool = False) -> DeviceMatrix:
+        """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place."""
+        return self._matrices[_key(weight, head)]
+
+    def vector(self, weight: Weight) -> Buffer:
+        """A weight of one row, float32."""
+        return self.matrix(weight).planes[0]
+
+    def neurons(self, layer: int) -> Buffer:
+        """Numbers of a layer's hot neurons, int32 [n_hot]."""
+        return self._neurons[layer]
+
+    def cache(self, layer: int) -> tuple[Buffer, Buffer]:
+        """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each."""
+        plan, slab = self.plan, self.slabs.kv_cache
+        before = sum(cache.home == GPU for cache in plan.caches[:layer])
+        half = layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type) // 2
+        dtype = np.dtype(np.float16 if plan.kv_type == "f16" else np.float32)
+        if slab is None:
+            raise DeviceError("KV cache on the device", f"layer {layer}", "the plan puts none there")
+        keys, values = (slab.view((2 * before + i) * half, half // dtype.itemsize, dtype) for i in (0, 1))
+        return keys, values
+
+    def send(self, array: NDArray[np.generic], buffer: Buffer) -> None:
+        """Copy a small array of the host's to the device, and wait for it."""
+        with _Staging(self.device, aligned(2 * array.nbytes)) as staging:
+            staging.copy(array, buffer)
+
+    def free(self) -> None:
+        """Free all of it."""
+        self.slabs.free()
+
+
+def _key(weight: Weight, head: bool) -> tuple[str, int, str]:
+    return weight.name, weight.first_row, "head" if head else ""
+
+
+class _Staging:
+    """A page-locked buffer of two halves, filled in turn; each waits for its last copy."""
+
+    def __init__(self, device: Device, n_bytes: int) -> None:
+        self.device, self.half = device, n_bytes // 2
+        self.pinned = device.pinned(n_bytes, np.uint8)
+        self.events = [device.event(), device.event()]
+        self.turn = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.device.copy.synchronize()
+        finally:
+            self.pinned.free()
+
+    def send(
+        self, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
+    ) -> Iterator[int]:
+        """Copy rows of the file to a matrix; the bytes of each copy."""
+        planes = repack.planes(matrix.weight.type, matrix.n_rows, matrix.n)
+        at_once = max(1, self.half // sum(plane.row_bytes for plane in planes))
+        for first in range(0, matrix.n_rows, at_once):
+            last = min(first + at_once, matrix.n_rows)
+            staged = self._next((last - first) * sum(plane.row_bytes for plane in planes))
+            parts = repack.planes(matrix.weight.type, last - first, matrix.n)
+            _pack(rows, chosen, first, last, matrix.weight.type, parts, staged)
+            for part, buffer in zip(parts, matrix.planes, strict=True):
+                n_bytes = (last - first) * part.row_bytes
+                self._upload(part.offset, n_bytes, buffer, first * part.row_bytes)
+                yield n_bytes
+            self.events[self.turn].record(self.device.copy)
+
+    def copy(self, array: NDArray[np.generic], buffer: Buffer) -> None:
+        """Copy an array of at most half the staging buffer's bytes, or in pieces of that."""
+        raw = array.reshape(-1).view(np.uint8)
+        for first in range(0, raw.size, self.half):
+            piece = raw[first : first + self.half]
+            self._next(piece.size)[:] = piece
+            self._upload(0, piece.size, buffer, first)
+            self.events[self.turn].record(self.device.copy)
+
+    def _next(self, n_bytes: int) -> NDArray[np.uint8]:
+        """The next half's first n bytes, free to be written."""
+        self.turn ^= 1
+        self.events[self.turn].synchronize()
+        start = self.turn * self.half
+        staged: NDArray[np.uint8] = self.pinned.array[start : start + n_bytes]
+        return staged
+
+    def _upload(self, start: int, n_bytes: int, buffer: Buffer, offset: int) -> None:
+        host = self.pinned.view(self.turn * self.half + start, n_bytes, np.uint8)
+        self.device.upload(buffer.view(offset, n_bytes, np.uint8), host, self.device.copy)
+
+
+def _pack(
+    rows: NDArray[np.uint8],
+    chosen: NDArray[np.int32] | None,
+    first: int,
+    last: int,
+    weight_type: GGMLQuantizationType,
+    parts: Sequence[Plane],
+    out: NDArray[np.uint8],
+) -> None:
+    """Repack rows first to last, or those that the list names there, a few at a time."""
+    at_once = max(1, GATHERED_BYTES // rows.shape[1])
+    for start in range(first, last, at_once):
+        end = min(start + at_once, last)
+        some = rows[start:end] if chosen is None else rows[chosen[start:end]]
+        for part in parts:
+            begin, stop = (part.offset + (row - first) * part.row_bytes for row in (start, end))
+            repack.pack_plane(some, weight_type, part, out[begin:stop])

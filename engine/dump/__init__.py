@@ -1,0 +1,1 @@
+"""What `offload-dump` reports: a plan as text, JSON and a page."""

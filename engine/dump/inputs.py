@@ -1,0 +1,153 @@
+"""From the options of `hotcold offload-dump` to a plan and what is printed of it.
+
+Only headers and statistics are read, and no device is needed.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hotcold.engine import settings
+from hotcold.engine.dump.report import as_json
+from hotcold.engine.dump.text import host_lines, short_form, traffic_lines
+from hotcold.engine.model.model import load_model
+from hotcold.engine.model.shapes import like
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_size, resolve_budget
+from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import Source, Wanted, identity, make_plan, with_counts
+from hotcold.engine.plan.traffic import token_traffic
+from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.gpuidx import index_path, write_index
+from hotcold.gguf_io.whole_file import write_whole
+
+if TYPE_CHECKING:
+    from hotcold.engine.generate.generation import Engine
+
+INDEX_KINDS = ("hotcold", "powerinfer")
+
+
+def open_source(
+    path: Path | None, shape: str | None, predictor_rank: int | None, activation: Path | None
+) -> Source:
+    """The model of -m or --like, with its statistics.
+
+    Raises:
+        SettingError: both, or a rank for a file. FileError: what cannot be read.
+    """
+    if shape is not None:
+        if path is not None:
+            raise SettingError("model", "both -m and --like", "one of them")
+        model = like(shape, predictor_rank)
+        return with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
+    if predictor_rank is not None:
+        raise SettingError("--predictor-rank", predictor_rank, "a file has its own predictors", "use --like")
+    with open_gguf(settings.model_path(path)) as file:
+        model = load_model(file)
+        source = Source(model, file.path.name, file.path, file.header_hash(), file.size, None, "")
+        return with_counts(source, activation, file)
+
+
+def device_facts(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
+    """The device that --device-memory stands in for, else the first card if a budget needs to know.
+
+    Args:
+        budget: one, or several of a sweep.
+    """
+    if device_memory is not None:
+        memory = parse_size(device_memory, "--device-memory")
+        if not memory:
+            raise SettingError("--device-memory", device_memory, "above 0")
+        return DeviceFacts("--device-memory", memory)
+    if budget is not None and "auto" not in budget and "%" not in budget:
+        return None
+    from hotcold.engine.device.devices import first_card
+
+    card = first_card()
+    return DeviceFacts(card.name, card.memory_free) if card else None
+
+
+def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:
+    """The budget that was asked for; auto where none was, or the CPU alone where there is no device."""
+    if text is None and facts is None:
+        return Budget("0", 0, "no GPU, and no --vram-budget")
+    return resolve_budget("auto" if text is None else text, facts)
+
+
+def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
+    """Write the index that hotcold or PowerInfer reads; the line that says where it is."""
+    settings.one_of("--gpu-index-for", kind, INDEX_KINDS)
+    if source.path is None:
+        raise SettingError("--gpu-index-for", kind, "an index belongs to a file", "name it with -m")
+    if kind == "hotcold":
+        return store(plan, source.path, identity(source, how, plan.budget))
+    index = for_powerinfer(plan.model, [split.hot for split in plan.layers], source.frequencies)
+    path = index_path(source.path)
+    write_index(path, replace(index, identity=None), plan.model.n_ff)
+    n_hot = sum(ids.size for ids in index.hot)
+    return f"index for PowerInfer written to {path}: {n_hot} neurons, of {capacity(plan.model, plan)} bytes planned"
+
+
+def sweep(
+    source: Source, how: Wanted, budgets: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+) -> list[dict[str, Any]]:
+    """A row a budget of a list such as 0,2GiB,4GiB: what is where, what a token moves, and its time.
+
+    Args:
+        gbps: bandwidth of host, device and bus, in 10^9 bytes a second.
+    """
+    for name, value in zip(("--host-gbps", "--device-gbps", "--bus-gbps"), gbps, strict=True):
+        settings.number_within(name, value, 0, 1e9, "a number above 0", above=True)
+    return [_sweep_row(source, how, text.strip(), facts, gbps) for text in budgets.split(",")]
+
+
+def _sweep_row(
+    source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+) -> dict[str, Any]:
+    budget = resolve_budget(text, facts)
+    try:
+        plan = make_plan(source, how, budget, facts)
+    except DoesNotFitError as error:
+        return {"budget": text, "bytes": budget.n_bytes, "error": str(error)}
+    traffic = token_traffic(plan)
+    return {
+        "budget": text,
+        "bytes": budget.n_bytes,
+        "dense_layers": plan.n_dense_layers,
+        "n_layer": source.model.n_layer,
+        "hot_share": plan.hot_share,
+        "coverage": plan.coverage,
+        "host_bytes": round(traffic.host_bytes),
+        "device_bytes": round(traffic.device_bytes),
+        "bus_bytes": traffic.bus_bytes,
+        "seconds": traffic.seconds(*gbps),
+    }
+
+
+def short_lines(engine: "Engine") -> list[str]:
+    """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
+    said, plan = ([], engine.executor.plan) if engine.executor.plan is not None else _plan_of_the_cpu(engine)
+    report = as_json(plan)
+    return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
+
+
+def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
+    """Of an engine without a device, which runs without a plan; in front, why its traffic lacks statistics."""
+    source = Source(engine.model, engine.file.path.name, engine.file.path, "", 0, None, placement.UNIFORM)
+    said: list[str] = []
+    try:
+        source = with_counts(source, None, engine.file)
+    except FileError as error:
+        said.append(str(error))
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.kv_type)
+    return said, make_plan(source, how, Budget("0", 0, "the CPU alone"), None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; FileError if it cannot be."""
+    try:
+        write_whole(path, text.encode())
+    except OSError as error:
+        raise FileError("--html", path, error.strerror or "cannot be written", "name another file") from error

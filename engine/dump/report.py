@@ -1,0 +1,234 @@
+"""The offload dump as data: a plan as one JSON object, and what is selected of it.
+
+Tables and pages are made from this object alone, so they say what programs read. The schema is in
+docs/offload-dump.md; `schema_version` changes when a field changes its meaning or goes.
+"""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from hotcold.engine.graph.arena import tensor_bytes
+from hotcold.engine.graph.graph import Tensor
+from hotcold.engine.graph.passes import PlacedGraph, PlacedNode, is_own_array, placed_lifetimes, results
+from hotcold.engine.plan.plan import FfnSplit, GraphPlan, Plan, WeightEntry
+from hotcold.engine.plan.traffic import token_traffic
+from hotcold.errors import SettingError
+
+SCHEMA_VERSION = 1
+GRAPHS = ("decode", "batch")
+
+Report = dict[str, Any]
+
+
+def as_json(plan: Plan, model_name: str = "") -> Report:
+    """The whole plan."""
+    model = plan.model
+    graphs = {"decode": plan.decode, "batch": plan.batch}
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "model": {
+            "name": model_name,
+            "architecture": model.architecture,
+            "n_layer": model.n_layer,
+            "n_embd": model.n_embd,
+            "n_ff": model.n_ff,
+            "n_vocab": model.n_vocab,
+            "bytes": sum(entry.n_bytes for entry in plan.weights),
+        },
+        "settings": {
+            "sparsity": plan.sparsity,
+            "n_ctx": plan.n_ctx,
+            "n_batch": plan.n_batch,
+            "kv_type": plan.kv_type,
+        },
+        "budget": _budget(plan),
+        "weights": [_weight(entry) for entry in plan.weights],
+        "kv_cache": [
+            {"layer": c.layer, "bytes": c.n_bytes, "device": c.home, "why": c.why} for c in plan.caches
+        ],
+        "frequencies_from": plan.frequencies_from,
+        "layers": [_layer(split) for split in plan.layers],
+        "intermediates": {name: list(_intermediates(graph)) for name, graph in graphs.items()},
+        "arenas": {name: _arenas(graph) for name, graph in graphs.items()},
+        "workspace": plan.workspace,
+        "traffic": _traffic(plan),
+        "totals": _totals(plan),
+        "notes": list(plan.notes),
+    }
+
+
+def _budget(plan: Plan) -> Report:
+    facts = plan.device
+    device = (
+        {"name": facts.name, "memory": facts.memory, "context_bytes": facts.context_bytes} if facts else None
+    )
+    return {"text": plan.budget.text, "bytes": plan.budget.n_bytes, "why": plan.budget.why, "device": device}
+
+
+def _weight(entry: WeightEntry) -> Report:
+    return {
+        "name": entry.name,
+        "tensor": entry.tensor,
+        "role": entry.role,
+        "layer": entry.layer,
+        "type": entry.type,
+        "shape": list(reversed(entry.ne)),
+        "ne": list(entry.ne),
+        "bytes": entry.n_bytes,
+        "device": entry.home,
+        "rows": entry.n_rows,
+        "device_rows": entry.device_rows,
+        "host_bytes": entry.host_bytes,
+        "device_bytes": entry.device_bytes,
+        "why": entry.why,
+    }
+
+
+def _layer(split: FfnSplit) -> Report:
+    return {
+        "layer": split.layer,
+        "gpu_idx": [split.n_ff, 1, 1, 1],
+        "gpu_bucket": [split.n_hot, 1, 1, 1],
+        "hot_share": split.n_hot / split.n_ff,
+        "coverage": split.covered / split.measured if split.measured else 0.0,
+        "bytes": split.n_bytes,
+        "neuron_bytes": split.neuron_bytes,
+        "index_bytes": split.index_bytes,
+        "why": split.why,
+    }
+
+
+def _intermediates(graph: GraphPlan) -> Iterator[Report]:
+    spans = placed_lifetimes(graph.placed)
+    entries = {(side, e.name): e for side, arena in graph.arenas.items() for e in arena.entries}
+    for step, p, output, operands in _results(graph.placed):
+        entry = entries.get((p.side, output.name))
+        first, last = spans[output.name]
+        yield {
+            "step": step,
+            "name": output.name,
+            "layer": layer_of(output.name),
+            "op": p.node.op,
+            "operands": operands,
+            "shape": list(output.shape),
+            "type": output.dtype,
+            "bytes": tensor_bytes(output),
+            "device": p.side,
+            "rule": p.rule,
+            "first_step": first,
+            "last_step": last,
+            "offset": entry.offset if entry else None,
+            "arena_bytes": entry.n_bytes if entry else 0,
+            "reused_by": list(entry.reused_by) if entry else [],
+            "crosses_bus": p.node.op == "copy",
+            "own_array": is_own_array(p),
+        }
+
+
+def _results(placed: PlacedGraph) -> Iterator[tuple[int, PlacedNode, Tensor, list[str]]]:
+    """Step, node, result and names of its operands; each part of a copy has its own."""
+    for step, p in enumerate(placed.nodes):
+        operands = [operand.name for operand in p.node.inputs]
+        parts = results(p.node)
+        for i, output in enumerate(parts):
+            yield step, p, output, operands if len(parts) == 1 else operands[i : i + 1]
+
+
+def layer_of(name: str) -> int | None:
+    """The layer in a name such as ffn_out_cpu-3@gpu."""
+    match = re.fullmatch(r".*-(\d+)(?:@\w+)?", name)
+    return int(match[1]) if match else None
+
+
+def _arenas(graph: GraphPlan) -> Report:
+    nodes = graph.placed.nodes
+    return {
+        side: {
+            "bytes": arena.n_bytes,
+            "peak_step": arena.peak_step,
+            "peak_node": nodes[arena.peak_step].node.name if arena.entries else None,
+            "peak_bytes": sum(
+                e.n_bytes for e in arena.entries if e.first_step <= arena.peak_step <= e.last_step
+            ),
+        }
+        for side, arena in graph.arenas.items()
+    }
+
+
+def _traffic(plan: Plan) -> Report:
+    traffic = token_traffic(plan)
+    return {
+        "host_bytes": round(traffic.host_bytes),
+        "device_bytes": round(traffic.device_bytes),
+        "to_device_bytes": traffic.to_device,
+        "to_host_bytes": traffic.to_host,
+        "copies": traffic.copies,
+    }
+
+
+def _totals(plan: Plan) -> Report:
+    totals = plan.totals
+    parts = (
+        "budget",
+        "weights",
+        "predictors",
+        "kv_cache",
+        "hot_rows",
+        "index",
+        "arena",
+        "workspace",
+        "padding",
+        "left_over",
+    )
+    device = {name: getattr(totals, name) for name in parts}
+    return {
+        "gpu": device,
+        "cpu": {
+            "weights": sum(entry.host_bytes for entry in plan.weights),
+            "kv_cache": sum(cache.n_bytes for cache in plan.caches if cache.home == "cpu"),
+            "arena": max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes),
+        },
+        "dense_layers": plan.n_dense_layers,
+        "hot_share": plan.hot_share,
+        "coverage": plan.coverage,
+    }
+
+
+def select(report: Report, tensors: str | None = None, layer: int | None = None) -> Report:
+    """The report with those weights, intermediates, KV caches and layers alone; sums stay the whole plan's.
+
+    Args:
+        tensors: a regular expression that is searched for in names.
+
+    Raises:
+        SettingError: an expression that does not compile or matches nothing, or a layer out of range.
+    """
+    n_layer = report["model"]["n_layer"]
+    if layer is not None and not 0 <= layer < n_layer:
+        raise SettingError("--layer", layer, f"0 to {n_layer - 1}")
+    pattern = _compiled(tensors)
+
+    def wanted(row: Report) -> bool:
+        return (layer is None or row["layer"] == layer) and (not pattern or bool(pattern.search(row["name"])))
+
+    weights = [row for row in report["weights"] if wanted(row)]
+    inner = {name: [row for row in rows if wanted(row)] for name, rows in report["intermediates"].items()}
+    if pattern and not weights and not any(inner.values()):
+        raise SettingError(
+            "--tensors", tensors, "no weight or intermediate has such a name", "try 'ffn|attn'"
+        )
+    whole = {
+        key: [row for row in report[key] if layer is None or row["layer"] == layer]
+        for key in ("layers", "kv_cache")
+    }
+    return {**report, "weights": weights, "intermediates": inner, **whole}
+
+
+def _compiled(tensors: str | None) -> re.Pattern[str] | None:
+    if tensors is None:
+        return None
+    try:
+        return re.compile(tensors)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise SettingError("--tensors", tensors, f"no regular expression: {error}", "try 'ffn_.*'") from error

@@ -1,0 +1,77 @@
+"""What a plan says, beside what a run of it did: `hotcold offload-dump --run`."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.use import DeviceMeter
+from hotcold.gguf_io import GGUFFile
+from hotcold.kernels.cpu.team import compile_kernels
+from hotcold.kernels.cuda.device.device import Counters, Device
+
+PROMPT, DECODED = 8, 16  # tokens
+
+Row = dict[str, Any]
+
+
+def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> list[Row]:
+    """Load, run a few tokens, and compare: a row a figure, with `name`, `unit`, `planned`, `measured`.
+
+    A figure that the plan does not have, or nobody measures, is None. The tokens are the likeliest after
+    the file's first tokens; averages are over those that ran alone.
+
+    Raises:
+        DoesNotFitError, DeviceError: see `Executor.from_plan`.
+    """
+    compile_kernels()
+    started = time.perf_counter()
+    with Executor.from_plan(plan, file, n_threads, device) as executor:
+        load_seconds = time.perf_counter() - started
+        meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)
+        n_prompt = min(PROMPT, plan.n_batch, plan.n_ctx - 1)
+        executor.run(np.arange(n_prompt, dtype=np.int32) % plan.model.n_vocab, 0, logits)
+        before, counted = meter.read(), _copies(device)
+        n_tokens = min(DECODED, plan.n_ctx - n_prompt)
+        started = time.perf_counter()
+        for i in range(n_tokens):
+            token = np.array([logits.argmax()], np.int32)
+            executor.run(token, n_prompt + i, logits)
+        seconds = (time.perf_counter() - started) / n_tokens
+        counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
+        use = meter.read().since(before)
+        load = executor.load_bytes / load_seconds
+    return _rows(plan, use.numbers(), counted, n_tokens, seconds, load)
+
+
+def _copies(device: Device | None) -> list[float]:
+    """Copies and bytes up, copies and bytes down, waits of the host."""
+    c = device.counters if device is not None else Counters()
+    return [c.h2d_calls, c.h2d_bytes, c.d2h_calls, c.d2h_bytes, c.host_waits]
+
+
+def _rows(
+    plan: Plan, use: dict[str, Any], copies: list[float], n_tokens: int, seconds: float, load: float
+) -> list[Row]:
+    traffic = token_traffic(plan)
+    up, up_bytes, down, down_bytes, waits = copies
+    positions = 4 * bool(plan.totals.used)
+    figures: list[tuple[str, str, float | None, float | None]] = [
+        ("device memory", "bytes", plan.totals.used, use["vram_used"]),
+        ("copied up, a token", "bytes", traffic.to_device + positions, up_bytes),
+        ("copied down, a token", "bytes", traffic.to_host, down_bytes),
+        ("copies, a token", "", traffic.copies + bool(positions), up + down),
+        ("waits of the host, a token", "", None, waits),
+        ("launches, a token", "", None, use["kernel_launches"] / n_tokens),
+        ("neurons on the device", "share", plan.hot_share, use["ffn_device_share"]),
+        ("active neurons served there", "share", plan.coverage, use["active_device_share"]),
+        ("loading to the device", "bytes/s", None, load or None),
+        ("a token", "s", None, seconds),
+    ]
+    return [
+        {"name": name, "unit": unit, "planned": planned, "measured": measured}
+        for name, unit, planned, measured in figures
+    ]

@@ -1,0 +1,274 @@
+"""The offload dump for people: text of 80 columns, or as many as the terminal has."""
+
+import textwrap
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hotcold.engine.dump.report import GRAPHS, Report
+from hotcold.engine.plan.reserve import mib
+
+BAR = 12
+EIGHTHS = " ▏▎▍▌▋▊▉█"
+TOTALS = {
+    "weights": "dense weights",
+    "predictors": "predictors",
+    "kv_cache": "KV cache",
+    "hot_rows": "hot rows",
+    "index": "their index",
+    "arena": "arena",
+    "workspace": "workspace",
+    "padding": "padding",
+    "left_over": "left over",
+}
+
+
+def bar(share: float, width: int = BAR) -> str:
+    """A bar of `width` cells, filled to the share."""
+    eighths = round(min(max(share, 0.0), 1.0) * width * 8)
+    full, rest = divmod(eighths, 8)
+    return ("█" * full + (EIGHTHS[rest] if rest else "")).ljust(width)
+
+
+def short_form(report: Report) -> list[str]:
+    """The plan in a few lines."""
+    totals, budget = report["totals"], report["budget"]
+    gpu, n_layer = totals["gpu"], report["model"]["n_layer"]
+    head = f"budget {budget['text']}: {gpu['budget']} bytes, {mib(gpu['budget'])} ({budget['why']})"
+    if not gpu["budget"]:
+        return [head, "everything runs on the CPU"]
+    spent = ", ".join(f"{title} {mib(gpu[key])}" for key, title in TOTALS.items() if gpu[key])
+    return [
+        head,
+        f"{totals['dense_layers']} of {n_layer} layers have their dense part on the GPU",
+        f"{totals['hot_share']:.1%} of the neurons are hot; they cover {totals['coverage']:.1%} of the activations",
+        spent,
+    ]
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the whole dump."""
+    model, settings = report["model"], report["settings"]
+    console.print(
+        Text(
+            f"{model['name']}: {model['architecture']}, {model['n_layer']} layers, "
+            f"n_embd {model['n_embd']}, n_ff {model['n_ff']}, {mib(model['bytes'])}",
+            "bold",
+        )
+    )
+    console.print(Text(", ".join(f"{key} {value}" for key, value in settings.items())))
+    paragraphs(console, short_form(report))
+    for note in report["notes"]:
+        console.print(Text(f"note: {note}", "yellow"))
+    if report["weights"]:
+        heading(console, "Weights")
+        lines(console, weight_lines(report, console.width))
+    if report["layers"]:
+        heading(console, "FFN split")
+        console.print(Text(f"activation counts: {report['frequencies_from']}"))
+        console.print(layer_table(report))
+    for name in GRAPHS:
+        if report["intermediates"][name]:
+            n = 1 if name == "decode" else settings["n_batch"]
+            heading(
+                console,
+                f"Intermediates, {'one decoded token' if name == 'decode' else f'a batch of {n} tokens'}",
+            )
+            lines(console, intermediate_lines(report["intermediates"][name], console.width))
+            paragraphs(console, arena_lines(report["arenas"][name]))
+    heading(console, "Totals")
+    console.print(totals_table(report))
+    paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
+
+
+def heading(console: Console, text: str) -> None:
+    """A title with a blank line before it."""
+    console.print()
+    console.print(Text(text, "bold cyan"))
+
+
+def lines(console: Console, texts: Iterable[str]) -> None:
+    """Lines as they are; many, so without the console's markup and wrapping."""
+    console.out("\n".join(texts), highlight=False)
+
+
+def paragraphs(console: Console, texts: Iterable[str]) -> None:
+    """Lines of words, wrapped."""
+    lines(
+        console,
+        (line for text in texts for line in textwrap.wrap(text, console.width, subsequent_indent="  ")),
+    )
+
+
+def weight_lines(report: Report, width: int) -> Iterator[str]:
+    """A line for each weight, and one that says why it is there."""
+    yield f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
+    yield from (line for row in report["weights"] for line in _weight(row, width))
+    caches = report["kv_cache"]
+    for row in caches:
+        yield f"{'KV cache of layer ' + str(row['layer']):<26}{'':<21}{row['bytes']:>13}  {row['device']}"
+        yield from _wrapped(row["why"], width)
+
+
+def _weight(row: Report, width: int) -> Iterator[str]:
+    home = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
+    name, shape, ne = row["name"], _list(row["shape"]), _list(row["ne"])
+    if len(name) > 25:
+        yield name
+        name = ""
+    yield f"{name:<26}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {home}"
+    placed = f"; {row['device_bytes']} bytes on the device" if row["device_bytes"] else ""
+    yield from _wrapped(f"ne {ne}; {row['why']}{placed}", width)
+
+
+def _list(numbers: list[int]) -> str:
+    return "[" + ", ".join(map(str, numbers)) + "]"
+
+
+def _wrapped(text: str, width: int, indent: int = 4) -> list[str]:
+    blank = " " * indent
+    return textwrap.wrap(
+        text,
+        width,
+        initial_indent=blank,
+        subsequent_indent=blank,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def layer_table(report: Report) -> Table:
+    """Two lines a layer, in the words of PowerInfer."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("layer", justify="right")
+    table.add_column("rows")
+    table.add_column("hot", justify="right")
+    table.add_column("", style="red")
+    table.add_column("covers", justify="right")
+    table.add_column("MiB", justify="right")
+    for row in report["layers"]:
+        rows = f"gpu_idx {_list(row['gpu_idx'])}\ngpu_bucket {_list(row['gpu_bucket'])}"
+        share = f"{row['hot_share']:.1%}"
+        size = f"{row['bytes'] / (1 << 20):.1f}"
+        table.add_row(
+            str(row["layer"]), Text(rows), share, bar(row["hot_share"]), f"{row['coverage']:.1%}", size
+        )
+    return table
+
+
+def intermediate_lines(rows: list[Report], width: int) -> Iterator[str]:
+    """Each step: what it makes and where, from what, by which rule, and who takes its bytes next."""
+    yield f"{'step':>4} {'at':<3} {'name':<20} {'op':<10} {'shape':<15}{'bytes':>10} {'offset':>9}"
+    for row in rows:
+        offset = "own array" if row["own_array"] else "-" if row["offset"] is None else str(row["offset"])
+        name, shape = row["name"], f"{_list(row['shape'])} {row['type']}"
+        yield (
+            f"{row['step']:>4} {row['device']:<3} {name:<20} {row['op']:<10} {shape:<15}"
+            f"{row['bytes']:>10} {offset:>9}"
+        ).rstrip()
+        of = f"from {', '.join(row['operands'])}; {row['rule']}; used in steps {row['first_step']} to {row['last_step']}"
+        after = f"; bytes then go to {', '.join(row['reused_by'])}" if row["reused_by"] else ""
+        across = "; crosses the bus" if row["crosses_bus"] else ""
+        yield from _wrapped(of + across + after, width, 9)
+
+
+def arena_lines(arenas: Report) -> Iterator[str]:
+    """Size and peak of each side's arena."""
+    for side, arena in arenas.items():
+        peak = f", most of it in step {arena['peak_step']}, {arena['peak_node']}: {arena['peak_bytes']} bytes"
+        yield f"arena of the {side.upper()}: {arena['bytes']} bytes{peak if arena['bytes'] else ''}"
+
+
+def totals_table(report: Report) -> Table:
+    """What the budget is spent on."""
+    gpu = report["totals"]["gpu"]
+    table = Table(box=None, pad_edge=False, padding=(0, 1), show_footer=True)
+    table.add_column("on the GPU", footer="budget")
+    table.add_column("bytes", justify="right", footer=str(gpu["budget"]))
+    table.add_column("MiB", justify="right", footer=_mib(gpu["budget"]))
+    table.add_column("", style="red")
+    for key, title in TOTALS.items():
+        share = gpu[key] / gpu["budget"] if gpu["budget"] else 0.0
+        table.add_row(title, str(gpu[key]), _mib(gpu[key]), bar(share, 24))
+    return table
+
+
+def _mib(n_bytes: int) -> str:
+    return f"{n_bytes / (1 << 20):.2f}"
+
+
+def context_lines(report: Report) -> Iterator[str]:
+    """What the CUDA context takes beside the budget."""
+    device = report["budget"]["device"]
+    if device:
+        context = device["context_bytes"]
+        yield f"outside the budget: CUDA context of {device['name']}, {context} bytes, {mib(context)}"
+
+
+def host_lines(report: Report) -> Iterator[str]:
+    """What the host serves."""
+    cpu = report["totals"]["cpu"]
+    parts = ", ".join(f"{name.replace('kv_cache', 'KV cache')} {mib(n)}" for name, n in cpu.items())
+    yield f"on the CPU: {parts}; weights stay in the mapped file"
+
+
+def traffic_lines(report: Report) -> Iterator[str]:
+    """What a decoded token moves."""
+    traffic = report["traffic"]
+    yield (
+        f"a token reads at most {mib(traffic['host_bytes'])} on the CPU, {mib(traffic['device_bytes'])} on the GPU"
+    )
+    yield (
+        f"over the bus {traffic['to_device_bytes']} bytes up, {traffic['to_host_bytes']} down, "
+        f"in {traffic['copies']} copies"
+    )
+
+
+def sweep_table(rows: list[dict[str, Any]]) -> Table:
+    """A row a budget."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    titles = ("budget", "dense", "hot", "covers", "CPU MiB", "GPU MiB", "bus KiB", "ms (estimate)")
+    for title in titles:
+        table.add_column(title, justify="right")
+    for row in rows:
+        if "error" in row:
+            table.add_row(row["budget"], "does not fit")
+            continue
+        table.add_row(
+            row["budget"],
+            f"{row['dense_layers']}/{row['n_layer']}",
+            f"{row['hot_share']:.1%}",
+            f"{row['coverage']:.1%}",
+            f"{row['host_bytes'] / (1 << 20):.1f}",
+            f"{row['device_bytes'] / (1 << 20):.1f}",
+            f"{row['bus_bytes'] / 1024:.1f}",
+            f"{row['seconds'] * 1000:.2f}",
+        )
+    return table
+
+
+def run_table(rows: list[dict[str, Any]]) -> Table:
+    """Planned beside measured, a row a figure."""
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("")
+    table.add_column("planned", justify="right")
+    table.add_column("measured", justify="right")
+    for row in rows:
+        table.add_row(row["name"], *(_figure(row[kind], row["unit"]) for kind in ("planned", "measured")))
+    return table
+
+
+def _figure(value: float | None, unit: str) -> str:
+    """A number with its unit; a dash for none."""
+    if value is None:
+        return "-"
+    if unit == "share":
+        return f"{value:.1%}"
+    if unit == "s":
+        return f"{value * 1000:.3g} ms"
+    if unit == "bytes/s":
+        return f"{value / 1e9:.2f} GB/s"
+    return f"{value:,.0f} {unit}".rstrip() if value == round(value) else f"{value:,.1f} {unit}".rstrip()

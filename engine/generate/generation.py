@@ -1,0 +1,327 @@
+"""Text from a loaded model: feed it a prompt, choose tokens, stream their text, count and stop."""
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import settings
+from hotcold.engine.generate.sampling import Sampler
+from hotcold.engine.generate.statistics import Statistics
+from hotcold.engine.model.model import Model
+from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.use import DeviceMeter
+from hotcold.engine.text.stop_strings import StopStrings, checked_stops
+from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer
+from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
+from hotcold.gguf_io import GGUFFile
+from hotcold.kernels.cuda.device.device import Device
+
+DEFAULTS = settings.SamplingSettings()
+
+
+class Engine:
+    """A loaded model: logits of given tokens, and text that goes on from a prompt.
+
+    Make one with `loading.load`. Not for several threads at once. A context manager: leaving it ends the
+    threads and closes the file.
+
+    Attributes:
+        sparsity: "off", "exact" or "predictor". sparsity_reason: why, in words.
+        warnings: what a user should know of the file and the settings, one line each.
+        load_seconds: what loading took.
+    """
+
+    def __init__(
+        self,
+        file: GGUFFile,
+        model: Model,
+        tokenizer: Tokenizer,
+        executor: Executor,
+        *,
+        sparsity: str = "off",
+        sparsity_reason: str = "",
+        warnings: tuple[str, ...] = (),
+        device: Device | None = None,
+        load_seconds: float = 0.0,
+    ) -> None:
+        self.file, self.model, self.tokenizer = file, model, tokenizer
+        self._executor: Executor | None = executor
+        self._device = device
+        self.n_ctx, self.n_batch, self.n_threads = executor.n_ctx, executor.n_batch, executor.n_threads
+        self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
+        self.warnings, self.load_seconds = warnings, load_seconds
+        self.device_meter = DeviceMeter(executor)
+        self.turn = 0  # calls that wrote the KV cache
+
+    @property
+    def executor(self) -> Executor:
+        """What runs the model.
+
+        Raises:
+            SettingError: the engine is closed.
+        """
+        if self._executor is None:
+            raise SettingError("engine", "closed", next_step="load the model again")
+        return self._executor
+
+    def logits(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
+        """Logits after each of the tokens, which start at position 0: float32 [n_tokens, n_vocab].
+
+        Raises:
+            SettingError: an id that is no whole number within the vocabulary.
+            DoesNotFitError: more tokens than n_ctx.
+        """
+        tokens = self._checked_ids(ids)
+        self.turn += 1
+        logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
+        for start in range(0, tokens.size, self.n_batch):
+            stop = start + self.n_batch
+            self.executor.run(tokens[start:stop], start, logits[start:stop])
+        return logits
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int],
+        max_tokens: int = settings.DEFAULT_MAX_TOKENS,
+        *,
+        temp: float = DEFAULTS.temp,
+        top_k: int = DEFAULTS.top_k,
+        top_p: float = DEFAULTS.top_p,
+        min_p: float = DEFAULTS.min_p,
+        repeat_penalty: float = DEFAULTS.repeat_penalty,
+        seed: int | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        after: "Generation | None" = None,
+    ) -> "Generation":
+        """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
+
+        Args:
+            prompt: text (special pieces such as `</s>` in it are recognised), or token ids.
+            max_tokens: most tokens to choose; -1 goes on until the context is full.
+            temp, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingSettings`.
+            stop: strings that end the text; they are not part of it.
+            ignore_eos: never choose a token that ends the text.
+            after: the last generation of this engine; what its text and this prompt begin with alike
+                is in the KV cache and does not run again.
+
+        Raises:
+            SettingError: a value out of its bounds, an empty prompt.
+            DoesNotFitError: a prompt longer than the context.
+        """
+        sampling = settings.SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
+        settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
+        if isinstance(prompt, str | bytes):
+            self.check_length(prompt)
+            ids = self._checked_ids(self.tokenizer.encode(prompt, parse_special=True), "prompt")
+        else:
+            ids = self._checked_ids(prompt, "prompt")
+        if not ids.size:
+            raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
+        return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos, after)
+
+    def check_length(self, prompt: str | bytes) -> None:
+        """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
+        n_bytes = len(prompt)  # of a str at least that many
+        fewest = self.tokenizer.fewest_tokens(n_bytes)
+        if fewest > self.n_ctx:
+            raise DoesNotFitError(
+                "prompt",
+                f"{n_bytes} bytes, so at least {fewest} tokens",
+                f"the context holds {self.n_ctx}",
+                "raise n_ctx (-c), or shorten it",
+            )
+
+    def _checked_ids(
+        self, ids: Sequence[int] | NDArray[np.integer], what: str = "tokens"
+    ) -> NDArray[np.int32]:
+        tokens = np.asarray(ids)
+        if tokens.size and (tokens.dtype.kind not in "iu" or tokens.ndim != 1):
+            raise SettingError(
+                what, f"{tokens.dtype} {list(tokens.shape)}", "token ids: whole numbers in a row"
+            )
+        if tokens.size > self.n_ctx:
+            raise DoesNotFitError(
+                what,
+                f"{tokens.size} tokens",
+                f"the context holds {self.n_ctx}",
+                "raise n_ctx (-c), or shorten it",
+            )
+        outside = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)] if tokens.size else tokens
+        if outside.size:
+            raise SettingError(
+                "token id", int(outside[0]), f"the vocabulary has 0 to {self.model.n_vocab - 1}"
+            )
+        return tokens.astype(np.int32)
+
+    def description(self) -> tuple[str, ...]:
+        """What runs, and how, a line each."""
+        model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
+        if self.sparsity == "predictor":
+            run += f", threshold {model.sparse_threshold:g}"
+        template = ("the file has a chat template: hotcold chat uses it",)
+        shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
+        return (
+            f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
+            f"n_ctx {self.n_ctx}, n_batch {self.n_batch}, {self.n_threads} threads",
+            run,
+            *(template if "tokenizer.chat_template" in self.file.metadata else ()),
+        )
+
+    def take_turn(self) -> int:
+        """A number for one use of the KV cache; a later use makes it stale."""
+        self.turn += 1
+        return self.turn
+
+    def check_turn(self, turn: int) -> None:
+        """Raise SettingError if another call has written the KV cache since."""
+        if turn != self.turn:
+            raise SettingError("generation", "overtaken by a later call of the same engine", "one at a time")
+
+    def close(self) -> None:
+        """End the threads and close the file."""
+        if self._executor is not None:
+            self._executor.close()
+            self._executor = None
+            if self._device is not None:
+                self._device.close()
+            self.file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Generation(Iterator[str]):
+    """The text of one `Engine.generate`, piece by piece; only whole characters come out.
+
+    Attributes:
+        prompt_ids, ids: tokens of the prompt, and tokens chosen so far.
+        statistics: counts and times so far.
+        sampling: the settings in use, with the seed.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: NDArray[np.int32],
+        max_tokens: int,
+        sampler: Sampler,
+        stops: tuple[str, ...],
+        ignore_eos: bool,
+        after: "Generation | None" = None,
+    ) -> None:
+        self._engine, self._sampler, self._stops = engine, sampler, StopStrings(stops)
+        room = engine.n_ctx - prompt_ids.size
+        self._limit, self._limit_reason = room, "context"
+        if 0 <= max_tokens <= room:
+            self._limit, self._limit_reason = max_tokens, "length"
+        self._banned = sorted(engine.tokenizer.end_ids) if ignore_eos else []
+        self._characters = CharacterStream()
+        self._logits = np.empty((1, engine.model.n_vocab), np.float32)
+        self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
+        self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
+        self.sampling = sampler.settings
+        self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
+        self._pieces = self._run()
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def stop(self) -> None:
+        """End the text after the step that runs at this moment."""
+        self._stopped = True
+
+    def n_reusable(self, ids: Sequence[int]) -> int:
+        """How many ids at the beginning of `ids` this generation has left in the KV cache."""
+        if self._turn != self._engine.turn:
+            return 0
+        held = (self.prompt_ids + self.ids)[: self._n_cached]
+        return next(
+            (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids))
+        )
+
+    def _run(self) -> Iterator[str]:
+        statistics = self.statistics
+        if self._after is not None:  # the last token runs again: its logits are needed
+            statistics.n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
+        self._after = None
+        self._turn = self._engine.take_turn()
+        before = self._engine.device_meter.read()
+        statistics.use = before.since(before)
+        try:
+            yield from self._run_pieces()
+        finally:
+            with suppress(DeviceError):  # a lost device cannot be asked
+                statistics.use = self._engine.device_meter.read().since(before)
+
+    def _run_pieces(self) -> Iterator[str]:
+        statistics = self.statistics
+        if self._limit:
+            self._run_prompt()
+        while not statistics.stop_reason and not self._stopped:
+            if piece := self._next_piece():
+                yield piece
+        if statistics.stop_reason != "stop" and (rest := self._stops.end()):
+            yield rest
+
+    def _run_prompt(self) -> None:
+        """Let the prompt pass in batches; only the last token's logits are computed."""
+        started, n_batch = time.perf_counter(), self._engine.n_batch
+        ids = np.array(self.prompt_ids, np.int32)
+        self._n_cached = self.statistics.n_reused
+        while self._n_cached < ids.size and not self._stopped:
+            batch = ids[self._n_cached : self._n_cached + n_batch]
+            last = self._n_cached + batch.size == ids.size
+            self._engine.executor.run(batch, self._n_cached, self._logits if last else None)
+            self._n_cached += batch.size
+        self.statistics.prompt_seconds = time.perf_counter() - started
+
+    def _next_piece(self) -> str:
+        """Choose a token and return what text can be shown after it, maybe none."""
+        statistics = self.statistics
+        if statistics.n_generated == self._limit:
+            statistics.stop_reason = self._limit_reason
+            return ""
+        self._engine.check_turn(self._turn)
+        started = time.perf_counter()
+        if self.ids:
+            n_past = statistics.n_prompt + statistics.n_generated - 1
+            self._engine.executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
+            self._n_cached = n_past + 1
+            statistics.n_decoded += 1
+        token = self._choose()
+        statistics.decode_seconds += time.perf_counter() - started if self.ids else 0.0
+        if token in self._engine.tokenizer.end_ids:
+            statistics.stop_reason = "eos"
+            return ""
+        self.ids.append(token)
+        statistics.n_generated += 1
+        text = self._stops.feed(self._characters.feed(self._engine.tokenizer.piece(token)))
+        if self._stops.found:
+            statistics.stop_reason = "stop"
+        return text
+
+    def _choose(self) -> int:
+        logits = self._logits[0, : self._engine.tokenizer.n_vocab]
+        if not np.isfinite(logits).all():
+            what = "NaN" if np.isnan(logits).any() else "infinity"
+            raise FileError(
+                self._engine.file.path.name,
+                f"the model computes {what}",
+                "finite logits",
+                "the file may be damaged",
+            )
+        logits[self._banned] = -np.inf
+        recent = self.ids[-settings.REPEAT_LAST_N :]
+        missing = settings.REPEAT_LAST_N - len(recent)
+        return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)

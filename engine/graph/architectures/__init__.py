@@ -1,0 +1,53 @@
+"""One function an architecture: from a model's weights to its graph."""
+
+from collections.abc import Callable
+
+from hotcold.engine.graph.architectures import bamboo, falcon, llama, opt, qwen2
+from hotcold.engine.graph.graph import Graph
+from hotcold.engine.model.model import Model
+from hotcold.errors import FileError, SettingError
+
+BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
+    "llama": llama.build,
+    "bamboo": bamboo.build,
+    "falcon": falcon.build,
+    "opt": opt.build,
+    "qwen2": qwen2.build,
+}
+SPARSITIES = ("off", "exact", "predictor")
+
+
+def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
+    """The model's graph for n_tokens tokens, frozen.
+
+    Args:
+        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) or "predictor" (look only at
+            those that the predictor lists).
+
+    Raises:
+        FileError: an architecture without a graph.
+        SettingError: a sparsity that is unknown or that the model's weights do not allow.
+    """
+    if model.architecture not in BUILD:
+        raise FileError("architecture of the model", model.architecture, f"known: {', '.join(BUILD)}")
+    if sparsity not in SPARSITIES:
+        raise SettingError("sparsity of a graph", sparsity, f"known: {', '.join(SPARSITIES)}")
+    lacks = _lacks(model, sparsity)
+    if lacks:
+        raise SettingError("sparsity of a graph", sparsity, lacks, "use off")
+    graph = Graph(n_tokens)
+    BUILD[model.architecture](graph, model, sparsity)
+    return graph.freeze()
+
+
+def _lacks(model: Model, sparsity: str) -> str:
+    """What keeps the model from running so; empty if nothing does."""
+    if sparsity == "off":
+        return ""
+    if model.ffn_activation != "relu":
+        return f"{model.ffn_activation} has no exact zeros"
+    if any(layer.ffn_down_t is None for layer in model.layers):
+        return "a layer has no ffn_down_t"
+    if sparsity == "predictor" and not model.has_predictors:
+        return "the model has no predictors"
+    return ""

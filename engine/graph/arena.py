@@ -1,0 +1,139 @@
+"""Where intermediates lie: offsets in one arena, from lifetimes.
+
+A node's result needs its bytes from the node that makes it to the last node that reads it. Results
+whose lifetimes do not overlap share bytes. A greedy best fit in the order of the steps is enough: a
+transformer's graph has few results alive at once.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+from hotcold.engine.graph.graph import Tensor
+from hotcold.kernels.cuda.quantise import quantised_bytes
+
+ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One intermediate's place.
+
+    Attributes:
+        offset, n_bytes: in the arena; n_bytes is a multiple of ALIGNMENT.
+        first_step, last_step: numbers of the node that makes it and of the last that reads it.
+        reused_by: intermediates that take some of its bytes next.
+    """
+
+    name: str
+    offset: int
+    n_bytes: int
+    first_step: int
+    last_step: int
+    reused_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Arena:
+    """All intermediates of a graph that need memory, in the order of their steps.
+
+    Attributes:
+        n_bytes: of the arena. peak_step: the step at which most of it is in use.
+    """
+
+    entries: tuple[Entry, ...]
+    n_bytes: int
+    peak_step: int
+
+    def entry(self, name: str) -> Entry:
+        """The place of one intermediate."""
+        return next(entry for entry in self.entries if entry.name == name)
+
+
+def tensor_bytes(tensor: Tensor) -> int:
+    """Bytes of all rows."""
+    n_tokens, n = tensor.shape
+    row_bytes = {"f32": 4 * n, "mask": mask_bytes(n), "q8": quantised_bytes(1, n), "none": 0}
+    return n_tokens * row_bytes[tensor.dtype]
+
+
+def mask_bytes(n_ff: int) -> int:
+    """Bytes of one token's mask: a bit a neuron, in words of 64."""
+    return -(-n_ff // 64) * 8
+
+
+def aligned(n_bytes: int) -> int:
+    """Whole cache lines."""
+    return -(-n_bytes // ALIGNMENT) * ALIGNMENT
+
+
+@dataclass(frozen=True)
+class Span:
+    """One intermediate that wants bytes, from the step that makes it to the last that reads it."""
+
+    name: str
+    n_bytes: int
+    first_step: int
+    last_step: int
+
+
+def arrange(spans: Sequence[Span], n_steps: int) -> Arena:
+    """An arena for spans in the order of their first steps; those without bytes get no entry."""
+    living: list[Entry] = []
+    placed: list[Entry] = []
+    for span in spans:
+        if not span.n_bytes:
+            continue
+        living = [entry for entry in living if entry.last_step >= span.first_step]
+        offset = _best_gap(living, span.n_bytes)
+        entry = Entry(span.name, offset, span.n_bytes, span.first_step, span.last_step)
+        living.append(entry)
+        placed.append(entry)
+    successors = _successors(placed)
+    entries = tuple(
+        Entry(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
+        for e, names in zip(placed, successors, strict=True)
+    )
+    total = max((entry.offset + entry.n_bytes for entry in entries), default=0)
+    return Arena(entries, total, _peak_step(entries, n_steps))
+
+
+def _peak_step(entries: tuple[Entry, ...], n_steps: int) -> int:
+    """The first step at which most bytes are in use."""
+    changes = [0] * (n_steps + 1)
+    for entry in entries:
+        changes[entry.first_step] += entry.n_bytes
+        changes[entry.last_step + 1] -= entry.n_bytes
+    in_use = list(accumulate(changes[:n_steps]))
+    return in_use.index(max(in_use)) if in_use else 0
+
+
+def _best_gap(living: list[Entry], n_bytes: int) -> int:
+    """Offset of the smallest gap between living entries that holds n_bytes, else behind them all."""
+    best, best_size, end = -1, 0, 0
+    for entry in sorted(living, key=lambda entry: entry.offset):
+        gap = entry.offset - end
+        if gap >= n_bytes and (best < 0 or gap < best_size):
+            best, best_size = end, gap
+        end = max(end, entry.offset + entry.n_bytes)
+    return end if best < 0 else best
+
+
+def _successors(placed: list[Entry]) -> list[list[str]]:
+    """For each entry the names of those that take its bytes next.
+
+    Each byte of the arena belongs to the last entry that took it, so an entry succeeds those whose
+    pieces it takes.
+    """
+    names: list[list[str]] = [[] for _ in placed]
+    owned: list[tuple[int, int, int]] = []  # begin, end, number of the owner
+    for i, entry in enumerate(placed):
+        begin, end = entry.offset, entry.offset + entry.n_bytes
+        left = []
+        for piece_begin, piece_end, owner in owned:
+            if piece_begin < end and begin < piece_end and names[owner][-1:] != [entry.name]:
+                names[owner].append(entry.name)
+            left.append((piece_begin, min(piece_end, begin), owner))
+            left.append((max(piece_begin, end), piece_end, owner))
+        owned = [*(piece for piece in left if piece[0] < piece[1]), (begin, end, i)]
+    return names

@@ -1,0 +1,1 @@
+"""The CPU's side: views of the map, op records, their lowering."""

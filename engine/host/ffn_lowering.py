@@ -1,0 +1,260 @@
+"""From the FFN's nodes to op records: all rows of its matrices, those of a list, or the cold ones alone.
+
+One token goes through its rows in one pass, by a list of them where not all are wanted; a batch by the
+bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.engine.graph.arena import mask_bytes
+from hotcold.engine.graph.graph import Node, Tensor, tensors_of, weights_of
+from hotcold.engine.graph.passes import CPU
+from hotcold.engine.host.cold_rows import ColdRows
+from hotcold.engine.host.records import ACTIVATIONS, Lowering, Record
+from hotcold.engine.model.model import Weight
+from hotcold.errors import HotcoldError
+from hotcold.kernels.cpu import program, rows
+
+
+def _cold(low: Lowering, node: Node) -> ColdRows | None:
+    """The rows that the node is about, where they are the cold ones; None for all of them."""
+    if node.attributes.get("rows") != "cold":
+        return None
+    return low.cold[low.layers[weights_of(node)[0].name]]
+
+
+def _listed(low: Lowering, node: Node) -> Record:
+    """Fields of the list of rows that one token reads; none for all rows.
+
+    A predictor on the CPU lists its rows itself. Where it is on the device its mask has crossed the bus,
+    and is listed here, without the rows that the device has.
+    """
+    mask, cold = tensors_of(node)[1:], _cold(low, node)
+    if not mask:
+        return cold.list_fields if cold else {}
+    count = low.areas["listed"]
+    where = {"p0": count + 8, "p1": count}
+    if mask[0].name.endswith(f"@{CPU}"):
+        n_ff, x = mask[0].shape[1], cold.bits.ctypes.data if cold else 0
+        low.emit(program.LIST_ROWS, 1, z=low.tensors[mask[0].name], x=x, n_rows=n_ff, **where)
+    return where
+
+
+def _bits(low: Lowering, node: Node) -> Record:
+    """Fields of the mask of rows that a batch's tokens read; none for all rows."""
+    mask, cold = tensors_of(node)[1:], _cold(low, node)
+    if not mask:
+        return {"z": cold.bits.ctypes.data, "z_stride": 0} if cold else {}
+    n_ff = mask[0].shape[1]
+    bits = {"z": low.tensors[mask[0].name], "z_stride": mask_bytes(n_ff)}
+    if cold:  # the mask of a split FFN is the CPU's own copy, so it may be changed in place
+        own = {"y": bits["z"], "y_stride": bits["z_stride"], "x": cold.bits.ctypes.data}
+        low.emit(program.AND_BITS, low.token_chunks(n_ff // 32), **bits, **own, n_rows=n_ff)
+    return bits
+
+
+def _rows_of(low: Lowering, weight: Weight, x: tuple[int, int], y: tuple[int, int], bits: Record) -> None:
+    """y = weight . x in the rows of the mask and 0 in the others, or in all rows."""
+    if bits:
+        _row_op(low, program.GATE_ROWS, weight, x, y, bits)
+    else:
+        low.matrix(weight, x, y)
+
+
+def dense_ffn(low: Lowering, node: Node) -> None:
+    (n,), (gate, up, down) = tensors_of(node), weights_of(node)
+    transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
+    activation = node.attributes["activation"]
+    if low.one_token and transposed and activation != "silu":
+        _gated_pieces(low, node, skip=False)
+        return
+    n_ff, bits = gate.ne[1], _bits(low, node)
+    first, second = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
+    if low.one_token and not bits:
+        _gated(low, n, gate, up, activation)
+    else:
+        _rows_of(low, gate, low.tensor_operand(gate, n), first, bits)
+        _rows_of(low, up, low.tensor_operand(up, n), second, bits)
+        at = {"x": first[0], "z": second[0], "y": first[0]}
+        strides = dict.fromkeys(("x_stride", "z_stride", "y_stride"), 4 * n_ff)
+        low.emit(program.ACT_MUL, low.token_chunks(n_ff), **at, **strides, k=n_ff, p0=ACTIVATIONS[activation])
+    if transposed:
+        _down_rows(low, node, down, first)
+    else:
+        low.matrix(
+            down, low.operand(down, f"{node.output.name} hidden", *_flat(first)), low.vector(node.output)
+        )
+
+
+def _flat(area: tuple[int, int]) -> tuple[int, int]:
+    """Address and length in numbers of an area with this row stride."""
+    return area[0], area[1] // 4
+
+
+def _gated(low: Lowering, n: Tensor, gate: Weight, up: Weight, activation: str) -> None:
+    """first = act(gate n) * (up n) for one token."""
+    x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
+    bytes_a_row = sum(rows.row_bytes(int(w.type), w.ne[0]) for w in (gate, up))
+    low.emit(
+        program.GATED,
+        program.row_chunks(gate.ne[1], bytes_a_row),
+        **low.weight(gate),
+        **low.weight(up, "w1"),
+        x=x,
+        z=z,
+        y=low.areas["first"],
+        scratch=low.areas["second"],
+        n_rows=gate.ne[1],
+        k=gate.ne[0],
+        p0=ACTIVATIONS[activation],
+    )
+
+
+def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int]) -> None:
+    """y = hidden . down_t for every token, rows with a zero coefficient skipped."""
+    y, stride = low.vector(node.output)
+    at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
+    k, n_ff = down_t.ne
+    low.emit(program.DOWN_ROWS, max(1, k // 64), **low.weight(down_t), **at, n_rows=n_ff, k=k)
+
+
+def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
+    """`_pieces` of an FFN with a gate."""
+    n, (gate, up, down_t) = tensors_of(node)[0], weights_of(node)
+    x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
+    own = {**low.weight(up, "w1"), "x": x, "z": z, "p3": ACTIVATIONS[node.attributes["activation"]]}
+    _pieces(low, node, gate, down_t, own, skip)
+
+
+def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Record, skip: bool) -> None:
+    """The fused pass of one token, and the sum of its partial vectors.
+
+    Args:
+        first: the matrix that decides which neurons fire. own: fields of this kind of FFN.
+    """
+    k, n_ff = first.ne
+    partial, stride = low.areas["first"], 4 * k
+    listed = _listed(low, node)
+    low.emit(
+        program.SPARSE_FFN,
+        program.PIECES,
+        **low.weight(first),
+        **low.weight(down_t, "w2"),
+        **own,
+        n_rows=n_ff,
+        k=k,
+        scratch=partial,
+        scratch_stride=stride,
+        **listed,
+        p2=int(skip),
+        counts=low.layer_counts(first),
+    )
+    y, _ = low.vector(node.output)
+    chunks = max(1, min(program.PIECES, k // 256))
+    low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, p0=program.PIECES, k=k, y=y)
+
+
+def sparse_ffn(low: Lowering, node: Node) -> None:
+    n, (gate, up, down_t) = tensors_of(node)[0], weights_of(node)
+    if low.one_token:
+        _gated_pieces(low, node, skip=True)
+        return
+    n_ff, counts, bits = gate.ne[1], low.layer_counts(gate), _bits(low, node)
+    gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
+    counted = bits | {"counts": counts} if bits else {}
+    _rows_of(low, gate, low.tensor_operand(gate, n), gates, counted)
+    positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "p0": int(not bits)}
+    positive |= {"p3": ACTIVATIONS[node.attributes["activation"]]}
+    _row_op(low, program.UP_ROWS, up, low.tensor_operand(up, n), hidden, positive)
+    _down_rows(low, node, down_t, hidden)
+
+
+def _row_op(
+    low: Lowering, code: int, weight: Weight, x: tuple[int, int], y: tuple[int, int], which: Record
+) -> None:
+    k, n_rows = weight.ne
+    chunks = program.row_chunks(n_rows, rows.row_bytes(int(weight.type), k))
+    at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
+    low.emit(code, chunks, **low.weight(weight), **at, **which, n_rows=n_rows, k=k)
+
+
+@dataclass(frozen=True)
+class Mlp:
+    """Weights of an FFN without a gate."""
+
+    up: Weight
+    up_bias: Weight | None
+    down: Weight
+    down_bias: Weight | None
+
+
+def mlp_weights(node: Node) -> Mlp:
+    """The weights of a dense_mlp or sparse_mlp, by their roles."""
+    up, *others = weights_of(node)
+    up_bias = others.pop(0) if len(others[0].ne) == 1 else None
+    return Mlp(up, up_bias, others[0], others[1] if len(others) > 1 else None)
+
+
+def dense_mlp(low: Lowering, node: Node) -> None:
+    (n,), weights = tensors_of(node), mlp_weights(node)
+    up, down, n_ff = weights.up, weights.down, weights.up.ne[1]
+    transposed, activation = node.attributes["transposed"], node.attributes["activation"]
+    if low.one_token and transposed and activation == "relu":
+        _mlp_pieces(low, node, weights, skip=False)
+        return
+    hidden, bits = (low.areas["first"], 4 * n_ff), _bits(low, node)
+    _rows_of(low, up, low.tensor_operand(up, n), hidden, bits)
+    if activation == "relu":
+        _fire(low, weights, hidden, bits, 0)
+    elif bits and weights.up_bias is not None:  # a row that is not read would become gelu(bias)
+        raise HotcoldError("split FFN", f"{activation} with biases", "only relu splits", "lower the budget")
+    else:
+        low.bias(weights.up_bias, hidden)
+        at = {"x": hidden[0], "x_stride": hidden[1], "y": hidden[0], "y_stride": hidden[1]}
+        low.emit(program.GELU, low.token_chunks(n_ff), **at, k=n_ff)
+    if transposed:
+        _down_rows(low, node, down, hidden)
+    else:
+        x = low.operand(down, f"{node.output.name} hidden", *_flat(hidden))
+        low.matrix(down, x, low.vector(node.output))
+    low.bias(weights.down_bias, low.vector(node.output))
+
+
+def _fire(low: Lowering, weights: Mlp, hidden: tuple[int, int], bits: Record, counts: int) -> None:
+    """hidden = relu(hidden + bias) in the rows of the mask, 0 in the others."""
+    n_ff = weights.up.ne[1]
+    low.emit(
+        program.FIRE_ROWS,
+        program.row_chunks(n_ff, 4 * low.n_tokens),
+        **bits,
+        x=hidden[0],
+        x_stride=hidden[1],
+        y=hidden[0],
+        y_stride=hidden[1],
+        w=0 if weights.up_bias is None else low.store.address(weights.up_bias),
+        n_rows=n_ff,
+        counts=counts,
+        p0=int(not bits),
+    )
+
+
+def _mlp_pieces(low: Lowering, node: Node, weights: Mlp, skip: bool) -> None:
+    """`_pieces` of an FFN without a gate, and its last bias."""
+    bias = 0 if weights.up_bias is None else low.store.address(weights.up_bias)
+    own = {"x": low.tensor_operand(weights.up, tensors_of(node)[0])[0], "z": bias}
+    _pieces(low, node, weights.up, weights.down, own, skip)
+    low.bias(weights.down_bias, low.vector(node.output))
+
+
+def sparse_mlp(low: Lowering, node: Node) -> None:
+    n, weights = tensors_of(node)[0], mlp_weights(node)
+    if low.one_token:
+        _mlp_pieces(low, node, weights, skip=True)
+        return
+    n_ff, counts, bits = weights.up.ne[1], low.layer_counts(weights.up), _bits(low, node)
+    hidden = (low.areas["first"], 4 * n_ff)
+    counted = bits | {"counts": counts} if bits else {}
+    _rows_of(low, weights.up, low.tensor_operand(weights.up, n), hidden, counted)
+    _fire(low, weights, hidden, bits, counts)
+    _down_rows(low, node, weights.down, hidden)
+    low.bias(weights.down_bias, low.vector(node.output))

@@ -1,0 +1,197 @@
+"""From a node to the op records that the thread team walks.
+
+One short function a node kind; each knows its node's operands and nothing of the model around it.
+"""
+
+from collections.abc import Callable
+
+from hotcold.engine.graph.arena import mask_bytes
+from hotcold.engine.graph.graph import Node, tensors_of, weights_of
+from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
+from hotcold.engine.host.records import Lowering, Record
+from hotcold.errors import HotcoldError
+from hotcold.kernels.cpu import program
+
+TOKENS_A_SHARE = 32  # prompt tokens of one head that a thread attends to at once
+
+
+def embed(low: Lowering, node: Node) -> None:
+    (table,) = weights_of(node)
+    y, stride = low.vector(node.output)
+    chunks = low.token_chunks(table.ne[0])
+    low.emit(program.EMBED, chunks, **low.weight(table), k=table.ne[0], y=y, y_stride=stride)
+
+
+def positions(low: Lowering, node: Node) -> None:
+    (table,) = weights_of(node)
+    y, stride = low.vector(node.output)
+    at = {"y": y, "y_stride": stride, "p0": node.attributes["first"]}
+    low.emit(program.POSITIONS, low.token_chunks(table.ne[0]), **low.weight(table), **at, k=table.ne[0])
+
+
+def rms_norm(low: Lowering, node: Node) -> None:
+    (weight,) = weights_of(node)
+    _norm(low, node, program.RMS_NORM, w=low.store.address(weight))
+
+
+def layer_norm(low: Lowering, node: Node) -> None:
+    weight, bias = weights_of(node)
+    _norm(low, node, program.LAYER_NORM, w=low.store.address(weight), w1=low.store.address(bias))
+
+
+def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
+    (x,) = tensors_of(node)
+    at, stride = low.vector(x)
+    y, _ = low.vector(node.output)
+    low.emit(
+        code,
+        low.token_chunks(x.shape[1]),
+        **weights,
+        x=at,
+        x_stride=stride,
+        y=y,
+        y_stride=stride,
+        k=x.shape[1],
+        f0=node.attributes["eps"],
+    )
+
+
+def mul_mat(low: Lowering, node: Node) -> None:
+    (x,), (weight, *bias) = tensors_of(node), weights_of(node)
+    y = low.vector(node.output)
+    low.matrix(weight, low.tensor_operand(weight, x), y)
+    low.bias(bias[0] if bias else None, y)
+
+
+def logits(low: Lowering, node: Node) -> None:
+    (x,), (weight,) = tensors_of(node), weights_of(node)
+    low.matrix(weight, low.tensor_operand(weight, x), (0, 4 * weight.ne[1]), program.LOGITS)
+
+
+def rope(low: Lowering, node: Node) -> None:
+    x = tensors_of(node)[0]
+    at, stride = low.vector(x)
+    y, _ = low.vector(node.output)
+    n_pairs = node.attributes["n_rot"] // 2
+    low.emit(
+        program.ROPE,
+        low.token_chunks(x.shape[1]),
+        x=at,
+        x_stride=stride,
+        y=y,
+        y_stride=stride,
+        w=low.rope_table,
+        w_stride=8 * n_pairs,
+        p0=node.attributes["n_head"],
+        p1=node.attributes["head_dim"],
+        p2=n_pairs,
+        p3=int(node.attributes["interleaved"]),
+    )
+
+
+def kv_store(low: Lowering, node: Node) -> None:
+    k, v = tensors_of(node)
+    cache, layer = low.kv_cache, node.attributes["layer"]
+    (x, x_stride), (z, z_stride) = low.vector(k), low.vector(v)
+    low.emit(
+        program.KV_STORE,
+        low.token_chunks(2 * k.shape[1]),
+        x=x,
+        x_stride=x_stride,
+        z=z,
+        z_stride=z_stride,
+        w=cache.keys(layer),
+        w1=cache.values(layer),
+        w_type=cache.type_id,
+        p0=cache.n_head_kv,
+        p1=cache.head_dim,
+        p2=cache.n_ctx,
+    )
+
+
+def attention(low: Lowering, node: Node) -> None:
+    q, _ = tensors_of(node)  # the second only orders it after kv_store
+    cache, layer = low.kv_cache, node.attributes["layer"]
+    n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
+    (x, x_stride), (y, y_stride) = low.vector(q), low.vector(node.output)
+    low.emit(
+        program.ATTENTION,
+        n_head * -(-low.n_tokens // TOKENS_A_SHARE),
+        x=x,
+        x_stride=x_stride,
+        y=y,
+        y_stride=y_stride,
+        w=cache.keys(layer),
+        w1=cache.values(layer),
+        w_type=cache.type_id,
+        p0=n_head,
+        p1=cache.n_head_kv,
+        p2=head_dim,
+        p3=cache.n_ctx,
+        f0=head_dim**-0.5,
+    )
+
+
+def add(low: Lowering, node: Node) -> None:
+    a, b = tensors_of(node)
+    (x, stride), (z, _), (y, _) = low.vector(a), low.vector(b), low.vector(node.output)
+    at = {"x": x, "x_stride": stride, "z": z, "z_stride": stride, "y": y, "y_stride": stride}
+    low.emit(program.ADD, low.token_chunks(a.shape[1]), **at, k=a.shape[1])
+
+
+def predictor(low: Lowering, node: Node) -> None:
+    (a,), (fc1, fc2) = tensors_of(node), weights_of(node)
+    rank, n_ff = fc1.ne[1], fc2.ne[1]
+    hidden, outputs = low.areas["first"], low.areas["second"]
+    low.matrix(fc1, low.tensor_operand(fc1, a), (hidden, 4 * rank))
+    at = {"x": hidden, "x_stride": 4 * rank, "y": hidden, "y_stride": 4 * rank}
+    low.emit(program.RELU, low.token_chunks(rank), **at, k=rank)
+    x = low.operand(fc2, f"{node.output.name} hidden", hidden, rank)
+    low.matrix(fc2, x, (outputs, 4 * n_ff))
+    count = low.areas["listed"]
+    low.emit(
+        program.MASK,
+        low.token_chunks(n_ff),
+        x=outputs,
+        x_stride=4 * n_ff,
+        n_rows=n_ff,
+        y=low.tensors[node.output.name],
+        y_stride=mask_bytes(n_ff),
+        **({"p0": count + 8, "p1": count} if low.one_token else {}),
+        f0=node.attributes["threshold"],
+    )
+
+
+LOWER: dict[str, Callable[[Lowering, Node], None]] = {
+    function.__name__: function
+    for function in (
+        embed,
+        positions,
+        rms_norm,
+        layer_norm,
+        mul_mat,
+        rope,
+        kv_store,
+        attention,
+        add,
+        predictor,
+        dense_ffn,
+        sparse_ffn,
+        dense_mlp,
+        sparse_mlp,
+        logits,
+    )
+}
+
+
+def lower(node: Node, low: Lowering) -> list[Record]:
+    """The records of one node; a vector that several nodes read packed belongs to the first.
+
+    Raises:
+        HotcoldError: an op that has no lowering.
+    """
+    if node.op not in LOWER:
+        raise HotcoldError(f"op of node {node.name}", node.op, f"known are {', '.join(LOWER)}")
+    before = len(low.records)
+    LOWER[node.op](low, node)
+    return low.records[before:]

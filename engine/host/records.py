@@ -1,0 +1,126 @@
+"""Op records in the making: what lowering a node needs to know, and the records so far.
+
+A graph of one token and a graph of a batch lower to different ops: rows stream through dot products for
+one token, and are used for several tokens at a time in a batch.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotcold.engine.graph.graph import Tensor
+from hotcold.engine.host.cold_rows import ColdRows
+from hotcold.engine.host.stores import HostStore, KVCache
+from hotcold.engine.model.model import Weight
+from hotcold.kernels.cpu import pack, program, rows
+
+Record = dict[str, Any]
+
+ACTIVATIONS = {
+    "relu": program.RELU_ACTIVATION,
+    "silu": program.SILU_ACTIVATION,
+    "relu_both": program.RELU_BOTH_ACTIVATION,
+}
+
+
+@dataclass
+class Lowering:
+    """Addresses of everything that records name, and the records so far.
+
+    Attributes:
+        tensors: address of each intermediate by name. areas: address of each workspace area.
+        rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
+        counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
+        layers: the layer of each FFN, by the name of its first matrix.
+        cold: of each layer whose FFN is split, the rows that are the CPU's.
+        packed: the tensor that the packed area holds.
+    """
+
+    n_tokens: int
+    store: HostStore
+    kv_cache: KVCache
+    tensors: dict[str, int]
+    areas: dict[str, int]
+    rope_table: int
+    counts: int
+    layers: dict[str, int]
+    cold: dict[int, ColdRows]
+    packed: str | None = None
+    records: list[Record] = field(default_factory=list)
+
+    @property
+    def one_token(self) -> bool:
+        """Whether this is the decode graph."""
+        return self.n_tokens == 1
+
+    def emit(self, code: int, chunks: int, **fields: Any) -> None:
+        """Append one record."""
+        self.records.append({"code": code, "chunks": chunks, **fields})
+
+    def layer_counts(self, first: Weight) -> int:
+        """Address of the counts of the layer that has this first matrix of its FFN."""
+        return self.counts + self.layers[first.name] * program.MAX_CHUNKS * 16
+
+    def token_chunks(self, n: int) -> int:
+        """Chunks of an op that shares out tokens of n numbers each."""
+        return max(1, min(self.n_tokens, 4 * n * self.n_tokens // program.CHUNK_BYTES, program.MAX_CHUNKS))
+
+    def vector(self, tensor: Tensor) -> tuple[int, int]:
+        """Address and row stride of an intermediate's float32."""
+        return self.tensors[tensor.name], 4 * tensor.shape[1]
+
+    def operand(self, weight: Weight, name: str, address: int, n: int) -> tuple[int, int]:
+        """The activations as this weight wants them: float32, or packed before their first use.
+
+        Args:
+            name: what identifies the vector, so that it is packed once for all its consumers.
+            address, n: its float32 [n_tokens, n].
+
+        Returns:
+            address and row stride.
+        """
+        if not rows.is_quantised(int(weight.type)):
+            return address, 4 * n
+        to, stride = self.areas["packed"], pack.packed_bytes(n)
+        if self.packed != name:
+            chunks = self.token_chunks(n)
+            self.emit(program.PACK, chunks, x=address, x_stride=4 * n, k=n, y=to, y_stride=stride)
+            self.packed = name
+        return to, stride
+
+    def tensor_operand(self, weight: Weight, tensor: Tensor) -> tuple[int, int]:
+        """`operand` of an intermediate, which may have been rounded on the device."""
+        if tensor.dtype == "q8":
+            return self._rounded_operand(tensor)
+        return self.operand(weight, tensor.name, self.tensors[tensor.name], tensor.shape[1])
+
+    def _rounded_operand(self, tensor: Tensor) -> tuple[int, int]:
+        n, at = tensor.shape[1], self.tensors[tensor.name]
+        to, stride = self.areas["packed"], pack.packed_bytes(n)
+        if self.packed != tensor.name:
+            scales = {"z": at + n * self.n_tokens, "z_stride": n // 32 * 4}
+            y = {"y": to, "y_stride": stride}
+            self.emit(program.PACK_ROUNDED, self.token_chunks(n), x=at, x_stride=n, **scales, **y, k=n)
+            self.packed = tensor.name
+        return to, stride
+
+    def weight(self, weight: Weight, name: str = "w") -> Record:
+        """Record fields that say where a matrix lies."""
+        stride = rows.row_bytes(int(weight.type), weight.ne[0])
+        return {name: self.store.address(weight), f"{name}_type": int(weight.type), f"{name}_stride": stride}
+
+    def matrix(self, weight: Weight, x: tuple[int, int], y: tuple[int, int], code: int | None = None) -> None:
+        """Append y = weight . x for every token."""
+        k, n_rows = weight.ne
+        if code is None:
+            code = program.MAT_VEC if self.one_token else program.MUL_MAT
+        chunks = program.row_chunks(n_rows, rows.row_bytes(int(weight.type), k))
+        if code == program.MUL_MAT:
+            chunks = program.panel_chunks(n_rows)
+        at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
+        self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at)
+
+    def bias(self, bias: Weight | None, y: tuple[int, int]) -> None:
+        """Append y += bias for every token, if there is one."""
+        if bias is not None:
+            at = {"x": y[0], "x_stride": y[1], "y": y[0], "y_stride": y[1], "z": self.store.address(bias)}
+            self.emit(program.ADD, self.token_chunks(bias.ne[0]), **at, k=bias.ne[0])

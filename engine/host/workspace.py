@@ -1,0 +1,72 @@
+"""Memory that a node needs beside its operands and its result.
+
+Four areas serve all nodes in turn, each as large as the node that wants most of it:
+
+* packed: one vector a token, rounded for quantised weights; stays until another vector is packed
+* first, second: a node's own intermediates, such as the hidden vector of an FFN
+* listed: the rows that the predictor of a layer lists, from `predictor` to `sparse_ffn`
+"""
+
+from collections.abc import Callable
+
+from hotcold.engine.graph.graph import Graph, Node, weights_of
+from hotcold.kernels.cpu import pack, program, rows
+
+AREAS = ("packed", "first", "second", "listed")
+
+
+def _packed(node: Node, n_tokens: int) -> int:
+    if node.op in ("embed", "positions"):
+        return 0
+    wide = [w.ne[0] for w in weights_of(node) if rows.is_quantised(int(w.type))]
+    return max((n_tokens * pack.packed_bytes(k) for k in wide), default=0)
+
+
+def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
+    fc1, fc2 = weights_of(node)
+    rank, n_ff = fc1.ne[1], fc2.ne[1]
+    return {"first": 4 * n_tokens * rank, "second": 4 * n_tokens * n_ff, "listed": 8 * (n_ff + 1)}
+
+
+def _dense_ffn(node: Node, n_tokens: int) -> dict[str, int]:
+    gate = weights_of(node)[0]
+    hidden = 4 * n_tokens * gate.ne[1]
+    partials = 4 * program.PIECES * gate.ne[0] if n_tokens == 1 else 0
+    return {"first": max(hidden, partials), "second": hidden}
+
+
+def _sparse_ffn(node: Node, n_tokens: int) -> dict[str, int]:
+    gate = weights_of(node)[0]
+    if n_tokens == 1:
+        return {"first": 4 * program.PIECES * gate.ne[0]}
+    return {"first": 4 * n_tokens * gate.ne[1], "second": 4 * n_tokens * gate.ne[1]}
+
+
+def _mlp(node: Node, n_tokens: int) -> dict[str, int]:
+    up = weights_of(node)[0]
+    hidden = 4 * n_tokens * up.ne[1]
+    return {"first": max(hidden, 4 * program.PIECES * up.ne[0]) if n_tokens == 1 else hidden}
+
+
+_OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
+    "predictor": _predictor,
+    "dense_ffn": _dense_ffn,
+    "sparse_ffn": _sparse_ffn,
+    "dense_mlp": _mlp,
+    "sparse_mlp": _mlp,
+}
+
+
+def area_bytes(node: Node, n_tokens: int) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens."""
+    own = _OWN.get(node.op)
+    return {"packed": _packed(node, n_tokens), **(own(node, n_tokens) if own else {})}
+
+
+def graph_area_bytes(graph: Graph) -> dict[str, int]:
+    """Bytes of each area that serve every node of a graph, whole cache lines."""
+    sizes = dict.fromkeys(AREAS, 0)
+    for node in graph.nodes:
+        for area, n_bytes in area_bytes(node, graph.n_tokens).items():
+            sizes[area] = max(sizes[area], -(-n_bytes // 64) * 64)
+    return sizes

@@ -1,0 +1,1 @@
+"""Perplexity, speed, and the share of neurons that fire."""

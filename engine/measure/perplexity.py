@@ -1,0 +1,118 @@
+"""Perplexity of a text by llama.cpp's definition.
+
+The text's ids, BOS first where the model wants one, are cut into chunks of n_ctx; an incomplete last
+chunk is dropped. Each chunk runs from an empty cache, with BOS in its first place where the model wants
+one. Scored are the ids behind the first half: exp of the mean of -ln p over all of them.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.generate.generation import Engine
+from hotcold.engine.measure.activity import Activity, ActivityMeter
+from hotcold.errors import DoesNotFitError, SettingError
+
+DEFINITION = (
+    "second half of each chunk of n_ctx ids, BOS first if the model wants it, as llama.cpp defines it"
+)
+LOGITS_BYTES = 64 << 20  # of logits that are held at once
+
+Progress = Callable[[int, int, float], None]
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """The figure and where it comes from.
+
+    Attributes:
+        value: perplexity. deviation: its standard error.
+        chunk_nlls: sums of -ln p, a chunk each. n_scored: ids over all chunks.
+    """
+
+    value: float
+    deviation: float
+    n_ctx: int
+    n_scored: int
+    chunk_nlls: tuple[float, ...]
+    n_tokens: int
+    seconds: float
+    sparsity: str
+    threshold: float | None
+    activity: Activity
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it by name, for JSON."""
+        return asdict(self) | {"definition": DEFINITION}
+
+
+def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    """-ln softmax(logits)[id] for each row: [n]."""
+    wide = logits.astype(np.float64)
+    top = wide.max(1)
+    total: NDArray[np.float64] = np.log(np.exp(wide - top[:, None]).sum(1)) + top
+    return total - wide[np.arange(len(ids)), ids]
+
+
+def measure(engine: Engine, text: bytes, progress: Progress | None = None) -> Perplexity:
+    """Perplexity of a text with chunks of the engine's n_ctx.
+
+    Args:
+        progress: hears (chunks done, chunks in all, perplexity so far).
+
+    Raises:
+        DoesNotFitError: a text of fewer than n_ctx ids.
+        SettingError: n_ctx below 4.
+    """
+    n_ctx = engine.n_ctx
+    if n_ctx < 4:
+        raise SettingError("n_ctx", n_ctx, "at least 4 for a perplexity", "raise -c")
+    ids = np.array(engine.tokenizer.encode(text), np.int32)
+    n_chunks = len(ids) // n_ctx
+    if not n_chunks:
+        raise DoesNotFitError(
+            "text", f"{len(ids)} ids", f"a chunk needs n_ctx = {n_ctx}", "lower -c, or take a longer text"
+        )
+    start, meter = time.perf_counter(), ActivityMeter(engine)
+    nlls: list[NDArray[np.float64]] = []
+    for i in range(n_chunks):
+        nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy()))
+        if progress is not None:
+            progress(i + 1, n_chunks, math.exp(np.concatenate(nlls).mean()))
+    every = np.concatenate(nlls)
+    value = math.exp(every.mean())
+    return Perplexity(
+        value=value,
+        deviation=value * float(every.std(ddof=1)) / math.sqrt(len(every)),
+        n_ctx=n_ctx,
+        n_scored=len(every),
+        chunk_nlls=tuple(float(nll.sum()) for nll in nlls),
+        n_tokens=n_chunks * n_ctx,
+        seconds=time.perf_counter() - start,
+        sparsity=engine.sparsity,
+        threshold=engine.model.sparse_threshold if engine.sparsity == "predictor" else None,
+        activity=meter.read(n_chunks * n_ctx),
+    )
+
+
+def _chunk(engine: Engine, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+    """-ln p of the ids behind the first half of one chunk."""
+    if engine.tokenizer.add_bos and engine.tokenizer.bos is not None:
+        ids[0] = engine.tokenizer.bos
+    half = len(ids) // 2
+    for at in range(0, half, engine.n_batch):
+        engine.executor.run(ids[at : min(at + engine.n_batch, half)], at)
+    step = max(1, min(engine.n_batch, LOGITS_BYTES // (4 * engine.model.n_vocab)))
+    logits = np.empty((step, engine.model.n_vocab), np.float32)
+    nlls = []
+    for at in range(half, len(ids), step):
+        some = ids[at : at + step]
+        engine.executor.run(some, at, logits[: len(some)])
+        following = ids[at + 1 : at + 1 + len(some)]
+        nlls.append(negative_log_likelihoods(logits[: len(following)], following))
+    return np.concatenate(nlls)

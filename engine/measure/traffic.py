@@ -1,0 +1,69 @@
+"""Bytes of weights that a token reads, from shapes and counts; the KV cache is not part of it."""
+
+from dataclasses import fields
+
+from hotcold.engine.model.model import Layer, Model, Weight
+
+# counted by neuron, or only in the mode that reads them
+FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2"})
+
+
+def row_bytes(weight: Weight) -> int:
+    """Bytes of one row."""
+    return weight.n_bytes // (weight.ne[1] if len(weight.ne) > 1 else 1)
+
+
+def dense_bytes(model: Model, predictors: bool) -> int:
+    """Bytes that every token reads whatever fires: its embedding rows, attention, norms, biases, head.
+
+    Args:
+        predictors: whether fc1 and fc2 are read.
+    """
+    total = row_bytes(model.token_embd) + model.output_norm.n_bytes + model.output.n_bytes
+    if model.position_embd is not None:
+        total += row_bytes(model.position_embd)
+    if model.output_norm_bias is not None:
+        total += model.output_norm_bias.n_bytes
+    for layer in model.layers:
+        total += sum(weight.n_bytes for weight in _always_read(layer))
+        if predictors and layer.fc1 is not None and layer.fc2 is not None:
+            total += layer.fc1.n_bytes + layer.fc2.n_bytes
+    return total
+
+
+def _always_read(layer: Layer) -> list[Weight]:
+    """All but the matrices of the FFN and its predictor."""
+    weights = [getattr(layer, field.name) for field in fields(layer) if field.name not in FFN_ROLES]
+    return [weight for weight in weights if weight is not None]
+
+
+def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
+    """Bytes of a layer's FFN for one token that looks at `listed` gates and finds `firing` of them positive.
+
+    Without gates the rows of `up` decide. Where `up` has a ReLU too (bamboo) fewer rows of `down` are read
+    than counted here. A down projection with a row an output is read whole.
+    """
+    gates, ups = listed * row_bytes(layer.ffn_up), 0.0
+    if layer.ffn_gate is not None:
+        gates, ups = listed * row_bytes(layer.ffn_gate), firing * row_bytes(layer.ffn_up)
+    if layer.ffn_down_t is None:
+        return gates + ups + layer.down.n_bytes
+    return gates + ups + firing * row_bytes(layer.ffn_down_t)
+
+
+def token_bytes(model: Model) -> int:
+    """Bytes of a token that reads everything but other tokens' embeddings, and no predictor."""
+    ffn = sum(ffn_bytes(layer, model.n_ff, model.n_ff) for layer in model.layers)
+    return dense_bytes(model, predictors=False) + int(ffn)
+
+
+def sparse_token_bytes(model: Model, mode: str, listed: list[float], firing: list[float]) -> float:
+    """Bytes of an average token.
+
+    Args:
+        mode: "off", "exact" or "predictor". listed, firing: neurons a token, for each layer.
+    """
+    if mode == "off":
+        return token_bytes(model)
+    ffn = [ffn_bytes(*each) for each in zip(model.layers, listed, firing, strict=True)]
+    return dense_bytes(model, predictors=mode == "predictor") + sum(ffn)

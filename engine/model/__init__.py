@@ -1,0 +1,1 @@
+"""What a model file holds: hyperparameters, weights by role, well-known shapes."""

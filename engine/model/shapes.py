@@ -1,0 +1,288 @@
+"""Well-known models without their files: a header's worth of shapes, for planning.
+
+    falcon-40b:q4_0    a shape and the type of its matrices
+    @shape.json        any shape: the fields of `Shape`, and "type"
+
+Sizes are those that the models' authors published in their configurations. Shapes whose FFN is ReLU are
+the sparse models that PowerInfer uses: they have a predictor of rank 1024 in Q4_0 in each layer.
+"""
+
+import json
+import math
+from dataclasses import MISSING, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from hotcold.engine.model.hyperparameters import (
+    ARCHITECTURES,
+    GATED,
+    MAX_CTX,
+    MAX_EMBD,
+    MAX_FF,
+    MAX_HEAD_DIM,
+    MAX_LAYERS,
+    MAX_VOCAB,
+)
+from hotcold.engine.model.model import MATRIX_TYPES, Layer, Model, Weight
+from hotcold.engine.settings import one_of
+from hotcold.errors import FileError, SettingError
+
+DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 1024
+F32 = GGMLQuantizationType.F32
+MAX_RANK = 1 << 16
+MAX_JSON_BYTES = 1 << 20
+TYPES = {t.name.lower(): t for t in sorted(MATRIX_TYPES)}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes of a model.
+
+    Attributes:
+        architecture: "llama", "bamboo" or "qwen2" (gated FFN), "falcon" or "opt" (ungated).
+        ffn_activation: one that the architecture may have; "" means what its files mean without a word.
+        tied: the head is the embedding. n_positions: rows of learned positions, 0 if there are none.
+        two_norms: whether Falcon's attention has a norm of its own; in others it has one anyway.
+    """
+
+    architecture: str
+    n_layer: int
+    n_embd: int
+    n_ff: int
+    n_head: int
+    n_head_kv: int
+    n_vocab: int
+    n_ctx_train: int
+    ffn_activation: str = ""
+    tied: bool = False
+    n_positions: int = 0
+    two_norms: bool = True
+
+    @property
+    def activation(self) -> str:
+        """Of the FFN."""
+        return self.ffn_activation or ARCHITECTURES[self.architecture][0]
+
+
+SHAPES = {
+    "llama-2-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096),
+    "llama-2-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096),
+    "llama-2-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096),
+    "llama-3-8b": Shape("llama", 32, 4096, 14336, 32, 8, 128256, 8192),
+    "llama-3-70b": Shape("llama", 80, 8192, 28672, 64, 8, 128256, 8192),
+    "mistral-7b": Shape("llama", 32, 4096, 14336, 32, 8, 32000, 32768),
+    "smollm2-135m": Shape("llama", 30, 576, 1536, 9, 3, 49152, 8192, tied=True),
+    "relullama-7b": Shape("llama", 32, 4096, 11008, 32, 32, 32000, 4096, "relu"),
+    "relullama-13b": Shape("llama", 40, 5120, 13824, 40, 40, 32000, 4096, "relu"),
+    "relullama-70b": Shape("llama", 80, 8192, 28672, 64, 8, 32000, 4096, "relu"),
+    "bamboo-7b": Shape("bamboo", 32, 4096, 14336, 32, 8, 32000, 32768, "relu"),
+    "falcon-7b": Shape("falcon", 32, 4544, 18176, 71, 1, 65024, 2048, "gelu", two_norms=False),
+    "falcon-40b": Shape("falcon", 60, 8192, 32768, 128, 8, 65024, 2048, "relu"),
+    "falcon-180b": Shape("falcon", 80, 14848, 59392, 232, 8, 65024, 2048, "gelu"),
+    "opt-125m": Shape("opt", 12, 768, 3072, 12, 12, 50272, 2048, "relu", True, 2050),
+    "opt-1.3b": Shape("opt", 24, 2048, 8192, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-2.7b": Shape("opt", 32, 2560, 10240, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-6.7b": Shape("opt", 32, 4096, 16384, 32, 32, 50272, 2048, "relu", True, 2050),
+    "opt-13b": Shape("opt", 40, 5120, 20480, 40, 40, 50272, 2048, "relu", True, 2050),
+    "opt-30b": Shape("opt", 48, 7168, 28672, 56, 56, 50272, 2048, "relu", True, 2050),
+    "opt-66b": Shape("opt", 64, 9216, 36864, 72, 72, 50272, 2048, "relu", True, 2050),
+    "opt-175b": Shape("opt", 96, 12288, 49152, 96, 96, 50272, 2048, "relu", True, 2050),
+    "qwen2-0.5b": Shape("qwen2", 24, 896, 4864, 14, 2, 151936, 32768, tied=True),
+    "qwen2-1.5b": Shape("qwen2", 28, 1536, 8960, 12, 2, 151936, 32768, tied=True),
+    "qwen2-7b": Shape("qwen2", 28, 3584, 18944, 28, 4, 152064, 32768),
+    "qwen2-72b": Shape("qwen2", 80, 8192, 29568, 64, 8, 152064, 32768),
+}
+
+_BOUNDS = {
+    "n_layer": MAX_LAYERS,
+    "n_embd": MAX_EMBD,
+    "n_ff": MAX_FF,
+    "n_head": MAX_EMBD,
+    "n_head_kv": MAX_EMBD,
+    "n_vocab": MAX_VOCAB,
+    "n_ctx_train": MAX_CTX,
+}
+
+
+def like(text: str, predictor_rank: int | None = None) -> Model:
+    """The model of a --like setting.
+
+    Args:
+        predictor_rank: rank of every layer's predictor; 0 for none; None for 1024 where the FFN is ReLU.
+            A rank above 0 makes the FFN ReLU, as predictors need it.
+
+    Raises:
+        SettingError: an unknown shape or type, or sizes that do not fit each other.
+        FileError: @FILE that cannot be read or is no shape.
+    """
+    if text.startswith("@"):
+        shape, type_name = read_shape(Path(text[1:]))
+        name = Path(text[1:]).stem
+    else:
+        name, _, type_name = text.partition(":")
+        if name not in SHAPES:
+            raise SettingError("--like", name, f"known: {', '.join(SHAPES)}, or @FILE.json")
+        shape = SHAPES[name]
+    return build(name, shape, weight_type(type_name or DEFAULT_TYPE), predictor_rank)
+
+
+def weight_type(name: str) -> GGMLQuantizationType:
+    """A type by ggml's name, in either case."""
+    if name.lower() not in TYPES:
+        raise SettingError("type of --like", name, f"known: {', '.join(TYPES)}")
+    return TYPES[name.lower()]
+
+
+def read_shape(path: Path) -> tuple[Shape, str]:
+    """A shape of a JSON file, and the name of its type.
+
+    Raises:
+        FileError: no such file, no JSON object, or fields that are missing, unknown or out of bounds.
+    """
+    try:
+        with path.open("rb") as stream:
+            data = json.loads(stream.read(MAX_JSON_BYTES))
+    except OSError as error:
+        raise FileError(
+            "--like file", path, error.strerror or "cannot be read", "name a JSON file"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise FileError("--like file", path, "no JSON", "see docs/offload-dump.md") from error
+    known = [field.name for field in fields(Shape)]
+    if not isinstance(data, dict):
+        raise FileError("--like file", path, "no JSON object", f"fields: {', '.join(known)}")
+    if strange := sorted(set(data) - {*known, "type"}):
+        raise FileError(f"--like file {path}: field", strange[0], f"known: type, {', '.join(known)}")
+    type_name = data.pop("type", DEFAULT_TYPE)
+    required = [field.name for field in fields(Shape) if field.default is MISSING]
+    if missing := [name for name in required if name not in data]:
+        raise FileError(f"--like file {path}: field", missing[0], "missing")
+    shape = Shape(**data)
+    try:
+        check_shape(shape)
+    except (SettingError, TypeError) as error:
+        raise FileError(f"--like file {path}", error, "", "see docs/offload-dump.md") from error
+    return shape, str(type_name)
+
+
+def check_shape(shape: Shape) -> None:
+    """Refuse sizes out of their bounds, or that do not divide each other; SettingError."""
+    for name, largest in _BOUNDS.items():
+        _whole(name, getattr(shape, name), 1, largest)
+    _whole("n_positions", shape.n_positions, 0, MAX_CTX)
+    if shape.architecture not in ARCHITECTURES:
+        raise SettingError("architecture", shape.architecture, f"known: {', '.join(ARCHITECTURES)}")
+    for flag in ("tied", "two_norms"):
+        if not isinstance(getattr(shape, flag), bool):
+            raise SettingError(flag, getattr(shape, flag), "true or false")
+    if not shape.two_norms and shape.architecture != "falcon":
+        raise SettingError("two_norms", shape.two_norms, "true but for falcon")
+    if (shape.architecture == "opt") != (shape.n_positions > 0):
+        raise SettingError("n_positions", shape.n_positions, "above 0 for opt, and for no other")
+    one_of("ffn_activation", shape.activation, ARCHITECTURES[shape.architecture])
+    if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
+        raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
+    if shape.n_embd // shape.n_head > MAX_HEAD_DIM or shape.n_embd // shape.n_head % 2:
+        raise SettingError("n_embd / n_head", shape.n_embd // shape.n_head, f"even, up to {MAX_HEAD_DIM}")
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SettingError(name, value, f"a whole number from {least} to {most}")
+
+
+def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: int | None = None) -> Model:
+    """A model of this shape; every matrix has the type, vectors are F32."""
+    check_shape(shape)
+    rank = predictor_rank
+    if rank is None:
+        rank = DEFAULT_RANK if shape.activation == "relu" else 0
+    _whole("--predictor-rank", rank, 0, MAX_RANK)
+    if rank:
+        shape = replace(shape, ffn_activation="relu")
+    block = GGML_QUANT_SIZES[kind][0]
+    head_dim = shape.n_embd // shape.n_head
+    for what, n in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff)):
+        if n % block:
+            raise SettingError(f"{what} of {name}", n, f"{kind.name} needs a multiple of {block}", "take f16")
+    if rank % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
+        raise SettingError("--predictor-rank", rank, "a multiple of 32")
+    if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
+        raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
+    embd, layer_norm = shape.n_embd, shape.architecture not in GATED
+    token_embd = _weight("token_embd", kind, embd, shape.n_vocab)
+    positions = _weight("position_embd", F32, embd, shape.n_positions) if shape.n_positions else None
+    return Model(
+        architecture=shape.architecture,
+        n_ctx_train=shape.n_ctx_train,
+        n_embd=embd,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_head_kv=shape.n_head_kv,
+        head_dim=head_dim,
+        n_rot=0 if shape.architecture == "opt" else head_dim,
+        n_ff=shape.n_ff,
+        norm_eps=1e-5,
+        rope_freq_base=10000.0,
+        rope_freq_scale=1.0,
+        ffn_activation=shape.activation,
+        sparse_threshold=0.0,
+        n_vocab=shape.n_vocab,
+        has_predictors=rank > 0,
+        token_embd=token_embd,
+        position_embd=positions,
+        output_norm=_weight("output_norm", F32, embd),
+        output_norm_bias=_bias("output_norm", embd) if layer_norm else None,
+        output=token_embd if shape.tied else _weight("output", kind, embd, shape.n_vocab),
+        rope_freqs=None,
+        layers=tuple(_layer(shape, kind, rank, i) for i in range(shape.n_layer)),
+        warnings=(),
+    )
+
+
+def _weight(name: str, kind: GGMLQuantizationType, *ne: int) -> Weight:
+    block, size = GGML_QUANT_SIZES[kind]
+    return Weight(f"{name}.weight", kind, ne, math.prod(ne) // block * size)
+
+
+def _bias(name: str, n: int) -> Weight:
+    return Weight(f"{name}.bias", F32, (n,), 4 * n)
+
+
+def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer:
+    """The weights that the architecture has, by role."""
+    embd, n_ff = shape.n_embd, shape.n_ff
+    kv = embd // shape.n_head * shape.n_head_kv
+    by_neuron = shape.activation == "relu"
+    second = "attn_norm_2" if shape.architecture == "falcon" else "ffn_norm"
+    norms = ("attn_norm", second) if shape.two_norms else ("attn_norm",)
+    sizes = {"attn_q": (embd, embd), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (embd, embd)}
+    sizes |= {"ffn_up": (embd, n_ff)}
+    sizes |= {"ffn_down_t": (embd, n_ff)} if by_neuron else {"ffn_down": (n_ff, embd)}
+    if shape.architecture in GATED:
+        sizes["ffn_gate"] = (embd, n_ff)
+    roles = {role: _weight(f"blk.{i}.{role}", kind, *ne) for role, ne in sizes.items()}
+    roles |= {role: _weight(f"blk.{i}.{role}", F32, embd) for role in norms}
+    if rank:
+        roles["fc1"] = _weight(f"blk.{i}.fc1", PREDICTOR_TYPE, embd, rank)
+        roles["fc2"] = _weight(f"blk.{i}.fc2", PREDICTOR_TYPE, rank, n_ff)
+    if shape.architecture == "falcon":
+        roles |= _stacked(roles, i)
+    if shape.architecture not in GATED:
+        roles |= {f"{role}_bias": _bias(f"blk.{i}.{role}", embd) for role in norms}
+    biased = {"opt": tuple(sizes), "qwen2": ("attn_q", "attn_k", "attn_v")}.get(shape.architecture, ())
+    for role in biased:
+        n = embd if role == "ffn_down_t" else sizes[role][1]
+        roles[f"{role.removesuffix('_t')}_bias"] = _bias(f"blk.{i}.{role}", n)
+    return Layer(**roles)
+
+
+def _stacked(roles: dict[str, Weight], i: int) -> dict[str, Weight]:
+    """Queries, keys and values as rows of one tensor."""
+    stacked, first_row = {}, 0
+    for role in ("attn_q", "attn_k", "attn_v"):
+        stacked[role] = replace(roles[role], name=f"blk.{i}.attn_qkv.weight", first_row=first_row)
+        first_row += roles[role].ne[1]
+    return stacked

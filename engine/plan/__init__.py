@@ -1,0 +1,1 @@
+"""For a budget: where every weight, neuron and intermediate goes, and why."""

@@ -1,0 +1,74 @@
+"""Memory that nodes need on the device beside their operands and results.
+
+Areas serve all nodes in turn, each as large as the node that wants most of it. The sizes are those of
+the kernels in kernels/cuda, for the largest number of rows that any layer can have on the device, so
+they do not depend on what a plan puts there.
+
+* turns, positions: the rotation's table, and the tokens' positions
+* packed: one vector a token, rounded for quantised weights
+* hidden: of a predictor: fc1's result
+* attention: sums of the parts of a long context
+* all: a mask of all neurons, for modes without a predictor
+* counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
+* ids: rows of an FFN that the mask lists, and their number
+* partial: the sums of the groups of one token's rows
+* first, second: hidden vectors: of a batch, and of an FFN with a row an output
+* logits: of one token
+"""
+
+from hotcold.engine.graph.arena import aligned
+from hotcold.engine.graph.graph import Graph, Node, weights_of
+from hotcold.engine.graph.passes import FFN_OPS
+from hotcold.engine.model.model import Model
+from hotcold.kernels.cuda import attention
+from hotcold.kernels.cuda.matvec import mask_words
+from hotcold.kernels.cuda.quantise import quantised_bytes
+from hotcold.kernels.cuda.rope import turns_bytes
+from hotcold.kernels.cuda.sum_groups import workspace_bytes
+from hotcold.kernels.cuda.weights import QUANTISED
+
+FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
+MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
+
+
+def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens."""
+    weights = weights_of(node)
+    areas: dict[str, int] = {}
+    if node.op in MATRIX_OPS:
+        areas["packed"] = max(
+            (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
+        )
+    if node.op == "predictor":
+        areas["hidden"] = 4 * n_tokens * weights[0].ne[1]
+    if node.op == "attention":
+        n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
+        areas["attention"] = attention.workspace_bytes(n_tokens, n_head, head_dim, n_ctx)
+    if node.op in FFN_OPS:
+        areas |= _ffn(node, n_tokens)
+    if node.op == "logits":
+        areas["logits"] = 4 * weights[0].ne[1]
+    return areas
+
+
+def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
+    n, n_ff = weights_of(node)[0].ne
+    all_neurons = {"all": 4 * mask_words(n_ff)}
+    if not node.attributes.get("transposed", True):
+        return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **all_neurons}
+    at_once = min(n_tokens, FFN_TOKENS)
+    lists = {"ids": 4 * at_once * (n_ff + 1), **all_neurons}
+    if n_tokens == 1:
+        return {"partial": workspace_bytes(1, n_ff, n), **lists}
+    return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
+
+
+def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
+    """Bytes of each area that serve every node of all graphs, whole cache lines."""
+    sizes = {"turns": aligned(turns_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
+    for graph in graphs:
+        sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
+        for node in graph.nodes:
+            for area, n_bytes in node_areas(node, graph.n_tokens, n_ctx).items():
+                sizes[area] = max(sizes.get(area, 0), aligned(n_bytes))
+    return sizes

@@ -1,0 +1,112 @@
+"""Bytes of a model's parts on the device, and which of them it has kernels for."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
+from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES
+
+VECTOR_TYPES = (GGMLQuantizationType.F32,)
+"""The types in which kernels add and multiply by vectors: norms and biases."""
+INDEX_BYTES = 4  # a neuron's number, int32
+KV_BYTES = {"f16": 2, "f32": 4}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Weights that are placed together.
+
+    Attributes:
+        obstacle: why the device cannot hold them, in words; empty if it can.
+    """
+
+    weights: tuple[tuple[str, Weight], ...]  # role, weight
+    n_bytes: int
+    obstacle: str
+
+
+def n_rows(weight: Weight) -> int:
+    """Rows of a matrix; a vector has one."""
+    return weight.ne[1] if len(weight.ne) > 1 else 1
+
+
+def device_bytes(weight: Weight) -> int:
+    """Bytes of a whole weight on the device."""
+    return packed_bytes(weight.type, n_rows(weight), weight.ne[0])
+
+
+def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> str:
+    """Why the device has no kernel for a weight; empty if it has.
+
+    Args:
+        types: those that the kernel in question exists for.
+    """
+    if weight.type not in types:
+        return f"the device has no kernel for {weight.type.name}"
+    if weight.ne[0] % GGML_QUANT_SIZES[weight.type][0]:
+        return f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}"
+    return ""
+
+
+def part(*weights: tuple[str, Weight]) -> Part:
+    """Weights that are placed together, with their bytes where the device can hold them."""
+    problems = (
+        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else KERNEL_TYPES)
+        for role, weight in weights
+    )
+    problem = next(filter(None, problems), "")
+    return Part(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
+
+
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
+BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
+
+
+def dense_part(layer: Layer, sparsity: str) -> Part:
+    """Attention, norms and biases, and the predictor where the mode uses one."""
+    roles = [("norm", role) for role in NORMS] + [("attention", role) for role in ATTENTION]
+    roles += [("bias", f"{role}_bias") for role in BIASED]
+    if sparsity == "predictor":
+        roles += [("predictor", "fc1"), ("predictor", "fc2")]
+    weights: list[tuple[str, Weight | None]] = [(kind, getattr(layer, role)) for kind, role in roles]
+    return part(*((kind, weight) for kind, weight in weights if weight is not None))
+
+
+def head_part(model: Model) -> Part:
+    """The last norm and the output matrix."""
+    biases = [("bias", model.output_norm_bias)] if model.output_norm_bias is not None else []
+    return part(("norm", model.output_norm), *biases, ("head", model.output))
+
+
+def ffn_part(layer: Layer, sparsity: str) -> Part:
+    """Gate, up and down, as a whole or by neurons."""
+    whole = part(*(("ffn", weight) for weight in layer.ffn_matrices))
+    problem = whole.obstacle or _ffn_obstacle(layer, sparsity)
+    return replace(whole, n_bytes=0, obstacle=problem) if problem else whole
+
+
+def _ffn_obstacle(layer: Layer, sparsity: str) -> str:
+    """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
+    weights, types = layer.ffn_matrices, [weight.type.name for weight in layer.ffn_matrices]
+    if layer.ffn_down is None:
+        if len(set(types)) > 1:
+            return f"the device's sparse FFN takes one type, not {', '.join(types)}"
+        if weights[0].type not in FFN_TYPES:
+            return f"the device has no sparse FFN for {types[0]}"
+    if (layer.ffn_up_bias or layer.ffn_down_bias) and dense_part(layer, sparsity).obstacle:
+        return "its biases stay on the CPU with the dense part"
+    return ""
+
+
+def neuron_bytes(layer: Layer) -> int:
+    """Bytes of one neuron's rows on the device: gate, up and down, repacked."""
+    return sum(packed_row_bytes(weight.type, weight.ne[0]) for weight in layer.ffn_matrices)
+
+
+def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
+    """Bytes of one layer's keys and values."""
+    return 2 * model.n_head_kv * n_ctx * model.head_dim * KV_BYTES[kv_type]

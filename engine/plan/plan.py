@@ -1,0 +1,188 @@
+"""What a plan says: frozen values that the planner makes and everything else reads."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.graph.arena import Arena
+from hotcold.engine.graph.graph import Graph
+from hotcold.engine.graph.passes import CPU, GPU, SPLIT, Homes, PlacedGraph
+from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.kernels.cuda.device.driver import granules
+
+Ids = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class WeightEntry:
+    """One weight's place.
+
+    Attributes:
+        name: of the tensor in the file, with its rows where it is a part of one; or of a tied head.
+        tensor: the tensor in the file.
+        role: "embedding", "rope", "norm", "bias", "attention", "predictor", "ffn" or "head".
+        n_bytes: in the file; 0 for the head of a tied model, whose bytes are the embedding's.
+        n_rows, device_rows: all rows, and those on the device.
+        host_bytes: of the file's bytes, those that only the host serves.
+        device_bytes: what the rows on the device take there, repacked.
+        home: "cpu", "gpu" or "split". why: in words.
+        weight: whose place it is.
+    """
+
+    name: str
+    tensor: str
+    role: str
+    layer: int | None
+    type: str
+    ne: tuple[int, ...]
+    n_bytes: int
+    n_rows: int
+    device_rows: int
+    host_bytes: int
+    device_bytes: int
+    home: str
+    why: str
+    weight: Weight = field(repr=False)
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One layer's KV cache."""
+
+    layer: int
+    n_bytes: int
+    home: str
+    why: str
+
+
+@dataclass(frozen=True)
+class FfnSplit:
+    """Which neurons of a layer are on the device.
+
+    Attributes:
+        hot: their numbers, ascending, int32 [n_hot].
+        neuron_bytes: of one neuron's rows on the device, repacked.
+        covered, measured: activations counted for the hot neurons, and for all.
+        n_bytes: of the hot rows. index_bytes: of the numbers of the hot rows, as many as there may be.
+    """
+
+    layer: int
+    n_ff: int
+    hot: Ids = field(compare=False)
+    neuron_bytes: int
+    covered: float
+    measured: float
+    n_bytes: int
+    index_bytes: int
+    why: str
+
+    @property
+    def n_hot(self) -> int:
+        """Number of neurons on the device."""
+        return int(self.hot.size)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What the budget is spent on, in bytes; everything adds up to it."""
+
+    budget: int
+    weights: int
+    predictors: int
+    kv_cache: int
+    hot_rows: int
+    index: int
+    arena: int
+    workspace: int
+
+    @property
+    def slabs(self) -> tuple[int, int, int]:
+        """Bytes of the three allocations: all kinds of weights and the index, KV cache, arena and workspace."""
+        weights = self.weights + self.predictors + self.hot_rows + self.index
+        return weights, self.kv_cache, self.arena + self.workspace
+
+    @property
+    def padding(self) -> int:
+        """What the allocator adds to them."""
+        return sum(granules(n_bytes) - n_bytes for n_bytes in self.slabs)
+
+    @property
+    def used(self) -> int:
+        """All that is allocated on the device."""
+        return sum(self.slabs) + self.padding
+
+    @property
+    def left_over(self) -> int:
+        """What nothing takes."""
+        return self.budget - self.used
+
+
+@dataclass(frozen=True)
+class GraphPlan:
+    """A graph, and what all passes made of it."""
+
+    graph: Graph = field(compare=False, repr=False)
+    placed: PlacedGraph
+    arenas: dict[str, Arena]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that is known before anything is loaded.
+
+    Attributes:
+        n_batch: tokens that a prompt's run takes; lowered only if nothing fits otherwise.
+        frequencies_from: where the counts of activations came from, in words.
+        peak_count: the largest count of any neuron: the text had at least that many tokens.
+        workspace: bytes of each area on the device.
+        decode, batch: the graphs of one token and of n_batch tokens.
+        notes: what a user should know, a line each.
+    """
+
+    model: Model
+    sparsity: str
+    n_ctx: int
+    n_batch: int
+    kv_type: str
+    budget: Budget
+    device: DeviceFacts | None
+    frequencies_from: str
+    weights: tuple[WeightEntry, ...]
+    caches: tuple[CacheEntry, ...]
+    layers: tuple[FfnSplit, ...]
+    peak_count: float
+    workspace: dict[str, int]
+    totals: Totals
+    decode: GraphPlan
+    batch: GraphPlan
+    notes: tuple[str, ...]
+
+    @property
+    def coverage(self) -> float:
+        """Share of the measured activations that hot neurons cover."""
+        measured = sum(layer.measured for layer in self.layers)
+        return sum(layer.covered for layer in self.layers) / measured if measured else 0.0
+
+    @property
+    def hot_share(self) -> float:
+        """Share of all neurons that are on the device."""
+        return sum(layer.n_hot for layer in self.layers) / sum(layer.n_ff for layer in self.layers)
+
+    @property
+    def n_dense_layers(self) -> int:
+        """Layers whose dense part is on the device."""
+        return sum(
+            entry.role == "norm" and entry.home == GPU and entry.tensor.endswith("attn_norm.weight")
+            for entry in self.weights
+        )
+
+
+def homes_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -> Homes:
+    """What the passes have to know of the entries."""
+    head = next((entry.home for entry in weights if entry.role == "head"), CPU)
+    sides = {
+        entry.tensor: entry.home for entry in weights if entry.home in (GPU, SPLIT) and entry.role != "head"
+    }
+    return Homes(sides, tuple(cache.home for cache in caches), head)

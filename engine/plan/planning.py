@@ -1,0 +1,128 @@
+"""From a model with its statistics, and a budget, to a plan: with an index file's neurons if there is one."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine import settings
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.gpu_index import plan_with_index
+from hotcold.engine.plan.plan import Ids, Plan
+from hotcold.errors import FileError
+from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.activations import activations_in_metadata, read_activations
+from hotcold.gguf_io.gpuidx import Identity
+
+Counts = Sequence[NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to plan for, of a file or of a shape.
+
+    Attributes:
+        path: of the file; None for a shape. header: SHA-256 of its header, and size: its bytes.
+        frequencies: counts of activations, or None. frequencies_from: where they are from.
+    """
+
+    model: Model
+    name: str
+    path: Path | None
+    header: str
+    size: int
+    frequencies: Counts | None
+    frequencies_from: str
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the model is to run."""
+
+    sparsity: str
+    n_ctx: int
+    n_batch: int
+    kv_type: str = "f16"
+
+
+def with_counts(source: Source, activation: Path | None, file: GGUFFile | None) -> Source:
+    """Counts of --activation, else beside the model, else in the file."""
+    model = source.model
+    size = (model.n_layer, model.n_ff)
+    if activation is not None:
+        counts = read_activations(activation, *size)
+        if counts is None:
+            raise FileError(
+                "--activation", activation, "no activation_0.npy or .pt there", "name another folder"
+            )
+        return replace(source, frequencies=counts, frequencies_from=str(activation))
+    if file is None:
+        return replace(source, frequencies_from=placement.UNIFORM)
+    beside = file.path.parent / "activation"
+    if (counts := read_activations(beside, *size)) is not None:
+        return replace(source, frequencies=counts, frequencies_from=f"{beside.name}/ beside the model")
+    if (counts := activations_in_metadata(file.metadata, *size)) is not None:
+        return replace(source, frequencies=counts, frequencies_from="the model's file")
+    return replace(source, frequencies_from=placement.UNIFORM)
+
+
+def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
+    """The settings, each checked and worked out for the model."""
+    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
+    mode, _ = settings.resolve_sparsity(source.model, sparsity)
+    length = settings.context_length(n_ctx, source.model.n_ctx_train).n_ctx
+    return Wanted(mode, length, settings.batch_length(n_batch, length), kv_type)
+
+
+def make_plan(
+    source: Source, how: Wanted, budget: Budget, facts: DeviceFacts | None, hot: Sequence[Ids] | None = None
+) -> Plan:
+    """The plan of a model for a budget."""
+    return placement.plan(
+        source.model,
+        source.frequencies,
+        budget,
+        how.sparsity,
+        how.n_ctx,
+        how.n_batch,
+        facts,
+        kv_type=how.kv_type,
+        frequencies_from=source.frequencies_from,
+        hot=hot,
+    )
+
+
+def plan_source(
+    source: Source,
+    how: Wanted,
+    budget: Budget,
+    facts: DeviceFacts | None,
+    *,
+    reset: bool = False,
+    disable: bool = False,
+    strict: bool = False,
+) -> tuple[Plan, tuple[str, ...]]:
+    """The plan, with the neurons of an index file if there is a good one, and what was decided about it.
+
+    Args:
+        reset, disable, strict: see `plan_with_index`.
+    """
+    indexed = plan_with_index(
+        source.model,
+        source.path,
+        identity(source, how, budget),
+        lambda hot: make_plan(source, how, budget, facts, hot),
+        reset=reset,
+        disable=disable,
+        strict=strict,
+    )
+    return indexed.plan, indexed.lines
+
+
+def identity(source: Source, how: Wanted, budget: Budget) -> Identity:
+    """What an index of this plan is for."""
+    return Identity(source.header, source.size, budget.n_bytes, how.n_ctx)

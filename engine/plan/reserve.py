@@ -1,0 +1,103 @@
+"""What is taken off a budget before anything is placed: arena, workspace, and the index of all layers.
+
+Each is as large as when everything is on the device, so it does not depend on what a plan puts there.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.engine.graph import architectures, passes
+from hotcold.engine.graph.arena import aligned
+from hotcold.engine.graph.graph import Graph
+from hotcold.engine.graph.passes import CPU, GPU, SPLIT, Homes
+from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.device_workspace import device_areas
+from hotcold.engine.plan.footprint import INDEX_BYTES, Part, dense_part, ffn_part, head_part
+from hotcold.errors import DoesNotFitError
+from hotcold.kernels.cuda.device.driver import GRANULE
+
+
+@dataclass(frozen=True)
+class Reserve:
+    """What is taken off a budget before anything is placed.
+
+    Attributes:
+        graphs: of one token and of a batch. workspace: bytes of each area.
+    """
+
+    n_batch: int
+    graphs: tuple[Graph, Graph]
+    arena: int
+    workspace: dict[str, int]
+    index: int
+
+    @property
+    def n_bytes(self) -> int:
+        """All of it, with the most that the allocator may add to the three slabs."""
+        return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
+
+
+def mib(n_bytes: float) -> str:
+    """Bytes in MiB, with a digit that shows small numbers too."""
+    size = n_bytes / (1 << 20)
+    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
+
+
+def _all_on_device(model: Model, sparsity: str, divided: str) -> Homes:
+    """Everything on the device that can be, with every FFN that goes by neurons on this side."""
+    sides: dict[str, str] = {}
+    for layer in model.layers:
+        sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
+        ffn = _placeable(ffn_part(layer, sparsity))
+        sides |= {w.name: divided if layer.ffn_down is None else GPU for _, w in ffn}
+    head = head_part(model)
+    sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
+    return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
+
+
+def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
+    return () if part.obstacle else part.weights
+
+
+def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
+    graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
+    variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
+    arenas = [passes.run_passes(graph, homes)[1][GPU] for graph in graphs for homes in variants]
+    arena = max(each.n_bytes for each in arenas)
+    index = sum(layer_index_bytes(layer, model.n_ff, sparsity) for layer in model.layers)
+    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
+
+
+def layer_index_bytes(layer: Layer, n_ff: int, sparsity: str) -> int:
+    """Bytes of the numbers of a layer's hot rows, were all of them hot."""
+    return (
+        0 if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle else aligned(INDEX_BYTES * n_ff)
+    )
+
+
+def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+    """The reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer.
+
+    Raises:
+        DoesNotFitError: not even a batch of 1 does; the text has the sum that is needed.
+    """
+    while True:
+        reserve = reserve_for(model, sparsity, n_ctx, n_batch)
+        needed = smallest_useful(model, sparsity, reserve)
+        if needed <= budget.n_bytes:
+            return reserve
+        if n_batch == 1:
+            raise DoesNotFitError(
+                "vram_budget",
+                f"{budget.text}, {budget.n_bytes} bytes",
+                f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
+                "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
+            )
+        n_batch //= 2
+
+
+def smallest_useful(model: Model, sparsity: str, reserve: Reserve) -> int:
+    """Bytes of a plan that puts the dense part of one layer on the device, and nothing else."""
+    parts = [dense_part(layer, sparsity) for layer in model.layers]
+    return reserve.n_bytes + next((part.n_bytes for part in parts if not part.obstacle), 0)

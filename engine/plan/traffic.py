@@ -1,0 +1,89 @@
+"""Bytes that a decoded token reads on each side, and what crosses the bus, by plan and statistics.
+
+The KV cache is not part of it. Counts come without the number of tokens behind them, so the largest
+count stands in for it: no text is shorter. The shares of firing neurons are thus upper bounds.
+"""
+
+from dataclasses import dataclass
+
+from hotcold.engine.graph.passes import CPU, GPU, bus
+from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.footprint import n_rows
+from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
+from hotcold.kernels.cuda.repack import packed_row_bytes
+
+
+@dataclass(frozen=True)
+class TokenTraffic:
+    """Of one decoded token.
+
+    Attributes:
+        host_bytes, device_bytes: of weights, at most.
+        to_device, to_host: bytes over the bus; copies: how many times, both ways together.
+    """
+
+    host_bytes: float
+    device_bytes: float
+    to_device: int
+    to_host: int
+    copies: int
+
+    @property
+    def bus_bytes(self) -> int:
+        """Both ways."""
+        return self.to_device + self.to_host
+
+    def seconds(self, host_gbps: float, device_gbps: float, bus_gbps: float) -> float:
+        """By roofline: the slower side, and the bus; an estimate. Bandwidths in 10^9 bytes a second."""
+        sides = max(self.host_bytes / host_gbps, self.device_bytes / device_gbps)
+        return (sides + self.bus_bytes / bus_gbps) / 1e9
+
+
+def token_traffic(plan: Plan) -> TokenTraffic:
+    """The traffic of one decoded token."""
+    host = sum(_read_on(entry, plan, CPU) for entry in plan.weights)
+    device = sum(_read_on(entry, plan, GPU) for entry in plan.weights)
+    for split in plan.layers:
+        cold, hot = _ffn(split, plan)
+        host, device = host + cold, device + hot
+    moved = bus(plan.decode.placed)
+    return TokenTraffic(
+        host,
+        device,
+        to_device=moved[GPU]["bytes"],
+        to_host=moved[CPU]["bytes"],
+        copies=moved[GPU]["copies"] + moved[CPU]["copies"],
+    )
+
+
+def _read_on(entry: WeightEntry, plan: Plan, side: str) -> float:
+    """Bytes of a weight that is no FFN matrix."""
+    if entry.role in ("ffn", "rope") or (entry.role == "predictor" and plan.sparsity != "predictor"):
+        return 0
+    if entry.home != side:
+        return 0
+    if entry.role == "embedding":
+        return entry.n_bytes // entry.n_rows
+    if entry.role == "head":
+        return entry.device_bytes if side == GPU else plan.model.output.n_bytes
+    return entry.device_bytes if side == GPU else entry.n_bytes
+
+
+def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
+    """Bytes of a layer's FFN on the host and on the device."""
+    layer, peak = plan.model.layers[split.layer], plan.peak_count or 1.0
+    firing_hot, firing_cold = split.covered / peak, (split.measured - split.covered) / peak
+    all_hot, all_cold = split.n_hot, split.n_ff - split.n_hot
+    host = device = 0.0
+    for i, weight in enumerate(layer.ffn_matrices):
+        whole = plan.sparsity == "off" or (plan.sparsity == "exact" and i == 0)
+        hot, cold = (all_hot, all_cold) if whole else (firing_hot, firing_cold)
+        if weight is layer.ffn_down:
+            hot, cold = n_rows(weight) * bool(all_hot), n_rows(weight) * (not all_hot)
+        host += cold * _host_row(weight)
+        device += hot * packed_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
+    return host, device
+
+
+def _host_row(weight: Weight) -> int:
+    return weight.n_bytes // n_rows(weight)

@@ -1,0 +1,99 @@
+"""What a run used of a device: memory, launches, and the share of the work that it did."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from hotcold.engine.run.executor import Executor
+
+
+@dataclass(frozen=True)
+class DeviceUse:
+    """Of one device, or of none.
+
+    Attributes:
+        device: as in --device; "cpu" where there is none.
+        vram_planned, vram_used: bytes; what the device's allocator says is used.
+        kernel_launches: so far.
+        ffn_device_share: part of all neurons whose rows are on the device.
+        listed_device, listed_host: neurons that a predictor listed on either side, for all tokens so far. Without
+            one every neuron is looked at: both are 0, and the shares of active and of all neurons the same.
+    """
+
+    device: str = "cpu"
+    vram_planned: int = 0
+    vram_used: int = 0
+    kernel_launches: int = 0
+    ffn_device_share: float = 0.0
+    listed_device: int = 0
+    listed_host: int = 0
+
+    @property
+    def active_device_share(self) -> float:
+        """Part of the neurons looked at that the device looked at."""
+        listed = self.listed_device + self.listed_host
+        return self.listed_device / listed if listed else self.ffn_device_share
+
+    def since(self, earlier: "DeviceUse") -> "DeviceUse":
+        """What was used between the two; memory and shares as they are."""
+        return DeviceUse(
+            self.device,
+            self.vram_planned,
+            self.vram_used,
+            self.kernel_launches - earlier.kernel_launches,
+            self.ffn_device_share,
+            self.listed_device - earlier.listed_device,
+            self.listed_host - earlier.listed_host,
+        )
+
+    def line(self) -> str:
+        """Memory and shares in a line below 70 columns; empty on the CPU alone."""
+        if not self.vram_planned:
+            return ""
+        used, planned, share = self.vram_used / 2**20, self.vram_planned / 2**20, self.active_device_share
+        return (
+            f"{self.device}: VRAM {used:.1f} of {planned:.1f} MiB; "
+            f"FFN {self.ffn_device_share:.0%}, active {share:.0%}, on the CPU {1 - share:.0%}"
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """All of it, by name."""
+        return {
+            "device": self.device,
+            "vram_planned": self.vram_planned,
+            "vram_used": self.vram_used,
+            "kernel_launches": self.kernel_launches,
+            "ffn_device_share": self.ffn_device_share,
+            "active_device_share": self.active_device_share,
+        }
+
+
+class DeviceMeter:
+    """Reads an executor's use; the device's counts wrap, so they are read once a generation."""
+
+    def __init__(self, executor: "Executor") -> None:
+        self._executor = executor
+        self._listed, self._seen = 0, np.zeros(1, np.uint32)
+
+    def read(self) -> DeviceUse:
+        """The use so far."""
+        executor, device, plan = self._executor, self._executor.device, self._executor.plan
+        if device is None or plan is None:
+            return DeviceUse()
+        listed_host = 0
+        if plan.sparsity == "predictor":
+            counts = executor.device_counts()
+            self._listed += int((counts - self._seen).sum(dtype=np.int64))
+            self._seen = counts
+            listed_host = int(executor.counts[..., 0].sum())
+        return DeviceUse(
+            device.name,
+            plan.totals.used,
+            device.counters.live_bytes,
+            sum(device.counters.launches.values()),
+            plan.hot_share,
+            self._listed,
+            listed_host,
+        )

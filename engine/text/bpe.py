@@ -1,0 +1,171 @@
+"""GPT-2's byte-level BPE vocabularies (`tokenizer.ggml.model` = gpt2), run by the tokenizers library.
+
+A piece is written in characters that stand for bytes (GPT-2's `bytes_to_unicode`), and merges name pairs
+of pieces, most important first.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from hotcold.engine.text.pieces import PieceTokenizer
+from hotcold.engine.text.pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
+from hotcold.engine.text.vocabulary import Vocabulary, damaged, read_vocabulary, scores, shown, strings
+from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io import GGUFFile
+
+Merge = tuple[str, str]
+
+
+def byte_characters() -> list[str]:
+    """The character that stands for each byte: itself if printable in Latin-1, else one from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
+    others = iter(range(256, 512))
+    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
+
+
+CHARACTER_OF = byte_characters()
+BYTE_OF = {character: byte for byte, character in enumerate(CHARACTER_OF)}
+
+
+class BpeTokenizer(PieceTokenizer):
+    """A vocabulary and its encoder; `decode` gives the bytes of any text back."""
+
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        merges: Sequence[Merge],
+        pretokenizer: Pretokenizer,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__(vocabulary, warnings)
+        texts = [token.decode() for token in self.tokens]
+        ids = {text: token for token, text in enumerate(texts)}
+        self._byte_ids = [ids.get(character) for character in CHARACTER_OF]
+        self._encode = _library_encoder(ids, merges, pretokenizer)
+
+    def _normal_piece(self, text: bytes) -> bytes:
+        """Bytes of a piece's characters; one that stands for no byte is itself."""
+        characters = text.decode()
+        try:
+            return bytes([BYTE_OF[character] for character in characters])
+        except KeyError:
+            return b"".join(
+                bytes([BYTE_OF[character]]) if character in BYTE_OF else character.encode()
+                for character in characters
+            )
+
+    def _encode_text(self, text: str) -> list[int]:
+        ids = self._encode(text)
+        if None in self._byte_ids and self.n_vocab in ids:
+            self._encode_bytes(text.encode())
+        return ids
+
+    def _encode_bytes(self, data: bytes) -> list[int]:
+        ids = [token for byte in data if (token := self._byte_ids[byte]) is not None]
+        if len(ids) < len(data):
+            lost = next(byte for byte in data if self._byte_ids[byte] is None)
+            raise SettingError(
+                "text", f"byte 0x{lost:02X}", "the vocabulary has no piece for it", "leave it out"
+            )
+        return ids
+
+
+def _library_encoder(
+    ids: dict[str, int], merges: Sequence[Merge], pretokenizer: Pretokenizer
+) -> Callable[[str], list[int]]:
+    """The library's encoder. A byte without a piece comes out as the id behind the last."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    missing = "\ue000" * (1 + max(map(len, ids)))  # longer than, so none of, the pieces
+    try:
+        bpe = models.BPE(
+            vocab=ids | {missing: len(ids)},
+            merges=list(merges),
+            unk_token=missing,
+            ignore_merges=pretokenizer.ignore_merges,
+        )
+    except Exception as error:  # what the library raises has no type of its own
+        bound = "the tokenizers library refuses it"
+        raise FileError("vocabulary", str(error)[:120], bound, "convert the model again") from error
+    library = Tokenizer(bpe)
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pretokenizer.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+    def encode(text: str) -> list[int]:
+        found: list[int] = library.encode(text, add_special_tokens=False).ids
+        return found
+
+    return encode
+
+
+def load(file: GGUFFile, force_pretokenizer: str | None = None) -> BpeTokenizer:
+    """The tokenizer of a file whose `tokenizer.ggml.model` is gpt2.
+
+    Args:
+        force_pretokenizer: one of `PRETOKENIZERS`, whatever the file says.
+
+    Raises:
+        FileError: metadata that are missing or damaged, or a pre-tokenizer that is not known.
+    """
+    name, warnings = (force_pretokenizer, ()) if force_pretokenizer else _pretokenizer_name(file)
+    pretokenizer = PRETOKENIZERS[name]
+    vocabulary = read_vocabulary(file, add_bos=pretokenizer.add_bos)
+    if "tokenizer.ggml.scores" in file.metadata:
+        scores(file, len(vocabulary.tokens))
+    tokens = _named(vocabulary.tokens)
+    merges = _merges(file, _texts(file, tokens))
+    return BpeTokenizer(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
+
+
+def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:
+    """What the file says, or the default and a warning."""
+    key = "tokenizer.ggml.pre"
+    name = file.get_str(key, "")
+    if not name:
+        warning = (
+            f"{key} is missing: words are cut as by `{DEFAULT}`; --force-pretokenizer NAME says otherwise"
+        )
+        return DEFAULT, (warning,)
+    if name not in PRETOKENIZERS:
+        known = f"known: {', '.join(PRETOKENIZERS)}"
+        next_step = "--force-pretokenizer NAME takes one of these, if it cuts text alike"
+        raise FileError(f"{file.path.name}: {key}", name, known, next_step)
+    return name, ()
+
+
+def _named(tokens: Sequence[bytes]) -> list[bytes]:
+    """The pieces; those without text get a name, as in llama.cpp, since ids are looked up by text."""
+    return [text or b"[EMPTY_%d]" % token for token, text in enumerate(tokens)]
+
+
+def _texts(file: GGUFFile, tokens: Sequence[bytes]) -> set[str]:
+    """The pieces as text: each once, and all of them UTF-8."""
+    first: dict[bytes, int] = {}
+    for token, text in enumerate(tokens):
+        if (other := first.setdefault(text, token)) != token:
+            raise damaged(file, f"tokens[{token}]", shown(text), f"tokens[{other}] is the same")
+    try:
+        return {text.decode() for text in tokens}
+    except UnicodeDecodeError as error:
+        bad = first[bytes(error.object)]
+        raise damaged(file, f"tokens[{bad}]", shown(tokens[bad]), "UTF-8") from None
+
+
+def _merges(file: GGUFFile, texts: set[str]) -> list[Merge]:
+    """Pairs of pieces that become one, each once: the first of equal ones counts, as in llama.cpp."""
+    merges: dict[Merge, None] = {}
+    for number, text in enumerate(strings(file, "merges")):
+        left, _, right = text.decode(errors="backslashreplace").partition(" ")
+        if not left or not right or " " in right:
+            bound = "two pieces with one space between them"
+            raise damaged(file, f"merges[{number}]", shown(text), bound)
+        if left not in texts or right not in texts or left + right not in texts:
+            absent = next(piece for piece in (left, right, left + right) if piece not in texts)
+            bound = f"tokenizer.ggml.tokens has no {shown(absent.encode())}"
+            raise damaged(file, f"merges[{number}]", shown(text), bound)
+        merges[left, right] = None
+    return list(merges)

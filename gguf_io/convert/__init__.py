@@ -1,0 +1,1 @@
+"""Making GGUF files: from directories, and from GGUF files to another type."""

@@ -1,0 +1,106 @@
+"""Converts a Hugging Face directory, with or without predictors, to one GGUF file."""
+
+from pathlib import Path
+
+from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io.activations import read_activations
+from hotcold.gguf_io.convert.inputs import check_inputs, source_files
+from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
+from hotcold.gguf_io.convert.model_tensors import plan_tensors
+from hotcold.gguf_io.convert.outtypes import outtype_of, powerinfer_warnings
+from hotcold.gguf_io.convert.predictors import Predictors, open_predictors
+from hotcold.gguf_io.convert.requantise import requantise
+from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
+from hotcold.gguf_io.huggingface.model import HFModel
+from hotcold.gguf_io.huggingface.tokenizer import check_pretokenizer, tokenizer_metadata
+from hotcold.gguf_io.writer import Progress, check_destination, write_gguf
+
+
+def convert(
+    model: Path,
+    predictors: Path | None,
+    outfile: Path,
+    outtype: str,
+    *,
+    force_pretokenizer: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> ConvertSummary:
+    """Writes `model` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
+
+    `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`). With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
+    down projection transposed. Without them a ReLU model becomes a GGUF with the transposed projection
+    and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it. Counts in
+    `model`/activation go into the metadata. `progress` hears tensor name, bytes done, bytes in all.
+
+    `force_pretokenizer` says how a BPE vocabulary cuts text into words, whatever the directory says.
+
+    Memory stays near the largest tensor of the source; the file appears whole or not at all.
+
+    Raises:
+        SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false;
+            predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer.
+        FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
+            different models; writing failed.
+        DoesNotFitError: the disk is full.
+    """
+    outtype_of(outtype)
+    if model.is_file():
+        if predictors is not None:
+            bound = "a GGUF file keeps its own"
+            raise SettingError("predictors", predictors, bound, "convert the model's directory with them")
+        if force_pretokenizer is not None:
+            bound = "a GGUF file keeps its own"
+            raise SettingError(
+                "force_pretokenizer", force_pretokenizer, bound, "give it to the other commands"
+            )
+        return requantise(model, outfile, outtype, force=force, progress=progress)
+    check_pretokenizer(force_pretokenizer)
+    return _convert_directory(model, predictors, outfile, outtype, force_pretokenizer, force, progress)
+
+
+def _convert_directory(
+    model_dir: Path,
+    predictors: Path | None,
+    outfile: Path,
+    outtype: str,
+    force_pretokenizer: str | None,
+    force: bool,
+    progress: Progress | None,
+) -> ConvertSummary:
+    wanted, file_type = outtype_of(outtype)
+    model = check_inputs(model_dir, predictors)
+    check_destination(outfile, source_files(model_dir, predictors, model), force)
+    sparse_inputs = _open_predictors(model_dir, predictors, model)
+    warnings = list(model.warnings)
+    if sparse_inputs:
+        warnings += [*powerinfer_warnings(outtype, model.n_ff), *model.powerinfer_warnings]
+    tensors = plan_tensors(model_dir, model, sparse_inputs, wanted, warnings.append)
+    tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, force_pretokenizer)
+    warnings += tokenizer_warnings
+    counts = read_activations(model_dir / "activation", model.n_layer, model.n_ff)
+    architecture = model.names.architecture
+    n_bytes = write_gguf(
+        outfile,
+        architecture,
+        model_metadata(model_dir, model, file_type)
+        | tokenizer
+        | sparse_metadata(model, sparse_inputs, counts),
+        tensors,
+        magic="PWRI" if sparse_inputs else "GGUF",
+        force=force,
+        progress=progress,
+    )
+    sparse = model.ffn_activation == "relu"
+    return summary_of(outfile, architecture, outtype, tensors, n_bytes, warnings, sparse)
+
+
+def _open_predictors(model_dir: Path, predictors: Path | None, model: HFModel) -> Predictors | None:
+    if predictors is None:
+        return None
+    if model.ffn_activation != "relu":
+        bound = "predictors belong to a ReLU model"
+        raise FileError(
+            f"{model_dir}: activation", model.ffn_activation, bound, "convert it without predictors"
+        )
+    return open_predictors(predictors, model.n_layer, model.n_embd, model.n_ff)

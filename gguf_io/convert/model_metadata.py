@@ -1,0 +1,61 @@
+"""The metadata of a converted model, but for its tokenizer."""
+
+from pathlib import Path
+
+from gguf import GGUFValueType, LlamaFileType
+
+from hotcold.gguf_io.activations import Counts
+from hotcold.gguf_io.convert.outtypes import QUANTIZATION_VERSION
+from hotcold.gguf_io.convert.predictors import Predictors
+from hotcold.gguf_io.huggingface.model import HFModel
+from hotcold.gguf_io.names import ACTIVATION_COUNTS, FFN_ACTIVATION, SPARSE_THRESHOLD
+from hotcold.gguf_io.writer import MetadataValue, array, float32, string, uint32
+
+
+def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) -> dict[str, MetadataValue]:
+    """Name, types and hyperparameters, by llama.cpp's keys."""
+    arch = model.names.architecture
+    metadata = {
+        "general.name": string(model_dir.resolve().name or "model"),
+        "general.file_type": uint32(int(file_type)),
+        "general.quantization_version": uint32(QUANTIZATION_VERSION),
+        f"{arch}.vocab_size": uint32(model.n_vocab),
+        f"{arch}.context_length": uint32(model.n_ctx_train),
+        f"{arch}.embedding_length": uint32(model.n_embd),
+        f"{arch}.block_count": uint32(model.n_layer),
+        f"{arch}.feed_forward_length": uint32(model.n_ff),
+        f"{arch}.attention.head_count": uint32(model.n_head),
+        f"{arch}.attention.head_count_kv": uint32(model.n_head_kv),
+        f"{arch}.{model.names.norm_eps}": float32(model.norm_eps),
+    }
+    if arch == "falcon":
+        metadata["falcon.tensor_data_layout"] = string("jploski")
+    return metadata | _rope_metadata(model)
+
+
+def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
+    if model.rope is None:
+        return {}
+    arch = model.names.architecture
+    metadata = {
+        f"{arch}.rope.dimension_count": uint32(model.head_dim),
+        f"{arch}.rope.freq_base": float32(model.rope.freq_base),
+    }
+    if model.rope.linear_factor != 1.0:
+        metadata[f"{arch}.rope.scaling.type"] = string("linear")
+        metadata[f"{arch}.rope.scaling.factor"] = float32(model.rope.linear_factor)
+    return metadata
+
+
+def sparse_metadata(
+    model: HFModel, predictors: Predictors | None, counts: tuple[Counts, ...] | None
+) -> dict[str, MetadataValue]:
+    """The activation of a ReLU model without predictors, their threshold, and activation counts."""
+    metadata = {}
+    if predictors is None and model.ffn_activation == "relu":
+        metadata[FFN_ACTIVATION] = string(model.ffn_activation)
+    if predictors is not None and predictors.threshold is not None:
+        metadata[SPARSE_THRESHOLD] = float32(predictors.threshold)
+    for i, layer in enumerate(counts or ()):
+        metadata[ACTIVATION_COUNTS.format(i=i)] = array(layer.tolist(), GGUFValueType.UINT64)
+    return metadata

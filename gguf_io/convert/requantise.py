@@ -1,0 +1,180 @@
+"""Writes the matrices of a GGUF file in another type, as PowerInfer's `quantize` does.
+
+Matrices are the two-dimensional tensors whose name ends in `weight`; all others are copied. Metadata,
+magic and order stay as they are, but for the keys that name the type.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFValueType
+from numpy.typing import NDArray
+
+from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io import blocks
+from hotcold.gguf_io.convert.outtypes import (
+    HEAD,
+    QUANTIZATION_VERSION,
+    is_blocked,
+    output_type,
+    outtype_of,
+    powerinfer_warnings,
+)
+from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
+from hotcold.gguf_io.names import FFN_ACTIVATION
+from hotcold.gguf_io.reader import ALIGNMENT, GGUFFile, open_gguf
+from hotcold.gguf_io.tensors import TensorInfo
+from hotcold.gguf_io.writer import (
+    MetadataValue,
+    OutputTensor,
+    Progress,
+    check_destination,
+    uint32,
+    write_gguf,
+)
+
+T = GGMLQuantizationType
+ARCHITECTURE = "general.architecture"
+INDEX_ARCHITECTURE = "generic.gpu_index"
+PREDICTORS = ("fc1.weight", "fc2.weight")
+
+
+def requantise(
+    source: Path, outfile: Path, outtype: str, *, force: bool = False, progress: Progress | None = None
+) -> ConvertSummary:
+    """Writes the model file `source` to `outfile` with its matrices in `outtype`.
+
+    Each tensor's rows are read, rounded and written slab by slab. The file appears whole or not at all.
+
+    Raises:
+        SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false.
+        FileError: `source` is damaged or no model, has a matrix of a type that cannot be read, or changes
+            while it is read; writing failed.
+        DoesNotFitError: the disk is full.
+    """
+    wanted, file_type = outtype_of(outtype)
+    check_destination(outfile, [source], force)
+    warnings: list[str] = []
+    with open_gguf(source) as file:
+        architecture = _architecture(file)
+        warnings += [*file.warnings, *_powerinfer_warnings(file, architecture, outtype)]
+        tied = HEAD not in file.tensors and not file.is_powerinfer
+        tensors = [
+            _output_tensor(file, info, _new_type(info, architecture, wanted, tied), warnings.append)
+            for info in file.tensors.values()
+        ]
+        warnings += _already_blocked(file, tensors)
+        metadata = {key: _value(file, key) for key in file.metadata if key not in (ARCHITECTURE, ALIGNMENT)}
+        metadata["general.file_type"] = uint32(int(file_type))
+        metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
+        n_bytes = write_gguf(
+            outfile,
+            architecture,
+            metadata,
+            tensors,
+            magic="PWRI" if file.is_powerinfer else "GGUF",
+            force=force,
+            progress=progress,
+        )
+        sparse = file.is_powerinfer or file.metadata.get(FFN_ACTIVATION) == "relu"
+    return summary_of(outfile, architecture, outtype, tensors, n_bytes, warnings, sparse)
+
+
+def _architecture(file: GGUFFile) -> str:
+    """Its name, once the file is known to be a whole model."""
+    name = file.get_str(ARCHITECTURE)
+    if name == INDEX_ARCHITECTURE:
+        raise FileError(str(file.path), name, "a split index has no matrices", "give the model beside it")
+    if file.get_int("split.count", 1) > 1:
+        bound = "a model in one file"
+        next_step = "join the parts first: llama-gguf-split --merge"
+        raise FileError(f"{file.path}: split.count", file.get_int("split.count"), bound, next_step)
+    if not file.tensors:
+        raise FileError(str(file.path), "0 tensors", "a model has some", "give a model file")
+    return name
+
+
+def _powerinfer_warnings(file: GGUFFile, architecture: str, outtype: str) -> list[str]:
+    if not file.is_powerinfer:
+        return []
+    return powerinfer_warnings(outtype, file.get_int(f"{architecture}.feed_forward_length"))
+
+
+def _is_matrix(info: TensorInfo) -> bool:
+    return len(info.ne) == 2 and info.name.endswith("weight")
+
+
+def _new_type(info: TensorInfo, architecture: str, wanted: T, tied: bool) -> T:
+    """The type of `info` in a file whose matrices become `wanted`.
+
+    PowerInfer's rule for block types: predictors are Q4_0 where the rest is, else Q5_0.
+    """
+    if not _is_matrix(info):
+        return info.type
+    if info.name.endswith(PREDICTORS) and is_blocked(wanted) and wanted is not T.Q4_0:
+        wanted = T.Q5_0
+    return output_type(info.name, info.shape, wanted, architecture, tied)
+
+
+def _output_tensor(file: GGUFFile, info: TensorInfo, kind: T, warn: Callable[[str], None]) -> OutputTensor:
+    if kind is not info.type:
+        _check_readable(file, info)
+    n_bytes = info.n_rows * blocks.row_bytes(kind, info.ne[0])
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        for rows in _slabs(file, info):
+            if kind is info.type:
+                yield rows
+            else:
+                yield encode(info.name, blocks.dequantize(rows, info.type), kind, warn)
+
+    return OutputTensor(info.name, kind, info.ne, n_bytes, chunks)
+
+
+def _check_readable(file: GGUFFile, info: TensorInfo) -> None:
+    try:
+        blocks.dequantize(np.zeros((1, blocks.type_size(info.type)), np.uint8), info.type)
+    except SettingError as error:
+        what = f"{file.path}: type of {info.name}"
+        raise FileError(what, info.type.name, "cannot be read", "use a file in F16 or Q8_0") from error
+
+
+def _slabs(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
+    """Rows of the tensor in order, read from the file: pages of its map would stay in memory."""
+    step = max(1, SLAB_ELEMENTS // max(1, info.ne[0]))
+    for first in range(0, info.n_rows, step):
+        n_rows = min(step, info.n_rows - first)
+        offset = info.offset + first * info.row_bytes
+        try:
+            rows = np.fromfile(file.path, np.uint8, n_rows * info.row_bytes, offset=offset)
+        except OSError as error:
+            raise FileError(str(file.path), error.strerror or "cannot be read", "", "check it") from error
+        if rows.size != n_rows * info.row_bytes:
+            bound = f"{n_rows * info.row_bytes} were there when it was opened"
+            raise FileError(
+                f"{file.path}: {info.name}", f"{rows.size} bytes", bound, "keep the file as it is"
+            )
+        yield rows.reshape(n_rows, info.row_bytes)
+
+
+def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
+    """A warning where rounded numbers are rounded again or spread out."""
+    changed = [t for t in tensors if t.type is not file.tensors[t.name].type]
+    kinds = sorted({file.tensors[t.name].type.name for t in changed if is_blocked(file.tensors[t.name].type)})
+    if not kinds:
+        return []
+    return [f"{file.path.name} is in {', '.join(kinds)} already: start from F16 or F32 for the best result"]
+
+
+def _value(file: GGUFFile, key: str) -> MetadataValue:
+    kind, element = file.value_types[key]
+    value: Any = file.metadata[key]
+    if kind is not GGUFValueType.ARRAY:
+        return MetadataValue(kind, value)
+    if element is GGUFValueType.ARRAY or not len(value):
+        found = "an array of arrays" if len(value) else "an empty array"
+        raise FileError(f"{file.path}: {key}", found, "cannot be written", "use a file without that key")
+    return MetadataValue(kind, value.tolist() if isinstance(value, np.ndarray) else list(value), element)

@@ -1,0 +1,1 @@
+"""Reading directories as Hugging Face has them: configs, weights, tokenizers, by family."""

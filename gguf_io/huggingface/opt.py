@@ -1,0 +1,79 @@
+"""OPT in Hugging Face's layout: learned positions, LayerNorm in front, biases everywhere, a tied head.
+
+OPT-350m has its norms behind and a smaller embedding, and is no such model.
+"""
+
+from hotcold.gguf_io.huggingface.fields import MAX_LAYERS, Fields
+from hotcold.gguf_io.huggingface.model import HFModel, context_length, head_sizes
+from hotcold.gguf_io.names import LAYER_NORM_EPS, ArchitectureNames, TensorRule
+
+NORM_EPS = 1e-5  # torch's default, which config.json does not name
+N_CTX_POWERINFER = 2048
+DECODER = "model.decoder."
+LAYER = DECODER + "layers.{i}."
+
+
+def _pair(name: str, source: str, *shape: str) -> tuple[TensorRule, TensorRule]:
+    """A matrix and its bias, which has an entry a row; a norm has as many weights."""
+    return (
+        TensorRule(f"{name}.weight", f"{source}.weight", shape),
+        TensorRule(f"{name}.bias", f"{source}.bias", shape[:1]),
+    )
+
+
+_DOWN, _DOWN_BIAS = _pair("blk.{i}.ffn_down", f"{LAYER}fc2", "n_embd", "n_ff")
+
+NAMES = ArchitectureNames(
+    architecture="opt",
+    norm_eps=LAYER_NORM_EPS,
+    prefix="model.",
+    whole=(
+        TensorRule("token_embd.weight", f"{DECODER}embed_tokens.weight", ("n_vocab", "n_embd")),
+        TensorRule("position_embd.weight", f"{DECODER}embed_positions.weight", ("n_positions", "n_embd")),
+        *_pair("output_norm", f"{DECODER}final_layer_norm", "n_embd"),
+    ),
+    output=TensorRule("output.weight", "lm_head.weight", ("n_vocab", "n_embd")),
+    layer=(
+        *_pair("blk.{i}.attn_norm", f"{LAYER}self_attn_layer_norm", "n_embd"),
+        *_pair("blk.{i}.attn_q", f"{LAYER}self_attn.q_proj", "n_head_dim", "n_embd"),
+        *_pair("blk.{i}.attn_k", f"{LAYER}self_attn.k_proj", "n_head_kv_dim", "n_embd"),
+        *_pair("blk.{i}.attn_v", f"{LAYER}self_attn.v_proj", "n_head_kv_dim", "n_embd"),
+        *_pair("blk.{i}.attn_output", f"{LAYER}self_attn.out_proj", "n_embd", "n_head_dim"),
+        *_pair("blk.{i}.ffn_norm", f"{LAYER}final_layer_norm", "n_embd"),
+        *_pair("blk.{i}.ffn_up", f"{LAYER}fc1", "n_ff", "n_embd"),
+    ),
+    down=_DOWN,
+    down_bias=_DOWN_BIAS,
+    ignored=("decoder.version",),
+)
+
+
+def read_opt(fields: Fields, sparse: bool) -> HFModel:
+    """An OPT; `sparse`: it comes with predictors."""
+    fields.only("do_layer_norm_before", True, "norms behind attention and FFN are not supported")
+    fields.only("enable_bias", True, "projections without biases are not supported")
+    fields.only("layer_norm_elementwise_affine", True, "norms without weights are not supported")
+    fields.only("_remove_final_layer_norm", False, "a model without its last norm is not supported")
+    n_embd = fields.size("hidden_size")
+    if fields.size("word_embed_proj_dim", n_embd) != n_embd:
+        bound = f"an embedding of another size than hidden_size {n_embd} is not supported"
+        raise fields.wrong("word_embed_proj_dim", bound, "use another model")
+    n_head, n_head_kv = head_sizes(fields, n_embd, ("num_attention_heads",), ("num_attention_heads",))
+    n_ctx_train = context_length(fields)
+    rows = f"PowerInfer itself needs {N_CTX_POWERINFER} positions, not {n_ctx_train}; hotcold does not"
+    return HFModel(
+        names=NAMES,
+        n_vocab=fields.size("vocab_size"),
+        n_ctx_train=n_ctx_train,
+        n_embd=n_embd,
+        n_layer=fields.size("num_hidden_layers", largest=MAX_LAYERS),
+        n_ff=fields.size("ffn_dim"),
+        n_head=n_head,
+        n_head_kv=n_head_kv,
+        norm_eps=NORM_EPS,
+        rope=None,
+        ffn_activation=fields.choice("activation_function", {"relu": "relu"}, "relu"),
+        tied=fields.flag("tie_word_embeddings", True),
+        token_ids=fields.token_ids(),
+        powerinfer_warnings=(rows,) * (n_ctx_train != N_CTX_POWERINFER),
+    )

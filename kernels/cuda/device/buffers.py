@@ -1,0 +1,155 @@
+"""Memory, streams and events of a device, as the engine holds them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hotcold.errors import DeviceError
+
+if TYPE_CHECKING:
+    from hotcold.kernels.cuda.device.device import Device
+
+Shape = int | tuple[int, ...]
+
+
+@dataclass(eq=False)
+class Allocation:
+    """Memory that is freed as a whole; `array` is the driver's, `alive` until then."""
+
+    device: Device
+    array: Any
+    handle: object
+    alive: bool = True
+
+    def check(self, device: Device) -> None:
+        """Refuse memory of another device, and memory that was freed."""
+        if self.device is not device:
+            raise DeviceError("buffer", "of another device", f"{device.name} is asked")
+        if not self.alive:
+            raise DeviceError("buffer", "freed", "it cannot be used again", "allocate another")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """A typed, contiguous part of an allocation, `offset` bytes from its beginning."""
+
+    allocation: Allocation
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    address: int
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Bytes of this part."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def array(self) -> Any:
+        """The driver's own array of this part: a view, never a copy."""
+        self.allocation.check(self.allocation.device)
+        part = self.allocation.array[self.offset : self.offset + self.n_bytes]
+        return part.view(self.dtype).reshape(self.shape)
+
+    def view(self, offset: int, shape: Shape, dtype: DTypeLike) -> Self:
+        """A typed view of a part.
+
+        Args:
+            offset: bytes from the beginning of this part.
+
+        Raises:
+            DeviceError: what is asked for is not inside, or not aligned, or was freed.
+        """
+        self.allocation.check(self.allocation.device)
+        kind, start, address = np.dtype(dtype), self.offset + offset, self.address + offset
+        part = replace(self, offset=start, shape=shape_of(shape), dtype=kind, address=address)
+        if offset < 0 or offset + part.n_bytes > self.n_bytes:
+            end = offset + part.n_bytes
+            raise DeviceError("view", f"bytes {offset} to {end}", f"the buffer has {self.n_bytes}")
+        if part.address % part.dtype.itemsize:
+            bound = f"{part.dtype} needs {part.dtype.itemsize}-byte alignment"
+            raise DeviceError("view", f"offset {offset}", bound)
+        return part
+
+
+class Buffer(Part):
+    """Device memory. `array` is a `cupy.ndarray`, or a NumPy array on the emulated device."""
+
+    def free(self) -> None:
+        """Free the whole allocation, with all views of it."""
+        self.allocation.device.free(self.allocation)
+
+
+class Pinned(Part):
+    """Page-locked host memory: what a copy starts from or ends in. `array` is a NumPy array."""
+
+    def free(self) -> None:
+        """Free the whole allocation, with all views of it."""
+        self.allocation.device.free_pinned(self.allocation)
+
+
+class Stream:
+    """Work that runs in order."""
+
+    def __init__(self, device: Device, name: str) -> None:
+        self.device, self.name, self.raw = device, name, device.driver.new_stream()
+
+    def wait(self, event: Event) -> None:
+        """Later work of this stream runs after what the event has recorded up to now."""
+        _check_pair(event, self)
+        self.device.counters.stream_waits += 1
+        self.device.note("wait", self.name)
+        self.device.driver.stream_wait(self.raw, event.raw)
+
+    def synchronize(self) -> None:
+        """Wait on the host until all work of this stream is done."""
+        self.device.check_open()
+        self.device.counters.host_waits += 1
+        self.device.note("host waits", self.name)
+        self.device.driver.wait_stream(self.raw)
+
+
+class Event:
+    """A place in a stream. One that was never recorded is passed at once."""
+
+    def __init__(self, device: Device) -> None:
+        self.device, self.raw, self.stream_name = device, device.driver.new_event(), ""
+
+    def record(self, stream: Stream) -> None:
+        """Mark the end of a stream as it is now."""
+        _check_pair(self, stream)
+        self.stream_name = stream.name
+        self.device.note("record", stream.name)
+        self.device.driver.record(self.raw, stream.raw)
+
+    def synchronize(self) -> None:
+        """Wait on the host for what was recorded."""
+        self.device.check_open()
+        self.device.counters.host_waits += 1
+        self.device.note("host waits", self.stream_name)
+        self.device.driver.wait_event(self.raw)
+
+
+def _check_pair(event: Event, stream: Stream) -> None:
+    stream.device.check_open()
+    if event.device is not stream.device:
+        raise DeviceError("event", "of another device", f"stream {stream.name} is of {stream.device.name}")
+
+
+def shape_of(shape: Shape) -> tuple[int, ...]:
+    """A shape as a tuple."""
+    return (shape,) if isinstance(shape, int) else tuple(shape)
+
+
+def bytes_of(shape: Shape, dtype: DTypeLike) -> int:
+    """Bytes of an array; DeviceError if it has none."""
+    n_bytes = math.prod(shape_of(shape)) * np.dtype(dtype).itemsize
+    if n_bytes < 1 or min(shape_of(shape)) < 1:
+        raise DeviceError("buffer", shape_of(shape), "has no bytes", "skip it")
+    return n_bytes

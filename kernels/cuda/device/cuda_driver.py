@@ -1,0 +1,234 @@
+"""The driver for a card: CuPy only, one thin call each.
+
+CuPy is imported when a device is opened, never before: CPU use pays nothing for it.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
+from hotcold.kernels.cuda.device.driver import Facts
+from hotcold.kernels.cuda.device.nvrtc import build_cubin
+from hotcold.kernels.cuda.device.signatures import read_signatures
+from hotcold.kernels.cuda.device.sources import program
+
+INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
+OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def load_cupy() -> Any:
+    """The module cupy; DeviceError if it is not installed or does not import."""
+    try:
+        return importlib.import_module("cupy")
+    except ImportError as error:
+        raise DeviceError("CuPy", "not importable", str(error), INSTALL) from error
+
+
+def translated(method: F) -> F:
+    """Let CuPy's errors leave as ours."""
+
+    @functools.wraps(method)
+    def call(self: "CudaDriver", *arguments: Any) -> Any:
+        try:
+            self.card.use()  # the current device is a thread's own
+            return method(self, *arguments)
+        except self.cuda_errors as error:
+            raise _our_error(self.facts.name, method.__name__, error) from error
+
+    return call  # type: ignore[return-value]
+
+
+def _our_error(device: str, call: str, error: Exception) -> HotcoldError:
+    no_memory = getattr(error, "status", None) == OUT_OF_MEMORY or "OutOfMemory" in type(error).__name__
+    if no_memory:
+        return DoesNotFitError(f"memory of {device}", error, "", "lower --vram-budget")
+    return DeviceError(f"{device}, {call}", error, "CUDA failed", "see the driver's log (dmesg)")
+
+
+def usable_cards(cupy: Any) -> int:
+    """How many cards CUDA shows.
+
+    Raises:
+        DeviceError: no driver, a driver older than CuPy's CUDA, or no card.
+    """
+    runtime = cupy.cuda.runtime
+    needs, has = runtime.runtimeGetVersion() // 1000, runtime.driverGetVersion() // 1000
+    if has == 0:
+        raise DeviceError("CUDA driver", "none", "a card needs one", "install it, or use --device cpu")
+    if has < needs:
+        remedy = "update it, install CuPy for the older CUDA, or use --device cpu"
+        raise DeviceError("CUDA driver", f"for CUDA {has}", f"CuPy needs CUDA {needs}", remedy)
+    try:
+        count = int(runtime.getDeviceCount())
+    except runtime.CUDARuntimeError as error:
+        raise DeviceError("CUDA", error, "no card answers", "see nvidia-smi, or use --device cpu") from error
+    if count == 0:
+        raise DeviceError("CUDA", "no card", "CUDA_VISIBLE_DEVICES may hide it", "use --device cpu")
+    return count
+
+
+class CudaDriver:
+    """Runs kernels on a card.
+
+    Args:
+        index: which of the visible cards.
+        source: the program, all kernels by default.
+        cupy: the module to call; tests pass a stub.
+    """
+
+    def __init__(self, index: int = 0, source: str | None = None, cupy: Any = None) -> None:
+        self.cupy = load_cupy() if cupy is None else cupy
+        count = usable_cards(self.cupy)
+        if not 0 <= index < count:
+            bound = f"there are {count}, the last is cuda:{count - 1}"
+            raise DeviceError("device", f"cuda:{index}", bound, "choose one that `hotcold devices` shows")
+        cuda = self.cupy.cuda
+        self.cuda_errors = (
+            cuda.runtime.CUDARuntimeError,
+            cuda.driver.CUDADriverError,
+            cuda.memory.OutOfMemoryError,
+        )
+        self.card = cuda.Device(index)
+        self.facts = card_facts(self.cupy, index)
+        self._open(program() if source is None else source)
+
+    def _open(self, text: str) -> None:
+        self.signatures = read_signatures(text)
+        cubin = build_cubin(text, self.facts.architecture)
+        self.card.use()
+        self.pool = self.cupy.cuda.MemoryPool()
+        self.module = self.cupy.RawModule(path=str(cubin))
+        self.functions: dict[str, Any] = {}
+
+    # Memory
+
+    @translated
+    def allocate(self, n_bytes: int) -> Any:
+        """A `cupy.ndarray` of bytes from a pool of our own, so that its size is ours alone."""
+        return self.cupy.ndarray((n_bytes,), np.uint8, self.pool.malloc(n_bytes))
+
+    def release(self, array: Any) -> None:
+        """CuPy frees the memory when the last array over it is gone."""
+
+    @translated
+    def used_bytes(self) -> int:
+        """Bytes that the pool holds of the card's memory, after giving back what nobody uses."""
+        self.pool.free_all_blocks()
+        return int(self.pool.total_bytes())
+
+    @translated
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes left on the card for all programs, and in all."""
+        free, total = self.cupy.cuda.runtime.memGetInfo()
+        return int(free), int(total)
+
+    def address(self, array: Any) -> int:
+        """The device pointer."""
+        return int(array.data.ptr)
+
+    @translated
+    def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
+        """cudaHostAlloc, without CuPy's pool: freed when it is released."""
+        pointer = self.cupy.cuda.PinnedMemoryPointer(self.cupy.cuda.PinnedMemory(n_bytes), 0)
+        return np.frombuffer(pointer, np.uint8, n_bytes), pointer
+
+    def release_pinned(self, handle: Any) -> None:
+        """Freed when the last view is gone."""
+        del handle
+
+    # Streams and events
+
+    @translated
+    def new_stream(self) -> Any:
+        """Non-blocking: no hidden order with the default stream."""
+        return self.cupy.cuda.Stream(non_blocking=True)
+
+    @translated
+    def new_event(self) -> Any:
+        """Without timing, which would slow waits."""
+        return self.cupy.cuda.Event(disable_timing=True)
+
+    @translated
+    def record(self, event: Any, stream: Any) -> None:
+        """cudaEventRecord."""
+        event.record(stream)
+
+    @translated
+    def stream_wait(self, stream: Any, event: Any) -> None:
+        """cudaStreamWaitEvent."""
+        stream.wait_event(event)
+
+    @translated
+    def wait_event(self, event: Any) -> None:
+        """cudaEventSynchronize."""
+        event.synchronize()
+
+    @translated
+    def wait_stream(self, stream: Any) -> None:
+        """cudaStreamSynchronize."""
+        stream.synchronize()
+
+    @translated
+    def wait_all(self) -> None:
+        """cudaDeviceSynchronize."""
+        self.card.synchronize()
+
+    # Work
+
+    @translated
+    def upload(self, address: int, host: int, n_bytes: int, stream: Any) -> None:
+        """cudaMemcpyAsync to the card."""
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(address, host, n_bytes, runtime.memcpyHostToDevice, stream.ptr)
+
+    @translated
+    def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
+        """cudaMemcpyAsync from the card."""
+        runtime = self.cupy.cuda.runtime
+        runtime.memcpyAsync(host, address, n_bytes, runtime.memcpyDeviceToHost, stream.ptr)
+
+    @translated
+    def prepare(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[np.generic],
+        shared: int,
+    ) -> Callable[[Any], None]:
+        """cuLaunchKernel with everything but the stream.
+
+        Pointers come as numbers: a prepared launch keeps no memory alive that was freed.
+        """
+        if kernel not in self.functions:
+            self.functions[kernel] = self.module.get_function(kernel)
+        function, values = self.functions[kernel], tuple(arguments)
+
+        def enqueue(stream: Any) -> None:
+            with stream:
+                function(grid, block, values, shared_mem=shared)
+
+        return functools.partial(self._enqueue, enqueue)
+
+    @translated
+    def _enqueue(self, enqueue: Callable[[Any], None], stream: Any) -> None:
+        enqueue(stream)
+
+    def close(self) -> None:
+        """Give the pool's memory back."""
+        self.pool.free_all_blocks()
+
+
+def card_facts(cupy: Any, index: int) -> Facts:
+    """What a card is called, and its architecture."""
+    properties = cupy.cuda.runtime.getDeviceProperties(index)
+    name = properties["name"]
+    text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+    return Facts(f"cuda:{index}", text, 10 * properties["major"] + properties["minor"])

@@ -1,0 +1,343 @@
+"""The device seam: buffers, streams, copies and launches, the same on a card and without one.
+
+Copies and launches only enqueue. A pinned buffer belongs to its copy from the call until an event or
+stream after it has been waited for: the host may neither read nor write it, nor start another copy.
+Work on two streams is ordered by `Stream.wait` alone.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from hotcold.errors import DeviceError, DoesNotFitError, SettingError
+from hotcold.kernels.cuda.device.buffers import (
+    Allocation,
+    Buffer,
+    Event,
+    Pinned,
+    Shape,
+    Stream,
+    bytes_of,
+    shape_of,
+)
+from hotcold.kernels.cuda.device.driver import Driver
+from hotcold.kernels.cuda.device.signatures import (
+    Parameter,
+    Signature,
+    Size,
+    check_count,
+    check_size,
+    find,
+    scalar,
+    three,
+)
+
+FAILURES = ("alloc", "launch", "h2d", "d2h")
+
+
+@dataclass
+class Counters:
+    """What a device has done since it was opened.
+
+    Attributes:
+        h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
+        launches: how often each kernel was launched.
+        host_waits: how often the host waited for the device.
+        stream_waits: how often a stream was told to wait for another.
+        live_bytes, peak_bytes: device memory that the driver's allocator holds, and held at most.
+        pinned_bytes: page-locked host memory that is allocated now.
+    """
+
+    h2d_calls: int = 0
+    h2d_bytes: int = 0
+    d2h_calls: int = 0
+    d2h_bytes: int = 0
+    launches: Counter[str] = field(default_factory=Counter)
+    host_waits: int = 0
+    stream_waits: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    pinned_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One thing that was asked of a device: `what` is a kernel, "h2d", "d2h", "record", "wait" (a
+    stream's) or "host waits"; `stream` names the stream."""
+
+    what: str
+    stream: str
+    n_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch whose arguments have been checked, to be enqueued any number of times."""
+
+    kernel: str
+    allocations: tuple[Allocation, ...]
+    enqueue: Callable[[Any], None]
+
+
+class Device:
+    """One device: checks and counts every call, and passes it on to its driver.
+
+    Attributes:
+        name: as in --device, `cuda:0` or `emulated`.
+        compute, copy: the two streams that every device has.
+        counters: what was done.
+        log: everything asked of the device, in order, while it is a list; None by default.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver, self.facts, self.name = driver, driver.facts, driver.facts.name
+        self.counters = Counters()
+        self.log: list[Entry] | None = None
+        self.allocations: dict[int, Allocation] = {}
+        self.pinned_allocations: dict[int, Allocation] = {}
+        self.closed = False
+        self._failures: dict[str, int] = {}
+        self.compute, self.copy = self.stream("compute"), self.stream("copy")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # Memory
+
+    def empty(self, shape: Shape, dtype: DTypeLike) -> Buffer:
+        """Uninitialised device memory.
+
+        Raises:
+            DoesNotFitError: there is not that much left.
+        """
+        allocation = self._allocate(bytes_of(shape, dtype))
+        return Buffer(allocation, 0, shape_of(shape), np.dtype(dtype), self.driver.address(allocation.array))
+
+    def _allocate(self, n_bytes: int) -> Allocation:
+        self._begin("alloc")
+        array = self.driver.allocate(n_bytes)
+        allocation = Allocation(self, array, array)
+        self.allocations[id(allocation)] = allocation
+        self._weigh()
+        return allocation
+
+    def free(self, allocation: Allocation) -> None:
+        """Free an allocation; freeing it twice is refused."""
+        allocation.check(self)
+        del self.allocations[id(allocation)]
+        self.driver.release(allocation.array)
+        allocation.array, allocation.handle, allocation.alive = None, None, False
+        with suppress(DeviceError):  # a lost device cannot be weighed
+            self._weigh()
+
+    def pinned(self, shape: Shape, dtype: DTypeLike) -> Pinned:
+        """Uninitialised page-locked host memory.
+
+        Raises:
+            DoesNotFitError: the host does not give that much.
+        """
+        n_bytes = bytes_of(shape, dtype)
+        try:
+            self._begin("alloc")
+            array, handle = self.driver.allocate_pinned(n_bytes)
+        except DoesNotFitError as error:
+            bound = error.bound or str(error.value)
+            raise DoesNotFitError(
+                "page-locked host memory", f"{n_bytes} bytes", bound, "lower -b, or take --device cpu"
+            ) from error
+        allocation = Allocation(self, array, handle)
+        self.pinned_allocations[id(allocation)] = allocation
+        self.counters.pinned_bytes += array.nbytes
+        return Pinned(allocation, 0, shape_of(shape), np.dtype(dtype), array.ctypes.data)
+
+    def free_pinned(self, allocation: Allocation) -> None:
+        """Free page-locked memory; freeing it twice is refused."""
+        allocation.check(self)
+        self.counters.pinned_bytes -= allocation.array.nbytes
+        del self.pinned_allocations[id(allocation)]
+        self.driver.release_pinned(allocation.handle)
+        allocation.array, allocation.handle, allocation.alive = None, None, False
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of device memory: left and in all."""
+        self.check_open()
+        return self.driver.free_and_total()
+
+    # Order
+
+    def stream(self, name: str) -> Stream:
+        """Another stream; the name is for the log."""
+        self.check_open()
+        return Stream(self, name)
+
+    def event(self) -> Event:
+        """An event that nobody recorded yet."""
+        self.check_open()
+        return Event(self)
+
+    def synchronize(self) -> None:
+        """Wait on the host until the device has done everything."""
+        self.check_open()
+        self.counters.host_waits += 1
+        self.note("host waits", "all")
+        self.driver.wait_all()
+
+    # Work
+
+    def upload(self, buffer: Buffer, host: Pinned, stream: Stream) -> None:
+        """Enqueue a copy from the host; both sides have as many bytes."""
+        self._begin("h2d", stream)
+        self._check_copy(buffer, host)
+        self.counters.h2d_calls += 1
+        self.counters.h2d_bytes += host.n_bytes
+        self.note("h2d", stream.name, host.n_bytes)
+        self.driver.upload(buffer.address, host.address, host.n_bytes, stream.raw)
+
+    def download(self, host: Pinned, buffer: Buffer, stream: Stream) -> None:
+        """Enqueue a copy to the host; both sides have as many bytes."""
+        self._begin("d2h", stream)
+        self._check_copy(buffer, host)
+        self.counters.d2h_calls += 1
+        self.counters.d2h_bytes += host.n_bytes
+        self.note("d2h", stream.name, host.n_bytes)
+        self.driver.download(host.address, buffer.address, host.n_bytes, stream.raw)
+
+    def launch(
+        self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], stream: Stream, shared: int = 0
+    ) -> None:
+        """Enqueue a kernel: `prepare` and `run` in one call."""
+        self.run(self.prepare(kernel, grid, block, arguments, shared), stream)
+
+    def prepare(
+        self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], shared: int = 0
+    ) -> Launch:
+        """Check a launch against the kernel's signature and the limits of every card.
+
+        Args:
+            kernel: its name in the sources.
+            grid, block: an int or up to three of them, x first.
+            arguments: a Buffer for each pointer, a number for each value.
+            shared: bytes of dynamic shared memory.
+
+        Raises:
+            DeviceError: unknown kernel; wrong count, type, width or alignment; an empty or too large
+                launch; a buffer that was freed or is another device's.
+        """
+        self.check_open()
+        signature = find(self.driver.signatures, kernel)
+        check_size(kernel, grid, block, shared)
+        check_count(signature, arguments)
+        pairs = list(zip(signature.parameters, arguments, strict=True))
+        values = [self._argument(signature, parameter, value) for parameter, value in pairs]
+        used = {id(a.allocation): a.allocation for a in arguments if isinstance(a, Buffer)}
+        enqueue = self.driver.prepare(kernel, three(grid), three(block), values, shared)
+        return Launch(kernel, tuple(used.values()), enqueue)
+
+    def run(self, launch: Launch, stream: Stream) -> None:
+        """Enqueue a prepared launch."""
+        if self._failures or self.closed or stream.device is not self:  # this is called a dozen times a layer
+            self._begin("launch", stream)
+        for allocation in launch.allocations:
+            if allocation.device is not self or not allocation.alive:
+                allocation.check(self)
+        self.counters.launches[launch.kernel] += 1
+        if self.log is not None:
+            self.note(launch.kernel, stream.name)
+        launch.enqueue(stream.raw)
+
+    # Tests and statistics
+
+    def fail_at(self, kind: str, n: int) -> None:
+        """Make the n-th call of a kind from now on fail, once: for tests.
+
+        Args:
+            kind: "alloc" (device or pinned memory), "launch", "h2d" or "d2h".
+            n: 1 is the next call.
+        """
+        if kind not in FAILURES:
+            raise SettingError("kind of failure", kind, f"one of {', '.join(FAILURES)}")
+        self._failures[kind] = n
+
+    def note(self, what: str, stream: str, n_bytes: int = 0) -> None:
+        """Write down what was asked, if there is a log."""
+        if self.log is not None:
+            self.log.append(Entry(what, stream, n_bytes))
+
+    def close(self) -> None:
+        """Wait for the device, free everything, and refuse all further calls.
+
+        A device that was lost closes too; its counters then stay as they were.
+        """
+        if self.closed:
+            return
+        with suppress(DeviceError):  # a lost device has nothing to wait for
+            self.driver.wait_all()
+        for pinned in list(self.pinned_allocations.values()):
+            self.free_pinned(pinned)
+        for allocation in list(self.allocations.values()):
+            self.free(allocation)
+        self.closed = True
+        with suppress(DeviceError):
+            self.driver.close()
+
+    # Checks
+
+    def check_open(self) -> None:
+        """Refuse a closed device."""
+        if self.closed:
+            raise DeviceError(f"device {self.name}", "closed", "it takes no further calls", "open it again")
+
+    def _begin(self, kind: str, stream: Stream | None = None) -> None:
+        self.check_open()
+        if stream is not None and stream.device is not self:
+            raise DeviceError("stream", stream.name, f"belongs to another device than {self.name}")
+        if kind in self._failures:
+            self._failures[kind] -= 1
+            if self._failures[kind] == 0:
+                del self._failures[kind]
+                raise _failure(kind)
+
+    def _weigh(self) -> None:
+        self.counters.live_bytes = self.driver.used_bytes()
+        self.counters.peak_bytes = max(self.counters.peak_bytes, self.counters.live_bytes)
+
+    def _check_copy(self, buffer: Buffer, host: Pinned) -> None:
+        if not isinstance(buffer, Buffer) or not isinstance(host, Pinned):
+            kinds = f"{type(buffer).__name__} and {type(host).__name__}"
+            raise DeviceError("copy", kinds, "needs a Buffer and a Pinned buffer of the device")
+        buffer.allocation.check(self)
+        host.allocation.check(self)
+        if buffer.n_bytes != host.n_bytes:
+            raise DeviceError("copy", f"{host.n_bytes} bytes on the host", f"{buffer.n_bytes} on the device")
+
+    def _argument(self, signature: Signature, parameter: Parameter, value: Any) -> Any:
+        if not parameter.pointer:
+            return scalar(signature, parameter, value)
+        thing = f"argument {parameter.name} of {signature.kernel}"
+        if not isinstance(value, Buffer):
+            raise DeviceError(thing, type(value).__name__, "a Buffer is wanted")
+        value.allocation.check(self)
+        if parameter.code != "V" and value.dtype != np.dtype(parameter.code):
+            raise DeviceError(thing, value.dtype, f"a pointer to {np.dtype(parameter.code)} is wanted")
+        if value.address % parameter.alignment:
+            raise DeviceError(thing, hex(value.address), f"needs {parameter.alignment}-byte alignment")
+        return np.uint64(value.address)
+
+
+def _failure(kind: str) -> DeviceError | DoesNotFitError:
+    if kind == "alloc":
+        return DoesNotFitError("device memory", "none left", "as fail_at asked", "lower --vram-budget")
+    return DeviceError(kind, "failed", "as fail_at asked", "try again")

@@ -1,0 +1,105 @@
+"""What a driver does for a Device: thin calls, nothing checked, nothing counted."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device.signatures import Signature
+
+GRANULE = 512
+"""Every allocator of device memory behind a driver gives a multiple of this many bytes."""
+
+
+def granules(n_bytes: int) -> int:
+    """Bytes that an allocator takes for n_bytes."""
+    return -(-n_bytes // GRANULE) * GRANULE
+
+
+class KernelFault(DeviceError):
+    """A kernel did what no kernel may: the emulated device names it, its block, thread and line."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a device is: `name` as in --device, `description` for people, the version of the
+    architecture (90 for sm_90; 0 if it has none)."""
+
+    name: str
+    description: str
+    architecture: int = 0
+
+
+class Driver(Protocol):
+    """CudaDriver or EmulatedDriver.
+
+    Arrays are the driver's own: `cupy.ndarray` or NumPy arrays over the emulated memory. Streams and
+    events are the driver's own, too. Copies and launches only enqueue.
+    """
+
+    signatures: dict[str, Signature]
+    facts: Facts
+
+    def allocate(self, n_bytes: int) -> Any:
+        """A fresh array of bytes in device memory; DoesNotFitError if there is no room."""
+
+    def release(self, array: Any) -> None:
+        """Free what `allocate` returned."""
+
+    def used_bytes(self) -> int:
+        """Bytes that the driver's allocator holds at this moment."""
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes of device memory: left and in all."""
+
+    def address(self, array: Any) -> int:
+        """The device address of an array's first byte."""
+
+    def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
+        """Page-locked host memory, and the handle to release it by."""
+
+    def release_pinned(self, handle: Any) -> None:
+        """Free page-locked memory."""
+
+    def new_stream(self) -> Any:
+        """A stream that is ordered with no other, the default stream included."""
+
+    def new_event(self) -> Any:
+        """An event."""
+
+    def record(self, event: Any, stream: Any) -> None:
+        """Mark the end of a stream as it is now."""
+
+    def stream_wait(self, stream: Any, event: Any) -> None:
+        """Later work of the stream runs after what the event has recorded up to now."""
+
+    def wait_event(self, event: Any) -> None:
+        """The host waits for what the event has recorded."""
+
+    def wait_stream(self, stream: Any) -> None:
+        """The host waits for all work of a stream."""
+
+    def wait_all(self) -> None:
+        """The host waits for all work of the device."""
+
+    def upload(self, address: int, host: int, n_bytes: int, stream: Any) -> None:
+        """Enqueue a copy from page-locked host memory to device memory, both given by address."""
+
+    def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
+        """Enqueue a copy from device memory to page-locked host memory, both given by address."""
+
+    def prepare(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[np.generic],
+        shared: int,
+    ) -> Callable[[Any], None]:
+        """A launch with checked arguments, pointers as uint64; calling it with a stream enqueues it."""
+
+    def close(self) -> None:
+        """Give everything back."""

@@ -1,0 +1,1 @@
+"""The emulated device: the CUDA sources compiled for the CPU by g++."""

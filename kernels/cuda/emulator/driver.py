@@ -1,0 +1,246 @@
+"""The driver without a card: the CUDA sources, compiled by g++ and run on the CPU."""
+
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.errors import DeviceError, SettingError
+from hotcold.kernels.cuda.device.driver import Facts, KernelFault
+from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
+from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.emulator.build import BUILDS, build
+from hotcold.kernels.cuda.emulator.memory import POISON, Memory
+from hotcold.kernels.cuda.emulator.streams import Event, Stream, Streams
+
+MESSAGE_BYTES = 1000
+MEMORY_BYTES = 8 << 30
+"""What the emulated device says it has; pages are taken from the host when they are touched."""
+_one_launch = threading.Lock()
+"""Fibers and signal handlers belong to the process."""
+
+
+class EmulatedDriver:
+    """Runs kernels on the CPU, checks them, and delays enqueued work as a card may.
+
+    Args:
+        source: the program, all kernels by default.
+        build_kind: `fast`, `checked` (traps undefined behaviour) or `races` (slow).
+        policy: when enqueued work runs: `eager`, `late` or `random`.
+        order: of threads and blocks: 0 forward, 1 backward, else a seed. With 1, buffers begin at a
+            guard page instead of ending at one.
+        seed: of the `random` policy.
+        memory: bytes of device memory.
+    """
+
+    def __init__(
+        self,
+        source: str | None = None,
+        build_kind: str = "checked",
+        policy: str = "late",
+        order: int = 0,
+        seed: int = 0,
+        memory: int = MEMORY_BYTES,
+    ) -> None:
+        if build_kind not in BUILDS:
+            raise SettingError("build of the emulated device", build_kind, f"one of {', '.join(BUILDS)}")
+        text = program() if source is None else source
+        self.signatures = read_signatures(text)
+        self.path = build(text, build_kind)
+        self.library = _load(self.path)
+        self.kernels = _kernels(self.library, self.signatures)
+        self.streams, self.memory = Streams(policy, seed), Memory(memory, at_start=order == 1)
+        self.host = Memory(memory, at_start=order == 1)
+        self.order, self.lost = order, ""
+        self.facts = Facts("emulated", "emulated device on the CPU (for checking, not for speed)")
+
+    # Memory
+
+    def allocate(self, n_bytes: int) -> NDArray[np.uint8]:
+        """Poisoned bytes between guard pages."""
+        return self.memory.allocate(n_bytes)
+
+    def release(self, array: Any) -> None:
+        """Take back what `allocate` returned; later use of it faults."""
+        self.memory.release(array)
+
+    def used_bytes(self) -> int:
+        """Bytes taken from the device's memory."""
+        return self.memory.used
+
+    def free_and_total(self) -> tuple[int, int]:
+        """Bytes left and bytes in all."""
+        return self.memory.total - self.memory.used, self.memory.total
+
+    def address(self, array: Any) -> int:
+        """Where an array begins."""
+        return int(array.ctypes.data)
+
+    def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
+        """Host memory, poisoned and guarded too."""
+        array = self.host.allocate(n_bytes)
+        return array, array
+
+    def release_pinned(self, handle: Any) -> None:
+        """Take back what `allocate_pinned` returned."""
+        self.host.release(handle)
+
+    # Streams and events
+
+    def new_stream(self) -> Stream:
+        """A stream that is ordered with no other."""
+        return self.streams.new()
+
+    def new_event(self) -> Event:
+        """An event that nobody recorded yet."""
+        return Event()
+
+    def record(self, event: Event, stream: Stream) -> None:
+        """Mark the end of a stream."""
+        event.record(stream)
+
+    def stream_wait(self, stream: Stream, event: Event) -> None:
+        """Later work of the stream comes after the event."""
+        stream.wait(event)
+
+    def wait_event(self, event: Event) -> None:
+        """The host waits for an event."""
+        self._check_alive()
+        event.synchronize()
+
+    def wait_stream(self, stream: Stream) -> None:
+        """The host waits for all work of a stream."""
+        self._check_alive()
+        stream.run_to(stream.n_added)
+
+    def wait_all(self) -> None:
+        """The host waits for everything."""
+        for stream in self.streams.all:
+            self.wait_stream(stream)
+
+    # Work
+
+    def upload(self, address: int, host: int, n_bytes: int, stream: Stream) -> None:
+        """Copy later, when the host may already have changed its side."""
+        self._enqueue(stream, lambda: self._copy(address, host, n_bytes, host, address))
+
+    def download(self, host: int, address: int, n_bytes: int, stream: Stream) -> None:
+        """Copy later; until then the host reads poison."""
+        ctypes.memset(host, POISON, n_bytes)
+        self._enqueue(stream, lambda: self._copy(host, address, n_bytes, host, address))
+
+    def _copy(self, to: int, source: int, n_bytes: int, host: int, address: int) -> None:
+        if not self.memory.covers(address, n_bytes) or not self.host.covers(host, n_bytes):
+            self._lose(f"a copy of {n_bytes} bytes runs after its memory was freed")
+        ctypes.memmove(to, source, n_bytes)
+
+    def prepare(
+        self,
+        kernel: str,
+        grid: tuple[int, ...],
+        block: tuple[int, ...],
+        arguments: Sequence[np.generic],
+        shared: int,
+    ) -> Callable[[Stream], None]:
+        """A launch with its arguments laid out, to be enqueued any number of times."""
+        values = [_c_value(argument) for argument in arguments]
+        addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
+        sizes = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_size_t(shared)
+
+        def run(keep: object = values) -> None:
+            said = ctypes.create_string_buffer(MESSAGE_BYTES)
+            with _one_launch:
+                failed = self.library.emulator_launch(
+                    self.kernels[kernel], *sizes, addresses, self.order, said, ctypes.c_size_t(MESSAGE_BYTES)
+                )
+            if failed:
+                self._lose(said.value.decode(errors="replace"))
+
+        return lambda stream: self._enqueue(stream, run)
+
+    def touched(self) -> tuple[int, int]:
+        """Bytes of device memory that the last launch read and wrote, each once; `races` build only."""
+        bytes_read, bytes_written, totals = ctypes.c_size_t(), ctypes.c_size_t(), [0, 0]
+        for block in self.memory.blocks.values():
+            place = ctypes.c_void_p(block.address), ctypes.c_size_t(block.n_bytes)
+            counts = ctypes.byref(bytes_read), ctypes.byref(bytes_written)
+            self.library.emulator_touched(*place, *counts)
+            totals = [totals[0] + bytes_read.value, totals[1] + bytes_written.value]
+        return totals[0], totals[1]
+
+    def close(self) -> None:
+        """Drop enqueued work."""
+        self.streams.drop()
+
+    # Faults
+
+    def _enqueue(self, stream: Stream, work: Callable[[], None]) -> None:
+        self._check_alive()
+        stream.enqueue(work)
+
+    def _check_alive(self) -> None:
+        if self.lost:
+            raise DeviceError("emulated device", "lost", f"after {self.lost}", "open it again")
+
+    def _lose(self, message: str) -> None:
+        """A fault ends the device, as it ends a CUDA context."""
+        self.streams.drop()
+        self.lost = self._explained(message)
+        raise KernelFault(self.lost)
+
+    def _explained(self, message: str) -> str:
+        """Program counters as source lines, addresses as bytes of buffers."""
+        message = re.sub(r"pc\+0x([0-9a-f]+)", lambda m: self._line(int(m[1], 16)), message)
+        return re.sub(r"(to|byte) 0x([0-9a-f]+)", lambda m: self._place(m[1], int(m[2], 16)), message)
+
+    def _line(self, pc: int) -> str:
+        """`file:line` of a return address, by binutils, which every g++ comes with."""
+        tool = shutil.which("addr2line")
+        if tool is None:
+            return f"pc+{pc:#x}"
+        command = [tool, "-e", str(self.path), hex(pc - 1)]
+        said = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
+        return os.path.basename(said.split(" ")[0]) or f"pc+{pc:#x}"
+
+    def _place(self, word: str, address: int) -> str:
+        found = self.memory.describe(address)
+        before = "to " if word == "to" else ""
+        return f"{before}{found}" if found else f"{word} {address:#x}"
+
+
+def _load(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path))
+    except OSError as error:
+        raise DeviceError("emulated device", path, f"does not load: {error}", "delete it") from error
+    library.emulator_kernel.restype = library.emulator_signature.restype = ctypes.c_char_p
+    return library
+
+
+def _kernels(library: ctypes.CDLL, signatures: dict[str, Signature]) -> dict[str, int]:
+    """Each kernel's number; what the compiler deduced must be what was read from the source."""
+    numbers: dict[str, int] = {}
+    while raw := library.emulator_kernel(len(numbers)):
+        name = raw.decode()
+        compiled, read = library.emulator_signature(len(numbers)).decode(), signatures[name].codes
+        if compiled != read:
+            raise DeviceError(
+                f"signature of {name}", read, f"the compiler says {compiled}", "report this bug"
+            )
+        numbers[name] = len(numbers)
+    return numbers
+
+
+def _c_value(argument: np.generic) -> Any:
+    if argument.dtype == np.float16:
+        return ctypes.c_uint16(int(argument.view(np.uint16)))
+    c_type: Any = np.ctypeslib.as_ctypes_type(argument.dtype.char)
+    return c_type(argument.item())

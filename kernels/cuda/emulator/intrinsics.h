@@ -1,0 +1,94 @@
+// What device code sees of CUDA on the emulated device. An operation that is not here does not
+// compile, so the emulated device claims nothing that tests/kernels/cuda/emulator/intrinsics.cu leaves out.
+#pragma once
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline __attribute__((always_inline))
+#define __launch_bounds__(...)
+#define __align__(n) __attribute__((aligned(n)))
+#define __shared__ static __attribute__((section("cuda_shared"), aligned(16)))
+#define DYNAMIC_SHARED(T, name) T* name = (T*)emulator::dynamic_shared
+
+struct alignas(8) int2 { int x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
+struct alignas(8) float2 { float x, y; };
+struct alignas(16) int4 { int x, y, z, w; };
+struct alignas(16) uint4 { unsigned x, y, z, w; };
+struct alignas(16) float4 { float x, y, z, w; };
+typedef _Float16 __half;
+
+#define threadIdx (emulator::self->place)
+#define blockIdx (emulator::block_place)
+#define blockDim (emulator::block_size)
+#define gridDim (emulator::grid_size)
+
+// ---- barriers and warp operations --------------------------------------------------------------
+
+inline void __syncthreads(CALLER) { emulator::barrier(WHERE); }
+inline int __syncthreads_count(int p, CALLER) { return emulator::barrier(WHERE, p); }
+inline int __syncthreads_or(int p, CALLER) { return emulator::barrier(WHERE, p) > 0; }
+inline int __syncthreads_and(int p, CALLER) { return emulator::barrier(WHERE, !p) == 0; }
+inline void __syncwarp(unsigned mask = ~0u, CALLER) { emulator::ballot(mask, 0, WHERE, true); }
+inline unsigned __ballot_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE); }
+inline int __any_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE) != 0; }
+inline int __all_sync(unsigned mask, int p, CALLER) { return emulator::ballot(mask, p, WHERE) == mask; }
+
+// A source after the own group of `width` lanes, or with _up before it, is the lane itself. With _xor
+// earlier groups may be read.
+template <class T> T __shfl_sync(unsigned mask, T v, int source, int width = 32, CALLER) {
+    int lane = emulator::self->number & 31;
+    return emulator::shuffle(mask, v, (lane & -width) | (source & (width - 1)), WHERE);
+}
+template <class T> T __shfl_xor_sync(unsigned mask, T v, int bits, int width = 32, CALLER) {
+    int lane = emulator::self->number & 31, source = lane ^ bits;
+    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, WHERE);
+}
+template <class T> T __shfl_down_sync(unsigned mask, T v, unsigned by, int width = 32, CALLER) {
+    int lane = emulator::self->number & 31, source = lane + (int)by;
+    return emulator::shuffle(mask, v, source < (lane & -width) + width ? source : lane, WHERE);
+}
+template <class T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int width = 32, CALLER) {
+    int lane = emulator::self->number & 31, source = lane - (int)by;
+    return emulator::shuffle(mask, v, source >= (lane & -width) ? source : lane, WHERE);
+}
+
+// ---- integer atomics ---------------------------------------------------------------------------
+// Fibers never switch inside these. There are no float atomics: their sums depend on the order.
+
+#ifdef EMULATOR_RACES
+#define ATOMIC_ACCESS(p) emulator::touch(p, sizeof *(p), emulator::ATOMIC, __builtin_return_address(0))
+#define ATOMIC_OPERATION template <class T> __attribute__((noinline)) UNCHECKED T
+#else
+#define ATOMIC_ACCESS(p) static_assert(std::is_integral_v<T>, "float atomics are not deterministic")
+#define ATOMIC_OPERATION template <class T> inline T
+#endif
+ATOMIC_OPERATION atomicAdd(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = (T)(old + v); return old; }
+ATOMIC_OPERATION atomicMax(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old > v ? old : v; return old; }
+ATOMIC_OPERATION atomicMin(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old < v ? old : v; return old; }
+ATOMIC_OPERATION atomicOr(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = (T)(old | v); return old; }
+ATOMIC_OPERATION atomicExch(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = v; return old; }
+ATOMIC_OPERATION atomicCAS(T* p, T want, T v) {
+    ATOMIC_ACCESS(p);
+    T old = *p;
+    *p = old == want ? v : old;
+    return old;
+}
+
+// ---- arithmetic --------------------------------------------------------------------------------
+
+inline int __dp4a(int a, int b, int c) {
+    for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
+    return c;
+}
+template <class T> T __ldg(const T* p) { return *p; }
+inline float __half2float(__half h) { return (float)h; }
+inline __half __float2half(float f) { return (_Float16)f; }
+inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
+inline int __float2int_rn(float x) { return (int)rintf(x); }
+inline float __int_as_float(int x) { float f; memcpy(&f, &x, 4); return f; }
+inline int __float_as_int(float f) { int x; memcpy(&x, &f, 4); return x; }
+template <class T> T min(T a, T b) { return b < a ? b : a; }
+template <class T> T max(T a, T b) { return a < b ? b : a; }

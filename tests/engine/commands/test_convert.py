@@ -1,0 +1,195 @@
+"""`hotcold convert`: what it writes and what it says."""
+
+import io
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from hotcold.cli import app
+from hotcold.engine.commands.terminal import progress_bar
+from hotcold.gguf_io import open_gguf
+
+TINY = Path(__file__).parent.parent.parent.parent / "models" / "tiny-relu-llama"
+PREDICTORS = str(TINY / "predictors.safetensors")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command left behind."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str) -> Result:
+    """The command in this process, its output caught."""
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
+    with pytest.MonkeyPatch.context() as patch:
+        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
+            patch.setattr(sys, name, stream)
+        with pytest.raises(SystemExit) as ended:
+            app(["convert", *arguments], prog_name="hotcold")
+    for stream in streams:
+        stream.seek(0)
+    return Result(int(ended.value.code or 0), *(stream.read() for stream in streams))
+
+
+def test_a_model_with_predictors(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    result = run(str(TINY), PREDICTORS, "--outfile", str(out), "--outtype", "q8_0")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"{out}: ")
+    for word in ("tensors", "MB", "llama", "q8_0", "can run sparse"):
+        assert word in result.stdout
+    assert "hotcold: warning: PowerInfer itself computes NaN" in result.stderr
+    assert out.read_bytes() == (TINY / "tiny-relu-llama.q8_0.gguf").read_bytes()
+
+
+def test_a_model_without_them_is_f16_by_default(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    assert run(str(TINY), "--outfile", str(out), "-q") == Result(0, "", "")
+    with open_gguf(out) as file:
+        assert not file.is_powerinfer
+        assert file.tensors["blk.0.ffn_down_t.weight"].type.name == "F16"
+
+
+def test_the_option_may_come_first(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    assert run("--outfile", str(out), "-q", str(TINY), PREDICTORS).returncode == 0
+    with open_gguf(out) as file:
+        assert file.is_powerinfer
+
+
+def test_an_existing_file_needs_force(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    out.write_text("precious")
+    result = run(str(TINY), "--outfile", str(out))
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("hotcold: error: output file: ")
+    assert "--force" in result.stderr
+    assert out.read_text() == "precious"
+    assert run(str(TINY), "--outfile", str(out), "--force").returncode == 0
+    assert out.stat().st_size > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (2, ("MODEL", "--outfile", "OUT", "--outtype", "q3_k"), "outtype: q3_k (one of f32, f16"),
+        (3, ("EMPTY", "--outfile", "OUT"), "config.json"),
+        (3, ("/no/such", "--outfile", "OUT"), "/no/such"),
+        (3, ("MODEL", "/no/predictors", "--outfile", "OUT"), "/no/predictors"),
+    ],
+)
+def test_errors_are_one_line_and_a_code(
+    tmp_path: Path, code: int, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "empty").mkdir()
+    paths = {"MODEL": str(TINY), "OUT": str(tmp_path / "out.gguf"), "EMPTY": str(tmp_path / "empty")}
+    result = run(*(paths.get(word, word) for word in arguments))
+    assert result.returncode == code
+    assert len(result.stderr.splitlines()) == 1
+    assert result.stderr.startswith("hotcold: error: ")
+    assert message in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty"]
+
+
+def test_a_gguf_file_in_another_type(tmp_path: Path) -> None:
+    out = tmp_path / "tiny.gguf"
+    result = run(str(TINY / "tiny-relu-llama.q8_0.gguf"), "--outfile", str(out), "--outtype", "q4_0")
+    assert result.returncode == 0
+    for word in (f"{out}: ", "69 tensors", "llama", "q4_0", "can run sparse"):
+        assert word in result.stdout
+    assert "is in Q8_0 already" in result.stderr
+    with open_gguf(out) as file:
+        assert file.is_powerinfer
+        assert file.tensors["blk.0.fc1.weight"].type.name == "Q4_0"
+
+
+def test_the_outfile_is_needed() -> None:
+    result = run(str(TINY))
+    assert result.returncode == 2
+    assert "--outfile" in result.stderr
+
+
+def test_rows_that_the_type_does_not_divide_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hotcold.gguf_io.convert import conversion
+    from hotcold.gguf_io.convert import summary as convert_summary
+
+    def summary(*arguments: object, **options: object) -> convert_summary.ConvertSummary:
+        return convert_summary.ConvertSummary(
+            tmp_path, "llama", 3, 10, ("a.weight", "b.weight"), ("mind this",), False
+        )
+
+    monkeypatch.setattr(conversion, "convert", summary)
+    result = run(str(TINY), "--outfile", "x", "--outtype", "q4_0")
+    assert "kept as f16, since q4_0 does not divide their rows: a.weight, b.weight" in result.stdout
+    assert "runs dense" in result.stdout
+    assert result.stderr == "hotcold: warning: mind this\n"
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [
+        sys.executable,
+        "-m",
+        "hotcold",
+        "convert",
+        str(TINY),
+        "--outfile",
+        str(tmp_path / "tiny.gguf"),
+    ]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment) as running:
+        os.close(theirs)
+        shown = b""
+        while True:
+            try:
+                data = os.read(ours, 65536)
+            except OSError:  # how Linux tells that the other end has closed
+                break
+            if not data:
+                break
+            shown += data
+    os.close(ours)
+    assert running.returncode == 0
+    assert b"16." in shown
+    assert b"MB" in shown
+
+
+def test_no_bar_without_a_terminal() -> None:
+    with progress_bar(False) as progress:
+        assert progress is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped while it writes: the first bytes of the temporary file are there, the file is not."""
+    model = tmp_path / "model"
+    shutil.copytree(TINY, model, ignore=shutil.ignore_patterns("*.gguf", "*.py", "predictors*"))
+    out = tmp_path / "out"
+    out.mkdir()
+    code = (
+        "import os, sys; from hotcold.gguf_io.convert import conversion; from hotcold.cli import main\n"
+        "write = conversion.write_gguf\n"
+        "def stopped(*arguments, progress=None, **options):\n"
+        f"    kill = lambda name, done, total: os.kill(os.getpid(), {int(number)})\n"
+        "    return write(*arguments, progress=kill, **options)\n"
+        "conversion.write_gguf = stopped\n"
+        "main()\n"
+    )
+    command = [sys.executable, "-c", code, "convert", str(model), "--outfile", str(out / "tiny.gguf")]
+    result = subprocess.run(command, capture_output=True, check=False, timeout=60)
+    assert result.returncode == 128 + number
+    assert b"Traceback" not in result.stderr
+    assert list(out.iterdir()) == []

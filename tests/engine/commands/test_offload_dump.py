@@ -1,0 +1,276 @@
+"""`hotcold offload-dump`: what it prints, how fast, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from hotcold.cli import app
+from hotcold.engine import settings
+from hotcold.engine.device import devices
+from hotcold.engine.model.shapes import SHAPES
+from hotcold.gguf_io.gpuidx import index_path, is_foreign
+
+POWERINFER = Path(__file__).parent.parent.parent / "data" / "powerinfer"
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "first_card", lambda: None)
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, ["offload-dump", *arguments], prog_name="hotcold")
+
+
+def test_falcon_40b_is_split_in_seconds() -> None:
+    started = time.perf_counter()
+    result = run("--like", "falcon-40b:q4_0", "--vram-budget", "8GiB")
+    assert result.exit_code == 0
+    assert time.perf_counter() - started < 10  # two on an idle machine
+    buckets = [line.split("gpu_bucket [")[1] for line in result.stdout.splitlines() if "gpu_bucket [" in line]
+    assert "gpu_idx [32768, 1, 1, 1]" in result.stdout
+    assert len(buckets) == 60
+    assert all(int(bucket.split(",")[0]) > 0 for bucket in buckets)
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_every_known_shape_is_planned(name: str) -> None:
+    result = run("--like", name, "--vram-budget", "8GiB", "--json")
+    assert result.exit_code == 0, result.stderr
+    on_gpu = json.loads(result.stdout)["totals"]["gpu"]
+    assert on_gpu["budget"] == 8 << 30
+    assert on_gpu["weights"] > 0 <= on_gpu["left_over"]
+    assert sum(on_gpu.values()) == 2 * on_gpu["budget"]
+
+
+def test_without_a_card_or_a_budget_everything_is_on_the_cpu() -> None:
+    result = run()
+    assert result.exit_code == 0
+    assert "everything runs on the CPU" in result.stdout
+
+
+def test_json() -> None:
+    got = json.loads(run("--json", "--vram-budget", "80%", "--device-memory", "8GiB").stdout)
+    assert got["schema_version"] == 1
+    assert got["budget"]["bytes"] == int(0.8 * (8 << 30))
+    assert got["budget"]["device"]["memory"] == 8 << 30
+    assert got["totals"]["coverage"] == 1.0
+
+
+def test_the_context_stands_outside_the_budget() -> None:
+    text = run("--device-memory", "8GiB").stdout
+    assert f"{(8 << 30) - (512 << 20)} bytes" in text
+    assert "outside the budget: CUDA context" in text
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "message"),
+    [
+        (2, ("--vram-budget", "much"), "vram_budget: much"),
+        (2, ("--vram-budget", "-1"), "vram_budget: -1"),
+        (5, ("--vram-budget", "auto"), "--device-memory"),
+        (5, ("--vram-budget", "80%"), "--device-memory"),
+        (4, ("--vram-budget", "1KiB"), "the smallest useful plan needs"),
+        (2, ("--tensors", "("), "no regular expression"),
+        (2, ("--tensors", "zebra"), "no weight or intermediate"),
+        (2, ("--layer", "6"), "0 to 5"),
+        (2, ("--like", "llama-9"), "known: llama-2-7b"),
+        (2, ("--like", "opt-30b", "-m", "x"), "both -m and --like"),
+        (2, ("--like", "opt-30b:q2_k"), "type of --like: q2_k (known: f32"),
+        (2, ("--run", "--sweep", "0,1"), "both --run and --sweep"),
+        (2, ("--sweep", "0,1", "--html", "x.html"), "both --sweep and --html"),
+        (2, ("--predictor-rank", "64"), "use --like"),
+        (3, ("-m", "/nowhere.gguf"), "No such file"),
+        (3, ("--html", "/nowhere/x.html"), "--html"),
+        (3, ("--activation", "/nowhere"), "no activation_0"),
+        (2, ("--gpu-index-for", "llama.cpp", "--vram-budget", "6MiB"), "known: hotcold, powerinfer"),
+        (2, ("--like", "opt-30b", "--gpu-index-for", "powerinfer", "--vram-budget", "16"), "name it with -m"),
+        (2, ("--sweep", "0,,1"), "vram_budget"),
+        (5, ("--sweep", "0,auto"), "--device-memory"),
+        (2, ("--sweep", "0", "--bus-gbps", "0"), "--bus-gbps"),
+        (2, ("--device-memory", "80%"), "--device-memory"),
+        (2, ("--sparsity", "some"), "sparsity"),
+    ],
+)
+def test_refusals(code: int, arguments: tuple[str, ...], message: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code, result.stderr
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_sweep_has_a_row_a_budget() -> None:
+    result = run("--sweep", "0,1KiB,3MiB,6MiB,12MiB", "-b", "64", "-c", "256", "--json")
+    rows = json.loads(result.stdout)["sweep"]
+    assert [row["budget"] for row in rows] == ["0", "1KiB", "3MiB", "6MiB", "12MiB"]
+    assert "smallest useful plan" in rows[1]["error"]
+    covered = [row["coverage"] for row in rows if "error" not in row]
+    assert covered == sorted(covered) and covered[-1] == 1.0
+    text = run("--sweep", "0,1KiB,6MiB").stdout
+    assert "estimate" in text and max(map(len, text.splitlines())) <= 80
+
+
+def test_a_page_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:
+    result = run("--vram-budget", "6MiB", "-c", "256", "-b", "64", "--html", str(tmp_path / "x.html"))
+    assert result.exit_code == 0 and result.stdout == ""
+    assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_nothing_that_runs_a_model_is_imported() -> None:
+    """Numba and CuPy are not imported for it."""
+    script = (
+        "import sys; from hotcold.cli import app\n"
+        "try: app(['offload-dump', '--vram-budget', '6MiB', '-b', '64'])\n"
+        "except SystemExit: pass\n"
+        "sys.exit(any(name in sys.modules for name in ('numba', 'llvmlite', 'cupy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+
+
+def model_copy(folder: Path) -> Path:
+    source = settings.model_path(None)
+    path = folder / source.name
+    path.write_bytes(source.read_bytes())
+    return path
+
+
+SIX = ("--vram-budget", "6MiB", "-b", "64", "-c", "256")
+
+
+def test_our_index_is_written_used_and_remade_when_stale(tmp_path: Path) -> None:
+    model = model_copy(tmp_path)
+    assert "index written to" in run("-m", str(model), *SIX, "--gpu-index-for", "hotcold").stderr
+    assert not is_foreign(index_path(model))
+    result = run("-m", str(model), *SIX, "--json")
+    assert "hot neurons from" in result.stderr
+    fresh = run("-m", str(model), *SIX, "--json", "--reset-gpu-index")
+    assert "hot neurons from" not in fresh.stderr
+    assert [la["gpu_bucket"] for la in json.loads(result.stdout)["layers"]] == [
+        la["gpu_bucket"] for la in json.loads(fresh.stdout)["layers"]
+    ]
+    stale = run("-m", str(model), "--vram-budget", "5MiB", "-b", "64", "-c", "256")
+    assert "is not used: made for another budget" in stale.stderr
+
+
+def test_disabling_the_index_leaves_no_hot_neurons(tmp_path: Path) -> None:
+    got = json.loads(run(*SIX, "--disable-gpu-index", "--json").stdout)
+    assert got["totals"]["gpu"]["hot_rows"] == 0
+    assert got["totals"]["dense_layers"] == 6
+
+
+def test_a_foreign_index_is_used_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = POWERINFER / "llama-f16.powerinfer.gguf"
+    model = tmp_path / source.name
+    model.write_bytes(source.read_bytes())
+    content = index_path(source).read_bytes()
+    index_path(model).write_bytes(content)
+    big = ("-m", str(model), "--vram-budget", "16MiB", "-b", "16", "-c", "64")
+    result = run(*big, "--json")
+    assert "which hotcold did not write" in result.stderr
+    assert [la["gpu_bucket"][0] for la in json.loads(result.stdout)["layers"]] == [768, 512]
+    result = run(*big, "--reset-gpu-index", "--gpu-index-for", "hotcold")
+    assert "stays: hotcold did not write it" in result.stderr
+    assert str(tmp_path / "cache") in result.stderr
+    assert index_path(model).read_bytes() == content
+    refused = run(*big, "--gpu-index-for", "powerinfer")
+    assert refused.exit_code == 3 and index_path(model).read_bytes() == content
+    small = run("-m", str(model), "--vram-budget", "1MiB", "-b", "1", "-c", "64", "--json")
+    assert small.exit_code == 0, small.stderr
+    assert "is not used" in small.stderr or json.loads(small.stdout)["totals"]["coverage"] == 0
+
+
+@pytest.mark.parametrize("content", [b"", b"PWRI", b"notes", None])
+def test_a_broken_index_is_said_and_not_used(tmp_path: Path, content: bytes | None) -> None:
+    model = model_copy(tmp_path)
+    foreign = index_path(POWERINFER / "llama-f16.powerinfer.gguf").read_bytes()
+    index_path(model).write_bytes(foreign if content is None else content)
+    result = run("-m", str(model), *SIX)
+    assert result.exit_code == 0
+    assert "is not used" in result.stderr
+
+
+def test_powerinfers_counts_are_multiples_of_256(tmp_path: Path) -> None:
+    from hotcold.gguf_io.gpuidx import read_index
+
+    model = model_copy(tmp_path)
+    assert run("-m", str(model), *SIX, "--gpu-index-for", "powerinfer").exit_code == 0
+    index = read_index(index_path(model), 6, 1024)
+    assert {ids.size % 256 for ids in index.hot} == {0}
+    assert index.identity is None and any(ids.size for ids in index.hot)
+
+
+def test_counts_are_read_in_the_order_of_numbers(tmp_path: Path) -> None:
+    """PowerInfer sorts their names as strings: layer 10 before layer 2."""
+    import numpy as np
+
+    shape = {
+        "architecture": "llama",
+        "n_layer": 12,
+        "n_embd": 256,
+        "n_ff": 256,
+        "n_head": 4,
+        "n_head_kv": 4,
+        "n_vocab": 10,
+        "n_ctx_train": 64,
+        "ffn_activation": "relu",
+    }
+    (tmp_path / "s.json").write_text(json.dumps(shape))
+    for i in range(12):
+        np.save(tmp_path / f"activation_{i}.npy", np.full(256, 1000 if i == 2 else 1))
+    options = ("--like", f"@{tmp_path}/s.json", "--activation", str(tmp_path), "-b", "1", "-c", "8", "--json")
+    full = json.loads(run(*options, "--vram-budget", "1GiB").stdout)["totals"]["gpu"]
+    dense = full["budget"] - full["left_over"] - full["hot_rows"]
+    got = json.loads(run(*options, "--vram-budget", f"{dense + full['hot_rows'] // 12}B").stdout)
+    assert [la["layer"] for la in got["layers"] if la["gpu_bucket"][0]] == [2]
+
+
+def test_a_reader_that_ends_early_is_no_error() -> None:
+    command = [sys.executable, "-m", "hotcold", "offload-dump", "--like", "opt-30b", "--vram-budget", "16"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.read(10)
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0
+
+
+def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    import io
+
+    from hotcold.engine.commands import offload_dump as dump_command
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(stream: io.StringIO) -> str:
+        monkeypatch.setattr(sys, "stdout", stream)
+        dump_command.offload_dump(vram_budget="6MiB", batch_size=64, layer=1, quiet=True)
+        return stream.getvalue()
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert "\x1b[1;36m" in shown(Terminal())
+    assert "\x1b" not in shown(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "36m" not in shown(Terminal())
+
+
+def test_a_card_is_asked_for_its_memory_if_a_budget_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    card = devices.DeviceInfo("cuda:0", "a card", usable=True, memory_free=1 << 33)
+    monkeypatch.setattr(devices, "first_card", lambda: card)
+    for arguments in (("--vram-budget", "auto"), ()):
+        got = json.loads(run("--json", *arguments).stdout)
+        assert got["budget"]["device"]["name"] == "cuda:0"
+        assert got["budget"]["bytes"] == (1 << 33) - (512 << 20)
+    rows = json.loads(run("--json", "--sweep", "0,50%,auto").stdout)["sweep"]
+    assert [row["bytes"] for row in rows] == [0, 1 << 32, (1 << 33) - (512 << 20)]

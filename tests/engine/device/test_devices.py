@@ -1,0 +1,122 @@
+"""`hotcold devices`: what is there, what is usable, and why not."""
+
+import json
+import sys
+from contextlib import nullcontext
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hotcold.engine.device import devices
+from hotcold.engine.device.devices import (
+    DeviceInfo,
+    describe_devices,
+    devices_json,
+    open_device,
+    render_devices,
+)
+from hotcold.errors import DeviceError, SettingError
+
+
+@pytest.fixture
+def two_cards(stub_cupy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """CuPy with two cards; nothing can be run on them."""
+    memory = SimpleNamespace(free_and_total=lambda: (3 << 30, 8 << 30))
+    cupy = stub_cupy.StubCupy(memory, cards=2, driver_version=12040)
+    cupy.cuda.Device = lambda index: nullcontext()
+    monkeypatch.setattr(devices, "load_cupy", lambda: cupy)
+    return cupy
+
+
+def by_name(found: list[DeviceInfo]) -> dict[str, DeviceInfo]:
+    return {device.name: device for device in found}
+
+
+def test_cards_come_with_memory_and_versions(two_cards: Any) -> None:
+    found = by_name(describe_devices())
+    assert list(found) == ["cpu", "cuda:0", "cuda:1", "emulated"]
+    card = found["cuda:1"]
+    assert card.usable and card.description == "stub card 1" and card.architecture == 86
+    assert (card.memory_free, card.memory_total) == (3 << 30, 8 << 30)
+    assert (card.driver_version, card.runtime_version) == ("12.4", "12.9")
+    text = render_devices([card])
+    assert "3.0 of 8.0 GiB free, sm_86, driver for CUDA 12.4, runtime 12.9, kernels by NVRTC" in text
+
+
+def test_a_card_without_nvrtc_is_not_usable(two_cards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> None:
+        raise DeviceError("NVRTC", "not found", "it compiles the kernels", "pip install it")
+
+    monkeypatch.setattr(devices, "load_nvrtc", missing)
+    card = by_name(describe_devices())["cuda:0"]
+    assert not card.usable and card.problem == "NVRTC: not found (it compiles the kernels); pip install it"
+
+
+def test_a_card_that_does_not_answer_is_not_usable(two_cards: Any) -> None:
+    def broken() -> tuple[int, int]:
+        raise two_cards.cuda.runtime.CUDARuntimeError(46)
+
+    two_cards.cuda.runtime.memGetInfo = broken
+    card = by_name(describe_devices())["cuda:0"]
+    assert not card.usable and "cudaError 46; see nvidia-smi" in card.problem
+
+
+def test_without_cupy_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    cuda = by_name(describe_devices())["cuda"]
+    assert not cuda.usable and "pip install cupy-cuda12x" in cuda.problem
+
+
+def test_without_a_compiler_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    emulated = by_name(describe_devices())["emulated"]
+    assert not emulated.usable and "install g++" in emulated.problem
+    assert "not usable" in render_devices([emulated]) and "install g++" in render_devices([emulated])
+
+
+def test_the_compiler_is_named(compiler: str) -> None:
+    emulated = by_name(describe_devices())["emulated"]
+    assert emulated.usable and emulated.compiler and not emulated.problem
+
+
+def test_the_json_has_every_field() -> None:
+    found = devices_json([DeviceInfo("cpu", "a CPU", usable=True)])
+    assert json.loads(json.dumps(found)) == found
+    assert found["devices"][0] == {
+        "name": "cpu",
+        "description": "a CPU",
+        "usable": True,
+        "problem": "",
+        "memory_total": 0,
+        "memory_free": 0,
+        "architecture": 0,
+        "driver_version": "",
+        "runtime_version": "",
+        "compiler": "",
+    }
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cuda:-1", "cuda:1:2", "emulated:1", ""])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(SettingError, match="--device.*auto, cpu, cuda, cuda:N or emulated"):
+        open_device(name)
+
+
+def test_cpu_and_auto_without_a_card_are_no_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert open_device("cpu") is None and open_device("auto") is None
+    with pytest.raises(DeviceError, match="pip install cupy-cuda12x"):
+        open_device("cuda")
+
+
+def test_auto_says_why_a_card_is_not_used(two_cards: Any, caplog: pytest.LogCaptureFixture) -> None:
+    two_cards.cuda.runtime.getDeviceProperties = lambda index: {"name": b"old", "major": 1, "minor": 0}
+    assert open_device("auto") is None
+    assert "the card is not used: CUDA sources" in caplog.text  # no compiler knows sm_10
+
+
+def test_emulated_opens(compiler: str) -> None:
+    device = open_device("emulated")
+    assert device is not None and device.name == "emulated"
+    device.close()

@@ -1,0 +1,143 @@
+"""The next token follows the settings, and the same seed draws the same tokens."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hotcold.engine.generate.sampling import Sampler, kept_by_top_p, most_likely
+from hotcold.engine.settings import SamplingSettings
+from hotcold.errors import SettingError
+
+PLAIN = SamplingSettings(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, seed=1)
+
+
+def logits_of(*probabilities: float) -> Any:
+    return np.log(np.array(probabilities, np.float64)).astype(np.float32)
+
+
+def drawn(settings: SamplingSettings, logits: Any, n: int = 400, recent: tuple[int, ...] = ()) -> list[int]:
+    sampler = Sampler(settings)
+    return [sampler.sample(logits, recent) for _ in range(n)]
+
+
+def plain(**changed: Any) -> SamplingSettings:
+    return SamplingSettings(**({**vars(PLAIN)} | changed))
+
+
+def test_temperature_zero_takes_the_first_largest() -> None:
+    assert drawn(plain(temp=0.0), np.array([1, 3, 2, 3], np.float32), 20) == [1] * 20
+
+
+def test_frequencies_are_the_probabilities() -> None:
+    counts = np.bincount(drawn(PLAIN, logits_of(0.5, 0.3, 0.15, 0.05), 8000), minlength=4) / 8000
+    np.testing.assert_allclose(counts, [0.5, 0.3, 0.15, 0.05], atol=0.03)  # 5 standard deviations
+
+
+def test_temperature_sharpens() -> None:
+    """At temperature 1/2 probabilities are squared: 0.8, 0.2 from 2 : 1."""
+    counts = np.bincount(drawn(plain(temp=0.5), logits_of(2 / 3, 1 / 3), 8000), minlength=2) / 8000
+    np.testing.assert_allclose(counts, [0.8, 0.2], atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({"top_k": 1}, {1}),
+        ({"top_k": 2}, {1, 3}),
+        ({"top_k": 100}, {0, 1, 2, 3}),
+        ({"top_p": 0.5}, {1, 3}),
+        ({"top_p": 0.3}, {1}),
+        ({"min_p": 0.5}, {1, 3}),
+        ({"min_p": 0.7}, {1}),
+        ({"min_p": 0.3}, {0, 1, 3}),
+        ({"top_k": 3, "top_p": 0.9, "min_p": 0.6}, {1, 3}),
+    ],
+)
+def test_filters_keep_the_likely_tokens(changed: dict[str, Any], kept: set[int]) -> None:
+    assert set(drawn(plain(**changed), logits_of(0.2, 0.45, 0.05, 0.3))) == kept
+
+
+def test_filters_never_leave_nothing() -> None:
+    flat = np.zeros(5, np.float32)
+    assert set(drawn(plain(top_p=1e-9, min_p=1.0), flat)) == {0}
+    assert kept_by_top_p(np.array([0.5, 0.4999999]), 0.99999999) == 2
+
+
+def test_repeat_penalty_divides_positive_and_multiplies_negative_logits() -> None:
+    greedy = plain(temp=0.0, repeat_penalty=2.0)
+    positive, negative = np.array([3.0, 2.0], np.float32), np.array([-1.0, -1.5], np.float32)
+    assert Sampler(greedy).sample(positive, [0, 0]) == 1
+    assert Sampler(greedy).sample(positive, [0, 1]) == 0  # 1.5 and 1: the penalty counts once a token
+    assert Sampler(greedy).sample(negative, [0]) == 1
+    assert positive.tolist() == [3.0, 2.0]
+
+
+def test_repeat_penalty_forgets_after_64_tokens() -> None:
+    greedy, logits = plain(temp=0.0, repeat_penalty=2.0), np.array([3.0, 2.0, 0.0], np.float32)
+    assert Sampler(greedy).sample(logits, [0] + [2] * 63) == 1
+    assert Sampler(greedy).sample(logits, [0] + [2] * 64) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("penalty", "likeliest"), [(5e-324, 1), (1e-308, 1), (1e308, 0)])
+@pytest.mark.parametrize("temp", [0.0, 5e-324, 0.8])
+def test_numbers_beyond_float64_choose_quietly(temp: float, penalty: float, likeliest: int) -> None:
+    """4 / 1e-308 and -3 * 1e308 have no float64; a banned token stays banned."""
+    logits = np.array([50.0, 4.0, -3.0, -np.inf], np.float32)
+    assert set(drawn(plain(temp=temp, repeat_penalty=penalty), logits, 20, (1, 2, 3))) == {likeliest}
+
+
+def test_same_seed_same_tokens() -> None:
+    logits = np.random.default_rng(0).standard_normal(500).astype(np.float32)
+    defaults = SamplingSettings(seed=7)
+    assert drawn(defaults, logits, 50) == drawn(defaults, logits, 50)
+    assert drawn(defaults, logits, 50) != drawn(SamplingSettings(seed=8), logits, 50)
+
+
+def test_a_missing_seed_is_drawn_and_can_be_used_again() -> None:
+    logits = np.zeros(1000, np.float32)
+    first = Sampler(plain(seed=None))
+    again = Sampler(plain(seed=first.settings.seed))
+    assert [first.sample(logits) for _ in range(9)] == [again.sample(logits) for _ in range(9)]
+    assert first.settings.seed != Sampler(plain(seed=None)).settings.seed
+
+
+@given(st.lists(st.floats(-9, 9, width=32), min_size=1, max_size=60), st.integers(0, 70))
+def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
+    expected = sorted(range(len(values)), key=lambda i: (-values[i], i))[: top_k or None]
+    assert most_likely(np.array(values), top_k).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temp", -0.1),
+        ("temp", float("nan")),
+        ("temp", float("inf")),
+        ("temp", "hot"),
+        ("top_k", -1),
+        ("top_k", 1.5),
+        ("top_k", True),
+        ("top_k", None),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("min_p", -0.1),
+        ("min_p", 1.1),
+        ("repeat_penalty", 0.0),
+        ("repeat_penalty", float("nan")),
+        ("seed", -1),
+        ("seed", 1 << 64),
+    ],
+)
+def test_values_out_of_bounds_are_named(name: str, value: Any) -> None:
+    option = "--" + name.replace("_", "-")
+    with pytest.raises(SettingError, match=rf"^{name}: {value} \(.+\); such as {option} \d"):
+        SamplingSettings(**{name: value}).checked()
+
+
+def test_the_bounds_themselves_are_allowed() -> None:
+    edge = SamplingSettings(temp=0, top_k=0, top_p=1, min_p=1, repeat_penalty=1, seed=(1 << 64) - 1)
+    assert edge.checked() == edge

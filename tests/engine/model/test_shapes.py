@@ -1,0 +1,134 @@
+"""Shapes of well-known models."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from gguf import GGMLQuantizationType
+
+from hotcold.engine.model.model import Layer, Weight
+from hotcold.engine.model.shapes import SHAPES, like
+from hotcold.errors import FileError, SettingError
+
+
+def weights_of(layer: Layer) -> list[Weight]:
+    return [weight for field in fields(layer) if (weight := getattr(layer, field.name)) is not None]
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("llama-2-7b", 6.74),
+        ("llama-2-13b", 13.02),
+        ("llama-2-70b", 68.98),
+        ("falcon-40b", 41.84),
+        ("opt-30b", 29.97),
+        ("llama-3-8b", 8.03),
+        ("llama-3-70b", 70.55),
+        ("mistral-7b", 7.24),
+        ("smollm2-135m", 0.1345),
+        ("relullama-7b", 6.74),
+        ("bamboo-7b", 7.24),
+        ("falcon-7b", 7.217),
+        ("falcon-180b", 179.5),
+        ("opt-125m", 0.12524),
+        ("opt-1.3b", 1.316),
+        ("opt-2.7b", 2.652),
+        ("opt-6.7b", 6.658),
+        ("opt-13b", 12.853),
+        ("opt-66b", 65.72),
+        ("opt-175b", 174.6),
+        ("qwen2-0.5b", 0.494),
+        ("qwen2-1.5b", 1.544),
+        ("qwen2-7b", 7.616),
+        ("qwen2-72b", 72.706),
+    ],
+)
+def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
+    """As published (Falcon's head is apart from its embedding here, as PowerInfer's files have it)."""
+    model = like(f"{name}:f16", 0)
+    layers = [weights_of(layer) for layer in model.layers]
+    once = (model.token_embd, model.output, model.output_norm, model.output_norm_bias, model.position_embd)
+    whole = {weight.name: weight for weight in once if weight is not None}
+    weights = [*whole.values(), *(w for layer in layers for w in layer)]
+    n = sum(w.n_bytes // (4 if w.type == GGMLQuantizationType.F32 else 2) for w in weights)
+    assert n / 1e9 == pytest.approx(billions, rel=0.001)
+
+
+def test_relu_shapes_have_predictors_and_rows_by_neuron() -> None:
+    for name, shape in SHAPES.items():
+        model = like(name)
+        assert model.has_predictors == (shape.ffn_activation == "relu")
+        assert all((la.ffn_down_t is None) != model.has_predictors for la in model.layers)
+    assert like("bamboo-7b").layers[0].fc1 == like("bamboo-7b:q8_0").layers[0].fc1
+    sparse = like("llama-2-7b", 512)
+    assert sparse.ffn_activation == "relu" and sparse.layers[0].fc1 and sparse.layers[0].fc1.ne == (4096, 512)
+    assert like("falcon-40b", 0).layers[0].fc1 is None
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("llama-9", "known: llama-2-7b"),
+        ("opt-30b:q3", "known: f32"),
+        ("", "known: llama"),
+        ("opt-30b:i8", "known: f32"),
+    ],
+)
+def test_unknown_ones_are_refused(text: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        like(text)
+    with pytest.raises(SettingError, match="multiple of 32"):
+        like("opt-30b", 33)
+
+
+FIELDS = {
+    "architecture": "llama",
+    "n_layer": 2,
+    "n_embd": 256,
+    "n_ff": 512,
+    "n_head": 4,
+    "n_head_kv": 2,
+    "n_vocab": 100,
+    "n_ctx_train": 64,
+}
+
+
+def test_any_shape_of_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(FIELDS | {"type": "q8_0", "ffn_activation": "relu"}))
+    model = like(f"@{path}", 64)
+    assert (model.n_layer, model.layers[0].attn_q.type.name) == (2, "Q8_0")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"n_layer": 0},
+        {"n_layer": "2"},
+        {"n_layer": True},
+        {"colour": 1},
+        {"n_head": 3},
+        {"n_ff": 1 << 40},
+        {"architecture": "mamba"},
+        {"architecture": 7},
+        {"ffn_activation": "gelu"},
+        {"n_positions": -1},
+    ],
+)
+def test_bad_files_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(FIELDS | change))
+    with pytest.raises(FileError, match="bad.json"):
+        like(f"@{path}")
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", "[" * 100000, '{"n_layer": 1}'])
+def test_what_is_no_shape(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(FileError):
+        like(f"@{path}")
+    with pytest.raises(FileError, match="No such file"):
+        like(f"@{tmp_path}/none.json")

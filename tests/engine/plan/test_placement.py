@@ -1,0 +1,371 @@
+"""The planner: the cap, the sums, the order, and the best choice of neurons."""
+
+import json
+import re
+from dataclasses import fields, replace
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGMLQuantizationType
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hotcold.engine.dump.report import as_json
+from hotcold.engine.graph.passes import GPU, placed_lifetimes
+from hotcold.engine.model.model import Model
+from hotcold.engine.model.shapes import Shape, build
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.footprint import dense_part, device_bytes, ffn_part, layer_kv_bytes, neuron_bytes
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.ranking import rank
+from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.kernels.cuda.device.driver import GRANULE, granules
+
+T = GGMLQuantizationType
+KINDS = [T.F32, T.F16, T.Q8_0, T.Q4_0, T.Q6_K]
+Case = tuple[Model, list[np.ndarray[Any, Any]], str, int, int]
+
+
+def budget(n_bytes: int) -> Budget:
+    return Budget(str(n_bytes), n_bytes, "as asked for")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """A model with mixed types, its counts (with many ties), a mode, n_ctx and n_batch."""
+    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2"]))
+    relu = architecture != "llama" or draw(st.booleans())
+    shape = Shape(
+        architecture,
+        n_layer=draw(st.integers(1, 4)),
+        n_embd=draw(st.sampled_from([256, 512])),
+        n_ff=256 * draw(st.integers(1, 3)),
+        n_head=4,
+        n_head_kv=draw(st.sampled_from([1, 2, 4])),
+        n_vocab=draw(st.integers(1, 300)),
+        n_ctx_train=64,
+        ffn_activation="relu" if relu else "silu",
+        tied=draw(st.booleans()),
+        n_positions=66 if architecture == "opt" else 0,
+    )
+    model = build("any", shape, draw(st.sampled_from(KINDS)), draw(st.sampled_from([0, 32])) if relu else 0)
+    if draw(st.booleans()):  # layers of another type
+        other = build("any", shape, draw(st.sampled_from(KINDS)), 32 if model.has_predictors else 0)
+        layers = tuple(draw(st.sampled_from(pair)) for pair in zip(model.layers, other.layers, strict=True))
+        model = replace(model, layers=layers)
+    mode = "off"
+    if model.ffn_activation == "relu":
+        mode = draw(st.sampled_from(["off", "exact", *(["predictor"] if model.has_predictors else [])]))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), model.n_ff) for _ in model.layers]
+    return model, counts, mode, draw(st.integers(1, 64)), draw(st.sampled_from([1, 2, 7, 32]))
+
+
+def everything(model: Model) -> int:
+    weights = [
+        model.token_embd,
+        model.output,
+        *(w for la in model.layers for w in (la.attn_q, *la.ffn_matrices)),
+    ]
+    return 4 * sum(weight.n_bytes for weight in weights) + (1 << 20)
+
+
+def planned(case: Case, n_bytes: int, **options: Any) -> Plan | None:
+    model, counts, mode, n_ctx, n_batch = case
+    try:
+        return placement.plan(model, counts, budget(n_bytes), mode, n_ctx, n_batch, **options)
+    except DoesNotFitError:
+        return None
+
+
+def check_sums(plan: Plan) -> None:
+    totals = plan.totals
+    assert totals.used <= totals.budget == plan.budget.n_bytes
+    assert totals.used + totals.left_over == totals.budget
+    assert totals.used == sum(granules(n_bytes) for n_bytes in totals.slabs)
+    for entry in plan.weights:
+        file_rows_on_device = entry.n_bytes // entry.n_rows * entry.device_rows
+        assert entry.host_bytes + file_rows_on_device == entry.n_bytes
+    weights = sum(entry.device_bytes for entry in plan.weights)
+    assert weights == totals.weights + totals.predictors + totals.hot_rows
+    assert totals.kv_cache == sum(cache.n_bytes for cache in plan.caches if cache.home == GPU)
+    assert totals.workspace == sum(plan.workspace.values())
+    assert totals.index == sum(layer.index_bytes for layer in plan.layers)
+    assert totals.arena >= max(plan.decode.arenas[GPU].n_bytes, plan.batch.arenas[GPU].n_bytes)
+
+
+@settings(max_examples=60, deadline=None)
+@given(cases(), st.floats(0, 1.3))
+def test_the_cap_is_never_passed_and_everything_adds_up(case: Case, share: float) -> None:
+    plan = planned(case, int(share * everything(case[0])))
+    if plan is not None:
+        check_sums(plan)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.floats(0, 1.3))
+def test_every_tensor_is_listed_once(case: Case, share: float) -> None:
+    plan = planned(case, int(share * everything(case[0])))
+    if plan is None:
+        return
+    model = case[0]
+    names = [entry.name for entry in plan.weights]
+    assert len(names) == len(set(names))
+    layers = [
+        [weight for field in fields(la) if (weight := getattr(la, field.name)) is not None]
+        for la in model.layers
+    ]
+    once = (model.token_embd, model.output, model.output_norm, model.output_norm_bias, model.position_embd)
+    whole = {weight.name: weight.n_bytes for weight in once if weight is not None}
+    assert sum(e.n_bytes for e in plan.weights) == sum(whole.values()) + sum(
+        w.n_bytes for la in layers for w in la
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.lists(st.floats(0, 1.3), min_size=2, max_size=5))
+def test_more_budget_never_covers_fewer_activations(case: Case, shares: list[float]) -> None:
+    sizes = sorted(int(share * everything(case[0])) for share in shares)
+    plans = [plan for size in sizes if (plan := planned(case, size)) is not None]
+    covered = [plan.coverage for plan in plans]
+    assert covered == sorted(covered)
+    assert [p.hot_share for p in plans] == sorted(p.hot_share for p in plans)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.floats(0, 1.3))
+def test_overlapping_lifetimes_never_overlap_in_an_arena(case: Case, share: float) -> None:
+    plan = planned(case, int(share * everything(case[0])))
+    for graph in (plan.decode, plan.batch) if plan else ():
+        spans = placed_lifetimes(graph.placed)
+        for arena in graph.arenas.values():
+            for i, a in enumerate(arena.entries):
+                assert (a.first_step, a.last_step) == spans[a.name]
+                for b in arena.entries[i + 1 :]:
+                    together = a.first_step <= b.last_step and b.first_step <= a.last_step
+                    apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
+                    assert apart or not together
+
+
+def hot(plan: Plan) -> list[list[int]]:
+    return [layer.hot.tolist() for layer in plan.layers]
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), st.floats(0, 1.3))
+def test_thresholds_do_not_matter(case: Case, share: float) -> None:
+    texts = set()
+    for threshold in (-100.0, 0.0, 100.0):
+        changed = (replace(case[0], sparse_threshold=threshold), *case[1:])
+        plan = planned(changed, int(share * everything(case[0])))
+        texts.add("" if plan is None else json.dumps(as_json(plan)) + str(hot(plan)))
+    assert len(texts) == 1
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.data())
+def test_as_good_as_an_exact_solver(data: st.DataObject) -> None:
+    """Greedy by density is within one neuron's value of the optimum, and is it when costs are equal."""
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    n_layer, n_ff = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 12))
+    costs = data.draw(st.lists(st.integers(1, 9), min_size=n_layer, max_size=n_layer))
+    if data.draw(st.booleans()):
+        costs = [costs[0]] * n_layer
+    counts = [np.array(data.draw(st.lists(st.integers(0, 50), min_size=n_ff, max_size=n_ff))) for _ in costs]
+    cap = data.draw(st.integers(0, n_ff * sum(costs)))
+    ranking = rank(counts, costs)
+    n = ranking.prefix(cap)
+    got = sum(counts[la][i] for la, i in zip(ranking.layers[:n], ranking.neurons[:n], strict=True))
+    values, sizes = np.concatenate(counts), np.repeat(costs, n_ff)
+    best = milp(
+        -values,
+        constraints=LinearConstraint(sizes[None], 0, cap),
+        integrality=np.ones(values.size),
+        bounds=Bounds(0, 1),
+    )
+    optimum = round(-best.fun)
+    missing = values.max() if n < values.size and len(set(costs)) > 1 else 0
+    assert optimum - missing <= got <= optimum
+
+
+def test_ties_interleave_over_the_layers() -> None:
+    ranking = rank([np.array([5, 5, 1]), np.array([5, 5, 5])], [2, 2])
+    assert list(zip(ranking.layers, ranking.neurons, strict=True)) == [
+        (0, 0),
+        (1, 0),
+        (0, 1),
+        (1, 1),
+        (1, 2),
+        (0, 2),
+    ]
+    assert ranking.ends.tolist() == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_neuron_that_costs_less_comes_first() -> None:
+    ranking = rank([np.array([6]), None, np.array([4])], [3, 9, 1])
+    assert ranking.layers.tolist() == [2, 0]
+    assert [ids.tolist() for ids in ranking.hot(1, 3)] == [[], [], [0]]
+
+
+MODEL = build("small", Shape("llama", 3, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_0, 32)
+COUNTS = [np.arange(512), np.arange(512) * 2, np.zeros(512, np.int64)]
+
+
+def small(n_bytes: int, n_batch: int = 8) -> Plan:
+    return placement.plan(MODEL, COUNTS, budget(n_bytes), "predictor", 64, n_batch)
+
+
+MOST_PADDING = 3 * (GRANULE - 1)
+
+
+def needed(plan: Plan) -> int:
+    totals = plan.totals
+    return sum(totals.slabs) - totals.hot_rows + MOST_PADDING
+
+
+def unspent(plan: Plan) -> int:
+    """What is left over where the slabs take all the padding that is reserved for them."""
+    return plan.totals.left_over + plan.totals.padding - MOST_PADDING
+
+
+def test_nothing_is_on_the_device_for_a_budget_of_nothing() -> None:
+    plan = small(0)
+    assert plan.totals.used == 0
+    assert {entry.home for entry in plan.weights} == {"cpu"}
+    assert all(p.side == "cpu" for p in plan.decode.placed.nodes)
+
+
+def test_the_hottest_neurons_fill_the_budget() -> None:
+    all_dense = needed(small(1 << 30))
+    cost = neuron_bytes(MODEL.layers[0])
+    plan = small(all_dense + 3 * cost + cost - 1)
+    assert hot(plan) == [[], [509, 510, 511], []]
+    assert unspent(plan) == cost - 1
+    assert "1 bytes short" in plan.layers[0].why
+    assert unspent(small(all_dense + 3 * cost)) == 0
+    assert hot(small(all_dense + 3 * cost - 1)) == [[], [510, 511], []]
+
+
+def test_no_neuron_before_the_head_is_in() -> None:
+    all_dense = needed(small(1 << 30))
+    plan = small(all_dense - 1)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["output.weight"].home == "cpu"
+    assert "no budget left: 1 bytes short" in homes["output.weight"].why
+    assert plan.coverage == 0
+    head = device_bytes(MODEL.output) + device_bytes(MODEL.output_norm)
+    cache = layer_kv_bytes(MODEL, 64, "f16")
+    caches = [c.home for c in small(all_dense - head - 1).caches]
+    assert caches == ["gpu", "gpu", "cpu"]
+    assert [c.home for c in small(all_dense - head - 3 * cache - 1).caches] == ["cpu"] * 3
+    assert small(all_dense - head - 3 * cache - 1).n_dense_layers == 2
+
+
+def test_the_first_misfit_ends_it_though_a_smaller_one_would_fit() -> None:
+    """The third layer's dense part is short by a byte; the KV caches and the head would have had room."""
+    plan = small(
+        needed(small(1 << 30))
+        - device_bytes(MODEL.output)
+        - device_bytes(MODEL.output_norm)
+        - 3 * layer_kv_bytes(MODEL, 64, "f16")
+        - 1
+    )
+    assert plan.totals.left_over > layer_kv_bytes(MODEL, 64, "f16")
+    assert plan.totals.kv_cache == 0
+    assert "no budget left after dense part of layer 2 did not fit" in plan.caches[0].why
+
+
+def test_n_batch_is_lowered_only_if_nothing_fits() -> None:
+    with pytest.raises(DoesNotFitError) as error:
+        small(1000, n_batch=64)
+    least = re.search(r"needs (\d+) bytes", str(error.value))
+    assert least
+    plan = small(int(least[1]), n_batch=64)
+    assert plan.n_batch == 1
+    assert plan.notes[0] == "n_batch lowered from 64 to 1: not one layer fits otherwise"
+    assert plan.n_dense_layers == 1
+    assert small(1 << 24, n_batch=64).n_batch == 64
+    with pytest.raises(DoesNotFitError):
+        small(int(least[1]) - 1, n_batch=64)
+
+
+def test_uniform_counts_are_said() -> None:
+    spent = needed(small(1 << 30)) + 5 * neuron_bytes(MODEL.layers[0])
+    plan = placement.plan(MODEL, None, budget(spent), "predictor", 64, 8)
+    assert "uniform" in plan.notes[0]
+    assert hot(plan) == [[0, 1], [0, 1], [0]]
+
+
+def test_counts_of_another_model_are_refused() -> None:
+    with pytest.raises(SettingError, match="3 layers of 512"):
+        placement.plan(MODEL, COUNTS[:2], budget(0), "predictor", 64, 8)
+
+
+def test_a_given_index_takes_the_place_of_the_ranking() -> None:
+    ids = [np.array([1, 2], np.int32), np.array([], np.int32), np.array([7], np.int32)]
+    plan = placement.plan(MODEL, COUNTS, budget(1 << 30), "predictor", 64, 8, hot=ids)
+    assert hot(plan) == [[1, 2], [], [7]]
+    check_sums(plan)
+    room = needed(plan)
+    with pytest.raises(DoesNotFitError, match="--reset-gpu-index"):
+        placement.plan(MODEL, COUNTS, budget(room), "predictor", 64, 8, hot=ids)
+
+
+def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
+    model = replace(model, output=MODEL.output)
+    plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["blk.0.attn_q.weight"].home == "cpu"
+    assert "no kernel for Q4_K" in homes["blk.0.attn_q.weight"].why
+    assert homes["output.weight"].home == "gpu"
+    assert plan.totals.hot_rows == plan.totals.index == 0
+    assert {cache.home for cache in plan.caches} == {"cpu"}  # of use beside its layer alone
+
+
+@pytest.mark.parametrize("architecture", ["opt", "falcon"])
+def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
+    """A dense part without a kernel stays, its biases with it, and an FFN that has biases follows."""
+    n_positions = 66 if architecture == "opt" else 0
+    shape = Shape(architecture, 2, 256, 512, 4, 4, 100, 64, "relu", n_positions=n_positions)
+    model = build("small", shape, T.F16)
+    biased = model.layers[0].ffn_up_bias is not None
+    assert biased == (architecture == "opt")
+    attn_q = replace(model.layers[0].attn_q, type=T.Q4_K)
+    model = replace(model, layers=(replace(model.layers[0], attn_q=attn_q), model.layers[1]))
+    plan = placement.plan(model, None, budget(1 << 30), "exact", 64, 8)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["blk.0.attn_output.weight"].home == "cpu"
+    assert homes["blk.1.attn_output.weight"].home == "gpu"
+    assert [layer.n_hot for layer in plan.layers] == [0 if biased else 512, 512]
+    if biased:
+        assert "biases stay on the CPU" in homes["blk.0.ffn_up.weight"].why
+    check_sums(plan)
+
+
+def test_a_sparse_ffn_takes_fewer_types_than_a_matrix() -> None:
+    model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q6_K, 32)
+    assert "no sparse FFN for Q6_K" in ffn_part(model.layers[0], "exact").obstacle
+    assert not dense_part(model.layers[0], "exact").obstacle
+
+
+def test_vectors_are_f32_on_the_device() -> None:
+    layer = MODEL.layers[0]
+    halved = replace(layer, attn_norm=replace(layer.attn_norm, type=T.F16))
+    assert "no kernel for F16" in dense_part(halved, "exact").obstacle
+    assert not dense_part(layer, "exact").obstacle
+
+
+@pytest.mark.parametrize("kind", [T.Q6_K, T.Q5_0])
+def test_types_of_powerinfers_files_are_on_the_device_but_for_a_sparse_ffn(kind: T) -> None:
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), kind, 256)
+    plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
+    homes = {entry.name: entry for entry in plan.weights}
+    assert homes["blk.0.attn_q.weight"].home == homes["blk.0.fc2.weight"].home == "gpu"
+    assert homes["output.weight"].home == "gpu"
+    assert homes["blk.0.ffn_up.weight"].home == "cpu"
+    assert f"no sparse FFN for {kind.name}" in homes["blk.0.ffn_up.weight"].why
+    assert {cache.home for cache in plan.caches} == {"gpu"}

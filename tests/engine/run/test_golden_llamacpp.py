@@ -1,0 +1,56 @@
+"""Logits against llama.cpp's own, and against exact arithmetic."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.engine.model.model import load_model
+from hotcold.engine.run.executor import Executor
+from hotcold.gguf_io import open_gguf
+
+Logits = NDArray[np.float32]
+
+# relative RMS against llama.cpp, and against float64, which rounds no activations
+BOUNDS = {
+    "llama.f32": (2e-3, 2e-3),
+    "llama.f16": (2e-3, 2e-3),
+    "llama.bf16": (1e-2, 2e-3),
+    "llama.q8_0": (3e-2, 3e-2),
+    "llama.q4_0": (3e-2, 3e-2),
+    "llama.q4_1": (3e-2, 3e-2),
+    "llama.q5_0": (3e-2, 3e-2),
+    "llama.q5_1": (3e-2, 3e-2),
+    "llama.q4_k": (4.5e-2, 3e-2),
+    "llama.q5_k": (4.5e-2, 3e-2),
+    "llama.q6_k": (4.5e-2, 3e-2),
+    "llama.ropefreqs.f16": (2e-3, 2e-3),
+    "llama.ropelinear.q8_0": (3e-2, 3e-2),
+    "falcon.f16": (2e-3, 2e-3),
+    "falcon.norm2.q4_0": (3e-2, 3e-2),
+    "qwen2.f16": (2e-3, 2e-3),
+    "llama.biases.f16": (2e-3, 2e-3),
+}
+RECORDINGS = {"qwen2.f16": "biases.npz", "llama.biases.f16": "biases.npz"}
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+@pytest.mark.parametrize("step", [1, 48])
+def test_logits_equal_the_recording(
+    name: str,
+    step: int,
+    data: Path,
+    distance: Callable[[Logits, Logits], float],
+    logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+) -> None:
+    recorded = np.load(data / "llamacpp" / RECORDINGS.get(name, "logits.npz"))
+    bound, exact_bound = BOUNDS[name]
+    with (
+        open_gguf(data / "llamacpp" / f"{name}.gguf") as file,
+        Executor(load_model(file), file, 64, 48, 2, "f32") as executor,
+    ):
+        logits = logits_of(executor, recorded["ids"], step)
+    assert distance(logits, recorded[name]) <= bound
+    assert distance(logits, recorded[f"{name}.exact"]) <= exact_bound

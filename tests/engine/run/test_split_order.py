@@ -1,0 +1,110 @@
+"""The order of a split layer: what is enqueued before the host waits, and that every wait is needed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from split_runs import (
+    IDS,
+    Case,
+    OpenEmulated,
+    mixed_logits,
+    model_of,
+    on_device,
+    plan_named,
+    plan_with,
+    some_neurons,
+)
+
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.run.executor import Executor
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.kernels.cuda.device.device import Device
+
+slow = pytest.mark.slow
+SPARSITIES = ("predictor", "exact", "off")
+ORDERS: list[dict[str, Any]] = [
+    {"policy": "late"},
+    {"policy": "late", "order": 1},
+    {"policy": "late", "order": 7},
+    {"policy": "random", "seed": 1},
+    {"policy": "random", "seed": 2, "order": 1234},
+    {"policy": "random", "seed": 3},
+    {"policy": "eager", "order": 1},
+]
+
+
+@pytest.fixture
+def f16(data: Path) -> Iterator[GGUFFile]:
+    with open_gguf(data / "powerinfer" / "llama-f16.powerinfer.gguf") as file:
+        yield file
+
+
+def split_in_half(file: GGUFFile, case: Case) -> Plan:
+    model = model_of(file)
+    return plan_with(model, case, some_neurons(model, model.n_ff // 2))
+
+
+@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+@pytest.mark.parametrize(
+    "sparsity", ["predictor", *(pytest.param(name, marks=slow) for name in SPARSITIES[1:])]
+)
+@pytest.mark.parametrize("budget", ["half", "dense + 50%"])
+def test_bits_depend_on_no_order(
+    kind: str, sparsity: str, budget: str, data: Path, open_emulated: OpenEmulated
+) -> None:
+    """Of streams, threads and blocks. `eager` hides every missing wait, `late` finds each."""
+    seen = set()
+    with open_gguf(data / "powerinfer" / f"llama-{kind}.powerinfer.gguf") as file:
+        plan = plan_named(model_of(file), Case(sparsity), budget)
+        for options in [{"policy": "eager"}, *ORDERS]:
+            with on_device(plan, file, open_emulated(build_kind="fast", **options)) as executor:
+                seen.add(mixed_logits(executor).tobytes())
+    assert len(seen) == 1
+
+
+@pytest.mark.parametrize("n_threads", [1, 5])
+def test_bits_do_not_depend_on_threads(n_threads: int, f16: GGUFFile, open_emulated: OpenEmulated) -> None:
+    plan = split_in_half(f16, Case("predictor"))
+    logits = []
+    for n in (2, n_threads):
+        with on_device(plan, f16, open_emulated(build_kind="fast"), n) as executor:
+            logits.append(mixed_logits(executor).tobytes())
+            logits.append(mixed_logits(executor).tobytes())  # nor on what ran before
+    assert len(set(logits)) == 1
+
+
+def token_log(executor: Executor, device: Device) -> list[str]:
+    """What a decoded token asks of the device, in order."""
+    logits = np.empty((1, executor.model.n_vocab), np.float32)
+    executor.run(IDS[:3], 0, None)
+    device.log = []
+    executor.run(IDS[3:4], 3, logits)
+    entries = [entry.what for entry in device.log]
+    assert {entry.stream for entry in device.log} == {"compute"}
+    device.log = None
+    return entries
+
+
+LAYER = ["rms_norm", "matvec3_f16", "rope_kv_store_f32", "attention_f32", "matvec_f16"]
+PREDICTOR = ["matvec_f16", "matvec_mask_f16"]
+HEAD = ["rms_norm", "matvec_f16", "d2h", "record", "host waits"]
+
+
+@pytest.mark.parametrize("sparsity", SPARSITIES)
+def test_both_sides_work_at_the_same_time(sparsity: str, f16: GGUFFile, split_device: Device) -> None:
+    """The copy down, its event and the hot rows are enqueued before the host waits, for the event alone."""
+    predictor = PREDICTOR if sparsity == "predictor" else []
+    down, hot = ["d2h", "record"], ["compact", "sparse_ffn_f16", "sum_groups"]
+    layer = [*LAYER, *predictor, "rms_norm", *down, *hot, "host waits", "h2d", "merge"]
+    with on_device(split_in_half(f16, Case(sparsity)), f16, split_device) as executor:
+        assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]
+
+
+def test_a_layer_on_the_device_waits_for_nothing(f16: GGUFFile, split_device: Device) -> None:
+    layer = [*LAYER, *PREDICTOR, "rms_norm", "compact", "sparse_ffn_f16", "sum_groups"]
+    plan = plan_named(model_of(f16), Case("predictor"), "everything")
+    with on_device(plan, f16, split_device) as executor:
+        assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]

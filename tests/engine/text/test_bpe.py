@@ -1,0 +1,275 @@
+"""Byte-level BPE: ids are llama.cpp's with each pre-tokenizer, any bytes come back, bad files are named."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from hotcold.engine.text.bpe import CHARACTER_OF, BpeTokenizer
+from hotcold.engine.text.pretokenizers import PRETOKENIZERS
+from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from hotcold.errors import FileError, HotcoldError, SettingError
+from hotcold.gguf_io import GGUFFile, open_gguf
+
+DATA = Path(__file__).parent.parent.parent / "data" / "bpe"
+TEXTS: list[str] = json.loads((DATA / "texts.json").read_text())
+RECORDED: dict[str, dict[str, list[list[int]]]] = json.loads((DATA / "ids.json").read_text())["ids"]
+NAMES = [name for name in RECORDED if name]
+Write = Callable[..., Path]
+
+
+@pytest.fixture(scope="module")
+def file() -> Iterator[GGUFFile]:
+    with open_gguf(DATA / "vocab.gguf") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tokenizers(file: GGUFFile) -> dict[str, Tokenizer]:
+    return {name: load_tokenizer(file, name) for name in PRETOKENIZERS}
+
+
+def small(*pieces: str, merges: str = "", pretokenizer: str = "gpt-2", **options: Any) -> BpeTokenizer:
+    """A vocabulary of all bytes and some pieces; merges as "a b, c d"."""
+    tokens = [*CHARACTER_OF, *pieces]
+    types = options.pop("types", [NORMAL] * len(tokens))
+    pairs = [(left, right) for left, right in (pair.split() for pair in merges.split(", ") if pair)]
+    vocabulary = Vocabulary([token.encode() for token in tokens], types, **options)
+    return BpeTokenizer(vocabulary, pairs, PRETOKENIZERS[pretokenizer])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_same_ids_as_llama_cpp(tokenizers: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = tokenizers[name]
+    for text, plain, special in zip(TEXTS, *RECORDED[name].values(), strict=True):
+        assert tokenizer.encode(text, add_special=False) == plain, text
+        assert tokenizer.encode(text, parse_special=True) == special, text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_guard_makes_control_pieces_text(tokenizers: dict[str, Tokenizer], name: str) -> None:
+    tokenizer = tokenizers[name]
+    assert "<|im_end|>" in tokenizer.special_texts()
+    assert set(tokenizer.special_texts(user_defined=True)) - set(tokenizer.special_texts()) >= {"<tool>"}
+    text = "a <|im_\ufdd0end|> b<|im_end|>"
+    guarded = tokenizer.encode(text, parse_special=True, add_special=False, guard="\ufdd0")
+    (end,) = tokenizer.encode("<|im_end|>", parse_special=True, add_special=False)
+    assert guarded == [*tokenizer.encode("a <|im_end|> b", add_special=False), end]
+    assert end not in guarded[:-1]
+
+
+def test_the_recordings_tell_the_pretokenizers_apart() -> None:
+    """All but opt, which is gpt-2 with BOS in front: a pattern in another's place cannot pass."""
+    others = [RECORDED[name]["plain"] for name in NAMES if name != "opt"]
+    assert all(a != b for i, a in enumerate(others) for b in others[:i])
+
+
+def test_without_a_pretokenizer_words_are_cut_as_by_default(file: GGUFFile) -> None:
+    tokenizer = load_tokenizer(file)
+    assert [tokenizer.encode(text, add_special=False) for text in TEXTS] == RECORDED[""]["plain"]
+    (warning,) = tokenizer.warnings
+    assert "tokenizer.ggml.pre is missing" in warning
+    assert "--force-pretokenizer" in warning
+    assert load_tokenizer(file, "default").warnings == ()
+
+
+@pytest.mark.parametrize("name", PRETOKENIZERS)
+@given(text=st.text(max_size=40))
+@example("don't  stop 12345 \r\n\r\n  人之初 👨‍👩‍👧 e\u0301 \x00 \ufeff <|im_end|> <tool>")
+@settings(deadline=None, max_examples=60)
+def test_any_text_comes_back(tokenizers: dict[str, Tokenizer], name: str, text: str) -> None:
+    tokenizer = tokenizers[name]
+    ids = tokenizer.encode(text, add_special=False)
+    assert tokenizer.decode(ids).decode() == text
+    assert tokenizer.fewest_tokens(len(text.encode())) <= len(ids)
+
+
+@given(st.binary(max_size=30))
+@example("né".encode()[:2])
+@settings(deadline=None)
+def test_any_bytes_come_back(tokenizers: dict[str, Tokenizer], data: bytes) -> None:
+    assert tokenizers["gpt-2"].decode(tokenizers["gpt-2"].encode(data)) == data
+
+
+@given(st.text(max_size=20))
+@settings(deadline=None)
+def test_only_whole_characters_are_streamed(tokenizers: dict[str, Tokenizer], text: str) -> None:
+    """Piece by piece, though a piece may hold a part of one."""
+    tokenizer, characters = tokenizers["smollm"], CharacterStream()
+    shown = [characters.feed(tokenizer.piece(token)) for token in tokenizer.encode(text)]
+    assert "".join(shown) == text
+
+
+def test_long_runs_come_back(tokenizers: dict[str, Tokenizer]) -> None:
+    for text in ("a" * 20_000, " " * 20_000, " " * 20_000 + "x", "\n" * 20_000, "1" * 20_000):
+        for tokenizer in tokenizers.values():
+            assert tokenizer.decode(tokenizer.encode(text, add_special=False)).decode() == text
+
+
+def test_merges_in_their_order_and_from_the_left() -> None:
+    first = small("ab", "bc", "abc", merges="b c, a b, a bc")
+    assert first.encode("abc") == [258]
+    assert small("ab", "bc", merges="b c, a b").encode("abc") == [ord("a"), 257]
+    assert small("aa", merges="a a").encode("aaa") == [256, ord("a")]
+
+
+def test_a_word_that_is_a_piece_is_taken_whole_only_by_llama_bpe() -> None:
+    """`hello` cannot be merged from its characters, and ` hello` is another word."""
+    assert small("hello", pretokenizer="llama-bpe").encode("hello", add_special=False) == [256]
+    assert small("hello", pretokenizer="llama-bpe").encode("hello hello") == [256, *b" hello"]
+    assert small("hello").encode("hello") == [*b"hello"]
+
+
+def test_byte_pieces_stand_in_order_of_their_bytes() -> None:
+    """GPT-2's table: printable characters are themselves, the others follow from U+0100."""
+    assert [CHARACTER_OF[byte] for byte in (0, 32, 33, 126, 127, 160, 161, 173, 174, 255)] == list(
+        "ĀĠ!~ġł¡Ń®ÿ"
+    )
+    assert len(set(CHARACTER_OF)) == 256
+
+
+def test_bos_and_eos_as_the_model_asks() -> None:
+    both = small("<s>", "</s>", bos=256, eos=257, add_eos=True)
+    assert both.encode("a") == [256, ord("a"), 257]
+    assert both.encode("a", add_special=False) == [ord("a")]
+    assert both.end_ids == {257}
+
+
+def test_what_pieces_of_each_type_show() -> None:
+    types = [NORMAL] * 256 + [CONTROL, USER_DEFINED, UNUSED, BYTE, NORMAL]
+    tokenizer = small("<|x|>", "<t>", "<u>", "<0x0A>", "a漢Ġ", types=types)
+    assert [tokenizer.piece(token) for token in range(256, 261)] == [b"", b"<t>", b"", b"\n", "a漢 ".encode()]
+    assert tokenizer.piece(256, special=True) == b"<|x|>"
+
+
+def test_a_byte_without_a_piece_is_named() -> None:
+    tokens = [text.encode() for text in CHARACTER_OF if text != CHARACTER_OF[4]]
+    tokenizer = BpeTokenizer(Vocabulary(tokens, [NORMAL] * 255), [], PRETOKENIZERS["gpt-2"])
+    assert tokenizer.decode(tokenizer.encode("any other")) == b"any other"
+    for text in ("a\x04b", b"\x04\xff"):
+        with pytest.raises(SettingError, match="byte 0x04 .*no piece for it"):
+            tokenizer.encode(text)
+
+
+def test_sentencepiece_files_do_not_import_the_library(data: Path) -> None:
+    code = (
+        "import sys; from hotcold.engine.text.tokenizer import load_tokenizer; from hotcold.gguf_io import open_gguf; "
+        f"load_tokenizer(open_gguf({str(data / 'llamacpp' / 'llama.f32.gguf')!r})).encode('a'); "
+        "sys.exit('tokenizers' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.fixture
+def write(tokenizer_file: Callable[[Mapping[str, Any]], Path]) -> Write:
+    """A file with tokenizer metadata, some replaced (None: left out)."""
+
+    def make(**changed: Any) -> Path:
+        values: dict[str, Any] = {
+            "model": "gpt2",
+            "pre": "gpt-2",
+            "tokens": ["<|endoftext|>", "a", "b", "ab", "", ""],
+            "token_type": [CONTROL, NORMAL, NORMAL, NORMAL, NORMAL, NORMAL],
+            "merges": ["a b", "a b"],
+            "bos_token_id": 0,
+            "eos_token_id": 0,
+        }
+        return tokenizer_file(values | changed)
+
+    return make
+
+
+def test_metadata_are_read(write: Write) -> None:
+    with open_gguf(write(add_bos_token=True)) as file:
+        tokenizer = load_tokenizer(file)
+    assert tokenizer.encode("abab") == [0, 3, 3]
+    assert (tokenizer.n_vocab, tokenizer.bos, tokenizer.eos) == (6, 0, 0)
+    assert tokenizer.end_ids == {0}
+    assert tokenizer.encode("a<|endoftext|>b", parse_special=True, add_special=False) == [1, 0, 2]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pre": "mystery"}, r"tokenizer\.ggml\.pre: mystery \(known: default, .*--force-pretokenizer"),
+        ({"pre": 3}, r"tokenizer\.ggml\.pre"),
+        ({"tokens": None}, r"tokenizer\.ggml\.tokens"),
+        ({"tokens": [1, 2, 3, 4, 5, 6]}, r"tokenizer\.ggml\.tokens: .*an array of text"),
+        (
+            {"tokens": ["<|endoftext|>", "a", "b", "ab", "a", "c"]},
+            r"tokens\[4\]: a \(tokens\[1\] is the same",
+        ),
+        ({"tokens": ["<|endoftext|>", "a", "b", "ab", b"\xff", "c"]}, r"tokens\[4\]: \\xff \(UTF-8"),
+        ({"token_type": [3, 1, 1]}, r"token_type: 3 of int32 \(6 whole numbers"),
+        ({"token_type": [3, 1, 1, 1, 1, 9]}, r"token_type: 9 \(1 to 6"),
+        ({"scores": [0.0]}, r"tokenizer\.ggml\.scores: 1 .*6 numbers"),
+        ({"merges": None}, r"tokenizer\.ggml\.merges"),
+        ({"merges": [1, 2]}, r"tokenizer\.ggml\.merges: .*an array of text"),
+        ({"merges": [[1, 2], [3]]}, r"tokenizer\.ggml\.merges: .*an array of text"),
+        ({"merges": ["a b", "a c"]}, r"merges\[1\]: a c \(tokenizer\.ggml\.tokens has no c\)"),
+        ({"merges": ["b a"]}, r"merges\[0\]: b a \(tokenizer\.ggml\.tokens has no ba\)"),
+        ({"merges": ["ab"]}, r"merges\[0\]: ab \(two pieces with one space"),
+        ({"merges": [" b"]}, r"merges\[0\]:  b \(two pieces"),
+        ({"merges": ["a "]}, r"merges\[0\]: a  \(two pieces"),
+        ({"merges": ["a b c"]}, r"merges\[0\]: a b c \(two pieces"),
+        ({"merges": ["a  b"]}, r"merges\[0\]: a  b \(two pieces"),
+        ({"merges": [""]}, r"merges\[0\]:  \(two pieces"),
+        ({"merges": ["a \x1b[31m"]}, r"merges\[0\]: a \\x1b\[31m \(tokenizer"),
+        ({"bos_token_id": 6}, r"bos_token_id: 6 .*0 to 5"),
+        ({"add_bos_token": 1}, r"add_bos_token: 1"),
+    ],
+)
+def test_bad_metadata_are_named(write: Write, changed: dict[str, Any], message: str) -> None:
+    with open_gguf(write(**changed)) as file, pytest.raises(FileError, match=message) as caught:
+        load_tokenizer(file)
+    assert isinstance(caught.value, HotcoldError)
+    assert caught.value.exit_code == 3
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_name_is_none(write: Write) -> None:
+    with open_gguf(write(pre="")) as file:
+        assert len(load_tokenizer(file).warnings) == 1
+
+
+def test_an_unknown_pretokenizer_can_be_overridden(write: Write) -> None:
+    with open_gguf(write(pre="mystery")) as file:
+        assert load_tokenizer(file, "gpt-2").encode("ab") == [3]
+        with pytest.raises(SettingError, match=r"force_pretokenizer: other \(known: default, .*opt"):
+            load_tokenizer(file, "other")
+
+
+SHORT = st.text("ab Ġ<|>é", max_size=3)
+
+
+@given(
+    st.lists(st.tuples(SHORT, st.integers(NORMAL, BYTE)), min_size=1, max_size=8),
+    st.lists(SHORT | st.tuples(SHORT, SHORT).map(" ".join), min_size=1, max_size=4),
+    st.sampled_from(sorted(PRETOKENIZERS)),
+    st.text("ab <|>é'1", max_size=12),
+)
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_vocabulary_is_read_or_refused(
+    write: Write, pieces: list[tuple[str, int]], merges: list[str], pre: str, text: str
+) -> None:
+    """Ids are the vocabulary's own, whatever is in it, and a byte that it lacks is said."""
+    tokens, types = ([*column] for column in zip(*pieces, strict=True))
+    with open_gguf(write(tokens=tokens, token_type=types, merges=merges, pre=pre)) as file:
+        try:
+            tokenizer = load_tokenizer(file)
+        except FileError:
+            return
+    try:
+        ids = tokenizer.encode(text, add_special=False, parse_special=True)
+    except SettingError:
+        return
+    assert all(0 <= token < len(tokens) for token in ids)
+    assert tokenizer.fewest_tokens(len(text.encode())) <= len(ids)
+    tokenizer.decode(ids, special=True)

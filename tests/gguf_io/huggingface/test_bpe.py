@@ -1,0 +1,422 @@
+"""Byte-level BPE vocabularies: the engine's ids against the tokenizers library's, and what is refused."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+from hotcold.engine.text.pretokenizers import PRETOKENIZERS
+from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.errors import HotcoldError, SettingError
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.convert.conversion import convert
+from hotcold.gguf_io.huggingface import pretokenizer as hf_pretokenizer
+
+MakeModel = Callable[..., Any]  # the fixture hf_model
+
+N_VOCAB = 640
+TEXTS = [
+    "Elizabeth hadn't seen 12345 of Mr. Darcy's 100000 letters; IT'S ALL WE'VE GOT!",
+    "x = {'a': 3.14159, \"b\": [1,2]}  # tabs\t\tand\n\n  lines\r\n",
+    "Größe, naïve, Привет мир, 人之初 2024年 👍🎉",
+    "   leading and trailing   ",
+    "",
+]
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+Split, Digits = pre_tokenizers.Split, pre_tokenizers.Digits
+CL100K = hf_pretokenizer.CL100K
+
+
+def sequence(*steps: Any) -> Any:
+    return pre_tokenizers.Sequence(list(steps))
+
+
+PRE: dict[str, Any] = {
+    "gpt-2": GPT2,
+    "smollm": sequence(Digits(individual_digits=True), GPT2),
+    "falcon": sequence(
+        pre_tokenizers.Punctuation("contiguous"),
+        GPT2,
+        Digits(individual_digits=False),
+        Split(Regex("[0-9][0-9][0-9]"), "isolated"),
+    ),
+    "llama-bpe": sequence(Split(Regex(CL100K % r"\p{N}{1,3}"), "isolated"), BYTES),
+    "qwen2": sequence(Split(Regex(CL100K % r"\p{N}"), "isolated"), BYTES),
+}
+
+
+def trained(pre: Any, ignore_merges: bool = False) -> Tokenizer:
+    """A vocabulary of the texts; three special tokens in front, two added behind."""
+    library = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    library.pre_tokenizer = pre
+    trainer = trainers.BpeTrainer(
+        vocab_size=N_VOCAB - 20,
+        special_tokens=["<|begin_of_text|>", "<|end_of_text|>", "<pad>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    library.train_from_iterator(TEXTS * 3, trainer)
+    library.add_tokens([AddedToken("<tool>", normalized=False)])
+    library.add_special_tokens(["<|eot_id|>"])
+    return library
+
+
+def with_bos(library: Tokenizer) -> Tokenizer:
+    library.post_processor = processors.Sequence(
+        [
+            processors.ByteLevel(trim_offsets=False),
+            processors.TemplateProcessing(
+                single="<|begin_of_text|> $A", pair=None, special_tokens=[("<|begin_of_text|>", 0)]
+            ),
+        ]
+    )
+    return library
+
+
+SETTINGS = {
+    "bos_token": "<|begin_of_text|>",
+    "eos_token": {"content": "<|end_of_text|>"},
+    "pad_token": "<pad>",
+}
+
+
+@pytest.fixture
+def bpe(hf_model: MakeModel) -> Callable[..., Path]:
+    """A directory with this tokenizer.json, and no tokenizer.model."""
+
+    def make(library: Tokenizer, kind: str = "llama", **settings: Any) -> Path:
+        folder: Path = hf_model(kind, vocab_size=N_VOCAB).folder
+        (folder / "tokenizer.model").unlink()
+        library.save(str(folder / "tokenizer.json"))
+        (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | settings))
+        return folder
+
+    return make
+
+
+def converted(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """The engine's tokenizer of the converted file, and the `tokenizer.ggml` keys."""
+    out = folder / "out.gguf"
+    convert(folder, None, out, "f16", force=True, **options)
+    with open_gguf(out) as file:
+        stem = "tokenizer.ggml."
+        keys = {
+            key.removeprefix(stem): value
+            for key, value in file.metadata.items()
+            if key.startswith("tokenizer.")
+        }
+        keys = {
+            key: value if isinstance(value, str | bool | int) else list(value) for key, value in keys.items()
+        }
+        return load_tokenizer(file), keys
+
+
+def refusal(folder: Path, **options: Any) -> str:
+    with pytest.raises(HotcoldError) as caught:
+        convert(folder, None, folder / "out.gguf", "f16", **options)
+    assert not (folder / "out.gguf").exists()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
+    """Edits tokenizer.json."""
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    edit(content)
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize("name", list(PRE))
+def test_ids_are_those_of_the_library(bpe: Callable[..., Path], name: str) -> None:
+    library = trained(PRE[name], ignore_merges=name == "llama-bpe")
+    if name == "llama-bpe":
+        library = with_bos(library)
+    tokenizer, keys = converted(bpe(library))
+    assert (keys["model"], keys["pre"]) == ("gpt2", name)
+    assert keys["add_bos_token"] == (name == "llama-bpe")
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special=False) == library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == library.encode(text).ids
+        assert tokenizer.decode(tokenizer.encode(text, add_special=False)) == text.encode()
+    special = "<|eot_id|>a<tool>b<|begin_of_text|>"
+    ids = tokenizer.encode(special, add_special=False, parse_special=True)
+    assert ids == library.encode(special, add_special_tokens=False).ids
+
+
+def test_an_nfc_tokenizer_is_qwen2_and_the_loss_is_reported(bpe: Callable[..., Path]) -> None:
+    library = trained(PRE["qwen2"])
+    library.normalizer = normalizers.NFC()
+    folder = bpe(library)
+    assert converted(folder)[1]["pre"] == "qwen2"
+    warnings = convert(folder, None, folder / "out.gguf", "f16", force=True).warnings
+    assert warnings == ("tokenizer.json normalises text (NFC); GGUF cannot record that",)
+
+
+def test_tokens_types_and_special_ids(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    _, keys = converted(bpe(library))
+    n = library.get_vocab_size()
+    assert keys["tokens"][:n] == [str(library.id_to_token(i)).encode() for i in range(n)]
+    assert keys["tokens"][n:] == [b"[PAD%d]" % i for i in range(n, N_VOCAB)]
+    tool, eot = (library.get_vocab()[text] for text in ("<tool>", "<|eot_id|>"))
+    wanted = [3, 3, 3] + [1] * (n - 3) + [5] * (N_VOCAB - n)
+    wanted[tool], wanted[eot] = 4, 3
+    assert keys["token_type"] == wanted
+    merges = json.loads(library.to_str())["model"]["merges"]
+    assert keys["merges"] == [" ".join(pair).encode() for pair in merges]
+    assert (keys["bos_token_id"], keys["eos_token_id"], keys["padding_token_id"]) == (0, 1, 2)
+    assert (keys["add_bos_token"], keys["add_eos_token"]) == (False, False)
+    assert "scores" not in keys
+
+
+def test_merges_as_text_and_a_model_without_its_type(bpe: Callable[..., Path]) -> None:
+    folder = bpe(trained(GPT2))
+    before = converted(folder)[1]
+
+    def older(tokenizer: dict[str, Any]) -> None:
+        tokenizer["model"]["merges"] = [" ".join(pair) for pair in tokenizer["model"]["merges"]]
+        del tokenizer["model"]["type"]
+        tokenizer["model"]["byte_fallback"] = True  # of no effect among bytes
+
+    change(folder, older)
+    assert converted(folder)[1] == before
+
+
+def slow(library: Tokenizer, folder: Path) -> None:
+    """vocab.json and merges.txt instead of tokenizer.json."""
+    library.model.save(str(folder))
+    (folder / "tokenizer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "settings"),
+    [
+        ("llama", "gpt-2", {"tokenizer_class": "GPT2Tokenizer"}),
+        ("llama", "gpt-2", {}),
+        ("opt", "opt", {"tokenizer_class": "GPT2Tokenizer", "add_bos_token": True}),
+        ("qwen2", "qwen2", {"tokenizer_class": "Qwen2TokenizerFast"}),
+    ],
+)
+def test_vocab_and_merges(bpe: Callable[..., Path], kind: str, name: str, settings: dict[str, Any]) -> None:
+    library = trained(PRE.get(name, GPT2))
+    folder = bpe(library, kind, **settings)
+    slow(library, folder)
+    assert (folder / "merges.txt").read_text().startswith("#version")
+    tokenizer, keys = converted(folder)
+    assert keys["pre"] == name
+    assert keys["token_type"][:4] == [3, 3, 3, 1]
+    for text in TEXTS:
+        ids = library.encode(text, add_special_tokens=False).ids
+        assert tokenizer.encode(text) == [0] * (name == "opt") + ids
+
+
+def test_a_tokenizer_model_counts_first(hf_model: MakeModel) -> None:
+    folder = hf_model("llama").folder
+    trained(GPT2).save(str(folder / "tokenizer.json"))
+    assert converted(folder)[1]["model"] == "llama"
+
+
+def test_missing_files_of_a_vocabulary(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    folder = bpe(library)
+    slow(library, folder)
+    (folder / "merges.txt").unlink()
+    assert "1 missing; merges.txt (fetch it" in refusal(folder)
+    (folder / "vocab.json").unlink()
+    assert "1 missing; tokenizer.model or tokenizer.json (fetch it" in refusal(folder)
+
+
+def test_special_tokens_map_names_what_the_config_does_not(bpe: Callable[..., Path]) -> None:
+    folder = bpe(trained(GPT2))
+    (folder / "tokenizer_config.json").write_text('{"eos_token": "<|end_of_text|>"}')
+    (folder / "special_tokens_map.json").write_text(
+        '{"eos_token": "<pad>", "bos_token": "<|begin_of_text|>"}'
+    )
+    keys = converted(folder)[1]
+    assert (keys["bos_token_id"], keys["eos_token_id"]) == (0, 1)
+
+
+def test_added_tokens_of_the_other_files(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    folder, n = bpe(library), library.get_vocab_size()
+    (folder / "added_tokens.json").write_text(json.dumps({"<a>": n, "<b>": n + 2}))
+    decoder = {
+        str(n): {"content": "<a>", "special": True},
+        str(n + 3): {"content": "<|c|>", "special": False},
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"added_tokens_decoder": decoder}))
+    keys = converted(folder)[1]
+    assert keys["tokens"][n : n + 5] == [b"<a>", b"[PAD%d]" % (n + 1), b"<b>", b"<|c|>", b"[PAD%d]" % (n + 4)]
+    assert keys["token_type"][n : n + 5] == [3, 5, 4, 3, 5]
+
+
+def no_pretokenizer(tokenizer: dict[str, Any]) -> None:
+    tokenizer["pre_tokenizer"] = None
+
+
+UNKNOWN: list[tuple[Any, str]] = [
+    (sequence(Digits(individual_digits=True), BYTES), "Digits True, then ByteLevel False"),
+    (pre_tokenizers.ByteLevel(add_prefix_space=True), "other ByteLevel"),
+    (sequence(Split(Regex(r"\p{N}{1,2}"), "isolated"), BYTES), r"Split \p{N}{1,2}, then ByteLevel False"),
+    (sequence(Split(Regex(CL100K % r"\p{N}"), "removed"), BYTES), "other Split"),
+    (PRE["llama-bpe"], "Split (?i:'s"),  # without ignore_merges
+    (pre_tokenizers.Whitespace(), "other Whitespace"),
+]
+
+
+@pytest.mark.parametrize(("pre", "text"), UNKNOWN)
+def test_unknown_pretokenizers_are_described(bpe: Callable[..., Path], pre: Any, text: str) -> None:
+    library = trained(GPT2)
+    library.pre_tokenizer = pre
+    folder = bpe(library)
+    message = refusal(folder)
+    assert f"pre-tokenizer: {text}" in message
+    assert "--force-pretokenizer NAME says which of default, gpt-2" in message
+    assert converted(folder, force_pretokenizer="default")[1]["pre"] == "default"
+
+
+def test_other_normalizers_are_not_known(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    library.normalizer = normalizers.Lowercase()
+    assert "pre-tokenizer: Lowercase, then ByteLevel True (no known one)" in refusal(bpe(library))
+
+
+def test_other_classes_of_slow_tokenizers_are_not_known(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    folder = bpe(library, tokenizer_class="OtherTokenizer")
+    slow(library, folder)
+    assert "vocab.json: pre-tokenizer: OtherTokenizer (no known one)" in refusal(folder)
+    settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    assert "GPT2Tokenizer with add_prefix_space" in refusal(folder)
+    assert converted(folder, force_pretokenizer="gpt-2")[1]["pre"] == "gpt-2"
+
+
+def test_a_forced_pretokenizer_must_be_known_and_of_use(
+    bpe: Callable[..., Path], hf_model: MakeModel
+) -> None:
+    assert "force_pretokenizer: dbrx (one of default, gpt-2" in refusal(
+        bpe(trained(GPT2)), force_pretokenizer="dbrx"
+    )
+    folder = hf_model("llama", "spm").folder
+    assert "tokenizer.model has no pre-tokenizer" in refusal(folder, force_pretokenizer="gpt-2")
+    convert(folder, None, folder / "out.gguf", "f16")
+    with pytest.raises(SettingError, match="a GGUF file keeps its own"):
+        convert(folder / "out.gguf", None, folder / "q.gguf", "q8_0", force_pretokenizer="gpt-2")
+
+
+def test_the_engine_knows_every_name() -> None:
+    assert set(hf_pretokenizer.NAMES) <= set(PRETOKENIZERS)
+    assert {*hf_pretokenizer.DESCRIPTIONS, *hf_pretokenizer.BY_CLASS.values()} <= set(hf_pretokenizer.NAMES)
+
+
+BROKEN: list[tuple[Callable[[dict[str, Any]], object], str]] = [
+    (lambda t: t.pop("model"), "model type: missing"),
+    (lambda t: t["model"].update(type="Unigram"), "model type: 'Unigram'"),
+    (lambda t: (t["model"].update(byte_fallback=True), t.update(pre_tokenizer=None)), "byte_fallback: true (a SentencePiece vocabulary)"),
+    (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix: '</w>'"),
+    (lambda t: t["model"].update(vocab=[]), "vocab: missing or empty"),
+    (lambda t: t["model"]["vocab"].update(Ġx=True), "id of 'Ġx': True"),
+    (lambda t: t["model"]["vocab"].update(Ġx=-1), "id of 'Ġx': -1"),
+    (lambda t: t["model"]["vocab"].update(Ġx=2**40), "id of 'Ġx'"),
+    (lambda t: t["model"]["vocab"].update(Ġx=2**30), f"1073741825 tokens (config.json: vocab_size {N_VOCAB})"),
+    (lambda t: t["model"]["vocab"].update(Ġxyz=5), "id 5: "),
+    (lambda t: t["model"]["vocab"].update({"\udc80": 639}), "must be whole characters"),
+    (lambda t: t["model"].update(merges=None), "merges: missing"),
+    (lambda t: t["model"]["merges"].insert(7, ["a", "b c"]), "merge 7: ['a', 'b c']"),
+    (lambda t: t["model"]["merges"].insert(7, ["a"]), "merge 7: ['a']"),
+    (lambda t: t["model"]["merges"].insert(7, "a b c"), "merge 7: 'a b c'"),
+    (lambda t: t["model"]["merges"].insert(7, ["ẞ", "ß"]), "merge ẞ ß: cannot be made (there is no token ẞ)"),
+    (lambda t: t["model"]["merges"].insert(7, ["q", "7"]), "merge q 7: cannot be made (there is no token q7)"),
+    (lambda t: t.update(added_tokens=[{"id": 1.5, "content": "x"}]), "added_tokens: {'id': 1.5"),
+    (lambda t: t["added_tokens"].append({"id": 9, "content": "<new>"}), "added token 9: '<new>' (the vocabulary has"),
+    (lambda t: t["added_tokens"].append({"id": 639, "content": "!"}), "token 639: '!' (token "),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("edit", "text"), BROKEN)
+def test_damaged_vocabularies(
+    bpe: Callable[..., Path], edit: Callable[[dict[str, Any]], object], text: str
+) -> None:
+    folder = bpe(trained(GPT2))
+    change(folder, edit)
+    assert text in refusal(folder)
+
+
+def test_damaged_merges_files(bpe: Callable[..., Path]) -> None:
+    library = trained(GPT2)
+    folder = bpe(library)
+    slow(library, folder)
+    good = (folder / "merges.txt").read_bytes()
+    for content, text in (
+        (b"a b c\n", "merge 0: 'a b c'"),
+        (b"\xff\xfe", "no UTF-8"),
+        (b"# #\n", "merge # #"),
+    ):
+        (folder / "merges.txt").write_bytes(content)
+        assert text in refusal(folder)
+    (folder / "merges.txt").write_bytes(good.replace(b"\n", b"\r\n"))
+    converted(folder)
+
+
+def test_chat_templates(bpe: Callable[..., Path]) -> None:
+    folder = bpe(trained(GPT2), chat_template="{{ a }}")
+    assert converted(folder)[1]["tokenizer.chat_template"] == "{{ a }}"
+    several = [{"name": "default", "template": "{{ b }}"}, {"name": "tool_use", "template": "{{ c }}"}]
+    (folder / "tokenizer_config.json").write_text(json.dumps(SETTINGS | {"chat_template": several}))
+    keys = converted(folder)[1]
+    assert keys["tokenizer.chat_template"] == "{{ b }}"
+    assert keys["tokenizer.chat_template.tool_use"] == "{{ c }}"
+    assert keys["tokenizer.chat_templates"] == [b"tool_use"]
+    (folder / "chat_template.json").write_text('{"chat_template": "{{ d }}"}')
+    assert converted(folder)[1]["tokenizer.chat_template"] == "{{ d }}"
+    (folder / "chat_template.jinja").write_text("{{ é }}")
+    assert converted(folder)[1]["tokenizer.chat_template"] == "{{ é }}"
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (7, "chat_template: 7 (text, or a list of names and templates)"),
+        ([{"name": "default"}], "chat_template: {'name': 'default'}"),
+        ([{"name": "a.b\n", "template": "x"}], "chat_template: {'name': 'a.b"),
+        ("x" * ((1 << 20) + 1), "chat template default: 1048577 characters (at most 1048576 bytes)"),
+        ("\udc80", "chat template default: '\\udc80' (must be whole characters)"),
+    ],
+)
+def test_templates_that_are_refused(bpe: Callable[..., Path], content: Any, text: str) -> None:
+    folder = bpe(trained(GPT2), chat_template=content)
+    assert text in refusal(folder)
+    (folder / "chat_template.jinja").write_bytes(b"\xff")
+    assert "chat_template.jinja: no UTF-8" in refusal(folder)
+
+
+def test_random_damage_gives_one_of_our_errors(bpe: Callable[..., Path]) -> None:
+    """Values of tokenizer.json anywhere in the tree become something else."""
+    folder = bpe(with_bos(trained(PRE["falcon"])))
+    whole = json.loads((folder / "tokenizer.json").read_text())
+    random = np.random.default_rng(5)
+    others: list[Any] = [None, -1, 2**70, "x", "\udc80", [], {}, [[]], True, 0.5]
+    refused = 0
+    for _ in range(150):
+        damaged = json.loads(json.dumps(whole))
+        at = damaged
+        while True:
+            keys = list(at) if isinstance(at, dict) else list(range(len(at)))
+            key = keys[int(random.integers(len(keys)))]
+            if not isinstance(at[key], dict | list) or not at[key] or random.integers(4) == 0:
+                break
+            at = at[key]
+        at[key] = others[int(random.integers(len(others)))]
+        (folder / "tokenizer.json").write_text(json.dumps(damaged))
+        try:
+            convert(folder, None, folder / "out.gguf", "f16", force=True)
+        except HotcoldError:
+            refused += 1
+    assert refused > 30

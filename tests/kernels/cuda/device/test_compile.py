@@ -1,0 +1,137 @@
+"""Every kernel compiled for six architectures, without a driver."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device import nvrtc as module
+from hotcold.kernels.cuda.device.nvrtc import Nvrtc, Resources, build_cubin, read_resources
+from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, blocks_at_once, occupancy
+from hotcold.kernels.cuda.device.signatures import MAX_STATIC_SHARED, read_signatures
+from hotcold.kernels.cuda.device.sources import SOURCES, families, program
+from hotcold.kernels.cuda.weights import KERNEL_TYPES
+from hotcold.kernels.cuda.work import BLOCK
+
+MOST_REGISTERS = 80
+LEAST_OCCUPANCY = 3 / 8
+QUICK_ARCHITECTURE = 80  # all kernels take half a minute to compile for one
+
+TESTS = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [a if a == QUICK_ARCHITECTURE else pytest.param(a, marks=pytest.mark.slow) for a in MULTIPROCESSORS],
+)
+def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: int) -> None:
+    compiled = nvrtc.compile(program(), architecture, ("--ptxas-options=-v",))
+    needs = read_resources(compiled.log)
+    assert compiled.cubin.startswith(b"\x7fELF") and "warning" not in compiled.log
+    assert set(needs) == set(read_signatures(program()))
+    for kernel, resources in needs.items():
+        assert resources.spilled == resources.stack == 0, kernel
+        assert 0 < resources.registers <= MOST_REGISTERS, kernel
+        assert resources.shared <= MAX_STATIC_SHARED, kernel
+        assert occupancy(architecture, resources, BLOCK) >= LEAST_OCCUPANCY, kernel
+
+
+def test_the_tests_own_sources_are_cuda_too(nvrtc: Nvrtc) -> None:
+    for name in ("emulator/intrinsics.cu", "seam.cu"):
+        nvrtc.compile(program(TESTS / name), 80)
+
+
+def test_a_spill_would_be_seen(nvrtc: Nvrtc) -> None:
+    source = program(TESTS / "seam.cu").replace(
+        "__launch_bounds__(256)", "__launch_bounds__(1024)"
+    )
+    many = ", ".join(f"v{i} = x[{i} * n]" for i in range(200))
+    uses = " ".join(f"v{i} = fmaf(v{i}, v{(i + 7) % 200}, v{(i + 3) % 200});" for i in range(200))
+    sums = " + ".join(f"v{i}" for i in range(200))
+    source += (
+        f"KERNEL hungry(const float* x, float* y, int n) {{ float {many};\n"
+        f"for (int j = 0; j < n; j++) {{ {uses} }}\ny[threadIdx.x] = {sums}; }}\n"
+    )
+    needs = read_resources(nvrtc.compile(source, 80, ("--ptxas-options=-v",)).log)
+    assert needs["hungry"].spilled > 0 and needs["scale"].spilled == 0
+
+
+def test_an_error_names_its_line(nvrtc: Nvrtc) -> None:
+    with pytest.raises(DeviceError, match=r"rope.cu\(1\d\).*refuses them for sm_80") as caught:
+        nvrtc.compile(program(SOURCES / "rope.cu").replace("int first =", "int first = what +"), 80)
+    assert caught.value.exit_code == 5
+
+
+@pytest.mark.parametrize("architecture", [10, 999])
+def test_an_architecture_that_nvrtc_does_not_know_is_named(nvrtc: Nvrtc, architecture: int) -> None:
+    with pytest.raises(DeviceError, match=f"sm_{architecture}.*install an NVRTC that knows this card"):
+        nvrtc.compile(program(SOURCES / "add.cu"), architecture)
+
+
+def test_machine_code_is_cached(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = program(SOURCES / "add.cu")
+    path = build_cubin(source, 80)
+    with monkeypatch.context() as patch:
+        patch.setattr(Nvrtc, "compile", lambda *_: pytest.fail("compiled twice"))
+        assert build_cubin(source, 80) == path
+    assert build_cubin(source, 86) != path and build_cubin(source + "\n", 80) != path
+    path.write_bytes(path.read_bytes()[:100])
+    assert build_cubin(source, 80).read_bytes().startswith(b"\x7fELF") and path.stat().st_size > 100
+
+
+def test_a_missing_nvrtc_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "WHEELS", ())
+    monkeypatch.setattr(module, "find_library", lambda name: None)
+    with pytest.raises(DeviceError, match="NVRTC: not found.*pip install nvidia-cuda-nvrtc-cu12") as caught:
+        Nvrtc()
+    assert caught.value.exit_code == 5
+
+
+def test_missing_headers_are_said_with_their_remedy(
+    nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "WHEELS", ("nvidia-cuda-nvrtc-cu12", "nvidia-cuda-nvrtc"))
+    monkeypatch.setenv("CUDA_PATH", str(tmp_path))
+    with pytest.raises(DeviceError, match="cuda_fp16.h not found.*nvidia-cuda-runtime-cu12"):
+        Nvrtc()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "resources", "block", "blocks"),
+    [
+        (75, Resources(32, 0, 0, 0), 256, 4),  # threads
+        (80, Resources(32, 0, 0, 0), 256, 8),
+        (80, Resources(65, 0, 0, 0), 256, 3),  # registers: 72 of them a thread
+        (86, Resources(16, 30 << 10, 0, 0), 256, 3),  # shared memory, with 1 KiB a block for the system
+        (86, Resources(16, 0, 0, 0), 32, 16),  # blocks
+    ],
+)
+def test_occupancy_by_hand(architecture: int, resources: Resources, block: int, blocks: int) -> None:
+    assert blocks_at_once(architecture, resources, block) == blocks
+    expected = blocks * block / MULTIPROCESSORS[architecture].threads
+    assert occupancy(architecture, resources, block) == expected
+
+
+def test_every_kernel_has_its_sizes_beside_it() -> None:
+    for path in families():
+        sizes = path.with_suffix(".py").read_text()
+        for kernel in read_signatures(program(path)):
+            of_type = any(
+                kernel.endswith(f"_{suffix}") and f'f"{kernel.removesuffix(suffix)}{{' in sizes
+                for suffix in KERNEL_TYPES.values()
+            )
+            assert of_type or f'Work("{kernel}"' in sizes, kernel
+
+
+@pytest.mark.slow
+def test_the_table_in_the_docs_is_of_these_kernels(nvrtc: Nvrtc) -> None:
+    root = Path(__file__).resolve().parents[4]
+    script = runpy.run_path(str(root / "bench" / "compile_check.py"))
+    page = (root / "docs" / "performance.md").read_text()
+    table = script["table"](script["measure"]())
+    version = table.split(",")[0]
+    if version not in page:
+        pytest.skip(f"the docs were made by another compiler than {version}")
+    assert table in page

@@ -1,0 +1,90 @@
+// One use at least of everything that intrinsics.h offers.
+#include "common.h"
+
+__device__ static int swapped_by_shared(int v) {  // shared memory in a device function
+    __shared__ int box[64];
+    box[threadIdx.x] = v;
+    __syncthreads();
+    int other = box[threadIdx.x ^ 1];
+    __syncthreads();
+    return other;
+}
+
+// out[16][64]: one row an operation, 64 threads.
+KERNEL lanes(int* out) {
+    int t = threadIdx.x, row = 0;
+    out[64 * row++ + t] = __shfl_xor_sync(ALL_LANES, lane(), 5);
+    out[64 * row++ + t] = __shfl_sync(ALL_LANES, lane(), lane() + 3);
+    out[64 * row++ + t] = __shfl_down_sync(ALL_LANES, lane(), 4);
+    out[64 * row++ + t] = __shfl_up_sync(ALL_LANES, lane(), 4);
+    out[64 * row++ + t] = (int)(__shfl_sync(ALL_LANES, (long long)lane() << 40, 2, 8) >> 40);
+    out[64 * row++ + t] = (int)__shfl_xor_sync(ALL_LANES, (float)lane(), 16, 16);
+    out[64 * row++ + t] = (int)__shfl_down_sync(ALL_LANES, (double)lane(), 3, 8);
+    out[64 * row++ + t] = __shfl_up_sync(ALL_LANES, lane(), 3, 8);
+    out[64 * row++ + t] = swapped_by_shared(lane());
+    out[64 * row++ + t] = (int)__ballot_sync(ALL_LANES, lane() % 2 == 0);
+    out[64 * row++ + t] = __any_sync(ALL_LANES, t == 7);
+    out[64 * row++ + t] = __all_sync(ALL_LANES, t != 40);
+    if (lane() < 16) out[64 * row + t] = (int)__ballot_sync(0x0000ffffu, lane() % 4 == 0);
+    else out[64 * row + t] = (int)__ballot_sync(0xffff0000u, lane() % 4 == 2);
+    row++;
+    __shared__ int pair[64];
+    pair[t] = lane();
+    __syncwarp();
+    out[64 * row++ + t] = pair[t / 8 * 8 + (t + 1) % 8];
+    out[64 * row++ + t] = __syncthreads_count(t < 3);
+    out[64 * row++ + t] = 2 * (__syncthreads_or(t == 63) != 0) + (__syncthreads_and(t != 63) != 0);
+}
+
+// Every thread of every block has its place, and atomics count them.
+KERNEL places(int* hits, int* place, unsigned long long* wide) {
+    int block = blockIdx.x + gridDim.x * (blockIdx.y + gridDim.y * blockIdx.z);
+    int thread = threadIdx.x + blockDim.x * (threadIdx.y + blockDim.y * threadIdx.z);
+    int id = block * (int)(blockDim.x * blockDim.y * blockDim.z) + thread;
+    place[id] = id;
+    atomicAdd(&hits[0], 1);
+    atomicMax(&hits[1], id);
+    atomicMin(&hits[2], id);
+    atomicOr(&hits[3], 1 << (id & 15));
+    if (id == 5) atomicExch(&hits[4], 77);
+    atomicCAS(&hits[5], id, -id - 2);             // hits[5] begins as 9: only thread 9 meets it
+    atomicAdd(&wide[0], 1ull << 33);
+}
+
+// Integer and bit arithmetic, a row of 64 an operation.
+KERNEL arithmetic(const int* a, const int* b, int* out) {
+    int t = threadIdx.x, row = 0;
+    out[64 * row++ + t] = __dp4a(a[t], b[t], 3);
+    out[64 * row++ + t] = __ldg(a + t);
+    out[64 * row++ + t] = __popc((unsigned)a[t]);
+    out[64 * row++ + t] = __ffs(a[t]);
+    out[64 * row++ + t] = __clz(a[t]);
+    out[64 * row++ + t] = __float_as_int((float)a[t]);
+    out[64 * row++ + t] = (int)__int_as_float(__float_as_int((float)(a[t] >> 8)));
+    out[64 * row++ + t] = min(a[t], b[t]);
+    out[64 * row++ + t] = max(a[t], b[t]);
+}
+
+// Floats: what the emulated device takes from the C library.
+KERNEL floats(__half* h, const float* x, float* out) {
+    int t = threadIdx.x, row = 0;
+    out[64 * row++ + t] = __half2float(h[t]) * 2.f;
+    h[t] = __float2half(out[t]);
+    out[64 * row++ + t] = (float)__float2int_rn(x[t]);
+    out[64 * row++ + t] = fmaf(x[t], x[t], -1.f);
+    out[64 * row++ + t] = x[t] * x[t] - 1.f;
+    out[64 * row++ + t] = sqrtf(fabsf(x[t]));
+    out[64 * row++ + t] = fmaxf(x[t], 1.f / 3.f);
+    out[64 * row++ + t] = expf(x[t]);
+}
+
+// Vectors and dynamic shared memory: each thread turns one vector of each type round.
+KERNEL vectors(const uint4* u, const float4* f, const int4* i, const float2* g, const int2* j,
+               const uint2* v, unsigned* out) {
+    DYNAMIC_SHARED(unsigned, words);
+    int t = threadIdx.x;
+    words[4 * t] = u[t].w, words[4 * t + 1] = u[t].z, words[4 * t + 2] = u[t].y, words[4 * t + 3] = u[t].x;
+    __syncthreads();
+    out[t] = words[4 * (31 - t)] + (unsigned)f[t].z + (unsigned)i[t].y + (unsigned)g[t].y + (unsigned)j[t].x
+        + v[t].y;
+}

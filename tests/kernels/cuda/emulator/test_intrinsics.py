@@ -1,0 +1,129 @@
+"""Every operation that the emulated device offers, against what CUDA's manual says of it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.sources import SOURCES, program
+
+Array = NDArray[Any]
+Open = Callable[..., Device]
+SOURCE = Path(__file__).with_name("intrinsics.cu")
+RUNS = [(build_kind, order) for build_kind in ("checked", "fast", "races") for order in (0, 1, 7, 1234)]
+
+
+@pytest.fixture(params=RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
+def own_device(request: pytest.FixtureRequest, open_emulated: Open) -> Device:
+    build_kind, order = request.param
+    return open_emulated(source=program(SOURCE), build_kind=build_kind, order=order)
+
+
+def test_everything_that_is_offered_is_used_here() -> None:
+    text = (SOURCES / "emulator" / "intrinsics.h").read_text()
+    offered = set(
+        re.findall(r"^(?:template <class T> |inline |ATOMIC_OPERATION )+[\w ]*?\b(\w+)\(", text, re.MULTILINE)
+    )
+    offered |= set(re.findall(r"^struct alignas\(\d+\) (\w+)", text, re.MULTILINE))
+    offered |= {"threadIdx", "blockIdx", "blockDim", "gridDim", "DYNAMIC_SHARED", "__half", "__shared__"}
+    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min"} <= offered
+    used = SOURCE.read_text()
+    assert not [name for name in sorted(offered) if not re.search(rf"\b{name}\b", used)]
+
+
+def test_warp_and_block_operations(own_device: Device, get: Callable[..., Array]) -> None:
+    out, lane, thread = own_device.empty((16, 64), "i4"), np.arange(64) % 32, np.arange(64)
+    own_device.launch("lanes", 1, 64, (out,), own_device.compute)
+    eighth = lane // 8 * 8
+    want = [
+        lane ^ 5,
+        (lane + 3) % 32,
+        np.where(lane < 28, lane + 4, lane),
+        np.where(lane < 4, lane, lane - 4),
+        eighth + 2,
+        lane % 16,  # earlier groups of 16 may be read; for later ones the lane gets its own value
+        np.where(lane % 8 < 5, lane + 3, lane),
+        np.where(lane % 8 < 3, lane, lane - 3),
+        lane ^ 1,
+        np.full(64, 0x55555555),
+        thread < 32,
+        thread < 32,
+        np.where(lane < 16, 0x1111, 0x44440000),
+        eighth + (lane + 1) % 8,
+        np.full(64, 3),
+        np.full(64, 2),
+    ]
+    assert get(own_device, out).tolist() == [np.asarray(row, "i4").tolist() for row in want]
+
+
+def test_places_and_integer_atomics(
+    own_device: Device, put: Callable[..., Any], get: Callable[..., Array]
+) -> None:
+    n = 24 * 96
+    hits, place = put(own_device, np.array([0, -1, n, 0, 0, 9], "i4")), own_device.empty(n, "i4")
+    wide = put(own_device, np.zeros(1, "u8"))
+    own_device.launch("places", (2, 3, 4), (8, 4, 3), (hits, place, wide), own_device.compute)
+    assert get(own_device, place).tolist() == list(range(n))
+    assert get(own_device, hits).tolist() == [n, n - 1, 0, 0xFFFF, 77, -11]
+    assert get(own_device, wide)[0] == n << 33
+
+
+def test_arithmetic(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(-(2**31), 2**31, (2, 64)).astype("i4")
+    a[:3] = 0, 1, -1
+    out = own_device.empty((9, 64), "i4")
+    own_device.launch("arithmetic", 1, 64, (put(own_device, a), put(own_device, b), out), own_device.compute)
+    bytes_of = [v.view("i1").reshape(-1, 4).astype("i4") for v in (a, b)]
+    bits = [f"{int(v) & 0xFFFFFFFF:032b}" for v in a]
+    want = [
+        (bytes_of[0] * bytes_of[1]).sum(1) + 3,
+        a,
+        [text.count("1") for text in bits],
+        [text[::-1].find("1") + 1 for text in bits],
+        [text.find("1") if "1" in text else 32 for text in bits],
+        a.astype("f4").view("i4"),
+        a >> 8,
+        np.minimum(a, b),
+        np.maximum(a, b),
+    ]
+    assert get(own_device, out).tolist() == [np.asarray(row, "i4").tolist() for row in want]
+
+
+def test_floats(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
+    halves = (np.arange(64) / 7).astype("f2")
+    x = (np.random.default_rng(1).standard_normal(64) * 10).astype("f4")
+    x[:4] = 0.5, 1.5, 2.5, -0.5  # ties go to even
+    h, out = put(own_device, halves), own_device.empty((7, 64), "f4")
+    own_device.launch("floats", 1, 64, (h, put(own_device, x), out), own_device.compute)
+    exact = x.astype("f8") ** 2 - 1
+    want = [
+        halves.astype("f4") * 2,
+        np.rint(x),
+        exact.astype("f4"),  # one rounding
+        x * x - np.float32(1),  # two: the compiler does not contract
+        np.sqrt(np.abs(x)),
+        np.maximum(x, np.float32(1 / 3)),
+    ]
+    assert (want[2] != want[3]).any()
+    got = get(own_device, out)
+    assert got[:6].tolist() == [row.tolist() for row in want]
+    exponentials = np.exp(x.astype("f8"))
+    assert (np.abs(got[6] - exponentials) <= np.spacing(exponentials.astype("f4"))).all()
+    assert (get(own_device, h) == (halves.astype("f4") * 2).astype("f2")).all()
+
+
+def test_vectors(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
+    rng = np.random.default_rng(2)
+    kinds = [("u4", 4), ("f4", 4), ("i4", 4), ("f4", 2), ("i4", 2), ("u4", 2)]
+    u, f, i, g, j, v = (rng.integers(0, 1000, (32, n)).astype(kind) for kind, n in kinds)
+    out = own_device.empty(32, "u4")
+    arguments = (*(put(own_device, a) for a in (u, f, i, g, j, v)), out)
+    own_device.launch("vectors", 1, 32, arguments, own_device.compute, shared=4 * 4 * 32)
+    want = u[::-1, 3] + f[:, 2] + i[:, 1] + g[:, 1] + j[:, 0] + v[:, 1]
+    assert get(own_device, out).tolist() == want.astype("u4").tolist()
