@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hotcold.engine.text.pieces import PieceTokenizer
-from hotcold.engine.text.pretokenizers import DEFAULT, PRETOKENIZERS, Pretokenizer
 from hotcold.engine.text.vocabulary import Vocabulary, damaged, read_vocabulary, scores, shown, strings
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.pretokenizers import DEFAULT, KNOWN, PRETOKENIZERS, Pretokenizer
 
 Merge = tuple[str, str]
 
@@ -131,9 +131,8 @@ def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:
         )
         return DEFAULT, (warning,)
     if name not in PRETOKENIZERS:
-        known = f"known: {', '.join(PRETOKENIZERS)}"
         next_step = "--force-pretokenizer NAME takes one of these, if it cuts text alike"
-        raise FileError(f"{file.path.name}: {key}", name, known, next_step)
+        raise FileError(f"{file.path.name}: {key}", name, KNOWN, next_step)
     return name, ()
 
 

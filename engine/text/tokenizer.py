@@ -4,12 +4,11 @@ import codecs
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from hotcold.engine.settings import one_of
 from hotcold.engine.text import bpe as bpe_tokenizer
 from hotcold.engine.text import sentencepiece as sentencepiece_tokenizer
-from hotcold.engine.text.pretokenizers import PRETOKENIZERS
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.pretokenizers import check_pretokenizer
 
 
 class Tokenizer(Protocol):
@@ -74,7 +73,7 @@ def load_tokenizer(file: GGUFFile, force_pretokenizer: str | None = None) -> Tok
         SettingError: a pre-tokenizer that is not known, or a vocabulary that has none.
     """
     if force_pretokenizer is not None:
-        one_of("force_pretokenizer", force_pretokenizer, tuple(PRETOKENIZERS))
+        check_pretokenizer(force_pretokenizer)
     kind = file.get_str("tokenizer.ggml.model")
     if kind not in LOADERS:
         raise FileError(

@@ -12,7 +12,8 @@ from hotcold.gguf_io.convert.predictors import Predictors, open_predictors
 from hotcold.gguf_io.convert.requantise import requantise
 from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
 from hotcold.gguf_io.huggingface.model import HFModel
-from hotcold.gguf_io.huggingface.tokenizer import check_pretokenizer, tokenizer_metadata
+from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
+from hotcold.gguf_io.pretokenizers import check_pretokenizer
 from hotcold.gguf_io.writer import Progress, check_destination, write_gguf
 
 
@@ -55,7 +56,8 @@ def convert(
                 "force_pretokenizer", force_pretokenizer, bound, "give it to the other commands"
             )
         return requantise(model, outfile, outtype, force=force, progress=progress)
-    check_pretokenizer(force_pretokenizer)
+    if force_pretokenizer is not None:
+        check_pretokenizer(force_pretokenizer)
     return _convert_directory(model, predictors, outfile, outtype, force_pretokenizer, force, progress)
 
 

@@ -26,12 +26,13 @@ from hotcold.gguf_io.huggingface.vocabulary import (
     utf8,
 )
 from hotcold.gguf_io.json_object import read_json_object
+from hotcold.gguf_io.pretokenizers import KNOWN
 from hotcold.gguf_io.writer import MetadataValue, array, boolean, string
 
 FAST, VOCAB, MERGES = "tokenizer.json", "vocab.json", "merges.txt"
 MAX_ID = 2**31 - 1
 AGAIN = "fetch the tokenizer files again"
-OVERRIDE = "--force-pretokenizer NAME says which of " + ", ".join(pretokenizer.NAMES) + " cuts text alike"
+OVERRIDE = f"--force-pretokenizer NAME says which one cuts text alike, {KNOWN}"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def bpe_metadata(
 
     Args:
         settings: tokenizer_config.json.
-        force_pretokenizer: a name of `hf_pretokenizer.NAMES`, whatever the files say.
+        force_pretokenizer: a name of `PRETOKENIZERS`, whatever the files say.
 
     Raises:
         FileError: a file is damaged, is no byte-level BPE, names no pre-tokenizer that is known, has
@@ -113,16 +114,17 @@ def _read_fast(path: Path) -> _Source:
         if model.get(name):
             raise FileError(f"{path}: {name}", repr(model[name])[:60], "must be empty", "use another model")
     names = pretokenizer.normalizer_names(tokenizer)
+    found = pretokenizer.recognise(tokenizer)
     text = f"tokenizer.json normalises text ({', '.join(names)}); GGUF cannot record that"
     return _Source(
         origin=path,
         ids=_checked_ids(path, model.get("vocab")),
         merges=list(_merge_pairs(path, model.get("merges"))),
         added=dict(_listed_tokens(path, tokenizer.get("added_tokens") or [])),
-        pre=pretokenizer.recognise(tokenizer),
+        pre=found.name if found else None,
         cuts=pretokenizer.describe(tokenizer),
         adds_bos=_adds_bos(tokenizer.get("post_processor")),
-        warnings=(text,) if names else (),
+        warnings=(*((text,) if names else ()), *((found.warning,) if found and found.warning else ())),
     )
 
 

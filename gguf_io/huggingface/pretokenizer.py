@@ -1,52 +1,62 @@
 r"""Finds llama.cpp's name (`tokenizer.ggml.pre`) for how a tokenizer.json cuts text into words.
 
-llama.cpp compares a hash of some encoded text; here the description itself is compared, step by step.
+llama.cpp compares a hash of some encoded text; here the description itself is compared, step by step,
+with the patterns of `gguf_io/pretokenizers.py`.
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
-Step = tuple[Any, ...]
+from hotcold.gguf_io.pretokenizers import AFTER_BYTES, CONTRACTIONS, GPT2_WORDS, PUNCTUATION_RUN, TABLE
 
-# \p{N} of these two differs in how many digits make a word
-CL100K = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
-    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-WORDS: Step = ("ByteLevel", True)
-BYTES: Step = ("ByteLevel", False)
-
-# steps, the normalizers that may come first, and whether whole words in the vocabulary ignore merges
-DESCRIPTIONS: dict[str, tuple[tuple[Step, ...], tuple[str, ...], bool]] = {
-    "gpt-2": ((WORDS,), (), False),
-    "smollm": ((("Digits", True), WORDS), (), False),
-    "falcon": (
-        (("Punctuation", "Contiguous"), WORDS, ("Digits", False), ("Split", "[0-9][0-9][0-9]")),
-        (),
-        False,
-    ),
-    "llama-bpe": ((("Split", CL100K % r"\p{N}{1,3}"), BYTES), (), True),
-    "qwen2": ((("Split", CL100K % r"\p{N}"), BYTES), ("NFC",), False),
-}
 BY_CLASS = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}  # of a tokenizer without tokenizer.json
-NAMES = ("default", "gpt-2", "llama-bpe", "falcon", "smollm", "qwen2", "opt")
+KEPT_NORMALIZERS = {"NFC"}  # GGUF cannot record it, and it leaves most text as it is
+ESCAPES = {"\r": r"\r", "\n": r"\n", "\t": r"\t"}  # a pattern may hold either
 
 
-def recognise(tokenizer: Mapping[str, Any]) -> str | None:
+@dataclass(frozen=True)
+class Recognised:
+    """The name that fits, and what does not quite fit, for a warning."""
+
+    name: str
+    warning: str = ""
+
+
+def recognise(tokenizer: Mapping[str, Any]) -> Recognised | None:
     """The name that fits a tokenizer.json, or None."""
-    steps = tuple(_steps(tokenizer.get("pre_tokenizer")))
-    normalizers = tuple(normalizer_names(tokenizer))
+    if not is_byte_level(tokenizer) or not set(normalizer_names(tokenizer)) <= KEPT_NORMALIZERS:
+        return None
     model = tokenizer.get("model")
     ignore_merges = isinstance(model, dict) and model.get("ignore_merges") is True
-    for name, (wanted, allowed, ignoring) in DESCRIPTIONS.items():
-        if steps == wanted and set(normalizers) <= set(allowed) and ignore_merges is ignoring:
-            return name
-    return None
+    return recognise_patterns(tuple(_patterns(tokenizer.get("pre_tokenizer"))), ignore_merges)
+
+
+def recognise_patterns(patterns: tuple[str, ...], ignore_merges: bool) -> Recognised | None:
+    """The name of what cuts text by these patterns; one that takes whole words alike comes first."""
+    wanted = tuple(map(_comparable, patterns))
+    fitting = [
+        entry
+        for entry in TABLE
+        if any(wanted == tuple(map(_comparable, spelled)) for spelled in (entry.patterns, *entry.spelled))
+    ]
+    for entry in fitting:
+        if entry.ignore_merges is ignore_merges:
+            return Recognised(entry.names[0])
+    if not fitting:
+        return None
+    name, says = fitting[0].names[0], "true" if ignore_merges else "false"
+    return Recognised(
+        name,
+        f"ignore_merges is {says}, and GGUF's {name} says the opposite: "
+        "words that are pieces without merges are cut otherwise",
+    )
 
 
 def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     """Whether words become the characters that stand for bytes."""
-    return any(step in (WORDS, BYTES) for step in _steps(tokenizer.get("pre_tokenizer")))
+    parts = flattened(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return any(part.get("type") == "ByteLevel" for part in parts)
 
 
 def normalizer_names(tokenizer: Mapping[str, Any]) -> list[str]:
@@ -56,8 +66,8 @@ def normalizer_names(tokenizer: Mapping[str, Any]) -> list[str]:
 
 def describe(tokenizer: Mapping[str, Any]) -> str:
     """The steps in words, for a message."""
-    steps = [" ".join(map(str, step)) for step in _steps(tokenizer.get("pre_tokenizer"))]
-    return ", then ".join([*normalizer_names(tokenizer), *steps]) or "no pre_tokenizer"
+    parts = flattened(tokenizer.get("pre_tokenizer"), "pretokenizers")
+    return ", then ".join([*normalizer_names(tokenizer), *map(_described, parts)]) or "no pre_tokenizer"
 
 
 def flattened(part: Any, inner: str) -> Iterator[dict[str, Any]]:
@@ -74,18 +84,50 @@ def flattened(part: Any, inner: str) -> Iterator[dict[str, Any]]:
             yield first
 
 
-def _steps(pre_tokenizer: Any) -> Iterator[Step]:
-    """Each step as its type and what decides how it cuts."""
-    for part in flattened(pre_tokenizer, "pretokenizers"):
-        kind = part.get("type")
-        if kind == "ByteLevel" and not part.get("add_prefix_space", True):
-            yield (kind, part.get("use_regex", True) is True)
-        elif kind == "Digits":
-            yield (kind, part.get("individual_digits") is True)
-        elif kind == "Punctuation":
-            yield (kind, part.get("behavior", "Isolated"))
-        elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert", False):
-            pattern = part.get("pattern")
-            yield (kind, pattern.get("Regex") if isinstance(pattern, dict) else None)
-        else:
-            yield ("other", str(kind))
+def _patterns(pre_tokenizer: Any) -> Iterator[str]:
+    """Each step's pattern; what comes behind the step that makes bytes cuts their characters."""
+    *parts, last = flattened(pre_tokenizer, "pretokenizers")
+    for part in parts:
+        yield from _step(part)
+        if part.get("type") == "ByteLevel":
+            yield AFTER_BYTES
+    yield from _step(last)
+
+
+def _step(part: Mapping[str, Any]) -> Iterator[str]:
+    """The pattern by which a step cuts, "" if none does the same; none if it does not cut."""
+    kind, pattern = part.get("type"), part.get("pattern")
+    if kind == "ByteLevel":
+        if part.get("add_prefix_space", True):
+            yield ""
+        elif part.get("use_regex", True) is True:
+            yield GPT2_WORDS
+    elif kind == "Digits":
+        yield r"\p{N}" if part.get("individual_digits") is True else r"\p{N}+"
+    elif kind == "Punctuation":
+        yield PUNCTUATION_RUN if part.get("behavior") == "Contiguous" else ""
+    elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert", False):
+        found = pattern.get("Regex") if isinstance(pattern, dict) else None
+        yield found if isinstance(found, str) else ""
+    else:
+        yield ""
+
+
+def _comparable(pattern: str) -> str:
+    """A pattern as it is compared: the same characters escaped, contractions written the same way."""
+    for character, escape in ESCAPES.items():
+        pattern = pattern.replace(character, escape)
+    for spelled in ("'(?i:[sdmt]|ll|ve|re)", "(?i:[sdmt]|'ll|'ve|'re)"):
+        pattern = pattern.replace(spelled, CONTRACTIONS)
+    return pattern
+
+
+def _described(part: Mapping[str, Any]) -> str:
+    kind, pattern = part.get("type"), part.get("pattern")
+    patterns = list(_step(part))
+    if "" in patterns:
+        return f"other {kind}"
+    if kind == "Split" and isinstance(pattern, dict):
+        return f"{kind} {pattern.get('Regex')}"
+    says = {"ByteLevel": part.get("use_regex", True) is True, "Digits": part.get("individual_digits") is True}
+    return f"{kind} {says.get(str(kind), part.get('behavior'))}"

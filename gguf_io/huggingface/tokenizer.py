@@ -5,7 +5,6 @@ from pathlib import Path
 from hotcold.errors import SettingError
 from hotcold.gguf_io.huggingface import bpe as hf_bpe
 from hotcold.gguf_io.huggingface import chat_template as hf_chat_template
-from hotcold.gguf_io.huggingface import pretokenizer as hf_pretokenizer
 from hotcold.gguf_io.huggingface import sentencepiece as hf_sentencepiece
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.vocabulary import read_settings
@@ -30,13 +29,6 @@ def missing_files(model_dir: Path) -> tuple[str, ...]:
         return ()
     begun = [lack for lack, names in zip(lacking, VOCABULARIES, strict=True) if len(lack) < len(names)]
     return begun[0] if begun else (f"{hf_sentencepiece.FILE} or {hf_bpe.FAST}",)
-
-
-def check_pretokenizer(name: str | None) -> None:
-    """Refuses a name that llama.cpp's files do not have, or that hotcold does not know; SettingError."""
-    if name is not None and name not in hf_pretokenizer.NAMES:
-        bound = f"one of {', '.join(hf_pretokenizer.NAMES)}"
-        raise SettingError("force_pretokenizer", name, bound, "choose one of them")
 
 
 def tokenizer_metadata(

@@ -10,18 +10,21 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from tokenizers import Regex
+from tokenizers.pre_tokenizers import Sequence, Split
 
 from hotcold.engine.text.bpe import CHARACTER_OF, BpeTokenizer
-from hotcold.engine.text.pretokenizers import PRETOKENIZERS
 from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer, load_tokenizer
 from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.gguf_io.pretokenizers import PRETOKENIZERS, TABLE
 
 DATA = Path(__file__).parent.parent.parent / "data" / "bpe"
-TEXTS: list[str] = json.loads((DATA / "texts.json").read_text())
-RECORDED: dict[str, dict[str, list[list[int]]]] = json.loads((DATA / "ids.json").read_text())["ids"]
-NAMES = [name for name in RECORDED if name]
+RECORDED: dict[str, Any] = json.loads((DATA / "recorded.json").read_text())
+TEXTS: list[str] = RECORDED["texts"]
+GROUPS = list(RECORDED["names"])
+FIRST_NAMES = [entry.names[0] for entry in TABLE]
 Write = Callable[..., Path]
 
 
@@ -33,7 +36,13 @@ def file() -> Iterator[GGUFFile]:
 
 @pytest.fixture(scope="module")
 def tokenizers(file: GGUFFile) -> dict[str, Tokenizer]:
-    return {name: load_tokenizer(file, name) for name in PRETOKENIZERS}
+    return {name: load_tokenizer(file, name) for name in FIRST_NAMES}
+
+
+def recorded(kind: str, group: str) -> list[list[int]]:
+    """llama.cpp's ids of each text."""
+    which = RECORDED[kind]["which"][group]
+    return [lists[int(number, 36)] for lists, number in zip(RECORDED[kind]["ids"], which, strict=True)]
 
 
 def small(*pieces: str, merges: str = "", pretokenizer: str = "gpt-2", **options: Any) -> BpeTokenizer:
@@ -45,15 +54,46 @@ def small(*pieces: str, merges: str = "", pretokenizer: str = "gpt-2", **options
     return BpeTokenizer(vocabulary, pairs, PRETOKENIZERS[pretokenizer])
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_same_ids_as_llama_cpp(tokenizers: dict[str, Tokenizer], name: str) -> None:
-    tokenizer = tokenizers[name]
-    for text, plain, special in zip(TEXTS, *RECORDED[name].values(), strict=True):
-        assert tokenizer.encode(text, add_special=False) == plain, text
-        assert tokenizer.encode(text, parse_special=True) == special, text
+@pytest.mark.parametrize("group", GROUPS)
+def test_same_ids_as_llama_cpp(tokenizers: dict[str, Tokenizer], group: str) -> None:
+    """But where the model's own pattern, as llama.cpp quotes it, cuts otherwise than llama.cpp does."""
+    tokenizer, unlike = tokenizers[group], RECORDED["unlike"].get(group, [])
+    for number, (text, plain) in enumerate(zip(TEXTS, recorded("plain", group), strict=True)):
+        assert tokenizer.encode(text, add_special=False) == plain or number in unlike, text
+    for number, special in zip(RECORDED["special_texts"], recorded("special", group), strict=True):
+        assert tokenizer.encode(TEXTS[number], parse_special=True) == special or number in unlike
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_names_that_cut_alike_are_one_entry() -> None:
+    for group, names in RECORDED["names"].items():
+        assert PRETOKENIZERS[group].names == tuple(names.split())
+    assert set(PRETOKENIZERS) - {"opt"} == {n for names in RECORDED["names"].values() for n in names.split()}
+
+
+def words(name: str, text: str) -> list[str]:
+    """What the merges of a pre-tokenizer see."""
+    steps = [Split(Regex(pattern), "isolated") for pattern in PRETOKENIZERS[name].patterns]
+    return [word for word, _ in Sequence(steps).pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wanted"),
+    [
+        ("gpt-4o", "ПриветМир helloWorld", ["Привет", "Мир", " hello", "World"]),
+        ("gpt-4o", "हिन्दी DON'T", ["हिन्दी", " DON'T"]),
+        ("tekken", "ÉtéChaud e\u0301a", ["Été", "Chaud", " e\u0301a"]),
+        ("tekken", "DON'T 12", ["DON", "'T", " ", "1", "2"]),
+        ("kimi-k2", "漢字Aあ々〇b", ["漢字", "Aあ", "々〇", "b"]),
+        ("tiny_aya", "HelloWorld 1234567", ["Hello", "World", " ", "1", "234", "567"]),
+        ("llama-bpe", "it'ſ", ["it", "'ſ"]),
+    ],
+)
+def test_words_of_the_models_own_pattern(name: str, text: str, wanted: list[str]) -> None:
+    """Which llama.cpp cuts otherwise."""
+    assert words(name, text) == wanted
+
+
+@pytest.mark.parametrize("name", FIRST_NAMES)
 def test_a_guard_makes_control_pieces_text(tokenizers: dict[str, Tokenizer], name: str) -> None:
     tokenizer = tokenizers[name]
     assert "<|im_end|>" in tokenizer.special_texts()
@@ -66,24 +106,30 @@ def test_a_guard_makes_control_pieces_text(tokenizers: dict[str, Tokenizer], nam
 
 
 def test_the_recordings_tell_the_pretokenizers_apart() -> None:
-    """All but opt, which is gpt-2 with BOS in front: a pattern in another's place cannot pass."""
-    others = [RECORDED[name]["plain"] for name in NAMES if name != "opt"]
+    """A pattern in another's place cannot pass; only BOS tells llama-bpe from glm4."""
+    others = [(recorded("plain", group), recorded("special", group)) for group in GROUPS]
     assert all(a != b for i, a in enumerate(others) for b in others[:i])
+
+
+def test_opt_is_gpt_2_with_bos_in_front(tokenizers: dict[str, Tokenizer]) -> None:
+    assert tokenizers["opt"].bos is not None
+    for text in TEXTS:
+        assert tokenizers["opt"].encode(text) == [tokenizers["opt"].bos, *tokenizers["gpt-2"].encode(text)]
 
 
 def test_without_a_pretokenizer_words_are_cut_as_by_default(file: GGUFFile) -> None:
     tokenizer = load_tokenizer(file)
-    assert [tokenizer.encode(text, add_special=False) for text in TEXTS] == RECORDED[""]["plain"]
+    assert [tokenizer.encode(text, add_special=False) for text in TEXTS] == recorded("plain", "default")
     (warning,) = tokenizer.warnings
     assert "tokenizer.ggml.pre is missing" in warning
     assert "--force-pretokenizer" in warning
     assert load_tokenizer(file, "default").warnings == ()
 
 
-@pytest.mark.parametrize("name", PRETOKENIZERS)
+@pytest.mark.parametrize("name", FIRST_NAMES)
 @given(text=st.text(max_size=40))
 @example("don't  stop 12345 \r\n\r\n  人之初 👨‍👩‍👧 e\u0301 \x00 \ufeff <|im_end|> <tool>")
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 def test_any_text_comes_back(tokenizers: dict[str, Tokenizer], name: str, text: str) -> None:
     tokenizer = tokenizers[name]
     ids = tokenizer.encode(text, add_special=False)

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from hotcold.engine.text.pretokenizers import PRETOKENIZERS
 from hotcold.engine.text.tokenizer import load_tokenizer
 from hotcold.errors import HotcoldError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
 from hotcold.gguf_io.huggingface import pretokenizer as hf_pretokenizer
+from hotcold.gguf_io.pretokenizers import PRETOKENIZERS
 
 MakeModel = Callable[..., Any]  # the fixture hf_model
 
@@ -29,7 +29,24 @@ TEXTS = [
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 Split, Digits = pre_tokenizers.Split, pre_tokenizers.Digits
-CL100K = hf_pretokenizer.CL100K
+CL100K = (  # as in the tokenizer.json files of Llama 3 and Qwen2
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+DEEPSEEK_V3 = (
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+"
+    "| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"
+)
 
 
 def sequence(*steps: Any) -> Any:
@@ -47,7 +64,17 @@ PRE: dict[str, Any] = {
     ),
     "llama-bpe": sequence(Split(Regex(CL100K % r"\p{N}{1,3}"), "isolated"), BYTES),
     "qwen2": sequence(Split(Regex(CL100K % r"\p{N}"), "isolated"), BYTES),
+    "dbrx": sequence(Split(Regex(CL100K % r"\p{N}{1,3}"), "isolated"), BYTES),
+    "tekken": sequence(Split(Regex(TEKKEN), "isolated"), BYTES),
+    "gpt-4o": sequence(Split(Regex(O200K), "isolated"), BYTES),
+    "deepseek-v3": sequence(
+        Split(Regex(r"\p{N}{1,3}"), "isolated"),
+        Split(Regex("[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"), "isolated"),
+        Split(Regex(DEEPSEEK_V3), "isolated"),
+        BYTES,
+    ),
 }
+IGNORE_MERGES = {"llama-bpe", "tekken"}
 
 
 def trained(pre: Any, ignore_merges: bool = False) -> Tokenizer:
@@ -134,7 +161,7 @@ def change(folder: Path, edit: Callable[[dict[str, Any]], object]) -> None:
 
 @pytest.mark.parametrize("name", list(PRE))
 def test_ids_are_those_of_the_library(bpe: Callable[..., Path], name: str) -> None:
-    library = trained(PRE[name], ignore_merges=name == "llama-bpe")
+    library = trained(PRE[name], ignore_merges=name in IGNORE_MERGES)
     if name == "llama-bpe":
         library = with_bos(library)
     tokenizer, keys = converted(bpe(library))
@@ -265,7 +292,7 @@ UNKNOWN: list[tuple[Any, str]] = [
     (pre_tokenizers.ByteLevel(add_prefix_space=True), "other ByteLevel"),
     (sequence(Split(Regex(r"\p{N}{1,2}"), "isolated"), BYTES), r"Split \p{N}{1,2}, then ByteLevel False"),
     (sequence(Split(Regex(CL100K % r"\p{N}"), "removed"), BYTES), "other Split"),
-    (PRE["llama-bpe"], "Split (?i:'s"),  # without ignore_merges
+    (sequence(BYTES, Split(Regex(r"\p{N}"), "isolated"), GPT2), "ByteLevel False, then Split"),  # of bytes
     (pre_tokenizers.Whitespace(), "other Whitespace"),
 ]
 
@@ -277,7 +304,7 @@ def test_unknown_pretokenizers_are_described(bpe: Callable[..., Path], pre: Any,
     folder = bpe(library)
     message = refusal(folder)
     assert f"pre-tokenizer: {text}" in message
-    assert "--force-pretokenizer NAME says which of default, gpt-2" in message
+    assert "--force-pretokenizer NAME says which one cuts text alike, known: default, gpt-2" in message
     assert converted(folder, force_pretokenizer="default")[1]["pre"] == "default"
 
 
@@ -301,8 +328,8 @@ def test_other_classes_of_slow_tokenizers_are_not_known(bpe: Callable[..., Path]
 def test_a_forced_pretokenizer_must_be_known_and_of_use(
     bpe: Callable[..., Path], hf_model: MakeModel
 ) -> None:
-    assert "force_pretokenizer: dbrx (one of default, gpt-2" in refusal(
-        bpe(trained(GPT2)), force_pretokenizer="dbrx"
+    assert "force_pretokenizer: mystery (known: default, gpt-2" in refusal(
+        bpe(trained(GPT2)), force_pretokenizer="mystery"
     )
     folder = hf_model("llama", "spm").folder
     assert "tokenizer.model has no pre-tokenizer" in refusal(folder, force_pretokenizer="gpt-2")
@@ -311,9 +338,25 @@ def test_a_forced_pretokenizer_must_be_known_and_of_use(
         convert(folder / "out.gguf", None, folder / "q.gguf", "q8_0", force_pretokenizer="gpt-2")
 
 
-def test_the_engine_knows_every_name() -> None:
-    assert set(hf_pretokenizer.NAMES) <= set(PRETOKENIZERS)
-    assert {*hf_pretokenizer.DESCRIPTIONS, *hf_pretokenizer.BY_CLASS.values()} <= set(hf_pretokenizer.NAMES)
+@pytest.mark.parametrize("pre", ["qwen2", "gpt-4o"])
+def test_only_ignore_merges_is_another(bpe: Callable[..., Path], pre: str) -> None:
+    """Then the name that cuts alike is written, and said not to take whole words so."""
+    folder = bpe(trained(PRE[pre], ignore_merges=True))
+    assert converted(folder)[1]["pre"] == pre
+    (warning,) = convert(folder, None, folder / "out.gguf", "f16", force=True).warnings
+    assert f"ignore_merges is true, and GGUF's {pre} says the opposite" in warning
+
+
+def test_patterns_are_compared_however_they_escape_the_same(bpe: Callable[..., Path]) -> None:
+    pattern = (CL100K % r"\p{N}").replace(r"\r", "\r").replace(r"\n", "\n")
+    short = pattern.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "'(?i:[sdmt]|ll|ve|re)")
+    for spelled in (pattern, short):
+        library = trained(sequence(Split(Regex(spelled), "isolated"), BYTES))
+        assert converted(bpe(library))[1]["pre"] == "qwen2"
+
+
+def test_classes_of_slow_tokenizers_have_names_that_are_known() -> None:
+    assert set(hf_pretokenizer.BY_CLASS.values()) <= set(PRETOKENIZERS)
 
 
 BROKEN: list[tuple[Callable[[dict[str, Any]], object], str]] = [
