@@ -115,7 +115,8 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     y, stride = low.vector(node.output)
     at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
     k, n_ff = down_t.ne
-    low.emit(program.DOWN_ROWS, max(1, k // 64), **low.weight(down_t), **at, n_rows=n_ff, k=k)
+    chunks = max(1, k // 64)
+    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, p0=program.PIECES)
 
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:

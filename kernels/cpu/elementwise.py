@@ -145,3 +145,13 @@ def clear(y: int, n: int) -> None:
         store16(y + i, simd.zero())
     for i in range(4 * whole, 4 * n, 4):
         store_f32(y + i, simd.to_f32(0.0))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def copy(x: int, n: int, y: int) -> None:
+    """y = x."""
+    whole = n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, load16(x + i))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, load_f32(x + i))

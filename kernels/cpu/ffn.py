@@ -12,15 +12,37 @@ LISTED = 120  # most listed rows between the gate, up and down passes of a piece
 WIDE_COLUMNS = 4096  # of a row that is widened to float32, in the room for scales
 MAX_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
+WORD = 64  # rows whose states a word of bits holds
+DOWN_COLUMNS = 256  # of a batch's sums that are made at once
+DOWN_TOKENS = 64  # likewise
+
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
 _COLUMNS, _DOTS, _TOKENS, _SCALES = 2176, 2240, 2304, 4096
+_WORDS, _WIDE = 4096, 8192
+_SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS
+SCRATCH_BYTES = _SUMS + 4 * DOWN_TOKENS * DOWN_COLUMNS
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def listed_row(listed: int, i: int) -> int:
     """The i-th row of a list of int64 at `listed`; without a list (0) row i itself."""
     return load_i64(listed + 8 * i) if listed else i
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def first_at_least(listed: int, n: int, row: int) -> int:
+    """How many of the n rows of a list come before a row; the list ascends, or is 0 for all rows."""
+    if not listed:
+        return row
+    low, high = 0, n
+    while low < high:
+        middle = (low + high) // 2
+        if load_i64(listed + 8 * middle) < row:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -253,33 +275,81 @@ def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def not_zero(x: int, n: int) -> int:
+    """Which of n floats, at most 64, are not 0, as bits."""
+    if n == WORD:
+        return simd.word_not_zero(x)
+    word = 0
+    for i in range(n):
+        word |= int(load_f32(x + 4 * i) != 0) << i
+    return word
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """y[t, first:last] = sum_r x[t, r] w[r, first:last], LISTED rows at a time for all tokens."""
-    live, coefficients = scratch + _LIVE, scratch + _GATES
-    for t in range(n_tokens):
-        elementwise.clear(op.y + t * op.y_stride + 4 * first, last - first)
-    for start in range(0, op.n_rows, LISTED):
-        end = min(start + LISTED, op.n_rows)
-        for t in range(n_tokens):
-            x, n = op.x + t * op.x_stride, 0
-            for r in range(start, end):
-                h = load_f32(x + 4 * r)
-                if h != 0:
-                    store_i64(live + 8 * n, r)
-                    store_f32(coefficients + 4 * n, h)
-                    n += 1
-            add_listed(
-                op.w_type,
-                op.w,
-                op.w_stride,
-                live,
-                coefficients,
-                n,
-                first,
-                last,
-                scratch,
-                op.y + t * op.y_stride,
-            )
+    """y[t, first:last] = sum_r x[t, r] w[r, first:last] for every token; rows with x = 0 are not read.
+
+    A row is widened once for all tokens that want it. The sums are those of op.p0 pieces, as in
+    `ffn_piece` and REDUCE.
+    """
+    for begin in range(first, last, DOWN_COLUMNS):
+        end = min(begin + DOWN_COLUMNS, last)
+        for t in range(0, n_tokens, DOWN_TOKENS):
+            _down_part(op, begin, end, t, min(t + DOWN_TOKENS, n_tokens), scratch)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _down_part(op, first: int, last: int, start: int, stop: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Columns first..last-1 of tokens start..stop-1."""
+    n_vectors = (last - first + 15) // 16
+    sums, row_bytes = scratch + _SUMS, 4 * DOWN_COLUMNS
+    for piece in range(op.p0):
+        elementwise.clear(sums, (stop - start) * DOWN_COLUMNS)
+        end = op.n_rows * (piece + 1) // op.p0
+        for r in range(op.n_rows * piece // op.p0, end, WORD):
+            _widen_wanted(op, r, min(WORD, end - r), first, last, start, stop, scratch)
+            for t in range(start, stop):
+                word = load_i64(scratch + _WORDS + 8 * (t - start))
+                acc = sums + (t - start) * row_bytes
+                _add_wanted(word, op.x + t * op.x_stride + 4 * r, acc, n_vectors, scratch)
+        for t in range(start, stop):
+            part, y = sums + (t - start) * row_bytes, op.y + t * op.y_stride + 4 * first
+            if piece == 0:
+                elementwise.copy(part, last - first, y)
+            else:
+                elementwise.add(y, part, last - first, y)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _widen_wanted(  # type: ignore[no-untyped-def]
+    op, r: int, n: int, first: int, last: int, start: int, stop: int, scratch: int
+) -> None:
+    """Widen those of the n rows from r on that a token wants, and note each token's bits."""
+    union = 0
+    for t in range(start, stop):
+        word = not_zero(op.x + t * op.x_stride + 4 * r, n)
+        store_i64(scratch + _WORDS + 8 * (t - start), word)
+        union |= word
+    column = rows.column_offset(op.w_type, first)
+    while union != 0:
+        i = simd.lowest_bit(union)
+        union &= union - 1
+        row = op.w + (r + i) * op.w_stride + column
+        rows.widen_row(op.w_type, row, last - first, scratch + _WIDE + 4 * DOWN_COLUMNS * i)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _add_wanted(word: int, x: int, acc: int, n_vectors: int, scratch: int) -> None:
+    """acc += sum of x[i] times widened row i over the bits of a word."""
+    addresses, coefficients, n = scratch + _LIVE, scratch + _GATES, 0
+    while word != 0:
+        i = simd.lowest_bit(word)
+        word &= word - 1
+        store_i64(addresses + 8 * n, scratch + _WIDE + 4 * DOWN_COLUMNS * i)
+        store_f32(coefficients + 4 * n, load_f32(x + 4 * i))
+        n += 1
+    if n:
+        rows.add_wide(acc, n_vectors, addresses, coefficients, n)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -290,15 +360,26 @@ def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> i
         bits: address of ceil(n_ff / 64) words. listed: address for n_ff int64, or 0.
     """
     n, limit = 0, simd.to_f32(threshold)
-    for first in range(0, n_ff, 64):
-        word = 0
-        for i in range(first, min(first + 64, n_ff)):
-            if not load_f32(z + 4 * i) < limit:
-                word |= 1 << (i - first)
-                if listed:
-                    store_i64(listed + 8 * n, i)
-                n += 1
+    for first in range(0, n_ff, WORD):
+        at = z + 4 * first
+        if first + WORD <= n_ff:
+            word = simd.word_not_below(at, limit)
+        else:
+            word = 0
+            for i in range(n_ff - first):
+                word |= int(not load_f32(at + 4 * i) < limit) << i
         store_i64(bits + first // 8, word)
+        n = list_word(word, first, listed, n) if listed else n + simd.count_bits(word)
+    return n
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def list_word(word: int, first: int, listed: int, n: int) -> int:
+    """Append first + i for every bit i of a word to the n int64 at `listed`; their number then."""
+    while word != 0:
+        store_i64(listed + 8 * n, first + simd.lowest_bit(word))
+        word &= word - 1
+        n += 1
     return n
 
 
@@ -321,10 +402,7 @@ def list_bits(bits: int, others: int, n: int, listed: int) -> int:
         word = load_i64(bits + first // 8)
         if others != 0:
             word &= load_i64(others + first // 8)
-        if word == 0:
-            continue
-        for i in range(min(64, n - first)):
-            if (word >> i) & 1 == 1:
-                store_i64(listed + 8 * found, first + i)
-                found += 1
+        if n - first < WORD:
+            word &= (1 << (n - first)) - 1
+        found = list_word(word, first, listed, found)
     return found

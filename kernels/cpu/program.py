@@ -23,7 +23,8 @@ the number of tokens alone, never on the threads, so neither do the bits.
     GATED         w gate, w1 up, x, z, p0 = activation          y[r] = act(w[r] . x) (w1[r] . z)
     ACT_MUL       x, z [t, k], p0 = activation                  y[t, k] = act(x) z
     SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; p0 list of    scratch[chunk, n_embd], one token
-                  rows or 0 = all, p1 its length, p2: skip
+                  rows, ascending, or 0 = all, p1 its
+                  length, a piece a chunk; p2: skip
                   neurons without a positive gate, p3 =
                   activation; without a gate w1 is 0, w up and
                   z its bias or 0
@@ -36,7 +37,7 @@ the number of tokens alone, never on the threads, so neither do the bits.
                   listed, p3 = activation
     FIRE_ROWS     x[t, n_rows], bias w or 0, bits z[t] or 0,    y[t, r] = max(x + w, 0) where the bit is set
                   p0: every row was listed
-    DOWN_ROWS     w [n_rows, k], x[t, n_rows]                   y[t, k] = sum_r x[t, r] w[r], zeros skipped
+    DOWN_ROWS     w [n_rows, k], x[t, n_rows], p0 pieces        y[t, k] = sum_r x[t, r] w[r], zeros skipped
     RELU          x[t, k]                                       y[t, k] = max(x, 0)
     GELU          x[t, k]                                       y[t, k] = gelu(x)
 
@@ -98,12 +99,12 @@ _FIELDS = [
 _PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + 1) % 8)]
 OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *((n, "i8") for n in _PADDING)])
 
-THREAD_SCRATCH_BYTES = 32 << 10  # each thread's own memory for scores, row lists and tiles
+THREAD_SCRATCH_BYTES = 256 << 10  # each thread's own memory for scores, row lists and tiles
 ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
 CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
 MAX_CHUNKS = 256
 PANEL = 64  # rows that stay in the second-level cache while all tokens of a batch pass
-PIECES = 16  # accumulators of a sparse FFN
+PIECES = 16  # of the neurons of an FFN, whose sums are made apart and then added (see ref.py)
 
 
 def aligned(n_bytes: int) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ prefetch into the second level AHEAD bytes before the loads, farther than a page
 """
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
@@ -121,59 +122,89 @@ def emit_dots(
     unroll: int,
     ahead: Value = None,
 ) -> list[list[Value]]:
-    """Dot products of every row with every activation vector along k.
+    """Dot products of every row with every activation vector along k, in the one order of sums.
+
+    Step i adds to chain i mod kind.chains, whatever the shape of the loop around it.
 
     Args:
-        rows, xs: addresses. unroll: steps a loop body, each with its own accumulators.
+        rows, xs: addresses. unroll: steps a loop body, a multiple of kind.chains, so that all chains
+            run at once; or 1, and the chains follow one another.
         ahead: prefetch distance in bytes, or None.
 
     Returns:
         dots[row][column], floats.
     """
-    accumulators = [
+    chains = [
         [[cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in xs] for _ in rows]
-        for _ in range(unroll)
+        for _ in range(kind.chains)
     ]
+    for cell in (cell for chain in chains for row in chain for cell in row):
+        b.store(constant(F32, 16, 0.0), cell)
 
-    def step(i: Value, slot: int, last_block: Value | None) -> None:
+    def step(i: Value, chain: int, last_block: Value | None) -> None:
         weights = [kind.unpack_step(b, row, i, last_block) for row in rows]
         for c, x in enumerate(xs):
             at = b.add(x, b.mul(i, I64(kind.activation_bytes)))
             for r, w in enumerate(weights):
-                cell = accumulators[slot][r][c]
+                cell = chains[chain][r][c]
                 b.store(kind.dot(b, b.load(cell), w, at), cell)
 
     emit_count(b, kind, len(rows), k)
-    whole = b.udiv(k, I64(kind.step * unroll))
+    whole = b.udiv(k, I64(kind.step))
+    if unroll >= kind.chains:
+        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
+    else:
+        for chain in range(kind.chains):
+            n = b.udiv(b.add(whole, I64(kind.chains - 1 - chain)), I64(kind.chains))
+            with cgutils.for_range(b, n) as loop:
+                step(b.add(b.mul(loop.index, I64(kind.chains)), I64(chain)), chain, None)
+    if not isinstance(kind, FloatType) and kind.step > kind.block:
+        # at last a step of a block type with fewer blocks
+        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
+        with cgutils.if_likely(b, b.icmp_signed("<", b.mul(whole, I64(kind.step)), k)):
+            step(whole, 0, last_block)
+
+    dots: list[list[Value]] = []
+    for r in range(len(rows)):
+        dots.append([])
+        for c in range(len(xs)):
+            total = b.load(chains[0][r][c])
+            for chain in range(1, kind.chains):
+                total = b.fadd(total, b.load(chains[chain][r][c]))
+            dots[r].append(simd.sum_lanes(b, total))
+    if isinstance(kind, FloatType):
+        return _with_tails(b, kind, rows, xs, k, dots)
+    return dots
+
+
+def _emit_steps(
+    b: Builder,
+    kind: WeightType,
+    rows: list[Value],
+    n: Value,
+    unroll: int,
+    ahead: Value | None,
+    step: Callable[[Value, int, None], None],
+) -> None:
+    """n steps, `unroll` a loop body, the rest one round of chains at a time, the very last alone."""
+    whole = b.udiv(n, I64(unroll))
     with cgutils.for_range(b, whole) as loop:
         if ahead is not None:
             for row in rows:
                 at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * kind.step_bytes)))
                 for line in range(0, unroll * kind.step_bytes, 64):
                     simd.emit_prefetch(b, b.add(at, I64(line)))
-        for slot in range(unroll):
-            step(b.add(b.mul(loop.index, I64(unroll)), I64(slot)), slot, None)
-    # what the unrolled loop left, at last a step of a block type with fewer blocks
-    done, steps = b.mul(whole, I64(unroll)), b.udiv(k, I64(kind.step))
-    last_block = None
-    if not isinstance(kind, FloatType) and kind.step > kind.block:
-        steps = b.udiv(b.add(k, I64(kind.step - 1)), I64(kind.step))
-        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
-    if unroll > 1 or last_block is not None:
-        with cgutils.for_range(b, b.sub(steps, done)) as loop:
-            step(b.add(loop.index, done), 0, last_block)
-
-    dots: list[list[Value]] = []
-    for r in range(len(rows)):
-        dots.append([])
-        for c in range(len(xs)):
-            total = b.load(accumulators[0][r][c])
-            for slot in range(1, unroll):
-                total = b.fadd(total, b.load(accumulators[slot][r][c]))
-            dots[r].append(simd.sum_lanes(b, total))
-    if isinstance(kind, FloatType):
-        return _with_tails(b, kind, rows, xs, k, dots)
-    return dots
+        for i in range(unroll):
+            step(b.add(b.mul(loop.index, I64(unroll)), I64(i)), i % kind.chains, None)
+    done = b.mul(whole, I64(unroll))
+    if unroll > kind.chains:
+        with cgutils.for_range(b, b.udiv(b.sub(n, done), I64(kind.chains))) as loop:
+            for i in range(kind.chains):
+                step(b.add(b.add(done, b.mul(loop.index, I64(kind.chains))), I64(i)), i, None)
+    rounds = b.mul(b.udiv(n, I64(kind.chains)), I64(kind.chains))
+    if kind.chains > 1:  # of two chains, at most one step is left
+        with cgutils.if_likely(b, b.icmp_signed("<", rounds, n)):
+            step(rounds, 0, None)
 
 
 def _with_tails(
@@ -306,26 +337,23 @@ def dot_strip(type_id: int, w: int, xs: int, k: int, out: int) -> None:
 ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
 SCALES_BYTES = 4096  # room for one row's scales, so rows have up to 1024 blocks
 STRETCH = 8  # blocks between two rounds of prefetch
+WIDE_VECTORS = 8  # of a row of float32 that are added in one pass over the rows
 
 
-def _emit_scales(
-    b: Builder, kind: BlockType, row: Value, n_blocks: Value, coefficient: Value, out: Value
-) -> None:
-    """float32 coefficient * scale of n_blocks blocks from `row` on, sixteen at a time, to `out`.
+def _emit_scales(b: Builder, kind: BlockType, row: Value, n_blocks: Value, out: Value) -> None:
+    """The float32 scales of n_blocks blocks from `row` on, sixteen at a time, to `out`.
 
-    The main loop then takes a factor by a broadcast from memory, which costs no vector instruction.
+    The main loop then takes a scale by a broadcast from memory, which costs no vector instruction.
     """
     lanes = ir.Constant(VT(I64, 16), list(range(16)))
     steps = simd.splat(b, I64(kind.type_size), 16)
-    factors = simd.splat(b, coefficient, 16)
     with cgutils.for_range(b, b.udiv(b.add(n_blocks, I64(15)), I64(16))) as loop:
         first = b.mul(loop.index, I64(16))
         inside = b.icmp_signed("<", lanes, simd.splat(b, b.sub(n_blocks, first), 16))
         start = b.add(row, b.mul(first, I64(kind.type_size)))
         addresses = b.add(simd.splat(b, start, 16), b.mul(lanes, steps))
         bits = b.trunc(simd.gather(b, addresses, inside), VT(I16, 16))
-        scales = b.fmul(simd.half_to_float(b, bits), factors)
-        simd.store(b, scales, b.add(out, b.mul(loop.index, I64(64))))
+        simd.store(b, simd.half_to_float(b, bits), b.add(out, b.mul(loop.index, I64(64))))
 
 
 def _emit_add_rows(
@@ -351,8 +379,8 @@ def _emit_add_rows(
     room = [b.add(scales, I64(SCALES_BYTES * r)) for r in range(ROWS)]
     if isinstance(kind, BlockType):
         for r, start in enumerate(starts):
-            _emit_scales(b, kind, start, n, coefficient[r], room[r])
-    constant_factors = [simd.splat(b, c, 16) for c in coefficient]
+            _emit_scales(b, kind, start, n, room[r])
+    factors = [simd.splat(b, c, 16) for c in coefficient]
 
     def add_block(i: Value) -> None:
         offset = b.mul(i, I64(size))
@@ -361,11 +389,11 @@ def _emit_add_rows(
         for r, start in enumerate(starts):
             at = b.add(start, offset)
             if isinstance(kind, FloatType):
-                values, factors = [kind.load16(b, at)], constant_factors[r]
+                values = [kind.load16(b, at)]
             else:
-                factor = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
-                values, factors = kind.values(b, at), simd.splat(b, factor, 16)
-            sums = [simd.fma(b, v, factors, s) for v, s in zip(values, sums, strict=True)]
+                scale = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
+                values = kind.scaled(b, at, simd.splat(b, scale, 16))
+            sums = [simd.fma(b, factors[r], v, s) for v, s in zip(values, sums, strict=True)]
         for v, s in enumerate(sums):
             simd.store(b, s, out, 64 * v)
 
@@ -401,7 +429,7 @@ def _tail(
         total = simd.load(b, out, F32)
         for start, factor in zip(starts, coefficient, strict=True):
             w = kind.load1(b, b.add(start, b.mul(b.sub(j, first), I64(kind.type_size))))
-            total = b.fadd(total, b.fmul(w, factor))
+            total = simd.fma(b, factor, w, total)
         simd.store(b, total, out)
 
 
@@ -435,19 +463,58 @@ def add_rows(
     _call_add_rows(type_id, acc, rows, coefficients, first, last, ahead, scales)
 
 
+@operation(types.void, address, types.int64, address, address, types.int64)
+def _add_wide(b: Builder, acc: Value, n_vectors: Value, rows: Value, coefficients: Value, n: Value) -> None:
+    def add(first: Value, width: int) -> None:
+        out = b.add(acc, b.mul(first, I64(64)))
+        cells = [cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in range(width)]
+        for v, cell in enumerate(cells):
+            b.store(simd.load(b, out, VT(F32, 16), 64 * v), cell)
+        with cgutils.for_range(b, n) as loop:
+            row = simd.load(b, b.add(rows, b.mul(loop.index, I64(8))), I64, align=8)
+            at = b.add(row, b.mul(first, I64(64)))
+            factor = simd.load(b, b.add(coefficients, b.mul(loop.index, I64(4))), F32, align=4)
+            factors = simd.splat(b, factor, 16)
+            for v, cell in enumerate(cells):
+                b.store(simd.fma(b, factors, simd.load(b, at, VT(F32, 16), 64 * v), b.load(cell)), cell)
+        for v, cell in enumerate(cells):
+            simd.store(b, b.load(cell), out, 64 * v)
+
+    whole = b.udiv(n_vectors, I64(WIDE_VECTORS))
+    with cgutils.for_range(b, whole) as loop:
+        add(b.mul(loop.index, I64(WIDE_VECTORS)), WIDE_VECTORS)
+    done = b.mul(whole, I64(WIDE_VECTORS))
+    with cgutils.for_range(b, b.sub(n_vectors, done)) as loop:
+        add(b.add(done, loop.index), 1)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def add_wide(acc: int, n_vectors: int, rows: int, coefficients: int, n: int) -> None:
+    """acc += sum of coefficient * row over n rows of float32, in order, 16 n_vectors columns of each.
+
+    Args:
+        rows: address of the addresses of the rows. coefficients: of n float32.
+    """
+    _add_wide(acc, n_vectors, rows, coefficients, n)
+
+
 # ---- one row as float32 ---------------------------------------------------------
 
 
 def _emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value) -> None:
     emit_count(b, kind, 1, k)
-    with cgutils.for_range(b, b.udiv(k, I64(kind.block))) as loop:
-        at = b.add(w, b.mul(loop.index, I64(kind.type_size)))
-        to = b.add(out, b.mul(loop.index, I64(4 * kind.block)))
-        if isinstance(kind, FloatType):
-            simd.store(b, kind.load1(b, at), to, align=4)
-        else:
-            for i, v in enumerate(kind.widened(b, at)):
-                simd.store(b, v, to, 64 * i)
+    width = max(16, kind.block)
+    with cgutils.for_range(b, b.udiv(k, I64(width))) as loop:
+        at = b.add(w, b.mul(loop.index, I64(width // kind.block * kind.type_size)))
+        to = b.add(out, b.mul(loop.index, I64(4 * width)))
+        for i, v in enumerate([kind.load16(b, at)] if isinstance(kind, FloatType) else kind.widened(b, at)):
+            simd.store(b, v, to, 64 * i)
+    if isinstance(kind, FloatType):
+        start = b.and_(k, I64(-16))
+        with cgutils.for_range(b, b.sub(k, start)) as loop:
+            i = b.add(start, loop.index)
+            number = kind.load1(b, b.add(w, b.mul(i, I64(kind.type_size))))
+            simd.store(b, number, b.add(out, b.mul(i, I64(4))), align=4)
 
 
 @operation(types.void, types.int64, address, types.int64, address)

@@ -159,8 +159,9 @@ def gather(b: Builder, addresses: Value, mask: Value) -> Value:
 
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:
-    """x * y + z, in one rounding where the CPU has it."""
-    return call(b, f"llvm.fmuladd.v{x.type.count}f32", x.type, x, y, z)
+    """x * y + z of floats or vectors, in one rounding where the CPU has it."""
+    kind = f"v{x.type.count}f32" if isinstance(x.type, VT) else "f32"
+    return call(b, f"llvm.fmuladd.{kind}", x.type, x, y, z)
 
 
 def rint(b: Builder, x: Value) -> Value:
@@ -465,6 +466,45 @@ def load_i64(b: Builder, at: Value) -> Value:
 def store_i64(b: Builder, at: Value, v: Value) -> None:
     """One int64."""
     store(b, v, at, align=8)
+
+
+def _word(b: Builder, at: Value, test: Callable[[Value], Value]) -> Value:
+    """Bit i of an int64: whether float i of the 64 at an address passes the test."""
+    word = I64(0)
+    for i in range(4):
+        bits = b.bitcast(test(load(b, at, VT(F32, 16), 64 * i)), I16)
+        word = b.or_(word, b.shl(b.zext(bits, I64), I64(16 * i)))
+    return word
+
+
+@operation(types.int64, address, types.float32)
+def word_not_below(b: Builder, at: Value, limit: Value) -> Value:
+    """Which of 64 floats are not below a limit, bit by bit; NaN is not."""
+    return _word(b, at, lambda v: b.fcmp_unordered(">=", v, splat(b, limit, 16)))
+
+
+@operation(types.int64, address)
+def word_positive(b: Builder, at: Value) -> Value:
+    """Which of 64 floats are above 0; NaN is not."""
+    return _word(b, at, lambda v: b.fcmp_ordered(">", v, constant(F32, 16, 0.0)))
+
+
+@operation(types.int64, address)
+def word_not_zero(b: Builder, at: Value) -> Value:
+    """Which of 64 floats are not 0."""
+    return _word(b, at, lambda v: b.fcmp_unordered("!=", v, constant(F32, 16, 0.0)))
+
+
+@operation(types.int64, types.int64)
+def lowest_bit(b: Builder, word: Value) -> Value:
+    """Number of the lowest bit that is set; 64 for none."""
+    return call(b, "llvm.cttz.i64", I64, word, I1(0))
+
+
+@operation(types.int64, types.int64)
+def count_bits(b: Builder, word: Value) -> Value:
+    """How many bits are set."""
+    return call(b, "llvm.ctpop.i64", I64, word)
 
 
 def emit_prefetch(b: Builder, at: Value) -> None:

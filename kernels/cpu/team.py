@@ -155,7 +155,8 @@ def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untype
         _attend(op, c, run, scratch)
     elif code == program.SPARSE_FFN:
         n = load_i64(op.p1) if op.p0 else op.n_rows
-        first, last = n * c // op.chunks, n * (c + 1) // op.chunks
+        first = ffn.first_at_least(op.p0, n, op.n_rows * c // op.chunks)
+        last = ffn.first_at_least(op.p0, n, op.n_rows * (c + 1) // op.chunks)
         live = ffn.ffn_piece(op, op.p0, first, last, scratch, op.scratch + c * op.scratch_stride)
         _count(op, c, last - first, live)
     elif code == program.REDUCE:

@@ -78,6 +78,7 @@ class FloatType:
     step = 16
     block = 1  # numbers a block
     unroll = 4  # steps of a row's loop body
+    chains = 2  # of sums, that take steps in turns (see ref.py)
     in_sparse_ffn = True
     activation_bytes = 64  # that one step reads
 
@@ -123,6 +124,7 @@ class BlockType:
     block = BLOCK  # numbers a block
     step = GROUP
     unroll = 2  # steps of a row's loop body
+    chains = 1  # of sums, that take steps in turns (see ref.py)
     in_sparse_ffn = False  # whether strips and sums of rows are made, which take long to compile
     activation_bytes = PACKED_GROUP_BYTES  # that one step reads
     has_span = False  # whether 64 bytes hold what `unpack_span` permutes
@@ -169,10 +171,13 @@ class BlockType:
         """The block's 32 numbers before scaling, as two <16 x float>."""
         raise NotImplementedError
 
+    def scaled(self, b: Builder, at: Value, scales: Value) -> list[Value]:
+        """The block's 32 numbers, as two <16 x float>, by its scale in every lane."""
+        return [b.fmul(v, scales) for v in self.values(b, at)]
+
     def widened(self, b: Builder, at: Value) -> list[Value]:
         """The block's numbers, as <16 x float>."""
-        scale = simd.splat(b, self.scale(b, at), 16)
-        return [b.fmul(v, scale) for v in self.values(b, at)]
+        return self.scaled(b, at, simd.splat(b, self.scale(b, at), 16))
 
     def unpack_scales(self, b: Builder, addresses: list[Value]) -> Value:
         """The halfs at 4 addresses, one a lane, as <16 x float>."""
@@ -222,16 +227,16 @@ class Q4_0(BlockType):
         q, first = nibbles_of_span(b, read, self.type_size, 2)
         return *split_nibbles(b, q), halfs_of_span(b, first, self.type_size, 0)
 
-    def values(self, b: Builder, at: Value) -> list[Value]:
+    def scaled(self, b: Builder, at: Value, scales: Value) -> list[Value]:
         q = b.zext(load(b, at, VT(I8, 16), 2), VT(I32, 16))
         high = b.lshr(q, constant(I32, 16, 4))
         if "avx512f" in simd.target_features():
-            # a 16-entry table in one register; vpermps looks at the low 4 bits only
-            table = ir.Constant(VT(F32, 16), [float(i - 8) for i in range(16)])
+            # the block's 16 numbers in one register; vpermps looks at the low 4 bits only
+            table = b.fmul(ir.Constant(VT(F32, 16), [float(i - 8) for i in range(16)]), scales)
             name = "llvm.x86.avx512.permvar.sf.512"
             return [simd.call(b, name, VT(F32, 16), table, half) for half in (q, high)]
         low, eight = b.and_(q, constant(I32, 16, 15)), constant(I32, 16, 8)
-        return [b.sitofp(b.sub(half, eight), VT(F32, 16)) for half in (low, high)]
+        return [b.fmul(b.sitofp(b.sub(half, eight), VT(F32, 16)), scales) for half in (low, high)]
 
 
 class Q8_0(BlockType):

@@ -162,6 +162,20 @@ def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:
     close(last, wanted[-1:], "logits")
 
 
+def check_order(type_id: int, k: int) -> None:
+    """A token of a batch has the bits that it has alone."""
+    data, _ = weights(type_id, 37, k)
+    x = vectors(9, k)
+    at, stride = operand(type_id, x)
+    record = {"chunks": 3, **matrix("w", data, type_id), "n_rows": 37, "k": k, "x_stride": stride}
+    together, alone = np.zeros((9, 37), np.float32), np.zeros((9, 37), np.float32)
+    batch = {"code": program.MUL_MAT, "x": at.ctypes.data, "y": together.ctypes.data, "y_stride": 4 * 37}
+    run([record | batch], 9)
+    for t, y in enumerate(alone):
+        run([record | {"code": program.MAT_VEC, "x": at.ctypes.data + t * stride, "y": y.ctypes.data}])
+    assert np.array_equal(together.view(np.int32), alone.view(np.int32)), f"order of sums of type {type_id}"
+
+
 def check_elementwise(n: int) -> None:
     """Norm, sums, activations."""
     x, z = vectors(1, n, 2)[0], vectors(1, n, 3)[0]
@@ -271,7 +285,14 @@ def sparse_records(
     hidden = {"y": second.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
     then = {"code": program.UP_ROWS, "chunks": 4, **matrix("w", up, types[1]), **shape, **hidden, **gates}
     out = {"x": second.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
-    last = {"code": program.DOWN_ROWS, "chunks": 2, **matrix("w", down, types[2]), **shape, **out}
+    last = {
+        "code": program.DOWN_ROWS,
+        "chunks": 2,
+        "p0": program.PIECES,
+        **matrix("w", down, types[2]),
+        **shape,
+        **out,
+    }
     return [first, then, last], y, wanted, keep
 
 
@@ -330,6 +351,8 @@ def run_all() -> None:
             check_rows(type_id, k)
     for type_id in K_TYPES:
         check_rows(type_id, 512)
+    for type_id in rows.TYPE_SIZE:
+        check_order(type_id, 768)
     check_pack(352)
     for type_id in SPARSE_TYPES:
         check_mul_mat(type_id, 37, 352, 7)

@@ -71,5 +71,7 @@ def test_kernels_by_address(name: str, tmp_path: Path) -> None:
 @levels
 def test_every_op_and_team(name: str, tmp_path: Path) -> None:
     """Whole programs of every op, sparse ones with NaN in unread rows, and bits for all team sizes."""
-    files = [Path(__file__).with_name(f"test_{file}.py") for file in ("program", "ffn", "tiles")]
+    files = [
+        Path(__file__).with_name(f"test_{file}.py") for file in ("program", "ffn", "tiles", "order_of_sums")
+    ]
     run_at(name, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files)

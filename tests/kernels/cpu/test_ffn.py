@@ -208,7 +208,7 @@ def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     up |= {"p3": case.activation}
     for op, to in ((gate, gates), (up, hidden)):
         op |= {"y": to.ctypes.data, "y_stride": 4 * n_ff}
-    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "p0": program.PIECES}
     down |= checks.matrix("w", case.raw[2], case.types[2])
     down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
     walk([gate, up, down], n_threads, n_tokens=n_tokens)
@@ -228,7 +228,7 @@ def batch_mlp(case: Mlp, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     up |= {"x": x.ctypes.data, "x_stride": x_stride}
     fire = {"code": program.FIRE_ROWS, **common, "x": hidden.ctypes.data, "x_stride": 4 * n_ff}
     fire |= {"w": case.bias.ctypes.data if case.biased else 0}
-    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "p0": program.PIECES}
     down |= checks.matrix("w", case.raw[1], case.types[1])
     down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
     walk([up, fire, down], n_threads, n_tokens=n_tokens)
@@ -456,7 +456,9 @@ def test_list_rows_is_the_oracles_active_rows(n_ff: int, run_ops: Walk) -> None:
     for x, wanted in ((0, active), (others.ctypes.data, active & cold)):
         listed = np.full(n_ff + 1, -1, np.int64)
         where = {"p0": listed.ctypes.data + 8, "p1": listed.ctypes.data}
-        run_ops([{"code": program.LIST_ROWS, "chunks": 1, "z": bits.ctypes.data, "x": x, "n_rows": n_ff, **where}])
+        run_ops(
+            [{"code": program.LIST_ROWS, "chunks": 1, "z": bits.ctypes.data, "x": x, "n_rows": n_ff, **where}]
+        )
         (rows_wanted,) = ref.active_rows(wanted, np.arange(n_ff, dtype=np.int32))
         assert listed[0] == rows_wanted.size
         assert np.array_equal(listed[1 : 1 + rows_wanted.size], rows_wanted)

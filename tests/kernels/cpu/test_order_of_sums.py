@@ -1,0 +1,86 @@
+"""A token's numbers do not depend on its company: one order of sums in every shape of a kernel.
+
+Each token of a batch has the bits that it has alone, for every type, batch, cut and team.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import oracle_checks as checks
+import pytest
+import test_ffn as sparse
+from gguf import GGMLQuantizationType
+from numpy.typing import NDArray
+
+from hotcold.kernels.cpu import program, rows
+
+F32 = NDArray[np.float32]
+Walk = Callable[..., None]
+
+TYPES = [pytest.param(t, id=GGMLQuantizationType(t).name) for t in sorted(rows.TYPE_SIZE)]
+LENGTHS = {"float": (1, 33, 100, 576), "32": (32, 160, 512, 576, 1056), "256": (256, 768, 1024)}
+BATCHES = (2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65)
+
+
+def lengths(type_id: int) -> tuple[int, ...]:
+    """Rows that fill steps of a kernel and rows that do not."""
+    return LENGTHS["256" if type_id in checks.K_TYPES else "32" if rows.is_quantised(type_id) else "float"]
+
+
+def products(raw: NDArray[np.uint8], type_id: int, x: F32, walk: Walk, chunks: int, n_threads: int) -> F32:
+    """w . x of every token by MAT_VEC or MUL_MAT."""
+    (n_tokens, k), n_rows = x.shape, len(raw)
+    at, stride = checks.operand(type_id, x)
+    y = np.full((n_tokens, n_rows), np.nan, np.float32)
+    op = {"code": program.MAT_VEC if n_tokens == 1 else program.MUL_MAT, "chunks": chunks, "n_rows": n_rows}
+    op |= {"k": k, "x": at.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
+    walk([op | checks.matrix("w", raw, type_id)], n_threads, n_tokens=n_tokens)
+    return y
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_matrices(type_id: int, run_ops: Walk) -> None:
+    for k in lengths(type_id):
+        raw, _ = checks.weights(type_id, 83, k)
+        x = checks.vectors(max(BATCHES), k)
+        alone = np.concatenate([products(raw, type_id, x[t : t + 1], run_ops, 3, 1) for t in range(len(x))])
+        assert np.isfinite(alone).all()
+        for i, n in enumerate(BATCHES):
+            got = products(raw, type_id, x[:n], run_ops, 1 + i % 4, 1 + i % 4)
+            assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
+
+
+SPARSE = [*sparse.TYPES, *sparse.MIXED]
+
+
+@pytest.mark.parametrize("types", SPARSE)
+def test_sparse_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
+    for k in sparse.shapes(types):
+        x = checks.vectors(33, k, 4)
+        for both in (program.RELU_ACTIVATION, program.RELU_BOTH_ACTIVATION):
+            whole = sparse.FFN(types, 203, x, sparse.listed_neurons("some", 33, 203), both)
+            alone = np.stack([sparse.one_token(part(whole, t), run_ops, True)[0] for t in range(33)])
+            for n in (2, 5, 16, 33):
+                some = part(whole, slice(0, n))
+                got, _ = sparse.batch(some, run_ops, 1 + n % 3)
+                assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
+
+
+@pytest.mark.parametrize("types", [SPARSE[0], SPARSE[3], SPARSE[4], SPARSE[6]])
+def test_sparse_mlp(types: tuple[int, int, int], run_ops: Walk) -> None:
+    for k in sparse.shapes(types):
+        whole = sparse.Mlp(types[:2], 203, checks.vectors(9, k, 4), sparse.listed_neurons("some", 9, 203))
+        alone = np.stack([sparse.one_token_mlp(part(whole, t), run_ops, True)[0] for t in range(9)])
+        for n in (2, 9):
+            got, _ = sparse.batch_mlp(part(whole, slice(0, n)), run_ops, 2)
+            assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
+
+
+def part(case: Any, which: Any) -> Any:
+    """The same FFN for some of its tokens."""
+    out = object.__new__(type(case))
+    out.__dict__.update(case.__dict__)
+    tokens = slice(which, which + 1) if isinstance(which, int) else which
+    out.x, out.listed = np.ascontiguousarray(case.x[tokens]), case.listed[tokens]
+    return out
