@@ -11,8 +11,7 @@ import numpy as np
 
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.store import DeviceMatrix
-from hotcold.engine.graph.graph import Node, Tensor, tensors_of, weights_of
-from hotcold.engine.host.ffn_lowering import mlp_weights
+from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS
 from hotcold.kernels.cuda.activations import ACTIVATIONS
@@ -34,9 +33,9 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     node = nodes[0]
     if not node.attributes.get("transposed", True):
         return _gated_by_outputs(low, nodes)
-    (x, *mask), weights = tensors_of(node), weights_of(node)
+    mask, weights = node.find_tensor("mask"), ffn_matrices(node)
     gate, up, down = (low.store.matrix(weight) for weight in weights)
-    operand, activation = low.operand(weights[0], x), ACTIVATIONS[node.attributes["activation"]]
+    operand, activation = low.operand(weights[0], node.tensor("x")), ACTIVATIONS[node.attributes["activation"]]
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, gate, mask, 0, 1)
         partial = _partial(low, gate)
@@ -51,41 +50,41 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.product(gate, inputs, h, n_tokens=count)
         low.product(up, inputs, ups, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
-        work = hidden_masked(count, gate.n_rows, low.model.n_ff, bool(mask))
+        work = hidden_masked(count, gate.n_rows, low.model.n_ff, mask is not None)
         lists = bits, low.store.neurons(low.layers[weights[0].name])
-        low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(bool(mask)), activation)
+        low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation)
 
     return _by_batch(low, nodes, mask, (gate, down), None, hidden_of)
 
 
 def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     """An FFN without a gate, its biases, and the residual behind it."""
-    node, weights = nodes[0], mlp_weights(nodes[0])
+    node, mask = nodes[0], nodes[0].find_tensor("mask")
     if not node.attributes.get("transposed", True):
         return _ungated_by_outputs(low, nodes)
-    x, *mask = tensors_of(node)
-    up, down = low.store.matrix(weights.up), low.store.matrix(weights.down)
-    operand, neurons = low.operand(weights.up, x), low.store.neurons(low.layers[weights.up.name])
+    weight, bias, down_bias = node.weight("up"), node.find_weight("up_bias"), node.find_weight("down_bias")
+    up, down = low.store.matrix(weight), low.store.matrix(node.weight("down"))
+    operand, neurons = low.operand(weight, node.tensor("x")), low.store.neurons(low.layers[weight.name])
     activation = ACTIVATIONS[node.attributes["activation"]]
-    up_bias = low.store.vector(weights.up_bias) if weights.up_bias is not None else None
+    up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, up, mask, 0, 1)
         partial = _partial(low, up)
-        work = sparse_mlp(weights.up.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
+        work = sparse_mlp(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
         lists = up_bias or partial, neurons, ids, counted, partial
         planes = *up.planes, *down.planes
         low.launch(work, *planes, *operand, *lists, up.n_rows, up.n, has_bias, activation)
-        return _sum(low, nodes, partial, up.n_rows, weights.down_bias)
+        return _sum(low, nodes, partial, up.n_rows, down_bias)
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
         low.product(up, low.tokens_of(operand, first, count, up.n), h, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
-        work = hidden_masked_mlp(count, up.n_rows, low.model.n_ff, bool(mask), bool(has_bias))
+        work = hidden_masked_mlp(count, up.n_rows, low.model.n_ff, mask is not None, bool(has_bias))
         lists = up_bias or h, bits, neurons, h
-        low.launch(work, h, *lists, up.n_rows, words, int(bool(mask)), has_bias, activation)
+        low.launch(work, h, *lists, up.n_rows, words, int(mask is not None), has_bias, activation)
 
-    return _by_batch(low, nodes, mask, (up, down), weights.down_bias, hidden_of)
+    return _by_batch(low, nodes, mask, (up, down), down_bias, hidden_of)
 
 
 def _partial(low: DeviceLowering, rows: DeviceMatrix) -> Buffer:
@@ -108,7 +107,7 @@ def _sum(
 def _by_batch(
     low: DeviceLowering,
     nodes: Sequence[Node],
-    mask: Sequence[Tensor],
+    mask: Tensor | None,
     first_and_down: tuple[DeviceMatrix, DeviceMatrix],
     down_bias: Weight | None,
     hidden_of: Callable[[int, int, Buffer], None],
@@ -126,7 +125,7 @@ def _by_batch(
     added = low.vector(residual) if residual is not None else y
     for first in range(0, low.n_tokens, FFN_TOKENS):
         count = min(FFN_TOKENS, low.n_tokens - first)
-        if mask:  # the products read every row, so only the count is of use
+        if mask is not None:  # the products read every row, so only the count is of use
             _list_rows(low, rows, mask, first, count)
         h = low.area("first", count * rows.n_rows, np.float32)
         hidden_of(first, count, h)
@@ -138,16 +137,16 @@ def _by_batch(
     return taken
 
 
-def _mask_of(low: DeviceLowering, mask: Sequence[Tensor], first: int, count: int) -> tuple[Buffer, int]:
+def _mask_of(low: DeviceLowering, mask: Tensor | None, first: int, count: int) -> tuple[Buffer, int]:
     """Masks of some tokens, and the words from one to the next; without one all read the same row of ones."""
     words = mask_words(low.model.n_ff)
-    if mask:
-        return low.view(mask[0], 4 * first * words, count * words, np.uint32), words
+    if mask is not None:
+        return low.view(mask, 4 * first * words, count * words, np.uint32), words
     return low.area("all", words, np.uint32), 0
 
 
 def _list_rows(
-    low: DeviceLowering, rows: DeviceMatrix, mask: Sequence[Tensor], first: int, count: int
+    low: DeviceLowering, rows: DeviceMatrix, mask: Tensor | None, first: int, count: int
 ) -> tuple[Buffer, Buffer]:
     """Rows of some tokens whose neurons the mask lists, or all rows: ids [count, n_rows], and how many."""
     layer = low.layers[rows.weight.name]
@@ -162,7 +161,7 @@ def _list_rows(
 
 def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     node = nodes[0]
-    x, (gate, up, down) = tensors_of(node)[0], weights_of(node)
+    x, (gate, up, down) = node.tensor("x"), ffn_matrices(node)
     n_ff, activation = gate.ne[1], ACTIVATIONS[node.attributes["activation"]]
     first = low.area("first", low.n_tokens * n_ff, np.float32)
     gates, ups = low.store.matrix(gate), low.store.matrix(up)
@@ -180,21 +179,21 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
 
 
 def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
-    node, weights = nodes[0], mlp_weights(nodes[0])
-    n_ff, activation = weights.up.ne[1], node.attributes["activation"]
+    node, up, bias = nodes[0], nodes[0].weight("up"), nodes[0].find_weight("up_bias")
+    n_ff, activation = up.n_rows, node.attributes["activation"]
     first = low.area("first", low.n_tokens * n_ff, np.float32)
-    has_bias, is_relu = weights.up_bias is not None, activation == "relu"
+    is_relu = activation == "relu"
     low.product(
-        low.store.matrix(weights.up),
-        low.operand(weights.up, tensors_of(node)[0]),
+        low.store.matrix(up),
+        low.operand(up, node.tensor("x")),
         first,
-        flags=HAS_BIAS * has_bias | RELU * is_relu,
-        bias=low.store.vector(weights.up_bias) if weights.up_bias is not None else None,
+        flags=HAS_BIAS * (bias is not None) | RELU * is_relu,
+        bias=low.store.vector(bias) if bias is not None else None,
     )
     if not is_relu:
         work = hidden_masked_mlp(low.n_tokens, n_ff, n_ff, has_mask=False, has_bias=False)
         low.launch(work, first, first, *_unread(low, n_ff), first, n_ff, 0, 0, 0, ACTIVATIONS[activation])
-    return _down_by_outputs(low, nodes, weights.down, weights.down_bias, first)
+    return _down_by_outputs(low, nodes, node.weight("down"), node.find_weight("down_bias"), first)
 
 
 def _unread(low: DeviceLowering, n_ff: int) -> tuple[Buffer, Buffer]:

@@ -13,7 +13,7 @@ import numpy as np
 from hotcold.engine.device import ffn_lowering as ffn
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
-from hotcold.engine.graph.graph import Node, tensors_of, weights_of
+from hotcold.engine.graph.graph import Node, tensors_of
 from hotcold.engine.graph.passes import FFN_OPS, reading_matrices
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda import attention as attention_sizes
@@ -32,17 +32,14 @@ Nodes = Sequence[Node]
 
 
 def rms_norm(low: DeviceLowering, nodes: Nodes) -> int:
-    x, weight = _vector_and_weights(low, nodes[0])
-    return _norm(low, nodes, rms_norm_work, rms_norm_quantised, (x, *weight))
+    operands = low.vector(nodes[0].tensor("x")), low.store.vector(nodes[0].weight("weight"))
+    return _norm(low, nodes, rms_norm_work, rms_norm_quantised, operands)
 
 
 def layer_norm(low: DeviceLowering, nodes: Nodes) -> int:
-    x, weights = _vector_and_weights(low, nodes[0])
-    return _norm(low, nodes, layer_norm_work, layer_norm_quantised, (x, *weights))
-
-
-def _vector_and_weights(low: DeviceLowering, node: Node) -> tuple[Any, list[Any]]:
-    return low.vector(tensors_of(node)[0]), [low.store.vector(weight) for weight in weights_of(node)]
+    weights = [low.store.vector(nodes[0].weight(role)) for role in ("weight", "bias")]
+    operands = low.vector(nodes[0].tensor("x")), *weights
+    return _norm(low, nodes, layer_norm_work, layer_norm_quantised, operands)
 
 
 def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands: tuple[Any, ...]) -> int:
@@ -84,16 +81,16 @@ def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
     if _is_triple(low, nodes):
         return _three(low, nodes[:3])
     node = nodes[0]
-    (x,), (weight, *bias) = tensors_of(node), weights_of(node)
+    weight, bias = node.weight("weight"), node.find_weight("bias")
     residual, output, taken = low.residual(nodes)
-    flags = HAS_BIAS * bool(bias) | HAS_RESIDUAL * (residual is not None)
+    flags = HAS_BIAS * (bias is not None) | HAS_RESIDUAL * (residual is not None)
     y = low.vector(output)
     low.product(
         low.store.matrix(weight),
-        low.operand(weight, x),
+        low.operand(weight, node.tensor("x")),
         y,
         flags=flags,
-        bias=low.store.vector(bias[0]) if bias else y,
+        bias=low.store.vector(bias) if bias is not None else y,
         residual=low.vector(residual) if residual is not None else y,
     )
     return taken
@@ -104,24 +101,22 @@ def _is_triple(low: DeviceLowering, nodes: Nodes) -> bool:
     three = nodes[:3]
     if low.n_tokens > 1 or len(three) < 3 or {node.op for node in three} != {"mul_mat"}:
         return False
-    weights = [weights_of(node) for node in three]
-    types = {each[0].type for each in weights}
-    same = {node.inputs[1].name for node in three}, {len(each) for each in weights}
+    types = {node.weight("weight").type for node in three}
+    same = {node.tensor("x").name for node in three}, {node.find_weight("bias") is None for node in three}
     return len(types) == 1 and types <= FFN_TYPES and all(len(values) == 1 for values in same)
 
 
 def _three(low: DeviceLowering, nodes: Nodes) -> int:
-    x = tensors_of(nodes[0])[0]
-    weights = [weights_of(node) for node in nodes]
-    matrices = [low.store.matrix(each[0]) for each in weights]
+    matrices = [low.store.matrix(node.weight("weight")) for node in nodes]
     outputs = [low.vector(node.output) for node in nodes]
-    biases = [low.store.vector(each[1]) for each in weights if len(each) > 1]
+    found = [node.find_weight("bias") for node in nodes]
+    biases = [low.store.vector(bias) for bias in found if bias is not None]
     n_rows, n = tuple(matrix.n_rows for matrix in matrices), matrices[0].n
     planes = [plane for matrix in matrices for plane in matrix.planes]
     low.launch(
         matvec3(matrices[0].weight.type, 1, (n_rows[0], n_rows[1], n_rows[2]), n),
         *planes,
-        *low.operand(weights[0][0], x),
+        *low.operand(matrices[0].weight, nodes[0].tensor("x")),
         *(biases or outputs),
         *outputs,
         *n_rows,
@@ -137,8 +132,8 @@ def rope(low: DeviceLowering, nodes: Nodes) -> int:
     store = nodes[len(turned)]
     if store.op != "kv_store" or len(turned) != 2:
         raise HotcoldError("node", nodes[0].name, "rope of q, rope of k and kv_store in a row")
-    q, k = (tensors_of(node)[0] for node in turned)
-    v = tensors_of(store)[1]
+    q, k = (node.tensor("x") for node in turned)
+    v = store.tensor("v")
     of_q = turned[0].attributes
     _rope_kv_store(low, store, (q, k, v), turned[0].output, of_q["n_head"], of_q)
     return 3
@@ -146,7 +141,7 @@ def rope(low: DeviceLowering, nodes: Nodes) -> int:
 
 def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
     """Without a rotation: no head of q, for which k stands in, is touched."""
-    k, v = tensors_of(nodes[0])
+    k, v = nodes[0].tensor("k"), nodes[0].tensor("v")
     _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False})
     return 1
 
@@ -176,7 +171,7 @@ def _rope_kv_store(
 
 def attention(low: DeviceLowering, nodes: Nodes) -> int:
     node, model, plan = nodes[0], low.model, low.plan
-    q, y = low.vector(tensors_of(node)[0]), low.vector(node.output)
+    q, y = low.vector(node.tensor("q")), low.vector(node.output)
     keys, values = low.store.cache(node.attributes["layer"])
     heads = model.n_head, model.n_head_kv, model.head_dim
     if not attention_sizes.is_split(low.n_tokens, plan.n_ctx):
@@ -193,7 +188,7 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def add(low: DeviceLowering, nodes: Nodes) -> int:
-    a, b = (low.vector(tensor) for tensor in tensors_of(nodes[0]))
+    a, b = (low.vector(nodes[0].tensor(role)) for role in "ab")
     n = low.n_tokens * nodes[0].output.shape[1]
     low.launch(add_work(n), a, b, low.vector(nodes[0].output), n)
     return 1
@@ -211,7 +206,7 @@ def merge(low: DeviceLowering, nodes: Nodes) -> int:
 
 def predictor(low: DeviceLowering, nodes: Nodes) -> int:
     node = nodes[0]
-    (x,), (fc1, fc2) = tensors_of(node), weights_of(node)
+    x, fc1, fc2 = node.tensor("x"), node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden = low.area("hidden", low.n_tokens * rank, np.float32)
     low.product(low.store.matrix(fc1), low.operand(fc1, x), hidden, flags=RELU)

@@ -5,32 +5,15 @@ reads like the model's formulas. A graph knows shapes and nothing of bytes, devi
 intermediate has one row a token; how many positions the KV cache holds is a matter of the run. A
 finished graph is frozen, and `check` refuses one that cannot run.
 
-Ops, with n tokens:
-
-    embed(token_embd)                          the rows of the run's token ids
-    positions(position_embd; first)            rows of the run's positions, position 0 at row `first`
-    rms_norm(x, weight; eps)                   x / rms(x) * weight
-    layer_norm(x, weight, bias; eps)           (x - mean(x)) / deviation(x) * weight + bias
-    mul_mat(weight, x, [bias])                 weight . x + bias
-    rope(x, [rope_freqs]; n_head, head_dim, n_rot, interleaved)
-    kv_store(k, v; layer)                      appends to the cache; gives a token of order
-    attention(q, stored; layer, n_head, n_head_kv, head_dim)
-    predictor(x, fc1, fc2; threshold)          mask of neurons to look at
-    sparse_ffn(x, [mask], gate, up, down_t; activation)
-    dense_ffn(x, gate, up, down; activation, transposed)
-                                               down . (act(gate . x) * (up . x)); relu_both: relu(up . x)
-    sparse_mlp(x, [mask], up, [up_bias], down_t, [down_bias]; activation)
-    dense_mlp(x, up, [up_bias], down, [down_bias]; activation, transposed)
-                                               down . act(up . x + up_bias) + down_bias
-    add(a, b)
-    logits(output, x)                          the run's own array
+The ops, their operands and results are in `ops.py`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
+from hotcold.engine.graph.ops import OPS, OperandRule
 from hotcold.engine.model.model import Weight
 from hotcold.errors import HotcoldError
 
@@ -50,17 +33,51 @@ class Tensor:
 
 
 Operand = Tensor | Weight
+Found = TypeVar("Found", Tensor, Weight)
 
 
 @dataclass(frozen=True)
 class Node:
-    """One op with its operands in order and its result; the attributes are read-only."""
+    """One op with its operands in order and its result; the attributes are read-only.
+
+    Attributes:
+        roles: of the inputs, as the op's table names them; none in nodes that a pass makes, such as copies.
+    """
 
     op: str
     name: str
     inputs: tuple[Operand, ...]
     output: Tensor
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    roles: tuple[str, ...] = ()
+
+    def operand(self, role: str) -> Operand | None:
+        """The operand of this role; None if the node has none."""
+        return dict(zip(self.roles, self.inputs, strict=False)).get(role)
+
+    def find_weight(self, role: str) -> Weight | None:
+        """The weight of this role; None if the node has none."""
+        operand = self.operand(role)
+        return operand if isinstance(operand, Weight) else None
+
+    def find_tensor(self, role: str) -> Tensor | None:
+        """The intermediate of this role; None if the node has none."""
+        operand = self.operand(role)
+        return operand if isinstance(operand, Tensor) else None
+
+    def weight(self, role: str) -> Weight:
+        """The weight of this role; HotcoldError if there is none."""
+        return _wanted(self, role, self.find_weight(role))
+
+    def tensor(self, role: str) -> Tensor:
+        """The intermediate of this role; HotcoldError if there is none."""
+        return _wanted(self, role, self.find_tensor(role))
+
+
+def _wanted(node: Node, role: str, found: Found | None) -> Found:
+    if found is None:
+        raise HotcoldError(f"operand {role} of node {node.name}", "missing", _takes(node.op))
+    return found
 
 
 def weights_of(node: Node) -> list[Weight]:
@@ -73,20 +90,49 @@ def tensors_of(node: Node) -> list[Tensor]:
     return [operand for operand in node.inputs if isinstance(operand, Tensor)]
 
 
-def _result(op: str, inputs: tuple[Operand, ...], n_tokens: int) -> tuple[tuple[int, int], str]:
-    """Shape and type of an op's result."""
-    first, last = inputs[0], inputs[-1]
-    if op in ("mul_mat", "logits") and isinstance(first, Weight):
-        return (n_tokens, first.ne[1]), "f32"
-    if op in ("embed", "positions") and isinstance(first, Weight):
-        return (n_tokens, first.ne[0]), "f32"
-    if op == "predictor" and isinstance(last, Weight):
-        return (n_tokens, last.ne[1]), "mask"
-    if op == "kv_store":
-        return (n_tokens, 0), "none"
-    if isinstance(first, Tensor):
-        return first.shape, first.dtype
-    raise HotcoldError("first operand of the op", op, "an intermediate is wanted")
+def ffn_matrices(node: Node) -> list[Weight]:
+    """The matrices of an FFN's node: gate (if there is one), up and down."""
+    found = (node.find_weight(role) for role in ("gate", "up", "down"))
+    return [weight for weight in found if weight is not None]
+
+
+def make_node(
+    op: str, name: str, operands: tuple[Operand | None, ...], n_tokens: int, attributes: Mapping[str, Any]
+) -> Node:
+    """A node of this op, its operands in the order of the op's table.
+
+    Args:
+        operands: None stands for one that the model does not have, and is left out.
+
+    Raises:
+        HotcoldError: an unknown op, or operands from which the size of the result does not follow.
+    """
+    if op not in OPS:
+        raise HotcoldError(f"op of node {name}", op, f"known: {', '.join(OPS)}")
+    given = by_role(op, operands)
+    output = Tensor(name, (n_tokens, _result_size(op, given)), OPS[op].dtype)
+    return Node(op, name, tuple(given.values()), output, MappingProxyType(attributes), tuple(given))
+
+
+def by_role(op: str, operands: Sequence[Operand | None]) -> dict[str, Operand]:
+    """Operands in the order of the op's table, by their roles; those too many by numbers, for `check`."""
+    rules = OPS[op].operands
+    roles = [rule.role for rule in rules] + [str(i) for i in range(len(rules), len(operands))]
+    return {role: o for role, o in zip(roles, operands, strict=False) if o is not None}
+
+
+def _result_size(op: str, given: Mapping[str, Operand]) -> int:
+    """Numbers a token of the result."""
+    letter = OPS[op].size
+    if not letter:
+        return 0
+    for rule in OPS[op].operands:
+        operand = given.get(rule.role)
+        if operand is not None and _kind(operand) == rule.kind:
+            sizes = dict(zip(rule.sizes, _ne(operand), strict=False))
+            if letter in sizes:
+                return sizes[letter]
+    raise HotcoldError("operands of the op", op, _takes(op))
 
 
 class Graph:
@@ -105,16 +151,14 @@ class Graph:
             name: of the result, unique in the graph; default the op and the node's number.
 
         Raises:
-            HotcoldError: the graph is frozen, or an op on weights alone.
+            HotcoldError: the graph is frozen, or as `make_node`.
         """
         name = name or f"{op}-{len(self.nodes)}"
         if self.frozen:
             raise HotcoldError("node for a frozen graph", name, "", "build another graph")
-        inputs = tuple(operand for operand in operands if operand is not None)
-        shape, dtype = _result(op, inputs, self.n_tokens)
-        output = Tensor(name, shape, dtype)
-        self.nodes = (*self.nodes, Node(op, name, inputs, output, MappingProxyType(attributes)))
-        return output
+        node = make_node(op, name, operands, self.n_tokens, attributes)
+        self.nodes = (*self.nodes, node)
+        return node.output
 
     def freeze(self) -> "Graph":
         """Take no more nodes; the graph itself."""
@@ -167,56 +211,38 @@ def check(graph: Graph) -> None:
         raise HotcoldError("last node of the graph", graph.nodes[-1].op if graph.nodes else "none", "logits")
 
 
-# Operands of each op in order: f32, mask and none are intermediates, w a weight, ? an optional one.
-# Letters behind a colon are sizes, numbers a row first; a letter has one value in a node.
-OPERANDS = {
-    "embed": "w:E,V",
-    "positions": "w:E,P",
-    "rms_norm": "f32:E w:E",
-    "layer_norm": "f32:E w:E w:E",
-    "mul_mat": "w:K,N f32:K ?w:N",
-    "rope": "f32:E ?w:P",
-    "kv_store": "f32:G f32:G",
-    "attention": "f32:Q none:Z",
-    "predictor": "f32:E w:E,R w:R,F",
-    "sparse_ffn": "f32:E ?mask:F w:E,F w:E,F w:E,F",
-    "dense_ffn": "f32:E w:E,F w:E,F w",
-    "sparse_mlp": "f32:E ?mask:F w:E,F ?w:F w:E,F ?w:E",
-    "dense_mlp": "f32:E w:E,F ?w:F w ?w:E",
-    "add": "f32:E f32:E",
-    "logits": "w:E,V f32:E",
-}
-
-
 def check_operands(node: Node) -> None:
     """Refuse a node whose operands are not those of its op, in kind, number or size.
 
     Raises:
         HotcoldError: an unknown op, or operands that do not fit.
     """
-    if node.op not in OPERANDS:
-        raise HotcoldError(f"op of node {node.name}", node.op, f"known: {', '.join(OPERANDS)}")
-    sizes: dict[str, int] = {}
-    left = list(node.inputs)
-    for pattern in OPERANDS[node.op].split():
-        if left and _fits(left[0], pattern.removeprefix("?"), sizes):
-            left.pop(0)
-        elif not pattern.startswith("?"):
-            raise _misfit(node)
-    if left:
+    if node.op not in OPS:
+        raise HotcoldError(f"op of node {node.name}", node.op, f"known: {', '.join(OPS)}")
+    rules, sizes = OPS[node.op].operands, dict[str, int]()
+    if not {*node.roles} <= {rule.role for rule in rules}:
         raise _misfit(node)
+    for rule in rules:
+        operand = node.operand(rule.role)
+        if not (rule.optional if operand is None else _fits(operand, rule, sizes)):
+            raise _misfit(node)
 
 
-def _fits(operand: Operand, pattern: str, sizes: dict[str, int]) -> bool:
-    """Whether an operand is of the pattern's kind and sizes; learns sizes not seen before."""
-    kind, _, letters = pattern.partition(":")
-    if kind != ("w" if isinstance(operand, Weight) else operand.dtype):
+def _kind(operand: Operand) -> str:
+    return "w" if isinstance(operand, Weight) else operand.dtype
+
+
+def _ne(operand: Operand) -> tuple[int, ...]:
+    """Sizes, numbers a row first; of an intermediate those of one token."""
+    return operand.ne if isinstance(operand, Weight) else operand.shape[1:]
+
+
+def _fits(operand: Operand, rule: OperandRule, sizes: dict[str, int]) -> bool:
+    """Whether an operand is of the rule's kind and sizes; learns sizes not seen before."""
+    ne = _ne(operand)
+    if _kind(operand) != rule.kind or (rule.sizes and len(rule.sizes) != len(ne)):
         return False
-    ne = operand.ne if isinstance(operand, Weight) else operand.shape[1:]
-    names = letters.split(",") if letters else []
-    if names and len(names) != len(ne):
-        return False
-    return all(sizes.setdefault(name, n) == n for name, n in zip(names, ne, strict=False))
+    return all(sizes.setdefault(name, n) == n for name, n in zip(rule.sizes, ne, strict=False))
 
 
 def _misfit(node: Node) -> HotcoldError:
@@ -224,6 +250,8 @@ def _misfit(node: Node) -> HotcoldError:
         f"{operand.name} {list(operand.ne if isinstance(operand, Weight) else operand.shape)}"
         for operand in node.inputs
     ]
-    return HotcoldError(
-        f"operands of node {node.name}", ", ".join(given), f"{node.op} takes {OPERANDS[node.op]}"
-    )
+    return HotcoldError(f"operands of node {node.name}", ", ".join(given), _takes(node.op))
+
+
+def _takes(op: str) -> str:
+    return f"{op} takes {OPS[op].text}" if op in OPS else f"{op} has no roles"

@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any
 
 from hotcold.engine.graph.arena import Arena, Entry, Span, aligned, arrange, tensor_bytes
-from hotcold.engine.graph.graph import Graph, Node, Operand, Tensor, tensors_of, weights_of
+from hotcold.engine.graph.graph import Graph, Node, Operand, Tensor, ffn_matrices, tensors_of
 from hotcold.engine.model.model import Weight
 from hotcold.kernels.cuda.weights import QUANTISED
 
@@ -133,17 +133,17 @@ def _divided(p: PlacedNode) -> list[PlacedNode]:
     for side, rows in ((GPU, "hot"), (CPU, "cold")):
         output = replace(p.node.output, name=_named(p.node.name, side))
         attributes = MappingProxyType({**p.node.attributes, "rows": rows})
-        node = Node(p.node.op, output.name, _inputs(p.node, rows), output, attributes)
+        inputs, roles = _part_operands(p.node, rows)
+        node = Node(p.node.op, output.name, inputs, output, attributes, roles)
         parts.append(PlacedNode(node, side, f"{rows} rows of {p.rule.removeprefix('its weight ')}"))
     merged = Node("merge", p.node.name, tuple(part.node.output for part in parts), p.node.output)
     return [*parts, PlacedNode(merged, GPU, f"its first operand {parts[0].node.name}")]
 
 
-def _inputs(node: Node, rows: str) -> tuple[Operand, ...]:
-    """A partial node's operands; the bias of the down projection, the last one, is the hot part's alone."""
-    last = node.inputs[-1]
-    has_bias = isinstance(last, Weight) and len(last.ne) == 1
-    return node.inputs[:-1] if rows == "cold" and has_bias else node.inputs
+def _part_operands(node: Node, rows: str) -> tuple[tuple[Operand, ...], tuple[str, ...]]:
+    """A partial node's operands and their roles; the bias of the down projection is the hot part's alone."""
+    kept = [i for i, role in enumerate(node.roles) if rows == "hot" or role != "down_bias"]
+    return tuple(node.inputs[i] for i in kept), tuple(node.roles[i] for i in kept)
 
 
 def _named(name: str, side: str) -> str:
@@ -159,9 +159,9 @@ def quantise(placed: PlacedGraph) -> PlacedGraph:
     """
     nodes: list[PlacedNode] = []
     sides: dict[str, str] = {}
-    shared = {p.node.inputs[1].name for p in placed.nodes if _is_rounding_product(p)}
+    shared = {p.node.tensor("x").name for p in placed.nodes if _is_rounding_product(p)}
     for p in placed.nodes:
-        if _wants_rounded(p, shared) and sides[p.node.inputs[0].name] == GPU:
+        if _wants_rounded(p, shared) and sides[p.node.tensor("x").name] == GPU:
             p = _with_rounded_input(p, nodes, sides)
         nodes.append(p)
         sides[p.node.output.name] = p.side
@@ -170,7 +170,7 @@ def quantise(placed: PlacedGraph) -> PlacedGraph:
 
 def _is_rounding_product(p: PlacedNode) -> bool:
     """Whether a node is a product on the GPU that takes int8."""
-    return p.node.op == "mul_mat" and p.side == GPU and weights_of(p.node)[0].type in QUANTISED
+    return p.node.op == "mul_mat" and p.side == GPU and p.node.weight("weight").type in QUANTISED
 
 
 def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
@@ -178,7 +178,7 @@ def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
     weights of whole blocks."""
     if p.node.op not in FFN_OPS:
         return False
-    if p.side == GPU and "rows" not in p.node.attributes and p.node.inputs[0].name not in shared:
+    if p.side == GPU and "rows" not in p.node.attributes and p.node.tensor("x").name not in shared:
         return False
     return all(weight.type in QUANTISED for weight in reading_matrices(p.node))
 
@@ -202,20 +202,19 @@ def _reading(p: PlacedNode, old: Tensor, new: Tensor) -> PlacedNode:
 
 
 def reading_matrices(node: Node) -> list[Weight]:
-    """The matrices that a node's input is multiplied with: all but the down projection of an FFN."""
-    matrices = [weight for weight in weights_of(node) if len(weight.ne) > 1]
-    return matrices[:-1] if node.op in FFN_OPS else matrices
+    """The matrices that a product's or an FFN's input is multiplied with: all but the down projection."""
+    return [node.weight("weight")] if node.op == "mul_mat" else ffn_matrices(node)[:-1]
 
 
 def _with_rounded_input(p: PlacedNode, nodes: list[PlacedNode], sides: dict[str, str]) -> PlacedNode:
-    x = tensors_of(p.node)[0]
+    x = p.node.tensor("x")
     rounded = replace(x, name=_named(x.name, "q8"), dtype="q8")
     if rounded.name not in sides:
         nodes.append(
             PlacedNode(Node("quantise", rounded.name, (x,), rounded), GPU, f"{p.node.name} reads it")
         )
         sides[rounded.name] = GPU
-    return replace(p, node=replace(p.node, inputs=(rounded, *p.node.inputs[1:])))
+    return _reading(p, x, rounded)
 
 
 def copies(placed: PlacedGraph) -> PlacedGraph:

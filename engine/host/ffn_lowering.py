@@ -4,10 +4,8 @@ One token goes through its rows in one pass, by a list of them where not all are
 bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
 """
 
-from dataclasses import dataclass
-
 from hotcold.engine.graph.arena import mask_bytes
-from hotcold.engine.graph.graph import Node, Tensor, tensors_of, weights_of
+from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
 from hotcold.engine.graph.passes import CPU
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.records import ACTIVATIONS, Lowering, Record
@@ -20,7 +18,7 @@ def _cold(low: Lowering, node: Node) -> ColdRows | None:
     """The rows that the node is about, where they are the cold ones; None for all of them."""
     if node.attributes.get("rows") != "cold":
         return None
-    return low.cold[low.layers[weights_of(node)[0].name]]
+    return low.cold[low.layers[ffn_matrices(node)[0].name]]
 
 
 def _listed(low: Lowering, node: Node) -> Record:
@@ -29,24 +27,24 @@ def _listed(low: Lowering, node: Node) -> Record:
     A predictor on the CPU lists its rows itself. Where it is on the device its mask has crossed the bus,
     and is listed here, without the rows that the device has.
     """
-    mask, cold = tensors_of(node)[1:], _cold(low, node)
-    if not mask:
+    mask, cold = node.find_tensor("mask"), _cold(low, node)
+    if mask is None:
         return cold.list_fields if cold else {}
     count = low.areas["listed"]
     where = {"p0": count + 8, "p1": count}
-    if mask[0].name.endswith(f"@{CPU}"):
-        n_ff, x = mask[0].shape[1], cold.bits.ctypes.data if cold else 0
-        low.emit(program.LIST_ROWS, 1, z=low.tensors[mask[0].name], x=x, n_rows=n_ff, **where)
+    if mask.name.endswith(f"@{CPU}"):
+        n_ff, x = mask.shape[1], cold.bits.ctypes.data if cold else 0
+        low.emit(program.LIST_ROWS, 1, z=low.tensors[mask.name], x=x, n_rows=n_ff, **where)
     return where
 
 
 def _bits(low: Lowering, node: Node) -> Record:
     """Fields of the mask of rows that a batch's tokens read; none for all rows."""
-    mask, cold = tensors_of(node)[1:], _cold(low, node)
-    if not mask:
+    mask, cold = node.find_tensor("mask"), _cold(low, node)
+    if mask is None:
         return {"z": cold.bits.ctypes.data, "z_stride": 0} if cold else {}
-    n_ff = mask[0].shape[1]
-    bits = {"z": low.tensors[mask[0].name], "z_stride": mask_bytes(n_ff)}
+    n_ff = mask.shape[1]
+    bits = {"z": low.tensors[mask.name], "z_stride": mask_bytes(n_ff)}
     if cold:  # the mask of a split FFN is the CPU's own copy, so it may be changed in place
         own = {"y": bits["z"], "y_stride": bits["z_stride"], "x": cold.bits.ctypes.data}
         low.emit(program.AND_BITS, low.token_chunks(n_ff // 32), **bits, **own, n_rows=n_ff)
@@ -62,7 +60,7 @@ def _rows_of(low: Lowering, weight: Weight, x: tuple[int, int], y: tuple[int, in
 
 
 def dense_ffn(low: Lowering, node: Node) -> None:
-    (n,), (gate, up, down) = tensors_of(node), weights_of(node)
+    n, (gate, up, down) = node.tensor("x"), ffn_matrices(node)
     transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
     activation = node.attributes["activation"]
     if low.one_token and transposed and activation != "silu":
@@ -121,7 +119,7 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN with a gate."""
-    n, (gate, up, down_t) = tensors_of(node)[0], weights_of(node)
+    n, (gate, up, down_t) = node.tensor("x"), ffn_matrices(node)
     x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
     own = {**low.weight(up, "w1"), "x": x, "z": z, "p3": ACTIVATIONS[node.attributes["activation"]]}
     _pieces(low, node, gate, down_t, own, skip)
@@ -156,7 +154,7 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
 
 
 def sparse_ffn(low: Lowering, node: Node) -> None:
-    n, (gate, up, down_t) = tensors_of(node)[0], weights_of(node)
+    n, (gate, up, down_t) = node.tensor("x"), ffn_matrices(node)
     if low.one_token:
         _gated_pieces(low, node, skip=True)
         return
@@ -179,38 +177,21 @@ def _row_op(
     low.emit(code, chunks, **low.weight(weight), **at, **which, n_rows=n_rows, k=k)
 
 
-@dataclass(frozen=True)
-class Mlp:
-    """Weights of an FFN without a gate."""
-
-    up: Weight
-    up_bias: Weight | None
-    down: Weight
-    down_bias: Weight | None
-
-
-def mlp_weights(node: Node) -> Mlp:
-    """The weights of a dense_mlp or sparse_mlp, by their roles."""
-    up, *others = weights_of(node)
-    up_bias = others.pop(0) if len(others[0].ne) == 1 else None
-    return Mlp(up, up_bias, others[0], others[1] if len(others) > 1 else None)
-
-
 def dense_mlp(low: Lowering, node: Node) -> None:
-    (n,), weights = tensors_of(node), mlp_weights(node)
-    up, down, n_ff = weights.up, weights.down, weights.up.ne[1]
+    n, up, down = node.tensor("x"), node.weight("up"), node.weight("down")
+    up_bias, n_ff = node.find_weight("up_bias"), up.ne[1]
     transposed, activation = node.attributes["transposed"], node.attributes["activation"]
     if low.one_token and transposed and activation == "relu":
-        _mlp_pieces(low, node, weights, skip=False)
+        _mlp_pieces(low, node, skip=False)
         return
     hidden, bits = (low.areas["first"], 4 * n_ff), _bits(low, node)
     _rows_of(low, up, low.tensor_operand(up, n), hidden, bits)
     if activation == "relu":
-        _fire(low, weights, hidden, bits, 0)
-    elif bits and weights.up_bias is not None:  # a row that is not read would become gelu(bias)
+        _fire(low, node, hidden, bits, 0)
+    elif bits and up_bias is not None:  # a row that is not read would become gelu(bias)
         raise HotcoldError("split FFN", f"{activation} with biases", "only relu splits", "lower the budget")
     else:
-        low.bias(weights.up_bias, hidden)
+        low.bias(up_bias, hidden)
         at = {"x": hidden[0], "x_stride": hidden[1], "y": hidden[0], "y_stride": hidden[1]}
         low.emit(program.GELU, low.token_chunks(n_ff), **at, k=n_ff)
     if transposed:
@@ -218,12 +199,12 @@ def dense_mlp(low: Lowering, node: Node) -> None:
     else:
         x = low.operand(down, f"{node.output.name} hidden", *_flat(hidden))
         low.matrix(down, x, low.vector(node.output))
-    low.bias(weights.down_bias, low.vector(node.output))
+    low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
-def _fire(low: Lowering, weights: Mlp, hidden: tuple[int, int], bits: Record, counts: int) -> None:
+def _fire(low: Lowering, node: Node, hidden: tuple[int, int], bits: Record, counts: int) -> None:
     """hidden = relu(hidden + bias) in the rows of the mask, 0 in the others."""
-    n_ff = weights.up.ne[1]
+    n_ff = node.weight("up").ne[1]
     low.emit(
         program.FIRE_ROWS,
         program.row_chunks(n_ff, 4 * low.n_tokens),
@@ -232,30 +213,36 @@ def _fire(low: Lowering, weights: Mlp, hidden: tuple[int, int], bits: Record, co
         x_stride=hidden[1],
         y=hidden[0],
         y_stride=hidden[1],
-        w=0 if weights.up_bias is None else low.store.address(weights.up_bias),
+        w=_up_bias(low, node),
         n_rows=n_ff,
         counts=counts,
         p0=int(not bits),
     )
 
 
-def _mlp_pieces(low: Lowering, node: Node, weights: Mlp, skip: bool) -> None:
+def _up_bias(low: Lowering, node: Node) -> int:
+    """Address of the bias of up; 0 if there is none."""
+    bias = node.find_weight("up_bias")
+    return 0 if bias is None else low.store.address(bias)
+
+
+def _mlp_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN without a gate, and its last bias."""
-    bias = 0 if weights.up_bias is None else low.store.address(weights.up_bias)
-    own = {"x": low.tensor_operand(weights.up, tensors_of(node)[0])[0], "z": bias}
-    _pieces(low, node, weights.up, weights.down, own, skip)
-    low.bias(weights.down_bias, low.vector(node.output))
+    up = node.weight("up")
+    own = {"x": low.tensor_operand(up, node.tensor("x"))[0], "z": _up_bias(low, node)}
+    _pieces(low, node, up, node.weight("down"), own, skip)
+    low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
 def sparse_mlp(low: Lowering, node: Node) -> None:
-    n, weights = tensors_of(node)[0], mlp_weights(node)
+    n, up = node.tensor("x"), node.weight("up")
     if low.one_token:
-        _mlp_pieces(low, node, weights, skip=True)
+        _mlp_pieces(low, node, skip=True)
         return
-    n_ff, counts, bits = weights.up.ne[1], low.layer_counts(weights.up), _bits(low, node)
+    n_ff, counts, bits = up.ne[1], low.layer_counts(up), _bits(low, node)
     hidden = (low.areas["first"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
-    _rows_of(low, weights.up, low.tensor_operand(weights.up, n), hidden, counted)
-    _fire(low, weights, hidden, bits, counts)
-    _down_rows(low, node, weights.down, hidden)
-    low.bias(weights.down_bias, low.vector(node.output))
+    _rows_of(low, up, low.tensor_operand(up, n), hidden, counted)
+    _fire(low, node, hidden, bits, counts)
+    _down_rows(low, node, node.weight("down"), hidden)
+    low.bias(node.find_weight("down_bias"), low.vector(node.output))

@@ -6,7 +6,7 @@ One short function a node kind; each knows its node's operands and nothing of th
 from collections.abc import Callable
 
 from hotcold.engine.graph.arena import mask_bytes
-from hotcold.engine.graph.graph import Node, tensors_of, weights_of
+from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
@@ -16,31 +16,30 @@ TOKENS_A_SHARE = 32  # prompt tokens of one head that a thread attends to at onc
 
 
 def embed(low: Lowering, node: Node) -> None:
-    (table,) = weights_of(node)
+    table = node.weight("weight")
     y, stride = low.vector(node.output)
     chunks = low.token_chunks(table.ne[0])
     low.emit(program.EMBED, chunks, **low.weight(table), k=table.ne[0], y=y, y_stride=stride)
 
 
 def positions(low: Lowering, node: Node) -> None:
-    (table,) = weights_of(node)
+    table = node.weight("weight")
     y, stride = low.vector(node.output)
     at = {"y": y, "y_stride": stride, "p0": node.attributes["first"]}
     low.emit(program.POSITIONS, low.token_chunks(table.ne[0]), **low.weight(table), **at, k=table.ne[0])
 
 
 def rms_norm(low: Lowering, node: Node) -> None:
-    (weight,) = weights_of(node)
-    _norm(low, node, program.RMS_NORM, w=low.store.address(weight))
+    _norm(low, node, program.RMS_NORM, w=low.store.address(node.weight("weight")))
 
 
 def layer_norm(low: Lowering, node: Node) -> None:
-    weight, bias = weights_of(node)
+    weight, bias = node.weight("weight"), node.weight("bias")
     _norm(low, node, program.LAYER_NORM, w=low.store.address(weight), w1=low.store.address(bias))
 
 
 def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
-    (x,) = tensors_of(node)
+    x = node.tensor("x")
     at, stride = low.vector(x)
     y, _ = low.vector(node.output)
     low.emit(
@@ -57,19 +56,18 @@ def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
 
 
 def mul_mat(low: Lowering, node: Node) -> None:
-    (x,), (weight, *bias) = tensors_of(node), weights_of(node)
-    y = low.vector(node.output)
-    low.matrix(weight, low.tensor_operand(weight, x), y)
-    low.bias(bias[0] if bias else None, y)
+    weight, y = node.weight("weight"), low.vector(node.output)
+    low.matrix(weight, low.tensor_operand(weight, node.tensor("x")), y)
+    low.bias(node.find_weight("bias"), y)
 
 
 def logits(low: Lowering, node: Node) -> None:
-    (x,), (weight,) = tensors_of(node), weights_of(node)
+    x, weight = node.tensor("x"), node.weight("weight")
     low.matrix(weight, low.tensor_operand(weight, x), (0, 4 * weight.ne[1]), program.LOGITS)
 
 
 def rope(low: Lowering, node: Node) -> None:
-    x = tensors_of(node)[0]
+    x = node.tensor("x")
     at, stride = low.vector(x)
     y, _ = low.vector(node.output)
     n_pairs = node.attributes["n_rot"] // 2
@@ -90,7 +88,7 @@ def rope(low: Lowering, node: Node) -> None:
 
 
 def kv_store(low: Lowering, node: Node) -> None:
-    k, v = tensors_of(node)
+    k, v = node.tensor("k"), node.tensor("v")
     cache, layer = low.kv_cache, node.attributes["layer"]
     (x, x_stride), (z, z_stride) = low.vector(k), low.vector(v)
     low.emit(
@@ -110,7 +108,7 @@ def kv_store(low: Lowering, node: Node) -> None:
 
 
 def attention(low: Lowering, node: Node) -> None:
-    q, _ = tensors_of(node)  # the second only orders it after kv_store
+    q = node.tensor("q")
     cache, layer = low.kv_cache, node.attributes["layer"]
     n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
     (x, x_stride), (y, y_stride) = low.vector(q), low.vector(node.output)
@@ -133,14 +131,14 @@ def attention(low: Lowering, node: Node) -> None:
 
 
 def add(low: Lowering, node: Node) -> None:
-    a, b = tensors_of(node)
+    a, b = node.tensor("a"), node.tensor("b")
     (x, stride), (z, _), (y, _) = low.vector(a), low.vector(b), low.vector(node.output)
     at = {"x": x, "x_stride": stride, "z": z, "z_stride": stride, "y": y, "y_stride": stride}
     low.emit(program.ADD, low.token_chunks(a.shape[1]), **at, k=a.shape[1])
 
 
 def predictor(low: Lowering, node: Node) -> None:
-    (a,), (fc1, fc2) = tensors_of(node), weights_of(node)
+    a, fc1, fc2 = node.tensor("x"), node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden, outputs = low.areas["first"], low.areas["second"]
     low.matrix(fc1, low.tensor_operand(fc1, a), (hidden, 4 * rank))

@@ -27,8 +27,7 @@ class HostStore:
         """The weight's rows, uint8 [n_rows, bytes a row], read only."""
         if weight.name not in self._views:
             self._views[weight.name] = self._file.data(weight.name)
-        n_rows = weight.ne[1] if len(weight.ne) > 1 else 1
-        return self._views[weight.name][weight.first_row : weight.first_row + n_rows]
+        return self._views[weight.name][weight.first_row : weight.first_row + weight.n_rows]
 
     def address(self, weight: Weight) -> int:
         """Address of the weight's first row."""

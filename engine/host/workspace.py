@@ -23,27 +23,26 @@ def _packed(node: Node, n_tokens: int) -> int:
 
 
 def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
-    fc1, fc2 = weights_of(node)
-    rank, n_ff = fc1.ne[1], fc2.ne[1]
+    rank, n_ff = node.weight("fc2").ne
     return {"first": 4 * n_tokens * rank, "second": 4 * n_tokens * n_ff, "listed": 8 * (n_ff + 1)}
 
 
 def _dense_ffn(node: Node, n_tokens: int) -> dict[str, int]:
-    gate = weights_of(node)[0]
+    gate = node.weight("gate")
     hidden = 4 * n_tokens * gate.ne[1]
     partials = 4 * program.PIECES * gate.ne[0] if n_tokens == 1 else 0
     return {"first": max(hidden, partials), "second": hidden}
 
 
 def _sparse_ffn(node: Node, n_tokens: int) -> dict[str, int]:
-    gate = weights_of(node)[0]
+    gate = node.weight("gate")
     if n_tokens == 1:
         return {"first": 4 * program.PIECES * gate.ne[0]}
     return {"first": 4 * n_tokens * gate.ne[1], "second": 4 * n_tokens * gate.ne[1]}
 
 
 def _mlp(node: Node, n_tokens: int) -> dict[str, int]:
-    up = weights_of(node)[0]
+    up = node.weight("up")
     hidden = 4 * n_tokens * up.ne[1]
     return {"first": max(hidden, 4 * program.PIECES * up.ne[0]) if n_tokens == 1 else hidden}
 

@@ -8,20 +8,15 @@ from hotcold.engine.model.model import Layer, Model, Weight
 FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2"})
 
 
-def row_bytes(weight: Weight) -> int:
-    """Bytes of one row."""
-    return weight.n_bytes // (weight.ne[1] if len(weight.ne) > 1 else 1)
-
-
 def dense_bytes(model: Model, predictors: bool) -> int:
     """Bytes that every token reads whatever fires: its embedding rows, attention, norms, biases, head.
 
     Args:
         predictors: whether fc1 and fc2 are read.
     """
-    total = row_bytes(model.token_embd) + model.output_norm.n_bytes + model.output.n_bytes
+    total = model.token_embd.row_bytes + model.output_norm.n_bytes + model.output.n_bytes
     if model.position_embd is not None:
-        total += row_bytes(model.position_embd)
+        total += model.position_embd.row_bytes
     if model.output_norm_bias is not None:
         total += model.output_norm_bias.n_bytes
     for layer in model.layers:
@@ -43,12 +38,12 @@ def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
     Without gates the rows of `up` decide. Where `up` has a ReLU too (bamboo) fewer rows of `down` are read
     than counted here. A down projection with a row an output is read whole.
     """
-    gates, ups = listed * row_bytes(layer.ffn_up), 0.0
+    gates, ups = listed * layer.ffn_up.row_bytes, 0.0
     if layer.ffn_gate is not None:
-        gates, ups = listed * row_bytes(layer.ffn_gate), firing * row_bytes(layer.ffn_up)
+        gates, ups = listed * layer.ffn_gate.row_bytes, firing * layer.ffn_up.row_bytes
     if layer.ffn_down_t is None:
         return gates + ups + layer.down.n_bytes
-    return gates + ups + firing * row_bytes(layer.ffn_down_t)
+    return gates + ups + firing * layer.ffn_down_t.row_bytes
 
 
 def token_bytes(model: Model) -> int:

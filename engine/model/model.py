@@ -40,6 +40,16 @@ class Weight:
     n_bytes: int
     first_row: int = 0
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of a matrix; a vector has one."""
+        return self.ne[1] if len(self.ne) > 1 else 1
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row as the file has it."""
+        return self.n_bytes // self.n_rows
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -242,8 +252,7 @@ def _stacked_attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[st
 
 
 def _some_rows(weight: Weight, first: int, n: int) -> Weight:
-    row_bytes = weight.n_bytes // weight.ne[1]
-    return replace(weight, ne=(weight.ne[0], n), n_bytes=n * row_bytes, first_row=first)
+    return replace(weight, ne=(weight.ne[0], n), n_bytes=n * weight.row_bytes, first_row=first)
 
 
 def _biases(weights: _Weights, h: Hyperparameters, i: int, down: str) -> dict[str, Weight | None]:

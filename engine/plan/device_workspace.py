@@ -40,19 +40,19 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
             (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
         )
     if node.op == "predictor":
-        areas["hidden"] = 4 * n_tokens * weights[0].ne[1]
+        areas["hidden"] = 4 * n_tokens * node.weight("fc1").n_rows
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
         areas["attention"] = attention.workspace_bytes(n_tokens, n_head, head_dim, n_ctx)
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "logits":
-        areas["logits"] = 4 * weights[0].ne[1]
+        areas["logits"] = 4 * node.weight("weight").n_rows
     return areas
 
 
 def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
-    n, n_ff = weights_of(node)[0].ne
+    n, n_ff = node.weight("up").ne
     all_neurons = {"all": 4 * mask_words(n_ff)}
     if not node.attributes.get("transposed", True):
         return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **all_neurons}

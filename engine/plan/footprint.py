@@ -28,14 +28,9 @@ class Part:
     obstacle: str
 
 
-def n_rows(weight: Weight) -> int:
-    """Rows of a matrix; a vector has one."""
-    return weight.ne[1] if len(weight.ne) > 1 else 1
-
-
 def device_bytes(weight: Weight) -> int:
     """Bytes of a whole weight on the device."""
-    return packed_bytes(weight.type, n_rows(weight), weight.ne[0])
+    return packed_bytes(weight.type, weight.n_rows, weight.ne[0])
 
 
 def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> str:

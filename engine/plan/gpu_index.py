@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import Model
+from hotcold.engine.model.model import Layer, Model
 from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.errors import DoesNotFitError, FileError
 from hotcold.gguf_io.gpuidx import GpuIndex, Identity, index_path, is_foreign, read_index, write_index
@@ -145,8 +145,13 @@ def store(plan: Plan, model_path: Path, identity: Identity) -> str:
 
 def capacity(model: Model, plan: Plan) -> int:
     """Bytes of the hot rows as the file holds them, which PowerInfer wants free."""
-    rows = [sum(w.n_bytes // model.n_ff for w in layer.ffn_matrices) for layer in model.layers]
-    return sum(split.n_hot * n_bytes for split, n_bytes in zip(plan.layers, rows, strict=True))
+    neurons = map(_neuron_bytes, model.layers)
+    return sum(split.n_hot * n_bytes for split, n_bytes in zip(plan.layers, neurons, strict=True))
+
+
+def _neuron_bytes(layer: Layer) -> int:
+    """Bytes of one neuron as the file holds it: its part of gate, up and down."""
+    return sum(weight.n_bytes // layer.ffn_up.n_rows for weight in layer.ffn_matrices)
 
 
 def hottest(counts: Counts, n: int) -> Ids:
@@ -162,6 +167,5 @@ def for_powerinfer(model: Model, hot: Sequence[Ids], counts: Sequence[Counts] | 
         n = ids.size // POWERINFER_GROUP * POWERINFER_GROUP
         of_hot = np.zeros(ids.size) if counts is None else np.asarray(counts[i])[ids]
         kept.append(ids[hottest(of_hot, n)])
-    rows = [sum(w.n_bytes // model.n_ff for w in layer.ffn_matrices) for layer in model.layers]
-    needed = sum(ids.size * n_bytes for ids, n_bytes in zip(kept, rows, strict=True))
+    needed = sum(ids.size * _neuron_bytes(layer) for ids, layer in zip(kept, model.layers, strict=True))
     return GpuIndex(tuple(kept), needed)

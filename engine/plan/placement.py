@@ -26,7 +26,6 @@ from hotcold.engine.plan.footprint import (
     ffn_part,
     head_part,
     layer_kv_bytes,
-    n_rows,
     neuron_bytes,
 )
 from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, homes_of
@@ -237,7 +236,7 @@ class _Placing:
             if reason:
                 self._stay(weight, role, f"{what}: {reason}", layer)
             else:
-                self._entry(weight, role, n_rows(weight), what, layer)
+                self._entry(weight, role, weight.n_rows, what, layer)
 
     def _place_caches(self) -> tuple[CacheEntry, ...]:
         n_bytes = layer_kv_bytes(self.model, self.n_ctx, self.kv_type)
@@ -258,7 +257,7 @@ class _Placing:
             if reason:
                 self._stay(weight, role, f"head: {reason}", name=name)
             else:
-                self._entry(weight, role, n_rows(weight), "head", None, name=name)
+                self._entry(weight, role, weight.n_rows, "head", None, name=name)
 
     def _place_neurons(self) -> tuple[FfnSplit, ...]:
         """Neurons, or whole FFNs where a file has no row a neuron of the down projection."""
@@ -326,7 +325,7 @@ class _Placing:
             reason = part.obstacle
         why = _split_reason(hot.size, model.n_ff, reason, whole is None and not part.obstacle)
         for role, weight in part.weights:
-            rows = n_rows(weight) if hot.size == model.n_ff else int(hot.size)
+            rows = weight.n_rows if hot.size == model.n_ff else int(hot.size)
             self._entry(weight, role, rows, f"FFN of layer {i}: {why}", i)
         counts = np.asarray(self._counts(i), np.float64)
         cost = 0 if part.obstacle else neuron_bytes(layer) if whole is None else 0
@@ -349,7 +348,7 @@ class _Placing:
     def _entry(
         self, weight: Weight, role: str, rows: int, why: str, layer: int | None, name: str = ""
     ) -> None:
-        all_rows = n_rows(weight)
+        all_rows = weight.n_rows
         n_bytes = 0 if role == "head" and weight is self.model.token_embd else weight.n_bytes
         home = CPU if not rows else GPU if rows == all_rows else SPLIT
         self.weights.append(
@@ -376,7 +375,7 @@ def _listed_name(weight: Weight, layer: Layer | None) -> str:
     """The tensor's name, with the rows where several weights are stacked in it."""
     if layer is None or layer.attn_q.name != layer.attn_k.name or weight.name != layer.attn_q.name:
         return weight.name
-    return f"{weight.name}[{weight.first_row}:{weight.first_row + n_rows(weight)}]"
+    return f"{weight.name}[{weight.first_row}:{weight.first_row + weight.n_rows}]"
 
 
 def _split_reason(n_hot: int, n_ff: int, reason: str, by_neuron: bool) -> str:

@@ -7,8 +7,6 @@ count stands in for it: no text is shorter. The shares of firing neurons are thu
 from dataclasses import dataclass
 
 from hotcold.engine.graph.passes import CPU, GPU, bus
-from hotcold.engine.model.model import Weight
-from hotcold.engine.plan.footprint import n_rows
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.kernels.cuda.repack import packed_row_bytes
 
@@ -79,11 +77,7 @@ def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
         whole = plan.sparsity == "off" or (plan.sparsity == "exact" and i == 0)
         hot, cold = (all_hot, all_cold) if whole else (firing_hot, firing_cold)
         if weight is layer.ffn_down:
-            hot, cold = n_rows(weight) * bool(all_hot), n_rows(weight) * (not all_hot)
-        host += cold * _host_row(weight)
+            hot, cold = weight.n_rows * bool(all_hot), weight.n_rows * (not all_hot)
+        host += cold * weight.row_bytes
         device += hot * packed_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
     return host, device
-
-
-def _host_row(weight: Weight) -> int:
-    return weight.n_bytes // n_rows(weight)

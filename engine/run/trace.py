@@ -6,7 +6,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.graph import Node, weights_of
+from hotcold.engine.graph.graph import Node, ffn_matrices, weights_of
 
 Trace = Callable[[int, Node, int, float, NDArray[np.int64], str, tuple[Node, ...]], None]
 """Hears step, node, tokens that its graph takes, seconds, the neurons it listed and found firing in each
@@ -16,15 +16,13 @@ seconds are theirs."""
 
 def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     """Bytes of weights that the node read; 0 where that is not known: rows shared among a batch's tokens."""
-    weights = weights_of(node)
-    rows = [weight.n_bytes // weight.ne[-1] if len(weight.ne) > 1 else weight.n_bytes for weight in weights]
     if node.op in ("embed", "positions"):
-        return n_tokens * rows[0]
+        return n_tokens * node.weight("weight").row_bytes
     if node.op in ("sparse_ffn", "sparse_mlp"):
-        matrices = [n for n, weight in zip(rows, weights, strict=True) if len(weight.ne) > 1]
+        first, *others = (weight.row_bytes for weight in ffn_matrices(node))
         listed, firing = (int(n) for n in counted.sum(axis=0))
-        return listed * matrices[0] + firing * sum(matrices[1:]) if n_tokens == 1 else 0
-    return sum(weight.n_bytes for weight in weights)
+        return listed * first + firing * sum(others) if n_tokens == 1 else 0
+    return sum(weight.n_bytes for weight in weights_of(node))
 
 
 def line(
