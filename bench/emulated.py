@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device, Launch
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.matvec import matvec
-from hotcold.kernels.cuda.repack import packed_bytes
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
-from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
+from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.cuda.weights import weight_planes
+from hotcold.kernels.formats import ACTIVATIONS, QUANTISED, device_row_bytes, n_groups
 
 Type = GGMLQuantizationType
 GOAL = 100.0
@@ -62,7 +61,9 @@ def inputs(device: Device, weight_type: Type, n: int) -> tuple[Buffer, ...]:
 def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Launch], list[Launch]]:
     """The matvec, and the FFN with a third of the rows active."""
     rows = WEIGHTS // n
-    planes = weight_planes(filled(device, packed_bytes(weight_type, rows, n), 0x3B), weight_type, rows, n)
+    planes = weight_planes(
+        filled(device, rows * device_row_bytes(weight_type, n), 0x3B), weight_type, rows, n
+    )
     x, y, n_active = inputs(device, weight_type, n), device.empty(max(rows, n), "f4"), int(ACTIVE * rows)
     ids, count = device.empty(rows, "i4"), device.empty(1, "i4")
     ids.array[:n_active], count.array[:] = np.arange(n_active) * 3, n_active

@@ -27,8 +27,8 @@ from hotcold.engine.device.devices import describe_devices, open_device, render_
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.settings import default_threads
 from hotcold.errors import HotcoldError
-from hotcold.kernels.cuda.attention import LONGEST_AT_ONCE
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.formats import LONGEST_AT_ONCE
 
 RING_BYTES = 512 << 20
 """More than any card's cache."""

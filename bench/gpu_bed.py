@@ -10,12 +10,13 @@ from numpy.typing import DTypeLike, NDArray
 from random_model import random_rows
 
 from hotcold.gguf_io import blocks
-from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer, Shape
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Launch
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
+from hotcold.kernels.cuda.weights import weight_planes
+from hotcold.kernels.formats import QUANTISED, device_row_bytes
 
 Array = NDArray[Any]
 COPY_BYTES = 1 << 30
@@ -198,11 +199,11 @@ class Weights:
         self.rows = [
             np.concatenate(list(random_rows(kind, n_bytes, seed))).reshape(n_rows, -1) for seed in (1, 2, 3)
         ]
-        packed = np.empty(repack.packed_bytes(kind, n_rows, n), np.uint8)
+        packed = np.empty(n_rows * device_row_bytes(kind, n), np.uint8)
         self.n_copies = bed.copies(3 * packed.size)
         self._planes = []
         for rows in self.rows:
-            repack.pack(rows, kind, packed)
+            planes.to_planes(rows, kind, packed)
             copies = [bed.empty(packed.size, "u1") for _ in range(self.n_copies)]
             bed.copy(packed, copies)
             self._planes.append([weight_planes(copy, kind, n_rows, n) for copy in copies])

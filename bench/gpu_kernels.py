@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda import attention as attention_sizes
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
@@ -25,15 +24,28 @@ from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import mask_words, matvec, matvec3, matvec_mask
+from hotcold.kernels.cuda.matvec import matvec, matvec3, matvec_mask
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
-from hotcold.kernels.cuda.rope import KV_BYTES, rope_kv_store, turns
+from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
-from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED
+from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.work import Work
+from hotcold.kernels.formats import (
+    ACTIVATIONS,
+    FFN_TYPES,
+    KERNEL_TYPES,
+    KV_BYTES,
+    LONGEST_AT_ONCE,
+    QUANTISED,
+    attention_sums_bytes,
+    cos_sin_table,
+    is_split,
+    mask_words,
+    n_groups,
+    n_parts,
+)
 
 FAITHFUL = 1e-5
 """Largest difference from the oracle, relative to its largest number."""
@@ -202,7 +214,7 @@ def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
     bed.copy(keys, [cache[0] for cache in caches])
     bed.copy(values, [cache[1] for cache in caches])
     yield _rope_case(bed, sizes, kv_type, dtype)
-    at_once = min(attention_sizes.LONGEST_AT_ONCE, n_ctx)
+    at_once = min(LONGEST_AT_ONCE, n_ctx)
     for tokens, n_keys in ((1, at_once), (sizes.n_tokens, at_once)):
         q = normal(tokens, n_head, dim)
         positions = np.arange(n_keys - tokens, n_keys, dtype=np.int32)
@@ -214,7 +226,7 @@ def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
         ]
         want = partial(_attention, q, keys, values, n_keys)
         yield Case(f"{tokens} at {n_keys}", work, launches, partial(bed.get, y), want)
-    if attention_sizes.is_split(1, n_ctx):
+    if is_split(1, n_ctx):
         yield from _split_attention(bed, sizes, kv_type, keys, values, caches)
 
 
@@ -232,10 +244,10 @@ def _split_attention(
     caches: Sequence[tuple[Buffer, Buffer]],
 ) -> Iterator[Case]:
     n_head, dim = sizes.n_head, sizes.head_dim
-    n_ctx, parts = sizes.n_ctx, attention_sizes.n_parts(sizes.n_ctx)
+    n_ctx, parts = sizes.n_ctx, n_parts(sizes.n_ctx)
     q, position = normal(1, n_head, dim), bed.put(np.array([n_ctx - 1], np.int32))
     given, y = bed.put(q), bed.empty(q.shape, "f4")
-    sums = bed.empty(attention_sizes.workspace_bytes(1, n_head, dim, n_ctx) // 4, "f4")
+    sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
     part = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
     join = attention_sizes.attention_join(n_head, dim, n_ctx, n_ctx)
     launches = [
@@ -258,7 +270,9 @@ def _rope_case(bed: Bed, sizes: Sizes, kv_type: str, dtype: np.dtype[Any]) -> Ca
     n_head, n_kv, dim = sizes.heads
     n_ctx, at, frequencies = sizes.n_ctx, sizes.n_ctx - 1, ref.rope_frequencies(dim, 10000.0)
     q, k, v = (normal(1, n, dim, seed=n + i) for i, n in enumerate((n_head, n_kv, n_kv)))
-    given = [bed.put(array) for array in (q, k, v, turns(n_ctx, frequencies), np.array([at], np.int32))]
+    given = [
+        bed.put(array) for array in (q, k, v, cos_sin_table(n_ctx, frequencies), np.array([at], np.int32))
+    ]
     q_out, keys, values = bed.empty(q.shape, "f4"), *(bed.empty((n_kv, n_ctx, dim), dtype) for _ in range(2))
     work = rope_kv_store(kv_type, 1, n_head, n_kv, dim, dim)
     arguments = (*given, q_out, keys, values, 1, n_head, n_kv, dim, dim // 2, 1, n_ctx)

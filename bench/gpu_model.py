@@ -16,7 +16,8 @@ from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda.device.device import Counters, Device
+from hotcold.kernels.cuda.device.calls import Counters
+from hotcold.kernels.cuda.device.device import Device
 
 WARM_TOKENS = 4
 

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu.program import aligned
-from hotcold.kernels.cuda.device.driver import Facts, granules
+from hotcold.kernels.cuda.device.driver import Facts
 from hotcold.kernels.cuda.device.signatures import read_signatures
 from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.formats import granules
 
 MEMORY_BYTES = 64 << 30
 """What a stub says it has; pages are taken from the host when they are touched."""

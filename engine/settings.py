@@ -24,7 +24,6 @@ MAX_TOKENS = 1 << 30
 MAX_N_CTX = 1 << 24
 MAX_N_BATCH = 1 << 16
 MAX_THREADS = 1024
-KV_TYPES = ("f16", "f32")
 SPARSITIES = ("auto", "exact", "off", "predictor")
 DEVICES = ("auto", "cpu", "cuda", "emulated")
 DEBUG_VARIABLE = "HOTCOLD_DEBUG"

@@ -42,7 +42,7 @@ BELOW = {
     "run": CPU | DEVICE,
     "device": CPU | DEVICE | {"kernels/cuda/emulator"},
     "host": CPU,
-    "plan": DEVICE,
+    "plan": AGREED,
     "graph": AGREED,
     "model": AGREED,
     "text": set[str](),
@@ -80,9 +80,6 @@ ROOMS: dict[str, set[str]] = {
 NOT_YET = {
     ("engine/settings", "engine/plan"),
     ("engine/settings", "engine/model"),
-    ("engine/host", "kernels/cuda"),
-    ("engine/graph", "kernels/cuda"),
-    ("kernels/cuda/device/buffers", "kernels/cuda/device/device"),
 }
 
 

@@ -14,18 +14,17 @@ from hotcold.engine.device.store import DeviceMatrix
 from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import RELU, mask_words
+from hotcold.kernels.cuda.matvec import RELU
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
-from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import FFN_TYPES
+from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, mask_words, n_groups
 
 
 def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
@@ -35,7 +34,10 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _gated_by_outputs(low, nodes)
     mask, weights = node.find_tensor("mask"), ffn_matrices(node)
     gate, up, down = (low.store.matrix(weight) for weight in weights)
-    operand, activation = low.operand(weights[0], node.tensor("x")), ACTIVATIONS[node.attributes["activation"]]
+    operand, activation = (
+        low.operand(weights[0], node.tensor("x")),
+        ACTIVATIONS[node.attributes["activation"]],
+    )
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, gate, mask, 0, 1)
         partial = _partial(low, gate)

@@ -26,7 +26,7 @@ from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec3, matvec_mask
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
-from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+from hotcold.kernels.formats import FFN_TYPES, QUANTISED, is_split, n_parts
 
 Nodes = Sequence[Node]
 
@@ -50,7 +50,7 @@ def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands:
         low.launch(rounded(low.n_tokens, n), *operands, *low.rounded(nodes[1].output), n, eps)
         return 2
     if _all_readers_round(low, nodes):
-        low.launch(rounded(low.n_tokens, n), *operands, *low.pack(node.output.name, n), n, eps)
+        low.launch(rounded(low.n_tokens, n), *operands, *low.take_quantised(node.output.name, n), n, eps)
         return 1
     low.launch(plain(low.n_tokens, n), *operands, low.vector(node.output), n, eps)
     return 1
@@ -154,7 +154,7 @@ def _rope_kv_store(
     low.launch(
         rope_kv_store(low.plan.kv_type, low.n_tokens, n_head, model.n_head_kv, model.head_dim, n_rot),
         *(low.vector(tensor) for tensor in qkv),
-        low.turns(),
+        low.cos_sin(),
         low.positions(),
         low.vector(q_out),
         keys,
@@ -174,16 +174,16 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
     q, y = low.vector(node.tensor("q")), low.vector(node.output)
     keys, values = low.store.cache(node.attributes["layer"])
     heads = model.n_head, model.n_head_kv, model.head_dim
-    if not attention_sizes.is_split(low.n_tokens, plan.n_ctx):
+    if not is_split(low.n_tokens, plan.n_ctx):
         work = attention_sizes.attention(plan.kv_type, low.n_tokens, *heads, plan.n_ctx)
         low.launch(work, q, keys, values, low.positions(), y, low.n_tokens, *heads, plan.n_ctx)
         return 1
-    n_parts = attention_sizes.n_parts(plan.n_ctx)
-    partial = low.area("attention", model.n_head * n_parts * (model.head_dim + 2), np.float32)
+    parts = n_parts(plan.n_ctx)
+    partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
     work = attention_sizes.attention_part(plan.kv_type, *heads, plan.n_ctx, plan.n_ctx)
-    low.launch(work, q, keys, values, low.positions(), partial, *heads, plan.n_ctx, n_parts)
+    low.launch(work, q, keys, values, low.positions(), partial, *heads, plan.n_ctx, parts)
     join = attention_sizes.attention_join(model.n_head, model.head_dim, plan.n_ctx, plan.n_ctx)
-    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, n_parts)
+    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, parts)
     return 1
 
 

@@ -15,10 +15,10 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Launch
 from hotcold.kernels.cuda.matmul import matmul
-from hotcold.kernels.cuda.matvec import mask_words, matvec
+from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.cuda.weights import QUANTISED
 from hotcold.kernels.cuda.work import Work
+from hotcold.kernels.formats import QUANTISED, mask_words
 
 Operand = tuple[Buffer, ...]
 """Activations as a weight wants them: (x,), or rounded: (q, d, sum)."""
@@ -39,7 +39,7 @@ class DeviceLowering:
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
         self.layers = self.model.ffn_layers
         self._launches: list[Launch] = []
-        self._packed: str | None = None
+        self._quantised: str | None = None
 
     def launch(self, work: Work, *arguments: Any) -> None:
         """Append a launch."""
@@ -85,11 +85,11 @@ class DeviceLowering:
         """Positions of the run's tokens, int32 [n_tokens]."""
         return self.area("positions", self.n_tokens, np.int32)
 
-    def turns(self) -> Buffer:
+    def cos_sin(self) -> Buffer:
         """The rotation's table, float32 [n_ctx, n_rot / 2, 2]; any buffer for a model without one."""
-        if "turns" not in self.store.areas:
+        if "cos_sin" not in self.store.areas:
             return self.area("positions", self.n_tokens, np.float32)
-        return self.area("turns", self.plan.n_ctx * self.model.n_rot, np.float32)
+        return self.area("cos_sin", self.plan.n_ctx * self.model.n_rot, np.float32)
 
     # Operands
 
@@ -107,29 +107,29 @@ class DeviceLowering:
         Args:
             name: what identifies the numbers. x: where they lie, if they are no intermediate.
         """
-        if weight.type in QUANTISED and self._packed == name:
-            return self._packed_views(n)
+        if weight.type in QUANTISED and self._quantised == name:
+            return self._quantised_views(n)
         if x is None and tensor is not None:
             x = self.vector(tensor)
         if x is None:
             raise DeviceError("operand", name, "has no place")
         if weight.type not in QUANTISED:
             return (x,)
-        packed = self.pack(name, n)
-        self.quantise(x, packed, n)
-        return packed
+        quantised = self.take_quantised(name, n)
+        self.quantise(x, quantised, n)
+        return quantised
 
-    def pack(self, name: str, n: int) -> Operand:
+    def take_quantised(self, name: str, n: int) -> Operand:
         """The area of rounded vectors, which from here on holds the one of this name."""
-        self._packed = name
-        return self._packed_views(n)
+        self._quantised = name
+        return self._quantised_views(n)
 
-    def _packed_views(self, n: int) -> Operand:
+    def _quantised_views(self, n: int) -> Operand:
         count, blocks = self.n_tokens * n, self.n_tokens * n // 32
         return (
-            self.area("packed", count, np.int8),
-            self.area("packed", blocks, np.float32, count),
-            self.area("packed", blocks, np.int32, count + 4 * blocks),
+            self.area("quantised", count, np.int8),
+            self.area("quantised", blocks, np.float32, count),
+            self.area("quantised", blocks, np.int32, count + 4 * blocks),
         )
 
     def quantise(self, x: Buffer, to: Operand, n: int) -> None:

@@ -47,8 +47,8 @@ class DeviceSide:
         """Copy what kernels find: the rotation's table, a mask of all neurons, and counts of 0."""
         areas = self.store.areas
         self.store.send(np.zeros(areas["counts"].n_bytes, np.uint8), areas["counts"])
-        if rope_table.size and "turns" in areas:
-            self.store.send(rope_table, areas["turns"].view(0, rope_table.nbytes, np.uint8))
+        if rope_table.size and "cos_sin" in areas:
+            self.store.send(rope_table, areas["cos_sin"].view(0, rope_table.nbytes, np.uint8))
         if "all" in areas:
             self.store.send(np.full(areas["all"].n_bytes, 0xFF, np.uint8), areas["all"])
 

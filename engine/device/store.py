@@ -21,11 +21,11 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.plan import Plan, WeightEntry
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
-from hotcold.kernels.cuda.repack import Plane
+from hotcold.kernels.cuda.planes import Plane
 from hotcold.kernels.cuda.weights import weight_planes
 
 STAGING_BYTES = 32 << 20
@@ -188,13 +188,13 @@ class _Staging:
         self, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
     ) -> Iterator[int]:
         """Copy rows of the file to a matrix; the bytes of each copy."""
-        planes = repack.planes(matrix.weight.type, matrix.n_rows, matrix.n)
-        at_once = max(1, self.half // sum(plane.row_bytes for plane in planes))
+        placed = planes.planes(matrix.weight.type, matrix.n_rows, matrix.n)
+        at_once = max(1, self.half // sum(plane.row_bytes for plane in placed))
         for first in range(0, matrix.n_rows, at_once):
             last = min(first + at_once, matrix.n_rows)
-            staged = self._next((last - first) * sum(plane.row_bytes for plane in planes))
-            parts = repack.planes(matrix.weight.type, last - first, matrix.n)
-            _pack(rows, chosen, first, last, matrix.weight.type, parts, staged)
+            staged = self._next((last - first) * sum(plane.row_bytes for plane in placed))
+            parts = planes.planes(matrix.weight.type, last - first, matrix.n)
+            _to_planes(rows, chosen, first, last, matrix.weight.type, parts, staged)
             for part, buffer in zip(parts, matrix.planes, strict=True):
                 n_bytes = (last - first) * part.row_bytes
                 self._upload(part.offset, n_bytes, buffer, first * part.row_bytes)
@@ -223,7 +223,7 @@ class _Staging:
         self.device.upload(buffer.view(offset, n_bytes, np.uint8), host, self.device.copy)
 
 
-def _pack(
+def _to_planes(
     rows: NDArray[np.uint8],
     chosen: NDArray[np.int32] | None,
     first: int,
@@ -239,4 +239,4 @@ def _pack(
         some = rows[start:end] if chosen is None else rows[chosen[start:end]]
         for part in parts:
             begin, stop = (part.offset + (row - first) * part.row_bytes for row in (start, end))
-            repack.pack_plane(some, weight_type, part, out[begin:stop])
+            planes.to_plane(some, weight_type, part, out[begin:stop])

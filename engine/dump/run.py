@@ -11,7 +11,8 @@ from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu.team import compile_kernels
-from hotcold.kernels.cuda.device.device import Counters, Device
+from hotcold.kernels.cuda.device.calls import Counters
+from hotcold.kernels.cuda.device.device import Device
 
 PROMPT, DECODED = 8, 16  # tokens
 

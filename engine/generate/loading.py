@@ -17,6 +17,7 @@ from hotcold.engine.text.tokenizer import Tokenizer, load_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
+from hotcold.kernels.formats import KV_BYTES
 
 
 def load(
@@ -60,7 +61,7 @@ def load(
     started = time.perf_counter()
     settings.check_device(device, vram_budget)
     settings.is_no_budget(vram_budget)
-    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
+    settings.one_of("kv_type", kv_type, tuple(KV_BYTES))
     settings.one_of("sparsity", sparsity, settings.SPARSITIES)
     settings.batch_length(n_batch, settings.context_length(n_ctx, settings.MAX_N_CTX).n_ctx)
     n_threads = settings.thread_count(threads)

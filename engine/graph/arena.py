@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from hotcold.engine.graph.graph import Tensor
-from hotcold.kernels.cuda.quantise import quantised_bytes
+from hotcold.kernels.formats import mask_bytes, quantised_bytes
 
 ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
 
@@ -55,11 +55,6 @@ def tensor_bytes(tensor: Tensor) -> int:
     n_tokens, n = tensor.shape
     row_bytes = {"f32": 4 * n, "mask": mask_bytes(n), "q8": quantised_bytes(1, n), "none": 0}
     return n_tokens * row_bytes[tensor.dtype]
-
-
-def mask_bytes(n_ff: int) -> int:
-    """Bytes of one token's mask: a bit a neuron, in words of 64."""
-    return -(-n_ff // 64) * 8
 
 
 def aligned(n_bytes: int) -> int:

@@ -24,7 +24,7 @@ from typing import Any
 from hotcold.engine.graph.arena import Arena, Entry, Span, aligned, arrange, tensor_bytes
 from hotcold.engine.graph.graph import Graph, Node, Operand, Tensor, ffn_matrices, tensors_of
 from hotcold.engine.model.model import Weight
-from hotcold.kernels.cuda.weights import QUANTISED
+from hotcold.kernels.formats import QUANTISED
 
 CPU, GPU, SPLIT = "cpu", "gpu", "split"
 SIDES = (GPU, CPU)

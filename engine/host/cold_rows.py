@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.arena import mask_bytes
 from hotcold.kernels.cpu import program
+from hotcold.kernels.formats import mask_bytes
 
 
 @dataclass(frozen=True)

@@ -4,14 +4,14 @@ One token goes through its rows in one pass, by a list of them where not all are
 bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
 """
 
-from hotcold.engine.graph.arena import mask_bytes
 from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
 from hotcold.engine.graph.passes import CPU
 from hotcold.engine.host.cold_rows import ColdRows
-from hotcold.engine.host.records import ACTIVATIONS, Lowering, Record
+from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.model.model import Weight
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.formats import ACTIVATIONS, mask_bytes
 
 
 def _cold(low: Lowering, node: Node) -> ColdRows | None:

@@ -5,12 +5,12 @@ One short function a node kind; each knows its node's operands and nothing of th
 
 from collections.abc import Callable
 
-from hotcold.engine.graph.arena import mask_bytes
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import program
+from hotcold.kernels.formats import mask_bytes
 
 TOKENS_A_SHARE = 32  # prompt tokens of one head that a thread attends to at once
 

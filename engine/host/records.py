@@ -15,12 +15,6 @@ from hotcold.kernels.cpu import pack, program, rows
 
 Record = dict[str, Any]
 
-ACTIVATIONS = {
-    "relu": program.RELU_ACTIVATION,
-    "silu": program.SILU_ACTIVATION,
-    "relu_both": program.RELU_BOTH_ACTIVATION,
-}
-
 
 @dataclass
 class Lowering:

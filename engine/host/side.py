@@ -17,7 +17,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
-from hotcold.kernels.cuda.rope import turns
+from hotcold.kernels.formats import cos_sin_table
 
 
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
@@ -26,7 +26,7 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
     frequencies = model.rope_freq_scale * model.rope_freq_base**exponents
     if factors is not None:
         frequencies = frequencies / factors
-    return turns(n_ctx, frequencies)
+    return cos_sin_table(n_ctx, frequencies)
 
 
 class HostSide:

@@ -10,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program, rows
 
-KV_TYPES = {"f16": rows.F16_ID, "f32": rows.F32_ID}
+KV_TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID}
 
 
 class HostStore:
@@ -51,7 +52,7 @@ class KVCache:
     @property
     def layer_bytes(self) -> int:
         """Bytes of one layer's keys, and of its values."""
-        return self.n_head_kv * self.n_ctx * self.head_dim * rows.TYPE_SIZE[self.type_id]
+        return self.memory.nbytes // (2 * self.n_layer)
 
     def keys(self, layer: int) -> int:
         """Address of a layer's keys."""
@@ -62,13 +63,7 @@ class KVCache:
         return self.memory.ctypes.data + (self.n_layer + layer) * self.layer_bytes
 
 
-def kv_cache_bytes(model: Model, n_ctx: int, type_id: int) -> int:
-    """Bytes of keys and values of n_ctx positions."""
-    return 2 * model.n_layer * model.n_head_kv * n_ctx * model.head_dim * rows.TYPE_SIZE[type_id]
-
-
 def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:
     """An empty cache of n_ctx positions in "f16" or "f32"."""
-    type_id = KV_TYPES[kv_type]
-    memory = program.aligned(kv_cache_bytes(model, n_ctx, type_id))
-    return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, type_id, memory)
+    memory = program.aligned(model.n_layer * layer_kv_bytes(model, n_ctx, kv_type))
+    return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, KV_TYPE_IDS[kv_type], memory)

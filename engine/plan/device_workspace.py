@@ -1,11 +1,11 @@
 """Memory that nodes need on the device beside their operands and results.
 
 Areas serve all nodes in turn, each as large as the node that wants most of it. The sizes are those of
-the kernels in kernels/cuda, for the largest number of rows that any layer can have on the device, so
+kernels/formats.py, for the largest number of rows that any layer can have on the device, so
 they do not depend on what a plan puts there.
 
-* turns, positions: the rotation's table, and the tokens' positions
-* packed: one vector a token, rounded for quantised weights
+* cos_sin, positions: the rotation's table, and the tokens' positions
+* quantised: one vector a token, rounded for quantised weights
 * hidden: of a predictor: fc1's result
 * attention: sums of the parts of a long context
 * all: a mask of all neurons, for modes without a predictor
@@ -20,12 +20,14 @@ from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph, Node, weights_of
 from hotcold.engine.graph.passes import FFN_OPS
 from hotcold.engine.model.model import Model
-from hotcold.kernels.cuda import attention
-from hotcold.kernels.cuda.matvec import mask_words
-from hotcold.kernels.cuda.quantise import quantised_bytes
-from hotcold.kernels.cuda.rope import turns_bytes
-from hotcold.kernels.cuda.sum_groups import workspace_bytes
-from hotcold.kernels.cuda.weights import QUANTISED
+from hotcold.kernels.formats import (
+    QUANTISED,
+    attention_sums_bytes,
+    cos_sin_bytes,
+    group_sums_bytes,
+    mask_words,
+    quantised_bytes,
+)
 
 FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
 MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
@@ -36,14 +38,14 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     weights = weights_of(node)
     areas: dict[str, int] = {}
     if node.op in MATRIX_OPS:
-        areas["packed"] = max(
+        areas["quantised"] = max(
             (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
         )
     if node.op == "predictor":
         areas["hidden"] = 4 * n_tokens * node.weight("fc1").n_rows
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
-        areas["attention"] = attention.workspace_bytes(n_tokens, n_head, head_dim, n_ctx)
+        areas["attention"] = attention_sums_bytes(n_tokens, n_head, head_dim, n_ctx)
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "logits":
@@ -59,13 +61,13 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     at_once = min(n_tokens, FFN_TOKENS)
     lists = {"ids": 4 * at_once * (n_ff + 1), **all_neurons}
     if n_tokens == 1:
-        return {"partial": workspace_bytes(1, n_ff, n), **lists}
+        return {"partial": group_sums_bytes(1, n_ff, n), **lists}
     return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
 
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that serve every node of all graphs, whole cache lines."""
-    sizes = {"turns": aligned(turns_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
+    sizes = {"cos_sin": aligned(cos_sin_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:

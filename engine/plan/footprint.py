@@ -6,13 +6,11 @@ from dataclasses import dataclass, replace
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES
+from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, KV_BYTES, device_row_bytes
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
 """The types in which kernels add and multiply by vectors: norms and biases."""
 INDEX_BYTES = 4  # a neuron's number, int32
-KV_BYTES = {"f16": 2, "f32": 4}
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Part:
 
 def device_bytes(weight: Weight) -> int:
     """Bytes of a whole weight on the device."""
-    return packed_bytes(weight.type, weight.n_rows, weight.ne[0])
+    return weight.n_rows * device_row_bytes(weight.type, weight.ne[0])
 
 
 def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> str:
@@ -99,7 +97,7 @@ def _ffn_obstacle(layer: Layer, sparsity: str) -> str:
 
 def neuron_bytes(layer: Layer) -> int:
     """Bytes of one neuron's rows on the device: gate, up and down, repacked."""
-    return sum(packed_row_bytes(weight.type, weight.ne[0]) for weight in layer.ffn_matrices)
+    return sum(device_row_bytes(weight.type, weight.ne[0]) for weight in layer.ffn_matrices)
 
 
 def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:

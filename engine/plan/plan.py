@@ -10,7 +10,7 @@ from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.passes import CPU, GPU, SPLIT, Homes, PlacedGraph
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import Budget, DeviceFacts
-from hotcold.kernels.cuda.device.driver import granules
+from hotcold.kernels.formats import granules
 
 Ids = NDArray[np.int32]
 

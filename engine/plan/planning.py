@@ -17,6 +17,7 @@ from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.activations import activations_in_metadata, read_activations
 from hotcold.gguf_io.gpuidx import Identity
+from hotcold.kernels.formats import KV_BYTES
 
 Counts = Sequence[NDArray[np.generic]]
 
@@ -72,7 +73,7 @@ def with_counts(source: Source, activation: Path | None, file: GGUFFile | None) 
 
 def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
     """The settings, each checked and worked out for the model."""
-    settings.one_of("kv_type", kv_type, settings.KV_TYPES)
+    settings.one_of("kv_type", kv_type, tuple(KV_BYTES))
     mode, _ = settings.resolve_sparsity(source.model, sparsity)
     length = settings.context_length(n_ctx, source.model.n_ctx_train).n_ctx
     return Wanted(mode, length, settings.batch_length(n_batch, length), kv_type)

@@ -14,7 +14,7 @@ from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.device_workspace import device_areas
 from hotcold.engine.plan.footprint import INDEX_BYTES, Part, dense_part, ffn_part, head_part
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cuda.device.driver import GRANULE
+from hotcold.kernels.formats import GRANULE
 
 
 @dataclass(frozen=True)

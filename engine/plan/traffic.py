@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from hotcold.engine.graph.passes import CPU, GPU, bus
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
-from hotcold.kernels.cuda.repack import packed_row_bytes
+from hotcold.kernels.formats import device_row_bytes
 
 
 @dataclass(frozen=True)
@@ -79,5 +79,5 @@ def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
         if weight is layer.ffn_down:
             hot, cold = weight.n_rows * bool(all_hot), weight.n_rows * (not all_hot)
         host += cold * weight.row_bytes
-        device += hot * packed_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
+        device += hot * device_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
     return host, device

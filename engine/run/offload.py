@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from hotcold.engine import settings
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore, Progress
-from hotcold.engine.host.stores import KV_TYPES, kv_cache_bytes
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import Budget, DeviceFacts, resolve_budget
+from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, Wanted, make_plan, plan_source, with_counts
@@ -124,7 +124,8 @@ def _opened(request: Request) -> Device | None:
 
 
 def _check_cache(model: Model, how: Wanted) -> None:
-    wanted, memory = kv_cache_bytes(model, how.n_ctx, KV_TYPES[how.kv_type]), settings.physical_memory()
+    wanted = model.n_layer * layer_kv_bytes(model, how.n_ctx, how.kv_type)
+    memory = settings.physical_memory()
     if wanted > memory:
         raise DoesNotFitError(
             f"KV cache of n_ctx {how.n_ctx}",

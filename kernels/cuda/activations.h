@@ -1,4 +1,4 @@
-// What stands between up (and gate) and down in an FFN; activations.py has the same numbers.
+// What stands between up (and gate) and down in an FFN; formats.py has the same numbers.
 #pragma once
 #include "common.h"
 

@@ -2,36 +2,13 @@
 
 One launch of `attention` serves any batch and any context. One token of a long context would keep few
 multiprocessors busy, so its positions are cut into parts: `attention_part`, then `attention_join`.
-`is_split` says which way a launch goes.
+`formats.is_split` says which way a launch goes.
 """
 
-from hotcold.kernels.cuda.rope import KV_BYTES
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.formats import KV_BYTES, n_parts
 
-LONGEST_AT_ONCE = 1024
-"""The longest context that one launch reads for a single token."""
-POSITIONS_A_PART, MOST_PARTS = 256, 32
 QUERIES, KEYS, PART_UNIT = 4, 256, 64  # as attention.cu has them
-
-
-def n_parts(n_ctx: int) -> int:
-    """Into how many parts the positions are cut: min(ceil(n_ctx / 256), 32), or 1 up to LONGEST_AT_ONCE.
-
-    A function of the context's size alone, so that a launch can be prepared once. The parts of a token
-    share out the positions that it reads; those that get none do nothing.
-    """
-    return 1 if n_ctx <= LONGEST_AT_ONCE else min(cover(n_ctx, POSITIONS_A_PART), MOST_PARTS)
-
-
-def is_split(n_tokens: int, n_ctx: int) -> bool:
-    """Whether the positions are cut into parts: for one token of a long context. A batch has blocks
-    enough without, and its sums would need a workspace of hundreds of MiB."""
-    return n_tokens == 1 and n_parts(n_ctx) > 1
-
-
-def workspace_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) -> int:
-    """Bytes of the parts' sums: 4 (head_dim + 2) a head and part; none where nothing is split."""
-    return 4 * n_head * n_parts(n_ctx) * (head_dim + 2) if is_split(n_tokens, n_ctx) else 0
 
 
 def parts_in_use(n_keys: int, n_ctx: int) -> int:

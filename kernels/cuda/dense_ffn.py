@@ -3,9 +3,9 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.repack import packed_row_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.formats import FFN_TYPES, device_row_bytes
 
 
 def ffn_hidden(
@@ -13,7 +13,7 @@ def ffn_hidden(
 ) -> Work:
     """h = act(gate x) * (up x), one warp a row and token: one launch for the gate and the up matrix.
 
-    Reads the input, the packed gate, and the up rows of the n_open whose value does not end at the gate
+    Reads the input, the gate, and the up rows of the n_open whose value does not end at the gate
     (all if not given; with SiLU and GELU none ends there). Writes 4 n_rows a token. (As with `matvec`,
     each token reads the weights again.)
 
@@ -21,6 +21,6 @@ def ffn_hidden(
     activation's number in activations.py.
     """
     rows = n_rows + (n_rows if n_open is None else n_open)
-    reads = rows * packed_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
+    reads = rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     kernel = f"ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
     return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)

@@ -23,7 +23,7 @@ def hidden_masked(
     not given). Writes 4 n_rows a token.
 
     Arguments of the kernel: gate, up, mask, neurons, h, n_rows, words from one token's mask to the
-    next's, has_mask, activation (of `activations.ACTIVATIONS`). h may be gate or up. Without a mask any
+    next's, has_mask, activation (of `formats.ACTIVATIONS`). h may be gate or up. Without a mask any
     buffer of unsigned is given for it, and `neurons` is not read.
     """
     listed = n_tokens * n_rows if n_listed is None else n_listed

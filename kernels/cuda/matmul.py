@@ -3,9 +3,9 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.add import addend_bytes
-from hotcold.kernels.cuda.repack import packed_bytes
-from hotcold.kernels.cuda.weights import QUANTISED, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.formats import QUANTISED, device_row_bytes
 
 TILE_SIDE = 64
 """Rows, and tokens, of the tile of y that a block of threads works out."""
@@ -16,14 +16,14 @@ TILE_BYTES = 2 * TILE_SIDE * 9 * 16 + (8 + 4) * (TILE_SIDE + 4) * 4
 def matmul(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
     """y = residual + act(W x + bias) for any number of tokens, in tiles of 64 rows by 64 tokens.
 
-    Each tile reads its rows and its inputs once. Counted once are the packed weight, the input without
+    Each tile reads its rows and its inputs once. Counted once are the weight, the input without
     its sums, and what the flags (of matvec.py) ask for; writes 4 n_rows a token.
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; bias, residual, y, n_rows, n, flags,
     n_tokens.
     """
     inputs = n + n // 32 * 4 if weight_type in QUANTISED else 4 * n
-    reads = packed_bytes(weight_type, n_rows, n) + n_tokens * inputs
+    reads = n_rows * device_row_bytes(weight_type, n) + n_tokens * inputs
     reads += addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, TILE_SIDE), cover(n_tokens, TILE_SIDE))
     kernel = f"matmul_{kernel_suffix(weight_type)}"

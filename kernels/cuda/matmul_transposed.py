@@ -2,9 +2,9 @@
 
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.repack import packed_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.formats import FFN_TYPES, device_row_bytes
 
 TILE_SIDE = 64
 """Tokens, and columns, of the tile of y that a block of threads works out."""
@@ -16,11 +16,11 @@ def matmul_transposed(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: 
     """y[t, j] = sum_r h[t, r] down[r, j], in tiles of 64 tokens by 64 columns: for the down matrix of an
     FFN that is split by neurons, one row a neuron. h is float32 for every type.
 
-    Counted once are the packed weight and 4 n_rows a token; writes 4 n a token.
+    Counted once are the weight and 4 n_rows a token; writes 4 n a token.
 
     Arguments of the kernel: the weight's planes, h, y, n_rows, n, n_tokens.
     """
-    reads = packed_bytes(weight_type, n_rows, n) + 4 * n_tokens * n_rows
+    reads = n_rows * device_row_bytes(weight_type, n) + 4 * n_tokens * n_rows
     grid = (cover(n, TILE_SIDE), cover(n_tokens, TILE_SIDE))
     kernel = f"matmul_transposed_{kernel_suffix(weight_type, FFN_TYPES)}"
     return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * n, TILE_BYTES)

@@ -1,4 +1,4 @@
-// y = W x: one warp a row, the rows in planes as repack.py lays them out.
+// y = W x: one warp a row, the rows in planes as planes.py lays them out.
 //
 // A lane has two to four 16-byte loads under way, and a row is all that a warp waits for: so even a
 // matrix of 4096 rows keeps a large card busy.

@@ -3,10 +3,9 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda import add
-from hotcold.kernels.cuda.quantise import quantised_bytes
-from hotcold.kernels.cuda.repack import packed_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.formats import FFN_TYPES, QUANTISED, device_row_bytes, mask_words, quantised_bytes
 
 HAS_BIAS, HAS_RESIDUAL, RELU = add.HAS_BIAS, add.HAS_RESIDUAL, 4
 """Bits of `flags`: bias[n_rows] is added to W x, residual[n_tokens][n_rows] is added last, and ReLU comes
@@ -27,12 +26,12 @@ def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int
 def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
     """y = residual + act(W x + bias), one warp a row and token, eight rows a block of threads.
 
-    Reads the packed weight, the input and what the flags ask for, writes 4 n_rows a token. (Each token
+    Reads the weight, the input and what the flags ask for, writes 4 n_rows a token. (Each token
     reads the weight again, from the cache at best: this kernel is for one token.)
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; bias, residual, y, n_rows, n, flags.
     """
-    reads = packed_bytes(weight_type, n_rows, n) + input_bytes(weight_type, n_tokens, n)
+    reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     reads += add.addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, BLOCK // 32), n_tokens)
     return Work(f"matvec_{kernel_suffix(weight_type)}", grid, BLOCK, reads, 4 * n_tokens * n_rows)
@@ -43,7 +42,7 @@ def matvec3(
 ) -> Work:
     """Three products of one input, for q, k and v: y_a = A x + bias_a, and so on, as `matvec` does them.
 
-    Reads the three packed weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
+    Reads the three weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
     token. RELU holds for all three; there is no residual.
 
     Args:
@@ -58,20 +57,15 @@ def matvec3(
     return Work(kernel, work.grid, BLOCK, work.bytes_read, work.bytes_written)
 
 
-def mask_words(n_rows: int) -> int:
-    """Words of 32 bits that a token's mask of n_rows takes: whole pairs of them."""
-    return 2 * cover(n_rows, 64)
-
-
 def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
     """not (W x < threshold), row i in bit i % 32 of word i // 32: a predictor's second matrix.
 
-    One block of threads a word and token. Reads the packed weight and the input, writes `mask_words` a
+    One block of threads a word and token. Reads the weight and the input, writes `mask_words` a
     token; the bits after the last row are 0.
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; mask (uint32), n_rows, n, threshold.
     """
-    reads = packed_bytes(weight_type, n_rows, n) + input_bytes(weight_type, n_tokens, n)
+    reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     grid = (mask_words(n_rows), n_tokens)
     kernel = f"matvec_mask_{kernel_suffix(weight_type)}"
     return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * grid[0])

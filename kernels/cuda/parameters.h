@@ -1,6 +1,6 @@
 // How kernels take a matrix w and its input, by the ending of their names.
 //
-// PLANES_q4_0(w): parameters for w's planes, in the order of repack.py. ROWS_q4_0(w, n): the rows made
+// PLANES_q4_0(w): parameters for w's planes, in the order of planes.py. ROWS_q4_0(w, n): the rows made
 // of them. INPUT_q4_0: parameters for the input. X_q4_0: the input made of them.
 #pragma once
 #include "weights.h"

@@ -1,11 +1,7 @@
 """Sizes of quantise.cu."""
 
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-
-
-def quantised_bytes(n_tokens: int, n: int) -> int:
-    """Bytes of n_tokens rows of n activations: n of int8, and 4 + 4 a block for scale and sum."""
-    return n_tokens * (n + n // 32 * 8)
+from hotcold.kernels.formats import quantised_bytes
 
 
 def quantise(n_tokens: int, n: int) -> Work:

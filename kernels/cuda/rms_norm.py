@@ -1,7 +1,7 @@
 """Sizes of rms_norm.cu."""
 
-from hotcold.kernels.cuda.quantise import quantised_bytes
 from hotcold.kernels.cuda.work import BLOCK, Work
+from hotcold.kernels.formats import quantised_bytes
 
 
 def rms_norm(n_tokens: int, n: int) -> Work:

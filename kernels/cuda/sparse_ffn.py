@@ -3,10 +3,9 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.repack import packed_row_bytes
-from hotcold.kernels.cuda.sum_groups import n_groups, workspace_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work
+from hotcold.kernels.formats import FFN_TYPES, device_row_bytes, group_sums_bytes, n_groups
 
 
 def sparse_ffn(
@@ -24,12 +23,12 @@ def sparse_ffn(
     Writes the workspace. (Each token reads its rows anew: this kernel is for few tokens.)
 
     Arguments of the kernel: the planes of gate, up and down; x, or q, d and sum; ids, count, partial,
-    n_rows, n, activation (relu, silu or relu_both of `activations.ACTIVATIONS`).
+    n_rows, n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`).
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
-    rows = (active + 2 * opened) * packed_row_bytes(weight_type, n)
+    rows = (active + 2 * opened) * device_row_bytes(weight_type, n)
     reads = n_tokens * (rows + 4 * active + 4) + input_bytes(weight_type, n_tokens, n)
     grid = (n_groups(n_rows), n_tokens)
-    writes = workspace_bytes(n_tokens, n_rows, n)
+    writes = group_sums_bytes(n_tokens, n_rows, n)
     return Work(f"sparse_ffn_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)

@@ -3,10 +3,9 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.repack import packed_row_bytes
-from hotcold.kernels.cuda.sum_groups import n_groups, workspace_bytes
-from hotcold.kernels.cuda.weights import FFN_TYPES, kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_suffix
 from hotcold.kernels.cuda.work import BLOCK, Work
+from hotcold.kernels.formats import FFN_TYPES, device_row_bytes, group_sums_bytes, n_groups
 
 
 def sparse_mlp(
@@ -25,15 +24,15 @@ def sparse_mlp(
     not given). Writes the workspace.
 
     Arguments of the kernel: the planes of up and down; x, or q, d and sum; bias, neurons, ids, count,
-    partial, n_rows, n, has_bias, activation (of `activations.ACTIVATIONS`). bias[n_ff] has the numbers
+    partial, n_rows, n, has_bias, activation (of `formats.ACTIVATIONS`). bias[n_ff] has the numbers
     of all neurons, and neurons[n_rows] says which of them each row is. Without a bias, any float buffer
     is given for it and `neurons` is not read.
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
-    rows = (active + opened) * packed_row_bytes(weight_type, n)
+    rows = (active + opened) * device_row_bytes(weight_type, n)
     reads = n_tokens * (rows + 4 * active * (3 if has_bias else 1) + 4)
     reads += input_bytes(weight_type, n_tokens, n)
     grid = (n_groups(n_rows), n_tokens)
-    writes = workspace_bytes(n_tokens, n_rows, n)
+    writes = group_sums_bytes(n_tokens, n_rows, n)
     return Work(f"sparse_mlp_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)

@@ -1,4 +1,4 @@
-// Rows of each weight type, read from the planes that repack.py makes.
+// Rows of each weight type, read from the planes that planes.py makes.
 //
 // A type has up to three ways to be read. `dot` is the product of one row with an input, one warp
 // together: the lanes take pieces in turn and add their sums in a fixed order. `eight` gives eight

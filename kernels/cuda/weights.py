@@ -1,4 +1,4 @@
-"""Packed weights as the arguments of kernels."""
+"""Weights in planes as the arguments of kernels."""
 
 from collections.abc import Container
 from typing import Any
@@ -8,28 +8,8 @@ from gguf import GGMLQuantizationType
 
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.repack import planes
-
-KERNEL_TYPES = {
-    GGMLQuantizationType.F32: "f32",
-    GGMLQuantizationType.F16: "f16",
-    GGMLQuantizationType.BF16: "bf16",
-    GGMLQuantizationType.Q8_0: "q8_0",
-    GGMLQuantizationType.Q4_0: "q4_0",
-    GGMLQuantizationType.Q5_0: "q5_0",
-    GGMLQuantizationType.Q6_K: "q6_K",
-}
-"""The types that matvec, its mask and matmul multiply, and how their kernels' names end."""
-
-FFN_TYPES = frozenset(KERNEL_TYPES) - {GGMLQuantizationType.Q5_0, GGMLQuantizationType.Q6_K}
-"""The types that all other kernels have, those of a sparse FFN among them."""
-
-QUANTISED = frozenset(KERNEL_TYPES) - {
-    GGMLQuantizationType.F32,
-    GGMLQuantizationType.F16,
-    GGMLQuantizationType.BF16,
-}
-"""The types whose input is rounded by `quantise` first."""
+from hotcold.kernels.cuda.planes import planes
+from hotcold.kernels.formats import KERNEL_TYPES
 
 VALUES: dict[GGMLQuantizationType, np.dtype[Any]] = {
     GGMLQuantizationType.F32: np.dtype(np.float32),
@@ -61,23 +41,21 @@ def kernel_suffix(
     return KERNEL_TYPES[weight_type]
 
 
-def weight_planes(
-    packed: Buffer, weight_type: GGMLQuantizationType, n_rows: int, n: int
-) -> tuple[Buffer, ...]:
-    """Typed views of a packed matrix, in the order in which kernels take them.
+def weight_planes(held: Buffer, weight_type: GGMLQuantizationType, n_rows: int, n: int) -> tuple[Buffer, ...]:
+    """Typed views of a matrix in planes, in the order in which kernels take them.
 
     Args:
-        packed: the `packed_bytes` of the matrix, on the device.
+        held: the bytes of the matrix in planes, on the device.
 
     Returns:
         One buffer for a plain type; for a quantised one scales (float16), quants (bytes) and what else
-        repack.FIELDS lists, in its order.
+        formats.FIELDS lists, in its order.
     """
     views = []
     for plane in planes(weight_type, n_rows, n):
         n_bytes = n_rows * plane.row_bytes
         dtype = _dtype(weight_type, plane.field.name)
-        views.append(packed.view(plane.offset, n_bytes // dtype.itemsize, dtype))
+        views.append(held.view(plane.offset, n_bytes // dtype.itemsize, dtype))
     return tuple(views)
 
 

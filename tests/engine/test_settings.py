@@ -210,7 +210,9 @@ def test_what_names_none_is_refused(device: str, budget: Any, kind: type[Excepti
         settings.check_device(device, budget)
 
 
-@pytest.mark.parametrize(("budget", "is_none"), [("0", True), (0, True), ("0%", True), ("auto", False), ("1KiB", False)])
+@pytest.mark.parametrize(
+    ("budget", "is_none"), [("0", True), (0, True), ("0%", True), ("auto", False), ("1KiB", False)]
+)
 def test_no_budget(budget: Any, is_none: bool) -> None:
     assert settings.is_no_budget(budget) is is_none
 

@@ -5,29 +5,48 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from hotcold.errors import DeviceError
-
-if TYPE_CHECKING:
-    from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.calls import Counters
+from hotcold.kernels.cuda.device.driver import Driver
 
 Shape = int | tuple[int, ...]
+
+
+class Owner(Protocol):
+    """What memory, streams and events need of the device that they belong to."""
+
+    name: str
+    driver: Driver
+    counters: Counters
+
+    def check_open(self) -> None:
+        """Refuse a closed device."""
+
+    def note(self, what: str, stream: str, n_bytes: int = 0) -> None:
+        """Write down what was asked, if there is a log."""
+
+    def free(self, allocation: Allocation) -> None:
+        """Free device memory."""
+
+    def free_pinned(self, allocation: Allocation) -> None:
+        """Free page-locked memory."""
 
 
 @dataclass(eq=False)
 class Allocation:
     """Memory that is freed as a whole; `array` is the driver's, `alive` until then."""
 
-    device: Device
+    device: Owner
     array: Any
     handle: object
     alive: bool = True
 
-    def check(self, device: Device) -> None:
+    def check(self, device: Owner) -> None:
         """Refuse memory of another device, and memory that was freed."""
         if self.device is not device:
             raise DeviceError("buffer", "of another device", f"{device.name} is asked")
@@ -97,7 +116,7 @@ class Pinned(Part):
 class Stream:
     """Work that runs in order."""
 
-    def __init__(self, device: Device, name: str) -> None:
+    def __init__(self, device: Owner, name: str) -> None:
         self.device, self.name, self.raw = device, name, device.driver.new_stream()
 
     def wait(self, event: Event) -> None:
@@ -118,7 +137,7 @@ class Stream:
 class Event:
     """A place in a stream. One that was never recorded is passed at once."""
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Owner) -> None:
         self.device, self.raw, self.stream_name = device, device.driver.new_event(), ""
 
     def record(self, stream: Stream) -> None:

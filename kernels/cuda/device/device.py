@@ -7,10 +7,9 @@ Work on two streams is ordered by `Stream.wait` alone.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,6 +27,7 @@ from hotcold.kernels.cuda.device.buffers import (
     bytes_of,
     shape_of,
 )
+from hotcold.kernels.cuda.device.calls import Call, Counters
 from hotcold.kernels.cuda.device.driver import Driver
 from hotcold.kernels.cuda.device.signatures import (
     Parameter,
@@ -41,41 +41,6 @@ from hotcold.kernels.cuda.device.signatures import (
 )
 
 FAILURES = ("alloc", "launch", "h2d", "d2h")
-
-
-@dataclass
-class Counters:
-    """What a device has done since it was opened.
-
-    Attributes:
-        h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
-        launches: how often each kernel was launched.
-        host_waits: how often the host waited for the device.
-        stream_waits: how often a stream was told to wait for another.
-        live_bytes, peak_bytes: device memory that the driver's allocator holds, and held at most.
-        pinned_bytes: page-locked host memory that is allocated now.
-    """
-
-    h2d_calls: int = 0
-    h2d_bytes: int = 0
-    d2h_calls: int = 0
-    d2h_bytes: int = 0
-    launches: Counter[str] = field(default_factory=Counter)
-    host_waits: int = 0
-    stream_waits: int = 0
-    live_bytes: int = 0
-    peak_bytes: int = 0
-    pinned_bytes: int = 0
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One thing that was asked of a device: `what` is a kernel, "h2d", "d2h", "record", "wait" (a
-    stream's) or "host waits"; `stream` names the stream."""
-
-    what: str
-    stream: str
-    n_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -100,7 +65,7 @@ class Device:
     def __init__(self, driver: Driver) -> None:
         self.driver, self.facts, self.name = driver, driver.facts, driver.facts.name
         self.counters = Counters()
-        self.log: list[Entry] | None = None
+        self.log: list[Call] | None = None
         self.allocations: dict[int, Allocation] = {}
         self.pinned_allocations: dict[int, Allocation] = {}
         self.closed = False
@@ -274,7 +239,7 @@ class Device:
     def note(self, what: str, stream: str, n_bytes: int = 0) -> None:
         """Write down what was asked, if there is a log."""
         if self.log is not None:
-            self.log.append(Entry(what, stream, n_bytes))
+            self.log.append(Call(what, stream, n_bytes))
 
     def close(self) -> None:
         """Wait for the device, free everything, and refuse all further calls.

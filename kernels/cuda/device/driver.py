@@ -10,14 +10,6 @@ from numpy.typing import NDArray
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.signatures import Signature
 
-GRANULE = 512
-"""Every allocator of device memory behind a driver gives a multiple of this many bytes."""
-
-
-def granules(n_bytes: int) -> int:
-    """Bytes that an allocator takes for n_bytes."""
-    return -(-n_bytes // GRANULE) * GRANULE
-
 
 class KernelFault(DeviceError):
     """A kernel did what no kernel may: the emulated device names it, its block, thread and line."""

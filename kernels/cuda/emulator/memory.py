@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError
-from hotcold.kernels.cuda.device.driver import granules
+from hotcold.kernels.formats import granules
 
 POISON = 0xFF
 """Fresh memory is full of this byte: NaN as a float, -1 as an int."""

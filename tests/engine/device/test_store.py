@@ -13,7 +13,7 @@ from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import Plan
 from hotcold.gguf_io import open_gguf
-from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.device import Device
 
 Bytes = NDArray[np.uint8]
@@ -29,7 +29,7 @@ def wanted(plan: Plan, host: HostStore) -> Bytes:
         if entry.device_rows < entry.n_rows and entry.layer is not None:
             rows = rows[plan.layers[entry.layer].hot]
         packed.append(np.empty(entry.device_bytes, np.uint8))
-        repack.pack(rows, entry.weight.type, packed[-1])
+        planes.to_planes(rows, entry.weight.type, packed[-1])
     return np.concatenate(packed)
 
 

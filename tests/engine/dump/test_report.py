@@ -26,7 +26,7 @@ from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
-from hotcold.kernels.cuda.device.driver import GRANULE
+from hotcold.kernels.formats import GRANULE
 
 GOLDEN = Path(__file__).parent.parent.parent / "data" / "offload-dump"
 BUDGETS = ["0", "3MiB", "6MiB"]

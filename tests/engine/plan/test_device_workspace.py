@@ -6,8 +6,7 @@ from gguf import GGMLQuantizationType
 from hotcold.engine.graph import architectures
 from hotcold.engine.model.shapes import Shape, build
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, device_areas
-from hotcold.kernels.cuda.quantise import quantised_bytes
-from hotcold.kernels.cuda.sum_groups import workspace_bytes
+from hotcold.kernels.formats import group_sums_bytes, quantised_bytes
 
 
 @pytest.mark.parametrize("n_tokens", [1, 8, 100])
@@ -20,22 +19,22 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
     hidden = {"first": 4 * at_once * 512, "second": 4 * at_once * 512} if n_tokens > 1 else {}
     assert device_areas(graphs, model, 64) == hidden | {
         "all": 64,
-        "turns": 4 * 64 * 64,
+        "cos_sin": 4 * 64 * 64,
         "positions": -(4 * n_tokens // up) * 64,
-        "packed": -(quantised_bytes(n_tokens, 256) // up) * 64,
+        "quantised": -(quantised_bytes(n_tokens, 256) // up) * 64,
         "attention": 0,
         "counts": 64,
         "hidden": -(4 * n_tokens * 32 // up) * 64,
         "ids": -(4 * at_once * 513 // up) * 64,
-        "partial": workspace_bytes(1, 512, 256),
+        "partial": group_sums_bytes(1, 512, 256),
         "logits": 4 * 96,
     }
 
 
-def test_plain_weights_need_no_packed_input_and_an_ordinary_ffn_two_hidden_vectors() -> None:
+def test_plain_weights_need_no_quantised_input_and_an_ordinary_ffn_two_hidden_vectors() -> None:
     model = build("small", Shape("llama", 1, 256, 512, 4, 2, 96, 64), GGMLQuantizationType.F16)
     areas = device_areas([architectures.build(model, 8, "off")], model, 64)
-    assert areas["packed"] == 0
+    assert areas["quantised"] == 0
     assert areas["first"] == areas["second"] == 4 * 8 * 512
     assert "partial" not in areas and "ids" not in areas
 

@@ -21,7 +21,7 @@ from hotcold.engine.plan.footprint import dense_part, device_bytes, ffn_part, la
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.ranking import rank
 from hotcold.errors import DoesNotFitError, SettingError
-from hotcold.kernels.cuda.device.driver import GRANULE, granules
+from hotcold.kernels.formats import GRANULE, granules
 
 T = GGMLQuantizationType
 KINDS = [T.F32, T.F16, T.Q8_0, T.Q4_0, T.Q6_K]

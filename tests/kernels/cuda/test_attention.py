@@ -10,18 +10,10 @@ from numpy.typing import NDArray
 from operands import Array, Get, Put, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.attention import (
-    LONGEST_AT_ONCE,
-    attention,
-    attention_join,
-    attention_part,
-    is_split,
-    n_parts,
-    parts_in_use,
-    workspace_bytes,
-)
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, parts_in_use
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.rope import rope_kv_store, turns
+from hotcold.kernels.cuda.rope import rope_kv_store
+from hotcold.kernels.formats import LONGEST_AT_ONCE, attention_sums_bytes, cos_sin_table, is_split, n_parts
 
 Open = Callable[..., Device]
 KV_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("f2"), "f32": np.dtype("f4")}
@@ -61,7 +53,7 @@ def store(
     q, k, v = (
         normal(n_tokens, n, head_dim, seed=n + i) for i, n in enumerate((n_head, n_head_kv, n_head_kv))
     )
-    table = turns(n_ctx, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
+    table = cos_sin_table(n_ctx, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
     empty = np.full((n_head_kv, n_ctx, head_dim), np.nan, KV_TYPES[kv_type])
     given, keys, values = put(device, q), put(device, empty), put(device, empty)
     q_out = given if in_place else device.empty(q.shape, "f4")
@@ -155,7 +147,7 @@ def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array
         work = attention(case.kv_type, case.n_tokens, *case.sizes[:3], case.n_keys)
         work.launch(device, (*given, y, case.n_tokens, *case.sizes), device.compute)
         return get(device, y)
-    partial = device.empty(workspace_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
+    partial = device.empty(attention_sums_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
     work = attention_part(case.kv_type, *case.sizes, case.n_keys)
     work.launch(device, (*given, partial, *case.sizes, parts), device.compute)
     arguments = (partial, positions, y, case.n_head, case.head_dim, parts)
@@ -289,7 +281,7 @@ def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put
     case, device = Case("f16", 1500, 1, 2, 1, 16, 1600), open_emulated()
     full, n = (case.cache(2), case.cache(3)), n_parts(1600)
     q, keys, values, position = (put(device, a) for a in (case.q, *full, case.positions))
-    partial, y = device.empty(workspace_bytes(1, 2, 16, 1600) // 4, "f4"), device.empty((1, 2, 16), "f4")
+    partial, y = device.empty(attention_sums_bytes(1, 2, 16, 1600) // 4, "f4"), device.empty((1, 2, 16), "f4")
     launches = [
         attention_part("f16", *case.sizes, 1600).prepare(
             device, (q, keys, values, position, partial, *case.sizes, n)
@@ -319,8 +311,8 @@ def host_of(device: Device, position: int) -> Any:
 def test_parts_depend_on_the_context_alone(n_ctx: int, parts: int) -> None:
     assert n_parts(n_ctx) == parts
     assert is_split(1, n_ctx) == (parts > 1)
-    assert workspace_bytes(1, 3, 64, n_ctx) == (0 if parts == 1 else 4 * 3 * parts * 66)
-    assert workspace_bytes(2, 3, 64, n_ctx) == 0
+    assert attention_sums_bytes(1, 3, 64, n_ctx) == (0 if parts == 1 else 4 * 3 * parts * 66)
+    assert attention_sums_bytes(2, 3, 64, n_ctx) == 0
 
 
 @pytest.mark.parametrize(

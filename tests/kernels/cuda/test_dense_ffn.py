@@ -6,10 +6,9 @@ from numpy.typing import NDArray
 from operands import Get, Put, Type, inputs, normal, random_matrix, worst_error
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED
 
 F64 = NDArray[np.float64]
 

@@ -9,14 +9,13 @@ from numpy.typing import NDArray
 from operands import Array, Get, Put, Type, error, inputs, normal, random_matrix
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
-from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED, n_groups
 
 TYPES = sorted(FFN_TYPES)
 GATED = ["relu", "silu", "relu_both"]

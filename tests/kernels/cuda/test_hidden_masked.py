@@ -6,10 +6,10 @@ from numpy.typing import NDArray
 from operands import Get, Put, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.formats import ACTIVATIONS
 
 SIZES = [(1, 1, 1), (3, 20, 33), (2, 700, 700), (2, 301, 1000)]
 """Tokens, rows on the device, and neurons of the layer."""

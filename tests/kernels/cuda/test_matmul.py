@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
-from hotcold.kernels.cuda.weights import KERNEL_TYPES, QUANTISED
+from hotcold.kernels.formats import KERNEL_TYPES, QUANTISED
 
 PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
 SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]

@@ -12,7 +12,7 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.weights import FFN_TYPES, QUANTISED
+from hotcold.kernels.formats import FFN_TYPES, QUANTISED
 
 TYPES = sorted(FFN_TYPES)
 Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]

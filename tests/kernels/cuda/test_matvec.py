@@ -13,16 +13,8 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_OTHER
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES
-from hotcold.kernels.cuda.matvec import (
-    HAS_BIAS,
-    HAS_RESIDUAL,
-    RELU,
-    mask_words,
-    matvec,
-    matvec3,
-    matvec_mask,
-)
-from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED
+from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec3, matvec_mask
+from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, QUANTISED, mask_words
 
 F32 = NDArray[np.float32]
 PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)

@@ -11,9 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.kernels.cuda.activations import ACTIVATIONS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -23,16 +22,26 @@ from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import RELU, mask_words, matvec, matvec3, matvec_mask
+from hotcold.kernels.cuda.matvec import RELU, matvec, matvec3, matvec_mask
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.cuda.repack import packed_bytes, packed_row_bytes
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
-from hotcold.kernels.cuda.rope import KV_BYTES, rope_kv_store
+from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
-from hotcold.kernels.cuda.sum_groups import n_groups, sum_groups
-from hotcold.kernels.cuda.weights import FFN_TYPES, KERNEL_TYPES, QUANTISED, weight_planes
+from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.cuda.work import Work
+from hotcold.kernels.formats import (
+    ACTIVATIONS,
+    FFN_TYPES,
+    KERNEL_TYPES,
+    KV_BYTES,
+    QUANTISED,
+    device_row_bytes,
+    mask_words,
+    n_groups,
+    n_parts,
+)
 
 Type = GGMLQuantizationType
 Touched = Callable[[Work, tuple[Any, ...]], tuple[int, int]]
@@ -89,7 +98,7 @@ def inputs(device: Device, weight_type: Type, n: int) -> tuple[Buffer, ...]:
 
 def weights(device: Device, weight_type: Type, n_rows: int, n: int) -> tuple[Buffer, ...]:
     """Positive numbers."""
-    packed = filled(device, np.full(packed_bytes(weight_type, n_rows, n), 0x3B, "u1"))
+    packed = filled(device, np.full(n_rows * device_row_bytes(weight_type, n), 0x3B, "u1"))
     planes = weight_planes(packed, weight_type, n_rows, n)
     if weight_type in (Type.Q4_0, Type.Q5_0):
         planes[-1].array[:] = 0xBB  # two nibbles of 11, which stand for 3
@@ -207,7 +216,7 @@ def test_sparse_ffn(
     ids.array[: len(active)] = active
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
     work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_open=n_open)
-    unread = (n_open - 20) * packed_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
+    unread = (n_open - 20) * device_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
     arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
     assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
 

@@ -11,8 +11,8 @@ from hotcold.kernels.cuda.device.nvrtc import Nvrtc, Resources, build_cubin, rea
 from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, blocks_at_once, occupancy
 from hotcold.kernels.cuda.device.signatures import MAX_STATIC_SHARED, read_signatures
 from hotcold.kernels.cuda.device.sources import SOURCES, families, program
-from hotcold.kernels.cuda.weights import KERNEL_TYPES
 from hotcold.kernels.cuda.work import BLOCK
+from hotcold.kernels.formats import KERNEL_TYPES
 
 MOST_REGISTERS = 80
 LEAST_OCCUPANCY = 3 / 8
@@ -43,9 +43,7 @@ def test_the_tests_own_sources_are_cuda_too(nvrtc: Nvrtc) -> None:
 
 
 def test_a_spill_would_be_seen(nvrtc: Nvrtc) -> None:
-    source = program(TESTS / "seam.cu").replace(
-        "__launch_bounds__(256)", "__launch_bounds__(1024)"
-    )
+    source = program(TESTS / "seam.cu").replace("__launch_bounds__(256)", "__launch_bounds__(1024)")
     many = ", ".join(f"v{i} = x[{i} * n]" for i in range(200))
     uses = " ".join(f"v{i} = fmaf(v{i}, v{(i + 7) % 200}, v{(i + 3) % 200});" for i in range(200))
     sums = " + ".join(f"v{i}" for i in range(200))

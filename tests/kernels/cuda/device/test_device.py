@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
-from hotcold.kernels.cuda.device.device import Device, Entry
+from hotcold.kernels.cuda.device.calls import Call
+from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 
 Open = Callable[..., Device]
@@ -173,11 +174,11 @@ def test_the_log_has_everything_in_order(device: Device, put: Put) -> None:
     device.download(host, x, device.copy)
     device.copy.synchronize()
     assert device.log == [
-        Entry("scale", "compute"),
-        Entry("record", "compute"),
-        Entry("wait", "copy"),
-        Entry("d2h", "copy", 32),
-        Entry("host waits", "copy"),
+        Call("scale", "compute"),
+        Call("record", "compute"),
+        Call("wait", "copy"),
+        Call("d2h", "copy", 32),
+        Call("host waits", "copy"),
     ]
 
 

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.activations import ACTIVATIONS
-from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, n_parts
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.formats import ACTIVATIONS, n_parts
 
 pytestmark = pytest.mark.slow
 

@@ -11,11 +11,12 @@ import numpy as np
 from gguf import GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
-from hotcold.kernels.cuda import repack
+from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.cuda.weights import QUANTISED, weight_planes
+from hotcold.kernels.cuda.weights import weight_planes
+from hotcold.kernels.formats import QUANTISED, device_row_bytes
 
 Array = NDArray[Any]
 Put = Callable[[Device, Array], Buffer]
@@ -33,9 +34,9 @@ class Matrix:
 
     def planes(self, device: Device, put: Put) -> tuple[Buffer, ...]:
         n_rows, n = self.values.shape
-        packed = np.empty(repack.packed_bytes(self.type, n_rows, n), np.uint8)
-        repack.pack(self.rows, self.type, packed)
-        return weight_planes(put(device, packed), self.type, n_rows, n)
+        held = np.empty(n_rows * device_row_bytes(self.type, n), np.uint8)
+        planes.to_planes(self.rows, self.type, held)
+        return weight_planes(put(device, held), self.type, n_rows, n)
 
 
 def random_matrix(weight_type: Type, n_rows: int, n: int, seed: int = 0) -> Matrix:

@@ -1,0 +1,43 @@
+"""What was asked of a device: counted, and written down for who wants to read it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Counters:
+    """What a device has done since it was opened.
+
+    Attributes:
+        h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
+        launches: how often each kernel was launched.
+        host_waits: how often the host waited for the device.
+        stream_waits: how often a stream was told to wait for another.
+        live_bytes, peak_bytes: device memory that the driver's allocator holds, and held at most.
+        pinned_bytes: page-locked host memory that is allocated now.
+    """
+
+    h2d_calls: int = 0
+    h2d_bytes: int = 0
+    d2h_calls: int = 0
+    d2h_bytes: int = 0
+    launches: Counter[str] = field(default_factory=Counter)
+    host_waits: int = 0
+    stream_waits: int = 0
+    live_bytes: int = 0
+    peak_bytes: int = 0
+    pinned_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Call:
+    """One thing that was asked of a device.
+
+    Attributes:
+        what: a kernel, "h2d", "d2h", "record", "wait" (a stream's) or "host waits".
+        stream: its name.
+    """
+
+    what: str
+    stream: str
+    n_bytes: int = 0

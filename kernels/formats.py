@@ -1,0 +1,218 @@
+"""What the plan, the CPU's kernels and the device's kernels must agree on: the sizes and numbers of what
+both sides hold or exchange.
+
+* weights: the block types that the device has kernels for, and the bytes of a row there
+* activations: how a quantised weight's input is rounded, and the numbers of the functions
+* masks: a bit a neuron
+* the KV cache's types, and the table of cosines and sines that turns queries and keys
+* sums in parts: into how many a device's kernel cuts its work, and the memory that they take
+* what an allocator of device memory adds
+
+It needs neither side, so a run on the CPU alone opens nothing of `kernels/cuda`.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from numpy.typing import NDArray
+
+from hotcold.errors import DeviceError
+
+Type = GGMLQuantizationType
+
+# Weights
+
+KERNEL_TYPES = {
+    Type.F32: "f32",
+    Type.F16: "f16",
+    Type.BF16: "bf16",
+    Type.Q8_0: "q8_0",
+    Type.Q4_0: "q4_0",
+    Type.Q5_0: "q5_0",
+    Type.Q6_K: "q6_K",
+}
+"""The types that matvec, its mask and matmul multiply on the device, and how their kernels' names end."""
+
+FFN_TYPES = frozenset(KERNEL_TYPES) - {Type.Q5_0, Type.Q6_K}
+"""The types that all other kernels of the device have, those of a sparse FFN among them."""
+
+QUANTISED = frozenset(KERNEL_TYPES) - {Type.F32, Type.F16, Type.BF16}
+"""The types whose input is rounded first."""
+
+PLANE_ALIGNMENT = 16
+"""Bytes that one load of the device takes, and the beginning of every row of a plane there."""
+
+
+@dataclass(frozen=True)
+class Field:
+    """A part of every block: its first byte within the block, and how many bytes it has."""
+
+    name: str
+    start: int
+    n_bytes: int
+
+
+def _fields(**sizes: int) -> tuple[Field, ...]:
+    """Fields in the order in which they follow each other in the block."""
+    fields, start = [], 0
+    for name, n_bytes in sizes.items():
+        fields.append(Field(name, start, n_bytes))
+        start += n_bytes
+    return tuple(fields)
+
+
+FIELDS: dict[GGMLQuantizationType, tuple[Field, ...]] = {
+    Type.F32: _fields(values=4),
+    Type.F16: _fields(values=2),
+    Type.BF16: _fields(values=2),
+    Type.Q4_0: _fields(scales=2, quants=16),
+    Type.Q4_1: _fields(scales=2, minima=2, quants=16),
+    Type.Q5_0: _fields(scales=2, high_bits=4, quants=16),
+    Type.Q5_1: _fields(scales=2, minima=2, high_bits=4, quants=16),
+    Type.Q8_0: _fields(scales=2, quants=32),
+    Type.Q2_K: _fields(group_scales=16, quants=64, scales=2, minima=2),
+    Type.Q3_K: _fields(high_bits=32, quants=64, group_scales=12, scales=2),
+    Type.Q4_K: _fields(scales=2, minima=2, group_scales=12, quants=128),
+    Type.Q5_K: _fields(scales=2, minima=2, group_scales=12, high_bits=32, quants=128),
+    Type.Q6_K: _fields(quants=128, high_bits=64, group_scales=16, scales=2),
+}
+"""The fields of each block type, in the order of ggml's structures."""
+
+
+def fields(weight_type: GGMLQuantizationType) -> tuple[Field, ...]:
+    """The fields of a type's block; DeviceError if the device does not hold that type."""
+    if weight_type not in FIELDS:
+        known = ", ".join(t.name for t in FIELDS)
+        raise DeviceError(
+            "weight type on the device", weight_type.name, f"known: {known}", "keep it on the CPU"
+        )
+    return FIELDS[weight_type]
+
+
+def n_blocks(weight_type: GGMLQuantizationType, n: int) -> int:
+    """Blocks in a row of n weights; DeviceError if they are not whole."""
+    block_size = GGML_QUANT_SIZES[weight_type][0]
+    if n < 1 or n % block_size:
+        raise DeviceError("row of weights", n, f"{weight_type.name} needs a multiple of {block_size}")
+    return n // block_size
+
+
+def plane_row_bytes(weight_type: GGMLQuantizationType, n: int) -> tuple[int, ...]:
+    """Bytes of a row of n weights in each plane on the device (a plane a field), padding included."""
+    blocks = n_blocks(weight_type, n)
+    sizes = (blocks * field.n_bytes for field in fields(weight_type))
+    return tuple(-(-n_bytes // PLANE_ALIGNMENT) * PLANE_ALIGNMENT for n_bytes in sizes)
+
+
+def device_row_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
+    """Bytes that a row of n weights takes on the device, all planes together; a multiple of 16."""
+    return sum(plane_row_bytes(weight_type, n))
+
+
+# Activations
+
+ACTIVATIONS = {"relu": 0, "silu": 1, "relu_both": 2, "gelu": 3}
+"""The functions between up (and gate) and down, by the numbers that kernels take; activations.h has the
+same. relu_both is the ReLU of gate and of up."""
+
+
+def quantised_bytes(n_tokens: int, n: int) -> int:
+    """Bytes of n_tokens rows of n activations, as they cross the bus and lie on the device: n of int8, then
+    a float32 scale and an int32 sum for each 32 of them."""
+    return n_tokens * (n + n // 32 * 8)
+
+
+# Masks
+
+
+def mask_words(n_rows: int) -> int:
+    """Words of 32 bits of one token's mask of n_rows: whole pairs of them, one at least."""
+    return 2 * max(1, -(-n_rows // 64))
+
+
+def mask_bytes(n_rows: int) -> int:
+    """Bytes of one token's mask: the CPU reads it in words of 64 bits."""
+    return 4 * mask_words(n_rows)
+
+
+# KV cache and positions
+
+KV_BYTES = {"f16": 2, "f32": 4}
+"""Bytes of a number of the KV cache, by its type."""
+POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
+
+
+def cos_sin_table(n_ctx: int, frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Cosine and sine of each pair's angle at each position, float32 [n_ctx, n_rot / 2, 2].
+
+    Worked out in float64, since an angle of thousands has lost its last bits in float32; and once,
+    so that card, emulated device and CPU turn by the same bits.
+
+    Args:
+        frequencies: angle per position of each pair, as `ref.rope_frequencies` gives them.
+    """
+    table = np.empty((n_ctx, len(frequencies), 2), np.float32)
+    for start in range(0, n_ctx, POSITIONS_AT_ONCE):
+        some = table[start : start + POSITIONS_AT_ONCE]
+        angles = np.arange(start, start + len(some))[:, None] * frequencies
+        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
+    return table
+
+
+def cos_sin_bytes(n_ctx: int, n_rot: int) -> int:
+    """Bytes of the table."""
+    return 4 * n_ctx * n_rot
+
+
+# Sums in parts, on the device
+
+LONGEST_AT_ONCE = 1024
+"""The longest context that one launch of attention reads for a single token."""
+POSITIONS_A_PART, MOST_PARTS = 256, 32
+ROWS_A_GROUP, MOST_GROUPS = 64, 128
+
+
+def n_parts(n_ctx: int) -> int:
+    """Into how many parts attention cuts the positions: min(ceil(n_ctx / 256), 32), or 1 up to
+    LONGEST_AT_ONCE.
+
+    A function of the context's size alone, so that a launch can be prepared once. The parts of a token
+    share out the positions that it reads; those that get none do nothing.
+    """
+    return 1 if n_ctx <= LONGEST_AT_ONCE else min(-(-n_ctx // POSITIONS_A_PART), MOST_PARTS)
+
+
+def is_split(n_tokens: int, n_ctx: int) -> bool:
+    """Whether the positions are cut into parts: for one token of a long context. A batch has blocks
+    enough without, and its sums would need a workspace of hundreds of MiB."""
+    return n_tokens == 1 and n_parts(n_ctx) > 1
+
+
+def attention_sums_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) -> int:
+    """Bytes of the parts' sums: 4 (head_dim + 2) a head and part; none where nothing is split."""
+    return 4 * n_head * n_parts(n_ctx) * (head_dim + 2) if is_split(n_tokens, n_ctx) else 0
+
+
+def n_groups(n_rows: int) -> int:
+    """Into how many groups a sparse FFN cuts the active of n_rows: min(ceil(n_rows / 64), 128).
+
+    A function of the plan alone, so that sums have the same order in every run.
+    """
+    return min(max(1, -(-n_rows // ROWS_A_GROUP)), MOST_GROUPS)
+
+
+def group_sums_bytes(n_tokens: int, n_rows: int, n: int) -> int:
+    """Bytes of the groups' sums: 4 n for each group and token."""
+    return 4 * n_tokens * n_groups(n_rows) * n
+
+
+# Device memory
+
+GRANULE = 512
+"""Every allocator of device memory gives a multiple of this many bytes."""
+
+
+def granules(n_bytes: int) -> int:
+    """Bytes that an allocator takes for n_bytes."""
+    return -(-n_bytes // GRANULE) * GRANULE
