@@ -1,11 +1,9 @@
 """Devices for the tests: emulated everywhere, a real card where one exists."""
 
-import importlib.util
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,9 +14,18 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.build import find_compiler
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
-STUB_CUPY = Path(__file__).parent / "kernels" / "cuda" / "device" / "stub_cupy.py"
 OpenEmulated = Callable[..., Device]
 KeepDevice = Callable[[Device], Device]
+
+
+def pytest_configure() -> None:
+    """Let the commands that tests start heed Ctrl-C and a hangup, though the run itself may ignore them.
+
+    A process inherits what its parent ignores, as nohup and a shell's background job do, but no handler.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
 
 
 @pytest.fixture(scope="session")
@@ -69,13 +76,3 @@ def card() -> Iterator[Device]:
         pytest.skip(str(error))
     with Device(driver) as device:
         yield device
-
-
-@pytest.fixture(scope="session")
-def stub_cupy() -> ModuleType:
-    """The module stub_cupy.py: as much of CuPy as the driver needs, on the emulated device."""
-    spec = importlib.util.spec_from_file_location("stub_cupy", STUB_CUPY)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module

@@ -1,11 +1,9 @@
 """bench/gpu.py and bench/split.py do what they say, before anyone waits for a card."""
 
-import importlib.util
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import gpu
 import numpy as np
@@ -15,6 +13,7 @@ from gpu_bed import Bed, CardClock, Weights
 from gpu_kernels import Sizes, groups_of_cases, vector_cases
 from planned import half_the_neurons, plan_for, random_relu_model, shape_of, whole_plan
 from split_layer import measure, parts, split_layers
+from stub_cupy import StubCupy
 from stub_driver import SleepingDriver, StubDriver
 
 from hotcold.engine.device.steps import CopyDown, CopyUp, nodes_of
@@ -26,7 +25,6 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
-STUB_CUPY = Path(__file__).resolve().parents[1] / "kernels" / "cuda" / "device" / "stub_cupy.py"
 SIZES = Sizes(n_embd=256, n_ff=288, n_head=4, n_head_kv=2, n_tokens=3, n_ctx=1100)
 Type = GGMLQuantizationType
 
@@ -88,11 +86,7 @@ def test_a_card_is_timed_by_its_events(compiler: str, keep_device: Callable[[Dev
         load_nvrtc()
     except DeviceError as error:
         pytest.skip(str(error))
-    spec = importlib.util.spec_from_file_location("stub_cupy", STUB_CUPY)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    cupy: Any = module.StubCupy(EmulatedDriver(build_kind="fast", memory=1 << 20))
+    cupy = StubCupy(EmulatedDriver(build_kind="fast", memory=1 << 20))
     bed = Bed(keep_device(Device(CudaDriver(cupy=cupy))), 1)
     assert isinstance(bed.clock, CardClock) and bed.clock.copy_bandwidth() > 0
     case = next(vector_cases(bed, SIZES))

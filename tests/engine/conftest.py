@@ -1,9 +1,5 @@
-"""Models, recordings and a relative distance for the engine's tests.
+"""Models, recordings and a relative distance for the engine's tests."""
 
-It also makes `shared/split_runs.py` importable: tests have no package.
-"""
-
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,8 +12,6 @@ from numpy.typing import NDArray
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io.convert.conversion import convert
 from hotcold.kernels.cuda.device.device import Device
-
-sys.path.insert(0, str(Path(__file__).parent / "shared"))
 
 DATA = Path(__file__).parent.parent / "data"
 TINY = Path(__file__).parent.parent.parent / "models" / "tiny-relu-llama"

@@ -1,11 +1,7 @@
-"""Small models on disk, made from random numbers, and `.pt` and GGUF files made byte by byte.
-
-It also makes the modules in `shared` importable: tests have no package.
-"""
+"""Small models on disk, made from random numbers, and `.pt` and GGUF files made byte by byte."""
 
 import functools
 import struct
-import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,11 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numpy.typing import NDArray
-
-sys.path.insert(0, str(Path(__file__).parent / "shared"))
-
 from hf_models import HFDirectory, make, save_safetensors
+from numpy.typing import NDArray
 
 
 @pytest.fixture

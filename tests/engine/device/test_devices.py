@@ -3,10 +3,11 @@
 import json
 import sys
 from contextlib import nullcontext
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from stub_cupy import StubCupy
 
 from hotcold.engine.device import devices
 from hotcold.engine.device.devices import (
@@ -20,10 +21,10 @@ from hotcold.errors import DeviceError, SettingError
 
 
 @pytest.fixture
-def two_cards(stub_cupy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Any:
+def two_cards(monkeypatch: pytest.MonkeyPatch) -> Any:
     """CuPy with two cards; nothing can be run on them."""
-    memory = SimpleNamespace(free_and_total=lambda: (3 << 30, 8 << 30))
-    cupy = stub_cupy.StubCupy(memory, cards=2, driver_version=12040)
+    memory: Any = SimpleNamespace(free_and_total=lambda: (3 << 30, 8 << 30))
+    cupy = StubCupy(memory, cards=2, driver_version=12040)
     cupy.cuda.Device = lambda index: nullcontext()
     monkeypatch.setattr(devices, "load_cupy", lambda: cupy)
     return cupy

@@ -1,11 +1,11 @@
 """Whole divided runs under the checking builds of the emulated device, on a model of odd sizes."""
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as T
+from random_model import Shape, write_sparse
 from split_runs import (
     Case,
     Logits,
@@ -17,10 +17,6 @@ from split_runs import (
     plan_with,
     some_neurons,
 )
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[3] / "bench"))
-
-from random_model import Shape, write_sparse
 
 from hotcold.gguf_io import GGUFFile, open_gguf
 

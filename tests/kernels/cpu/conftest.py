@@ -1,13 +1,8 @@
-"""What the CPU kernel tests share: the distance to an oracle, packing, and runs of op records.
-
-It also makes `oracle_checks.py` importable: tests have no package, and that file runs as a script too.
-"""
+"""What the CPU kernel tests share: the distance to an oracle, packing, and runs of op records."""
 
 import ctypes
 import mmap
-import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +10,6 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import pack, program, team
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 

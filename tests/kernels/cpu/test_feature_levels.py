@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import oracle_checks
 import pytest
 from numba.core.codegen import get_host_cpu_features
 
@@ -54,7 +55,7 @@ def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
     "name", ["generic", *(pytest.param(n, marks=pytest.mark.slow) for n in LEVELS if n != "generic")]
 )
 def test_oracles_hold(name: str, tmp_path: Path) -> None:
-    run_at(name, tmp_path, Path(__file__).with_name("oracle_checks.py"))
+    run_at(name, tmp_path, Path(oracle_checks.__file__))
 
 
 @pytest.mark.slow

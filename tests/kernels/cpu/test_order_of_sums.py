@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import oracle_checks as checks
 import pytest
-import test_ffn as sparse
+import sparse_ffn_cases as sparse
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 

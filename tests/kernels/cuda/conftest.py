@@ -1,17 +1,13 @@
-"""Devices for the kernels' tests, and arrays to and from them.
+"""Devices for the kernels' tests, and arrays to and from them."""
 
-It also makes `shared/operands.py` importable: tests have no package.
-"""
-
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from stub_cupy import StubCupy
 
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -22,7 +18,6 @@ from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE / "shared"))
 OpenEmulated = Callable[..., Device]
 
 
@@ -36,14 +31,12 @@ def nvrtc() -> Nvrtc:
 
 
 @pytest.fixture
-def open_stub(
-    stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc, keep_device: Callable[[Device], Device]
-) -> OpenEmulated:
+def open_stub(compiler: str, nvrtc: Nvrtc, keep_device: Callable[[Device], Device]) -> OpenEmulated:
     """Opens the CUDA driver on a stand-in for CuPy; options are those of the emulated driver."""
 
     def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
         emulated = EmulatedDriver(**options)
-        cupy = stub_cupy.StubCupy(emulated, cards=cards)
+        cupy = StubCupy(emulated, cards=cards)
         return keep_device(Device(CudaDriver(index, source=options.get("source"), cupy=cupy)))
 
     return open_device

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
+import stub_cupy
+from stub_cupy import StubCupy
 
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels.cuda.device import cuda_driver
@@ -75,7 +76,7 @@ def test_a_missing_wait_shows_here_too(open_stub: Open, seam_source: str) -> Non
 
 
 def test_slabs_are_one_array_each_and_planes_are_views(
-    open_stub: Open, stub_cupy: ModuleType, seam_source: str, put: Put, get: Get
+    open_stub: Open, seam_source: str, put: Put, get: Get
 ) -> None:
     device = open_stub(source=seam_source)
     slabs = allocate_slabs(device, weights=4096, kv_cache=0, arena=1000)
@@ -125,9 +126,9 @@ def test_memory_runs_out(open_stub: Open, seam_source: str) -> None:
 
 
 def test_a_cuda_error_is_ours_and_the_device_still_closes(
-    stub_cupy: ModuleType, compiler: str, nvrtc: Nvrtc, seam_source: str, put: Put
+    compiler: str, nvrtc: Nvrtc, seam_source: str, put: Put
 ) -> None:
-    cupy = stub_cupy.StubCupy(EmulatedDriver(seam_source))
+    cupy = StubCupy(EmulatedDriver(seam_source))
     device = Device(CudaDriver(source=seam_source, cupy=cupy))
     x, y, host = put(device, np.ones(8, "f4")), device.empty(1, "f4"), device.pinned(1, "f4")
     device.launch("peek", 1, 32, (x, y, 8), device.compute)
@@ -160,9 +161,10 @@ def test_the_chosen_card_is_used_and_named(open_stub: Open, seam_source: str) ->
     ],
 )
 def test_what_cannot_run_is_said_with_its_remedy(
-    stub_cupy: ModuleType, options: dict[str, int], index: int, word: str
+    options: dict[str, int], index: int, word: str
 ) -> None:
-    cupy = stub_cupy.StubCupy(_NoDevice(), **options)
+    nothing: Any = _NoDevice()
+    cupy = StubCupy(nothing, **options)
     with pytest.raises(DeviceError, match=word) as caught:
         CudaDriver(index, cupy=cupy)
     assert caught.value.exit_code == 5

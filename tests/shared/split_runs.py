@@ -1,7 +1,4 @@
-"""Runs of one model on the CPU alone and divided between a device and the CPU, side by side.
-
-Tests have no package: conftest.py makes this file importable.
-"""
+"""Runs of one model on the CPU alone and divided between a device and the CPU, side by side."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,4 @@
-"""Weights and activations for the kernels' tests, on the host and on a device.
-
-Tests have no package: conftest.py makes this file importable.
-"""
+"""Weights and activations for the kernels' tests, on the host and on a device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,6 +1,0 @@
-"""Makes the benches importable: they are scripts, not a package."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "bench"))
