@@ -11,7 +11,7 @@ import numpy as np
 
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.store import DeviceMatrix
-from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
+from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices, layer_of
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
@@ -39,7 +39,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         ACTIVATIONS[node.attributes["activation"]],
     )
     if low.n_tokens == 1:
-        ids, counted = _list_rows(low, gate, mask, 0, 1)
+        ids, counted = _list_rows(low, node, gate, 0, 1)
         partial = _partial(low, gate)
         work = sparse_ffn(weights[0].type, 1, gate.n_rows, gate.n)
         planes = *gate.planes, *up.planes, *down.planes
@@ -53,7 +53,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.product(up, inputs, ups, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
         work = hidden_masked(count, gate.n_rows, low.model.n_ff, mask is not None)
-        lists = bits, low.store.neurons(low.layers[weights[0].name])
+        lists = bits, low.store.neurons(layer_of(node))
         low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation)
 
     return _by_batch(low, nodes, mask, (gate, down), None, hidden_of)
@@ -66,12 +66,12 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _ungated_by_outputs(low, nodes)
     weight, bias, down_bias = node.weight("up"), node.find_weight("up_bias"), node.find_weight("down_bias")
     up, down = low.store.matrix(weight), low.store.matrix(node.weight("down"))
-    operand, neurons = low.operand(weight, node.tensor("x")), low.store.neurons(low.layers[weight.name])
+    operand, neurons = low.operand(weight, node.tensor("x")), low.store.neurons(layer_of(node))
     activation = ACTIVATIONS[node.attributes["activation"]]
     up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
     if low.n_tokens == 1:
-        ids, counted = _list_rows(low, up, mask, 0, 1)
+        ids, counted = _list_rows(low, node, up, 0, 1)
         partial = _partial(low, up)
         work = sparse_mlp(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
         lists = up_bias or partial, neurons, ids, counted, partial
@@ -128,7 +128,7 @@ def _by_batch(
     for first in range(0, low.n_tokens, FFN_TOKENS):
         count = min(FFN_TOKENS, low.n_tokens - first)
         if mask is not None:  # the products read every row, so only the count is of use
-            _list_rows(low, rows, mask, first, count)
+            _list_rows(low, nodes[0], rows, first, count)
         h = low.area("first", count * rows.n_rows, np.float32)
         hidden_of(first, count, h)
         (some_y,), (some_added,) = (low.tokens_of((each,), first, count, n) for each in (y, added))
@@ -148,10 +148,10 @@ def _mask_of(low: DeviceLowering, mask: Tensor | None, first: int, count: int) -
 
 
 def _list_rows(
-    low: DeviceLowering, rows: DeviceMatrix, mask: Tensor | None, first: int, count: int
+    low: DeviceLowering, node: Node, rows: DeviceMatrix, first: int, count: int
 ) -> tuple[Buffer, Buffer]:
     """Rows of some tokens whose neurons the mask lists, or all rows: ids [count, n_rows], and how many."""
-    layer = low.layers[rows.weight.name]
+    layer, mask = layer_of(node), node.find_tensor("mask")
     ids = low.area("ids", count * rows.n_rows, np.int32)
     counted = low.area("ids", count, np.int32, 4 * count * rows.n_rows)
     bits, words = _mask_of(low, mask, first, count)

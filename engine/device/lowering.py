@@ -13,7 +13,7 @@ import numpy as np
 from hotcold.engine.device import ffn_lowering as ffn
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
-from hotcold.engine.graph.graph import Node, tensors_of
+from hotcold.engine.graph.graph import Node, layer_of, tensors_of
 from hotcold.engine.graph.passes import FFN_OPS, reading_matrices
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda import attention as attention_sizes
@@ -150,7 +150,7 @@ def _rope_kv_store(
     low: DeviceLowering, store: Node, qkv: tuple[Any, Any, Any], q_out: Any, n_head: int, rotation: Any
 ) -> None:
     model, n_rot = low.model, rotation["n_rot"]
-    keys, values = low.store.cache(store.attributes["layer"])
+    keys, values = low.store.cache(layer_of(store))
     low.launch(
         rope_kv_store(low.plan.kv_type, low.n_tokens, n_head, model.n_head_kv, model.head_dim, n_rot),
         *(low.vector(tensor) for tensor in qkv),
@@ -172,7 +172,7 @@ def _rope_kv_store(
 def attention(low: DeviceLowering, nodes: Nodes) -> int:
     node, model, plan = nodes[0], low.model, low.plan
     q, y = low.vector(node.tensor("q")), low.vector(node.output)
-    keys, values = low.store.cache(node.attributes["layer"])
+    keys, values = low.store.cache(layer_of(node))
     heads = model.n_head, model.n_head_kv, model.head_dim
     if not is_split(low.n_tokens, plan.n_ctx):
         work = attention_sizes.attention(plan.kv_type, low.n_tokens, *heads, plan.n_ctx)

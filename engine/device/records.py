@@ -29,7 +29,6 @@ class DeviceLowering:
 
     Attributes:
         n_tokens: of the run, at most the graph's. readers: how many nodes read a result.
-        layers: the layer of each FFN, by the name of its first matrix.
     """
 
     def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int) -> None:
@@ -37,7 +36,6 @@ class DeviceLowering:
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
         self.readers = Counter(t.name for p in graph.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
-        self.layers = self.model.ffn_layers
         self._launches: list[Launch] = []
         self._quantised: str | None = None
 

@@ -108,7 +108,7 @@ def _intermediates(graph: GraphPlan) -> Iterator[Report]:
         yield {
             "step": step,
             "name": output.name,
-            "layer": layer_of(output.name),
+            "layer": output.layer,
             "op": p.node.op,
             "operands": operands,
             "shape": list(output.shape),
@@ -133,12 +133,6 @@ def _results(placed: PlacedGraph) -> Iterator[tuple[int, PlacedNode, Tensor, lis
         parts = results(p.node)
         for i, output in enumerate(parts):
             yield step, p, output, operands if len(parts) == 1 else operands[i : i + 1]
-
-
-def layer_of(name: str) -> int | None:
-    """The layer in a name such as ffn_out_cpu-3@gpu."""
-    match = re.fullmatch(r".*-(\d+)(?:@\w+)?", name)
-    return int(match[1]) if match else None
 
 
 def _arenas(graph: GraphPlan) -> Report:

@@ -9,7 +9,7 @@ The ops, their operands and results are in `ops.py`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, TypeVar
 
@@ -25,14 +25,25 @@ class Tensor:
 
     Attributes:
         shape: (n_tokens, numbers a token).
+        layer: of the model, that it is made in; None for what belongs to none.
+        origin: what this is the copy of, on the other side of the bus; None for what a node computes.
     """
 
     name: str
     shape: tuple[int, int]
     dtype: str = "f32"
+    layer: int | None = None
+    origin: "Tensor | None" = None
+
+    def variant(self, kind: str, dtype: str | None = None) -> "Tensor":
+        """Another tensor of this shape and layer: of ffn_out-3 the "gpu" one is ffn_out_gpu-3."""
+        ending = "" if self.layer is None else f"-{self.layer}"
+        name = f"{self.name.removesuffix(ending)}_{kind}{ending}"
+        return replace(self, name=name, dtype=dtype or self.dtype)
 
 
 Operand = Tensor | Weight
+ALL, HOT, COLD = "all", "hot", "cold"
 Found = TypeVar("Found", Tensor, Weight)
 
 
@@ -42,6 +53,7 @@ class Node:
 
     Attributes:
         roles: of the inputs, as the op's table names them; none in nodes that a pass makes, such as copies.
+        rows: of its weights, that it is about: "all", or the "hot" or "cold" ones of a divided FFN.
     """
 
     op: str
@@ -50,6 +62,12 @@ class Node:
     output: Tensor
     attributes: Mapping[str, Any] = field(default_factory=dict)
     roles: tuple[str, ...] = ()
+    rows: str = ALL
+
+    @property
+    def layer(self) -> int | None:
+        """The layer that it belongs to, if to any."""
+        return self.output.layer
 
     def operand(self, role: str) -> Operand | None:
         """The operand of this role; None if the node has none."""
@@ -80,6 +98,17 @@ def _wanted(node: Node, role: str, found: Found | None) -> Found:
     return found
 
 
+def layer_of(node: Node) -> int:
+    """The layer of a node that must be in one, for its cache or its neurons.
+
+    Raises:
+        HotcoldError: it is in none.
+    """
+    if node.layer is None:
+        raise HotcoldError("node", node.name, f"{node.op} belongs to a layer", "say which, where it is added")
+    return node.layer
+
+
 def weights_of(node: Node) -> list[Weight]:
     """The operands of a node that are weights, in order."""
     return [operand for operand in node.inputs if isinstance(operand, Weight)]
@@ -97,11 +126,17 @@ def ffn_matrices(node: Node) -> list[Weight]:
 
 
 def make_node(
-    op: str, name: str, operands: tuple[Operand | None, ...], n_tokens: int, attributes: Mapping[str, Any]
+    op: str,
+    name: str,
+    layer: int | None,
+    operands: tuple[Operand | None, ...],
+    n_tokens: int,
+    attributes: Mapping[str, Any],
 ) -> Node:
     """A node of this op, its operands in the order of the op's table.
 
     Args:
+        name: of the result. layer: that it belongs to.
         operands: None stands for one that the model does not have, and is left out.
 
     Raises:
@@ -110,7 +145,7 @@ def make_node(
     if op not in OPS:
         raise HotcoldError(f"op of node {name}", op, f"known: {', '.join(OPS)}")
     given = by_role(op, operands)
-    output = Tensor(name, (n_tokens, _result_size(op, given)), OPS[op].dtype)
+    output = Tensor(name, (n_tokens, _result_size(op, given)), OPS[op].dtype, layer)
     return Node(op, name, tuple(given.values()), output, MappingProxyType(attributes), tuple(given))
 
 
@@ -143,20 +178,24 @@ class Graph:
         self.nodes: tuple[Node, ...] = ()
         self.frozen = False
 
-    def add(self, op: str, *operands: Operand | None, name: str = "", **attributes: Any) -> Tensor:
-        """Append a node; its result.
+    def add(
+        self, op: str, *operands: Operand | None, name: str = "", layer: int | None = None, **attributes: Any
+    ) -> Tensor:
+        """Append a node; its result, called `name`, or `name-layer` in a layer.
 
         Args:
             operands: None stands for one that the model does not have, and is left out.
-            name: of the result, unique in the graph; default the op and the node's number.
+            name: unique in the graph or the layer; default the op and the node's number.
+            layer: of the model, that the node belongs to.
 
         Raises:
             HotcoldError: the graph is frozen, or as `make_node`.
         """
         name = name or f"{op}-{len(self.nodes)}"
+        name = name if layer is None else f"{name}-{layer}"
         if self.frozen:
             raise HotcoldError("node for a frozen graph", name, "", "build another graph")
-        node = make_node(op, name, operands, self.n_tokens, attributes)
+        node = make_node(op, name, layer, operands, self.n_tokens, attributes)
         self.nodes = (*self.nodes, node)
         return node.output
 
@@ -179,7 +218,7 @@ class Graph:
 def _cells(i: int, node: Node) -> tuple[str, str, str, str, str]:
     n, dtype = node.output.shape[1], node.output.dtype
     size = {"f32": f"{n}", "mask": f"{n} bits"}.get(dtype, "-")
-    layer = f"blk.{node.name.rpartition('-')[2]}."
+    layer = "" if node.layer is None else f"blk.{node.layer}."
     operands = [operand.name.removeprefix(layer).removesuffix(".weight") for operand in node.inputs]
     return str(i), node.name, size, node.op, ", ".join(operands)
 

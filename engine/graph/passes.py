@@ -22,7 +22,18 @@ from types import MappingProxyType
 from typing import Any
 
 from hotcold.engine.graph.arena import Arena, Entry, Span, aligned, arrange, tensor_bytes
-from hotcold.engine.graph.graph import Graph, Node, Operand, Tensor, ffn_matrices, tensors_of
+from hotcold.engine.graph.graph import (
+    ALL,
+    COLD,
+    HOT,
+    Graph,
+    Node,
+    Operand,
+    Tensor,
+    ffn_matrices,
+    layer_of,
+    tensors_of,
+)
 from hotcold.engine.model.model import Weight
 from hotcold.kernels.formats import QUANTISED
 
@@ -94,7 +105,7 @@ def place(graph: Graph, homes: Homes) -> PlacedGraph:
 
 def _side(node: Node, homes: Homes, sides: Mapping[str, str]) -> tuple[str, str]:
     if node.op in ("kv_store", "attention"):
-        return homes.kv[node.attributes["layer"]], f"KV cache of layer {node.attributes['layer']}"
+        return homes.kv[layer_of(node)], f"KV cache of layer {node.layer}"
     weight = _deciding_weight(node)
     if weight is not None:
         home = homes.head if node.op == "logits" else homes.weights.get(weight.name, CPU)
@@ -130,11 +141,10 @@ def split(placed: PlacedGraph) -> PlacedGraph:
 
 def _divided(p: PlacedNode) -> list[PlacedNode]:
     parts = []
-    for side, rows in ((GPU, "hot"), (CPU, "cold")):
-        output = replace(p.node.output, name=_named(p.node.name, side))
-        attributes = MappingProxyType({**p.node.attributes, "rows": rows})
+    for side, rows in ((GPU, HOT), (CPU, COLD)):
+        output = p.node.output.variant(side)
         inputs, roles = _part_operands(p.node, rows)
-        node = Node(p.node.op, output.name, inputs, output, attributes, roles)
+        node = Node(p.node.op, output.name, inputs, output, p.node.attributes, roles, rows)
         parts.append(PlacedNode(node, side, f"{rows} rows of {p.rule.removeprefix('its weight ')}"))
     merged = Node("merge", p.node.name, tuple(part.node.output for part in parts), p.node.output)
     return [*parts, PlacedNode(merged, GPU, f"its first operand {parts[0].node.name}")]
@@ -142,14 +152,8 @@ def _divided(p: PlacedNode) -> list[PlacedNode]:
 
 def _part_operands(node: Node, rows: str) -> tuple[tuple[Operand, ...], tuple[str, ...]]:
     """A partial node's operands and their roles; the bias of the down projection is the hot part's alone."""
-    kept = [i for i, role in enumerate(node.roles) if rows == "hot" or role != "down_bias"]
+    kept = [i for i, role in enumerate(node.roles) if rows == HOT or role != "down_bias"]
     return tuple(node.inputs[i] for i in kept), tuple(node.roles[i] for i in kept)
-
-
-def _named(name: str, side: str) -> str:
-    """ffn_out-3 as ffn_out_gpu-3."""
-    stem, dash, layer = name.rpartition("-")
-    return f"{stem}_{side}-{layer}" if dash else f"{name}_{side}"
 
 
 def quantise(placed: PlacedGraph) -> PlacedGraph:
@@ -178,7 +182,7 @@ def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
     weights of whole blocks."""
     if p.node.op not in FFN_OPS:
         return False
-    if p.side == GPU and "rows" not in p.node.attributes and p.node.tensor("x").name not in shared:
+    if p.side == GPU and p.node.rows == ALL and p.node.tensor("x").name not in shared:
         return False
     return all(weight.type in QUANTISED for weight in reading_matrices(p.node))
 
@@ -208,7 +212,7 @@ def reading_matrices(node: Node) -> list[Weight]:
 
 def _with_rounded_input(p: PlacedNode, nodes: list[PlacedNode], sides: dict[str, str]) -> PlacedNode:
     x = p.node.tensor("x")
-    rounded = replace(x, name=_named(x.name, "q8"), dtype="q8")
+    rounded = x.variant("q8", dtype="q8")
     if rounded.name not in sides:
         nodes.append(
             PlacedNode(Node("quantise", rounded.name, (x,), rounded), GPU, f"{p.node.name} reads it")
@@ -225,15 +229,20 @@ def copies(placed: PlacedGraph) -> PlacedGraph:
     """
     crossing = _Crossing()
     for p, following in zip_longest(placed.nodes, placed.nodes[1:]):
-        if p.node.attributes.get("rows") == "hot":
+        if p.node.rows == HOT:
             crossing.operands(following)
         crossing.append(replace(p, node=replace(p.node, inputs=crossing.operands(p))))
         if p.node.op == "logits" and p.side == GPU:
-            output = replace(p.node.output, name=f"{p.node.output.name}@{CPU}")
+            output = _across(p.node.output, CPU)
             attributes = MappingProxyType({"own_array": True})
             node = Node("copy", output.name, (p.node.output,), output, attributes)
             crossing.nodes.append(PlacedNode(node, CPU, "logits go to the run's own array"))
     return PlacedGraph(placed.n_tokens, tuple(crossing.nodes))
+
+
+def _across(tensor: Tensor, side: str) -> Tensor:
+    """A result's copy on the other side."""
+    return replace(tensor, name=f"{tensor.name}@{side}", origin=tensor)
 
 
 class _Crossing:
@@ -265,9 +274,9 @@ class _Crossing:
     def _copy(self, wanted: list[Tensor], p: PlacedNode) -> None:
         """Append a copy node; masks go first, since their rows are the shortest."""
         wanted = sorted(wanted, key=lambda tensor: tensor.dtype != "mask")
-        parts = tuple(replace(tensor, name=f"{tensor.name}@{p.side}") for tensor in wanted)
+        parts = tuple(_across(tensor, p.side) for tensor in wanted)
         several = len(parts) > 1
-        name = f"{_named(p.node.name, 'in')}@{p.side}" if several else parts[0].name
+        name = f"{p.node.output.variant('in').name}@{p.side}" if several else parts[0].name
         attributes = MappingProxyType({"parts": parts} if several else {})
         node = Node("copy", name, tuple(wanted), parts[0], attributes)
         self.nodes.append(PlacedNode(node, p.side, f"{p.node.name} on the {p.side.upper()} reads it"))

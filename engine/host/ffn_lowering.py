@@ -4,8 +4,7 @@ One token goes through its rows in one pass, by a list of them where not all are
 bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
 """
 
-from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices
-from hotcold.engine.graph.passes import CPU
+from hotcold.engine.graph.graph import COLD, Node, Tensor, ffn_matrices, layer_of
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.model.model import Weight
@@ -16,9 +15,7 @@ from hotcold.kernels.formats import ACTIVATIONS, mask_bytes
 
 def _cold(low: Lowering, node: Node) -> ColdRows | None:
     """The rows that the node is about, where they are the cold ones; None for all of them."""
-    if node.attributes.get("rows") != "cold":
-        return None
-    return low.cold[low.layers[ffn_matrices(node)[0].name]]
+    return low.cold[layer_of(node)] if node.rows == COLD else None
 
 
 def _listed(low: Lowering, node: Node) -> Record:
@@ -32,7 +29,7 @@ def _listed(low: Lowering, node: Node) -> Record:
         return cold.list_fields if cold else {}
     count = low.areas["listed"]
     where = {"p0": count + 8, "p1": count}
-    if mask.name.endswith(f"@{CPU}"):
+    if mask.origin is not None:
         n_ff, x = mask.shape[1], cold.bits.ctypes.data if cold else 0
         low.emit(program.LIST_ROWS, 1, z=low.tensors[mask.name], x=x, n_rows=n_ff, **where)
     return where
@@ -146,7 +143,7 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
         scratch_stride=stride,
         **listed,
         p2=int(skip),
-        counts=low.layer_counts(first),
+        counts=low.layer_counts(layer_of(node)),
     )
     y, _ = low.vector(node.output)
     chunks = max(1, min(program.PIECES, k // 256))
@@ -158,7 +155,7 @@ def sparse_ffn(low: Lowering, node: Node) -> None:
     if low.one_token:
         _gated_pieces(low, node, skip=True)
         return
-    n_ff, counts, bits = gate.ne[1], low.layer_counts(gate), _bits(low, node)
+    n_ff, counts, bits = gate.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
     _rows_of(low, gate, low.tensor_operand(gate, n), gates, counted)
@@ -239,7 +236,7 @@ def sparse_mlp(low: Lowering, node: Node) -> None:
     if low.one_token:
         _mlp_pieces(low, node, skip=True)
         return
-    n_ff, counts, bits = up.ne[1], low.layer_counts(up), _bits(low, node)
+    n_ff, counts, bits = up.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     hidden = (low.areas["first"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
     _rows_of(low, up, low.tensor_operand(up, n), hidden, counted)

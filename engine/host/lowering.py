@@ -5,7 +5,7 @@ One short function a node kind; each knows its node's operands and nothing of th
 
 from collections.abc import Callable
 
-from hotcold.engine.graph.graph import Node
+from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
@@ -89,7 +89,7 @@ def rope(low: Lowering, node: Node) -> None:
 
 def kv_store(low: Lowering, node: Node) -> None:
     k, v = node.tensor("k"), node.tensor("v")
-    cache, layer = low.kv_cache, node.attributes["layer"]
+    cache, layer = low.kv_cache, layer_of(node)
     (x, x_stride), (z, z_stride) = low.vector(k), low.vector(v)
     low.emit(
         program.KV_STORE,
@@ -109,7 +109,7 @@ def kv_store(low: Lowering, node: Node) -> None:
 
 def attention(low: Lowering, node: Node) -> None:
     q = node.tensor("q")
-    cache, layer = low.kv_cache, node.attributes["layer"]
+    cache, layer = low.kv_cache, layer_of(node)
     n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
     (x, x_stride), (y, y_stride) = low.vector(q), low.vector(node.output)
     low.emit(

@@ -24,7 +24,6 @@ class Lowering:
         tensors: address of each intermediate by name. areas: address of each workspace area.
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
-        layers: the layer of each FFN, by the name of its first matrix.
         cold: of each layer whose FFN is split, the rows that are the CPU's.
         packed: the tensor that the packed area holds.
     """
@@ -36,7 +35,6 @@ class Lowering:
     areas: dict[str, int]
     rope_table: int
     counts: int
-    layers: dict[str, int]
     cold: dict[int, ColdRows]
     packed: str | None = None
     records: list[Record] = field(default_factory=list)
@@ -50,9 +48,9 @@ class Lowering:
         """Append one record."""
         self.records.append({"code": code, "chunks": chunks, **fields})
 
-    def layer_counts(self, first: Weight) -> int:
-        """Address of the counts of the layer that has this first matrix of its FFN."""
-        return self.counts + self.layers[first.name] * program.MAX_CHUNKS * 16
+    def layer_counts(self, layer: int) -> int:
+        """Address of a layer's counts."""
+        return self.counts + layer * program.MAX_CHUNKS * 16
 
     def token_chunks(self, n: int) -> int:
         """Chunks of an op that shares out tokens of n numbers each."""

@@ -64,7 +64,6 @@ class HostSide:
         self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
         sizes = [workspace.graph_area_bytes(graph) for graph in graphs]
         self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
-        self._layers = model.ffn_layers
         self.run = np.zeros(program.N_PARAMETERS, np.int64)
 
     def lowering(self, graph: GraphPlan) -> Lowering:
@@ -78,7 +77,6 @@ class HostSide:
             areas={name: area.ctypes.data for name, area in self._areas.items()},
             rope_table=self.rope_table.ctypes.data,
             counts=self.counts.ctypes.data,
-            layers=self._layers,
             cold=self.cold,
         )
 

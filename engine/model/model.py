@@ -120,11 +120,6 @@ class Model(Hyperparameters):
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
 
-    @property
-    def ffn_layers(self) -> dict[str, int]:
-        """The layer of each FFN, by the name of its first matrix."""
-        return {layer.ffn_matrices[0].name: i for i, layer in enumerate(self.layers)}
-
 
 class _Weights:
     """Takes weights out of a file by name, and remembers which have been taken."""

@@ -173,10 +173,7 @@ class Plan:
     @property
     def n_dense_layers(self) -> int:
         """Layers whose dense part is on the device."""
-        return sum(
-            entry.role == "norm" and entry.home == GPU and entry.tensor.endswith("attn_norm.weight")
-            for entry in self.weights
-        )
+        return len({e.layer for e in self.weights if e.role == "attention" and e.home == GPU})
 
 
 def homes_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -> Homes:

@@ -16,15 +16,15 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
 
 def append(graph: Graph, model: Model, sparsity: str, activation: str, *, interleaved: bool = True) -> None:
     """Append the whole model with this activation of its gated FFN and this pairing of its rotation."""
-    eps = {"eps": model.norm_eps}
+    eps = model.norm_eps
     x = graph.add("embed", model.token_embd, name="inp_embd")
     for i, layer in enumerate(model.layers):
-        n = graph.add("rms_norm", x, layer.attn_norm, **eps, name=f"attn_norm-{i}")
+        n = graph.add("rms_norm", x, layer.attn_norm, eps=eps, name="attn_norm", layer=i)
         a = self_attention(graph, model, layer, n, i, interleaved)
-        x = graph.add("add", a, x, name=f"ffn_inp-{i}")
+        x = graph.add("add", a, x, name="ffn_inp", layer=i)
         listed = mask(graph, model, layer, x, i, sparsity)
-        n = graph.add("rms_norm", x, layer.ffn_norm, **eps, name=f"ffn_norm-{i}")
+        n = graph.add("rms_norm", x, layer.ffn_norm, eps=eps, name="ffn_norm", layer=i)
         h = gated_ffn(graph, layer, n, listed, i, activation, sparsity)
-        x = graph.add("add", h, x, name=f"l_out-{i}")
-    x = graph.add("rms_norm", x, model.output_norm, **eps, name="result_norm")
+        x = graph.add("add", h, x, name="l_out", layer=i)
+    x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     graph.add("logits", model.output, x, name="result_output")

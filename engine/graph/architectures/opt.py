@@ -11,18 +11,20 @@ from hotcold.engine.model.model import N_UNUSED_POSITIONS, Model
 
 def build(graph: Graph, model: Model, sparsity: str) -> None:
     """Append the whole model."""
-    eps = {"eps": model.norm_eps}
+    eps = model.norm_eps
     tokens = graph.add("embed", model.token_embd, name="tok_embd")
     positions = graph.add("positions", model.position_embd, first=N_UNUSED_POSITIONS, name="pos_embd")
     x = graph.add("add", tokens, positions, name="inp_embd")
     for i, layer in enumerate(model.layers):
-        n = graph.add("layer_norm", x, layer.attn_norm, layer.attn_norm_bias, **eps, name=f"attn_norm-{i}")
+        n = graph.add(
+            "layer_norm", x, layer.attn_norm, layer.attn_norm_bias, eps=eps, name="attn_norm", layer=i
+        )
         a = self_attention(graph, model, layer, n, i, interleaved=False)
-        x = graph.add("add", a, x, name=f"ffn_inp-{i}")
+        x = graph.add("add", a, x, name="ffn_inp", layer=i)
         listed = mask(graph, model, layer, x, i, sparsity)
-        n = graph.add("layer_norm", x, layer.ffn_norm, layer.ffn_norm_bias, **eps, name=f"ffn_norm-{i}")
+        n = graph.add("layer_norm", x, layer.ffn_norm, layer.ffn_norm_bias, eps=eps, name="ffn_norm", layer=i)
         h = mlp(graph, layer, n, listed, i, model.ffn_activation, sparsity)
-        x = graph.add("add", h, x, name=f"l_out-{i}")
+        x = graph.add("add", h, x, name="l_out", layer=i)
     norm = (model.output_norm, model.output_norm_bias)
-    x = graph.add("layer_norm", x, *norm, **eps, name="result_norm")
+    x = graph.add("layer_norm", x, *norm, eps=eps, name="result_norm")
     graph.add("logits", model.output, x, name="result_output")

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hotcold.engine import settings
 from hotcold.engine.dump import inputs as dump
 from hotcold.engine.dump.html import page
-from hotcold.engine.dump.report import as_json, layer_of, select
+from hotcold.engine.dump.report import as_json, select
 from hotcold.engine.dump.text import bar, short_form
 from hotcold.engine.measure.traffic import sparse_token_bytes
 from hotcold.engine.plan import planning
@@ -142,10 +142,14 @@ def test_rooflines() -> None:
     assert traffic.seconds(1e9, 1e9, 1e-3) == pytest.approx(traffic.bus_bytes / 1e6, rel=1e-3)
 
 
-@pytest.mark.parametrize("name", ["ffn_out-3", "ffn_out_cpu-3", "ffn_out_cpu-3@gpu"])
-def test_layers_in_names(name: str) -> None:
-    assert layer_of(name) == 3
-    assert layer_of("inp_embd@gpu") is None
+def test_every_intermediate_knows_its_layer() -> None:
+    """Of parts and copies it is that of the node which made the numbers."""
+    rows = [row for budget in ("3MiB", "6MiB") for row in report(budget)["intermediates"]["decode"]]
+    layers = {row["name"]: row["layer"] for row in rows}
+    assert {"ffn_out_cpu-0", "ffn_out_cpu-0@gpu", "ffn_norm_q8-3@cpu", "Qcur-3@cpu"} <= layers.keys()
+    for name, layer in layers.items():
+        numbers = re.findall(r"-(\d+)", name)
+        assert layer == (int(numbers[0]) if numbers else None), name
 
 
 def test_a_layer_and_a_pattern_are_selected() -> None:

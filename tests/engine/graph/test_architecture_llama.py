@@ -96,7 +96,7 @@ def test_the_predictor_reads_the_residual_before_its_norm(sparse: Model) -> None
     for i in (0, 1):
         predictor = nodes[f"mlp_pre_out-{i}"]
         assert names(predictor) == [f"ffn_inp-{i}", f"blk.{i}.fc1.weight", f"blk.{i}.fc2.weight"]
-        assert predictor.output == Tensor(f"mlp_pre_out-{i}", (1, 1024), "mask")
+        assert predictor.output == Tensor(f"mlp_pre_out-{i}", (1, 1024), "mask", layer=i)
         assert predictor.attributes["threshold"] == 0.5
         ffn = nodes[f"ffn_out-{i}"]
         assert names(ffn)[:2] == [f"ffn_norm-{i}", f"mlp_pre_out-{i}"]
@@ -126,7 +126,8 @@ def test_queries_and_keys_are_rotated_and_values_are_not(dense: Model) -> None:
     rotation = {"head_dim": 16, "n_rot": 16, "interleaved": True}
     assert dict(nodes["Qrope-0"].attributes) == {"n_head": 8, **rotation}
     assert dict(nodes["Krope-0"].attributes) == {"n_head": 2, **rotation}
-    assert dict(nodes["kqv_out-1"].attributes) == {"layer": 1, "n_head": 8, "n_head_kv": 2, "head_dim": 16}
+    assert dict(nodes["kqv_out-1"].attributes) == {"n_head": 8, "n_head_kv": 2, "head_dim": 16}
+    assert nodes["kqv_out-1"].layer == nodes["kv_store-1"].layer == 1
     assert nodes["Kcur-0"].output.shape == (3, 32)
     assert nodes["kqv_out-0"].output.shape == (3, 128)
 

@@ -118,8 +118,8 @@ def test_bytes_of_a_tensor(tensor: Tensor, n_bytes: int) -> None:
 def test_an_order_takes_no_bytes() -> None:
     graph = Graph(2)
     x = graph.add("embed", weight(64, 8), name="x")
-    stored = graph.add("kv_store", x, x, layer=0, name="stored")
-    graph.add("attention", x, stored, layer=0, name="y")
+    stored = graph.add("kv_store", x, x, name="stored")
+    graph.add("attention", x, stored, name="y")
     assert [entry.name for entry in offsets(graph).entries] == ["x", "y"]
 
 

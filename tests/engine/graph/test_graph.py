@@ -18,9 +18,9 @@ def weight(name: str, *ne: int) -> Weight:
 def small(n_tokens: int = 3) -> Graph:
     graph = Graph(n_tokens)
     x = graph.add("embed", weight("token_embd", 8, 100), name="x")
-    k = graph.add("mul_mat", weight("blk.7.attn_k.weight", 8, 4), x, name="k-7")
-    stored = graph.add("kv_store", k, k, layer=0, name="stored")
-    y = graph.add("attention", x, stored, layer=0, name="y")
+    k = graph.add("mul_mat", weight("blk.7.attn_k.weight", 8, 4), x, name="k", layer=7)
+    stored = graph.add("kv_store", k, k, name="stored")
+    y = graph.add("attention", x, stored, name="y")
     mask = graph.add("predictor", x, weight("fc1", 8, 2), weight("fc2", 2, 70), threshold=0.0, name="mask")
     matrices = [weight(name, 8, 70) for name in ("gate", "up", "down_t")]
     y = graph.add("sparse_ffn", y, mask, *matrices, name="h")
@@ -75,10 +75,10 @@ def test_a_frozen_graph_takes_no_node() -> None:
 
 
 def test_attributes_are_read_only() -> None:
-    node = small().nodes[2]
-    assert node.attributes["layer"] == 0
+    node = small().nodes[4]
+    assert node.attributes["threshold"] == 0.0
     with pytest.raises(TypeError):
-        node.attributes["layer"] = 1  # type: ignore[index]
+        node.attributes["threshold"] = 1  # type: ignore[index]
 
 
 @pytest.mark.parametrize("i", range(8))

@@ -95,7 +95,7 @@ def test_a_split_node_becomes_two_and_a_merge() -> None:
         ("merge", "ffn_out-0", "gpu"),
         ("sparse_ffn", "ffn_out-1", "cpu"),
     ]
-    assert [p.node.attributes.get("rows") for p in nodes[:2]] == ["hot", "cold"]
+    assert [p.node.rows for p in nodes[:2]] == ["hot", "cold"]
 
 
 def test_operands_cross_the_bus_once_each() -> None:
