@@ -57,4 +57,5 @@ RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
 SPARSE_THRESHOLD = "powerinfer.sparse_threshold"
 FFN_ACTIVATION = "hotcold.ffn_activation"
+END_IDS = "hotcold.end_token_ids"  # ids that end a text, for which llama.cpp has no key
 ACTIVATION_COUNTS = "hotcold.activation.{i}"

@@ -39,7 +39,7 @@ class ChatPrompt:
             rest = self._encode(text[len(self._known_text) :])
             if rest and not self._tokenizer.piece(rest[0]):  # a control piece: no merge reaches over it
                 return self._known_ids + rest
-        return with_bos(self._tokenizer, self._encode(text))
+        return self._encode(text, add_special=not self._tokenizer.brings_bos(text))
 
     def remember(self, answered: Generation, answer: str) -> None:
         """What the model chose as the answer to the last prompt; cut into pieces again it might differ."""
@@ -51,19 +51,11 @@ class ChatPrompt:
             )
             self._known_ids = answered.prompt_ids + answered.ids
 
-    def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special=False, parse_special=True, guard=GUARD)
+    def _encode(self, text: str, *, add_special: bool = False) -> list[int]:
+        return self._tokenizer.encode(text, add_special=add_special, parse_special=True, guard=GUARD)
 
     def _guarded(self, message: Message) -> Message:
         content = message["content"].replace(GUARD, "")
         for text in self._forbidden.get(message["role"], self._forbidden_elsewhere):
             content = content.replace(text, text[0] + GUARD + text[1:])
         return message | {"content": content}
-
-
-def with_bos(tokenizer: Tokenizer, ids: list[int]) -> list[int]:
-    """BOS once in front, whether the template writes it or the model asks for it."""
-    bos = tokenizer.bos
-    if bos is None or tokenizer.encode("")[:1] != [bos] or ids[:1] == [bos]:
-        return ids
-    return [bos, *ids]

@@ -97,16 +97,20 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
+        parse_special: bool = True,
+        special: bool = False,
         after: "Generation | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
 
         Args:
-            prompt: text (special pieces such as `</s>` in it are recognised), or token ids.
+            prompt: text, or token ids.
             max_tokens: most tokens to choose; -1 goes on until the context is full.
             temp, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingSettings`.
             stop: strings that end the text; they are not part of it.
             ignore_eos: never choose a token that ends the text.
+            parse_special: whether control pieces such as `</s>` in the prompt's text are recognised.
+            special: whether control pieces that the model chooses are shown, that which ends the text too.
             after: the last generation of this engine; what its text and this prompt begin with alike
                 is in the KV cache and does not run again.
 
@@ -118,12 +122,19 @@ class Engine:
         settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
         if isinstance(prompt, str | bytes):
             self.check_length(prompt)
-            ids = self._checked_ids(self.tokenizer.encode(prompt, parse_special=True), "prompt")
+            own_bos = parse_special and self.tokenizer.brings_bos(prompt)
+            encoded = self.tokenizer.encode(prompt, add_special=not own_bos, parse_special=parse_special)
+            ids = self._checked_ids(encoded, "prompt")
         else:
-            ids = self._checked_ids(prompt, "prompt")
+            own_bos, ids = False, self._checked_ids(prompt, "prompt")
         if not ids.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
-        return Generation(self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos, after)
+        generation = Generation(
+            self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos, special, after
+        )
+        if own_bos:
+            generation.warnings = ("the prompt begins with BOS, so none is put in front of it",)
+        return generation
 
     def check_length(self, prompt: str | bytes) -> None:
         """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
@@ -208,7 +219,10 @@ class Generation(Iterator[str]):
         prompt_ids, ids: tokens of the prompt, and tokens chosen so far.
         statistics: counts and times so far.
         sampling: the settings in use, with the seed.
+        warnings: what a user should know of the prompt, one line each.
     """
+
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -218,6 +232,7 @@ class Generation(Iterator[str]):
         sampler: Sampler,
         stops: tuple[str, ...],
         ignore_eos: bool,
+        special: bool = False,
         after: "Generation | None" = None,
     ) -> None:
         self._engine, self._sampler, self._stops = engine, sampler, StopStrings(stops)
@@ -226,7 +241,7 @@ class Generation(Iterator[str]):
         if 0 <= max_tokens <= room:
             self._limit, self._limit_reason = max_tokens, "length"
         self._banned = sorted(engine.tokenizer.end_ids) if ignore_eos else []
-        self._characters = CharacterStream()
+        self._characters, self._special = CharacterStream(), special
         self._logits = np.empty((1, engine.model.n_vocab), np.float32)
         self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
         self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
@@ -271,7 +286,8 @@ class Generation(Iterator[str]):
         while not statistics.stop_reason and not self._stopped:
             if piece := self._next_piece():
                 yield piece
-        if statistics.stop_reason != "stop" and (rest := self._stops.end()):
+        rest = self._stops.feed(self._characters.end())
+        if rest := rest + self._stops.end():
             yield rest
 
     def _run_prompt(self) -> None:
@@ -303,13 +319,21 @@ class Generation(Iterator[str]):
         statistics.decode_seconds += time.perf_counter() - started if self.ids else 0.0
         if token in self._engine.tokenizer.end_ids:
             statistics.stop_reason = "eos"
-            return ""
+            return self._text(token) if self._special else ""
         self.ids.append(token)
         statistics.n_generated += 1
-        text = self._stops.feed(self._characters.feed(self._engine.tokenizer.piece(token)))
+        text = self._text(token)
         if self._stops.found:
             statistics.stop_reason = "stop"
         return text
+
+    def _text(self, token: int) -> str:
+        """What can be shown after a token; a control piece that is not shown can end the text too."""
+        tokenizer, characters = self._engine.tokenizer, self._characters
+        piece = tokenizer.piece(token, special=True)
+        if self._special or tokenizer.piece(token):
+            return self._stops.feed(characters.feed(piece))
+        return self._stops.feed(piece.decode(errors="replace"), hidden=True)
 
     def _choose(self) -> int:
         logits = self._logits[0, : self._engine.tokenizer.n_vocab]

@@ -8,14 +8,13 @@ from dataclasses import replace
 from hotcold.engine import settings
 from hotcold.engine.device.store import Progress
 from hotcold.engine.generate.generation import Engine
-from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.model.model import load_model
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import Request, load_executor
 from hotcold.engine.run.trace import print_node
-from hotcold.engine.text.tokenizer import Tokenizer, load_tokenizer
-from hotcold.errors import FileError
-from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
 from hotcold.kernels.formats import KV_BYTES
 
@@ -72,7 +71,7 @@ def load(
         model = replace(model, sparse_threshold=threshold)
         mode, reason = settings.resolve_sparsity(model, sparsity)
         context = settings.context_length(n_ctx, model.n_ctx_train)
-        tokenizer = _fitting_tokenizer(file, model, force_pretokenizer)
+        tokenizer = load_tokenizer(file, force_pretokenizer, model.n_vocab)
         compile_kernels()
         how = Wanted(mode, context.n_ctx, settings.batch_length(n_batch, context.n_ctx), kv_type)
         request = Request(device, vram_budget, strict)
@@ -107,13 +106,3 @@ def _traced(executor: Executor, debug_level: int) -> Executor:
     if debug_level >= settings.TRACE_NODES:
         executor.trace = print_node
     return executor
-
-
-def _fitting_tokenizer(file: GGUFFile, model: Model, force_pretokenizer: str | None) -> Tokenizer:
-    tokenizer = load_tokenizer(file, force_pretokenizer)
-    if tokenizer.n_vocab > model.n_vocab:
-        bound = f"token_embd has {model.n_vocab} rows"
-        raise FileError(
-            f"{file.path.name}: vocabulary", f"{tokenizer.n_vocab} pieces", bound, "the file is damaged"
-        )
-    return tokenizer

@@ -8,9 +8,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from hotcold.engine.text.pieces import PieceTokenizer
-from hotcold.engine.text.vocabulary import Vocabulary, damaged, read_vocabulary, scores, shown, strings
+from hotcold.engine.text.vocabulary import (
+    Vocabulary,
+    damaged,
+    ids_of_texts,
+    read_vocabulary,
+    scores,
+    shown,
+    strings,
+)
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.oddities import ABSENT_MERGES, EQUAL_PIECES, Oddities
 from hotcold.gguf_io.pretokenizers import DEFAULT, KNOWN, PRETOKENIZERS, Pretokenizer
 
 Merge = tuple[str, str]
@@ -38,10 +47,9 @@ class BpeTokenizer(PieceTokenizer):
         warnings: tuple[str, ...] = (),
     ) -> None:
         super().__init__(vocabulary, warnings)
-        texts = [token.decode() for token in self.tokens]
-        ids = {text: token for token, text in enumerate(texts)}
+        ids = {text.decode(): token for text, token in ids_of_texts(self.tokens, self.types).items()}
         self._byte_ids = [ids.get(character) for character in CHARACTER_OF]
-        self._encode = _library_encoder(ids, merges, pretokenizer)
+        self._encode = _library_encoder(ids, self.n_vocab, merges, pretokenizer)
 
     def _normal_piece(self, text: bytes) -> bytes:
         """Bytes of a piece's characters; one that stands for no byte is itself."""
@@ -71,15 +79,15 @@ class BpeTokenizer(PieceTokenizer):
 
 
 def _library_encoder(
-    ids: dict[str, int], merges: Sequence[Merge], pretokenizer: Pretokenizer
+    ids: dict[str, int], n_vocab: int, merges: Sequence[Merge], pretokenizer: Pretokenizer
 ) -> Callable[[str], list[int]]:
-    """The library's encoder. A byte without a piece comes out as the id behind the last."""
+    """The library's encoder. A byte without a piece comes out as the id behind the last, n_vocab."""
     from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
     missing = "\ue000" * (1 + max(map(len, ids)))  # longer than, so none of, the pieces
     try:
         bpe = models.BPE(
-            vocab=ids | {missing: len(ids)},
+            vocab=ids | {missing: n_vocab},
             merges=list(merges),
             unk_token=missing,
             ignore_merges=pretokenizer.ignore_merges,
@@ -102,22 +110,25 @@ def _library_encoder(
     return encode
 
 
-def load(file: GGUFFile, force_pretokenizer: str | None = None) -> BpeTokenizer:
+def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | None = None) -> BpeTokenizer:
     """The tokenizer of a file whose `tokenizer.ggml.model` is gpt2.
 
     Args:
         force_pretokenizer: one of `PRETOKENIZERS`, whatever the file says.
+        n_rows: as in `read_vocabulary`.
 
     Raises:
         FileError: metadata that are missing or damaged, or a pre-tokenizer that is not known.
     """
     name, warnings = (force_pretokenizer, ()) if force_pretokenizer else _pretokenizer_name(file)
     pretokenizer = PRETOKENIZERS[name]
-    vocabulary = read_vocabulary(file, add_bos=pretokenizer.add_bos)
+    oddities = Oddities()
+    vocabulary = read_vocabulary(file, oddities, add_bos=pretokenizer.add_bos, n_rows=n_rows)
     if "tokenizer.ggml.scores" in file.metadata:
         scores(file, len(vocabulary.tokens))
     tokens = _named(vocabulary.tokens)
-    merges = _merges(file, _texts(file, tokens))
+    merges = _merges(file, _texts(file, tokens, oddities), oddities)
+    warnings += oddities.warnings()
     return BpeTokenizer(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
 
 
@@ -141,30 +152,30 @@ def _named(tokens: Sequence[bytes]) -> list[bytes]:
     return [text or b"[EMPTY_%d]" % token for token, text in enumerate(tokens)]
 
 
-def _texts(file: GGUFFile, tokens: Sequence[bytes]) -> set[str]:
-    """The pieces as text: each once, and all of them UTF-8."""
-    first: dict[bytes, int] = {}
-    for token, text in enumerate(tokens):
-        if (other := first.setdefault(text, token)) != token:
-            raise damaged(file, f"tokens[{token}]", shown(text), f"tokens[{other}] is the same")
+def _texts(file: GGUFFile, tokens: Sequence[bytes], oddities: Oddities) -> set[str]:
+    """The pieces as text, all of them UTF-8."""
     try:
-        return {text.decode() for text in tokens}
+        texts = {text.decode() for text in tokens}
     except UnicodeDecodeError as error:
-        bad = first[bytes(error.object)]
+        bad = tokens.index(bytes(error.object))
         raise damaged(file, f"tokens[{bad}]", shown(tokens[bad]), "UTF-8") from None
+    oddities.count(EQUAL_PIECES, len(tokens) - len(texts))
+    return texts
 
 
-def _merges(file: GGUFFile, texts: set[str]) -> list[Merge]:
-    """Pairs of pieces that become one, each once: the first of equal ones counts, as in llama.cpp."""
+def _merges(file: GGUFFile, texts: set[str], oddities: Oddities) -> list[Merge]:
+    """Pairs of pieces that become one, each once: the first of equal ones counts, as in llama.cpp.
+
+    A piece with a space in it is none of bytes, so no merge with more than one space comes about.
+    """
     merges: dict[Merge, None] = {}
     for number, text in enumerate(strings(file, "merges")):
-        left, _, right = text.decode(errors="backslashreplace").partition(" ")
-        if not left or not right or " " in right:
+        if b" " not in text[1:-1]:
             bound = "two pieces with one space between them"
             raise damaged(file, f"merges[{number}]", shown(text), bound)
-        if left not in texts or right not in texts or left + right not in texts:
-            absent = next(piece for piece in (left, right, left + right) if piece not in texts)
-            bound = f"tokenizer.ggml.tokens has no {shown(absent.encode())}"
-            raise damaged(file, f"merges[{number}]", shown(text), bound)
-        merges[left, right] = None
+        left, _, right = text.decode(errors="backslashreplace").partition(" ")
+        if left in texts and right in texts and left + right in texts and " " not in right:
+            merges[left, right] = None
+        else:
+            oddities.count(ABSENT_MERGES)
     return list(merges)

@@ -1,4 +1,4 @@
-"""What tokenizers have in common: special pieces in the text, BOS and EOS, bytes that are no UTF-8."""
+"""What tokenizers have in common: special pieces in the text, BOS in front, bytes that are no UTF-8."""
 
 import re
 from abc import ABC, abstractmethod
@@ -37,7 +37,7 @@ class PieceTokenizer(ABC):
         self.tokens, self.types = list(vocabulary.tokens), list(vocabulary.types)
         self.n_vocab, self.bos, self.eos = len(self.tokens), vocabulary.bos, vocabulary.eos
         self.end_ids = vocabulary.end_ids | (frozenset() if self.eos is None else {self.eos})
-        self.add_bos, self.add_eos = vocabulary.add_bos, vocabulary.add_eos
+        self.add_bos = vocabulary.add_bos
         self.warnings = warnings
         self._specials = _specials(self.tokens, self.types)
         self._longest = max(1, *map(len, self.tokens))
@@ -49,7 +49,7 @@ class PieceTokenizer(ABC):
 
         Args:
             text: bytes that are no UTF-8 become the ids of single bytes.
-            add_special: put BOS in front (and EOS behind) if the model asks for it.
+            add_special: put BOS in front if the model asks for it; EOS never is put behind a text to go on.
             parse_special: find control pieces such as `</s>` in the text.
             guard: where it stands no such piece is found across it; it is not part of the text.
 
@@ -65,9 +65,13 @@ class PieceTokenizer(ABC):
             else:
                 ids += self._encode_plain(part.replace(guard.encode(), b"") if guard else part, after_special)
             after_special = isinstance(part, int)
-        if add_special and self.add_eos and self.eos is not None:
-            ids.append(self.eos)
         return ids
+
+    def brings_bos(self, text: str | bytes) -> bool:
+        """Whether BOS would go in front of a text with special pieces, but the text begins with it."""
+        data = _as_bytes(text) if isinstance(text, str) else bytes(text)
+        longest = max((len(special) for special, _ in self._specials), default=0)
+        return self.add_bos and self._split(data[:longest], parse_special=True)[:1] == [self.bos]
 
     def special_texts(self, *, user_defined: bool = False) -> list[str]:
         """Texts of the pieces that are found in a text before anything else, longest first.

@@ -17,6 +17,7 @@ from hotcold.engine.text.vocabulary import (
 )
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.oddities import EQUAL_PIECES, Oddities
 
 SPACE = "\u2581".encode()  # SentencePiece's sign for a space
 BPE_MODEL = 2  # TrainerSpec.ModelType of sentencepiece_model.proto
@@ -30,9 +31,14 @@ class SentencePieceTokenizer(PieceTokenizer):
     """
 
     def __init__(
-        self, vocabulary: Vocabulary, scores: Sequence[float], *, add_space_prefix: bool = True
+        self,
+        vocabulary: Vocabulary,
+        scores: Sequence[float],
+        *,
+        add_space_prefix: bool = True,
+        warnings: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(vocabulary)
+        super().__init__(vocabulary, warnings)
         self.add_space_prefix = add_space_prefix
         self._byte_ids = byte_ids(self.tokens, self.types)
         self._encode = _library_encoder(
@@ -144,8 +150,10 @@ def _library_types(types: list[int], unknown: int | None, byte_fallback: bool) -
     return kinds
 
 
-def load(file: GGUFFile, force_pretokenizer: str | None = None) -> SentencePieceTokenizer:
-    """The tokenizer of a file whose `tokenizer.ggml.model` is llama.
+def load(
+    file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | None = None
+) -> SentencePieceTokenizer:
+    """The tokenizer of a file whose `tokenizer.ggml.model` is llama; n_rows as in `read_vocabulary`.
 
     Raises:
         FileError: metadata that are missing or damaged.
@@ -154,10 +162,16 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None) -> SentencePiece
     if force_pretokenizer is not None:
         bound = f"{file.path.name} has a SentencePiece vocabulary, which uses none"
         raise SettingError("force_pretokenizer", force_pretokenizer, bound, "leave it out")
-    vocabulary = read_vocabulary(file, add_bos=True)
+    oddities = Oddities()
+    vocabulary = read_vocabulary(file, oddities, add_bos=True, n_rows=n_rows)
     tokens, types = vocabulary.tokens, vocabulary.types
     if vocabulary.unknown is None and UNKNOWN not in types and not byte_ids(tokens, types):
         raise damaged(file, "token_type", "no unknown piece", "one, or pieces for all 256 bytes")
+    texts = [text for text in tokens if text]
+    oddities.count(EQUAL_PIECES, len(texts) - len(set(texts)))
     return SentencePieceTokenizer(
-        vocabulary, scores(file, len(tokens)), add_space_prefix=flag(file, "add_space_prefix", True)
+        vocabulary,
+        scores(file, len(tokens)),
+        add_space_prefix=flag(file, "add_space_prefix", True),
+        warnings=oddities.warnings(),
     )

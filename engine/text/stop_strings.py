@@ -1,6 +1,6 @@
 """Ends a text at the first of some strings, and holds back what may become one of them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from hotcold.errors import SettingError
 
@@ -21,37 +21,54 @@ def checked_stops(stop: str | Sequence[str]) -> tuple[str, ...]:
 class StopStrings:
     """Text in pieces goes in, text in pieces comes out, without the stop string and what follows it.
 
-    The stop string that is complete first counts, so it does not matter how the text is cut.
+    The stop string that is complete first counts, so it does not matter how the text is cut. It may stand
+    in what is shown, or in that with the control pieces, which are hidden.
 
     Attributes:
         found: whether a stop string has been met; nothing comes out after it.
     """
 
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops, self._held, self.found = stops, "", False
+        self._stops, self.found = stops, False
+        self._held, self._shown = "", list[int]()  # what is held back, and where in it a character is shown
 
-    def feed(self, text: str) -> str:
-        """What can be shown now."""
-        if self.found:
+    def feed(self, text: str, *, hidden: bool = False) -> str:
+        """What can be shown now; of a hidden text nothing is shown."""
+        if self.found or not text:
             return ""
-        text = self._held + text
-        places = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if not hidden:
+            self._shown += range(len(self._held), len(self._held) + len(text))
+        self._held += text
+        shown = "".join(self._held[at] for at in self._shown)
+        whole = range(len(self._held))
+        places = [*self._places(self._held, whole), *self._places(shown, self._shown)]
         if places:
-            self.found, self._held = True, ""
-            return text[: min(places)[1]]
-        shown = len(text) - self._longest_beginning(text)
-        self._held = text[shown:]
-        return text[:shown]
+            self.found = True
+            text = self._take(min(places)[1])
+            self.end()
+            return text
+        return self._take(min(self._beginning(self._held, whole), self._beginning(shown, self._shown)))
 
     def end(self) -> str:
         """What was held back: no stop string can come of it any more."""
-        text, self._held = self._held, ""
+        return self._take(len(self._held))
+
+    def _take(self, n: int) -> str:
+        """The first n characters held back, without those that are hidden."""
+        text = "".join(self._held[at] for at in self._shown if at < n)
+        self._held, self._shown = self._held[n:], [at - n for at in self._shown if at >= n]
         return text
 
-    def _longest_beginning(self, text: str) -> int:
-        """Length of the longest end of `text` that begins a stop string."""
+    def _places(self, text: str, at: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """Where stop strings end and start, `at` being where the characters of `text` are held."""
+        for stop in self._stops:
+            if (start := text.find(stop)) >= 0:
+                yield at[start + len(stop) - 1], at[start]
+
+    def _beginning(self, text: str, at: Sequence[int]) -> int:
+        """Where the longest end of `text` is held that begins a stop string; behind all, if there is none."""
         longest = max((len(stop) - 1 for stop in self._stops), default=0)
         for n in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-n:]) for stop in self._stops):
-                return n
-        return 0
+                return at[-n]
+        return len(self._held)

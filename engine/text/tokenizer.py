@@ -36,6 +36,7 @@ class Tokenizer(Protocol):
     def encode(
         self, text: str | bytes, *, add_special: bool = True, parse_special: bool = False, guard: str = ""
     ) -> list[int]: ...
+    def brings_bos(self, text: str | bytes) -> bool: ...
     def special_texts(self, *, user_defined: bool = False) -> list[str]: ...
     def fewest_tokens(self, n_bytes: int) -> int: ...
     def piece(self, token: int, *, special: bool = False) -> bytes: ...
@@ -55,18 +56,25 @@ class CharacterStream:
         """The characters that `data` completes."""
         return self._decoder.decode(data)
 
+    def end(self) -> str:
+        """U+FFFD for a character whose end does not come any more, or nothing."""
+        return self._decoder.decode(b"", final=True)
 
-LOADERS: dict[str, Callable[[GGUFFile, str | None], Tokenizer]] = {
+
+LOADERS: dict[str, Callable[[GGUFFile, str | None, int | None], Tokenizer]] = {
     "llama": sentencepiece_tokenizer.load,
     "gpt2": bpe_tokenizer.load,
 }
 
 
-def load_tokenizer(file: GGUFFile, force_pretokenizer: str | None = None) -> Tokenizer:
+def load_tokenizer(
+    file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | None = None
+) -> Tokenizer:
     """The tokenizer that a file's metadata describe.
 
     Args:
         force_pretokenizer: how text is cut into words, whatever the file says; a name of `PRETOKENIZERS`.
+        n_rows: ids that the model has rows for; what is beyond them is left out. None: all.
 
     Raises:
         FileError: a kind of tokenizer that is not known, or metadata that are missing or damaged.
@@ -82,4 +90,4 @@ def load_tokenizer(file: GGUFFile, force_pretokenizer: str | None = None) -> Tok
             f"known: {', '.join(LOADERS)}",
             "use a model with a SentencePiece or byte-level BPE vocabulary",
         )
-    return LOADERS[kind](file, force_pretokenizer)
+    return LOADERS[kind](file, force_pretokenizer, n_rows)

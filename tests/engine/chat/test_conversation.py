@@ -7,7 +7,7 @@ import pytest
 
 from hotcold import Engine, load
 from hotcold.engine.chat.conversation import Chat
-from hotcold.engine.chat.prompt import GUARD, ChatPrompt, with_bos
+from hotcold.engine.chat.prompt import GUARD, ChatPrompt
 from hotcold.engine.chat.template import ChatTemplate
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
@@ -156,10 +156,11 @@ def test_what_is_wrong_shows_before_the_first_question(engine: Engine) -> None:
 
 
 def test_bos_comes_once(engine: Engine) -> None:
-    tokenizer = engine.tokenizer
-    plain = tokenizer.encode("Who?", add_special=False)
-    assert with_bos(tokenizer, plain) == [tokenizer.bos, *plain]
-    assert with_bos(tokenizer, [1, *plain]) == [tokenizer.bos, *plain]
+    """Whether the template writes it or the model asks for it."""
+    tokenizer, question = engine.tokenizer, {"role": "user", "content": "Who?"}
+    wanted = [tokenizer.bos, *tokenizer.encode("Who?", add_special=False)]
+    for source in ("{{ messages[0].content }}", "<s>{{ messages[0].content }}"):
+        assert ChatPrompt(tokenizer, ChatTemplate("t", source)).ids([question]) == wanted
 
 
 @pytest.mark.parametrize(

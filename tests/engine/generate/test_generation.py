@@ -150,6 +150,70 @@ def test_a_prompt_that_is_too_long_anyway_is_not_tokenised(monkeypatch: pytest.M
         engine.generate("a" * 97)
 
 
+@pytest.mark.parametrize(("n", "rest"), [(0, ""), (1, "\ufffd"), (2, "\ufffd"), (3, "\ufffd"), (4, "👍")])
+def test_a_character_that_is_not_finished_is_one_replacement(n: int, rest: str) -> None:
+    """Whatever ends the text: its length, or its end."""
+    crowd = [FIRST_BYTE + byte for byte in "👍".encode()][:n]
+    assert "".join(scripted([*letters("a"), *crowd]).generate("a", 1 + n, **GREEDY)) == "a" + rest
+    assert "".join(scripted([*letters("a"), *crowd, EOS]).generate("a", 9, **GREEDY)) == "a" + rest
+
+
+def test_a_character_that_is_not_finished_can_be_a_stop_string() -> None:
+    generation = scripted([*letters("a"), FIRST_BYTE + 0xE4]).generate("a", 2, stop="\ufffd", **GREEDY)
+    assert "".join(generation) == "a"
+
+
+@pytest.mark.parametrize(
+    ("stop", "text", "ids"),
+    [
+        ("<s>", "ab", [*letters("ab"), BOS]),
+        ("b<s>", "a", [*letters("ab"), BOS]),
+        ("<s>c", "ab", [*letters("ab"), BOS, *letters("c")]),
+        ("bc", "a", [*letters("ab"), BOS, *letters("c")]),  # as it is shown
+        (("bc", "s>"), "ab", [*letters("ab"), BOS]),
+        ("<s><s>", "abcd", [*letters("ab"), BOS, *letters("cd")]),
+        (("x", "<unk>"), "abcd", [*letters("ab"), BOS, *letters("cd")]),
+    ],
+)
+def test_stop_strings_are_looked_for_in_control_pieces(stop: Any, text: str, ids: list[int]) -> None:
+    """Which are not shown, wherever they stand."""
+    script = [*letters("ab"), BOS, *letters("cd")]
+    generation = scripted(script).generate("a", 5, stop=stop, **GREEDY)
+    assert "".join(generation) == text
+    assert generation.ids == ids
+    assert generation.statistics.stop_reason == ("length" if text == "abcd" else "stop")
+
+
+def test_control_pieces_are_shown_if_wanted() -> None:
+    """That which ends the text too; it is none of its ids."""
+    script = [*letters("a"), BOS, *letters("b"), EOS]
+    for special, text in ((True, "a<s>b</s>"), (False, "ab")):
+        generation = scripted(script).generate("a", 9, special=special, **GREEDY)
+        assert "".join(generation) == text
+        assert generation.ids == script[:-1]
+        assert generation.statistics.stop_reason == "eos"
+    assert "".join(scripted(script).generate("a", 9, special=True, stop="s>b", **GREEDY)) == "a<"
+
+
+def test_a_prompt_that_brings_bos_gets_no_other() -> None:
+    for prompt in ("<s>ab", b"<s>ab", "<s>"):
+        generation = scripted(letters("a")).generate(prompt, 0)
+        assert generation.prompt_ids == [BOS, *letters("ab")][: len(generation.prompt_ids)]
+        assert generation.warnings == ("the prompt begins with BOS, so none is put in front of it",)
+    for plain in ("ab", "a<s>b", ""):
+        generation = scripted(letters("a")).generate(plain, 0)
+        assert generation.prompt_ids[0] == BOS
+        assert generation.warnings == ()
+    assert scripted(letters("a")).generate([BOS, BOS], 0).prompt_ids == [BOS, BOS]
+
+
+def test_control_pieces_in_a_prompt_can_be_text() -> None:
+    generation = scripted(letters("a")).generate("<s>a</s>", 0, parse_special=False)
+    as_bytes = [[FIRST_BYTE + byte for byte in text] for text in (b"<s>", b"</s>")]
+    assert generation.prompt_ids == [BOS, *as_bytes[0], *letters("a"), *as_bytes[1]]
+    assert generation.warnings == ()
+
+
 def test_prompts_of_special_pieces_ids_and_bytes() -> None:
     engine = scripted(letters("a"))
     assert engine.generate("a</s>b").prompt_ids == [BOS, *letters("a"), EOS, *letters("b")]
@@ -203,7 +267,7 @@ def test_text_that_only_began_a_stop_string_is_shown_at_the_end() -> None:
 def test_only_whole_characters_are_shown() -> None:
     script = [FIRST_BYTE + byte for byte in "é👍".encode()] + letters("a")
     assert list(scripted(script).generate("a", 7, **GREEDY)) == ["é", "👍", "a"]
-    assert list(scripted(script).generate("a", 4, **GREEDY)) == ["é"]
+    assert list(scripted(script).generate("a", 4, **GREEDY)) == ["é", "\ufffd"]
 
 
 def test_repetition_looks_back_into_the_prompt() -> None:

@@ -119,10 +119,10 @@ def test_special_pieces_longest_first_and_only_when_wanted() -> None:
     assert vocabulary.encode("<a>b<a><b>", add_special=False, parse_special=True) == [6, 5, 4, 7]
 
 
-def test_bos_and_eos_as_the_model_asks() -> None:
+def test_bos_as_the_model_asks() -> None:
     pieces = [(b"a", NORMAL), (b"<s>", CONTROL), (b"</s>", CONTROL)]
-    both = small(*pieces, bos=2, eos=3, add_eos=True, add_space_prefix=False)
-    assert both.encode("a") == [2, 1, 3]
+    both = small(*pieces, bos=2, eos=3, add_space_prefix=False)
+    assert both.encode("a") == [2, 1]
     assert both.encode("a", add_special=False) == [1]
     neither = small(*pieces, bos=2, eos=3, add_bos=False, add_space_prefix=False)
     assert neither.encode("a") == [1]
@@ -231,6 +231,44 @@ def test_metadata_are_read(write: Write) -> None:
     assert (tokenizer.n_vocab, tokenizer.bos, tokenizer.eos) == (4, 1, 2)
 
 
+def test_eos_is_not_put_behind_a_text_that_is_to_go_on(write: Write) -> None:
+    assert tokenizer_of(write(add_eos_token=True, add_space_prefix=False)).encode("a") == [1, 3]
+
+
+@pytest.mark.parametrize("text", ["</s>", "<eos>"])
+@pytest.mark.parametrize(("kind", "ends"), [(NORMAL, False), (CONTROL, True), (USER_DEFINED, True)])
+def test_a_normal_piece_that_is_an_old_end_is_text(write: Write, text: str, kind: int, ends: bool) -> None:
+    tokens = ["<unk>", "<s>", "a", text, "<", "/", "e", "o", "s", ">"]
+    types = [2, 3, 1, kind, *[1] * 6]
+    tokenizer = tokenizer_of(
+        write(tokens=tokens, token_type=types, scores=[0.0] * 10, eos_token_id=1, add_space_prefix=False)
+    )
+    assert tokenizer.end_ids == ({1, 3} if ends else {1})
+    assert tokenizer.piece(3) == (b"" if ends else text.encode())
+    assert (3 in tokenizer.encode(f"a{text}", parse_special=True)) == ends
+
+
+def test_a_thoughts_end_ends_no_text(write: Write) -> None:
+    """In the vocabularies that end a message otherwise."""
+    tokens = ["<unk>", "<s>", "</s>", "<|end|>", "<|return|>", "<|call|>"]
+    for n, ends in ((4, {2, 3}), (5, {2, 3, 4}), (6, {2, 4, 5})):
+        path = write(tokens=tokens[:n], token_type=[2, 3, 3, 3, 3, 3][:n], scores=[0.0] * n)
+        assert tokenizer_of(path).end_ids == ends
+
+
+def test_what_is_odd_is_counted_in_one_warning(write: Write) -> None:
+    tokens = ["<unk>", "<s>", "</s>", "a", "a", "b", "", "", "c"]
+    path = write(
+        tokens=tokens, token_type=[2, 3, 3, 0, 1, 0, 1, 1, 1], scores=[0.0] * 9, add_space_prefix=False
+    )
+    with open_gguf(path) as file:
+        tokenizer = load_tokenizer(file, n_rows=8)
+    assert tokenizer.encode("ab") == [1, 4, 5]
+    (warning,) = tokenizer.warnings
+    assert "type 0, taken as normal: 2; pieces for which the model has no row, left out: 1; pieces" in warning
+    assert "which no text becomes: 1)" in warning
+
+
 def test_pieces_known_to_end_a_turn_end_it(write: Write) -> None:
     """Whatever their type, and though only one of them is the file's EOS."""
     tokens = ["<unk>", "<s>", "</s>", "<|im_end|>", "a"]
@@ -260,6 +298,7 @@ def test_minus_one_is_no_token(write: Write) -> None:
         ({"scores": ["a"] * 4}, r"tokenizer\.ggml\.scores"),
         ({"scores": [0.0, 0.0, 0.0, float("nan")]}, r"tokenizer\.ggml\.scores: nan"),
         ({"token_type": [2, 3, 3]}, r"tokenizer\.ggml\.token_type: 3 .*4 whole numbers"),
+        ({"token_type": [2, 3, 3, -1]}, r"tokenizer\.ggml\.token_type: -1 \(1 to 6\)"),
         ({"token_type": [2, 3, 3, 7]}, r"tokenizer\.ggml\.token_type: 7 \(1 to 6\)"),
         ({"token_type": [1, 3, 3, 1]}, r"tokenizer\.ggml\.token_type: no unknown piece"),
         ({"token_type": [2, 3, 3, 6]}, r"tokenizer\.ggml\.tokens\[3\]: a \(byte pieces are <0x00>"),
