@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.tensors import POWERINFER_I32, TensorInfo
-from hotcold.gguf_io.whole_file import write_whole
+from hotcold.whole_file import write_whole
 
 ENDING = ".generated.gpuidx"
 VERSION = 1  # of what hotcold writes
@@ -147,15 +147,11 @@ def write_index(path: Path, index: GpuIndex, n_ff: int) -> None:
 
     Raises:
         FileError: a file is there that hotcold did not write, or the folder cannot be written.
+        DoesNotFitError: the disk is full.
     """
     if is_foreign(path):
         raise FileError("index file", path, "hotcold did not write it", "move it away, or name another")
-    try:
-        write_whole(path, index_bytes(index, n_ff))
-    except OSError as error:
-        raise FileError(
-            "index file", path, error.strerror or "cannot be written", "choose another folder"
-        ) from error
+    write_whole(path, index_bytes(index, n_ff), option="folder")
 
 
 def index_bytes(index: GpuIndex, n_ff: int) -> bytes:

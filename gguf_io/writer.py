@@ -1,14 +1,11 @@
 """Writes a GGUF file whole or not at all.
 
 The header comes from the gguf package; the tensors' bytes are appended chunk by chunk, so memory
-holds one chunk. Everything goes to a temporary file in the destination's folder, which is synced and
-then renamed: whatever stops the writing, an older file at that path stays as it was.
+holds one chunk.
 """
 
-import errno
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +15,8 @@ import numpy as np
 from gguf import GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.errors import DoesNotFitError, FileError
+from hotcold.whole_file import check_output, whole_file
 
 Magic = Literal["GGUF", "PWRI"]
 Progress = Callable[[str, int, int], None]
@@ -75,28 +73,6 @@ class OutputTensor:
     chunks: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
-def check_destination(path: Path, sources: Sequence[Path] = (), force: bool = False) -> None:
-    """Refuses a destination before any work is done for it.
-
-    Raises:
-        FileError: its folder is missing or it is a folder.
-        SettingError: it is one of `sources`, or it exists and `force` is false.
-    """
-    if not path.parent.is_dir():
-        raise FileError(
-            "output folder", str(path.parent), "must exist", "make it, or choose another --outfile"
-        )
-    if path.is_dir():
-        raise FileError("output file", str(path), "is a directory", "choose another --outfile")
-    if not path.exists():
-        return
-    for source in sources:
-        if source.exists() and path.samefile(source):
-            raise SettingError("output file", str(path), f"is the input {source}", "choose another --outfile")
-    if not force:
-        raise SettingError("output file", str(path), "exists already", "use --force to overwrite it")
-
-
 def write_gguf(
     path: Path,
     architecture: str,
@@ -113,35 +89,16 @@ def write_gguf(
     tensor's name, the bytes of tensors done and their total.
 
     Raises:
-        FileError, SettingError: as `check_destination`; FileError too when writing fails.
+        FileError, SettingError: as `check_output`; FileError too when writing fails.
         DoesNotFitError: the disk cannot hold the file.
     """
-    check_destination(path, force=force)
-    try:
-        temporary = _make_temporary(path)
-        try:
-            _write_header(temporary, architecture, metadata, tensors)
-            _append_tensors(temporary, tensors, progress)
-            n_bytes = _finish(temporary, magic)
-            check_destination(path, force=force)
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise _write_error(path, error) from error
+    check_output(path, force=force)
+    with whole_file(path) as temporary:
+        _write_header(temporary, architecture, metadata, tensors)
+        _append_tensors(temporary, tensors, progress)
+        n_bytes = _set_magic(temporary, magic)
+        check_output(path, force=force)
     return n_bytes
-
-
-def _make_temporary(path: Path) -> Path:
-    """An empty file beside `path` with the rights that a new file gets."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".part", dir=path.parent)
-    os.close(descriptor)
-    mask = os.umask(0)
-    os.umask(mask)
-    os.chmod(name, 0o666 & ~mask)
-    return Path(name)
 
 
 def _write_header(
@@ -199,33 +156,8 @@ def _check_room(temporary: Path, n_bytes: int) -> None:
         )
 
 
-def _finish(temporary: Path, magic: Magic) -> int:
-    """Sets the magic (the gguf package knows only its own), syncs, and returns the size in bytes."""
+def _set_magic(temporary: Path, magic: Magic) -> int:
+    """Sets the magic, since the gguf package knows only its own, and returns the size in bytes."""
     with temporary.open("r+b") as file:
         file.write(magic.encode("ascii"))
-        file.flush()
-        os.fsync(file.fileno())
         return file.seek(0, os.SEEK_END)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes the rename itself durable, where the system can sync a folder."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _write_error(path: Path, error: OSError) -> FileError | DoesNotFitError:
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return DoesNotFitError(
-            f"writing {path}", reason, "nothing was kept", "free some disk or choose another --outfile"
-        )
-    return FileError(f"writing {path}", reason, "nothing was kept", "choose another --outfile")

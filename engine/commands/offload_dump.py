@@ -167,11 +167,11 @@ def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> N
 
 def write_page(whole: "Report", plan: "Plan", source: "Source", how: "Wanted", path: Path) -> None:
     """The page with pictures."""
-    from hotcold.engine.dump import inputs as dump
     from hotcold.engine.dump.html import page
     from hotcold.engine.plan.placement import coverage_curve
+    from hotcold.whole_file import write_whole
 
     curve = coverage_curve(
         source.model, source.frequencies, how.sparsity, how.n_ctx, plan.n_batch, how.kv_type
     )
-    dump.write_text(path, page(whole, curve))
+    write_whole(path, page(whole, curve).encode(), option="--html")

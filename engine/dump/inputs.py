@@ -21,7 +21,6 @@ from hotcold.engine.plan.traffic import token_traffic
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import index_path, write_index
-from hotcold.gguf_io.whole_file import write_whole
 
 if TYPE_CHECKING:
     from hotcold.engine.generate.generation import Engine
@@ -143,11 +142,3 @@ def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
         said.append(str(error))
     how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.kv_type)
     return said, make_plan(source, how, Budget("0", 0, "the CPU alone"), None)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; FileError if it cannot be."""
-    try:
-        write_whole(path, text.encode())
-    except OSError as error:
-        raise FileError("--html", path, error.strerror or "cannot be written", "name another file") from error

@@ -88,7 +88,7 @@ def _stored(plan: Plan, model_path: Path, identity: Identity) -> str:
     """The line of `store`; one that could not be written is no reason not to run."""
     try:
         return store(plan, model_path, identity)
-    except FileError as error:
+    except (FileError, DoesNotFitError) as error:
         return f"no index is written: {error}"
 
 
@@ -131,7 +131,7 @@ def store(plan: Plan, model_path: Path, identity: Identity) -> str:
     else:
         try:
             write_index(beside, index, plan.model.n_ff)
-        except FileError as error:
+        except (FileError, DoesNotFitError) as error:
             reason = str(error)
         else:
             return f"index written to {beside}"

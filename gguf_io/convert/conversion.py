@@ -14,7 +14,8 @@ from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
-from hotcold.gguf_io.writer import Progress, check_destination, write_gguf
+from hotcold.gguf_io.writer import Progress, write_gguf
+from hotcold.whole_file import check_output
 
 
 def convert(
@@ -72,7 +73,7 @@ def _convert_directory(
 ) -> ConvertSummary:
     wanted, file_type = outtype_of(outtype)
     model = check_inputs(model_dir, predictors)
-    check_destination(outfile, source_files(model_dir, predictors, model), force)
+    check_output(outfile, source_files(model_dir, predictors, model), force)
     sparse_inputs = _open_predictors(model_dir, predictors, model)
     warnings = list(model.warnings)
     if sparse_inputs:

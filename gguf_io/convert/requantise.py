@@ -31,10 +31,10 @@ from hotcold.gguf_io.writer import (
     MetadataValue,
     OutputTensor,
     Progress,
-    check_destination,
     uint32,
     write_gguf,
 )
+from hotcold.whole_file import check_output
 
 T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
@@ -56,7 +56,7 @@ def requantise(
         DoesNotFitError: the disk is full.
     """
     wanted, file_type = outtype_of(outtype)
-    check_destination(outfile, [source], force)
+    check_output(outfile, [source], force)
     warnings: list[str] = []
     with open_gguf(source) as file:
         architecture = _architecture(file)

@@ -18,12 +18,12 @@ from hotcold.gguf_io.writer import (
     OutputTensor,
     array,
     boolean,
-    check_destination,
     float32,
     string,
     uint32,
     write_gguf,
 )
+from hotcold.whole_file import check_output
 
 NUMBERS = np.arange(21, dtype=np.float32).reshape(3, 7)
 
@@ -165,7 +165,7 @@ def test_force(file: Path) -> None:
 
 def check(path: Path, **settings: Any) -> HotcoldError:
     with pytest.raises(HotcoldError) as caught:
-        check_destination(path, **settings)
+        check_output(path, **settings)
     return caught.value
 
 

@@ -12,6 +12,7 @@ from functools import cache
 from pathlib import Path
 
 from hotcold.kernels.cuda.device.sources import digest
+from hotcold.whole_file import write_whole
 
 log = logging.getLogger("hotcold.cuda")
 
@@ -72,7 +73,5 @@ def _is_whole(path: Path) -> bool:
 def _store(directory: Path, name: str, suffix: str, content: bytes) -> Path:
     """Write beside and rename: two processes may build the same object at once."""
     path = directory / f"{name}-{digest(content)}{suffix}"
-    with tempfile.NamedTemporaryFile(dir=directory, delete=False) as file:
-        file.write(content)
-    os.replace(file.name, path)
+    write_whole(path, content)
     return path

@@ -160,9 +160,7 @@ def test_the_chosen_card_is_used_and_named(open_stub: Open, seam_source: str) ->
         ({"cards": 0}, 0, "no card.*CUDA_VISIBLE_DEVICES"),
     ],
 )
-def test_what_cannot_run_is_said_with_its_remedy(
-    options: dict[str, int], index: int, word: str
-) -> None:
+def test_what_cannot_run_is_said_with_its_remedy(options: dict[str, int], index: int, word: str) -> None:
     nothing: Any = _NoDevice()
     cupy = StubCupy(nothing, **options)
     with pytest.raises(DeviceError, match=word) as caught:
