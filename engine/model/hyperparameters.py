@@ -7,16 +7,8 @@ import numpy as np
 
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.architectures import ARCHITECTURES
 
-# by architecture the activations that its FFN may have, the one that a file without a word means first
-ARCHITECTURES = {
-    "llama": ("silu", "relu"),
-    "bamboo": ("relu",),
-    "falcon": ("gelu", "relu"),
-    "opt": ("relu",),
-    "qwen2": ("silu", "relu"),
-}
-GATED = ("llama", "bamboo", "qwen2")  # their FFN has a gate, their norms are RMSNorm; others have neither
 MAX_LAYERS = 1024
 MAX_EMBD = 1 << 20
 MAX_FF = 1 << 23
@@ -109,7 +101,7 @@ def _freq_scale(file: GGUFFile, architecture: str) -> float:
 def _activation(file: GGUFFile, architecture: str) -> str:
     if file.is_powerinfer:
         return "relu"
-    known = ARCHITECTURES[architecture]
+    known = ARCHITECTURES[architecture].activations
     name = file.get_str("hotcold.ffn_activation", known[0])
     if name not in known:
         bound = f"known: {', '.join(sorted(known))}"
@@ -118,17 +110,16 @@ def _activation(file: GGUFFile, architecture: str) -> str:
 
 
 def _norm_eps(file: GGUFFile, architecture: str) -> float:
-    """RMSNorm's or LayerNorm's; PowerInfer neither writes nor reads one for OPT and runs it with 0."""
-    if architecture in GATED:
-        return _positive(file, f"{architecture}.attention.layer_norm_rms_epsilon")
-    key = f"{architecture}.attention.layer_norm_epsilon"
-    if architecture == "opt" and file.is_powerinfer and key not in file.metadata:
-        return 0.0
+    """RMSNorm's or LayerNorm's. PowerInfer neither writes nor reads one for OPT and runs it with 0."""
+    table = ARCHITECTURES[architecture]
+    key = f"{architecture}.{table.norm_eps}"
+    if table.powerinfer_norm_eps is not None and file.is_powerinfer and key not in file.metadata:
+        return table.powerinfer_norm_eps
     return _positive(file, key)
 
 
 def _n_rot(file: GGUFFile, architecture: str, head_dim: int) -> int:
-    if architecture == "opt":
+    if not ARCHITECTURES[architecture].rotates:
         return 0
     key = f"{architecture}.rope.dimension_count"
     n_rot = _bounded(file, key, head_dim, head_dim)

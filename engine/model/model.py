@@ -3,15 +3,26 @@
 Weights are names, types and shapes; where their numbers lie is the stores' business.
 """
 
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.model.hyperparameters import GATED, MAX_VOCAB, Hyperparameters, read_hyperparameters
+from hotcold.engine.model.hyperparameters import MAX_VOCAB, Hyperparameters, read_hyperparameters
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile, TensorInfo
+from hotcold.gguf_io.architectures import ARCHITECTURES
+from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
+from hotcold.gguf_io.architectures.table import (
+    PREDICTOR,
+    ROPE_FREQS,
+    Architecture,
+    TensorRule,
+    by_neuron,
+    of_layer,
+    sizes_of,
+)
 
 T = GGMLQuantizationType
 
@@ -20,8 +31,6 @@ MATRIX_TYPES = frozenset(
     {T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.Q4_K, T.Q5_K, T.Q6_K}
 )
 NORM_TYPES = frozenset({T.F32})
-
-N_UNUSED_POSITIONS = 2  # rows of position_embd in front of position 0
 
 
 @dataclass(frozen=True)
@@ -120,8 +129,13 @@ class Model(Hyperparameters):
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def n_positions(self) -> int | None:
+        """Learned positions; None with rotation."""
+        return None if self.position_embd is None else self.position_embd.n_rows - N_UNUSED_POSITIONS
 
-class _Weights:
+
+class _Tensors:
     """Takes weights out of a file by name, and remembers which have been taken."""
 
     def __init__(self, file: GGUFFile) -> None:
@@ -154,9 +168,6 @@ class _Weights:
             )
         return _weight(info)
 
-    def optional(self, name: str, types: frozenset[GGMLQuantizationType], *ne: int) -> Weight | None:
-        return self.take(name, types, *ne) if self.has(name) else None
-
 
 def _weight(info: TensorInfo) -> Weight:
     return Weight(info.name, info.type, info.ne, info.n_bytes)
@@ -182,106 +193,62 @@ def _vocabulary(file: GGUFFile, n_embd: int) -> int:
     return n_vocab
 
 
-def _layer(weights: _Weights, h: Hyperparameters, i: int) -> Layer:
-    down, down_t = _down(weights, h, i)
-    fc1, fc2 = _predictor(weights, h, i)
-    roles: dict[str, Any] = {
-        **_norms(weights, h, i),
-        **(_stacked_attention if h.architecture == "falcon" else _attention)(weights, h, i),
-        "ffn_up": weights.take(f"blk.{i}.ffn_up.weight", MATRIX_TYPES, h.n_embd, h.n_ff),
-        "ffn_down": down,
-        "ffn_down_t": down_t,
-        "fc1": fc1,
-        "fc2": fc2,
-        **_biases(weights, h, i, "ffn_down_t" if down_t else "ffn_down"),
-    }
-    if h.architecture in GATED:
-        roles["ffn_gate"] = weights.take(f"blk.{i}.ffn_gate.weight", MATRIX_TYPES, h.n_embd, h.n_ff)
-    return Layer(**roles)
+def weights_by_role(
+    rules: Iterable[TensorRule], sizes: Mapping[str, int], make: Callable[[TensorRule, tuple[int, ...]], Weight]
+) -> dict[str, Weight]:
+    """The weights of these rules; one in which others are stacked gives its parts.
 
-
-def _down(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | None, Weight | None]:
-    """ffn_down [n_ff, n_embd] or ffn_down_t [n_embd, n_ff]."""
-    name = f"blk.{i}.ffn_down_t.weight"
-    if weights.file.is_powerinfer or weights.has(name):
-        return None, weights.take(name, MATRIX_TYPES, h.n_embd, h.n_ff)
-    return weights.take(f"blk.{i}.ffn_down.weight", MATRIX_TYPES, h.n_ff, h.n_embd), None
-
-
-def _norms(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight | None]:
-    """Norms in front of attention and FFN, with a bias where they are LayerNorm.
-
-    Falcon has one for both, or attn_norm for the FFN and attn_norm_2 for attention.
+    Args:
+        make: the weight of a rule, from its shape in ggml's order.
     """
-    names = ["attn_norm", "ffn_norm"]
-    if h.architecture == "falcon":
-        second = weights.has(f"blk.{i}.attn_norm_2.weight") or weights.has(f"blk.{i}.attn_norm_2.bias")
-        names[1:] = ["attn_norm_2"] if second else []
-    taken: dict[str, Weight | None] = {}
-    for name in names:
-        taken[name] = weights.take(f"blk.{i}.{name}.weight", NORM_TYPES, h.n_embd)
-        taken[f"{name}_bias"] = _norm_bias(weights, h, f"blk.{i}.{name}.bias")
-    return taken
-
-
-def _norm_bias(weights: _Weights, h: Hyperparameters, name: str) -> Weight | None:
-    return None if h.architecture in GATED else weights.take(name, NORM_TYPES, h.n_embd)
-
-
-def _attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight]:
-    q, kv, embd = h.n_head * h.head_dim, h.n_head_kv * h.head_dim, h.n_embd
-    sizes = {"attn_q": (embd, q), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (q, embd)}
-    return {role: weights.take(f"blk.{i}.{role}.weight", MATRIX_TYPES, *ne) for role, ne in sizes.items()}
-
-
-def _stacked_attention(weights: _Weights, h: Hyperparameters, i: int) -> dict[str, Weight]:
-    """attn_qkv [n_embd, (n_head + 2 n_head_kv) head_dim]: rows of q, of k, of v; and the output."""
-    q, kv = h.n_head * h.head_dim, h.n_head_kv * h.head_dim
-    whole = weights.take(f"blk.{i}.attn_qkv.weight", MATRIX_TYPES, h.n_embd, q + 2 * kv)
-    return {
-        "attn_q": _some_rows(whole, 0, q),
-        "attn_k": _some_rows(whole, q, kv),
-        "attn_v": _some_rows(whole, q + kv, kv),
-        "attn_output": weights.take(f"blk.{i}.attn_output.weight", MATRIX_TYPES, q, h.n_embd),
-    }
+    found: dict[str, Weight] = {}
+    for rule in rules:
+        weight, first = make(rule, tuple(sizes[name] for name in reversed(rule.shape))), 0
+        for role, n_rows in rule.parts:
+            found[role] = _some_rows(weight, first, sizes[n_rows])
+            first += sizes[n_rows]
+        if not rule.parts:
+            found[rule.role] = weight
+    return found
 
 
 def _some_rows(weight: Weight, first: int, n: int) -> Weight:
     return replace(weight, ne=(weight.ne[0], n), n_bytes=n * weight.row_bytes, first_row=first)
 
 
-def _biases(weights: _Weights, h: Hyperparameters, i: int, down: str) -> dict[str, Weight | None]:
-    """Biases of the matrices: all of OPT's, three of Qwen2's, those of attention that a llama file has."""
-    q, kv = h.n_head * h.head_dim, h.n_head_kv * h.head_dim
-    sizes = {"attn_q": q, "attn_k": kv, "attn_v": kv, "attn_output": h.n_embd}
-    if h.architecture == "opt":
-        sizes |= {"ffn_up": h.n_ff, down: h.n_embd}
-    if h.architecture == "qwen2":
-        del sizes["attn_output"]
-    take = {"opt": weights.take, "qwen2": weights.take, "llama": weights.optional}.get(h.architecture)
-    if take is None:
-        return {}
-    return {
-        f"{role.removesuffix('_t')}_bias": take(f"blk.{i}.{role}.bias", NORM_TYPES, n)
-        for role, n in sizes.items()
-    }
+def _take(weights: _Tensors, rules: Iterable[TensorRule], sizes: Mapping[str, int]) -> dict[str, Weight]:
+    """The weights of these rules that the file has, by their roles."""
+    rules = tuple(rules)
+    there = {rule.stem for rule in rules if rule.optional and weights.has(rule.name)}
+
+    def take(rule: TensorRule, ne: tuple[int, ...]) -> Weight:
+        return weights.take(rule.name, MATRIX_TYPES if len(ne) > 1 else NORM_TYPES, *ne)
+
+    return weights_by_role((r for r in rules if not r.optional or r.stem in there), sizes, take)
 
 
-def _predictor(weights: _Weights, h: Hyperparameters, i: int) -> tuple[Weight | None, Weight | None]:
+def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str, int], i: int) -> Layer:
+    """A layer; the file has its down projection with a row an output or with a row a neuron."""
+    name = next(rule.name for rule in by_neuron(rules) if rule.role == "ffn_down_t").format(i=i)
+    transposed = weights.file.is_powerinfer or weights.has(name)
+    taken = _take(weights, of_layer(by_neuron(rules) if transposed else rules, i), sizes)
+    return Layer(**taken, **_predictor(weights, sizes, i))
+
+
+def _predictor(weights: _Tensors, sizes: Mapping[str, int], i: int) -> dict[str, Weight]:
     """fc1 [n_embd, rank] and fc2 [rank, n_ff]; the rank may differ from layer to layer."""
-    first, second = f"blk.{i}.fc1.weight", f"blk.{i}.fc2.weight"
-    if not weights.file.is_powerinfer:
-        for name in filter(weights.has, (first, second)):
-            raise FileError(
-                f"{weights.file.path.name}: predictor of layer {i}",
-                name,
-                "only a file with PowerInfer's magic PWRI has predictors",
-                "convert the model again with its predictors",
-            )
-        return None, None
-    rank = _rank(weights.file, first, h.n_embd)
-    fc1 = weights.take(first, MATRIX_TYPES, h.n_embd, rank)
-    return fc1, weights.take(second, MATRIX_TYPES, rank, h.n_ff)
+    rules = of_layer(PREDICTOR, i)
+    if weights.file.is_powerinfer:
+        rank = _rank(weights.file, rules[0].name, sizes["n_embd"])
+        return _take(weights, rules, {**sizes, "rank": rank})
+    for name in filter(weights.has, (rule.name for rule in rules)):
+        raise FileError(
+            f"{weights.file.path.name}: predictor of layer {i}",
+            name,
+            "only a file with PowerInfer's magic PWRI has predictors",
+            "convert the model again with its predictors",
+        )
+    return {}
 
 
 def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
@@ -300,10 +267,10 @@ def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
     return info.ne[1]
 
 
-def _rope_freqs(weights: _Weights, n_rot: int) -> Weight | None:
+def _rope_freqs(weights: _Tensors, n_rot: int) -> Weight | None:
     """The optional factors, each of which divides a frequency."""
-    name = "rope_freqs.weight"
-    weight = weights.optional(name, NORM_TYPES, n_rot // 2)
+    name = ROPE_FREQS.name
+    weight = _take(weights, (ROPE_FREQS,), {"n_pairs": n_rot // 2}).get(ROPE_FREQS.role)
     if weight is None:
         return None
     factors = weights.file.data(name).view(np.float32).reshape(-1)
@@ -318,14 +285,14 @@ def _rope_freqs(weights: _Weights, n_rot: int) -> Weight | None:
     return weight
 
 
-def _position_embd(weights: _Weights, h: Hyperparameters) -> Weight | None:
-    """OPT's learned positions [n_embd, 2 + positions]."""
-    name = "position_embd.weight"
-    if h.architecture != "opt":
-        return None
-    info = weights.file.tensors.get(name)
+def _n_positions(file: GGUFFile, architecture: Architecture) -> int:
+    """Rows of position_embd, which has some for no position in front; 0 with a rotation."""
+    rule = architecture.find("position_embd")
+    if rule is None:
+        return 0
+    info = file.tensors.get(rule.name)
     n = info.ne[1] if info is not None and len(info.ne) == 2 else 0
-    return weights.take(name, MATRIX_TYPES, h.n_embd, max(n, N_UNUSED_POSITIONS + 1))
+    return max(n, N_UNUSED_POSITIONS + 1)
 
 
 def load_model(file: GGUFFile) -> Model:
@@ -335,24 +302,25 @@ def load_model(file: GGUFFile) -> Model:
         FileError: hyperparameters or tensors that are missing, do not fit each other, or cannot run.
     """
     h = read_hyperparameters(file)
-    weights = _Weights(file)
-    n_vocab = _vocabulary(file, h.n_embd)
-    token_embd = weights.take("token_embd.weight", MATRIX_TYPES, h.n_embd, n_vocab)
-    position_embd = _position_embd(weights, h)
-    if position_embd is not None:
-        h = replace(h, n_ctx_train=min(h.n_ctx_train, position_embd.ne[1] - N_UNUSED_POSITIONS))
-    output = weights.optional("output.weight", MATRIX_TYPES, h.n_embd, n_vocab) or token_embd
+    architecture, weights = ARCHITECTURES[h.architecture], _Tensors(file)
+    n_vocab, n_positions = _vocabulary(file, h.n_embd), _n_positions(file, architecture)
+    sizes = sizes_of(
+        n_embd=h.n_embd, n_ff=h.n_ff, n_head=h.n_head, n_head_kv=h.n_head_kv, head_dim=h.head_dim
+    )
+    once = _take(weights, architecture.whole, {**sizes, "n_vocab": n_vocab, "n_positions": n_positions})
+    if n_positions:
+        h = replace(h, n_ctx_train=min(h.n_ctx_train, n_positions - N_UNUSED_POSITIONS))
     model = Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
         n_vocab=n_vocab,
         has_predictors=file.is_powerinfer,
-        token_embd=token_embd,
-        position_embd=position_embd,
-        output_norm=weights.take("output_norm.weight", NORM_TYPES, h.n_embd),
-        output_norm_bias=_norm_bias(weights, h, "output_norm.bias"),
-        output=output,
+        token_embd=once["token_embd"],
+        position_embd=once.get("position_embd"),
+        output_norm=once["output_norm"],
+        output_norm_bias=once.get("output_norm_bias"),
+        output=once.get("output", once["token_embd"]),
         rope_freqs=_rope_freqs(weights, h.n_rot) if h.n_rot else None,
-        layers=tuple(_layer(weights, h, i) for i in range(h.n_layer)),
+        layers=tuple(_layer(weights, architecture.layer, sizes, i) for i in range(h.n_layer)),
         warnings=file.warnings,
     )
     unused = [name for name in file.tensors if name not in weights.taken]

@@ -9,6 +9,7 @@ the sparse models that PowerInfer uses: they have a predictor of rank 1024 in Q4
 
 import json
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,6 @@ from typing import Any
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model.hyperparameters import (
-    ARCHITECTURES,
-    GATED,
     MAX_CTX,
     MAX_EMBD,
     MAX_FF,
@@ -25,9 +24,11 @@ from hotcold.engine.model.hyperparameters import (
     MAX_LAYERS,
     MAX_VOCAB,
 )
-from hotcold.engine.model.model import MATRIX_TYPES, Layer, Model, Weight
+from hotcold.engine.model.model import MATRIX_TYPES, Layer, Model, Weight, weights_by_role
 from hotcold.engine.settings import one_of
 from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io.architectures import ARCHITECTURES
+from hotcold.gguf_io.architectures.table import PREDICTOR, TensorRule, by_neuron, of_layer, sizes_of
 
 DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 1024
 F32 = GGMLQuantizationType.F32
@@ -41,9 +42,10 @@ class Shape:
     """The sizes of a model.
 
     Attributes:
-        architecture: "llama", "bamboo" or "qwen2" (gated FFN), "falcon" or "opt" (ungated).
+        architecture: a name of `ARCHITECTURES`.
         ffn_activation: one that the architecture may have; "" means what its files mean without a word.
-        tied: the head is the embedding. n_positions: rows of learned positions, 0 if there are none.
+        tied: the head is the embedding.
+        n_positions: rows of learned positions, 0 if there are none.
         two_norms: whether Falcon's attention has a norm of its own; in others it has one anyway.
     """
 
@@ -63,7 +65,7 @@ class Shape:
     @property
     def activation(self) -> str:
         """Of the FFN."""
-        return self.ffn_activation or ARCHITECTURES[self.architecture][0]
+        return self.ffn_activation or ARCHITECTURES[self.architecture].activations[0]
 
 
 SHAPES = {
@@ -177,11 +179,14 @@ def check_shape(shape: Shape) -> None:
     for flag in ("tied", "two_norms"):
         if not isinstance(getattr(shape, flag), bool):
             raise SettingError(flag, getattr(shape, flag), "true or false")
-    if not shape.two_norms and shape.architecture != "falcon":
-        raise SettingError("two_norms", shape.two_norms, "true but for falcon")
-    if (shape.architecture == "opt") != (shape.n_positions > 0):
-        raise SettingError("n_positions", shape.n_positions, "above 0 for opt, and for no other")
-    one_of("ffn_activation", shape.activation, ARCHITECTURES[shape.architecture])
+    architecture = ARCHITECTURES[shape.architecture]
+    if not shape.two_norms and architecture.find("attn_norm_2") is None:
+        names = [name for name, other in ARCHITECTURES.items() if other.find("attn_norm_2")]
+        raise SettingError("two_norms", shape.two_norms, f"true but for {', '.join(names)}")
+    if architecture.rotates == (shape.n_positions > 0):
+        names = [name for name, other in ARCHITECTURES.items() if not other.rotates]
+        raise SettingError("n_positions", shape.n_positions, f"above 0 for {', '.join(names)}, and for no other")
+    one_of("ffn_activation", shape.activation, architecture.activations)
     if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
         raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
     if shape.n_embd // shape.n_head > MAX_HEAD_DIM or shape.n_embd // shape.n_head % 2:
@@ -211,18 +216,24 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         raise SettingError("--predictor-rank", rank, "a multiple of 32")
     if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
         raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
-    embd, layer_norm = shape.n_embd, shape.architecture not in GATED
-    token_embd = _weight("token_embd", kind, embd, shape.n_vocab)
-    positions = _weight("position_embd", F32, embd, shape.n_positions) if shape.n_positions else None
+    architecture = ARCHITECTURES[shape.architecture]
+    sizes = sizes_of(
+        n_embd=shape.n_embd, n_ff=shape.n_ff, n_head=shape.n_head, n_head_kv=shape.n_head_kv, head_dim=head_dim
+    )
+    sizes |= {"n_vocab": shape.n_vocab, "n_positions": shape.n_positions, "rank": rank}
+    has = {role for role, there in _optional(shape).items() if there}
+    once = _weights((r for r in architecture.whole if not r.optional or r.role in has), sizes, kind)
+    layer = tuple(rule for rule in architecture.layer if not rule.optional or rule.role in has)
+    rules = by_neuron(layer) if shape.activation == "relu" else layer
     return Model(
         architecture=shape.architecture,
         n_ctx_train=shape.n_ctx_train,
-        n_embd=embd,
+        n_embd=shape.n_embd,
         n_layer=shape.n_layer,
         n_head=shape.n_head,
         n_head_kv=shape.n_head_kv,
         head_dim=head_dim,
-        n_rot=0 if shape.architecture == "opt" else head_dim,
+        n_rot=head_dim if architecture.rotates else 0,
         n_ff=shape.n_ff,
         norm_eps=1e-5,
         rope_freq_base=10000.0,
@@ -231,58 +242,39 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         sparse_threshold=0.0,
         n_vocab=shape.n_vocab,
         has_predictors=rank > 0,
-        token_embd=token_embd,
-        position_embd=positions,
-        output_norm=_weight("output_norm", F32, embd),
-        output_norm_bias=_bias("output_norm", embd) if layer_norm else None,
-        output=token_embd if shape.tied else _weight("output", kind, embd, shape.n_vocab),
+        token_embd=once["token_embd"],
+        position_embd=once.get("position_embd"),
+        output_norm=once["output_norm"],
+        output_norm_bias=once.get("output_norm_bias"),
+        output=once.get("output", once["token_embd"]),
         rope_freqs=None,
-        layers=tuple(_layer(shape, kind, rank, i) for i in range(shape.n_layer)),
+        layers=tuple(_layer(rules, sizes, kind, i) for i in range(shape.n_layer)),
         warnings=(),
     )
 
 
-def _weight(name: str, kind: GGMLQuantizationType, *ne: int) -> Weight:
-    block, size = GGML_QUANT_SIZES[kind]
-    return Weight(f"{name}.weight", kind, ne, math.prod(ne) // block * size)
+def _optional(shape: Shape) -> dict[str, bool]:
+    """Which roles that a model of its architecture may lack this one has."""
+    return {
+        "output": not shape.tied,
+        "attn_norm_2": shape.two_norms,
+        "attn_norm_2_bias": shape.two_norms,
+    }
 
 
-def _bias(name: str, n: int) -> Weight:
-    return Weight(f"{name}.bias", F32, (n,), 4 * n)
+def _layer(rules: Iterable[TensorRule], sizes: Mapping[str, int], kind: GGMLQuantizationType, i: int) -> Layer:
+    predictor = of_layer(PREDICTOR, i) if sizes["rank"] else ()
+    return Layer(**_weights(of_layer(rules, i), sizes, kind), **_weights(predictor, sizes, PREDICTOR_TYPE))
 
 
-def _layer(shape: Shape, kind: GGMLQuantizationType, rank: int, i: int) -> Layer:
-    """The weights that the architecture has, by role."""
-    embd, n_ff = shape.n_embd, shape.n_ff
-    kv = embd // shape.n_head * shape.n_head_kv
-    by_neuron = shape.activation == "relu"
-    second = "attn_norm_2" if shape.architecture == "falcon" else "ffn_norm"
-    norms = ("attn_norm", second) if shape.two_norms else ("attn_norm",)
-    sizes = {"attn_q": (embd, embd), "attn_k": (embd, kv), "attn_v": (embd, kv), "attn_output": (embd, embd)}
-    sizes |= {"ffn_up": (embd, n_ff)}
-    sizes |= {"ffn_down_t": (embd, n_ff)} if by_neuron else {"ffn_down": (n_ff, embd)}
-    if shape.architecture in GATED:
-        sizes["ffn_gate"] = (embd, n_ff)
-    roles = {role: _weight(f"blk.{i}.{role}", kind, *ne) for role, ne in sizes.items()}
-    roles |= {role: _weight(f"blk.{i}.{role}", F32, embd) for role in norms}
-    if rank:
-        roles["fc1"] = _weight(f"blk.{i}.fc1", PREDICTOR_TYPE, embd, rank)
-        roles["fc2"] = _weight(f"blk.{i}.fc2", PREDICTOR_TYPE, rank, n_ff)
-    if shape.architecture == "falcon":
-        roles |= _stacked(roles, i)
-    if shape.architecture not in GATED:
-        roles |= {f"{role}_bias": _bias(f"blk.{i}.{role}", embd) for role in norms}
-    biased = {"opt": tuple(sizes), "qwen2": ("attn_q", "attn_k", "attn_v")}.get(shape.architecture, ())
-    for role in biased:
-        n = embd if role == "ffn_down_t" else sizes[role][1]
-        roles[f"{role.removesuffix('_t')}_bias"] = _bias(f"blk.{i}.{role}", n)
-    return Layer(**roles)
+def _weights(
+    rules: Iterable[TensorRule], sizes: Mapping[str, int], kind: GGMLQuantizationType
+) -> dict[str, Weight]:
+    """The weights of these rules by their roles; matrices have the type, vectors are F32."""
 
+    def make(rule: TensorRule, ne: tuple[int, ...]) -> Weight:
+        type_ = kind if len(ne) > 1 else F32
+        block, size = GGML_QUANT_SIZES[type_]
+        return Weight(rule.name, type_, ne, math.prod(ne) // block * size)
 
-def _stacked(roles: dict[str, Weight], i: int) -> dict[str, Weight]:
-    """Queries, keys and values as rows of one tensor."""
-    stacked, first_row = {}, 0
-    for role in ("attn_q", "attn_k", "attn_v"):
-        stacked[role] = replace(roles[role], name=f"blk.{i}.attn_qkv.weight", first_row=first_row)
-        first_row += roles[role].ne[1]
-    return stacked
+    return weights_by_role(rules, sizes, make)

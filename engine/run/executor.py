@@ -34,7 +34,7 @@ from hotcold.engine.host.cold_rows import cold_rows
 from hotcold.engine.host.records import Record
 from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.stores import HostStore
-from hotcold.engine.model.model import N_UNUSED_POSITIONS, Model
+from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import GraphPlan, Plan
 from hotcold.engine.run.trace import Trace
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
@@ -48,10 +48,8 @@ TAILS = 8  # lengths of a prompt's last batch whose launches are kept
 
 def _check_positions(model: Model, n_ctx: int) -> None:
     """Refuse a context beyond the table of learned positions: there is no row to read."""
-    if model.position_embd is None:
-        return
-    n = model.position_embd.ne[1] - N_UNUSED_POSITIONS
-    if n_ctx > n:
+    n = model.n_positions
+    if n is not None and n_ctx > n:
         raise SettingError("n_ctx", n_ctx, f"the model has learned {n} positions", f"use {n} at most")
 
 

@@ -82,7 +82,7 @@ def _convert_directory(
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, force_pretokenizer)
     warnings += tokenizer_warnings
     counts = read_activations(model_dir / "activation", model.n_layer, model.n_ff)
-    architecture = model.names.architecture
+    architecture = model.architecture.name
     n_bytes = write_gguf(
         outfile,
         architecture,

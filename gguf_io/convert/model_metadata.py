@@ -14,7 +14,7 @@ from hotcold.gguf_io.writer import MetadataValue, array, float32, string, uint32
 
 def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) -> dict[str, MetadataValue]:
     """Name, types and hyperparameters, by llama.cpp's keys."""
-    arch = model.names.architecture
+    arch = model.architecture.name
     metadata = {
         "general.name": string(model_dir.resolve().name or "model"),
         "general.file_type": uint32(int(file_type)),
@@ -26,17 +26,16 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
         f"{arch}.feed_forward_length": uint32(model.n_ff),
         f"{arch}.attention.head_count": uint32(model.n_head),
         f"{arch}.attention.head_count_kv": uint32(model.n_head_kv),
-        f"{arch}.{model.names.norm_eps}": float32(model.norm_eps),
+        f"{arch}.{model.architecture.norm_eps}": float32(model.norm_eps),
     }
-    if arch == "falcon":
-        metadata["falcon.tensor_data_layout"] = string("jploski")
+    metadata |= {f"{arch}.{key}": string(text) for key, text in model.architecture.metadata}
     return metadata | _rope_metadata(model)
 
 
 def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
     if model.rope is None:
         return {}
-    arch = model.names.architecture
+    arch = model.architecture.name
     metadata = {
         f"{arch}.rope.dimension_count": uint32(model.head_dim),
         f"{arch}.rope.freq_base": float32(model.rope.freq_base),

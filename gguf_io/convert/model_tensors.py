@@ -1,7 +1,7 @@
 """The tensors of the file out of those of a Hugging Face directory: all of them, each of its shape."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,19 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.architectures.table import (
+    PREDICTOR,
+    ROPE_FREQS,
+    Layout,
+    TensorRule,
+    by_neuron,
+    of_layer,
+)
 from hotcold.gguf_io.convert.outtypes import output_type
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.weights import open_weights
-from hotcold.gguf_io.names import PREDICTOR_NAMES, Layout, TensorRule
 from hotcold.gguf_io.source_tensor import SourceTensor
 from hotcold.gguf_io.writer import OutputTensor
 
@@ -32,11 +39,11 @@ def plan_tensors(
     Raises:
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
     """
-    weights = open_weights(model_dir, model.names.prefix)
-    tied = model.names.output.source not in weights if model.tied is None else model.tied
+    weights = open_weights(model_dir, model.architecture.prefix)
+    tied = model.architecture.rule("output").source not in weights if model.tied is None else model.tied
     rules = list(_rules(model, tied))
     _check_weights(model_dir, model, rules, weights, tied)
-    if predictors and tied and model.names.architecture != "opt":
+    if predictors and tied and not model.architecture.powerinfer_ties:
         warn("PowerInfer itself looks for output.weight, which a tied model lacks; hotcold does not")
     sources: list[tuple[str, SourceTensor, Layout]] = [
         (rule.name, weights[rule.source], rule.layout) for rule in rules
@@ -45,44 +52,29 @@ def plan_tensors(
     tensors = []
     for name, source, layout in sources:
         shape = output_shape(source, layout)
-        kind = output_type(name, shape, wanted, model.names.architecture, tied and predictors is None)
+        kind = output_type(name, shape, wanted, model.architecture.name, tied and predictors is None)
         tensors.append(output_tensor(name, source, layout, (model.n_head, model.n_head_kv), kind, warn))
     return tensors
 
 
 def _rules(model: HFModel, tied: bool) -> Iterator[TensorRule]:
-    """Every tensor of the directory, in the order of the file."""
-    names = model.names
-    yield from names.whole
-    if not tied:
-        yield names.output
-    for i in range(model.n_layer):
-        for rule in (*names.layer, *_down(model)):
-            yield replace(rule, name=rule.name.format(i=i), source=rule.source.format(i=i))
-
-
-def _down(model: HFModel) -> Iterator[TensorRule]:
-    """The down projection and its bias; in a ReLU model transposed, one row a neuron."""
-    down, bias = model.names.down, model.names.down_bias
-    if model.ffn_activation == "relu":
-        down = replace(down, name=_transposed(down.name), layout="transpose")
-        bias = replace(bias, name=_transposed(bias.name)) if bias else None
-    yield down
-    if bias:
-        yield bias
-
-
-def _transposed(name: str) -> str:
-    return name.replace("ffn_down", "ffn_down_t")
+    """Every tensor of the directory, in the order of the file; a ReLU model's down projection by neuron."""
+    has = model.optional | (frozenset() if tied else {"output"})
+    relu = model.ffn_activation == "relu"
+    layer = by_neuron(model.architecture.layer) if relu else model.architecture.layer
+    layers = (of_layer(layer, i) for i in range(model.n_layer))
+    for rule in chain(model.architecture.whole, *layers):
+        if rule.role in has or not rule.optional:
+            yield rule
 
 
 def _extras(model: HFModel, predictors: Predictors | None) -> Iterator[tuple[str, SourceTensor]]:
     """Tensors that the directory does not have, or not among its weights."""
     if model.rope is not None and model.rope.freq_factors:
-        yield "rope_freqs.weight", _vector("rope_freqs", model.rope.freq_factors)
+        yield ROPE_FREQS.name, _vector(ROPE_FREQS.role, model.rope.freq_factors)
     for i, layer in enumerate(predictors.layers if predictors else ()):
-        for name, source in zip(PREDICTOR_NAMES, layer, strict=True):
-            yield name.format(i=i), source
+        for rule, source in zip(of_layer(PREDICTOR, i), layer, strict=True):
+            yield rule.name, source
 
 
 def _vector(name: str, values: tuple[float, ...]) -> SourceTensor:
@@ -101,15 +93,15 @@ def _check_weights(
         raise FileError(
             f"weights of {model_dir}", _listed("no", missing), "config.json needs them", "fetch them again"
         )
-    unused = {model.names.output.source} if tied else set()
-    left = sorted(n for n in set(weights) - needed - unused if not n.endswith(model.names.ignored))
+    unused = {model.architecture.rule("output").source} if tied else set()
+    left = sorted(n for n in set(weights) - needed - unused if not n.endswith(model.architecture.ignored))
     if left:
-        bound = f"no part of a {model.names.architecture} model as config.json describes it"
+        bound = f"no part of a {model.architecture.name} model as config.json describes it"
         raise FileError(
             f"weights of {model_dir}", _listed("also", left), bound, "use a plain model of that kind"
         )
     for rule in rules:
-        shape = tuple(model.size(symbol) for symbol in rule.shape)
+        shape = tuple(model.sizes[symbol] for symbol in rule.source_shape)
         if weights[rule.source].shape != shape:
             found = f"shape {list(weights[rule.source].shape)}"
             raise FileError(

@@ -9,6 +9,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 
 from hotcold.errors import SettingError
 from hotcold.gguf_io import blocks
+from hotcold.gguf_io.architectures import ARCHITECTURES
 
 T = GGMLQuantizationType
 
@@ -56,8 +57,9 @@ def output_type(
 
 
 def _head_type(n_embd: int, wanted: GGMLQuantizationType, architecture: str) -> GGMLQuantizationType:
-    fits = n_embd % blocks.block_size(T.Q6_K) == 0 and architecture != "falcon" and wanted is not T.Q8_0
-    return T.Q6_K if fits else T.Q8_0
+    table = ARCHITECTURES.get(architecture)
+    kind = T.Q6_K if table is None else table.quantised_head
+    return kind if n_embd % blocks.block_size(kind) == 0 and wanted is not T.Q8_0 else T.Q8_0
 
 
 def powerinfer_warnings(outtype: str, n_ff: int) -> list[str]:

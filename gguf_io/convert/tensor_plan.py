@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.gguf_io import blocks
-from hotcold.gguf_io.names import Layout
+from hotcold.gguf_io.architectures.table import Layout
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
 

@@ -77,8 +77,8 @@ def bpe_metadata(
     pre = force_pretokenizer or source.pre
     if pre is None:
         raise FileError(f"{source.origin}: pre-tokenizer", source.cuts[:300], "no known one", OVERRIDE)
-    if pre == "gpt-2" and model.names.architecture == "opt" and not force_pretokenizer:
-        pre = "opt"
+    if not force_pretokenizer:
+        pre = dict(model.architecture.pretokenizers).get(pre, pre)
     _check_merges(source)
     vocabulary = Vocabulary(model_dir)
     _fill(vocabulary, source, source.added | added_tokens(model_dir, settings), model.n_vocab)

@@ -1,12 +1,11 @@
-"""A Hugging Face model: its hyperparameters and the names of its tensors."""
+"""A Hugging Face model: its hyperparameters and the table of its tensors."""
 
 from dataclasses import dataclass
 
+from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
+from hotcold.gguf_io.architectures.table import Architecture, sizes_of
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.rope import Rope
-from hotcold.gguf_io.names import ArchitectureNames
-
-N_UNUSED_POSITIONS = 2  # rows of OPT's position table in front of position 0
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,11 @@ class HFModel:
         ffn_activation: "relu", "silu" or "gelu".
         tied: the output head is the embedding; None where that shows in the weights.
         token_ids: bos, eos and pad ids of the config, those that it has.
+        optional: roles that an architecture's model may lack and that this one has; the head is told by `tied`.
         warnings: one line each. powerinfer_warnings: those for a file with predictors.
     """
 
-    names: ArchitectureNames
+    architecture: Architecture
     n_vocab: int
     n_ctx_train: int
     n_embd: int
@@ -34,6 +34,7 @@ class HFModel:
     ffn_activation: str
     tied: bool | None
     token_ids: dict[str, int]
+    optional: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
 
@@ -42,16 +43,17 @@ class HFModel:
         """Elements a head."""
         return self.n_embd // self.n_head
 
-    def size(self, symbol: str) -> int:
-        """The size that a shape in `names` calls `symbol`."""
-        n_head_kv_dim = self.n_head_kv * self.head_dim
-        derived = {
-            "n_head_dim": self.n_head * self.head_dim,
-            "n_head_kv_dim": n_head_kv_dim,
-            "n_qkv_dim": self.n_head * self.head_dim + 2 * n_head_kv_dim,
-            "n_positions": self.n_ctx_train + N_UNUSED_POSITIONS,
-        }
-        return derived[symbol] if symbol in derived else int(getattr(self, symbol))
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Every size that the shapes of the architecture name."""
+        sizes = sizes_of(
+            n_embd=self.n_embd,
+            n_ff=self.n_ff,
+            n_head=self.n_head,
+            n_head_kv=self.n_head_kv,
+            head_dim=self.head_dim,
+        )
+        return sizes | {"n_vocab": self.n_vocab, "n_positions": self.n_ctx_train + N_UNUSED_POSITIONS}
 
 
 def head_sizes(

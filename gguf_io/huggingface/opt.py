@@ -1,51 +1,14 @@
-"""OPT in Hugging Face's layout: learned positions, LayerNorm in front, biases everywhere, a tied head.
+"""OPT in Hugging Face's layout.
 
 OPT-350m has its norms behind and a smaller embedding, and is no such model.
 """
 
+from hotcold.gguf_io.architectures.opt import OPT
 from hotcold.gguf_io.huggingface.fields import MAX_LAYERS, Fields
 from hotcold.gguf_io.huggingface.model import HFModel, context_length, head_sizes
-from hotcold.gguf_io.names import LAYER_NORM_EPS, ArchitectureNames, TensorRule
 
 NORM_EPS = 1e-5  # torch's default, which config.json does not name
 N_CTX_POWERINFER = 2048
-DECODER = "model.decoder."
-LAYER = DECODER + "layers.{i}."
-
-
-def _pair(name: str, source: str, *shape: str) -> tuple[TensorRule, TensorRule]:
-    """A matrix and its bias, which has an entry a row; a norm has as many weights."""
-    return (
-        TensorRule(f"{name}.weight", f"{source}.weight", shape),
-        TensorRule(f"{name}.bias", f"{source}.bias", shape[:1]),
-    )
-
-
-_DOWN, _DOWN_BIAS = _pair("blk.{i}.ffn_down", f"{LAYER}fc2", "n_embd", "n_ff")
-
-NAMES = ArchitectureNames(
-    architecture="opt",
-    norm_eps=LAYER_NORM_EPS,
-    prefix="model.",
-    whole=(
-        TensorRule("token_embd.weight", f"{DECODER}embed_tokens.weight", ("n_vocab", "n_embd")),
-        TensorRule("position_embd.weight", f"{DECODER}embed_positions.weight", ("n_positions", "n_embd")),
-        *_pair("output_norm", f"{DECODER}final_layer_norm", "n_embd"),
-    ),
-    output=TensorRule("output.weight", "lm_head.weight", ("n_vocab", "n_embd")),
-    layer=(
-        *_pair("blk.{i}.attn_norm", f"{LAYER}self_attn_layer_norm", "n_embd"),
-        *_pair("blk.{i}.attn_q", f"{LAYER}self_attn.q_proj", "n_head_dim", "n_embd"),
-        *_pair("blk.{i}.attn_k", f"{LAYER}self_attn.k_proj", "n_head_kv_dim", "n_embd"),
-        *_pair("blk.{i}.attn_v", f"{LAYER}self_attn.v_proj", "n_head_kv_dim", "n_embd"),
-        *_pair("blk.{i}.attn_output", f"{LAYER}self_attn.out_proj", "n_embd", "n_head_dim"),
-        *_pair("blk.{i}.ffn_norm", f"{LAYER}final_layer_norm", "n_embd"),
-        *_pair("blk.{i}.ffn_up", f"{LAYER}fc1", "n_ff", "n_embd"),
-    ),
-    down=_DOWN,
-    down_bias=_DOWN_BIAS,
-    ignored=("decoder.version",),
-)
 
 
 def read_opt(fields: Fields, sparse: bool) -> HFModel:
@@ -62,7 +25,7 @@ def read_opt(fields: Fields, sparse: bool) -> HFModel:
     n_ctx_train = context_length(fields)
     rows = f"PowerInfer itself needs {N_CTX_POWERINFER} positions, not {n_ctx_train}; hotcold does not"
     return HFModel(
-        names=NAMES,
+        architecture=OPT,
         n_vocab=fields.size("vocab_size"),
         n_ctx_train=n_ctx_train,
         n_embd=n_embd,

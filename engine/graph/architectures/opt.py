@@ -6,7 +6,8 @@ nothing, although its bias alone might fire.
 
 from hotcold.engine.graph.architectures.blocks import mask, mlp, self_attention
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.model.model import N_UNUSED_POSITIONS, Model
+from hotcold.engine.model.model import Model
+from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
 
 
 def build(graph: Graph, model: Model, sparsity: str) -> None:

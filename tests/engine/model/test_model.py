@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.graph.architectures import BUILD
-from hotcold.engine.model.hyperparameters import ARCHITECTURES
 from hotcold.engine.model.model import Model, load_model
 from hotcold.gguf_io import GGUFFile, TensorInfo, open_gguf
 
@@ -275,7 +273,3 @@ def test_many_unused_tensors_are_counted(dense: GGUFFile) -> None:
 def test_the_files_own_warnings_are_kept(dense: GGUFFile) -> None:
     dense.warnings = ("something odd",)
     assert load_model(dense).warnings == ("something odd",)
-
-
-def test_every_known_architecture_has_a_graph() -> None:
-    assert set(ARCHITECTURES) == set(BUILD)

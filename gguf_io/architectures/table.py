@@ -1,0 +1,181 @@
+"""What the tables of architectures are made of: a rule a tensor, and the facts of a whole architecture.
+
+A table says of each tensor what the loader calls it, its name in a GGUF file and in a Hugging Face
+directory, its shape by names of sizes, and whether a model may lack it. Loader, shapes for planning and
+converter read the same table. `{i}` stands for the layer.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gguf import GGMLQuantizationType
+
+Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose"]
+
+RMS_EPS = "attention.layer_norm_rms_epsilon"
+LAYER_NORM_EPS = "attention.layer_norm_epsilon"
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """One tensor: its role, its name and shape in the file, its name in the source, and what happens on the way.
+
+    permute_q and permute_k: rows of each head go from "first half, second half" to pairs, since
+    GGUF's `llama` rotates neighbours (2i, 2i + 1). stack_qkv: rows in groups, the queries of one key
+    and value head with that head's key and value, become all queries, all keys, all values.
+    transpose: rows become columns.
+
+    Attributes:
+        role: a field of the engine's `Layer` or `Model`.
+        shape: in the file, NumPy order (row length last), in names of sizes (see `sizes_of`).
+        optional: whether a model may lack it. A weight and its bias that may both be lacking come together.
+        parts: role and rows of the weights that are stacked in it, in order; it has no role of its own then.
+    """
+
+    role: str
+    name: str
+    source: str
+    shape: tuple[str, ...]
+    layout: Layout = "same"
+    optional: bool = False
+    parts: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def source_shape(self) -> tuple[str, ...]:
+        """Its shape in the source, likewise."""
+        return self.shape[::-1] if self.layout == "transpose" else self.shape
+
+    @property
+    def stem(self) -> str:
+        """The name without .weight or .bias."""
+        return self.name.rpartition(".")[0]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The tensors and the facts of one architecture.
+
+    Attributes:
+        name: GGUF's general.architecture.
+        activations: those that its FFN may have, the one that a file without a word means first.
+        norm_eps: the metadata key of the norms' epsilon, without the architecture.
+        prefix: begins every source name but the head's; a checkpoint of the bare model leaves it out.
+        whole: tensors that occur once, the head (`output`) last: it is absent where it is tied to the embedding.
+        layer: tensors of every layer; the down projection has a row an output, as llama.cpp has it.
+        ignored: endings of source tensors that carry nothing to convert.
+        metadata: further keys, without the architecture, and their text.
+        powerinfer_norm_eps: what a file of PowerInfer means that names no epsilon; None where it must.
+        powerinfer_ties: whether PowerInfer itself takes the embedding for a missing head.
+        quantised_head: the type of the head in a file of block types, by llama.cpp's rule.
+        pretokenizers: where a vocabulary's pre-tokenizer has another name in this architecture, both names.
+    """
+
+    name: str
+    activations: tuple[str, ...]
+    norm_eps: str
+    prefix: str
+    whole: tuple[TensorRule, ...]
+    layer: tuple[TensorRule, ...]
+    ignored: tuple[str, ...] = ("rotary_emb.inv_freq",)
+    metadata: tuple[tuple[str, str], ...] = ()
+    powerinfer_norm_eps: float | None = None
+    powerinfer_ties: bool = False
+    quantised_head: GGMLQuantizationType = GGMLQuantizationType.Q6_K
+    pretokenizers: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def rotates(self) -> bool:
+        """Whether queries and keys are rotated; else positions are learned."""
+        return self.find("position_embd") is None
+
+    def find(self, role: str) -> TensorRule | None:
+        """The rule of this role, if there is one."""
+        return next((rule for rule in (*self.whole, *self.layer) if rule.role == role), None)
+
+    def rule(self, role: str) -> TensorRule:
+        """The rule of this role, which every architecture has."""
+        return next(rule for rule in (*self.whole, *self.layer) if rule.role == role)
+
+    def with_sources(self, sources: dict[str, str]) -> "Architecture":
+        """The same, with other names in the source for the weights of these roles and their biases."""
+
+        def renamed(rule: TensorRule) -> TensorRule:
+            stem = sources.get(rule.role.removesuffix("_bias"))
+            return replace(rule, source=f"{stem}.{rule.source.rpartition('.')[2]}") if stem else rule
+
+        return replace(self, layer=tuple(map(renamed, self.layer)))
+
+
+def weight(
+    role: str,
+    source: str,
+    *shape: str,
+    layout: Layout = "same",
+    optional: bool = False,
+    parts: tuple[tuple[str, str], ...] = (),
+) -> TensorRule:
+    """A matrix, or the weight of a norm."""
+    return TensorRule(role, f"{role}.weight", f"{source}.weight", shape, layout, optional, parts)
+
+
+def bias(role: str, source: str, n: str, layout: Layout = "same", optional: bool = False) -> TensorRule:
+    """The bias of the weight of this role."""
+    return TensorRule(f"{role}_bias", f"{role}.bias", f"{source}.bias", (n,), layout, optional)
+
+
+def with_bias(role: str, source: str, *shape: str, optional: bool = False) -> tuple[TensorRule, TensorRule]:
+    """A weight and its bias, which has a number a row; a norm has as many of both."""
+    return (
+        weight(role, source, *shape, optional=optional),
+        bias(role, source, shape[0], optional=optional),
+    )
+
+
+def in_layer(prefix: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """Rules of every layer, by names inside it."""
+    return tuple(
+        replace(rule, name=f"blk.{{i}}.{rule.name}", source=f"{prefix}{rule.source}") for rule in rules
+    )
+
+
+def of_layer(rules: Iterable[TensorRule], i: int) -> tuple[TensorRule, ...]:
+    """The rules of layer i."""
+    return tuple(
+        replace(rule, name=rule.name.format(i=i), source=rule.source.format(i=i)) for rule in rules
+    )
+
+
+def by_neuron(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
+    """The same rules with a down projection that has a row a neuron, as sparse models want it."""
+    return tuple(map(_by_neuron, rules))
+
+
+def _by_neuron(rule: TensorRule) -> TensorRule:
+    name = rule.name.replace("ffn_down", "ffn_down_t")
+    if rule.role == "ffn_down":
+        return replace(rule, role="ffn_down_t", name=name, shape=rule.shape[::-1], layout="transpose")
+    return replace(rule, name=name) if rule.role == "ffn_down_bias" else rule
+
+
+def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: int) -> dict[str, int]:
+    """The sizes that shapes name and that hyperparameters say.
+
+    n_vocab and n_positions are for the caller to add: they are known from the file's tensors alone.
+    """
+    n_head_dim, n_head_kv_dim = n_head * head_dim, n_head_kv * head_dim
+    return {
+        "n_embd": n_embd,
+        "n_ff": n_ff,
+        "n_head_dim": n_head_dim,
+        "n_head_kv_dim": n_head_kv_dim,
+        "n_qkv_dim": n_head_dim + 2 * n_head_kv_dim,
+    }
+
+
+PREDICTOR = in_layer(
+    "", (weight("fc1", "fc1", "rank", "n_embd"), weight("fc2", "fc2", "n_ff", "rank"))
+)
+"""A predictor, in every layer of a file with PowerInfer's magic; the rank may differ from layer to layer."""
+ROPE_FREQS = weight("rope_freqs", "", "n_pairs", optional=True)
+"""Factors that divide the frequencies of a rotation; no directory has them as a tensor."""
