@@ -140,6 +140,21 @@ def mask_bytes(n_rows: int) -> int:
 
 KV_BYTES = {"f16": 2, "f32": 4}
 """Bytes of a number of the KV cache, by its type."""
+HOST_KV_POSITIONS, HOST_KV_NUMBERS = 64, 16  # the host's cache has whole blocks of both
+
+
+def host_kv_block_bytes(kv_type: str, head_dim: int) -> int:
+    """Bytes of one head's keys of 64 positions on the host, and of its values; whole cache lines."""
+    if kv_type == "q8_0":
+        return HOST_KV_POSITIONS * (head_dim // 32 * 34)
+    return HOST_KV_POSITIONS * (-(-head_dim // HOST_KV_NUMBERS) * HOST_KV_NUMBERS) * KV_BYTES[kv_type]
+
+
+def host_kv_bytes(kv_type: str, n_ctx: int, head_dim: int) -> int:
+    """Bytes of one head's keys of n_ctx positions on the host, and of its values."""
+    return -(-n_ctx // HOST_KV_POSITIONS) * host_kv_block_bytes(kv_type, head_dim)
+
+
 POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
 
 

@@ -9,10 +9,9 @@ from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
+from hotcold.kernels.cpu import attention as attention_kernel
 from hotcold.kernels.cpu import program
 from hotcold.kernels.formats import mask_bytes
-
-TOKENS_A_SHARE = 32  # prompt tokens of one head that a thread attends to at once
 
 
 def embed(low: Lowering, node: Node) -> None:
@@ -98,12 +97,9 @@ def kv_store(low: Lowering, node: Node) -> None:
         x_stride=x_stride,
         z=z,
         z_stride=z_stride,
-        w=cache.keys(layer),
-        w1=cache.values(layer),
-        w_type=cache.type_id,
         p0=cache.n_head_kv,
         p1=cache.head_dim,
-        p2=cache.n_ctx,
+        **cache.fields(layer),
     )
 
 
@@ -112,22 +108,22 @@ def attention(low: Lowering, node: Node) -> None:
     cache, layer = low.kv_cache, layer_of(node)
     n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
     (x, x_stride), (y, y_stride) = low.vector(q), low.vector(node.output)
-    low.emit(
-        program.ATTENTION,
-        n_head * -(-low.n_tokens // TOKENS_A_SHARE),
-        x=x,
-        x_stride=x_stride,
-        y=y,
-        y_stride=y_stride,
-        w=cache.keys(layer),
-        w1=cache.values(layer),
-        w_type=cache.type_id,
-        p0=n_head,
-        p1=cache.n_head_kv,
-        p2=head_dim,
-        p3=cache.n_ctx,
-        f0=head_dim**-0.5,
-    )
+    fields = {
+        "x": x,
+        "x_stride": x_stride,
+        "y": y,
+        "y_stride": y_stride,
+        "scratch": low.areas["first"],
+        "p0": n_head,
+        "p1": cache.n_head_kv,
+        "p2": head_dim,
+        "f0": head_dim**-0.5,
+        **cache.fields(layer),
+    }
+    chunks = attention_kernel.chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
+    low.emit(program.ATTENTION, chunks, **fields)
+    if attention_kernel.n_parts(cache.n_ctx) > 1:
+        low.emit(program.ATTENTION_JOIN, n_head, **fields)
 
 
 def add(low: Lowering, node: Node) -> None:

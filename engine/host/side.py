@@ -62,7 +62,7 @@ class HostSide:
         self.rope_table = rope_table(model, n_ctx, factors)
         self.counts = program.aligned(model.n_layer * program.MAX_CHUNKS * 16).view(np.int64)
         self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
-        sizes = [workspace.graph_area_bytes(graph) for graph in graphs]
+        sizes = [workspace.graph_area_bytes(graph, n_ctx) for graph in graphs]
         self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
         self.run = np.zeros(program.N_PARAMETERS, np.int64)
 

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import Model, Weight
-from hotcold.engine.plan.footprint import layer_kv_bytes
+from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
 
 KV_TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID}
 
@@ -37,7 +38,7 @@ class HostStore:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, [2, n_layer, n_head_kv, n_ctx, head_dim] of one float type.
+    """Keys and values of every layer, [2, n_layer, n_head_kv], each head laid out as `kv_cache` says.
 
     The memory becomes resident as positions are written.
     """
@@ -46,24 +47,23 @@ class KVCache:
     n_head_kv: int
     n_ctx: int
     head_dim: int
-    type_id: int
+    kv_type: str
     memory: NDArray[np.uint8]
 
-    @property
-    def layer_bytes(self) -> int:
-        """Bytes of one layer's keys, and of its values."""
-        return self.memory.nbytes // (2 * self.n_layer)
-
-    def keys(self, layer: int) -> int:
-        """Address of a layer's keys."""
-        return self.memory.ctypes.data + layer * self.layer_bytes
-
-    def values(self, layer: int) -> int:
-        """Address of a layer's values."""
-        return self.memory.ctypes.data + (self.n_layer + layer) * self.layer_bytes
+    def fields(self, layer: int) -> dict[str, int]:
+        """Record fields that say where a layer's keys and values lie."""
+        half = self.memory.nbytes // (2 * self.n_layer)
+        keys = self.memory.ctypes.data + layer * half
+        return {
+            "w": keys,
+            "w1": keys + self.n_layer * half,
+            "w_type": KV_TYPE_IDS[self.kv_type],
+            "w_stride": host_kv_block_bytes(self.kv_type, self.head_dim),
+            "w1_stride": host_kv_bytes(self.kv_type, self.n_ctx, self.head_dim),
+        }
 
 
 def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:
     """An empty cache of n_ctx positions in "f16" or "f32"."""
-    memory = program.aligned(model.n_layer * layer_kv_bytes(model, n_ctx, kv_type))
-    return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, KV_TYPE_IDS[kv_type], memory)
+    memory = program.aligned(model.n_layer * host_layer_kv_bytes(model, n_ctx, kv_type))
+    return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, kv_type, memory)

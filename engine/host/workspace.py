@@ -3,14 +3,15 @@
 Four areas serve all nodes in turn, each as large as the node that wants most of it:
 
 * packed: one vector a token, rounded for quantised weights; stays until another vector is packed
-* first, second: a node's own intermediates, such as the hidden vector of an FFN
+* first, second: a node's own intermediates, such as the hidden vector of an FFN, or the sums of
+  attention over parts of a long context
 * listed: the rows that the predictor of a layer lists, from `predictor` to `sparse_ffn`
 """
 
 from collections.abc import Callable
 
 from hotcold.engine.graph.graph import Graph, Node, weights_of
-from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu import attention, pack, program, rows
 
 AREAS = ("packed", "first", "second", "listed")
 
@@ -56,16 +57,19 @@ _OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
 }
 
 
-def area_bytes(node: Node, n_tokens: int) -> dict[str, int]:
-    """Bytes of each area that one node uses for n_tokens tokens."""
+def area_bytes(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens in a context of n_ctx positions."""
+    if node.op == "attention":
+        n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
+        return {"first": attention.partial_bytes(n_tokens, n_head, head_dim, n_ctx)}
     own = _OWN.get(node.op)
     return {"packed": _packed(node, n_tokens), **(own(node, n_tokens) if own else {})}
 
 
-def graph_area_bytes(graph: Graph) -> dict[str, int]:
+def graph_area_bytes(graph: Graph, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that serve every node of a graph, whole cache lines."""
     sizes = dict.fromkeys(AREAS, 0)
     for node in graph.nodes:
-        for area, n_bytes in area_bytes(node, graph.n_tokens).items():
+        for area, n_bytes in area_bytes(node, graph.n_tokens, n_ctx).items():
             sizes[area] = max(sizes[area], -(-n_bytes // 64) * 64)
     return sizes

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, KV_BYTES, device_row_bytes
+from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, KV_BYTES, device_row_bytes, host_kv_bytes
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
 """The types in which kernels add and multiply by vectors: norms and biases."""
@@ -101,5 +101,10 @@ def neuron_bytes(layer: Layer) -> int:
 
 
 def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
-    """Bytes of one layer's keys and values."""
+    """Bytes of one layer's keys and values on the device."""
     return 2 * model.n_head_kv * n_ctx * model.head_dim * KV_BYTES[kv_type]
+
+
+def host_layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
+    """Bytes of one layer's keys and values on the host, which has whole blocks of positions."""
+    return 2 * model.n_head_kv * host_kv_bytes(kv_type, n_ctx, model.head_dim)

@@ -25,6 +25,7 @@ from hotcold.engine.plan.footprint import (
     device_bytes,
     ffn_part,
     head_part,
+    host_layer_kv_bytes,
     layer_kv_bytes,
     neuron_bytes,
 )
@@ -239,13 +240,14 @@ class _Placing:
                 self._entry(weight, role, weight.n_rows, what, layer)
 
     def _place_caches(self) -> tuple[CacheEntry, ...]:
-        n_bytes = layer_kv_bytes(self.model, self.n_ctx, self.kv_type)
+        sizes = self.model, self.n_ctx, self.kv_type
+        n_bytes, on_host = layer_kv_bytes(*sizes), host_layer_kv_bytes(*sizes)
         caches = []
         for i, layer in enumerate(self.model.layers):
             obstacle = dense_part(layer, self.sparsity).obstacle  # the cache is of use beside its layer alone
             reason = obstacle or self.purse.pay(n_bytes, f"the KV cache of layer {i}")
             home, why = (CPU, reason) if reason else (GPU, f"{self.n_ctx} positions of layer {i}")
-            caches.append(CacheEntry(i, n_bytes, home, why))
+            caches.append(CacheEntry(i, on_host if home == CPU else n_bytes, home, why))
         return tuple(caches)
 
     def _place_head(self) -> None:

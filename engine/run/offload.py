@@ -14,7 +14,7 @@ from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore, Progress
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import Budget, DeviceFacts, resolve_budget
-from hotcold.engine.plan.footprint import layer_kv_bytes
+from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, Wanted, make_plan, plan_source, with_counts
@@ -124,7 +124,7 @@ def _opened(request: Request) -> Device | None:
 
 
 def _check_cache(model: Model, how: Wanted) -> None:
-    wanted = model.n_layer * layer_kv_bytes(model, how.n_ctx, how.kv_type)
+    wanted = model.n_layer * host_layer_kv_bytes(model, how.n_ctx, how.kv_type)
     memory = settings.physical_memory()
     if wanted > memory:
         raise DoesNotFitError(

@@ -16,9 +16,13 @@ the number of tokens alone, never on the threads, so neither do the bits.
     LOGITS        w [n_rows, k], x[t]                           logits of tokens from LOGITS_FROM on
     ROPE          x[t, p0 heads, p1], table w, p2 pairs,        y[t, p0, p1]
                   p3: interleaved or halves
-    KV_STORE      x = k, z = v [t, p0 heads, p1]                caches w = k, w1 = v of p2 positions
-    ATTENTION     x = q [t, p0 heads, p2], caches w, w1         y[t, p0, p2]
-                  of p1 heads and p3 positions, f0 = scale
+    KV_STORE      x = k, z = v [t, p0 heads, p1]                caches w = k, w1 = v: w_stride bytes a block
+                                                              of positions, w1_stride a head
+    ATTENTION     x = q [t, p0 heads, p2], caches w, w1         y[t, p0, p2], or scratch: its parts' sums
+                  of p1 heads, strides likewise, f0 = scale,
+                  k = positions seen or 0 = all, z = sinks
+                  float32 [p0], scores without a value, or 0
+    ATTENTION_JOIN  the same, and scratch                       y[t, p0, p2] of what was cut by parts
     ADD           x, z [t, k]                                   y[t, k] = x + z
     GATED         w gate, w1 up, x, z, p0 = activation          y[r] = act(w[r] . x) (w1[r] . z)
     ACT_MUL       x, z [t, k], p0 = activation                  y[t, k] = act(x) z
@@ -79,7 +83,8 @@ from numpy.typing import NDArray
     PACK_ROUNDED,
     LIST_ROWS,
     AND_BITS,
-) = range(26)
+    ATTENTION_JOIN,
+) = range(27)
 
 RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
 
@@ -99,7 +104,7 @@ _FIELDS = [
 _PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + 1) % 8)]
 OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *((n, "i8") for n in _PADDING)])
 
-THREAD_SCRATCH_BYTES = 256 << 10  # each thread's own memory for scores, row lists and tiles
+THREAD_SCRATCH_BYTES = 1 << 20  # each thread's own memory for row lists and tiles; resident as it is used
 ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
 CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
 MAX_CHUNKS = 256

@@ -258,6 +258,33 @@ def exponential(b: Builder, x: Value) -> Value:
     return b.select(tiny, c(0.0), b.fmul(p, b.bitcast(bits, VT(F32, n))))
 
 
+# 2^f = 1 + c1 f + ... + c5 f^5 on [-1/2, 1/2], fitted to the least largest relative error, 1.6e-7 in float32.
+# The first one is exact, so that 2^0 is: a weight of 1 changes no bit.
+EXP2_SMALLEST = -125.0
+EXP2 = (
+    1.0,
+    0.6931470036506653,
+    0.24022242426872253,
+    0.05550733581185341,
+    0.009671512991189957,
+    0.0013264724984765053,
+)
+
+
+def exp2_up_to_0(b: Builder, x: Value) -> Value:
+    """2^x for <n x float> x <= 0: x = n + f, a polynomial in f, times 2^n. Below -125 it is 2^-125."""
+    n = x.type.count
+    smallest = constant(F32, n, EXP2_SMALLEST)
+    x = b.select(b.fcmp_ordered("<", x, smallest), smallest, x)  # NaN stays
+    power = rint(b, x)
+    f = b.fsub(x, power)
+    p = constant(F32, n, EXP2[-1])
+    for coefficient in EXP2[-2::-1]:
+        p = fma(b, p, f, constant(F32, n, coefficient))
+    bits = b.shl(b.fptosi(power, VT(I32, n)), constant(I32, n, 23))
+    return b.bitcast(b.add(b.bitcast(p, VT(I32, n)), bits), VT(F32, n))
+
+
 # ---- from IR to njit ------------------------------------------------------------
 
 
@@ -340,10 +367,71 @@ def store_half(b: Builder, at: Value, v: Value) -> None:
     store(b, b.extract_element(float_to_half(b, splat(b, v, 16)), I32(0)), at)
 
 
+def _scatter(b: Builder, at: Value, step: Value, v: Value) -> None:
+    """Lane i to address at + i step."""
+    for i in range(v.type.count):
+        store(b, b.extract_element(v, I32(i)), at)
+        at = b.add(at, step)
+
+
+@operation(types.void, address, types.int64, f32x16)
+def scatter16(b: Builder, at: Value, step: Value, v: Value) -> None:
+    """16 float32, `step` bytes from one to the next."""
+    _scatter(b, at, step, v)
+
+
+@operation(types.void, address, types.int64, f32x16)
+def scatter16_half(b: Builder, at: Value, step: Value, v: Value) -> None:
+    """16 float32 as halfs, `step` bytes from one to the next."""
+    _scatter(b, at, step, float_to_half(b, v))
+
+
+@operation(types.void, address, types.int64, f32x16)
+def scatter16_bytes(b: Builder, at: Value, step: Value, v: Value) -> None:
+    """16 float32 in the range of int8, rounded to them, `step` bytes from one to the next."""
+    _scatter(b, at, step, b.trunc(b.fptosi(rint(b, v), VT(I32, 16)), VT(I8, 16)))
+
+
+@operation(f32x16, f32x16)
+def abs16(b: Builder, v: Value) -> Value:
+    """|v|."""
+    return fabs(b, v)
+
+
 @operation(f32x16, address)
 def load16_half(b: Builder, at: Value) -> Value:
     """16 halfs, 32 bytes."""
     return half_to_float(b, load(b, at, VT(I16, 16)))
+
+
+@operation(f32x16, address)
+def load16_bytes(b: Builder, at: Value) -> Value:
+    """16 int8 as floats."""
+    return b.sitofp(load(b, at, VT(I8, 16)), VT(F32, 16))
+
+
+@operation(f32x16, address)
+def splat16_half(b: Builder, at: Value) -> Value:
+    """Sixteen times the half at an address."""
+    return half_to_float(b, splat(b, load(b, at, I16), 16))
+
+
+@operation(f32x16, f32x16, f32x16)
+def sub16(b: Builder, x: Value, y: Value) -> Value:
+    """x - y."""
+    return b.fsub(x, y)
+
+
+@operation(f32x16, f32x16, f32x16)
+def div16(b: Builder, x: Value, y: Value) -> Value:
+    """x / y."""
+    return b.fdiv(x, y)
+
+
+@operation(f32x16, f32x16)
+def exp2_16(b: Builder, x: Value) -> Value:
+    """2^x for x <= 0."""
+    return exp2_up_to_0(b, x)
 
 
 @operation(f32x16, f32x16, f32x16)
@@ -368,12 +456,6 @@ def fma16(b: Builder, x: Value, y: Value, z: Value) -> Value:
 def max16(b: Builder, x: Value, y: Value) -> Value:
     """The larger of both."""
     return larger(b, x, y)
-
-
-@operation(f32x16, f32x16)
-def exp16(b: Builder, x: Value) -> Value:
-    """e^x."""
-    return exponential(b, x)
 
 
 @operation(f32x16, f32x16)
@@ -507,16 +589,21 @@ def count_bits(b: Builder, word: Value) -> Value:
     return call(b, "llvm.ctpop.i64", I64, word)
 
 
-def emit_prefetch(b: Builder, at: Value) -> None:
-    """Ask for the cache line at `at`, into the second level; any address is allowed.
+def emit_prefetch(b: Builder, at: Value, locality: int = 2) -> None:
+    """Ask for the cache line at `at`; any address is allowed.
 
-    Into the first level it would take that level's few fill buffers from the loads themselves.
+    Args:
+        locality: 3 for the first level. 2: the second, since rows ask far ahead and would take the first
+            level's few fill buffers from the loads themselves.
     """
     pointer = b.inttoptr(at, I8.as_pointer())
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(2), I32(1))
+    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(locality), I32(1))
 
 
-prefetch = operation(types.void, address)(emit_prefetch)
+@operation(types.void, address)
+def prefetch(b: Builder, at: Value) -> None:
+    """`emit_prefetch` into the second level."""
+    emit_prefetch(b, at)
 
 
 # ---- atomics: cells of 64 bits --------------------------------------------------

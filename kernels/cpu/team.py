@@ -15,7 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cpu import attention, elementwise, ffn, pack, program, rows, simd, tiles
+from hotcold.kernels.cpu import attention, elementwise, ffn, kv_cache, pack, program, rows, simd, tiles
 from hotcold.kernels.cpu.cache import mark_compiled
 from hotcold.kernels.cpu.program import (
     LOGITS_ADDRESS,
@@ -109,11 +109,11 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         table = op.w + (run[N_PAST] + t) * op.w_stride
         elementwise.rope(x, table, op.p0, op.p1, op.p2, op.p3, y)
     elif code == program.KV_STORE:
-        size = rows.row_bytes_of_float(op.w_type) * op.p1
+        position = run[N_PAST] + t
         for head in range(op.p0):
-            to = (head * op.p2 + run[N_PAST] + t) * size
-            attention.store_row(op.w_type, x + 4 * head * op.p1, op.p1, op.w + to)
-            attention.store_row(op.w_type, z + 4 * head * op.p1, op.p1, op.w1 + to)
+            k, v, to = x + 4 * head * op.p1, z + 4 * head * op.p1, head * op.w1_stride
+            keys, values = op.w + to, op.w1 + to
+            kv_cache.store_head(op.w_type, k, v, op.p1, position, keys, values, op.w_stride)
     elif code == program.ADD:
         elementwise.add(x, z, op.k, y)
     elif code == program.ACT_MUL:
@@ -133,26 +133,13 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """Chunk c: one query head and a share of the tokens."""
-    n_head, n_head_kv, head_dim = op.p0, op.p1, op.p2
-    shares = op.chunks // n_head
-    head, share = c // shares, c % shares
-    size = rows.row_bytes_of_float(op.w_type) * head_dim * op.p3
-    offset = head // (n_head // n_head_kv) * size
-    for t in range(run[N_TOKENS] * share // shares, run[N_TOKENS] * (share + 1) // shares):
-        q = op.x + t * op.x_stride + 4 * head * head_dim
-        y = op.y + t * op.y_stride + 4 * head * head_dim
-        n_keys = run[N_PAST] + t + 1
-        attention.attend(op.w_type, q, op.w + offset, op.w1 + offset, n_keys, head_dim, op.f0, scratch, y)
-
-
-@njit(**JIT)  # type: ignore[untyped-decorator]
 def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of any op."""
     code, n_tokens = op.code, run[N_TOKENS]
     if code == program.ATTENTION:
-        _attend(op, c, run, scratch)
+        attention.attend(op, c, run, scratch)
+    elif code == program.ATTENTION_JOIN:
+        attention.join_parts(op, c, run, scratch)
     elif code == program.SPARSE_FFN:
         n = load_i64(op.p1) if op.p0 else op.n_rows
         first = ffn.first_at_least(op.p0, n, op.n_rows * c // op.chunks)

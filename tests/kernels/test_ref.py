@@ -1,6 +1,7 @@
 """The oracles themselves, on cases small enough for pencil and paper."""
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -123,6 +124,50 @@ def test_attention_groups_query_heads() -> None:
     q = np.zeros((1, 4, 1), np.float32)
     k, v = np.zeros((1, 2, 1), np.float32), f32(7, 9).reshape(1, 2, 1)
     assert ref.attention(q, k, v, n_past=0).ravel().tolist() == [7, 7, 9, 9]
+
+
+def test_attention_of_a_window_sees_the_last_positions() -> None:
+    q = np.zeros((2, 1, 1), np.float32)
+    k, v = np.zeros((4, 1, 1), np.float32), f32(1, 10, 100, 1000).reshape(4, 1, 1)
+    assert ref.attention(q, k, v, n_past=2, window=2).ravel().tolist() == [55, 550]
+    assert ref.attention(q, k, v, n_past=2, window=1).ravel().tolist() == [100, 1000]
+
+
+def test_a_sink_weighs_as_one_more_position_without_a_value() -> None:
+    q, k, v = np.zeros((1, 2, 1), np.float32), np.zeros((2, 1, 1), np.float32), f32(4, 8).reshape(2, 1, 1)
+    sinks = f32(0, math.log(2))
+    assert np.allclose(ref.attention(q, k, v, 1, sinks=sinks).ravel(), [12 / 3, 12 / 4])
+
+
+def test_fma_rounds_once() -> None:
+    """Against exact fractions, sums that cancel and ties of the second rounding among them."""
+    generator = np.random.default_rng(0)
+    x, y = (generator.standard_normal(4000).astype(np.float32) for _ in range(2))
+    z = np.concatenate([-(x * y)[:2000], generator.standard_normal(2000).astype(np.float32) * 2.0**20])
+    ties = f32(1 + 2**-12), f32(1 + 2**-12), f32(2.0**-60)  # a hair above the middle of two floats
+    got = ref.fma(*(np.concatenate([a, b]).astype(np.float32) for a, b in zip((x, y, z), ties, strict=True)))
+    assert got[-1] == np.float32(1 + 2**-11 + 2**-23)
+    for a, b, c, rounded in zip(x, y, z.astype(np.float32), got[:-1], strict=True):
+        exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+        others = (np.nextafter(rounded, np.float32(s)) for s in (-np.inf, np.inf))
+        distance = abs(Fraction(float(rounded)) - exact)
+        assert all(distance <= abs(Fraction(float(other)) - exact) for other in others)
+
+
+@pytest.mark.parametrize("window", [0, 70])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 3), (510, 5), (1100, 1)])
+def test_attention_in_order_is_attention(n_past: int, n_tokens: int, window: int) -> None:
+    generator = np.random.default_rng(1)
+    q = generator.standard_normal((n_tokens, 4, 8)).astype(np.float32)
+    k, v = (generator.standard_normal((n_past + n_tokens, 2, 8)).astype(np.float32) for _ in range(2))
+    sinks = f32(0, 1, 2, 3)
+    wanted = ref.attention(q, k, v, n_past, window, sinks)
+    for fma in (ref.fma, ref.mul_add):
+        got = ref.attention_in_order(q, k, v, n_past, window, sinks, fma)
+        assert got.dtype == np.float32
+        assert np.abs(got - wanted).max() < 2e-6
+    alone = ref.attention_in_order(q[-1:], k, v, n_past + n_tokens - 1, window, sinks, ref.mul_add)
+    assert np.array_equal(alone[0], got[-1])
 
 
 def test_activations() -> None:

@@ -1,90 +1,130 @@
-"""Attention of one head and cache rows, F16 and F32, against the oracle on what the cache holds."""
-
-from collections.abc import Callable
-from typing import Any
+"""Attention over the cache: the same bits whatever passes together, and nothing from beyond what a token sees."""
 
 import numpy as np
+import oracle_checks as checks
 import pytest
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import attention
-from hotcold.kernels.cpu.rows import F16_ID, F32_ID
+from hotcold.kernels.cpu import attention, program
+from hotcold.kernels.cpu.rows import F16_ID, F32_ID, Q8_0_ID
 
 F32 = NDArray[np.float32]
-Make = Callable[..., F32]
-Near = Callable[[Any, Any], None]
-Place = Callable[[NDArray[Any]], NDArray[Any]]
 
-DTYPES = {F16_ID: np.float16, F32_ID: np.float32}
 kv_types = pytest.mark.parametrize(
-    "kv_type", [pytest.param(F16_ID, id="f16"), pytest.param(F32_ID, id="f32")]
+    "kv_type",
+    [pytest.param(F16_ID, id="f16"), pytest.param(F32_ID, id="f32"), pytest.param(Q8_0_ID, id="q8_0")],
 )
+N_HEAD, N_HEAD_KV, HEAD_DIM = 6, 2, 32
+
+
+def tokens(n: int, n_heads: int, seed: int, head_dim: int = HEAD_DIM) -> F32:
+    return checks.vectors(n, n_heads * head_dim, seed).reshape(n, n_heads, head_dim)
+
+
+def filled(kv_type: int, n: int, n_ctx: int | None = None) -> checks.Cache:
+    """A cache of n positions."""
+    cache = checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, n_ctx or n)
+    cache.store(tokens(n, N_HEAD_KV, 1), tokens(n, N_HEAD_KV, 2))
+    return cache
 
 
 @kv_types
-@pytest.mark.parametrize("head_dim", [16, 17, 40, 64, 100, 128, 1024])
-@pytest.mark.parametrize("n_keys", [1, 3, 31, 32, 33, 64, 257])
-def test_attend(
-    kv_type: int,
-    head_dim: int,
-    n_keys: int,
-    make_activations: Make,
-    before_a_hole: Place,
-    scratch: NDArray[np.uint8],
-    assert_near: Near,
-) -> None:
-    q = make_activations(1, 1, head_dim)
-    keys, values = (
-        before_a_hole(make_activations(n_keys, 1, head_dim).astype(DTYPES[kv_type])) for _ in range(2)
-    )
-    y = before_a_hole(np.full(head_dim, np.nan, np.float32))
-    attention.attend(
-        kv_type,
-        q.ctypes.data,
-        keys.ctypes.data,
-        values.ctypes.data,
-        n_keys,
-        head_dim,
-        head_dim**-0.5,
-        scratch.ctypes.data,
-        y.ctypes.data,
-    )
-    wanted = ref.attention(q, keys.astype(np.float32), values.astype(np.float32), n_past=n_keys - 1)
-    assert_near(y, wanted[0, 0])
+def test_bits_do_not_depend_on_the_batch(kv_type: int) -> None:
+    """Sizes 1 to 65, over tiles, parts and both ways of cutting; each token as if it were alone."""
+    n = 1024 + 80
+    cache, q = filled(kv_type, n), tokens(n, N_HEAD, 3)
+    first = n - 70
+    alone = np.concatenate([cache.attend(q[p : p + 1], p, 1) for p in range(first, n)])
+    for size in range(1, 66):
+        start = first + 5 * size % (71 - size)
+        got = cache.attend(q[start : start + size], start)
+        assert np.array_equal(got, alone[start - first :][:size]), size
+
+
+@kv_types
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(600, 1), (1500, 1), (1500, 9), (100, 200), (0, 300)])
+def test_bits_do_not_depend_on_threads(kv_type: int, n_past: int, n_tokens: int) -> None:
+    cache, q = filled(kv_type, n_past + n_tokens), tokens(n_tokens, N_HEAD, 3)
+    one = cache.attend(q, n_past, 1)
+    for n_threads in (2, 3, 4):
+        assert np.array_equal(cache.attend(q, n_past, n_threads), one)
+
+
+@kv_types
+def test_a_cache_filled_in_pieces_is_the_same(kv_type: int) -> None:
+    """Batches, single tokens and positions that are written again leave the bytes of one batch."""
+    n = 150
+    whole, pieces = filled(kv_type, n), filled(kv_type, n)
+    pieces.store(tokens(n, N_HEAD_KV, 8)[100:], tokens(n, N_HEAD_KV, 9)[100:], 100)
+    k, v = tokens(n, N_HEAD_KV, 1), tokens(n, N_HEAD_KV, 2)
+    for first, last in ((100, 101), (101, 140), (140, n)):
+        pieces.store(k[first:last], v[first:last], first)
+    assert np.array_equal(whole.memory, pieces.memory)
+
+
+@kv_types
+@pytest.mark.parametrize("n_ctx", [66, 600, 2000])
+def test_the_length_of_the_context_does_not_matter(kv_type: int, n_ctx: int) -> None:
+    q = tokens(3, N_HEAD, 3)
+    assert np.array_equal(filled(kv_type, 66, n_ctx).attend(q, 63), filled(kv_type, 66).attend(q, 63))
+
+
+@kv_types
+@pytest.mark.parametrize("window", [0, 40])
+def test_positions_that_a_token_does_not_see_do_not_matter(kv_type: int, window: int) -> None:
+    """NaN after a token, in its own tile and beyond, and before its window: in a batch too."""
+    n, n_tokens, head_dim = 200, 50, HEAD_DIM
+    k, v, q = tokens(n, N_HEAD_KV, 1), tokens(n, N_HEAD_KV, 2), tokens(n, N_HEAD, 3)
+    cache = filled(kv_type, n)
+    clean = cache.attend(q[n - n_tokens :], n - n_tokens, window=window)
+    for t in (0, 1, 13, n_tokens - 2):
+        position = n - n_tokens + t
+        dirty = checks.Cache(kv_type, N_HEAD_KV, head_dim, n)
+        bad_k, bad_v = k.copy(), v.copy()
+        bad_k[position + 1 :], bad_v[position + 1 :] = np.nan, np.inf
+        if window:
+            bad_k[: position + 1 - window], bad_v[: position + 1 - window] = np.inf, np.nan
+        dirty.store(bad_k, bad_v)
+        got = dirty.attend(q[n - n_tokens :], n - n_tokens, window=window)
+        assert np.array_equal(got[t], clean[t])
+        assert not np.isfinite(got[t + 1 :]).all()
+
+
+@kv_types
+def test_one_bad_number_spoils_its_head_alone(kv_type: int) -> None:
+    k, v, q = tokens(70, N_HEAD_KV, 1), tokens(70, N_HEAD_KV, 2), tokens(1, N_HEAD, 3)
+    clean = filled(kv_type, 70).attend(q, 69)
+    k[30, 1, 5] = np.inf if kv_type == Q8_0_ID else np.nan
+    cache = checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
+    cache.store(k, v)
+    got = cache.attend(q, 69)
+    assert np.array_equal(got[:, :3], clean[:, :3])
+    assert np.isnan(got[:, 3:]).all()
 
 
 @pytest.mark.parametrize("rising", [True, False])
-def test_scores_far_apart_stay_finite(
-    rising: bool, make_activations: Make, scratch: NDArray[np.uint8], assert_near: Near
-) -> None:
-    """Scores from -3000 to 3000: without the running maximum e^x overflows; rising, each block raises it."""
-    n_keys, head_dim = 200, 32
-    q, values = np.ones((1, 1, head_dim), np.float32), make_activations(n_keys, 1, head_dim)
-    scale = head_dim**-0.5
-    scores = np.linspace(-3000, 3000, n_keys)[:: 1 if rising else -1]
-    keys = np.repeat(scores[:, None, None] / head_dim / scale, head_dim, 2).astype(np.float32)
-    y = np.zeros(head_dim, np.float32)
-    where = (a.ctypes.data for a in (q, keys, values))
-    attention.attend(F32_ID, *where, n_keys, head_dim, scale, scratch.ctypes.data, y.ctypes.data)
-    assert_near(y, ref.attention(q, keys, values, n_past=n_keys - 1)[0, 0])
+@pytest.mark.parametrize("far", [1.0, 3000.0])
+def test_scores_far_apart_stay_finite(rising: bool, far: float) -> None:
+    """Without the running maximum 2^x overflows; rising, each tile raises it."""
+    n = 700
+    q, v = np.ones((1, 1, HEAD_DIM), np.float32), tokens(n, 1, 2)
+    scores = np.linspace(-far, far, n)[:: 1 if rising else -1] * HEAD_DIM**-0.5
+    k = np.repeat(scores[:, None, None], HEAD_DIM, 2).astype(np.float32)
+    cache = checks.Cache(F32_ID, 1, HEAD_DIM, n)
+    cache.store(k, v)
+    checks.close(cache.attend(q, n - 1), ref.attention(q, k, v, n - 1), "far apart")
 
 
-def test_scores_rising_slowly_weigh_every_block(
-    make_activations: Make, scratch: NDArray[np.uint8], assert_near: Near
-) -> None:
-    n_keys, head_dim = 100, 16
-    q, values = np.ones((1, 1, head_dim), np.float32), make_activations(n_keys, 1, head_dim)
-    keys = np.repeat(np.linspace(0, 1, n_keys)[:, None, None], head_dim, 2).astype(np.float32)
-    y = np.zeros(head_dim, np.float32)
-    where = (a.ctypes.data for a in (q, keys, values))
-    attention.attend(F32_ID, *where, n_keys, head_dim, 0.25, scratch.ctypes.data, y.ctypes.data)
-    assert_near(y, ref.attention(q, keys, values, n_past=n_keys - 1)[0, 0])
+def test_a_sink_takes_its_share() -> None:
+    """A sink far above every score leaves nothing, one far below leaves all."""
+    cache, q = filled(F16_ID, 100), tokens(1, N_HEAD, 3)
+    plain = cache.attend(q, 99)
+    assert np.array_equal(cache.attend(q, 99, sinks=np.full(N_HEAD, -1e4, np.float32)), plain)
+    assert np.abs(cache.attend(q, 99, sinks=np.full(N_HEAD, 1e3, np.float32))).max() < 1e-30
 
 
-@kv_types
-@pytest.mark.parametrize("n", [1, 15, 16, 17, 100, 128])
-def test_store_row(kv_type: int, n: int, make_activations: Make, before_a_hole: Place) -> None:
-    x, to = make_activations(n), before_a_hole(np.zeros(n, DTYPES[kv_type]))
-    attention.store_row(kv_type, before_a_hole(x).ctypes.data, n, to.ctypes.data)
-    assert np.array_equal(to, x.astype(DTYPES[kv_type]))
+def test_nothing_is_cut_in_one_part() -> None:
+    assert attention.partial_bytes(4, 32, 128, attention.PART) == 0
+    assert attention.partial_bytes(1, 1, 128, attention.PART + 1) == 2 * (128 + 4 * 128)
+    assert 1 <= attention.chunks(512, 71, 1, 64, 1 << 20) <= program.MAX_CHUNKS

@@ -49,11 +49,27 @@ def test_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
     checks.check_rope(head_dim, n_rot, interleaved)
 
 
-@pytest.mark.parametrize("kv_type", [rows.F16_ID, rows.F32_ID], ids=NAMES.get)
-@pytest.mark.parametrize("head_dim", [2, 24, 64, 128])
-@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 5), (31, 1), (70, 3), (1000, 1)])
-def test_attention(kv_type: int, head_dim: int, n_past: int, n_tokens: int) -> None:
-    checks.check_attention(kv_type, head_dim, n_past, n_tokens)
+CACHED = [(t, d) for t in (rows.F16_ID, rows.F32_ID) for d in (1, 2, 17, 24, 64, 80, 96, 112, 128, 192, 256)]
+CACHED += [(rows.Q8_0_ID, d) for d in (32, 64, 96, 128, 192, 256)]
+
+
+@pytest.mark.parametrize(("kv_type", "head_dim"), CACHED, ids=lambda v: NAMES.get(v, str(v)))
+def test_attention(kv_type: int, head_dim: int) -> None:
+    for n_past, n_tokens in ((0, 1), (0, 5), (63, 1), (70, 3)):
+        checks.check_attention(kv_type, (4, 2), head_dim, n_past, n_tokens)
+
+
+@pytest.mark.parametrize("kv_type", [rows.F16_ID, rows.F32_ID, rows.Q8_0_ID], ids=NAMES.get)
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (5, 1), (12, 2), (7, 1), (16, 2), (13, 1)])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(511, 1), (511, 2), (1030, 1), (500, 17), (100, 60)])
+def test_attention_of_groups(kv_type: int, heads: tuple[int, int], n_past: int, n_tokens: int) -> None:
+    checks.check_attention(kv_type, heads, 32, n_past, n_tokens)
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 100, 512, 2000])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 70), (1030, 1), (1030, 5), (500, 40)])
+def test_attention_of_a_window_and_sinks(window: int, n_past: int, n_tokens: int) -> None:
+    checks.check_attention(rows.F16_ID, (6, 2), 20, n_past, n_tokens, window)
 
 
 @pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)

@@ -197,54 +197,6 @@ def test_rope_turns_by_position(
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
-@pytest.mark.parametrize(
-    ("kv_type", "dtype"), [(rows.F16_ID, np.float16), (rows.F32_ID, np.float32)], ids=["f16", "f32"]
-)
-@pytest.mark.parametrize(("n_head", "n_head_kv", "head_dim"), [(4, 4, 16), (6, 2, 20), (5, 1, 64)])
-def test_kv_store_and_attention(
-    kv_type: int,
-    dtype: type,
-    n_head: int,
-    n_head_kv: int,
-    head_dim: int,
-    n_tokens: int,
-    result_of: Results,
-    assert_near: Near,
-) -> None:
-    n_ctx, n_past = 50, 37
-    cache: NDArray[Any] = np.zeros((2, n_head_kv, n_ctx, head_dim), dtype)
-    cache[:, :, :n_past] = np.random.default_rng(1).standard_normal((2, n_head_kv, n_past, head_dim))
-    before, where = cache.copy(), {"w": cache[0].ctypes.data, "w1": cache[1].ctypes.data, "w_type": kv_type}
-    k, v = (
-        checks.vectors(n_tokens, n_head_kv * head_dim, 2),
-        checks.vectors(n_tokens, n_head_kv * head_dim, 3),
-    )
-    new = cache[:, :, n_past : n_past + n_tokens]
-    op = {
-        "code": program.KV_STORE,
-        "p0": n_head_kv,
-        "p1": head_dim,
-        "p2": n_ctx,
-        **where,
-        **at("x", k),
-        **at("z", v),
-    }
-    result_of(op, checks.vectors(1, 1), n_tokens=n_tokens, n_past=n_past)
-    for stored, x in zip(new, (k, v), strict=True):
-        assert np.array_equal(stored, x.reshape(n_tokens, n_head_kv, -1).transpose(1, 0, 2).astype(dtype))
-    assert np.array_equal(cache[:, :, :n_past], before[:, :, :n_past])
-    assert not cache[:, :, n_past + n_tokens :].any()
-    cache[:, :, n_past + n_tokens :] = np.nan
-    q, y = checks.vectors(n_tokens, n_head * head_dim, 4), checks.vectors(n_tokens, n_head * head_dim)
-    op = {"code": program.ATTENTION, "p0": n_head, "p1": n_head_kv, "p2": head_dim, "p3": n_ctx}
-    op |= {"f0": head_dim**-0.5, **where, **at("x", q), **at("y", y)}
-    got = result_of(op, y, (n_head, 3 * n_head), n_tokens=n_tokens, n_past=n_past)
-    keys, values = cache[:, :, : n_past + n_tokens].transpose(0, 2, 1, 3).astype(np.float32)
-    wanted = ref.attention(q.reshape(n_tokens, n_head, head_dim), keys, values, n_past)
-    assert_near(got.reshape(wanted.shape), wanted)
-
-
-@pytest.mark.parametrize("n_tokens", N_TOKENS)
 def test_predictor(n_tokens: int, run_ops: Walk) -> None:
     """MUL_MAT, RELU, MUL_MAT and MASK together, in Q8_0: the oracle's list but for ties in rounding."""
     k, rank, n_ff, threshold = 96, 64, 205, 0.5

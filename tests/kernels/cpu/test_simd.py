@@ -10,8 +10,9 @@ import pytest
 from numba import njit, types
 from numpy.typing import NDArray
 
+from hotcold.kernels import ref
 from hotcold.kernels.cpu import byte_dots, simd
-from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, operation
+from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, f32x16, operation
 
 ALL_HALFS = np.arange(65536, dtype=np.uint16)
 
@@ -30,11 +31,24 @@ def floats_to_halfs(x: int, n: int, y: int) -> None:
         simd.store16_half(y + 2 * i, simd.load16(x + 4 * i))
 
 
+@operation(f32x16, f32x16)
+def exp16(b: Builder, x: Value) -> Value:
+    """e^x."""
+    return simd.exponential(b, x)
+
+
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def exponentials(x: int, n: int, y: int) -> None:
     """y = e^x."""
     for i in range(0, 4 * n, 64):
-        simd.store16(y + i, simd.exp16(simd.load16(x + i)))
+        simd.store16(y + i, exp16(simd.load16(x + i)))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def powers(x: int, n: int, y: int) -> None:
+    """y = 2^x."""
+    for i in range(0, 4 * n, 64):
+        simd.store16(y + i, simd.exp2_16(simd.load16(x + i)))
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -205,6 +219,17 @@ def test_the_exponential_outside_its_range() -> None:
     got = mapped(exponentials, x, np.float32)
     assert got[:4].tolist() == [0, 0, 0, 1]
     assert np.isfinite(got[4:]).all() and (got[4:] > 2e38).all()
+
+
+def test_powers_of_two_up_to_0() -> None:
+    """The oracle's bits where products are fused; 2^0 exact; the least number below; NaN stays."""
+    x = np.concatenate([-np.geomspace(1e-9, 124, 10_001), np.linspace(-8, 0, 10_001)]).astype(np.float32)
+    got = mapped(powers, x, np.float32)
+    assert np.abs(got / 2.0 ** x.astype(np.float64) - 1).max() < 2e-7
+    if "fma" in simd.target_features():
+        assert np.array_equal(got, ref.exp2(x))
+    ends = mapped(powers, np.array([0.0, -0.0, -125, -126, -np.inf, np.nan], np.float32), np.float32)
+    assert np.array_equal(ends, np.array([1, 1, *[2.0**-125] * 3, np.nan], np.float32), equal_nan=True)
 
 
 def test_silu_near_and_far_from_zero() -> None:
