@@ -14,7 +14,8 @@ from hotcold.engine.device import ffn_lowering as ffn
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
 from hotcold.engine.graph.graph import Node, layer_of, tensors_of
-from hotcold.engine.graph.passes import FFN_OPS, reading_matrices
+from hotcold.engine.graph.ops import FFN_OPS
+from hotcold.engine.graph.quantise import reading_matrices
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from hotcold.engine.device.store import DeviceMatrix, DeviceStore
 from hotcold.engine.graph.graph import Node, Tensor, tensors_of
-from hotcold.engine.graph.passes import GPU
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError

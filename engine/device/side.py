@@ -9,8 +9,9 @@ from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, Step, WaitFor, Walk, segments
 from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.graph.arena import bytes_together
 from hotcold.engine.graph.graph import tensors_of, weights_of
-from hotcold.engine.graph.passes import CPU, GPU, PlacedNode, bytes_together, results
+from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Launch

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from hotcold.engine.graph.graph import Node
-from hotcold.engine.graph.passes import CPU, GPU, PlacedGraph, PlacedNode
+from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode
 from hotcold.engine.host.records import Record
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import aligned
-from hotcold.engine.graph.passes import GPU
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes

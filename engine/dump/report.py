@@ -10,7 +10,8 @@ from typing import Any
 
 from hotcold.engine.graph.arena import tensor_bytes
 from hotcold.engine.graph.graph import Tensor
-from hotcold.engine.graph.passes import PlacedGraph, PlacedNode, is_own_array, placed_lifetimes, results
+from hotcold.engine.graph.offsets import placed_lifetimes
+from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
 from hotcold.engine.plan.plan import FfnSplit, GraphPlan, Plan, WeightEntry
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.errors import SettingError

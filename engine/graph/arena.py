@@ -13,6 +13,7 @@ from hotcold.engine.graph.graph import Tensor
 from hotcold.kernels.formats import mask_bytes, quantised_bytes
 
 ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
+PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vectors of four
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,17 @@ def tensor_bytes(tensor: Tensor) -> int:
     n_tokens, n = tensor.shape
     row_bytes = {"f32": 4 * n, "mask": mask_bytes(n), "q8": quantised_bytes(1, n), "none": 0}
     return n_tokens * row_bytes[tensor.dtype]
+
+
+def bytes_together(tensors: tuple[Tensor, ...]) -> int:
+    """Bytes of intermediates that lie side by side, each but the last padded to 16."""
+    return places_together(tensors)[-1] + tensor_bytes(tensors[-1])
+
+
+def places_together(tensors: tuple[Tensor, ...]) -> list[int]:
+    """Where each of them begins."""
+    padded = [-(-tensor_bytes(tensor) // PART_ALIGNMENT) * PART_ALIGNMENT for tensor in tensors[:-1]]
+    return list(accumulate(padded, initial=0))
 
 
 def aligned(n_bytes: int) -> int:

@@ -84,3 +84,5 @@ OPS: Mapping[str, Op] = {
     "add": _op("a=f32:E b=f32:E", "f32:E"),
     "logits": _op("weight=w:E,V x=f32:E", "f32:V"),
 }
+
+FFN_OPS = ("dense_ffn", "sparse_ffn", "dense_mlp", "sparse_mlp")

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph, Node
-from hotcold.engine.graph.passes import CPU
+from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host import workspace
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.lowering import lower

@@ -18,7 +18,7 @@ they do not depend on what a plan puts there.
 
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph, Node, weights_of
-from hotcold.engine.graph.passes import FFN_OPS
+from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.model.model import Model
 from hotcold.kernels.formats import (
     QUANTISED,

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph import passes
-from hotcold.engine.graph.passes import CPU, GPU, SPLIT
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.engine.plan.footprint import (

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import Arena
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.graph.passes import CPU, GPU, SPLIT, Homes, PlacedGraph
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes, PlacedGraph
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.kernels.formats import granules

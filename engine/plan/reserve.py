@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from hotcold.engine.graph import architectures, passes
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.graph.passes import CPU, GPU, SPLIT, Homes
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.device_workspace import device_areas

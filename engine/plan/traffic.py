@@ -6,7 +6,8 @@ count stands in for it: no text is shorter. The shares of firing neurons are thu
 
 from dataclasses import dataclass
 
-from hotcold.engine.graph.passes import CPU, GPU, bus
+from hotcold.engine.graph.copies import bus
+from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.kernels.formats import device_row_bytes
 

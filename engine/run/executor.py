@@ -29,7 +29,8 @@ from hotcold.engine.device.steps import (
 from hotcold.engine.device.store import DeviceStore, Progress
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, check
-from hotcold.engine.graph.passes import CPU, GPU, Homes, run_passes
+from hotcold.engine.graph.passes import run_passes
+from hotcold.engine.graph.placed import CPU, GPU, Homes
 from hotcold.engine.host.cold_rows import cold_rows
 from hotcold.engine.host.records import Record
 from hotcold.engine.host.side import HostSide, host_arena_bytes

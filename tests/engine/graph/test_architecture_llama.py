@@ -9,7 +9,8 @@ import pytest
 
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor, check
-from hotcold.engine.graph.passes import CPU, Homes, run_passes
+from hotcold.engine.graph.passes import run_passes
+from hotcold.engine.graph.placed import CPU, Homes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import FileError, SettingError

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from hotcold.engine.graph.arena import ALIGNMENT, Arena, tensor_bytes
 from hotcold.engine.graph.graph import Graph, Tensor
-from hotcold.engine.graph.passes import CPU, PlacedGraph, PlacedNode, placed_lifetimes
-from hotcold.engine.graph.passes import offsets as offsets_of_both_sides
+from hotcold.engine.graph.offsets import offsets as offsets_of_both_sides
+from hotcold.engine.graph.offsets import placed_lifetimes
+from hotcold.engine.graph.placed import CPU, PlacedGraph, PlacedNode
 from hotcold.engine.model.model import Weight
 
 

@@ -7,22 +7,14 @@ import pytest
 from gguf import GGMLQuantizationType as T
 
 from hotcold.engine.graph import architectures
+from hotcold.engine.graph.copies import bus, copies
 from hotcold.engine.graph.graph import Graph, tensors_of
-from hotcold.engine.graph.passes import (
-    FUSED,
-    GPU,
-    Homes,
-    PlacedGraph,
-    bus,
-    copies,
-    offsets,
-    place,
-    placed_lifetimes,
-    quantise,
-    results,
-    run_passes,
-    split,
-)
+from hotcold.engine.graph.offsets import FUSED, offsets, placed_lifetimes
+from hotcold.engine.graph.passes import run_passes
+from hotcold.engine.graph.place import place
+from hotcold.engine.graph.placed import GPU, Homes, PlacedGraph, results
+from hotcold.engine.graph.quantise import quantise
+from hotcold.engine.graph.split import split
 from hotcold.engine.model.shapes import Shape, build
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget

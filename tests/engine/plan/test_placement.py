@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hotcold.engine.dump.report import as_json
-from hotcold.engine.graph.passes import GPU, placed_lifetimes
+from hotcold.engine.graph.offsets import placed_lifetimes
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.shapes import Shape, build
 from hotcold.engine.plan import placement

@@ -20,7 +20,8 @@ from split_runs import (
 
 from hotcold.engine.device.side import DeviceSide
 from hotcold.engine.graph.graph import Tensor, tensors_of
-from hotcold.engine.graph.passes import PlacedGraph, offsets, results
+from hotcold.engine.graph.offsets import offsets
+from hotcold.engine.graph.placed import PlacedGraph, results
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import HotcoldError

@@ -1,0 +1,83 @@
+"""The fourth pass: what a node reads from the other side arrives by one copy node, however many operands."""
+
+from dataclasses import replace
+from itertools import zip_longest
+from types import MappingProxyType
+from typing import Any
+
+from hotcold.engine.graph.arena import bytes_together
+from hotcold.engine.graph.graph import HOT, Node, Operand, Tensor, tensors_of
+from hotcold.engine.graph.placed import CPU, GPU, SIDES, PlacedGraph, PlacedNode, results
+
+
+def copies(placed: PlacedGraph) -> PlacedGraph:
+    """Let operands cross the bus: one copy before the first node of the other side that reads them.
+
+    What the cold rows of a layer need is copied before its hot rows begin, so that both sides can work
+    at the same time. Logits end on the host, where the run's own array is.
+    """
+    crossing = _Crossing()
+    for p, following in zip_longest(placed.nodes, placed.nodes[1:]):
+        if p.node.rows == HOT:
+            crossing.operands(following)
+        crossing.append(replace(p, node=replace(p.node, inputs=crossing.operands(p))))
+        if p.node.op == "logits" and p.side == GPU:
+            output = _across(p.node.output, CPU)
+            attributes = MappingProxyType({"own_array": True})
+            node = Node("copy", output.name, (p.node.output,), output, attributes)
+            crossing.nodes.append(PlacedNode(node, CPU, "logits go to the run's own array"))
+    return PlacedGraph(placed.n_tokens, tuple(crossing.nodes))
+
+
+def _across(tensor: Tensor, side: str) -> Tensor:
+    """A result's copy on the other side."""
+    return replace(tensor, name=f"{tensor.name}@{side}", origin=tensor)
+
+
+class _Crossing:
+    """Nodes so far, the side of each result, and what has been copied to which side."""
+
+    def __init__(self) -> None:
+        self.nodes: list[PlacedNode] = []
+        self.sides: dict[str, str] = {}
+        self.copied: dict[tuple[str, str], Tensor] = {}
+
+    def append(self, p: PlacedNode) -> None:
+        """Add a node whose operands are on its side."""
+        self.nodes.append(p)
+        self.sides[p.node.output.name] = p.side
+
+    def operands(self, p: PlacedNode) -> tuple[Operand, ...]:
+        """A node's operands on its own side, copied there, all at once, if they are not."""
+        missing = [t for t in tensors_of(p.node) if self._is_away(t, p.side)]
+        wanted = [t for t in dict.fromkeys(missing) if (t.name, p.side) not in self.copied]
+        if wanted:
+            self._copy(wanted, p)
+        return tuple(
+            self.copied[operand.name, p.side] if operand in missing else operand for operand in p.node.inputs
+        )
+
+    def _is_away(self, tensor: Tensor, side: str) -> bool:
+        return tensor.dtype != "none" and self.sides[tensor.name] != side
+
+    def _copy(self, wanted: list[Tensor], p: PlacedNode) -> None:
+        """Append a copy node; masks go first, since their rows are the shortest."""
+        wanted = sorted(wanted, key=lambda tensor: tensor.dtype != "mask")
+        parts = tuple(_across(tensor, p.side) for tensor in wanted)
+        several = len(parts) > 1
+        name = f"{p.node.output.variant('in').name}@{p.side}" if several else parts[0].name
+        attributes = MappingProxyType({"parts": parts} if several else {})
+        node = Node("copy", name, tuple(wanted), parts[0], attributes)
+        self.nodes.append(PlacedNode(node, p.side, f"{p.node.name} on the {p.side.upper()} reads it"))
+        for tensor, part in zip(wanted, parts, strict=True):
+            self.copied[tensor.name, p.side] = part
+            self.sides[part.name] = p.side
+
+
+def bus(placed: PlacedGraph) -> dict[str, Any]:
+    """Bytes and copies over the bus, by the side where they arrive."""
+    moved = [(p.side, bytes_together(results(p.node))) for p in placed.nodes if p.node.op == "copy"]
+    return {
+        side: {"copies": sum(to == side for to, _ in moved), "bytes": sum(n for to, n in moved if to == side)}
+        for side in SIDES
+    }

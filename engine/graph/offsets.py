@@ -1,0 +1,86 @@
+"""The last pass: each side's intermediates get bytes of that side's arena, from lifetimes."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hotcold.engine.graph.arena import Arena, Entry, Span, aligned, arrange, bytes_together, places_together
+from hotcold.engine.graph.graph import Tensor, tensors_of
+from hotcold.engine.graph.ops import FFN_OPS
+from hotcold.engine.graph.placed import CPU, GPU, SIDES, PlacedGraph, is_own_array, results
+
+FUSED = {"add": ("mul_mat", "merge", *FFN_OPS), "quantise": ("rms_norm", "layer_norm")}
+"""What the device does in one go: an op, and those right before it that take it along."""
+
+
+def offsets(placed: PlacedGraph) -> dict[str, Arena]:
+    """An arena for each side. What crosses in one copy lies side by side, on both sides."""
+    spans = placed_lifetimes(placed)
+    wanted: dict[str, list[Span]] = {side: [] for side in SIDES}
+    together = _together(placed)
+    members: dict[str, tuple[Tensor, ...]] = {}
+    for p in placed.nodes:
+        for result in results(p.node):
+            group = together.get(result.name, (result,))
+            if is_own_array(p) or group[0].name in members:
+                continue
+            members[group[0].name] = group
+            lives = [spans[member.name] for member in group]
+            first, last = min(first for first, _ in lives), max(last for _, last in lives)
+            wanted[p.side].append(Span(group[0].name, aligned(bytes_together(group)), first, last))
+    return {side: _apart(arrange(each, len(placed.nodes)), members, spans) for side, each in wanted.items()}
+
+
+def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
+    """First and last step of every result, on whichever side.
+
+    What is copied up stays until the CPU's next node: the host waits for its copies only then. What the
+    device reads for a node stays until the next one is done, where they are one launch.
+    """
+    spans: dict[str, tuple[int, int]] = {}
+    for step, p in enumerate(placed.nodes):
+        spans |= {result.name: (step, step) for result in results(p.node)}
+        last = _last_read(placed, step)
+        for operand in tensors_of(p.node):
+            spans[operand.name] = (spans[operand.name][0], max(spans[operand.name][1], last))
+    return spans
+
+
+def _last_read(placed: PlacedGraph, step: int) -> int:
+    """The step at which a node's operands are read for the last time on its behalf."""
+    p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
+    if p.node.op == "copy" and p.side == GPU:
+        return _next_on_the_cpu(placed, step)
+    if p.side == GPU and following and p.node.op in FUSED.get(following[0].node.op, ()):
+        return step + 1  # one launch does both, so what comes out may not take the operand's bytes
+    return step
+
+
+def _next_on_the_cpu(placed: PlacedGraph, step: int) -> int:
+    """The next step at which the CPU computes, else the last."""
+    later = (i for i in range(step, len(placed.nodes)) if placed.nodes[i].side == CPU)
+    return next((i for i in later if placed.nodes[i].node.op != "copy"), len(placed.nodes) - 1)
+
+
+def _together(placed: PlacedGraph) -> dict[str, tuple[Tensor, ...]]:
+    """For what crosses the bus with others: all of them, in the order of the copy."""
+    groups: dict[str, tuple[Tensor, ...]] = {}
+    for p in placed.nodes:
+        if "parts" in p.node.attributes:
+            for group in (tuple(tensors_of(p.node)), results(p.node)):
+                groups |= {member.name: group for member in group}
+    return groups
+
+
+def _apart(
+    arena: Arena, members: Mapping[str, tuple[Tensor, ...]], spans: Mapping[str, tuple[int, int]]
+) -> Arena:
+    """The arena with an entry for each of what lies side by side."""
+    entries: list[Entry] = []
+    for entry in arena.entries:
+        group = members[entry.name]
+        places = [*places_together(group), entry.n_bytes]
+        reused_by = tuple(member.name for name in entry.reused_by for member in members[name])
+        for member, start, end in zip(group, places, places[1:], strict=False):
+            first, last = spans[member.name]
+            entries.append(Entry(member.name, entry.offset + start, end - start, first, last, reused_by))
+    return replace(arena, entries=tuple(entries))

@@ -1,0 +1,55 @@
+"""The first pass: a node runs where its weight is (for rope, kv_store and attention: where the KV cache of
+their layer is), an add where the next weight is, any other where its first operand is.
+
+An add joins the residual: its sum is read next by the following norm or predictor, so it is formed
+there, and only one of its operands crosses the bus at most.
+
+PowerInfer's rule differs: there the result of a mul_mat is on the GPU if any of its operands is.
+"""
+
+from collections.abc import Mapping
+
+from hotcold.engine.graph.graph import Graph, Node, layer_of
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes, PlacedGraph, PlacedNode
+from hotcold.engine.model.model import Weight
+
+
+def place(graph: Graph, homes: Homes) -> PlacedGraph:
+    """Give every node its side."""
+    sides: dict[str, str] = {}
+    placed = []
+    for step, node in enumerate(graph.nodes):
+        side, rule = _side(_decisive(graph, step), homes, sides)
+        side = GPU if side == SPLIT and node.op == "add" else side
+        rule = rule.replace("its weight", "the next weight") if node.op == "add" else rule
+        sides[node.output.name] = GPU if side == SPLIT else side
+        placed.append(PlacedNode(node, side, rule))
+    return PlacedGraph(graph.n_tokens, tuple(placed))
+
+
+def _side(node: Node, homes: Homes, sides: Mapping[str, str]) -> tuple[str, str]:
+    if node.op in ("kv_store", "attention"):
+        return homes.kv[layer_of(node)], f"KV cache of layer {node.layer}"
+    weight = _deciding_weight(node)
+    if weight is not None:
+        home = homes.head if node.op == "logits" else homes.weights.get(weight.name, CPU)
+        return home, f"its weight {weight.name}"
+    first = node.inputs[0].name
+    return sides[first], f"its first operand {first}"
+
+
+def _decisive(graph: Graph, step: int) -> Node:
+    """The node whose place a node shares: the next with a weight for an add, the store for a rotation."""
+    node = graph.nodes[step]
+    if node.op == "add":
+        return next(later for later in graph.nodes[step:] if _deciding_weight(later) is not None)
+    if node.op == "rope":
+        return next(later for later in graph.nodes[step:] if later.op == "kv_store")
+    return node
+
+
+def _deciding_weight(node: Node) -> Weight | None:
+    """The weight that a node goes to; the factors of a rotation are in its table and decide nothing."""
+    if node.op == "rope":
+        return None
+    return next((operand for operand in node.inputs if isinstance(operand, Weight)), None)

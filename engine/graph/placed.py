@@ -1,0 +1,65 @@
+"""A placed graph: the nodes of a graph with the side that each runs on, and why; what all passes share."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from hotcold.engine.graph.graph import Node, Tensor
+
+CPU, GPU, SPLIT = "cpu", "gpu", "split"
+SIDES = (GPU, CPU)
+
+
+@dataclass(frozen=True)
+class Homes:
+    """Where weights and KV caches are.
+
+    Attributes:
+        weights: by name; what is not named is on the CPU. `gate` of a split FFN stands for its rows.
+        kv: a side for each layer. head: of the output weight, which may be the embedding's again.
+    """
+
+    weights: Mapping[str, str] = field(default_factory=dict)
+    kv: tuple[str, ...] = ()
+    head: str = CPU
+
+
+@dataclass(frozen=True)
+class PlacedNode:
+    """A node, the side it runs on ("cpu", "gpu", or "split" before the pass of that name), and why."""
+
+    node: Node
+    side: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class PlacedGraph:
+    """Placed nodes in the order in which they run."""
+
+    n_tokens: int
+    nodes: tuple[PlacedNode, ...]
+
+    def __str__(self) -> str:
+        """A line a node: step, side, result, op, operands, rule."""
+        rows = [
+            (str(i), p.side, p.node.name, p.node.op, ", ".join(o.name for o in p.node.inputs), p.rule)
+            for i, p in enumerate(self.nodes)
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)] if rows else []
+        lines = [f"placed graph of {self.n_tokens} token{'s' if self.n_tokens > 1 else ''}"]
+        for row in rows:
+            lines.append(
+                " ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            )
+        return "\n".join(lines)
+
+
+def results(node: Node) -> tuple[Tensor, ...]:
+    """What a node makes: its output, or all parts of what a copy carries."""
+    parts: tuple[Tensor, ...] = node.attributes.get("parts", (node.output,))
+    return parts
+
+
+def is_own_array(p: PlacedNode) -> bool:
+    """Whether a node's result lies outside the arenas: the run's logits."""
+    return p.node.op == "logits" or bool(p.node.attributes.get("own_array"))
