@@ -16,10 +16,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from random_model import Shape, write
 
+from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.settings import default_threads
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
 from hotcold.kernels.cpu.stream import Stream

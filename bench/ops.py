@@ -21,7 +21,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from random_model import random_rows
 
-from hotcold.engine.settings import default_threads
+from hotcold.engine.host.machine import default_threads
 from hotcold.kernels.cpu import pack, program, rows, weight_types
 from hotcold.kernels.cpu.stream import Stream
 from hotcold.kernels.cpu.team import Program, Team

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from random_model import Shape, write, write_sparse
 from sparse import with_threshold
 
+from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import load_model
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.settings import default_threads
 from hotcold.gguf_io import open_gguf
 
 N_CTX, PROMPT, DEPTH = 512, 256, 64

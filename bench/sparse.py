@@ -20,9 +20,9 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from random_model import Shape, write, write_sparse
 
+from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import Model, load_model
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.settings import default_threads
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program, Team

@@ -21,9 +21,9 @@ from split_layer import measure, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
 from hotcold.engine.device.steps import Launches, Walk
+from hotcold.engine.host.machine import default_threads
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.settings import default_threads
 from hotcold.kernels.cuda.device.device import Device
 
 Type = GGMLQuantizationType

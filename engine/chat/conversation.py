@@ -4,10 +4,10 @@ import bisect
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from hotcold.engine import settings
 from hotcold.engine.chat.prompt import ChatPrompt
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.generate.generation import Engine, Generation
+from hotcold.engine.generate.settings import GenerationSettings
 
 
 class Chat:
@@ -47,8 +47,7 @@ class Chat:
         template = template or load_template(engine.file, engine.tokenizer)
         self._prompt = ChatPrompt(engine.tokenizer, template)
         self._system: list[Message] = [{"role": "system", "content": system}] if system else []
-        self._max_tokens, self._generating = max_tokens, generating
-        self._seed = settings.SamplingSettings(seed=seed).checked().seed or 0
+        self._settings = GenerationSettings(max_tokens=max_tokens, seed=seed, **generating).checked()
         self.messages: list[Message] = []
         self.last: Generation | None = None
         self._stopped = False
@@ -70,7 +69,7 @@ class Chat:
         self._drop(n_dropped)
         if self._stopped:
             self.last.stop()
-        self._seed = (self._seed + 1) % (settings.MAX_SEED + 1)
+        self._settings = self._settings.with_next_seed()
         pieces: list[str] = []
         try:
             for piece in self.last:
@@ -101,8 +100,7 @@ class Chat:
         return self._prompt.ids([*self._system, *turns])
 
     def _generation(self, ids: list[int], after: Generation | None = None) -> Generation:
-        generate = self._engine.generate
-        return generate(ids, self._max_tokens, after=after, seed=self._seed, **self._generating)
+        return self._engine.generate_with(ids, self._settings, after)
 
     def _fitting(self, question: Message) -> tuple[list[int], int]:
         """The next prompt, and how many turns it leaves out: the oldest, if no quarter of the context is free.

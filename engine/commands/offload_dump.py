@@ -2,99 +2,120 @@
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from hotcold.engine import settings
 from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
+from hotcold.engine.commands.reports import note
+from hotcold.engine.generate.run_options import RunOptions
 from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from hotcold.engine.dump.report import Report
+    from hotcold.engine.plan.budget import DeviceFacts
     from hotcold.engine.plan.plan import Plan
     from hotcold.engine.plan.planning import Source, Wanted
 
 Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a second.")]
 
 
-def offload_dump(
-    model: ModelPath = None,
+@dataclass(frozen=True, kw_only=True)
+class OffloadDumpCommand:
+    """Where weights and intermediates go for a budget. Only --run loads any."""
+
+    model: ModelPath = None
     like: Annotated[
         str | None,
         typer.Option(metavar="NAME:TYPE", help="A well-known model without its file, or @FILE.json."),
-    ] = None,
-    predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None,
+    ] = None
+    predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None
     vram_budget: Annotated[
         str | None, typer.Option(help="8 (GiB), 8GiB, 6000MiB, 80%, auto, or 0: the CPU alone.")
-    ] = None,
-    device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None,
-    ctx_size: NCtx = None,
-    batch_size: NBatch = settings.DEFAULT_N_BATCH,
-    kv_type: KVType = "f16",
-    sparsity: Sparsity = "auto",
-    activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None,
-    tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None,
-    layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None,
-    as_json: Json = False,
-    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None,
+    ] = None
+    device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None
+    ctx_size: NCtx = RunOptions.n_ctx
+    batch_size: NBatch = RunOptions.n_batch
+    kv_type: KVType = RunOptions.kv_type
+    sparsity: Sparsity = RunOptions.sparsity
+    activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
+    tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
+    layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
+    as_json: Json = False
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
     sweep: Annotated[
         str | None, typer.Option(metavar="LIST", help="A row for each budget, such as 0,2GiB,4GiB.")
-    ] = None,
-    host_gbps: Gbps = 40.0,
-    device_gbps: Gbps = 900.0,
-    bus_gbps: Gbps = 25.0,
+    ] = None
+    host_gbps: Gbps = 40.0
+    device_gbps: Gbps = 900.0
+    bus_gbps: Gbps = 25.0
     gpu_index_for: Annotated[
         str | None, typer.Option(metavar="{hotcold,powerinfer}", help="Write the index of hot neurons.")
-    ] = None,
-    reset_gpu_index: Annotated[bool, typer.Option("--reset-gpu-index", help="Use no index file.")] = False,
-    disable_gpu_index: Annotated[
-        bool, typer.Option("--disable-gpu-index", help="No neurons on the GPU.")
-    ] = False,
-    run: Annotated[
+    ] = None
+    reset_gpu_index: Annotated[bool, typer.Option("--reset-gpu-index", help="Use no index file.")] = False
+    disable_gpu_index: Annotated[bool, typer.Option("--disable-gpu-index", help="No neurons on the GPU.")] = (
+        False
+    )
+    run_it: Annotated[
         bool, typer.Option("--run", help="Load, run a few tokens, and show measured beside planned.")
-    ] = False,
-    device: DeviceName = "auto",
-    quiet: Quiet = False,
+    ] = False
+    device: DeviceName = RunOptions.device
+    quiet: Quiet = False
+
+    def run(self) -> None:
+        """Plan, and print the plan, a row a budget, or what a run of it did."""
+        from hotcold.engine.dump import inputs as dump
+        from hotcold.engine.plan import planning
+
+        refuse_both(
+            {"--run": self.run_it, "--sweep": self.sweep is not None, "--html": self.html is not None}
+        )
+        source = dump.open_source(self.model, self.like, self.predictor_rank, self.activation)
+        how = planning.wanted(source, self.sparsity, self.ctx_size, self.batch_size, self.kv_type)
+        facts = dump.device_facts(self.device_memory, self.vram_budget or self.sweep)
+        if self.run_it:
+            run_plan(self, source, how)
+            return
+        if self.device != "auto":
+            raise SettingError(
+                "--device", self.device, "a plan is for a budget, not for a device", "add --run"
+            )
+        if self.sweep is not None:
+            gbps = (self.host_gbps, self.device_gbps, self.bus_gbps)
+            show_sweep(dump.sweep(source, how, self.sweep, facts, gbps), source, self.as_json)
+            return
+        show_plan(self, source, how, facts)
+
+
+def show_plan(
+    options: OffloadDumpCommand, source: "Source", how: "Wanted", facts: "DeviceFacts | None"
 ) -> None:
-    """Where weights and intermediates go for a budget. Only --run loads any."""
+    """The plan for one budget: as text, JSON or a page; the index of its hot neurons, if one is wanted."""
     from hotcold.engine.dump import inputs as dump
     from hotcold.engine.dump import report as reports
     from hotcold.engine.plan import planning
 
-    refuse_both({"--run": run, "--sweep": sweep is not None, "--html": html is not None})
-    source = dump.open_source(model, like, predictor_rank, activation)
-    how = planning.wanted(source, sparsity, ctx_size, batch_size, kv_type)
-    facts = dump.device_facts(device_memory, vram_budget or sweep)
-    if run:
-        run_plan(source, how, vram_budget, device, as_json, quiet)
-        return
-    if device != "auto":
-        raise SettingError("--device", device, "a plan is for a budget, not for a device", "add --run")
-    if sweep is not None:
-        rows = dump.sweep(source, how, sweep, facts, (host_gbps, device_gbps, bus_gbps))
-        show_sweep(rows, source, as_json)
-        return
-    budget = dump.budget_of(vram_budget, facts)
+    budget = dump.budget_of(options.vram_budget, facts)
     plan, lines = planning.plan_source(
-        source, how, budget, facts, reset=reset_gpu_index, disable=disable_gpu_index
+        source, how, budget, facts, reset=options.reset_gpu_index, disable=options.disable_gpu_index
     )
     whole = reports.as_json(plan, source.name)
-    report = reports.select(whole, tensors, layer)
+    report = reports.select(whole, options.tensors, options.layer)
     said = list(lines)
-    if gpu_index_for is not None:
-        said.append(dump.write_index_for(gpu_index_for, plan, source, how))
-    if html is not None:
-        write_page(whole, plan, source, how, html)
-        said.append(f"page written to {html}")
-    for line in () if quiet else (*source.model.warnings, *said):
-        print(f"hotcold: {line}", file=sys.stderr)
-    if as_json:
+    if options.gpu_index_for is not None:
+        said.append(dump.write_index_for(options.gpu_index_for, plan, source, how))
+    if options.html is not None:
+        write_page(whole, plan, source, how, options.html)
+        said.append(f"page written to {options.html}")
+    for line in () if options.quiet else (*source.model.warnings, *said):
+        note(line)
+    if options.as_json:
         print(json.dumps(report))
-    elif html is None:
+    elif options.html is None:
         show_text(report)
 
 
@@ -105,24 +126,24 @@ def refuse_both(outputs: dict[str, bool]) -> None:
         raise SettingError("output", f"both {given[0]} and {given[1]}", "one of them", "give two commands")
 
 
-def run_plan(
-    source: "Source", how: "Wanted", vram_budget: str | None, device: str, as_json: bool, quiet: bool
-) -> None:
+def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> None:
     """Measured beside planned."""
     from hotcold.engine.dump import run as dump_run
     from hotcold.engine.dump.text import run_table
-    from hotcold.engine.run.offload import Request, opened_plan
+    from hotcold.engine.host.machine import thread_count
+    from hotcold.engine.run.offload import opened_plan, parse_request
     from hotcold.gguf_io import open_gguf
 
     if source.path is None:
         raise SettingError("--run", source.name, "a shape has no weights to run", "give a file with -m")
-    request = Request(device, "auto" if vram_budget is None else vram_budget)
+    budget = RunOptions.vram_budget if options.vram_budget is None else options.vram_budget
+    request = parse_request(options.device, budget)
     with opened_plan(source, how, request) as (opened, plan, lines), open_gguf(source.path) as file:
-        for line in () if quiet else (*source.model.warnings, *lines):
-            print(f"hotcold: {line}", file=sys.stderr)
-        rows = dump_run.run(plan, file, settings.thread_count(None), opened)
+        for line in () if options.quiet else (*source.model.warnings, *lines):
+            note(line)
+        rows = dump_run.run(plan, file, thread_count(None), opened)
         name = opened.name if opened is not None else "cpu"
-    if as_json:
+    if options.as_json:
         print(json.dumps({"schema_version": 1, "model": source.name, "device": name, "run": rows}))
         return
     console = _console()

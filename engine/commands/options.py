@@ -1,17 +1,21 @@
-"""Options that several commands share, declared once: names, help, defaults. Light to import."""
+"""Options that several commands share, declared once: names, help, defaults. Light to import.
 
-import functools
-import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field, is_dataclass
+A command is a frozen dataclass: its fields are its options, `run` does it. Commands take shared options
+over from the bases here; a dataclass lists the fields of its last base first and its own at the end, and so
+does --help.
+"""
+
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
-from hotcold.engine import settings
+from hotcold.engine.generate.run_options import RunOptions
+from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.model.sparsity import THRESHOLD_VARIABLE
 
-DEFAULTS = settings.SamplingSettings()
+Part = TypeVar("Part", RunOptions, GenerationSettings)
 
 ModelPath = Annotated[
     Path | None,
@@ -35,101 +39,88 @@ Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stder
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-@dataclass(frozen=True)
+def show_version(wanted: bool) -> None:
+    """Print the version and end."""
+    if wanted:
+        from importlib import metadata  # takes a moment to import
+
+        typer.echo(f"hotcold {metadata.version('hotcold')}")
+        raise typer.Exit
+
+
+Version = Annotated[
+    bool, typer.Option("--version", callback=show_version, is_eager=True, help="Print the version and end.")
+]
+
+
+class Command(Protocol):
+    """What a command line has been read to."""
+
+    def run(self) -> None:
+        """Do it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """What runs, and how: the arguments of `hotcold.load`, by its names."""
 
     path: ModelPath = None
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")] = None
-    n_ctx: NCtx = None
-    n_batch: NBatch = settings.DEFAULT_N_BATCH
-    kv_type: KVType = "f16"
-    sparsity: Sparsity = "auto"
+    threads: Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")] = (
+        RunOptions.threads
+    )
+    n_ctx: NCtx = RunOptions.n_ctx
+    n_batch: NBatch = RunOptions.n_batch
+    kv_type: KVType = RunOptions.kv_type
+    sparsity: Sparsity = RunOptions.sparsity
     sparse_pred_threshold: Annotated[
         float | None,
         typer.Option(
             "--sparse-pred-threshold",
             "--sparse-threshold",
             help="Predictor outputs at or above it count as active. "
-            f"[default: {settings.THRESHOLD_VARIABLE}, else the file's]",
+            f"[default: {THRESHOLD_VARIABLE}, else the file's]",
         ),
-    ] = None
+    ] = RunOptions.sparse_pred_threshold
     force_pretokenizer: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
-    ] = None
-    device: DeviceName = "auto"
+    ] = RunOptions.force_pretokenizer
+    device: DeviceName = RunOptions.device
     vram_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="GPU memory to use: 8 (GiB), 6000MiB, 80%, auto, or 0.")
-    ] = "auto"
+    ] = str(RunOptions.vram_budget)
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to run elsewhere, or with less, than was asked for.")
-    ] = False
+    ] = RunOptions.strict
 
 
-@dataclass(frozen=True)
-class PerplexityOptions(EngineOptions):
-    """An engine whose context is one chunk of a text."""
-
-    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Ids of a chunk.")] = 512
-
-
-@dataclass(frozen=True)
-class BenchOptions(EngineOptions):
-    """An engine whose context is what its tests need."""
-
-    n_ctx: Annotated[
-        int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: what the tests need]")
-    ] = None
-
-
-@dataclass(frozen=True)
-class SamplingOptions:
+@dataclass(frozen=True, kw_only=True)
+class GenerationOptions:
     """How tokens are chosen and when a text ends: arguments of `Engine.generate`, by its names."""
 
-    temp: Annotated[float, typer.Option(help="0 takes the most likely token.")] = DEFAULTS.temp
-    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = DEFAULTS.top_k
-    top_p: Annotated[float, typer.Option(help="Keep tokens up to this sum; 1: all.")] = DEFAULTS.top_p
+    temp: Annotated[float, typer.Option(help="0 takes the most likely token.")] = GenerationSettings.temp
+    top_k: Annotated[int, typer.Option(help="Keep the k most likely tokens; 0: all.")] = (
+        GenerationSettings.top_k
+    )
+    top_p: Annotated[float, typer.Option(help="Keep tokens up to this sum; 1: all.")] = (
+        GenerationSettings.top_p
+    )
     min_p: Annotated[
         float, typer.Option(help="Keep tokens at least this likely against the likeliest; 0: all.")
-    ] = DEFAULTS.min_p
+    ] = GenerationSettings.min_p
     repeat_penalty: Annotated[float, typer.Option(help="Makes the last 64 tokens less likely; 1: off.")] = (
-        DEFAULTS.repeat_penalty
+        GenerationSettings.repeat_penalty
     )
-    seed: Annotated[int | None, typer.Option(help="Same seed, same text. [default: random]")] = None
-    stop: Annotated[list[str], typer.Option(help="Ends the text; may be repeated.")] = field(
-        default_factory=list
+    seed: Annotated[int | None, typer.Option(help="Same seed, same text. [default: random]")] = (
+        GenerationSettings.seed
     )
-    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = False
+    stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = (
+        GenerationSettings.ignore_eos
+    )
 
 
-def with_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer reads it: each parameter that is a group of options gives way to its fields."""
-    hints = get_type_hints(command, include_extras=True)
-    groups: dict[str, type[Any]] = {
-        name: hint for name, hint in hints.items() if isinstance(hint, type) and is_dataclass(hint)
-    }
-    fields = {name: get_type_hints(group, include_extras=True) for name, group in groups.items()}
-    parameters = []
-    for parameter in inspect.signature(command).parameters.values():
-        shown = [parameter.replace(annotation=hints[parameter.name])]
-        if parameter.name in groups:
-            defaults = groups[parameter.name]()
-            shown = [
-                parameter.replace(name=name, annotation=hint, default=getattr(defaults, name))
-                for name, hint in fields[parameter.name].items()
-            ]
-        parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in shown]
-
-    @functools.wraps(command)
-    def grouped(**values: Any) -> None:
-        made = {
-            name: group(**{option: values.pop(option) for option in fields[name]})
-            for name, group in groups.items()
-        }
-        command(**made, **values)
-
-    del grouped.__wrapped__  # typer would look through it
-    grouped.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    grouped.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return grouped
+def part(kind: type[Part], options: object, **others: Any) -> Part:
+    """Those of a command's options that one of the engine's own sets of settings has; None means its default."""
+    given = {field.name: getattr(options, field.name, None) for field in fields(kind)} | others
+    return kind(**{name: value for name, value in given.items() if value is not None})

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from hotcold.errors import DeviceError, HotcoldError, SettingError
+from hotcold.engine.device.choice import DeviceChoice
+from hotcold.errors import DeviceError, HotcoldError
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, card_facts, load_cupy, usable_cards
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
@@ -54,27 +55,19 @@ def first_card() -> DeviceInfo | None:
     return next((card for card in _cards() if card.usable), None)
 
 
-def open_device(name: str) -> Device | None:
-    """The device of a --device setting; None means the CPU alone.
-
-    Args:
-        name: "auto" (the first card if it can be used, else the CPU), "cpu", "cuda", "cuda:N" or
-            "emulated".
+def open_device(choice: DeviceChoice) -> Device | None:
+    """The device that was asked for; None means the CPU alone.
 
     Raises:
-        SettingError: another name.
         DeviceError: the device cannot be used; the text says why, and the remedy.
     """
-    kind, _, index = name.partition(":")
-    if name == "auto":
+    if choice.kind == "auto":
         return _first_card_if_any()
-    if name == "cpu":
+    if choice.kind == "cpu":
         return None
-    if name == "emulated":
+    if choice.kind == "emulated":
         return Device(EmulatedDriver(build_kind="fast"))
-    if kind == "cuda" and (name == "cuda" or (index.isascii() and index.isdigit())):
-        return Device(CudaDriver(int(index or 0)))
-    raise SettingError("--device", name, "auto, cpu, cuda, cuda:N or emulated", "see `hotcold devices`")
+    return Device(CudaDriver(choice.index))
 
 
 def _first_card_if_any() -> Device | None:

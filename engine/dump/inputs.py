@@ -7,17 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hotcold.engine import settings
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.dump.text import host_lines, short_form, traffic_lines
 from hotcold.engine.model.model import load_model
+from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
-from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_size, resolve_budget
+from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_budget, parse_size, resolve_budget
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, Wanted, identity, make_plan, with_counts
 from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.settings import number_within, one_of
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import index_path, write_index
@@ -43,7 +44,7 @@ def open_source(
         return with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
     if predictor_rank is not None:
         raise SettingError("--predictor-rank", predictor_rank, "a file has its own predictors", "use --like")
-    with open_gguf(settings.model_path(path)) as file:
+    with open_gguf(model_path(path)) as file:
         model = load_model(file)
         source = Source(model, file.path.name, file.path, file.header_hash(), file.size, None, "")
         return with_counts(source, activation, file)
@@ -72,12 +73,12 @@ def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:
     """The budget that was asked for; auto where none was, or the CPU alone where there is no device."""
     if text is None and facts is None:
         return Budget("0", 0, "no GPU, and no --vram-budget")
-    return resolve_budget("auto" if text is None else text, facts)
+    return resolve_budget(parse_budget("auto" if text is None else text), facts)
 
 
 def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
     """Write the index that hotcold or PowerInfer reads; the line that says where it is."""
-    settings.one_of("--gpu-index-for", kind, INDEX_KINDS)
+    one_of("--gpu-index-for", kind, INDEX_KINDS)
     if source.path is None:
         raise SettingError("--gpu-index-for", kind, "an index belongs to a file", "name it with -m")
     if kind == "hotcold":
@@ -97,15 +98,17 @@ def sweep(
     Args:
         gbps: bandwidth of host, device and bus, in 10^9 bytes a second.
     """
-    for name, value in zip(("--host-gbps", "--device-gbps", "--bus-gbps"), gbps, strict=True):
-        settings.number_within(name, value, 0, 1e9, "a number above 0", above=True)
+    for name, value, usual in zip(
+        ("--host-gbps", "--device-gbps", "--bus-gbps"), gbps, (40, 900, 25), strict=True
+    ):
+        number_within(name, value, 0, 1e9, "a number above 0", above=True, such_as=f"{name} {usual}")
     return [_sweep_row(source, how, text.strip(), facts, gbps) for text in budgets.split(",")]
 
 
 def _sweep_row(
     source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
 ) -> dict[str, Any]:
-    budget = resolve_budget(text, facts)
+    budget = resolve_budget(parse_budget(text), facts)
     try:
         plan = make_plan(source, how, budget, facts)
     except DoesNotFitError as error:

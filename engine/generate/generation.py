@@ -9,8 +9,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine import settings
 from hotcold.engine.generate.sampling import Sampler
+from hotcold.engine.generate.settings import REPEAT_LAST_N, GenerationSettings
 from hotcold.engine.generate.statistics import Statistics
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
@@ -21,7 +21,7 @@ from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cuda.device.device import Device
 
-DEFAULTS = settings.SamplingSettings()
+DEFAULTS = GenerationSettings()
 
 
 class Engine:
@@ -87,7 +87,7 @@ class Engine:
     def generate(
         self,
         prompt: str | bytes | Sequence[int],
-        max_tokens: int = settings.DEFAULT_MAX_TOKENS,
+        max_tokens: int = DEFAULTS.max_tokens,
         *,
         temp: float = DEFAULTS.temp,
         top_k: int = DEFAULTS.top_k,
@@ -97,20 +97,16 @@ class Engine:
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
-        parse_special: bool = True,
-        special: bool = False,
+        parse_special: bool = DEFAULTS.parse_special,
+        special: bool = DEFAULTS.special,
         after: "Generation | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
 
         Args:
             prompt: text, or token ids.
-            max_tokens: most tokens to choose; -1 goes on until the context is full.
-            temp, top_k, top_p, min_p, repeat_penalty, seed: see `SamplingSettings`.
-            stop: strings that end the text; they are not part of it.
-            ignore_eos: never choose a token that ends the text.
-            parse_special: whether control pieces such as `</s>` in the prompt's text are recognised.
-            special: whether control pieces that the model chooses are shown, that which ends the text too.
+            max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop, ignore_eos, parse_special,
+                special: see `GenerationSettings`.
             after: the last generation of this engine; what its text and this prompt begin with alike
                 is in the KV cache and does not run again.
 
@@ -118,20 +114,45 @@ class Engine:
             SettingError: a value out of its bounds, an empty prompt.
             DoesNotFitError: a prompt longer than the context.
         """
-        sampling = settings.SamplingSettings(temp, top_k, top_p, min_p, repeat_penalty, seed)
-        settings.whole_number("max_tokens", max_tokens, -1, settings.MAX_TOKENS)
+        settings = GenerationSettings(
+            temp,
+            top_k,
+            top_p,
+            min_p,
+            repeat_penalty,
+            seed,
+            max_tokens,
+            stop,
+            ignore_eos,
+            parse_special,
+            special,
+        )
+        return self.generate_with(prompt, settings, after)
+
+    def generate_with(
+        self,
+        prompt: str | bytes | Sequence[int],
+        settings: GenerationSettings,
+        after: "Generation | None" = None,
+    ) -> "Generation":
+        """`generate` with its settings as one value.
+
+        Raises:
+            SettingError, DoesNotFitError: see `generate`.
+        """
+        settings = settings.checked()
         if isinstance(prompt, str | bytes):
             self.check_length(prompt)
-            own_bos = parse_special and self.tokenizer.brings_bos(prompt)
-            encoded = self.tokenizer.encode(prompt, add_special=not own_bos, parse_special=parse_special)
+            own_bos = settings.parse_special and self.tokenizer.brings_bos(prompt)
+            encoded = self.tokenizer.encode(
+                prompt, add_special=not own_bos, parse_special=settings.parse_special
+            )
             ids = self._checked_ids(encoded, "prompt")
         else:
             own_bos, ids = False, self._checked_ids(prompt, "prompt")
         if not ids.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
-        generation = Generation(
-            self, ids, max_tokens, Sampler(sampling), checked_stops(stop), ignore_eos, special, after
-        )
+        generation = Generation(self, ids, settings, after)
         if own_bos:
             generation.warnings = ("the prompt begins with BOS, so none is put in front of it",)
         return generation
@@ -228,24 +249,21 @@ class Generation(Iterator[str]):
         self,
         engine: Engine,
         prompt_ids: NDArray[np.int32],
-        max_tokens: int,
-        sampler: Sampler,
-        stops: tuple[str, ...],
-        ignore_eos: bool,
-        special: bool = False,
+        settings: GenerationSettings,
         after: "Generation | None" = None,
     ) -> None:
-        self._engine, self._sampler, self._stops = engine, sampler, StopStrings(stops)
+        self._engine, self._sampler = engine, Sampler(settings)
+        self._stops = StopStrings(checked_stops(settings.stop))
         room = engine.n_ctx - prompt_ids.size
         self._limit, self._limit_reason = room, "context"
-        if 0 <= max_tokens <= room:
-            self._limit, self._limit_reason = max_tokens, "length"
-        self._banned = sorted(engine.tokenizer.end_ids) if ignore_eos else []
-        self._characters, self._special = CharacterStream(), special
+        if 0 <= settings.max_tokens <= room:
+            self._limit, self._limit_reason = settings.max_tokens, "length"
+        self._banned = sorted(engine.tokenizer.end_ids) if settings.ignore_eos else []
+        self._characters, self._special = CharacterStream(), settings.special
         self._logits = np.empty((1, engine.model.n_vocab), np.float32)
         self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
         self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
-        self.sampling = sampler.settings
+        self.sampling = self._sampler.settings
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
 
@@ -346,6 +364,6 @@ class Generation(Iterator[str]):
                 "the file may be damaged",
             )
         logits[self._banned] = -np.inf
-        recent = self.ids[-settings.REPEAT_LAST_N :]
-        missing = settings.REPEAT_LAST_N - len(recent)
+        recent = self.ids[-REPEAT_LAST_N:]
+        missing = REPEAT_LAST_N - len(recent)
         return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)

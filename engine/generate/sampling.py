@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.settings import REPEAT_LAST_N, SamplingSettings
+from hotcold.engine.generate.settings import REPEAT_LAST_N, SamplingSettings
 
 LARGEST = float(np.finfo(np.float64).max)
 

@@ -69,21 +69,53 @@ def parse_size(text: float | str, name: str = "vram_budget") -> int:
     return int(number * unit)
 
 
-def resolve_budget(text: float | str, facts: DeviceFacts | None = None) -> Budget:
+@dataclass(frozen=True)
+class BudgetSetting:
+    """What was asked for, before a device is looked at: bytes, or a share, or neither for `auto`."""
+
+    text: str
+    n_bytes: int | None = None
+    percent: float | None = None
+
+    @property
+    def is_auto(self) -> bool:
+        """Whether it is left open."""
+        return self.n_bytes is None and self.percent is None
+
+    @property
+    def is_none(self) -> bool:
+        """Whether it leaves the CPU alone."""
+        return 0 in (self.n_bytes, self.percent)
+
+
+def parse_budget(text: float | str) -> BudgetSetting:
+    """What a --vram-budget means.
+
+    Raises:
+        SettingError: nonsense, or a negative number.
+    """
+    asked = str(text).strip()
+    if asked == "auto":
+        return BudgetSetting(asked)
+    if share := SHARE.fullmatch(asked):
+        return BudgetSetting(asked, percent=float(share[1]))
+    return BudgetSetting(asked, parse_size(text))
+
+
+def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> Budget:
     """The cap in bytes.
 
     Args:
         facts: the device that the budget is for; None if there is none.
 
     Raises:
-        SettingError: nonsense, or a negative number.
+        SettingError: a share above 100%.
         DeviceError: `auto` or a share without a device.
         DoesNotFitError: more than the device's memory less its context.
     """
-    asked = str(text).strip()
-    share = SHARE.fullmatch(asked)
-    if asked != "auto" and share is None:
-        budget = Budget(asked, parse_size(text), "as asked for")
+    asked = setting.text
+    if setting.n_bytes is not None:
+        budget = Budget(asked, setting.n_bytes, "as asked for")
     elif facts is None:
         raise DeviceError(
             "vram_budget",
@@ -91,12 +123,12 @@ def resolve_budget(text: float | str, facts: DeviceFacts | None = None) -> Budge
             "no usable GPU to take its memory from",
             "name one with --device-memory SIZE",
         )
-    elif share is None:
+    elif setting.percent is None:
         free = max(facts.memory - facts.context_bytes, 0)
         budget = Budget(asked, free, f"memory of {facts.name} less its context")
     else:
         budget = Budget(
-            asked, _share(float(share[1]), asked, facts), f"{asked} of the memory of {facts.name}"
+            asked, _share(setting.percent, asked, facts), f"{asked} of the memory of {facts.name}"
         )
     if facts is not None and budget.n_bytes + facts.context_bytes > facts.memory and budget.n_bytes:
         raise DoesNotFitError(

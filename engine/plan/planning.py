@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine import settings
+from hotcold.engine.model.context import batch_length, context_length
 from hotcold.engine.model.model import Model
+from hotcold.engine.model.sparsity import resolve_sparsity
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.engine.plan.gpu_index import plan_with_index
 from hotcold.engine.plan.plan import Ids, Plan
+from hotcold.engine.settings import one_of
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.activations import activations_in_metadata, read_activations
@@ -73,10 +75,10 @@ def with_counts(source: Source, activation: Path | None, file: GGUFFile | None) 
 
 def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
     """The settings, each checked and worked out for the model."""
-    settings.one_of("kv_type", kv_type, tuple(KV_BYTES))
-    mode, _ = settings.resolve_sparsity(source.model, sparsity)
-    length = settings.context_length(n_ctx, source.model.n_ctx_train).n_ctx
-    return Wanted(mode, length, settings.batch_length(n_batch, length), kv_type)
+    one_of("kv_type", kv_type, tuple(KV_BYTES))
+    mode, _ = resolve_sparsity(source.model, sparsity)
+    length = context_length(n_ctx, source.model.n_ctx_train).n_ctx
+    return Wanted(mode, length, batch_length(n_batch, length), kv_type)
 
 
 def make_plan(

@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from hotcold.engine import settings
+from hotcold.engine.device.choice import DeviceChoice, parse_device
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore, Progress
+from hotcold.engine.host import machine
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.budget import Budget, DeviceFacts, resolve_budget
+from hotcold.engine.plan.budget import Budget, BudgetSetting, DeviceFacts, parse_budget, resolve_budget
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan
@@ -31,25 +32,29 @@ SMALLER = 0.9, 0.5  # most of a plan's bytes to try next: where less is free, an
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked for.
+    """The device and the budget that are asked for; `strict`: no fallback."""
 
-    Attributes:
-        device: as in --device. vram_budget: as in --vram-budget. strict: no fallback.
-    """
-
-    device: str = "auto"
-    vram_budget: float | str = "auto"
+    device: DeviceChoice
+    budget: BudgetSetting
     strict: bool = False
-
-    @property
-    def budget_text(self) -> str:
-        """The budget as it was asked for."""
-        return str(self.vram_budget).strip()
 
     @property
     def leaves_it_open(self) -> bool:
         """Whether the CPU alone is as good an answer as any."""
-        return self.device == self.budget_text == "auto" and not self.strict
+        return self.device.kind == "auto" and self.budget.is_auto and not self.strict
+
+
+def parse_request(device: str, vram_budget: float | str, strict: bool = False) -> Request:
+    """What --device, --vram-budget and --strict mean together.
+
+    Raises:
+        SettingError: a value that means nothing.
+        DeviceError: a budget for the CPU.
+    """
+    request = Request(parse_device(device), parse_budget(vram_budget), strict)
+    if request.device.kind == "cpu" and not (request.budget.is_none or request.budget.is_auto):
+        raise DeviceError("vram_budget", vram_budget, "device cpu has no VRAM", "leave one of them out")
+    return request
 
 
 @dataclass(frozen=True)
@@ -81,11 +86,10 @@ def load_executor(
     """Make a model ready to run.
 
     Raises:
-        SettingError, DeviceError: a device or budget that means nothing, or cannot be used.
+        DeviceError: a device that cannot be used.
         DoesNotFitError: not enough memory, on either side.
         FileError: with `strict`, an index file that cannot be used.
     """
-    settings.check_device(request.device, request.vram_budget)
     _check_cache(model, how)
     device = _opened(request)
     if device is None:
@@ -111,12 +115,13 @@ def load_executor(
 
 def _opened(request: Request) -> Device | None:
     """The device; None for the CPU alone."""
-    if request.device == "cpu" or settings.is_no_budget(request.budget_text):
+    if request.device.kind == "cpu" or request.budget.is_none:
         return None
     device = open_device(request.device)
     if device is None and not request.leaves_it_open:
-        asked = ("vram_budget", request.budget_text) if request.budget_text != "auto" else ("device", "auto")
-        remedy = "leave out --strict" if request.budget_text == "auto" else "leave it out"
+        is_auto = request.budget.is_auto
+        asked = ("device", "auto") if is_auto else ("vram_budget", request.budget.text)
+        remedy = "leave out --strict" if is_auto else "leave it out"
         raise DeviceError(
             *asked, "no usable GPU", f"{remedy} to run on the CPU; `hotcold devices` says what is missing"
         )
@@ -125,7 +130,7 @@ def _opened(request: Request) -> Device | None:
 
 def _check_cache(model: Model, how: Wanted) -> None:
     wanted = model.n_layer * host_layer_kv_bytes(model, how.n_ctx, how.kv_type)
-    memory = settings.physical_memory()
+    memory = machine.physical_memory()
     if wanted > memory:
         raise DoesNotFitError(
             f"KV cache of n_ctx {how.n_ctx}",
@@ -239,11 +244,10 @@ def opened_plan(
     source: Source, how: Wanted, request: Request
 ) -> Iterator[tuple[Device | None, Plan, tuple[str, ...]]]:
     """The device, the plan for it, and what was decided; the device is closed at the end."""
-    settings.check_device(request.device, request.vram_budget)
     device = _opened(request)
     try:
         facts = device_facts(device) if device is not None else None
-        budget = resolve_budget("0") if device is None else _budget(device, request)
+        budget = Budget("0", 0, "as asked for") if device is None else _budget(device, request)
         plan, lines = plan_source(source, how, budget, facts)
         yield device, plan, lines
     finally:
@@ -269,6 +273,6 @@ def _free(device: Device) -> int:
 
 def _budget(device: Device, request: Request) -> Budget:
     """The budget in bytes: `auto` is what is free at this moment; the others may be more than that."""
-    if request.budget_text == "auto":
+    if request.budget.is_auto:
         return Budget("auto", max(_free(device), 1), f"free memory of {device.name}")
-    return resolve_budget(request.budget_text, device_facts(device))
+    return resolve_budget(request.budget, device_facts(device))

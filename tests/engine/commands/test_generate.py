@@ -367,7 +367,7 @@ def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -
     def broken(options: object, quiet: bool) -> None:
         raise ValueError("first\nsecond")
 
-    monkeypatch.setattr("hotcold.cli.open_engine", broken)
+    monkeypatch.setattr("hotcold.engine.commands.generate.open_engine", broken)
     assert refused(1, "-p", "a").startswith("unexpected ValueError: first second; HOTCOLD_DEBUG=1")
 
 
@@ -375,7 +375,7 @@ def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
     def greedy(options: object, quiet: bool) -> None:
         raise MemoryError("90 GB")
 
-    monkeypatch.setattr("hotcold.cli.open_engine", greedy)
+    monkeypatch.setattr("hotcold.engine.commands.generate.open_engine", greedy)
     assert "90 GB" in refused(4, "-p", "a")
 
 

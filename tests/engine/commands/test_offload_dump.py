@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from hotcold.cli import app
-from hotcold.engine import settings
 from hotcold.engine.device import devices
+from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import SHAPES
 from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
@@ -136,7 +136,7 @@ def test_nothing_that_runs_a_model_is_imported() -> None:
 
 
 def model_copy(folder: Path) -> Path:
-    source = settings.model_path(None)
+    source = model_path(None)
     path = folder / source.name
     path.write_bytes(source.read_bytes())
     return path
@@ -246,7 +246,7 @@ def test_a_reader_that_ends_early_is_no_error() -> None:
 def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
-    from hotcold.engine.commands import offload_dump as dump_command
+    from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -254,7 +254,7 @@ def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.Monke
 
     def shown(stream: io.StringIO) -> str:
         monkeypatch.setattr(sys, "stdout", stream)
-        dump_command.offload_dump(vram_budget="6MiB", batch_size=64, layer=1, quiet=True)
+        OffloadDumpCommand(vram_budget="6MiB", batch_size=64, layer=1, quiet=True).run()
         return stream.getvalue()
 
     monkeypatch.setenv("TERM", "xterm-256color")

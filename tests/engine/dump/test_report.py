@@ -13,12 +13,12 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from hotcold.engine import settings
 from hotcold.engine.dump import inputs as dump
 from hotcold.engine.dump.html import page
 from hotcold.engine.dump.report import as_json, select
 from hotcold.engine.dump.text import bar, short_form
 from hotcold.engine.measure.traffic import sparse_token_bytes
+from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan import planning
 from hotcold.engine.plan.placement import coverage_curve
 from hotcold.engine.plan.plan import Plan
@@ -46,7 +46,7 @@ def report(budget: str) -> dict[str, Any]:
 def test_sums_are_those_of_the_file_as_the_gguf_package_reads_it(budget: str, tmp_path: Path) -> None:
     """The package knows GGUF's magic alone, so it gets a copy with that."""
     copy = tmp_path / "copy.gguf"
-    copy.write_bytes(b"GGUF" + settings.model_path(None).read_bytes()[4:])
+    copy.write_bytes(b"GGUF" + model_path(None).read_bytes()[4:])
     tensors = {t.name: t for t in GGUFReader(copy).tensors}
     got = report(budget)
     rows = {row["name"]: row for row in got["weights"]}
@@ -86,7 +86,7 @@ def test_thresholds_do_not_matter() -> None:
 def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
     """On the CPU alone: what its trace hears is what the dump lists."""
     got = as_json(planned("0", sparsity))
-    with open_gguf(settings.model_path(None)) as file:
+    with open_gguf(model_path(None)) as file:
         model = dump.open_source(None, None, None, None).model
         with Executor(model, file, 256, 64, 1, sparsity=sparsity) as executor:
             for name, n_tokens in (("decode", 1), ("batch", 64)):

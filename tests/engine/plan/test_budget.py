@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotcold.engine.plan.budget import GIB, MIB, DeviceFacts, parse_size, resolve_budget
+from hotcold.engine.plan.budget import GIB, MIB, DeviceFacts, parse_budget, parse_size, resolve_budget
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 
 CARD = DeviceFacts("a card", 24 * GIB, 512 * MIB)
@@ -32,7 +32,7 @@ CARD = DeviceFacts("a card", 24 * GIB, 512 * MIB)
 )
 def test_sizes(text: Any, n_bytes: int) -> None:
     assert parse_size(text) == n_bytes
-    assert resolve_budget(text).n_bytes == n_bytes
+    assert resolve_budget(parse_budget(text)).n_bytes == n_bytes
 
 
 @pytest.mark.parametrize(
@@ -41,29 +41,42 @@ def test_sizes(text: Any, n_bytes: int) -> None:
 )
 def test_nonsense_is_refused(text: Any) -> None:
     with pytest.raises(SettingError, match="^vram_budget: "):
-        resolve_budget(text, CARD)
+        resolve_budget(parse_budget(text), CARD)
 
 
 @pytest.mark.parametrize("text", ["auto", "80%"])
 def test_a_share_of_nothing_names_the_flag(text: str) -> None:
     with pytest.raises(DeviceError, match="--device-memory"):
-        resolve_budget(text)
+        resolve_budget(parse_budget(text))
 
 
 def test_auto_leaves_room_for_the_context() -> None:
-    assert resolve_budget("auto", CARD).n_bytes == 24 * GIB - 512 * MIB
-    assert resolve_budget("50%", CARD).n_bytes == 12 * GIB
+    assert resolve_budget(parse_budget("auto"), CARD).n_bytes == 24 * GIB - 512 * MIB
+    assert resolve_budget(parse_budget("50%"), CARD).n_bytes == 12 * GIB
 
 
 def test_a_budget_beyond_the_card_is_refused() -> None:
-    assert resolve_budget("23GiB", CARD).n_bytes == 23 * GIB
+    assert resolve_budget(parse_budget("23GiB"), CARD).n_bytes == 23 * GIB
     with pytest.raises(DoesNotFitError, match="lower it"):
-        resolve_budget("24GiB", CARD)
+        resolve_budget(parse_budget("24GiB"), CARD)
 
 
 @given(st.text(max_size=8))
 def test_no_text_ends_in_anything_but_a_size_or_a_refusal(text: str) -> None:
     try:
-        assert resolve_budget(text, CARD).n_bytes >= 0
+        assert resolve_budget(parse_budget(text), CARD).n_bytes >= 0
     except (SettingError, DoesNotFitError) as error:
         assert "vram_budget" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("budget", "is_none"), [("0", True), (0, True), ("0%", True), ("auto", False), ("1KiB", False)]
+)
+def test_no_budget(budget: Any, is_none: bool) -> None:
+    assert parse_budget(budget).is_none is is_none
+
+
+@pytest.mark.parametrize("budget", ["much", -1, "nan", True])
+def test_a_budget_that_means_nothing(budget: Any) -> None:
+    with pytest.raises(SettingError, match=f"^vram_budget: {budget}"):
+        parse_budget(budget)

@@ -1,0 +1,49 @@
+"""`hotcold chat`: questions and answers, on a terminal or from a pipe."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import EngineOptions, GenerationOptions, Quiet, Verbose, part
+from hotcold.engine.commands.reports import note
+from hotcold.engine.generate.settings import GenerationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerOptions:
+    """What the model is told, and how long its answers are."""
+
+    system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = ""
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja template. [default: the model's]")
+    ] = None
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--n-predict", help="Most tokens of an answer; -1: no such limit.")
+    ] = -1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatCommand(GenerationOptions, EngineOptions, AnswerOptions):
+    """Ask and answer. On a terminal, or a question a line from a pipe; /help lists its commands."""
+
+    verbose: Verbose = False
+    quiet: Quiet = False
+
+    def run(self) -> None:
+        """Load, then ask and answer."""
+        with open_engine(self, self.quiet) as engine:
+            from hotcold.engine.chat.conversation import Chat
+            from hotcold.engine.chat.template import load_template
+            from hotcold.engine.commands.conversation import converse
+
+            warn(engine, self.quiet)
+            say = (lambda line: None) if self.quiet else note
+            for line in engine.description() if self.verbose else ():
+                say(line)
+            template = load_template(engine.file, engine.tokenizer, self.chat_template)
+            settings = vars(part(GenerationSettings, self))
+            chat = Chat(engine, template, system=self.system, notify=say, **settings)
+            raise typer.Exit(converse(chat, say, self.verbose))

@@ -1,0 +1,114 @@
+"""`hotcold generate`: text that goes on from a prompt, as it comes or as one JSON object."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import (
+    EngineOptions,
+    GenerationOptions,
+    Json,
+    Quiet,
+    Verbose,
+    Version,
+    part,
+)
+from hotcold.engine.commands.prompt_input import read_prompt
+from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.terminal import replace_unprintable, write
+from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.settings import offload_debug
+from hotcold.errors import INTERRUPTED
+
+if TYPE_CHECKING:
+    from hotcold.engine.generate.generation import Engine, Generation
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptOptions:
+    """What is gone on from, and how far."""
+
+    prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None
+    file: Annotated[
+        Path | None, typer.Option("-f", "--file", help="File with the prompt; - or nothing: from a pipe.")
+    ] = None
+    max_tokens: Annotated[
+        int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
+    ] = GenerationSettings.max_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
+    """Go on from a prompt. Text goes to stdout, statistics to stderr."""
+
+    echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False
+    verbose: Verbose = False
+    quiet: Quiet = False
+    as_json: Json = False
+    version: Version = False
+
+    def run(self) -> None:
+        """Read, load, print."""
+        text = read_prompt(self.prompt, self.file)
+        with open_engine(self, self.quiet) as engine:
+            generation = engine.generate_with(text, part(GenerationSettings, self))
+            if not self.quiet:
+                describe(engine, generation, self.verbose)
+            shown = text.decode(errors="replace") if self.echo else ""
+            interrupted = stream(engine, generation, shown, self.as_json)
+            for line in () if self.quiet else generation.statistics.lines():
+                note(line)
+        if interrupted:
+            raise typer.Exit(INTERRUPTED)
+
+
+def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
+    """Warnings; with -v also what runs, and how; where everything is, if asked for by either name."""
+    warn(engine, quiet=False)
+    if verbose:
+        for line in (*engine.description(), f"seed {generation.sampling.seed}"):
+            note(line)
+    if verbose or offload_debug():
+        from hotcold.engine.dump.inputs import short_lines
+
+        for line in short_lines(engine):
+            note(line)
+
+
+def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool) -> bool:
+    """Print pieces as they come, or one JSON object; whether Ctrl-C ended it."""
+    replace_unprintable()
+    pieces = [shown]
+    interrupted = False
+    try:
+        if not as_json:
+            write(shown)
+        for piece in generation:
+            pieces.append(piece)
+            if not as_json:
+                write(piece)
+    except KeyboardInterrupt:
+        interrupted = True
+    text = "".join(pieces)
+    if as_json:
+        write(json.dumps(report(engine, generation, text)) + "\n")
+    elif not text.endswith("\n"):
+        write("\n")
+    return interrupted
+
+
+def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:
+    """What --json prints."""
+    return {
+        "text": text,
+        "ids": generation.ids,
+        "prompt_ids": generation.prompt_ids,
+        "seed": generation.sampling.seed,
+        "model": str(engine.file.path),
+        "sparsity": engine.sparsity,
+        **generation.statistics.numbers(),
+    }

@@ -1,0 +1,45 @@
+"""How a command loads its model, and what it says of that."""
+
+import sys
+from typing import TYPE_CHECKING
+
+from hotcold.engine.commands.options import EngineOptions, part
+from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.terminal import progress_bar
+from hotcold.engine.generate.run_options import RunOptions
+
+if TYPE_CHECKING:
+    from hotcold.engine.generate.generation import Engine
+
+
+def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None = None) -> "Engine":
+    """The model, ready to run; a bar shows rows that are copied to a device.
+
+    Args:
+        n_ctx: positions where the options leave them open.
+    """
+    announce_compiling(quiet)
+    from hotcold.engine.generate.loading import load_with
+
+    how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx)
+    with progress_bar(not quiet and sys.stderr.isatty()) as bar:
+
+        def advance(done: int, total: int, seconds: float) -> None:
+            if bar is not None:
+                bar(f"hot rows to the device, {done / max(seconds, 1e-9) / 1e9:.1f} GB/s", done, total)
+
+        return load_with(options.path, how, advance)
+
+
+def announce_compiling(quiet: bool) -> None:
+    """Say that the first run ever takes longer."""
+    from hotcold.kernels.cpu import needs_compiling
+
+    if not quiet and needs_compiling():
+        note("compiling kernels, once; this takes some 20 seconds")
+
+
+def warn(engine: "Engine", quiet: bool) -> None:
+    """What a user should know of the file and the settings."""
+    for warning in () if quiet else engine.warnings:
+        note(f"warning: {warning}")

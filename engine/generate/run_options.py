@@ -1,0 +1,36 @@
+"""What `load` can be told beside the file. Light to import."""
+
+from dataclasses import dataclass
+
+from hotcold.engine.model.context import DEFAULT_N_BATCH
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a model is to run.
+
+    Attributes:
+        n_ctx: positions of the KV cache; None: the model's own length up to 4096.
+        n_batch: prompt tokens that run together, clamped to n_ctx.
+        threads: None: the physical cores within the process's affinity and quota.
+        sparsity: "auto", "exact", "off" or "predictor"; see `sparsity.resolve_sparsity`.
+        sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
+            variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
+        device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N" or "emulated".
+        vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%".
+        kv_type: "f16" or "f32", numbers of the KV cache.
+        force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
+            name of `pretokenizers.PRETOKENIZERS`.
+        strict: refuse whatever would run elsewhere, or with less, than was asked for.
+    """
+
+    n_ctx: int | None = None
+    n_batch: int = DEFAULT_N_BATCH
+    threads: int | None = None
+    sparsity: str = "auto"
+    sparse_pred_threshold: float | None = None
+    device: str = "auto"
+    vram_budget: float | str = "auto"
+    kv_type: str = "f16"
+    force_pretokenizer: str | None = None
+    strict: bool = False

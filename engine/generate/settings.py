@@ -1,0 +1,93 @@
+"""How tokens are chosen, and when a text ends. Light to import."""
+
+import math
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+from hotcold.engine.settings import number_within, whole_number
+
+MAX_SEED = (1 << 64) - 1
+MAX_TOP_K = 1 << 30
+MAX_TOKENS = 1 << 30
+REPEAT_LAST_N = 64  # tokens that the repeat penalty looks back on
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How the next token is chosen. The order is: penalty, top_k, temperature, top_p, min_p.
+
+    Attributes:
+        temp: logits are divided by it; 0 takes the most likely token.
+        top_k: keep that many most likely tokens; 0 keeps all.
+        top_p: keep the most likely tokens until their probabilities add up to it; 1 keeps all.
+        min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
+        repeat_penalty: positive logits of the last 64 tokens are divided by it, negative ones
+            multiplied (Keskar et al., 2019); 1 changes nothing.
+        seed: of the random numbers; None draws one.
+    """
+
+    temp: float = 0.8
+    top_k: int = 40
+    top_p: float = 0.95
+    min_p: float = 0.05
+    repeat_penalty: float = 1.1
+    seed: int | None = None
+
+    def checked(self) -> Self:
+        """The same settings, with a seed.
+
+        Raises:
+            SettingError: a value out of its bounds, named.
+        """
+        finite = "a finite number"
+        number_within("temp", self.temp, 0, math.inf, f"{finite} of at least 0", such_as="--temp 0.8")
+        whole_number("top_k", self.top_k, 0, MAX_TOP_K, such_as="--top-k 40")
+        number_within("top_p", self.top_p, 0, 1, "above 0, up to 1", above=True, such_as="--top-p 0.95")
+        number_within("min_p", self.min_p, 0, 1, "from 0 to 1", such_as="--min-p 0.05")
+        number_within(
+            "repeat_penalty",
+            self.repeat_penalty,
+            0,
+            math.inf,
+            f"{finite} above 0",
+            above=True,
+            such_as="--repeat-penalty 1.1",
+        )
+        if self.seed is None:
+            return replace(self, seed=secrets.randbits(32))
+        whole_number("seed", self.seed, 0, MAX_SEED, such_as="--seed 1")
+        return self
+
+    def with_next_seed(self) -> Self:
+        """Of settings with a seed: the same with the seed that follows."""
+        return replace(self, seed=((self.seed or 0) + 1) % (MAX_SEED + 1))
+
+
+@dataclass(frozen=True)
+class GenerationSettings(SamplingSettings):
+    """How a text goes on, and when it ends.
+
+    Attributes:
+        max_tokens: most tokens to choose; -1 goes on until the context is full.
+        stop: strings that end the text; they are not part of it.
+        ignore_eos: never choose a token that ends the text.
+        parse_special: whether control pieces such as `</s>` in the prompt's text are recognised.
+        special: whether control pieces that the model chooses are shown, that which ends the text too.
+    """
+
+    max_tokens: int = 128
+    stop: str | Sequence[str] = ()
+    ignore_eos: bool = False
+    parse_special: bool = True
+    special: bool = False
+
+    def checked(self) -> Self:
+        """The same settings, with a seed.
+
+        Raises:
+            SettingError: a value out of its bounds, named.
+        """
+        whole_number("max_tokens", self.max_tokens, -1, MAX_TOKENS, such_as="-n 128")
+        return super().checked()

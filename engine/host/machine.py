@@ -1,0 +1,96 @@
+"""What this machine lets a process use: physical cores, the quota of its cgroup, memory."""
+
+import math
+import os
+from pathlib import Path
+
+from hotcold.engine.settings import whole_number
+
+MAX_THREADS = 1024
+
+
+def thread_count(wanted: int | None) -> int:
+    """The wanted number of threads, else `default_threads()`."""
+    if wanted is None:
+        return default_threads()
+    return whole_number("threads", wanted, 1, MAX_THREADS, such_as="-t 2")
+
+
+def default_threads(root: Path = Path("/"), affinity: set[int] | None = None) -> int:
+    """Physical cores that this process may use, and no more than its cgroup's CPU quota, at least 1.
+
+    A second hardware thread of a core adds no memory bandwidth, and a quota below the number of threads
+    stops all of them while they wait for each other.
+
+    Args:
+        root: where /sys and /proc are. affinity: the CPUs of this process; None asks the system.
+    """
+    cpus = _affinity() if affinity is None else affinity
+    quota = cpu_quota(root)
+    cores = physical_cores(root, cpus)
+    return max(1, cores if quota is None else min(cores, math.floor(quota)))
+
+
+def _affinity() -> set[int]:
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
+
+
+def physical_cores(root: Path, cpus: set[int]) -> int:
+    """Distinct cores among `cpus`; a CPU whose core is not known counts as one."""
+    cores = set()
+    for cpu in cpus:
+        topology = root / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        package, core = _read(topology / "physical_package_id"), _read(topology / "core_id")
+        die = _read(topology / "die_id") or "0"
+        cores.add((package, die, core) if package is not None and core is not None else ("cpu", "", str(cpu)))
+    return len(cores)
+
+
+def cpu_quota(root: Path) -> float | None:
+    """CPUs of the tightest quota among this process's cgroup (version 1 or 2) and those above it."""
+    quotas = [q for folder in _cgroup_folders(root) if (q := _folder_quota(folder)) is not None]
+    return min(quotas, default=None)
+
+
+def _cgroup_folders(root: Path) -> list[Path]:
+    """The process's CPU cgroup and its parents, where each is mounted by custom."""
+    folders = []
+    for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
+        _, _, rest = line.partition(":")
+        controllers, _, group = rest.partition(":")
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        mount = root / "sys/fs/cgroup" / controllers
+        parts = [part for part in group.split("/") if part and part != ".."]
+        folders += [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
+        if controllers:
+            folders += [root / "sys/fs/cgroup/cpu"]
+    return folders
+
+
+def _folder_quota(folder: Path) -> float | None:
+    """Quota / period of one cgroup; cpu.max is version 2 ("max" is no limit), the others version 1."""
+    words = (_read(folder / "cpu.max") or "").split()
+    if not words:
+        words = [_read(folder / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period")]
+    try:
+        quota, period = float(words[0]), float(words[1])
+    except (IndexError, ValueError):
+        return None
+    return quota / period if quota > 0 and period > 0 else None
+
+
+def physical_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this machine has, or its cgroup may use."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = _read(root / "sys/fs/cgroup/memory.max") or "max"
+    return min(total, int(limit)) if limit.isdecimal() else total
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,66 @@
+"""Which neurons of the FFN are computed: the modes, what a file can run in, the predictors' threshold."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from hotcold.engine.settings import finite_number, one_of
+from hotcold.errors import SettingError
+
+if TYPE_CHECKING:
+    from hotcold.engine.model.model import Model
+
+SPARSITIES = ("auto", "exact", "off", "predictor")
+THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
+
+
+def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
+    """How the FFN runs, and why.
+
+    Args:
+        wanted: "auto", "exact", "off" or "predictor". Auto takes the predictor where the file has one,
+            exact for a ReLU model that keeps a row a neuron of its down projection, else off.
+
+    Returns:
+        ("off" | "exact" | "predictor", reason in words).
+
+    Raises:
+        SettingError: an unknown word, or a mode that this file cannot run in.
+    """
+    one_of("sparsity", wanted, SPARSITIES)
+    transposed = all(layer.ffn_down_t is not None for layer in model.layers)
+    relu = model.ffn_activation == "relu"
+    if wanted == "off":
+        return "off", "asked for"
+    if wanted == "auto":
+        if model.has_predictors:
+            return "predictor", "the file has predictors"
+        if relu and transposed:
+            return "exact", "a ReLU model without predictors"
+        return "off", f"{model.ffn_activation.upper()} without predictors" if not relu else "no ffn_down_t"
+    if wanted == "predictor" and not model.has_predictors:
+        raise SettingError(
+            "sparsity", wanted, "this file has no predictors", "use auto, or convert with them"
+        )
+    if wanted == "exact" and not relu:
+        bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
+        raise SettingError("sparsity", wanted, bound, "use off")
+    if not transposed:
+        bound = "the file has no ffn_down_t tensors"
+        raise SettingError("sparsity", wanted, bound, "use off, or convert the model with hotcold convert")
+    return wanted, "asked for"
+
+
+def resolve_threshold(
+    wanted: float | None, in_file: float, environment: Mapping[str, str] = os.environ
+) -> float:
+    """Predictor outputs at or above this count as active: as set, else by the environment, else the file.
+
+    Raises:
+        SettingError: not a finite number.
+    """
+    if wanted is not None:
+        return finite_number("sparse_pred_threshold", wanted)
+    if (text := environment.get(THRESHOLD_VARIABLE)) is not None:
+        return finite_number(THRESHOLD_VARIABLE, text)
+    return in_file

@@ -1,0 +1,66 @@
+"""Which neurons are computed: by the file, the setting and the environment."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from hotcold.engine.model.sparsity import resolve_sparsity, resolve_threshold
+from hotcold.errors import SettingError
+
+
+def model(activation: str = "relu", transposed: bool = True, predictors: bool = False) -> Any:
+    layer = SimpleNamespace(ffn_down_t="weight" if transposed else None)
+    return SimpleNamespace(ffn_activation=activation, has_predictors=predictors, layers=(layer, layer))
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "mode"),
+    [
+        (model(predictors=True), "auto", "predictor"),
+        (model(), "auto", "exact"),
+        (model(transposed=False), "auto", "off"),
+        (model("silu", transposed=False), "auto", "off"),
+        (model(predictors=True), "exact", "exact"),
+        (model(predictors=True), "off", "off"),
+        (model(predictors=True), "predictor", "predictor"),
+    ],
+)
+def test_sparsity_follows_the_file(kind: Any, wanted: str, mode: str) -> None:
+    resolved, why = resolve_sparsity(kind, wanted)
+    assert resolved == mode
+    assert why
+
+
+@pytest.mark.parametrize(
+    ("kind", "wanted", "message"),
+    [
+        (model(), "predictor", "sparsity: predictor .*no predictors"),
+        (model("silu", transposed=False), "exact", "sparsity: exact .*SILU"),
+        (model(transposed=False), "exact", "sparsity: exact .*no ffn_down_t"),
+        (model(), "some", "sparsity: some .*auto, exact, off, predictor"),
+    ],
+)
+def test_sparsity_that_the_file_cannot_run_in_is_refused(kind: Any, wanted: str, message: str) -> None:
+    with pytest.raises(SettingError, match=message):
+        resolve_sparsity(kind, wanted)
+
+
+def test_threshold_is_the_flag_then_the_environment_then_the_file() -> None:
+    environment = {"LLAMA_SPARSE_PRED_THRESHOLD": "-0.25"}
+    assert resolve_threshold(0.0, 0.5, environment) == 0.0
+    assert resolve_threshold(None, 0.5, environment) == -0.25
+    assert resolve_threshold(None, 0.5, {}) == 0.5
+
+
+@pytest.mark.parametrize("text", ["junk", "", "1_0", "nan", "inf", "-inf", "0,5", "1e999"])
+def test_a_bad_threshold_in_the_environment_is_named(text: str) -> None:
+    with pytest.raises(SettingError, match=f"^LLAMA_SPARSE_PRED_THRESHOLD: .*{text}.*finite"):
+        resolve_threshold(None, 0.5, {"LLAMA_SPARSE_PRED_THRESHOLD": text})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
+def test_a_bad_threshold_is_named(value: Any) -> None:
+    with pytest.raises(SettingError, match=f"^sparse_pred_threshold: {value}"):
+        resolve_threshold(value, 0.5, {})

@@ -1,0 +1,46 @@
+"""What --device and --vram-budget mean together, before a device is looked at."""
+
+from typing import Any
+
+import pytest
+
+from hotcold.engine.device.choice import DeviceChoice
+from hotcold.engine.run.offload import parse_request
+from hotcold.errors import DeviceError, SettingError
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "choice"),
+    [
+        ("auto", "auto", DeviceChoice("auto")),
+        ("cpu", 0, DeviceChoice("cpu")),
+        ("cpu", "auto", DeviceChoice("cpu")),
+        ("auto", "0G", DeviceChoice("auto")),
+        ("cuda", "6G", DeviceChoice("cuda", 0)),
+        ("cuda:1", "6G", DeviceChoice("cuda", 1)),
+        ("emulated", "80%", DeviceChoice("emulated")),
+    ],
+)
+def test_what_names_a_device_is_accepted(device: str, budget: Any, choice: DeviceChoice) -> None:
+    assert parse_request(device, budget).device == choice
+
+
+@pytest.mark.parametrize(
+    ("device", "budget", "kind", "message"),
+    [
+        ("gpu", 0, SettingError, r"^device: gpu \(auto, cpu, cuda, cuda:N or emulated\)"),
+        ("tpu", "auto", SettingError, "^device: tpu"),
+        ("cuda:-1", "auto", SettingError, "^device: cuda:-1"),
+        ("cuda:1:2", "auto", SettingError, "^device: cuda:1:2"),
+        ("emulated:1", "auto", SettingError, "^device: emulated:1"),
+        ("", "auto", SettingError, "^device: "),
+        ("cuda:", "auto", SettingError, "^device: cuda:"),
+        ("cuda:x", "auto", SettingError, "^device: cuda:x"),
+        ("cpu", 800_000_000, DeviceError, "^vram_budget: 800000000"),
+        ("cpu", "6G", DeviceError, "^vram_budget: 6G .device cpu has no VRAM"),
+        ("cpu", "much", SettingError, "^vram_budget: much"),
+    ],
+)
+def test_what_names_none_is_refused(device: str, budget: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        parse_request(device, budget)
