@@ -13,7 +13,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
@@ -58,7 +58,7 @@ def inputs(device: Device, weight_type: Type, n: int) -> tuple[Buffer, ...]:
     return q, d, total
 
 
-def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Launch], list[Launch]]:
+def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Prepared], list[Prepared]]:
     """The matvec, and the FFN with a third of the rows active."""
     rows = WEIGHTS // n
     planes = weight_planes(
@@ -90,7 +90,7 @@ def measure(build_kind: str, order: int, weight_type: Type, n: int) -> Result:
     with Device(EmulatedDriver(build_kind=build_kind, order=order, policy="eager")) as device:
         product, ffn = launches(device, weight_type, n)
 
-        def run(prepared: list[Launch]) -> None:
+        def run(prepared: list[Prepared]) -> None:
             for launch in prepared:
                 device.run(launch, device.compute)
 

@@ -13,7 +13,7 @@ from hotcold.gguf_io import blocks
 from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer, Shape
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
-from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.formats import QUANTISED, device_row_bytes
@@ -27,7 +27,7 @@ MOST_ENQUEUED = 512
 class Clock(Protocol):
     """Tells how long a device takes."""
 
-    def seconds(self, launches: Sequence[Launch], repeats: int) -> float:
+    def seconds(self, launches: Sequence[Prepared], repeats: int) -> float:
         """Of one launch, on average: all of them in turn, several times."""
 
     def copy_bandwidth(self) -> float:
@@ -43,7 +43,7 @@ class HostClock:
     def __init__(self, device: Device) -> None:
         self.device = device
 
-    def seconds(self, launches: Sequence[Launch], repeats: int) -> float:
+    def seconds(self, launches: Sequence[Prepared], repeats: int) -> float:
         """See `Clock`."""
         self.device.synchronize()
         started = time.perf_counter()
@@ -93,7 +93,7 @@ class CardClock:
         self.end.synchronize()
         return float(self.cupy.cuda.get_elapsed_time(self.start, self.end)) / 1e3
 
-    def seconds(self, launches: Sequence[Launch], repeats: int) -> float:
+    def seconds(self, launches: Sequence[Prepared], repeats: int) -> float:
         """See `Clock`."""
         some = (list(launches) * repeats)[:MOST_ENQUEUED]
 

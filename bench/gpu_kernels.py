@@ -19,7 +19,7 @@ from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.device.device import Launch
+from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
@@ -91,7 +91,7 @@ class Case:
 
     size: str
     work: Work
-    launches: Sequence[Launch]
+    launches: Sequence[Prepared]
     got: Callable[[], Array]
     want: Callable[[], Array]
     bound: float = FAITHFUL

@@ -7,14 +7,14 @@ the processor to others, as a card would.
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu.program import aligned
-from hotcold.kernels.cuda.device.driver import Facts
+from hotcold.kernels.cuda.device.driver import Facts, Launch
 from hotcold.kernels.cuda.device.signatures import read_signatures
 from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.formats import granules
@@ -88,14 +88,7 @@ class StubDriver:
     def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
         """No copy."""
 
-    def prepare(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: Sequence[np.generic],
-        shared: int,
-    ) -> Callable[[Any], None]:
+    def prepare(self, launch: Launch) -> Callable[[Any], None]:
         """A launch of nothing."""
         return _nothing
 
@@ -148,18 +141,11 @@ class SleepingDriver(StubDriver):
         for line in self._lines:
             self.wait_stream(line)
 
-    def prepare(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: Sequence[np.generic],
-        shared: int,
-    ) -> Callable[[Any], None]:
+    def prepare(self, launch: Launch) -> Callable[[Any], None]:
         """A launch that sleeps."""
 
         def sleep() -> None:
-            seconds = next((s for name, s in self.seconds.items() if kernel.startswith(name)), 0.0)
+            seconds = next((s for name, s in self.seconds.items() if launch.kernel.startswith(name)), 0.0)
             if seconds:
                 time.sleep(seconds)
 

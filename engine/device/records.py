@@ -13,7 +13,7 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.device.device import Launch
+from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
@@ -36,14 +36,14 @@ class DeviceLowering:
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
         self.readers = Counter(t.name for p in graph.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
-        self._launches: list[Launch] = []
+        self._launches: list[Prepared] = []
         self._quantised: str | None = None
 
     def launch(self, work: Work, *arguments: Any) -> None:
         """Append a launch."""
         self._launches.append(work.prepare(self.store.device, arguments))
 
-    def take(self) -> tuple[Launch, ...]:
+    def take(self) -> tuple[Prepared, ...]:
         """The launches since the last call."""
         taken, self._launches = tuple(self._launches), []
         return taken

@@ -14,7 +14,7 @@ from hotcold.engine.graph.graph import tensors_of, weights_of
 from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
-from hotcold.kernels.cuda.device.device import Launch
+from hotcold.kernels.cuda.device.device import Prepared
 
 
 class DeviceSide:
@@ -121,7 +121,7 @@ class DeviceSide:
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)
 
-        def of_token(token: int) -> tuple[Launch, ...]:
+        def of_token(token: int) -> tuple[Prepared, ...]:
             low.product(matrix, low.tokens_of(operand, token, 1, n), y, n_tokens=1)
             return low.take()
 

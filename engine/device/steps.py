@@ -18,7 +18,7 @@ from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode
 from hotcold.engine.host.records import Record
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned
-from hotcold.kernels.cuda.device.device import Launch
+from hotcold.kernels.cuda.device.device import Prepared
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Launches:
     """Nodes of the device, which were fused, and their launches."""
 
     nodes: tuple[Node, ...]
-    launches: tuple[Launch, ...]
+    launches: tuple[Prepared, ...]
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,9 @@ class Logits:
     """
 
     nodes: tuple[Node, ...]
-    rounding: tuple[Launch, ...]
+    rounding: tuple[Prepared, ...]
     buffer: Buffer
-    launches: Callable[[int], tuple[Launch, ...]] = field(compare=False)
+    launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
 
 Step = Walk | Launches | CopyDown | WaitFor | CopyUp | Logits

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hotcold.kernels.cuda.device.buffers import Stream
-from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.device.device import Device, Prepared
 
 BLOCK = 256
 """Threads a block where nothing else is said: eight warps."""
@@ -23,7 +23,7 @@ class Work:
     bytes_written: int
     shared: int = 0
 
-    def prepare(self, device: Device, arguments: Sequence[Any]) -> Launch:
+    def prepare(self, device: Device, arguments: Sequence[Any]) -> Prepared:
         """The launch with these arguments, checked."""
         return device.prepare(self.kernel, self.grid, self.block, arguments, self.shared)
 

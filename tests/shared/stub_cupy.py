@@ -17,7 +17,7 @@ from typing import Any, Self
 import numpy as np
 
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cuda.device.driver import KernelFault
+from hotcold.kernels.cuda.device.driver import KernelFault, Launch
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 GRANULE = 512
@@ -283,6 +283,6 @@ class RawModule:
                 wanted = np.uint64 if parameter.pointer else np.dtype(parameter.code).type
                 assert type(value) is wanted, f"{parameter.name} of {name} is {type(value)}"
             stream = self.cupy.streams[-1].raw
-            self.cupy.emulated.prepare(name, grid, block, args, shared_mem)(stream)
+            self.cupy.emulated.prepare(Launch(name, grid, block, args, shared_mem))(stream)
 
         return call

@@ -5,14 +5,14 @@ CuPy is imported when a device is opened, never before: CPU use pays nothing for
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
-from hotcold.kernels.cuda.device.driver import Facts
+from hotcold.kernels.cuda.device.driver import Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_cubin
 from hotcold.kernels.cuda.device.signatures import read_signatures
 from hotcold.kernels.cuda.device.sources import program
@@ -195,25 +195,18 @@ class CudaDriver:
         runtime.memcpyAsync(host, address, n_bytes, runtime.memcpyDeviceToHost, stream.ptr)
 
     @translated
-    def prepare(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: Sequence[np.generic],
-        shared: int,
-    ) -> Callable[[Any], None]:
+    def prepare(self, launch: Launch) -> Callable[[Any], None]:
         """cuLaunchKernel with everything but the stream.
 
         Pointers come as numbers: a prepared launch keeps no memory alive that was freed.
         """
-        if kernel not in self.functions:
-            self.functions[kernel] = self.module.get_function(kernel)
-        function, values = self.functions[kernel], tuple(arguments)
+        if launch.kernel not in self.functions:
+            self.functions[launch.kernel] = self.module.get_function(launch.kernel)
+        function = self.functions[launch.kernel]
 
         def enqueue(stream: Any) -> None:
             with stream:
-                function(grid, block, values, shared_mem=shared)
+                function(launch.grid, launch.block, launch.arguments, shared_mem=launch.shared)
 
         return functools.partial(self._enqueue, enqueue)
 

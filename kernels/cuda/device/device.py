@@ -28,7 +28,7 @@ from hotcold.kernels.cuda.device.buffers import (
     shape_of,
 )
 from hotcold.kernels.cuda.device.calls import Call, Counters
-from hotcold.kernels.cuda.device.driver import Driver
+from hotcold.kernels.cuda.device.driver import Driver, Launch
 from hotcold.kernels.cuda.device.signatures import (
     Parameter,
     Signature,
@@ -44,7 +44,7 @@ FAILURES = ("alloc", "launch", "h2d", "d2h")
 
 
 @dataclass(frozen=True)
-class Launch:
+class Prepared:
     """A launch whose arguments have been checked, to be enqueued any number of times."""
 
     kernel: str
@@ -188,7 +188,7 @@ class Device:
 
     def prepare(
         self, kernel: str, grid: Size, block: Size, arguments: Sequence[Any], shared: int = 0
-    ) -> Launch:
+    ) -> Prepared:
         """Check a launch against the kernel's signature and the limits of every card.
 
         Args:
@@ -208,20 +208,20 @@ class Device:
         pairs = list(zip(signature.parameters, arguments, strict=True))
         values = [self._argument(signature, parameter, value) for parameter, value in pairs]
         used = {id(a.allocation): a.allocation for a in arguments if isinstance(a, Buffer)}
-        enqueue = self.driver.prepare(kernel, three(grid), three(block), values, shared)
-        return Launch(kernel, tuple(used.values()), enqueue)
+        launch = Launch(kernel, three(grid), three(block), tuple(values), shared)
+        return Prepared(kernel, tuple(used.values()), self.driver.prepare(launch))
 
-    def run(self, launch: Launch, stream: Stream) -> None:
+    def run(self, prepared: Prepared, stream: Stream) -> None:
         """Enqueue a prepared launch."""
         if self._failures or self.closed or stream.device is not self:  # this is called a dozen times a layer
             self._begin("launch", stream)
-        for allocation in launch.allocations:
+        for allocation in prepared.allocations:
             if allocation.device is not self or not allocation.alive:
                 allocation.check(self)
-        self.counters.launches[launch.kernel] += 1
+        self.counters.launches[prepared.kernel] += 1
         if self.log is not None:
-            self.note(launch.kernel, stream.name)
-        launch.enqueue(stream.raw)
+            self.note(prepared.kernel, stream.name)
+        prepared.enqueue(stream.raw)
 
     # Tests and statistics
 

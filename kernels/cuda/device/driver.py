@@ -1,6 +1,6 @@
 """What a driver does for a Device: thin calls, nothing checked, nothing counted."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +23,24 @@ class Facts:
     name: str
     description: str
     architecture: int = 0
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch as a driver takes it, checked.
+
+    Attributes:
+        kernel: its name in the sources.
+        grid, block: x, y, z.
+        arguments: numbers of the very types that the kernel reads; pointers as uint64.
+        shared: bytes of dynamic shared memory.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    block: tuple[int, int, int]
+    arguments: tuple[np.generic, ...]
+    shared: int
 
 
 class Driver(Protocol):
@@ -83,15 +101,8 @@ class Driver(Protocol):
     def download(self, host: int, address: int, n_bytes: int, stream: Any) -> None:
         """Enqueue a copy from device memory to page-locked host memory, both given by address."""
 
-    def prepare(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: Sequence[np.generic],
-        shared: int,
-    ) -> Callable[[Any], None]:
-        """A launch with checked arguments, pointers as uint64; calling it with a stream enqueues it."""
+    def prepare(self, launch: Launch) -> Callable[[Any], None]:
+        """What enqueues the launch when it is called with a stream, any number of times."""
 
     def close(self) -> None:
         """Give everything back."""

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, SettingError
-from hotcold.kernels.cuda.device.driver import Facts, KernelFault
+from hotcold.kernels.cuda.device.driver import Facts, KernelFault, Launch
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.emulator.build import BUILDS, build
@@ -142,24 +142,26 @@ class EmulatedDriver:
             self._lose(f"a copy of {n_bytes} bytes runs after its memory was freed")
         ctypes.memmove(to, source, n_bytes)
 
-    def prepare(
-        self,
-        kernel: str,
-        grid: tuple[int, ...],
-        block: tuple[int, ...],
-        arguments: Sequence[np.generic],
-        shared: int,
-    ) -> Callable[[Stream], None]:
+    def prepare(self, launch: Launch) -> Callable[[Stream], None]:
         """A launch with its arguments laid out, to be enqueued any number of times."""
-        values = [_c_value(argument) for argument in arguments]
+        values = [_c_value(argument) for argument in launch.arguments]
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
-        sizes = (ctypes.c_uint * 3)(*grid), (ctypes.c_uint * 3)(*block), ctypes.c_size_t(shared)
+        sizes = (
+            (ctypes.c_uint * 3)(*launch.grid),
+            (ctypes.c_uint * 3)(*launch.block),
+            ctypes.c_size_t(launch.shared),
+        )
 
         def run(keep: object = values) -> None:
             said = ctypes.create_string_buffer(MESSAGE_BYTES)
             with _one_launch:
                 failed = self.library.emulator_launch(
-                    self.kernels[kernel], *sizes, addresses, self.order, said, ctypes.c_size_t(MESSAGE_BYTES)
+                    self.kernels[launch.kernel],
+                    *sizes,
+                    addresses,
+                    self.order,
+                    said,
+                    ctypes.c_size_t(MESSAGE_BYTES),
                 )
             if failed:
                 self._lose(said.value.decode(errors="replace"))

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned, Stream
-from hotcold.kernels.cuda.device.device import Device, Launch
+from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
 from hotcold.kernels.cuda.matvec import matvec
@@ -131,7 +131,7 @@ def test_a_device_lost_in_the_middle_leaks_nothing(
     device = open_emulated(policy="eager")
     launch, seen = device.run, 0
 
-    def broken(prepared: Launch, stream: Stream) -> None:
+    def broken(prepared: Prepared, stream: Stream) -> None:
         nonlocal seen
         seen += 1
         if seen == n:
