@@ -12,7 +12,7 @@ class GGUFError(FileError):
 
 
 class NotGGUFError(GGUFError):
-    """No regular file, an empty file, or another format."""
+    """No regular file, or another format."""
 
 
 class VersionError(GGUFError):
@@ -20,11 +20,11 @@ class VersionError(GGUFError):
 
 
 class TruncatedError(GGUFError):
-    """A field reaches past the end of the file."""
+    """The file ends before what its header says that it holds: it is cut, wherever that is."""
 
 
 class CountError(GGUFError):
-    """A count, length or size that the file cannot hold."""
+    """A count, length or size that no file can hold."""
 
 
 class MetadataError(GGUFError):
@@ -36,7 +36,7 @@ class TensorTableError(GGUFError):
 
 
 class TensorDataError(GGUFError):
-    """Tensors that overlap, leave holes, are misaligned or lie outside the file."""
+    """Tensors that overlap, leave holes, are misaligned, or end where no file ends."""
 
 
 def excerpt(value: object, n_max: int = 60) -> str:

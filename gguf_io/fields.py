@@ -33,6 +33,7 @@ MAX_DEPTH = 8  # of arrays in arrays; no model has more than one
 MAX_NESTED = 4_096  # arrays inside arrays in one file; each is an object of its own
 MAX_STRINGS = 1 << 22  # in all arrays of one file; the largest vocabularies have 300,000
 MAX_KEY_BYTES = 65_535
+LARGEST_FILE = 1 << 48  # bytes; file systems and address spaces end there
 MAX_STRING_BYTES = 1 << 26  # of all strings that stand alone, which are copied; tokenizers take a few MB
 SCALARS: dict[GGUFValueType, str] = {
     V.UINT8: "<u1",
@@ -115,17 +116,20 @@ class Cursor:
         `limit` bounds what a hostile file can cost where each thing takes memory; `used` of it are gone.
         """
         value = self.number("Q", what)
+        left = None if limit is None else limit - used
         if value * smallest > self.left:
-            raise CountError(
-                f"{self.name}: {what}",
-                value,
-                f"at most {self.left // smallest} fit in the {self.left} bytes that follow",
-                DAMAGED,
-            )
-        if limit is not None and value > limit - used:
-            bound = f"at most {limit - used}" + (f" more, {limit} in one file" if used else "")
+            bound = f"at most {self.left // smallest} fit in the {self.left} bytes that follow"
+            possible = value * smallest <= LARGEST_FILE and (left is None or value <= left)
+            raise self._past_the_end(what, value, bound, possible)
+        if left is not None and value > left:
+            bound = f"at most {left}" + (f" more, {limit} in one file" if used else "")
             raise CountError(f"{self.name}: {what}", value, bound, DAMAGED)
         return value
+
+    def _past_the_end(self, what: str, value: int, bound: str, possible: bool) -> GGUFError:
+        """A number that a whole file may have says that this one is cut; any other, that it is damaged."""
+        kind, next_step = (TruncatedError, CUT) if possible else (CountError, DAMAGED)
+        return kind(f"{self.name}: {what}", value, bound, next_step)
 
     def string(self, what: str) -> str | bytes:
         """A u64 length and that many bytes: str, or bytes where they are no UTF-8."""
@@ -229,12 +233,9 @@ class Cursor:
             (size,) = unpack(data, at)
             at += 8
             if size > end - at:
-                raise CountError(
-                    f"{self.name}: length of string {i} of {what}",
-                    size,
-                    f"{end - at} bytes are left in the file",
-                    DAMAGED,
-                )
+                bound = f"{end - at} bytes are left in the file"
+                possible = size <= MAX_STRING_BYTES
+                raise self._past_the_end(f"length of string {i} of {what}", size, bound, possible)
             record(at)
             at += size
         self.at = at

@@ -271,7 +271,7 @@ def _map(path: Path) -> mmap.mmap:
         if not stat.S_ISREG(status.st_mode):
             raise NotGGUFError("model file", path, "must be a regular file", CHECK)
         if status.st_size == 0:
-            raise NotGGUFError("model file", path, "is empty: 0 bytes", DOWNLOAD)
+            raise TruncatedError("model file", path, "is empty: 0 bytes", CUT)
         return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:
         raise NotGGUFError("model file", path, f"cannot be mapped: {error}", CHECK) from error
@@ -280,8 +280,8 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _not_gguf(path: Path, head: bytes) -> GGUFError:
-    if len(head) < 4:
-        return NotGGUFError("model file", path, f"only {len(head)} bytes", DOWNLOAD)
+    if any(magic.startswith(head) for magic in MAGICS):
+        return TruncatedError("model file", path, f"only {len(head)} bytes", CUT)
     if head.startswith(b"FUGG"):
         return VersionError(f"{path.name}: magic", "FUGG", "big-endian; GGUF or PWRI can be read", CONVERT)
     for start, (kind, next_step) in OTHER_FORMATS.items():

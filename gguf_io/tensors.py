@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from hotcold.gguf_io.errors import CONVERT, CUT, DAMAGED, TensorDataError, TensorTableError
-from hotcold.gguf_io.fields import Cursor
+from hotcold.gguf_io.errors import CONVERT, CUT, DAMAGED, TensorDataError, TensorTableError, TruncatedError
+from hotcold.gguf_io.fields import LARGEST_FILE, Cursor
 
 SMALLEST_ENTRY = 8 + 1 + 4 + 8 + 4 + 8  # name length, one letter, dimension count, dimension, type, offset
 MAX_TENSORS = 65_536
@@ -107,7 +107,8 @@ def place(
     rounded up to the alignment. So none overlap and a small file cannot claim much.
 
     Raises:
-        TensorDataError: a misaligned offset, an overlap, a hole, or a range past the end.
+        TensorDataError: a misaligned offset, an overlap, or a hole.
+        TruncatedError: a range past the end of the file.
     """
     placed: dict[str, TensorInfo] = {}
     expected = 0
@@ -116,16 +117,21 @@ def place(
         if info.offset % alignment:
             raise TensorDataError(what, info.offset, f"a multiple of the alignment {alignment}", DAMAGED)
         end = data_start + info.offset + info.n_bytes
-        if end > size:
-            raise TensorDataError(
-                what,
-                info.offset,
-                f"its {info.n_bytes} bytes end at {end}, the file at {size}",
-                CUT,
-            )
+        if info.offset != expected and end > size:
+            raise TensorDataError(what, info.offset, _past_the_end(info.n_bytes, end, size), DAMAGED)
         if info.offset != expected:
             kind = "overlaps the tensor before it" if info.offset < expected else "leaves a hole before it"
             raise TensorDataError(what, info.offset, f"expected {expected}: it {kind}", DAMAGED)
         expected = -(-(info.offset + info.n_bytes) // alignment) * alignment
         placed[info.name] = replace(info, offset=data_start + info.offset)
+    for info in placed.values():
+        if (end := info.offset + info.n_bytes) > size:
+            what, bound = f"{name}: offset of tensor {info.name}", _past_the_end(info.n_bytes, end, size)
+            if end > LARGEST_FILE:
+                raise TensorDataError(what, info.offset - data_start, bound, DAMAGED)
+            raise TruncatedError(what, info.offset - data_start, bound, CUT)
     return [placed[info.name] for info in infos]
+
+
+def _past_the_end(n_bytes: int, end: int, size: int) -> str:
+    return f"its {n_bytes} bytes end at {end}, the file at {size}"

@@ -194,7 +194,9 @@ def _vocabulary(file: GGUFFile, n_embd: int) -> int:
 
 
 def weights_by_role(
-    rules: Iterable[TensorRule], sizes: Mapping[str, int], make: Callable[[TensorRule, tuple[int, ...]], Weight]
+    rules: Iterable[TensorRule],
+    sizes: Mapping[str, int],
+    make: Callable[[TensorRule, tuple[int, ...]], Weight],
 ) -> dict[str, Weight]:
     """The weights of these rules; one in which others are stacked gives its parts.
 

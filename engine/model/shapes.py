@@ -185,7 +185,9 @@ def check_shape(shape: Shape) -> None:
         raise SettingError("two_norms", shape.two_norms, f"true but for {', '.join(names)}")
     if architecture.rotates == (shape.n_positions > 0):
         names = [name for name, other in ARCHITECTURES.items() if not other.rotates]
-        raise SettingError("n_positions", shape.n_positions, f"above 0 for {', '.join(names)}, and for no other")
+        raise SettingError(
+            "n_positions", shape.n_positions, f"above 0 for {', '.join(names)}, and for no other"
+        )
     one_of("ffn_activation", shape.activation, architecture.activations)
     if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
         raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
@@ -218,7 +220,11 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
     architecture = ARCHITECTURES[shape.architecture]
     sizes = sizes_of(
-        n_embd=shape.n_embd, n_ff=shape.n_ff, n_head=shape.n_head, n_head_kv=shape.n_head_kv, head_dim=head_dim
+        n_embd=shape.n_embd,
+        n_ff=shape.n_ff,
+        n_head=shape.n_head,
+        n_head_kv=shape.n_head_kv,
+        head_dim=head_dim,
     )
     sizes |= {"n_vocab": shape.n_vocab, "n_positions": shape.n_positions, "rank": rank}
     has = {role for role, there in _optional(shape).items() if there}
@@ -262,7 +268,9 @@ def _optional(shape: Shape) -> dict[str, bool]:
     }
 
 
-def _layer(rules: Iterable[TensorRule], sizes: Mapping[str, int], kind: GGMLQuantizationType, i: int) -> Layer:
+def _layer(
+    rules: Iterable[TensorRule], sizes: Mapping[str, int], kind: GGMLQuantizationType, i: int
+) -> Layer:
     predictor = of_layer(PREDICTOR, i) if sizes["rank"] else ()
     return Layer(**_weights(of_layer(rules, i), sizes, kind), **_weights(predictor, sizes, PREDICTOR_TYPE))
 

@@ -141,9 +141,7 @@ def in_layer(prefix: str, rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]
 
 def of_layer(rules: Iterable[TensorRule], i: int) -> tuple[TensorRule, ...]:
     """The rules of layer i."""
-    return tuple(
-        replace(rule, name=rule.name.format(i=i), source=rule.source.format(i=i)) for rule in rules
-    )
+    return tuple(replace(rule, name=rule.name.format(i=i), source=rule.source.format(i=i)) for rule in rules)
 
 
 def by_neuron(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
@@ -173,9 +171,7 @@ def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: i
     }
 
 
-PREDICTOR = in_layer(
-    "", (weight("fc1", "fc1", "rank", "n_embd"), weight("fc2", "fc2", "n_ff", "rank"))
-)
+PREDICTOR = in_layer("", (weight("fc1", "fc1", "rank", "n_embd"), weight("fc2", "fc2", "n_ff", "rank")))
 """A predictor, in every layer of a file with PowerInfer's magic; the rank may differ from layer to layer."""
 ROPE_FREQS = weight("rope_freqs", "", "n_pairs", optional=True)
 """Factors that divide the frequencies of a rotation; no directory has them as a tensor."""

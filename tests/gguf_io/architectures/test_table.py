@@ -50,7 +50,10 @@ def test_every_architecture_has_a_graph() -> None:
 
 def test_a_down_projection_by_neuron_is_the_other_way_round() -> None:
     down = {rule.role: rule for rule in by_neuron(ARCHITECTURES["opt"].layer)}
-    assert (down["ffn_down_t"].name, down["ffn_down_t"].shape) == ("blk.{i}.ffn_down_t.weight", ("n_ff", "n_embd"))
+    assert (down["ffn_down_t"].name, down["ffn_down_t"].shape) == (
+        "blk.{i}.ffn_down_t.weight",
+        ("n_ff", "n_embd"),
+    )
     assert down["ffn_down_t"].source_shape == ("n_embd", "n_ff")
     assert down["ffn_down_bias"].name == "blk.{i}.ffn_down_t.bias"
 
