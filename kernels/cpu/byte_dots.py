@@ -1,6 +1,6 @@
 """Dot products of bytes, four neighbours a lane: the one place where an instruction is picked by hand.
 
-The features of the target decide: AVX-512 VNNI, AVX-VNNI, AVX2, else plain integer arithmetic.
+The features of the target decide: AVX-512 VNNI or BW, AVX-VNNI, AVX2, else plain integer arithmetic.
 """
 
 from hotcold.kernels.cpu.simd import (
@@ -26,6 +26,10 @@ def dot_bytes(b: Builder, acc: Value, u: Value, s: Value) -> Value:
     features = target_features()
     if {"avx512f", "avx512vnni"} <= features:
         return call(b, "llvm.x86.avx512.vpdpbusd.512", VT(I32, 16), acc, u, s)
+    if {"avx512f", "avx512bw"} <= features:
+        pairs = call(b, "llvm.x86.avx512.pmaddubs.w.512", VT(I16, 32), u, s)
+        fours = call(b, "llvm.x86.avx512.pmaddw.d.512", VT(I32, 16), pairs, constant(I16, 32, 1))
+        return b.add(acc, fours)
     if "avx2" in features:
         return _dot_bytes_halves(b, acc, u, s, "avxvnni" in features)
     return _dot_bytes_portable(b, acc, b.zext(u, VT(I16, 64)), b.sext(s, VT(I16, 64)))

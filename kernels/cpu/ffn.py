@@ -4,13 +4,13 @@ from numba import njit
 
 from hotcold.kernels.cpu import elementwise, rows, simd
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
-from hotcold.kernels.cpu.rows import ROWS, dot_row, dot_strip
+from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 120  # most listed rows between the gate, up and down passes of a piece
 WIDE_COLUMNS = 4096  # of a row that is widened to float32, in the room for scales
-MAX_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
+SCALED_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 WORD = 64  # rows whose states a word of bits holds
 DOWN_COLUMNS = 256  # of a batch's sums that are made at once
@@ -18,7 +18,7 @@ DOWN_TOKENS = 64  # likewise
 
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
-_COLUMNS, _DOTS, _TOKENS, _SCALES = 2176, 2240, 2304, 4096
+_COLUMNS, _DOTS, _TOKENS, _ROW_WORDS, _SCALES = 2176, 2304, 2368, 2560, 4096
 _WORDS, _WIDE = 4096, 8192
 _SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS
 SCRATCH_BYTES = _SUMS + 4 * DOWN_TOKENS * DOWN_COLUMNS
@@ -156,8 +156,8 @@ def add_listed(
             later = load_i64(live + 8 * min(i + j + ROWS, padded - 1))
             store_i64(addresses + 8 * j, w + r * stride)
             store_i64(ahead + 8 * j, (later - r) * stride)
-        for begin in range(first, last, MAX_COLUMNS):
-            end = min(begin + MAX_COLUMNS, last)
+        for begin in range(first, last, SCALED_COLUMNS):
+            end = min(begin + SCALED_COLUMNS, last)
             at = coefficients + 4 * i
             rows.add_rows(type_id, acc, addresses, at, begin, end, ahead, scratch + _SCALES)
 
@@ -198,60 +198,95 @@ def bit(bits: int, i: int) -> bool:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def gate_rows(op, r: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+def gate_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others; how many have it."""
-    tokens, n = scratch + _TOKENS, 0
-    for t in range(n_tokens):
-        store_f32(op.y + t * op.y_stride + 4 * r, simd.to_f32(0.0))
-        if bit(op.z + t * op.z_stride, r):
-            store_i64(tokens + 8 * (n % ROWS), t)
-            n += 1
-            if n % ROWS == 0:
-                _strip(op, r, ROWS, scratch, False)
-    if n % ROWS:
-        _strip(op, r, n % ROWS, scratch, False)
-    return n
+    return _wanted_rows(op, first, last, n_tokens, scratch, False)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def up_rows(op, r: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+def up_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
     """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others; how many."""
-    tokens, n = scratch + _TOKENS, 0
-    for t in range(n_tokens):
-        g = load_f32(op.z + t * op.z_stride + 4 * r)
-        store_f32(op.y + t * op.y_stride + 4 * r, simd.to_f32(0.0))
-        if g > 0:
-            store_i64(tokens + 8 * (n % ROWS), t)
-            n += 1
-            if n % ROWS == 0:
-                _strip(op, r, ROWS, scratch, True)
-    if n % ROWS:
-        _strip(op, r, n % ROWS, scratch, True)
-    return n
+    return _wanted_rows(op, first, last, n_tokens, scratch, True)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _strip(op, r: int, n: int, scratch: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
-    """The row's products with the n tokens noted in scratch; the last stands in for missing ones."""
-    columns, dots, tokens = scratch + _COLUMNS, scratch + _DOTS, scratch + _TOKENS
-    for j in range(ROWS):
-        t = load_i64(tokens + 8 * min(j, n - 1))
-        store_i64(columns + 8 * j, op.x + t * op.x_stride)
+def _wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """`up_rows` or `gate_rows` of rows first..last-1: each is read once for 64 tokens, and decoded for 16."""
+    total, start = 0, first
+    while start < last:
+        end = min(last, (start // WORD + 1) * WORD)  # of a word of the mask
+        for t in range(0, n_tokens, WORD):
+            stop = min(t + WORD, n_tokens)
+            union = 0
+            for i in range(end - start):
+                store_i64(scratch + _ROW_WORDS + 8 * i, 0)
+            for token in range(t, stop):
+                word = _wanted_word(op, start, end, token, times_gate)
+                union |= word
+                elementwise.clear(op.y + token * op.y_stride + 4 * start, end - start)
+                while word != 0:
+                    at = scratch + _ROW_WORDS + 8 * simd.lowest_bit(word)
+                    word &= word - 1
+                    store_i64(at, load_i64(at) | 1 << (token - t))
+                    total += 1
+            n = list_word(union, start, scratch + _LIVE, 0)
+            far = rows_ahead(op.w_stride)
+            for i in range(n):
+                r = load_i64(scratch + _LIVE + 8 * i)
+                ahead = (load_i64(scratch + _LIVE + 8 * min(i + far, n - 1)) - r) * op.w_stride
+                word = load_i64(scratch + _ROW_WORDS + 8 * (r - start))
+                _row_for_tokens(op, r, t, word, ahead, scratch, times_gate)
+        start = end
+    return total
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _wanted_word(op, start: int, end: int, t: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """Which of rows start..end-1, which share a word of the mask, token t wants."""
+    if not times_gate:
+        word = load_i64(op.z + t * op.z_stride + start // WORD * 8)
+        word = (
+            (word >> (start % WORD))
+            if start % WORD == 0
+            else (word >> (start % WORD)) & ~(-1 << (WORD - start % WORD))
+        )
+        return word if end - start == WORD else word & ~(-1 << (end - start))
+    gates = op.z + t * op.z_stride + 4 * start
+    if end - start == WORD:
+        return simd.word_positive(gates)
+    word = 0
+    for i in range(end - start):
+        word |= int(load_f32(gates + 4 * i) > 0) << i
+    return word
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _row_for_tokens(  # type: ignore[no-untyped-def]
+    op, r: int, first: int, word: int, ahead: int, scratch: int, times_gate: bool
+) -> None:
+    """The row's products with the tokens first + i for every bit i of a word, as many as go at once."""
+    columns, tokens, dots = scratch + _COLUMNS, scratch + _TOKENS, scratch + _DOTS
     w = op.w + r * op.w_stride
-    if rows.is_in_sparse_ffn(op.w_type):
-        dot_strip(op.w_type, w, columns, op.k, dots)
-    else:
+    while word != 0:
+        n = 0
+        while word != 0 and n < MAX_COLUMNS:
+            t = first + simd.lowest_bit(word)
+            word &= word - 1
+            store_i64(tokens + 8 * n, t)
+            store_i64(columns + 8 * n, op.x + t * op.x_stride)
+            n += 1
+        if n == 1:
+            store_f32(dots, dot_row(op.w_type, w, load_i64(columns), op.k, ahead))
+        else:
+            rows.dot_strips(op.w_type, w, 0, 1, columns, n, op.k, ahead, dots, 4)
         for j in range(n):
-            dot = dot_row(op.w_type, w, load_i64(columns + 8 * j), op.k, rows.AHEAD)
-            store_f32(dots + 4 * j, dot)
-    for j in range(n):
-        t = load_i64(tokens + 8 * j)
-        v = load_f32(dots + 4 * j)
-        if times_gate:
-            if op.p3 == RELU_BOTH_ACTIVATION:
-                v = max(v, simd.to_f32(0.0))
-            v *= load_f32(op.z + t * op.z_stride + 4 * r)
-        store_f32(op.y + t * op.y_stride + 4 * r, v)
+            t = load_i64(tokens + 8 * j)
+            v = load_f32(dots + 4 * j)
+            if times_gate:
+                if op.p3 == RELU_BOTH_ACTIVATION:
+                    v = max(v, simd.to_f32(0.0))
+                v *= load_f32(op.z + t * op.z_stride + 4 * r)
+            store_f32(op.y + t * op.y_stride + 4 * r, v)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]

@@ -1,4 +1,4 @@
-"""K types: blocks of 256 numbers with scales of parts inside; a step of a dot product is a block.
+"""K types: blocks of 256 numbers with scales of parts inside; two of them are a window.
 
 The numbers of a block are taken in two halves of 128, as they meet a packed group: half h has blocks of 32
 numbered 4 h to 4 h + 3, and of those the numbers 0..15 ("part 0") and 16..31 ("part 1"), <64 x i8> each.
@@ -12,45 +12,54 @@ from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.byte_dots import dot_bytes
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.weights import (
+    FIRST_SUMS,
     HIGH,
-    LANE_BLOCKS,
     LOW,
-    PACKED_GROUP_BYTES,
-    SCALES,
     SUMS,
     BlockType,
-    dot_with_minimum,
+    Window,
+    block_lane,
 )
 
 
 class KType(BlockType):
-    """Blocks of 256, each a step; rows are whole blocks, so no step is partial."""
+    """Blocks of 256, two a window, each in two halves of a group; every 32 numbers count as a block."""
 
     block = 256
-    step = 256
-    unroll = 1
-    activation_bytes = 2 * PACKED_GROUP_BYTES
 
-    @property
-    def step_bytes(self) -> int:
-        return self.type_size
+    def unpack_window(self, b: Builder, row: Value, window: Value, last_block: Value | None = None) -> Window:
+        """The weights of a row's window by its number.
 
-    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Any:
-        """For each half: part 0, part 1, and two vectors of what their lanes are scaled by."""
-        return self.unpack_block(b, b.add(row, b.mul(step, I64(self.type_size))))
+        Args:
+            last_block: number of the row's last block of 32; its block of 256 stands in for one past the
+                row's end, where the packed scales are zero.
+        """
+        first = b.mul(window, I64(2))
+        second = b.add(first, I64(1))
+        if last_block is not None:
+            last = b.lshr(last_block, I64(3))
+            second = b.select(b.icmp_signed("<", second, last), second, last)
+        return self.unpack_pair(b, [b.add(row, b.mul(i, I64(self.type_size))) for i in (first, second)])
 
-    def unpack_block(self, b: Builder, at: Value) -> Any:
-        """`unpack_step` of the block at an address."""
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        """The window of the two blocks at these addresses."""
         raise NotImplementedError
 
-    def dot_half(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        """acc + a half's products with the packed group at x."""
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half of the block at an address, unsigned."""
         raise NotImplementedError
 
-    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        for half, part in enumerate(weights):
-            acc = self.dot_half(b, acc, part, b.add(x, I64(PACKED_GROUP_BYTES * half)))
-        return acc
+    def numbers_of(self, b: Builder, blocks: list[Value]) -> list[tuple[Value, Value]]:
+        """The numbers of a window."""
+        return [self.numbers(b, at, half) for at in blocks for half in (0, 1)]
+
+
+def lanes_of_pair(b: Builder, first: Value, second: Value, where: list[int]) -> Value:
+    """A window's vector from those of its two blocks; `where` are the lanes of a block's 8 parts."""
+    lanes = [0] * 16
+    for c in range(16):
+        lanes[block_lane(c)] = 16 * (c // 8) + where[c % 8]
+    return simd.shuffle(b, first, second, lanes)
 
 
 def shifted(b: Builder, q: Value, lanes: list[int], shifts: list[int]) -> Value:
@@ -81,18 +90,15 @@ class Q4_K(KType):
     type_id = 12
     type_size = 144
     NIBBLES = 16
+    has_minimum = True
 
-    def unpack_block(self, b: Builder, at: Value) -> Any:
-        factors = self._factors(b, at)
-        out = []
-        for half in (0, 1):
-            lanes = [[8 * i + 4 * half + j for j in LANE_BLOCKS] for i in (0, 1)]
-            scales, minima = (simd.shuffle(b, factors, factors, where) for where in lanes)
-            out.append((*self._numbers(b, at, half), scales, minima))
-        return out
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        first, second = (self._factors(b, at) for at in blocks)
+        both = [lanes_of_pair(b, first, second, list(range(i, i + 8))) for i in (0, 8)]
+        return Window(self.numbers_of(b, blocks), both)
 
     def _factors(self, b: Builder, at: Value) -> Value:
-        """d s of the 8 parts, then an eighth of m t: what the packed sums (-8 times) are multiplied by.
+        """d s of the 8 parts, then -m t.
 
         Of the 12 bytes, parts 0..3 have 6 bits in bytes 0..3 (s) and 4..7 (t); parts 4..7 have 4 bits in
         bytes 8..11, low for s and high for t, and their upper 2 bits on top of bytes 0..3 and 4..7.
@@ -109,9 +115,9 @@ class Q4_K(KType):
         six = b.uitofp(b.bitcast(b.or_(low, high), VT(I8, 16)), VT(F32, 16))
         halfs = b.bitcast(head, VT(I16, 8))
         whole = simd.half_to_float(b, simd.shuffle(b, halfs, halfs, [0] * 8 + [1] * 8))
-        return b.fmul(b.fmul(six, ir.Constant(VT(F32, 16), [1.0] * 8 + [0.125] * 8)), whole)
+        return b.fmul(b.fmul(six, ir.Constant(VT(F32, 16), [1.0] * 8 + [-1.0] * 8)), whole)
 
-    def _numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, unsigned."""
         q = load(b, at, VT(I8, 64), self.NIBBLES + 64 * half)
         low = constant(I8, 64, 15)
@@ -120,21 +126,16 @@ class Q4_K(KType):
         )
         return first, second
 
-    def dot_half(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        return dot_with_minimum(b, acc, weights, x)
-
     def widened(self, b: Builder, at: Value) -> list[Value]:
         vectors: list[Value] = [None] * 16
         factors = self._factors(b, at)
-        minus_eight = constant(F32, 16, -8.0)
         for half in (0, 1):
-            for part, numbers in enumerate(self._numbers(b, at, half)):
+            for part, numbers in enumerate(self.numbers(b, at, half)):
                 for j in range(4):
                     scale, minimum = (
                         simd.shuffle(b, factors, factors, [8 * i + 4 * half + j] * 16) for i in (0, 1)
                     )
                     wide = b.uitofp(quarter(b, numbers, j), VT(F32, 16))
-                    minimum = b.fmul(minimum, minus_eight)
                     vectors[8 * half + 2 * j + part] = simd.fma(b, wide, scale, minimum)
         return vectors
 
@@ -147,9 +148,9 @@ class Q5_K(Q4_K):
     type_size = 176
     FIFTHS, NIBBLES = 16, 48
 
-    def _numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         out = []
-        for part, nibbles in enumerate(super()._numbers(b, at, half)):
+        for part, nibbles in enumerate(super().numbers(b, at, half)):
             bits = load(b, at, VT(I8, 16), self.FIFTHS + 16 * part)
             fifths = shifted(b, bits, [0] * 4, [4 * half + j - 4 for j in range(4)])
             out.append(b.or_(nibbles, b.and_(fifths, constant(I8, 64, 16))))
@@ -167,22 +168,38 @@ class Q6_K(KType):
     type_id = 14
     type_size = 210
     NIBBLES, PAIRS, PART_SCALES, SCALE = 0, 128, 192, 208
+    has_parts = True
 
-    def unpack_block(self, b: Builder, at: Value) -> Any:
-        factors = self._factors(b, at)
-        out = []
-        for half in (0, 1):
-            lanes = [[8 * half + 2 * j + part for j in LANE_BLOCKS] for part in (0, 1)]
-            scales = (simd.shuffle(b, factors, factors, where) for where in lanes)
-            out.append((*self._numbers(b, at, half), *scales))
-        return out
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        first, second = (b.sext(load(b, at, VT(I8, 16), self.PART_SCALES), VT(I32, 16)) for at in blocks)
+        parts = [lanes_of_pair(b, first, second, list(range(i, 16, 2))) for i in (0, 1)]
+        first, second = (simd.splat(b, load(b, at, I16, self.SCALE), 16) for at in blocks)
+        scales = simd.half_to_float(b, lanes_of_pair(b, first, second, [0] * 8))
+        return Window(self.numbers_of(b, blocks), [scales], parts)
+
+    def group_lanes(self, b: Builder, window: Window | None, g: int, numbers: Any, x: Value) -> Value:
+        """Each part's sums times its integer scale."""
+        assert window is not None
+        lanes = []
+        for part, scales, offset in zip(numbers, window.parts, (LOW, HIGH), strict=True):
+            own = simd.shuffle(b, scales, scales, [lane // 4 * 4 + g for lane in range(16)])
+            sums = dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
+            lanes.append(b.mul(sums, own))
+        return b.add(*lanes)
+
+    def offsets(self, b: Builder, window: Window | None, x: Value) -> Value | None:
+        assert window is not None
+        first = load(b, x, VT(I32, 16), FIRST_SUMS)
+        second = b.sub(load(b, x, VT(I32, 16), SUMS), first)
+        products = [b.mul(sums, part) for sums, part in zip((first, second), window.parts, strict=True)]
+        return b.shl(b.add(*products), constant(I32, 16, 2))
 
     def _factors(self, b: Builder, at: Value) -> Value:
         """The scale of each 16 numbers."""
         scales = b.sitofp(load(b, at, VT(I8, 16), self.PART_SCALES), VT(F32, 16))
         return b.fmul(scales, simd.splat(b, self.scale(b, b.add(at, I64(self.SCALE))), 16))
 
-    def _numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..63."""
         q = load(b, at, VT(I8, 64), self.NIBBLES + 64 * half)
         out = []
@@ -193,23 +210,11 @@ class Q6_K(KType):
             out.append(b.or_(b.and_(nibbles, constant(I8, 64, 15)), b.and_(pairs, constant(I8, 64, 48))))
         return out[0], out[1]
 
-    def dot_half(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        """Each part's sums lose 32 times the sums of x, of which the packed group holds those of both parts."""
-        first, second, first_scales, second_scales = weights
-        low, high = (load(b, x, VT(I8, 64), offset) for offset in (LOW, HIGH))
-        low_sums = dot_bytes(b, constant(I32, 16, 0), constant(I8, 64, 32), low)
-        high_sums = b.add(b.shl(load(b, x, VT(I32, 16), SUMS), constant(I32, 16, 2)), low_sums)
-        lanes = b.sub(dot_bytes(b, constant(I32, 16, 0), first, low), low_sums)
-        whole = b.fmul(b.sitofp(lanes, VT(F32, 16)), first_scales)
-        lanes = dot_bytes(b, high_sums, second, high)
-        whole = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), second_scales, whole)
-        return simd.fma(b, whole, load(b, x, VT(F32, 16), SCALES), acc)
-
     def widened(self, b: Builder, at: Value) -> list[Value]:
         vectors: list[Value] = [None] * 16
         factors = self._factors(b, at)
         for half in (0, 1):
-            for part, numbers in enumerate(self._numbers(b, at, half)):
+            for part, numbers in enumerate(self.numbers(b, at, half)):
                 signed = b.sub(numbers, constant(I8, 64, 32))
                 for j in range(4):
                     i = 8 * half + 2 * j + part

@@ -4,83 +4,96 @@ from llvmlite import ir
 from numba import njit, types
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I8, I16, I32, JIT, VT, Builder, Value, address, constant, operation
-from hotcold.kernels.cpu.weights import BLOCK, GROUP, HIGH, LOW, PACKED_GROUP_BYTES, SCALES, SUMS
+from hotcold.kernels.cpu.simd import F32, I8, I32, I64, JIT, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.weights import (
+    BLOCK,
+    FIRST_SUMS,
+    GROUP_BYTES,
+    HIGH,
+    LOW,
+    PACKED_WINDOW_BYTES,
+    SCALED_SUMS,
+    SCALES,
+    SUMS,
+    WINDOW,
+)
+
+BLOCKS = WINDOW // BLOCK
 
 
 def packed_bytes(k: int) -> int:
-    """Bytes of k activations packed, whole groups of 128."""
-    return -(-k // GROUP) * PACKED_GROUP_BYTES
+    """Bytes of k activations packed, whole windows of 512."""
+    return -(-k // WINDOW) * PACKED_WINDOW_BYTES
+
+
+def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: Value) -> None:
+    """Put 32 numbers, two <16 x i8>, and their scale into block c of a packed window."""
+    group, j = b.lshr(c, I64(2)), b.and_(c, I64(3))
+    to = b.add(b.add(window, b.mul(group, I64(GROUP_BYTES))), b.mul(j, I64(16)))
+    simd.store(b, low, to, LOW)
+    simd.store(b, high, to, HIGH)
+    # of the first 16 numbers in lane 0 and of all in lane 8
+    first = b.sext(low, VT(I32, 16))
+    both = b.add(first, b.sext(high, VT(I32, 16)))
+    halves = (simd.shuffle(b, first, both, [*range(i, i + 8), *range(16 + i, 24 + i)]) for i in (0, 8))
+    sums = b.add(*halves)
+    for bit in (4, 2, 1):
+        sums = b.add(sums, simd.shuffle(b, sums, sums, [lane ^ bit for lane in range(16)]))
+    of_first, total = (b.extract_element(sums, I32(lane)) for lane in (0, 8))
+    at = b.add(window, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
+    simd.store(b, scale, at, SCALES, 4)
+    simd.store(b, b.mul(total, I32(-8)), at, SUMS, 4)
+    simd.store(b, b.fmul(scale, b.sitofp(total, F32)), at, SCALED_SUMS, 4)
+    simd.store(b, b.mul(of_first, I32(-8)), at, FIRST_SUMS, 4)
 
 
 @operation(types.void, address, address, types.int64)
-def _pack_block(b: Builder, x: Value, group: Value, j: Value) -> None:
-    """Round the 32 float32 at x (see ref.quantise) into block j of a packed group."""
+def _pack_block(b: Builder, x: Value, window: Value, c: Value) -> None:
+    """Round the 32 float32 at x (see ref.quantise) into block c of a packed window."""
     low, high = simd.load(b, x, VT(F32, 16)), simd.load(b, x, VT(F32, 16), 64)
     top = simd.fold(b, simd.larger(b, simd.fabs(b, low), simd.fabs(b, high)), simd.larger)
     scale = b.fdiv(top, ir.Constant(F32, 127.0))
     nothing = b.fcmp_ordered("==", scale, ir.Constant(F32, 0.0))
     inverse = b.select(nothing, ir.Constant(F32, 0.0), b.fdiv(ir.Constant(F32, 1.0), scale))
     inverse = simd.splat(b, inverse, 16)
-    at = b.add(group, b.mul(j, simd.I64(16)))
-    for half, offset in ((low, LOW), (high, HIGH)):
-        q = b.trunc(b.fptosi(simd.rint(b, b.fmul(half, inverse)), VT(I32, 16)), VT(I8, 16))
-        simd.store(b, q, at, offset)
-    simd.store(b, simd.splat(b, scale, 4), at, SCALES)
+    q = [b.fptosi(simd.rint(b, b.fmul(half, inverse)), VT(I32, 16)) for half in (low, high)]
+    low, high = (b.trunc(half, VT(I8, 16)) for half in q)
+    _place(b, window, c, low, high, scale)
 
 
 @operation(types.void, address, address, address, types.int64)
-def _place_block(b: Builder, q: Value, d: Value, group: Value, j: Value) -> None:
-    """Put the 32 int8 at q and their scale at d into block j of a packed group."""
-    at = b.add(group, b.mul(j, simd.I64(16)))
-    for offset, half in ((LOW, 0), (HIGH, 16)):
-        simd.store(b, simd.load(b, q, VT(I8, 16), half), at, offset)
-    simd.store(b, simd.splat(b, simd.load(b, d, F32), 4), at, SCALES)
+def _place_block(b: Builder, q: Value, d: Value, window: Value, c: Value) -> None:
+    """Put the 32 int8 at q and their scale at d into block c of a packed window."""
+    low, high = (simd.load(b, q, VT(I8, 16), half) for half in (0, 16))
+    _place(b, window, c, low, high, simd.load(b, d, F32))
 
 
 @operation(types.void, address, types.int64)
-def _clear_block(b: Builder, group: Value, j: Value) -> None:
-    """Block j of a packed group holds nothing: the row ends before it."""
-    at = b.add(group, b.mul(j, simd.I64(16)))
-    for offset in (LOW, HIGH):
-        simd.store(b, constant(I8, 16, 0), at, offset)
-    simd.store(b, constant(F32, 4, 0.0), at, SCALES)
-
-
-@operation(types.void, address)
-def _sum_lanes(b: Builder, group: Value) -> None:
-    """-8 times the sum of each lane's 4 low and 4 high numbers."""
-    wide = [b.sext(simd.load(b, group, VT(I8, 64), offset), VT(I16, 64)) for offset in (LOW, HIGH)]
-    v = b.add(*wide)
-    for _ in range(2):
-        n = v.type.count
-        v = b.add(simd.shuffle(b, v, v, range(0, n, 2)), simd.shuffle(b, v, v, range(1, n, 2)))
-    simd.store(b, b.mul(b.sext(v, VT(I32, 16)), constant(I32, 16, -8)), group, SUMS)
+def _clear_block(b: Builder, window: Value, c: Value) -> None:
+    """Block c of a packed window holds nothing: the row ends before it."""
+    nothing = constant(I8, 16, 0)
+    _place(b, window, c, nothing, nothing, ir.Constant(F32, 0.0))
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def pack_rounded_row(q: int, d: int, k: int, out: int) -> None:
     """Pack k numbers that are rounded already: int8 at q, a float32 scale for each 32 of them at d."""
     n_blocks = k // BLOCK
-    for first in range(0, n_blocks, 4):
-        group = out + first // 4 * PACKED_GROUP_BYTES
-        for j in range(4):
-            if first + j < n_blocks:
-                _place_block(q + BLOCK * (first + j), d + 4 * (first + j), group, j)
-            else:
-                _clear_block(group, j)
-        _sum_lanes(group)
+    for c in range((n_blocks + BLOCKS - 1) // BLOCKS * BLOCKS):
+        window = out + c // BLOCKS * PACKED_WINDOW_BYTES
+        if c < n_blocks:
+            _place_block(q + BLOCK * c, d + 4 * c, window, c % BLOCKS)
+        else:
+            _clear_block(window, c % BLOCKS)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def pack_row(x: int, k: int, out: int) -> None:
     """Pack the k float32 at x (k a multiple of 32) to `packed_bytes(k)` bytes at `out`."""
     n_blocks = k // BLOCK
-    for first in range(0, n_blocks, 4):
-        group = out + first // 4 * PACKED_GROUP_BYTES
-        for j in range(4):
-            if first + j < n_blocks:
-                _pack_block(x + 4 * BLOCK * (first + j), group, j)
-            else:
-                _clear_block(group, j)
-        _sum_lanes(group)
+    for c in range((n_blocks + BLOCKS - 1) // BLOCKS * BLOCKS):
+        window = out + c // BLOCKS * PACKED_WINDOW_BYTES
+        if c < n_blocks:
+            _pack_block(x + 4 * BLOCK * c, window, c % BLOCKS)
+        else:
+            _clear_block(window, c % BLOCKS)

@@ -1,16 +1,11 @@
-"""Products with rows of weights: dot products, tiles of them, and sums of scaled rows.
+"""Products with rows of weights: dot products, and sums of scaled rows.
 
-One emitter writes the loop along a row for every weight type: with one row and one column it is the
-decode kernel (several accumulators, software prefetch), with 4 x 4 the prompt tile. The njit functions
-below choose by the type id at run time, once a call.
-
-Measured choices: one row per stream, since two or four rows side by side read memory at half speed;
-prefetch into the second level AHEAD bytes before the loads, farther than a page; tiles of 4 x 4, since 1 x 8, 2 x 4 and 4 x 2 are slower.
+The loops along a row are written in `float_sums.py` and `block_sums.py`; the njit functions below choose by
+the type id at run time, once a call.
 """
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 import llvmlite.binding
 import numpy as np
@@ -18,7 +13,7 @@ from llvmlite import ir
 from numba import cfunc, njit, types
 from numba.core import cgutils
 
-from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu import block_sums, float_sums, simd
 from hotcold.kernels.cpu.simd import (
     CODE,
     F32,
@@ -33,8 +28,8 @@ from hotcold.kernels.cpu.simd import (
     linked,
     operation,
 )
-from hotcold.kernels.cpu.weight_types import BY_ID, SPARSE_TYPES, WEIGHT_TYPES, emit_switch
-from hotcold.kernels.cpu.weights import BLOCK, BlockType, FloatType, WeightType
+from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, SPARSE_TYPES, WEIGHT_TYPES, emit_switch
+from hotcold.kernels.cpu.weights import BlockType, FloatType, WeightType
 
 F32_ID, F16_ID, BF16_ID = 0, 1, 30
 Q4_0_ID, Q4_1_ID, Q5_0_ID, Q5_1_ID, Q8_0_ID, Q4_K_ID, Q5_K_ID, Q6_K_ID = 2, 3, 6, 7, 8, 12, 13, 14
@@ -50,10 +45,11 @@ _COUNTER_SYMBOL = "hotcold_counted_bytes"
 llvmlite.binding.add_symbol(_COUNTER_SYMBOL, _COUNTER.ctypes.data)
 
 AHEAD = 8192  # software prefetch distance in bytes
-TILE = 4  # rows and columns of a tile
+TILE = float_sums.TILE
+MAX_COLUMNS = block_sums.MAX_COLUMNS
 
 
-# the same, and whether a type has strips and sums of rows of its own, where compiled code reads them
+# the same, and whether a type has sums of rows of its own, where compiled code reads them
 _N_IDS = 1 + max(BY_ID)
 _SIZES = np.array([TYPE_SIZE.get(i, 1) for i in range(_N_IDS)])
 _BLOCKS = np.array([BLOCK_SIZE.get(i, 1) for i in range(_N_IDS)])
@@ -73,13 +69,19 @@ def column_unit(type_id: int) -> int:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def is_block_type(type_id: int) -> bool:
+    """Whether activations are packed to int8 before they meet this type."""
+    return _BLOCKS[type_id] > 1
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def is_in_sparse_ffn(type_id: int) -> bool:
-    """Whether `dot_strip` and `add_rows` know this type."""
+    """Whether `add_rows` knows this type."""
     return _IN_SPARSE_FFN[type_id]
 
 
 def is_quantised(type_id: int) -> bool:
-    """Whether activations are packed to int8 before they meet this type."""
+    """`is_block_type` of any number."""
     return BLOCK_SIZE[type_id] > 1
 
 
@@ -99,11 +101,11 @@ def counted_bytes() -> int:
     return int(_COUNTER[0])
 
 
-def emit_count(b: Builder, kind: WeightType, n_rows: int, k: Value) -> None:
+def emit_count(b: Builder, kind: WeightType, n_rows: Value, k: Value) -> None:
     """In a checking build: add the bytes of k numbers of n_rows rows to the counter."""
     if not COUNTING:
         return
-    n_bytes = b.mul(b.udiv(k, I64(kind.block)), I64(n_rows * kind.type_size))
+    n_bytes = b.mul(b.mul(b.udiv(k, I64(kind.block)), I64(kind.type_size)), n_rows)
     cell = b.module.globals.get(_COUNTER_SYMBOL)
     if cell is None:
         cell = ir.GlobalVariable(b.module, I64, _COUNTER_SYMBOL)
@@ -113,116 +115,16 @@ def emit_count(b: Builder, kind: WeightType, n_rows: int, k: Value) -> None:
 # ---- dot products ---------------------------------------------------------------
 
 
-def emit_dots(
-    b: Builder,
-    kind: WeightType,
-    rows: list[Value],
-    xs: list[Value],
-    k: Value,
-    unroll: int,
-    ahead: Value = None,
-) -> list[list[Value]]:
-    """Dot products of every row with every activation vector along k, in the one order of sums.
-
-    Step i adds to chain i mod kind.chains, whatever the shape of the loop around it.
-
-    Args:
-        rows, xs: addresses. unroll: steps a loop body, a multiple of kind.chains, so that all chains
-            run at once; or 1, and the chains follow one another.
-        ahead: prefetch distance in bytes, or None.
-
-    Returns:
-        dots[row][column], floats.
-    """
-    chains = [
-        [[cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in xs] for _ in rows]
-        for _ in range(kind.chains)
-    ]
-    for cell in (cell for chain in chains for row in chain for cell in row):
-        b.store(constant(F32, 16, 0.0), cell)
-
-    def step(i: Value, chain: int, last_block: Value | None) -> None:
-        weights = [kind.unpack_step(b, row, i, last_block) for row in rows]
-        for c, x in enumerate(xs):
-            at = b.add(x, b.mul(i, I64(kind.activation_bytes)))
-            for r, w in enumerate(weights):
-                cell = chains[chain][r][c]
-                b.store(kind.dot(b, b.load(cell), w, at), cell)
-
-    emit_count(b, kind, len(rows), k)
-    whole = b.udiv(k, I64(kind.step))
-    if unroll >= kind.chains:
-        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
-    else:
-        for chain in range(kind.chains):
-            n = b.udiv(b.add(whole, I64(kind.chains - 1 - chain)), I64(kind.chains))
-            with cgutils.for_range(b, n) as loop:
-                step(b.add(b.mul(loop.index, I64(kind.chains)), I64(chain)), chain, None)
-    if not isinstance(kind, FloatType) and kind.step > kind.block:
-        # at last a step of a block type with fewer blocks
-        last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
-        with cgutils.if_likely(b, b.icmp_signed("<", b.mul(whole, I64(kind.step)), k)):
-            step(whole, 0, last_block)
-
-    dots: list[list[Value]] = []
-    for r in range(len(rows)):
-        dots.append([])
-        for c in range(len(xs)):
-            total = b.load(chains[0][r][c])
-            for chain in range(1, kind.chains):
-                total = b.fadd(total, b.load(chains[chain][r][c]))
-            dots[r].append(simd.sum_lanes(b, total))
-    if isinstance(kind, FloatType):
-        return _with_tails(b, kind, rows, xs, k, dots)
-    return dots
-
-
-def _emit_steps(
-    b: Builder,
-    kind: WeightType,
-    rows: list[Value],
-    n: Value,
-    unroll: int,
-    ahead: Value | None,
-    step: Callable[[Value, int, None], None],
+def _emit_counted(
+    b: Builder, type_id: Value, n_rows: Value, k: Value, emit: Callable[[WeightType], None]
 ) -> None:
-    """n steps, `unroll` a loop body, the rest one round of chains at a time, the very last alone."""
-    whole = b.udiv(n, I64(unroll))
-    with cgutils.for_range(b, whole) as loop:
-        if ahead is not None:
-            for row in rows:
-                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * kind.step_bytes)))
-                for line in range(0, unroll * kind.step_bytes, 64):
-                    simd.emit_prefetch(b, b.add(at, I64(line)))
-        for i in range(unroll):
-            step(b.add(b.mul(loop.index, I64(unroll)), I64(i)), i % kind.chains, None)
-    done = b.mul(whole, I64(unroll))
-    if unroll > kind.chains:
-        with cgutils.for_range(b, b.udiv(b.sub(n, done), I64(kind.chains))) as loop:
-            for i in range(kind.chains):
-                step(b.add(b.add(done, b.mul(loop.index, I64(kind.chains))), I64(i)), i, None)
-    rounds = b.mul(b.udiv(n, I64(kind.chains)), I64(kind.chains))
-    if kind.chains > 1:  # of two chains, at most one step is left
-        with cgutils.if_likely(b, b.icmp_signed("<", rounds, n)):
-            step(rounds, 0, None)
+    """One branch a type; in a checking build n_rows rows of k numbers are counted in each."""
 
+    def counted(kind: WeightType) -> None:
+        emit_count(b, kind, n_rows, k)
+        emit(kind)
 
-def _with_tails(
-    b: Builder, kind: FloatType, rows: list[Value], xs: list[Value], k: Value, dots: list[list[Value]]
-) -> list[list[Value]]:
-    """Add the last k mod 16 products, one by one."""
-    cells = [[cgutils.alloca_once_value(b, dot) for dot in row] for row in dots]
-    for r, c in np.ndindex(len(rows), len(xs)):
-        b.store(dots[r][c], cells[r][c])
-    start = b.and_(k, I64(-16))
-    with cgutils.for_range(b, b.sub(k, start)) as loop:
-        j = b.add(loop.index, start)
-        for r, row in enumerate(rows):
-            w = kind.load1(b, b.add(row, b.mul(j, I64(kind.type_size))))
-            for c, x in enumerate(xs):
-                product = b.fmul(w, simd.load(b, b.add(x, b.mul(j, I64(4))), F32))
-                b.store(b.fadd(b.load(cells[r][c]), product), cells[r][c])
-    return [[b.load(cell) for cell in row] for row in cells]
+    emit_switch(b, type_id, WEIGHT_TYPES, counted)
 
 
 @operation(
@@ -240,32 +142,45 @@ def _dot_rows(
     out: Value,
 ) -> None:
     def emit(kind: WeightType) -> None:
-        with cgutils.for_range(b, n_rows) as loop:
-            row = b.add(w, b.mul(stride, loop.index))
-            dot = emit_dots(b, kind, [row], [x], k, kind.unroll, ahead)[0][0]
-            simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
+        sums = float_sums if isinstance(kind, FloatType) else block_sums
+        sums.emit_rows(b, kind, w, stride, n_rows, x, k, ahead, out)
 
-    emit_switch(b, type_id, WEIGHT_TYPES, emit)
+    _emit_counted(b, type_id, n_rows, k, emit)
 
 
-def _tile(n_rows: int, kinds: tuple[WeightType, ...]) -> Any:
-    @operation(types.void, types.int64, address, types.int64, address, types.int64, address)
-    def tile(b: Builder, type_id: Value, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
-        """out[row, column] of n_rows rows from w on and the TILE columns whose addresses lie at xs."""
-        rows = [b.add(w, b.mul(stride, I64(r))) for r in range(n_rows)]
-        columns = [simd.load(b, xs, I64, 8 * c) for c in range(TILE)]
+@operation(
+    types.void,
+    *(types.int64, address, types.int64, types.int64, address, types.int64, types.int64, types.int64),
+    *(address, types.int64),
+)
+def _dot_strips(
+    b: Builder,
+    type_id: Value,
+    w: Value,
+    stride: Value,
+    n_rows: Value,
+    xs: Value,
+    n: Value,
+    k: Value,
+    ahead: Value,
+    out: Value,
+    out_stride: Value,
+) -> None:
+    def emit(kind: WeightType) -> None:
+        sums = float_sums if isinstance(kind, FloatType) else block_sums
+        sums.emit_strips(b, kind, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
 
-        def emit(kind: WeightType) -> None:
-            for r, dots in enumerate(emit_dots(b, kind, rows, columns, k, 1)):
-                for c, dot in enumerate(dots):
-                    simd.store(b, dot, out, 4 * (TILE * r + c), align=4)
-
-        emit_switch(b, type_id, kinds, emit)
-
-    return tile
+    _emit_counted(b, type_id, n_rows, k, emit)
 
 
-_dot_tile, _dot_strip = _tile(TILE, WEIGHT_TYPES), _tile(1, SPARSE_TYPES)
+@operation(types.void, types.int64, address, types.int64, address, types.int64, address)
+def _dot_tile(b: Builder, type_id: Value, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
+    def emit(kind: WeightType) -> None:
+        assert isinstance(kind, FloatType)
+        emit_count(b, kind, I64(TILE), k)
+        float_sums.emit_tile(b, kind, w, stride, xs, k, out)
+
+    emit_switch(b, type_id, FLOAT_TYPES, emit)
 
 
 _INT = types.int64
@@ -279,19 +194,30 @@ def _dot_rows_code(
     _dot_rows(type_id, w, stride, n_rows, x, k, ahead, out)
 
 
+@cfunc(types.void(*[_INT] * 10), **CODE)  # type: ignore[untyped-decorator]
+def _dot_strips_code(
+    type_id: int,
+    w: int,
+    stride: int,
+    n_rows: int,
+    xs: int,
+    n: int,
+    k: int,
+    ahead: int,
+    out: int,
+    out_stride: int,
+) -> None:
+    _dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
+
+
 @cfunc(types.void(_INT, _INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
 def _dot_tile_code(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
     _dot_tile(type_id, w, stride, xs, k, out)
 
 
-@cfunc(types.void(_INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
-def _dot_strip_code(type_id: int, w: int, xs: int, k: int, out: int) -> None:
-    _dot_strip(type_id, w, 0, xs, k, out)
-
-
 _call_dot_rows = linked(_DOT_ROWS_SYMBOL, _dot_rows_code, types.void, *[_INT] * 8)
+_call_dot_strips = linked("hotcold_dot_strips", _dot_strips_code, types.void, *[_INT] * 10)
 _call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] * 6)
-_call_dot_strip = linked("hotcold_dot_strip", _dot_strip_code, types.void, *[_INT] * 5)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -321,15 +247,32 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
-    """TILE rows by TILE columns; `xs` is the address of the columns' addresses, `out` of 16 float32."""
-    _call_dot_tile(type_id, w, stride, xs, k, out)
+def dot_strips(
+    type_id: int,
+    w: int,
+    stride: int,
+    n_rows: int,
+    xs: int,
+    n: int,
+    k: int,
+    ahead: int,
+    out: int,
+    out_stride: int,
+) -> None:
+    """The dot products of n_rows rows with n activation vectors, each row read and decoded once.
+
+    Args:
+        xs: address of the addresses of the n vectors, at most MAX_COLUMNS.
+        out: of float32, rows of a column in order and `out_stride` bytes from column to column.
+        The others are those of `dot_rows`.
+    """
+    _call_dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def dot_strip(type_id: int, w: int, xs: int, k: int, out: int) -> None:
-    """One row by TILE columns, for tokens that share a neuron's row; `out`: 4 float32."""
-    _call_dot_strip(type_id, w, xs, k, out)
+def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
+    """TILE rows of a float type by TILE columns, whose addresses lie at `xs`; `out`: 16 float32 [row, column]."""
+    _call_dot_tile(type_id, w, stride, xs, k, out)
 
 
 # ---- sums of scaled rows --------------------------------------------------------
@@ -370,7 +313,7 @@ def _emit_add_rows(
     """acc[first:last] += sum over ROWS rows of coefficient * row, one block (or 16) at a time."""
     width = max(16, kind.block)
     size = width // kind.block * kind.type_size
-    emit_count(b, kind, ROWS, b.sub(last, first))
+    emit_count(b, kind, I64(ROWS), b.sub(last, first))
     n = b.udiv(b.sub(last, first), I64(width))
     begin = b.mul(b.udiv(first, I64(width)), I64(size))
     starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
@@ -502,7 +445,7 @@ def add_wide(acc: int, n_vectors: int, rows: int, coefficients: int, n: int) -> 
 
 
 def _emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value) -> None:
-    emit_count(b, kind, 1, k)
+    emit_count(b, kind, I64(1), k)
     width = max(16, kind.block)
     with cgutils.for_range(b, b.udiv(k, I64(width))) as loop:
         at = b.add(w, b.mul(loop.index, I64(width // kind.block * kind.type_size)))

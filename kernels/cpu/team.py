@@ -72,14 +72,10 @@ def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped
         rows.dot_rows(op.w1_type, w, op.w1_stride, last - first, op.z, op.k, rows.AHEAD, up)
         elementwise.act_mul(y, up, last - first, op.p0, y)
     elif code == program.GATE_ROWS:
-        listed = 0
-        for r in range(first, last):
-            listed += ffn.gate_rows(op, r, n_tokens, scratch)
+        listed = ffn.gate_rows(op, first, last, n_tokens, scratch)
         _count(op, c, listed, 0)
     elif code == program.UP_ROWS:
-        live = 0
-        for r in range(first, last):
-            live += ffn.up_rows(op, r, n_tokens, scratch)
+        live = ffn.up_rows(op, first, last, n_tokens, scratch)
         _count(op, c, (last - first) * n_tokens * op.p0, live)
     elif code == program.FIRE_ROWS:
         live = ffn.fire_rows(op, first, last, n_tokens)

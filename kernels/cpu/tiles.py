@@ -1,42 +1,78 @@
-"""Prompts: matrices times many tokens, in tiles of 4 x 4 held in registers."""
+"""Matrices times several tokens: rows that a few tokens share, and tiles for prompts."""
 
 from numba import njit
 
-from hotcold.kernels.cpu import rows
-from hotcold.kernels.cpu.program import PANEL
-from hotcold.kernels.cpu.rows import TILE, dot_rows, dot_tile
+from hotcold.kernels.cpu import panels, rows
+from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
+from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
 from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
 
-_COLUMNS, _DOTS = 0, 64  # this file's part of a thread's scratch memory, in bytes
+FEW_TOKENS = 8  # up to which rows of quantised weights are shared; above, panels are decoded
+FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
+COLUMN_BYTES = 28 << 10  # of activations that stay in the first-level cache while rows pass
+RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
+MAX_K = (
+    (THREAD_SCRATCH_BYTES - panels.scratch_bytes(0))
+    * 512
+    // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
+)
+
+_COLUMNS, _DOTS = 0, 128  # this file's part of a thread's scratch memory, in bytes
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
-    n_tiled = n_tokens // TILE * TILE
-    for panel in range(first, last, PANEL):
-        end = min(panel + PANEL, last)
-        whole = panel + (end - panel) // TILE * TILE
-        for t in range(0, n_tiled, TILE):
-            for c in range(TILE):
-                store_i64(scratch + _COLUMNS + 8 * c, x + (t + c) * op.x_stride)
-            for r in range(panel, whole, TILE):
-                dot_tile(
-                    op.w_type, op.w + r * op.w_stride, op.w_stride, scratch + _COLUMNS, op.k, scratch + _DOTS
-                )
-                for c in range(TILE):
-                    to = y + (t + c) * y_stride + 4 * r
-                    for i in range(TILE):
-                        store_f32(to + 4 * i, load_f32(scratch + _DOTS + 4 * (TILE * i + c)))
-            if whole < end:
-                for c in range(t, t + TILE):
-                    _token(op, whole, end, x + c * op.x_stride, y + c * y_stride)
-        for t in range(n_tiled, n_tokens):
-            _token(op, panel, end, x + t * op.x_stride, y + t * y_stride)
+    is_block = rows.is_block_type(op.w_type)
+    if n_tokens == 1:
+        w = op.w + first * op.w_stride
+        dot_rows(op.w_type, w, op.w_stride, last - first, x, op.k, rows.AHEAD, y + 4 * first)
+    elif n_tokens <= (FEW_TOKENS if is_block else FEW_FLOAT_TOKENS) or (is_block and op.k > MAX_K):
+        _few_tokens(op, first, last, n_tokens, x, y, y_stride, scratch)
+    elif is_block:
+        panels.mul_panels(op, first, last, n_tokens, x, y, y_stride, scratch)
+    else:
+        _float_tiles(op, first, last, n_tokens, x, y, y_stride, scratch)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _token(op, first: int, last: int, x: int, y: int) -> None:  # type: ignore[no-untyped-def]
-    """y[r] = w[r] . x of one token for rows first..last-1."""
-    w = op.w + first * op.w_stride
-    dot_rows(op.w_type, w, op.w_stride, last - first, x, op.k, rows.AHEAD, y + 4 * first)
+def _few_tokens(  # type: ignore[no-untyped-def]
+    op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int
+) -> None:
+    """A run of rows is read from memory once; as many tokens at a time as the cache holds."""
+    columns = scratch + _COLUMNS
+    most = min(MAX_COLUMNS, max(2, COLUMN_BYTES // op.x_stride))
+    passes = (n_tokens + most - 1) // most
+    for r in range(first, last, RUN):
+        w, n_rows = op.w + r * op.w_stride, min(RUN, last - r)
+        for p in range(passes):
+            t, stop = n_tokens * p // passes, n_tokens * (p + 1) // passes
+            for c in range(stop - t):
+                store_i64(columns + 8 * c, x + (t + c) * op.x_stride)
+            to = y + t * y_stride + 4 * r
+            dot_strips(op.w_type, w, op.w_stride, n_rows, columns, stop - t, op.k, rows.AHEAD, to, y_stride)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _float_tiles(  # type: ignore[no-untyped-def]
+    op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int
+) -> None:
+    """Tiles of TILE x TILE held in registers; what fills none goes row by row."""
+    n_tiled, columns, dots = n_tokens // TILE * TILE, scratch + _COLUMNS, scratch + _DOTS
+    for panel in range(first, last, PANEL):
+        end = min(panel + PANEL, last)
+        whole = panel + (end - panel) // TILE * TILE
+        for t in range(0, n_tokens, TILE):
+            n = min(TILE, n_tokens - t)
+            for c in range(n):
+                store_i64(columns + 8 * c, x + (t + c) * op.x_stride)
+            start = whole if t < n_tiled else panel
+            for r in range(panel, start, TILE):
+                dot_tile(op.w_type, op.w + r * op.w_stride, op.w_stride, columns, op.k, dots)
+                for c in range(TILE):
+                    to = y + (t + c) * y_stride + 4 * r
+                    for i in range(TILE):
+                        store_f32(to + 4 * i, load_f32(dots + 4 * (TILE * i + c)))
+            if start < end:
+                w, to = op.w + start * op.w_stride, y + t * y_stride + 4 * start
+                dot_strips(op.w_type, w, op.w_stride, end - start, columns, n, op.k, 0, to, y_stride)

@@ -1,6 +1,6 @@
 """All weight types that have CPU kernels: one table, by GGUF's type numbers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hotcold.kernels.cpu.k_weights import Q4_K, Q5_K, Q6_K
 from hotcold.kernels.cpu.simd import I64, Builder, Value
@@ -13,17 +13,20 @@ from hotcold.kernels.cpu.weights import (
     Q5_0,
     Q5_1,
     Q8_0,
+    BlockType,
+    FloatType,
     WeightType,
 )
 
-BLOCK_TYPES: tuple[WeightType, ...] = (Q4_0(), Q8_0(), Q4_1(), Q5_0(), Q5_1(), Q4_K(), Q5_K(), Q6_K())
-WEIGHT_TYPES: tuple[WeightType, ...] = (F32_TYPE, F16_TYPE, BF16_TYPE, *BLOCK_TYPES)
+BLOCK_TYPES: tuple[BlockType, ...] = (Q4_0(), Q8_0(), Q4_1(), Q5_0(), Q5_1(), Q4_K(), Q5_K(), Q6_K())
+FLOAT_TYPES: tuple[FloatType, ...] = (F32_TYPE, F16_TYPE, BF16_TYPE)
+WEIGHT_TYPES: tuple[WeightType, ...] = (*FLOAT_TYPES, *BLOCK_TYPES)
 SPARSE_TYPES = tuple(kind for kind in WEIGHT_TYPES if kind.in_sparse_ffn)
 BY_ID = {kind.type_id: kind for kind in WEIGHT_TYPES}
 
 
 def emit_switch(
-    b: Builder, type_id: Value, kinds: tuple[WeightType, ...], emit: Callable[[WeightType], None]
+    b: Builder, type_id: Value, kinds: Sequence[WeightType], emit: Callable[[WeightType], None]
 ) -> None:
     """Emit one branch a type, and a switch that takes the one of `type_id`; none for an unknown number."""
     end = b.append_basic_block("types_end")

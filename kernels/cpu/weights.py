@@ -2,35 +2,48 @@
 
 A weight type gives two views of a row:
 
-* a *step* of a dot product: `unpack` loads a step's weights once, `dot` multiplies them with one
-  activation vector, so that a tile can use them for several columns;
+* its numbers for dot products: float types 16 at a time, block types a *window* of 512 at a time and, where
+  a row ends, a *group* of 128;
 * its *values* as float vectors for the down product, which adds scaled rows.
 
-Float types meet float32 activations. Block types meet activations packed by `pack.py`: groups of 128
-int8 in 256 bytes,
+Float types meet float32 activations. Block types meet activations packed by `pack.py`: windows of 512
+int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
 
-    0    64 int8: numbers 0..15 of each of 4 blocks      128  16 int32: -8 times the sum of a lane
-    64   64 int8: numbers 16..31 of each                 192  16 float32: the scale of a lane's block
+    128 g        64 int8: numbers 0..15 of each of the group's 4 blocks
+    128 g + 64   64 int8: numbers 16..31 of each
+    512          16 float32: the blocks' scales
+    576          16 int32: -8 times the sum of a block
+    640          16 float32: scale times sum
+    704          16 int32: -8 times the sum of a block's numbers 0..15
 
-A lane is 4 neighbouring bytes, so lanes 4j..4j+3 belong to block j in both halves. The sums undo the
-offset of unsigned weights: sum (q - 8) x = sum q x + (-8 sum x).
+The last four have block 4 g + j in lane 4 j + g: where `block_sums.py` gets the sum of its products. The sums
+undo the offset of unsigned weights: sum (q - 8) x = sum q x + (-8 sum x).
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
-from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 
 BLOCK = 32
-GROUP = 128  # weights a step of a block type
-PACKED_GROUP_BYTES = 256
-LOW, HIGH, SUMS, SCALES = 0, 64, 128, 192  # offsets in a packed group
-LANE_BLOCKS = [lane // 4 for lane in range(16)]
+GROUP = 128  # numbers that two vectors of bytes hold
+GROUPS = 4  # of a window
+WINDOW = GROUPS * GROUP
+GROUP_BYTES, PACKED_WINDOW_BYTES = 128, 768
+LOW, HIGH = 0, 64  # offsets in a packed group
+SCALES, SUMS, SCALED_SUMS, FIRST_SUMS = 512, 576, 640, 704  # offsets in a packed window
+LANE_BLOCKS = [lane // 4 for lane in range(16)]  # of a group, whose lanes are 4 neighbouring bytes
+
+
+def block_lane(c: int) -> int:
+    """The lane of a window's vectors that belongs to its block c."""
+    return 4 * (c % 4) + c // 4
+
 
 Read = Callable[[int, int], Value]  # read(offset, n): n bytes of a group of blocks from an offset on
 
@@ -56,10 +69,9 @@ def nibbles_of_span(b: Builder, read: Read, type_size: int, start: int) -> tuple
 
 
 def halfs_of_span(b: Builder, first: Value, type_size: int, start: int) -> Value:
-    """The half at byte `start` of each of 4 blocks, one a lane, as <16 x float>; all lie in the 64 bytes."""
+    """The half at byte `start` of each of 4 blocks, one a lane, as <16 x i16>; all lie in the 64 bytes."""
     words = b.bitcast(first, VT(I16, 32))
-    where = [(type_size * block + start) // 2 for block in LANE_BLOCKS]
-    return simd.half_to_float(b, simd.shuffle(b, words, words, where))
+    return simd.shuffle(b, words, words, [(type_size * block + start) // 2 for block in LANE_BLOCKS])
 
 
 def split_nibbles(b: Builder, q: Value) -> tuple[Value, Value]:
@@ -75,21 +87,8 @@ class FloatType:
     name: str
     type_id: int  # GGUF's number
     type_size: int  # bytes a weight
-    step = 16
     block = 1  # numbers a block
-    unroll = 4  # steps of a row's loop body
-    chains = 2  # of sums, that take steps in turns (see ref.py)
     in_sparse_ffn = True
-    activation_bytes = 64  # that one step reads
-
-    @property
-    def step_bytes(self) -> int:
-        """Bytes of a row that one step reads."""
-        return self.step * self.type_size
-
-    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Value:
-        """The 16 weights of step number `step`; the tail of a row is not a step."""
-        return self.load16(b, b.add(row, b.mul(step, I64(self.step_bytes))))
 
     def load16(self, b: Builder, at: Value) -> Value:
         """16 weights as <16 x float>."""
@@ -110,9 +109,28 @@ class FloatType:
             return b.extract_element(simd.half_to_float(b, bits), I32(0))
         return b.bitcast(b.shl(b.zext(b.extract_element(bits, I32(0)), I32), I32(16)), F32)
 
-    def dot(self, b: Builder, acc: Value, weights: Value, x: Value) -> Value:
-        """acc + weights * the 16 float32 at x, lane by lane."""
-        return simd.fma(b, weights, load(b, x, VT(F32, 16)), acc)
+
+@dataclass(frozen=True)
+class Group:
+    """128 weights: stored numbers 0..15 and 16..31 of 4 blocks, <64 x i8>; their halfs, one a lane."""
+
+    low: Value
+    high: Value
+    halfs: list[Value]  # <16 x i16>: the scales, and the minima where the type has them
+
+
+@dataclass(frozen=True)
+class Window:
+    """512 weights: (low, high) of 4 groups, and what their sums are multiplied by, one block a lane.
+
+    Attributes:
+        factors: <16 x float> scales, and minima where the type has them. parts: of a type whose blocks
+            have two scales within, those as <16 x i32>.
+    """
+
+    numbers: list[tuple[Value, Value]]
+    factors: list[Value]
+    parts: list[Value] = field(default_factory=list)
 
 
 class BlockType:
@@ -122,34 +140,38 @@ class BlockType:
     type_id: int  # GGUF's number
     type_size: int  # bytes a block
     block = BLOCK  # numbers a block
-    step = GROUP
-    unroll = 2  # steps of a row's loop body
-    chains = 1  # of sums, that take steps in turns (see ref.py)
-    in_sparse_ffn = False  # whether strips and sums of rows are made, which take long to compile
-    activation_bytes = PACKED_GROUP_BYTES  # that one step reads
+    in_sparse_ffn = False  # whether sums of rows are made without widening them first
     has_span = False  # whether 64 bytes hold what `unpack_span` permutes
     offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
+    has_minimum = False  # whether a number is scale * q + minimum, with q unsigned and no offset
+    has_parts = False  # whether numbers 0..15 and 16..31 of a block of 32 have a scale of their own each
 
     @property
-    def step_bytes(self) -> int:
-        """Bytes of a row that one step reads."""
-        return self.step // BLOCK * self.type_size
+    def is_signed(self) -> bool:
+        """Whether the stored numbers are int8, for want of an instruction that takes them unsigned."""
+        return False
 
-    def unpack_step(self, b: Builder, row: Value, step: Value, last_block: Value | None) -> Any:
-        """The weights of step number `step` of a row.
+    @property
+    def window_bytes(self) -> int:
+        """Bytes of a row's 512 numbers."""
+        return WINDOW // self.block * self.type_size
+
+    def unpack_group(self, b: Builder, row: Value, group: Value, last_block: Value | None = None) -> Group:
+        """The weights of a row's group by its number.
 
         Args:
-            last_block: number of the row's last block, for a step that may reach past the row's end,
-                where the packed activations are zero: the last block or zeros stand in. None for a
-                step that lies inside the row.
+            last_block: number of the row's last block, for a group that may reach past the row's end,
+                where the packed scales are zero: the last block or zeros stand in. None for a group that
+                lies inside the row.
         """
-        at = b.add(row, b.mul(step, I64(self.step_bytes)))
-        first = b.mul(step, I64(4))
+        at = b.add(row, b.mul(group, I64(4 * self.type_size)))
+        first = b.mul(group, I64(4))
         if self.has_span and permutes_bytes():
             left = None
             if last_block is not None:
                 n_blocks = b.sub(b.add(last_block, I64(1)), first)
                 n_blocks = b.select(b.icmp_signed("<", n_blocks, I64(4)), n_blocks, I64(4))
+                n_blocks = b.select(b.icmp_signed("<", n_blocks, I64(0)), I64(0), n_blocks)
                 left = b.mul(n_blocks, I64(self.type_size))
             return self.unpack_span(b, lambda offset, n: simd.load_bytes(b, at, offset, n, left))
         if last_block is None:
@@ -157,6 +179,54 @@ class BlockType:
         numbers = [b.add(first, I64(j)) for j in range(4)]
         numbers = [b.select(b.icmp_signed("<", n, last_block), n, last_block) for n in numbers]
         return self.unpack(b, [b.add(row, b.mul(n, I64(self.type_size))) for n in numbers])
+
+    def unpack_window(self, b: Builder, row: Value, window: Value, last_block: Value | None = None) -> Window:
+        """The weights of a row's window by its number; `last_block` as in `unpack_group`."""
+        first = b.mul(window, I64(GROUPS))
+        groups = [self.unpack_group(b, row, b.add(first, I64(g)), last_block) for g in range(GROUPS)]
+        factors = []
+        for halfs in zip(*(group.halfs for group in groups), strict=True):
+            bits = halfs[0]
+            for g in range(1, GROUPS):
+                own = ir.Constant(VT(I1, 16), [lane % 4 == g for lane in range(16)])
+                bits = b.select(own, halfs[g], bits)
+            factors.append(simd.half_to_float(b, bits))
+        return Window([(group.low, group.high) for group in groups], factors)
+
+    def group_lanes(self, b: Builder, window: Window | None, g: int, numbers: Any, x: Value) -> Value:
+        """Sums of 4 neighbouring products each, <16 x i32>, of (low, high) and the packed group at x."""
+        lanes = constant(I32, 16, 0)
+        for part, offset in zip(numbers, (LOW, HIGH), strict=True):
+            lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
+        return lanes
+
+    def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
+        """lanes + sums of 4 neighbouring products of stored numbers and activations."""
+        return (dot_signed_bytes if self.is_signed else dot_bytes)(b, lanes, numbers, x)
+
+    def offsets(self, b: Builder, window: Window | None, x: Value) -> Value | None:
+        """What the sums of a window's stored numbers lack, one block a lane; None if nothing."""
+        if self.has_minimum or self.is_signed:
+            return None
+        return b.shl(load(b, x, VT(I32, 16), SUMS), constant(I32, 16, self.offset_shift))
+
+    def add_blocks(
+        self, b: Builder, acc: Value, sums: Value, factors: list[Value], x: Value, own: Value | None = None
+    ) -> Value:
+        """acc with a block's products in its lane: the one rule of `ref.dots_of_blocks`.
+
+        Args:
+            sums: <16 x i32>. factors: as in Window. x: address of the packed window.
+            own: <16 x i1>, which lanes are meant; None for all.
+        """
+
+        def of_x(offset: int) -> Value:
+            v = load(b, x, VT(F32, 16), offset)
+            return v if own is None else b.select(own, v, constant(F32, 16, 0.0))
+
+        scales = b.fmul(factors[0], of_x(SCALES))
+        acc = simd.fma(b, b.sitofp(sums, VT(F32, 16)), scales, acc)
+        return simd.fma(b, factors[1], of_x(SCALED_SUMS), acc) if self.has_minimum else acc
 
     def scale(self, b: Builder, at: Value) -> Value:
         """The block's scale as float."""
@@ -179,35 +249,20 @@ class BlockType:
         """The block's numbers, as <16 x float>."""
         return self.scaled(b, at, simd.splat(b, self.scale(b, at), 16))
 
-    def unpack_scales(self, b: Builder, addresses: list[Value]) -> Value:
-        """The halfs at 4 addresses, one a lane, as <16 x float>."""
+    def unpack_halfs(self, b: Builder, addresses: list[Value]) -> Value:
+        """The halfs at 4 addresses, one a lane, as <16 x i16>."""
         bits = ir.Constant(VT(I16, 4), ir.Undefined)
         for i, at in enumerate(addresses):
             bits = b.insert_element(bits, load(b, at, I16), I32(i))
-        return simd.half_to_float(b, simd.shuffle(b, bits, bits, LANE_BLOCKS))
+        return simd.shuffle(b, bits, bits, LANE_BLOCKS)
 
-    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
-        """Both halves and the scales, one a lane, of the 4 blocks at these addresses."""
-        return *self.halves(b, blocks), self.unpack_scales(b, blocks)
+    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+        """The 4 blocks at these addresses."""
+        return Group(*self.halves(b, blocks), [self.unpack_halfs(b, blocks)])
 
-    def unpack_span(self, b: Builder, read: Read) -> Any:
+    def unpack_span(self, b: Builder, read: Read) -> Group:
         """`unpack` of 4 blocks in a row, for a type with `has_span`."""
         raise NotImplementedError
-
-    def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
-        """The 16 lane sums, int32, of a group of weights and the packed group at x."""
-        lanes = load(b, x, VT(I32, 16), SUMS)
-        if self.offset_shift:
-            lanes = b.shl(lanes, constant(I32, 16, self.offset_shift))
-        lanes = dot_bytes(b, lanes, low, load(b, x, VT(I8, 64), LOW))
-        return dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
-
-    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        """acc + the group's products, each lane scaled."""
-        low, high, scales = weights
-        lanes = self.multiply(b, low, high, x)
-        scale = b.fmul(scales, load(b, x, VT(F32, 16), SCALES))
-        return simd.fma(b, b.sitofp(lanes, VT(F32, 16)), scale, acc)
 
 
 class Q4_0(BlockType):
@@ -217,15 +272,14 @@ class Q4_0(BlockType):
     type_id = 2
     type_size = 18
     in_sparse_ffn = True
-    unroll = 4
     has_span = True
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
         return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
 
-    def unpack_span(self, b: Builder, read: Read) -> Any:
+    def unpack_span(self, b: Builder, read: Read) -> Group:
         q, first = nibbles_of_span(b, read, self.type_size, 2)
-        return *split_nibbles(b, q), halfs_of_span(b, first, self.type_size, 0)
+        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, 0)])
 
     def scaled(self, b: Builder, at: Value, scales: Value) -> list[Value]:
         q = b.zext(load(b, at, VT(I8, 16), 2), VT(I32, 16))
@@ -251,24 +305,18 @@ class Q8_0(BlockType):
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
         low = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
         high = simd.concatenate(b, [load(b, at, VT(I8, 16), 18) for at in blocks])
-        if not self._unsigned():
+        if self.is_signed:
             return low, high
         flip = constant(I8, 64, -128)
         return b.xor(low, flip), b.xor(high, flip)
 
-    def multiply(self, b: Builder, low: Value, high: Value, x: Value) -> Value:
-        if self._unsigned():
-            return super().multiply(b, low, high, x)
-        lanes = dot_signed_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
-        return dot_signed_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
-
     def values(self, b: Builder, at: Value) -> list[Value]:
         return [b.sitofp(load(b, at, VT(I8, 16), offset), VT(F32, 16)) for offset in (2, 18)]
 
-    @staticmethod
-    def _unsigned() -> bool:
+    @property
+    def is_signed(self) -> bool:
         # numbers up to 255 need vpdpbusd: pmaddubsw would saturate
-        return {"avx512f", "avx512vnni"} <= simd.target_features()
+        return not {"avx512f", "avx512vnni"} <= simd.target_features()
 
 
 class FifthBits(BlockType):
@@ -292,10 +340,9 @@ class FifthBits(BlockType):
         return whole[0], whole[1]
 
     def halfs(self, b: Builder, blocks: list[Value], start: int) -> Value:
-        """The half at byte `start` of each block, one a lane."""
+        """The half at byte `start` of each block, one a lane, as <16 x i16>."""
         words = simd.concatenate(b, [load(b, at, VT(I16, 8)) for at in blocks])
-        where = [8 * block + start // 2 for block in LANE_BLOCKS]
-        return simd.half_to_float(b, simd.shuffle(b, words, words, where))
+        return simd.shuffle(b, words, words, [8 * block + start // 2 for block in LANE_BLOCKS])
 
 
 class Q5_0(FifthBits):
@@ -307,8 +354,8 @@ class Q5_0(FifthBits):
     fifths = 2
     offset_shift = 1
 
-    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
-        return *self.halves(b, blocks), self.halfs(b, blocks, 0)
+    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+        return Group(*self.halves(b, blocks), [self.halfs(b, blocks, 0)])
 
     def values(self, b: Builder, at: Value) -> list[Value]:
         return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in self.halves(b, [at])]
@@ -320,24 +367,19 @@ class Q4_1(BlockType):
     name = "Q4_1"
     type_id = 3
     type_size = 20
-    unroll = 4
     has_span = True
+    has_minimum = True
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
         return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 4) for at in blocks]))
 
-    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
-        """Both halves, the scales and minus an eighth of the minima, one a lane."""
-        scales, minima = (self.unpack_scales(b, [b.add(at, I64(i)) for at in blocks]) for i in (0, 2))
-        return *self.halves(b, blocks), scales, minus_eighth(b, minima)
+    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+        halfs = [self.unpack_halfs(b, [b.add(at, I64(i)) for at in blocks]) for i in (0, 2)]
+        return Group(*self.halves(b, blocks), halfs)
 
-    def unpack_span(self, b: Builder, read: Read) -> Any:
+    def unpack_span(self, b: Builder, read: Read) -> Group:
         q, first = nibbles_of_span(b, read, self.type_size, 4)
-        scales, minima = (halfs_of_span(b, first, self.type_size, start) for start in (0, 2))
-        return *split_nibbles(b, q), scales, minus_eighth(b, minima)
-
-    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        return dot_with_minimum(b, acc, weights, x)
+        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, i) for i in (0, 2)])
 
     def widened(self, b: Builder, at: Value) -> list[Value]:
         return widened_with_minimum(b, self, at)
@@ -350,36 +392,13 @@ class Q5_1(FifthBits):
     type_id = 7
     type_size = 24
     fifths = 4
+    has_minimum = True
 
-    def unpack(self, b: Builder, blocks: list[Value]) -> Any:
-        """Both halves, the scales and minus an eighth of the minima, one a lane."""
-        scales, minima = (self.halfs(b, blocks, start) for start in (0, 2))
-        return *self.halves(b, blocks), scales, minus_eighth(b, minima)
-
-    def dot(self, b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-        return dot_with_minimum(b, acc, weights, x)
+    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+        return Group(*self.halves(b, blocks), [self.halfs(b, blocks, start) for start in (0, 2)])
 
     def widened(self, b: Builder, at: Value) -> list[Value]:
         return widened_with_minimum(b, self, at)
-
-
-def minus_eighth(b: Builder, minima: Value) -> Value:
-    """What minima are multiplied by the packed sums with, which are -8 times the sums."""
-    return b.fmul(minima, constant(F32, 16, -0.125))
-
-
-def dot_with_minimum(b: Builder, acc: Value, weights: Any, x: Value) -> Value:
-    """acc + (scale * (q . x) + minimum * (sum of x)) * scale of x, lane by lane.
-
-    Args:
-        weights: both halves, the scales and minus an eighth of the minima.
-    """
-    low, high, scales, minima = weights
-    lanes = dot_bytes(b, constant(I32, 16, 0), low, load(b, x, VT(I8, 64), LOW))
-    lanes = dot_bytes(b, lanes, high, load(b, x, VT(I8, 64), HIGH))
-    sums = b.sitofp(load(b, x, VT(I32, 16), SUMS), VT(F32, 16))
-    whole = simd.fma(b, b.sitofp(lanes, VT(F32, 16)), scales, b.fmul(sums, minima))
-    return simd.fma(b, whole, load(b, x, VT(F32, 16), SCALES), acc)
 
 
 def widened_with_minimum(b: Builder, kind: BlockType, at: Value) -> list[Value]:

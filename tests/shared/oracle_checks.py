@@ -109,13 +109,17 @@ def check_rows(type_id: int, k: int) -> None:
     # two ways to multiply three factors
     close(wide, w[3], "widened row")
     columns = np.array([at.ctypes.data + c * stride for c in range(4)])
-    out = np.zeros((4, 4), np.float32)
-    rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, out.ctypes.data)
-    close(out.T, wanted[:, 1:5], "tile")
+    for n in (1, 3, 4):
+        out = np.zeros((n, 5), np.float32)
+        where = (base + size, size, 5, columns.ctypes.data, n, k, rows.AHEAD)
+        rows.dot_strips(type_id, *where, out.ctypes.data, out.strides[0])
+        close(out, wanted[:n, 1:6], "strips")
+    if type_id in FLOAT_TYPES:
+        tile = np.zeros((4, 4), np.float32)
+        rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, tile.ctypes.data)
+        close(tile.T, wanted[:, 1:5], "tile")
     if type_id not in SPARSE_TYPES:
         return
-    rows.dot_strip(type_id, base + 6 * size, columns.ctypes.data, k, out.ctypes.data)
-    close(out[0], wanted[:, 6], "strip")
     picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)
     acc = np.ones(k, np.float32)
     addresses, ahead = np.array([base + r * size for r in picked]), np.zeros(4, np.int64)
@@ -131,17 +135,23 @@ def check_pack(k: int) -> None:
     x[0, :32] = 0
     out, _ = operand(rows.Q8_0_ID, x)
     q, d = ref.quantise(x[0])
-    n_groups = -(-k // 128)
-    groups = out.reshape(n_groups, 256)
-    halves = groups[:, :128].view(np.int8).reshape(n_groups, 2, 4, 16)
-    got = halves.transpose(0, 2, 1, 3).reshape(-1)
-    assert np.array_equal(got[:k], q)
-    assert not got[k:].any()
-    scales = groups[:, 192:].copy().view(np.float32).reshape(-1, 4)
-    assert (scales == scales[:, :1]).all()
-    assert np.array_equal(scales[: k // 32, 0], d)
-    lanes = halves.astype(np.int32).reshape(n_groups, 2, 16, 4).sum((1, 3)) * -8
-    assert np.array_equal(groups[:, 128:192].copy().view(np.int32), lanes)
+    windows = out.reshape(-1, 768)
+    groups = windows[:, :512].view(np.int8).reshape(-1, 4, 2, 4, 16)
+    got = groups.transpose(0, 1, 3, 2, 4).reshape(-1, 2, 16)
+    assert np.array_equal(got.reshape(-1)[:k], q)
+    assert not got.reshape(-1)[k:].any()
+    n = k // 32
+
+    def blocks(vector: int, kind: Any) -> NDArray[Any]:
+        """A window's vector, block c from lane 4 (c mod 4) + c / 4."""
+        lanes: NDArray[Any] = windows[:, 512 + 64 * vector :][:, :64].copy().view(kind).reshape(-1, 4, 4)
+        return lanes.transpose(0, 2, 1).reshape(-1)
+
+    first, both = (part.sum(-1, dtype=np.int32) for part in (got[:, 0], got.reshape(-1, 32)))
+    assert np.array_equal(blocks(0, np.float32), np.append(d, np.zeros(len(both) - n, np.float32)))
+    assert np.array_equal(blocks(1, np.int32), -8 * both)
+    assert np.array_equal(blocks(2, np.float32)[:n], d * both[:n].astype(np.float32))
+    assert np.array_equal(blocks(3, np.int32), -8 * first)
 
 
 def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:

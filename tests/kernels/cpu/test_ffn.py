@@ -218,7 +218,7 @@ def test_add_listed(
 )
 def test_add_listed_with_rows_of_very_many_blocks(type_id: int, scratch: U8, assert_near: Near) -> None:
     """More scales than a thread's memory holds at once."""
-    k, n = 2 * ffn.MAX_COLUMNS + 160, 5
+    k, n = 2 * ffn.SCALED_COLUMNS + 160, 5
     raw, w = checks.weights(type_id, n, k)
     live, coefficients = np.arange(8), np.arange(1, 9, dtype=np.float32)
     acc = np.zeros(k, np.float32)

@@ -14,24 +14,31 @@ U8 = NDArray[np.uint8]
 Packed = Callable[[F32], U8]
 
 
-def unpack(raw: U8) -> tuple[NDArray[np.int8], F32, NDArray[np.int32]]:
-    """Numbers [n_groups, 4, 32], scales [n_groups, 16] and sums [n_groups, 16] of one packed row."""
-    groups = raw.reshape(-1, 256)
-    halves = groups[:, :128].view(np.int8).reshape(-1, 2, 4, 16)
-    numbers = halves.transpose(0, 2, 1, 3).reshape(-1, 4, 32)
-    return numbers, groups[:, 192:].copy().view(np.float32), groups[:, 128:192].copy().view(np.int32)
+def unpack(raw: U8) -> tuple[NDArray[np.int8], list[F32], list[NDArray[np.int32]]]:
+    """Of one packed row, a block a row: numbers [n, 32]; scales and scaled sums; sums, also of first halves."""
+    windows = raw.reshape(-1, 768)
+    numbers = windows[:, :512].view(np.int8).reshape(-1, 4, 2, 4, 16).transpose(0, 1, 3, 2, 4).reshape(-1, 32)
+    # block 4 g + j of a window lies in lane 4 j + g
+    vectors = windows[:, 512:].reshape(-1, 4, 4, 4, 4).transpose(1, 0, 3, 2, 4).reshape(4, -1, 4)
+    return (
+        numbers,
+        [np.ascontiguousarray(vectors[i]).view(np.float32)[:, 0] for i in (0, 2)],
+        [np.ascontiguousarray(vectors[i]).view(np.int32)[:, 0] for i in (1, 3)],
+    )
 
 
 def check(x: F32, raw: U8) -> None:
     """Every byte of a packed row is what the oracle says, zero past the row's end."""
-    numbers, scales, sums = unpack(raw)
-    n_groups = -(-x.size // 128)
-    q, d = np.zeros(n_groups * 128, np.int8), np.zeros(n_groups * 4, np.float32)
+    numbers, (scales, scaled_sums), (sums, first_sums) = unpack(raw)
+    n = -(-x.size // 512) * 16
+    q, d = np.zeros(n * 32, np.int8), np.zeros(n, np.float32)
     q[: x.size], d[: x.size // 32] = ref.quantise(x)
     assert np.array_equal(numbers.reshape(-1), q)
-    assert np.array_equal(scales, np.repeat(d, 4).reshape(-1, 16))
-    lanes = numbers.reshape(-1, 4, 2, 4, 4).astype(np.int32).sum((2, 4))
-    assert np.array_equal(sums, -8 * lanes.reshape(-1, 16))
+    assert np.array_equal(scales, d)
+    of_first, of_all = (part.sum(1, dtype=np.int32) for part in (numbers[:, :16], numbers))
+    assert np.array_equal(sums, -8 * of_all)
+    assert np.array_equal(first_sums, -8 * of_first)
+    assert np.array_equal(scaled_sums, d * of_all.astype(np.float32))
 
 
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 7, 8, 31])
@@ -44,7 +51,7 @@ def test_ties_go_to_the_even_number(packed: Packed) -> None:
     x = np.zeros((1, 32), np.float32)
     x[0, :8] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 125.5]
     raw = packed(x)[0]
-    assert unpack(raw)[0][0, 0, :8].tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
+    assert unpack(raw)[0][0, :8].tolist() == [127, 0, 2, 2, 0, -2, -2, 126]
     check(x[0], raw)
 
 
@@ -68,5 +75,5 @@ def test_what_is_rounded_elsewhere_packs_to_the_same_bytes(
     assert np.array_equal(again, packed(x)[0])
 
 
-def test_packed_bytes_are_whole_groups() -> None:
-    assert [pack.packed_bytes(k) for k in (32, 128, 160, 4096)] == [256, 256, 512, 8192]
+def test_packed_bytes_are_whole_windows() -> None:
+    assert [pack.packed_bytes(k) for k in (32, 512, 544, 4096)] == [768, 768, 1536, 6144]

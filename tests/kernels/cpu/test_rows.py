@@ -91,7 +91,7 @@ def tile_addresses(at: NDArray[Any]) -> NDArray[np.int64]:
 
 
 @pytest.mark.parametrize(("type_id", "k"), cases())
-def test_dot_tile_and_dot_strip(
+def test_dot_strips(
     type_id: int,
     k: int,
     make_weights: MakeWeights,
@@ -100,19 +100,34 @@ def test_dot_tile_and_dot_strip(
     before_a_hole: Place,
     assert_near: Near,
 ) -> None:
+    raw, w = make_weights(type_id, 5, k)
+    raw, x = before_a_hole(raw), make_activations(16, k)
+    at = before_a_hole(operand(type_id, x))
+    columns = tile_addresses(at)
+    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    for n in (1, 2, 3, 4, 7, 16):
+        out = np.full((16, 7), 9, np.float32)
+        where = raw.ctypes.data, raw.shape[1], 5, columns.ctypes.data, n, k, rows.AHEAD
+        rows.dot_strips(type_id, *where, out.ctypes.data, out.strides[0])
+        assert_near(out[:n, :5], wanted[:n])
+        assert (out[n:] == 9).all() and (out[:, 5:] == 9).all()
+
+
+@pytest.mark.parametrize(("type_id", "k"), cases((F32_ID, F16_ID, BF16_ID)))
+def test_dot_tile(
+    type_id: int,
+    k: int,
+    make_weights: MakeWeights,
+    make_activations: MakeActivations,
+    before_a_hole: Place,
+    assert_near: Near,
+) -> None:
     raw, w = make_weights(type_id, 4, k)
     raw, x = before_a_hole(raw), make_activations(4, k)
-    at = before_a_hole(operand(type_id, x))
-    columns, tile, strip = tile_addresses(at), np.full((4, 4), np.nan, np.float32), np.zeros(4, np.float32)
-    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id)).T
-    where = columns.ctypes.data
-    rows.dot_tile(type_id, raw.ctypes.data, raw.shape[1], where, k, tile.ctypes.data)
-    assert_near(tile, wanted)
-    if type_id not in SPARSE:
-        return
-    for row, numbers in zip(raw, wanted, strict=True):
-        rows.dot_strip(type_id, row.ctypes.data, where, k, strip.ctypes.data)
-        assert np.abs(strip - numbers).max() <= 1e-5 * np.abs(wanted).max()
+    at = before_a_hole(x)
+    columns, tile = tile_addresses(at), np.full((4, 4), np.nan, np.float32)
+    rows.dot_tile(type_id, raw.ctypes.data, raw.shape[1], columns.ctypes.data, k, tile.ctypes.data)
+    assert_near(tile, ref.mul_mat(w, x).T)
 
 
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])

@@ -1,0 +1,177 @@
+"""Dot products of float rows: the one order of sums of `ref.dots_of_floats`, as IR.
+
+Steps of 16 numbers go to two chains in turns, whose lanes are added and folded by halves; the last numbers
+of a row that fill no step are added one by one. One emitter writes the loop for a row and one vector (both
+chains at once, with software prefetch), a row and four, and the prompt's tile of 4 x 4, where the chains follow
+one another and other shapes are slower.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from numba.core import cgutils
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.simd import F32, I64, VT, Builder, Value, constant
+from hotcold.kernels.cpu.weights import FloatType
+
+STEP = 16  # numbers
+CHAINS = 2
+UNROLL = 4  # steps of a row's loop body
+TILE = 4  # rows and columns of a tile
+
+
+def _emit_dots(
+    b: Builder,
+    kind: FloatType,
+    rows: list[Value],
+    xs: list[Value],
+    k: Value,
+    unroll: int,
+    ahead: Value = None,
+) -> list[list[Value]]:
+    """Dot products of every row with every activation vector along k, in the one order of sums.
+
+    Step i adds to chain i mod CHAINS, whatever the shape of the loop around it.
+
+    Args:
+        rows, xs: addresses. unroll: steps a loop body, a multiple of CHAINS, so that all chains run at
+            once; or 1, and the chains follow one another.
+        ahead: prefetch distance in bytes, or None.
+
+    Returns:
+        dots[row][column], floats.
+    """
+    chains = [
+        [[cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in xs] for _ in rows]
+        for _ in range(CHAINS)
+    ]
+    for cell in (cell for chain in chains for row in chain for cell in row):
+        b.store(constant(F32, 16, 0.0), cell)
+
+    def step(i: Value, chain: int) -> None:
+        weights = [kind.load16(b, b.add(row, b.mul(i, I64(STEP * kind.type_size)))) for row in rows]
+        for c, x in enumerate(xs):
+            numbers = simd.load(b, b.add(x, b.mul(i, I64(4 * STEP))), VT(F32, STEP))
+            for r, w in enumerate(weights):
+                cell = chains[chain][r][c]
+                b.store(simd.fma(b, w, numbers, b.load(cell)), cell)
+
+    whole = b.udiv(k, I64(STEP))
+    if unroll >= CHAINS:
+        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
+    else:
+        for chain in range(CHAINS):
+            n = b.udiv(b.add(whole, I64(CHAINS - 1 - chain)), I64(CHAINS))
+            with cgutils.for_range(b, n) as loop:
+                step(b.add(b.mul(loop.index, I64(CHAINS)), I64(chain)), chain)
+
+    dots: list[list[Value]] = []
+    for r in range(len(rows)):
+        dots.append([])
+        for c in range(len(xs)):
+            total = b.load(chains[0][r][c])
+            for chain in range(1, CHAINS):
+                total = b.fadd(total, b.load(chains[chain][r][c]))
+            dots[r].append(simd.sum_lanes(b, total))
+    return _with_tails(b, kind, rows, xs, k, dots)
+
+
+def _emit_steps(
+    b: Builder,
+    kind: FloatType,
+    rows: list[Value],
+    n: Value,
+    unroll: int,
+    ahead: Value | None,
+    step: Callable[[Value, int], None],
+) -> None:
+    """n steps, `unroll` a loop body, the rest one round of chains at a time, the very last alone."""
+    whole = b.udiv(n, I64(unroll))
+    with cgutils.for_range(b, whole) as loop:
+        if ahead is not None:
+            for row in rows:
+                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * STEP * kind.type_size)))
+                for line in range(0, unroll * STEP * kind.type_size, 64):
+                    simd.emit_prefetch(b, b.add(at, I64(line)))
+        for i in range(unroll):
+            step(b.add(b.mul(loop.index, I64(unroll)), I64(i)), i % CHAINS)
+    done = b.mul(whole, I64(unroll))
+    with cgutils.for_range(b, b.udiv(b.sub(n, done), I64(CHAINS))) as loop:
+        for i in range(CHAINS):
+            step(b.add(b.add(done, b.mul(loop.index, I64(CHAINS))), I64(i)), i)
+    rounds = b.mul(b.udiv(n, I64(CHAINS)), I64(CHAINS))
+    with cgutils.if_likely(b, b.icmp_signed("<", rounds, n)):  # of two chains, at most one step is left
+        step(rounds, 0)
+
+
+def _with_tails(
+    b: Builder, kind: FloatType, rows: list[Value], xs: list[Value], k: Value, dots: list[list[Value]]
+) -> list[list[Value]]:
+    """Add the last k mod 16 products, one by one."""
+    cells = [[cgutils.alloca_once_value(b, dot) for dot in row] for row in dots]
+    for r, c in np.ndindex(len(rows), len(xs)):
+        b.store(dots[r][c], cells[r][c])
+    start = b.and_(k, I64(-16))
+    with cgutils.for_range(b, b.sub(k, start)) as loop:
+        j = b.add(loop.index, start)
+        for r, row in enumerate(rows):
+            w = kind.load1(b, b.add(row, b.mul(j, I64(kind.type_size))))
+            for c, x in enumerate(xs):
+                product = b.fmul(w, simd.load(b, b.add(x, b.mul(j, I64(4))), F32))
+                b.store(b.fadd(b.load(cells[r][c]), product), cells[r][c])
+    return [[b.load(cell) for cell in row] for row in cells]
+
+
+def emit_rows(
+    b: Builder,
+    kind: FloatType,
+    w: Value,
+    stride: Value,
+    n_rows: Value,
+    x: Value,
+    k: Value,
+    ahead: Value,
+    out: Value,
+) -> None:
+    """out[r] = row r . x for n_rows rows; `ahead` is the prefetch distance in bytes."""
+    with cgutils.for_range(b, n_rows) as loop:
+        row = b.add(w, b.mul(stride, loop.index))
+        dot = _emit_dots(b, kind, [row], [x], k, UNROLL, ahead)[0][0]
+        simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
+
+
+def emit_strips(
+    b: Builder,
+    kind: FloatType,
+    w: Value,
+    stride: Value,
+    n_rows: Value,
+    xs: Value,
+    n: Value,
+    k: Value,
+    ahead: Value,
+    out: Value,
+    out_stride: Value,
+) -> None:
+    """out[c, r] = row r . x[c] for n columns whose addresses lie at xs; the last stands in for missing ones."""
+    last = b.sub(n, I64(1))
+    with cgutils.for_range(b, n_rows) as loop:
+        row, to = b.add(w, b.mul(stride, loop.index)), b.add(out, b.mul(loop.index, I64(4)))
+        with cgutils.for_range(b, b.udiv(b.add(n, I64(TILE - 1)), I64(TILE))) as part:
+            first = b.mul(part.index, I64(TILE))
+            numbers = [b.add(first, I64(i)) for i in range(TILE)]
+            numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
+            columns = [simd.load(b, b.add(xs, b.mul(c, I64(8))), I64, align=8) for c in numbers]
+            # every number is stored, those of stand-ins in the place of the last
+            for c, dot in zip(numbers, _emit_dots(b, kind, [row], columns, k, CHAINS, ahead)[0], strict=True):
+                simd.store(b, dot, b.add(to, b.mul(c, out_stride)), align=4)
+
+
+def emit_tile(b: Builder, kind: FloatType, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
+    """out[row, column] of TILE rows from w on and the TILE columns whose addresses lie at xs."""
+    rows = [b.add(w, b.mul(stride, I64(r))) for r in range(TILE)]
+    columns = [simd.load(b, xs, I64, 8 * c) for c in range(TILE)]
+    for r, dots in enumerate(_emit_dots(b, kind, rows, columns, k, 1)):
+        for c, dot in enumerate(dots):
+            simd.store(b, dot, out, 4 * (TILE * r + c), align=4)

@@ -1,0 +1,341 @@
+"""Prompts with quantised weights: panels of rows decoded once for all tokens, and tiles whose lanes are rows.
+
+A panel holds ROWS rows as bytes, block of 32 after block of 32:
+
+    8 times   ROWS dwords: 4 neighbouring numbers of each row
+    ROWS      float32: the block's scale in each row
+    ROWS      where the type has them: float32 minima, or int32 scales of numbers 0..15 and of 16..31
+
+A tile multiplies a panel with COLUMNS tokens. It goes through the 16 chains of `block_sums.py` one after
+another, so a chain is a register for each token and 16 rows, and folds them at the end: the same sums, bit
+for bit, as a row's own.
+
+Measured choices, 5632 x 2048 by 256 tokens: 32 rows by 4 tokens, since 16 x 8, 32 x 6 and 64 x 4 are slower or
+equal; without AVX-512, whose registers are twice as many and as wide, 16 by 4, one token after another.
+"""
+
+import numpy as np
+from numba import cfunc, njit, types
+from numba.core import cgutils
+
+from hotcold.kernels.cpu import elementwise, simd
+from hotcold.kernels.cpu.block_sums import BLOCKS
+from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
+from hotcold.kernels.cpu.simd import (
+    CODE,
+    F32,
+    I8,
+    I32,
+    I64,
+    JIT,
+    VT,
+    Builder,
+    Value,
+    address,
+    constant,
+    linked,
+    load,
+    operation,
+    store_i64,
+)
+from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID, emit_switch
+from hotcold.kernels.cpu.weights import (
+    BLOCK,
+    FIRST_SUMS,
+    GROUP_BYTES,
+    HIGH,
+    LOW,
+    PACKED_WINDOW_BYTES,
+    SCALED_SUMS,
+    SCALES,
+    SUMS,
+    BlockType,
+    WeightType,
+    block_lane,
+)
+
+IS_WIDE = "avx512f" in simd.target_features()
+VECTORS = 2 if IS_WIDE else 1  # of 16 rows
+ROWS = 16 * VECTORS
+COLUMNS = 4
+DWORDS = BLOCK // 4
+ROW_BYTES = 64 * VECTORS  # of a panel's row of dwords
+
+# what a block's sum is made of, in `_emit_tile`
+PLAIN, SIGNED, MINIMUM, PARTS = range(4)
+
+
+def sum_kind(kind: WeightType) -> int:
+    """How a tile adds up a block of this type."""
+    assert isinstance(kind, BlockType)
+    if kind.has_parts:
+        return PARTS
+    return MINIMUM if kind.has_minimum else SIGNED if kind.is_signed else PLAIN
+
+
+def n_factors(kind: int) -> int:
+    """Vectors beside a block's dwords."""
+    return {PLAIN: 1, SIGNED: 1, MINIMUM: 2, PARTS: 3}[kind]
+
+
+# by GGUF's type numbers, where compiled code reads them
+_N_IDS = 1 + max(BY_ID)
+_KINDS, _FACTORS, _SHIFTS = (np.zeros(_N_IDS, np.int64) for _ in range(3))
+for _kind in BLOCK_TYPES:
+    _KINDS[_kind.type_id] = sum_kind(_kind)
+    _FACTORS[_kind.type_id] = n_factors(sum_kind(_kind))
+    _SHIFTS[_kind.type_id] = _kind.offset_shift
+
+# this file's part of a thread's scratch memory, in bytes
+_COLUMNS, _OUT = 0, 64
+_STAGED = _OUT + COLUMNS * ROW_BYTES
+STAGED_ROW = 64 * (2 * 4 + 3)
+_CHAINS = _STAGED + 16 * STAGED_ROW
+_PANEL = _CHAINS + BLOCKS * COLUMNS * ROW_BYTES
+
+
+def scratch_bytes(k: int) -> int:
+    """Bytes of a thread's scratch memory that rows of k numbers want."""
+    return _PANEL + -(-k // (BLOCK * BLOCKS)) * BLOCKS * ROW_BYTES * (DWORDS + 3)
+
+
+# ---- decoding rows to a panel -----------------------------------------------------
+
+
+@operation(types.void, *(types.int64, address, types.int64, types.int64, types.int64, types.int64, address))
+def _stage(
+    b: Builder, type_id: Value, w: Value, stride: Value, n_rows: Value, window: Value, k: Value, out: Value
+) -> None:
+    last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
+    last_row = b.sub(n_rows, I64(1))
+
+    def emit(kind: WeightType) -> None:
+        assert isinstance(kind, BlockType)
+        offset = b.mul(window, I64(kind.window_bytes))
+        with cgutils.for_range(b, I64(16)) as loop:
+            r = b.select(b.icmp_signed("<", loop.index, last_row), loop.index, last_row)
+            row = b.add(w, b.mul(stride, r))
+            later = b.add(b.add(b.add(row, offset), b.mul(stride, I64(ROWS))), I64(0))
+            for line in range(0, kind.window_bytes, 64):
+                simd.emit_prefetch(b, b.add(later, I64(line)))
+            decoded = kind.unpack_window(b, row, window, last_block)
+            to = b.add(out, b.mul(loop.index, I64(STAGED_ROW)))
+            vectors = [v for pair in decoded.numbers for v in pair] + decoded.factors + decoded.parts
+            for i, v in enumerate(vectors):
+                simd.store(b, v, to, 64 * i, 64)
+
+    emit_switch(b, type_id, BLOCK_TYPES, emit)
+
+
+def _transposed(b: Builder, v: list[Value]) -> list[Value]:
+    """16 vectors of 16 lanes, lane i of vector j to lane j of vector i."""
+    bit = 1
+    while bit < 16:
+        out: list[Value] = [None] * 16
+        for i in range(16):
+            x, y = v[i & ~bit], v[i | bit]
+            if i & bit:
+                lanes = [lane + bit if not lane & bit else 16 + lane for lane in range(16)]
+            else:
+                lanes = [lane if not lane & bit else 16 + lane - bit for lane in range(16)]
+            out[i] = simd.shuffle(b, x, y, lanes)
+        v, bit = out, 2 * bit
+    return v
+
+
+@operation(types.void, address, types.int64, address)
+def _turn(b: Builder, staged: Value, n_factors: Value, panel: Value) -> None:
+    """The staged window of 16 rows to the panel's columns of dwords."""
+    block_bytes = b.mul(b.add(n_factors, I64(DWORDS)), I64(ROW_BYTES))
+
+    def turn(at: Value, to: Value, place: list[tuple[int, int]]) -> None:
+        rows = [load(b, at, VT(I32, 16), STAGED_ROW * i, 64) for i in range(16)]
+        for v, (block, dword) in zip(_transposed(b, rows), place, strict=True):
+            simd.store(
+                b, v, b.add(b.add(to, b.mul(block_bytes, I64(block))), I64(ROW_BYTES * dword)), align=64
+            )
+
+    with cgutils.for_range(b, I64(8)) as loop:
+        group, half = b.lshr(loop.index, I64(1)), b.and_(loop.index, I64(1))
+        to = b.add(panel, b.mul(b.mul(group, I64(4)), block_bytes))
+        to = b.add(to, b.mul(half, I64(DWORDS // 2 * ROW_BYTES)))
+        turn(b.add(staged, b.mul(loop.index, I64(64))), to, [(i // 4, i % 4) for i in range(16)])
+    where = [(0, 0)] * 16
+    for c in range(BLOCKS):
+        where[block_lane(c)] = (c, DWORDS)
+    with cgutils.for_range(b, n_factors) as loop:
+        at = b.add(staged, b.mul(b.add(loop.index, I64(8)), I64(64)))
+        turn(at, b.add(panel, b.mul(loop.index, I64(ROW_BYTES))), where)
+
+
+@cfunc(types.void(*[types.int64] * 7), **CODE)  # type: ignore[untyped-decorator]
+def _stage_code(type_id: int, w: int, stride: int, n_rows: int, window: int, k: int, out: int) -> None:
+    _stage(type_id, w, stride, n_rows, window, k, out)
+
+
+@cfunc(types.void(types.int64, types.int64, types.int64), **CODE)  # type: ignore[untyped-decorator]
+def _turn_code(staged: int, n_factors: int, panel: int) -> None:
+    _turn(staged, n_factors, panel)
+
+
+_call_stage = linked("hotcold_stage", _stage_code, types.void, *[types.int64] * 7)
+_call_turn = linked("hotcold_turn", _turn_code, types.void, *[types.int64] * 3)
+
+
+# ---- tiles --------------------------------------------------------------------------
+
+
+def _emit_tile(
+    b: Builder,
+    kind: int,
+    panel: Value,
+    n_blocks: Value,
+    xs: list[Value],
+    shift: Value,
+    chains: Value,
+    out: Value,
+) -> None:
+    """out[column, row] of a panel and the packed vectors at xs; `chains` is memory for their sums."""
+    block_bytes = ROW_BYTES * (DWORDS + n_factors(kind))
+    n, shifts = len(xs), simd.splat(b, b.trunc(shift, I32), 16)
+    with cgutils.for_range(b, I64(BLOCKS)) as chain:
+        group, j = b.lshr(chain.index, I64(2)), b.and_(chain.index, I64(3))
+        numbers_at = b.add(b.mul(group, I64(GROUP_BYTES)), b.mul(j, I64(16)))
+        lane_at = b.mul(b.add(b.mul(j, I64(4)), group), I64(4))
+        acc = [[cgutils.alloca_once(b, VT(F32, 16)) for _ in range(VECTORS)] for _ in xs]
+        for cell in (cell for column in acc for cell in column):
+            b.store(constant(F32, 16, 0.0), cell)
+        rounds = b.udiv(b.add(b.sub(n_blocks, chain.index), I64(BLOCKS - 1)), I64(BLOCKS))
+        with cgutils.for_range(b, rounds) as loop:
+            block = b.add(b.mul(loop.index, I64(BLOCKS)), chain.index)
+            at = b.add(panel, b.mul(block, I64(block_bytes)))
+            offset = b.mul(loop.index, I64(PACKED_WINDOW_BYTES))
+            windows = [b.add(x, offset) for x in xs]
+            for columns in [range(n)] if IS_WIDE else [range(c, c + 1) for c in range(n)]:
+                _emit_blocks(
+                    b, kind, at, [windows[c] for c in columns], numbers_at, lane_at, shifts, acc[columns[0] :]
+                )
+        to = b.add(chains, b.mul(chain.index, I64(n * ROW_BYTES)))
+        for c in range(n):
+            for r in range(VECTORS):
+                simd.store(b, b.load(acc[c][r]), to, ROW_BYTES * c + 64 * r, 64)
+    with cgutils.for_range(b, I64(n * VECTORS)) as loop:
+        at = b.add(chains, b.mul(loop.index, I64(64)))
+        v = [load(b, at, VT(F32, 16), n * ROW_BYTES * i, 64) for i in range(BLOCKS)]
+        while len(v) > 1:
+            half = len(v) // 2
+            v = [b.fadd(v[i], v[i + half]) for i in range(half)]
+        simd.store(b, v[0], b.add(out, b.mul(loop.index, I64(64))), align=64)
+
+
+def _emit_blocks(
+    b: Builder,
+    kind: int,
+    at: Value,
+    windows: list[Value],
+    numbers_at: Value,
+    lane_at: Value,
+    shifts: Value,
+    acc: list[list[Value]],
+) -> None:
+    """Add one block of the panel, at `at`, times some tokens' numbers to their chains' cells."""
+
+    def scalar(window: Value, offset: int, element: object) -> Value:
+        return load(b, b.add(window, lane_at), element, offset, 4)
+
+    def splat(value: Value) -> Value:
+        return simd.splat(b, value, 16)
+
+    def factor(i: int, element: object) -> list[Value]:
+        return [load(b, at, VT(element, 16), ROW_BYTES * (DWORDS + i) + 64 * r, 64) for r in range(VECTORS)]
+
+    def products(sums: list[list[Value]], dwords: range) -> None:
+        dot = dot_signed_bytes if kind == SIGNED else dot_bytes
+        for d in dwords:
+            ws = [load(b, at, VT(I8, 64), ROW_BYTES * d + 64 * r, 64) for r in range(VECTORS)]
+            place = LOW + 4 * d if d < DWORDS // 2 else HIGH + 4 * (d - DWORDS // 2)
+            for i, window in enumerate(windows):
+                dword = load(b, b.add(window, numbers_at), I32, place, 4)
+                q = b.bitcast(splat(dword), VT(I8, 64))
+                sums[i] = [dot(b, v, w, q) for v, w in zip(sums[i], ws, strict=True)]
+
+    def start(values: list[Value]) -> list[list[Value]]:
+        return [[v] * VECTORS for v in values]
+
+    nothing = constant(I32, 16, 0)
+    if kind == PARTS:
+        firsts = [scalar(window, FIRST_SUMS, I32) for window in windows]
+        seconds = [b.sub(scalar(w, SUMS, I32), v) for w, v in zip(windows, firsts, strict=True)]
+        halves = []
+        for i, offsets in enumerate((firsts, seconds)):
+            part = start([splat(b.shl(v, I32(2))) for v in offsets])
+            products(part, range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
+            scales = factor(1 + i, I32)
+            halves.append([[b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in part])
+        sums = [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
+    else:
+        sums = start([nothing] * len(windows))
+        if kind == PLAIN:
+            sums = start([b.shl(splat(scalar(window, SUMS, I32)), shifts) for window in windows])
+        products(sums, range(DWORDS))
+    scales = factor(0, F32)
+    minima = factor(1, F32) if kind == MINIMUM else []
+    for i, window in enumerate(windows):
+        of_x = splat(scalar(window, SCALES, F32))
+        scaled_sum = splat(scalar(window, SCALED_SUMS, F32)) if minima else None
+        for r in range(VECTORS):
+            v = simd.fma(b, b.sitofp(sums[i][r], VT(F32, 16)), b.fmul(scales[r], of_x), b.load(acc[i][r]))
+            b.store(simd.fma(b, minima[r], scaled_sum, v) if minima else v, acc[i][r])
+
+
+@operation(types.void, types.int64, address, types.int64, address, types.int64, address, address)
+def _tile(
+    b: Builder, kind: Value, panel: Value, n_blocks: Value, xs: Value, shift: Value, chains: Value, out: Value
+) -> None:
+    columns = [load(b, xs, I64, 8 * c) for c in range(COLUMNS)]
+    end = b.append_basic_block("tile_end")
+    switch = b.switch(kind, end)
+    for number in sorted({sum_kind(kind) for kind in BLOCK_TYPES}):
+        block = b.append_basic_block(f"tile_{number}")
+        switch.add_case(I64(number), block)
+        b.position_at_end(block)
+        _emit_tile(b, number, panel, n_blocks, columns, shift, chains, out)
+        b.branch(end)
+    b.position_at_end(end)
+
+
+@cfunc(types.void(*[types.int64] * 7), **CODE)  # type: ignore[untyped-decorator]
+def _tile_code(kind: int, panel: int, n_blocks: int, xs: int, shift: int, chains: int, out: int) -> None:
+    _tile(kind, panel, n_blocks, xs, shift, chains, out)
+
+
+_call_tile = linked("hotcold_tile", _tile_code, types.void, *[types.int64] * 7)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def mul_panels(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens of a block type; x: packed.
+
+    Args:
+        scratch: `scratch_bytes(op.k)` of the thread's own memory, on a cache line.
+    """
+    columns, staged, panel, out = scratch + _COLUMNS, scratch + _STAGED, scratch + _PANEL, scratch + _OUT
+    n_factors, n_blocks = _FACTORS[op.w_type], op.k // BLOCK
+    window_bytes = BLOCKS * ROW_BYTES * (DWORDS + n_factors)
+    for r in range(first, last, ROWS):
+        n_rows = min(ROWS, last - r)
+        for window in range((n_blocks + BLOCKS - 1) // BLOCKS):
+            for v in range(VECTORS):
+                n = max(1, n_rows - 16 * v)  # a vector without rows is decoded and never looked at
+                row = op.w + min(r + 16 * v, last - 1) * op.w_stride
+                _call_stage(op.w_type, row, op.w_stride, n, window, op.k, staged)
+                _call_turn(staged, n_factors, panel + window * window_bytes + 64 * v)
+        for t in range(0, n_tokens, COLUMNS):
+            n = min(COLUMNS, n_tokens - t)
+            for c in range(COLUMNS):
+                store_i64(columns + 8 * c, x + (t + min(c, n - 1)) * op.x_stride)
+            _call_tile(
+                _KINDS[op.w_type], panel, n_blocks, columns, _SHIFTS[op.w_type], scratch + _CHAINS, out
+            )
+            for c in range(n):
+                elementwise.copy(out + c * ROW_BYTES, n_rows, y + (t + c) * y_stride + 4 * r)
