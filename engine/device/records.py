@@ -20,8 +20,8 @@ from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.work import Work
 from hotcold.kernels.formats import QUANTISED, mask_words
 
-Operand = tuple[Buffer, ...]
-"""Activations as a weight wants them: (x,), or rounded: (q, d, sum)."""
+Input = tuple[Buffer, ...]
+"""A vector as a weight wants it: (x,), or rounded: (q, d, sum)."""
 
 
 class DeviceLowering:
@@ -64,7 +64,7 @@ class DeviceLowering:
         """A mask's words, uint32 [n_tokens, mask_words]."""
         return self.view(tensor, 0, self.n_tokens * mask_words(tensor.shape[1]), np.uint32)
 
-    def rounded(self, tensor: Tensor) -> Operand:
+    def rounded(self, tensor: Tensor) -> Input:
         """Numbers, scales and sums of a rounded intermediate, each behind all that may be before it."""
         n, blocks = tensor.shape[1], tensor.shape[1] // 32
         scales = self.n_planned * n
@@ -91,7 +91,7 @@ class DeviceLowering:
 
     # Operands
 
-    def operand(self, weight: Weight, tensor: Tensor) -> Operand:
+    def operand(self, weight: Weight, tensor: Tensor) -> Input:
         """An intermediate as this weight wants it."""
         if tensor.dtype == "q8":
             return self.rounded(tensor)
@@ -99,7 +99,7 @@ class DeviceLowering:
 
     def operand_at(
         self, weight: Weight, name: str, x: Buffer | None, n: int, tensor: Tensor | None = None
-    ) -> Operand:
+    ) -> Input:
         """float32 [n_tokens, n] as this weight wants it; rounded once for all that read it in a row.
 
         Args:
@@ -117,12 +117,12 @@ class DeviceLowering:
         self.quantise(x, quantised, n)
         return quantised
 
-    def take_quantised(self, name: str, n: int) -> Operand:
+    def take_quantised(self, name: str, n: int) -> Input:
         """The area of rounded vectors, which from here on holds the one of this name."""
         self._quantised = name
         return self._quantised_views(n)
 
-    def _quantised_views(self, n: int) -> Operand:
+    def _quantised_views(self, n: int) -> Input:
         count, blocks = self.n_tokens * n, self.n_tokens * n // 32
         return (
             self.area("quantised", count, np.int8),
@@ -130,11 +130,11 @@ class DeviceLowering:
             self.area("quantised", blocks, np.int32, count + 4 * blocks),
         )
 
-    def quantise(self, x: Buffer, to: Operand, n: int) -> None:
+    def quantise(self, x: Buffer, to: Input, n: int) -> None:
         """Round x to blocks of 32."""
         self.launch(quantise(self.n_tokens, n), x, *to, self.n_tokens * n // 32)
 
-    def tokens_of(self, operand: Operand, first: int, count: int, n: int) -> Operand:
+    def tokens_of(self, operand: Input, first: int, count: int, n: int) -> Input:
         """Some tokens' part of an operand of n numbers a token."""
         sizes = (n,) if len(operand) == 1 else (n, n // 32, n // 32)
         return tuple(
@@ -147,7 +147,7 @@ class DeviceLowering:
     def product(
         self,
         matrix: DeviceMatrix,
-        x: Operand,
+        x: Input,
         y: Buffer,
         *,
         flags: int = 0,

@@ -12,7 +12,7 @@ from hotcold.engine.host.machine import thread_count
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
-from hotcold.engine.model.sparsity import SPARSITIES, resolve_sparsity, resolve_threshold
+from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor, parse_request
@@ -80,7 +80,7 @@ def load_with(
     started = time.perf_counter()
     request = parse_request(options.device, options.vram_budget, options.strict)
     one_of("kv_type", options.kv_type, tuple(KV_BYTES))
-    one_of("sparsity", options.sparsity, SPARSITIES)
+    one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
     file = open_gguf(model_path(path))

@@ -61,7 +61,7 @@ class Lowering:
         return self.tensors[tensor.name], 4 * tensor.shape[1]
 
     def operand(self, weight: Weight, name: str, address: int, n: int) -> tuple[int, int]:
-        """The activations as this weight wants them: float32, or packed before their first use.
+        """A vector as this weight wants it: float32, or packed before its first use.
 
         Args:
             name: what identifies the vector, so that it is packed once for all its consumers.

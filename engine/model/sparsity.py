@@ -10,7 +10,7 @@ from hotcold.errors import SettingError
 if TYPE_CHECKING:
     from hotcold.engine.model.model import Model
 
-SPARSITIES = ("auto", "exact", "off", "predictor")
+SPARSITY_CHOICES = ("auto", "exact", "off", "predictor")
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 
 
@@ -27,7 +27,7 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     Raises:
         SettingError: an unknown word, or a mode that this file cannot run in.
     """
-    one_of("sparsity", wanted, SPARSITIES)
+    one_of("sparsity", wanted, SPARSITY_CHOICES)
     transposed = all(layer.ffn_down_t is not None for layer in model.layers)
     relu = model.ffn_activation == "relu"
     if wanted == "off":

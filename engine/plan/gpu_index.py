@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hotcold.engine.model.model import Layer, Model
 from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.errors import DoesNotFitError, FileError
+from hotcold.gguf_io.firing_counts import Counts, LayerCounts
 from hotcold.gguf_io.gpuidx import GpuIndex, Identity, index_path, is_foreign, read_index, write_index
 
 POWERINFER_GROUP = 256  # neurons; PowerInfer's kernels drop the remainder
-Counts = NDArray[np.generic]
 Planner = Callable[[Sequence[Ids] | None], Plan]
 
 
@@ -154,13 +153,13 @@ def _neuron_bytes(layer: Layer) -> int:
     return sum(weight.n_bytes // layer.ffn_up.n_rows for weight in layer.ffn_matrices)
 
 
-def hottest(counts: Counts, n: int) -> Ids:
+def hottest(counts: LayerCounts, n: int) -> Ids:
     """The n neurons with the largest counts, ascending; of equal counts the lower numbers."""
     order = np.argsort(-np.asarray(counts, np.float64), kind="stable")
     return np.sort(order[:n]).astype(np.int32)
 
 
-def for_powerinfer(model: Model, hot: Sequence[Ids], counts: Sequence[Counts] | None) -> GpuIndex:
+def for_powerinfer(model: Model, hot: Sequence[Ids], counts: Counts | None) -> GpuIndex:
     """An index that PowerInfer runs well: each layer's hottest, their number a multiple of 256."""
     kept = []
     for i, ids in enumerate(hot):

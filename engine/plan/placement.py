@@ -33,11 +33,11 @@ from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan,
 from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.reserve import Reserve, fitting_reserve, layer_index_bytes, mib, reserve_for
 from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.gguf_io.firing_counts import Counts
 
 NO_BUDGET = "the budget is 0: everything stays on the CPU"
 UNIFORM = "uniform: no activation counts were found"
 WHERE_COUNTS_GO = "put them into activation/ beside the model, or give offload-dump --activation DIR"
-Counts = Sequence[NDArray[np.generic]]
 
 
 class _Purse:

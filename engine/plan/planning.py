@@ -4,9 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from hotcold.engine.model.context import batch_length, context_length
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.sparsity import resolve_sparsity
@@ -17,11 +14,9 @@ from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.engine.settings import one_of
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
-from hotcold.gguf_io.activations import activations_in_metadata, read_activations
+from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, read_counts
 from hotcold.gguf_io.gpuidx import Identity
 from hotcold.kernels.formats import KV_BYTES
-
-Counts = Sequence[NDArray[np.generic]]
 
 
 @dataclass(frozen=True)
@@ -52,23 +47,23 @@ class Wanted:
     kv_type: str = "f16"
 
 
-def with_counts(source: Source, activation: Path | None, file: GGUFFile | None) -> Source:
+def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> Source:
     """Counts of --activation, else beside the model, else in the file."""
     model = source.model
     size = (model.n_layer, model.n_ff)
-    if activation is not None:
-        counts = read_activations(activation, *size)
+    if folder is not None:
+        counts = read_counts(folder, *size)
         if counts is None:
             raise FileError(
-                "--activation", activation, "no activation_0.npy or .pt there", "name another folder"
+                "--activation", folder, "no activation_0.npy or .pt there", "name another folder"
             )
-        return replace(source, frequencies=counts, frequencies_from=str(activation))
+        return replace(source, frequencies=counts, frequencies_from=str(folder))
     if file is None:
         return replace(source, frequencies_from=placement.UNIFORM)
     beside = file.path.parent / "activation"
-    if (counts := read_activations(beside, *size)) is not None:
+    if (counts := read_counts(beside, *size)) is not None:
         return replace(source, frequencies=counts, frequencies_from=f"{beside.name}/ beside the model")
-    if (counts := activations_in_metadata(file.metadata, *size)) is not None:
+    if (counts := counts_in_metadata(file.metadata, *size)) is not None:
         return replace(source, frequencies=counts, frequencies_from="the model's file")
     return replace(source, frequencies_from=placement.UNIFORM)
 

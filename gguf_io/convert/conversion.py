@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from hotcold.errors import FileError, SettingError
-from hotcold.gguf_io.activations import read_activations
 from hotcold.gguf_io.convert.inputs import check_inputs, source_files
 from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.convert.model_tensors import plan_tensors
@@ -11,6 +10,7 @@ from hotcold.gguf_io.convert.outtypes import outtype_of, powerinfer_warnings
 from hotcold.gguf_io.convert.predictors import Predictors, open_predictors
 from hotcold.gguf_io.convert.requantise import requantise
 from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
+from hotcold.gguf_io.firing_counts import read_counts
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
@@ -81,7 +81,7 @@ def _convert_directory(
     tensors = plan_tensors(model_dir, model, sparse_inputs, wanted, warnings.append)
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, force_pretokenizer)
     warnings += tokenizer_warnings
-    counts = read_activations(model_dir / "activation", model.n_layer, model.n_ff)
+    counts = read_counts(model_dir / "activation", model.n_layer, model.n_ff)
     architecture = model.architecture.name
     n_bytes = write_gguf(
         outfile,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from gguf import GGUFValueType, LlamaFileType
 
-from hotcold.gguf_io.activations import Counts
 from hotcold.gguf_io.convert.outtypes import QUANTIZATION_VERSION
 from hotcold.gguf_io.convert.predictors import Predictors
+from hotcold.gguf_io.firing_counts import Counts
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.names import ACTIVATION_COUNTS, FFN_ACTIVATION, SPARSE_THRESHOLD
 from hotcold.gguf_io.writer import MetadataValue, array, float32, string, uint32
@@ -47,7 +47,7 @@ def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
 
 
 def sparse_metadata(
-    model: HFModel, predictors: Predictors | None, counts: tuple[Counts, ...] | None
+    model: HFModel, predictors: Predictors | None, counts: Counts | None
 ) -> dict[str, MetadataValue]:
     """The activation of a ReLU model without predictors, their threshold, and activation counts."""
     metadata = {}

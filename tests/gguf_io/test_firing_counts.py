@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.activations import activations_in_metadata, read_activations
+from hotcold.gguf_io.firing_counts import counts_in_metadata, read_counts
 
 N_FF = 8
 COUNTS = np.arange(N_FF)
@@ -22,7 +22,7 @@ def save(folder: Path, *layers: NDArray[Any]) -> Path:
 
 @pytest.mark.parametrize("dtype", ["<i8", ">i8", "<u4", "<f4", "<f8", "<u8"])
 def test_npy(tmp_path: Path, dtype: str) -> None:
-    counts = read_activations(save(tmp_path, COUNTS.astype(dtype), COUNTS[::-1].astype(dtype)), 2, N_FF)
+    counts = read_counts(save(tmp_path, COUNTS.astype(dtype), COUNTS[::-1].astype(dtype)), 2, N_FF)
     assert counts is not None
     assert [layer.tolist() for layer in counts] == [COUNTS.tolist(), COUNTS[::-1].tolist()]
     assert all(layer.dtype == np.uint64 for layer in counts)
@@ -32,26 +32,26 @@ def test_npy(tmp_path: Path, dtype: str) -> None:
 def test_pt(tmp_path: Path, torch_program: Any, dtype: str) -> None:
     for i in range(2):
         torch_program.save(tmp_path / f"activation_{i}.pt", COUNTS.astype(dtype))
-    counts = read_activations(tmp_path, 2, N_FF)
+    counts = read_counts(tmp_path, 2, N_FF)
     assert counts is not None
     assert [layer.tolist() for layer in counts] == [COUNTS.tolist()] * 2
 
 
 def test_no_counts(tmp_path: Path) -> None:
-    assert read_activations(tmp_path, 2, N_FF) is None
-    assert read_activations(tmp_path / "absent", 2, N_FF) is None
+    assert read_counts(tmp_path, 2, N_FF) is None
+    assert read_counts(tmp_path / "absent", 2, N_FF) is None
 
 
 def test_layers_are_read_in_number_order(tmp_path: Path) -> None:
     """Sorted by name, layer 10 would come before layer 2."""
-    counts = read_activations(save(tmp_path, *(np.full(N_FF, i) for i in range(12))), 12, N_FF)
+    counts = read_counts(save(tmp_path, *(np.full(N_FF, i) for i in range(12))), 12, N_FF)
     assert counts is not None
     assert [int(layer[0]) for layer in counts] == list(range(12))
 
 
 def refusal(folder: Path, n_layer: int = 1) -> str:
     with pytest.raises(FileError) as caught:
-        read_activations(folder, n_layer, N_FF)
+        read_counts(folder, n_layer, N_FF)
     assert caught.value.exit_code == 3
     return str(caught.value)
 
@@ -116,7 +116,7 @@ def test_every_prefix_and_every_changed_byte_of_the_header(tmp_path: Path) -> No
         for value in (0, 40, 91, 255):
             file.write_bytes(content[:position] + bytes([value]) + content[position + 1 :])
             try:
-                read_activations(tmp_path, 1, N_FF)
+                read_counts(tmp_path, 1, N_FF)
             except FileError as error:
                 assert "activation_0.npy" in str(error)
 
@@ -130,10 +130,10 @@ def test_a_pt_of_another_length(tmp_path: Path, torch_program: Any) -> None:
 
 def test_metadata() -> None:
     metadata = {"general.name": "x", "hotcold.activation.0": COUNTS, "hotcold.activation.1": COUNTS[::-1]}
-    counts = activations_in_metadata(metadata, 2, N_FF)
+    counts = counts_in_metadata(metadata, 2, N_FF)
     assert counts is not None
     assert [layer.tolist() for layer in counts] == [COUNTS.tolist(), COUNTS[::-1].tolist()]
-    assert activations_in_metadata({"general.name": "x"}, 2, N_FF) is None
+    assert counts_in_metadata({"general.name": "x"}, 2, N_FF) is None
 
 
 @pytest.mark.parametrize(
@@ -148,5 +148,5 @@ def test_metadata() -> None:
 )
 def test_metadata_of_another_model(metadata: dict[str, Any], text: str) -> None:
     with pytest.raises(FileError) as caught:
-        activations_in_metadata(metadata, 2, N_FF)
+        counts_in_metadata(metadata, 2, N_FF)
     assert text in str(caught.value)

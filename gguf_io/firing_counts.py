@@ -1,11 +1,11 @@
-"""Activation counts: how often each neuron of each layer fired on some text.
+"""Counts of firing neurons: how often each neuron of each layer fired on some text.
 
 They lie beside a model as activation/activation_{i}.npy or .pt, and in a GGUF file as the metadata
 arrays hotcold.activation.{i} (u64[n_ff]).
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,13 @@ from hotcold.errors import FileError
 from hotcold.gguf_io.names import ACTIVATION_COUNTS
 from hotcold.gguf_io.torch_pickle import open_tensor
 
-Counts = NDArray[np.uint64]
+LayerCounts = NDArray[np.generic]
+"""How often each neuron of a layer fired, [n_ff], whole numbers as they are or as float64."""
+Counts = Sequence[LayerCounts]
+"""Those of every layer."""
 
 
-def read_activations(folder: Path, n_layer: int, n_ff: int) -> tuple[Counts, ...] | None:
+def read_counts(folder: Path, n_layer: int, n_ff: int) -> tuple[NDArray[np.uint64], ...] | None:
     """Counts of each layer, each u64[n_ff], or None when `folder` does not exist or holds none.
 
     Of activation_{i}.npy and activation_{i}.pt the first that exists is read, neither of them by
@@ -41,13 +44,13 @@ def read_activations(folder: Path, n_layer: int, n_ff: int) -> tuple[Counts, ...
     return tuple(_checked(str(file), _read(file, n_ff), n_ff) for file in files if file is not None)
 
 
-def activations_in_metadata(
+def counts_in_metadata(
     metadata: Mapping[str, Any], n_layer: int, n_ff: int
-) -> tuple[Counts, ...] | None:
+) -> tuple[NDArray[np.uint64], ...] | None:
     """Counts of each layer out of a GGUF file's metadata, each u64[n_ff], or None when it has none.
 
     Raises:
-        FileError: as `read_activations`.
+        FileError: as `read_counts`.
     """
     keys = [ACTIVATION_COUNTS.format(i=i) for i in range(n_layer)]
     stem = ACTIVATION_COUNTS.format(i="")
@@ -106,7 +109,7 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
         ) from error
 
 
-def _checked(origin: str, numbers: Any, n_ff: int) -> Counts:
+def _checked(origin: str, numbers: Any, n_ff: int) -> NDArray[np.uint64]:
     values = np.asarray(numbers)
     if values.dtype.kind not in "iuf" or values.shape != (n_ff,):
         raise _another_model(
