@@ -1,14 +1,18 @@
 """NumPy oracles, one short function an op: the definition of what is right.
 
 Every function takes float32 and computes in float64, so a kernel's own rounding shows as its
-distance from here; those named `.._in_order` compute in float32, in the kernels' own order. Weights arrive as float32 matrices of the numbers that their blocks hold.
+distance from here; those named `.._in_order` compute in float32, in the kernels' own order. Weights
+arrive as float32 matrices of the numbers that their blocks hold.
 
-Two facts are defined here and nowhere else:
+Three facts are defined here and nowhere else:
 
 * activations that meet a quantised weight are first rounded by `quantise`: int8 in blocks of 32
   with one float32 scale;
 * a neuron of a ReLU FFN counts only if its gate is positive, so `up` and `down` rows of the others
-  are never read.
+  are never read;
+* the order in which a CPU kernel adds: `dots_of_blocks_in_order`, `dots_of_floats_in_order`,
+  `rows_in_order` and `attention_in_order`. It is that of a row alone, of a few tokens that share the row,
+  and of a tile, so a token's numbers do not depend on its company.
 """
 
 import math
@@ -172,6 +176,99 @@ def mul_add(x: F32, y: F32, z: F32) -> F32:
 
 
 FMA = Callable[[F32, F32, F32], F32]
+
+
+def folded(chains: F32) -> F32:
+    """The sum over the first axis, a power of two of chains: its second half added to its first, and so on."""
+    while len(chains) > 1:
+        half = len(chains) // 2
+        chains = chains[:half] + chains[half:]
+    return chains[0]
+
+
+BLOCK_CHAINS = 16
+
+
+def dots_of_blocks_in_order(
+    numbers: NDArray[np.int32],
+    scales: F32,
+    minima: F32 | None,
+    x: F32,
+    fma: FMA = fma,
+) -> F32:
+    """w . x of quantised rows, by blocks of 32 numbers scale * q + minimum.
+
+    A block's sum of q times rounded activations is an integer and exact. Block c adds to chain c mod 16
+
+        a = fma(float(sum), scale * d, a)       and, with a minimum,
+        a = fma(minimum, d * float(sum of x), a),
+
+    d being the scale of the activations; at last the chains are folded. A K type's parts of 32 count as
+    blocks; where its parts of 16 have integer scales of their own (Q6_K), q has been multiplied by them.
+
+    Args:
+        numbers: [n_rows, n_blocks, 32]. scales, minima: [n_rows, n_blocks]. x: [k].
+
+    Returns:
+        float32 [n_rows].
+    """
+    q, d = quantise(x)
+    blocks = q.reshape(-1, BLOCK).astype(np.int32)
+    sums = (numbers * blocks).sum(-1, dtype=np.int32).astype(np.float32)
+    of_x = d * blocks.sum(-1, dtype=np.int32).astype(np.float32)
+    chains = np.zeros((BLOCK_CHAINS, len(numbers)), np.float32)
+    for c in range(len(blocks)):
+        chain = chains[c % BLOCK_CHAINS]
+        chain[:] = fma(sums[:, c], scales[:, c] * d[c], chain)
+        if minima is not None:
+            chain[:] = fma(minima[:, c], of_x[c : c + 1], chain)
+    return folded(chains)
+
+
+FLOAT_STEP, FLOAT_CHAINS = 16, 2
+
+
+def dots_of_floats_in_order(w: F32, x: F32, fma: FMA = fma) -> F32:
+    """w . x of float rows: number i adds to chain i mod 32 by fma; the last numbers that fill no 16 at the end.
+
+    Chains i and i + 16 are added first, then the 16 folded, then the last numbers one by one, by fma too.
+
+    Args:
+        w: [n_rows, k]. x: [k].
+
+    Returns:
+        float32 [n_rows].
+    """
+    whole = len(x) // FLOAT_STEP * FLOAT_STEP
+    chains = np.zeros((FLOAT_CHAINS * FLOAT_STEP, len(w)), np.float32)
+    for i in range(whole):
+        chain = chains[i % len(chains)]
+        chain[:] = fma(w[:, i], x[i : i + 1], chain)
+    total = folded(chains)
+    for i in range(whole, len(x)):
+        total = fma(w[:, i], x[i : i + 1], total)
+    return total
+
+
+def rows_in_order(coefficients: F32, w: F32, n_pieces: int, fma: FMA = fma) -> F32:
+    """coefficients . w of an FFN's down rows: in ascending order by fma, in pieces of the neurons.
+
+    Piece i has rows n_rows * i // n_pieces to n_rows * (i + 1) // n_pieces, whichever of them are
+    listed; each starts from 0, and then the pieces are added in order. A zero coefficient adds nothing.
+
+    Args:
+        coefficients: [n_rows]. w: [n_rows, k].
+
+    Returns:
+        float32 [k].
+    """
+    total = np.zeros(w.shape[1], np.float32)
+    for i in range(n_pieces):
+        acc = np.zeros(w.shape[1], np.float32)
+        for r in range(len(w) * i // n_pieces, len(w) * (i + 1) // n_pieces):
+            acc = fma(coefficients[r : r + 1], w[r], acc) if coefficients[r] != 0 else acc
+        total = total + acc if i else acc
+    return total
 
 
 def exp2(x: F32, fma: FMA = fma) -> F32:

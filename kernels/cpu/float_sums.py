@@ -118,8 +118,8 @@ def _with_tails(
         for r, row in enumerate(rows):
             w = kind.load1(b, b.add(row, b.mul(j, I64(kind.type_size))))
             for c, x in enumerate(xs):
-                product = b.fmul(w, simd.load(b, b.add(x, b.mul(j, I64(4))), F32))
-                b.store(b.fadd(b.load(cells[r][c]), product), cells[r][c])
+                number = simd.load(b, b.add(x, b.mul(j, I64(4))), F32)
+                b.store(simd.fma(b, w, number, b.load(cells[r][c])), cells[r][c])
     return [[b.load(cell) for cell in row] for row in cells]
 
 

@@ -211,3 +211,22 @@ def test_dense_ffn_with_silu() -> None:
     y = ref.dense_ffn(f32([1]), f32([2]), f32([3]), f32([10], [1]))
     h = 2 / (1 + math.exp(-2)) * 3
     assert np.allclose(y, [[10 * h, h]])
+
+
+@pytest.mark.parametrize("fma", [ref.fma, ref.mul_add])
+def test_sums_in_order_are_the_sums(fma: ref.FMA) -> None:
+    rng = np.random.default_rng(3)
+    w, x = rng.standard_normal((7, 100), np.float32), rng.standard_normal(100, np.float32)
+    assert np.allclose(ref.dots_of_floats_in_order(w, x, fma), w.astype(np.float64) @ x, atol=1e-4)
+    numbers, scales = (
+        rng.integers(-8, 8, (7, 20, 32), np.int32),
+        rng.uniform(0.1, 1, (7, 20)).astype(np.float32),
+    )
+    minima, x = rng.standard_normal((7, 20)).astype(np.float32), rng.standard_normal(640, np.float32)
+    held = (numbers * scales[..., None]).astype(np.float64)
+    for of_blocks, wide in ((None, held), (minima, held + minima[..., None])):
+        got = ref.dots_of_blocks_in_order(numbers, scales, of_blocks, x, fma)
+        assert np.allclose(got, wide.reshape(7, -1) @ ref.rounded(x), atol=1e-3)
+    coefficients, w = rng.standard_normal(50, np.float32), rng.standard_normal((50, 9), np.float32)
+    got = ref.rows_in_order(coefficients, w, 16, fma)
+    assert np.allclose(got, coefficients.astype(np.float64) @ w, atol=1e-4)

@@ -13,7 +13,8 @@ import sparse_ffn_cases as sparse
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import program, rows
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import program, rows, simd
 
 F32 = NDArray[np.float32]
 Walk = Callable[..., None]
@@ -49,6 +50,82 @@ def test_matrices(type_id: int, run_ops: Walk) -> None:
         for i, n in enumerate(BATCHES):
             got = products(raw, type_id, x[:n], run_ops, 1 + i % 4, 1 + i % 4)
             assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
+
+
+def as_blocks(type_id: int, raw: NDArray[np.uint8], w: F32) -> tuple[NDArray[np.int32], F32, F32 | None]:
+    """Rows as `ref.dots_of_blocks_in_order` takes them: integers, scales, minima, from bytes and their numbers.
+
+    Integers come from exact arithmetic on the numbers that a row holds: (w - minimum) / scale.
+    """
+    n_rows = len(w)
+    blocks = raw.reshape(n_rows, -1, rows.TYPE_SIZE[type_id])
+
+    def half(at: int) -> NDArray[np.float64]:
+        return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float64)
+
+    minima = None
+    if type_id in (rows.Q4_K_ID, rows.Q5_K_ID):
+        six = six_bits(blocks[..., 4:16])
+        scales, minima = ((half(at)[..., None] * six[i]).reshape(n_rows, -1) for i, at in enumerate((0, 2)))
+        minima = -minima
+    elif type_id == rows.Q6_K_ID:
+        scales = np.repeat(half(208), 8, axis=1)
+    else:
+        scales = half(0)
+        minima = half(2) if type_id in (rows.Q4_1_ID, rows.Q5_1_ID) else None
+    wide = w.astype(np.float64).reshape(n_rows, -1, 32)
+    if minima is not None:
+        wide = wide - minima[..., None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        numbers = np.where(scales[..., None] == 0, 0, wide / scales[..., None])
+    integers = np.rint(numbers)
+    assert np.abs(numbers - integers).max() < 0.01
+    kept = None if minima is None else minima.astype(np.float32)
+    return integers.astype(np.int32), scales.astype(np.float32), kept
+
+
+def six_bits(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The 8 scales and the 8 minima in a K block's 12 bytes, [2, ..., 8]."""
+    b = packed.astype(np.int64)
+    first, second, third = b[..., :4], b[..., 4:8], b[..., 8:]
+    low = [first & 63, second & 63]
+    high = [third & 15 | first >> 6 << 4, third >> 4 | second >> 6 << 4]
+    return np.stack([np.concatenate(both, -1) for both in zip(low, high, strict=True)])
+
+
+def level_fma() -> ref.FMA:
+    """The multiply-add of this CPU level."""
+    return ref.fma if "fma" in simd.target_features() else ref.mul_add
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
+    for k in (*lengths(type_id), 2048):
+        raw, w = checks.weights(type_id, 19, k)
+        x = checks.vectors(1, k, 2)
+        got = products(raw, type_id, x, run_ops, 2, 2)[0]
+        if rows.is_quantised(type_id):
+            wanted = ref.dots_of_blocks_in_order(*as_blocks(type_id, raw, w), x[0], level_fma())
+        else:
+            wanted = ref.dots_of_floats_in_order(w, x[0], level_fma())
+        assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
+
+
+@pytest.mark.parametrize("type_id", TYPES)
+def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
+    for k in lengths(type_id):
+        raw, _ = checks.weights(type_id, 203, k)
+        w = np.zeros((203, k), np.float32)
+        for row, out in zip(raw, w, strict=True):
+            rows.widen_row(type_id, row.ctypes.data, k, out.ctypes.data)
+        x, y = checks.vectors(3, 203, 5), np.full((3, k), np.nan, np.float32)
+        x[np.random.default_rng(6).random(x.shape) < 0.6] = 0
+        op = {"code": program.DOWN_ROWS, "chunks": 2, "n_rows": 203, "k": k, "p0": program.PIECES}
+        op |= {"x": x.ctypes.data, "x_stride": x.strides[0], "y": y.ctypes.data, "y_stride": y.strides[0]}
+        run_ops([op | checks.matrix("w", raw, type_id)], 2, n_tokens=3)
+        for coefficients, got in zip(x, y, strict=True):
+            wanted = ref.rows_in_order(coefficients, w, program.PIECES, level_fma())
+            assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
 
 
 SPARSE = [*sparse.TYPES, *sparse.MIXED]
