@@ -12,6 +12,7 @@ from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath,
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generate.run_options import RunOptions
 from hotcold.errors import SettingError
+from hotcold.whole_file import check_output, write_whole
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,6 +48,7 @@ class OffloadDumpCommand:
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
     as_json: Json = False
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the page.")] = False
     sweep: Annotated[
         str | None, typer.Option(metavar="LIST", help="A row for each budget, such as 0,2GiB,4GiB.")
     ] = None
@@ -75,6 +77,9 @@ class OffloadDumpCommand:
             {"--run": self.run_it, "--sweep": self.sweep is not None, "--html": self.html is not None}
         )
         source = dump.open_source(self.model, self.like, self.predictor_rank, self.activation)
+        if self.html is not None:
+            sources = [] if source.path is None else [source.path]
+            check_output(self.html, sources, self.force, option="--html")
         how = planning.wanted(source, self.sparsity, self.ctx_size, self.batch_size, self.kv_type)
         facts = dump.device_facts(self.device_memory, self.vram_budget or self.sweep)
         if self.run_it:
@@ -190,7 +195,6 @@ def write_page(whole: "Report", plan: "Plan", source: "Source", how: "Wanted", p
     """The page with pictures."""
     from hotcold.engine.dump.html import page
     from hotcold.engine.plan.placement import coverage_curve
-    from hotcold.whole_file import write_whole
 
     curve = coverage_curve(
         source.model, source.frequencies, how.sparsity, how.n_ctx, plan.n_batch, how.kv_type

@@ -104,7 +104,9 @@ _FIELDS = [
 _PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + 1) % 8)]
 OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *((n, "i8") for n in _PADDING)])
 
-THREAD_SCRATCH_BYTES = 2 << 20  # each thread's own memory for row lists, panels and tiles; resident as it is used
+THREAD_SCRATCH_BYTES = (
+    2 << 20
+)  # each thread's own memory for row lists, panels and tiles; resident as it is used
 ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
 CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
 MAX_CHUNKS = 256

@@ -16,7 +16,8 @@ from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import SHAPES
 from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
-POWERINFER = Path(__file__).parent.parent.parent / "data" / "powerinfer"
+DATA = Path(__file__).parent.parent.parent / "data"
+POWERINFER = DATA / "powerinfer"
 
 
 @pytest.fixture(autouse=True)
@@ -121,6 +122,36 @@ def test_a_page_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:
     result = run("--vram-budget", "6MiB", "-c", "256", "-b", "64", "--html", str(tmp_path / "x.html"))
     assert result.exit_code == 0 and result.stdout == ""
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
+
+
+def test_a_page_that_is_there_is_overwritten_with_force_alone(tmp_path: Path) -> None:
+    page = tmp_path / "x.html"
+    page.write_text("mine")
+    wanted = ("--vram-budget", "0", "-c", "64", "--html", str(page))
+    result = run(*wanted)
+    assert result.exit_code == 2 and "--force" in result.stderr and page.read_text() == "mine"
+    assert run(*wanted, "--force").exit_code == 0
+    assert page.read_text().startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.parametrize("kind", ["the model", "a link to it", "a pipe", "a directory"])
+def test_a_page_takes_the_place_of_nothing_but_a_page(tmp_path: Path, kind: str) -> None:
+    model, page = tmp_path / "m.gguf", tmp_path / "page"
+    model.write_bytes((DATA / "llamacpp" / "llama.q8_0.gguf").read_bytes())
+    before = model.read_bytes()
+    if kind == "the model":
+        page = model
+    elif kind == "a link to it":
+        page.symlink_to(model)
+    elif kind == "a pipe":
+        os.mkfifo(page)
+    else:
+        page.mkdir()
+    was = os.lstat(page)
+    result = run("-m", str(model), "--vram-budget", "0", "--html", str(page), "--force")
+    assert result.exit_code in (2, 3) and str(page) in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert os.path.samestat(os.lstat(page), was) and model.read_bytes() == before
 
 
 def test_nothing_that_runs_a_model_is_imported() -> None:
