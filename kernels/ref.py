@@ -183,7 +183,8 @@ def folded(chains: F32) -> F32:
     while len(chains) > 1:
         half = len(chains) // 2
         chains = chains[:half] + chains[half:]
-    return chains[0]
+    total: F32 = chains[0]
+    return total
 
 
 BLOCK_CHAINS = 16
