@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from random_weights import random_weights
 
 from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -37,20 +38,7 @@ class Matrix:
 
 
 def random_matrix(weight_type: Type, n_rows: int, n: int, seed: int = 0) -> Matrix:
-    rng = np.random.default_rng(seed)
-    if weight_type == Type.Q6_K:
-        rows = random_q6_k(rng, n_rows, n)
-    else:
-        rows = quants.quantize(rng.standard_normal((n_rows, n)).astype("f4"), weight_type)
-    numbers = quants.dequantize(rows, weight_type).astype("f4").reshape(n_rows, n)
-    return Matrix(weight_type, rows.view(np.uint8).reshape(n_rows, -1), numbers)
-
-
-def random_q6_k(rng: np.random.Generator, n_rows: int, n: int) -> Array:
-    """Random blocks with small scales, since the gguf package reads this type but does not make it."""
-    blocks = rng.integers(0, 256, (n_rows, n // 256, 210), np.uint8)
-    blocks[..., 208:] = rng.uniform(-0.01, 0.01, (n_rows, n // 256, 1)).astype("f2").view(np.uint8)
-    return blocks.reshape(n_rows, -1)
+    return Matrix(weight_type, *random_weights(weight_type, n_rows, n, np.random.default_rng(seed)))
 
 
 def normal(*shape: int, seed: int = 1) -> NDArray[np.float32]:

@@ -7,8 +7,9 @@ imports it, and `python oracle_checks.py` runs all of it in a process with anoth
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, quants
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from random_weights import random_weights
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.kernels import formats, ref
@@ -20,9 +21,7 @@ FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
 BLOCK_TYPES = (rows.Q8_0_ID, rows.Q4_0_ID)
 SPARSE_TYPES = FLOAT_TYPES + BLOCK_TYPES
 ODD = {True: (32, 96, 352, 2048), False: (1, 17, 100, 352)}
-
-# which bytes of a block are halfs: random ones could be NaN
-K_TYPES = {12: slice(0, 4), 13: slice(0, 4), rows.Q6_K_ID: slice(208, 210)}
+K_TYPES = (rows.Q4_K_ID, rows.Q5_K_ID, rows.Q6_K_ID)
 OFFSET_TYPES = (3, rows.Q5_0_ID, 7)
 
 Array = NDArray[np.float32]
@@ -44,22 +43,8 @@ def vectors(n: int, k: int, seed: int = 0) -> Array:
 
 
 def weights(type_id: int, n_rows: int, k: int, seed: int = 1) -> tuple[NDArray[np.uint8], Array]:
-    """Random rows of a type as bytes, and the numbers they hold. K types cannot be written by the package."""
-    kind = GGMLQuantizationType(type_id)
-    generator = np.random.default_rng(seed)
-    if type_id in K_TYPES:
-        scales = K_TYPES[type_id]
-        data = generator.integers(0, 256, (n_rows, k // 256, rows.TYPE_SIZE[type_id]), np.uint8)
-        data[..., scales] = np.full(len(range(*scales.indices(512))) // 2, 0.01, np.float16).view(np.uint8)
-        data = data.reshape(n_rows, -1)
-    else:
-        packed = quants.quantize(generator.standard_normal((n_rows, k), np.float32), kind)
-        data = np.ascontiguousarray(packed).view(np.uint8).reshape(n_rows, -1)
-    if type_id == rows.F32_ID:
-        return data, data.view(np.float32)
-    if type_id == rows.F16_ID:
-        return data, data.view(np.float16).astype(np.float32)
-    return data, np.asarray(quants.dequantize(data, kind), np.float32)
+    """Random rows of a type as bytes, and the numbers they hold."""
+    return random_weights(GGMLQuantizationType(type_id), n_rows, k, np.random.default_rng(seed))
 
 
 def operand(type_id: int, x: Array) -> tuple[NDArray[np.uint8], int]:
