@@ -2,6 +2,15 @@
 
 MAX_SURPLUS = 256  # pieces more than the model has rows: more than padding explains are another model's
 
+EQUAL_PIECES = "pieces with the text of another one, which no text becomes"
+ABSENT_MERGES = "merges of or into pieces that are not there, left out"
+NO_ROW = "pieces for which the model has no row, left out"
+NO_TYPE = "pieces of type 0, taken as normal"
+GAPS = "ids without a piece before those that were added, filled"
+REPLACED = "pieces of another text than the added one of that id, replaced"
+UNMADE = "pieces that no merge makes, which a text may become all the same"
+UNNAMED_PAIRS = "pairs that make a piece by no merge, which may be joined all the same"
+
 
 class Oddities:
     """Counts by what they are of."""
@@ -18,10 +27,3 @@ class Oddities:
         """One line, or none."""
         found = [f"{what}: {n}" for what, n in self._counts.items()]
         return (f"odd vocabulary ({'; '.join(found)})",) if found else ()
-
-
-EQUAL_PIECES = "pieces with the text of another one, which no text becomes"
-ABSENT_MERGES = "merges of or into pieces that are not there, left out"
-NO_ROW = "pieces for which the model has no row, left out"
-NO_TYPE = "pieces of type 0, taken as normal"
-GAPS = "ids without a piece among the added ones, filled"

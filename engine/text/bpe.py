@@ -19,21 +19,11 @@ from hotcold.engine.text.vocabulary import (
 )
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.byte_characters import BYTE_OF, CHARACTER_OF
 from hotcold.gguf_io.oddities import ABSENT_MERGES, EQUAL_PIECES, Oddities
 from hotcold.gguf_io.pretokenizers import DEFAULT, KNOWN, PRETOKENIZERS, Pretokenizer
 
 Merge = tuple[str, str]
-
-
-def byte_characters() -> list[str]:
-    """The character that stands for each byte: itself if printable in Latin-1, else one from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), 256)}
-    others = iter(range(256, 512))
-    return [chr(byte) if byte in printable else chr(next(others)) for byte in range(256)]
-
-
-CHARACTER_OF = byte_characters()
-BYTE_OF = {character: byte for byte, character in enumerate(CHARACTER_OF)}
 
 
 class BpeTokenizer(PieceTokenizer):
@@ -129,6 +119,8 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | No
     tokens = _named(vocabulary.tokens)
     merges = _merges(file, _texts(file, tokens, oddities), oddities)
     warnings += oddities.warnings()
+    if not merges:
+        warnings += ("tokenizer.ggml.merges has none of use: every byte of a text is a token of its own",)
     return BpeTokenizer(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
 
 
@@ -169,7 +161,8 @@ def _merges(file: GGUFFile, texts: set[str], oddities: Oddities) -> list[Merge]:
     A piece with a space in it is none of bytes, so no merge with more than one space comes about.
     """
     merges: dict[Merge, None] = {}
-    for number, text in enumerate(strings(file, "merges")):
+    written = strings(file, "merges") if "tokenizer.ggml.merges" in file.metadata else []
+    for number, text in enumerate(written):
         if b" " not in text[1:-1]:
             bound = "two pieces with one space between them"
             raise damaged(file, f"merges[{number}]", shown(text), bound)

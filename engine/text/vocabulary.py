@@ -12,6 +12,7 @@ import numpy as np
 
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.end_pieces import END_PIECES, HARMONY_ENDS, OLD_END_PIECES
 from hotcold.gguf_io.fields import StringArray
 from hotcold.gguf_io.names import END_IDS
 from hotcold.gguf_io.oddities import MAX_SURPLUS, NO_ROW, NO_TYPE, Oddities
@@ -20,16 +21,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 SPECIAL = (CONTROL, USER_DEFINED)
 BYTE_PIECE = re.compile(rb"<0x([0-9A-F]{2})>")
 MAX_TOKENS = 1 << 24
-# Pieces that end a text or a turn wherever they are found. Many files name only one of theirs as EOS
-# (Llama 3's chat models have `<|end_of_text|>` there and say `<|eot_id|>`); llama.cpp knows them by
-# their text too, and takes them for control pieces whatever their type (Gemma's files had a normal
-# `<end_of_turn>`).
-END_PIECES = frozenset(
-    b"<|endoftext|> <|end_of_text|> <|eot_id|> <|eom_id|> <|im_end|> <|end|> <|return|> <|call|> <|calls|> "
-    b"<|flush|> <end_of_turn> <end_of_utterance> <turn|> <|tool_response> <EOT> _<EOT> [EOT] [EOS]".split()
-) | {"<\uff5cend\u2581of\u2581sentence\uff5c>".encode()}
-HARMONY_ENDS = frozenset((b"<|return|>", b"<|call|>"))  # where both are, `<|end|>` only ends a thought
-OLD_END_PIECES = frozenset(b"</s> <eos>".split())  # such a piece that is normal is text: of HTML, say
 
 
 @dataclass(frozen=True)
@@ -74,6 +65,7 @@ def read_vocabulary(
     }
     oddities.count(NO_ROW, len(tokens) - n_vocab)
     tokens, types = tokens[:n_vocab], types[:n_vocab]
+    # llama.cpp takes these for control pieces whatever their type: Gemma's files had a normal <end_of_turn>
     known = END_PIECES - {b"<|end|>"} if set(tokens) >= HARMONY_ENDS else END_PIECES
     ends = {token for token, text in enumerate(tokens) if text in known}
     ends |= {t for t, text in enumerate(tokens) if text in OLD_END_PIECES and types[t] in SPECIAL}

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from hotcold.gguf_io.huggingface.tokenizer_json import flattened, normalizer_names
 from hotcold.gguf_io.pretokenizers import AFTER_BYTES, CONTRACTIONS, GPT2_WORDS, PUNCTUATION_RUN, TABLE
 
 BY_CLASS = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}  # of a tokenizer without tokenizer.json
@@ -59,29 +60,10 @@ def is_byte_level(tokenizer: Mapping[str, Any]) -> bool:
     return any(part.get("type") == "ByteLevel" for part in parts)
 
 
-def normalizer_names(tokenizer: Mapping[str, Any]) -> list[str]:
-    """The types of the normalizers, in order."""
-    return [str(part.get("type")) for part in flattened(tokenizer.get("normalizer"), "normalizers")]
-
-
 def describe(tokenizer: Mapping[str, Any]) -> str:
     """The steps in words, for a message."""
     parts = flattened(tokenizer.get("pre_tokenizer"), "pretokenizers")
     return ", then ".join([*normalizer_names(tokenizer), *map(_described, parts)]) or "no pre_tokenizer"
-
-
-def flattened(part: Any, inner: str) -> Iterator[dict[str, Any]]:
-    """The parts of a "Sequence", or the part itself; `inner` is what the sequence calls them."""
-    pending = [part]
-    while pending:
-        first = pending.pop(0)
-        if not isinstance(first, dict):
-            continue
-        parts = first.get(inner)
-        if first.get("type") == "Sequence" and isinstance(parts, list):
-            pending = parts + pending
-        else:
-            yield first
 
 
 def _patterns(pre_tokenizer: Any) -> Iterator[str]:

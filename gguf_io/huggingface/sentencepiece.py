@@ -11,7 +11,17 @@ from sentencepiece import sentencepiece_model_pb2
 
 from hotcold.errors import FileError
 from hotcold.gguf_io.huggingface.model import HFModel
-from hotcold.gguf_io.huggingface.vocabulary import Vocabulary, added_tokens, special_id_metadata
+from hotcold.gguf_io.huggingface.tokenizer_json import FILE as TOKENIZER_JSON
+from hotcold.gguf_io.huggingface.vocabulary import (
+    SPACE,
+    USER_DEFINED,
+    Tokens,
+    Vocabulary,
+    added_tokens,
+    optional_json,
+    special_id_metadata,
+)
+from hotcold.gguf_io.oddities import GAPS
 from hotcold.gguf_io.writer import MetadataValue, array, boolean, string
 
 FILE = "tokenizer.model"
@@ -22,46 +32,80 @@ MAX_BYTES = 100_000_000
 
 def sentencepiece_metadata(
     model_dir: Path, model: HFModel, settings: Mapping[str, Any]
-) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
-    """`tokenizer.ggml.*` keys, and warnings.
+) -> tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]:
+    """`tokenizer.ggml.*` keys, the vocabulary, and warnings.
 
-    Pieces, scores and types are those of tokenizer.model; tokens that were added behind them follow;
-    the rest up to the model's n_vocab is filled. Scores of both are -1000, as llama.cpp writes them.
+    Pieces, scores and types are those of tokenizer.model, but where a token was added in their range;
+    those that were added behind them follow; the rest up to the model's n_vocab is filled. Scores of both
+    are -1000, as llama.cpp writes them.
 
     Args:
         settings: tokenizer_config.json.
 
     Raises:
-        FileError: a file is damaged, the vocabulary is no SentencePiece BPE, has more tokens than the
+        FileError: a file is damaged, the vocabulary is no SentencePiece BPE, has many more tokens than the
             model has rows, or a special id is beyond it.
     """
     proto = _read(model_dir / FILE)
-    vocabulary = Vocabulary(
-        model_dir,
-        [piece.piece.encode() for piece in proto.pieces],
-        [int(piece.type) for piece in proto.pieces],
-    )
-    _append(vocabulary, settings)
-    vocabulary.fill(model.n_vocab)
-    scores = [float(piece.score) for piece in proto.pieces]
-    scores += [NO_SCORE] * (len(vocabulary.tokens) - len(scores))
+    vocabulary = Vocabulary(model_dir)
+    pieces = {n: (piece.piece.encode(), int(piece.type)) for n, piece in enumerate(proto.pieces)}
+    added = added_tokens(model_dir, settings, _listed(model_dir, pieces))
+    behind = [number for number in added if number >= len(pieces)]
+    vocabulary.oddities.count(GAPS, max(behind, default=0) + 1 - len(pieces) - len(behind) if behind else 0)
+    vocabulary.fill(pieces, added, model.n_vocab, replace=True)
+    scores = [float(piece.score) for piece in proto.pieces[: model.n_vocab]]
     spec = proto.trainer_spec
     ids = vocabulary.special_ids(
         model, settings, {"bos": spec.bos_id, "eos": spec.eos_id, "unk": spec.unk_id}
     )
+    add_bos = settings.get("add_bos_token") is not False
+    prefix = bool(proto.normalizer_spec.add_dummy_prefix)
+    metadata = llama_metadata(vocabulary, scores, ids, settings, add_bos=add_bos, add_space_prefix=prefix)
+    return metadata, vocabulary, _warnings(proto)
+
+
+def _listed(model_dir: Path, pieces: Tokens) -> Any:
+    """`added_tokens` of a tokenizer.json beside it, if that has the same pieces."""
+    listed = optional_json(model_dir / TOKENIZER_JSON).get("added_tokens")
+    entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+    texts = {entry.get("id"): entry.get("content") for entry in entries}
+    same = all(texts.get(number, text.decode()) == text.decode() for number, (text, _) in pieces.items())
+    return listed if same else None
+
+
+def llama_metadata(
+    vocabulary: Vocabulary,
+    scores: list[float],
+    ids: Mapping[str, int],
+    settings: Mapping[str, Any],
+    *,
+    add_bos: bool,
+    add_space_prefix: bool,
+) -> dict[str, MetadataValue]:
+    """The keys of a vocabulary as GGUF calls it `llama`.
+
+    Args:
+        scores: of the first tokens; the rest have none.
+        ids: of special tokens.
+    """
+    # a piece that is looked for in text before spaces become signs is written with them
+    tokens = [
+        token.replace(SPACE.encode(), b" ") if kind == USER_DEFINED else token
+        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+    ]
+    scores = scores + [NO_SCORE] * (len(tokens) - len(scores))
     metadata = {
         "tokenizer.ggml.model": string("llama"),
         "tokenizer.ggml.pre": string("default"),
-        "tokenizer.ggml.tokens": array(vocabulary.tokens, GGUFValueType.STRING),
+        "tokenizer.ggml.tokens": array(tokens, GGUFValueType.STRING),
         "tokenizer.ggml.scores": array(scores, GGUFValueType.FLOAT32),
         "tokenizer.ggml.token_type": array(vocabulary.types, GGUFValueType.INT32),
     }
     metadata |= special_id_metadata(ids)
-    add_bos = "bos" in ids and settings.get("add_bos_token") is not False
-    metadata["tokenizer.ggml.add_bos_token"] = boolean(add_bos)
+    metadata["tokenizer.ggml.add_bos_token"] = boolean("bos" in ids and add_bos)
     metadata["tokenizer.ggml.add_eos_token"] = boolean("eos" in ids and settings.get("add_eos_token") is True)
-    metadata["tokenizer.ggml.add_space_prefix"] = boolean(bool(proto.normalizer_spec.add_dummy_prefix))
-    return metadata, _warnings(proto)
+    metadata["tokenizer.ggml.add_space_prefix"] = boolean(add_space_prefix)
+    return metadata
 
 
 def _read(path: Path) -> Any:
@@ -90,21 +134,6 @@ def _read(path: Path) -> Any:
             bound = "UTF-8 text and a finite score"
             raise FileError(f"{path}: piece {number}", repr(piece.piece)[:60], bound, "fetch the file again")
     return proto
-
-
-def _append(vocabulary: Vocabulary, settings: Mapping[str, Any]) -> None:
-    """Tokens with ids behind tokenizer.model's own; those ids must follow without a gap."""
-    added, n_pieces = added_tokens(vocabulary.model_dir, settings), len(vocabulary.tokens)
-    for number in sorted(number for number in added if number >= n_pieces):
-        if number != len(vocabulary.tokens):
-            bound = f"the next free id is {len(vocabulary.tokens)}"
-            raise FileError(
-                f"{vocabulary.model_dir}: added token",
-                f"id {number}",
-                bound,
-                "fetch the tokenizer files again",
-            )
-        vocabulary.append(*added[number])
 
 
 def _warnings(proto: Any) -> tuple[str, ...]:

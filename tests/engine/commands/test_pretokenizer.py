@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 import hotcold
 from hotcold.cli import app
-from hotcold.engine.text.bpe import CHARACTER_OF
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.byte_characters import CHARACTER_OF
 from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
 
 GOLDEN = Path(__file__).parent.parent.parent / "data" / "llamacpp" / "llama.f16.gguf"

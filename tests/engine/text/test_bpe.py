@@ -14,11 +14,12 @@ from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Sequence, Split
 
-from hotcold.engine.text.bpe import CHARACTER_OF, BpeTokenizer
+from hotcold.engine.text.bpe import BpeTokenizer
 from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer, load_tokenizer
 from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.gguf_io.byte_characters import CHARACTER_OF
 from hotcold.gguf_io.pretokenizers import PRETOKENIZERS, TABLE
 
 DATA = Path(__file__).parent.parent.parent / "data" / "bpe"
@@ -269,7 +270,6 @@ def test_metadata_are_read(write: Write) -> None:
         ({"token_type": [3, 1, 1]}, r"token_type: 3 of int32 \(6 whole numbers"),
         ({"token_type": [3, 1, 1, 1, 1, 9]}, r"token_type: 9 \(1 to 6"),
         ({"scores": [0.0]}, r"tokenizer\.ggml\.scores: 1 .*6 numbers"),
-        ({"merges": None}, r"tokenizer\.ggml\.merges"),
         ({"merges": [1, 2]}, r"tokenizer\.ggml\.merges: .*an array of text"),
         ({"merges": [[1, 2], [3]]}, r"tokenizer\.ggml\.merges: .*an array of text"),
         ({"merges": ["ab"]}, r"merges\[0\]: ab \(two pieces with one space"),
@@ -306,6 +306,14 @@ def test_what_is_odd_is_counted_in_one_warning(write: Write, changed: dict[str, 
     (warning,) = tokenizer.warnings
     assert warning.startswith("odd vocabulary (")
     assert said in warning
+
+
+@pytest.mark.parametrize("merges", [None, ["a c", "c b"]])
+def test_a_vocabulary_without_merges_is_one_of_bytes(write: Write, merges: list[str] | None) -> None:
+    with open_gguf(write(merges=merges)) as file:
+        tokenizer = load_tokenizer(file)
+    assert tokenizer.encode("ab") == [1, 2]
+    assert "every byte of a text is a token of its own" in tokenizer.warnings[-1]
 
 
 def test_of_equal_pieces_the_first_in_use_counts(write: Write) -> None:

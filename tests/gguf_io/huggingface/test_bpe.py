@@ -135,7 +135,7 @@ def converted(folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
         keys = {
             key.removeprefix(stem): value
             for key, value in file.metadata.items()
-            if key.startswith("tokenizer.")
+            if key.startswith(("tokenizer.", "hotcold.end"))
         }
         keys = {
             key: value if isinstance(value, str | bool | int) else list(value) for key, value in keys.items()
@@ -237,7 +237,7 @@ def test_vocab_and_merges(bpe: Callable[..., Path], kind: str, name: str, settin
     assert (folder / "merges.txt").read_text().startswith("#version")
     tokenizer, keys = converted(folder)
     assert keys["pre"] == name
-    assert keys["token_type"][:4] == [3, 3, 3, 1]
+    assert keys["token_type"][:4] == [3, 3, 1, 1]  # nothing says of <pad> that it was added
     for text in TEXTS:
         ids = library.encode(text, add_special_tokens=False).ids
         assert tokenizer.encode(text) == [0] * (name == "opt") + ids
@@ -362,7 +362,7 @@ def test_classes_of_slow_tokenizers_have_names_that_are_known() -> None:
 BROKEN: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda t: t.pop("model"), "model type: missing"),
     (lambda t: t["model"].update(type="Unigram"), "model type: 'Unigram'"),
-    (lambda t: (t["model"].update(byte_fallback=True), t.update(pre_tokenizer=None)), "byte_fallback: true (a SentencePiece vocabulary)"),
+    (lambda t: (t["model"].update(byte_fallback=True), t.update(pre_tokenizer=None)), "spaces: kept as they are"),
     (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix: '</w>'"),
     (lambda t: t["model"].update(vocab=[]), "vocab: missing or empty"),
     (lambda t: t["model"]["vocab"].update(Ġx=True), "id of 'Ġx': True"),
@@ -372,14 +372,12 @@ BROKEN: list[tuple[Callable[[dict[str, Any]], object], str]] = [
     (lambda t: t["model"]["vocab"].update(Ġxyz=5), "id 5: "),
     (lambda t: t["model"]["vocab"].update({"\udc80": 639}), "must be whole characters"),
     (lambda t: t["model"].update(merges=None), "merges: missing"),
-    (lambda t: t["model"]["merges"].insert(7, ["a", "b c"]), "merge 7: ['a', 'b c']"),
     (lambda t: t["model"]["merges"].insert(7, ["a"]), "merge 7: ['a']"),
-    (lambda t: t["model"]["merges"].insert(7, "a b c"), "merge 7: 'a b c'"),
-    (lambda t: t["model"]["merges"].insert(7, ["ẞ", "ß"]), "merge ẞ ß: cannot be made (there is no token ẞ)"),
-    (lambda t: t["model"]["merges"].insert(7, ["q", "7"]), "merge q 7: cannot be made (there is no token q7)"),
+    (lambda t: t["model"]["merges"].insert(7, ["a", ""]), "merge 7: ['a', '']"),
+    (lambda t: t["model"]["merges"].insert(7, ["a", "b", "c"]), "merge 7: ['a', 'b', 'c']"),
+    (lambda t: t["model"]["merges"].insert(7, "ab"), "merge 7: 'ab'"),
     (lambda t: t.update(added_tokens=[{"id": 1.5, "content": "x"}]), "added_tokens: {'id': 1.5"),
     (lambda t: t["added_tokens"].append({"id": 9, "content": "<new>"}), "added token 9: '<new>' (the vocabulary has"),
-    (lambda t: t["added_tokens"].append({"id": 639, "content": "!"}), "token 639: '!' (token "),
 ]  # fmt: skip
 
 
@@ -398,14 +396,142 @@ def test_damaged_merges_files(bpe: Callable[..., Path]) -> None:
     slow(library, folder)
     good = (folder / "merges.txt").read_bytes()
     for content, text in (
-        (b"a b c\n", "merge 0: 'a b c'"),
+        (b"a  b\n", "merge 0: 'a  b'"),
         (b"\xff\xfe", "no UTF-8"),
-        (b"# #\n", "merge # #"),
+        (b"a\n", "merge 0: 'a'"),
     ):
         (folder / "merges.txt").write_bytes(content)
         assert text in refusal(folder)
     (folder / "merges.txt").write_bytes(good.replace(b"\n", b"\r\n"))
     converted(folder)
+
+
+def odd(folder: Path) -> tuple[Any, dict[str, Any], str]:
+    """What is converted, and the one warning of what is odd."""
+    out = folder / "out.gguf"
+    (warning,) = convert(folder, None, out, "f16", force=True).warnings
+    assert warning.startswith("odd vocabulary (")
+    return (*converted(folder), warning)
+
+
+ABSENT = "merges of or into pieces that are not there, left out: "
+MERGES: list[tuple[Any, int]] = [
+    ([["a", "b c"]], 1),
+    ([["q\u1e9e", "7"], ["ẞ", "ß"]], 2),
+    (["a b c", "q 7\u1e9e"], 2),
+    ([["a", "\u1e9e"], ["a", "\u1e9e"], ["\u1e9e", "a"]], 3),
+]
+
+
+@pytest.mark.parametrize(("more", "n"), MERGES)
+def test_merges_that_cannot_be_are_counted(bpe: Callable[..., Path], more: list[Any], n: int) -> None:
+    folder = bpe(trained(GPT2))
+    _, before = converted(folder)
+    change(folder, lambda t: t["model"].update(merges=[*more, *t["model"]["merges"]]))
+    tokenizer, after, warning = odd(folder)
+    assert after == before
+    assert ABSENT + str(n) in warning
+    assert tokenizer.decode(tokenizer.encode(TEXTS[0])) == TEXTS[0].encode()
+
+
+def made(library: Tokenizer, number: int) -> str:
+    """A piece of plain letters that a merge makes."""
+    products = ["".join(merge) for merge in json.loads(library.to_str())["model"]["merges"]]
+    return [text for text in products if text.isascii() and text.isalpha()][number]
+
+
+def test_a_pad_token_that_is_an_ordinary_piece_stays_one(bpe: Callable[..., Path]) -> None:
+    """Whoever names it: config.json by its id, tokenizer_config.json by its text, as unknown, as BOS or EOS."""
+    library = trained(GPT2)
+    named = {"pad_token": "!", "unk_token": made(library, 0), "bos_token": "a", "eos_token": made(library, 1)}
+    tokenizer, keys = converted(bpe(library, **named))
+    for text in named.values():
+        assert keys["token_type"][library.token_to_id(text)] == 1
+        assert tokenizer.decode(tokenizer.encode(f"x{text}y")) == f"x{text}y".encode()
+    assert keys["padding_token_id"] == library.token_to_id("!")
+
+
+@pytest.mark.parametrize("name", ["pad_token_id", "bos_token_id"])
+def test_an_id_of_the_config_makes_no_control_piece(bpe: Callable[..., Path], name: str) -> None:
+    library = trained(GPT2)
+    folder = bpe(library)
+    (folder / "tokenizer_config.json").write_text("{}")
+    config = json.loads((folder / "config.json").read_text())
+    exclamation = library.token_to_id("!")
+    (folder / "config.json").write_text(json.dumps(config | {name: exclamation}))
+    tokenizer, keys = converted(folder)
+    assert keys["token_type"][exclamation] == 1
+    assert tokenizer.encode("!", parse_special=True, add_special=False) == [exclamation]
+
+
+@pytest.mark.parametrize(
+    ("text", "special", "kind"), [("made", False, 4), ("!", True, 3), ("<tool>", True, 3)]
+)
+def test_an_added_token_that_is_there_already_says_its_type(
+    bpe: Callable[..., Path], text: str, special: bool, kind: int
+) -> None:
+    """As in the library, which gives it the first id; no text becomes the second."""
+    library = trained(GPT2)
+    text = made(library, 0) if text == "made" else text
+    folder, first = bpe(library), library.token_to_id(text)
+    entry = {"id": 630, "content": text, "special": special, "normalized": False}
+    change(folder, lambda t: t["added_tokens"].append(entry))
+    tokenizer, keys, warning = odd(folder)
+    assert (keys["tokens"][630], keys["token_type"][630]) == (b"[PAD630]", 5)
+    assert "pieces with the text of another one, which no text becomes: 1" in warning
+    assert keys["token_type"][first] == kind
+    assert tokenizer.encode(text, parse_special=True, add_special=False) == [first]
+
+
+@pytest.mark.parametrize("n", [1, 2, 20])
+def test_pieces_without_a_row_are_left_out(hf_model: MakeModel, n: int) -> None:
+    """Those of the vocabulary, with their merges, and those that were added."""
+    library = trained(GPT2)
+    n_vocab = library.get_vocab_size() - n
+    folder = hf_model("llama", vocab_size=n_vocab).folder
+    (folder / "tokenizer.model").unlink()
+    library.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eot_id|>"}))
+    tokenizer, keys, warning = odd(folder)
+    assert f"pieces for which the model has no row, left out: {n}" in warning
+    assert len(keys["tokens"]) == tokenizer.n_vocab == n_vocab
+    assert (ABSENT in warning) == (n > 2)  # <|eot_id|> and <tool> are the last two
+    assert "eos_token_id" not in keys
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer.encode(text)) == text.encode()
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "keys"),
+    [
+        ([1, 400], None, {"eot_token_id": 400}),
+        (1, [1, 400], {"eot_token_id": 400}),
+        ([1, 300], [301, 302, 400], {"eot_token_id": 400, "hotcold.end_token_ids": [300, 301, 302]}),
+        ([1, 300, 301], 1, {"eot_token_id": 300, "hotcold.end_token_ids": [301]}),
+        ([301, 1], [301, 9999, -1, True], {"eot_token_id": 301}),
+        (1, 1, {}),
+    ],
+)
+def test_every_id_that_ends_a_text_is_kept(
+    bpe: Callable[..., Path], config: Any, generation: Any, keys: dict[str, Any]
+) -> None:
+    """400 is `<|eot_id|>`; the end of a turn has a key of llama.cpp's."""
+    folder = bpe(trained(GPT2))
+    assert trained(GPT2).token_to_id("<|eot_id|>") == 400
+    values = json.loads((folder / "config.json").read_text()) | {"eos_token_id": config}
+    (folder / "config.json").write_text(json.dumps(values))
+    if generation is not None:
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    tokenizer, found = converted(folder)
+    assert found["eos_token_id"] == 1
+    ends = {k: v for k, v in found.items() if k in ("eot_token_id", "eom_token_id", "hotcold.end_token_ids")}
+    assert ends == keys
+    wanted = {
+        1,
+        400,
+        *(n for ids in (config, generation) for n in (ids if isinstance(ids, list) else [ids or 1])),
+    }
+    assert tokenizer.end_ids == {n for n in wanted if type(n) is int and 0 <= n < N_VOCAB}
 
 
 def test_chat_templates(bpe: Callable[..., Path]) -> None:

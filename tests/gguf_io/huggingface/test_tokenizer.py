@@ -9,7 +9,9 @@ import pytest
 from gguf import GGUFReader
 from sentencepiece import sentencepiece_model_pb2
 
+from hotcold.engine.text.tokenizer import load_tokenizer
 from hotcold.errors import FileError
+from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
 
 MakeLlama = Callable[..., Any]  # the fixture llama
@@ -107,8 +109,8 @@ def refusal(folder: Path) -> str:
 
 
 def test_vocabularies_that_are_refused(llama: MakeLlama) -> None:
-    model = llama(n_pieces=41)
-    assert "41 tokens (config.json: vocab_size 40)" in refusal(model.folder)
+    model = llama(n_pieces=40 + 257)
+    assert "297 tokens (config.json: vocab_size 40)" in refusal(model.folder)
     (model.folder / "tokenizer.model").write_bytes(b"\xff" * 100)
     assert "no SentencePiece model" in refusal(model.folder)
     (model.folder / "tokenizer.model").write_bytes(b"")
@@ -131,10 +133,99 @@ def test_a_unigram_model(llama: MakeLlama) -> None:
     assert "model type 1 (GGUF's llama vocabulary is BPE (2))" in refusal(model.folder)
 
 
-def test_a_gap_in_the_added_tokens(llama: MakeLlama) -> None:
+def odd(folder: Path) -> tuple[dict[str, Any], str]:
+    """The keys, and the one warning of what is odd."""
+    (warning,) = convert(folder, None, folder / "out.gguf", "f16", force=True).warnings
+    assert warning.startswith("odd vocabulary (")
+    return tokenizer_of(folder), warning
+
+
+@pytest.mark.parametrize("numbers", [[36], [35, 38], [37, 38]])
+def test_gaps_in_the_added_tokens(llama: MakeLlama, numbers: list[int]) -> None:
     model = llama(n_pieces=35)
-    (model.folder / "added_tokens.json").write_text('{"<a>": 36}')
-    assert "id 36 (the next free id is 35)" in refusal(model.folder)
+    (model.folder / "added_tokens.json").write_text(json.dumps({f"<{n}>": n for n in numbers}))
+    found, warning = odd(model.folder)
+    wanted = {n: f"<{n}>" for n in numbers}
+    assert found["tokens"][35:] == [wanted.get(n, f"[PAD{n}]") for n in range(35, 40)]
+    assert found["token_type"][35:] == [4 if n in wanted else 5 for n in range(35, 40)]
+    assert f"filled: {max(numbers) - 34 - len(numbers)}" in warning
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_pieces_without_a_row_are_left_out(llama: MakeLlama, n: int) -> None:
+    """Those of tokenizer.model, or one that was added, which config.json may name."""
+    found, warning = odd(llama(n_pieces=40 + n).folder)
+    assert (len(found["tokens"]), len(found["scores"])) == (40, 40)
+    assert f"pieces for which the model has no row, left out: {n}" in warning
+
+
+def test_an_added_token_without_a_row_is_left_out(llama: MakeLlama) -> None:
+    model = llama(n_pieces=40, pad_token_id=40)
+    (model.folder / "added_tokens.json").write_text('{"<pad>": 40}')
+    found, warning = odd(model.folder)
+    assert len(found["tokens"]) == 40
+    assert "padding_token_id" not in found
+    assert "no row, left out: 1" in warning
+
+
+SPECIAL, PLAIN = {"special": True}, {"special": False}
+
+
+@pytest.mark.parametrize("place", ["decoder", "tokenizer.json"])
+def test_types_of_added_tokens_within_tokenizer_model(llama: MakeLlama, place: str) -> None:
+    """Piece 4 was added as special, 5 as another one; bytes and the unknown piece stay what they are."""
+    model = llama()
+    change_model(model.folder, lambda m: setattr(m.pieces[6], "piece", "<0x0A>"))
+    change_model(model.folder, lambda m: setattr(m.pieces[7], "piece", "▁▁"))
+    change_model(model.folder, lambda m: setattr(m.pieces[6], "type", 6))
+    texts = {0: "<unk>", 1: "<s>", 4: chr(0x4E01), 5: chr(0x4E02), 6: "<0x0A>", 7: "▁▁"}
+    special = {n: SPECIAL if n in (0, 1, 4, 6) else PLAIN for n in texts}
+    if place == "decoder":
+        decoder = {str(n): {"content": text} | special[n] for n, text in texts.items()}
+        settings(model.folder, added_tokens_decoder=decoder)
+    else:
+        listed = [{"id": n, "content": text} | special[n] for n, text in texts.items()]
+        (model.folder / "tokenizer.json").write_text(json.dumps({"added_tokens": listed}))
+    found = tokenizer_of(model.folder)
+    assert found["token_type"][:8] == [2, 3, 3, 1, 3, 4, 6, 4]
+    assert found["tokens"][7] == "  "  # it is looked for in a text as it is typed
+
+
+def test_a_tokenizer_json_of_other_pieces_says_nothing(llama: MakeLlama) -> None:
+    model = llama()
+    listed = [{"id": 4, "content": chr(0x4E01)} | SPECIAL, {"id": 5, "content": "other"} | SPECIAL]
+    (model.folder / "tokenizer.json").write_text(json.dumps({"added_tokens": listed}))
+    assert tokenizer_of(model.folder)["token_type"][4:6] == [1, 1]
+
+
+def test_an_added_token_takes_the_place_of_an_unused_name(llama: MakeLlama) -> None:
+    """As `<start_of_image>` has that of `<unused0>` in some models."""
+    model = llama()
+    settings(model.folder, added_tokens_decoder={"9": {"content": "<image>"} | SPECIAL})
+    found, warning = odd(model.folder)
+    assert (found["tokens"][9], found["token_type"][9]) == ("<image>", 3)
+    assert "replaced: 1" in warning
+
+
+def test_names_in_a_config_make_no_types(llama: MakeLlama) -> None:
+    model = llama(pad_token_id=5, bos_token_id=6, eos_token_id=7)
+    settings(model.folder, unk_token=chr(0x4E05))
+    assert tokenizer_of(model.folder)["token_type"] == [2, 3, 3] + [1] * 37
+
+
+@pytest.mark.parametrize(
+    ("config", "generation", "ends"),
+    [([2, 5], None, {2, 5}), (None, [2, 6, 7], {2, 6, 7}), ([2, 5], [2, 6], {2, 5, 6}), ([5, 2], 2, {2, 5})],
+)
+def test_every_id_that_ends_a_text_is_kept(
+    llama: MakeLlama, config: Any, generation: Any, ends: set[int]
+) -> None:
+    model = llama() if config is None else llama(eos_token_id=config)
+    if generation is not None:
+        (model.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    tokenizer_of(model.folder)
+    with open_gguf(model.folder / "out.gguf") as file:
+        assert load_tokenizer(file).end_ids == ends
 
 
 def test_a_special_id_beyond_the_vocabulary(llama: MakeLlama) -> None:

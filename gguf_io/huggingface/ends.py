@@ -1,0 +1,39 @@
+"""Which ids end a text: every one that a Hugging Face directory names, as GGUF metadata."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from gguf import GGUFValueType
+
+from hotcold.gguf_io.end_pieces import END_PIECES, MESSAGE_END_PIECE, TURN_END_PIECES
+from hotcold.gguf_io.huggingface.vocabulary import optional_json
+from hotcold.gguf_io.names import END_IDS
+from hotcold.gguf_io.writer import MetadataValue, array, uint32
+
+FILE = "generation_config.json"
+
+
+def end_metadata(model_dir: Path, tokens: Sequence[bytes], eos: int | None) -> dict[str, MetadataValue]:
+    """Keys for the ids that end a text besides `eos`.
+
+    llama.cpp has a key for the end of a turn and one for that of a message; a key of our own has the rest.
+    """
+    ids = [n for n in dict.fromkeys(_listed(model_dir)) if n != eos and n < len(tokens)]
+    message = next((n for n in ids if tokens[n] == MESSAGE_END_PIECE), None)
+    turns = [n for n in ids if tokens[n] in TURN_END_PIECES]
+    unknown = [n for n in ids if tokens[n] not in END_PIECES]  # to llama.cpp, but for this key
+    turn = next(iter([*turns, *unknown]), None)
+    found = {"tokenizer.ggml.eot_token_id": turn, "tokenizer.ggml.eom_token_id": message}
+    metadata = {key: uint32(number) for key, number in found.items() if number is not None}
+    if rest := [n for n in ids if n not in found.values()]:
+        metadata[END_IDS] = array(rest, GGUFValueType.UINT32)
+    return metadata
+
+
+def _listed(model_dir: Path) -> Iterator[int]:
+    """`eos_token_id` of both files that have it."""
+    for name in ("config.json", FILE):
+        listed = optional_json(model_dir / name).get("eos_token_id")
+        for number in listed if isinstance(listed, list) else [listed]:
+            if type(number) is int and number >= 0:
+                yield number
