@@ -139,7 +139,9 @@ def mask_bytes(n_rows: int) -> int:
 # KV cache and positions
 
 KV_BYTES = {"f16": 2, "f32": 4}
-"""Bytes of a number of the KV cache, by its type."""
+"""Bytes of a number of the KV cache, by its type, of the types that the device has kernels for."""
+KV_BLOCKS = {"f16": 1, "f32": 1, "q8_0": 32}
+"""All types of the KV cache: how many numbers of a head make up a block."""
 HOST_KV_POSITIONS, HOST_KV_NUMBERS = 64, 16  # the host's cache has whole blocks of both
 
 

@@ -135,7 +135,7 @@ def test_threshold_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"n_ctx": 0}, SettingError, "n_ctx: 0"),
         ({"n_batch": -1}, SettingError, "n_batch: -1"),
         ({"threads": 0}, SettingError, "threads: 0"),
-        ({"kv_type": "q8_0"}, SettingError, "kv_type: q8_0"),
+        ({"kv_type": "q4_0"}, SettingError, "kv_type: q4_0"),
         ({"sparsity": "yes"}, SettingError, "sparsity: yes"),
         ({"device": "tpu"}, SettingError, "device: tpu"),
         ({"device": "cpu", "vram_budget": "6G"}, DeviceError, "device cpu has no VRAM"),

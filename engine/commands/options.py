@@ -27,7 +27,7 @@ NCtx = Annotated[
     int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: the model's length, up to 4096]")
 ]
 NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
-KVType = Annotated[str, typer.Option(metavar="{f16,f32}", help="Numbers of the KV cache.")]
+KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
     str, typer.Option(metavar="{auto,exact,off,predictor}", help="Which neurons of the FFN are computed.")
 ]

@@ -13,6 +13,7 @@ from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
+from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor, parse_request
@@ -21,7 +22,6 @@ from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_
 from hotcold.engine.text.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
-from hotcold.kernels.formats import KV_BYTES
 
 DEFAULTS = RunOptions()
 
@@ -79,13 +79,14 @@ def load_with(
     """
     started = time.perf_counter()
     request = parse_request(options.device, options.vram_budget, options.strict)
-    one_of("kv_type", options.kv_type, tuple(KV_BYTES))
+    check_kv_type(options.kv_type)
     one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
     file = open_gguf(model_path(path))
     try:
         model = load_model(file)
+        check_kv_type(options.kv_type, model)
         threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
         model = replace(model, sparse_threshold=threshold)
         mode, reason = resolve_sparsity(model, options.sparsity)

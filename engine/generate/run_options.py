@@ -18,7 +18,7 @@ class RunOptions:
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
         device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N" or "emulated".
         vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%".
-        kv_type: "f16" or "f32", numbers of the KV cache.
+        kv_type: "f16", "f32" or "q8_0", numbers of the KV cache.
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
             name of `pretokenizers.PRETOKENIZERS`.
         strict: refuse whatever would run elsewhere, or with less, than was asked for.

@@ -15,7 +15,7 @@ from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program, rows
 from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
 
-KV_TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID}
+KV_TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID, "q8_0": rows.Q8_0_ID}
 
 
 class HostStore:
@@ -64,6 +64,6 @@ class KVCache:
 
 
 def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:
-    """An empty cache of n_ctx positions in "f16" or "f32"."""
+    """An empty cache of n_ctx positions in "f16", "f32" or "q8_0"."""
     memory = program.aligned(model.n_layer * host_layer_kv_bytes(model, n_ctx, kv_type))
     return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, kv_type, memory)

@@ -6,7 +6,16 @@ from dataclasses import dataclass, replace
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, KV_BYTES, device_row_bytes, host_kv_bytes
+from hotcold.engine.settings import one_of
+from hotcold.errors import SettingError
+from hotcold.kernels.formats import (
+    FFN_TYPES,
+    KERNEL_TYPES,
+    KV_BLOCKS,
+    KV_BYTES,
+    device_row_bytes,
+    host_kv_bytes,
+)
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
 """The types in which kernels add and multiply by vectors: norms and biases."""
@@ -100,9 +109,23 @@ def neuron_bytes(layer: Layer) -> int:
     return sum(device_row_bytes(weight.type, weight.ne[0]) for weight in layer.ffn_matrices)
 
 
+def check_kv_type(kv_type: str, model: Model | None = None) -> None:
+    """Refuse a type that there is none of, or that the model's heads are no whole blocks of."""
+    one_of("kv_type", kv_type, tuple(KV_BLOCKS))
+    block = KV_BLOCKS[kv_type]
+    if model is not None and model.head_dim % block:
+        bound = f"its blocks of {block} do not divide the model's heads of {model.head_dim}"
+        raise SettingError("kv_type", kv_type, bound, "take --kv-type f16")
+
+
+def kv_obstacle(kv_type: str) -> str:
+    """Why the device cannot hold a KV cache of this type; empty if it can."""
+    return "" if kv_type in KV_BYTES else f"the device has no kernels for a {kv_type} KV cache"
+
+
 def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
-    """Bytes of one layer's keys and values on the device."""
-    return 2 * model.n_head_kv * n_ctx * model.head_dim * KV_BYTES[kv_type]
+    """Bytes of one layer's keys and values on the device; 0 if it cannot hold them."""
+    return 2 * model.n_head_kv * n_ctx * model.head_dim * KV_BYTES.get(kv_type, 0)
 
 
 def host_layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:

@@ -26,6 +26,7 @@ from hotcold.engine.plan.footprint import (
     ffn_part,
     head_part,
     host_layer_kv_bytes,
+    kv_obstacle,
     layer_kv_bytes,
     neuron_bytes,
 )
@@ -244,7 +245,8 @@ class _Placing:
         n_bytes, on_host = layer_kv_bytes(*sizes), host_layer_kv_bytes(*sizes)
         caches = []
         for i, layer in enumerate(self.model.layers):
-            obstacle = dense_part(layer, self.sparsity).obstacle  # the cache is of use beside its layer alone
+            # the cache is of use beside its layer alone
+            obstacle = dense_part(layer, self.sparsity).obstacle or kv_obstacle(self.kv_type)
             reason = obstacle or self.purse.pay(n_bytes, f"the KV cache of layer {i}")
             home, why = (CPU, reason) if reason else (GPU, f"{self.n_ctx} positions of layer {i}")
             caches.append(CacheEntry(i, on_host if home == CPU else n_bytes, home, why))

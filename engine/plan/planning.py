@@ -9,14 +9,13 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.model.sparsity import resolve_sparsity
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.gpu_index import plan_with_index
 from hotcold.engine.plan.plan import Ids, Plan
-from hotcold.engine.settings import one_of
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, read_counts
 from hotcold.gguf_io.gpuidx import Identity
-from hotcold.kernels.formats import KV_BYTES
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> S
 
 def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
     """The settings, each checked and worked out for the model."""
-    one_of("kv_type", kv_type, tuple(KV_BYTES))
+    check_kv_type(kv_type, source.model)
     mode, _ = resolve_sparsity(source.model, sparsity)
     length = context_length(n_ctx, source.model.n_ctx_train).n_ctx
     return Wanted(mode, length, batch_length(n_batch, length), kv_type)

@@ -191,7 +191,12 @@ def test_threshold_of_the_environment() -> None:
         (2, ("-p", "a", "--top-p", "nan"), "top_p: nan ("),
         (2, ("-p", "a", "-t", "0"), "threads: 0 ("),
         (2, ("-p", "a", "-n", "-2"), "max_tokens: -2 (a whole number from -1 to 1073741824); such as -n 128"),
-        (2, ("-p", "a", "--kv-type", "q8_0"), "kv_type: q8_0 (known: f16, f32); choose one of them"),
+        (2, ("-p", "a", "--kv-type", "q4_0"), "kv_type: q4_0 (known: f16, f32, q8_0); choose one of them"),
+        (
+            2,
+            ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--kv-type", "q8_0"),
+            "kv_type: q8_0 (its blocks of 32 do not divide the model's heads of 16); take --kv-type f16",
+        ),
         (2, ("-p", "a", "--sparsity", "some"), "sparsity: some (known: "),
         (2, ("-p", "a", "--stop", ""), "stop string: '' ("),
         (2, ("-p", "a", "-f", "b"), "prompt: both -p and -f"),

@@ -315,6 +315,17 @@ def test_a_given_index_takes_the_place_of_the_ranking() -> None:
         placement.plan(MODEL, COUNTS, budget(room), "predictor", 64, 8, hot=ids)
 
 
+def test_a_cache_without_kernels_stays_and_does_not_stop_the_rest() -> None:
+    """Its bytes are then the host's, in whole blocks of 64 positions: 34 for 32 numbers."""
+    plan = placement.plan(MODEL, COUNTS, budget(1 << 30), "predictor", 65, 8, kv_type="q8_0")
+    assert {cache.home for cache in plan.caches} == {"cpu"}
+    assert plan.totals.kv_cache == 0
+    assert plan.n_dense_layers == MODEL.n_layer
+    for cache in plan.caches:
+        assert cache.why == "the device has no kernels for a q8_0 KV cache"
+        assert cache.n_bytes == 2 * MODEL.n_head_kv * 128 * MODEL.head_dim // 32 * 34
+
+
 def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
     model = replace(model, output=MODEL.output)

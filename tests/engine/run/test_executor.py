@@ -87,7 +87,17 @@ def test_logits_equal_the_oracles(float_file: GGUFFile, logits_of: LogitsOf, dis
         assert distance(logits_of(it, IDS, 8), wanted) <= 1e-5
 
 
-@pytest.mark.parametrize(("kv", "bound"), [("f32", 1e-5), ("f16", 3e-4)])
+@pytest.mark.parametrize(("kv", "bound"), [("f16", 2e-3), ("q8_0", 3e-2)])
+def test_a_smaller_cache_is_near_the_exact_one(
+    float_file: GGUFFile, kv: str, bound: float, logits_of: LogitsOf, distance: Distance
+) -> None:
+    """Near, and not the same: it is this type that was used."""
+    with executor(float_file, "off", kv="f32") as exact, executor(float_file, "off", kv=kv) as it:
+        wanted = logits_of(exact, IDS, 8)
+        assert 0 < distance(logits_of(it, IDS, 8), wanted) <= bound
+
+
+@pytest.mark.parametrize(("kv", "bound"), [("f32", 1e-5), ("f16", 3e-4), ("q8_0", 3e-4)])
 def test_exact_equals_off_and_batches_equal_single_tokens(
     float_file: GGUFFile, kv: str, bound: float, logits_of: LogitsOf, distance: Distance
 ) -> None:
