@@ -22,7 +22,7 @@ from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import replace_unprintable, write
 from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
-from hotcold.errors import INTERRUPTED
+from hotcold.errors import INTERRUPTED, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.generate.generation import Engine, Generation
@@ -39,6 +39,12 @@ class PromptOptions:
     max_tokens: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
     ] = GenerationSettings.max_tokens
+    parse_special: Annotated[
+        bool,
+        typer.Option(
+            " /--no-special", show_default=False, help="Leave what looks like </s> in the prompt as text."
+        ),
+    ] = GenerationSettings.parse_special
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +55,15 @@ class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
     verbose: Verbose = False
     quiet: Quiet = False
     as_json: Json = False
+    logprobs: Annotated[
+        int, typer.Option(metavar="N", help="In the JSON: how likely each token and the N likeliest were.")
+    ] = GenerationSettings.logprobs
     version: Version = False
 
     def run(self) -> None:
         """Read, load, print."""
+        if self.logprobs and not self.as_json:
+            raise SettingError("--logprobs", self.logprobs, "the text has no place for them", "add --json")
         text = read_prompt(self.prompt, self.file)
         with open_engine(self, self.quiet) as engine:
             generation = engine.generate_with(text, part(GenerationSettings, self))
@@ -67,8 +78,10 @@ class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
 
 
 def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
-    """Warnings; with -v also what runs, and how; where everything is, if asked for by either name."""
+    """Warnings of model and prompt; with -v also what runs, and how; where everything is, if asked for by either name."""
     warn(engine, quiet=False)
+    for warning in generation.warnings:
+        note(f"warning: {warning}")
     if verbose:
         for line in (*engine.description(), f"seed {generation.sampling.seed}"):
             note(line)
@@ -102,7 +115,11 @@ def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool
 
 
 def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:
-    """What --json prints."""
+    """What --json prints; logprobs only where they were asked for."""
+    from hotcold.engine.generate import logprobs
+
+    asked = generation.sampling.logprobs > 0
+    likely = {"logprobs": logprobs.as_json(generation.logprobs, engine.tokenizer)} if asked else {}
     return {
         "text": text,
         "ids": generation.ids,
@@ -110,5 +127,6 @@ def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, A
         "seed": generation.sampling.seed,
         "model": str(engine.file.path),
         "sparsity": engine.sparsity,
+        **likely,
         **generation.statistics.numbers(),
     }

@@ -108,9 +108,18 @@ class GenerationOptions:
     min_p: Annotated[
         float, typer.Option(help="Keep tokens at least this likely against the likeliest; 0: all.")
     ] = GenerationSettings.min_p
-    repeat_penalty: Annotated[float, typer.Option(help="Makes the last 64 tokens less likely; 1: off.")] = (
+    repeat_penalty: Annotated[float, typer.Option(help="Divides the logits of recent tokens; 1: off.")] = (
         GenerationSettings.repeat_penalty
     )
+    repeat_last_n: Annotated[
+        int, typer.Option(help="How many tokens are recent, for all penalties; -1: all.")
+    ] = GenerationSettings.repeat_last_n
+    presence_penalty: Annotated[
+        float, typer.Option(help="Taken from the logits of recent tokens once; 0: off.")
+    ] = GenerationSettings.presence_penalty
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Taken from them as often as they occur; 0: off.")
+    ] = GenerationSettings.frequency_penalty
     seed: Annotated[int | None, typer.Option(help="Same seed, same text. [default: random]")] = (
         GenerationSettings.seed
     )
@@ -118,6 +127,9 @@ class GenerationOptions:
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = (
         GenerationSettings.ignore_eos
     )
+    special: Annotated[
+        bool, typer.Option("--special", help="Show control pieces, and what ends the text.")
+    ] = GenerationSettings.special
 
 
 def part(kind: type[Part], options: object, **others: Any) -> Part:

@@ -9,8 +9,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.generate.logprobs import TokenLogprobs, token_logprobs
 from hotcold.engine.generate.sampling import Sampler
-from hotcold.engine.generate.settings import REPEAT_LAST_N, GenerationSettings
+from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.generate.statistics import Statistics
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
@@ -94,19 +95,24 @@ class Engine:
         top_p: float = DEFAULTS.top_p,
         min_p: float = DEFAULTS.min_p,
         repeat_penalty: float = DEFAULTS.repeat_penalty,
+        repeat_last_n: int = DEFAULTS.repeat_last_n,
+        presence_penalty: float = DEFAULTS.presence_penalty,
+        frequency_penalty: float = DEFAULTS.frequency_penalty,
         seed: int | None = None,
         stop: str | Sequence[str] = (),
         ignore_eos: bool = False,
         parse_special: bool = DEFAULTS.parse_special,
         special: bool = DEFAULTS.special,
+        logprobs: int = DEFAULTS.logprobs,
         after: "Generation | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
 
         Args:
             prompt: text, or token ids.
-            max_tokens, temp, top_k, top_p, min_p, repeat_penalty, seed, stop, ignore_eos, parse_special,
-                special: see `GenerationSettings`.
+            max_tokens, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
+                frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs: see
+                `GenerationSettings`.
             after: the last generation of this engine; what its text and this prompt begin with alike
                 is in the KV cache and does not run again.
 
@@ -120,12 +126,16 @@ class Engine:
             top_p,
             min_p,
             repeat_penalty,
+            repeat_last_n,
+            presence_penalty,
+            frequency_penalty,
             seed,
             max_tokens,
             stop,
             ignore_eos,
             parse_special,
             special,
+            logprobs,
         )
         return self.generate_with(prompt, settings, after)
 
@@ -241,6 +251,7 @@ class Generation(Iterator[str]):
         statistics: counts and times so far.
         sampling: the settings in use, with the seed.
         warnings: what a user should know of the prompt, one line each.
+        logprobs: of each chosen token, if they were asked for.
     """
 
     warnings: tuple[str, ...] = ()
@@ -252,6 +263,7 @@ class Generation(Iterator[str]):
         settings: GenerationSettings,
         after: "Generation | None" = None,
     ) -> None:
+        """`settings` are checked, so they have a seed."""
         self._engine, self._sampler = engine, Sampler(settings)
         self._stops = StopStrings(checked_stops(settings.stop))
         room = engine.n_ctx - prompt_ids.size
@@ -262,8 +274,9 @@ class Generation(Iterator[str]):
         self._characters, self._special = CharacterStream(), settings.special
         self._logits = np.empty((1, engine.model.n_vocab), np.float32)
         self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
+        self.logprobs, self._n_logprobs = list[TokenLogprobs](), settings.logprobs
         self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
-        self.sampling = self._sampler.settings
+        self.sampling = settings
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
 
@@ -339,6 +352,8 @@ class Generation(Iterator[str]):
             statistics.stop_reason = "eos"
             return self._text(token) if self._special else ""
         self.ids.append(token)
+        if self._n_logprobs:
+            self.logprobs.append(token_logprobs(self._vocabulary_logits(), token, self._n_logprobs))
         statistics.n_generated += 1
         text = self._text(token)
         if self._stops.found:
@@ -353,8 +368,12 @@ class Generation(Iterator[str]):
             return self._stops.feed(characters.feed(piece))
         return self._stops.feed(piece.decode(errors="replace"), hidden=True)
 
+    def _vocabulary_logits(self) -> NDArray[np.float32]:
+        """The last logits of what the vocabulary has: float32 [n_vocab], a view."""
+        return self._logits[0, : self._engine.tokenizer.n_vocab]
+
     def _choose(self) -> int:
-        logits = self._logits[0, : self._engine.tokenizer.n_vocab]
+        logits = self._vocabulary_logits()
         if not np.isfinite(logits).all():
             what = "NaN" if np.isnan(logits).any() else "infinity"
             raise FileError(
@@ -363,7 +382,8 @@ class Generation(Iterator[str]):
                 "finite logits",
                 "the file may be damaged",
             )
-        logits[self._banned] = -np.inf
-        recent = self.ids[-REPEAT_LAST_N:]
-        missing = REPEAT_LAST_N - len(recent)
-        return self._sampler.sample(logits, (self.prompt_ids[-missing:] if missing else []) + recent)
+        allowed = logits
+        if self._banned:
+            allowed = logits.copy()
+            allowed[self._banned] = -np.inf
+        return self._sampler.sample(allowed, self.ids, self.prompt_ids)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.settings import REPEAT_LAST_N, SamplingSettings
+from hotcold.engine.generate.settings import SamplingSettings
 
 LARGEST = float(np.finfo(np.float64).max)
 
@@ -21,37 +21,50 @@ class Sampler:
         self.settings = settings.checked()
         self._random = np.random.Generator(np.random.PCG64(self.settings.seed))
 
-    def sample(self, logits: NDArray[np.float32], recent: Sequence[int] = ()) -> int:
+    def sample(
+        self, logits: NDArray[np.float32], ids: Sequence[int] = (), prompt_ids: Sequence[int] = ()
+    ) -> int:
         """The next token.
 
         Args:
-            logits: float32 [n_vocab], unchanged. recent: ids so far, of which the last 64 are penalised.
+            logits: float32 [n_vocab], unchanged. ids: chosen so far. prompt_ids: in front of them.
         """
         settings = self.settings
-        values = penalized(logits, recent[-REPEAT_LAST_N:], settings.repeat_penalty)
+        values = logits.astype(np.float64)
+        if settings.penalizes:
+            penalize(values, last_ids(prompt_ids, ids, settings.repeat_last_n), settings)
         if settings.temp == 0:
             return int(np.argmax(values))
-        ids = most_likely(values, settings.top_k)
-        p = softmax(values[ids], settings.temp)
+        likely = most_likely(values, settings.top_k)
+        p = softmax(values[likely], settings.temp)
         p = p[: min(kept_by_top_p(p, settings.top_p), kept_by_min_p(p, settings.min_p))]
         cumulative = np.cumsum(p)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
-        return int(ids[min(int(drawn), p.size - 1)])
+        return int(likely[min(int(drawn), p.size - 1)])
 
 
-def penalized(logits: NDArray[np.float32], recent: Sequence[int], penalty: float) -> NDArray[np.float64]:
-    """A float64 copy of `logits`, those of `recent` tokens made less likely (each once).
+def last_ids(prompt_ids: Sequence[int], ids: Sequence[int], n: int) -> list[int]:
+    """The last `n` of a prompt and what follows it; -1: all of them."""
+    if n < 0:
+        return [*prompt_ids, *ids]
+    last = list(ids[max(len(ids) - n, 0) :])
+    missing = min(n - len(last), len(prompt_ids))
+    return [*prompt_ids[len(prompt_ids) - missing :], *last]
+
+
+def penalize(values: NDArray[np.float64], recent: Sequence[int], settings: SamplingSettings) -> None:
+    """Make tokens of `recent` less likely, as `SamplingSettings` says, in place.
 
     Finite logits stay finite under any penalty; a banned token's -inf stays what it is.
     """
-    values = logits.astype(np.float64)
-    if penalty != 1 and len(recent):
-        ids = np.unique(np.asarray(recent))
-        ids = ids[np.isfinite(values[ids])]
-        with np.errstate(over="ignore"):
-            changed = np.where(values[ids] > 0, values[ids] / penalty, values[ids] * penalty)
-        values[ids] = np.clip(changed, -LARGEST, LARGEST)
-    return values
+    ids, counts = np.unique(np.asarray(recent, np.int64), return_counts=True)
+    finite = np.isfinite(values[ids])
+    ids, counts = ids[finite], counts[finite]
+    repeat = settings.repeat_penalty
+    with np.errstate(over="ignore"):
+        changed = np.where(values[ids] > 0, values[ids] / repeat, values[ids] * repeat)
+        taken = settings.presence_penalty + counts * settings.frequency_penalty
+        values[ids] = np.clip(np.clip(changed, -LARGEST, LARGEST) - taken, -LARGEST, LARGEST)
 
 
 def most_likely(values: NDArray[np.float64], top_k: int) -> NDArray[np.int64]:

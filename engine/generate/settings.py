@@ -11,20 +11,24 @@ from hotcold.engine.settings import number_within, whole_number
 MAX_SEED = (1 << 64) - 1
 MAX_TOP_K = 1 << 30
 MAX_TOKENS = 1 << 30
-REPEAT_LAST_N = 64  # tokens that the repeat penalty looks back on
+MAX_LAST_N = 1 << 24
+MAX_LOGPROBS = 1 << 20
 
 
 @dataclass(frozen=True)
 class SamplingSettings:
-    """How the next token is chosen. The order is: penalty, top_k, temperature, top_p, min_p.
+    """How the next token is chosen. The order is: penalties, top_k, temperature, top_p, min_p.
 
     Attributes:
         temp: logits are divided by it; 0 takes the most likely token.
         top_k: keep that many most likely tokens; 0 keeps all.
         top_p: keep the most likely tokens until their probabilities add up to it; 1 keeps all.
         min_p: keep tokens at least min_p times as likely as the most likely one; 0 keeps all.
-        repeat_penalty: positive logits of the last 64 tokens are divided by it, negative ones
-            multiplied (Keskar et al., 2019); 1 changes nothing.
+        repeat_penalty: positive logits of tokens among the last `repeat_last_n` are divided by it, negative
+            ones multiplied (Keskar et al., 2019); 1 changes nothing.
+        repeat_last_n: how far the penalties look back, over the prompt too; -1: all of it, 0: none.
+        presence_penalty: is taken from the logits of those tokens once; 0 changes nothing.
+        frequency_penalty: is taken from them as often as each occurs there; 0 changes nothing.
         seed: of the random numbers; None draws one.
     """
 
@@ -32,8 +36,17 @@ class SamplingSettings:
     top_k: int = 40
     top_p: float = 0.95
     min_p: float = 0.05
-    repeat_penalty: float = 1.1
+    repeat_penalty: float = 1.0
+    repeat_last_n: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
     seed: int | None = None
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether what was chosen before counts."""
+        off = self.repeat_penalty == 1 and self.presence_penalty == self.frequency_penalty == 0
+        return not off and self.repeat_last_n != 0
 
     def checked(self) -> Self:
         """The same settings, with a seed.
@@ -55,6 +68,10 @@ class SamplingSettings:
             above=True,
             such_as="--repeat-penalty 1.1",
         )
+        whole_number("repeat_last_n", self.repeat_last_n, -1, MAX_LAST_N, such_as="--repeat-last-n 64")
+        for name in ("presence_penalty", "frequency_penalty"):
+            such_as = f"--{name.replace('_', '-')} 0.5"
+            number_within(name, getattr(self, name), -math.inf, math.inf, finite, such_as=such_as)
         if self.seed is None:
             return replace(self, seed=secrets.randbits(32))
         whole_number("seed", self.seed, 0, MAX_SEED, such_as="--seed 1")
@@ -75,6 +92,8 @@ class GenerationSettings(SamplingSettings):
         ignore_eos: never choose a token that ends the text.
         parse_special: whether control pieces such as `</s>` in the prompt's text are recognised.
         special: whether control pieces that the model chooses are shown, that which ends the text too.
+        logprobs: how many of the likeliest tokens are told with each token, with their log probabilities;
+            0: none, and nothing of the token itself.
     """
 
     max_tokens: int = 128
@@ -82,6 +101,7 @@ class GenerationSettings(SamplingSettings):
     ignore_eos: bool = False
     parse_special: bool = True
     special: bool = False
+    logprobs: int = 0
 
     def checked(self) -> Self:
         """The same settings, with a seed.
@@ -90,4 +110,5 @@ class GenerationSettings(SamplingSettings):
             SettingError: a value out of its bounds, named.
         """
         whole_number("max_tokens", self.max_tokens, -1, MAX_TOKENS, such_as="-n 128")
+        whole_number("logprobs", self.logprobs, 0, MAX_LOGPROBS, such_as="--logprobs 5")
         return super().checked()

@@ -143,7 +143,8 @@ class Terminal:
 
 @pytest.fixture
 def terminal(template: str) -> Iterator[Terminal]:
-    opened = Terminal("--chat-template", template, "-n", "100000", "-c", "100000", "--ignore-eos")
+    endless = ("-n", "100000", "-c", "100000", "--ignore-eos", "--repeat-penalty", "1.1")
+    opened = Terminal("--chat-template", template, *endless)
     yield opened
     os.close(opened.fd)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from table_models import table_model
 
 from hotcold.cli import app
 from hotcold.engine.commands import terminal
@@ -171,10 +172,59 @@ def test_options_change_the_run() -> None:
         ("--top-p", "0.01"),
         ("--min-p", "1"),
         ("--repeat-penalty", "9"),
+        ("--presence-penalty", "9"),
+        ("--frequency-penalty", "9"),
         ("--seed", "4"),
         ("--sparse-threshold", "1e30"),
     ):
         assert json.loads(generate(*arguments, *changed)[0])["text"] != usual, changed
+
+
+def test_how_far_a_penalty_looks_back_changes_the_run() -> None:
+    arguments = ("-p", PROMPT, "-n", "40", "--repeat-penalty", "9", *GREEDY, "--json")
+    texts = {json.loads(generate(*arguments, "--repeat-last-n", n)[0])["text"] for n in ("0", "4", "64")}
+    assert len(texts) == 3
+
+
+def test_zero_temperature_is_the_likeliest_token_in_every_command_line() -> None:
+    arguments = ("-p", PROMPT, "-n", "48", "--temp", "0", "--json", "--logprobs", "1")
+    report = json.loads(generate(*arguments)[0])
+    assert [one["id"] for one in report["logprobs"]] == report["ids"]
+    assert all(one["top_logprobs"][0]["id"] == one["id"] for one in report["logprobs"])
+
+
+def test_log_probabilities_are_told_in_the_json() -> None:
+    report = json.loads(generate("-p", PROMPT, "-n", "3", "--seed", "1", "--json", "--logprobs", "4")[0])
+    assert len(report["logprobs"]) == 3
+    for one in report["logprobs"]:
+        assert set(one) == {"id", "token", "bytes", "logprob", "top_logprobs"}
+        assert bytes(one["bytes"]).decode() == one["token"]
+        assert [set(other) for other in one["top_logprobs"]] == [{"id", "token", "bytes", "logprob"}] * 4
+        falling = [other["logprob"] for other in one["top_logprobs"]]
+        assert falling == sorted(falling, reverse=True) and falling[0] >= one["logprob"]
+    assert "".join(one["token"] for one in report["logprobs"]) == report["text"]
+    assert "logprobs" not in json.loads(generate("-p", PROMPT, "-n", "1", "--json")[0])
+
+
+def test_control_pieces_of_a_prompt_can_stay_text() -> None:
+    arguments = ("-p", "a</s>b", "-n", "1", "--json")
+    as_piece, as_text = (
+        json.loads(generate(*arguments, *extra)[0])["prompt_ids"] for extra in ((), ("--no-special",))
+    )
+    assert 2 in as_piece and 2 not in as_text and len(as_text) > len(as_piece)
+
+
+@pytest.mark.parametrize(("extra", "text"), [((), "b"), (("--special",), "b<|mark|></s>")])
+def test_control_pieces_of_a_text_can_be_shown(tmp_path: Path, extra: tuple[str, ...], text: str) -> None:
+    following = {"a": "b", "b": "<|mark|>", "<|mark|>": "</s>"}
+    path = table_model(tmp_path / "m.gguf", following, control=["<|mark|>"])
+    assert generate("-m", str(path), "-p", "a", "-q", *GREEDY, *extra)[0] == text + "\n"
+
+
+def test_a_prompt_that_brings_its_own_bos_is_told() -> None:
+    out, err = generate("-p", "<s>" + PROMPT, "-n", "1", "--json")
+    assert json.loads(out)["prompt_ids"][:2].count(1) == 1
+    assert "hotcold: warning: the prompt begins with BOS" in err
 
 
 def test_threshold_of_the_environment() -> None:
@@ -189,6 +239,11 @@ def test_threshold_of_the_environment() -> None:
     [
         (2, ("-p", "a", "--temp", "-1"), "temp: -1.0 ("),
         (2, ("-p", "a", "--top-p", "nan"), "top_p: nan ("),
+        (2, ("-p", "a", "--repeat-last-n", "-2"), "repeat_last_n: -2 ("),
+        (2, ("-p", "a", "--presence-penalty", "inf"), "presence_penalty: inf ("),
+        (2, ("-p", "a", "--frequency-penalty", "nan"), "frequency_penalty: nan ("),
+        (2, ("-p", "a", "--logprobs", "-1", "--json"), "logprobs: -1 ("),
+        (2, ("-p", "a", "--logprobs", "3"), "--logprobs: 3 (the text has no place for them); add --json"),
         (2, ("-p", "a", "-t", "0"), "threads: 0 ("),
         (2, ("-p", "a", "-n", "-2"), "max_tokens: -2 (a whole number from -1 to 1073741824); such as -n 128"),
         (2, ("-p", "a", "--kv-type", "q4_0"), "kv_type: q4_0 (known: f16, f32, q8_0); choose one of them"),

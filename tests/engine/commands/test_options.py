@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from hotcold.cli import app
+from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, part
 from hotcold.engine.generate.generation import Engine
 from hotcold.engine.generate.loading import load
@@ -27,10 +28,11 @@ def test_the_generation_options_are_what_generate_takes() -> None:
     parameters = inspect.signature(Engine.generate).parameters
     names = {field.name for field in fields(GenerationSettings)}
     assert names | {"self", "prompt", "after"} == set(parameters)
+    assert {field.name for field in fields(GenerateCommand)} >= names
     assert {field.name for field in fields(GenerationOptions)} == names - {
         "max_tokens",
         "parse_special",
-        "special",
+        "logprobs",
     }
     assert all(parameters[name].default == value for name, value in vars(GenerationSettings()).items())
     assert part(GenerationSettings, GenerationOptions()) == GenerationSettings()

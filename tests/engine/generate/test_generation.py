@@ -278,6 +278,35 @@ def test_repetition_looks_back_into_the_prompt() -> None:
     assert generation.statistics.stop_reason == "eos"
 
 
+def test_by_default_nothing_is_penalised() -> None:
+    generation = scripted(letters("a")).generate("aaaa", 40, temp=0.0)
+    assert "".join(generation) == "a" * 40
+
+
+def test_log_probabilities_are_of_the_logits_before_penalties_and_bans() -> None:
+    """The script's token has 1, EOS 0.5, all others -1; rows without a piece do not count."""
+    engine = scripted(letters("ab"))
+    options: dict[str, Any] = {"repeat_penalty": 4.0, "ignore_eos": True, "logprobs": 2}
+    generation = engine.generate("c", 2, temp=0.0, **options)
+    list(generation)
+    whole = np.log(np.exp(1.0) + np.exp(0.5) + (len(PIECES) - 2) * np.exp(-1.0))
+    assert [one.id for one in generation.logprobs] == generation.ids == letters("ab")
+    for one in generation.logprobs:
+        assert [token for token, _ in one.top] == [one.id, EOS]
+        np.testing.assert_allclose(
+            [one.logprob, one.top[0][1], one.top[1][1]], [1 - whole, 1 - whole, 0.5 - whole]
+        )
+
+
+def test_as_many_log_probabilities_as_there_are_pieces() -> None:
+    generation = scripted(letters("a")).generate("c", 1, **GREEDY, logprobs=1 << 20)
+    list(generation)
+    (one,) = generation.logprobs
+    assert len(one.top) == len(PIECES)
+    assert sum(np.exp(value) for _, value in one.top) == pytest.approx(1.0)
+    assert scripted(letters("a")).generate("c", 1, **GREEDY).logprobs == []
+
+
 @pytest.mark.parametrize(("value", "name"), [(np.nan, "NaN"), (np.inf, "infinity"), (-np.inf, "infinity")])
 def test_a_model_that_computes_no_numbers_is_named(value: float, name: str) -> None:
     engine = scripted([0])

@@ -81,6 +81,47 @@ def test_repeat_penalty_forgets_after_64_tokens() -> None:
     assert Sampler(greedy).sample(logits, [0] + [2] * 64) == 0
 
 
+def test_how_far_penalties_look_back_can_be_said() -> None:
+    logits = np.array([3.0, 2.0, 0.0], np.float32)
+
+    def first(n: int, ids: list[int], prompt_ids: list[int]) -> int:
+        return Sampler(plain(temp=0.0, repeat_penalty=2.0, repeat_last_n=n)).sample(logits, ids, prompt_ids)
+
+    assert first(2, [0, 2], []) == 1
+    assert first(2, [2, 2], [0]) == 0  # the prompt counts where the text is shorter
+    assert first(3, [2, 2], [0]) == 1
+    assert first(-1, [2] * 100, [0] + [2] * 100) == 1
+    assert first(0, [0, 0], [0]) == 0
+
+
+def test_presence_counts_once_and_frequency_every_time() -> None:
+    logits = np.array([3.0, 2.0, 1.0], np.float32)
+
+    def first(recent: list[int], **penalties: float) -> int:
+        return Sampler(plain(temp=0.0, **penalties)).sample(logits, recent)
+
+    assert first([0], presence_penalty=0.9) == first([0, 0, 0], presence_penalty=0.9) == 0
+    assert first([0], presence_penalty=1.1) == 1
+    assert first([0, 0], frequency_penalty=0.4) == 0
+    assert first([0, 0, 0], frequency_penalty=0.4) == 1
+    assert first([2], presence_penalty=-2.5) == 2  # a negative one invites
+    assert first([0], repeat_penalty=2.0, presence_penalty=-0.6) == 0  # 3 / 2 + 0.6: divided, then taken
+
+
+def test_by_default_the_likeliest_stays_the_likeliest() -> None:
+    logits = np.array([2.0, 1.99], np.float32)
+    assert Sampler(SamplingSettings(temp=0.0)).sample(logits, [0] * 100, [0] * 100) == 0
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("name", "likeliest"), [("presence_penalty", 0), ("frequency_penalty", 0)])
+@pytest.mark.parametrize("penalty", [1.7e308, -1.7e308])
+def test_penalties_beyond_float64_choose_quietly(name: str, likeliest: int, penalty: float) -> None:
+    logits = np.array([50.0, 4.0, -np.inf], np.float32)
+    expected = likeliest if penalty > 0 else 1
+    assert set(drawn(plain(temp=0.8, **{name: penalty}), logits, 20, (1, 1, 2))) == {expected}
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("penalty", "likeliest"), [(5e-324, 1), (1e-308, 1), (1e308, 0)])
 @pytest.mark.parametrize("temp", [0.0, 5e-324, 0.8])
@@ -128,6 +169,10 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
         ("min_p", 1.1),
         ("repeat_penalty", 0.0),
         ("repeat_penalty", float("nan")),
+        ("repeat_last_n", -2),
+        ("repeat_last_n", 1.5),
+        ("presence_penalty", float("inf")),
+        ("frequency_penalty", "much"),
         ("seed", -1),
         ("seed", 1 << 64),
     ],
