@@ -6,8 +6,9 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Self
 
+from hotcold.engine.commands.reports import note as report_line
 from hotcold.engine.commands.terminal import replace_unprintable, write
-from hotcold.errors import INTERRUPTED, HotcoldError, SettingError
+from hotcold.errors import INTERRUPTED, DoesNotFitError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.chat.conversation import Chat
@@ -24,13 +25,14 @@ def converse(chat: "Chat", note: Callable[[str], None], verbose: bool) -> int:
     """Ask and answer until the questions end.
 
     Args:
-        note: prints a line beside the conversation.
+        note: prints a line beside the conversation, unless it is to be quiet; errors come all the same.
 
     Returns:
-        The exit code: 0, or 130 after Ctrl-C.
+        The exit code: 0, 130 after Ctrl-C, or that of the last question from a pipe that could not be
+        answered; the questions behind it are.
 
     Raises:
-        HotcoldError: a question from a pipe that cannot be answered; on a terminal it is only said.
+        HotcoldError: no question from a pipe can be answered; on a terminal it is only said.
     """
     if sys.stdin is None:
         raise SettingError("standard input", "closed", next_step="ask from a terminal or a pipe")
@@ -40,10 +42,11 @@ def converse(chat: "Chat", note: Callable[[str], None], verbose: bool) -> int:
     at_terminal = sys.stdin.isatty()
     if at_terminal:
         note("/help lists what can be done beside asking")
+    code = 0
     with Interrupts(chat.stop) as interrupts:
         for question in questions(at_terminal, interrupts, note):
             if question == "/exit":
-                return 0
+                return code
             if question.startswith("/") and len(question.split()) == 1:
                 run_command(chat, question, note)
                 continue
@@ -53,12 +56,13 @@ def converse(chat: "Chat", note: Callable[[str], None], verbose: bool) -> int:
                     for line in chat.last.statistics.lines():
                         note(line)
             except HotcoldError as error:
-                if not at_terminal:
+                if not at_terminal and not isinstance(error, SettingError | DoesNotFitError):
                     raise
-                note(f"error: {error}")
+                report_line(f"error: {error}")
+                code = 0 if at_terminal else error.exit_code
             if interrupts.heard and not at_terminal:
                 break
-    return INTERRUPTED if interrupts.heard else 0
+    return INTERRUPTED if interrupts.heard else code
 
 
 def run_command(chat: "Chat", command: str, note: Callable[[str], None]) -> None:
@@ -135,18 +139,25 @@ def terminal_line() -> str:
 
 
 def piped_line() -> str:
-    """A line from a pipe; EOFError at the end."""
-    line = sys.stdin.readline(MAX_QUESTION + 1)
+    """A line from a pipe, of one that is too long the beginning; EOFError at the end."""
+    line = part = sys.stdin.readline(MAX_QUESTION + 1)
     if not line:
         raise EOFError
-    if len(line) > MAX_QUESTION:
-        bound = f"at most {MAX_QUESTION} characters a line"
-        raise SettingError("question", f"{line[:20]}…", bound, "ask in lines of text")
+    while len(part) > MAX_QUESTION and not part.endswith("\n"):
+        part = sys.stdin.readline(MAX_QUESTION + 1)
     return line
 
 
 def answer(chat: "Chat", question: str) -> None:
-    """Print the answer as it comes."""
+    """Print the answer as it comes.
+
+    Raises:
+        SettingError: a question that is too long, or has what the vocabulary has no piece for.
+        DoesNotFitError: one that the context cannot hold.
+    """
+    if len(question) > MAX_QUESTION:
+        bound = f"at most {MAX_QUESTION} characters a line"
+        raise SettingError("question", f"{question[:20]}…", bound, "ask in lines of text")
     shown = ""
     for piece in chat.ask(question):
         shown = piece

@@ -69,16 +69,27 @@ def test_a_model_without_a_template() -> None:
     assert "--chat-template FILE" in done.stderr
 
 
-def test_what_does_not_fit_ends_a_pipe(template: str) -> None:
-    done = piped(b"word " * 100 + b"\nShe\n", "--chat-template", template, "-c", "64")
-    assert done.exit_code == 4
+TOO_LONG = b"a" * ((1 << 24) + 1)
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "said"),
+    [
+        (b"word " * 100, 4, "prompt: "),
+        (TOO_LONG, 2, "question: aaaaaaaaaaaaaaaaaaaa… (at most 16777216 characters a line)"),
+        (TOO_LONG * 2, 2, "question: aaaaaaaaaaaaaaaaaaaa…"),
+    ],
+)
+def test_a_question_that_is_too_long_loses_no_other(
+    template: str, question: bytes, code: int, said: str
+) -> None:
+    options = ["--chat-template", template, "-n", "8", "-q", "-c", "64"]
+    done = piped(b"\n".join([b"She", question, b"She", b"/exit"]), *options)
+    assert done.exit_code == code
     assert done.stderr.count("\n") == 1
-
-
-def test_a_line_without_an_end_is_refused(template: str) -> None:
-    done = piped(b"a" * ((1 << 24) + 1), "--chat-template", template)
-    assert done.exit_code == 2
-    assert "question: aaaaaaaaaaaaaaaaaaaa… (at most 16777216 characters a line)" in done.stderr
+    assert said in done.stderr
+    assert done.stdout == piped(b"She\nShe\n", *options).stdout
+    assert piped(question, *options).exit_code == code
 
 
 def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Path) -> None:
