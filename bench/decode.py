@@ -19,6 +19,7 @@ from random_model import Shape, write
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
@@ -84,7 +85,7 @@ def measure(file: GGUFFile, shape: Shape, kind: GGMLQuantizationType, n_threads:
     model = load_model(file)
     n_bytes, view = token_bytes(model), file.all_data()
     stream = Stream(n_threads)
-    with Executor(model, file, 1024, PROMPT, n_threads) as executor:
+    with Executor(plan_for_cpu(model, Wanted("off", 1024, PROMPT)), file, n_threads) as executor:
         ids = np.random.default_rng(0).integers(3, shape.n_vocab, PROMPT).astype(np.int32)
         logits = np.zeros((1, shape.n_vocab), np.float32)
         times: dict[str, list[float]] = {"decode": [], "sum": [], "prompt": []}
@@ -103,7 +104,7 @@ def measure(file: GGUFFile, shape: Shape, kind: GGMLQuantizationType, n_threads:
             executor.run(ids, 0, logits)
             times["prompt"].append(time.perf_counter() - start)
         up = model.layers[0].ffn_up
-        tile = tile_gflops(executor, int(kind), up.ne[1], up.ne[0], executor.store.address(up), 2)
+        tile = tile_gflops(executor, int(kind), up.ne[1], up.ne[0], executor.host.store.address(up), 2)
     report(times, n_bytes, model, tile, n_threads)
     stream.close()
 

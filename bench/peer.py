@@ -24,6 +24,7 @@ from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 
@@ -71,7 +72,10 @@ def alternate(
 def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path | None) -> None:
     """Prompt and decode of one file; of the sparse file, decode beside the dense file's peer."""
     peer = load_peer(path, n_threads)
-    with open_gguf(path) as file, Executor(load_model(file), file, N_CTX, PROMPT, n_threads) as executor:
+    with (
+        open_gguf(path) as file,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", N_CTX, PROMPT)), file, n_threads) as executor,
+    ):
         n_vocab = executor.model.n_vocab
         ids = np.random.default_rng(0).integers(3, n_vocab, PROMPT).astype(np.int32)
         logits = np.zeros((1, n_vocab), np.float32)
@@ -90,7 +94,7 @@ def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path 
         return
     with open_gguf(sparse) as file:
         model = with_threshold(load_model(file), file, 0.1, ids[:4], n_threads)
-        with Executor(model, file, N_CTX, 1, n_threads, sparsity="predictor") as executor:
+        with Executor(plan_for_cpu(model, Wanted("predictor", N_CTX, 1)), file, n_threads) as executor:
 
             def sparse_token(i: int) -> None:
                 executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)

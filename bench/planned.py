@@ -14,7 +14,7 @@ from hotcold.engine.plan.budget import Budget, parse_size
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, Wanted, make_plan
-from hotcold.engine.run.offload import device_facts
+from hotcold.engine.run.device_plan import facts_of
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
@@ -38,7 +38,7 @@ class LoadRate:
     gb_a_second = 0.0
 
     def __call__(self, done: int, total: int, seconds: float) -> None:
-        """See `device_store.Progress`."""
+        """See `LoadProgress`."""
         self.gb_a_second = done / max(seconds, 1e-9) / 1e9
 
 
@@ -67,7 +67,7 @@ def random_relu_model(
 def plan_for(model: Model, device: Device, how: Wanted, n_bytes: int) -> Plan:
     """The plan for a budget of so many bytes; without counts, so all neurons are alike."""
     source = Source(model, "random", None, "", 0, None, UNIFORM)
-    return make_plan(source, how, Budget(f"{n_bytes}", n_bytes, "of the bench"), device_facts(device))
+    return make_plan(source, how, Budget(f"{n_bytes}", n_bytes, "of the bench"), facts_of(device))
 
 
 def whole_plan(model: Model, device: Device, how: Wanted) -> Plan:

@@ -22,6 +22,7 @@ from random_model import Shape, write, write_sparse
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import program
@@ -48,7 +49,7 @@ def with_threshold(
     for _ in range(14):
         middle = (low + high) / 2
         candidate = dataclasses.replace(model, sparse_threshold=middle)
-        with Executor(candidate, file, N_CTX, 1, n_threads, sparsity="predictor") as executor:
+        with Executor(plan_for_cpu(candidate, Wanted("predictor", N_CTX, 1)), file, n_threads) as executor:
             share, _ = listed_share(executor, ids)
         low, high = (middle, high) if share > wanted else (low, middle)
     return dataclasses.replace(model, sparse_threshold=high)
@@ -117,8 +118,10 @@ def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Nam
     n_threads, seconds = arguments.threads, arguments.seconds
     model = with_threshold(load_model(sparse_file), sparse_file, arguments.listed, ids[:4], n_threads)
     with (
-        Executor(load_model(dense_file), dense_file, N_CTX, 1, n_threads) as dense,
-        Executor(model, sparse_file, N_CTX, 1, n_threads, sparsity="predictor") as sparse,
+        Executor(
+            plan_for_cpu(load_model(dense_file), Wanted("off", N_CTX, 1)), dense_file, n_threads
+        ) as dense,
+        Executor(plan_for_cpu(model, Wanted("predictor", N_CTX, 1)), sparse_file, n_threads) as sparse,
     ):
         listed, firing = listed_share(sparse, ids)
         every = AllListed(sparse)

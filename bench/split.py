@@ -20,8 +20,10 @@ from random_model import Shape
 from split_layer import measure, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
-from hotcold.engine.device.steps import Launches, Walk
+from hotcold.engine.device.steps import Launches
+from hotcold.engine.device.store import loaded_store
 from hotcold.engine.host.machine import default_threads
+from hotcold.engine.host.steps import Walk
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.kernels.cuda.device.device import Device
@@ -38,7 +40,8 @@ def python_time(kind: Type, folder: Path, n_tokens: int = 200) -> float:
     how = Wanted("predictor", SMALL.n_ctx, 8)
     with random_relu_model(folder, SMALL, kind, 32) as (file, model), Device(StubDriver()) as device:
         budget = half_the_neurons(whole_plan(model, device, how))
-        with Executor.from_plan(plan_for(model, device, how, budget), file, 1, device) as executor:
+        plan = plan_for(model, device, how, budget)
+        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
             logits, times = np.empty((1, model.n_vocab), np.float32), []
             for i in range(n_tokens):
                 started = time.perf_counter()
@@ -71,7 +74,7 @@ def together_table(folder: Path, seconds: float, n_threads: int) -> bool:
             model = everyone_listed(model)
             budget = half_the_neurons(whole_plan(model, device, how))
             plan = plan_for(model, device, how, budget)
-            with Executor.from_plan(plan, file, n_threads, device) as executor:
+            with Executor(plan, file, n_threads, loaded_store(device, plan, file)) as executor:
                 driver.seconds["sparse_ffn"] = measure(executor, seconds / 4).host
                 times = measure(executor, seconds)
         both = times.device + times.host
@@ -97,7 +100,7 @@ def loading_table(folder: Path) -> None:
                         whole = whole_plan(model, device, how)
                         n_bytes = whole.totals.used if text == "all" else half_the_neurons(whole)
                         plan, loaded = plan_for(model, device, how, n_bytes), LoadRate()
-                        Executor.from_plan(plan, file, 1, device, loaded).close()
+                        Executor(plan, file, 1, loaded_store(device, plan, file, loaded)).close()
                         rates.append(loaded.gb_a_second)
                 print(f"| {kind.name} | {text} | {max(rates):.2f} | {memcpy_rate(source):.2f} |", flush=True)
 

@@ -5,16 +5,15 @@ one the device's launches and the copies are timed, in one the walk of the cold 
 the engine does it. So each finds caches as a run leaves them: no rows have just been read by the other.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
 import numpy as np
 
-from hotcold.engine.device.steps import CopyDown, CopyUp, Launches, Step, Walk, nodes_of
+from hotcold.engine.device.steps import CopyDown, CopyUp, Launches
+from hotcold.engine.host.steps import Context, Step, Walk, take_all
 from hotcold.engine.run.executor import Executor
-
-TakeStep = Callable[[Step], None]
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ def parts(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
     for i, step in enumerate(steps):
         if isinstance(step, CopyDown) and (i == 0 or not isinstance(steps[i - 1], CopyDown)):
             begin = i
-        elif begin is not None and any(node.op == "merge" for node in nodes_of(step)):
+        elif begin is not None and any(node.op == "merge" for node in step.nodes):
             yield begin, i + 1
             begin = None
 
@@ -64,32 +63,32 @@ class Stopwatch:
         self.executor, self.what = executor, "together"
         self.seconds: dict[str, list[float]] = {"device": [], "host": [], "together": []}
 
-    def __call__(self, steps: Sequence[Step], take: TakeStep) -> None:
+    def __call__(self, steps: Sequence[Step], context: Context) -> None:
         """Take all steps."""
         done = 0
         for begin, end in parts(steps):
-            _take_all(steps[done:begin], take)
+            take_all(steps[done:begin], context)
             self._settle()
-            self._measure(steps[begin:end], take)
+            self._measure(steps[begin:end], context)
             done = end
-        _take_all(steps[done:], take)
+        take_all(steps[done:], context)
 
-    def _measure(self, steps: Sequence[Step], take: TakeStep) -> None:
+    def _measure(self, steps: Sequence[Step], context: Context) -> None:
         device, host = without_merge(steps)
         if self.what == "device":
-            self._timed(device, take)
+            self._timed(device, context)
         elif self.what == "host":  # the cold rows need what was copied down
-            _take_all(device, take)
+            take_all(device, context)
             self._settle()
-            self._timed(host, take)
+            self._timed(host, context)
         else:
-            self._timed(steps, take)
+            self._timed(steps, context)
             return
-        _take_all(steps, take)
+        take_all(steps, context)
 
-    def _timed(self, steps: Sequence[Step], take: TakeStep) -> None:
+    def _timed(self, steps: Sequence[Step], context: Context) -> None:
         started = perf_counter()
-        _take_all(steps, take)
+        take_all(steps, context)
         if self.what != "host":
             self._settle()
         self.seconds[self.what].append(perf_counter() - started)
@@ -97,11 +96,6 @@ class Stopwatch:
     def _settle(self) -> None:
         if self.executor.device is not None:
             self.executor.device.compute.synchronize()
-
-
-def _take_all(steps: Sequence[Step], take: TakeStep) -> None:
-    for step in steps:
-        take(step)
 
 
 def split_layers(executor: Executor) -> int:
@@ -121,6 +115,6 @@ def measure(executor: Executor, seconds: float) -> Times:
                 executor.run(np.array([3 + i % 100], np.int32), i % executor.n_ctx)
             i += 1
     finally:
-        executor.taking = None
+        executor.taking = take_all
     warm = {what: float(np.median(times[n_layers:])) for what, times in watch.seconds.items()}
     return Times(**warm)

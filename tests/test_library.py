@@ -33,6 +33,16 @@ def test_import_is_quick() -> None:
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("options", ["device='cpu'", "vram_budget=0"])
+def test_the_cpu_alone_imports_nothing_of_cuda(options: str) -> None:
+    code = (
+        f"import sys, hotcold\nwith hotcold.load(threads=1, {options}) as engine: engine.logits([1])\n"
+        "print([m for m in sys.modules if m.startswith(('hotcold.kernels.cuda', 'cupy'))])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
 def test_names() -> None:
     assert hotcold.__version__.count(".") >= 1
     assert {"load", "Engine", "__version__"} <= set(dir(hotcold))

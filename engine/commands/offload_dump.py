@@ -81,7 +81,7 @@ class OffloadDumpCommand:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
         how = planning.wanted(source, self.sparsity, self.ctx_size, self.batch_size, self.kv_type)
-        facts = dump.device_facts(self.device_memory, self.vram_budget or self.sweep)
+        facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep)
         if self.run_it:
             run_plan(self, source, how)
             return
@@ -136,7 +136,8 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
     from hotcold.engine.dump import run as dump_run
     from hotcold.engine.dump.text import run_table
     from hotcold.engine.host.machine import thread_count
-    from hotcold.engine.run.offload import opened_plan, parse_request
+    from hotcold.engine.run.device_plan import opened_plan
+    from hotcold.engine.run.request import parse_request
     from hotcold.gguf_io import open_gguf
 
     if source.path is None:

@@ -258,6 +258,6 @@ def lower(nodes: Nodes, low: DeviceLowering) -> list[Launches]:
                 "keep it on the CPU",
             )
         taken = LOWER[nodes[0].op](low, nodes)
-        groups.append(Launches(tuple(nodes[:taken]), low.take()))
+        groups.append(Launches(low.store.device, tuple(nodes[:taken]), low.take()))
         nodes = nodes[taken:]
     return groups

@@ -1,17 +1,20 @@
 """The device's part of a run: its memory, its page-locked mirror of the host, and its nodes as steps."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.records import DeviceLowering
-from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, Step, WaitFor, Walk, segments
+from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.arena import bytes_together
 from hotcold.engine.graph.graph import tensors_of, weights_of
 from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
+from hotcold.engine.graph.segments import segments
+from hotcold.engine.host.steps import Step, Walk
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Prepared
@@ -68,7 +71,7 @@ class DeviceSide:
         host, buffer = self.positions.view(0, n, np.int32), self.store.areas["positions"]
         self.device.upload(buffer.view(0, n, np.int32), host, self.stream)
 
-    def steps(self, graph: GraphPlan, n_tokens: int, walks: list[Walk]) -> list[Step]:
+    def steps(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
         """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
         low, remaining = DeviceLowering(self.store, graph, n_tokens), iter(walks)
         steps: list[Step] = []
@@ -90,20 +93,21 @@ class DeviceSide:
             if isinstance(step, WaitFor | Walk):
                 return
             if isinstance(step, CopyDown | CopyUp):
-                yield WaitFor(self.event, record=isinstance(step, CopyUp))
+                yield WaitFor(self.device, self.event, record=isinstance(step, CopyUp))
                 return
 
     def _copy(self, p: PlacedNode, graph: GraphPlan, n_tokens: int) -> CopyDown | CopyUp:
         """The copy of one node: several operands lie side by side, on both sides, and go whole."""
-        node, parts = p.node, results(p.node)
+        parts = results(p.node)
         n_bytes = bytes_together(parts)
         if len(parts) == 1 and parts[0].dtype != "q8":
             n_bytes = n_bytes // graph.placed.n_tokens * n_tokens
-        source, target = tensors_of(node)[0].name, parts[0].name
+        source, target = tensors_of(p.node)[0].name, parts[0].name
         if p.side == CPU:
-            buffer = self._of_arena(graph, source, n_bytes)
-            return CopyDown(node, self._of_host(graph, target, n_bytes), buffer, self.event)
-        return CopyUp(node, self._of_host(graph, source, n_bytes), self._of_arena(graph, target, n_bytes))
+            host, buffer = self._of_host(graph, target, n_bytes), self._of_arena(graph, source, n_bytes)
+            return CopyDown(self.device, (p.node,), host, buffer, self.event)
+        host, buffer = self._of_host(graph, source, n_bytes), self._of_arena(graph, target, n_bytes)
+        return CopyUp(self.device, (p.node,), host, buffer)
 
     def _of_arena(self, graph: GraphPlan, name: str, n_bytes: int) -> Buffer:
         assert self.store.arena is not None
@@ -121,11 +125,14 @@ class DeviceSide:
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)
 
+        @cache
         def of_token(token: int) -> tuple[Prepared, ...]:
             low.product(matrix, low.tokens_of(operand, token, 1, n), y, n_tokens=1)
             return low.take()
 
-        return Logits(tuple(p.node for p in nodes), rounding, y, of_token)
+        of_token(low.n_tokens - 1)  # the one that is mostly wanted
+        all_nodes = tuple(p.node for p in nodes)
+        return Logits(self.device, all_nodes, rounding, y, self.logits, self.event, of_token)
 
     def settle(self) -> None:
         """Wait until nothing is under way."""

@@ -1,4 +1,4 @@
-"""What one run of a placed graph consists of, in order: walks of the CPU's team, launches, and copies.
+"""The device's steps of a run: launches, copies and waits, with walks of the CPU's team in between.
 
 All work of the device goes to one stream, in the order of the nodes. So a copy down, the event behind it
 and the hot rows' launches are enqueued first; then the host waits for the event alone, walks the cold
@@ -9,95 +9,106 @@ must be over before: the wait for a copy down is also one for every copy up befo
 would go on without such a wait, `WaitFor` stands in its way.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import groupby
 
 from hotcold.engine.graph.graph import Node
-from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode
-from hotcold.engine.host.records import Record
-from hotcold.kernels.cpu.team import Program
+from hotcold.engine.host.steps import Context
 from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned
-from hotcold.kernels.cuda.device.device import Prepared
-
-
-@dataclass(frozen=True)
-class Walk:
-    """Nodes of the CPU with their records, and the program of them all."""
-
-    nodes: list[tuple[Node, list[Record]]]
-    program: Program
+from hotcold.kernels.cuda.device.device import Device, Prepared
 
 
 @dataclass(frozen=True)
 class Launches:
-    """Nodes of the device, which were fused, and their launches."""
+    """Nodes that were fused, and their launches."""
 
+    device: Device
     nodes: tuple[Node, ...]
     launches: tuple[Prepared, ...]
+
+    def run(self, context: Context) -> None:
+        """Enqueue them."""
+        for launch in self.launches:
+            self.device.run(launch, self.device.compute)
 
 
 @dataclass(frozen=True)
 class CopyDown:
     """From the device's arena to the host's; `event` is recorded behind it."""
 
-    node: Node
+    device: Device
+    nodes: tuple[Node, ...]
     host: Pinned
     buffer: Buffer
     event: Event
 
-
-@dataclass(frozen=True)
-class WaitFor:
-    """The host waits for copies; recorded here if nothing was recorded behind them."""
-
-    event: Event
-    record: bool = False
+    def run(self, context: Context) -> None:
+        """Enqueue both."""
+        self.device.download(self.host, self.buffer, self.device.compute)
+        self.event.record(self.device.compute)
 
 
 @dataclass(frozen=True)
 class CopyUp:
     """From the host's arena to the device's."""
 
-    node: Node
+    device: Device
+    nodes: tuple[Node, ...]
     host: Pinned
     buffer: Buffer
+
+    def run(self, context: Context) -> None:
+        """Enqueue it."""
+        self.device.upload(self.buffer, self.host, self.device.compute)
+
+
+@dataclass(frozen=True)
+class WaitFor:
+    """The host waits for copies; recorded here if nothing was recorded behind them."""
+
+    device: Device
+    event: Event
+    record: bool = False
+    nodes: tuple[Node, ...] = ()
+
+    def run(self, context: Context) -> None:
+        """Wait."""
+        if self.record:
+            self.event.record(self.device.compute)
+        self.event.synchronize()
 
 
 @dataclass(frozen=True)
 class Logits:
     """The head on the device, for the tokens whose logits are wanted, and the copy to the run's array.
 
+    One token at a time: the head is large, and mostly one is wanted.
+
     Attributes:
         rounding: launches for all tokens together, before the first. buffer: one token's logits.
-        launches: prepares the launches of one token, by its number in the batch.
+        host: page-locked, where they arrive. event: behind the copy.
+        launches: of one token, by its number in the batch; prepared once.
     """
 
+    device: Device
     nodes: tuple[Node, ...]
     rounding: tuple[Prepared, ...]
     buffer: Buffer
+    host: Pinned
+    event: Event
     launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
-
-Step = Walk | Launches | CopyDown | WaitFor | CopyUp | Logits
-
-
-def segments(placed: PlacedGraph) -> Iterator[tuple[str, list[PlacedNode]]]:
-    """Runs of nodes of one kind, in order: "cpu", "gpu", "down", "up" or "logits" (of the device)."""
-    for kind, nodes in groupby(placed.nodes, _kind):
-        yield kind, list(nodes)
-
-
-def _kind(p: PlacedNode) -> str:
-    if p.node.attributes.get("own_array") or (p.node.op == "logits" and p.side == GPU):
-        return "logits"
-    if p.node.op == "copy":
-        return "down" if p.side == CPU else "up"
-    return p.side
-
-
-def nodes_of(step: Step) -> tuple[Node, ...]:
-    """The nodes of the device, or of the bus, that a step carries out."""
-    if isinstance(step, Launches | Logits):
-        return step.nodes
-    return (step.node,) if isinstance(step, CopyDown | CopyUp) else ()
+    def run(self, context: Context) -> None:
+        """Wait for each token's logits."""
+        if context.logits is None:
+            return
+        device, first = self.device, context.n_tokens - len(context.logits)
+        for launch in self.rounding:
+            device.run(launch, device.compute)
+        for i, row in enumerate(context.logits):
+            for launch in self.launches(first + i):
+                device.run(launch, device.compute)
+            device.download(self.host, self.buffer, device.compute)
+            self.event.record(device.compute)
+            self.event.synchronize()
+            row[:] = self.host.array

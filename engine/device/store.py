@@ -21,6 +21,7 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.plan import Plan, WeightEntry
 from hotcold.errors import DeviceError
+from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
@@ -30,7 +31,7 @@ from hotcold.kernels.cuda.weights import weight_planes
 
 STAGING_BYTES = 32 << 20
 GATHERED_BYTES = 512 << 10  # of the file's rows at once: they are still in the cache when they are repacked
-Progress = Callable[[int, int, float], None]
+LoadProgress = Callable[[int, int, float], None]
 """Hears bytes that are on the device, bytes in all, and seconds since the start."""
 
 
@@ -80,13 +81,20 @@ class DeviceStore:
                 offset += n_bytes
         return slab.view(0, self.plan.totals.arena, np.uint8), areas
 
-    def load(self, host: HostStore, progress: Progress | None = None) -> None:
-        """Copy every row that the plan puts on the device.
+    def load(self, host: HostStore, progress: LoadProgress | None = None) -> None:
+        """Copy every row that the plan puts on the device; where that fails nothing is left there.
 
         Raises:
             DoesNotFitError: no page-locked memory for the staging buffer.
             DeviceError: a copy failed.
         """
+        try:
+            self._load(host, progress)
+        except BaseException:
+            self.free()
+            raise
+
+    def _load(self, host: HostStore, progress: LoadProgress | None) -> None:
         if self.slabs.weights is None:
             return
         total, started = sum(entry.device_bytes for entry in self.plan.weights), time.perf_counter()
@@ -160,6 +168,22 @@ class DeviceStore:
     def free(self) -> None:
         """Free all of it."""
         self.slabs.free()
+
+
+def loaded_store(
+    device: Device | None, plan: Plan, file: GGUFFile, progress: LoadProgress | None = None
+) -> DeviceStore | None:
+    """What the plan puts on the device, allocated and copied; None if that is nothing, or there is none.
+
+    Raises:
+        DoesNotFitError: the device, or page-locked memory, has less room than the plan takes.
+        DeviceError: the device fails.
+    """
+    if device is None or not plan.totals.used:
+        return None
+    store = DeviceStore(device, plan)
+    store.load(HostStore(file), progress)
+    return store
 
 
 def _key(weight: Weight, head: bool) -> tuple[str, int, str]:

@@ -16,7 +16,7 @@ from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_budget, parse_size, resolve_budget
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Source, Wanted, identity, make_plan, with_counts
+from hotcold.engine.plan.planning import CPU_ALONE, Source, Wanted, identity, make_plan, with_counts
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.settings import number_within, one_of
 from hotcold.errors import DoesNotFitError, FileError, SettingError
@@ -50,7 +50,7 @@ def open_source(
         return with_counts(source, activation, file)
 
 
-def device_facts(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
+def facts_for(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
     """The device that --device-memory stands in for, else the first card if a budget needs to know.
 
     Args:
@@ -130,7 +130,7 @@ def _sweep_row(
 
 def short_lines(engine: "Engine") -> list[str]:
     """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
-    said, plan = ([], engine.executor.plan) if engine.executor.plan is not None else _plan_of_the_cpu(engine)
+    said, plan = _plan_of_the_cpu(engine) if engine.executor.device is None else ([], engine.executor.plan)
     report = as_json(plan)
     return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
 
@@ -143,5 +143,5 @@ def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
         source = with_counts(source, None, engine.file)
     except FileError as error:
         said.append(str(error))
-    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.kv_type)
-    return said, make_plan(source, how, Budget("0", 0, "the CPU alone"), None)
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.plan.kv_type)
+    return said, make_plan(source, how, CPU_ALONE, None)

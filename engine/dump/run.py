@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.engine.device.store import loaded_store
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.run.executor import Executor
@@ -26,11 +27,12 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
     the file's first tokens; averages are over those that ran alone.
 
     Raises:
-        DoesNotFitError, DeviceError: see `Executor.from_plan`.
+        DoesNotFitError, DeviceError: see `loaded_store` and `Executor`.
     """
     compile_kernels()
     started = time.perf_counter()
-    with Executor.from_plan(plan, file, n_threads, device) as executor:
+    store = loaded_store(device, plan, file)
+    with Executor(plan, file, n_threads, store) as executor:
         load_seconds = time.perf_counter() - started
         meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)
         n_prompt = min(PROMPT, plan.n_batch, plan.n_ctx - 1)
@@ -44,7 +46,7 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
         seconds = (time.perf_counter() - started) / n_tokens
         counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
         use = meter.read().since(before)
-        load = executor.load_bytes / load_seconds
+        load = store.loaded_bytes / load_seconds if store is not None else 0.0
     return _rows(plan, use.numbers(), counted, n_tokens, seconds, load)
 
 

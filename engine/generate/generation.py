@@ -4,7 +4,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,9 @@ from hotcold.engine.text.stop_strings import StopStrings, checked_stops
 from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer
 from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda.device.device import Device
+
+if TYPE_CHECKING:
+    from hotcold.kernels.cuda.device.device import Device
 
 DEFAULTS = GenerationSettings()
 
@@ -47,7 +49,7 @@ class Engine:
         sparsity: str = "off",
         sparsity_reason: str = "",
         warnings: tuple[str, ...] = (),
-        device: Device | None = None,
+        device: "Device | None" = None,
         load_seconds: float = 0.0,
     ) -> None:
         self.file, self.model, self.tokenizer = file, model, tokenizer

@@ -4,8 +4,8 @@ import os
 import sys
 import time
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-from hotcold.engine.device.store import Progress
 from hotcold.engine.generate.generation import Engine
 from hotcold.engine.generate.run_options import RunOptions
 from hotcold.engine.host.machine import thread_count
@@ -16,12 +16,16 @@ from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, re
 from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.run.offload import load_executor, parse_request
-from hotcold.engine.run.trace import print_node
+from hotcold.engine.run.offload import load_executor
+from hotcold.engine.run.request import parse_request
+from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
 from hotcold.engine.text.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cpu.team import compile_kernels
+
+if TYPE_CHECKING:
+    from hotcold.engine.device.store import LoadProgress
 
 DEFAULTS = RunOptions()
 
@@ -38,7 +42,7 @@ def load(
     kv_type: str = DEFAULTS.kv_type,
     force_pretokenizer: str | None = DEFAULTS.force_pretokenizer,
     strict: bool = DEFAULTS.strict,
-    progress: Progress | None = None,
+    progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
 
@@ -70,7 +74,7 @@ def load(
 
 
 def load_with(
-    path: str | os.PathLike[str] | None, options: RunOptions, progress: Progress | None = None
+    path: str | os.PathLike[str] | None, options: RunOptions, progress: "LoadProgress | None" = None
 ) -> Engine:
     """`load` with its options as one value.
 
@@ -120,8 +124,8 @@ def load_with(
 def _traced(executor: Executor, debug_level: int) -> Executor:
     """Print the graphs, and let each node be printed as it runs, if HOTCOLD_DEBUG asks for it."""
     if debug_level >= PRINT_GRAPHS:
-        for graph in executor.graphs:
-            print(graph, file=sys.stderr)
+        for graph in executor.plan.graphs:
+            print(graph.graph, file=sys.stderr)
     if debug_level >= TRACE_NODES:
-        executor.trace = print_node
+        executor.taking = Tracing(executor, print_node)
     return executor

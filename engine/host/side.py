@@ -6,15 +6,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import aligned
-from hotcold.engine.graph.graph import Graph, Node
 from hotcold.engine.graph.placed import CPU
+from hotcold.engine.graph.segments import segments
 from hotcold.engine.host import workspace
-from hotcold.engine.host.cold_rows import ColdRows
+from hotcold.engine.host.cold_rows import cold_rows
 from hotcold.engine.host.lowering import lower
 from hotcold.engine.host.records import Lowering, Record
+from hotcold.engine.host.steps import Walk
 from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.plan import GraphPlan
+from hotcold.engine.plan.plan import GraphPlan, Plan
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import cos_sin_table
@@ -38,56 +39,51 @@ class HostSide:
         run: the run parameters, which all programs share.
     """
 
-    def __init__(
-        self,
-        model: Model,
-        store: HostStore,
-        graphs: Sequence[Graph],
-        arena: NDArray[np.uint8],
-        n_ctx: int,
-        kv_type: str,
-        cold: dict[int, ColdRows],
-    ) -> None:
+    def __init__(self, plan: Plan, store: HostStore, arena: NDArray[np.uint8]) -> None:
         """Allocate.
 
         Args:
             arena: bytes for the intermediates of every graph; what crosses the bus lies there too.
-            cold: of each split layer, the rows that are the CPU's.
         """
-        self.store, self.arena, self.cold = store, arena, cold
-        self.kv_cache = allocate_kv_cache(model, n_ctx, kv_type)
+        model, n_ctx = plan.model, plan.n_ctx
+        self.store, self.arena = store, arena
+        self._cold = {s.layer: cold_rows(s.hot, s.n_ff) for s in plan.layers if 0 < s.n_hot < s.n_ff}
+        self._kv_cache = allocate_kv_cache(model, n_ctx, plan.kv_type)
         factors = None
         if model.rope_freqs is not None:
             factors = store.rows(model.rope_freqs).view(np.float32)[0]
         self.rope_table = rope_table(model, n_ctx, factors)
         self.counts = program.aligned(model.n_layer * program.MAX_CHUNKS * 16).view(np.int64)
         self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)
-        sizes = [workspace.graph_area_bytes(graph, n_ctx) for graph in graphs]
+        sizes = [workspace.graph_area_bytes(each.graph, n_ctx) for each in plan.graphs]
         self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
         self.run = np.zeros(program.N_PARAMETERS, np.int64)
 
-    def lowering(self, graph: GraphPlan) -> Lowering:
-        """What lowering this graph's nodes starts from."""
+    def walks(self, graph: GraphPlan) -> list[Walk]:
+        """The CPU's part of a graph, in order: a walk between any two things that the device does."""
+        low, walks = self._lowering(graph), []
+        for kind, nodes in segments(graph.placed):
+            if kind == CPU:
+                lowered = [(p.node, lower(p.node, low)) for p in nodes]
+                walks.append(Walk(lowered, self.program([r for _, records in lowered for r in records])))
+        return walks
+
+    def _lowering(self, graph: GraphPlan) -> Lowering:
         base = self.arena.ctypes.data
         return Lowering(
             n_tokens=graph.placed.n_tokens,
             store=self.store,
-            kv_cache=self.kv_cache,
+            kv_cache=self._kv_cache,
             tensors={entry.name: base + entry.offset for entry in graph.arenas[CPU].entries},
             areas={name: area.ctypes.data for name, area in self._areas.items()},
             rope_table=self.rope_table.ctypes.data,
             counts=self.counts.ctypes.data,
-            cold=self.cold,
+            cold=self._cold,
         )
 
     def program(self, records: list[Record]) -> Program:
         """Records that the team walks in one go."""
         return Program(records, self.run)
-
-    @staticmethod
-    def lower(nodes: Sequence[Node], low: Lowering) -> list[tuple[Node, list[Record]]]:
-        """Nodes in order with their records."""
-        return [(node, lower(node, low)) for node in nodes]
 
 
 def host_arena_bytes(graphs: Sequence[GraphPlan]) -> int:

@@ -23,7 +23,7 @@ DEFINITION = (
 )
 LOGITS_BYTES = 64 << 20  # of logits that are held at once
 
-Progress = Callable[[int, int, float], None]
+ChunkProgress = Callable[[int, int, float], None]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]
     return total - wide[np.arange(len(ids)), ids]
 
 
-def measure(engine: Engine, text: bytes, progress: Progress | None = None) -> Perplexity:
+def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) -> Perplexity:
     """Perplexity of a text with chunks of the engine's n_ctx.
 
     Args:

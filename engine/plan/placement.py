@@ -10,7 +10,6 @@ What the device has no kernel for stays on the CPU and does not stop what comes 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,14 @@ from hotcold.engine.plan.footprint import (
 )
 from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, homes_of
 from hotcold.engine.plan.ranking import rank
-from hotcold.engine.plan.reserve import Reserve, fitting_reserve, layer_index_bytes, mib, reserve_for
+from hotcold.engine.plan.reserve import (
+    Reserve,
+    fitting_reserve,
+    layer_index_bytes,
+    mib,
+    nothing_reserved,
+    reserve_for,
+)
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.gguf_io.firing_counts import Counts
 
@@ -93,7 +99,7 @@ def plan(
     """
     _check_counts(model, frequencies)
     if not budget.n_bytes:
-        reserve = _nothing(reserve_for(model, sparsity, n_ctx, n_batch))
+        reserve = nothing_reserved(model, sparsity, n_batch)
     else:
         reserve = fitting_reserve(model, budget, sparsity, n_ctx, n_batch)
     placing = _Placing(model, sparsity, reserve, budget, n_ctx, kv_type, frequencies, hot)
@@ -108,10 +114,6 @@ def _check_counts(model: Model, frequencies: Counts | None) -> None:
         raise SettingError(
             "activation counts", f"{len(shapes)} layers", f"{model.n_layer} layers of {model.n_ff} neurons"
         )
-
-
-def _nothing(reserve: Reserve) -> Reserve:
-    return replace(reserve, arena=0, workspace={}, index=0)
 
 
 def coverage_curve(

@@ -160,6 +160,11 @@ class Plan:
     notes: tuple[str, ...]
 
     @property
+    def graphs(self) -> tuple[GraphPlan, ...]:
+        """Those that run: of one token, and of a batch if there is one."""
+        return (self.decode, self.batch) if self.n_batch > 1 else (self.decode,)
+
+    @property
     def coverage(self) -> float:
         """Share of the measured activations that hot neurons cover."""
         measured = sum(layer.measured for layer in self.layers)

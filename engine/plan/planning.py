@@ -75,6 +75,14 @@ def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_ty
     return Wanted(mode, length, batch_length(n_batch, length), kv_type)
 
 
+CPU_ALONE = Budget("0", 0, "the CPU alone")
+
+
+def plan_for_cpu(model: Model, how: Wanted) -> Plan:
+    """The plan of a model that runs on the CPU alone, made without statistics: no choice depends on them."""
+    return placement.plan(model, None, CPU_ALONE, how.sparsity, how.n_ctx, how.n_batch, kv_type=how.kv_type)
+
+
 def make_plan(
     source: Source, how: Wanted, budget: Budget, facts: DeviceFacts | None, hot: Sequence[Ids] | None = None
 ) -> Plan:

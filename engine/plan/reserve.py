@@ -59,9 +59,20 @@ def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
     return () if part.obstacle else part.weights
 
 
+def nothing_reserved(model: Model, sparsity: str, n_batch: int) -> Reserve:
+    """The reserve of a plan that puts nothing on a device."""
+    return Reserve(n_batch, _graphs(model, sparsity, n_batch), 0, {}, 0)
+
+
+def _graphs(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
+    """Of one token and of a batch, which may be one and the same."""
+    one = architectures.build(model, 1, sparsity)
+    return one, one if n_batch == 1 else architectures.build(model, n_batch, sparsity)
+
+
 def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
     """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
-    graphs = (architectures.build(model, 1, sparsity), architectures.build(model, n_batch, sparsity))
+    graphs = _graphs(model, sparsity, n_batch)
     variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
     arenas = [passes.run_passes(graph, homes)[1][GPU] for graph in graphs for homes in variants]
     arena = max(each.n_bytes for each in arenas)

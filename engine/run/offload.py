@@ -1,60 +1,29 @@
 """From the device and the budget that are asked for to an executor that carries out the plan for them.
 
-Where the device has less room than a plan takes, because another program has taken it meanwhile, a
-smaller plan is made, and said. `strict` makes an error of that, and of every other way to run elsewhere
-or with less than was asked for.
+Modules of devices are imported only where one is wanted: the CPU alone starts without them.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from hotcold.engine.device.choice import DeviceChoice, parse_device
-from hotcold.engine.device.devices import open_device
-from hotcold.engine.device.store import DeviceStore, Progress
 from hotcold.engine.host import machine
+from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.budget import Budget, BudgetSetting, DeviceFacts, parse_budget, resolve_budget
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.engine.plan.placement import UNIFORM
-from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Source, Wanted, make_plan, plan_source, with_counts
-from hotcold.engine.plan.reserve import mib, reserve_for, smallest_useful
+from hotcold.engine.plan.planning import Source, Wanted, plan_for_cpu, with_counts
 from hotcold.engine.run.executor import Executor
-from hotcold.errors import DeviceError, DoesNotFitError, FileError
+from hotcold.engine.run.request import Request
+from hotcold.errors import DoesNotFitError, FileError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda.device.device import Device
+
+if TYPE_CHECKING:
+    from hotcold.engine.device.store import LoadProgress
+    from hotcold.kernels.cuda.device.device import Device
 
 EMULATED = "device emulated runs the CUDA kernels on the CPU: for checking, not for speed"
-MARGIN_BYTES = 64 << 20  # of a card's free memory that `auto` leaves to others
-SMALLER = 0.9, 0.5  # most of a plan's bytes to try next: where less is free, and where as much was free
-
-
-@dataclass(frozen=True)
-class Request:
-    """The device and the budget that are asked for; `strict`: no fallback."""
-
-    device: DeviceChoice
-    budget: BudgetSetting
-    strict: bool = False
-
-    @property
-    def leaves_it_open(self) -> bool:
-        """Whether the CPU alone is as good an answer as any."""
-        return self.device.kind == "auto" and self.budget.is_auto and not self.strict
-
-
-def parse_request(device: str, vram_budget: float | str, strict: bool = False) -> Request:
-    """What --device, --vram-budget and --strict mean together.
-
-    Raises:
-        SettingError: a value that means nothing.
-        DeviceError: a budget for the CPU.
-    """
-    request = Request(parse_device(device), parse_budget(vram_budget), strict)
-    if request.device.kind == "cpu" and not (request.budget.is_none or request.budget.is_auto):
-        raise DeviceError("vram_budget", vram_budget, "device cpu has no VRAM", "leave one of them out")
-    return request
 
 
 @dataclass(frozen=True)
@@ -62,17 +31,8 @@ class Loaded:
     """An executor, the device that it runs on, and what a user should know, a line each."""
 
     executor: Executor
-    device: Device | None
+    device: "Device | None"
     warnings: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Placed:
-    """A plan with its memory on the device, if it takes any, and what was decided on the way, a line each."""
-
-    plan: Plan
-    store: DeviceStore | None
-    lines: tuple[str, ...]
 
 
 def load_executor(
@@ -81,7 +41,7 @@ def load_executor(
     how: Wanted,
     n_threads: int,
     request: Request,
-    progress: Progress | None = None,
+    progress: "LoadProgress | None" = None,
 ) -> Loaded:
     """Make a model ready to run.
 
@@ -91,41 +51,45 @@ def load_executor(
         FileError: with `strict`, an index file that cannot be used.
     """
     _check_cache(model, how)
-    device = _opened(request)
+    if request.is_for_the_cpu:
+        return Loaded(_on_the_cpu(model, file, how, n_threads), None)
+    from hotcold.engine.run.device_plan import NoRoomError, open_wanted
+
+    device = open_wanted(request)
     if device is None:
         return Loaded(_on_the_cpu(model, file, how, n_threads), None)
     try:
-        source, said = _source(model, file)
-        placed = _placed(device, source, how, request)
-        with _host_memory(how):
-            executor = Executor.from_store(placed.plan, file, n_threads, placed.store, progress)
-    except _NoRoomError as error:
+        return _on_device(device, model, file, how, n_threads, request, progress)
+    except NoRoomError as error:
         device.close()
         if not request.leaves_it_open:
             raise
-        return Loaded(
-            _on_the_cpu(model, file, how, n_threads), None, (f"everything runs on the CPU: {error}",)
-        )
+        said = f"everything runs on the CPU: {error}"
+        return Loaded(_on_the_cpu(model, file, how, n_threads), None, (said,))
     except BaseException:
         device.close()
         raise
+
+
+def _on_device(
+    device: "Device",
+    model: Model,
+    file: GGUFFile,
+    how: Wanted,
+    n_threads: int,
+    request: Request,
+    progress: "LoadProgress | None",
+) -> Loaded:
+    from hotcold.engine.run.device_plan import place_on
+
+    source, said = _source(model, file)
+    placed = place_on(device, source, how, request)
+    with _host_memory(how):
+        if placed.store is not None:
+            placed.store.load(HostStore(file), progress)
+        executor = Executor(placed.plan, file, n_threads, placed.store)
     emulated = (EMULATED,) if device.name == "emulated" else ()
     return Loaded(executor, device, (*emulated, *said, *placed.lines))
-
-
-def _opened(request: Request) -> Device | None:
-    """The device; None for the CPU alone."""
-    if request.device.kind == "cpu" or request.budget.is_none:
-        return None
-    device = open_device(request.device)
-    if device is None and not request.leaves_it_open:
-        is_auto = request.budget.is_auto
-        asked = ("device", "auto") if is_auto else ("vram_budget", request.budget.text)
-        remedy = "leave out --strict" if is_auto else "leave it out"
-        raise DeviceError(
-            *asked, "no usable GPU", f"{remedy} to run on the CPU; `hotcold devices` says what is missing"
-        )
-    return device
 
 
 def _check_cache(model: Model, how: Wanted) -> None:
@@ -142,7 +106,7 @@ def _check_cache(model: Model, how: Wanted) -> None:
 
 def _on_the_cpu(model: Model, file: GGUFFile, how: Wanted, n_threads: int) -> Executor:
     with _host_memory(how):
-        return Executor(model, file, how.n_ctx, how.n_batch, n_threads, how.kv_type, how.sparsity)
+        return Executor(plan_for_cpu(model, how), file, n_threads)
 
 
 @contextmanager
@@ -162,117 +126,3 @@ def _source(model: Model, file: GGUFFile) -> tuple[Source, tuple[str, ...]]:
         return with_counts(source, None, file), ()
     except FileError as error:
         return source, (str(error),)
-
-
-class _NoRoomError(DoesNotFitError):
-    """A device without room for a plan."""
-
-
-def _placed(device: Device, source: Source, how: Wanted, request: Request) -> Placed:
-    """The plan that was asked for, or the largest that the device has room for.
-
-    Raises:
-        DoesNotFitError: none is; the text has the sum that is needed. With `strict` also a plan with less
-            than was asked for.
-    """
-    facts, budget = device_facts(device), _budget(device, request)
-    try:
-        plan, lines = plan_source(source, how, budget, facts, strict=request.strict)
-    except DoesNotFitError as error:
-        raise _NoRoomError(error.thing, error.value, error.bound, error.next_step) from error
-    if request.strict and plan.n_batch < how.n_batch:
-        raise _batch_lowered(source, plan, how)
-    try:
-        return Placed(plan, _store(device, plan), (*lines, *plan.notes))
-    except DoesNotFitError as error:
-        if request.strict:
-            sum_needed = f"the plan takes {plan.totals.used} bytes, {mib(plan.totals.used)}"
-            raise _NoRoomError(
-                f"memory of {device.name}", sum_needed, _reason(error), "lower --vram-budget"
-            ) from error
-        return _smaller(device, source, how, plan, error)
-
-
-def _store(device: Device, plan: Plan) -> DeviceStore | None:
-    return DeviceStore(device, plan) if plan.totals.used else None
-
-
-def _reason(error: DoesNotFitError) -> str:
-    """What an allocator says: CuPy's whole text, or how much was left."""
-    return error.bound or str(error.value)
-
-
-def _batch_lowered(source: Source, plan: Plan, how: Wanted) -> DoesNotFitError:
-    reserve = reserve_for(source.model, how.sparsity, how.n_ctx, how.n_batch)
-    needed = smallest_useful(source.model, how.sparsity, reserve)
-    bound = f"it needs a budget of {needed} bytes, {mib(needed)}; this one is for {plan.n_batch}"
-    return DoesNotFitError(
-        "n_batch", how.n_batch, bound, "lower -b, raise --vram-budget, or leave out --strict"
-    )
-
-
-def _smaller(device: Device, source: Source, how: Wanted, wanted: Plan, lack: DoesNotFitError) -> Placed:
-    """The largest plan that the device has room for, by the ranking: an index file was for another."""
-    plan = wanted
-    while True:
-        budget = _less(device, plan)
-        try:
-            plan = make_plan(source, how, budget, device_facts(device))
-        except DoesNotFitError as error:
-            thing, remedy = f"memory of {device.name}", "lower n_ctx (-c) or -b, or take --device cpu"
-            raise _NoRoomError(thing, _reason(lack), error.bound, remedy) from lack
-        try:
-            store = _store(device, plan)
-        except DoesNotFitError:
-            continue
-        said = (
-            f"a plan of {mib(wanted.totals.used)} did not fit the memory of {device.name} ({_reason(lack)}): "
-            f"one of {mib(plan.totals.used)} runs"
-        )
-        return Placed(plan, store, ("; ".join((said, *plan.notes)),))
-
-
-def _less(device: Device, plan: Plan) -> Budget:
-    """A budget below what a plan takes, which did not fit: what is free, if that is less."""
-    used, free = plan.totals.used, _free(device)
-    n_bytes = min(free, int(SMALLER[0] * used)) if free < used else int(SMALLER[1] * used)
-    return Budget(plan.budget.text, max(n_bytes, 1), "what the device has room for")
-
-
-@contextmanager
-def opened_plan(
-    source: Source, how: Wanted, request: Request
-) -> Iterator[tuple[Device | None, Plan, tuple[str, ...]]]:
-    """The device, the plan for it, and what was decided; the device is closed at the end."""
-    device = _opened(request)
-    try:
-        facts = device_facts(device) if device is not None else None
-        budget = Budget("0", 0, "as asked for") if device is None else _budget(device, request)
-        plan, lines = plan_source(source, how, budget, facts)
-        yield device, plan, lines
-    finally:
-        if device is not None:
-            device.close()
-
-
-def device_facts(device: Device) -> DeviceFacts:
-    """What the planner has to know of an opened device."""
-    _, total = device.memory()
-    return DeviceFacts(device.name, total, _margin(device))
-
-
-def _margin(device: Device) -> int:
-    """Bytes for others; a card's context is there already and counts as taken."""
-    return 0 if device.name == "emulated" else MARGIN_BYTES
-
-
-def _free(device: Device) -> int:
-    free, _ = device.memory()
-    return max(free - _margin(device), 0)
-
-
-def _budget(device: Device, request: Request) -> Budget:
-    """The budget in bytes: `auto` is what is free at this moment; the others may be more than that."""
-    if request.budget.is_auto:
-        return Budget("auto", max(_free(device), 1), f"free memory of {device.name}")
-    return resolve_budget(request.budget, device_facts(device))

@@ -1,12 +1,18 @@
 """What HOTCOLD_DEBUG=2 prints: each node as it has run, its time, its bandwidth and its device."""
 
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.graph import Node, ffn_matrices, weights_of
+from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.host.records import Record
+from hotcold.engine.host.steps import Context, Step, Walk
+from hotcold.engine.run.executor import Executor
+from hotcold.kernels.cpu.team import Program
 
 Trace = Callable[[int, Node, int, float, NDArray[np.int64], str, tuple[Node, ...]], None]
 """Hears step, node, tokens that its graph takes, seconds, the neurons it listed and found firing in each
@@ -57,3 +63,44 @@ def print_node(
 ) -> None:
     """Print `line` on stderr."""
     print(line(step, node, n_tokens, seconds, counted, side, together), file=sys.stderr)
+
+
+class Tracing:
+    """Takes an executor's steps one by one, and waits for each; the CPU's nodes too, by the same records in
+    the same order."""
+
+    def __init__(self, executor: Executor, trace: Trace) -> None:
+        self._executor, self._trace = executor, trace
+        self._programs: dict[tuple[int, str], Program] = {}
+
+    def __call__(self, steps: Sequence[Step], context: Context) -> None:
+        """Take them."""
+        placed = self._executor.graph(context.n_tokens).placed
+        numbers = {p.node.name: i for i, p in enumerate(placed.nodes)}
+        for step in steps:
+            if isinstance(step, Walk):
+                for node, records in step.lowered:
+                    self._walk(node, records, numbers[node.name], placed.n_tokens, context)
+            else:
+                self._take(step, numbers, placed.n_tokens, context)
+
+    def _take(self, step: Step, numbers: dict[str, int], n_tokens: int, context: Context) -> None:
+        """A step of the device."""
+        started = time.perf_counter()
+        step.run(context)
+        if self._executor.device is not None:
+            self._executor.device.compute.synchronize()
+        seconds = time.perf_counter() - started
+        none = np.zeros_like(self._executor.counts[:, 0])
+        for node in step.nodes:
+            self._trace(numbers[node.name], node, n_tokens, seconds, none, GPU, step.nodes)
+
+    def _walk(self, node: Node, records: list[Record], number: int, n_tokens: int, context: Context) -> None:
+        """A node of the CPU."""
+        key, counts = (n_tokens, node.name), self._executor.counts
+        if key not in self._programs:
+            self._programs[key] = self._executor.host.program(records)
+        counted, started = counts.sum(axis=1), time.perf_counter()
+        context.team.walk(self._programs[key])
+        seconds = time.perf_counter() - started
+        self._trace(number, node, n_tokens, seconds, counts.sum(axis=1) - counted, CPU, (node,))

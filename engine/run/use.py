@@ -80,7 +80,7 @@ class DeviceMeter:
     def read(self) -> DeviceUse:
         """The use so far."""
         executor, device, plan = self._executor, self._executor.device, self._executor.plan
-        if device is None or plan is None:
+        if device is None:
             return DeviceUse()
         listed_host = 0
         if plan.sparsity == "predictor":

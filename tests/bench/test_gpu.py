@@ -16,7 +16,9 @@ from split_layer import measure, parts, split_layers
 from stub_cupy import StubCupy
 from stub_driver import SleepingDriver, StubDriver
 
-from hotcold.engine.device.steps import CopyDown, CopyUp, nodes_of
+from hotcold.engine.device.steps import CopyDown, CopyUp
+from hotcold.engine.device.store import loaded_store
+from hotcold.engine.host.steps import take_all
 from hotcold.engine.plan.planning import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError
@@ -110,27 +112,27 @@ def test_the_parts_of_a_token_are_its_split_layers(tmp_path: Path) -> None:
     shape, how = shape_of("tiny"), Wanted("predictor", 64, 8)
     with random_relu_model(tmp_path, shape, Type.F16, 32) as (file, model), Device(StubDriver()) as device:
         whole = whole_plan(model, device, how)
-        with Executor.from_plan(whole, file, 1, device) as executor:
+        with Executor(whole, file, 1, loaded_store(device, whole, file)) as executor:
             assert split_layers(executor) == 0
         plan = plan_for(model, device, how, half_the_neurons(whole))
-        with Executor.from_plan(plan, file, 1, device) as executor:
+        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
             steps = executor.steps(1)
             assert split_layers(executor) == shape.n_layer
             for begin, end in parts(steps):
                 kinds = [type(step) for step in steps[begin:end]]
                 assert kinds[0] is CopyDown and kinds.count(CopyUp) == 1
-                assert any(node.op == "merge" for node in nodes_of(steps[end - 1]))
+                assert any(node.op == "merge" for node in steps[end - 1].nodes)
 
 
 def test_a_sleeping_device_works_while_the_host_does(tmp_path: Path) -> None:
     shape, how, driver = shape_of("tiny"), Wanted("predictor", 64, 8), SleepingDriver()
     with random_relu_model(tmp_path, shape, Type.F16, 32) as (file, model), Device(driver) as device:
         plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
-        with Executor.from_plan(plan, file, 1, device) as executor:
+        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
             driver.seconds["sparse_ffn"] = 0.02
             times = measure(executor, 0.2)
             driver.seconds["sparse_ffn"] = 0.0
             awake = measure(executor, 0.1)
     assert times.device >= 0.02 and times.together >= 0.02
     assert awake.device < 0.02
-    assert executor.taking is None
+    assert executor.taking is take_all

@@ -10,13 +10,14 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.device.store import DeviceStore, loaded_store
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Model, Weight, load_model
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes
 from hotcold.engine.plan.plan import Ids, Plan
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.plan.reserve import reserve_for
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, blocks
@@ -52,7 +53,11 @@ def model_of(file: GGUFFile, n_layer: int | None = None, **changes: Any) -> Mode
 
 
 def cpu_executor(model: Model, file: GGUFFile, case: Case) -> Executor:
-    return Executor(model, file, case.n_ctx, case.n_batch, case.n_threads, case.kv_type, case.sparsity)
+    return Executor(
+        plan_for_cpu(model, Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type)),
+        file,
+        case.n_threads,
+    )
 
 
 def split_plan(model: Model, case: Case, n_bytes: int, hot: Sequence[Ids] | None = None) -> Plan:
@@ -104,7 +109,7 @@ def plan_with(model: Model, case: Case, hot: Sequence[Ids]) -> Plan:
 @contextmanager
 def on_device(plan: Plan, file: GGUFFile, device: Device, n_threads: int = 2) -> Iterator[Executor]:
     """An executor that carries out a plan; when it is closed the device must be empty."""
-    executor = Executor.from_plan(plan, file, n_threads, device)
+    executor = Executor(plan, file, n_threads, loaded_store(device, plan, file))
     with executor:
         yield executor
     assert device.counters.live_bytes == device.counters.pinned_bytes == 0

@@ -22,8 +22,10 @@ from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan import planning
 from hotcold.engine.plan.placement import coverage_curve
 from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Tracing
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.formats import GRANULE
@@ -88,10 +90,11 @@ def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
     got = as_json(planned("0", sparsity))
     with open_gguf(model_path(None)) as file:
         model = dump.open_source(None, None, None, None).model
-        with Executor(model, file, 256, 64, 1, sparsity=sparsity) as executor:
+        with Executor(plan_for_cpu(model, Wanted(sparsity, 256, 64)), file, 1) as executor:
             for name, n_tokens in (("decode", 1), ("batch", 64)):
                 steps: list[tuple[int, str, str]] = []
-                executor.trace = lambda step, node, *_, steps=steps: steps.append((step, node.name, node.op))
+                heard = lambda step, node, *_, steps=steps: steps.append((step, node.name, node.op))
+                executor.taking = Tracing(executor, heard)
                 executor.run(np.zeros(n_tokens, np.int32), 0)
                 rows = got["intermediates"][name]
                 assert [(row["step"], row["name"], row["op"]) for row in rows] == steps
@@ -114,8 +117,8 @@ def test_every_architecture_is_planned_from_its_file(name: str, budget: str) -> 
         if budget != "0":
             return
         steps: list[str] = []
-        with Executor(source.model, file, 64, 4, 1, sparsity="predictor") as executor:
-            executor.trace = lambda step, node, *_: steps.append(node.name)
+        with Executor(plan_for_cpu(source.model, Wanted("predictor", 64, 4)), file, 1) as executor:
+            executor.taking = Tracing(executor, lambda step, node, *_: steps.append(node.name))
             executor.run(np.zeros(1, np.int32), 0)
         assert [row["name"] for row in got["intermediates"]["decode"]] == steps
     neurons = [float(plan.model.n_ff)] * plan.model.n_layer

@@ -12,6 +12,8 @@ from hotcold.engine.graph.graph import Graph, Node, Tensor, check
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, Homes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.plan.plan import GraphPlan
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -214,9 +216,11 @@ def test_the_executor_runs_what_it_is_given(sparse_file: GGUFFile, sparse: Model
             changed.nodes = (*changed.nodes, dataclasses.replace(node, inputs=inputs))
         elif not node.name.startswith("ffn_norm"):
             changed.nodes = (*changed.nodes, node)
-    logits = np.zeros((2, 1, sparse.n_vocab), np.float32)
+    logits, how = np.zeros((2, 1, sparse.n_vocab), np.float32), Wanted("predictor", 8, 1)
     for out, graph in zip(logits, (whole, changed), strict=True):
-        with Executor.from_graphs(sparse, sparse_file, [graph], 8, 1) as executor:
+        passed = run_passes(graph, Homes(kv=(CPU,) * sparse.n_layer))
+        plan = dataclasses.replace(plan_for_cpu(sparse, how), decode=GraphPlan(graph, *passed))
+        with Executor(plan, sparse_file, 1) as executor:
             executor.run(np.array([1], np.int32), 0, out)
     difference = np.abs(logits[0] - logits[1]).max() / np.abs(logits[0]).max()
     assert difference > 0.01

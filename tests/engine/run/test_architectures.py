@@ -14,6 +14,7 @@ from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor
 from hotcold.engine.measure.traffic import dense_bytes, ffn_bytes, token_bytes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
@@ -119,7 +120,8 @@ class Oracle:
 
 def executor(file: GGUFFile, sparsity: str, **settings: Any) -> Executor:
     options: dict[str, Any] = {"n_ctx": 16, "n_batch": 4, "n_threads": 2, "kv_type": "f32"} | settings
-    return Executor(load_model(file), file, sparsity=sparsity, **options)
+    n_threads = options.pop("n_threads")
+    return Executor(plan_for_cpu(load_model(file), Wanted(sparsity, **options)), file, n_threads)
 
 
 @pytest.mark.parametrize("sparsity", ["exact", "predictor"])
@@ -275,11 +277,13 @@ def test_falcons_stacked_attention(data: Path) -> None:
         layer = load_model(file).layers[1]
         with executor(file, "off") as it:
             stacked = file.data("blk.1.attn_qkv.weight")
-            parts = [it.store.rows(weight) for weight in (layer.attn_q, layer.attn_k, layer.attn_v)]
+            parts = [it.host.store.rows(weight) for weight in (layer.attn_q, layer.attn_k, layer.attn_v)]
             assert np.array_equal(np.concatenate(parts), stacked)
             assert [len(part) for part in parts] == [128, 32, 32]
             assert all(np.shares_memory(part, stacked) for part in parts)
-            addresses = [it.store.address(weight) for weight in (layer.attn_q, layer.attn_k, layer.attn_v)]
+            addresses = [
+                it.host.store.address(weight) for weight in (layer.attn_q, layer.attn_k, layer.attn_v)
+            ]
             assert np.diff(addresses).tolist() == [128 * 72, 32 * 72]
 
 

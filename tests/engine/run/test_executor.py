@@ -15,7 +15,11 @@ from split_runs import nan_rows
 
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph
+from hotcold.engine.graph.passes import run_passes
+from hotcold.engine.graph.placed import CPU, Homes
 from hotcold.engine.model.model import Model, Weight, load_model
+from hotcold.engine.plan.plan import GraphPlan, Plan
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
@@ -77,7 +81,7 @@ def float_file(request: pytest.FixtureRequest, tiny_model: TinyModel) -> Iterato
 def executor(
     file: GGUFFile, sparsity: str, n_batch: int = 8, n_threads: int = 2, kv: str = "f32"
 ) -> Executor:
-    return Executor(load_model(file), file, 64, n_batch, n_threads, kv, sparsity)
+    return Executor(plan_for_cpu(load_model(file), Wanted(sparsity, 64, n_batch, kv)), file, n_threads)
 
 
 def test_logits_equal_the_oracles(float_file: GGUFFile, logits_of: LogitsOf, distance: Distance) -> None:
@@ -191,19 +195,26 @@ def without(graph: Graph, i: int) -> Graph:
     return rest
 
 
+def plan_of(graph: Graph, model: Model, n_ctx: int) -> Plan:
+    """A plan for the CPU alone, of this graph in place of the model's."""
+    plan = plan_for_cpu(model, Wanted("predictor", n_ctx, 1, "f32"))
+    passed = run_passes(graph, Homes(kv=(CPU,) * model.n_layer))
+    return dataclasses.replace(plan, decode=GraphPlan(graph, *passed))
+
+
 def test_removing_any_node_of_a_layer_fails_or_changes_the_logits(
     tiny_model: TinyModel, logits_of: LogitsOf
 ) -> None:
     with open_gguf(tiny_model("f32", True)) as file:
         model = load_model(file)
         whole = architectures.build(model, 1, "predictor")
-        with Executor.from_graphs(model, file, [whole], 16, 1, "f32") as it:
+        with Executor(plan_of(whole, model, 16), file, 1) as it:
             wanted = logits_of(it, IDS[:3], 1)
         inside = [i for i, node in enumerate(whole.nodes) if node.name.endswith("-2")]
         assert len(inside) > 12
         for i in (0, *inside, len(whole.nodes) - 2, len(whole.nodes) - 1):
             try:
-                with Executor.from_graphs(model, file, [without(whole, i)], 16, 1, "f32") as it:
+                with Executor(plan_of(without(whole, i), model, 16), file, 1) as it:
                     logits = logits_of(it, IDS[:3], 1)
             except (HotcoldError, ValueError, KeyError):
                 continue
@@ -216,7 +227,7 @@ def test_weights_are_views_of_the_map(tiny_model: TinyModel) -> None:
         for layer in it.model.layers:
             for weight in (layer.attn_q, layer.ffn_norm, layer.ffn_gate, layer.ffn_up, layer.down):
                 assert weight is not None
-                view = it.store.rows(weight)
+                view = it.host.store.rows(weight)
                 assert np.shares_memory(view, mapped)
                 assert view.nbytes == weight.n_bytes
                 assert not view.flags.writeable

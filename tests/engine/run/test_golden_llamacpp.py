@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 
@@ -49,7 +50,7 @@ def test_logits_equal_the_recording(
     bound, exact_bound = BOUNDS[name]
     with (
         open_gguf(data / "llamacpp" / f"{name}.gguf") as file,
-        Executor(load_model(file), file, 64, 48, 2, "f32") as executor,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", 64, 48, "f32")), file, 2) as executor,
     ):
         logits = logits_of(executor, recorded["ids"], step)
     assert distance(logits, recorded[name]) <= bound

@@ -10,6 +10,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.requantise import requantise
@@ -37,7 +38,7 @@ def test_logits_equal_the_recording(
         model = load_model(file)
         if which == "all_active":
             model = dataclasses.replace(model, sparse_threshold=-100.0)
-        with Executor(model, file, 64, 40, 2, "f32", "predictor") as executor:
+        with Executor(plan_for_cpu(model, Wanted("predictor", 64, 40, "f32")), file, 2) as executor:
             logits = logits_of(executor, recorded["ids"], step)
             listed = executor.counts[..., 0].sum(1)
     assert distance(logits, recorded[f"logits_{which}_{'single' if step == 1 else 'batch'}"]) <= bound
@@ -60,7 +61,7 @@ def test_modes_without_the_predictor_equal_all_active(
     recorded = np.load(data / "powerinfer" / f"{architecture}-f16.npz")
     with (
         open_gguf(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf") as file,
-        Executor(load_model(file), file, 64, 40, 2, "f32", sparsity) as executor,
+        Executor(plan_for_cpu(load_model(file), Wanted(sparsity, 64, 40, "f32")), file, 2) as executor,
     ):
         logits = logits_of(executor, recorded["ids"], step)
     assert distance(logits, recorded["logits_all_active_single"]) <= 2e-3
@@ -79,7 +80,7 @@ def test_a_requantised_file_runs(
     requantise(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf", tmp_path / "q.gguf", "q8_0")
     with (
         open_gguf(tmp_path / "q.gguf") as file,
-        Executor(load_model(file), file, 64, 40, 2, "f32", "predictor") as executor,
+        Executor(plan_for_cpu(load_model(file), Wanted("predictor", 64, 40, "f32")), file, 2) as executor,
     ):
         logits = logits_of(executor, recorded["ids"], 1)
         listed = executor.counts[..., 0].sum(1)
@@ -118,7 +119,7 @@ def test_a_sparse_ffn_runs_in_every_block_type(
         for step in (1, 7):
             with open_gguf(path) as file:
                 model = dataclasses.replace(load_model(file), sparse_threshold=-100.0)
-                with Executor(model, file, 64, 40, 2, "f32", "predictor") as executor:
+                with Executor(plan_for_cpu(model, Wanted("predictor", 64, 40, "f32")), file, 2) as executor:
                     logits.append(logits_of(executor, ids, step))
     assert max(distance(logits[0], logits[2]), distance(logits[1], logits[3])) <= 3e-2
     assert distance(logits[0], logits[1]) <= 1e-5

@@ -74,7 +74,7 @@ class Opened:
 @pytest.fixture
 def opened(compiler: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     opened = Opened()
-    monkeypatch.setattr(offload, "open_device", opened.open)
+    monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", opened.open)
     yield opened
     for device in opened.devices:
         assert device.closed and device.counters.live_bytes == device.counters.pinned_bytes == 0
@@ -196,7 +196,7 @@ def test_every_allocation_of_a_load_fails_once(opened: Opened, model: Path, cpu_
             return device
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(offload, "open_device", open_failing)
+            patch.setattr("hotcold.engine.run.device_plan.open_device", open_failing)
             if n > 3:
                 with pytest.raises(DoesNotFitError, match="page-locked"):
                     load(model)
@@ -228,7 +228,7 @@ def test_strict_refuses_a_smaller_batch(opened: Opened, model: Path) -> None:
 
 
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    monkeypatch.setattr(offload, "open_device", lambda name: None)
+    monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", lambda name: None)
     with load(model, device="auto", vram_budget="auto") as engine:
         assert engine.executor.device is None and not engine.warnings
     with pytest.raises(DeviceError, match="leave out --strict"):

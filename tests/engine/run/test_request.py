@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from hotcold.engine.device.choice import DeviceChoice
-from hotcold.engine.run.offload import parse_request
+from hotcold.engine.run.request import parse_request
 from hotcold.errors import DeviceError, SettingError
 
 

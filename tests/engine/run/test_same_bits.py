@@ -8,6 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 
@@ -34,7 +35,7 @@ def test_logits_do_not_depend_on_batches_or_threads(
         ids = np.random.default_rng(0).integers(3, min(model.n_vocab, 200), 65).astype(np.int32)
         seen = set()
         for n_batch, n_threads in BATCHES:
-            with Executor(model, file, N_CTX, n_batch, n_threads, "f16", sparsity) as executor:
+            with Executor(plan_for_cpu(model, Wanted(sparsity, N_CTX, n_batch)), file, n_threads) as executor:
                 logits = logits_of(executor, ids, n_batch)
                 assert np.isfinite(logits).all()
                 seen.add(logits.tobytes())
@@ -44,7 +45,10 @@ def test_logits_do_not_depend_on_batches_or_threads(
 @pytest.mark.parametrize("name", ["llamacpp/llama.q4_k", "powerinfer/llama-q4_0.powerinfer"])
 def test_logits_do_not_depend_on_what_was_reused(name: str, data: Path) -> None:
     """The same cache filled in other steps, and once with other tokens behind the shared ones."""
-    with open_gguf(data / f"{name}.gguf") as file, Executor(load_model(file), file, 64, 32, 2) as executor:
+    with (
+        open_gguf(data / f"{name}.gguf") as file,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", 64, 32)), file, 2) as executor,
+    ):
         ids = np.random.default_rng(1).integers(3, 200, 40).astype(np.int32)
         seen = set()
         for cuts in ([32, 39], [1, 2, 7, 39], [20, 25, 39]):

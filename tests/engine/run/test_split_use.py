@@ -66,6 +66,17 @@ def test_both_sides_look_at_the_neurons_that_powerinfer_did(
     assert use.ffn_device_share == N_HOT / model.n_ff
 
 
+def test_launches_are_prepared_once(
+    file: GGUFFile, split_device: Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The head's too, whichever tokens of a batch it is wanted for."""
+    model, case = model_of(file), Case("predictor")
+    with on_device(plan_with(model, case, some_neurons(model, N_HOT)), file, split_device) as executor:
+        mixed_logits(executor)
+        monkeypatch.setattr(Device, "prepare", None)
+        mixed_logits(executor)
+
+
 def test_both_sides_together_list_what_the_cpu_alone_does(file: GGUFFile, split_device: Device) -> None:
     """In batches of any length too."""
     model, case = model_of(file), Case("predictor")

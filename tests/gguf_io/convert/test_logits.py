@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from hotcold import load
 from hotcold.engine.model.model import load_model
+from hotcold.engine.plan.planning import Wanted, plan_for_cpu
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
@@ -56,7 +57,7 @@ def check(path: Path, sparsity: str, wanted: NDArray[np.float64]) -> None:
     """float32 against float64: 1e-5 of the logits' size, token by token and all at once."""
     with (
         open_gguf(path) as file,
-        Executor(load_model(file), file, 32, len(IDS), 2, "f32", sparsity) as executor,
+        Executor(plan_for_cpu(load_model(file), Wanted(sparsity, 32, len(IDS), "f32")), file, 2) as executor,
     ):
         assert not executor.model.warnings
         for step in (1, len(IDS)):
