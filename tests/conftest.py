@@ -1,14 +1,18 @@
 """Devices for the tests: emulated everywhere, a real card where one exists."""
 
+import fcntl
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
+from pairwise import covering
 
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device.cache import cache_directory
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.build import find_compiler
@@ -26,6 +30,56 @@ def pytest_configure() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Call cases of tests marked `pairwise` slow, but for some in which every two values meet.
+
+    A card's cases are not counted: they run wherever there is one.
+    """
+    cases: dict[str, list[pytest.Function]] = {}
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        if isinstance(item, pytest.Function) and "pairwise" in marks and not marks & {"slow", "gpu"}:
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for product in cases.values():
+        quick = set(
+            covering([item.callspec.params if hasattr(item, "callspec") else {} for item in product])
+        )
+        for i, item in enumerate(product):
+            if i not in quick:
+                item.add_marker("slow")
+
+
+@contextmanager
+def one_at_a_time(folder: Path, what: str) -> Iterator[None]:
+    """Let one of the run's processes in, the others wait: they find done what they would do again."""
+    with (folder / f"tests-{what}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def compiled_kernels() -> None:
+    """The CPU's kernels are in the cache, compiled by one process."""
+    from numba.core import config
+
+    from hotcold.kernels.cpu import needs_compiling
+    from hotcold.kernels.cpu.team import compile_kernels
+
+    if needs_compiling():
+        with one_at_a_time(Path(config.CACHE_DIR), "kernels"):
+            if needs_compiling():
+                compile_kernels()
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Processes for `-n auto`: the cores that the run may use, up to 8; this one alone for a file or two."""
+    named = [argument for argument in config.args if ".py" in argument]
+    if len(named) == len(config.args) <= 2 or config.option.usepdb:
+        return 0
+    return min(len(os.sched_getaffinity(0)), 8)
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +116,9 @@ def open_emulated(compiler: str, keep_device: KeepDevice) -> OpenEmulated:
     """Opens emulated devices for the length of a test; options are those of the emulated driver."""
 
     def open_device(**options: Any) -> Device:
-        return keep_device(Device(EmulatedDriver(**options)))
+        with one_at_a_time(cache_directory(), options.get("build_kind", "checked")):
+            driver = EmulatedDriver(**options)
+        return keep_device(Device(driver))
 
     return open_device
 

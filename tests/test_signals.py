@@ -17,7 +17,7 @@ def test_what_tests_start_heeds_signals() -> None:
 def test_what_tests_start_heeds_signals_that_the_run_ignores() -> None:
     script = "trap '' INT HUP; exec \"$@\""
     test = f"{__file__}::{test_what_tests_start_heeds_signals.__name__}"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-q", test]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-n0", "-q", test]
     done = subprocess.run(
         ["sh", "-c", script, "sh", *command], capture_output=True, text=True, check=False, timeout=120
     )

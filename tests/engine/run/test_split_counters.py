@@ -25,6 +25,7 @@ from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
 TinyModel = Callable[[str, bool], Path]
 ARCHITECTURES = ("llama", "bamboo", "falcon", "opt")
 POSITION = 4  # bytes of a token's position

@@ -24,6 +24,7 @@ from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
 Distance = Callable[[Logits, Logits], float]
 LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
 ALL_ACTIVE = -100.0

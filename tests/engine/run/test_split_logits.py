@@ -29,6 +29,7 @@ from hotcold.engine.model.model import Model
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
 Distance = Callable[[Logits, Logits], float]
 TinyModel = Callable[[str, bool], Path]
 OpenModel = Callable[[str], tuple[GGUFFile, Model]]

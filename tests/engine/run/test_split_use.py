@@ -29,6 +29,7 @@ from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
 N_HOT = 300
 PROMPT = "Once upon a time"
 GREEDY: dict[str, Any] = {"temp": 0.0, "repeat_penalty": 1.0}

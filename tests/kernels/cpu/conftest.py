@@ -52,7 +52,7 @@ def scratch() -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def run_ops() -> Callable[..., None]:
+def run_ops(compiled_kernels: None) -> Callable[..., None]:
     """run_ops(ops, n_threads=1, **run): walk records once; run parameters by their name in lower case."""
 
     def run(ops: list[dict[str, Any]], n_threads: int = 1, **parameters: int) -> None:

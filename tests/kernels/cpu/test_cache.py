@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,15 +12,35 @@ import pytest
 from hotcold.kernels.cpu import cache
 
 FOLDER = "import hotcold.kernels.cpu as c, numba; print(numba.config.CACHE_DIR); print(c.needs_compiling())"
+PLACES = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "TMPDIR")
 
 
-def folder_in(environment: dict[str, str]) -> tuple[Path, bool]:
+def process_in(environment: dict[str, str]) -> tuple[Path, bool]:
     """What a fresh process with only this environment uses, and whether it must compile."""
+    environment = environment | {"PYTHONPATH": str(Path(cache.__file__).parents[3])}
     done = subprocess.run(
         [sys.executable, "-c", FOLDER], check=True, capture_output=True, text=True, env=environment
     )
     path, needed = done.stdout.split()
     return Path(path), needed == "True"
+
+
+def folder_in(environment: dict[str, str]) -> Path:
+    """What a process with only these of PLACES would use."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in PLACES:
+            patch.delenv(name, raising=False)
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        patch.setattr(tempfile, "tempdir", None)  # where the temporary folder is, if it was asked for
+        return cache.folder()
+
+
+def test_a_process_uses_its_folder(tmp_path: Path) -> None:
+    environment = {"HOME": "/proc", "TMPDIR": str(tmp_path)}
+    assert process_in(environment) == (folder_in(environment), True)
+    levels = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    assert process_in(environment | levels)[0] != folder_in(environment)
 
 
 def test_a_changed_source_changes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,30 +57,28 @@ def test_order_of_places(tmp_path: Path) -> None:
     environment = {name: str(path) for name, path in places.items()}
     for name, path in places.items():
         expected = path / ".cache" if name == "HOME" else path
-        assert folder_in(environment)[0].is_relative_to(expected)
+        assert folder_in(environment).is_relative_to(expected)
         del environment[name]
-    assert folder_in({"TMPDIR": str(tmp_path)})[0].is_relative_to(tmp_path)
+    assert folder_in({"TMPDIR": str(tmp_path)}).is_relative_to(tmp_path)
 
 
 def test_an_unusable_home_falls_back_to_the_temporary_folder(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    path, needed = folder_in({"HOME": str(blocked), "TMPDIR": str(tmp_path)})
-    assert path.is_relative_to(tmp_path)
-    assert needed
+    assert folder_in({"HOME": str(blocked), "TMPDIR": str(tmp_path)}).is_relative_to(tmp_path)
 
 
 def test_folders_that_cannot_be_made_are_passed_over(tmp_path: Path) -> None:
     """/proc takes no folders, not even from root."""
     usable = tmp_path / "home"
     environment = {"NUMBA_CACHE_DIR": "/proc", "XDG_CACHE_HOME": "/proc/1", "HOME": str(usable)}
-    assert folder_in(environment)[0].is_relative_to(usable / ".cache")
+    assert folder_in(environment).is_relative_to(usable / ".cache")
 
 
 def test_without_any_place_a_folder_of_this_process_alone_is_used(tmp_path: Path) -> None:
     blocked = tmp_path / f"hotcold-{os.getuid()}"
     blocked.write_text("")
-    paths = {folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})[0] for _ in range(2)}
+    paths = {folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)}) for _ in range(2)}
     assert len(paths) == 2
     assert all(path.parent == tmp_path and path.is_dir() for path in paths)
 
@@ -68,7 +87,7 @@ def test_without_any_place_a_folder_of_this_process_alone_is_used(tmp_path: Path
 def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
     read_only = tmp_path / "home"
     read_only.mkdir(mode=0o500)
-    path, _ = folder_in({"HOME": str(read_only), "TMPDIR": str(tmp_path)})
+    path = folder_in({"HOME": str(read_only), "TMPDIR": str(tmp_path)})
     assert path.is_relative_to(tmp_path / f"hotcold-{os.getuid()}")
 
 
@@ -76,9 +95,9 @@ def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize("above", [0, 1, 2])
 def test_a_folder_of_another_user_is_not_trusted(above: int, tmp_path: Path) -> None:
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
-    path, _ = folder_in(environment)
+    path = folder_in(environment)
     os.chown([path, *path.parents][above], 12345, 12345)
-    assert folder_in(environment)[0].is_relative_to(tmp_path / "hotcold-0")
+    assert folder_in(environment).is_relative_to(tmp_path / "hotcold-0")
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
@@ -86,7 +105,7 @@ def test_a_folder_that_another_user_made_in_the_temporary_one_is_not_trusted(tmp
     foreign = tmp_path / "hotcold-0"
     foreign.mkdir(mode=0o777)
     os.chown(foreign, 12345, 12345)
-    path, _ = folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
+    path = folder_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
     assert path.parent == tmp_path and path != foreign
 
 
@@ -146,13 +165,7 @@ def test_two_processes_may_compile_every_kernel_at_once(tmp_path: Path) -> None:
     code = "from hotcold.kernels.cpu.team import compile_kernels; compile_kernels()"
     pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
     assert [process.wait(300) for process in pair] == [0, 0]
-    assert not folder_in(environment)[1]
-
-
-def test_another_cpu_level_has_its_own_folder(tmp_path: Path) -> None:
-    environment = {"NUMBA_CACHE_DIR": str(tmp_path)}
-    levels = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    assert folder_in(environment)[0] != folder_in(environment | levels)[0]
+    assert not process_in(environment)[1]
 
 
 @pytest.mark.slow
@@ -166,11 +179,11 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
     assert sorted(p.name for p in tmp_path.rglob("*.nbc")) == files
     assert [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*.nbc"))] == stamps
-    assert not folder_in(environment)[1]
+    assert not process_in(environment)[1]
 
 
 def test_a_folder_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "hotcold").mkdir()
     (tmp_path / "hotcold").chmod(0o777)
-    path, _ = folder_in({"NUMBA_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)})
+    path = folder_in({"NUMBA_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)})
     assert not path.is_relative_to(tmp_path / "hotcold")

@@ -20,6 +20,7 @@ LEVELS = {
 # tests that call kernels by address and compile them alone, in seconds
 BY_ADDRESS = [f"test_{name}.py" for name in ("simd", "pack", "rows", "elementwise", "attention")]
 
+pytestmark = pytest.mark.slow  # each level compiles everything anew
 levels = pytest.mark.parametrize("name", LEVELS)
 
 
@@ -50,15 +51,11 @@ def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-# each level compiles everything anew, so only the plainest one is quick enough for every run
-@pytest.mark.parametrize(
-    "name", ["generic", *(pytest.param(n, marks=pytest.mark.slow) for n in LEVELS if n != "generic")]
-)
+@levels
 def test_oracles_hold(name: str, tmp_path: Path) -> None:
     run_at(name, tmp_path, Path(oracle_checks.__file__))
 
 
-@pytest.mark.slow
 @levels
 def test_kernels_by_address(name: str, tmp_path: Path) -> None:
     """Instructions, conversions, extremes of bytes and every size of the host's own tests."""
@@ -68,7 +65,6 @@ def test_kernels_by_address(name: str, tmp_path: Path) -> None:
     assert " passed" in printed and "skipped" not in printed
 
 
-@pytest.mark.slow
 @levels
 def test_every_op_and_team(name: str, tmp_path: Path) -> None:
     """Whole programs of every op, sparse ones with NaN in unread rows, and bits for all team sizes."""

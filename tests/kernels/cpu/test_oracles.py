@@ -5,6 +5,7 @@ import pytest
 
 from hotcold.kernels.cpu import rows
 
+pytestmark = pytest.mark.pairwise
 NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
 NAMES |= {3: "Q4_1", 7: "Q5_1", 12: "Q4_K", 13: "Q5_K"}
 SIZES = [

@@ -7,6 +7,8 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
+
 
 @pytest.mark.parametrize("n", [1, 255, 1000])
 def test_add(device: Device, put: Put, get: Get, n: int) -> None:

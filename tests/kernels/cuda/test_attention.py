@@ -15,6 +15,7 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.formats import LONGEST_AT_ONCE, attention_sums_bytes, cos_sin_table, is_split, n_parts
 
+pytestmark = pytest.mark.pairwise
 Open = Callable[..., Device]
 KV_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("f2"), "f32": np.dtype("f4")}
 

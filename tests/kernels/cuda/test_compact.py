@@ -8,6 +8,8 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device.device import Device
 
+pytestmark = pytest.mark.pairwise
+
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from hotcold.kernels.cuda.dense_ffn import ffn_hidden
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED
 
+pytestmark = pytest.mark.pairwise
 F64 = NDArray[np.float64]
 
 

@@ -17,6 +17,7 @@ from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED, n_groups
 
+pytestmark = pytest.mark.pairwise
 TYPES = sorted(FFN_TYPES)
 GATED = ["relu", "silu", "relu_both"]
 UNGATED = ["relu", "gelu"]

@@ -11,6 +11,7 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
 from hotcold.kernels.formats import ACTIVATIONS
 
+pytestmark = pytest.mark.pairwise
 SIZES = [(1, 1, 1), (3, 20, 33), (2, 700, 700), (2, 301, 1000)]
 """Tokens, rows on the device, and neurons of the layer."""
 

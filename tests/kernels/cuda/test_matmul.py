@@ -16,6 +16,7 @@ from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
 from hotcold.kernels.formats import KERNEL_TYPES, QUANTISED
 
+pytestmark = pytest.mark.pairwise
 PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
 SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]
 """Tokens, rows, and blocks of 32 (of 256 for Q6_K) in a row."""

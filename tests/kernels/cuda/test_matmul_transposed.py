@@ -14,6 +14,7 @@ from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.formats import FFN_TYPES, QUANTISED
 
+pytestmark = pytest.mark.pairwise
 TYPES = sorted(FFN_TYPES)
 Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
 

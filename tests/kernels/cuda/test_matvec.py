@@ -16,6 +16,7 @@ from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec3, matvec_mask
 from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, QUANTISED, mask_words
 
+pytestmark = pytest.mark.pairwise
 F32 = NDArray[np.float32]
 PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
 SIZES = [(1, 1, 32), (1, 9, 64), (2, 17, 288), (1, 3, 12288)]

@@ -43,6 +43,7 @@ from hotcold.kernels.formats import (
     n_parts,
 )
 
+pytestmark = pytest.mark.pairwise
 Type = GGMLQuantizationType
 Touched = Callable[[Work, tuple[Any, ...]], tuple[int, int]]
 
