@@ -17,10 +17,10 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden
+from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
-from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -29,7 +29,7 @@ from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
-from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.work import Work
 from hotcold.kernels.formats import (
@@ -196,10 +196,10 @@ def mask_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     given, h = (bed.put(gate), bed.put(up)), bed.empty(gate.shape, "f4")
     wide = gate.astype(np.float64), up.astype(np.float64)
     n_listed, n_open = int(active.sum()), int((active & (gate > 0)).sum())
-    work, numbers = hidden_masked(tokens, n_ff, n_ff, True, n_listed, n_open), (h, n_ff, words, 1)
+    work, numbers = hidden_masked_gated(tokens, n_ff, n_ff, True, n_listed, n_open), (h, n_ff, words, 1)
     relued = lambda: ref.listed(ref.gated(*wide, "relu"), active)
     yield one(bed, text, work, (*given, mask, neurons, *numbers, relu), h, relued)
-    work = hidden_masked_mlp(tokens, n_ff, n_ff, True, True, n_listed)
+    work = hidden_masked(tokens, n_ff, n_ff, True, True, n_listed)
     biased = lambda: ref.listed(ref.relu(wide[1] + bias), active)
     yield one(bed, text, work, (given[1], bed.put(bias), mask, neurons, *numbers, 1, relu), h, biased)
 
@@ -352,7 +352,7 @@ def ffn_cases(bed: Bed, sizes: Sizes, weights: Weights) -> Iterator[Case]:
     given = bed.inputs(kind, x)
     yield _three_case(bed, sizes, weights, given, x)
     rows, h = sample(n_rows), bed.empty((1, n_rows), "f4")
-    work = ffn_hidden(kind, 1, n_rows, n)
+    work = gated_ffn_hidden(kind, 1, n_rows, n)
     launches = [
         work.prepare(
             bed.device,
@@ -427,23 +427,23 @@ def _sparse_cases(
         bed.device.run(reduce, bed.device.compute)
         return bed.get(y)
 
-    work = sparse_ffn(kind, 1, n_rows, n, len(rows), n_open)
+    work = sparse_gated_ffn(kind, 1, n_rows, n, len(rows), n_open)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
         launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, n_rows, n, relu)))
     gate, up, down = values
-    yield Case(text, work, launches, reduced, partial(ref.sparse_ffn, x, gate, up, down, None, quantised))
+    yield Case(text, work, launches, reduced, partial(ref.sparse_gated_ffn, x, gate, up, down, None, quantised))
 
     bias, neurons = normal(n_rows, seed=8), bed.put(np.arange(n_rows, dtype=np.int32))
     n_open = int((first + bias[rows] > 0).sum())
-    work, bias_given = sparse_mlp(kind, 1, n_rows, n, len(rows), n_open), bed.put(bias)
+    work, bias_given = sparse_ffn(kind, 1, n_rows, n, len(rows), n_open), bed.put(bias)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in (0, 2) for p in weights.planes(which, copy)]
         arguments = (*planes, *given, bias_given, neurons, *lists, sums, n_rows, n, 1, relu)
         launches.append(work.prepare(bed.device, arguments))
-    oracle = partial(ref.sparse_mlp, x, values[0], bias[rows], values[2], None, quantised)
+    oracle = partial(ref.sparse_ffn, x, values[0], bias[rows], values[2], None, quantised)
     yield Case(text, work, launches, reduced, oracle)
 
 

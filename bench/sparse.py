@@ -129,8 +129,8 @@ def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Nam
         tokens = alternate(runs, ids, model.n_vocab, seconds)
         every.close()
         ffn = {
-            "dense": walk_alone(dense, "dense_ffn", seconds / 3),
-            "sparse": walk_alone(sparse, "sparse_ffn", seconds / 3),
+            "dense": walk_alone(dense, "dense_gated_ffn", seconds / 3),
+            "sparse": walk_alone(sparse, "sparse_gated_ffn", seconds / 3),
             "predictor": walk_alone(sparse, "predictor", seconds / 3),
         }
     print(f"  {listed:.1%} of neurons listed, {firing:.1%} firing")

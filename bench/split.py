@@ -75,7 +75,7 @@ def together_table(folder: Path, seconds: float, n_threads: int) -> bool:
             budget = half_the_neurons(whole_plan(model, device, how))
             plan = plan_for(model, device, how, budget)
             with Executor(plan, file, n_threads, loaded_store(device, plan, file)) as executor:
-                driver.seconds["sparse_ffn"] = measure(executor, seconds / 4).host
+                driver.seconds["sparse_gated_ffn"] = measure(executor, seconds / 4).host
                 times = measure(executor, seconds)
         both = times.device + times.host
         figures = [1e3 * value for value in (times.device, times.host, both, times.together)]

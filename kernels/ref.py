@@ -418,7 +418,7 @@ def listed(h: F64, active: NDArray[np.bool_] | None) -> F64:
     return h if active is None else np.where(active, h, 0)
 
 
-def sparse_ffn(
+def sparse_gated_ffn(
     x: F32,
     gate: F32,
     up: F32,
@@ -441,7 +441,7 @@ def sparse_ffn(
     return listed(h, active) @ down_t.astype(np.float64)
 
 
-def sparse_mlp(
+def sparse_ffn(
     x: F32,
     up: F32,
     bias: F32 | None,
@@ -463,7 +463,7 @@ def sparse_mlp(
     return listed(h, active) @ down_t.astype(np.float64)
 
 
-def dense_ffn(
+def dense_gated_ffn(
     x: F32, gate: F32, up: F32, down: F32, activation: str = "silu", quantised: bool = False
 ) -> F64:
     """Gated FFN, down (act(gate x) * (up x)), with both inputs rounded when the weights are quantised.

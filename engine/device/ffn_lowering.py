@@ -16,13 +16,13 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_RESIDUAL, merge
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden
+from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import RELU
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
-from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, mask_words, n_groups
 
@@ -41,7 +41,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, node, gate, 0, 1)
         partial = _partial(low, gate)
-        work = sparse_ffn(weights[0].type, 1, gate.n_rows, gate.n)
+        work = sparse_gated_ffn(weights[0].type, 1, gate.n_rows, gate.n)
         planes = *gate.planes, *up.planes, *down.planes
         low.launch(work, *planes, *operand, ids, counted, partial, gate.n_rows, gate.n, activation)
         return _sum(low, nodes, partial, gate.n_rows, None)
@@ -52,7 +52,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.product(gate, inputs, h, n_tokens=count)
         low.product(up, inputs, ups, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
-        work = hidden_masked(count, gate.n_rows, low.model.n_ff, mask is not None)
+        work = hidden_masked_gated(count, gate.n_rows, low.model.n_ff, mask is not None)
         lists = bits, low.store.neurons(layer_of(node))
         low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation)
 
@@ -73,7 +73,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, node, up, 0, 1)
         partial = _partial(low, up)
-        work = sparse_mlp(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
+        work = sparse_ffn(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
         lists = up_bias or partial, neurons, ids, counted, partial
         planes = *up.planes, *down.planes
         low.launch(work, *planes, *operand, *lists, up.n_rows, up.n, has_bias, activation)
@@ -82,7 +82,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     def hidden_of(first: int, count: int, h: Buffer) -> None:
         low.product(up, low.tokens_of(operand, first, count, up.n), h, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
-        work = hidden_masked_mlp(count, up.n_rows, low.model.n_ff, mask is not None, bool(has_bias))
+        work = hidden_masked(count, up.n_rows, low.model.n_ff, mask is not None, bool(has_bias))
         lists = up_bias or h, bits, neurons, h
         low.launch(work, h, *lists, up.n_rows, words, int(mask is not None), has_bias, activation)
 
@@ -168,14 +168,14 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     first = low.area("first", low.n_tokens * n_ff, np.float32)
     gates, ups = low.store.matrix(gate), low.store.matrix(up)
     if low.n_tokens == 1 and gate.type == up.type and gate.type in FFN_TYPES:
-        work = ffn_hidden(gate.type, 1, n_ff, gates.n)
+        work = gated_ffn_hidden(gate.type, 1, n_ff, gates.n)
         inputs = low.operand(gate, x)
         low.launch(work, *gates.planes, *ups.planes, *inputs, first, n_ff, gates.n, activation)
     else:
         second = low.area("second", low.n_tokens * n_ff, np.float32)
         low.product(gates, low.operand(gate, x), first)
         low.product(ups, low.operand(up, x), second)
-        work = hidden_masked(low.n_tokens, n_ff, n_ff, has_mask=False)
+        work = hidden_masked_gated(low.n_tokens, n_ff, n_ff, has_mask=False)
         low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
     return _down_by_outputs(low, nodes, down, None, first)
 
@@ -193,7 +193,7 @@ def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         bias=low.store.vector(bias) if bias is not None else None,
     )
     if not is_relu:
-        work = hidden_masked_mlp(low.n_tokens, n_ff, n_ff, has_mask=False, has_bias=False)
+        work = hidden_masked(low.n_tokens, n_ff, n_ff, has_mask=False, has_bias=False)
         low.launch(work, first, first, *_unread(low, n_ff), first, n_ff, 0, 0, 0, ACTIVATIONS[activation])
     return _down_by_outputs(low, nodes, node.weight("down"), node.find_weight("down_bias"), first)
 

@@ -234,10 +234,10 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "add": add,
     "merge": merge,
     "predictor": predictor,
-    "dense_ffn": ffn.gated,
-    "sparse_ffn": ffn.gated,
-    "dense_mlp": ffn.ungated,
-    "sparse_mlp": ffn.ungated,
+    "dense_gated_ffn": ffn.gated,
+    "sparse_gated_ffn": ffn.gated,
+    "dense_ffn": ffn.ungated,
+    "sparse_ffn": ffn.ungated,
 }
 
 

@@ -161,12 +161,12 @@ def layer_table(report: Report) -> Table:
 
 def intermediate_lines(rows: list[Report], width: int) -> Iterator[str]:
     """Each step: what it makes and where, from what, by which rule, and who takes its bytes next."""
-    yield f"{'step':>4} {'at':<3} {'name':<20} {'op':<10} {'shape':<15}{'bytes':>10} {'offset':>9}"
+    yield f"{'step':>4} {'at':<3} {'name':<18} {'op':<16} {'shape':<15}{'bytes':>10} {'offset':>9}"
     for row in rows:
         offset = "own array" if row["own_array"] else "-" if row["offset"] is None else str(row["offset"])
         name, shape = row["name"], f"{_list(row['shape'])} {row['type']}"
         yield (
-            f"{row['step']:>4} {row['device']:<3} {name:<20} {row['op']:<10} {shape:<15}"
+            f"{row['step']:>4} {row['device']:<3} {name:<18} {row['op']:<16} {shape:<15}"
             f"{row['bytes']:>10} {offset:>9}"
         ).rstrip()
         of = f"from {', '.join(row['operands'])}; {row['rule']}; used in steps {row['first_step']} to {row['last_step']}"

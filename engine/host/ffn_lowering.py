@@ -56,7 +56,7 @@ def _rows_of(low: Lowering, weight: Weight, x: tuple[int, int], y: tuple[int, in
         low.matrix(weight, x, y)
 
 
-def dense_ffn(low: Lowering, node: Node) -> None:
+def dense_gated_ffn(low: Lowering, node: Node) -> None:
     n, (gate, up, down) = node.tensor("x"), ffn_matrices(node)
     transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
     activation = node.attributes["activation"]
@@ -150,7 +150,7 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
     low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, p0=program.PIECES, k=k, y=y)
 
 
-def sparse_ffn(low: Lowering, node: Node) -> None:
+def sparse_gated_ffn(low: Lowering, node: Node) -> None:
     n, (gate, up, down_t) = node.tensor("x"), ffn_matrices(node)
     if low.one_token:
         _gated_pieces(low, node, skip=True)
@@ -174,12 +174,12 @@ def _row_op(
     low.emit(code, chunks, **low.weight(weight), **at, **which, n_rows=n_rows, k=k)
 
 
-def dense_mlp(low: Lowering, node: Node) -> None:
+def dense_ffn(low: Lowering, node: Node) -> None:
     n, up, down = node.tensor("x"), node.weight("up"), node.weight("down")
     up_bias, n_ff = node.find_weight("up_bias"), up.ne[1]
     transposed, activation = node.attributes["transposed"], node.attributes["activation"]
     if low.one_token and transposed and activation == "relu":
-        _mlp_pieces(low, node, skip=False)
+        _ffn_pieces(low, node, skip=False)
         return
     hidden, bits = (low.areas["first"], 4 * n_ff), _bits(low, node)
     _rows_of(low, up, low.tensor_operand(up, n), hidden, bits)
@@ -223,7 +223,7 @@ def _up_bias(low: Lowering, node: Node) -> int:
     return 0 if bias is None else low.store.address(bias)
 
 
-def _mlp_pieces(low: Lowering, node: Node, skip: bool) -> None:
+def _ffn_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN without a gate, and its last bias."""
     up = node.weight("up")
     own = {"x": low.tensor_operand(up, node.tensor("x"))[0], "z": _up_bias(low, node)}
@@ -231,10 +231,10 @@ def _mlp_pieces(low: Lowering, node: Node, skip: bool) -> None:
     low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
-def sparse_mlp(low: Lowering, node: Node) -> None:
+def sparse_ffn(low: Lowering, node: Node) -> None:
     n, up = node.tensor("x"), node.weight("up")
     if low.one_token:
-        _mlp_pieces(low, node, skip=True)
+        _ffn_pieces(low, node, skip=True)
         return
     n_ff, counts, bits = up.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     hidden = (low.areas["first"], 4 * n_ff)

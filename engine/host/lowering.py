@@ -6,7 +6,7 @@ One short function a node kind; each knows its node's operands and nothing of th
 from collections.abc import Callable
 
 from hotcold.engine.graph.graph import Node, layer_of
-from hotcold.engine.host.ffn_lowering import dense_ffn, dense_mlp, sparse_ffn, sparse_mlp
+from hotcold.engine.host.ffn_lowering import dense_ffn, dense_gated_ffn, sparse_ffn, sparse_gated_ffn
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import attention as attention_kernel
@@ -169,10 +169,10 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         attention,
         add,
         predictor,
+        dense_gated_ffn,
+        sparse_gated_ffn,
         dense_ffn,
         sparse_ffn,
-        dense_mlp,
-        sparse_mlp,
         logits,
     )
 }

@@ -5,7 +5,7 @@ Four areas serve all nodes in turn, each as large as the node that wants most of
 * packed: one vector a token, rounded for quantised weights; stays until another vector is packed
 * first, second: a node's own intermediates, such as the hidden vector of an FFN, or the sums of
   attention over parts of a long context
-* listed: the rows that the predictor of a layer lists, from `predictor` to `sparse_ffn`
+* listed: the rows that the predictor of a layer lists, from `predictor` to `sparse_gated_ffn`
 """
 
 from collections.abc import Callable
@@ -28,21 +28,21 @@ def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
     return {"first": 4 * n_tokens * rank, "second": 4 * n_tokens * n_ff, "listed": 8 * (n_ff + 1)}
 
 
-def _dense_ffn(node: Node, n_tokens: int) -> dict[str, int]:
+def _dense_gated_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     gate = node.weight("gate")
     hidden = 4 * n_tokens * gate.ne[1]
     partials = 4 * program.PIECES * gate.ne[0] if n_tokens == 1 else 0
     return {"first": max(hidden, partials), "second": hidden}
 
 
-def _sparse_ffn(node: Node, n_tokens: int) -> dict[str, int]:
+def _sparse_gated_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     gate = node.weight("gate")
     if n_tokens == 1:
         return {"first": 4 * program.PIECES * gate.ne[0]}
     return {"first": 4 * n_tokens * gate.ne[1], "second": 4 * n_tokens * gate.ne[1]}
 
 
-def _mlp(node: Node, n_tokens: int) -> dict[str, int]:
+def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     up = node.weight("up")
     hidden = 4 * n_tokens * up.ne[1]
     return {"first": max(hidden, 4 * program.PIECES * up.ne[0]) if n_tokens == 1 else hidden}
@@ -50,10 +50,10 @@ def _mlp(node: Node, n_tokens: int) -> dict[str, int]:
 
 _OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
     "predictor": _predictor,
-    "dense_ffn": _dense_ffn,
-    "sparse_ffn": _sparse_ffn,
-    "dense_mlp": _mlp,
-    "sparse_mlp": _mlp,
+    "dense_gated_ffn": _dense_gated_ffn,
+    "sparse_gated_ffn": _sparse_gated_ffn,
+    "dense_ffn": _ffn,
+    "sparse_ffn": _ffn,
 }
 
 

@@ -24,7 +24,7 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     """Bytes of weights that the node read; 0 where that is not known: rows shared among a batch's tokens."""
     if node.op in ("embed", "positions"):
         return n_tokens * node.weight("weight").row_bytes
-    if node.op in ("sparse_ffn", "sparse_mlp"):
+    if node.op in ("sparse_gated_ffn", "sparse_ffn"):
         first, *others = (weight.row_bytes for weight in ffn_matrices(node))
         listed, firing = (int(n) for n in counted.sum(axis=0))
         return listed * first + firing * sum(others) if n_tokens == 1 else 0
@@ -44,7 +44,7 @@ def line(
 
     Of nodes that ran together the first has the time and the bandwidth of all, and the others name it.
     """
-    head = f"{step:>5} {side} {node.name:<20} {node.op:<10} "
+    head = f"{step:>5} {side} {node.name:<20} {node.op:<16} "
     if node is not together[0]:
         return f"{head}with {together[0].name}"
     n_bytes = sum(weight_bytes(each, n_tokens, counted) for each in together)

@@ -1,5 +1,5 @@
 // Hidden values of an FFN for many tokens, from the products of all its rows: the numbers that
-// sparse_ffn and sparse_mlp work out row by row, with zero where the mask does not list the neuron.
+// sparse_gated_ffn and sparse_ffn work out row by row, with zero where the mask does not list the neuron.
 #include "activations.h"
 #include "mask.h"
 
@@ -15,7 +15,7 @@ struct Listed {
 
 // gate, up[n_tokens][n_rows], mask[n_tokens][n_words] -> h[n_tokens][n_rows], which may be gate or up.
 // grid: (rows / 256, tokens).
-KERNEL hidden_masked(const float* gate, const float* up, const unsigned* __restrict__ mask,
+KERNEL hidden_masked_gated(const float* gate, const float* up, const unsigned* __restrict__ mask,
                      const int* __restrict__ neurons, float* h, int n_rows, int n_words, int has_mask,
                      int activation) {
     int row = thread_of_row();
@@ -27,7 +27,7 @@ KERNEL hidden_masked(const float* gate, const float* up, const unsigned* __restr
 }
 
 // The same without a gate; bias[neuron], if there is one. h may be up.
-KERNEL hidden_masked_mlp(const float* up, const float* __restrict__ bias, const unsigned* __restrict__ mask,
+KERNEL hidden_masked(const float* up, const float* __restrict__ bias, const unsigned* __restrict__ mask,
                          const int* __restrict__ neurons, float* h, int n_rows, int n_words, int has_mask,
                          int has_bias, int activation) {
     int row = thread_of_row();

@@ -8,7 +8,7 @@ def _listing_bytes(n_tokens: int, n_rows: int, n_ff: int, has_mask: bool) -> int
     return n_tokens * 4 * -(-n_ff // 32) + 4 * n_rows if has_mask else 0
 
 
-def hidden_masked(
+def hidden_masked_gated(
     n_tokens: int,
     n_rows: int,
     n_ff: int,
@@ -30,10 +30,10 @@ def hidden_masked(
     opened = listed if n_open is None else n_open
     reads = _listing_bytes(n_tokens, n_rows, n_ff, has_mask) + 4 * (listed + opened)
     grid = (cover(n_rows, BLOCK), n_tokens)
-    return Work("hidden_masked", grid, BLOCK, reads, 4 * n_tokens * n_rows)
+    return Work("hidden_masked_gated", grid, BLOCK, reads, 4 * n_tokens * n_rows)
 
 
-def hidden_masked_mlp(
+def hidden_masked(
     n_tokens: int,
     n_rows: int,
     n_ff: int,
@@ -43,7 +43,7 @@ def hidden_masked_mlp(
 ) -> Work:
     """h = act(up + bias) where the mask lists the neuron, else 0; one thread a number.
 
-    Reads what says which neurons count as `hidden_masked` does, 4 bytes of up for each of the n_listed
+    Reads what says which neurons count as `hidden_masked_gated` does, 4 bytes of up for each of the n_listed
     numbers (all if not given), and 4 n_rows each of bias and neuron ids, once. Writes 4 n_rows a token.
 
     Arguments of the kernel: up, bias, mask, neurons, h, n_rows, words from one token's mask to the
@@ -53,4 +53,4 @@ def hidden_masked_mlp(
     reads = _listing_bytes(n_tokens, n_rows, n_ff, has_mask) + 4 * listed
     reads += 4 * n_rows * (has_bias + (has_bias and not has_mask))
     grid = (cover(n_rows, BLOCK), n_tokens)
-    return Work("hidden_masked_mlp", grid, BLOCK, reads, 4 * n_tokens * n_rows)
+    return Work("hidden_masked", grid, BLOCK, reads, 4 * n_tokens * n_rows)

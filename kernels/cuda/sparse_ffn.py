@@ -15,20 +15,24 @@ def sparse_ffn(
     n: int,
     n_active: int | None = None,
     n_open: int | None = None,
+    has_bias: bool = True,
 ) -> Work:
     """One block of threads a group and token.
 
-    Reads, a token: the input, 4 bytes and a gate row for each of the n_active rows, an up and a down row
-    for each of the n_open whose hidden value is not zero (all of them if not given; silu opens all).
-    Writes the workspace. (Each token reads its rows anew: this kernel is for few tokens.)
+    Reads, a token: the input, 4 bytes and an up row for each of the n_active rows, 8 more for each if
+    there is a bias, a down row for each of the n_open whose hidden value is not zero (all of them if
+    not given). Writes the workspace.
 
-    Arguments of the kernel: the planes of gate, up and down; x, or q, d and sum; ids, count, partial,
-    n_rows, n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`).
+    Arguments of the kernel: the planes of up and down; x, or q, d and sum; bias, neurons, ids, count,
+    partial, n_rows, n, has_bias, activation (of `formats.ACTIVATIONS`). bias[n_ff] has the numbers
+    of all neurons, and neurons[n_rows] says which of them each row is. Without a bias, any float buffer
+    is given for it and `neurons` is not read.
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
-    rows = (active + 2 * opened) * device_row_bytes(weight_type, n)
-    reads = n_tokens * (rows + 4 * active + 4) + input_bytes(weight_type, n_tokens, n)
+    rows = (active + opened) * device_row_bytes(weight_type, n)
+    reads = n_tokens * (rows + 4 * active * (3 if has_bias else 1) + 4)
+    reads += input_bytes(weight_type, n_tokens, n)
     grid = (n_groups(n_rows), n_tokens)
     writes = group_sums_bytes(n_tokens, n_rows, n)
     return Work(f"sparse_ffn_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)

@@ -129,9 +129,9 @@ def test_a_sleeping_device_works_while_the_host_does(tmp_path: Path) -> None:
     with random_relu_model(tmp_path, shape, Type.F16, 32) as (file, model), Device(driver) as device:
         plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
         with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
-            driver.seconds["sparse_ffn"] = 0.02
+            driver.seconds["sparse_gated_ffn"] = 0.02
             times = measure(executor, 0.2)
-            driver.seconds["sparse_ffn"] = 0.0
+            driver.seconds["sparse_gated_ffn"] = 0.0
             awake = measure(executor, 0.1)
     assert times.device >= 0.02 and times.together >= 0.02
     assert awake.device < 0.02

@@ -67,18 +67,18 @@ def test_gelu_is_the_tanh_formula() -> None:
     assert np.allclose(ref.gelu(x), [0, -0.15880801, 0, 0.84119199, 10])
 
 
-def test_sparse_mlp_leaves_out_what_is_inactive_whatever_its_bias() -> None:
+def test_sparse_ffn_leaves_out_what_is_inactive_whatever_its_bias() -> None:
     x, up, down_t = f32([1, 0]), f32([2, 0], [-3, 0], [1, 0]), f32([1, 0], [0, 1], [5, 5])
-    assert ref.sparse_mlp(x, up, None, down_t).tolist() == [[7, 5]]
-    assert ref.sparse_mlp(x, up, f32(1, 4, 0), down_t).tolist() == [[8, 6]]
+    assert ref.sparse_ffn(x, up, None, down_t).tolist() == [[7, 5]]
+    assert ref.sparse_ffn(x, up, f32(1, 4, 0), down_t).tolist() == [[8, 6]]
     active = np.array([[True, False, False]])
-    assert ref.sparse_mlp(x, up, f32(1, 4, 0), down_t, active).tolist() == [[3, 0]]
+    assert ref.sparse_ffn(x, up, f32(1, 4, 0), down_t, active).tolist() == [[3, 0]]
 
 
-def test_sparse_ffn_with_a_relu_on_both() -> None:
+def test_sparse_gated_ffn_with_a_relu_on_both() -> None:
     x, gate, up, down_t = f32([1]), f32([2], [2], [-1]), f32([3], [-3], [3]), f32([1], [10], [100])
-    assert ref.sparse_ffn(x, gate, up, down_t).tolist() == [[-54]]
-    assert ref.sparse_ffn(x, gate, up, down_t, activation="relu_both").tolist() == [[6]]
+    assert ref.sparse_gated_ffn(x, gate, up, down_t).tolist() == [[-54]]
+    assert ref.sparse_gated_ffn(x, gate, up, down_t, activation="relu_both").tolist() == [[6]]
 
 
 def test_rope_frequencies_fall_geometrically() -> None:
@@ -185,30 +185,30 @@ def test_predictor_lists_what_reaches_the_threshold_and_nan() -> None:
     assert ref.predictor(x, fc1, fc2, 0.6).tolist() == [[False, False, False, True, True]]
 
 
-def test_sparse_ffn_sums_firing_neurons() -> None:
+def test_sparse_gated_ffn_sums_firing_neurons() -> None:
     gate, up = f32([1, 0], [0, 1], [-1, 0]), f32([1, 1], [2, 0], [5, 5])
     down_t = f32([1, 0], [0, 1], [100, 100])
     x = f32([2, 3])  # gates 2 3 -2, ups 5 4 25
-    assert ref.sparse_ffn(x, gate, up, down_t).tolist() == [[10, 12]]
-    assert ref.sparse_ffn(x, gate, up, down_t, np.array([[False, True, True]])).tolist() == [[0, 12]]
-    assert ref.sparse_ffn(x, gate, up, down_t, np.zeros((1, 3), bool)).tolist() == [[0, 0]]
+    assert ref.sparse_gated_ffn(x, gate, up, down_t).tolist() == [[10, 12]]
+    assert ref.sparse_gated_ffn(x, gate, up, down_t, np.array([[False, True, True]])).tolist() == [[0, 12]]
+    assert ref.sparse_gated_ffn(x, gate, up, down_t, np.zeros((1, 3), bool)).tolist() == [[0, 0]]
 
 
 @pytest.mark.parametrize("quantised", [False, True])
-def test_dense_ffn_with_relu_equals_sparse_ffn(quantised: bool) -> None:
+def test_dense_gated_ffn_with_relu_equals_sparse_gated_ffn(quantised: bool) -> None:
     rng = np.random.default_rng(0)
     gate, up, down_t = rng.standard_normal((3, 64, 32)).astype(np.float32)
     x = rng.standard_normal((3, 32)).astype(np.float32)
-    sparse = ref.sparse_ffn(x, gate, up, down_t, quantised=quantised)
-    dense = ref.dense_ffn(x, gate, up, down_t.T, "relu", quantised=quantised)
+    sparse = ref.sparse_gated_ffn(x, gate, up, down_t, quantised=quantised)
+    dense = ref.dense_gated_ffn(x, gate, up, down_t.T, "relu", quantised=quantised)
     # a quantised down matrix rounds the hidden vector, which the transposed one never does
     bound = 0.02 if quantised else 1e-6
     assert np.abs(dense - sparse).max() <= bound * np.abs(sparse).max()
     assert quantised == bool(np.abs(dense - sparse).max() > 1e-6 * np.abs(sparse).max())
 
 
-def test_dense_ffn_with_silu() -> None:
-    y = ref.dense_ffn(f32([1]), f32([2]), f32([3]), f32([10], [1]))
+def test_dense_gated_ffn_with_silu() -> None:
+    y = ref.dense_gated_ffn(f32([1]), f32([2]), f32([3]), f32([10], [1]))
     h = 2 / (1 + math.exp(-2)) * 3
     assert np.allclose(y, [[10 * h, h]])
 

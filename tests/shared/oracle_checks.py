@@ -312,7 +312,7 @@ def sparse_records(
     (gate, g), (up, u), (down, d) = (weights(kind, n_ff, k, 10 + i) for i, kind in enumerate(types))
     quantised = rows.is_quantised(types[0])
     assert quantised == rows.is_quantised(types[1])
-    wanted = ref.sparse_ffn(x, g, u, d, active, quantised)
+    wanted = ref.sparse_gated_ffn(x, g, u, d, active, quantised)
     listed = np.ones((n_tokens, n_ff), bool) if active is None else active
     firing = listed & (ref.mul_mat(g, x, quantised) > 0)
     if poison:
@@ -362,14 +362,14 @@ def sparse_records(
     return [first, then, last], y, wanted, keep
 
 
-def check_sparse_ffn(types: tuple[int, int, int], n_tokens: int, share: float) -> None:
+def check_sparse_gated_ffn(types: tuple[int, int, int], n_tokens: int, share: float) -> None:
     """Nothing but the rows of firing neurons is read, and the sum is the oracle's."""
     k, n_ff = 96, 205
     x = vectors(n_tokens, k, 7)
     active = np.random.default_rng(8).random((n_tokens, n_ff)) < share
     records, y, wanted, keep = sparse_records(types, k, n_ff, x, active, poison=True)
     run(records, n_tokens)
-    close(y, wanted, f"sparse_ffn of {share}")
+    close(y, wanted, f"sparse_gated_ffn of {share}")
     counts, firing = keep[5], keep[9]
     assert isinstance(counts, np.ndarray)
     assert isinstance(firing, np.ndarray)
@@ -425,8 +425,8 @@ def run_all() -> None:
     check_pack(352)
     for type_id in SPARSE_TYPES:
         check_mul_mat(type_id, 37, 352, 7)
-        check_sparse_ffn((type_id,) * 3, 1, 0.3)
-        check_sparse_ffn((type_id,) * 3, 5, 0.3)
+        check_sparse_gated_ffn((type_id,) * 3, 1, 0.3)
+        check_sparse_gated_ffn((type_id,) * 3, 5, 0.3)
     for n in (1, 40, 100):
         check_elementwise(n)
     check_rope(20, 12, True)

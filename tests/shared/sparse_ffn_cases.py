@@ -40,7 +40,7 @@ COUNTS = ("none", "one", "some", "all")
 
 
 @dataclass
-class FFN:
+class GatedFFN:
     """Weights of a gated ReLU FFN, its input, and which neurons each token looks at.
 
     Attributes:
@@ -83,7 +83,7 @@ class FFN:
 
 
 @dataclass
-class Mlp:
+class FFN:
     """The same without a gate: `up`, its bias, `down`. Whatever is positive, bias included, is added."""
 
     types: tuple[int, int]
@@ -111,7 +111,7 @@ class Mlp:
         if not self.biased:
             self.listed = self.listed & ~unsure
         self.firing = self.listed & (products + self.bias > 0)
-        self.wanted = ref.sparse_mlp(self.x, up_w, self.bias, down_w, self.listed, quantised)
+        self.wanted = ref.sparse_ffn(self.x, up_w, self.bias, down_w, self.listed, quantised)
 
     def poison(self) -> None:
         """NaN into every row that no token reads."""
@@ -143,7 +143,7 @@ def filled(*shape: int) -> F32:
 
 
 def one_token(
-    case: FFN, walk: Walk, with_list: bool, skip: bool = True, n_threads: int = 1
+    case: GatedFFN, walk: Walk, with_list: bool, skip: bool = True, n_threads: int = 1
 ) -> tuple[F32, Any]:
     """`pieces` of a gated FFN."""
     (x, _), (z, _) = (checks.operand(t, case.x) for t in case.types[:2])
@@ -153,7 +153,7 @@ def one_token(
     return pieces(case, op, walk, with_list, n_threads)
 
 
-def one_token_mlp(case: Mlp, walk: Walk, with_list: bool, skip: bool = True) -> tuple[F32, Any]:
+def one_token_ffn(case: FFN, walk: Walk, with_list: bool, skip: bool = True) -> tuple[F32, Any]:
     """`pieces` of an FFN without a gate."""
     x, _ = checks.operand(case.types[0], case.x)
     op = {"p2": int(skip), "x": x.ctypes.data, "z": case.bias.ctypes.data if case.biased else 0}
@@ -163,7 +163,7 @@ def one_token_mlp(case: Mlp, walk: Walk, with_list: bool, skip: bool = True) -> 
 
 
 def pieces(
-    case: FFN | Mlp, own: dict[str, int], walk: Walk, with_list: bool, n_threads: int
+    case: GatedFFN | FFN, own: dict[str, int], walk: Walk, with_list: bool, n_threads: int
 ) -> tuple[F32, Any]:
     """SPARSE_FFN and REDUCE for one token: the result, and the counts."""
     k, n_ff = case.x.shape[1], case.n_ff
@@ -189,7 +189,7 @@ def mask_bits(listed: Bools) -> U8:
     return np.packbits(wide, axis=1, bitorder="little")
 
 
-def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
+def batch(case: GatedFFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     """GATE_ROWS, UP_ROWS and DOWN_ROWS for several tokens: the result, and the counts."""
     (n_tokens, k), n_ff = case.x.shape, case.n_ff
     (x, x_stride), (z, z_stride) = (checks.operand(t, case.x) for t in case.types[:2])
@@ -214,7 +214,7 @@ def batch(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     return y, counts.sum(0).tolist()
 
 
-def batch_mlp(case: Mlp, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
+def batch_ffn(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     """GATE_ROWS, FIRE_ROWS and DOWN_ROWS for several tokens: the result, and the counts."""
     (n_tokens, k), n_ff = case.x.shape, case.n_ff
     x, x_stride = checks.operand(case.types[0], case.x)
@@ -234,7 +234,7 @@ def batch_mlp(case: Mlp, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     return y, counts.sum(0).tolist()
 
 
-def check(case: FFN | Mlp, run: Callable[[], tuple[F32, Any]], near: Near) -> None:
+def check(case: GatedFFN | FFN, run: Callable[[], tuple[F32, Any]], near: Near) -> None:
     """The oracle's result and counts, and the same bits when unread rows are NaN."""
     y, counts = run()
     assert counts == [case.listed.sum(), case.firing.sum()]

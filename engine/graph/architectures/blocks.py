@@ -48,17 +48,17 @@ def gated_ffn(
     act: dict[str, Any] = {"activation": activation, "name": "ffn_out", "layer": i}
     gate, up = layer.ffn_gate, layer.ffn_up
     if sparsity != "off":
-        return graph.add("sparse_ffn", n, listed, gate, up, layer.ffn_down_t, **act)
-    return graph.add("dense_ffn", n, gate, up, layer.down, transposed=layer.ffn_down is None, **act)
+        return graph.add("sparse_gated_ffn", n, listed, gate, up, layer.ffn_down_t, **act)
+    return graph.add("dense_gated_ffn", n, gate, up, layer.down, transposed=layer.ffn_down is None, **act)
 
 
-def mlp(
+def ffn(
     graph: Graph, layer: Layer, n: Tensor, listed: Tensor | None, i: int, activation: str, sparsity: str
 ) -> Tensor:
     """down act(up n + bias) + bias, over all neurons or those that fire."""
     act: dict[str, Any] = {"activation": activation, "name": "ffn_out", "layer": i}
     up, up_bias, down_bias = layer.ffn_up, layer.ffn_up_bias, layer.ffn_down_bias
     if sparsity != "off":
-        return graph.add("sparse_mlp", n, listed, up, up_bias, layer.ffn_down_t, down_bias, **act)
+        return graph.add("sparse_ffn", n, listed, up, up_bias, layer.ffn_down_t, down_bias, **act)
     transposed = layer.ffn_down is None
-    return graph.add("dense_mlp", n, up, up_bias, layer.down, down_bias, transposed=transposed, **act)
+    return graph.add("dense_ffn", n, up, up_bias, layer.down, down_bias, transposed=transposed, **act)

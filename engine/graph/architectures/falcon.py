@@ -4,7 +4,7 @@ The 7 B model has one norm for both; the 40 B model has attn_norm_2 for attentio
 the FFN. A predictor reads the layer's input before any norm.
 """
 
-from hotcold.engine.graph.architectures.blocks import mask, mlp, self_attention
+from hotcold.engine.graph.architectures.blocks import ffn, mask, self_attention
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
 
@@ -23,7 +23,7 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
             n_attention = graph.add("layer_norm", x, *second, eps=eps, name="attn_norm_2", layer=i)
         a = self_attention(graph, model, layer, n_attention, i, interleaved=False)
         listed = mask(graph, model, layer, x, i, sparsity)
-        h = mlp(graph, layer, n, listed, i, model.ffn_activation, sparsity)
+        h = ffn(graph, layer, n, listed, i, model.ffn_activation, sparsity)
         h = graph.add("add", h, a, name="ffn_attn", layer=i)
         x = graph.add("add", h, x, name="l_out", layer=i)
     norm = (model.output_norm, model.output_norm_bias)

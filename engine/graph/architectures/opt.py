@@ -4,7 +4,7 @@ A predictor reads the residual after attention, before its norm. A neuron that i
 nothing, although its bias alone might fire.
 """
 
-from hotcold.engine.graph.architectures.blocks import mask, mlp, self_attention
+from hotcold.engine.graph.architectures.blocks import ffn, mask, self_attention
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
 from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
@@ -24,7 +24,7 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
         x = graph.add("add", a, x, name="ffn_inp", layer=i)
         listed = mask(graph, model, layer, x, i, sparsity)
         n = graph.add("layer_norm", x, layer.ffn_norm, layer.ffn_norm_bias, eps=eps, name="ffn_norm", layer=i)
-        h = mlp(graph, layer, n, listed, i, model.ffn_activation, sparsity)
+        h = ffn(graph, layer, n, listed, i, model.ffn_activation, sparsity)
         x = graph.add("add", h, x, name="l_out", layer=i)
     norm = (model.output_norm, model.output_norm_bias)
     x = graph.add("layer_norm", x, *norm, eps=eps, name="result_norm")

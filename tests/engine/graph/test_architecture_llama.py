@@ -54,7 +54,7 @@ ATTENTION = ["rms_norm", "mul_mat", "mul_mat", "mul_mat", "rope", "rope", "kv_st
 
 
 def test_the_order_of_a_dense_model(dense: Model) -> None:
-    layer = [*ATTENTION, "add", "rms_norm", "dense_ffn", "add"]
+    layer = [*ATTENTION, "add", "rms_norm", "dense_gated_ffn", "add"]
     wanted = ["embed", *layer, *layer, "rms_norm", "logits"]
     assert ops(architectures.build(dense, 1, "off")) == wanted
 
@@ -62,9 +62,9 @@ def test_the_order_of_a_dense_model(dense: Model) -> None:
 @pytest.mark.parametrize(
     ("sparsity", "ffn"),
     [
-        ("off", ["rms_norm", "dense_ffn"]),
-        ("exact", ["rms_norm", "sparse_ffn"]),
-        ("predictor", ["predictor", "rms_norm", "sparse_ffn"]),
+        ("off", ["rms_norm", "dense_gated_ffn"]),
+        ("exact", ["rms_norm", "sparse_gated_ffn"]),
+        ("predictor", ["predictor", "rms_norm", "sparse_gated_ffn"]),
     ],
 )
 def test_the_order_of_a_sparse_model(sparsity: str, ffn: list[str], sparse: Model) -> None:
@@ -168,7 +168,7 @@ def test_every_weight_of_the_mode_is_used_once(sparsity: str, sparse: Model) -> 
 def test_it_prints_within_a_hundred_columns(sparse: Model) -> None:
     lines = str(architectures.build(sparse, 512, "predictor")).splitlines()
     assert lines[0] == "graph of 512 tokens"
-    assert lines[14].endswith("128 sparse_ffn ffn_norm-0, mlp_pre_out-0, ffn_gate, ffn_up, ffn_down_t")
+    assert lines[14].endswith("128 sparse_gated_ffn ffn_norm-0, mlp_pre_out-0, ffn_gate, ffn_up, ffn_down_t")
     assert max(map(len, lines)) <= 100
 
 

@@ -23,7 +23,7 @@ def small(n_tokens: int = 3) -> Graph:
     y = graph.add("attention", x, stored, name="y")
     mask = graph.add("predictor", x, weight("fc1", 8, 2), weight("fc2", 2, 70), threshold=0.0, name="mask")
     matrices = [weight(name, 8, 70) for name in ("gate", "up", "down_t")]
-    y = graph.add("sparse_ffn", y, mask, *matrices, name="h")
+    y = graph.add("sparse_gated_ffn", y, mask, *matrices, name="h")
     graph.add("logits", weight("output", 8, 100), graph.add("add", x, y, name="sum"), name="logits")
     return graph
 
@@ -49,14 +49,14 @@ def test_a_whole_graph_passes() -> None:
 def test_it_prints_a_line_a_node() -> None:
     assert str(small()).splitlines() == [
         "graph of 3 tokens",
-        "0 x            8 embed      token_embd",
-        "1 k-7          4 mul_mat    attn_k, x",
-        "2 stored       - kv_store   k-7, k-7",
-        "3 y            8 attention  x, stored",
-        "4 mask   70 bits predictor  x, fc1, fc2",
-        "5 h            8 sparse_ffn y, mask, gate, up, down_t",
-        "6 sum          8 add        x, h",
-        "7 logits     100 logits     output, sum",
+        "0 x            8 embed            token_embd",
+        "1 k-7          4 mul_mat          attn_k, x",
+        "2 stored       - kv_store         k-7, k-7",
+        "3 y            8 attention        x, stored",
+        "4 mask   70 bits predictor        x, fc1, fc2",
+        "5 h            8 sparse_gated_ffn y, mask, gate, up, down_t",
+        "6 sum          8 add              x, h",
+        "7 logits     100 logits           output, sum",
     ]
 
 
@@ -153,14 +153,14 @@ GOOD = [
     node("kv_store", X, X),
     node("attention", X, ORDER),
     node("predictor", X, weight("fc1", 8, 2), weight("fc2", 2, 70)),
-    node("sparse_ffn", X, None, UP, UP, UP),
-    node("sparse_ffn", X, MASK, UP, UP, UP),
-    node("dense_ffn", X, UP, UP, DOWN),
-    node("dense_ffn", X, UP, UP, UP),
-    node("sparse_mlp", X, None, UP, None, UP),
-    node("sparse_mlp", X, MASK, UP, UP_BIAS, UP, DOWN_BIAS),
-    node("dense_mlp", X, UP, None, DOWN),
-    node("dense_mlp", X, UP, UP_BIAS, UP, DOWN_BIAS),
+    node("sparse_gated_ffn", X, None, UP, UP, UP),
+    node("sparse_gated_ffn", X, MASK, UP, UP, UP),
+    node("dense_gated_ffn", X, UP, UP, DOWN),
+    node("dense_gated_ffn", X, UP, UP, UP),
+    node("sparse_ffn", X, None, UP, None, UP),
+    node("sparse_ffn", X, MASK, UP, UP_BIAS, UP, DOWN_BIAS),
+    node("dense_ffn", X, UP, None, DOWN),
+    node("dense_ffn", X, UP, UP_BIAS, UP, DOWN_BIAS),
     node("add", X, X),
     node("logits", weight("output", 8, 100), X),
 ]
@@ -187,11 +187,11 @@ BAD = [
     node("layer_norm", X, NORM),
     node("layer_norm", X, NORM, UP_BIAS),
     node("mul_mat", UP, X, DOWN_BIAS),
-    node("sparse_mlp", X, None, UP, None, DOWN),
-    node("sparse_mlp", X, None, UP, None, UP, UP_BIAS),
-    node("sparse_mlp", X, MASK, UP, DOWN_BIAS, UP, UP_BIAS),
-    node("dense_mlp", X, UP),
-    node("dense_mlp", X, UP, DOWN_BIAS, DOWN),
+    node("sparse_ffn", X, None, UP, None, DOWN),
+    node("sparse_ffn", X, None, UP, None, UP, UP_BIAS),
+    node("sparse_ffn", X, MASK, UP, DOWN_BIAS, UP, UP_BIAS),
+    node("dense_ffn", X, UP),
+    node("dense_ffn", X, UP, DOWN_BIAS, DOWN),
     node("mul_mat", UP, WIDE),
     node("mul_mat", X, UP),
     node("mul_mat", UP, MASK),
@@ -202,12 +202,12 @@ BAD = [
     node("predictor", X, weight("fc1", 8, 2), weight("fc2", 3, 70)),
     node("predictor", X, weight("fc1", 9, 2), weight("fc2", 2, 70)),
     node("predictor", X, weight("fc1", 8, 2)),
-    node("sparse_ffn", X, Tensor("m", (1, 64), "mask"), UP, UP, UP),
-    node("sparse_ffn", X, X, UP, UP, UP),
-    node("sparse_ffn", X, MASK, UP, UP, DOWN),
-    node("sparse_ffn", X, MASK, UP, UP),
-    node("dense_ffn", X, UP, weight("up", 8, 71), DOWN),
-    node("dense_ffn", X, MASK, UP, UP, DOWN),
+    node("sparse_gated_ffn", X, Tensor("m", (1, 64), "mask"), UP, UP, UP),
+    node("sparse_gated_ffn", X, X, UP, UP, UP),
+    node("sparse_gated_ffn", X, MASK, UP, UP, DOWN),
+    node("sparse_gated_ffn", X, MASK, UP, UP),
+    node("dense_gated_ffn", X, UP, weight("up", 8, 71), DOWN),
+    node("dense_gated_ffn", X, MASK, UP, UP, DOWN),
     node("add", X, WIDE),
     node("add", X, MASK),
     node("add", X),

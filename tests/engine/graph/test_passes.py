@@ -82,10 +82,10 @@ def test_rotation_follows_a_cache_that_is_not_beside_its_layer() -> None:
 def test_a_split_node_becomes_two_and_a_merge() -> None:
     nodes = [p for p in split(place(graph(), homes("split"))).nodes if p.node.name.startswith("ffn_out")]
     assert [(p.node.op, p.node.name, p.side) for p in nodes] == [
-        ("sparse_ffn", "ffn_out_gpu-0", "gpu"),
-        ("sparse_ffn", "ffn_out_cpu-0", "cpu"),
+        ("sparse_gated_ffn", "ffn_out_gpu-0", "gpu"),
+        ("sparse_gated_ffn", "ffn_out_cpu-0", "cpu"),
         ("merge", "ffn_out-0", "gpu"),
-        ("sparse_ffn", "ffn_out-1", "cpu"),
+        ("sparse_gated_ffn", "ffn_out-1", "cpu"),
     ]
     assert [p.node.rows for p in nodes[:2]] == ["hot", "cold"]
 
@@ -226,7 +226,7 @@ def test_the_bias_of_a_divided_down_projection_is_added_once() -> None:
     model = build("small", Shape("opt", 1, 256, 512, 4, 4, 100, 64, "relu", n_positions=66), T.Q4_0, 32)
     sides = dict.fromkeys(("blk.0.ffn_up.weight", "blk.0.ffn_down_t.weight"), "split")
     placed = split(place(architectures.build(model, 1, "predictor"), Homes(sides, ("cpu",))))
-    hot, cold = (p.node for p in placed.nodes if p.node.op == "sparse_mlp")
+    hot, cold = (p.node for p in placed.nodes if p.node.op == "sparse_ffn")
     assert "blk.0.ffn_down_t.bias" in [operand.name for operand in hot.inputs]
     assert "blk.0.ffn_down_t.bias" not in [operand.name for operand in cold.inputs]
     assert "blk.0.ffn_up.bias" in [operand.name for operand in cold.inputs]

@@ -98,14 +98,14 @@ class Oracle:
     def _predictor(self, node: Node, x: F32, fc1: F32, fc2: F32) -> Any:
         return ref.predictor(x, fc1, fc2, node.attributes["threshold"])
 
-    def _sparse_ffn(self, node: Node, x: F32, *operands: Any) -> Any:
+    def _sparse_gated_ffn(self, node: Node, x: F32, *operands: Any) -> Any:
         *mask, gate, up, down_t = operands
         g, u = ref.mul_mat(gate, x), ref.mul_mat(up, x)
         return self._down(
             node, g, u if node.attributes["activation"] == "relu" else ref.relu(u), mask, down_t
         )
 
-    def _sparse_mlp(self, node: Node, x: F32, *operands: Any) -> Any:
+    def _sparse_ffn(self, node: Node, x: F32, *operands: Any) -> Any:
         mask = [operand for operand in operands if operand.dtype == bool]
         up, *biases = (operand for operand in operands if operand.dtype != bool)
         up_bias, down_t, down_bias = biases if len(biases) == 3 else (0.0, biases[0], 0.0)

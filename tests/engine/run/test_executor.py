@@ -55,7 +55,7 @@ class Oracle:
             n = ref.rms_norm(x, self.weight(layer.ffn_norm), m.norm_eps).astype(np.float32)
             gate, up = self.weight(layer.ffn_gate), self.weight(layer.ffn_up)
             self.gates.append(ref.mul_mat(gate, n))
-            x = (x + ref.sparse_ffn(n, gate, up, self.weight(layer.down))).astype(np.float32)
+            x = (x + ref.sparse_gated_ffn(n, gate, up, self.weight(layer.down))).astype(np.float32)
         x = ref.rms_norm(x, self.weight(m.output_norm), m.norm_eps).astype(np.float32)
         return ref.mul_mat(self.weight(m.output), x).astype(np.float32)
 

@@ -15,17 +15,17 @@ from sparse_ffn_cases import (
     MIXED,
     TYPES,
     U8,
-    Mlp,
+    GatedFFN,
     Near,
     Walk,
     batch,
-    batch_mlp,
+    batch_ffn,
     check,
     filled,
     listed_neurons,
     mask_bits,
     one_token,
-    one_token_mlp,
+    one_token_ffn,
     shapes,
 )
 
@@ -39,14 +39,14 @@ def test_one_token_with_a_list(
     types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near
 ) -> None:
     for k, n_ff in itertools.product(shapes(types), (1, 15, 203)):
-        case = FFN(types, n_ff, checks.vectors(1, k, n_ff), listed_neurons(count, 1, n_ff))
+        case = GatedFFN(types, n_ff, checks.vectors(1, k, n_ff), listed_neurons(count, 1, n_ff))
         check(case, lambda case=case: one_token(case, run_ops, with_list=True), assert_near)  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("types", TYPES + MIXED)
 def test_one_token_without_a_list(types: tuple[int, int, int], run_ops: Walk, assert_near: Near) -> None:
     for k, n_ff in itertools.product(shapes(types), (1, 15, 203, 1500)):
-        case = FFN(types, n_ff, checks.vectors(1, k, n_ff), np.ones((1, n_ff), bool))
+        case = GatedFFN(types, n_ff, checks.vectors(1, k, n_ff), np.ones((1, n_ff), bool))
         check(case, lambda case=case: one_token(case, run_ops, with_list=False), assert_near)  # type: ignore[misc]
 
 
@@ -54,7 +54,7 @@ def test_one_token_without_a_list(types: tuple[int, int, int], run_ops: Walk, as
 def test_reading_all_rows_gives_the_same(
     types: tuple[int, int, int], run_ops: Walk, assert_near: Near
 ) -> None:
-    case = FFN(types, 203, checks.vectors(1, 160, 1), np.ones((1, 203), bool))
+    case = GatedFFN(types, 203, checks.vectors(1, 160, 1), np.ones((1, 203), bool))
     y, counts = one_token(case, run_ops, with_list=False, skip=False)
     assert counts == [203, 203]
     assert_near(y, case.wanted[0])
@@ -73,7 +73,7 @@ def test_a_relu_on_both(types: tuple[int, int, int], count: str, run_ops: Walk, 
         if n_tokens == 1:
             makers += [lambda case: one_token(case, run_ops, with_list=True)]
         for run in makers:
-            case = FFN(types, 203, x, listed, program.RELU_BOTH_ACTIVATION)
+            case = GatedFFN(types, 203, x, listed, program.RELU_BOTH_ACTIVATION)
             check(case, lambda run=run, case=case: run(case), assert_near)  # type: ignore[misc]
 
 
@@ -85,23 +85,23 @@ def test_without_a_gate(
 ) -> None:
     for k, n_ff, n_tokens in itertools.product(shapes(types), (15, 203), (1, 5)):
         x, listed = checks.vectors(n_tokens, k, n_tokens), listed_neurons(count, n_tokens, n_ff)
-        makers = [lambda case: batch_mlp(case, run_ops)]
+        makers = [lambda case: batch_ffn(case, run_ops)]
         if n_tokens == 1:
-            makers += [lambda case: one_token_mlp(case, run_ops, with_list=True)]
+            makers += [lambda case: one_token_ffn(case, run_ops, with_list=True)]
         for run in makers:
-            case = Mlp(types[:2], n_ff, x, listed, biased)
+            case = FFN(types[:2], n_ff, x, listed, biased)
             check(case, lambda run=run, case=case: run(case), assert_near)  # type: ignore[misc]
 
 
 def test_without_a_gate_all_rows_may_be_read(run_ops: Walk, assert_near: Near) -> None:
     """Without a list; and with `down` read whole, as a dense FFN does."""
     for types, skip in itertools.product(((rows.F16_ID,) * 2, (rows.Q4_0_ID,) * 2), (True, False)):
-        case = Mlp(types, 1500, checks.vectors(1, 160, 1), np.ones((1, 1500), bool))
-        y, counts = one_token_mlp(case, run_ops, with_list=False, skip=skip)
+        case = FFN(types, 1500, checks.vectors(1, 160, 1), np.ones((1, 1500), bool))
+        y, counts = one_token_ffn(case, run_ops, with_list=False, skip=skip)
         assert counts == [1500, case.firing.sum() if skip else 1500]
         assert_near(y, case.wanted[0])
         case.poison()
-        again, _ = one_token_mlp(case, run_ops, with_list=False, skip=skip)
+        again, _ = one_token_ffn(case, run_ops, with_list=False, skip=skip)
         assert np.isnan(again).any() == (not skip)
 
 
@@ -123,14 +123,14 @@ def test_fire_rows_without_a_mask(biased: bool, run_ops: Walk) -> None:
 def test_a_batch(types: tuple[int, int, int], count: str, run_ops: Walk, assert_near: Near) -> None:
     for k, n_ff, n_tokens in itertools.product(shapes(types), (15, 203), (1, 3, 9)):
         x = checks.vectors(n_tokens, k, n_tokens)
-        case = FFN(types, n_ff, x, listed_neurons(count, n_tokens, n_ff))
+        case = GatedFFN(types, n_ff, x, listed_neurons(count, n_tokens, n_ff))
         check(case, lambda case=case: batch(case, run_ops), assert_near)  # type: ignore[misc]
 
 
 def test_a_batch_of_one_dead_input(run_ops: Walk) -> None:
     """All gates 0: no neuron fires, and nothing but the gates is read."""
     x = np.zeros((3, 32), np.float32)
-    case = FFN((rows.F16_ID,) * 3, 77, x, np.ones((3, 77), bool))
+    case = GatedFFN((rows.F16_ID,) * 3, 77, x, np.ones((3, 77), bool))
     case.raw[1][:], case.raw[2][:] = 0xFF, 0xFF
     y, counts = batch(case, run_ops)
     assert counts == [3 * 77, 0] and not y.any()
@@ -151,8 +151,8 @@ def test_up_rows_counts_listed_neurons_when_every_gate_was(run_ops: Walk) -> Non
 def test_bits_do_not_depend_on_threads_or_repetition(with_list: bool, run_ops: Walk) -> None:
     for types in ((rows.Q4_0_ID,) * 3, (rows.F16_ID, rows.F32_ID, rows.Q8_0_ID)):
         listed = listed_neurons("some" if with_list else "all", 5, 203)
-        single = FFN(types, 203, checks.vectors(1, 160, 3), listed[:1])
-        several = FFN(types, 203, checks.vectors(5, 160, 3), listed)
+        single = GatedFFN(types, 203, checks.vectors(1, 160, 3), listed[:1])
+        several = GatedFFN(types, 203, checks.vectors(5, 160, 3), listed)
         for n_threads in (1, 2, 3, 5):
             results = {
                 (

@@ -76,14 +76,14 @@ def test_attention_of_a_window_and_sinks(window: int, n_past: int, n_tokens: int
 @pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)
 @pytest.mark.parametrize("n_tokens", [1, 5])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 1.0])
-def test_sparse_ffn_reads_firing_rows_alone(type_id: int, n_tokens: int, share: float) -> None:
-    checks.check_sparse_ffn((type_id,) * 3, n_tokens, share)
+def test_sparse_gated_ffn_reads_firing_rows_alone(type_id: int, n_tokens: int, share: float) -> None:
+    checks.check_sparse_gated_ffn((type_id,) * 3, n_tokens, share)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 5])
-def test_sparse_ffn_of_mixed_types(n_tokens: int) -> None:
-    checks.check_sparse_ffn((rows.F16_ID, rows.F32_ID, rows.Q4_0_ID), n_tokens, 0.4)
-    checks.check_sparse_ffn((rows.Q4_0_ID, rows.Q8_0_ID, rows.BF16_ID), n_tokens, 0.4)
+def test_sparse_gated_ffn_of_mixed_types(n_tokens: int) -> None:
+    checks.check_sparse_gated_ffn((rows.F16_ID, rows.F32_ID, rows.Q4_0_ID), n_tokens, 0.4)
+    checks.check_sparse_gated_ffn((rows.Q4_0_ID, rows.Q8_0_ID, rows.BF16_ID), n_tokens, 0.4)
 
 
 @pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 205])

@@ -132,11 +132,11 @@ SPARSE = [*sparse.TYPES, *sparse.MIXED]
 
 
 @pytest.mark.parametrize("types", SPARSE)
-def test_sparse_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
+def test_sparse_gated_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
     for k in sparse.shapes(types):
         x = checks.vectors(33, k, 4)
         for both in (program.RELU_ACTIVATION, program.RELU_BOTH_ACTIVATION):
-            whole = sparse.FFN(types, 203, x, sparse.listed_neurons("some", 33, 203), both)
+            whole = sparse.GatedFFN(types, 203, x, sparse.listed_neurons("some", 33, 203), both)
             alone = np.stack([sparse.one_token(part(whole, t), run_ops, True)[0] for t in range(33)])
             for n in (2, 5, 16, 33):
                 some = part(whole, slice(0, n))
@@ -145,12 +145,12 @@ def test_sparse_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
 
 
 @pytest.mark.parametrize("types", [SPARSE[0], SPARSE[3], SPARSE[4], SPARSE[6]])
-def test_sparse_mlp(types: tuple[int, int, int], run_ops: Walk) -> None:
+def test_sparse_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
     for k in sparse.shapes(types):
-        whole = sparse.Mlp(types[:2], 203, checks.vectors(9, k, 4), sparse.listed_neurons("some", 9, 203))
-        alone = np.stack([sparse.one_token_mlp(part(whole, t), run_ops, True)[0] for t in range(9)])
+        whole = sparse.FFN(types[:2], 203, checks.vectors(9, k, 4), sparse.listed_neurons("some", 9, 203))
+        alone = np.stack([sparse.one_token_ffn(part(whole, t), run_ops, True)[0] for t in range(9)])
         for n in (2, 9):
-            got, _ = sparse.batch_mlp(part(whole, slice(0, n)), run_ops, 2)
+            got, _ = sparse.batch_ffn(part(whole, slice(0, n)), run_ops, 2)
             assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
 
 

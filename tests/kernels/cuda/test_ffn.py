@@ -13,7 +13,7 @@ from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
-from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED, n_groups
 
@@ -56,7 +56,7 @@ class Ffn:
         sum_groups(tokens, self.n_rows, self.n).launch(device, arguments, device.compute)
 
     def _work(self, n_tokens: int) -> Any:
-        return (sparse_ffn if self.has_gate else sparse_mlp)(self.type, n_tokens, self.n_rows, self.n)
+        return (sparse_gated_ffn if self.has_gate else sparse_ffn)(self.type, n_tokens, self.n_rows, self.n)
 
     def _given(self, active: NDArray[np.bool_]) -> tuple[Buffer, ...]:
         device, put, ids = self.device, self.put, np.full(active.shape, -1, "i4")
@@ -75,10 +75,10 @@ class Ffn:
         values, quantised = [w.values for w in self.weights], self.type in QUANTISED
         if self.has_gate:
             gate, up, down = values
-            return ref.sparse_ffn(self.x, gate, up, down, active, quantised, self.activation)
+            return ref.sparse_gated_ffn(self.x, gate, up, down, active, quantised, self.activation)
         bias = self.bias[self.neurons] if self.has_bias else None
         up, down = values
-        return ref.sparse_mlp(self.x, up, bias, down, active, quantised, self.activation)
+        return ref.sparse_ffn(self.x, up, bias, down, active, quantised, self.activation)
 
 
 def assert_near(got: Array, want: Array) -> None:
@@ -88,7 +88,7 @@ def assert_near(got: Array, want: Array) -> None:
 @pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
 @pytest.mark.parametrize("activation", GATED)
 @pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
-def test_sparse_ffn(
+def test_sparse_gated_ffn(
     device: Device, put: Put, get: Get, weight_type: Type, activation: str, n_rows: int, n: int, share: float
 ) -> None:
     ffn, y = Ffn(device, put, weight_type, n_rows, n, 2, activation), device.empty((2, n), "f4")
@@ -101,7 +101,7 @@ def test_sparse_ffn(
 @pytest.mark.parametrize("activation", UNGATED)
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
-def test_sparse_mlp(
+def test_sparse_ffn(
     device: Device,
     put: Put,
     get: Get,
@@ -142,7 +142,7 @@ def test_a_group_may_have_more_rows_than_a_tile(device: Device, put: Put, get: G
     planes = [plane for w in ffn.weights for plane in w.planes(device, put)]
     lists = put(device, np.arange(n_rows, dtype="i4")), put(device, np.array([n_rows], "i4"))
     arguments = (*planes, put(device, ffn.x), *lists, partial, n_rows, n, ACTIVATIONS["relu"])
-    device.launch("sparse_ffn_f32", 1, 256, arguments, device.compute)
+    device.launch("sparse_gated_ffn_f32", 1, 256, arguments, device.compute)
     device.launch("sum_groups", (1, 1), 256, (partial, y, y, y, y, 1, n, 0), device.compute)
     assert error(get(device, y)[None], ffn.want(np.ones((1, n_rows), bool))) < 1e-5
 

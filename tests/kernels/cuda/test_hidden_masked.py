@@ -8,7 +8,7 @@ from operands import Get, Put, normal
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.formats import ACTIVATIONS
 
 pytestmark = pytest.mark.pairwise
@@ -39,7 +39,7 @@ class Mask:
 @pytest.mark.parametrize("activation", ["relu", "silu", "relu_both"])
 @pytest.mark.parametrize("has_mask", [True, False])
 @pytest.mark.parametrize(("n_tokens", "n_rows", "n_ff"), SIZES)
-def test_hidden_masked(
+def test_hidden_masked_gated(
     device: Device, put: Put, get: Get, n_tokens: int, n_rows: int, n_ff: int, has_mask: bool, activation: str
 ) -> None:
     mask, act = Mask(n_tokens, n_rows, n_ff), ACTIVATIONS[activation]
@@ -47,7 +47,7 @@ def test_hidden_masked(
     gate[:, ::3], up[:, 0] = -gate[:, ::3], 2
     words, neurons = mask.put(device, put)
     given, h = (put(device, gate), put(device, up)), device.empty(gate.shape, "f4")
-    work = hidden_masked(n_tokens, n_rows, n_ff, has_mask)
+    work = hidden_masked_gated(n_tokens, n_rows, n_ff, has_mask)
     numbers = n_rows, mask.words.shape[1], int(has_mask), act
     work.launch(device, (*given, words, neurons, h, *numbers), device.compute)
     want = ref.gated(gate.astype("f8"), up.astype("f8"), activation)
@@ -62,7 +62,7 @@ def test_hidden_masked(
 @pytest.mark.parametrize("has_mask", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
 @pytest.mark.parametrize(("n_tokens", "n_rows", "n_ff"), SIZES)
-def test_hidden_masked_mlp(
+def test_hidden_masked(
     device: Device,
     put: Put,
     get: Get,
@@ -77,7 +77,7 @@ def test_hidden_masked_mlp(
     up, bias = normal(n_tokens, n_rows), normal(n_ff, seed=2)
     words, neurons = mask.put(device, put)
     given, h = (put(device, up), put(device, bias), words, neurons), device.empty(up.shape, "f4")
-    work = hidden_masked_mlp(n_tokens, n_rows, n_ff, has_mask, has_bias)
+    work = hidden_masked(n_tokens, n_rows, n_ff, has_mask, has_bias)
     numbers = n_rows, mask.words.shape[1], int(has_mask), int(has_bias), act
     work.launch(device, (*given, h, *numbers), device.compute)
     biased = up.astype("f8") + (bias[mask.neurons] if has_bias else 0)
@@ -94,7 +94,7 @@ def test_what_is_not_listed_or_closed_is_zero_whatever_it_holds(device: Device, 
     words, neurons = put(device, np.array([[0b0111, 0]], "u4")), put(device, np.arange(4, dtype="i4"))
     h = device.empty(gate.shape, "f4")
     arguments = (put(device, gate), put(device, up), words, neurons, h, 4, 2, 1, ACTIVATIONS["relu"])
-    hidden_masked(1, 4, 4).launch(device, arguments, device.compute)
+    hidden_masked_gated(1, 4, 4).launch(device, arguments, device.compute)
     got = get(device, h)[0]
     assert np.isnan(got[0])
     assert got[1:].tolist() == [0, 2, 0]

@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
 from hotcold.kernels.cuda.compact import compact
-from hotcold.kernels.cuda.dense_ffn import ffn_hidden
+from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
-from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_mlp
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -27,7 +27,7 @@ from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
-from hotcold.kernels.cuda.sparse_mlp import sparse_mlp
+from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.cuda.work import Work
@@ -189,7 +189,7 @@ def test_mask(device: Device, touched: Touched, weight_type: Type) -> None:
 
 
 @pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
-def test_dense_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
+def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
     """The gates of 12 of 20 rows are shut, and their up rows not read, with ReLU."""
     rows, n = 20, 512
     gate, up = (weights(device, weight_type, rows, n) for _ in range(2))
@@ -197,14 +197,14 @@ def test_dense_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
     values.array.reshape(rows, -1)[:12] = 0
     h, x = device.empty(rows, "f4"), inputs(device, weight_type, n)
     for activation, n_open in (("relu", 8), ("silu", 20)):
-        work = ffn_hidden(weight_type, 1, rows, n, n_open)
+        work = gated_ffn_hidden(weight_type, 1, rows, n, n_open)
         arguments = (*gate, *up, *x, h, rows, n, ACTIVATIONS[activation])
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
 @pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
-def test_sparse_ffn(
+def test_sparse_gated_ffn(
     device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
 ) -> None:
     """30 of 150 rows are active; the gates of ten of them are shut, and so, but for silu, are their up
@@ -216,7 +216,7 @@ def test_sparse_ffn(
     ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
     ids.array[: len(active)] = active
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_open=n_open)
+    work = sparse_gated_ffn(weight_type, 1, rows, n, n_active=30, n_open=n_open)
     unread = (n_open - 20) * device_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
     arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
     assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
@@ -224,7 +224,7 @@ def test_sparse_ffn(
 
 @pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_sparse_mlp(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
+def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
     """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""
     rows, n, active = 150, 256, np.arange(0, 150, 5)
     up, down = (weights(device, weight_type, rows, n) for _ in range(2))
@@ -233,7 +233,7 @@ def test_sparse_mlp(device: Device, touched: Touched, weight_type: Type, has_bia
     ids.array[: len(active)] = active
     bias, neurons = filled(device, np.zeros(rows, "f4")), filled(device, np.arange(rows, dtype="i4"))
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_mlp(weight_type, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
+    work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
     numbers = rows, n, int(has_bias), ACTIVATIONS["relu"]
     arguments = (*up, *down, *x, bias, neurons, ids, count, partial, *numbers)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
@@ -251,7 +251,7 @@ def test_sum_groups(device: Device, touched: Touched, flags: int) -> None:
 
 @pytest.mark.parametrize("has_mask", [True, False])
 @pytest.mark.parametrize("has_bias", [True, False])
-def test_hidden_masked(device: Device, touched: Touched, has_mask: bool, has_bias: bool) -> None:
+def test_hidden_masked_gated(device: Device, touched: Touched, has_mask: bool, has_bias: bool) -> None:
     """Half of 320 neurons are listed, and a quarter of their gates are shut."""
     tokens, rows, words = 2, 320, 10
     mask, gate = np.full((tokens, words), 0x55555555, "u4"), np.ones((tokens, rows), "f4")
@@ -259,10 +259,10 @@ def test_hidden_masked(device: Device, touched: Touched, has_mask: bool, has_bia
     listing = filled(device, mask), filled(device, np.arange(rows, dtype="i4"))
     up, bias, h = ones(device, tokens, rows), ones(device, rows), device.empty((tokens, rows), "f4")
     n_listed = tokens * rows // (2 if has_mask else 1)
-    work = hidden_masked(tokens, rows, rows, has_mask, n_listed, n_listed - tokens * rows // 8)
+    work = hidden_masked_gated(tokens, rows, rows, has_mask, n_listed, n_listed - tokens * rows // 8)
     arguments = (filled(device, gate), up, *listing, h, rows, words, int(has_mask), ACTIVATIONS["relu"])
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
-    work = hidden_masked_mlp(tokens, rows, rows, has_mask, has_bias, n_listed)
+    work = hidden_masked(tokens, rows, rows, has_mask, has_bias, n_listed)
     numbers = rows, words, int(has_mask), int(has_bias), ACTIVATIONS["relu"]
     unread = 4 * rows // 2 if has_mask and has_bias else 0  # biases of neurons that no token lists
     got = touched(work, (up, bias, *listing, h, *numbers))

@@ -125,16 +125,16 @@ def run_matmul(device: Device, put: Put) -> None:
     work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
 
 
-def run_ffn(device: Device, put: Put) -> None:
+def run_gated_ffn(device: Device, put: Put) -> None:
     rows, n, groups = 600, 64, 2  # more rows in a group than a tile holds
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
     ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
     partial = device.empty(groups * n, "f4")
     rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU)
-    device.launch("sparse_ffn_f32", groups, 256, rows_and_ids, device.compute)
+    device.launch("sparse_gated_ffn_f32", groups, 256, rows_and_ids, device.compute)
 
 
-def run_mlp(device: Device, put: Put) -> None:
+def run_ffn(device: Device, put: Put) -> None:
     """Rows of which half are open, and a bias for each of exactly 256 neurons."""
     rows, n = 256, 64
     up, x = floats(rows * n), np.abs(floats(n))
@@ -142,7 +142,7 @@ def run_mlp(device: Device, put: Put) -> None:
     lists = (put(device, np.arange(rows, dtype="i4")),) * 2
     partial, count = device.empty(n, "f4"), put(device, np.array([rows], "i4"))
     device.launch(
-        "sparse_mlp_f32", 1, 256, (*given, *lists, count, partial, rows, n, 1, RELU), device.compute
+        "sparse_ffn_f32", 1, 256, (*given, *lists, count, partial, rows, n, 1, RELU), device.compute
     )
 
 
@@ -160,12 +160,12 @@ def run_merge(device: Device, put: Put) -> None:
     device.launch("merge", (2, 2), 256, arguments, device.compute)
 
 
-def run_hidden_masked(device: Device, put: Put) -> None:
+def run_hidden_masked_gated(device: Device, put: Put) -> None:
     n = 512
     gate, mask = put(device, floats(2 * n)), put(device, np.full(2 * n // 32, 0xFFFFFFFF, "u4"))
     neurons, h = put(device, np.arange(n, dtype="i4")), device.empty(2 * n, "f4")
     arguments = (gate, gate, mask, neurons, h, n, n // 32, 1, RELU)
-    device.launch("hidden_masked", (2, 2), 256, arguments, device.compute)
+    device.launch("hidden_masked_gated", (2, 2), 256, arguments, device.compute)
 
 
 def run_layer_norm(device: Device, put: Put) -> None:
@@ -233,52 +233,52 @@ BUGS = {
         "shared memory read at .* before anybody wrote it",
     ),
     "no barrier after the hidden values": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
         "__syncthreads();                          // every hidden value is there",
         "// every hidden value is there",
         "race, |before anybody wrote",
     ),
     "no barrier after the list of rows that count": Bug(
-        "sparse_mlp.cu",
-        run_mlp,
+        "sparse_ffn.cu",
+        run_ffn,
         "__syncthreads();                          // and the list of those that count",
         "// and the list of those that count",
         "race, |before anybody wrote",
     ),
     "no barrier before the next tile": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
         "__syncthreads();                          // the tile is",
         "// the tile is",
         "race, ",
     ),
     "no __syncwarp before rows move up": Bug(
-        "sparse_mlp.cu",
-        run_mlp,
+        "sparse_ffn.cu",
+        run_ffn,
         "__syncwarp();                             // all have read",
         "// all have read",
         "race, ",
         ["if (h != 0.f) tile.hidden[at] = h, tile.row[at] = row;"],
     ),
     "the row numbers are never written": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
         "tile.hidden[i] = h, tile.row[i] = row;",
         "tile.hidden[i] = h;",
         "shared memory read at .* before anybody wrote it",
         ["int i = first + lane(), row = i < n_tile ? tile.row[i] : 0;"],
     ),
     "all groups write the first one's sums": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
         "((size_t)token * gridDim.x + blockIdx.x) * down.n;",
         "((size_t)token * gridDim.x) * down.n;",
         r"race, (two writes|read of another's write).* by block [01]",
     ),
     "a bias after the last": Bug(
-        "sparse_mlp.cu",
-        run_mlp,
+        "sparse_ffn.cu",
+        run_ffn,
         "values[neurons[row]]",
         "values[neurons[row] + 1]",
         "bad memory access to byte 1024 of a buffer of 1024 bytes",
@@ -321,14 +321,14 @@ BUGS = {
     ),
     "all tokens share the hidden values": Bug(
         "hidden_masked.cu",
-        run_hidden_masked,
+        run_hidden_masked_gated,
         "    bool listed = Listed{",
         "    at = row;\n    bool listed = Listed{",
         r"race, two writes.* by block [0123]",
     ),
     "the mask of the token after": Bug(
         "hidden_masked.cu",
-        run_hidden_masked,
+        run_hidden_masked_gated,
         "mask + (size_t)blockIdx.y * n_words",
         "mask + (size_t)(blockIdx.y + 1) * n_words",
         "bad memory access to byte .* of a buffer of 128 bytes",

@@ -1,4 +1,4 @@
-"""Sizes of dense_ffn.cu."""
+"""Sizes of dense_gated_ffn.cu."""
 
 from gguf import GGMLQuantizationType
 
@@ -8,7 +8,7 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import FFN_TYPES, device_row_bytes
 
 
-def ffn_hidden(
+def gated_ffn_hidden(
     weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, n_open: int | None = None
 ) -> Work:
     """h = act(gate x) * (up x), one warp a row and token: one launch for the gate and the up matrix.
@@ -22,5 +22,5 @@ def ffn_hidden(
     """
     rows = n_rows + (n_rows if n_open is None else n_open)
     reads = rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
-    kernel = f"ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
+    kernel = f"gated_ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
     return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)
