@@ -83,7 +83,7 @@ def main() -> None:
 def measure(file: GGUFFile, shape: Shape, kind: GGMLQuantizationType, n_threads: int, seconds: float) -> None:
     """Alternate decode steps and sums; then the prompt and its tile."""
     model = load_model(file)
-    n_bytes, view = token_bytes(model), file.all_data()
+    n_bytes, view = token_bytes(model), file.parts[0].all_data()
     stream = Stream(n_threads)
     with Executor(plan_for_cpu(model, Wanted("off", 1024, PROMPT)), file, n_threads) as executor:
         ids = np.random.default_rng(0).integers(3, shape.n_vocab, PROMPT).astype(np.int32)

@@ -92,7 +92,7 @@ def loading_table(folder: Path) -> None:
     how = Wanted("predictor", WIDE.n_ctx, 8)
     for kind in (Type.F16, Type.Q8_0, Type.Q4_0):
         with random_relu_model(folder, WIDE, kind, 1024) as (file, model):
-            source = np.array(file.all_data())
+            source = np.array(file.parts[0].all_data())
             for text in ("all", "half of the neurons"):
                 rates = []
                 for _ in range(4):

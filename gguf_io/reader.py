@@ -1,113 +1,53 @@
-"""Opens a GGUF file: mapped, checked to the last field, nothing copied.
-
-GGUF v2 and v3, and PowerInfer's files, which are the same with the magic `PWRI`. Touching what was cut
-off a mapped file ends the process (SIGBUS): the size is checked again whenever a view is handed out, and
-a file in use must be replaced by renaming, never written in place.
-"""
+"""Opens a model's GGUF file, or all the files that it is split into, as one."""
 
 import hashlib
-import mmap
 import os
-import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-from gguf import GGUFValueType
 from numpy.typing import NDArray
 
-from hotcold.gguf_io import tensors
-from hotcold.gguf_io.errors import (
-    CONVERT,
-    CUT,
-    DAMAGED,
-    CountError,
-    GGUFError,
-    MetadataError,
-    NotGGUFError,
-    TensorTableError,
-    TruncatedError,
-    VersionError,
-    excerpt,
-)
-from hotcold.gguf_io.fields import MAX_KEY_BYTES, Cursor
+from hotcold.gguf_io.errors import CONVERT, MetadataError, TensorTableError, excerpt
+from hotcold.gguf_io.part import Part, ValueTypes, open_part
+from hotcold.gguf_io.split import COUNT, open_others
 from hotcold.gguf_io.tensors import TensorInfo
-
-MAGICS = {b"GGUF": "GGUF", b"PWRI": "PWRI"}
-VERSIONS = (2, 3)
-ALIGNMENT = "general.alignment"
-DEFAULT_ALIGNMENT = 32
-MAX_ALIGNMENT = 1 << 20
-MAX_PAIRS = 65_536
-SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
-
-CHECK = "name a GGUF file that can be read"
-DOWNLOAD = "download it again"
-TO_CONVERT = "convert its folder with `hotcold convert`"
-OLD = "convert the original model again"
-OTHER_FORMATS = {
-    b"version https://git-lfs": ("a Git LFS pointer", "fetch the real file with `git lfs pull`"),
-    b"<!DOCTYPE": ("an HTML page", DOWNLOAD),
-    b"<!doctype": ("an HTML page", DOWNLOAD),
-    b"<html": ("an HTML page", DOWNLOAD),
-    b"PK\x03\x04": ("a zip or PyTorch file", TO_CONVERT),
-    b"\x80\x02": ("a pickle", TO_CONVERT),
-    b"lmgg": ("an old GGML file", OLD),
-    b"tjgg": ("an old GGJT file", OLD),
-    b"fmgg": ("an old GGMF file", OLD),
-}
 
 _MISSING = object()
 
 
 class GGUFFile:
-    """An open file.
+    """An open model: its keys and its tensors, whichever file they lie in.
 
     Attributes:
-        metadata: scalars as Python values, strings as str (bytes where they are no UTF-8), arrays of
-            numbers as read-only NumPy views, arrays of strings as `StringArray`.
+        parts: the open files, in order; one, unless the model is split.
+        path: of the first. size: bytes of all.
+        metadata: of the first part; scalars as Python values, strings as str (bytes where they are no UTF-8),
+            arrays of numbers as read-only NumPy views, arrays of strings as `StringArray`.
         value_types: the type of each metadata value, and of the elements of an array.
-        tensors: the table in file order. warnings: what is odd but harmless.
+        tensors: the tables of all parts, in order. warnings: what is odd but harmless.
     """
 
-    def __init__(self, path: Path, view: memoryview) -> None:
-        self.path, self._view = path, view
-        self.size = len(view)
-        self.warnings: tuple[str, ...] = ()
-        cursor = Cursor(path.name, view)
-        self.magic = MAGICS[bytes(view[:4])]
-        self.version = _version(cursor)
-        n_tensors = cursor.count("number of tensors", tensors.SMALLEST_ENTRY, tensors.MAX_TENSORS)
-        n_pairs = cursor.count("number of metadata pairs", SMALLEST_PAIR, MAX_PAIRS)
-        self.metadata: Mapping[str, Any]
-        self.value_types: Mapping[str, tuple[GGUFValueType, GGUFValueType | None]]
-        self.metadata, self.value_types = _metadata(cursor, n_pairs)
-        self.alignment = _alignment(path.name, self.metadata)
-        infos = tensors.read_table(cursor, n_tensors, self.is_powerinfer)
-        self.tensors = {info.name: info for info in self._place(infos, cursor)}
+    def __init__(self, parts: Sequence[Part]) -> None:
+        first = parts[0]
+        self.parts = tuple(parts)
+        self.path, self.size = first.path, sum(part.size for part in parts)
+        self.magic, self.version, self.alignment = first.magic, first.version, first.alignment
+        self.metadata: Mapping[str, Any] = first.metadata
+        self.value_types: ValueTypes = first.value_types
+        self.tensors: dict[str, TensorInfo] = {}
+        self._part_of: dict[str, Part] = {}
+        for part in parts:
+            self.tensors |= part.tensors
+            self._part_of |= dict.fromkeys(part.tensors, part)
+        self.warnings = tuple(warning for part in parts for warning in part.warnings)
 
     @property
     def is_powerinfer(self) -> bool:
         """Whether the magic says that the model runs sparse, with predictors."""
         return self.magic == "PWRI"
-
-    def _place(self, infos: list[TensorInfo], table: Cursor) -> list[TensorInfo]:
-        data_start = -(-table.at // self.alignment) * self.alignment
-        placed = tensors.place(self.path.name, infos, data_start, self.alignment, self.size)
-        end = max((info.offset + info.n_bytes for info in placed), default=table.at)
-        extra = self.size - -(-end // self.alignment) * self.alignment
-        if extra > 0 and table.entry_follows():
-            raise CountError(
-                f"{self.path.name}: number of tensors and of metadata pairs",
-                f"{len(infos)} and {len(self.metadata)}",
-                f"another one follows at byte {table.at}",
-                DAMAGED,
-            )
-        if extra > 0:
-            self.warnings = (f"{self.path.name}: {extra} bytes after the end are not read",)
-        return placed
 
     def data(self, name: str) -> NDArray[np.uint8]:
         """A tensor's rows: read-only view of the map, uint8 [n_rows, bytes a row].
@@ -116,36 +56,26 @@ class GGUFFile:
             TensorTableError: there is no such tensor.
             TruncatedError: the file has become shorter.
         """
-        self._check_size()
         info = self.tensors.get(name)
         if info is None:
             bound = f"not among the {len(self.tensors)} tensors of the file"
             raise TensorTableError(f"{self.path.name}: tensor", name, bound, CONVERT)
-        view = np.frombuffer(self._view, np.uint8, info.n_bytes, info.offset)
-        return view.reshape(info.n_rows, info.row_bytes)
+        return self._part_of[name].rows(info)
 
-    def all_data(self) -> NDArray[np.uint8]:
-        """One flat read-only view from the first tensor's data to the end of the last's."""
-        self._check_size()
-        infos = self.tensors.values()
-        first = min((info.offset for info in infos), default=0)
-        end = max((info.offset + info.n_bytes for info in infos), default=0)
-        return np.frombuffer(self._view, np.uint8, end - first, first)
+    def path_of(self, name: str) -> Path:
+        """The file that a tensor lies in."""
+        return self._part_of[name].path
+
+    def all_data(self) -> list[NDArray[np.uint8]]:
+        """Of each part one flat read-only view, from the first tensor's data to the end of the last's."""
+        return [part.all_data() for part in self.parts]
 
     def header_hash(self) -> str:
         """SHA-256, in hex, of everything before the first tensor's data: metadata and tensor table."""
-        first = min((info.offset for info in self.tensors.values()), default=self.size)
-        return hashlib.sha256(self._view[:first]).hexdigest()
-
-    def _check_size(self) -> None:
-        mapping = self._view.obj
-        if isinstance(mapping, mmap.mmap) and mapping.size() < self.size:
-            raise TruncatedError(
-                f"{self.path.name}: size",
-                f"{mapping.size()} bytes",
-                f"was {self.size} when it was opened",
-                CUT,
-            )
+        digest = hashlib.sha256()
+        for part in self.parts:
+            digest.update(part.header())
+        return digest.hexdigest()
 
     def get_int(self, key: str, default: int | None = None) -> int:
         """An integer of the metadata; MetadataError if it is missing without default or no integer."""
@@ -195,10 +125,11 @@ class GGUFFile:
         return MetadataError(f"{self.path.name}: {key}", shown, bound, CONVERT)
 
     def close(self) -> None:
-        """Let go of the map; it is unmapped when the last view of it is gone."""
-        self.tensors = {}
+        """Let go of the maps; they are unmapped when the last view of them is gone."""
+        self.tensors, self._part_of = {}, {}
         self.metadata = {}
-        self._view = memoryview(b"")
+        for part in self.parts:
+            part.close()
 
     def __enter__(self) -> Self:
         return self
@@ -209,84 +140,11 @@ class GGUFFile:
         self.close()
 
 
-def _version(cursor: Cursor) -> int:
-    cursor.at = 4
-    version = cursor.number("I", "version")
-    if version & 0xFFFF == 0 and version:
-        raise VersionError(f"{cursor.name}: version", version, "big-endian; 2 or 3 can be read", CONVERT)
-    if version not in VERSIONS:
-        raise VersionError(f"{cursor.name}: version", version, "2 or 3 can be read", CONVERT)
-    return version
-
-
-def _metadata(
-    cursor: Cursor, n_pairs: int
-) -> tuple[dict[str, Any], dict[str, tuple[GGUFValueType, GGUFValueType | None]]]:
-    """Values and their types by key."""
-    pairs: dict[str, Any] = {}
-    kinds: dict[str, tuple[GGUFValueType, GGUFValueType | None]] = {}
-    for i in range(n_pairs):
-        key = cursor.text(f"key {i}", MAX_KEY_BYTES, MetadataError)
-        shown = excerpt(key)
-        if key in pairs:
-            raise MetadataError(f"{cursor.name}: key {i}", shown, "occurs twice", CONVERT)
-        kind = cursor.value_type(f"type of {shown}")
-        if key == ALIGNMENT and kind != GGUFValueType.UINT32:
-            raise MetadataError(f"{cursor.name}: type of {key}", kind.name, "must be UINT32", CONVERT)
-        start = cursor.at
-        pairs[key] = cursor.value(kind, shown)
-        kinds[key] = (kind, cursor.element_type(start) if kind == GGUFValueType.ARRAY else None)
-    return pairs, kinds
-
-
-def _alignment(name: str, metadata: Mapping[str, Any]) -> int:
-    value = int(metadata.get(ALIGNMENT, DEFAULT_ALIGNMENT))
-    if not 1 <= value <= MAX_ALIGNMENT or value & (value - 1):
-        raise MetadataError(f"{name}: {ALIGNMENT}", value, f"a power of two up to {MAX_ALIGNMENT}", CONVERT)
-    return value
-
-
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:
-    """Open and check a file.
+    """Open and check a model's file: of a model that is split, all parts of it, whichever is named.
 
     Raises:
         GGUFError: one of its children says what is wrong.
     """
-    where = Path(path)
-    view = memoryview(_map(where))
-    if bytes(view[:4]) not in MAGICS:
-        raise _not_gguf(where, bytes(view[:32]))
-    return GGUFFile(where, view)
-
-
-def _map(path: Path) -> mmap.mmap:
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError as error:
-        raise NotGGUFError("model file", path, error.strerror or "cannot be opened", CHECK) from error
-    except ValueError as error:  # a NUL in the path
-        raise NotGGUFError("model file", path, str(error), CHECK) from error
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise NotGGUFError("model file", path, "must be a regular file", CHECK)
-        if status.st_size == 0:
-            raise TruncatedError("model file", path, "is empty: 0 bytes", CUT)
-        return mmap.mmap(descriptor, status.st_size, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:
-        raise NotGGUFError("model file", path, f"cannot be mapped: {error}", CHECK) from error
-    finally:
-        os.close(descriptor)
-
-
-def _not_gguf(path: Path, head: bytes) -> GGUFError:
-    if any(magic.startswith(head) for magic in MAGICS):
-        return TruncatedError("model file", path, f"only {len(head)} bytes", CUT)
-    if head.startswith(b"FUGG"):
-        return VersionError(f"{path.name}: magic", "FUGG", "big-endian; GGUF or PWRI can be read", CONVERT)
-    for start, (kind, next_step) in OTHER_FORMATS.items():
-        if head.startswith(start):
-            return NotGGUFError("model file", path, f"{kind}; GGUF or PWRI can be read", next_step)
-    if head[8:9] == b"{":
-        return NotGGUFError("model file", path, "a safetensors file; GGUF or PWRI can be read", TO_CONVERT)
-    return NotGGUFError(f"{path.name}: magic", head[:4], "GGUF or PWRI can be read", DOWNLOAD)
+    part = open_part(Path(path))
+    return GGUFFile(open_others(part) if COUNT in part.metadata else [part])

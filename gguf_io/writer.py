@@ -94,11 +94,23 @@ def write_gguf(
     """
     check_output(path, force=force)
     with whole_file(path) as temporary:
-        _write_header(temporary, architecture, metadata, tensors)
-        _append_tensors(temporary, tensors, progress)
-        n_bytes = _set_magic(temporary, magic)
+        n_bytes = write_contents(temporary, architecture, metadata, tensors, magic, progress)
         check_output(path, force=force)
     return n_bytes
+
+
+def write_contents(
+    temporary: Path,
+    architecture: str,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[OutputTensor],
+    magic: Magic,
+    progress: Progress | None,
+) -> int:
+    """Fills an empty file and returns its size in bytes."""
+    _write_header(temporary, architecture, metadata, tensors)
+    _append_tensors(temporary, tensors, progress)
+    return _set_magic(temporary, magic)
 
 
 def _write_header(
@@ -124,7 +136,7 @@ def _append_tensors(temporary: Path, tensors: Sequence[OutputTensor], progress: 
     total = sum(tensor.n_bytes for tensor in tensors)
     with temporary.open("ab") as file:
         _pad(file)
-        _check_room(temporary, total)
+        check_room(temporary.parent, total)
         done = 0
         for tensor in tensors:
             n_written = 0
@@ -145,11 +157,12 @@ def _pad(file: BinaryIO) -> None:
     file.write(bytes(-file.tell() % GGUF_DEFAULT_ALIGNMENT))
 
 
-def _check_room(temporary: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(temporary.parent).free
+def check_room(folder: Path, n_bytes: int) -> None:
+    """Refuses what the disk of a folder cannot hold."""
+    free = shutil.disk_usage(folder).free
     if n_bytes > free:
         raise DoesNotFitError(
-            f"disk of {temporary.parent}",
+            f"disk of {folder}",
             f"{free} bytes free",
             f"{n_bytes} needed",
             "free some or choose another --outfile",

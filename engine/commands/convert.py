@@ -10,6 +10,7 @@ import typer
 from hotcold.engine.commands.options import Quiet, Version
 from hotcold.engine.commands.reports import note, unwound
 from hotcold.engine.commands.terminal import progress_bar
+from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
     from hotcold.gguf_io.convert.summary import ConvertSummary
@@ -31,6 +32,10 @@ class ConvertCommand:
         str | None,
         typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text. [default: the directory's]"),
     ] = None
+    split_max_size: Annotated[
+        str | None,
+        typer.Option(metavar="SIZE", help="Write parts of at most this size: 2 (GiB), 2GiB, 500MB."),
+    ] = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
     quiet: Quiet = False
     version: Version = False
@@ -49,18 +54,32 @@ class ConvertCommand:
                     force_pretokenizer=self.force_pretokenizer,
                     force=self.force,
                     progress=progress,
+                    max_bytes=part_bytes(self.split_max_size),
                 )
             if not self.quiet:
                 show_summary(summary, self.outtype)
+
+
+def part_bytes(size: str | None) -> int | None:
+    """Most bytes of one part; None for one file."""
+    if size is None:
+        return None
+    from hotcold.engine.plan.budget import parse_size
+
+    n_bytes = parse_size(size, "--split-max-size")
+    if not n_bytes:
+        raise SettingError("--split-max-size", size, "above 0", "leave it out for one file")
+    return n_bytes
 
 
 def show_summary(summary: "ConvertSummary", outtype: str) -> None:
     """What was written to stdout, warnings to stderr."""
     for warning in summary.warnings:
         note(f"warning: {warning}")
+    more = f" and {len(summary.files) - 1} more parts" if len(summary.files) > 1 else ""
     how = "can run sparse" if summary.sparse else "runs dense"
     typer.echo(
-        f"{summary.outfile}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
+        f"{summary.files[0]}{more}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
         f"{summary.architecture}, {outtype}, {how}"
     )
     if summary.kept_f16:

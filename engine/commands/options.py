@@ -20,7 +20,7 @@ Part = TypeVar("Part", RunOptions, GenerationSettings)
 ModelPath = Annotated[
     Path | None,
     typer.Option(
-        "-m", "--model", help="GGUF file, or a directory that holds one. [default: the bundled model]"
+        "-m", "--model", help="GGUF file, any part of one, or its directory. [default: the bundled model]"
     ),
 ]
 NCtx = Annotated[

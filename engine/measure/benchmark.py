@@ -79,8 +79,8 @@ def _decode(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measure
     logits = np.empty((1, engine.model.n_vocab), np.float32)
     engine.executor.run(ids[:1], 0, logits)
     meter, stream = ActivityMeter(engine), Stream(engine.n_threads)
-    view, rates, streamed = engine.file.all_data(), [], []
-    stream.sum(view)  # pages of the map come in here, not in the figure
+    views, rates, streamed = engine.file.all_data(), [], []
+    sum(map(stream.sum, views))  # pages of the map come in here, not in the figure
     try:
         for _ in range(repetitions):
             start = time.perf_counter()
@@ -88,7 +88,7 @@ def _decode(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measure
                 engine.executor.run(ids[i : i + 1], i, logits)
             rates.append(len(ids) / (time.perf_counter() - start))
             start = time.perf_counter()
-            n_bytes = stream.sum(view)
+            n_bytes = sum(map(stream.sum, views))
             streamed.append(n_bytes / (time.perf_counter() - start))
     finally:
         stream.close()

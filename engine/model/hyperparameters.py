@@ -149,15 +149,7 @@ def _architecture(file: GGUFFile) -> str:
 
 
 def _refuse_other_kinds(file: GGUFFile, architecture: str) -> None:
-    """Refuse a part of a split model, and a mixture of experts."""
-    n_parts = file.get_int("split.count", 1)
-    if n_parts > 1:
-        raise FileError(
-            f"{file.path.name}: split.count",
-            n_parts,
-            "a model in one file",
-            "join the parts first: llama-gguf-split --merge",
-        )
+    """Refuse a mixture of experts."""
     n_experts = file.get_int(f"{architecture}.expert_count", 0)
     if n_experts:
         raise FileError(

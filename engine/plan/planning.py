@@ -53,9 +53,7 @@ def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> S
     if folder is not None:
         counts = read_counts(folder, *size)
         if counts is None:
-            raise FileError(
-                "--activation", folder, "no activation_0.npy or .pt there", "name another folder"
-            )
+            raise FileError("--activation", folder, "no activation_0.npy or .pt there", "name another folder")
         return replace(source, frequencies=counts, frequencies_from=str(folder))
     if file is None:
         return replace(source, frequencies_from=placement.UNIFORM)

@@ -14,7 +14,9 @@ from hotcold.gguf_io.firing_counts import read_counts
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
-from hotcold.gguf_io.writer import Progress, write_gguf
+from hotcold.gguf_io.split import gguf_in, is_model_folder
+from hotcold.gguf_io.split_writer import write_model
+from hotcold.gguf_io.writer import Progress
 from hotcold.whole_file import check_output
 
 
@@ -27,15 +29,19 @@ def convert(
     force_pretokenizer: str | None = None,
     force: bool = False,
     progress: Progress | None = None,
+    max_bytes: int | None = None,
 ) -> ConvertSummary:
     """Writes `model` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
 
-    `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`). With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
+    `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`): itself, any part of one
+    that is split, or a folder of those alone. With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
     down projection transposed. Without them a ReLU model becomes a GGUF with the transposed projection
     and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it. Counts in
     `model`/activation go into the metadata. `progress` hears tensor name, bytes done, bytes in all.
 
     `force_pretokenizer` says how a BPE vocabulary cuts text into words, whatever the directory says.
+
+    `max_bytes` splits the model into files whose tensors take no more, as `write_model` does.
 
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
@@ -47,7 +53,7 @@ def convert(
         DoesNotFitError: the disk is full.
     """
     outtype_of(outtype)
-    if model.is_file():
+    if model.is_file() or is_model_folder(model):
         if predictors is not None:
             bound = "a GGUF file keeps its own"
             raise SettingError("predictors", predictors, bound, "convert the model's directory with them")
@@ -56,10 +62,13 @@ def convert(
             raise SettingError(
                 "force_pretokenizer", force_pretokenizer, bound, "give it to the other commands"
             )
-        return requantise(model, outfile, outtype, force=force, progress=progress)
+        source = gguf_in(model) if model.is_dir() else model
+        return requantise(source, outfile, outtype, force=force, progress=progress, max_bytes=max_bytes)
     if force_pretokenizer is not None:
         check_pretokenizer(force_pretokenizer)
-    return _convert_directory(model, predictors, outfile, outtype, force_pretokenizer, force, progress)
+    return _convert_directory(
+        model, predictors, outfile, outtype, force_pretokenizer, force, progress, max_bytes
+    )
 
 
 def _convert_directory(
@@ -70,6 +79,7 @@ def _convert_directory(
     force_pretokenizer: str | None,
     force: bool,
     progress: Progress | None,
+    max_bytes: int | None,
 ) -> ConvertSummary:
     wanted, file_type = outtype_of(outtype)
     model = check_inputs(model_dir, predictors)
@@ -83,7 +93,7 @@ def _convert_directory(
     warnings += tokenizer_warnings
     counts = read_counts(model_dir / "activation", model.n_layer, model.n_ff)
     architecture = model.architecture.name
-    n_bytes = write_gguf(
+    written = write_model(
         outfile,
         architecture,
         model_metadata(model_dir, model, file_type)
@@ -93,9 +103,10 @@ def _convert_directory(
         magic="PWRI" if sparse_inputs else "GGUF",
         force=force,
         progress=progress,
+        max_bytes=max_bytes,
     )
     sparse = model.ffn_activation == "relu"
-    return summary_of(outfile, architecture, outtype, tensors, n_bytes, warnings, sparse)
+    return summary_of(outfile, architecture, outtype, tensors, written, warnings, sparse)
 
 
 def _open_predictors(model_dir: Path, predictors: Path | None, model: HFModel) -> Predictors | None:

@@ -25,28 +25,38 @@ from hotcold.gguf_io.convert.outtypes import (
 from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
 from hotcold.gguf_io.names import FFN_ACTIVATION
-from hotcold.gguf_io.reader import ALIGNMENT, GGUFFile, open_gguf
+from hotcold.gguf_io.part import ALIGNMENT
+from hotcold.gguf_io.reader import GGUFFile, open_gguf
+from hotcold.gguf_io.split import KEYS
+from hotcold.gguf_io.split_writer import write_model
 from hotcold.gguf_io.tensors import TensorInfo
 from hotcold.gguf_io.writer import (
     MetadataValue,
     OutputTensor,
     Progress,
     uint32,
-    write_gguf,
 )
 from hotcold.whole_file import check_output
 
 T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
+OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 PREDICTORS = ("fc1.weight", "fc2.weight")
 
 
 def requantise(
-    source: Path, outfile: Path, outtype: str, *, force: bool = False, progress: Progress | None = None
+    source: Path,
+    outfile: Path,
+    outtype: str,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+    max_bytes: int | None = None,
 ) -> ConvertSummary:
     """Writes the model file `source` to `outfile` with its matrices in `outtype`.
 
+    Of a model that is split, `source` is any part; all parts are read.
     Each tensor's rows are read, rounded and written slab by slab. The file appears whole or not at all.
 
     Raises:
@@ -59,6 +69,7 @@ def requantise(
     check_output(outfile, [source], force)
     warnings: list[str] = []
     with open_gguf(source) as file:
+        check_output(outfile, [part.path for part in file.parts], force)
         architecture = _architecture(file)
         warnings += [*file.warnings, *_powerinfer_warnings(file, architecture, outtype)]
         tied = HEAD not in file.tensors and not file.is_powerinfer
@@ -67,10 +78,10 @@ def requantise(
             for info in file.tensors.values()
         ]
         warnings += _already_blocked(file, tensors)
-        metadata = {key: _value(file, key) for key in file.metadata if key not in (ARCHITECTURE, ALIGNMENT)}
+        metadata = {key: _value(file, key) for key in file.metadata if key not in OWN_KEYS}
         metadata["general.file_type"] = uint32(int(file_type))
         metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
-        n_bytes = write_gguf(
+        written = write_model(
             outfile,
             architecture,
             metadata,
@@ -78,9 +89,10 @@ def requantise(
             magic="PWRI" if file.is_powerinfer else "GGUF",
             force=force,
             progress=progress,
+            max_bytes=max_bytes,
         )
         sparse = file.is_powerinfer or file.metadata.get(FFN_ACTIVATION) == "relu"
-    return summary_of(outfile, architecture, outtype, tensors, n_bytes, warnings, sparse)
+    return summary_of(outfile, architecture, outtype, tensors, written, warnings, sparse)
 
 
 def _architecture(file: GGUFFile) -> str:
@@ -88,10 +100,6 @@ def _architecture(file: GGUFFile) -> str:
     name = file.get_str(ARCHITECTURE)
     if name == INDEX_ARCHITECTURE:
         raise FileError(str(file.path), name, "a split index has no matrices", "give the model beside it")
-    if file.get_int("split.count", 1) > 1:
-        bound = "a model in one file"
-        next_step = "join the parts first: llama-gguf-split --merge"
-        raise FileError(f"{file.path}: split.count", file.get_int("split.count"), bound, next_step)
     if not file.tensors:
         raise FileError(str(file.path), "0 tensors", "a model has some", "give a model file")
     return name
@@ -144,19 +152,17 @@ def _check_readable(file: GGUFFile, info: TensorInfo) -> None:
 
 def _slabs(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
     """Rows of the tensor in order, read from the file: pages of its map would stay in memory."""
-    step = max(1, SLAB_ELEMENTS // max(1, info.ne[0]))
+    step, path = max(1, SLAB_ELEMENTS // max(1, info.ne[0])), file.path_of(info.name)
     for first in range(0, info.n_rows, step):
         n_rows = min(step, info.n_rows - first)
         offset = info.offset + first * info.row_bytes
         try:
-            rows = np.fromfile(file.path, np.uint8, n_rows * info.row_bytes, offset=offset)
+            rows = np.fromfile(path, np.uint8, n_rows * info.row_bytes, offset=offset)
         except OSError as error:
-            raise FileError(str(file.path), error.strerror or "cannot be read", "", "check it") from error
+            raise FileError(str(path), error.strerror or "cannot be read", "", "check it") from error
         if rows.size != n_rows * info.row_bytes:
             bound = f"{n_rows * info.row_bytes} were there when it was opened"
-            raise FileError(
-                f"{file.path}: {info.name}", f"{rows.size} bytes", bound, "keep the file as it is"
-            )
+            raise FileError(f"{path}: {info.name}", f"{rows.size} bytes", bound, "keep the file as it is")
         yield rows.reshape(n_rows, info.row_bytes)
 
 

@@ -15,7 +15,7 @@ class ConvertSummary:
     """What was written.
 
     Attributes:
-        n_bytes: size of the file.
+        files: what was written: `outfile`, or the parts that it is split into. n_bytes: of all of them.
         kept_f16: matrices whose rows the wanted type does not divide, so they are F16.
         warnings: one line each.
         sparse: the file can run sparse: a ReLU model.
@@ -25,6 +25,7 @@ class ConvertSummary:
     architecture: str
     n_tensors: int
     n_bytes: int
+    files: tuple[Path, ...]
     kept_f16: tuple[str, ...]
     warnings: tuple[str, ...]
     sparse: bool
@@ -35,7 +36,7 @@ def summary_of(
     architecture: str,
     outtype: str,
     tensors: Sequence[OutputTensor],
-    n_bytes: int,
+    written: tuple[Sequence[Path], int],
     warnings: Iterable[str],
     sparse: bool,
 ) -> ConvertSummary:
@@ -45,7 +46,8 @@ def summary_of(
         outfile=outfile,
         architecture=architecture,
         n_tensors=len(tensors),
-        n_bytes=n_bytes,
+        n_bytes=written[1],
+        files=tuple(written[0]),
         kept_f16=() if OUTTYPES[outtype][0] is GGMLQuantizationType.F16 else tuple(kept),
         warnings=tuple(dict.fromkeys(warnings)),
         sparse=sparse,

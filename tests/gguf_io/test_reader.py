@@ -162,7 +162,7 @@ def test_type_18_elsewhere(magic: bytes, name: bytes, gguf_bytes: Build, tmp_pat
 def test_a_header_alone(magic: bytes, version: int, gguf_bytes: Build, tmp_path: Path) -> None:
     with opened(tmp_path / "x", gguf_bytes(magic=magic, version=version).whole()) as file:
         assert (file.size, file.metadata, file.tensors, file.warnings) == (24, {}, {}, ())
-        assert file.all_data().size == 0
+        assert file.parts[0].all_data().size == 0
 
 
 @pytest.mark.parametrize("n_padding", [0, 1, 26])
@@ -187,7 +187,7 @@ def test_what_follows_the_end_is_named_and_not_read(gguf_bytes: Build, tmp_path:
     raw = gguf_bytes(tensors=(gguf_bytes.tensor(b"a", (8,)),), data=bytes(32)).whole()
     with opened(tmp_path / "x", raw + b"\xff" * 5) as file:
         assert file.warnings == ("x: 5 bytes after the end are not read",)
-        assert file.data("a").max() == file.all_data().max() == 0
+        assert file.data("a").max() == file.parts[0].all_data().max() == 0
 
 
 def test_what_follows_may_start_like_a_name(gguf_bytes: Build, tmp_path: Path) -> None:
@@ -372,16 +372,19 @@ def owner(view: NDArray[Any]) -> object:
 def test_all_arrays_are_views_of_the_map() -> None:
     with open_gguf(FILES[-1]) as file:
         arrays = [value for value in file.metadata.values() if isinstance(value, np.ndarray)]
-        views = arrays + [file.data(name) for name in file.tensors] + [file.all_data()]
+        views = arrays + [file.data(name) for name in file.tensors] + [file.parts[0].all_data()]
         assert len(arrays) >= 2
         assert len({id(owner(view)) for view in views}) == 1
         assert isinstance(owner(views[0]), mmap.mmap)
-        assert all(np.shares_memory(file.data(name), file.all_data()) for name in file.tensors)
+        assert all(np.shares_memory(file.data(name), file.parts[0].all_data()) for name in file.tensors)
 
 
 def test_nothing_can_be_written(typed: GGUFFile) -> None:
     with open_gguf(FILES[0]) as file:
-        views = [file.data(name) for name in file.tensors] + [file.all_data(), typed.get_array("bools")]
+        views = [file.data(name) for name in file.tensors] + [
+            file.parts[0].all_data(),
+            typed.get_array("bools"),
+        ]
     for view in views:
         with pytest.raises(ValueError, match="read-only"):
             view[:1] = 0
@@ -416,7 +419,7 @@ def test_a_file_that_is_cut_after_opening(gguf_bytes: Build, tmp_path: Path) -> 
         with pytest.raises(TruncatedError, match=message):
             file.data("a")
         with pytest.raises(TruncatedError, match=message):
-            file.all_data()
+            file.parts[0].all_data()
 
 
 # Large files.

@@ -128,7 +128,7 @@ def test_rows_that_the_type_does_not_divide_are_named(
 
     def summary(*arguments: object, **options: object) -> convert_summary.ConvertSummary:
         return convert_summary.ConvertSummary(
-            tmp_path, "llama", 3, 10, ("a.weight", "b.weight"), ("mind this",), False
+            tmp_path, "llama", 3, 10, (tmp_path,), ("a.weight", "b.weight"), ("mind this",), False
         )
 
     monkeypatch.setattr(conversion, "convert", summary)
@@ -181,11 +181,11 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     out.mkdir()
     code = (
         "import os, sys; from hotcold.gguf_io.convert import conversion; from hotcold.cli import main\n"
-        "write = conversion.write_gguf\n"
+        "write = conversion.write_model\n"
         "def stopped(*arguments, progress=None, **options):\n"
         f"    kill = lambda name, done, total: os.kill(os.getpid(), {int(number)})\n"
         "    return write(*arguments, progress=kill, **options)\n"
-        "conversion.write_gguf = stopped\n"
+        "conversion.write_model = stopped\n"
         "main()\n"
     )
     command = [sys.executable, "-c", code, "convert", str(model), "--outfile", str(out / "tiny.gguf")]

@@ -255,12 +255,6 @@ def test_an_unknown_activation(file_with: FileWith) -> None:
     refused(file_with, key, "gelu", "known: relu, silu", metadata={key: ("gelu", V.STRING)})
 
 
-@pytest.mark.parametrize("count", [2, 65535])
-def test_a_part_of_a_split_model(count: int, file_with: FileWith) -> None:
-    key = "split.count"
-    refused(file_with, key, str(count), "join the parts", metadata={key: (count, V.UINT16)})
-
-
 def test_a_mixture_of_experts(file_with: FileWith) -> None:
     key = "llama.expert_count"
     refused(file_with, key, "8", "without experts", metadata={key: (8, V.UINT32)})
@@ -407,7 +401,6 @@ KEYS = [
     "llama.expert_count",
     "powerinfer.sparse_threshold",
     "hotcold.ffn_activation",
-    "split.count",
 ]
 EXTREMES = st.sampled_from([0, 1, 2, 3, 15, 16, 64, 96, 2**31 - 1, 2**31, 2**32 - 1])
 VALUES = st.one_of(

@@ -223,7 +223,7 @@ def test_removing_any_node_of_a_layer_fails_or_changes_the_logits(
 
 def test_weights_are_views_of_the_map(tiny_model: TinyModel) -> None:
     with open_gguf(tiny_model("q8_0", True)) as file, executor(file, "predictor") as it:
-        mapped = file.all_data()
+        mapped = file.parts[0].all_data()
         for layer in it.model.layers:
             for weight in (layer.attn_q, layer.ffn_norm, layer.ffn_gate, layer.ffn_up, layer.down):
                 assert weight is not None

@@ -265,9 +265,9 @@ def test_files_that_are_no_models(gguf_bytes: Any, tmp_path: Path, out: Path) ->
     path = tmp_path / "in.gguf"
     path.write_bytes(written(gguf_bytes, tensors=(), data=b""))
     assert "0 tensors" in str(refusal(path, out))
-    part = gguf_bytes.pair(b"split.count", 2, struct.pack("<H", 2))
-    path.write_bytes(written(gguf_bytes, part))
-    assert "split.count: 2" in str(refusal(path, out))
+    keys = (b"split.count", 2), (b"split.no", 0)
+    path.write_bytes(written(gguf_bytes, *(gguf_bytes.pair(k, 2, struct.pack("<H", n)) for k, n in keys)))
+    assert "part 1 of 2, and a part is known by its name" in str(refusal(path, out))
     path.write_bytes(b"PK\x03\x04" + bytes(100))
     assert isinstance(refusal(path, out), FileError)
     path.write_bytes(golden("llama").read_bytes()[:-1])

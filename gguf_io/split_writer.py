@@ -1,0 +1,95 @@
+"""Writes a model whole, or split into several files, all of them or none."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+from gguf import GGUFValueType
+
+from hotcold.gguf_io.split import COUNT, N_TENSORS, NAME, NUMBER, part_name
+from hotcold.gguf_io.writer import (
+    Magic,
+    MetadataValue,
+    OutputTensor,
+    Progress,
+    check_room,
+    write_contents,
+    write_gguf,
+)
+from hotcold.whole_file import check_output, whole_file
+
+
+def shares(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputTensor]]:
+    """The tensors of each part, in order: as many as max_bytes hold, or one that is larger."""
+    parts: list[list[OutputTensor]] = [[]]
+    used = 0
+    for tensor in tensors:
+        if parts[-1] and used + tensor.n_bytes > max_bytes:
+            parts.append([])
+            used = 0
+        parts[-1].append(tensor)
+        used += tensor.n_bytes
+    return parts
+
+
+def part_paths(path: Path, count: int) -> list[Path]:
+    """The files of a model in `count` parts: `path` with each part's number behind the name."""
+    named = NAME.fullmatch(path.name)
+    stem = named["stem"] if named else path.name.removesuffix(".gguf")
+    return [path.with_name(part_name(stem, i + 1, count)) for i in range(count)]
+
+
+def write_model(
+    path: Path,
+    architecture: str,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Sequence[OutputTensor],
+    *,
+    magic: Magic = "GGUF",
+    force: bool = False,
+    progress: Progress | None = None,
+    max_bytes: int | None = None,
+) -> tuple[list[Path], int]:
+    """Writes a model and returns its files with the sum of their sizes.
+
+    Args:
+        max_bytes: of the tensors of one part; a tensor that is larger gets a part of its own. None, or more
+            than all of them: one file at `path`, without a number.
+
+    Raises:
+        FileError, SettingError, DoesNotFitError: as `write_gguf`.
+    """
+    parts = [list(tensors)] if max_bytes is None else shares(tensors, max_bytes)
+    if len(parts) == 1:
+        return [path], write_gguf(
+            path, architecture, metadata, tensors, magic=magic, force=force, progress=progress
+        )
+    paths, total = part_paths(path, len(parts)), sum(tensor.n_bytes for tensor in tensors)
+    for each in paths:
+        check_output(each, force=force)
+    done = n_bytes = 0
+    with ExitStack() as stack:
+        check_room(path.parent, total)
+        temporary = [stack.enter_context(whole_file(each)) for each in paths]
+        for i, share in enumerate(parts):
+            own = _split_metadata(i, len(parts), len(tensors))
+            keys = {**metadata, **own} if i == 0 else own
+            hear = None if progress is None else _shifted(progress, done, total)
+            n_bytes += write_contents(temporary[i], architecture, keys, share, magic, hear)
+            done += sum(tensor.n_bytes for tensor in share)
+        for each in paths:
+            check_output(each, force=force)
+    return paths, n_bytes
+
+
+def _split_metadata(number: int, count: int, n_tensors: int) -> dict[str, MetadataValue]:
+    return {
+        NUMBER: MetadataValue(GGUFValueType.UINT16, number),
+        COUNT: MetadataValue(GGUFValueType.UINT16, count),
+        N_TENSORS: MetadataValue(GGUFValueType.INT32, n_tensors),
+    }
+
+
+def _shifted(progress: Progress, before: int, total: int) -> Progress:
+    """Progress of one part as that of all."""
+    return lambda name, done, _: progress(name, before + done, total)
