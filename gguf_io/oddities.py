@@ -1,12 +1,15 @@
 """What a vocabulary has that it should not, and is read all the same: counted, for one warning."""
 
+from collections.abc import Callable
+
 MAX_SURPLUS = 256  # pieces more than the model has rows: more than padding explains are another model's
 
+REPEATED = "pieces that tokenizer.json or vocab.json lists again, of which the last counts"
 EQUAL_PIECES = "pieces with the text of another one, which no text becomes"
 ABSENT_MERGES = "merges of or into pieces that are not there, left out"
 NO_ROW = "pieces for which the model has no row, left out"
 NO_TYPE = "pieces of type 0, taken as normal"
-GAPS = "ids without a piece before those that were added, filled"
+GAPS = "ids without a piece below others, filled"
 REPLACED = "pieces of another text than the added one of that id, replaced"
 UNMADE = "pieces that no merge makes, which a text may become all the same"
 UNNAMED_PAIRS = "pairs that make a piece by no merge, which may be joined all the same"
@@ -22,6 +25,10 @@ class Oddities:
         """`n` more of it."""
         if n:
             self._counts[what] = self._counts.get(what, 0) + n
+
+    def of(self, what: str) -> Callable[[int], None]:
+        """What counts it."""
+        return lambda n: self.count(what, n)
 
     def warnings(self) -> tuple[str, ...]:
         """One line, or none."""

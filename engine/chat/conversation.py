@@ -8,6 +8,7 @@ from hotcold.engine.chat.prompt import ChatPrompt
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.generate.generation import Engine, Generation
 from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.text.stop_strings import StopStrings, checked_stops
 
 
 class Chat:
@@ -76,11 +77,17 @@ class Chat:
                 pieces.append(piece)
                 yield piece
         finally:
-            answer = "".join(pieces)
+            answer = self._without_marks(self.last) if self._settings.special else "".join(pieces)
             self.messages += [question, {"role": "assistant", "content": answer}]
             self._prompt.remember(self.last, answer)
         if self.last.statistics.stop_reason == "context":
             self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
+
+    def _without_marks(self, answered: Generation) -> str:
+        """An answer as it is without the control pieces that were shown in it."""
+        pieces = b"".join(self._engine.tokenizer.piece(token) for token in answered.ids)
+        stops = StopStrings(checked_stops(self._settings.stop))
+        return stops.feed(pieces.decode(errors="replace")) + stops.end()
 
     def stop(self) -> None:
         """End the answer that is being given, or made ready."""

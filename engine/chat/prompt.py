@@ -42,10 +42,13 @@ class ChatPrompt:
         return self._encode(text, add_special=not self._tokenizer.brings_bos(text))
 
     def remember(self, answered: Generation, answer: str) -> None:
-        """What the model chose as the answer to the last prompt; cut into pieces again it might differ."""
+        """What the model chose as the answer to the last prompt; cut into pieces again it might differ.
+
+        A stop string's pieces are none of it, though one of them may not show.
+        """
         pieces = b"".join(self._tokenizer.piece(token) for token in answered.ids)
         self._known_text = ""
-        if pieces.decode(errors="replace") == answer:
+        if answered.statistics.stop_reason != "stop" and pieces.decode(errors="replace") == answer:
             self._known_text = (
                 self._written + self._guarded({"role": "assistant", "content": answer})["content"]
             )

@@ -32,6 +32,7 @@ from hotcold.gguf_io.huggingface.vocabulary import (
     special_id_metadata,
 )
 from hotcold.gguf_io.json_object import read_json_object
+from hotcold.gguf_io.oddities import REPEATED, Oddities
 from hotcold.gguf_io.pretokenizers import KNOWN
 from hotcold.gguf_io.writer import MetadataValue, array, boolean, string
 
@@ -47,6 +48,7 @@ class BpeSource:
         origin: the file, for messages.
         ids: by text. merges: pairs, most important first.
         pre: llama.cpp's name of the pre-tokenizer, None if none fits; `cuts` describes it.
+        oddities: what was mended in reading.
         adds_bos: whether the first thing of a text is BOS, as far as the files say.
         added: `added_tokens` of tokenizer.json, or tokens of another file that came later.
     """
@@ -56,6 +58,7 @@ class BpeSource:
     merges: list[tuple[str, ...]]
     pre: str | None
     cuts: str
+    oddities: Oddities = field(default_factory=Oddities)
     adds_bos: bool = False
     added: Any = field(default_factory=list)
     warnings: tuple[str, ...] = ()
@@ -85,7 +88,7 @@ def bpe_metadata(
         raise FileError(f"{source.origin}: pre-tokenizer", source.cuts[:300], "no known one", OVERRIDE)
     if not force_pretokenizer:
         pre = dict(model.architecture.pretokenizers).get(pre, pre)
-    vocabulary = Vocabulary(model_dir)
+    vocabulary = Vocabulary(model_dir, oddities=source.oddities)
     pieces: Tokens = by_id(source.origin, source.ids)
     vocabulary.fill(pieces, added_tokens(model_dir, settings, source.added), model.n_vocab, replace=False)
     merges = usable_merges(source.merges, source.ids, model.n_vocab, vocabulary.oddities)
@@ -110,7 +113,7 @@ def bpe_metadata(
     return metadata, vocabulary, source.warnings
 
 
-def read_fast(path: Path, tokenizer: Mapping[str, Any]) -> BpeSource:
+def read_fast(path: Path, tokenizer: Mapping[str, Any], oddities: Oddities) -> BpeSource:
     """What a tokenizer.json says."""
     model = bpe_model(path, tokenizer)
     names = normalizer_names(tokenizer)
@@ -122,6 +125,7 @@ def read_fast(path: Path, tokenizer: Mapping[str, Any]) -> BpeSource:
         merges=list(merge_pairs(path, model.get("merges"))),
         pre=found.name if found else None,
         cuts=pretokenizer.describe(tokenizer),
+        oddities=oddities,
         adds_bos=adds_bos(tokenizer.get("post_processor")),
         added=tokenizer.get("added_tokens"),
         warnings=(*((text,) if names else ()), *((found.warning,) if found and found.warning else ())),
@@ -133,12 +137,15 @@ def read_slow(model_dir: Path, settings: Mapping[str, Any]) -> BpeSource:
     name = settings.get("tokenizer_class")
     name = name.removesuffix("Fast") if isinstance(name, str) else "GPT2Tokenizer"
     prefixed = settings.get("add_prefix_space") is True
+    oddities = Oddities()
+    vocab = read_json_object(model_dir / VOCAB, oddities.of(REPEATED))
     return BpeSource(
         origin=model_dir / VOCAB,
-        ids=checked_ids(model_dir / VOCAB, read_json_object(model_dir / VOCAB)),
+        ids=checked_ids(model_dir / VOCAB, vocab),
         merges=list(_merge_lines(model_dir / MERGES)),
         pre=None if prefixed else pretokenizer.BY_CLASS.get(name),
         cuts=f"{name} with add_prefix_space" if prefixed else name,
+        oddities=oddities,
     )
 
 

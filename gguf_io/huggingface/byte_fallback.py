@@ -47,12 +47,17 @@ def is_byte_fallback(tokenizer: Mapping[str, Any]) -> bool:
 
 
 def byte_fallback_metadata(
-    path: Path, tokenizer: Mapping[str, Any], model: HFModel, settings: Mapping[str, Any]
+    path: Path,
+    tokenizer: Mapping[str, Any],
+    model: HFModel,
+    settings: Mapping[str, Any],
+    oddities: Oddities,
 ) -> tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]:
     """`tokenizer.ggml.*` keys, the vocabulary, and warnings.
 
     Args:
         path, tokenizer: tokenizer.json. settings: tokenizer_config.json.
+        oddities: what was mended in reading it.
 
     Raises:
         FileError: damaged pieces, a way to write spaces that GGUF cannot say, many more tokens than the
@@ -64,13 +69,13 @@ def byte_fallback_metadata(
     pieces: Tokens = {
         number: (text, _kind(text.decode(), unknown)) for number, (text, _) in by_id(path, ids).items()
     }
-    vocabulary = Vocabulary(path.parent)
+    vocabulary = Vocabulary(path.parent, oddities=oddities)
     added = added_tokens(path.parent, settings, tokenizer.get("added_tokens"))
     vocabulary.fill(pieces, added, model.n_vocab, replace=False)
     merges = usable_merges(merge_pairs(path, inner.get("merges")), ids, model.n_vocab, vocabulary.oddities)
     prefix, warnings = _spaces(path, tokenizer)
     scores = _scores(vocabulary, merges)
-    _count_other_pairs(vocabulary, merges, vocabulary.oddities)
+    _count_other_pairs(vocabulary, merges)
     trained = {"unk": ids[unknown]} if isinstance(unknown, str) and unknown in ids else {}
     specials = vocabulary.special_ids(model, settings, trained)
     metadata = llama_metadata(
@@ -123,7 +128,7 @@ def _scores(vocabulary: Vocabulary, merges: list[Merge]) -> list[float]:
     return [-float(made.get(token, len(merges))) for token in vocabulary.tokens]
 
 
-def _count_other_pairs(vocabulary: Vocabulary, merges: list[Merge], oddities: Oddities) -> None:
+def _count_other_pairs(vocabulary: Vocabulary, merges: list[Merge]) -> None:
     """What SentencePiece would join, and no merge does."""
     texts = {
         token.decode(errors="replace")
@@ -138,8 +143,8 @@ def _count_other_pairs(vocabulary: Vocabulary, merges: list[Merge], oddities: Od
         for at in range(1, len(text))
         if text[:at] in texts and text[at:] in texts
     }
-    oddities.count(UNMADE, len({left + right for left, right in pairs} - made))
-    oddities.count(UNNAMED_PAIRS, sum(left + right in made for left, right in pairs - listed))
+    vocabulary.oddities.count(UNMADE, len({left + right for left, right in pairs} - made))
+    vocabulary.oddities.count(UNNAMED_PAIRS, sum(left + right in made for left, right in pairs - listed))
 
 
 def _adds_bos(tokenizer: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:

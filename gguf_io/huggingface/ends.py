@@ -14,17 +14,22 @@ FILE = "generation_config.json"
 
 
 def end_metadata(model_dir: Path, tokens: Sequence[bytes], eos: int | None) -> dict[str, MetadataValue]:
-    """Keys for the ids that end a text besides `eos`.
+    """Keys for the ids that end a text besides `eos`; the first of them is EOS if there is no other.
 
     llama.cpp has a key for the end of a turn and one for that of a message; a key of our own has the rest.
     """
     ids = [n for n in dict.fromkeys(_listed(model_dir)) if n != eos and n < len(tokens)]
+    first = ids.pop(0) if eos is None and ids else None
     message = next((n for n in ids if tokens[n] == MESSAGE_END_PIECE), None)
     turns = [n for n in ids if tokens[n] in TURN_END_PIECES]
     unknown = [n for n in ids if tokens[n] not in END_PIECES]  # to llama.cpp, but for this key
     turn = next(iter([*turns, *unknown]), None)
-    found = {"tokenizer.ggml.eot_token_id": turn, "tokenizer.ggml.eom_token_id": message}
-    metadata = {key: uint32(number) for key, number in found.items() if number is not None}
+    found = {"eos": first, "eot": turn, "eom": message}
+    metadata = {
+        f"tokenizer.ggml.{name}_token_id": uint32(number)
+        for name, number in found.items()
+        if number is not None
+    }
     if rest := [n for n in ids if n not in found.values()]:
         metadata[END_IDS] = array(rest, GGUFValueType.UINT32)
     return metadata

@@ -18,10 +18,9 @@ from hotcold.gguf_io.huggingface.vocabulary import (
     Tokens,
     Vocabulary,
     added_tokens,
-    optional_json,
     special_id_metadata,
 )
-from hotcold.gguf_io.oddities import GAPS
+from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.writer import MetadataValue, array, boolean, string
 
 FILE = "tokenizer.model"
@@ -50,8 +49,6 @@ def sentencepiece_metadata(
     vocabulary = Vocabulary(model_dir)
     pieces = {n: (piece.piece.encode(), int(piece.type)) for n, piece in enumerate(proto.pieces)}
     added = added_tokens(model_dir, settings, _listed(model_dir, pieces))
-    behind = [number for number in added if number >= len(pieces)]
-    vocabulary.oddities.count(GAPS, max(behind, default=0) + 1 - len(pieces) - len(behind) if behind else 0)
     vocabulary.fill(pieces, added, model.n_vocab, replace=True)
     scores = [float(piece.score) for piece in proto.pieces[: model.n_vocab]]
     spec = proto.trainer_spec
@@ -66,7 +63,8 @@ def sentencepiece_metadata(
 
 def _listed(model_dir: Path, pieces: Tokens) -> Any:
     """`added_tokens` of a tokenizer.json beside it, if that has the same pieces."""
-    listed = optional_json(model_dir / TOKENIZER_JSON).get("added_tokens")
+    path = model_dir / TOKENIZER_JSON
+    listed = read_json_object(path, lambda n: None).get("added_tokens") if path.exists() else None
     entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     texts = {entry.get("id"): entry.get("content") for entry in entries}
     same = all(texts.get(number, text.decode()) == text.decode() for number, (text, _) in pieces.items())

@@ -13,6 +13,7 @@ from hotcold.gguf_io.huggingface.byte_fallback import byte_fallback_metadata, is
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.vocabulary import Vocabulary, read_settings
 from hotcold.gguf_io.json_object import read_json_object
+from hotcold.gguf_io.oddities import REPEATED, Oddities
 from hotcold.gguf_io.writer import MetadataValue
 
 Made = tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]
@@ -70,11 +71,12 @@ def _vocabulary(
         _refuse_pretokenizer(hf_sentencepiece.FILE, force_pretokenizer)
         return hf_sentencepiece.sentencepiece_metadata(model_dir, model, settings)
     if (path := model_dir / tokenizer_json.FILE).is_file():
-        tokenizer = read_json_object(path)
+        oddities = Oddities()
+        tokenizer = read_json_object(path, oddities.of(REPEATED))
         if is_byte_fallback(tokenizer):
             _refuse_pretokenizer(tokenizer_json.FILE, force_pretokenizer)
-            return byte_fallback_metadata(path, tokenizer, model, settings)
-        source = hf_bpe.read_fast(path, tokenizer)
+            return byte_fallback_metadata(path, tokenizer, model, settings, oddities)
+        source = hf_bpe.read_fast(path, tokenizer, oddities)
     elif (model_dir / tekken.FILE).is_file():
         source = tekken.read_tekken(model_dir / tekken.FILE)
     else:

@@ -8,7 +8,7 @@ from typing import Any
 from hotcold.errors import FileError
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.json_object import read_json_object
-from hotcold.gguf_io.oddities import EQUAL_PIECES, MAX_SURPLUS, NO_ROW, REPLACED, Oddities
+from hotcold.gguf_io.oddities import EQUAL_PIECES, GAPS, MAX_SURPLUS, NO_ROW, REPLACED, Oddities
 from hotcold.gguf_io.writer import MetadataValue, uint32
 
 UNSAID = 0  # of an added token: the type is that of the piece it repeats
@@ -74,6 +74,8 @@ class Vocabulary:
             self.tokens.append(token)
             self.types.append(kind)
         self.oddities.count(NO_ROW, sum(number >= n_vocab for number in both))
+        known = both.keys() | added.keys()
+        self.oddities.count(GAPS, sum(number not in known for number in range(min(self.n_known, n_vocab))))
 
     def _check_replaced(self, number: int, piece: bytes, added: bytes, replace: bool) -> None:
         if not replace:

@@ -2,8 +2,11 @@
 
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
+from typing import Any
 
 import pytest
+from table_models import table_model
 
 from hotcold import Engine, load
 from hotcold.engine.chat.conversation import Chat
@@ -194,6 +197,32 @@ def test_what_the_model_chose_stays_as_it_chose_it(engine: Engine) -> None:
     prompt.remember(answered, "Sh")
     assert prompt.ids([question, answer, question]) != ids
     assert prompt.ids([question, answer, question])[-5:] == ids[-5:]
+
+
+@pytest.mark.parametrize(
+    ("following", "options", "shown", "kept"),
+    [
+        ({"a": "b", "b": "<|x|>", "<|x|>": "c", "c": "</s>"}, {"special": True}, "b<|x|>c</s>", "bc"),
+        ({"a": "b", "b": "<|x|>", "<|x|>": "c", "c": "d"}, {"special": True, "stop": "cd"}, "b<|x|>", "b"),
+        ({"a": "b", "b": "<|x|>"}, {"stop": "<|x|>"}, "b", "b"),
+        ({"a": "b", "b": "<0xE4>", "<0xE4>": "</s>"}, {}, "b\ufffd", "b\ufffd"),
+    ],
+)
+def test_control_pieces_are_no_part_of_an_answer(
+    tmp_path: Path, following: dict[str, str], options: dict[str, Any], shown: str, kept: str
+) -> None:
+    """Neither as text, where they are shown, nor as ids, where they end it."""
+    path = table_model(tmp_path / "m.gguf", following, control=["<|x|>"])
+    with load(path, threads=1) as table:
+        turn = "{{ '<s>' if m.role == 'user' else '' }}{{ m.content }}"
+        template = ChatTemplate("t", "{% for m in messages %}" + turn + "{% endfor %}")
+        ours = Chat(table, template, max_tokens=6, temp=0.0, **options)
+        for _ in range(2):
+            assert "".join(ours.ask("a")) == shown
+        assert [m["content"] for m in ours.messages[1::2]] == [kept, kept]
+        (mark,) = table.tokenizer.encode("<|x|>", add_special=False, parse_special=True)
+        assert ours.last is not None
+        assert mark not in ours.last.prompt_ids or "stop" not in options  # else the model's own ids stay
 
 
 def test_a_template_that_refuses_later_turns(engine: Engine) -> None:

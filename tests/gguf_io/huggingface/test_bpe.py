@@ -534,6 +534,34 @@ def test_every_id_that_ends_a_text_is_kept(
     assert tokenizer.end_ids == {n for n in wanted if type(n) is int and 0 <= n < N_VOCAB}
 
 
+@pytest.mark.parametrize("of", ["vocab", "vocab.json"])
+def test_a_piece_that_is_listed_again_counts_once(bpe: Callable[..., Path], of: str) -> None:
+    """With its last id, as in the library."""
+    library = trained(GPT2)
+    folder, text = bpe(library), made(library, 0)
+    first = library.get_vocab()[text]
+    if of == "vocab.json":
+        slow(library, folder)
+    path = folder / ("vocab.json" if of == "vocab.json" else "tokenizer.json")
+    content = path.read_text()
+    mark = f'"{text}":{first},' if f'"{text}":{first},' in content else f'"{text}": {first},'
+    assert mark in content
+    path.write_text(content.replace(mark, f"{mark}{json.dumps(text)}:630,"))
+    tokenizer, keys, warning = odd(folder)
+    assert "lists again, of which the last counts: 1" in warning
+    assert (keys["tokens"][630], keys["tokens"][first]) == (text.encode(), b"[PAD%d]" % first)
+    assert tokenizer.encode(text, add_special=False) == [630]
+
+
+def test_the_only_end_that_is_named_is_eos(bpe: Callable[..., Path]) -> None:
+    folder = bpe(trained(GPT2))
+    (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [300, 301]}))
+    tokenizer, keys = converted(folder)
+    assert (keys["eos_token_id"], keys["eot_token_id"]) == (300, 301)
+    assert tokenizer.end_ids == {1, 300, 301, 400}  # two are known by their text
+
+
 def test_chat_templates(bpe: Callable[..., Path]) -> None:
     folder = bpe(trained(GPT2), chat_template="{{ a }}")
     assert converted(folder)[1]["tokenizer.chat_template"] == "{{ a }}"
