@@ -19,7 +19,8 @@ from random_model import Shape, write
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows

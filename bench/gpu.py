@@ -25,7 +25,7 @@ from random_model import Shape
 
 from hotcold.engine.device.devices import describe_devices, open_device, render_devices
 from hotcold.engine.host.machine import default_threads
-from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.formats import LONGEST_AT_ONCE

@@ -13,7 +13,7 @@ from split_layer import Times, measure, split_layers
 from hotcold.engine.device.store import loaded_store
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile

@@ -24,7 +24,8 @@ from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import load_model
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 

@@ -13,7 +13,8 @@ from hotcold.engine.model.model import Model, load_model
 from hotcold.engine.plan.budget import Budget, parse_size
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Source, Wanted, make_plan
+from hotcold.engine.plan.planning import Source, make_plan
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.device_plan import facts_of
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device

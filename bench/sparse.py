@@ -22,7 +22,8 @@ from random_model import Shape, write, write_sparse
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import Model, load_model
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import program

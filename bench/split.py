@@ -24,7 +24,7 @@ from hotcold.engine.device.steps import Launches
 from hotcold.engine.device.store import loaded_store
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.host.steps import Walk
-from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.kernels.cuda.device.device import Device
 

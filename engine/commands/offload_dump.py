@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hotcold.engine.dump.report import Report
     from hotcold.engine.plan.budget import DeviceFacts
     from hotcold.engine.plan.plan import Plan
-    from hotcold.engine.plan.planning import Source, Wanted
+    from hotcold.engine.plan.planning import Source
+    from hotcold.engine.plan.wanted import Wanted
 
 Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a second.")]
 
@@ -195,9 +196,7 @@ def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> N
 def write_page(whole: "Report", plan: "Plan", source: "Source", how: "Wanted", path: Path) -> None:
     """The page with pictures."""
     from hotcold.engine.dump.html import page
-    from hotcold.engine.plan.placement import coverage_curve
+    from hotcold.engine.plan.coverage import coverage_curve
 
-    curve = coverage_curve(
-        source.model, source.frequencies, how.sparsity, how.n_ctx, plan.n_batch, how.kv_type
-    )
+    curve = coverage_curve(source.model, replace(how, n_batch=plan.n_batch), source.frequencies)
     write_whole(path, page(whole, curve).encode(), option="--html")

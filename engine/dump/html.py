@@ -8,7 +8,7 @@ from html import escape
 
 from hotcold.engine.dump.report import Report
 from hotcold.engine.dump.text import TOTALS, short_form
-from hotcold.engine.plan.reserve import mib
+from hotcold.engine.plan.budget import mib
 
 WIDTH = 400
 STYLE = """

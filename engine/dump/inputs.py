@@ -16,8 +16,9 @@ from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_budget, parse_size, resolve_budget
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import CPU_ALONE, Source, Wanted, identity, make_plan, with_counts
+from hotcold.engine.plan.planning import CPU_ALONE, Source, identity, make_plan, with_counts
 from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.settings import number_within, one_of
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import open_gguf

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hotcold.engine.dump.report import GRAPHS, Report
-from hotcold.engine.plan.reserve import mib
+from hotcold.engine.plan.budget import mib
 
 BAR = 12
 EIGHTHS = " ▏▎▍▌▋▊▉█"

@@ -14,7 +14,7 @@ from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.footprint import check_kv_type
-from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor
 from hotcold.engine.run.request import parse_request

@@ -48,6 +48,12 @@ class Budget:
     why: str
 
 
+def mib(n_bytes: float) -> str:
+    """Bytes in MiB, with a digit that shows small numbers too."""
+    size = n_bytes / (1 << 20)
+    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
+
+
 def parse_size(text: float | str, name: str = "vram_budget") -> int:
     """Bytes of a size; a bare number counts GiB.
 

@@ -23,16 +23,25 @@ INDEX_BYTES = 4  # a neuron's number, int32
 
 
 @dataclass(frozen=True)
+class Obstacle:
+    """Why something stays on the CPU, in words. Where there is none it may go to the device."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Part:
     """Weights that are placed together.
 
     Attributes:
-        obstacle: why the device cannot hold them, in words; empty if it can.
+        weights: each with its role.
+        n_bytes: on the device.
+        obstacle: why the device cannot hold them; None if it can.
     """
 
-    weights: tuple[tuple[str, Weight], ...]  # role, weight
+    weights: tuple[tuple[str, Weight], ...]
     n_bytes: int
-    obstacle: str
+    obstacle: Obstacle | None
 
 
 def device_bytes(weight: Weight) -> int:
@@ -40,17 +49,17 @@ def device_bytes(weight: Weight) -> int:
     return weight.n_rows * device_row_bytes(weight.type, weight.ne[0])
 
 
-def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> str:
-    """Why the device has no kernel for a weight; empty if it has.
+def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> Obstacle | None:
+    """Why the device has no kernel for a weight; None if it has.
 
     Args:
         types: those that the kernel in question exists for.
     """
     if weight.type not in types:
-        return f"the device has no kernel for {weight.type.name}"
+        return Obstacle(f"the device has no kernel for {weight.type.name}")
     if weight.ne[0] % GGML_QUANT_SIZES[weight.type][0]:
-        return f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}"
-    return ""
+        return Obstacle(f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}")
+    return None
 
 
 def part(*weights: tuple[str, Weight]) -> Part:
@@ -59,7 +68,7 @@ def part(*weights: tuple[str, Weight]) -> Part:
         obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else KERNEL_TYPES)
         for role, weight in weights
     )
-    problem = next(filter(None, problems), "")
+    problem = next(filter(None, problems), None)
     return Part(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
 
 
@@ -91,17 +100,17 @@ def ffn_part(layer: Layer, sparsity: str) -> Part:
     return replace(whole, n_bytes=0, obstacle=problem) if problem else whole
 
 
-def _ffn_obstacle(layer: Layer, sparsity: str) -> str:
+def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
     weights, types = layer.ffn_matrices, [weight.type.name for weight in layer.ffn_matrices]
     if layer.ffn_down is None:
         if len(set(types)) > 1:
-            return f"the device's sparse FFN takes one type, not {', '.join(types)}"
+            return Obstacle(f"the device's sparse FFN takes one type, not {', '.join(types)}")
         if weights[0].type not in FFN_TYPES:
-            return f"the device has no sparse FFN for {types[0]}"
+            return Obstacle(f"the device has no sparse FFN for {types[0]}")
     if (layer.ffn_up_bias or layer.ffn_down_bias) and dense_part(layer, sparsity).obstacle:
-        return "its biases stay on the CPU with the dense part"
-    return ""
+        return Obstacle("its biases stay on the CPU with the dense part")
+    return None
 
 
 def neuron_bytes(layer: Layer) -> int:
@@ -118,9 +127,9 @@ def check_kv_type(kv_type: str, model: Model | None = None) -> None:
         raise SettingError("kv_type", kv_type, bound, "take --kv-type f16")
 
 
-def kv_obstacle(kv_type: str) -> str:
-    """Why the device cannot hold a KV cache of this type; empty if it can."""
-    return "" if kv_type in KV_BYTES else f"the device has no kernels for a {kv_type} KV cache"
+def kv_obstacle(kv_type: str) -> Obstacle | None:
+    """Why the device cannot hold a KV cache of this type; None if it can."""
+    return None if kv_type in KV_BYTES else Obstacle(f"the device has no kernels for a {kv_type} KV cache")
 
 
 def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:

@@ -12,6 +12,7 @@ from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.gpu_index import plan_with_index
 from hotcold.engine.plan.plan import Ids, Plan
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, read_counts
@@ -34,16 +35,6 @@ class Source:
     size: int
     frequencies: Counts | None
     frequencies_from: str
-
-
-@dataclass(frozen=True)
-class Wanted:
-    """How the model is to run."""
-
-    sparsity: str
-    n_ctx: int
-    n_batch: int
-    kv_type: str = "f16"
 
 
 def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> Source:
@@ -78,7 +69,7 @@ CPU_ALONE = Budget("0", 0, "the CPU alone")
 
 def plan_for_cpu(model: Model, how: Wanted) -> Plan:
     """The plan of a model that runs on the CPU alone, made without statistics: no choice depends on them."""
-    return placement.plan(model, None, CPU_ALONE, how.sparsity, how.n_ctx, how.n_batch, kv_type=how.kv_type)
+    return placement.plan(model, how, CPU_ALONE)
 
 
 def make_plan(
@@ -87,13 +78,10 @@ def make_plan(
     """The plan of a model for a budget."""
     return placement.plan(
         source.model,
-        source.frequencies,
+        how,
         budget,
-        how.sparsity,
-        how.n_ctx,
-        how.n_batch,
-        facts,
-        kv_type=how.kv_type,
+        source.frequencies,
+        device=facts,
         frequencies_from=source.frequencies_from,
         hot=hot,
     )

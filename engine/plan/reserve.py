@@ -10,7 +10,7 @@ from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.budget import Budget, mib
 from hotcold.engine.plan.device_workspace import device_areas
 from hotcold.engine.plan.footprint import INDEX_BYTES, Part, dense_part, ffn_part, head_part
 from hotcold.errors import DoesNotFitError
@@ -35,12 +35,6 @@ class Reserve:
     def n_bytes(self) -> int:
         """All of it, with the most that the allocator may add to the three slabs."""
         return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
-
-
-def mib(n_bytes: float) -> str:
-    """Bytes in MiB, with a digit that shows small numbers too."""
-    size = n_bytes / (1 << 20)
-    return f"{size:.1f} MiB" if size >= 0.1 or not n_bytes else f"{n_bytes:.0f} bytes"
 
 
 def _all_on_device(model: Model, sparsity: str, divided: str) -> Homes:

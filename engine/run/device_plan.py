@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore
-from hotcold.engine.plan.budget import Budget, DeviceFacts, resolve_budget
+from hotcold.engine.plan.budget import Budget, DeviceFacts, mib, resolve_budget
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Source, Wanted, make_plan, plan_source
-from hotcold.engine.plan.reserve import mib, reserve_for, smallest_useful
+from hotcold.engine.plan.planning import Source, make_plan, plan_source
+from hotcold.engine.plan.reserve import reserve_for, smallest_useful
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.request import Request
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels.cuda.device.device import Device

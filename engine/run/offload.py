@@ -13,7 +13,8 @@ from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.engine.plan.placement import UNIFORM
-from hotcold.engine.plan.planning import Source, Wanted, plan_for_cpu, with_counts
+from hotcold.engine.plan.planning import Source, plan_for_cpu, with_counts
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.request import Request
 from hotcold.errors import DoesNotFitError, FileError

@@ -19,7 +19,7 @@ from stub_driver import SleepingDriver, StubDriver
 from hotcold.engine.device.steps import CopyDown, CopyUp
 from hotcold.engine.device.store import loaded_store
 from hotcold.engine.host.steps import take_all
-from hotcold.engine.plan.planning import Wanted
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver

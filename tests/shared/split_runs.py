@@ -17,8 +17,9 @@ from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes
 from hotcold.engine.plan.plan import Ids, Plan
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.reserve import reserve_for
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, blocks
 from hotcold.kernels.cuda.device.device import Device
@@ -62,16 +63,8 @@ def cpu_executor(model: Model, file: GGUFFile, case: Case) -> Executor:
 
 def split_plan(model: Model, case: Case, n_bytes: int, hot: Sequence[Ids] | None = None) -> Plan:
     """The plan for a budget; `hot` names the neurons in place of the ranking."""
-    return placement.plan(
-        model,
-        None,
-        Budget(str(n_bytes), n_bytes, "a test"),
-        case.sparsity,
-        case.n_ctx,
-        case.n_batch,
-        kv_type=case.kv_type,
-        hot=hot,
-    )
+    how = Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type)
+    return placement.plan(model, how, Budget(str(n_bytes), n_bytes, "a test"), hot=hot)
 
 
 def budget_bytes(model: Model, case: Case, name: str) -> int:

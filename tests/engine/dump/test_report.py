@@ -20,10 +20,11 @@ from hotcold.engine.dump.text import bar, short_form
 from hotcold.engine.measure.traffic import sparse_token_bytes
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan import planning
-from hotcold.engine.plan.placement import coverage_curve
+from hotcold.engine.plan.coverage import coverage_curve
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Tracing
 from hotcold.errors import SettingError
@@ -195,7 +196,7 @@ def test_the_curve_agrees_with_plans() -> None:
     """A plan for a point's budget covers what the point says."""
     source = dump.open_source(None, None, None, None)
     how = planning.wanted(source, "auto", 256, 64, "f16")
-    curve = coverage_curve(source.model, source.frequencies, how.sparsity, 256, 64, n_points=9)
+    curve = coverage_curve(source.model, how, source.frequencies, n_points=9)
     assert curve[-1][1] == 1.0
     for n_bytes, share in curve:
         plan = planning.make_plan(source, how, dump.budget_of(f"{n_bytes}B", None), None)

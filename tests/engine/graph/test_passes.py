@@ -18,6 +18,7 @@ from hotcold.engine.graph.split import split
 from hotcold.engine.model.shapes import Shape, build
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.wanted import Wanted
 
 MODEL = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_0, 32)
 FFN = ("ffn_gate", "ffn_up", "ffn_down_t")
@@ -217,7 +218,7 @@ def test_each_pass_prints() -> None:
 @pytest.mark.parametrize("n_hot", [1, 512])
 def test_a_layer_wholly_hot_needs_no_merge(n_hot: int) -> None:
     ids = [np.arange(n_hot, dtype=np.int32), np.arange(512, dtype=np.int32)]
-    plan = placement.plan(MODEL, None, Budget("1", 1 << 30, ""), "predictor", 64, 8, hot=ids)
+    plan = placement.plan(MODEL, Wanted("predictor", 64, 8), Budget("1", 1 << 30, ""), hot=ids)
     merges = [p.node.name for p in plan.decode.placed.nodes if p.node.op == "merge"]
     assert merges == ([] if n_hot == 512 else ["ffn_out-0"])
 

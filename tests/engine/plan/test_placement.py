@@ -21,6 +21,7 @@ from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, device_bytes, ffn_part, layer_kv_bytes, neuron_bytes
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.ranking import rank
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.kernels.formats import GRANULE, granules
 
@@ -76,7 +77,7 @@ def everything(model: Model) -> int:
 def planned(case: Case, n_bytes: int, **options: Any) -> Plan | None:
     model, counts, mode, n_ctx, n_batch = case
     try:
-        return placement.plan(model, counts, budget(n_bytes), mode, n_ctx, n_batch, **options)
+        return placement.plan(model, Wanted(mode, n_ctx, n_batch), budget(n_bytes), counts, **options)
     except DoesNotFitError:
         return None
 
@@ -216,7 +217,7 @@ COUNTS = [np.arange(512), np.arange(512) * 2, np.zeros(512, np.int64)]
 
 
 def small(n_bytes: int, n_batch: int = 8) -> Plan:
-    return placement.plan(MODEL, COUNTS, budget(n_bytes), "predictor", 64, n_batch)
+    return placement.plan(MODEL, Wanted("predictor", 64, n_batch), budget(n_bytes), COUNTS)
 
 
 MOST_PADDING = 3 * (GRANULE - 1)
@@ -295,29 +296,29 @@ def test_n_batch_is_lowered_only_if_nothing_fits() -> None:
 
 def test_uniform_counts_are_said() -> None:
     spent = needed(small(1 << 30)) + 5 * neuron_bytes(MODEL.layers[0])
-    plan = placement.plan(MODEL, None, budget(spent), "predictor", 64, 8)
+    plan = placement.plan(MODEL, Wanted("predictor", 64, 8), budget(spent), None)
     assert "uniform" in plan.notes[0]
     assert hot(plan) == [[0, 1], [0, 1], [0]]
 
 
 def test_counts_of_another_model_are_refused() -> None:
     with pytest.raises(SettingError, match="3 layers of 512"):
-        placement.plan(MODEL, COUNTS[:2], budget(0), "predictor", 64, 8)
+        placement.plan(MODEL, Wanted("predictor", 64, 8), budget(0), COUNTS[:2])
 
 
 def test_a_given_index_takes_the_place_of_the_ranking() -> None:
     ids = [np.array([1, 2], np.int32), np.array([], np.int32), np.array([7], np.int32)]
-    plan = placement.plan(MODEL, COUNTS, budget(1 << 30), "predictor", 64, 8, hot=ids)
+    plan = placement.plan(MODEL, Wanted("predictor", 64, 8), budget(1 << 30), COUNTS, hot=ids)
     assert hot(plan) == [[1, 2], [], [7]]
     check_sums(plan)
     room = needed(plan)
     with pytest.raises(DoesNotFitError, match="--reset-gpu-index"):
-        placement.plan(MODEL, COUNTS, budget(room), "predictor", 64, 8, hot=ids)
+        placement.plan(MODEL, Wanted("predictor", 64, 8), budget(room), COUNTS, hot=ids)
 
 
 def test_a_cache_without_kernels_stays_and_does_not_stop_the_rest() -> None:
     """Its bytes are then the host's, in whole blocks of 64 positions: 34 for 32 numbers."""
-    plan = placement.plan(MODEL, COUNTS, budget(1 << 30), "predictor", 65, 8, kv_type="q8_0")
+    plan = placement.plan(MODEL, Wanted("predictor", 65, 8, "q8_0"), budget(1 << 30), COUNTS)
     assert {cache.home for cache in plan.caches} == {"cpu"}
     assert plan.totals.kv_cache == 0
     assert plan.n_dense_layers == MODEL.n_layer
@@ -329,7 +330,7 @@ def test_a_cache_without_kernels_stays_and_does_not_stop_the_rest() -> None:
 def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
     model = replace(model, output=MODEL.output)
-    plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
+    plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
     homes = {entry.name: entry for entry in plan.weights}
     assert homes["blk.0.attn_q.weight"].home == "cpu"
     assert "no kernel for Q4_K" in homes["blk.0.attn_q.weight"].why
@@ -348,7 +349,7 @@ def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
     assert biased == (architecture == "opt")
     attn_q = replace(model.layers[0].attn_q, type=T.Q4_K)
     model = replace(model, layers=(replace(model.layers[0], attn_q=attn_q), model.layers[1]))
-    plan = placement.plan(model, None, budget(1 << 30), "exact", 64, 8)
+    plan = placement.plan(model, Wanted("exact", 64, 8), budget(1 << 30), None)
     homes = {entry.name: entry for entry in plan.weights}
     assert homes["blk.0.attn_output.weight"].home == "cpu"
     assert homes["blk.1.attn_output.weight"].home == "gpu"
@@ -360,21 +361,21 @@ def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
 
 def test_a_sparse_ffn_takes_fewer_types_than_a_matrix() -> None:
     model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q6_K, 32)
-    assert "no sparse FFN for Q6_K" in ffn_part(model.layers[0], "exact").obstacle
+    assert "no sparse FFN for Q6_K" in str(ffn_part(model.layers[0], "exact").obstacle)
     assert not dense_part(model.layers[0], "exact").obstacle
 
 
 def test_vectors_are_f32_on_the_device() -> None:
     layer = MODEL.layers[0]
     halved = replace(layer, attn_norm=replace(layer.attn_norm, type=T.F16))
-    assert "no kernel for F16" in dense_part(halved, "exact").obstacle
+    assert "no kernel for F16" in str(dense_part(halved, "exact").obstacle)
     assert not dense_part(layer, "exact").obstacle
 
 
 @pytest.mark.parametrize("kind", [T.Q6_K, T.Q5_0])
 def test_types_of_powerinfers_files_are_on_the_device_but_for_a_sparse_ffn(kind: T) -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), kind, 256)
-    plan = placement.plan(model, None, budget(1 << 30), "predictor", 64, 8)
+    plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
     homes = {entry.name: entry for entry in plan.weights}
     assert homes["blk.0.attn_q.weight"].home == homes["blk.0.fc2.weight"].home == "gpu"
     assert homes["output.weight"].home == "gpu"

@@ -14,7 +14,8 @@ from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor
 from hotcold.engine.measure.traffic import dense_bytes, ffn_bytes, token_bytes
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf

@@ -19,7 +19,8 @@ from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, Homes
 from hotcold.engine.model.model import Model, Weight, load_model
 from hotcold.engine.plan.plan import GraphPlan, Plan
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf

@@ -10,7 +10,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.engine.model.model import load_model
-from hotcold.engine.plan.planning import Wanted, plan_for_cpu
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.requantise import requantise

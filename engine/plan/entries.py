@@ -1,0 +1,50 @@
+"""One weight's place, as the plan lists it."""
+
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT
+from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.engine.plan.footprint import Obstacle, Part, device_bytes
+from hotcold.engine.plan.plan import WeightEntry
+
+
+def part_entries(
+    model: Model, part: Part, what: str, obstacle: Obstacle | None, layer: int | None = None
+) -> list[WeightEntry]:
+    """A part's weights, all on the device, or on the CPU for this reason."""
+    why = what if obstacle is None else f"{what}: {obstacle.reason}"
+    return [
+        entry(model, role, weight, why, weight.n_rows if obstacle is None else 0, layer)
+        for role, weight in part.weights
+    ]
+
+
+def entry(
+    model: Model, role: str, weight: Weight, why: str, device_rows: int = 0, layer: int | None = None
+) -> WeightEntry:
+    """A weight of which so many rows are on the device."""
+    tied = role == "head" and weight is model.token_embd
+    name = f"output.weight (tied to {weight.name})" if tied else _name(weight, model, layer)
+    n_bytes = 0 if tied else weight.n_bytes
+    return WeightEntry(
+        name=name,
+        tensor=weight.name,
+        role=role,
+        layer=layer,
+        type=weight.type.name,
+        ne=weight.ne,
+        n_bytes=n_bytes,
+        n_rows=weight.n_rows,
+        device_rows=device_rows,
+        host_bytes=n_bytes // weight.n_rows * (weight.n_rows - device_rows),
+        device_bytes=device_bytes(weight) // weight.n_rows * device_rows if device_rows else 0,
+        home=CPU if not device_rows else GPU if device_rows == weight.n_rows else SPLIT,
+        why=why,
+        weight=weight,
+    )
+
+
+def _name(weight: Weight, model: Model, number: int | None) -> str:
+    """The tensor's name, with the rows where several weights are stacked in it."""
+    layer: Layer | None = None if number is None else model.layers[number]
+    if layer is None or layer.attn_q.name != layer.attn_k.name or weight.name != layer.attn_q.name:
+        return weight.name
+    return f"{weight.name}[{weight.first_row}:{weight.first_row + weight.n_rows}]"

@@ -1,0 +1,141 @@
+"""Where FFNs go: by neurons, or whole where a file has no row a neuron of the down projection."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan.budget import mib
+from hotcold.engine.plan.entries import entry
+from hotcold.engine.plan.footprint import Obstacle, Part, ffn_part, neuron_bytes
+from hotcold.engine.plan.plan import FfnSplit, Ids, WeightEntry
+from hotcold.engine.plan.ranking import rank
+from hotcold.engine.plan.reserve import layer_index_bytes
+from hotcold.engine.plan.spending import Left
+from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.gguf_io.firing_counts import Counts
+
+NONE_HOT: Ids = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Ffn:
+    """A layer's FFN.
+
+    Attributes:
+        by_neuron: whether neurons are placed one by one, else all or none.
+        obstacle: what keeps all of it on the CPU; None if nothing does.
+    """
+
+    part: Part
+    by_neuron: bool
+    neuron_bytes: int
+    obstacle: Obstacle | None
+
+
+@dataclass(frozen=True)
+class Hot:
+    """Hot neurons of each layer, ascending, int32 [n_hot] each, and why the others are cold."""
+
+    ids: list[Ids]
+    why: str
+
+
+def ffns(model: Model, sparsity: str, left: Left) -> tuple[list[Ffn], Left]:
+    """Each layer's FFN, those that go whole paid for."""
+    found = []
+    for i, layer in enumerate(model.layers):
+        part, by_neuron = ffn_part(layer, sparsity), layer.ffn_down is None
+        obstacle = part.obstacle
+        if not by_neuron:
+            left, obstacle = left.pay_for(part, f"the FFN of layer {i}")
+        size = neuron_bytes(layer) if by_neuron and part.obstacle is None else 0
+        found.append(Ffn(part, by_neuron, size, obstacle))
+    return found, left
+
+
+def counts_of(model: Model, frequencies: Counts | None) -> list[NDArray[np.generic]]:
+    """Counts of each layer's neurons, all alike where there are none."""
+    return [np.ones(model.n_ff)] * model.n_layer if frequencies is None else list(frequencies)
+
+
+def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
+    """Neurons by activations served per byte, until one does not fit."""
+    if left.ended is not None:
+        return Hot([NONE_HOT] * len(found), left.ended.reason)
+    candidates = [each if ffn.neuron_bytes else None for ffn, each in zip(found, counts, strict=True)]
+    ranking = rank(candidates, [ffn.neuron_bytes for ffn in found])
+    n_placed = ranking.prefix(left.n_bytes)
+    hot = ranking.hot(n_placed, len(found))
+    if n_placed == ranking.ends.size:
+        return Hot(hot, "no budget missing")
+    return Hot(hot, f"the next neuron is {mib(int(ranking.ends[n_placed]) - left.n_bytes)} short")
+
+
+def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
+    """Those of an index file.
+
+    Raises:
+        SettingError: another number of layers.
+        DoesNotFitError: more than there is room for.
+    """
+    if left.ended is not None:
+        return Hot([NONE_HOT] * len(found), left.ended.reason)
+    if len(hot) != len(found):
+        raise SettingError("index", f"{len(hot)} layers", f"the model has {len(found)}")
+    needed = sum(ids.size * ffn.neuron_bytes for ids, ffn in zip(hot, found, strict=True))
+    if needed > left.n_bytes:
+        raise DoesNotFitError(
+            "hot rows of the index", f"{needed} bytes", f"{left.n_bytes} are left", "--reset-gpu-index"
+        )
+    chosen = [
+        np.asarray(ids, np.int32) if ffn.neuron_bytes else NONE_HOT
+        for ids, ffn in zip(hot, found, strict=True)
+    ]
+    return Hot(chosen, "as the index file says")
+
+
+def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArray[np.generic]) -> FfnSplit:
+    """Which neurons of layer i are on the device."""
+    ids, n_ff = _hot_ids(ffn, hot.ids[i], model.n_ff), model.n_ff
+    counted = np.asarray(counts, np.float64)
+    whole_bytes = ffn.part.n_bytes if ids.size else 0
+    return FfnSplit(
+        layer=i,
+        n_ff=n_ff,
+        hot=ids,
+        neuron_bytes=ffn.neuron_bytes,
+        covered=float(counted[ids].sum()),
+        measured=float(counted.sum()),
+        n_bytes=int(ids.size) * ffn.neuron_bytes if ffn.by_neuron else whole_bytes,
+        index_bytes=layer_index_bytes(model.layers[i], n_ff, sparsity),
+        why=_why(i, ffn, hot.why, int(ids.size), n_ff),
+    )
+
+
+def _hot_ids(ffn: Ffn, ids: Ids, n_ff: int) -> Ids:
+    if ffn.by_neuron:
+        return ids
+    return np.arange(n_ff, dtype=np.int32) if ffn.obstacle is None else NONE_HOT
+
+
+def _why(i: int, ffn: Ffn, why_cold: str, n_hot: int, n_ff: int) -> str:
+    if ffn.obstacle is not None:
+        return ffn.obstacle.reason
+    if not ffn.by_neuron:
+        return f"whole FFN of layer {i}"
+    if n_hot == n_ff:
+        return "all neurons fit"
+    return f"{n_hot} of {n_ff} neurons on the device; {why_cold}" if n_hot else why_cold
+
+
+def ffn_entries(model: Model, ffn: Ffn, placed: FfnSplit) -> list[WeightEntry]:
+    """The weights of one FFN."""
+    why = f"FFN of layer {placed.layer}: {placed.why}"
+    is_whole = placed.n_hot == placed.n_ff
+    return [
+        entry(model, role, weight, why, weight.n_rows if is_whole else placed.n_hot, placed.layer)
+        for role, weight in ffn.part.weights
+    ]
