@@ -159,9 +159,8 @@ def _n_with_rows(file: GGUFFile, n_tokens: int, n_rows: int | None) -> int:
 
 def _token_types(file: GGUFFile, tokens: list[bytes], oddities: Oddities) -> list[int]:
     """Types by id; without one a piece is normal, or a byte if it is named like one."""
-    untyped = [BYTE if BYTE_PIECE.fullmatch(text) else NORMAL for text in tokens]
     if "tokenizer.ggml.token_type" not in file.metadata:
-        return untyped
+        return [_untyped(text) for text in tokens]
     types = np.asarray(file.get_array("tokenizer.ggml.token_type"))
     if types.dtype.kind not in "iu" or types.shape != (len(tokens),):
         raise damaged(file, "token_type", f"{types.size} of {types.dtype}", f"{len(tokens)} whole numbers")
@@ -173,7 +172,11 @@ def _token_types(file: GGUFFile, tokens: list[bytes], oddities: Oddities) -> lis
         if not BYTE_PIECE.fullmatch(tokens[token]):
             bound = "byte pieces are <0x00> to <0xFF>"
             raise damaged(file, f"tokens[{token}]", shown(tokens[token]), bound)
-    return [int(kind) or other for kind, other in zip(types, untyped, strict=True)]
+    return [int(kind) or _untyped(text) for kind, text in zip(types, tokens, strict=True)]
+
+
+def _untyped(text: bytes) -> int:
+    return BYTE if BYTE_PIECE.fullmatch(text) else NORMAL
 
 
 def _special_id(file: GGUFFile, key: str, n_tokens: int, n_vocab: int) -> int | None:

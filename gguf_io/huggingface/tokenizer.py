@@ -9,7 +9,7 @@ from hotcold.gguf_io.huggingface import bpe as hf_bpe
 from hotcold.gguf_io.huggingface import chat_template as hf_chat_template
 from hotcold.gguf_io.huggingface import ends, tekken, tokenizer_json
 from hotcold.gguf_io.huggingface import sentencepiece as hf_sentencepiece
-from hotcold.gguf_io.huggingface.byte_fallback import byte_fallback_metadata, is_byte_fallback
+from hotcold.gguf_io.huggingface.llama_kind import is_llama_kind, llama_kind_metadata
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.vocabulary import Vocabulary, read_settings
 from hotcold.gguf_io.json_object import read_json_object
@@ -51,7 +51,7 @@ def tokenizer_metadata(
     """`tokenizer.*` keys of `model_dir`, and warnings.
 
     Raises:
-        FileError: as `sentencepiece_metadata`, `byte_fallback_metadata`, `bpe_metadata`, `read_tekken` and
+        FileError: as `sentencepiece_metadata`, `llama_kind_metadata`, `bpe_metadata`, `read_tekken` and
             `chat_template_metadata`.
         SettingError: a pre-tokenizer for a SentencePiece vocabulary.
     """
@@ -73,9 +73,9 @@ def _vocabulary(
     if (path := model_dir / tokenizer_json.FILE).is_file():
         oddities = Oddities()
         tokenizer = read_json_object(path, oddities.of(REPEATED))
-        if is_byte_fallback(tokenizer):
+        if is_llama_kind(tokenizer):
             _refuse_pretokenizer(tokenizer_json.FILE, force_pretokenizer)
-            return byte_fallback_metadata(path, tokenizer, model, settings, oddities)
+            return llama_kind_metadata(path, tokenizer, model, settings, oddities)
         source = hf_bpe.read_fast(path, tokenizer, oddities)
     elif (model_dir / tekken.FILE).is_file():
         source = tekken.read_tekken(model_dir / tekken.FILE)

@@ -133,6 +133,16 @@ def test_ids_are_those_of_the_libraries(directory: Callable[..., Path], edit: Ed
             assert ids == original.encode(text)
 
 
+def test_pieces_of_text_without_bytes(directory: Callable[..., Path]) -> None:
+    """What has no piece is unknown, each run of it, as the file says."""
+    folder = directory(lambda tokenizer: tokenizer["model"].update(byte_fallback=False))
+    tokenizer, warnings = converted(folder)
+    assert warnings == ()
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in (*TEXTS[:2], "a 人之 b", "\n\n", "<0x0A>"):
+        assert tokenizer.encode(text, add_special=False) == library.encode(text, add_special_tokens=False).ids
+
+
 def test_types_and_special_ids(directory: Callable[..., Path]) -> None:
     def added(tokenizer: dict[str, Any]) -> None:
         tokenizer["added_tokens"].append({"id": 300, "content": id_text(300), "special": False})
@@ -201,7 +211,7 @@ def test_other_normalizers_are_reported(directory: Callable[..., Path]) -> None:
         (lambda t: t.update(normalizer=PREPEND), "spaces: kept as they are"),
         (
             lambda t: t.update(pre_tokenizer={"type": "Whitespace"}),
-            "pre-tokenizer: Whitespace (Metaspace or none",
+            "pre-tokenizer: Whitespace (Metaspace or none beside",
         ),
         (lambda t: t["model"].update(continuing_subword_prefix="##"), "continuing_subword_prefix: '##'"),
         (lambda t: t["model"].update(vocab={}), "vocab: missing or empty"),

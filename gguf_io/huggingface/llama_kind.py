@@ -1,4 +1,4 @@
-"""A tokenizer.json of the Llama kind as GGUF metadata: pieces of text, and of bytes where there are none.
+"""A tokenizer.json of the Llama kind as GGUF metadata: pieces of text, and mostly of bytes for the rest.
 
 SentencePiece joins any two neighbours that make a piece, the one with the highest score first; the file
 has a list of merges, the most important first. So the score of a piece is the place of its first merge.
@@ -35,18 +35,26 @@ from hotcold.gguf_io.oddities import UNMADE, UNNAMED_PAIRS, Oddities
 from hotcold.gguf_io.writer import MetadataValue
 
 BYTE_PIECE = re.compile("<0x[0-9A-F]{2}>")
-CUT_BEFORE_SPACES = {"String": " "}  # Gemma's, of no effect where spaces are signs already
+ONE_SPACE = {"String": " "}  # Gemma's cuts there, of no effect where spaces are signs already
 
 
-def is_byte_fallback(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer.json is of this kind."""
+def is_llama_kind(tokenizer: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json is of this kind: pieces are text, whose spaces are written as signs."""
     model = tokenizer.get("model")
-    parts = flattened(tokenizer.get("pre_tokenizer"), "pretokenizers")
-    bytewise = any(part.get("type") == "ByteLevel" for part in parts)
-    return isinstance(model, dict) and model.get("byte_fallback") is True and not bytewise
+    parts = list(flattened(tokenizer.get("pre_tokenizer"), "pretokenizers"))
+    if any(part.get("type") == "ByteLevel" for part in parts) or not isinstance(model, dict):
+        return False
+    parts += flattened(tokenizer.get("normalizer"), "normalizers")
+    return model.get("byte_fallback") is True or any(map(_writes_signs, parts))
 
 
-def byte_fallback_metadata(
+def _writes_signs(part: Mapping[str, Any]) -> bool:
+    if part.get("type") == "Metaspace":
+        return bool(part.get("replacement", SPACE) == SPACE)
+    return part.get("type") == "Replace" and part.get("pattern") == ONE_SPACE and part.get("content") == SPACE
+
+
+def llama_kind_metadata(
     path: Path,
     tokenizer: Mapping[str, Any],
     model: HFModel,
@@ -65,9 +73,10 @@ def byte_fallback_metadata(
     """
     inner = bpe_model(path, tokenizer)
     ids = checked_ids(path, inner.get("vocab"))
-    unknown = inner.get("unk_token")
+    unknown, falls_back = inner.get("unk_token"), inner.get("byte_fallback") is True
     pieces: Tokens = {
-        number: (text, _kind(text.decode(), unknown)) for number, (text, _) in by_id(path, ids).items()
+        number: (text, _kind(text.decode(), unknown, falls_back))
+        for number, (text, _) in by_id(path, ids).items()
     }
     vocabulary = Vocabulary(path.parent, oddities=oddities)
     added = added_tokens(path.parent, settings, tokenizer.get("added_tokens"))
@@ -89,10 +98,10 @@ def byte_fallback_metadata(
     return metadata, vocabulary, warnings
 
 
-def _kind(text: str, unknown: Any) -> int:
+def _kind(text: str, unknown: Any, falls_back: bool) -> int:
     if text == unknown:
         return UNKNOWN
-    return BYTE if BYTE_PIECE.fullmatch(text) else NORMAL
+    return BYTE if falls_back and BYTE_PIECE.fullmatch(text) else NORMAL
 
 
 def _spaces(path: Path, tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, ...]]:
@@ -102,17 +111,17 @@ def _spaces(path: Path, tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, 
     for part in flattened(tokenizer.get("normalizer"), "normalizers"):
         if part.get("type") == "Prepend" and part.get("prepend") == SPACE:
             prefix = True
-        elif part.get("type") == "Replace" and part.get("pattern") == {"String": " "}:
-            signs = part.get("content") == SPACE
+        elif _writes_signs(part):
+            signs = True
         else:
             others.append(str(part.get("type")))
     for part in flattened(tokenizer.get("pre_tokenizer"), "pretokenizers"):
-        if part.get("type") == "Metaspace" and part.get("replacement", SPACE) == SPACE:
+        if _writes_signs(part):
             signs, always = True, part.get("add_prefix_space", True)
             prefix = part.get("prepend_scheme", "always" if always else "never") != "never"
-        elif part.get("pattern") != CUT_BEFORE_SPACES:
+        elif part.get("pattern") != ONE_SPACE:
             what, kind = f"{path}: pre-tokenizer", str(part.get("type"))[:60]
-            raise FileError(what, kind, "Metaspace or none with byte_fallback", "use another model")
+            raise FileError(what, kind, "Metaspace or none beside pieces of text", "use another model")
     if not signs:
         what, bound = f"{path}: spaces", f"GGUF's llama vocabulary writes them as {SPACE}"
         raise FileError(what, "kept as they are", bound, "use another model")
