@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from table_models import table_model
 from typer.testing import CliRunner, Result
 
 from hotcold.cli import app
@@ -67,6 +68,29 @@ def test_a_model_without_a_template() -> None:
     assert done.stdout == ""
     assert "tokenizer.chat_template: missing" in done.stderr
     assert "--chat-template FILE" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("question", "code", "said"),
+    [
+        ("人", 0, ""),  # the unknown piece
+        ("a人é", 0, ""),
+        (b"\xff", 2, "(no UTF-8, and the vocabulary has no byte pieces)"),
+        (b"a\xe4\xb8 b", 2, "(no UTF-8, and the vocabulary has no byte pieces)"),
+    ],
+)
+def test_a_character_without_a_piece_loses_no_question(
+    tmp_path: Path, question: str | bytes, code: int, said: str
+) -> None:
+    path = table_model(tmp_path / "m.gguf", {"a": "b", "b": "</s>"}, with_bytes=False)
+    (turns := tmp_path / "turns.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    as_bytes = question.encode() if isinstance(question, str) else question
+    options = ["-m", str(path), "--chat-template", str(turns), "-n", "2", "-q"]
+    done = piped(as_bytes + b"\n/clear\na\n", *options)
+    assert done.exit_code == code
+    assert done.stdout.splitlines()[-1] == "b"
+    assert said in done.stderr
+    assert done.stderr.count("\n") == bool(said)
 
 
 TOO_LONG = b"a" * ((1 << 24) + 1)

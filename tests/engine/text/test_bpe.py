@@ -251,9 +251,9 @@ def write(tokenizer_file: Callable[[Mapping[str, Any]], Path]) -> Write:
 
 
 def test_metadata_are_read(write: Write) -> None:
-    with open_gguf(write(add_bos_token=True)) as file:
+    with open_gguf(write(add_bos_token=True, add_eos_token=True)) as file:
         tokenizer = load_tokenizer(file)
-    assert tokenizer.encode("abab") == [0, 3, 3]
+    assert tokenizer.encode("abab") == [0, 3, 3]  # it is to go on, so EOS is not put behind it
     assert (tokenizer.n_vocab, tokenizer.bos, tokenizer.eos) == (6, 0, 0)
     assert tokenizer.end_ids == {0}
     assert tokenizer.encode("a<|endoftext|>b", parse_special=True, add_special=False) == [1, 0, 2]
