@@ -1,0 +1,369 @@
+"""The pieces that attention is made of: register tiles of queries by keys and of weights by values, the softmax
+between them, and the sums of parts.
+
+A row is one query. Its record is its maximum so far in 16 lanes, its total in 16 lanes that are not added up
+yet, and its sums of values, whole vectors. `ref.attention_in_order` says in what order all of it is added.
+"""
+
+import math
+from collections.abc import Callable
+
+from llvmlite import ir
+from numba import cfunc, njit, types
+from numba.core import cgutils
+
+from hotcold.kernels.cpu import kv_cache, rows, simd
+from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
+from hotcold.kernels.cpu.kv_cache import QUANTISED
+from hotcold.kernels.cpu.simd import (
+    CODE,
+    F32,
+    I8,
+    I16,
+    I32,
+    I64,
+    JIT,
+    VT,
+    Builder,
+    Value,
+    address,
+    constant,
+    f32x16,
+    linked,
+    load16,
+    load_f32,
+    operation,
+    store16,
+    store_f32,
+)
+
+LOG2E = 1 / math.log(2)
+P_ROW = 4 * TILE  # bytes of a row's scores
+STATE = 128  # bytes of a record before its sums
+_LOWEST = -3.4028234663852886e38  # the maximum of no scores: a float32 that can be subtracted from itself
+_NUMBER = {rows.F32_ID: 4, rows.F16_ID: 2, rows.Q8_0_ID: 1}  # bytes, without scales
+
+
+# ---- register tiles -------------------------------------------------------------
+
+# Vectors of a register tile's accumulators, beside those that it loads.
+_REGISTERS = 24 if "avx512f" in simd.target_features() else 6
+MOST_ROWS, MOST_DIRECT_ROWS = 6, 4  # of float32, and of numbers that are widened as they are met
+
+
+def _widths(n_rows: int) -> list[int]:
+    """How many vectors a tile of n_rows may be wide, widest first."""
+    return [n for n in (4, 2, 1) if n == 1 or n * n_rows <= _REGISTERS]
+
+
+# The types that a register tile meets as they are, and its rows; other tiles are widened to float32 first.
+_SHAPES = [(rows.F32_ID, n) for n in (1, 2, 3, 4, 6)]
+_SHAPES += [(kv_type, n) for kv_type in (rows.F16_ID, rows.Q8_0_ID) for n in (1, 2, 3, 4)]
+
+
+def _load_cached(b: Builder, kv_type: int, at: Value, offset: int, scale: Value | None) -> Value:
+    """16 numbers of the cache as floats, `offset` numbers after an address; Q8_0 times their scales."""
+    if kv_type == rows.F32_ID:
+        return simd.load(b, at, VT(F32, 16), 4 * offset)
+    if kv_type == rows.F16_ID:
+        return simd.half_to_float(b, simd.load(b, at, VT(I16, 16), 2 * offset))
+    return b.fmul(b.sitofp(simd.load(b, at, VT(I8, 16), offset), VT(F32, 16)), scale)
+
+
+def _ask_ahead(b: Builder, kv_type: int, n_rows: int, at: Value, ahead: Value, n: int) -> None:
+    """Prefetch what n vectors are read at, `ahead` bytes later. Six rows compute for longer than they wait."""
+    size = _NUMBER[kv_type]
+    if n_rows < MOST_ROWS:
+        for i in range(0, n, 4 // size):
+            simd.emit_prefetch(b, b.add(b.add(at, ahead), I64(16 * i * size)), 3)
+
+
+def _unrolled(b: Builder, n: Value, by: int, step: Callable[[Value], None]) -> None:
+    """step(i) for i = 0 .. n - 1, `by` of them a turn."""
+    turns = b.udiv(n, I64(by))
+    with cgutils.for_range(b, turns) as loop:
+        first = b.mul(loop.index, I64(by))
+        for u in range(by):
+            step(b.add(first, I64(u)))
+    done = b.mul(turns, I64(by))
+    with cgutils.for_range(b, b.sub(n, done)) as loop:
+        step(b.add(done, loop.index))
+
+
+def _add_products(b: Builder, cells: list[Value], xs: list[Value], ys: list[Value]) -> None:
+    """cells[row, i] += xs[row] ys[i]; xs are floats."""
+    for r, x in enumerate(xs):
+        x = simd.splat(b, x, 16)
+        for i, y in enumerate(ys):
+            cell = cells[r * len(ys) + i]
+            b.store(simd.fma(b, x, y, b.load(cell)), cell)
+
+
+def _emit_scores(
+    b: Builder, kv_type: int, n_rows: int, q: Value, q_row: Value, k: Value, n: Value, p: Value, ahead: Value
+) -> None:
+    """p[row][64] = sum_d q[row][d] k[d][64], d = 0 .. n - 1."""
+    size, width = _NUMBER[kv_type], _widths(n_rows)[0]
+    unroll = 4 if n_rows * width <= 8 else 2
+    qs = [b.add(q, b.mul(q_row, I64(r))) for r in range(n_rows)]
+    with cgutils.for_range(b, I64(TILE // 16 // width)) as strip:
+        first = b.mul(strip.index, I64(16 * width))
+        cells = [cgutils.alloca_once(b, VT(F32, 16)) for _ in range(n_rows * width)]
+        for cell in cells:
+            b.store(constant(F32, 16, 0.0), cell)
+
+        def add(d: Value, numbers: Value, scales: list[Value] | None) -> None:
+            at = b.add(numbers, b.mul(d, I64(TILE * size)))
+            _ask_ahead(b, kv_type, n_rows, at, ahead, width)
+            ks = [_load_cached(b, kv_type, at, 16 * i, scales and scales[i]) for i in range(width)]
+            d4 = b.mul(d, I64(4))
+            _add_products(b, cells, [simd.load(b, b.add(x, d4), F32, 0, 4) for x in qs], ks)
+
+        if kv_type == rows.Q8_0_ID:
+            n_blocks = b.udiv(n, I64(QUANTISED))
+            numbers = b.add(b.add(k, first), b.mul(n_blocks, I64(2 * TILE)))
+            with cgutils.for_range(b, n_blocks) as loop:
+                at = b.add(b.add(k, b.mul(first, I64(2))), b.mul(loop.index, I64(2 * TILE)))
+                scales = [_load_cached(b, rows.F16_ID, at, 16 * i, None) for i in range(width)]
+                start = b.mul(loop.index, I64(QUANTISED))
+                _unrolled(b, I64(QUANTISED), unroll, lambda d: add(b.add(start, d), numbers, scales))
+        else:
+            numbers = b.add(k, b.mul(first, I64(size)))
+            _unrolled(b, n, unroll, lambda d: add(d, numbers, None))
+        to = b.add(p, b.mul(first, I64(4)))
+        for r in range(n_rows):
+            for i in range(width):
+                simd.store(b, b.load(cells[r * width + i]), to, P_ROW * r + 64 * i)
+
+
+def _emit_values(
+    b: Builder,
+    kv_type: int,
+    n_rows: int,
+    p: Value,
+    v: Value,
+    n_vectors: Value,
+    low: Value,
+    high: Value,
+    sums: Value,
+    sums_row: Value,
+    factors: Value,
+    ahead: Value,
+) -> None:
+    """sums[row][16 n_vectors] = factors[row] sums[row] + sum_j p[row][j] v[j], j = low .. high - 1."""
+    size = _NUMBER[kv_type]
+    v_row = b.mul(n_vectors, I64(16 * size))
+    n_blocks = b.udiv(n_vectors, I64(QUANTISED // 16))
+    numbers = b.add(v, b.mul(n_blocks, I64(2 * TILE))) if kv_type == rows.Q8_0_ID else v
+
+    def add_columns(column: Value, width: int) -> None:
+        outs = [b.add(b.add(sums, b.mul(sums_row, I64(r))), b.mul(column, I64(64))) for r in range(n_rows)]
+        cells = [cgutils.alloca_once(b, VT(F32, 16)) for _ in range(n_rows * width)]
+        for r in range(n_rows):
+            factor = simd.load(b, factors, VT(F32, 16), 64 * r)
+            for i in range(width):
+                x = simd.load(b, outs[r], VT(F32, 16), 64 * i)
+                b.store(b.fmul(x, factor), cells[r * width + i])
+
+        def add(j: Value) -> None:
+            j = b.add(low, j)
+            at = b.add(b.add(numbers, b.mul(column, I64(16 * size))), b.mul(j, v_row))
+            _ask_ahead(b, kv_type, n_rows, at, ahead, width)
+            scales: list[Value] = [None] * width
+            if kv_type == rows.Q8_0_ID:
+                block = b.add(b.mul(j, n_blocks), b.udiv(column, I64(QUANTISED // 16)))
+                for i in range(0, width, 2):  # a width of 1 aside, columns begin with a block
+                    half = simd.load(b, b.add(v, b.mul(block, I64(2))), I16, i)
+                    scales[i : i + 2] = [simd.half_to_float(b, simd.splat(b, half, 16))] * 2
+            vs = [_load_cached(b, kv_type, at, 16 * i, scales[i]) for i in range(width)]
+            at = b.add(p, b.mul(j, I64(4)))
+            _add_products(b, cells, [simd.load(b, at, F32, P_ROW * r, 4) for r in range(n_rows)], vs)
+
+        _unrolled(b, b.sub(high, low), 4 if n_rows * width <= 8 else 2, add)
+        for r in range(n_rows):
+            for i in range(width):
+                simd.store(b, b.load(cells[r * width + i]), outs[r], 64 * i)
+
+    start: Value = I64(0)
+    for width in _widths(n_rows):
+        turns = b.udiv(b.sub(n_vectors, start), I64(width))
+        with cgutils.for_range(b, turns) as loop:
+            add_columns(b.add(start, b.mul(loop.index, I64(width))), width)
+        start = b.add(start, b.mul(turns, I64(width)))
+
+
+def _emit_shapes(
+    b: Builder, kv_type: Value, n_rows: Value, emit: Callable[..., None], *arguments: Value
+) -> None:
+    """emit(b, kv_type, n_rows, *arguments) of the one shape that is asked for."""
+    end = b.append_basic_block("shapes_end")
+    switch = b.switch(b.add(b.mul(kv_type, I64(8)), n_rows), end)
+    for kind, n in _SHAPES:
+        block = b.append_basic_block(f"shape_{kind}_{n}")
+        switch.add_case(I64(8 * kind + n), block)
+        b.position_at_end(block)
+        emit(b, kind, n, *arguments)
+        b.branch(end)
+    b.position_at_end(end)
+
+
+_INT = types.int64
+
+
+@operation(types.void, *[_INT] * 8)
+def _scores(b: Builder, kv_type: Value, n_rows: Value, *arguments: Value) -> None:
+    _emit_shapes(b, kv_type, n_rows, _emit_scores, *arguments)
+
+
+@operation(types.void, *[_INT] * 11)
+def _values(b: Builder, kv_type: Value, n_rows: Value, *arguments: Value) -> None:
+    _emit_shapes(b, kv_type, n_rows, _emit_values, *arguments)
+
+
+@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+def _scores_code(kv_type: int, n_rows: int, q: int, q_row: int, k: int, n: int, p: int, ahead: int) -> None:
+    _scores(kv_type, n_rows, q, q_row, k, n, p, ahead)
+
+
+@cfunc(types.void(*[_INT] * 11), **CODE)  # type: ignore[untyped-decorator]
+def _values_code(
+    kv_type: int,
+    n_rows: int,
+    p: int,
+    v: int,
+    n_vectors: int,
+    low: int,
+    high: int,
+    sums: int,
+    sums_row: int,
+    factors: int,
+    ahead: int,
+) -> None:
+    _values(kv_type, n_rows, p, v, n_vectors, low, high, sums, sums_row, factors, ahead)
+
+
+scores = linked("hotcold_attention_scores", _scores_code, types.void, *[_INT] * 8)
+values = linked("hotcold_attention_values", _values_code, types.void, *[_INT] * 11)
+
+
+# ---- softmax --------------------------------------------------------------------
+
+
+def _emit_soften(b: Builder, p: Value, state: Value, low: Value | None, high: Value | None) -> Value:
+    """A row's 64 scores become weights; gives what its earlier sums are to be multiplied by, in all lanes.
+
+    Args:
+        state: its maximum and total so far. low, high: the positions that the row sees, or None: all.
+    """
+    vectors = [simd.load(b, p, VT(F32, 16), 64 * i) for i in range(TILE // 16)]
+    seen: list[Value] = []
+    if low is not None:
+        first, last = (simd.splat(b, b.trunc(x, I32), 16) for x in (low, high))
+        for i in range(len(vectors)):
+            lanes = ir.Constant(VT(I32, 16), list(range(16 * i, 16 * i + 16)))
+            inside = b.and_(b.icmp_signed(">=", lanes, first), b.icmp_signed("<", lanes, last))
+            seen.append(inside)
+            vectors[i] = b.select(inside, vectors[i], constant(F32, 16, _LOWEST))
+    top = vectors[0]
+    for vector in vectors[1:]:
+        top = simd.larger(b, top, vector)
+    before, total = simd.load(b, state, VT(F32, 16)), simd.load(b, state, VT(F32, 16), 64)
+    top = simd.larger(b, before, simd.splat(b, simd.fold(b, top, simd.larger), 16))
+    factor = simd.exp2_up_to_0(b, b.fsub(before, top))
+    for i, vector in enumerate(vectors):
+        weight = simd.exp2_up_to_0(b, b.fsub(vector, top))
+        if seen:
+            weight = b.select(seen[i], weight, constant(F32, 16, 0.0))
+        total = b.fadd(total, weight) if i else simd.fma(b, total, factor, weight)
+        simd.store(b, weight, p, 64 * i)
+    simd.store(b, top, state)
+    simd.store(b, total, state, 64)
+    return factor
+
+
+@operation(f32x16, address, address)
+def soften(b: Builder, p: Value, state: Value) -> Value:
+    return _emit_soften(b, p, state, None, None)
+
+
+@operation(f32x16, address, address, types.int64, types.int64)
+def soften_some(b: Builder, p: Value, state: Value, low: Value, high: Value) -> Value:
+    return _emit_soften(b, p, state, low, high)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def clear(record: int, n_vectors: int) -> None:
+    """A row that has seen nothing."""
+    store16(record, simd.splat16(simd.to_f32(_LOWEST)))
+    for i in range(n_vectors + 1):
+        store16(record + 64 * (i + 1), simd.zero())
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def scale(sums: int, n_vectors: int, f) -> None:  # type: ignore[no-untyped-def]
+    """sums *= f, the same in all lanes."""
+    for i in range(n_vectors):
+        store16(sums + 64 * i, simd.mul16(load16(sums + 64 * i), f))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def join(to: int, record: int, n_vectors: int) -> None:
+    """A row's next part."""
+    x, y = load16(to), load16(record)
+    top = simd.max16(x, y)
+    f, g = simd.exp2_16(simd.sub16(x, top)), simd.exp2_16(simd.sub16(y, top))
+    store16(to, top)
+    for i in range(n_vectors + 1):
+        at = 64 * (i + 1)
+        store16(to + at, simd.fma16(load16(record + at), g, simd.mul16(load16(to + at), f)))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def finish(record: int, head_dim: int, sink: int, y: int) -> None:
+    """y = sums / total; `sink`: address of one more score, which has no value, or 0."""
+    total = simd.splat16(simd.sum16(load16(record + 64)))
+    n_vectors = kv_cache.padded(head_dim) // 16
+    if sink != 0:
+        top = load16(record)
+        score = simd.splat16(simd.to_f32(load_f32(sink) * LOG2E))
+        larger = simd.max16(top, score)
+        factor = simd.exp2_16(simd.sub16(top, larger))
+        total = simd.fma16(total, factor, simd.exp2_16(simd.sub16(score, larger)))
+        scale(record + STATE, n_vectors, factor)
+    whole = head_dim & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, simd.div16(load16(record + STATE + i), total))
+    if whole < head_dim:
+        at = record + STATE + 4 * whole
+        store16(at, simd.div16(load16(at), total))
+        for i in range(0, 4 * (head_dim - whole), 4):
+            store_f32(y + 4 * whole + i, load_f32(at + i))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def widen(kv_type: int, is_keys: bool, at: int, head_dim: int, to: int, ahead: int) -> None:
+    """A block of keys or values as float32."""
+    if kv_type == rows.F16_ID:
+        for i in range(0, TILE * kv_cache.padded(head_dim), 32):
+            simd.prefetch(at + ahead + 2 * i)
+            store16(to + 4 * i, simd.load16_half(at + 2 * i))
+            store16(to + 4 * i + 64, simd.load16_half(at + 2 * i + 32))
+        return
+    n = head_dim // kv_cache.QUANTISED
+    data = at + 2 * TILE * n
+    for i in range(0, TILE * n * 34, 64):
+        simd.prefetch(at + ahead + i)
+    if is_keys:
+        for i in range(n):
+            for lane in range(0, TILE, 16):
+                scale = simd.load16_half(at + 2 * (TILE * i + lane))
+                for d in range(kv_cache.QUANTISED * i, kv_cache.QUANTISED * (i + 1)):
+                    key = simd.load16_bytes(data + TILE * d + lane)
+                    store16(to + 4 * (TILE * d + lane), simd.mul16(key, scale))
+        return
+    for j in range(TILE):
+        for i in range(n):
+            scale = simd.splat16_half(at + 2 * (n * j + i))
+            for d in range(kv_cache.QUANTISED * i, kv_cache.QUANTISED * (i + 1), 16):
+                value = simd.load16_bytes(data + head_dim * j + d)
+                store16(to + 4 * (head_dim * j + d), simd.mul16(value, scale))
