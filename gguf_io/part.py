@@ -8,7 +8,7 @@ a file in use must be replaced by renaming, never written in place.
 import mmap
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ ALIGNMENT = "general.alignment"
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 MAX_PAIRS = 65_536
+PIECE = 64 << 20  # bytes that are copied between two words about it
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
 
 CHECK = "name a GGUF file that can be read"
@@ -70,7 +71,7 @@ class Part:
 
     def __init__(self, path: Path, view: memoryview) -> None:
         self.path, self._view = path, view
-        self.size = len(view)
+        self.size, self._is_file = len(view), True  # a file's size may change
         self.warnings: tuple[str, ...] = ()
         cursor = Cursor(path.name, view)
         self.magic = MAGICS[bytes(view[:4])]
@@ -118,6 +119,28 @@ class Part:
         end = max((info.offset + info.n_bytes for info in infos), default=0)
         return np.frombuffer(self._view, np.uint8, end - first, first)
 
+    def copy_to_memory(self, done: Callable[[int], None]) -> None:
+        """Read the whole file into memory of this process: from then on its rows are no longer the map's.
+
+        Args:
+            done: hears of bytes, a piece at a time.
+
+        Raises:
+            MemoryError: there is no room.
+        """
+        try:
+            memory = mmap.mmap(-1, self.size)
+        except OSError as error:
+            raise MemoryError(f"{self.size} bytes for {self.path.name}") from error
+        whole = memoryview(memory)
+        for first in range(0, self.size, PIECE):
+            self._check_size()
+            piece = self._view[first : first + PIECE]
+            whole[first : first + len(piece)] = piece
+            done(len(piece))
+        self.mapping.madvise(mmap.MADV_DONTNEED)
+        self._view, self._is_file = whole.toreadonly(), False
+
     def header(self) -> memoryview:
         """Everything before the first tensor's data: metadata and tensor table."""
         return self._view[: min((info.offset for info in self.tensors.values()), default=self.size)]
@@ -129,11 +152,10 @@ class Part:
         return self._view.obj
 
     def _check_size(self) -> None:
-        mapping = self._view.obj
-        if isinstance(mapping, mmap.mmap) and mapping.size() < self.size:
+        if self._is_file and isinstance(self._view.obj, mmap.mmap) and self._view.obj.size() < self.size:
             raise TruncatedError(
                 f"{self.path.name}: size",
-                f"{mapping.size()} bytes",
+                f"{self._view.obj.size()} bytes",
                 f"was {self.size} when it was opened",
                 CUT,
             )

@@ -165,7 +165,7 @@ def test_a_prompt_longer_than_the_context() -> None:
 
 def test_a_kv_cache_larger_than_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """6 layers, keys and values of 4 heads of 32 halves: 3072 bytes a position, in blocks of 64."""
-    monkeypatch.setattr("hotcold.engine.host.machine.physical_memory", lambda: 3072 * 128)
+    monkeypatch.setattr("hotcold.engine.host.machine.physical_memory", lambda *_: 3072 * 128)
     load(n_ctx=128, threads=1).close()
     with pytest.raises(DoesNotFitError, match="KV cache of n_ctx 129: .*n_ctx"):
         load(n_ctx=129, threads=1)

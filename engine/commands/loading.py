@@ -11,9 +11,11 @@ from hotcold.engine.generate.run_options import RunOptions
 if TYPE_CHECKING:
     from hotcold.engine.generate.generation import Engine
 
+FROM_DISK = 0.3  # seconds; what is in memory already takes less
+
 
 def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None = None) -> "Engine":
-    """The model, ready to run; a bar shows rows that are copied to a device.
+    """The model, ready to run; a bar shows what is read from disk, and rows that are copied to a device.
 
     Args:
         n_ctx: positions where the options leave them open.
@@ -28,7 +30,11 @@ def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None =
             if bar is not None:
                 bar(f"hot rows to the device, {done / max(seconds, 1e-9) / 1e9:.1f} GB/s", done, total)
 
-        return load_with(options.path, how, advance)
+        def read(done: int, total: int, seconds: float) -> None:
+            if bar is not None and seconds > FROM_DISK:
+                bar(f"the file into memory, {done / seconds / 1e9:.1f} GB/s", done, total)
+
+        return load_with(options.path, how, advance, read)
 
 
 def announce_compiling(quiet: bool) -> None:

@@ -103,6 +103,7 @@ def show_plan(
     """The plan for one budget: as text, JSON or a page; the index of its hot neurons, if one is wanted."""
     from hotcold.engine.dump import inputs as dump
     from hotcold.engine.dump import report as reports
+    from hotcold.engine.host.resident import memory_note
     from hotcold.engine.plan import planning
 
     budget = dump.budget_of(options.vram_budget, facts)
@@ -114,6 +115,8 @@ def show_plan(
     said = list(lines)
     if options.gpu_index_for is not None:
         said.append(dump.write_index_for(options.gpu_index_for, plan, source, how))
+    if note_of_memory := memory_note(plan):
+        said.append(note_of_memory)
     if options.html is not None:
         write_page(whole, plan, source, how, options.html)
         said.append(f"page written to {options.html}")

@@ -92,6 +92,12 @@ class EngineOptions:
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to run elsewhere, or with less, than was asked for.")
     ] = RunOptions.strict
+    mlock: Annotated[bool, typer.Option("--mlock", help="Keep the weights that the CPU reads in memory.")] = (
+        RunOptions.mlock
+    )
+    no_mmap: Annotated[
+        bool, typer.Option("--no-mmap", help="Read the file into memory instead of mapping it.")
+    ] = RunOptions.no_mmap
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from hotcold.engine.generate.generation import Engine
 from hotcold.engine.generate.run_options import RunOptions
 from hotcold.engine.host.machine import thread_count
+from hotcold.engine.host.resident import make_resident, read_into_memory
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
@@ -22,6 +23,7 @@ from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
 from hotcold.engine.text.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.residency import ReadProgress
 from hotcold.kernels.cpu.team import compile_kernels
 
 if TYPE_CHECKING:
@@ -42,6 +44,8 @@ def load(
     kv_type: str = DEFAULTS.kv_type,
     force_pretokenizer: str | None = DEFAULTS.force_pretokenizer,
     strict: bool = DEFAULTS.strict,
+    mlock: bool = DEFAULTS.mlock,
+    no_mmap: bool = DEFAULTS.no_mmap,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
@@ -49,7 +53,7 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, strict: see `RunOptions`.
+            force_pretokenizer, strict, mlock, no_mmap: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -69,14 +73,22 @@ def load(
         kv_type,
         force_pretokenizer,
         strict,
+        mlock,
+        no_mmap,
     )
     return load_with(path, options, progress)
 
 
 def load_with(
-    path: str | os.PathLike[str] | None, options: RunOptions, progress: "LoadProgress | None" = None
+    path: str | os.PathLike[str] | None,
+    options: RunOptions,
+    progress: "LoadProgress | None" = None,
+    reading: ReadProgress | None = None,
 ) -> Engine:
     """`load` with its options as one value.
+
+    Args:
+        reading: hears of the file on its way into memory: bytes there, bytes in all, seconds.
 
     Raises:
         SettingError, FileError, DoesNotFitError, DeviceError: see `load`.
@@ -97,9 +109,12 @@ def load_with(
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)
         compile_kernels()
+        if options.no_mmap:
+            read_into_memory(file, reading)
         how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
+        memory = make_resident(executor.plan, file, options.mlock, reading)
     except BaseException:
         file.close()
         raise
@@ -115,6 +130,7 @@ def load_with(
             *tokenizer.warnings,
             *([context.warning] if context.warning else []),
             *loaded.warnings,
+            *memory,
         ),
         device=loaded.device,
         load_seconds=time.perf_counter() - started,

@@ -22,6 +22,8 @@ class RunOptions:
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
             name of `pretokenizers.PRETOKENIZERS`.
         strict: refuse whatever would run elsewhere, or with less, than was asked for.
+        mlock: keep what the CPU reads of the file in memory, where the system allows it.
+        no_mmap: read the file whole into memory instead of mapping it.
     """
 
     n_ctx: int | None = None
@@ -34,3 +36,5 @@ class RunOptions:
     kv_type: str = "f16"
     force_pretokenizer: str | None = None
     strict: bool = False
+    mlock: bool = False
+    no_mmap: bool = False

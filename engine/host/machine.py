@@ -50,23 +50,23 @@ def physical_cores(root: Path, cpus: set[int]) -> int:
 
 def cpu_quota(root: Path) -> float | None:
     """CPUs of the tightest quota among this process's cgroup (version 1 or 2) and those above it."""
-    quotas = [q for folder in _cgroup_folders(root) if (q := _folder_quota(folder)) is not None]
+    quotas = [q for folder in _cgroup_folders(root, "cpu") if (q := _folder_quota(folder)) is not None]
     return min(quotas, default=None)
 
 
-def _cgroup_folders(root: Path) -> list[Path]:
-    """The process's CPU cgroup and its parents, where each is mounted by custom."""
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
+    """The process's cgroup of a controller and its parents, where each is mounted by custom."""
     folders = []
     for line in (_read(root / "proc/self/cgroup") or "0::/").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, group = rest.partition(":")
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
         mount = root / "sys/fs/cgroup" / controllers
         parts = [part for part in group.split("/") if part and part != ".."]
         folders += [mount.joinpath(*parts[:depth]) for depth in range(len(parts) + 1)]
         if controllers:
-            folders += [root / "sys/fs/cgroup/cpu"]
+            folders += [root / "sys/fs/cgroup" / controller]
     return folders
 
 
@@ -83,10 +83,41 @@ def _folder_quota(folder: Path) -> float | None:
 
 
 def physical_memory(root: Path = Path("/")) -> int:
-    """Bytes of memory that this machine has, or its cgroup may use."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read(root / "sys/fs/cgroup/memory.max") or "max"
-    return min(total, int(limit)) if limit.isdecimal() else total
+    """Bytes of memory that this machine has, or the tightest of its cgroups may use."""
+    limits = [limit for folder in _cgroup_folders(root, "memory") if (limit := _memory_limit(folder))]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def available_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that can be had now: what is free, and the files' pages that would give way."""
+    free = _meminfo(root).get("MemAvailable", physical_memory(root))
+    for folder in _cgroup_folders(root, "memory"):
+        if limit := _memory_limit(folder):
+            free = min(free, limit - _memory_in_use(folder))
+    return max(free, 0)
+
+
+def _meminfo(root: Path) -> dict[str, int]:
+    """Bytes by name, of /proc/meminfo."""
+    lines = (line.split() for line in (_read(root / "proc/meminfo") or "").splitlines())
+    return {
+        words[0].rstrip(":"): 1024 * int(words[1]) for words in lines if words[1:] and words[1].isdecimal()
+    }
+
+
+def _memory_limit(folder: Path) -> int:
+    """Bytes that one cgroup may use, of version 2 or 1; 0 for no limit."""
+    text = _read(folder / "memory.max") or _read(folder / "memory.limit_in_bytes") or ""
+    return int(text) if text.isdecimal() else 0
+
+
+def _memory_in_use(folder: Path) -> int:
+    """Bytes that one cgroup uses and cannot give back: its pages of files do not count."""
+    text = _read(folder / "memory.current") or _read(folder / "memory.usage_in_bytes") or "0"
+    pairs = (line.split() for line in (_read(folder / "memory.stat") or "").splitlines())
+    stat = {words[0]: int(words[1]) for words in pairs if len(words) == 2 and words[1].isdecimal()}
+    of_files = sum(stat.get(f"total_{name}", stat.get(name, 0)) for name in ("active_file", "inactive_file"))
+    return max(int(text) - of_files, 0) if text.isdecimal() else 0
 
 
 def _read(path: Path) -> str | None:
