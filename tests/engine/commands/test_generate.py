@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from numba.core import config
 from table_models import table_model
 
 from hotcold.cli import app
@@ -413,13 +414,14 @@ def test_the_checkout_runs_too() -> None:
     assert (result.returncode, result.stdout[:8]) == (0, "hotcold ")
 
 
-def test_the_first_run_says_that_it_compiles(tmp_path: Path) -> None:
+def test_the_first_run_says_that_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """In an empty cache folder nothing is compiled yet; a missing model ends the run before it is."""
+    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
     arguments = ("generate", "-p", "a", "-m", "/no/such/model")
-    usual = process(*arguments, NUMBA_CACHE_DIR=str(tmp_path))
+    usual = run(*arguments)
     assert usual.returncode == 3
     assert usual.stderr.startswith("hotcold: compiling kernels, once")
-    quiet = process(*arguments, "-q", NUMBA_CACHE_DIR=str(tmp_path))
+    quiet = run(*arguments, "-q")
     assert quiet.stderr.startswith("hotcold: error: ")
 
 

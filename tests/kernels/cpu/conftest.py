@@ -14,6 +14,11 @@ from hotcold.kernels.cpu import pack, program, team
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compiled(compiled_kernels: None) -> None:
+    """Kernels are loaded from the cache, but for those that only a test calls by address."""
+
+
 @pytest.fixture
 def assert_near() -> Callable[[Any, Any], None]:
     """assert_near(got, wanted): no number is off by more than 1e-5 of the largest one wanted."""
@@ -52,7 +57,7 @@ def scratch() -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def run_ops(compiled_kernels: None) -> Callable[..., None]:
+def run_ops() -> Callable[..., None]:
     """run_ops(ops, n_threads=1, **run): walk records once; run parameters by their name in lower case."""
 
     def run(ops: list[dict[str, Any]], n_threads: int = 1, **parameters: int) -> None:

@@ -17,15 +17,17 @@ LEVELS = {
     "alderlake": f"{AVX2},+avxvnni",
 }
 
-# tests that call kernels by address and compile them alone, in seconds
-BY_ADDRESS = [f"test_{name}.py" for name in ("simd", "pack", "rows", "elementwise", "attention")]
+# instructions, conversions, extremes of bytes, every size: kernels called by address
+BY_ADDRESS = ("simd", "pack", "rows", "elementwise", "attention")
+# whole programs of every op, sparse ones with NaN in unread rows, bits for all team sizes
+PROGRAMS = ("program", "ffn", "tiles", "order_of_sums")
+PYTEST = ("-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", "--tb=short")
 
 pytestmark = pytest.mark.slow  # each level compiles everything anew
-levels = pytest.mark.parametrize("name", LEVELS)
 
 
 def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
-    """Run Python at a feature level with a cache of its own; what it printed.
+    """Run Python at a feature level with a cache in this folder; what it printed.
 
     Raises:
         AssertionError: with the last lines printed, when it failed.
@@ -51,24 +53,14 @@ def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-@levels
-def test_oracles_hold(name: str, tmp_path: Path) -> None:
+def tests_of(names: tuple[str, ...]) -> list[Path]:
+    return [Path(__file__).with_name(f"test_{name}.py") for name in names]
+
+
+@pytest.mark.parametrize("name", LEVELS)
+def test_the_kernels_of_a_level(name: str, tmp_path: Path) -> None:
+    """The oracles, and the host's own tests, on code that is compiled once."""
     run_at(name, tmp_path, Path(oracle_checks.__file__))
-
-
-@levels
-def test_kernels_by_address(name: str, tmp_path: Path) -> None:
-    """Instructions, conversions, extremes of bytes and every size of the host's own tests."""
-    files = [Path(__file__).with_name(file) for file in BY_ADDRESS]
-    options = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short"]
-    printed = run_at(name, tmp_path, *options, *files)
+    printed = run_at(name, tmp_path, *PYTEST, *tests_of(BY_ADDRESS))
     assert " passed" in printed and "skipped" not in printed
-
-
-@levels
-def test_every_op_and_team(name: str, tmp_path: Path) -> None:
-    """Whole programs of every op, sparse ones with NaN in unread rows, and bits for all team sizes."""
-    files = [
-        Path(__file__).with_name(f"test_{file}.py") for file in ("program", "ffn", "tiles", "order_of_sums")
-    ]
-    run_at(name, tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--tb=short", *files)
+    run_at(name, tmp_path, *PYTEST, *tests_of(PROGRAMS))
