@@ -212,16 +212,8 @@ def count_in_portable_build() -> None:
         sys.exit(done.returncode)
 
 
-def main() -> None:
-    """Print the tables asked for."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "bytes"]
-    if "counting" in wanted:
-        count_bytes()
-        return
-    n_threads = default_threads()
-    print(f"{n_threads} threads", flush=True)
-    team, stream = Team(n_threads), Stream(n_threads)
+def time_tables(wanted: list[str], team: Team, stream: Stream, seconds: float) -> None:
+    """Print those of the tables that take time."""
     if "matvec" in wanted:
         for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
             for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
@@ -233,6 +225,19 @@ def main() -> None:
     if "prompt" in wanted:
         for type_id in (rows.F16_ID, *BLOCK_TYPES):
             prompt(type_id, 256, team, seconds)
+
+
+def main() -> None:
+    """Print the tables asked for."""
+    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
+    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "bytes"]
+    if "counting" in wanted:
+        count_bytes()
+        return
+    n_threads = default_threads()
+    print(f"{n_threads} threads", flush=True)
+    team, stream = Team(n_threads), Stream(n_threads)
+    time_tables(wanted, team, stream, seconds)
     team.close()
     stream.close()
     if "bytes" in wanted:
