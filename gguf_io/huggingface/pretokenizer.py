@@ -15,6 +15,8 @@ BY_CLASS = {"GPT2Tokenizer": "gpt-2", "Qwen2Tokenizer": "qwen2"}  # of a tokeniz
 KEPT_NORMALIZERS = {"NFC"}  # GGUF cannot record it, and it leaves most text as it is
 ESCAPES = {"\r": r"\r", "\n": r"\n", "\t": r"\t"}  # a pattern may hold either
 
+TAKES_ALL = (r"|\s+", r"|\s{1}")  # letters, numbers, and other signs stand in front, in all of the table
+
 
 @dataclass(frozen=True)
 class Recognised:
@@ -88,11 +90,20 @@ def _step(part: Mapping[str, Any]) -> Iterator[str]:
         yield r"\p{N}" if part.get("individual_digits") is True else r"\p{N}+"
     elif kind == "Punctuation":
         yield PUNCTUATION_RUN if part.get("behavior") == "Contiguous" else ""
-    elif kind == "Split" and part.get("behavior") == "Isolated" and not part.get("invert", False):
+    elif kind == "Split":
         found = pattern.get("Regex") if isinstance(pattern, dict) else None
-        yield found if isinstance(found, str) else ""
+        yield found if isinstance(found, str) and _isolates(part, found) else ""
     else:
         yield ""
+
+
+def _isolates(split: Mapping[str, Any], pattern: str) -> bool:
+    """Whether matches and what lies between them become the words.
+
+    Some files keep the matches and remove the rest: the same where nothing is between them.
+    """
+    how = (split.get("behavior"), split.get("invert", False) is True)
+    return how == ("Isolated", False) or (how == ("Removed", True) and pattern.endswith(TAKES_ALL))
 
 
 def _comparable(pattern: str) -> str:

@@ -293,6 +293,7 @@ UNKNOWN: list[tuple[Any, str]] = [
     (sequence(Split(Regex(r"\p{N}{1,2}"), "isolated"), BYTES), r"Split \p{N}{1,2}, then ByteLevel False"),
     (sequence(Split(Regex(CL100K % r"\p{N}"), "removed"), BYTES), "other Split"),
     (sequence(BYTES, Split(Regex(r"\p{N}"), "isolated"), GPT2), "ByteLevel False, then Split"),  # of bytes
+    (sequence(Split(Regex(r"\p{N}"), "removed", invert=True), GPT2), "other Split"),
     (pre_tokenizers.Whitespace(), "other Whitespace"),
 ]
 
@@ -353,6 +354,17 @@ def test_patterns_are_compared_however_they_escape_the_same(bpe: Callable[..., P
     for spelled in (pattern, short):
         library = trained(sequence(Split(Regex(spelled), "isolated"), BYTES))
         assert converted(bpe(library))[1]["pre"] == "qwen2"
+
+
+@pytest.mark.parametrize("pre", ["qwen2", "gpt-4o"])
+def test_matches_kept_and_the_rest_removed(bpe: Callable[..., Path], pre: str) -> None:
+    """As in tokenizer.json files made from tiktoken's; nothing is between the matches."""
+    pattern = {"qwen2": CL100K % r"\p{N}", "gpt-4o": O200K}[pre]
+    library = trained(sequence(Split(Regex(pattern), "removed", invert=True), BYTES))
+    tokenizer, keys = converted(bpe(library))
+    assert keys["pre"] == pre
+    for text in TEXTS:
+        assert tokenizer.encode(text, add_special=False) == library.encode(text, add_special_tokens=False).ids
 
 
 def test_classes_of_slow_tokenizers_have_names_that_are_known() -> None:
