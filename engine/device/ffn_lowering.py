@@ -35,7 +35,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     mask, weights = node.find_tensor("mask"), ffn_matrices(node)
     gate, up, down = (low.store.matrix(weight) for weight in weights)
     operand, activation = (
-        low.operand(weights[0], node.tensor("x")),
+        low.operand(node, weights[0]),
         ACTIVATIONS[node.attributes["activation"]],
     )
     if low.n_tokens == 1:
@@ -66,7 +66,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _ungated_by_outputs(low, nodes)
     weight, bias, down_bias = node.weight("up"), node.find_weight("up_bias"), node.find_weight("down_bias")
     up, down = low.store.matrix(weight), low.store.matrix(node.weight("down"))
-    operand, neurons = low.operand(weight, node.tensor("x")), low.store.neurons(layer_of(node))
+    operand, neurons = low.operand(node, weight), low.store.neurons(layer_of(node))
     activation = ACTIVATIONS[node.attributes["activation"]]
     up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
@@ -163,18 +163,18 @@ def _list_rows(
 
 def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     node = nodes[0]
-    x, (gate, up, down) = node.tensor("x"), ffn_matrices(node)
+    gate, up, down = ffn_matrices(node)
     n_ff, activation = gate.ne[1], ACTIVATIONS[node.attributes["activation"]]
     first = low.area("first", low.n_tokens * n_ff, np.float32)
     gates, ups = low.store.matrix(gate), low.store.matrix(up)
     if low.n_tokens == 1 and gate.type == up.type and gate.type in FFN_TYPES:
         work = gated_ffn_hidden(gate.type, 1, n_ff, gates.n)
-        inputs = low.operand(gate, x)
+        inputs = low.operand(node, gate)
         low.launch(work, *gates.planes, *ups.planes, *inputs, first, n_ff, gates.n, activation)
     else:
         second = low.area("second", low.n_tokens * n_ff, np.float32)
-        low.product(gates, low.operand(gate, x), first)
-        low.product(ups, low.operand(up, x), second)
+        low.product(gates, low.operand(node, gate), first)
+        low.product(ups, low.operand(node, up), second)
         work = hidden_masked_gated(low.n_tokens, n_ff, n_ff, has_mask=False)
         low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
     return _down_by_outputs(low, nodes, down, None, first)
@@ -187,7 +187,7 @@ def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     is_relu = activation == "relu"
     low.product(
         low.store.matrix(up),
-        low.operand(up, node.tensor("x")),
+        low.operand(node, up),
         first,
         flags=HAS_BIAS * (bias is not None) | RELU * is_relu,
         bias=low.store.vector(bias) if bias is not None else None,
@@ -208,7 +208,7 @@ def _down_by_outputs(
 ) -> int:
     """y = down hidden + bias + residual."""
     residual, output, taken = low.residual(nodes)
-    operand = low.operand_at(down, f"{output.name} hidden", hidden_vector, down.ne[0])
+    operand = low.hidden_operand(down, hidden_vector)
     low.product(
         low.store.matrix(down),
         operand,

@@ -14,8 +14,6 @@ from hotcold.engine.device import ffn_lowering as ffn
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
 from hotcold.engine.graph.graph import Node, layer_of, tensors_of
-from hotcold.engine.graph.ops import FFN_OPS
-from hotcold.engine.graph.quantise import reading_matrices
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL
@@ -27,7 +25,7 @@ from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec3, matvec_mask
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
-from hotcold.kernels.formats import FFN_TYPES, QUANTISED, is_split, n_parts
+from hotcold.kernels.formats import FFN_TYPES, is_split, n_parts
 
 Nodes = Sequence[Node]
 
@@ -47,34 +45,23 @@ def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands:
     """A norm, and its rounding with it where nobody reads it as it is."""
     node, eps = nodes[0], nodes[0].attributes["eps"]
     n = node.output.shape[1]
-    if len(nodes) > 1 and nodes[1].op == "quantise" and low.is_alone(nodes[1], node):
-        low.launch(rounded(low.n_tokens, n), *operands, *low.rounded(nodes[1].output), n, eps)
+    if len(nodes) > 1 and nodes[1].op in ("quantise", "pack") and low.is_alone(nodes[1], node):
+        to = low.packed(n) if nodes[1].op == "pack" else low.rounded(nodes[1].output)
+        low.launch(rounded(low.n_tokens, n), *operands, *to, n, eps)
         return 2
-    if _all_readers_round(low, nodes):
-        low.launch(rounded(low.n_tokens, n), *operands, *low.take_quantised(node.output.name, n), n, eps)
-        return 1
     low.launch(plain(low.n_tokens, n), *operands, low.vector(node.output), n, eps)
     return 1
-
-
-def _all_readers_round(low: DeviceLowering, nodes: Nodes) -> bool:
-    """Whether the nodes right behind the norm are all its readers, and want it rounded."""
-    n_readers = low.readers[nodes[0].output.name]
-    behind = nodes[1 : 1 + n_readers]
-    return len(behind) == n_readers and all(
-        tensors_of(node)[:1] == [nodes[0].output] and _rounds_its_input(node) for node in behind
-    )
-
-
-def _rounds_its_input(node: Node) -> bool:
-    if node.op not in ("mul_mat", *FFN_OPS):
-        return False
-    return all(weight.type in QUANTISED for weight in reading_matrices(node))
 
 
 def quantise(low: DeviceLowering, nodes: Nodes) -> int:
     (x,) = tensors_of(nodes[0])
     low.quantise(low.vector(x), low.rounded(nodes[0].output), x.shape[1])
+    return 1
+
+
+def pack(low: DeviceLowering, nodes: Nodes) -> int:
+    x = nodes[0].tensor("x")
+    low.quantise(low.vector(x), low.packed(x.shape[1]), x.shape[1])
     return 1
 
 
@@ -88,7 +75,7 @@ def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
     y = low.vector(output)
     low.product(
         low.store.matrix(weight),
-        low.operand(weight, node.tensor("x")),
+        low.operand(node, weight),
         y,
         flags=flags,
         bias=low.store.vector(bias) if bias is not None else y,
@@ -117,7 +104,7 @@ def _three(low: DeviceLowering, nodes: Nodes) -> int:
     low.launch(
         matvec3(matrices[0].weight.type, 1, (n_rows[0], n_rows[1], n_rows[2]), n),
         *planes,
-        *low.operand(matrices[0].weight, nodes[0].tensor("x")),
+        *low.operand(nodes[0], matrices[0].weight),
         *(biases or outputs),
         *outputs,
         *n_rows,
@@ -207,14 +194,14 @@ def merge(low: DeviceLowering, nodes: Nodes) -> int:
 
 def predictor(low: DeviceLowering, nodes: Nodes) -> int:
     node = nodes[0]
-    x, fc1, fc2 = node.tensor("x"), node.weight("fc1"), node.weight("fc2")
+    fc1, fc2 = node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden = low.area("hidden", low.n_tokens * rank, np.float32)
-    low.product(low.store.matrix(fc1), low.operand(fc1, x), hidden, flags=RELU)
+    low.product(low.store.matrix(fc1), low.operand(node, fc1), hidden, flags=RELU)
     low.launch(
         matvec_mask(fc2.type, low.n_tokens, n_ff, rank),
         *low.store.matrix(fc2).planes,
-        *low.operand_at(fc2, f"{node.output.name} hidden", hidden, rank),
+        *low.hidden_operand(fc2, hidden),
         low.mask(node.output),
         n_ff,
         rank,
@@ -227,6 +214,7 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "rms_norm": rms_norm,
     "layer_norm": layer_norm,
     "quantise": quantise,
+    "pack": pack,
     "mul_mat": mul_mat,
     "rope": rope,
     "kv_store": kv_store,
@@ -258,6 +246,8 @@ def lower(nodes: Nodes, low: DeviceLowering) -> list[Launches]:
                 "keep it on the CPU",
             )
         taken = LOWER[nodes[0].op](low, nodes)
-        groups.append(Launches(low.store.device, tuple(nodes[:taken]), low.take()))
+        listed = tuple(node for node in nodes[:taken] if node.op != "pack")
+        if listed:  # a `pack` alone belongs to the first node that reads it
+            groups.append(Launches(low.store.device, listed, low.take()))
         nodes = nodes[taken:]
     return groups

@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike
 
 from hotcold.engine.device.store import DeviceMatrix, DeviceStore
 from hotcold.engine.graph.graph import Node, Tensor, tensors_of
+from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
@@ -28,16 +29,18 @@ class DeviceLowering:
     """What lowering the device's nodes of one graph needs to know.
 
     Attributes:
-        n_tokens: of the run, at most the graph's. readers: how many nodes read a result.
+        n_tokens: of the run, at most the graph's.
+        placed: the graph, with the device's `pack` nodes.
+        readers: how many nodes read a result.
     """
 
     def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int) -> None:
         self.store, self.plan, self.model = store, store.plan, store.plan.model
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
-        self.readers = Counter(t.name for p in graph.placed.nodes for t in tensors_of(p.node))
+        self.placed = pack(graph.placed, GPU, QUANTISED.__contains__)
+        self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
         self._launches: list[Prepared] = []
-        self._quantised: str | None = None
 
     def launch(self, work: Work, *arguments: Any) -> None:
         """Append a launch."""
@@ -91,38 +94,23 @@ class DeviceLowering:
 
     # Operands
 
-    def operand(self, weight: Weight, tensor: Tensor) -> Input:
-        """An intermediate as this weight wants it."""
-        if tensor.dtype == "q8":
-            return self.rounded(tensor)
-        return self.operand_at(weight, tensor.name, None, tensor.shape[1], tensor)
+    def operand(self, node: Node, weight: Weight) -> Input:
+        """A node's x as one of its weights wants it."""
+        x = node.tensor("x")
+        if x.dtype == "q8":
+            return self.rounded(x)
+        return self.packed(x.shape[1]) if weight.type in QUANTISED else (self.vector(x),)
 
-    def operand_at(
-        self, weight: Weight, name: str, x: Buffer | None, n: int, tensor: Tensor | None = None
-    ) -> Input:
-        """float32 [n_tokens, n] as this weight wants it; rounded once for all that read it in a row.
-
-        Args:
-            name: what identifies the numbers. x: where they lie, if they are no intermediate.
-        """
-        if weight.type in QUANTISED and self._quantised == name:
-            return self._quantised_views(n)
-        if x is None and tensor is not None:
-            x = self.vector(tensor)
-        if x is None:
-            raise DeviceError("operand", name, "has no place")
+    def hidden_operand(self, weight: Weight, hidden: Buffer) -> Input:
+        """A node's own vector float32 [n_tokens, n], of which this weight reads all: as it is, or rounded here."""
         if weight.type not in QUANTISED:
-            return (x,)
-        quantised = self.take_quantised(name, n)
-        self.quantise(x, quantised, n)
-        return quantised
+            return (hidden,)
+        n = weight.ne[0]
+        self.quantise(hidden, self.packed(n), n)
+        return self.packed(n)
 
-    def take_quantised(self, name: str, n: int) -> Input:
-        """The area of rounded vectors, which from here on holds the one of this name."""
-        self._quantised = name
-        return self._quantised_views(n)
-
-    def _quantised_views(self, n: int) -> Input:
+    def packed(self, n: int) -> Input:
+        """The area of rounded vectors, for one of n numbers."""
         count, blocks = self.n_tokens * n, self.n_tokens * n // 32
         return (
             self.area("quantised", count, np.int8),

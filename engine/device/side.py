@@ -11,7 +11,7 @@ from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.arena import bytes_together
-from hotcold.engine.graph.graph import tensors_of, weights_of
+from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
 from hotcold.engine.graph.segments import segments
 from hotcold.engine.host.steps import Step, Walk
@@ -75,7 +75,7 @@ class DeviceSide:
         """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
         low, remaining = DeviceLowering(self.store, graph, n_tokens), iter(walks)
         steps: list[Step] = []
-        for kind, nodes in segments(graph.placed):
+        for kind, nodes in segments(low.placed):
             if kind == CPU:
                 steps += self._waits(steps)
                 steps.append(next(remaining))
@@ -118,9 +118,9 @@ class DeviceSide:
 
     def _logits(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
         node = nodes[0].node
-        (x,), (weight,) = tensors_of(node), weights_of(node)
+        weight = node.weight("weight")
         n = weight.ne[0]
-        operand = low.operand(weight, x)
+        operand = low.hidden_operand(weight, low.vector(node.tensor("x")))
         rounding = low.take()
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)

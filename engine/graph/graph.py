@@ -21,7 +21,8 @@ from hotcold.errors import HotcoldError
 @dataclass(frozen=True)
 class Tensor:
     """An intermediate: float32 ("f32"), one bit a neuron ("mask"), rounded to int8 in blocks of 32 ("q8":
-    all numbers, then a scale and then a sum for each block), or an order without bytes ("none").
+    all numbers, then a scale and then a sum for each block), packed for quantised weights in an area of its
+    side ("packed", see `pack.py`), or an order without bytes ("none").
 
     Attributes:
         shape: (n_tokens, numbers a token).
@@ -123,6 +124,13 @@ def ffn_matrices(node: Node) -> list[Weight]:
     """The matrices of an FFN's node: gate (if there is one), up and down."""
     found = (node.find_weight(role) for role in ("gate", "up", "down"))
     return [weight for weight in found if weight is not None]
+
+
+def reading_matrices(node: Node) -> list[Weight]:
+    """The matrices that the input x of a product, a predictor or an FFN is multiplied with."""
+    if node.op in ("mul_mat", "logits"):
+        return [node.weight("weight")]
+    return [node.weight("fc1")] if node.op == "predictor" else ffn_matrices(node)[:-1]
 
 
 def make_node(

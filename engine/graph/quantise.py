@@ -5,10 +5,9 @@ and what an FFN on the GPU reads together with attention.
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from hotcold.engine.graph.graph import ALL, Node, Tensor, ffn_matrices, tensors_of
+from hotcold.engine.graph.graph import ALL, Node, Tensor, reading_matrices, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode
-from hotcold.engine.model.model import Weight
 from hotcold.kernels.formats import QUANTISED
 
 
@@ -63,11 +62,6 @@ def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
     if p.side == GPU and p.node.rows == ALL and p.node.tensor("x").name not in shared:
         return False
     return all(weight.type in QUANTISED for weight in reading_matrices(p.node))
-
-
-def reading_matrices(node: Node) -> list[Weight]:
-    """The matrices that a product's or an FFN's input is multiplied with: all but the down projection."""
-    return [node.weight("weight")] if node.op == "mul_mat" else ffn_matrices(node)[:-1]
 
 
 def _rounding(x: Tensor, reader: PlacedNode) -> PlacedNode:

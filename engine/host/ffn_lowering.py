@@ -4,7 +4,7 @@ One token goes through its rows in one pass, by a list of them where not all are
 bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
 """
 
-from hotcold.engine.graph.graph import COLD, Node, Tensor, ffn_matrices, layer_of
+from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.model.model import Weight
@@ -57,7 +57,7 @@ def _rows_of(low: Lowering, weight: Weight, x: tuple[int, int], y: tuple[int, in
 
 
 def dense_gated_ffn(low: Lowering, node: Node) -> None:
-    n, (gate, up, down) = node.tensor("x"), ffn_matrices(node)
+    gate, up, down = ffn_matrices(node)
     transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
     activation = node.attributes["activation"]
     if low.one_token and transposed and activation != "silu":
@@ -66,29 +66,23 @@ def dense_gated_ffn(low: Lowering, node: Node) -> None:
     n_ff, bits = gate.ne[1], _bits(low, node)
     first, second = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     if low.one_token and not bits:
-        _gated(low, n, gate, up, activation)
+        _gated(low, node)
     else:
-        _rows_of(low, gate, low.tensor_operand(gate, n), first, bits)
-        _rows_of(low, up, low.tensor_operand(up, n), second, bits)
+        _rows_of(low, gate, low.operand(node, gate), first, bits)
+        _rows_of(low, up, low.operand(node, up), second, bits)
         at = {"x": first[0], "z": second[0], "y": first[0]}
         strides = dict.fromkeys(("x_stride", "z_stride", "y_stride"), 4 * n_ff)
         low.emit(program.ACT_MUL, low.token_chunks(n_ff), **at, **strides, k=n_ff, p0=ACTIVATIONS[activation])
     if transposed:
         _down_rows(low, node, down, first)
     else:
-        low.matrix(
-            down, low.operand(down, f"{node.output.name} hidden", *_flat(first)), low.vector(node.output)
-        )
+        low.matrix(down, low.hidden_operand(down, first), low.vector(node.output))
 
 
-def _flat(area: tuple[int, int]) -> tuple[int, int]:
-    """Address and length in numbers of an area with this row stride."""
-    return area[0], area[1] // 4
-
-
-def _gated(low: Lowering, n: Tensor, gate: Weight, up: Weight, activation: str) -> None:
-    """first = act(gate n) * (up n) for one token."""
-    x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
+def _gated(low: Lowering, node: Node) -> None:
+    """first = act(gate x) * (up x) for one token."""
+    gate, up, _ = ffn_matrices(node)
+    x, z = low.operand(node, gate)[0], low.operand(node, up)[0]
     bytes_a_row = sum(rows.row_bytes(int(w.type), w.ne[0]) for w in (gate, up))
     low.emit(
         program.GATED,
@@ -101,7 +95,7 @@ def _gated(low: Lowering, n: Tensor, gate: Weight, up: Weight, activation: str) 
         scratch=low.areas["second"],
         n_rows=gate.ne[1],
         k=gate.ne[0],
-        p0=ACTIVATIONS[activation],
+        p0=ACTIVATIONS[node.attributes["activation"]],
     )
 
 
@@ -116,8 +110,8 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN with a gate."""
-    n, (gate, up, down_t) = node.tensor("x"), ffn_matrices(node)
-    x, z = low.tensor_operand(gate, n)[0], low.tensor_operand(up, n)[0]
+    gate, up, down_t = ffn_matrices(node)
+    x, z = low.operand(node, gate)[0], low.operand(node, up)[0]
     own = {**low.weight(up, "w1"), "x": x, "z": z, "p3": ACTIVATIONS[node.attributes["activation"]]}
     _pieces(low, node, gate, down_t, own, skip)
 
@@ -151,17 +145,17 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
 
 
 def sparse_gated_ffn(low: Lowering, node: Node) -> None:
-    n, (gate, up, down_t) = node.tensor("x"), ffn_matrices(node)
+    gate, up, down_t = ffn_matrices(node)
     if low.one_token:
         _gated_pieces(low, node, skip=True)
         return
     n_ff, counts, bits = gate.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
-    _rows_of(low, gate, low.tensor_operand(gate, n), gates, counted)
+    _rows_of(low, gate, low.operand(node, gate), gates, counted)
     positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "p0": int(not bits)}
     positive |= {"p3": ACTIVATIONS[node.attributes["activation"]]}
-    _row_op(low, program.UP_ROWS, up, low.tensor_operand(up, n), hidden, positive)
+    _row_op(low, program.UP_ROWS, up, low.operand(node, up), hidden, positive)
     _down_rows(low, node, down_t, hidden)
 
 
@@ -175,14 +169,14 @@ def _row_op(
 
 
 def dense_ffn(low: Lowering, node: Node) -> None:
-    n, up, down = node.tensor("x"), node.weight("up"), node.weight("down")
+    up, down = node.weight("up"), node.weight("down")
     up_bias, n_ff = node.find_weight("up_bias"), up.ne[1]
     transposed, activation = node.attributes["transposed"], node.attributes["activation"]
     if low.one_token and transposed and activation == "relu":
         _ffn_pieces(low, node, skip=False)
         return
     hidden, bits = (low.areas["first"], 4 * n_ff), _bits(low, node)
-    _rows_of(low, up, low.tensor_operand(up, n), hidden, bits)
+    _rows_of(low, up, low.operand(node, up), hidden, bits)
     if activation == "relu":
         _fire(low, node, hidden, bits, 0)
     elif bits and up_bias is not None:  # a row that is not read would become gelu(bias)
@@ -194,8 +188,7 @@ def dense_ffn(low: Lowering, node: Node) -> None:
     if transposed:
         _down_rows(low, node, down, hidden)
     else:
-        x = low.operand(down, f"{node.output.name} hidden", *_flat(hidden))
-        low.matrix(down, x, low.vector(node.output))
+        low.matrix(down, low.hidden_operand(down, hidden), low.vector(node.output))
     low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
@@ -226,20 +219,20 @@ def _up_bias(low: Lowering, node: Node) -> int:
 def _ffn_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN without a gate, and its last bias."""
     up = node.weight("up")
-    own = {"x": low.tensor_operand(up, node.tensor("x"))[0], "z": _up_bias(low, node)}
+    own = {"x": low.operand(node, up)[0], "z": _up_bias(low, node)}
     _pieces(low, node, up, node.weight("down"), own, skip)
     low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
 def sparse_ffn(low: Lowering, node: Node) -> None:
-    n, up = node.tensor("x"), node.weight("up")
+    up = node.weight("up")
     if low.one_token:
         _ffn_pieces(low, node, skip=True)
         return
     n_ff, counts, bits = up.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     hidden = (low.areas["first"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
-    _rows_of(low, up, low.tensor_operand(up, n), hidden, counted)
+    _rows_of(low, up, low.operand(node, up), hidden, counted)
     _fire(low, node, hidden, bits, counts)
     _down_rows(low, node, node.weight("down"), hidden)
     low.bias(node.find_weight("down_bias"), low.vector(node.output))

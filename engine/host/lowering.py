@@ -3,7 +3,7 @@
 One short function a node kind; each knows its node's operands and nothing of the model around it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_gated_ffn, sparse_ffn, sparse_gated_ffn
@@ -54,15 +54,19 @@ def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
     )
 
 
+def pack(low: Lowering, node: Node) -> None:
+    low.pack(node.tensor("x"))
+
+
 def mul_mat(low: Lowering, node: Node) -> None:
     weight, y = node.weight("weight"), low.vector(node.output)
-    low.matrix(weight, low.tensor_operand(weight, node.tensor("x")), y)
+    low.matrix(weight, low.operand(node, weight), y)
     low.bias(node.find_weight("bias"), y)
 
 
 def logits(low: Lowering, node: Node) -> None:
-    x, weight = node.tensor("x"), node.weight("weight")
-    low.matrix(weight, low.tensor_operand(weight, x), (0, 4 * weight.ne[1]), program.LOGITS)
+    weight = node.weight("weight")
+    low.matrix(weight, low.operand(node, weight), (0, 4 * weight.ne[1]), program.LOGITS)
 
 
 def rope(low: Lowering, node: Node) -> None:
@@ -134,14 +138,13 @@ def add(low: Lowering, node: Node) -> None:
 
 
 def predictor(low: Lowering, node: Node) -> None:
-    a, fc1, fc2 = node.tensor("x"), node.weight("fc1"), node.weight("fc2")
+    fc1, fc2 = node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden, outputs = low.areas["first"], low.areas["second"]
-    low.matrix(fc1, low.tensor_operand(fc1, a), (hidden, 4 * rank))
+    low.matrix(fc1, low.operand(node, fc1), (hidden, 4 * rank))
     at = {"x": hidden, "x_stride": 4 * rank, "y": hidden, "y_stride": 4 * rank}
     low.emit(program.RELU, low.token_chunks(rank), **at, k=rank)
-    x = low.operand(fc2, f"{node.output.name} hidden", hidden, rank)
-    low.matrix(fc2, x, (outputs, 4 * n_ff))
+    low.matrix(fc2, low.hidden_operand(fc2, (hidden, 4 * rank)), (outputs, 4 * n_ff))
     count = low.areas["listed"]
     low.emit(
         program.MASK,
@@ -163,6 +166,7 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         positions,
         rms_norm,
         layer_norm,
+        pack,
         mul_mat,
         rope,
         kv_store,
@@ -178,14 +182,18 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
 }
 
 
-def lower(node: Node, low: Lowering) -> list[Record]:
-    """The records of one node; a vector that several nodes read packed belongs to the first.
+def lower(nodes: Sequence[Node], low: Lowering) -> list[tuple[Node, list[Record]]]:
+    """Nodes in order with their records; those of a `pack` belong to the first node that reads it.
 
     Raises:
         HotcoldError: an op that has no lowering.
     """
-    if node.op not in LOWER:
-        raise HotcoldError(f"op of node {node.name}", node.op, f"known are {', '.join(LOWER)}")
-    before = len(low.records)
-    LOWER[node.op](low, node)
-    return low.records[before:]
+    lowered, begin = [], len(low.records)
+    for node in nodes:
+        if node.op not in LOWER:
+            raise HotcoldError(f"op of node {node.name}", node.op, f"known are {', '.join(LOWER)}")
+        LOWER[node.op](low, node)
+        if node.op != "pack":
+            lowered.append((node, low.records[begin:]))
+            begin = len(low.records)
+    return lowered

@@ -7,7 +7,7 @@ one token, and are used for several tokens at a time in a batch.
 from dataclasses import dataclass, field
 from typing import Any
 
-from hotcold.engine.graph.graph import Tensor
+from hotcold.engine.graph.graph import Node, Tensor
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.stores import HostStore, KVCache
 from hotcold.engine.model.model import Weight
@@ -25,7 +25,6 @@ class Lowering:
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
         cold: of each layer whose FFN is split, the rows that are the CPU's.
-        packed: the tensor that the packed area holds.
     """
 
     n_tokens: int
@@ -36,7 +35,6 @@ class Lowering:
     rope_table: int
     counts: int
     cold: dict[int, ColdRows]
-    packed: str | None = None
     records: list[Record] = field(default_factory=list)
 
     @property
@@ -60,40 +58,33 @@ class Lowering:
         """Address and row stride of an intermediate's float32."""
         return self.tensors[tensor.name], 4 * tensor.shape[1]
 
-    def operand(self, weight: Weight, name: str, address: int, n: int) -> tuple[int, int]:
-        """A vector as this weight wants it: float32, or packed before its first use.
+    def operand(self, node: Node, weight: Weight) -> tuple[int, int]:
+        """Address and row stride of a node's x as one of its weights wants it: float32, or packed."""
+        x = node.tensor("x")
+        if rows.is_quantised(int(weight.type)):
+            return self.areas["packed"], pack.packed_bytes(x.shape[1])
+        return self.vector(x)
 
-        Args:
-            name: what identifies the vector, so that it is packed once for all its consumers.
-            address, n: its float32 [n_tokens, n].
+    def pack(self, x: Tensor) -> None:
+        """Append the packing of an intermediate, which may have been rounded on the device."""
+        if x.dtype != "q8":
+            self._pack(*self.vector(x), x.shape[1])
+            return
+        n, at = x.shape[1], self.tensors[x.name]
+        scales = {"z": at + n * self.n_tokens, "z_stride": n // 32 * 4}
+        y = {"y": self.areas["packed"], "y_stride": pack.packed_bytes(n)}
+        self.emit(program.PACK_ROUNDED, self.token_chunks(n), x=at, x_stride=n, **scales, **y, k=n)
 
-        Returns:
-            address and row stride.
-        """
+    def hidden_operand(self, weight: Weight, hidden: tuple[int, int]) -> tuple[int, int]:
+        """A node's own vector, of which this weight reads all: as it is, or packed here."""
         if not rows.is_quantised(int(weight.type)):
-            return address, 4 * n
-        to, stride = self.areas["packed"], pack.packed_bytes(n)
-        if self.packed != name:
-            chunks = self.token_chunks(n)
-            self.emit(program.PACK, chunks, x=address, x_stride=4 * n, k=n, y=to, y_stride=stride)
-            self.packed = name
-        return to, stride
+            return hidden
+        self._pack(*hidden, weight.ne[0])
+        return self.areas["packed"], pack.packed_bytes(weight.ne[0])
 
-    def tensor_operand(self, weight: Weight, tensor: Tensor) -> tuple[int, int]:
-        """`operand` of an intermediate, which may have been rounded on the device."""
-        if tensor.dtype == "q8":
-            return self._rounded_operand(tensor)
-        return self.operand(weight, tensor.name, self.tensors[tensor.name], tensor.shape[1])
-
-    def _rounded_operand(self, tensor: Tensor) -> tuple[int, int]:
-        n, at = tensor.shape[1], self.tensors[tensor.name]
-        to, stride = self.areas["packed"], pack.packed_bytes(n)
-        if self.packed != tensor.name:
-            scales = {"z": at + n * self.n_tokens, "z_stride": n // 32 * 4}
-            y = {"y": to, "y_stride": stride}
-            self.emit(program.PACK_ROUNDED, self.token_chunks(n), x=at, x_stride=n, **scales, **y, k=n)
-            self.packed = tensor.name
-        return to, stride
+    def _pack(self, x: int, x_stride: int, n: int) -> None:
+        y = {"y": self.areas["packed"], "y_stride": pack.packed_bytes(n)}
+        self.emit(program.PACK, self.token_chunks(n), x=x, x_stride=x_stride, k=n, **y)
 
     def weight(self, weight: Weight, name: str = "w") -> Record:
         """Record fields that say where a matrix lies."""

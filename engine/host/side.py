@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import aligned
+from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.graph.segments import segments
 from hotcold.engine.host import workspace
@@ -16,7 +17,7 @@ from hotcold.engine.host.steps import Walk
 from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import GraphPlan, Plan
-from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu import program, rows
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import cos_sin_table
 
@@ -62,9 +63,9 @@ class HostSide:
     def walks(self, graph: GraphPlan) -> list[Walk]:
         """The CPU's part of a graph, in order: a walk between any two things that the device does."""
         low, walks = self._lowering(graph), []
-        for kind, nodes in segments(graph.placed):
+        for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: rows.is_quantised(int(type_)))):
             if kind == CPU:
-                lowered = [(p.node, lower(p.node, low)) for p in nodes]
+                lowered = lower([p.node for p in nodes], low)
                 walks.append(Walk(lowered, self.program([r for _, records in lowered for r in records])))
         return walks
 
