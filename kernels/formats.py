@@ -160,7 +160,9 @@ def host_kv_bytes(kv_type: str, n_ctx: int, head_dim: int) -> int:
 POSITIONS_AT_ONCE = 4096  # so that the float64 angles of a long context take no memory worth naming
 
 
-def cos_sin_table(n_ctx: int, frequencies: NDArray[np.float64]) -> NDArray[np.float32]:
+def cos_sin_table(
+    n_ctx: int, frequencies: NDArray[np.float64], magnitude: float = 1.0
+) -> NDArray[np.float32]:
     """Cosine and sine of each pair's angle at each position, float32 [n_ctx, n_rot / 2, 2].
 
     Worked out in float64, since an angle of thousands has lost its last bits in float32; and once,
@@ -168,12 +170,13 @@ def cos_sin_table(n_ctx: int, frequencies: NDArray[np.float64]) -> NDArray[np.fl
 
     Args:
         frequencies: angle per position of each pair, as `ref.rope_frequencies` gives them.
+        magnitude: multiplies both.
     """
     table = np.empty((n_ctx, len(frequencies), 2), np.float32)
     for start in range(0, n_ctx, POSITIONS_AT_ONCE):
         some = table[start : start + POSITIONS_AT_ONCE]
         angles = np.arange(start, start + len(some))[:, None] * frequencies
-        some[..., 0], some[..., 1] = np.cos(angles), np.sin(angles)
+        some[..., 0], some[..., 1] = magnitude * np.cos(angles), magnitude * np.sin(angles)
     return table
 
 

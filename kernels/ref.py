@@ -90,6 +90,23 @@ def rope_frequencies(n_rot: int, base: float, scale: float = 1.0, factors: F32 |
     return frequencies if factors is None else frequencies / factors
 
 
+def yarn_frequencies(
+    n_rot: int, base: float, factor: float, n_ctx_orig: int, fast: float = 32.0, slow: float = 1.0
+) -> F64:
+    """`rope_frequencies` by YaRN (Peng et al., 2023), ends rounded as llama.cpp and transformers do.
+
+    Pair i turns n_ctx_orig * base^(-2i / n_rot) / 2 pi times in the original context. Those that turn more than
+    `fast` times keep their frequency, those that turn less than `slow` times have it divided by factor.
+    """
+    turns = n_ctx_orig / (2 * np.pi) * np.array([1 / fast, 1 / slow])
+    ends = n_rot * np.log(turns) / (2 * np.log(base))  # the pairs that turn so often, as real numbers
+    lo, hi = max(np.floor(ends[0]), 0), min(np.ceil(ends[1]), n_rot - 1)
+    scaled: F64 = np.clip((np.arange(n_rot // 2) - lo) / max(hi - lo, 1e-3), 0, 1)
+    plain = rope_frequencies(n_rot, base)
+    frequencies: F64 = plain * (1 - scaled) + plain / factor * scaled
+    return frequencies
+
+
 def rope(x: F32, positions: NDArray[np.int64], frequencies: F64, interleaved: bool = True) -> F64:
     """Rotate pairs of each head by position * frequency (Su et al., 2021).
 

@@ -16,6 +16,7 @@ from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.steps import Walk
 from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
+from hotcold.engine.model.rope import frequencies
 from hotcold.engine.plan.plan import GraphPlan, Plan
 from hotcold.kernels.cpu import program, rows
 from hotcold.kernels.cpu.team import Program
@@ -23,12 +24,9 @@ from hotcold.kernels.formats import cos_sin_table
 
 
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """(cos, sin) of position * scale * base^(-2i / n_rot) / factors[i], float32 [n_ctx, n_rot / 2, 2]."""
-    exponents = -np.arange(0, model.n_rot, 2) / model.n_rot
-    frequencies = model.rope_freq_scale * model.rope_freq_base**exponents
-    if factors is not None:
-        frequencies = frequencies / factors
-    return cos_sin_table(n_ctx, frequencies)
+    """(cos, sin) of position * frequency, by the magnitude, float32 [n_ctx, n_rot / 2, 2]."""
+    turning = frequencies(model.n_rot, model.rope_freq_base, model.rope_scaling, factors)
+    return cos_sin_table(n_ctx, turning, model.rope_scaling.magnitude)
 
 
 class HostSide:
@@ -50,9 +48,8 @@ class HostSide:
         self.store, self.arena = store, arena
         self._cold = {s.layer: cold_rows(s.hot, s.n_ff) for s in plan.layers if 0 < s.n_hot < s.n_ff}
         self._kv_cache = allocate_kv_cache(model, n_ctx, plan.kv_type)
-        factors = None
-        if model.rope_freqs is not None:
-            factors = store.rows(model.rope_freqs).view(np.float32)[0]
+        weight = model.rope_factors(n_ctx)
+        factors = None if weight is None else store.rows(weight).view(np.float32)[0]
         self.rope_table = rope_table(model, n_ctx, factors)
         self.counts = program.aligned(model.n_layer * program.MAX_CHUNKS * 16).view(np.int64)
         self.counts = self.counts.reshape(model.n_layer, program.MAX_CHUNKS, 2)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hotcold.engine.model.rope import RopeScaling, read_scaling
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.architectures import ARCHITECTURES
@@ -24,7 +25,6 @@ class Hyperparameters:
     Attributes:
         n_rot: numbers of a head that are rotated; 0 for a model with learned positions.
         norm_eps: of RMSNorm or LayerNorm, whichever the architecture has.
-        rope_freq_scale: 1 / factor of linear scaling, which divides positions.
         sparse_threshold: predictor outputs at or above it count as active.
     """
 
@@ -39,7 +39,7 @@ class Hyperparameters:
     n_ff: int
     norm_eps: float
     rope_freq_base: float
-    rope_freq_scale: float
+    rope_scaling: RopeScaling
     ffn_activation: str
     sparse_threshold: float
 
@@ -83,19 +83,6 @@ def _alike(file: GGUFFile, key: str, n_layer: int, largest: int, default: int | 
     if not 1 <= most <= largest:
         raise FileError(what, most, f"1 to {largest}", "the file is damaged")
     return most
-
-
-def _freq_scale(file: GGUFFile, architecture: str) -> float:
-    """1 / factor. As llama.cpp has it, a file that names no kind of scaling means the linear one."""
-    key = f"{architecture}.rope.scaling.type"
-    kind = file.get_str(key, "linear")
-    if kind not in ("none", "linear"):
-        raise FileError(
-            f"{file.path.name}: {key}", kind, "known: none, linear", "hotcold cannot run this model"
-        )
-    factors = [f"{architecture}.rope.scaling.factor", f"{architecture}.rope.scale_linear"]
-    given = [_positive(file, factor) for factor in factors if factor in file.metadata]
-    return 1 / given[0] if given and kind == "linear" else 1.0
 
 
 def _activation(file: GGUFFile, architecture: str) -> str:
@@ -193,9 +180,10 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     n_head_kv = _alike(file, key("attention.head_count_kv"), n_layer, n_head, n_head)
     _divides(file, key("attention.head_count"), n_head, key("attention.head_count_kv"), n_head_kv)
     head_dim = _head_dim(file, architecture, n_embd, n_head)
+    n_ctx_train = _bounded(file, key("context_length"), MAX_CTX)
     return Hyperparameters(
         architecture=architecture,
-        n_ctx_train=_bounded(file, key("context_length"), MAX_CTX),
+        n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=n_layer,
         n_head=n_head,
@@ -205,7 +193,7 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         n_ff=_alike(file, key("feed_forward_length"), n_layer, MAX_FF),
         norm_eps=_norm_eps(file, architecture),
         rope_freq_base=_positive(file, key("rope.freq_base"), 10000.0),
-        rope_freq_scale=_freq_scale(file, architecture),
+        rope_scaling=read_scaling(file, architecture, n_ctx_train),
         ffn_activation=_activation(file, architecture),
         sparse_threshold=_threshold(file),
     )

@@ -16,7 +16,7 @@ from hotcold.gguf_io.architectures import ARCHITECTURES
 from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
 from hotcold.gguf_io.architectures.table import (
     PREDICTOR,
-    ROPE_FREQS,
+    ROPE_FACTORS,
     Architecture,
     TensorRule,
     by_neuron,
@@ -114,6 +114,7 @@ class Model(Hyperparameters):
         position_embd: learned positions, whose first two rows belong to none; None with rotation.
         output: the head; `token_embd` again in a tied model.
         rope_freqs: factors that divide the rotation's frequencies, float32 [n_rot / 2].
+        rope_factors_long, rope_factors_short: likewise, without rope_freqs; which of them is a matter of n_ctx.
         has_predictors: whether every layer has fc1 and fc2.
         warnings: what a user should know of the file, such as tensors that nothing uses.
     """
@@ -126,8 +127,15 @@ class Model(Hyperparameters):
     output_norm_bias: Weight | None
     output: Weight
     rope_freqs: Weight | None
+    rope_factors_long: Weight | None
+    rope_factors_short: Weight | None
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
+
+    def rope_factors(self, n_ctx: int) -> Weight | None:
+        """The factors of the rotation in a context of n_ctx positions."""
+        by_length = self.rope_factors_long if n_ctx > self.rope_scaling.n_ctx_orig else self.rope_factors_short
+        return self.rope_freqs or by_length
 
     @property
     def n_positions(self) -> int | None:
@@ -269,22 +277,20 @@ def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
     return info.ne[1]
 
 
-def _rope_freqs(weights: _Tensors, n_rot: int) -> Weight | None:
-    """The optional factors, each of which divides a frequency."""
-    name = ROPE_FREQS.name
-    weight = _take(weights, (ROPE_FREQS,), {"n_pairs": n_rot // 2}).get(ROPE_FREQS.role)
-    if weight is None:
-        return None
-    factors = weights.file.data(name).view(np.float32).reshape(-1)
-    bad = factors[~(np.isfinite(factors) & (factors > 0))]
-    if bad.size:
-        raise FileError(
-            f"{weights.file.path.name}: factor in {name}",
-            float(bad[0]),
-            "finite numbers above 0",
-            "the file is damaged",
-        )
-    return weight
+def _rope_factors(weights: _Tensors, n_rot: int) -> dict[str, Weight]:
+    """The optional factors, each of which divides a frequency: one set, or one a length of context."""
+    taken = _take(weights, ROPE_FACTORS if n_rot else (), {"n_pairs": n_rot // 2})
+    for weight in taken.values():
+        factors = weights.file.data(weight.name).view(np.float32).reshape(-1)
+        bad = factors[~(np.isfinite(factors) & (factors > 0))]
+        if bad.size:
+            raise FileError(
+                f"{weights.file.path.name}: factor in {weight.name}",
+                float(bad[0]),
+                "finite numbers above 0",
+                "the file is damaged",
+            )
+    return taken
 
 
 def _n_positions(file: GGUFFile, architecture: Architecture) -> int:
@@ -312,6 +318,7 @@ def load_model(file: GGUFFile) -> Model:
     once = _take(weights, architecture.whole, {**sizes, "n_vocab": n_vocab, "n_positions": n_positions})
     if n_positions:
         h = replace(h, n_ctx_train=min(h.n_ctx_train, n_positions - N_UNUSED_POSITIONS))
+    factors = _rope_factors(weights, h.n_rot)
     model = Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
         n_vocab=n_vocab,
@@ -321,7 +328,9 @@ def load_model(file: GGUFFile) -> Model:
         output_norm=once["output_norm"],
         output_norm_bias=once.get("output_norm_bias"),
         output=once.get("output", once["token_embd"]),
-        rope_freqs=_rope_freqs(weights, h.n_rot) if h.n_rot else None,
+        rope_freqs=factors.get("rope_freqs"),
+        rope_factors_long=factors.get("rope_factors_long"),
+        rope_factors_short=factors.get("rope_factors_short"),
         layers=tuple(_layer(weights, architecture.layer, sizes, i) for i in range(h.n_layer)),
         warnings=file.warnings,
     )

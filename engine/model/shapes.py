@@ -25,6 +25,7 @@ from hotcold.engine.model.hyperparameters import (
     MAX_VOCAB,
 )
 from hotcold.engine.model.model import MATRIX_TYPES, Layer, Model, Weight, weights_by_role
+from hotcold.engine.model.rope import RopeScaling
 from hotcold.engine.settings import one_of
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.architectures import ARCHITECTURES
@@ -243,7 +244,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         n_ff=shape.n_ff,
         norm_eps=1e-5,
         rope_freq_base=10000.0,
-        rope_freq_scale=1.0,
+        rope_scaling=RopeScaling(),
         ffn_activation=shape.activation,
         sparse_threshold=0.0,
         n_vocab=shape.n_vocab,
@@ -254,6 +255,8 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         output_norm_bias=once.get("output_norm_bias"),
         output=once.get("output", once["token_embd"]),
         rope_freqs=None,
+        rope_factors_long=None,
+        rope_factors_short=None,
         layers=tuple(_layer(rules, sizes, kind, i) for i in range(shape.n_layer)),
         warnings=(),
     )

@@ -124,9 +124,10 @@ def _reserved(model: Model, how: Wanted, budget: Budget) -> tuple[Reserve, Left]
 def _mapped(model: Model) -> list[WeightEntry]:
     """Weights that no device ever holds: of each token it takes a row, or none."""
     entries = [entry(model, "embedding", model.token_embd, "token embedding stays mapped")]
-    if model.rope_freqs is not None:
-        why = "its factors are worked into the rotation's table"
-        entries.append(entry(model, "rope", model.rope_freqs, why))
+    for factors in (model.rope_freqs, model.rope_factors_long, model.rope_factors_short):
+        if factors is not None:
+            why = "its factors are worked into the rotation's table"
+            entries.append(entry(model, "rope", factors, why))
     if model.position_embd is not None:
         entries.append(entry(model, "embedding", model.position_embd, "positions stay mapped"))
     return entries

@@ -173,5 +173,9 @@ def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: i
 
 PREDICTOR = in_layer("", (weight("fc1", "fc1", "rank", "n_embd"), weight("fc2", "fc2", "n_ff", "rank")))
 """A predictor, in every layer of a file with PowerInfer's magic; the rank may differ from layer to layer."""
-ROPE_FREQS = weight("rope_freqs", "", "n_pairs", optional=True)
-"""Factors that divide the frequencies of a rotation; no directory has them as a tensor."""
+ROPE_FACTORS = tuple(
+    weight(role, "", "n_pairs", optional=True)
+    for role in ("rope_freqs", "rope_factors_long", "rope_factors_short")
+)
+"""Factors that divide the frequencies of a rotation, for any context, for long ones, for short ones; no
+directory has them as a tensor."""

@@ -86,6 +86,8 @@ def _convert_directory(
     check_output(outfile, source_files(model_dir, predictors, model), force)
     sparse_inputs = _open_predictors(model_dir, predictors, model)
     warnings = list(model.warnings)
+    if model.rope is not None and model.rope.warning:
+        warnings.append(model.rope.warning)
     if sparse_inputs:
         warnings += [*powerinfer_warnings(outtype, model.n_ff), *model.powerinfer_warnings]
     tensors = plan_tensors(model_dir, model, sparse_inputs, wanted, warnings.append)

@@ -35,15 +35,24 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
 def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
     if model.rope is None:
         return {}
-    arch = model.architecture.name
+    arch, rope = model.architecture.name, model.rope
     metadata = {
         f"{arch}.rope.dimension_count": uint32(model.head_dim),
-        f"{arch}.rope.freq_base": float32(model.rope.freq_base),
+        f"{arch}.rope.freq_base": float32(rope.freq_base),
     }
-    if model.rope.linear_factor != 1.0:
-        metadata[f"{arch}.rope.scaling.type"] = string("linear")
-        metadata[f"{arch}.rope.scaling.factor"] = float32(model.rope.linear_factor)
-    return metadata
+    if model.n_head * model.head_dim != model.n_embd:
+        metadata[f"{arch}.attention.key_length"] = uint32(model.head_dim)
+        metadata[f"{arch}.attention.value_length"] = uint32(model.head_dim)
+    key = f"{arch}.rope.scaling.{{}}".format
+    if rope.kind != "none":
+        metadata[key("type")] = string(rope.kind)
+    if rope.factor != 1.0:
+        metadata[key("factor")] = float32(rope.factor)
+    if rope.n_ctx_orig:
+        metadata[key("original_context_length")] = uint32(rope.n_ctx_orig)
+    if rope.attn_factor != 1.0:
+        metadata[key("attn_factor")] = float32(rope.attn_factor)
+    return metadata | {key(f"yarn_beta_{name}"): float32(beta) for name, beta in rope.betas.items()}
 
 
 def sparse_metadata(

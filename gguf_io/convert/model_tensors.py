@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io.architectures.table import (
     PREDICTOR,
-    ROPE_FREQS,
+    ROPE_FACTORS,
     Layout,
     TensorRule,
     by_neuron,
@@ -70,8 +70,9 @@ def _rules(model: HFModel, tied: bool) -> Iterator[TensorRule]:
 
 def _extras(model: HFModel, predictors: Predictors | None) -> Iterator[tuple[str, SourceTensor]]:
     """Tensors that the directory does not have, or not among its weights."""
-    if model.rope is not None and model.rope.freq_factors:
-        yield ROPE_FREQS.name, _vector(ROPE_FREQS.role, model.rope.freq_factors)
+    for rule in ROPE_FACTORS:
+        if model.rope is not None and rule.role in model.rope.factors:
+            yield rule.name, _vector(rule.role, model.rope.factors[rule.role])
     for i, layer in enumerate(predictors.layers if predictors else ()):
         for rule, source in zip(of_layer(PREDICTOR, i), layer, strict=True):
             yield rule.name, source

@@ -24,7 +24,7 @@ def read_falcon(fields: Fields, sparse: bool) -> HFModel:
     if not new:
         fields.only("parallel_attn", True, "attention and FFN one after the other are not supported")
     n_embd = fields.size("hidden_size")
-    n_head, n_head_kv = head_sizes(
+    n_head, n_head_kv, head_dim = head_sizes(
         fields, n_embd, ("num_attention_heads", "n_head"), ("num_kv_heads", "n_head_kv")
     )
     if not new and fields.flag("multi_query", True):
@@ -32,18 +32,20 @@ def read_falcon(fields: Fields, sparse: bool) -> HFModel:
     n_norms = fields.size("num_ln_in_parallel_attn", 2 if new else 1, largest=2)
     activation = fields.named("activation", "hidden_act")
     silent = sparse and fields.values.get(activation) is None
+    n_ctx_train = context_length(fields, N_CTX_TRAIN)
     return HFModel(
         architecture=FALCON if n_norms == 2 else ONE_NORM,
         optional=SECOND_NORM if n_norms == 2 else frozenset(),
         n_vocab=fields.size("vocab_size"),
-        n_ctx_train=context_length(fields, N_CTX_TRAIN),
+        n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=fields.size(fields.named("num_hidden_layers", "n_layer"), largest=MAX_LAYERS),
         n_ff=fields.size("ffn_hidden_size", 4 * n_embd),
         n_head=n_head,
         n_head_kv=n_head_kv,
+        head_dim=head_dim,
         norm_eps=fields.positive("layer_norm_epsilon", NORM_EPS),
-        rope=read_rope(fields, n_embd // n_head),
+        rope=read_rope(fields, head_dim, n_ctx_train),
         ffn_activation=fields.choice(activation, ACTIVATIONS, "relu" if sparse else "gelu"),
         tied=fields.flag("tie_word_embeddings", False) if "tie_word_embeddings" in fields.values else None,
         token_ids=fields.token_ids(),

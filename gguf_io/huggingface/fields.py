@@ -43,6 +43,14 @@ class Fields:
             raise self.wrong(name, f"a number from {SMALLEST} to {LARGEST}")
         return float(value)
 
+    def positives(self, name: str, n: int) -> tuple[float, ...]:
+        """A list of n numbers above 0."""
+        values = self.values.get(name)
+        if not isinstance(values, list) or len(values) != n:
+            raise self.wrong(name, f"a list of {n} numbers")
+        each = Fields(self.path, {f"{name}[{i}]": value for i, value in enumerate(values)})
+        return tuple(each.positive(key) for key in each.values)
+
     def flag(self, name: str, default: bool) -> bool:
         """True or false."""
         value = self.values.get(name)

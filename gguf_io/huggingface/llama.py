@@ -37,20 +37,22 @@ def read_bamboo(fields: Fields, sparse: bool) -> HFModel:
 def read_gated(fields: Fields, architecture: Architecture, activation: str | None = None) -> HFModel:
     """The hyperparameters that llama-like models share; `activation` is what a config without one means."""
     n_embd = fields.size("hidden_size")
-    n_head, n_head_kv = head_sizes(fields, n_embd, ("num_attention_heads",), ("num_key_value_heads",))
+    n_head, n_head_kv, head_dim = head_sizes(fields, n_embd, ("num_attention_heads",), ("num_key_value_heads",))
+    n_ctx_train = context_length(fields)
     return HFModel(
         architecture=architecture,
         n_vocab=fields.size("vocab_size"),
-        n_ctx_train=context_length(fields),
+        n_ctx_train=n_ctx_train,
         n_embd=n_embd,
         n_layer=fields.size("num_hidden_layers", largest=MAX_LAYERS),
         n_ff=fields.size("intermediate_size"),
         n_head=n_head,
         n_head_kv=n_head_kv,
+        head_dim=head_dim,
         norm_eps=fields.positive("rms_norm_eps"),
-        rope=read_rope(fields, n_embd // n_head),
+        rope=read_rope(fields, head_dim, n_ctx_train),
         ffn_activation=fields.choice("hidden_act", ACTIVATIONS, activation),
-        tied=fields.flag("tie_word_embeddings", False),
+        tied=fields.flag("tie_word_embeddings", False) if "tie_word_embeddings" in fields.values else None,
         token_ids=fields.token_ids(),
     )
 

@@ -7,6 +7,8 @@ from hotcold.gguf_io.architectures.table import Architecture, sizes_of
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.rope import Rope
 
+MAX_HEAD_DIM = 1024  # what the engine runs
+
 
 @dataclass(frozen=True)
 class HFModel:
@@ -29,6 +31,7 @@ class HFModel:
     n_ff: int
     n_head: int
     n_head_kv: int
+    head_dim: int
     norm_eps: float
     rope: Rope | None
     ffn_activation: str
@@ -37,11 +40,6 @@ class HFModel:
     optional: frozenset[str] = frozenset()
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
-
-    @property
-    def head_dim(self) -> int:
-        """Elements a head."""
-        return self.n_embd // self.n_head
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -58,22 +56,22 @@ class HFModel:
 
 def head_sizes(
     fields: Fields, n_embd: int, names: tuple[str, ...], names_kv: tuple[str, ...]
-) -> tuple[int, int]:
-    """n_head and n_head_kv, by the first of their names that is given; n_head_kv is n_head by default.
+) -> tuple[int, int, int]:
+    """n_head, n_head_kv and head_dim, by the first of their names that is given.
+
+    n_head_kv is n_head by default, and head_dim n_embd / n_head.
 
     Raises:
-        FileError: they do not divide n_embd or each other, or head_dim says something else.
+        FileError: they do not divide n_embd or each other, or a head is too large.
     """
     name, name_kv = fields.named(*names), fields.named(*names_kv)
     n_head = fields.size(name)
     n_head_kv = fields.size(name_kv, n_head)
-    if n_embd % n_head:
+    if n_embd % n_head and fields.values.get("head_dim") is None:
         raise fields.wrong(name, f"must divide hidden_size {n_embd}")
     if n_head % n_head_kv:
         raise fields.wrong(name_kv, f"must divide {name} {n_head}")
-    if fields.size("head_dim", n_embd // n_head) != n_embd // n_head:
-        raise fields.wrong("head_dim", f"hidden_size / {name} = {n_embd // n_head}", "use another model")
-    return n_head, n_head_kv
+    return n_head, n_head_kv, fields.size("head_dim", n_embd // n_head, largest=MAX_HEAD_DIM)
 
 
 def context_length(fields: Fields, default: int | None = None) -> int:

@@ -1,33 +1,46 @@
 """The rotation of queries and keys as a config.json describes it."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from hotcold.gguf_io.huggingface.fields import Fields
 
 DEFAULT_BASE = 10000.0
+KINDS = ("linear", "llama3", "yarn", "longrope", "dynamic")
+YARN_BETAS = {"fast": 32.0, "slow": 1.0}
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation of whole heads.
+    """Rotation of whole heads, as GGUF says it.
 
     Attributes:
-        linear_factor: positions are divided by it; 1.0 without scaling.
-        freq_factors: each frequency is divided by one of them, head_dim / 2 in all; empty without.
+        kind: of scaling: "none", "linear", "yarn" or "longrope".
+        factor: positions, or YaRN's long waves, are divided by it.
+        n_ctx_orig: the context before the model was extended; 0 where it does not matter.
+        attn_factor: multiplies queries and keys, beside what YaRN does by itself.
+        betas: YaRN's, those that are not the usual ones.
+        factors: each divides a frequency, head_dim / 2 of them by the role of their tensor.
+        warning: what GGUF cannot say.
     """
 
     freq_base: float
-    linear_factor: float = 1.0
-    freq_factors: tuple[float, ...] = ()
+    kind: str = "none"
+    factor: float = 1.0
+    n_ctx_orig: int = 0
+    attn_factor: float = 1.0
+    betas: Mapping[str, float] = field(default_factory=dict)
+    factors: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    warning: str = ""
 
 
-def read_rope(fields: Fields, head_dim: int) -> Rope:
+def read_rope(fields: Fields, head_dim: int, n_ctx_train: int) -> Rope:
     """The rotation of heads of `head_dim` elements.
 
     Raises:
-        FileError: scaling other than linear and llama3, a rotation of parts of heads, numbers that are
+        FileError: a kind of scaling that is not known, a rotation of parts of heads, numbers that are
             out of bounds.
     """
     if head_dim % 2:
@@ -40,20 +53,75 @@ def read_rope(fields: Fields, head_dim: int) -> Rope:
     if settings.values.get("partial_rotary_factor", 1.0) != 1.0:
         raise settings.wrong("partial_rotary_factor", "must be 1", "use a model that rotates whole heads")
     if kind == "linear":
-        return Rope(base, linear_factor=settings.positive("factor"))
+        factor = settings.positive("factor")
+        return Rope(base, "linear" if factor != 1 else "none", factor)
     if kind == "llama3":
-        return Rope(base, freq_factors=_llama3_factors(settings, base, head_dim))
+        return Rope(base, factors={"rope_freqs": _llama3_factors(settings, base, head_dim)})
+    if kind == "yarn":
+        return _yarn(settings, base, head_dim, n_ctx_train)
+    if kind in ("longrope", "su"):
+        return _longrope(settings, base, head_dim, n_ctx_train)
+    if kind == "dynamic":
+        text = f"rope scaling dynamic is not kept: beyond {n_ctx_train} positions the text is not the model's"
+        return Rope(base, warning=text)
     if kind != "default":
-        bound = "rope scaling: supported are linear, llama3"
+        bound = f"rope scaling: supported are {', '.join(KINDS)}"
         raise settings.wrong(name, bound, "use a model without other scaling")
     return Rope(base)
 
 
+def _yarn(settings: Fields, base: float, head_dim: int, n_ctx_train: int) -> Rope:
+    """YaRN (Peng et al., 2023). Ends that are not rounded, which GGUF has no key for, become factors."""
+    n_ctx_orig = settings.size("original_max_position_embeddings", n_ctx_train)
+    factor = settings.positive("factor", max(1.0, n_ctx_train / n_ctx_orig))
+    given = {name: settings.positive(f"beta_{name}", usual) for name, usual in YARN_BETAS.items()}
+    magnitude = settings.values.get("attention_factor")
+    if magnitude is not None:
+        wanted = settings.positive("attention_factor")
+    elif settings.values.get("mscale") and settings.values.get("mscale_all_dim"):
+        mscale, all_dim = settings.positive("mscale"), settings.positive("mscale_all_dim")
+        wanted = _magnitude(factor, mscale) / _magnitude(factor, all_dim)
+    else:
+        wanted = _magnitude(factor)
+    if not settings.flag("truncate", True):
+        factors = _yarn_factors(base, head_dim, factor, n_ctx_orig, (given["fast"], given["slow"]))
+        return Rope(base, attn_factor=wanted, factors={"rope_freqs": factors})
+    betas = {name: beta for name, beta in given.items() if beta != YARN_BETAS[name]}
+    return Rope(base, "yarn", factor, n_ctx_orig, wanted / _magnitude(factor), betas)
+
+
+def _magnitude(factor: float, mscale: float = 1.0) -> float:
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+
+def _yarn_factors(
+    base: float, head_dim: int, factor: float, n_ctx_orig: int, betas: tuple[float, float]
+) -> tuple[float, ...]:
+    """What divides each frequency where the ends of the ramp are not rounded."""
+    fast, slow = (
+        head_dim * math.log(n_ctx_orig / (2 * math.pi * beta)) / (2 * math.log(base)) for beta in betas
+    )
+    lo, hi = max(fast, 0.0), min(slow, head_dim - 1.0)
+    shares = (min(max((i - lo) / max(hi - lo, 1e-3), 0.0), 1.0) for i in range(head_dim // 2))
+    return tuple(1 / (1 - share + share / factor) for share in shares)
+
+
+def _longrope(settings: Fields, base: float, head_dim: int, n_ctx_train: int) -> Rope:
+    """LongRoPE (Ding et al., 2024): factors for contexts up to that of training, and for longer ones."""
+    n_ctx_orig = settings.size("original_max_position_embeddings", n_ctx_train)
+    stretch = settings.positive("factor", n_ctx_train / n_ctx_orig)
+    usual = math.sqrt(1 + math.log(stretch) / math.log(n_ctx_orig)) if stretch > 1 and n_ctx_orig > 1 else 1.0
+    factors = {
+        f"rope_factors_{name}": settings.positives(f"{name}_factor", head_dim // 2) for name in ("long", "short")
+    }
+    magnitude = settings.positive("attention_factor", usual)
+    return Rope(base, "longrope", 1.0, n_ctx_orig, magnitude, factors=factors)
+
+
 def _settings(fields: Fields) -> Fields:
     """rope_theta and the scaling, which newer configs keep together in rope_parameters."""
-    settings: dict[str, Any] = {
-        name: fields.values[name] for name in ("rope_theta", "partial_rotary_factor") if name in fields.values
-    }
+    outside = ("rope_theta", "partial_rotary_factor", "original_max_position_embeddings")
+    settings: dict[str, Any] = {name: fields.values[name] for name in outside if name in fields.values}
     for name in ("rope_scaling", "rope_parameters"):
         value = fields.values.get(name)
         if value is not None and not isinstance(value, dict):

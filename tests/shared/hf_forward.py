@@ -35,7 +35,7 @@ class _Model:
         self.predictors = {n: as_float(p).astype(np.float64) for n, p in (predictors or {}).items()}
         self.threshold = threshold
         self.n_head: int = self.c["num_attention_heads"]
-        self.head_dim: int = self.c["hidden_size"] // self.n_head
+        self.head_dim: int = self.c.get("head_dim", self.c["hidden_size"] // self.n_head)
 
     def run(self, ids: NDArray[np.int32]) -> F64:
         raise NotImplementedError
@@ -61,7 +61,7 @@ class _Model:
         """x [n_tokens, heads, head_dim]; pairs are (i, i + head_dim / 2)."""
         half = self.head_dim // 2
         angle = np.arange(len(x))[:, None, None] * self.frequencies()
-        a, b = x[..., :half], x[..., half:]
+        a, b = (self.magnitude() * part for part in (x[..., :half], x[..., half:]))
         return np.concatenate(
             (a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)), -1
         )
@@ -73,7 +73,25 @@ class _Model:
         kind = scaling.get("rope_type", scaling.get("type"))
         if kind == "linear":
             return f / float(scaling["factor"])
+        if kind == "yarn":
+            return _yarn(f, base, self.head_dim, scaling)
+        if kind == "longrope":
+            f = f / np.array(scaling["long_factor"], np.float64)
+            return f
         return np.array([_llama3(v, scaling) for v in f]) if kind == "llama3" else f
+
+    def magnitude(self) -> float:
+        """What queries and keys are multiplied by; YaRN's and LongRoPE's rule where the config has no number."""
+        scaling = self.c.get("rope_scaling") or {}
+        kind = scaling.get("rope_type", scaling.get("type"))
+        if "attention_factor" in scaling:
+            return float(scaling["attention_factor"])
+        if kind == "yarn":
+            return 0.1 * math.log(scaling["factor"]) + 1
+        if kind == "longrope":
+            n_ctx = scaling["original_max_position_embeddings"]
+            return math.sqrt(1 + math.log(self.c["max_position_embeddings"] / n_ctx) / math.log(n_ctx))
+        return 1.0
 
     def attend(self, q: F64, k: F64, v: F64) -> F64:
         """Causal attention of q [n_tokens, n_head, d] to k and v [n_tokens, n_head_kv, d], heads joined."""
@@ -93,6 +111,21 @@ class _Model:
         silu: F64 = x / (1 + np.exp(-x))
         gelu: F64 = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
         return {"relu": np.maximum(x, 0), "silu": silu, "gelu": gelu}[name]
+
+
+def _yarn(f: F64, base: float, head_dim: int, scaling: Mapping[str, Any]) -> F64:
+    """transformers' `_compute_yarn_parameters`: a ramp between pairs that turn fast and slow."""
+    n_ctx = scaling["original_max_position_embeddings"]
+    fast, slow = (
+        head_dim * math.log(n_ctx / (scaling.get(f"beta_{name}", usual) * 2 * math.pi)) / (2 * math.log(base))
+        for name, usual in (("fast", 32), ("slow", 1))
+    )
+    if scaling.get("truncate", True):
+        fast, slow = math.floor(fast), math.ceil(slow)
+    fast, slow = max(fast, 0), min(slow, head_dim - 1)
+    ramp = np.clip((np.arange(head_dim // 2) - fast) / (slow - fast), 0, 1)
+    stretched: F64 = f / scaling["factor"] * ramp + f * (1 - ramp)
+    return stretched
 
 
 def _llama3(frequency: float, scaling: Mapping[str, Any]) -> float:

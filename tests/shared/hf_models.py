@@ -71,7 +71,8 @@ Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 def _llama_shapes(c: dict[str, Any]) -> Shapes:
     e, f, v = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
-    kv = e // c["num_attention_heads"] * c["num_key_value_heads"]
+    head_dim = c.get("head_dim", e // c["num_attention_heads"])
+    q, kv = head_dim * c["num_attention_heads"], head_dim * c["num_key_value_heads"]
     biased = {"qwen2": "qkv", "llama": "qkvo" if c.get("attention_bias") else ""}.get(c["model_type"], "")
     yield "model.embed_tokens.weight", (v, e)
     yield "model.norm.weight", (e,)
@@ -81,8 +82,8 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
         layer = f"model.layers.{i}."
         yield f"{layer}input_layernorm.weight", (e,)
         yield f"{layer}post_attention_layernorm.weight", (e,)
-        for letter, n in (("q", e), ("k", kv), ("v", kv), ("o", e)):
-            yield f"{layer}self_attn.{letter}_proj.weight", (n, e)
+        for letter, n in (("q", q), ("k", kv), ("v", kv), ("o", e)):
+            yield f"{layer}self_attn.{letter}_proj.weight", (n, q if letter == "o" else e)
             if letter in biased:
                 yield f"{layer}self_attn.{letter}_proj.bias", (n,)
         yield f"{layer}mlp.gate_proj.weight", (f, e)

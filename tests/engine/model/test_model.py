@@ -66,7 +66,6 @@ def test_hyperparameters_of_an_ordinary_model(dense: GGUFFile) -> None:
         "n_ff": 352,
         "norm_eps": float(np.float32(1e-5)),
         "rope_freq_base": 10000.0,
-        "rope_freq_scale": 1.0,
         "ffn_activation": "silu",
         "sparse_threshold": 0.0,
         "n_vocab": 600,
@@ -142,7 +141,7 @@ def test_a_tied_model_uses_token_embd_twice(data: Path) -> None:
     with open_gguf(data / "llamacpp" / "llama.ropelinear.q8_0.gguf") as file:
         model = load_model(file)
     assert model.output is model.token_embd
-    assert model.rope_freq_scale == 0.25
+    assert model.rope_scaling.freq_scale == 0.25
 
 
 def test_rope_freqs(data: Path) -> None:
@@ -199,6 +198,10 @@ def test_heads_wider_than_their_share_of_n_embd(dense: GGUFFile) -> None:
         ({}, 1.0),
         ({"rope__scaling__type": "none"}, 1.0),
         ({"rope__scaling__type": "none", "rope__scaling__factor": 4.0}, 1.0),
+        ({"rope__scaling__type": "none", "rope__scaling__factor": 0.0}, 1.0),
+        ({"rope__scaling__type": "linear", "rope__scaling__factor": 0.0}, 1.0),
+        ({"rope__scaling__factor": 0.0}, 1.0),
+        ({"rope__scale_linear": 0.0}, 1.0),
         ({"rope__scaling__type": "linear"}, 1.0),
         ({"rope__scaling__type": "linear", "rope__scaling__factor": 4.0}, 0.25),
         ({"rope__scaling__factor": 4.0}, 0.25),
@@ -208,7 +211,7 @@ def test_heads_wider_than_their_share_of_n_embd(dense: GGUFFile) -> None:
     ],
 )
 def test_linear_rope_scaling(keys: dict[str, Any], scale: float, dense: GGUFFile) -> None:
-    assert with_metadata(dense, **keys).rope_freq_scale == scale
+    assert with_metadata(dense, **keys).rope_scaling.freq_scale == scale
 
 
 @pytest.mark.parametrize("name", ["relu", "silu"])

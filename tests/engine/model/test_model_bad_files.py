@@ -218,12 +218,36 @@ def test_arrays_of_any_length_cost_nothing(n: int, data: Path) -> None:
     [
         "llama.attention.layer_norm_rms_epsilon",
         "llama.rope.freq_base",
-        "llama.rope.scaling.factor",
-        "llama.rope.scale_linear",
+        "llama.rope.scaling.attn_factor",
     ],
 )
 def test_constants_that_ruin_the_numbers(key: str, value: float, file_with: FileWith) -> None:
     refused(file_with, key, str(value)[:5], "finite number above 0", metadata={key: (value, V.FLOAT32)})
+
+
+@pytest.mark.parametrize("value", [-1.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("key", ["llama.rope.scaling.factor", "llama.rope.scale_linear"])
+def test_factors_that_ruin_the_numbers(key: str, value: float, file_with: FileWith) -> None:
+    """0 is none, as in llama.cpp."""
+    refused(file_with, key, str(value)[:5], "above 0 or 0", metadata={key: (value, V.FLOAT32)})
+
+
+@pytest.mark.parametrize("name", ["yarn_beta_fast", "yarn_beta_slow"])
+def test_betas_that_ruin_the_numbers(name: str, file_with: FileWith) -> None:
+    keys = {"llama.rope.scaling.type": ("yarn", V.STRING), f"llama.rope.scaling.{name}": (0.0, V.FLOAT32)}
+    refused(file_with, name, "0.0", "finite number above 0", metadata=keys)
+
+
+def test_an_original_context_of_nothing(file_with: FileWith) -> None:
+    key = "llama.rope.scaling.original_context_length"
+    refused(file_with, key, "0", "1 or more", metadata={key: (0, V.UINT32)})
+
+
+@pytest.mark.parametrize("name", ["rope_factors_long.weight", "rope_factors_short.weight"])
+def test_factors_by_length_that_ruin_the_numbers(name: str, file_with: FileWith) -> None:
+    factors = np.array([1, 1, 2, 4, 4, -2, 8, 8], np.float32)
+    refused(file_with, name, "-2.0", "above 0", changes={name: factors})
+    refused(file_with, name, "[7]", "[8]", changes={name: np.ones(7, np.float32)})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
@@ -232,10 +256,10 @@ def test_a_threshold_that_is_no_number(value: float, file_with: FileWith) -> Non
     refused(file_with, key, str(value), "finite", metadata={key: (value, V.FLOAT32)}, magic="PWRI")
 
 
-@pytest.mark.parametrize("kind", ["yarn", "longrope", ""])
+@pytest.mark.parametrize("kind", ["dynamic", "su", ""])
 def test_other_rope_scaling(kind: str, file_with: FileWith) -> None:
     key = "llama.rope.scaling.type"
-    refused(file_with, key, kind, "known: none, linear", metadata={key: (kind, V.STRING)})
+    refused(file_with, key, kind, "known: none, linear, yarn, longrope", metadata={key: (kind, V.STRING)})
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, float("nan"), float("inf")])

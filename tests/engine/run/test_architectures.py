@@ -85,7 +85,7 @@ class Oracle:
 
     def _rope(self, node: Node, x: F32) -> Any:
         m, heads = self.model, x.reshape(len(x), node.attributes["n_head"], -1)
-        frequencies = ref.rope_frequencies(m.n_rot, m.rope_freq_base, m.rope_freq_scale)
+        frequencies = ref.rope_frequencies(m.n_rot, m.rope_freq_base, m.rope_scaling.freq_scale)
         positions = np.arange(len(x))
         return ref.rope(heads, positions, frequencies, node.attributes["interleaved"]).reshape(x.shape)
 

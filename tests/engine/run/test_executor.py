@@ -63,7 +63,7 @@ class Oracle:
     def attention(self, q: ref.F64, k: ref.F64, v: ref.F64) -> NDArray[np.float32]:
         m, n = self.model, len(q)
         positions = np.arange(n)
-        frequencies = ref.rope_frequencies(m.n_rot, m.rope_freq_base, m.rope_freq_scale)
+        frequencies = ref.rope_frequencies(m.n_rot, m.rope_freq_base, m.rope_scaling.freq_scale)
         q, k = (
             ref.rope(a.reshape(n, heads, m.head_dim).astype(np.float32), positions, frequencies)
             for a, heads in ((q, m.n_head), (k, m.n_head_kv))

@@ -34,8 +34,9 @@ BOUNDS = {
     "falcon.norm2.q4_0": (3e-2, 3e-2),
     "qwen2.f16": (2e-3, 2e-3),
     "llama.biases.f16": (2e-3, 2e-3),
+    "llama.yarn.f16": (2e-3, 2e-3),
 }
-RECORDINGS = {"qwen2.f16": "biases.npz", "llama.biases.f16": "biases.npz"}
+RECORDINGS = {"qwen2.f16": "biases.npz", "llama.biases.f16": "biases.npz", "llama.yarn.f16": "yarn.npz"}
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -29,12 +29,27 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 8,
+    "long_factor": [1.0, 1.1, 1.5, 2.0, 3.0, 5.0, 8.0, 9.0],
+    "original_max_position_embeddings": 16,
+}
 DENSE: list[tuple[str, dict[str, Any]]] = [
     ("llama", {}),
     ("llama", {"attention_bias": True}),
     ("llama", {"tie_word_embeddings": True, "rope_theta": 5e5}),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 4.0}}),
     ("llama", {"rope_scaling": LLAMA3}),
+    ("llama", {"head_dim": 24}),
+    ("mistral", {"head_dim": 8, "num_attention_heads": 6, "num_key_value_heads": 3}),
+    ("qwen2", {"head_dim": 40}),
+    ("llama", {"rope_scaling": YARN}),
+    ("qwen2", {"rope_scaling": YARN | {"beta_fast": 4, "beta_slow": 2, "attention_factor": 0.9}}),
+    ("llama", {"rope_scaling": YARN | {"truncate": False}, "rope_theta": 500.0}),
+    ("llama", {"rope_scaling": LONGROPE, "max_position_embeddings": 128}),
+    ("mistral", {"rope_scaling": LONGROPE | {"attention_factor": 1.25}, "head_dim": 16}),
     ("mistral", {}),
     ("qwen2", {"tie_word_embeddings": True}),
     ("falcon-7b", {}),

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hotcold.engine.model.model import load_model
 from hotcold.errors import HotcoldError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
@@ -222,7 +223,7 @@ def test_what_powerinfer_lacks_is_reported(hf_model: MakeModel, tmp_path: Path, 
 def test_each_tensor_is_needed_in_its_shape_and_type(hf_model: MakeModel, out: Path, kind: str) -> None:
     """For every tensor of a layer and every one outside: missing, of another shape, of another type."""
     model = hf_model(kind)
-    tied_by_weights = {"lm_head.weight"} if kind.startswith("falcon") else set()
+    tied_by_weights = {"lm_head.weight"} if "tie_word_embeddings" not in model.config else set()
     for name, stored in model.weights.items():
         if ".1." in name:
             continue
@@ -238,6 +239,20 @@ def test_each_tensor_is_needed_in_its_shape_and_type(hf_model: MakeModel, out: P
     path = model.folder / "model.safetensors"
     path.write_bytes(path.read_bytes().replace(b'"F16"', b'"I16"', 1))
     assert "element type I16 (F32, F16 or BF16)" in refusal(model.folder, out)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "falcon-7b"])
+def test_a_head_that_is_missing_is_the_embedding_unless_config_says_otherwise(
+    hf_model: MakeModel, out: Path, kind: str
+) -> None:
+    model = hf_model(kind)
+    model.save({name: stored for name, stored in model.weights.items() if name != "lm_head.weight"})
+    convert(model.folder, None, out, "f16")
+    with open_gguf(out) as file:
+        assert load_model(file).output.name == "token_embd.weight"
+    out.unlink()
+    model.rewrite(tie_word_embeddings=False)
+    assert "no lm_head.weight" in refusal(model.folder, out)
 
 
 @pytest.mark.parametrize(
