@@ -171,22 +171,23 @@ def emit_strips(
 ) -> None:
     """out[c, r] = row r . x[c] for n columns, at most MAX_COLUMNS, whose addresses lie at xs."""
     chains = cgutils.alloca_once(b, ir.ArrayType(VT(F32, 16), MAX_COLUMNS))
-    dots = cgutils.alloca_once(b, VT(F32, 16))
     base = b.ptrtoint(chains, I64)
+
+    def place(c: Value) -> Value:
+        return b.add(base, b.mul(c, I64(64)))
 
     def add(step: Callable[[Value, Value], Value], window: Value) -> None:
         offset = b.mul(window, I64(PACKED_WINDOW_BYTES))
         with cgutils.for_range(b, n) as loop:
-            at = b.add(base, b.mul(loop.index, I64(64)))
+            at = place(loop.index)
             x = b.add(load(b, b.add(xs, b.mul(loop.index, I64(8))), I64, align=8), offset)
             simd.store(b, step(load(b, at, VT(F32, 16), align=64), x), at, align=64)
 
     with cgutils.for_range(b, n_rows) as loop:
-        for c in range(MAX_COLUMNS):
-            simd.store(b, constant(F32, 16, 0.0), base, 64 * c, 64)
+        with cgutils.for_range(b, n) as columns:
+            simd.store(b, constant(F32, 16, 0.0), place(columns.index), align=64)
         _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, add)
-        b.store(_fold16(b, base), dots)
         to = b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, n) as columns:
-            dot = load(b, b.add(b.ptrtoint(dots, I64), b.mul(columns.index, I64(4))), F32, align=4)
+            dot = _fold(b, load(b, place(columns.index), VT(F32, 16), align=64))
             simd.store(b, dot, b.add(to, b.mul(columns.index, out_stride)), align=4)

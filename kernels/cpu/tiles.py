@@ -7,7 +7,7 @@ from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
 from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
 
-FEW_TOKENS = 8  # up to which rows of quantised weights are shared; above, panels are decoded
+FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
 COLUMN_BYTES = 28 << 10  # of activations that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
