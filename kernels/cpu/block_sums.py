@@ -71,19 +71,28 @@ Add = Callable[[Callable[[Value, Value], Value], Value], None]
 """add(step, window): put step(acc, x) in the place of each column's acc; x: its packed window of that number."""
 
 
-def _emit_row(b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, add: Add) -> None:
-    """Every window of a row, and the groups after the last whole one."""
+def _emit_row(
+    b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, also: Value | None, add: Add
+) -> None:
+    """Every window of a row, and the groups after the last whole one.
 
-    def prefetch(start: Value, n_bytes: int) -> None:
-        for line in range(0, n_bytes, 64):
-            simd.emit_prefetch(b, b.add(start, I64(line)))
+    Args:
+        ahead, also: byte distances to what is asked for meanwhile; the second may be 0 for nothing.
+    """
 
-    far, n_blocks = b.add(row, ahead), b.udiv(k, I64(BLOCK))
+    def prefetch(offset: Value, n_bytes: int) -> None:
+        at = b.add(row, offset)
+        simd.emit_prefetches(b, b.add(at, ahead), n_bytes)
+        if also is not None:
+            with cgutils.if_unlikely(b, b.icmp_signed("!=", also, I64(0))):
+                simd.emit_prefetches(b, b.add(at, also), n_bytes)
+
+    n_blocks = b.udiv(k, I64(BLOCK))
     last_block = b.sub(n_blocks, I64(1))
     has_groups = kind.block == BLOCK
     windows = b.udiv(n_blocks if has_groups else b.add(n_blocks, I64(BLOCKS - 1)), I64(BLOCKS))
     with cgutils.for_range(b, windows) as loop:
-        prefetch(b.add(far, b.mul(loop.index, I64(kind.window_bytes))), kind.window_bytes)
+        prefetch(b.mul(loop.index, I64(kind.window_bytes)), kind.window_bytes)
         window = kind.unpack_window(b, row, loop.index, None if has_groups else last_block)
         add(lambda acc, x: _add_window(b, kind, acc, window, x), loop.index)
     if not has_groups:
@@ -98,7 +107,7 @@ def _emit_row(b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, a
 
     with cgutils.for_range(b, b.sub(groups, first)) as loop:
         number = b.add(first, loop.index)
-        prefetch(b.add(far, b.mul(number, I64(4 * kind.type_size))), 4 * kind.type_size)
+        prefetch(b.mul(number, I64(4 * kind.type_size)), 4 * kind.type_size)
         add_group(number, None)
     with cgutils.if_likely(b, b.icmp_signed("<", b.mul(groups, I64(4)), n_blocks)):
         add_group(groups, last_block)
@@ -134,18 +143,18 @@ def emit_rows(
     x: Value,
     k: Value,
     ahead: Value,
+    also: Value,
     out: Value,
 ) -> None:
-    """out[r] = row r . x for n_rows rows; `ahead` is the prefetch distance in bytes."""
-    chains = cgutils.alloca_once(b, ir.ArrayType(VT(F32, 16), 16))
-    base, cell = b.ptrtoint(chains, I64), cgutils.alloca_once(b, VT(F32, 16))
+    """out[r] = row r . x for n_rows rows; `ahead` and `also` are distances as before."""
+    base, cell = simd.room(b, ir.ArrayType(VT(F32, 16), 16)), cgutils.alloca_once(b, VT(F32, 16))
     with cgutils.for_range(b, n_rows) as loop:
         b.store(constant(F32, 16, 0.0), cell)
 
         def add(step: Callable[[Value, Value], Value], window: Value) -> None:
             b.store(step(b.load(cell), b.add(x, b.mul(window, I64(PACKED_WINDOW_BYTES)))), cell)
 
-        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, add)
+        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, also, add)
         slot = b.and_(loop.index, I64(15))
         simd.store(b, b.load(cell), b.add(base, b.mul(slot, I64(64))), align=64)
         with cgutils.if_unlikely(b, b.icmp_signed("==", slot, I64(15))):
@@ -170,8 +179,7 @@ def emit_strips(
     out_stride: Value,
 ) -> None:
     """out[c, r] = row r . x[c] for n columns, at most MAX_COLUMNS, whose addresses lie at xs."""
-    chains = cgutils.alloca_once(b, ir.ArrayType(VT(F32, 16), MAX_COLUMNS))
-    base = b.ptrtoint(chains, I64)
+    base = simd.room(b, ir.ArrayType(VT(F32, 16), MAX_COLUMNS))
 
     def place(c: Value) -> Value:
         return b.add(base, b.mul(c, I64(64)))
@@ -186,7 +194,7 @@ def emit_strips(
     with cgutils.for_range(b, n_rows) as loop:
         with cgutils.for_range(b, n) as columns:
             simd.store(b, constant(F32, 16, 0.0), place(columns.index), align=64)
-        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, add)
+        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, None, add)
         to = b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, n) as columns:
             dot = _fold(b, load(b, place(columns.index), VT(F32, 16), align=64))

@@ -2,26 +2,30 @@
 
 from numba import njit
 
-from hotcold.kernels.cpu import elementwise, rows, simd
+from hotcold.kernels.cpu import elementwise, panels, rows, simd, tiles
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
 from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.weights import BLOCK
 
-LISTED = 120  # most listed rows between the gate, up and down passes of a piece
+LISTED = 240  # most listed rows between the gate, up and down passes
 WIDE_COLUMNS = 4096  # of a row that is widened to float32, in the room for scales
 SCALED_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 WORD = 64  # rows whose states a word of bits holds
-DOWN_COLUMNS = 256  # of a batch's sums that are made at once
-DOWN_TOKENS = 64  # likewise
+FEW_TOKENS = 16  # up to which a batch reads memory more than it computes
+SEGMENTS = (1024, 2 * WORD)  # rows that a batch of few tokens, or of more, meets before others
+DENSE = 0.4  # share of wanted products above which all are made, in tiles
+DOWN_COLUMNS = (1024, 256)  # of sums that are made at once, for few tokens and for more
+DOWN_TOKENS = (16, 64)  # likewise
 
 # this file's part of a thread's scratch memory, in bytes
-_LIVE, _GATES, _ADDRESSES, _AHEAD = 0, 1024, 2048, 2112
-_COLUMNS, _DOTS, _TOKENS, _ROW_WORDS, _SCALES = 2176, 2304, 2368, 2560, 4096
-_WORDS, _WIDE = 4096, 8192
-_SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS
-SCRATCH_BYTES = _SUMS + 4 * DOWN_TOKENS * DOWN_COLUMNS
+_LIVE, _GATES, _ADDRESSES, _AHEAD, _FACTORS = 0, 2048, 3072, 3104, 3136
+_COLUMNS, _DOTS, _TOKENS, _SCALES = 3200, 3328, 3392, 4096
+_ROW_WORDS, _ROWS = 4096, 4096 + 8 * SEGMENTS[0]  # of a batch's gates and ups
+_WORDS, _WIDE = 4096, 8192  # of its sums
+_SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS[0]
+SCRATCH_BYTES = _SUMS + 4 * DOWN_TOKENS[1] * DOWN_COLUMNS[1]
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -55,54 +59,83 @@ def rows_ahead(stride: int) -> int:
 def prefetch_row(at: int, n_bytes: int) -> None:
     """Ask for all lines of a row that the next pass begins with."""
     for line in range(0, n_bytes, 64):
-        simd.prefetch(at + line)
+        simd.prefetch_stream(at + line)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def ffn_piece(op, listed: int, first: int, last: int, scratch: int, acc: int) -> int:  # type: ignore[no-untyped-def]
-    """acc[:k] = sum of relu(gate x) (up z) down_t over listed rows first..last-1.
+def first_of_piece(op, piece: int) -> int:  # type: ignore[no-untyped-def]
+    """The first row of a piece of op.chunks (see `ref.rows_in_order`)."""
+    return op.n_rows * piece // op.chunks
 
-    Gates of all of them are read, `up` and `down_t` only where the gate is positive, unless op.p2 is
-    0, which reads all. The next rows of a list are prefetched while one is worked on. Without a gate
-    (op.w1 is 0) op.w is `up`, op.z its bias or 0, and the sum is of relu(up x + bias) down_t.
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+    """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
+
+    Gates are read, then `up` and `down_t` only where the gate is positive, unless op.p2 is 0, which reads
+    all. While a row is worked on, others are asked for: the gate some rows ahead, and the row of `up`, then
+    of `down_t`, that the last product has shown to be wanted. Without a gate (op.w1 is 0) op.w is `up`,
+    op.z its bias or 0, and the sum is of relu(up x + bias) down_t.
 
     Returns:
-        the number of neurons whose gate, or `up` without one, was positive or all were read.
+        how many rows are listed, and how many have a positive gate, or `up` without one, or were all read.
     """
     live, gates = scratch + _LIVE, scratch + _GATES
-    gated = op.w1 != 0
-    second, second_stride = (op.w1, op.w1_stride) if gated else (op.w2, op.w2_stride)
-    far, far_second = rows_ahead(op.w_stride), rows_ahead(second_stride)
-    elementwise.clear(acc, op.k)
-    total = 0
-    passes = (last - first + LISTED - 1) // LISTED
+    n = load_i64(op.p1) if op.p0 else op.n_rows
+    begin = first_at_least(op.p0, n, first_of_piece(op, first))
+    end = first_at_least(op.p0, n, first_of_piece(op, last))
+    for piece in range(first, last):
+        elementwise.clear(op.scratch + piece * op.scratch_stride, op.k)
+    total, piece = 0, first
+    passes = (end - begin + LISTED - 1) // LISTED
     for p in range(passes):
-        start = first + (last - first) * p // passes
-        end = first + (last - first) * (p + 1) // passes
-        n = 0
-        for i in range(start, end):
-            r = listed_row(listed, i)
-            ahead = rows.AHEAD
-            if listed:
-                ahead = (listed_row(listed, min(i + far, last - 1)) - r) * op.w_stride
-            g = dot_row(op.w_type, op.w + r * op.w_stride, op.x, op.k, ahead)
-            if not gated and op.z != 0:
-                g += load_f32(op.z + 4 * r)
-            if g > 0 or op.p2 == 0:
-                store_i64(live + 8 * n, r)
-                store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
-                if n < far_second:
-                    prefetch_row(second + r * second_stride, second_stride)
-                n += 1
-        total += n
-        if gated:
-            n = _times_up(op, live, gates, n, far_second)
-        add_listed(op.w2_type, op.w2, op.w2_stride, live, gates, n, 0, op.k, scratch, acc)
-    return total
+        start = begin + (end - begin) * p // passes
+        stop = begin + (end - begin) * (p + 1) // passes
+        n_live = _gates(op, start, stop, end, live, gates)
+        total += n_live
+        if op.w1 != 0:
+            n_live = _times_up(op, live, gates, n_live)
+        i = 0
+        while i < n_live:
+            while load_i64(live + 8 * i) >= first_of_piece(op, piece + 1):
+                piece += 1
+            j, after = i + 1, first_of_piece(op, piece + 1)
+            while j < n_live and load_i64(live + 8 * j) < after:
+                j += 1
+            acc = op.scratch + piece * op.scratch_stride
+            where = live + 8 * i, gates + 4 * i
+            add_listed(op.w2_type, op.w2, op.w2_stride, where[0], where[1], j - i, 0, op.k, scratch, acc)
+            i = j
+    return end - begin, total
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _times_up(op, live: int, gates: int, n: int, far: int) -> int:  # type: ignore[no-untyped-def]
+def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  # type: ignore[no-untyped-def]
+    """List those of the rows at start..stop-1 of the list that go on, with their gates; how many."""
+    second, second_stride = (op.w1, op.w1_stride) if op.w1 != 0 else (op.w2, op.w2_stride)
+    far, wanted, n = rows_ahead(op.w_stride), 0, 0
+    for i in range(start, stop):
+        r = listed_row(op.p0, i)
+        row = op.w + r * op.w_stride
+        ahead = rows.AHEAD
+        if op.p0:
+            ahead = (listed_row(op.p0, min(i + far, end - 1)) - r) * op.w_stride
+        g = dot_row(op.w_type, row, op.x, op.k, ahead, wanted - row if wanted else 0)
+        if op.w1 == 0 and op.z != 0:
+            g += load_f32(op.z + 4 * r)
+        wanted = 0
+        if g > 0 or op.p2 == 0:
+            store_i64(live + 8 * n, r)
+            store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
+            n += 1
+            wanted = second + r * second_stride
+    if wanted:
+        prefetch_row(wanted, second_stride)
+    return n
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _times_up(op, live: int, gates: int, n: int) -> int:  # type: ignore[no-untyped-def]
     """gates *= up x for the n rows listed at `live`; how many stay listed.
 
     Where `up` has a ReLU too, neurons without a positive one leave the list.
@@ -110,14 +143,12 @@ def _times_up(op, live: int, gates: int, n: int, far: int) -> int:  # type: igno
     kept = 0
     for i in range(n):
         r = load_i64(live + 8 * i)
-        ahead = (load_i64(live + 8 * min(i + far, n - 1)) - r) * op.w1_stride
-        u = dot_row(op.w1_type, op.w1 + r * op.w1_stride, op.z, op.k, ahead)
+        row = op.w1 + r * op.w1_stride
+        u = dot_row(op.w1_type, row, op.z, op.k, op.w2 + r * op.w2_stride - row, 0)
         if op.p3 == RELU_BOTH_ACTIVATION and not u > 0:
             continue
         store_i64(live + 8 * kept, r)
         store_f32(gates + 4 * kept, load_f32(gates + 4 * i) * u)
-        if kept < ROWS:
-            prefetch_row(op.w2 + r * op.w2_stride, op.w2_stride)
         kept += 1
     return kept
 
@@ -137,29 +168,25 @@ def add_listed(
 ) -> None:
     """acc[first:last] += sum of coefficient * row over the n rows listed at `live`, four at a time.
 
-    The list and its coefficients have room for ROWS - 1 more: the last four are filled up with the
-    last row and 0.
+    The last row stands in, times 0, for those that the last four lack.
     """
-    addresses, ahead = scratch + _ADDRESSES, scratch + _AHEAD
+    addresses, ahead, factors = scratch + _ADDRESSES, scratch + _AHEAD, scratch + _FACTORS
     if n == 0:
         return
     if not rows.is_in_sparse_ffn(type_id):
         _add_widened(type_id, w, stride, live, coefficients, n, first, last, scratch + _SCALES, acc)
         return
-    padded = (n + ROWS - 1) // ROWS * ROWS
-    for i in range(n, padded):
-        store_i64(live + 8 * i, load_i64(live + 8 * (n - 1)))
-        store_f32(coefficients + 4 * i, simd.to_f32(0.0))
-    for i in range(0, padded, ROWS):
+    for i in range(0, n, ROWS):
         for j in range(ROWS):
-            r = load_i64(live + 8 * (i + j))
-            later = load_i64(live + 8 * min(i + j + ROWS, padded - 1))
+            r = load_i64(live + 8 * min(i + j, n - 1))
+            later = load_i64(live + 8 * min(i + j + ROWS, n - 1))
             store_i64(addresses + 8 * j, w + r * stride)
             store_i64(ahead + 8 * j, (later - r) * stride)
+            factor = load_f32(coefficients + 4 * (i + j)) if i + j < n else simd.to_f32(0.0)
+            store_f32(factors + 4 * j, factor)
         for begin in range(first, last, SCALED_COLUMNS):
             end = min(begin + SCALED_COLUMNS, last)
-            at = coefficients + 4 * i
-            rows.add_rows(type_id, acc, addresses, at, begin, end, ahead, scratch + _SCALES)
+            rows.add_rows(type_id, acc, addresses, factors, begin, end, ahead, scratch + _SCALES)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -211,53 +238,82 @@ def up_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # t
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
 def _wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
-    """`up_rows` or `gate_rows` of rows first..last-1: each is read once for 64 tokens, and decoded for 16."""
-    total, start = 0, first
-    while start < last:
-        end = min(last, (start // WORD + 1) * WORD)  # of a word of the mask
+    """`up_rows` or `gate_rows` of rows first..last-1: each is read once for 64 tokens, and decoded for 16.
+
+    Where tokens want many of a segment's products, all of them are made in tiles, as for a dense matrix.
+    """
+    few, total = n_tokens <= FEW_TOKENS, 0
+    segment = SEGMENTS[0] if few else SEGMENTS[1]
+    for start in range(first, last, segment):
+        end = min(start + segment, last)
         for t in range(0, n_tokens, WORD):
             stop = min(t + WORD, n_tokens)
-            union = 0
-            for i in range(end - start):
-                store_i64(scratch + _ROW_WORDS + 8 * i, 0)
-            for token in range(t, stop):
-                word = _wanted_word(op, start, end, token, times_gate)
-                union |= word
-                elementwise.clear(op.y + token * op.y_stride + 4 * start, end - start)
-                while word != 0:
-                    at = scratch + _ROW_WORDS + 8 * simd.lowest_bit(word)
-                    word &= word - 1
-                    store_i64(at, load_i64(at) | 1 << (token - t))
-                    total += 1
-            n = list_word(union, start, scratch + _LIVE, 0)
-            far = rows_ahead(op.w_stride)
-            for i in range(n):
-                r = load_i64(scratch + _LIVE + 8 * i)
-                ahead = (load_i64(scratch + _LIVE + 8 * min(i + far, n - 1)) - r) * op.w_stride
-                word = load_i64(scratch + _ROW_WORDS + 8 * (r - start))
-                _row_for_tokens(op, r, t, word, ahead, scratch, times_gate)
-        start = end
+            n_pairs = _note_wanted(op, start, end, t, stop, scratch, times_gate)
+            total += n_pairs
+            if few or n_pairs <= DENSE * (end - start) * (stop - t) or not tiles.has_panels(op):
+                _note_rows(end - start, start, scratch)
+                _listed_products(op, t, stop, scratch, times_gate)
+            else:
+                x, y = op.x + t * op.x_stride, op.y + t * op.y_stride
+                panels.mul_panels(op, start, end, stop - t, x, y, op.y_stride, scratch)
+                for token in range(t, stop):
+                    _keep_wanted(op, start, end, token, times_gate)
     return total
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _wanted_word(op, start: int, end: int, t: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
-    """Which of rows start..end-1, which share a word of the mask, token t wants."""
-    if not times_gate:
-        word = load_i64(op.z + t * op.z_stride + start // WORD * 8)
-        word = (
-            (word >> (start % WORD))
-            if start % WORD == 0
-            else (word >> (start % WORD)) & ~(-1 << (WORD - start % WORD))
-        )
-        return word if end - start == WORD else word & ~(-1 << (end - start))
-    gates = op.z + t * op.z_stride + 4 * start
-    if end - start == WORD:
-        return simd.word_positive(gates)
-    word = 0
+def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """Which of the n rows from `start` on, which share a word of the mask, token t wants."""
+    if times_gate:
+        return positive(op.z + t * op.z_stride + 4 * start, n)
+    word, shift = load_i64(op.z + t * op.z_stride + start // WORD * 8), start % WORD
+    if shift:
+        word = (word >> shift) & ~(-1 << (WORD - shift))
+    return word if n == WORD else word & ~(-1 << n)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """Set bit i of a row's word for each token t + i < stop that wants it, clear y; how many bits."""
+    words, total = scratch + _ROW_WORDS, 0
     for i in range(end - start):
-        word |= int(load_f32(gates + 4 * i) > 0) << i
-    return word
+        store_i64(words + 8 * i, 0)
+    r = start
+    while r < end:
+        n = min(end, (r // WORD + 1) * WORD) - r
+        for token in range(t, stop):
+            word = _wanted_word(op, r, n, token, times_gate)
+            total += simd.count_bits(word)
+            elementwise.clear(op.y + token * op.y_stride + 4 * r, n)
+            while word != 0:
+                at = words + 8 * (r - start + simd.lowest_bit(word))
+                word &= word - 1
+                store_i64(at, load_i64(at) | 1 << (token - t))
+        r += n
+    return total
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _note_rows(n: int, start: int, scratch: int) -> None:
+    """List the rows that a token wants: their number, then themselves."""
+    listed, found = scratch + _ROWS, 0
+    for i in range(n):
+        if load_i64(scratch + _ROW_WORDS + 8 * i) != 0:
+            found += 1
+            store_i64(listed + 16 * found, start + i)
+            store_i64(listed + 16 * found + 8, load_i64(scratch + _ROW_WORDS + 8 * i))
+    store_i64(listed, found)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _listed_products(op, t: int, stop: int, scratch: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
+    """The products that tokens t..stop-1 want, row by row of the list."""
+    listed, far = scratch + _ROWS, rows_ahead(op.w_stride)
+    n = load_i64(listed)
+    for i in range(1, n + 1):
+        r, word = load_i64(listed + 16 * i), load_i64(listed + 16 * i + 8)
+        ahead = (load_i64(listed + 16 * min(i + far, n)) - r) * op.w_stride
+        _row_for_tokens(op, r, t, word, ahead, scratch, times_gate)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -276,17 +332,39 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
             store_i64(columns + 8 * n, op.x + t * op.x_stride)
             n += 1
         if n == 1:
-            store_f32(dots, dot_row(op.w_type, w, load_i64(columns), op.k, ahead))
+            store_f32(dots, dot_row(op.w_type, w, load_i64(columns), op.k, ahead, 0))
         else:
             rows.dot_strips(op.w_type, w, 0, 1, columns, n, op.k, ahead, dots, 4)
         for j in range(n):
             t = load_i64(tokens + 8 * j)
             v = load_f32(dots + 4 * j)
             if times_gate:
-                if op.p3 == RELU_BOTH_ACTIVATION:
-                    v = max(v, simd.to_f32(0.0))
-                v *= load_f32(op.z + t * op.z_stride + 4 * r)
+                v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * r), op.p3)
             store_f32(op.y + t * op.y_stride + 4 * r, v)
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _gated_up(up: float, gate: float, activation: int) -> float:
+    """A positive gate times `up`, or times its ReLU."""
+    return (max(up, simd.to_f32(0.0)) if activation == RELU_BOTH_ACTIVATION else up) * gate
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
+    """Of a token's products with rows start..end-1 keep those that it wants, times their gates; else 0."""
+    r, y = start, op.y + t * op.y_stride
+    while r < end:
+        n = min(end, (r // WORD + 1) * WORD) - r
+        word = _wanted_word(op, r, n, t, times_gate)
+        for i in range(r, r + n):
+            v = simd.to_f32(0.0)
+            if word & 1:
+                v = load_f32(y + 4 * i)
+                if times_gate:
+                    v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * i), op.p3)
+            store_f32(y + 4 * i, v)
+            word >>= 1
+        r += n
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -321,34 +399,54 @@ def not_zero(x: int, n: int) -> int:
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def positive(x: int, n: int) -> int:
+    """Which of n floats, at most 64, are above 0, as bits."""
+    if n == WORD:
+        return simd.word_positive(x)
+    word = 0
+    for i in range(n):
+        word |= int(load_f32(x + 4 * i) > 0) << i
+    return word
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, first:last] = sum_r x[t, r] w[r, first:last] for every token; rows with x = 0 are not read.
 
     A row is widened once for all tokens that want it. The sums are those of op.p0 pieces, as in
-    `ffn_piece` and REDUCE.
+    `ffn_pieces` and REDUCE.
     """
-    for begin in range(first, last, DOWN_COLUMNS):
-        end = min(begin + DOWN_COLUMNS, last)
-        for t in range(0, n_tokens, DOWN_TOKENS):
-            _down_part(op, begin, end, t, min(t + DOWN_TOKENS, n_tokens), scratch)
+    columns, tokens = DOWN_COLUMNS[0], DOWN_TOKENS[0]
+    if n_tokens > FEW_TOKENS:
+        columns, tokens = DOWN_COLUMNS[1], DOWN_TOKENS[1]
+    for begin in range(first, last, columns):
+        end = min(begin + columns, last)
+        for t in range(0, n_tokens, tokens):
+            _down_part(op, begin, end, t, min(t + tokens, n_tokens), columns, scratch)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _down_part(op, first: int, last: int, start: int, stop: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """Columns first..last-1 of tokens start..stop-1."""
+def _down_part(op, first: int, last: int, start: int, stop: int, width: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Columns first..last-1, at most `width`, of tokens start..stop-1."""
     n_vectors = (last - first + 15) // 16
-    sums, row_bytes = scratch + _SUMS, 4 * DOWN_COLUMNS
+    sums, column = scratch + _SUMS, rows.column_offset(op.w_type, first)
+    row_bytes = rows.column_offset(op.w_type, last) - column
     for piece in range(op.p0):
-        elementwise.clear(sums, (stop - start) * DOWN_COLUMNS)
-        end = op.n_rows * (piece + 1) // op.p0
-        for r in range(op.n_rows * piece // op.p0, end, WORD):
-            _widen_wanted(op, r, min(WORD, end - r), first, last, start, stop, scratch)
+        begin, end = op.n_rows * piece // op.p0, op.n_rows * (piece + 1) // op.p0
+        elementwise.clear(sums, (stop - start) * width)
+        words, other = scratch + _WORDS, scratch + _WORDS + 8 * (1 + DOWN_TOKENS[1])
+        _note_down(op, begin, min(WORD, end - begin), start, stop, words, column, row_bytes)
+        for r in range(begin, end, WORD):
+            later = r + WORD
+            if later < end:  # rows of the next word are asked for while those of this one are added
+                _note_down(op, later, min(WORD, end - later), start, stop, other, column, row_bytes)
+            _widen_wanted(op, r, load_i64(words), first, last, width, scratch)
             for t in range(start, stop):
-                word = load_i64(scratch + _WORDS + 8 * (t - start))
-                acc = sums + (t - start) * row_bytes
-                _add_wanted(word, op.x + t * op.x_stride + 4 * r, acc, n_vectors, scratch)
+                word, acc = load_i64(words + 8 * (1 + t - start)), sums + 4 * width * (t - start)
+                _add_wanted(word, op.x + t * op.x_stride + 4 * r, acc, n_vectors, width, scratch)
+            words, other = other, words
         for t in range(start, stop):
-            part, y = sums + (t - start) * row_bytes, op.y + t * op.y_stride + 4 * first
+            part, y = sums + 4 * width * (t - start), op.y + t * op.y_stride + 4 * first
             if piece == 0:
                 elementwise.copy(part, last - first, y)
             else:
@@ -356,31 +454,40 @@ def _down_part(op, first: int, last: int, start: int, stop: int, scratch: int) -
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _widen_wanted(  # type: ignore[no-untyped-def]
-    op, r: int, n: int, first: int, last: int, start: int, stop: int, scratch: int
+def _note_down(  # type: ignore[no-untyped-def]
+    op, r: int, n: int, start: int, stop: int, words: int, column: int, row_bytes: int
 ) -> None:
-    """Widen those of the n rows from r on that a token wants, and note each token's bits."""
+    """The bits of the n rows from r on that any token wants, then each token's; the rows are asked for."""
     union = 0
     for t in range(start, stop):
         word = not_zero(op.x + t * op.x_stride + 4 * r, n)
-        store_i64(scratch + _WORDS + 8 * (t - start), word)
+        store_i64(words + 8 * (1 + t - start), word)
         union |= word
+    store_i64(words, union)
+    while union != 0:
+        prefetch_row(op.w + (r + simd.lowest_bit(union)) * op.w_stride + column, row_bytes)
+        union &= union - 1
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _widen_wanted(op, r: int, union: int, first: int, last: int, width: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Columns first..last-1 of row r + i as float32 for every bit i."""
     column = rows.column_offset(op.w_type, first)
     while union != 0:
         i = simd.lowest_bit(union)
         union &= union - 1
         row = op.w + (r + i) * op.w_stride + column
-        rows.widen_row(op.w_type, row, last - first, scratch + _WIDE + 4 * DOWN_COLUMNS * i)
+        rows.widen_row(op.w_type, row, last - first, scratch + _WIDE + 4 * width * i)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _add_wanted(word: int, x: int, acc: int, n_vectors: int, scratch: int) -> None:
+def _add_wanted(word: int, x: int, acc: int, n_vectors: int, width: int, scratch: int) -> None:
     """acc += sum of x[i] times widened row i over the bits of a word."""
     addresses, coefficients, n = scratch + _LIVE, scratch + _GATES, 0
     while word != 0:
         i = simd.lowest_bit(word)
         word &= word - 1
-        store_i64(addresses + 8 * n, scratch + _WIDE + 4 * DOWN_COLUMNS * i)
+        store_i64(addresses + 8 * n, scratch + _WIDE + 4 * width * i)
         store_f32(coefficients + 4 * n, load_f32(x + 4 * i))
         n += 1
     if n:

@@ -28,7 +28,8 @@ def _emit_dots(
     xs: list[Value],
     k: Value,
     unroll: int,
-    ahead: Value = None,
+    ahead: Value | None = None,
+    also: Value | None = None,
 ) -> list[list[Value]]:
     """Dot products of every row with every activation vector along k, in the one order of sums.
 
@@ -37,7 +38,7 @@ def _emit_dots(
     Args:
         rows, xs: addresses. unroll: steps a loop body, a multiple of CHAINS, so that all chains run at
             once; or 1, and the chains follow one another.
-        ahead: prefetch distance in bytes, or None.
+        ahead, also: byte distances to what is asked for meanwhile, or None; the second may be 0 for nothing.
 
     Returns:
         dots[row][column], floats.
@@ -59,7 +60,7 @@ def _emit_dots(
 
     whole = b.udiv(k, I64(STEP))
     if unroll >= CHAINS:
-        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
+        _emit_steps(b, kind, rows, whole, unroll, ahead, also, step)
     else:
         for chain in range(CHAINS):
             n = b.udiv(b.add(whole, I64(CHAINS - 1 - chain)), I64(CHAINS))
@@ -84,16 +85,20 @@ def _emit_steps(
     n: Value,
     unroll: int,
     ahead: Value | None,
+    also: Value | None,
     step: Callable[[Value, int], None],
 ) -> None:
     """n steps, `unroll` a loop body, the rest one round of chains at a time, the very last alone."""
     whole = b.udiv(n, I64(unroll))
     with cgutils.for_range(b, whole) as loop:
-        if ahead is not None:
-            for row in rows:
-                at = b.add(b.add(row, ahead), b.mul(loop.index, I64(unroll * STEP * kind.type_size)))
-                for line in range(0, unroll * STEP * kind.type_size, 64):
-                    simd.emit_prefetch(b, b.add(at, I64(line)))
+        n_bytes = unroll * STEP * kind.type_size
+        for row in rows:
+            at = b.add(row, b.mul(loop.index, I64(n_bytes)))
+            if ahead is not None:
+                simd.emit_prefetches(b, b.add(at, ahead), n_bytes)
+            if also is not None:
+                with cgutils.if_unlikely(b, b.icmp_signed("!=", also, I64(0))):
+                    simd.emit_prefetches(b, b.add(at, also), n_bytes)
         for i in range(unroll):
             step(b.add(b.mul(loop.index, I64(unroll)), I64(i)), i % CHAINS)
     done = b.mul(whole, I64(unroll))
@@ -132,12 +137,13 @@ def emit_rows(
     x: Value,
     k: Value,
     ahead: Value,
+    also: Value,
     out: Value,
 ) -> None:
-    """out[r] = row r . x for n_rows rows; `ahead` is the prefetch distance in bytes."""
+    """out[r] = row r . x for n_rows rows; `ahead` and `also` are distances as before."""
     with cgutils.for_range(b, n_rows) as loop:
         row = b.add(w, b.mul(stride, loop.index))
-        dot = _emit_dots(b, kind, [row], [x], k, UNROLL, ahead)[0][0]
+        dot = _emit_dots(b, kind, [row], [x], k, UNROLL, ahead, also)[0][0]
         simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
 
 

@@ -115,9 +115,8 @@ def _stage(
         with cgutils.for_range(b, I64(16)) as loop:
             r = b.select(b.icmp_signed("<", loop.index, last_row), loop.index, last_row)
             row = b.add(w, b.mul(stride, r))
-            later = b.add(b.add(b.add(row, offset), b.mul(stride, I64(ROWS))), I64(0))
-            for line in range(0, kind.window_bytes, 64):
-                simd.emit_prefetch(b, b.add(later, I64(line)))
+            later = b.add(b.add(row, offset), b.mul(stride, I64(ROWS)))
+            simd.emit_prefetches(b, later, kind.window_bytes, 2)
             decoded = kind.unpack_window(b, row, window, last_block)
             to = b.add(out, b.mul(loop.index, I64(STAGED_ROW)))
             vectors = [v for pair in decoded.numbers for v in pair] + decoded.factors + decoded.parts

@@ -107,11 +107,12 @@ OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *(
 THREAD_SCRATCH_BYTES = (
     2 << 20
 )  # each thread's own memory for row lists, panels and tiles; resident as it is used
-ROWS_ALIGNED = 16  # chunks of output rows start on cache lines of float32
+ROWS_ALIGNED = 32  # chunks of output rows start on cache lines of float32, and have whole panels
 CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of work
 MAX_CHUNKS = 256
 PANEL = 64  # rows that stay in the second-level cache while all tokens of a batch pass
-PIECES = 16  # of the neurons of an FFN, whose sums are made apart and then added (see ref.py)
+PIECES, MAX_PIECES = 16, 32  # of the neurons of an FFN, whose sums are made apart and then added (see ref.py)
+PIECE_BYTES = 1 << 20  # weight bytes a piece aims at
 
 
 def aligned(n_bytes: int) -> NDArray[np.uint8]:
@@ -133,6 +134,11 @@ def panel_chunks(n_rows: int) -> int:
     Each chunk reads all activations of the batch, so chunks of fewer rows would read them too often.
     """
     return max(1, min(n_rows // PANEL, MAX_CHUNKS))
+
+
+def ffn_pieces(n_ff: int, bytes_a_neuron: int) -> int:
+    """Into how many pieces the neurons of an FFN are cut: a pure function of its shape."""
+    return max(PIECES, min(n_ff * bytes_a_neuron // PIECE_BYTES, MAX_PIECES))
 
 
 def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:

@@ -128,7 +128,9 @@ def _emit_counted(
 
 
 @operation(
-    types.void, types.int64, address, types.int64, types.int64, address, types.int64, types.int64, address
+    types.void,
+    *(types.int64, address, types.int64, types.int64, address, types.int64, types.int64, types.int64),
+    address,
 )
 def _dot_rows(
     b: Builder,
@@ -139,11 +141,12 @@ def _dot_rows(
     x: Value,
     k: Value,
     ahead: Value,
+    also: Value,
     out: Value,
 ) -> None:
     def emit(kind: WeightType) -> None:
         sums = float_sums if isinstance(kind, FloatType) else block_sums
-        sums.emit_rows(b, kind, w, stride, n_rows, x, k, ahead, out)
+        sums.emit_rows(b, kind, w, stride, n_rows, x, k, ahead, also, out)
 
     _emit_counted(b, type_id, n_rows, k, emit)
 
@@ -187,11 +190,11 @@ _INT = types.int64
 _DOT_ROWS_SYMBOL = "hotcold_dot_rows"
 
 
-@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+@cfunc(types.void(*[_INT] * 9), **CODE)  # type: ignore[untyped-decorator]
 def _dot_rows_code(
-    type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, out: int
+    type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, also: int, out: int
 ) -> None:
-    _dot_rows(type_id, w, stride, n_rows, x, k, ahead, out)
+    _dot_rows(type_id, w, stride, n_rows, x, k, ahead, also, out)
 
 
 @cfunc(types.void(*[_INT] * 10), **CODE)  # type: ignore[untyped-decorator]
@@ -215,7 +218,7 @@ def _dot_tile_code(type_id: int, w: int, stride: int, xs: int, k: int, out: int)
     _dot_tile(type_id, w, stride, xs, k, out)
 
 
-_call_dot_rows = linked(_DOT_ROWS_SYMBOL, _dot_rows_code, types.void, *[_INT] * 8)
+_call_dot_rows = linked(_DOT_ROWS_SYMBOL, _dot_rows_code, types.void, *[_INT] * 9)
 _call_dot_strips = linked("hotcold_dot_strips", _dot_strips_code, types.void, *[_INT] * 10)
 _call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] * 6)
 
@@ -229,21 +232,21 @@ def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahe
         ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
             distance to a row yet to come when rows are picked from a list.
     """
-    _call_dot_rows(type_id, w, stride, n_rows, x, k, ahead, out)
+    _call_dot_rows(type_id, w, stride, n_rows, x, k, ahead, 0, out)
 
 
-@operation(types.float32, types.int64, address, address, types.int64, types.int64)
-def _dot_one(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Value) -> Value:
+@operation(types.float32, types.int64, address, address, types.int64, types.int64, types.int64)
+def _dot_one(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Value, also: Value) -> Value:
     cell = cgutils.alloca_once(b, F32)
-    values = (type_id, w, I64(0), I64(1), x, k, ahead, b.ptrtoint(cell, I64))
+    values = (type_id, w, I64(0), I64(1), x, k, ahead, also, b.ptrtoint(cell, I64))
     simd.call(b, _DOT_ROWS_SYMBOL, ir.VoidType(), *values)
     return b.load(cell)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
-    """`dot_rows` of one row, which comes back as a number."""
-    return _dot_one(type_id, w, x, k, ahead)
+def dot_row(type_id: int, w: int, x: int, k: int, ahead: int, also: int = 0) -> float:
+    """`dot_rows` of one row, which comes back as a number; `also`: distance to another row to ask for, or 0."""
+    return _dot_one(type_id, w, x, k, ahead, also)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
@@ -344,8 +347,7 @@ def _emit_add_rows(
     with cgutils.for_range(b, stretches) as loop:
         at = b.mul(loop.index, I64(STRETCH * size))
         for row in later:
-            for line in range(0, STRETCH * size, 64):
-                simd.emit_prefetch(b, b.add(b.add(row, at), I64(line)))
+            simd.emit_prefetches(b, b.add(row, at), STRETCH * size)
         with cgutils.for_range(b, I64(STRETCH)) as inner:
             add_block(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
     done = b.mul(stretches, I64(STRETCH))

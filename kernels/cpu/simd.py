@@ -106,6 +106,14 @@ def load_bytes(b: Builder, at: Value, offset: int, n: int, left: Value | None) -
     return b.call(function, [pointer, I32(1), mask, constant(I8, n, 0)])
 
 
+def room(b: Builder, kind: Any) -> Value:
+    """The address of memory for a `kind` on the stack, with what happened to lie there."""
+    with b.goto_entry_block():
+        pointer = b.alloca(kind)
+        pointer.align = 64
+        return b.ptrtoint(pointer, I64)
+
+
 def store(b: Builder, value: Value, at: Value, offset: int = 0, align: int = 1) -> None:
     """Write `value` to address `at` + `offset`."""
     if offset:
@@ -589,21 +597,42 @@ def count_bits(b: Builder, word: Value) -> Value:
     return call(b, "llvm.ctpop.i64", I64, word)
 
 
-def emit_prefetch(b: Builder, at: Value, locality: int = 2) -> None:
+def stream_locality() -> int:
+    """The cache level that rows are asked into: 3 for the first, 2 for the second.
+
+    Measured on Zen 5: the first gives 0.95 to 0.99 of a plain sum's speed where the second gives 0.93 to
+    0.95. On an Intel machine it took that level's few fill buffers from the loads themselves.
+    """
+    cpu = config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
+    return 3 if cpu.startswith("znver") else 2
+
+
+def emit_prefetch(b: Builder, at: Value, locality: int) -> None:
     """Ask for the cache line at `at`; any address is allowed.
 
     Args:
-        locality: 3 for the first level. 2: the second, since rows ask far ahead and would take the first
-            level's few fill buffers from the loads themselves.
+        locality: 3 for the first level, 2 for the second.
     """
     pointer = b.inttoptr(at, I8.as_pointer())
     call(b, "llvm.prefetch.p0", ir.VoidType(), pointer, I32(0), I32(locality), I32(1))
 
 
+def emit_prefetches(b: Builder, at: Value, n_bytes: int, locality: int | None = None) -> None:
+    """Ask for all lines of n bytes; into the level that suits rows, unless one is named."""
+    for line in range(0, n_bytes, 64):
+        emit_prefetch(b, b.add(at, I64(line)), stream_locality() if locality is None else locality)
+
+
 @operation(types.void, address)
 def prefetch(b: Builder, at: Value) -> None:
     """`emit_prefetch` into the second level."""
-    emit_prefetch(b, at)
+    emit_prefetch(b, at, 2)
+
+
+@operation(types.void, address)
+def prefetch_stream(b: Builder, at: Value) -> None:
+    """`emit_prefetch` into the level that suits rows."""
+    emit_prefetch(b, at, stream_locality())
 
 
 # ---- atomics: cells of 64 bits --------------------------------------------------

@@ -49,11 +49,11 @@ def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyp
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _run_rows(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """Chunk c of an op whose output rows are shared out."""
+def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """n chunks from c on of an op whose output rows are shared out, as one run."""
     n_tokens, code = run[N_TOKENS], op.code
     first = _cut(op.n_rows, c, op.chunks, ROWS_ALIGNED)
-    last = _cut(op.n_rows, c + 1, op.chunks, ROWS_ALIGNED)
+    last = _cut(op.n_rows, c + n, op.chunks, ROWS_ALIGNED)
     if code == program.MAT_VEC:
         w, y = op.w + first * op.w_stride, op.y + 4 * first
         rows.dot_rows(op.w_type, w, op.w_stride, last - first, op.x, op.k, rows.AHEAD, y)
@@ -129,47 +129,48 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _run_chunk(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """Chunk c of any op."""
-    code, n_tokens = op.code, run[N_TOKENS]
+def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """n chunks from c on of any op; where chunks lie side by side in memory, as one run."""
+    code, n_tokens, stop = op.code, run[N_TOKENS], c + n
     if code == program.ATTENTION:
-        attention.attend(op, c, run, scratch)
+        for i in range(c, stop):
+            attention.attend(op, i, run, scratch)
     elif code == program.ATTENTION_JOIN:
-        attention.join_parts(op, c, run, scratch)
+        for i in range(c, stop):
+            attention.join_parts(op, i, run, scratch)
     elif code == program.SPARSE_FFN:
-        n = load_i64(op.p1) if op.p0 else op.n_rows
-        first = ffn.first_at_least(op.p0, n, op.n_rows * c // op.chunks)
-        last = ffn.first_at_least(op.p0, n, op.n_rows * (c + 1) // op.chunks)
-        live = ffn.ffn_piece(op, op.p0, first, last, scratch, op.scratch + c * op.scratch_stride)
-        _count(op, c, last - first, live)
+        listed, live = ffn.ffn_pieces(op, c, stop, scratch)
+        _count(op, c, listed, live)
     elif code == program.REDUCE:
-        first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, c + 1, op.chunks, ROWS_ALIGNED)
+        first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, stop, op.chunks, ROWS_ALIGNED)
         elementwise.reduce_rows(op.x, op.x_stride, op.p0, first, last, op.y)
     elif code == program.DOWN_ROWS:
         unit = rows.column_unit(op.w_type)
-        first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, c + 1, op.chunks, unit)
+        first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, stop, op.chunks, unit)
         ffn.down_rows(op, first, last, n_tokens, scratch)
     elif (
-        code == program.MAT_VEC
-        or code == program.MUL_MAT
-        or code == program.LOGITS
-        or code == program.GATED
-        or code == program.GATE_ROWS
-        or code == program.UP_ROWS
-        or code == program.FIRE_ROWS
+        _is_matrix(code) or code == program.GATE_ROWS or code == program.UP_ROWS or code == program.FIRE_ROWS
     ):
-        _run_rows(op, c, run, scratch)
+        _run_rows(op, c, n, run, scratch)
     else:
-        for t in range(n_tokens * c // op.chunks, n_tokens * (c + 1) // op.chunks):
+        for t in range(n_tokens * c // op.chunks, n_tokens * stop // op.chunks):
             _run_token(op, t, run)
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
-def _claim(cell: int, number: int, chunks: int, n_threads: int) -> tuple[int, int]:
+def _is_matrix(code: int) -> bool:
+    """Whether an op reads all rows of a matrix in order."""
+    return (
+        code == program.MAT_VEC or code == program.MUL_MAT or code == program.LOGITS or code == program.GATED
+    )
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
     """The next chunks of this round's op: the first, and how many.
 
-    A thread takes a part of what is left, so that it reads long runs of memory at first and nobody
-    waits long at the end. Gives (chunks, 0) when none is left, (-1, 0) to a thread that is late.
+    A thread takes one of `parts` parts of what is left, so that it reads long runs of memory at first and
+    nobody waits long at the end. Gives (chunks, 0) when none is left, (-1, 0) to a thread that is late.
     """
     while True:
         value = simd.atomic_load(cell)
@@ -179,7 +180,7 @@ def _claim(cell: int, number: int, chunks: int, n_threads: int) -> tuple[int, in
         c = value & 0xFFFFFFFF if at == number else 0
         if c >= chunks:
             return chunks, 0
-        n = max(1, (chunks - c) // (2 * n_threads))
+        n = max(1, (chunks - c) // parts)
         if simd.atomic_swap_if(cell, value, (number << 32) + c + n):
             return c, n
 
@@ -195,14 +196,15 @@ def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None
     """
     for i in range(ops.size):
         op, cell = ops[i], base + i * RECORD_BYTES
+        # rows of a matrix cost the same and want long runs; others may differ, and are shared more finely
+        parts = n_threads if _is_matrix(op.code) else 2 * n_threads
         while True:
-            first, n = _claim(cell, number, op.chunks, n_threads)
+            first, n = _claim(cell, number, op.chunks, parts)
             if first < 0:
                 return
             if n == 0:
                 break
-            for c in range(first, first + n):
-                _run_chunk(op, c, run, scratch)
+            _run_chunks(op, first, n, run, scratch)
             simd.atomic_add(cell + 8, n)
         spins = 0
         while simd.atomic_load(cell + 8) < number * op.chunks:

@@ -21,13 +21,20 @@ _COLUMNS, _DOTS = 0, 128  # this file's part of a thread's scratch memory, in by
 
 
 @njit(**JIT)  # type: ignore[untyped-decorator]
+def has_panels(op) -> bool:  # type: ignore[no-untyped-def]
+    """Whether the matrix of a record is quantised, with rows that a panel has room for."""
+    return rows.is_block_type(op.w_type) and op.k <= MAX_K
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
     is_block = rows.is_block_type(op.w_type)
+    few = FEW_TOKENS if is_block else FEW_FLOAT_TOKENS
     if n_tokens == 1:
         w = op.w + first * op.w_stride
         dot_rows(op.w_type, w, op.w_stride, last - first, x, op.k, rows.AHEAD, y + 4 * first)
-    elif n_tokens <= (FEW_TOKENS if is_block else FEW_FLOAT_TOKENS) or (is_block and op.k > MAX_K):
+    elif n_tokens <= few or (is_block and not has_panels(op)):
         _few_tokens(op, first, last, n_tokens, x, y, y_stride, scratch)
     elif is_block:
         panels.mul_panels(op, first, last, n_tokens, x, y, y_stride, scratch)

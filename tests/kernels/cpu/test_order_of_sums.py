@@ -3,6 +3,7 @@
 Each token of a batch has the bits that it has alone, for every type, batch, cut and team.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -135,13 +136,16 @@ SPARSE = [*sparse.TYPES, *sparse.MIXED]
 def test_sparse_gated_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
     for k in sparse.shapes(types):
         x = checks.vectors(33, k, 4)
-        for both in (program.RELU_ACTIVATION, program.RELU_BOTH_ACTIVATION):
-            whole = sparse.GatedFFN(types, 203, x, sparse.listed_neurons("some", 33, 203), both)
+        for both, count in itertools.product(
+            (program.RELU_ACTIVATION, program.RELU_BOTH_ACTIVATION), ("some", "all")
+        ):
+            whole = sparse.GatedFFN(types, 203, x, sparse.listed_neurons(count, 33, 203), both)
             alone = np.stack([sparse.one_token(part(whole, t), run_ops, True)[0] for t in range(33)])
             for n in (2, 5, 16, 33):
                 some = part(whole, slice(0, n))
-                got, _ = sparse.batch(some, run_ops, 1 + n % 3)
-                assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
+                got, counts = sparse.batch(some, run_ops, 1 + n % 3)
+                assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, count, n)
+                assert counts == [some.listed.sum(), whole.firing[:n].sum()]
 
 
 @pytest.mark.parametrize("types", [SPARSE[0], SPARSE[3], SPARSE[4], SPARSE[6]])
