@@ -1,10 +1,10 @@
 """Each kernel's bytes a second beside a plain streaming sum, in one run.
 
-    python bench/ops.py [seconds a figure] [matvec ffn prompt bytes]
+    python bench/ops.py [seconds a figure] [matvec ffn prompt attention bytes]
 
 Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a kernel and the sum take
 turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
-slows both. `bytes` runs the portable code in a build that counts every row it reads, and fails when a
+slows both. A chunk of a prompt's attention takes turns with multiply-adds in registers alone. `bytes` runs the portable code in a build that counts every row it reads, and fails when a
 sparse FFN at 90 % sparsity reads over 10 % more than the formula says.
 """
 
@@ -17,6 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from attention import CHUNK, SHAPES, TYPE_IDS, Layers, Peak, Shape, gflop
+from attention import RING as KV_RING
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 from random_model import random_rows
@@ -65,9 +67,9 @@ def weight(name: str, base: int, type_id: int, k: int) -> Record:
 
 
 def alternate(
-    kernel: Callable[[], int], total: Callable[[], int], seconds: float
+    kernel: Callable[[], float], total: Callable[[], float], seconds: float
 ) -> tuple[float, float, float]:
-    """Run both in turns; medians of kernel and sum in GB/s, and of their ratios."""
+    """Run both in turns; medians of kernel and sum in GB/s, and of their ratios. Both give their bytes."""
     kernel(), total()
     speeds: list[float] = []
     sums: list[float] = []
@@ -185,6 +187,28 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     print(f"{NAMES[type_id]:5} {n_rows} x {k} by {n_tokens} tokens {gflops:8.0f} GFLOP/s", flush=True)
 
 
+def decode_attention(
+    kv_type: str, shape: Shape, n_keys: int, team: Team, stream: Stream, seconds: float
+) -> None:
+    """One token's attention over layer after layer; bytes are those of keys and values."""
+    layers = Layers(kv_type, shape, 1, n_keys, KV_RING)
+    what = f"{kv_type} {shape[0]}/{shape[1]} heads of {shape[2]} at {n_keys}"
+    line(what, alternate(lambda: layers.run(team), lambda: stream.sum(layers.memory), seconds))
+
+
+def chunk_attention(kv_type: str, shape: Shape, n_keys: int, team: Team, peak: Peak, seconds: float) -> None:
+    """Attention of a chunk that ends at n_keys positions, of one layer."""
+    layers, work = Layers(kv_type, shape, CHUNK, n_keys, 0), gflop(shape, CHUNK, n_keys)
+
+    def kernel() -> float:
+        layers.run(team)
+        return work
+
+    speed, top, share = (1e9 * x for x in alternate(kernel, peak.run, seconds))
+    what = f"{kv_type} {shape[0]}/{shape[1]} heads of {shape[2]}, {CHUNK} up to {n_keys}"
+    print(f"{what:<40} {speed:6.0f} GFLOP/s | peak {top:6.0f} | share {share / 1e9:.2f}", flush=True)
+
+
 def count_bytes() -> None:
     """Compare the counted with the formula's bytes, in this counting process."""
     team, failed = Team(1), []
@@ -212,6 +236,16 @@ def count_in_portable_build() -> None:
         sys.exit(done.returncode)
 
 
+def attention_table(team: Team, stream: Stream, seconds: float) -> None:
+    """Every type of cache, a token and a chunk of several shapes."""
+    peak = Peak(team.n)
+    for kv_type in TYPE_IDS:
+        for shape in SHAPES:
+            for n_keys in (1024, 4096):
+                decode_attention(kv_type, shape, n_keys, team, stream, seconds)
+            chunk_attention(kv_type, shape, 4096, team, peak, seconds)
+
+
 def time_tables(wanted: list[str], team: Team, stream: Stream, seconds: float) -> None:
     """Print those of the tables that take time."""
     if "matvec" in wanted:
@@ -225,17 +259,19 @@ def time_tables(wanted: list[str], team: Team, stream: Stream, seconds: float) -
     if "prompt" in wanted:
         for type_id in (rows.F16_ID, *BLOCK_TYPES):
             prompt(type_id, 256, team, seconds)
+    if "attention" in wanted:
+        attention_table(team, stream, seconds)
 
 
 def main() -> None:
     """Print the tables asked for."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "bytes"]
+    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "attention", "bytes"]
     if "counting" in wanted:
         count_bytes()
         return
     n_threads = default_threads()
-    print(f"{n_threads} threads", flush=True)
+    print(f"{n_threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     team, stream = Team(n_threads), Stream(n_threads)
     time_tables(wanted, team, stream, seconds)
     team.close()

@@ -1,14 +1,16 @@
 """llama.cpp beside hotcold on the same file, alternately, in one run.
 
     pip install llama-cpp-python        (builds from source; nothing else needs it)
-    python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--seconds 10]
+    python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--depths 512,4096] [--seconds 10]
 
 Without --model random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
 shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
-speed.
+speed. --depths takes numbers of positions instead: at each, a chunk of 512 prompt tokens that ends there and
+a token after it, llama.cpp with flash attention.
 """
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -30,16 +32,23 @@ from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 
 N_CTX, PROMPT, DEPTH = 512, 256, 64
+CHUNK = 512  # tokens of a prompt that run together at a depth
 
 
-def load_peer(path: Path, n_threads: int) -> Any:
-    """llama.cpp's model of this file."""
+def load_peer(path: Path, n_threads: int, n_ctx: int = N_CTX, n_batch: int = PROMPT) -> Any:
+    """llama.cpp's model of this file; with flash attention, which is its faster way."""
     try:
         import llama_cpp
     except ImportError:
         sys.exit("bench/peer.py needs llama.cpp: pip install llama-cpp-python")
     return llama_cpp.Llama(
-        str(path), n_ctx=N_CTX, n_batch=PROMPT, n_threads=n_threads, n_threads_batch=n_threads, verbose=False
+        str(path),
+        n_ctx=n_ctx,
+        n_batch=n_batch,
+        n_threads=n_threads,
+        n_threads_batch=n_threads,
+        flash_attn=True,
+        verbose=False,
     )
 
 
@@ -49,10 +58,10 @@ def peer_prompt(peer: Any, ids: NDArray[np.int32]) -> None:
     peer.eval(ids.tolist())
 
 
-def peer_token(peer: Any, token: int, n_past: int) -> None:
-    """Decode one token at position n_past, forgetting what lies behind it."""
+def peer_run(peer: Any, ids: NDArray[np.int32], n_past: int) -> None:
+    """Run tokens from position n_past on, forgetting what lies behind it."""
     peer.n_tokens = n_past
-    peer.eval([token])
+    peer.eval(ids.tolist())
 
 
 def alternate(
@@ -89,7 +98,9 @@ def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path 
 
         ours, theirs = alternate(prompt, lambda _: peer_prompt(peer, ids), seconds)
         report(name, f"prompt of {PROMPT}", PROMPT / ours, PROMPT / theirs)
-        ours, theirs = alternate(token, lambda i: peer_token(peer, int(ids[i % DEPTH]), i % DEPTH), seconds)
+        ours, theirs = alternate(
+            token, lambda i: peer_run(peer, ids[i % DEPTH : i % DEPTH + 1], i % DEPTH), seconds
+        )
         report(name, "decode", 1 / ours, 1 / theirs)
     if sparse is None:
         return
@@ -101,9 +112,42 @@ def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path 
                 executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
 
             ours, theirs = alternate(
-                sparse_token, lambda i: peer_token(peer, int(ids[i % DEPTH]), i % DEPTH), seconds
+                sparse_token, lambda i: peer_run(peer, ids[i % DEPTH : i % DEPTH + 1], i % DEPTH), seconds
             )
             report(name, "decode, sparse beside dense", 1 / ours, 1 / theirs)
+
+
+def compare_depths(path: Path, name: str, n_threads: int, seconds: float, depths: list[int]) -> None:
+    """A chunk that ends at each depth, and a token after it; both fill their caches on the way."""
+    n_ctx = max(depths) + 1
+    peer = load_peer(path, n_threads, n_ctx, CHUNK)
+    with (
+        open_gguf(path) as file,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", n_ctx, CHUNK)), file, n_threads) as executor,
+    ):
+        n_vocab = executor.model.n_vocab
+        ids = np.random.default_rng(0).integers(3, n_vocab, n_ctx).astype(np.int32)
+        logits = np.zeros((1, n_vocab), np.float32)
+
+        def both(first: int, last: int) -> tuple[float, float]:
+            some = ids[first:last]
+            return alternate(
+                lambda _: executor.run(some, first, logits), lambda _: peer_run(peer, some, first), seconds
+            )
+
+        filled = 0
+        for depth in sorted(depths):
+            start = max(0, depth - CHUNK)
+            for first in range(filled, start, CHUNK):
+                some = ids[first : min(first + CHUNK, start)]
+                executor.run(some, first)
+                peer_run(peer, some, first)
+            ours, theirs = both(start, depth)
+            n = depth - start
+            report(name, f"chunk of {n} up to {depth}", n / ours, n / theirs)
+            ours, theirs = both(depth, depth + 1)
+            report(name, f"decode at {depth}", 1 / ours, 1 / theirs)
+            filled = depth
 
 
 def report(name: str, what: str, ours: float, theirs: float) -> None:
@@ -124,9 +168,15 @@ def main() -> None:
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--depths", type=lambda text: [int(n) for n in text.split(",")], default=[])
     arguments = parser.parse_args()
+    how = arguments.threads, arguments.seconds
+    print(f"{arguments.threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     for path in arguments.models:
-        compare(path, path.stem, arguments.threads, arguments.seconds, None)
+        if arguments.depths:
+            compare_depths(path, path.stem, *how, arguments.depths)
+        else:
+            compare(path, path.stem, *how, None)
     if arguments.models:
         return
     for name in arguments.types:
@@ -136,7 +186,10 @@ def main() -> None:
             write(dense, Shape(), kind)
             if arguments.sparse:
                 write_sparse(sparse, Shape(), kind, 256)
-            compare(dense, name, arguments.threads, arguments.seconds, sparse if arguments.sparse else None)
+            if arguments.depths:
+                compare_depths(dense, name, *how, arguments.depths)
+            else:
+                compare(dense, name, *how, sparse if arguments.sparse else None)
 
 
 if __name__ == "__main__":
