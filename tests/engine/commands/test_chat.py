@@ -11,10 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from commands import Result, run
 from table_models import table_model
-from typer.testing import CliRunner, Result
-
-from hotcold.cli import app
 
 INTERRUPT, END = "\x03", "\x04"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -30,19 +28,19 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def piped(questions: bytes, *arguments: str) -> Result:
     """The chat in this process, with the questions in a pipe."""
-    return CliRunner().invoke(app, [*CHAT[3:], *arguments], input=questions, prog_name="hotcold")
+    return run(*CHAT[3:], *arguments, stdin=questions)
 
 
 def test_a_line_a_question(template: str) -> None:
     options = ("--chat-template", template, "-n", "6", "--stop", "\n")
     done = piped("Mr. Darcy looked\n\nÉlise smiled\n".encode(), *options, "-q")
-    assert (done.exit_code, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, "")
     assert len(done.stdout.splitlines()) == 2
     again = piped(b"Mr. Darcy looked", *options, "-v")  # no last newline
     assert again.stdout.splitlines() == done.stdout.splitlines()[:1]
     assert "prompt tokens" in again.stderr
     piped_bytes = piped(b"\xff\xfe\n", *options, "-q")
-    assert (piped_bytes.exit_code, piped_bytes.stderr) == (0, "")
+    assert (piped_bytes.returncode, piped_bytes.stderr) == (0, "")
 
 
 def test_the_system_is_told_first(template: str) -> None:
@@ -54,7 +52,7 @@ def test_the_system_is_told_first(template: str) -> None:
 def test_commands(template: str) -> None:
     options = ("--chat-template", template, "-n", "6", "-v")
     done = piped(b"/help\nShe\n/clear\nShe\n/what\n/exit\nShe\n", *options)
-    assert done.exit_code == 0
+    assert done.returncode == 0
     first, second = done.stdout.splitlines()
     assert first == second
     for words in ("/clear  forget", "all turns are forgotten", "no such command: /what"):
@@ -64,7 +62,7 @@ def test_commands(template: str) -> None:
 
 def test_a_model_without_a_template() -> None:
     done = piped(b"She\n")
-    assert done.exit_code == 3
+    assert done.returncode == 3
     assert done.stdout == ""
     assert "tokenizer.chat_template: missing" in done.stderr
     assert "--chat-template FILE" in done.stderr
@@ -87,7 +85,7 @@ def test_a_character_without_a_piece_loses_no_question(
     as_bytes = question.encode() if isinstance(question, str) else question
     options = ["-m", str(path), "--chat-template", str(turns), "-n", "2", "-q"]
     done = piped(as_bytes + b"\n/clear\na\n", *options)
-    assert done.exit_code == code
+    assert done.returncode == code
     assert done.stdout.splitlines()[-1] == "b"
     assert said in done.stderr
     assert done.stderr.count("\n") == bool(said)
@@ -109,11 +107,11 @@ def test_a_question_that_is_too_long_loses_no_other(
 ) -> None:
     options = ["--chat-template", template, "-n", "8", "-q", "-c", "64"]
     done = piped(b"\n".join([b"She", question, b"She", b"/exit"]), *options)
-    assert done.exit_code == code
+    assert done.returncode == code
     assert done.stderr.count("\n") == 1
     assert said in done.stderr
     assert done.stdout == piped(b"She\nShe\n", *options).stdout
-    assert piped(question, *options).exit_code == code
+    assert piped(question, *options).returncode == code
 
 
 def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Path) -> None:
@@ -134,7 +132,7 @@ def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Pat
 
 def test_bad_settings_are_said_first(template: str) -> None:
     done = piped(b"She\n", "--chat-template", template, "--top-p", "7")
-    assert done.exit_code == 2
+    assert done.returncode == 2
     assert "top_p: 7.0" in done.stderr
 
 

@@ -1,18 +1,17 @@
 """`hotcold convert`: what it writes and what it says."""
 
-import io
 import os
 import pty
 import shutil
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import Result
+from commands import run as run_command
 
-from hotcold.cli import app
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.gguf_io import open_gguf
 
@@ -20,26 +19,8 @@ TINY = Path(__file__).parent.parent.parent.parent / "models" / "tiny-relu-llama"
 PREDICTORS = str(TINY / "predictors.safetensors")
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def run(*arguments: str) -> Result:
-    """The command in this process, its output caught."""
-    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8") for _ in range(2)]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, stream in zip(("stdout", "stderr"), streams, strict=True):
-            patch.setattr(sys, name, stream)
-        with pytest.raises(SystemExit) as ended:
-            app(["convert", *arguments], prog_name="hotcold")
-    for stream in streams:
-        stream.seek(0)
-    return Result(int(ended.value.code or 0), *(stream.read() for stream in streams))
+    return run_command("convert", *arguments)
 
 
 def test_a_model_with_predictors(tmp_path: Path) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 from shutil import copy
 
 import pytest
-from typer.testing import CliRunner, Result
+from commands import Result
+from commands import run as run_command
 
-from hotcold.cli import app
 from hotcold.engine.device import devices
 from hotcold.engine.run import offload
 from hotcold.errors import DeviceError
@@ -42,7 +42,7 @@ def run(model: Path) -> Run:
 
     def call(command: str, *options: str, stdin: str = "", **environment: str) -> Result:
         arguments = [command, "-m", str(model), *SMALL, *options]
-        return CliRunner(env=environment).invoke(app, arguments, input=stdin)
+        return run_command(*arguments, stdin=stdin.encode(), **environment)
 
     return call
 
@@ -58,7 +58,7 @@ def generate(run: Run) -> Run:
 
 def error_of(result: Result, code: int) -> str:
     """The one line of an error."""
-    assert result.exit_code == code, result.output
+    assert result.returncode == code, result.stderr
     assert result.stdout == ""
     (line,) = [line for line in result.stderr.splitlines() if "compiling" not in line]
     assert line.startswith("hotcold: error: ")
@@ -69,7 +69,7 @@ def error_of(result: Result, code: int) -> str:
 def test_the_text_is_the_cpus(generate: Run, compiler: str, budget: str) -> None:
     wanted = generate("--device", "cpu", "-q")
     got = generate("--device", "emulated", "--vram-budget", budget, "-q")
-    assert (got.stdout, got.stderr, got.exit_code) == (wanted.stdout, "", 0)
+    assert (got.stdout, got.stderr, got.returncode) == (wanted.stdout, "", 0)
 
 
 def test_two_lines_of_statistics_below_80_columns(generate: Run, compiler: str) -> None:
@@ -132,7 +132,7 @@ def test_a_card_that_is_not_there(generate: Run, name: str) -> None:
 
 def test_no_card_at_all(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", lambda name: None)
-    assert generate("--device", "auto").exit_code == 0
+    assert generate("--device", "auto").returncode == 0
     assert "hotcold devices" in error_of(generate("--device", "auto", "--strict"), 5)
     assert "leave it out" in error_of(generate("--vram-budget", "1GiB"), 5)
 
@@ -146,7 +146,7 @@ def test_an_index_for_another_model(generate: Run, model: Path, compiler: str) -
     beside = Path(f"{model}.generated.gpuidx")
     beside.write_bytes(b"GGUF" + bytes(64))
     result = generate(*SPLIT)
-    assert result.exit_code == 0 and f"hotcold: warning: index {beside} is not used: " in result.stderr
+    assert result.returncode == 0 and f"hotcold: warning: index {beside} is not used: " in result.stderr
     assert "leave out --strict" in error_of(generate(*SPLIT, "--strict"), 3)
 
 
@@ -162,7 +162,7 @@ def test_a_device_that_vanishes(generate: Run, compiler: str, monkeypatch: pytes
 
     monkeypatch.setattr(Device, "run", lost)
     result = generate(*SPLIT)
-    assert result.exit_code == 5
+    assert result.returncode == 5
     assert (
         result.stderr.splitlines()[-1]
         == "hotcold: error: cuda:0: the device is gone (CUDA failed); see dmesg"
@@ -193,7 +193,7 @@ def test_chat(run: Run, compiler: str, tmp_path: Path) -> None:
     (tmp_path / "t.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
     options = ("--chat-template", str(tmp_path / "t.jinja"), "-n", "3", "--temp", "0", "-v")
     split = run("chat", *SPLIT, *options, stdin="ab\ncd\n")
-    assert split.exit_code == 0, split.output
+    assert split.returncode == 0, split.stderr
     assert split.stdout == run("chat", "--device", "cpu", *options, stdin="ab\ncd\n").stdout
     assert split.stderr.count("hotcold: emulated: VRAM 1.4 of 1.4 MiB") == 2
 
@@ -222,7 +222,7 @@ def test_offload_dump_run(run: Run, compiler: str) -> None:
     result = run("offload-dump", "--run", *SPLIT, "--json")
     report = json.loads(result.stdout)
     rows = {row["name"]: row for row in report["run"]}
-    assert report["device"] == "emulated" and result.exit_code == 0
+    assert report["device"] == "emulated" and result.returncode == 0
     for name in ("device memory", "copied up, a token", "copied down, a token", "copies, a token"):
         assert rows[name]["measured"] == rows[name]["planned"] > 0, name
     text = run("offload-dump", "--run", *SPLIT).stdout
@@ -245,7 +245,7 @@ def test_offload_dump_run_refuses(
 
 
 def test_a_shape_does_not_run() -> None:
-    result = CliRunner().invoke(app, ["offload-dump", "--run", "--like", "falcon-40b:q4_0"])
+    result = run_command("offload-dump", "--run", "--like", "falcon-40b:q4_0")
     assert "no weights to run" in error_of(result, 2)
 
 

@@ -1,20 +1,18 @@
 """`hotcold generate`: text on stdout, the rest on stderr, and the exit codes."""
 
-import io
 import json
 import os
 import pty
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from commands import process, run
 from numba.core import config
 from table_models import table_model
 
-from hotcold.cli import app
 from hotcold.engine.commands import terminal
 from hotcold.engine.commands.prompt_input import read_prompt
 from hotcold.errors import FileError
@@ -22,44 +20,6 @@ from hotcold.errors import FileError
 PROMPT = "It is a truth universally acknowledged"
 GREEDY = ("--temp", "0", "-t", "1")
 GOLDEN = Path(__file__).parent.parent.parent / "data" / "llamacpp"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Result:
-    """The command in this process, with its three streams replaced."""
-    streams = [io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (stdin, b"", b"")]
-    with pytest.MonkeyPatch.context() as patch:
-        for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
-            patch.setattr(sys, name, stream)
-        for name, value in environment.items():
-            patch.setenv(name, value)
-        with pytest.raises(SystemExit) as ended:
-            app(list(arguments), prog_name="hotcold")
-    for stream in streams[1:]:
-        stream.seek(0)
-    return Result(int(ended.value.code or 0), streams[1].read(), streams[2].read())
-
-
-def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with nothing on stdin."""
-    command = [sys.executable, "-m", "hotcold", *arguments]
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-        timeout=300,
-    )
 
 
 def generate(*arguments: str, stdin: bytes = b"", **environment: str) -> tuple[str, str]:

@@ -4,9 +4,8 @@ import inspect
 from dataclasses import fields
 
 import pytest
-from typer.testing import CliRunner
+from commands import run
 
-from hotcold.cli import app
 from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, part
 from hotcold.engine.generate.generation import Engine
@@ -46,6 +45,6 @@ def test_what_a_command_sets_reaches_the_engines_settings() -> None:
 
 @pytest.mark.parametrize("command", ["generate", "perplexity", "bench"])
 def test_every_command_that_runs_a_model_has_the_engine_options(command: str) -> None:
-    shown = CliRunner().invoke(app, [command, "--help"]).output
+    shown = run(command, "--help").stdout
     for flag in ("--model", "--threads", "--ctx-size", "--kv-type", "--sparsity", "--vram-budget"):
         assert flag in shown

@@ -6,12 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import run
 from gguf import GGUFValueType
 from numpy.typing import NDArray
-from typer.testing import CliRunner
 
 import hotcold
-from hotcold.cli import app
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.byte_characters import CHARACTER_OF
@@ -63,8 +62,8 @@ def model(tmp_path: Path) -> MakeModel:
 def ids_of(*arguments: str) -> tuple[list[int], str]:
     """Ids that `hotcold generate` makes of " 12", and what it says on stderr."""
     options = ["-p", " 12", "-n", "1", "--temp", "0", "--json"]
-    result = CliRunner().invoke(app, ["generate", *options, *arguments])
-    assert result.exit_code == 0, result.output
+    result = run("generate", *options, *arguments)
+    assert result.returncode == 0, result.stderr
     return json.loads(result.stdout)["prompt_ids"], result.stderr
 
 
@@ -83,11 +82,11 @@ def test_a_file_without_a_pretokenizer_gives_one_warning(model: MakeModel) -> No
 @pytest.mark.parametrize("command", [["generate", "-p", "a"], ["perplexity", "-f", __file__], ["bench"]])
 def test_an_unknown_one_ends_with_3_and_a_bad_option_with_2(model: MakeModel, command: list[str]) -> None:
     arguments = [*command, "-m", str(model("mystery"))]
-    result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 3
+    result = run(*arguments)
+    assert result.returncode == 3
     assert "tokenizer.ggml.pre: mystery (known: default" in result.stderr
-    result = CliRunner().invoke(app, [*arguments, "--force-pretokenizer", "other"])
-    assert result.exit_code == 2
+    result = run(*arguments, "--force-pretokenizer", "other")
+    assert result.returncode == 2
     assert "force_pretokenizer: other" in result.stderr
 
 
@@ -95,8 +94,8 @@ def test_perplexity_and_bench_take_the_option(model: MakeModel, tmp_path: Path) 
     path, text = str(model("mystery")), tmp_path / "text.txt"
     text.write_text("1 12 " * 100)
     for command in (["perplexity", "-f", str(text), "-c", "64"], ["bench", "-p", "8", "-n", "4", "-r", "1"]):
-        result = CliRunner().invoke(app, [*command, "-m", path, "--force-pretokenizer", "gpt-2"])
-        assert result.exit_code == 0, result.output
+        result = run(*command, "-m", path, "--force-pretokenizer", "gpt-2")
+        assert result.returncode == 0, result.stderr
 
 
 def test_load_takes_it_too(model: MakeModel) -> None:
