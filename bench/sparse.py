@@ -76,7 +76,7 @@ class AllListed:
 
     def __init__(self, executor: Executor) -> None:
         records = [record for _, records in executor.lowered[1] for record in records]
-        whole = [r | {"p2": 0} if r["code"] == program.SPARSE_FFN else r for r in records]
+        whole = [r | {"skip": 0} if r["code"] == program.SPARSE_FFN else r for r in records]
         self._job, self._team = Program(whole), Team(executor.n_threads)
 
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32]) -> None:

@@ -24,7 +24,7 @@ class ColdRows:
     @property
     def list_fields(self) -> dict[str, int]:
         """The fields of a record that reads the list."""
-        return {"p0": self.listed.ctypes.data + 8, "p1": self.listed.ctypes.data}
+        return {"listed": self.listed.ctypes.data + 8, "n_listed": self.listed.ctypes.data}
 
 
 def cold_rows(hot: NDArray[np.int32], n_ff: int) -> ColdRows:

@@ -28,7 +28,7 @@ def _listed(low: Lowering, node: Node) -> Record:
     if mask is None:
         return cold.list_fields if cold else {}
     count = low.areas["listed"]
-    where = {"p0": count + 8, "p1": count}
+    where = {"listed": count + 8, "n_listed": count}
     if mask.origin is not None:
         n_ff, x = mask.shape[1], cold.bits.ctypes.data if cold else 0
         low.emit(program.LIST_ROWS, 1, z=low.tensors[mask.name], x=x, n_rows=n_ff, **where)
@@ -72,7 +72,14 @@ def dense_gated_ffn(low: Lowering, node: Node) -> None:
         _rows_of(low, up, low.operand(node, up), second, bits)
         at = {"x": first[0], "z": second[0], "y": first[0]}
         strides = dict.fromkeys(("x_stride", "z_stride", "y_stride"), 4 * n_ff)
-        low.emit(program.ACT_MUL, low.token_chunks(n_ff), **at, **strides, k=n_ff, p0=ACTIVATIONS[activation])
+        low.emit(
+            program.ACT_MUL,
+            low.token_chunks(n_ff),
+            **at,
+            **strides,
+            k=n_ff,
+            activation=ACTIVATIONS[activation],
+        )
     if transposed:
         _down_rows(low, node, down, first)
     else:
@@ -95,7 +102,7 @@ def _gated(low: Lowering, node: Node) -> None:
         scratch=low.areas["second"],
         n_rows=gate.ne[1],
         k=gate.ne[0],
-        p0=ACTIVATIONS[node.attributes["activation"]],
+        activation=ACTIVATIONS[node.attributes["activation"]],
     )
 
 
@@ -105,14 +112,15 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
     k, n_ff = down_t.ne
     chunks = max(1, k // 64)
-    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, p0=program.PIECES)
+    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=program.PIECES)
 
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN with a gate."""
     gate, up, down_t = ffn_matrices(node)
     x, z = low.operand(node, gate)[0], low.operand(node, up)[0]
-    own = {**low.weight(up, "w1"), "x": x, "z": z, "p3": ACTIVATIONS[node.attributes["activation"]]}
+    activation = ACTIVATIONS[node.attributes["activation"]]
+    own = {**low.weight(up, "w1"), "x": x, "z": z, "activation": activation}
     _pieces(low, node, gate, down_t, own, skip)
 
 
@@ -136,12 +144,12 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
         scratch=partial,
         scratch_stride=stride,
         **listed,
-        p2=int(skip),
+        skip=int(skip),
         counts=low.layer_counts(layer_of(node)),
     )
     y, _ = low.vector(node.output)
     chunks = max(1, min(program.PIECES, k // 256))
-    low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, p0=program.PIECES, k=k, y=y)
+    low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, n_parts=program.PIECES, k=k, y=y)
 
 
 def sparse_gated_ffn(low: Lowering, node: Node) -> None:
@@ -153,8 +161,8 @@ def sparse_gated_ffn(low: Lowering, node: Node) -> None:
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
     _rows_of(low, gate, low.operand(node, gate), gates, counted)
-    positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "p0": int(not bits)}
-    positive |= {"p3": ACTIVATIONS[node.attributes["activation"]]}
+    positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "all_listed": int(not bits)}
+    positive |= {"activation": ACTIVATIONS[node.attributes["activation"]]}
     _row_op(low, program.UP_ROWS, up, low.operand(node, up), hidden, positive)
     _down_rows(low, node, down_t, hidden)
 
@@ -206,7 +214,7 @@ def _fire(low: Lowering, node: Node, hidden: tuple[int, int], bits: Record, coun
         w=_up_bias(low, node),
         n_rows=n_ff,
         counts=counts,
-        p0=int(not bits),
+        all_listed=int(not bits),
     )
 
 

@@ -24,7 +24,7 @@ def embed(low: Lowering, node: Node) -> None:
 def positions(low: Lowering, node: Node) -> None:
     table = node.weight("weight")
     y, stride = low.vector(node.output)
-    at = {"y": y, "y_stride": stride, "p0": node.attributes["first"]}
+    at = {"y": y, "y_stride": stride, "first": node.attributes["first"]}
     low.emit(program.POSITIONS, low.token_chunks(table.ne[0]), **low.weight(table), **at, k=table.ne[0])
 
 
@@ -50,7 +50,7 @@ def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
         y=y,
         y_stride=stride,
         k=x.shape[1],
-        f0=node.attributes["eps"],
+        eps=node.attributes["eps"],
     )
 
 
@@ -83,10 +83,10 @@ def rope(low: Lowering, node: Node) -> None:
         y_stride=stride,
         w=low.rope_table,
         w_stride=8 * n_pairs,
-        p0=node.attributes["n_head"],
-        p1=node.attributes["head_dim"],
-        p2=n_pairs,
-        p3=int(node.attributes["interleaved"]),
+        n_head=node.attributes["n_head"],
+        head_dim=node.attributes["head_dim"],
+        n_pairs=n_pairs,
+        interleaved=int(node.attributes["interleaved"]),
     )
 
 
@@ -101,8 +101,8 @@ def kv_store(low: Lowering, node: Node) -> None:
         x_stride=x_stride,
         z=z,
         z_stride=z_stride,
-        p0=cache.n_head_kv,
-        p1=cache.head_dim,
+        n_head_kv=cache.n_head_kv,
+        head_dim=cache.head_dim,
         **cache.fields(layer),
     )
 
@@ -118,10 +118,10 @@ def attention(low: Lowering, node: Node) -> None:
         "y": y,
         "y_stride": y_stride,
         "scratch": low.areas["first"],
-        "p0": n_head,
-        "p1": cache.n_head_kv,
-        "p2": head_dim,
-        "f0": head_dim**-0.5,
+        "n_head": n_head,
+        "n_head_kv": cache.n_head_kv,
+        "head_dim": head_dim,
+        "scale": head_dim**-0.5,
         **cache.fields(layer),
     }
     chunks = attention_kernel.chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
@@ -154,8 +154,8 @@ def predictor(low: Lowering, node: Node) -> None:
         n_rows=n_ff,
         y=low.tensors[node.output.name],
         y_stride=mask_bytes(n_ff),
-        **({"p0": count + 8, "p1": count} if low.one_token else {}),
-        f0=node.attributes["threshold"],
+        **({"listed": count + 8, "n_listed": count} if low.one_token else {}),
+        threshold=node.attributes["threshold"],
     )
 
 

@@ -6,46 +6,46 @@ the number of tokens alone, never on the threads, so neither do the bits.
 
     code          reads                                         writes (t: token, r: row)
     EMBED         w [n_vocab, k], token ids                     y[t, k] = w[id[t]]
-    POSITIONS     w [n_positions, k], p0                        y[t, k] = w[position of t + p0]
-    RMS_NORM      x[t, k], w [k] float32, f0 = eps              y[t, k]
-    LAYER_NORM    x[t, k], w and w1 [k] float32, f0 = eps       y[t, k]
+    POSITIONS     w [n_positions, k], first                     y[t, k] = w[position of t + first]
+    RMS_NORM      x[t, k], w [k] float32, eps                   y[t, k]
+    LAYER_NORM    x[t, k], w and w1 [k] float32, eps            y[t, k]
     PACK          x[t, k]                                       y[t] = x packed for block types
     PACK_ROUNDED  x[t, k] int8, z[t, k / 32] float32 scales     y[t] = the same packed as they are
     MAT_VEC       w [n_rows, k], x                              y[r] = w[r] . x, one token
     MUL_MAT       w [n_rows, k], x[t]                           y[t, r] = w[r] . x[t]
     LOGITS        w [n_rows, k], x[t]                           logits of tokens from LOGITS_FROM on
-    ROPE          x[t, p0 heads, p1], table w, p2 pairs,        y[t, p0, p1]
-                  p3: interleaved or halves
-    KV_STORE      x = k, z = v [t, p0 heads, p1]                caches w = k, w1 = v: w_stride bytes a block
+    ROPE          x[t, n_head, head_dim], table w, n_pairs,     y[t, n_head, head_dim]
+                  interleaved, or halves
+    KV_STORE      x = k, z = v [t, n_head_kv, head_dim]         caches w = k, w1 = v: w_stride bytes a block
                                                               of positions, w1_stride a head
-    ATTENTION     x = q [t, p0 heads, p2], caches w, w1         y[t, p0, p2], or scratch: its parts' sums
-                  of p1 heads, strides likewise, f0 = scale,
+    ATTENTION     x = q [t, n_head, head_dim], caches w, w1     y[t, n_head, head_dim], or scratch: its
+                  of n_head_kv heads, strides likewise, scale,  parts' sums
                   k = positions seen or 0 = all, z = sinks
-                  float32 [p0], scores without a value, or 0
-    ATTENTION_JOIN  the same, and scratch                       y[t, p0, p2] of what was cut by parts
+                  float32 [n_head], scores without a value, or 0
+    ATTENTION_JOIN  the same, and scratch                       y[t, n_head, head_dim] from the parts' sums
     ADD           x, z [t, k]                                   y[t, k] = x + z
-    GATED         w gate, w1 up, x, z, p0 = activation          y[r] = act(w[r] . x) (w1[r] . z)
-    ACT_MUL       x, z [t, k], p0 = activation                  y[t, k] = act(x) z
-    SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; p0 list of    scratch[chunk, n_embd], one token
-                  rows, ascending, or 0 = all, p1 its
-                  length, a piece a chunk; p2: skip
-                  neurons without a positive gate, p3 =
-                  activation; without a gate w1 is 0, w up and
-                  z its bias or 0
-    REDUCE        x = p0 partial vectors of stride x_stride     y[k], added in order
-    MASK          x[t, n_rows] predictor outputs, f0 threshold  bits y[t]; list p0, length p1
-    LIST_ROWS     bits z [n_rows], bits x or 0, one token       list p0, length p1 of bits that both have
+    GATED         w gate, w1 up, x, z, activation               y[r] = act(w[r] . x) (w1[r] . z)
+    ACT_MUL       x, z [t, k], activation                       y[t, k] = act(x) z
+    SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; listed rows,  scratch[chunk, n_embd], one token
+                  ascending, or 0 = all, their number at
+                  n_listed, a piece a chunk; skip neurons
+                  without a positive gate; activation; without
+                  a gate w1 is 0, w up and z its bias or 0
+    REDUCE        x = n_parts vectors of stride x_stride        y[k], added in order
+    MASK          x[t, n_rows] predictor outputs, threshold     bits y[t]; listed rows, their number n_listed
+    LIST_ROWS     bits z [n_rows], bits x or 0, one token       listed, n_listed: rows whose bits both have
     AND_BITS      bits z[t] and x [n_rows]                      bits y[t] = z & x
     GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
-    UP_ROWS       w, x[t], gates z[t, r], p0: every gate was    y[t, r] = z (w[r] . x[t]) where z > 0
-                  listed, p3 = activation
+    UP_ROWS       w, x[t], gates z[t, r], all_listed: every     y[t, r] = z (w[r] . x[t]) where z > 0
+                  gate was, activation
     FIRE_ROWS     x[t, n_rows], bias w or 0, bits z[t] or 0,    y[t, r] = max(x + w, 0) where the bit is set
-                  p0: every row was listed
-    DOWN_ROWS     w [n_rows, k], x[t, n_rows], p0 pieces        y[t, k] = sum_r x[t, r] w[r], zeros skipped
+                  all_listed: every row was
+    DOWN_ROWS     w [n_rows, k], x[t, n_rows], n_parts          y[t, k] = sum_r x[t, r] w[r], zeros skipped
     RELU          x[t, k]                                       y[t, k] = max(x, 0)
     GELU          x[t, k]                                       y[t, k] = gelu(x)
 
-A stride of 0 gives every token the same vector, such as a bias.
+What only some ops have lies in p0 to p3 and f0: `PARAMETERS` says which. A stride of 0 gives every token
+the same vector, such as a bias.
 
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
 `counts`, if that is not 0.
@@ -87,6 +87,28 @@ from numpy.typing import NDArray
 ) = range(27)
 
 RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
+
+_HEADS = {"n_head": "p0", "n_head_kv": "p1", "head_dim": "p2", "scale": "f0"}
+_LISTED = {"listed": "p0", "n_listed": "p1"}
+PARAMETERS: dict[int, dict[str, str]] = {
+    POSITIONS: {"first": "p0"},
+    RMS_NORM: {"eps": "f0"},
+    LAYER_NORM: {"eps": "f0"},
+    ROPE: {"n_head": "p0", "head_dim": "p1", "n_pairs": "p2", "interleaved": "p3"},
+    KV_STORE: {"n_head_kv": "p0", "head_dim": "p1"},
+    ATTENTION: _HEADS,
+    ATTENTION_JOIN: _HEADS,
+    GATED: {"activation": "p0"},
+    ACT_MUL: {"activation": "p0"},
+    SPARSE_FFN: {**_LISTED, "skip": "p2", "activation": "p3"},
+    REDUCE: {"n_parts": "p0"},
+    MASK: {**_LISTED, "threshold": "f0"},
+    LIST_ROWS: _LISTED,
+    UP_ROWS: {"all_listed": "p0", "activation": "p3"},
+    FIRE_ROWS: {"all_listed": "p0"},
+    DOWN_ROWS: {"n_parts": "p0"},
+}
+"""The names of what only some ops have, and where it lies in their records."""
 
 # run parameters, int64 each
 N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)
@@ -142,9 +164,14 @@ def ffn_pieces(n_ff: int, bytes_a_neuron: int) -> int:
 
 
 def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:
-    """Records of dtype OP on a cache line from one dict of fields an op; unnamed fields are 0."""
+    """Records of dtype OP on a cache line from one dict of fields an op; unnamed fields are 0.
+
+    Args:
+        ops: fields by their names in OP, or by those that `PARAMETERS` has for the op.
+    """
     program = aligned(len(ops) * OP.itemsize).view(OP)
     for record, fields in zip(program, ops, strict=True):
+        names = PARAMETERS.get(fields.get("code", EMBED), {})
         for name, value in fields.items():
-            record[name] = value
+            record[names.get(name, name)] = value
     return program

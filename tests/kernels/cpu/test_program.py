@@ -235,6 +235,8 @@ def test_predictor(n_tokens: int, run_ops: Walk) -> None:
 
 def test_records_start_on_cache_lines_and_keep_their_fields() -> None:
     ops = program.assemble([{"code": 3, "f0": 0.5, "w": 1 << 40}, {"p3": -1}])
+    named = {"code": program.ATTENTION, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "scale": 0.25}
+    assert program.assemble([named])[0][["p0", "p1", "p2", "f0"]].tolist() == (4, 2, 8, 0.25)
     assert ops.ctypes.data % 64 == 0 and ops.itemsize % 64 == 0
     assert (ops[0]["code"], ops[0]["f0"], ops[0]["w"], ops[0]["p3"]) == (3, 0.5, 1 << 40, 0)
     assert (ops[1]["code"], ops[1]["p3"]) == (0, -1)
