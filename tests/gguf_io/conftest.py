@@ -9,8 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from gguf_refusals import Refused, check_refusal, u32
 from hf_models import HFDirectory, make, save_safetensors
 from numpy.typing import NDArray
+
+from hotcold.gguf_io.errors import GGUFError
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Refused:
+    """Checks a path, or bytes as a file: as they are, and as version 2 if they are version 3."""
+
+    def check(source: bytes | Path, error: type[GGUFError], field: str, value: object, bound: str) -> None:
+        path = source if isinstance(source, Path) else tmp_path / "bad.gguf"
+        if isinstance(source, bytes):
+            path.write_bytes(source)
+        check_refusal(path, error, field, value, bound)
+        if isinstance(source, bytes) and source[4:8] == u32(3):
+            path.write_bytes(source[:4] + u32(2) + source[8:])
+            check_refusal(path, error, field, value, bound)
+
+    return check
 
 
 @pytest.fixture

@@ -1,0 +1,171 @@
+"""One launch of each kernel, small, for what is looked for in its text rather than in its result."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType
+
+from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.formats import ACTIVATIONS, n_parts
+
+RELU = ACTIVATIONS["relu"]
+Put = Callable[..., Any]
+Run = Callable[[Device, Put], None]
+
+
+def floats(n: int) -> Any:
+    return np.random.default_rng(0).standard_normal(n).astype("f4")
+
+
+def run_rms_norm(device: Device, put: Put) -> None:
+    n, rows = 512, 2
+    arguments = (put(device, floats(rows * n)), put(device, floats(n)), device.empty(rows * n, "f4"), n, 1e-5)
+    device.launch("rms_norm", rows, 256, arguments, device.compute)
+
+
+def run_quantise(device: Device, put: Put) -> None:
+    n = 1024
+    outs = device.empty(n, "i1"), device.empty(n // 32, "f4"), device.empty(n // 32, "i4")
+    device.launch("quantise", 4, 256, (put(device, floats(n)), *outs, n // 32), device.compute)
+
+
+def run_add(device: Device, put: Put) -> None:
+    n = 512
+    x = put(device, floats(n))
+    device.launch("add", 2, 256, (x, x, device.empty(n, "f4"), n), device.compute)
+
+
+def run_rope(device: Device, put: Put) -> None:
+    q, k, table = put(device, floats(4 * 32)), put(device, floats(2 * 32)), put(device, floats(16 * 2))
+    keys, values = device.empty(2 * 32, "f2"), device.empty(2 * 32, "f2")
+    arguments = (q, k, k, table, put(device, np.zeros(1, "i4")), q, keys, values, 1, 4, 2, 32, 16, 1, 1)
+    device.launch("rope_kv_store_f16", 3, 64, arguments, device.compute)
+
+
+def run_attention(device: Device, put: Put) -> None:
+    n, n_ctx = 16, 300  # two tiles, of which the second has 40 positions
+    q, cache = put(device, floats(5 * n)), put(device, floats(n_ctx * n))
+    positions = put(device, np.arange(295, 300, dtype="i4"))
+    arguments = (q, cache, cache, positions, device.empty(5 * n, "f4"), 5, 1, 1, n, n_ctx)
+    attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
+
+
+def run_attention_odd(device: Device, put: Put) -> None:
+    n, cache = 6, put(device, floats(3 * 6))
+    q, positions, y = put(device, floats(n)), put(device, np.array([2], "i4")), device.empty(n, "f4")
+    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3)
+    attention("f32", 1, 1, 1, n, 3).launch(device, arguments, device.compute)
+
+
+def run_attention_parts(device: Device, put: Put) -> None:
+    n, n_ctx = 16, 1100  # five parts, of which position 150 uses three
+    q, cache, position = (
+        put(device, floats(2 * n)),
+        put(device, floats(n_ctx * n)),
+        put(device, np.array([150], "i4")),
+    )
+    partial, y, parts = device.empty(2 * 5 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
+    arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts)
+    attention_part("f32", 2, 1, n, n_ctx, 151).launch(device, arguments, device.compute)
+    joined = (partial, position, y, 2, n, parts)
+    attention_join(2, n, n_ctx, 151).launch(device, joined, device.compute)
+
+
+def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:
+    mask, neurons = put(device, np.full(n // 32, 0xFFFFFFFF, "u4")), put(device, np.arange(n, dtype="i4"))
+    outs = device.empty(n, "i4"), device.empty(1, "i4"), put(device, np.zeros(1, "u4"))
+    arguments = (mask, neurons, *outs, n, n // 32)
+    device.launch("compact", 1, n_threads, arguments, device.compute)
+
+
+def run_compact_in_passes(device: Device, put: Put) -> None:
+    run_compact(device, put, n=4096, n_threads=64)
+
+
+def run_matvec(device: Device, put: Put) -> None:
+    rows, n = 16, 64
+    w, x, y = put(device, floats(rows * n).astype("f2")), put(device, floats(n)), device.empty(rows, "f4")
+    device.launch("matvec_f16", 2, 256, (w, x, y, y, y, rows, n, 0), device.compute)
+
+
+def run_matvec_mask(device: Device, put: Put) -> None:
+    rows, n = 64, 64
+    w, x = put(device, floats(rows * n)), put(device, floats(n))
+    device.launch("matvec_mask_f32", 2, 256, (w, x, device.empty(2, "u4"), rows, n, 0.5), device.compute)
+
+
+def run_matmul_transposed(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 40, 64
+    down, h, y = (put(device, floats(size)) for size in (rows * n, tokens * rows, tokens * n))
+    work = matmul_transposed(GGMLQuantizationType.F32, tokens, rows, n)
+    work.launch(device, (down, h, y, rows, n, tokens), device.compute)
+
+
+def run_matmul(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 5, 96
+    w, x, y = (put(device, floats(size)) for size in (rows * n, tokens * n, rows * tokens))
+    work = matmul(GGMLQuantizationType.F32, tokens, rows, n)
+    work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
+
+
+def run_gated_ffn(device: Device, put: Put) -> None:
+    rows, n, groups = 600, 64, 2  # more rows in a group than a tile holds
+    w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
+    ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
+    partial = device.empty(groups * n, "f4")
+    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU)
+    device.launch("sparse_gated_ffn_f32", groups, 256, rows_and_ids, device.compute)
+
+
+def run_ffn(device: Device, put: Put) -> None:
+    """Rows of which half are open, and a bias for each of exactly 256 neurons."""
+    rows, n = 256, 64
+    up, x = floats(rows * n), np.abs(floats(n))
+    given = put(device, up), put(device, up), put(device, x), put(device, np.zeros(rows, "f4"))
+    lists = (put(device, np.arange(rows, dtype="i4")),) * 2
+    partial, count = device.empty(n, "f4"), put(device, np.array([rows], "i4"))
+    device.launch(
+        "sparse_ffn_f32", 1, 256, (*given, *lists, count, partial, rows, n, 1, RELU), device.compute
+    )
+
+
+def run_sum_groups(device: Device, put: Put) -> None:
+    n, groups = 64, 9
+    partial, addend = put(device, floats(groups * n)), put(device, floats(n))
+    arguments = (partial, addend, addend, addend, device.empty(n, "f4"), groups, n, 11)
+    device.launch("sum_groups", 2, 256, arguments, device.compute)
+
+
+def run_merge(device: Device, put: Put) -> None:
+    n = 512
+    hot, bias, x = put(device, floats(2 * n)), put(device, floats(n)), put(device, floats(2 * n))
+    arguments = (hot, bias, x, x, device.empty(2 * n, "f4"), n, 11)
+    device.launch("merge", (2, 2), 256, arguments, device.compute)
+
+
+def run_hidden_masked_gated(device: Device, put: Put) -> None:
+    n = 512
+    gate, mask = put(device, floats(2 * n)), put(device, np.full(2 * n // 32, 0xFFFFFFFF, "u4"))
+    neurons, h = put(device, np.arange(n, dtype="i4")), device.empty(2 * n, "f4")
+    arguments = (gate, gate, mask, neurons, h, n, n // 32, 1, RELU)
+    device.launch("hidden_masked_gated", (2, 2), 256, arguments, device.compute)
+
+
+def run_layer_norm(device: Device, put: Put) -> None:
+    n, rows = 512, 2
+    weight = put(device, floats(n))
+    arguments = (put(device, floats(rows * n)), weight, weight, device.empty(rows * n, "f4"), n, 1e-5)
+    device.launch("layer_norm", rows, 256, arguments, device.compute)
+
+
+def run_lanes(device: Device, put: Put) -> None:
+    device.launch("lanes", 1, 64, (device.empty((16, 64), "i4"),), device.compute)
+
+
+def run_places(device: Device, put: Put) -> None:
+    arguments = (put(device, np.zeros(6, "i4")), device.empty(24 * 96, "i4"), put(device, np.zeros(1, "u8")))
+    device.launch("places", (2, 3, 4), (8, 4, 3), arguments, device.compute)
