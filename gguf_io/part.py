@@ -30,6 +30,7 @@ from hotcold.gguf_io.errors import (
     excerpt,
 )
 from hotcold.gguf_io.fields import MAX_KEY_BYTES, Cursor
+from hotcold.gguf_io.other_formats import DOWNLOAD, TO_CONVERT, other_format
 from hotcold.gguf_io.tensors import TensorInfo
 
 MAGICS = {b"GGUF": "GGUF", b"PWRI": "PWRI"}
@@ -42,20 +43,6 @@ PIECE = 64 << 20  # bytes that are copied between two words about it
 SMALLEST_PAIR = 8 + 1 + 4 + 1  # key length, one letter, value type, one byte
 
 CHECK = "name a GGUF file that can be read"
-DOWNLOAD = "download it again"
-TO_CONVERT = "convert its folder with `hotcold convert`"
-OLD = "convert the original model again"
-OTHER_FORMATS = {
-    b"version https://git-lfs": ("a Git LFS pointer", "fetch the real file with `git lfs pull`"),
-    b"<!DOCTYPE": ("an HTML page", DOWNLOAD),
-    b"<!doctype": ("an HTML page", DOWNLOAD),
-    b"<html": ("an HTML page", DOWNLOAD),
-    b"PK\x03\x04": ("a zip or PyTorch file", TO_CONVERT),
-    b"\x80\x02": ("a pickle", TO_CONVERT),
-    b"lmgg": ("an old GGML file", OLD),
-    b"tjgg": ("an old GGJT file", OLD),
-    b"fmgg": ("an old GGMF file", OLD),
-}
 ValueTypes = Mapping[str, tuple[GGUFValueType, GGUFValueType | None]]
 
 
@@ -241,9 +228,9 @@ def _not_gguf(path: Path, head: bytes) -> GGUFError:
         return TruncatedError("model file", path, f"only {len(head)} bytes", CUT)
     if head.startswith(b"FUGG"):
         return VersionError(f"{path.name}: magic", "FUGG", "big-endian; GGUF or PWRI can be read", CONVERT)
-    for start, (kind, next_step) in OTHER_FORMATS.items():
-        if head.startswith(start):
-            return NotGGUFError("model file", path, f"{kind}; GGUF or PWRI can be read", next_step)
+    if other := other_format(head):
+        kind, next_step = other
+        return NotGGUFError("model file", path, f"{kind}; GGUF or PWRI can be read", next_step)
     if head[8:9] == b"{":
         return NotGGUFError("model file", path, "a safetensors file; GGUF or PWRI can be read", TO_CONVERT)
     return NotGGUFError(f"{path.name}: magic", head[:4], "GGUF or PWRI can be read", DOWNLOAD)

@@ -42,6 +42,12 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
     return tensors
 
 
+def element_types(path: Path) -> dict[str, str]:
+    """What the header says of each tensor's element type, known or not; FileError as `open_safetensors`."""
+    entries = _read_header(path)[0].items()
+    return {name: str(entry.get("dtype")) for name, entry in entries if isinstance(entry, dict)}
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     try:
         with path.open("rb") as file:

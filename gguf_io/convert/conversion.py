@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from hotcold.errors import FileError, SettingError
-from hotcold.gguf_io.convert.inputs import check_inputs, source_files
+from hotcold.gguf_io.convert.inputs import check_inputs, snapshot, source_files
 from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.convert.model_tensors import plan_tensors
 from hotcold.gguf_io.convert.outtypes import outtype_of, powerinfer_warnings
@@ -66,6 +66,7 @@ def convert(
         return requantise(source, outfile, outtype, force=force, progress=progress, max_bytes=max_bytes)
     if force_pretokenizer is not None:
         check_pretokenizer(force_pretokenizer)
+    model = snapshot(model)
     return _convert_directory(
         model, predictors, outfile, outtype, force_pretokenizer, force, progress, max_bytes
     )

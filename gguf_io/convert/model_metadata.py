@@ -16,7 +16,7 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
     """Name, types and hyperparameters, by llama.cpp's keys."""
     arch = model.architecture.name
     metadata = {
-        "general.name": string(model_dir.resolve().name or "model"),
+        "general.name": string(_name(model_dir)),
         "general.file_type": uint32(int(file_type)),
         "general.quantization_version": uint32(QUANTIZATION_VERSION),
         f"{arch}.vocab_size": uint32(model.n_vocab),
@@ -30,6 +30,14 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
     }
     metadata |= {f"{arch}.{key}": string(text) for key, text in model.architecture.metadata}
     return metadata | _rope_metadata(model)
+
+
+def _name(model_dir: Path) -> str:
+    """The folder's name; in a hub's cache, models--OWNER--NAME/snapshots/HASH, the model's."""
+    folder = model_dir.resolve()
+    if folder.parent.name == "snapshots":
+        return folder.parent.parent.name.rpartition("--")[2] or "model"
+    return folder.name or "model"
 
 
 def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:

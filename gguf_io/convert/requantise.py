@@ -78,7 +78,10 @@ def requantise(
             for info in file.tensors.values()
         ]
         warnings += _already_blocked(file, tensors)
-        metadata = {key: _value(file, key) for key in file.metadata if key not in OWN_KEYS}
+        empty = [key for key in file.metadata if _is_empty(file, key)]
+        warnings += [f"{key} is an empty array, which is left out" for key in empty]
+        kept = [key for key in file.metadata if key not in (*OWN_KEYS, *empty)]
+        metadata = {key: _value(file, key) for key in kept}
         metadata["general.file_type"] = uint32(int(file_type))
         metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
         written = write_model(
@@ -175,12 +178,17 @@ def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
     return [f"{file.path.name} is in {', '.join(kinds)} already: start from F16 or F32 for the best result"]
 
 
+def _is_empty(file: GGUFFile, key: str) -> bool:
+    """Whether it is an array of nothing, which no GGUF writer makes and no reader misses."""
+    return file.value_types[key][0] is GGUFValueType.ARRAY and not len(file.metadata[key])
+
+
 def _value(file: GGUFFile, key: str) -> MetadataValue:
     kind, element = file.value_types[key]
     value: Any = file.metadata[key]
     if kind is not GGUFValueType.ARRAY:
         return MetadataValue(kind, value)
-    if element is GGUFValueType.ARRAY or not len(value):
-        found = "an array of arrays" if len(value) else "an empty array"
-        raise FileError(f"{file.path}: {key}", found, "cannot be written", "use a file without that key")
+    if element is GGUFValueType.ARRAY:
+        bound = "cannot be written"
+        raise FileError(f"{file.path}: {key}", "an array of arrays", bound, "use a file without that key")
     return MetadataValue(kind, value.tolist() if isinstance(value, np.ndarray) else list(value), element)

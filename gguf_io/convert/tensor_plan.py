@@ -8,8 +8,10 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from hotcold.errors import FileError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures.table import Layout
+from hotcold.gguf_io.convert.outtypes import OUTTYPES
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
 
@@ -32,7 +34,7 @@ def output_tensor(
     """`source` as tensor `name` of the file, in type `type_`.
 
     `heads` are n_head and n_head_kv, for layouts that reorder rows by head. `warn` hears of numbers
-    that are not finite, or that become infinite in the type, while the chunks are made.
+    that are not finite while the chunks are made, which refuse numbers that are too large for the type.
     """
     shape = output_shape(source, layout)
     n_bytes = math.prod(shape[:-1]) * blocks.row_bytes(type_, shape[-1])
@@ -94,26 +96,36 @@ def encode(
 ) -> NDArray[np.uint8]:
     """Rows of tensor `name` rounded to the type: uint8 [n_rows, bytes a row].
 
-    `warn` hears of numbers that are not finite, or that become infinite in the type.
+    `warn` hears of numbers that are not finite.
+
+    Raises:
+        FileError: numbers that are too large for the type.
     """
-    with np.errstate(all="ignore"):  # what becomes infinite is reported with the tensor's name instead
+    rows = numbers.reshape(-1, numbers.shape[-1])
+    finite = np.isfinite(rows).all(-1)
+    if not finite.all():
+        warn(f"{name} holds NaN or infinity in the source")
+    with np.errstate(all="ignore"):  # what becomes infinite is refused by the tensor's name instead
         encoded = blocks.quantize(numbers, type_)
-    _check_range(name, numbers, encoded, type_, warn)
+        if not _holds(encoded.reshape(len(rows), -1)[finite], type_):
+            raise _too_large(name, rows[finite], type_)
     return encoded
 
 
-def _check_range(
-    name: str,
-    numbers: NDArray[np.float32],
-    encoded: NDArray[np.uint8],
-    type_: GGMLQuantizationType,
-    warn: Callable[[str], None],
-) -> None:
-    """Scales of blocks and F16 numbers are half floats, which end at 65504."""
-    if not np.isfinite(numbers).all():
-        warn(f"{name} holds NaN or infinity in the source")
-    elif type_ is not GGMLQuantizationType.F32 and not np.isfinite(_halves(encoded, type_)).all():
-        warn(f"{name} holds numbers that are too large for {type_.name}")
+def _holds(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> bool:
+    """Whether finite numbers have stayed so; scales of blocks and F16 are half floats, which end at 65504."""
+    return type_ is GGMLQuantizationType.F32 or bool(np.isfinite(_halves(encoded, type_)).all())
+
+
+def _too_large(name: str, rows: NDArray[np.float32], type_: GGMLQuantizationType) -> FileError:
+    """The refusal, with the outtypes that hold these numbers."""
+    others = {
+        outtype: kind
+        for outtype, (kind, _) in OUTTYPES.items()
+        if not rows.shape[-1] % blocks.block_size(kind) and _holds(blocks.quantize(rows, kind), kind)
+    }
+    bound = f"too large for {type_.name}"
+    return FileError(f"tensor {name}: number", float(rows.flat[np.abs(rows).argmax()]), bound, f"use --outtype {' or '.join(others)}")
 
 
 def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[Any]:

@@ -1,19 +1,25 @@
 """The tensors of a Hugging Face directory: safetensors files, or older ones of torch.
 
-One file, or several with their index. Safetensors count where both are there.
+One file, or several, with their index or as their names count them. Safetensors count where both are there.
 """
 
+import re
+from collections import ChainMap
 from collections.abc import Mapping
 from pathlib import Path
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.huggingface.other_kinds import refuse_quantised
 from hotcold.gguf_io.json_object import read_json_object
-from hotcold.gguf_io.safetensors_file import open_safetensors
+from hotcold.gguf_io.safetensors_file import element_types, open_safetensors
 from hotcold.gguf_io.source_tensor import SourceTensor, of_torch
 from hotcold.gguf_io.torch_pickle import open_state_dict
 
 SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 HEAD = "lm_head."
+
+
+PARTS = re.compile(r"(model|pytorch_model)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 
 
 def index_file(model_dir: Path) -> Path | None:
@@ -34,9 +40,20 @@ def weight_files(model_dir: Path) -> tuple[Path, ...]:
     """
     if (index := index_file(model_dir)) is not None:
         return tuple(model_dir / name for name in sorted(set(_weight_map(index).values())))
-    if not (model_dir / SAFE).is_file() and (model_dir / TORCH).is_file():
-        return (model_dir / TORCH,)
-    return (model_dir / SAFE,)
+    for name in (SAFE, TORCH):
+        if (model_dir / name).is_file():
+            return (model_dir / name,)
+    return _parts(model_dir) or (model_dir / SAFE,)
+
+
+def _parts(model_dir: Path) -> tuple[Path, ...]:
+    """All parts of what is there in parts without an index, present or not; safetensors first."""
+    found = (PARTS.fullmatch(path.name) for path in sorted(model_dir.iterdir()) if model_dir.is_dir())
+    parts = sorted((match.group(4) == "bin", match.group(1), match.group(3), match.group(4)) for match in found if match)
+    if not parts:
+        return ()
+    _, stem, n_parts, ending = parts[0]
+    return tuple(model_dir / f"{stem}-{i:05}-of-{n_parts}.{ending}" for i in range(1, int(n_parts) + 1))
 
 
 def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
@@ -46,11 +63,14 @@ def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
 
     Raises:
         FileError: a file is missing or damaged, a name occurs in two of them, or the index names a
-            tensor that its file does not have.
+            tensor that its file does not have; or the weights are quantised.
     """
     found: dict[str, SourceTensor] = {}
     homes: dict[str, Path] = {}
-    for path in weight_files(model_dir):
+    files = weight_files(model_dir)
+    types = [element_types(path) for path in files if path.suffix == ".safetensors"]
+    refuse_quantised(model_dir, dict(ChainMap(*types)))
+    for path in files:
         for name, tensor in _open(path).items():
             if name in found:
                 raise FileError(
@@ -77,22 +97,21 @@ def _weight_map(index: Path) -> dict[str, str]:
             f"{index}: weight_map", "missing or empty", "one file name a tensor", "fetch the index again"
         )
     for tensor, name in names.items():
-        if (
-            not isinstance(name, str)
-            or "/" in name
-            or "\\" in name
-            or name in ("", ".", "..")
-            or "\0" in name
-        ):
+        if not isinstance(name, str) or not _is_inside(name):
             raise FileError(
-                f"{index}: {tensor}", repr(name)[:100], "a file name without folders", "fetch the index again"
+                f"{index}: {tensor}", repr(name)[:100], "a file within the folder", "fetch the index again"
             )
     return names
 
 
+def _is_inside(name: str) -> bool:
+    """Whether a path, with slashes, names a file in the folder or in one within."""
+    return not any(part in ("", ".", "..") for part in name.split("/")) and not {"\\", "\0"} & set(name)
+
+
 def _check_index(index: Path, homes: Mapping[str, Path]) -> None:
     for tensor, name in _weight_map(index).items():
-        if tensor not in homes or homes[tensor].name != name:
+        if tensor not in homes or homes[tensor] != index.parent / name:
             raise FileError(
                 f"{index}: {tensor}", f"not in {name}", "where the index puts it", "fetch that file again"
             )

@@ -118,7 +118,7 @@ def test_an_index_and_its_files_must_agree(llama: MakeLlama, save: Save, out: Pa
 def test_an_index_cannot_leave_the_folder(llama: MakeLlama, out: Path, name: Any) -> None:
     model = llama()
     write_index(model.folder, {"model.norm.weight": name})
-    assert "a file name without folders" in str(refusal(model.folder, out))
+    assert "a file within the folder" in str(refusal(model.folder, out))
 
 
 @pytest.mark.parametrize(

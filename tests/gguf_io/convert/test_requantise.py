@@ -295,17 +295,27 @@ def test_a_file_cut_while_it_is_read(tmp_path: Path, out: Path) -> None:
     assert "were there when it was opened" in str(refusal(path, out, progress=cut))
 
 
-def test_numbers_that_become_infinite_are_reported(gguf_bytes: Any, tmp_path: Path, out: Path) -> None:
+def test_numbers_that_would_become_infinite(gguf_bytes: Any, tmp_path: Path, out: Path) -> None:
     values = np.ones((2, 32), np.float32)
     values[1, 3] = 1e6
     fields = {"tensors": (gguf_bytes.tensor(b"a.weight", (32, 2), 0),), "data": values.tobytes()}
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, **fields))
-    assert requantise(tmp_path / "in.gguf", out, "f16").warnings == (
-        "a.weight holds numbers that are too large for F16",
-    )
+    text = str(refusal(tmp_path / "in.gguf", out, "f16"))
+    assert text == "tensor a.weight: number: 1000000.0 (too large for F16); use --outtype f32 or bf16 or q8_0"
     head = np.full((2, 256), 1e9, np.float32)
     fields = {"tensors": (gguf_bytes.tensor(b"output.weight", (256, 2), 0),), "data": head.tobytes()}
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, **fields))
-    assert requantise(tmp_path / "in.gguf", out, "q4_0", force=True).warnings == (
-        "output.weight holds numbers that are too large for Q6_K",
-    )
+    text = str(refusal(tmp_path / "in.gguf", out, "q4_0"))
+    assert text == "tensor output.weight: number: 1000000000.0 (too large for Q6_K); use --outtype f32 or bf16"
+
+
+@pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}])
+def test_empty_arrays_are_left_out_with_a_line(
+    gguf_bytes: Any, tmp_path: Path, out: Path, keys: dict[bytes, int]
+) -> None:
+    arrays = [gguf_bytes.array(key, kind, 0, b"") for key, kind in keys.items()]
+    (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, *arrays))
+    summary = requantise(tmp_path / "in.gguf", out, "f16")
+    assert summary.warnings == tuple(f"{key.decode()} is an empty array, which is left out" for key in keys)
+    with open_gguf(out) as file:
+        assert not {key.decode() for key in keys} & set(file.metadata)
