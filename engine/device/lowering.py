@@ -116,14 +116,14 @@ def _three(low: DeviceLowering, nodes: Nodes) -> int:
 
 def rope(low: DeviceLowering, nodes: Nodes) -> int:
     """The rotations of q and k, and the store of k and v, which follow each other in every graph."""
-    turned = [node for node in nodes[:3] if node.op == "rope"]
-    store = nodes[len(turned)]
-    if store.op != "kv_store" or len(turned) != 2:
+    rotations = [node for node in nodes[:3] if node.op == "rope"]
+    store = nodes[len(rotations)]
+    if store.op != "kv_store" or len(rotations) != 2:
         raise HotcoldError("node", nodes[0].name, "rope of q, rope of k and kv_store in a row")
-    q, k = (node.tensor("x") for node in turned)
+    q, k = (node.tensor("x") for node in rotations)
     v = store.tensor("v")
-    of_q = turned[0].attributes
-    _rope_kv_store(low, store, (q, k, v), turned[0].output, of_q["n_head"], of_q)
+    of_q = rotations[0].attributes
+    _rope_kv_store(low, store, (q, k, v), rotations[0].output, of_q["n_head"], of_q)
     return 3
 
 

@@ -39,7 +39,7 @@ class DeviceLowering:
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
         self.placed = pack(graph.placed, GPU, QUANTISED.__contains__)
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
-        self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].entries}
+        self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].slots}
         self._launches: list[Prepared] = []
 
     def launch(self, work: Work, *arguments: Any) -> None:

@@ -111,10 +111,10 @@ class DeviceSide:
 
     def _of_arena(self, graph: GraphPlan, name: str, n_bytes: int) -> Buffer:
         assert self.store.arena is not None
-        return self.store.arena.view(graph.arenas[GPU].entry(name).offset, n_bytes, np.uint8)
+        return self.store.arena.view(graph.arenas[GPU].slot(name).offset, n_bytes, np.uint8)
 
     def _of_host(self, graph: GraphPlan, name: str, n_bytes: int) -> Pinned:
-        return self.arena.view(graph.arenas[CPU].entry(name).offset, n_bytes, np.uint8)
+        return self.arena.view(graph.arenas[CPU].slot(name).offset, n_bytes, np.uint8)
 
     def _logits(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
         node = nodes[0].node

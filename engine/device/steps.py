@@ -85,8 +85,10 @@ class Logits:
     One token at a time: the head is large, and mostly one is wanted.
 
     Attributes:
-        rounding: launches for all tokens together, before the first. buffer: one token's logits.
-        host: page-locked, where they arrive. event: behind the copy.
+        rounding: launches for all tokens together, before the first.
+        buffer: one token's logits.
+        host: page-locked, where they arrive.
+        event: behind the copy.
         launches: of one token, by its number in the batch; prepared once.
     """
 

@@ -40,7 +40,9 @@ class DeviceMatrix:
     """Rows of a weight on the device.
 
     Attributes:
-        weight: of the file. n_rows: on the device. planes: as kernels take them.
+        weight: of the file.
+        n_rows: on the device.
+        planes: as kernels take them.
     """
 
     weight: Weight
@@ -57,7 +59,8 @@ class DeviceStore:
     """What a plan puts on the device.
 
     Attributes:
-        arena: of intermediates. areas: of the kernels' workspace, by name.
+        arena: of intermediates.
+        areas: of the kernels' workspace, by name.
         loaded_bytes, load_seconds: of what was copied from the file.
     """
 
@@ -152,7 +155,7 @@ class DeviceStore:
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each."""
         plan, slab = self.plan, self.slabs.kv_cache
-        before = sum(cache.home == GPU for cache in plan.caches[:layer])
+        before = sum(cache.side == GPU for cache in plan.caches[:layer])
         half = layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type) // 2
         dtype = np.dtype(np.float16 if plan.kv_type == "f16" else np.float32)
         if slab is None:

@@ -198,10 +198,10 @@ def weights(report: Report) -> str:
     rows = []
     for row in report["weights"]:
         ne = ", ".join(map(str, row["ne"]))
-        home = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
+        side = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
         rows.append(
             f"<tr><td>{escape(row['name'])}<br><span class=faint>{escape(row['why'])}</span>"
-            f"<td class=w>{row['type']}<br><span class=faint>[{ne}]</span><td class=n>{row['bytes']}<td>{home}"
+            f"<td class=w>{row['type']}<br><span class=faint>[{ne}]</span><td class=n>{row['bytes']}<td>{side}"
         )
     head = "<tr><th>name<th>type, ne<th class=n>bytes<th>device"
     return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"

@@ -46,7 +46,7 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
         "budget": _budget(plan),
         "weights": [_weight(entry) for entry in plan.weights],
         "kv_cache": [
-            {"layer": c.layer, "bytes": c.n_bytes, "device": c.home, "why": c.why} for c in plan.caches
+            {"layer": c.layer, "bytes": c.n_bytes, "device": c.side, "why": c.why} for c in plan.caches
         ],
         "frequencies_from": plan.frequencies_from,
         "layers": [_layer(split) for split in plan.layers],
@@ -77,7 +77,7 @@ def _weight(entry: WeightEntry) -> Report:
         "shape": list(reversed(entry.ne)),
         "ne": list(entry.ne),
         "bytes": entry.n_bytes,
-        "device": entry.home,
+        "device": entry.side,
         "rows": entry.n_rows,
         "device_rows": entry.device_rows,
         "host_bytes": entry.host_bytes,
@@ -102,7 +102,7 @@ def _layer(split: FfnSplit) -> Report:
 
 def _intermediates(graph: GraphPlan) -> Iterator[Report]:
     spans = placed_lifetimes(graph.placed)
-    entries = {(side, e.name): e for side, arena in graph.arenas.items() for e in arena.entries}
+    entries = {(side, e.name): e for side, arena in graph.arenas.items() for e in arena.slots}
     for step, p, output, operands in _results(graph.placed):
         entry = entries.get((p.side, output.name))
         first, last = spans[output.name]
@@ -142,9 +142,9 @@ def _arenas(graph: GraphPlan) -> Report:
         side: {
             "bytes": arena.n_bytes,
             "peak_step": arena.peak_step,
-            "peak_node": nodes[arena.peak_step].node.name if arena.entries else None,
+            "peak_node": nodes[arena.peak_step].node.name if arena.slots else None,
             "peak_bytes": sum(
-                e.n_bytes for e in arena.entries if e.first_step <= arena.peak_step <= e.last_step
+                e.n_bytes for e in arena.slots if e.first_step <= arena.peak_step <= e.last_step
             ),
         }
         for side, arena in graph.arenas.items()
@@ -181,7 +181,7 @@ def _totals(plan: Plan) -> Report:
         "gpu": device,
         "cpu": {
             "weights": sum(entry.host_bytes for entry in plan.weights),
-            "kv_cache": sum(cache.n_bytes for cache in plan.caches if cache.home == "cpu"),
+            "kv_cache": sum(cache.n_bytes for cache in plan.caches if cache.side == "cpu"),
             "arena": max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes),
         },
         "dense_layers": plan.n_dense_layers,

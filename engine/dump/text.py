@@ -114,12 +114,12 @@ def weight_lines(report: Report, width: int) -> Iterator[str]:
 
 
 def _weight(row: Report, width: int) -> Iterator[str]:
-    home = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
+    side = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
     name, shape, ne = row["name"], _list(row["shape"]), _list(row["ne"])
     if len(name) > 25:
         yield name
         name = ""
-    yield f"{name:<26}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {home}"
+    yield f"{name:<26}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {side}"
     placed = f"; {row['device_bytes']} bytes on the device" if row["device_bytes"] else ""
     yield from _wrapped(f"ne {ne}; {row['why']}{placed}", width)
 

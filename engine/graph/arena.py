@@ -17,7 +17,7 @@ PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vecto
 
 
 @dataclass(frozen=True)
-class Entry:
+class Slot:
     """One intermediate's place.
 
     Attributes:
@@ -39,16 +39,17 @@ class Arena:
     """All intermediates of a graph that need memory, in the order of their steps.
 
     Attributes:
-        n_bytes: of the arena. peak_step: the step at which most of it is in use.
+        n_bytes: of the arena.
+        peak_step: the step at which most of it is in use.
     """
 
-    entries: tuple[Entry, ...]
+    slots: tuple[Slot, ...]
     n_bytes: int
     peak_step: int
 
-    def entry(self, name: str) -> Entry:
+    def slot(self, name: str) -> Slot:
         """The place of one intermediate."""
-        return next(entry for entry in self.entries if entry.name == name)
+        return next(slot for slot in self.slots if slot.name == name)
 
 
 def tensor_bytes(tensor: Tensor) -> int:
@@ -85,61 +86,61 @@ class Span:
 
 
 def arrange(spans: Sequence[Span], n_steps: int) -> Arena:
-    """An arena for spans in the order of their first steps; those without bytes get no entry."""
-    living: list[Entry] = []
-    placed: list[Entry] = []
+    """An arena for spans in the order of their first steps; those without bytes get no slot."""
+    living: list[Slot] = []
+    placed: list[Slot] = []
     for span in spans:
         if not span.n_bytes:
             continue
-        living = [entry for entry in living if entry.last_step >= span.first_step]
+        living = [slot for slot in living if slot.last_step >= span.first_step]
         offset = _best_gap(living, span.n_bytes)
-        entry = Entry(span.name, offset, span.n_bytes, span.first_step, span.last_step)
-        living.append(entry)
-        placed.append(entry)
+        slot = Slot(span.name, offset, span.n_bytes, span.first_step, span.last_step)
+        living.append(slot)
+        placed.append(slot)
     successors = _successors(placed)
-    entries = tuple(
-        Entry(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
+    slots = tuple(
+        Slot(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
         for e, names in zip(placed, successors, strict=True)
     )
-    total = max((entry.offset + entry.n_bytes for entry in entries), default=0)
-    return Arena(entries, total, _peak_step(entries, n_steps))
+    total = max((slot.offset + slot.n_bytes for slot in slots), default=0)
+    return Arena(slots, total, _peak_step(slots, n_steps))
 
 
-def _peak_step(entries: tuple[Entry, ...], n_steps: int) -> int:
+def _peak_step(slots: tuple[Slot, ...], n_steps: int) -> int:
     """The first step at which most bytes are in use."""
     changes = [0] * (n_steps + 1)
-    for entry in entries:
-        changes[entry.first_step] += entry.n_bytes
-        changes[entry.last_step + 1] -= entry.n_bytes
+    for slot in slots:
+        changes[slot.first_step] += slot.n_bytes
+        changes[slot.last_step + 1] -= slot.n_bytes
     in_use = list(accumulate(changes[:n_steps]))
     return in_use.index(max(in_use)) if in_use else 0
 
 
-def _best_gap(living: list[Entry], n_bytes: int) -> int:
-    """Offset of the smallest gap between living entries that holds n_bytes, else behind them all."""
+def _best_gap(living: list[Slot], n_bytes: int) -> int:
+    """Offset of the smallest gap between living slots that holds n_bytes, else behind them all."""
     best, best_size, end = -1, 0, 0
-    for entry in sorted(living, key=lambda entry: entry.offset):
-        gap = entry.offset - end
+    for slot in sorted(living, key=lambda slot: slot.offset):
+        gap = slot.offset - end
         if gap >= n_bytes and (best < 0 or gap < best_size):
             best, best_size = end, gap
-        end = max(end, entry.offset + entry.n_bytes)
+        end = max(end, slot.offset + slot.n_bytes)
     return end if best < 0 else best
 
 
-def _successors(placed: list[Entry]) -> list[list[str]]:
-    """For each entry the names of those that take its bytes next.
+def _successors(placed: list[Slot]) -> list[list[str]]:
+    """For each slot the names of those that take its bytes next.
 
-    Each byte of the arena belongs to the last entry that took it, so an entry succeeds those whose
+    Each byte of the arena belongs to the last slot that took it, so a slot succeeds those whose
     pieces it takes.
     """
     names: list[list[str]] = [[] for _ in placed]
     owned: list[tuple[int, int, int]] = []  # begin, end, number of the owner
-    for i, entry in enumerate(placed):
-        begin, end = entry.offset, entry.offset + entry.n_bytes
+    for i, slot in enumerate(placed):
+        begin, end = slot.offset, slot.offset + slot.n_bytes
         left = []
         for piece_begin, piece_end, owner in owned:
-            if piece_begin < end and begin < piece_end and names[owner][-1:] != [entry.name]:
-                names[owner].append(entry.name)
+            if piece_begin < end and begin < piece_end and names[owner][-1:] != [slot.name]:
+                names[owner].append(slot.name)
             left.append((piece_begin, min(piece_end, begin), owner))
             left.append((max(piece_begin, end), piece_end, owner))
         owned = [*(piece for piece in left if piece[0] < piece[1]), (begin, end, i)]

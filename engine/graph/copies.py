@@ -7,7 +7,7 @@ from typing import Any
 
 from hotcold.engine.graph.arena import bytes_together
 from hotcold.engine.graph.graph import HOT, Node, Operand, Tensor, tensors_of
-from hotcold.engine.graph.placed import CPU, GPU, SIDES, PlacedGraph, PlacedNode, results
+from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU, PlacedGraph, PlacedNode, results
 
 
 def copies(placed: PlacedGraph) -> PlacedGraph:
@@ -79,5 +79,5 @@ def bus(placed: PlacedGraph) -> dict[str, Any]:
     moved = [(p.side, bytes_together(results(p.node))) for p in placed.nodes if p.node.op == "copy"]
     return {
         side: {"copies": sum(to == side for to, _ in moved), "bytes": sum(n for to, n in moved if to == side)}
-        for side in SIDES
+        for side in BOTH_SIDES
     }

@@ -144,7 +144,8 @@ def make_node(
     """A node of this op, its operands in the order of the op's table.
 
     Args:
-        name: of the result. layer: that it belongs to.
+        name: of the result.
+        layer: that it belongs to.
         operands: None stands for one that the model does not have, and is left out.
 
     Raises:

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hotcold.engine.graph.arena import Arena, Entry, Span, aligned, arrange, bytes_together, places_together
+from hotcold.engine.graph.arena import Arena, Slot, Span, aligned, arrange, bytes_together, places_together
 from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
-from hotcold.engine.graph.placed import CPU, GPU, SIDES, PlacedGraph, is_own_array, results
+from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU, PlacedGraph, is_own_array, results
 
 FUSED = {"add": ("mul_mat", "merge", *FFN_OPS), "quantise": ("rms_norm", "layer_norm")}
 """What the device does in one go: an op, and those right before it that take it along."""
@@ -15,7 +15,7 @@ FUSED = {"add": ("mul_mat", "merge", *FFN_OPS), "quantise": ("rms_norm", "layer_
 def offsets(placed: PlacedGraph) -> dict[str, Arena]:
     """An arena for each side. What crosses in one copy lies side by side, on both sides."""
     spans = placed_lifetimes(placed)
-    wanted: dict[str, list[Span]] = {side: [] for side in SIDES}
+    wanted: dict[str, list[Span]] = {side: [] for side in BOTH_SIDES}
     together = _together(placed)
     members: dict[str, tuple[Tensor, ...]] = {}
     for p in placed.nodes:
@@ -74,13 +74,13 @@ def _together(placed: PlacedGraph) -> dict[str, tuple[Tensor, ...]]:
 def _apart(
     arena: Arena, members: Mapping[str, tuple[Tensor, ...]], spans: Mapping[str, tuple[int, int]]
 ) -> Arena:
-    """The arena with an entry for each of what lies side by side."""
-    entries: list[Entry] = []
-    for entry in arena.entries:
-        group = members[entry.name]
-        places = [*places_together(group), entry.n_bytes]
-        reused_by = tuple(member.name for name in entry.reused_by for member in members[name])
+    """The arena with a slot for each of what lies side by side."""
+    slots: list[Slot] = []
+    for slot in arena.slots:
+        group = members[slot.name]
+        places = [*places_together(group), slot.n_bytes]
+        reused_by = tuple(member.name for name in slot.reused_by for member in members[name])
         for member, start, end in zip(group, places, places[1:], strict=False):
             first, last = spans[member.name]
-            entries.append(Entry(member.name, entry.offset + start, end - start, first, last, reused_by))
-    return replace(arena, entries=tuple(entries))
+            slots.append(Slot(member.name, slot.offset + start, end - start, first, last, reused_by))
+    return replace(arena, slots=tuple(slots))

@@ -47,7 +47,8 @@ class Op:
 
     Attributes:
         text: the operands as the table writes them.
-        dtype: of the result. size: the letter of its numbers a token; "" for none.
+        dtype: of the result.
+        size: the letter of its numbers a token; "" for none.
     """
 
     text: str

@@ -10,32 +10,32 @@ PowerInfer's rule differs: there the result of a mul_mat is on the GPU if any of
 from collections.abc import Mapping
 
 from hotcold.engine.graph.graph import Graph, Node, layer_of
-from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes, PlacedGraph, PlacedNode
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, PlacedNode, Sides
 from hotcold.engine.model.model import Weight
 
 
-def place(graph: Graph, homes: Homes) -> PlacedGraph:
+def place(graph: Graph, sides: Sides) -> PlacedGraph:
     """Give every node its side."""
-    sides: dict[str, str] = {}
+    of_results: dict[str, str] = {}
     placed = []
     for step, node in enumerate(graph.nodes):
-        side, rule = _side(_decisive(graph, step), homes, sides)
+        side, rule = _side(_decisive(graph, step), sides, of_results)
         side = GPU if side == SPLIT and node.op == "add" else side
         rule = rule.replace("its weight", "the next weight") if node.op == "add" else rule
-        sides[node.output.name] = GPU if side == SPLIT else side
+        of_results[node.output.name] = GPU if side == SPLIT else side
         placed.append(PlacedNode(node, side, rule))
     return PlacedGraph(graph.n_tokens, tuple(placed))
 
 
-def _side(node: Node, homes: Homes, sides: Mapping[str, str]) -> tuple[str, str]:
+def _side(node: Node, sides: Sides, of_results: Mapping[str, str]) -> tuple[str, str]:
     if node.op in ("kv_store", "attention"):
-        return homes.kv[layer_of(node)], f"KV cache of layer {node.layer}"
+        return sides.kv[layer_of(node)], f"KV cache of layer {node.layer}"
     weight = _deciding_weight(node)
     if weight is not None:
-        home = homes.head if node.op == "logits" else homes.weights.get(weight.name, CPU)
-        return home, f"its weight {weight.name}"
+        side = sides.head if node.op == "logits" else sides.weights.get(weight.name, CPU)
+        return side, f"its weight {weight.name}"
     first = node.inputs[0].name
-    return sides[first], f"its first operand {first}"
+    return of_results[first], f"its first operand {first}"
 
 
 def _decisive(graph: Graph, step: int) -> Node:

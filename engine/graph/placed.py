@@ -6,16 +6,17 @@ from dataclasses import dataclass, field
 from hotcold.engine.graph.graph import Node, Tensor
 
 CPU, GPU, SPLIT = "cpu", "gpu", "split"
-SIDES = (GPU, CPU)
+BOTH_SIDES = (GPU, CPU)
 
 
 @dataclass(frozen=True)
-class Homes:
+class Sides:
     """Where weights and KV caches are.
 
     Attributes:
         weights: by name; what is not named is on the CPU. `gate` of a split FFN stands for its rows.
-        kv: a side for each layer. head: of the output weight, which may be the embedding's again.
+        kv: a side for each layer.
+        head: of the output weight, which may be the embedding's again.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)

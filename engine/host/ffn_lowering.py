@@ -128,7 +128,8 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
     """The fused pass of one token, and the sum of its partial vectors.
 
     Args:
-        first: the matrix that decides which neurons fire. own: fields of this kind of FFN.
+        first: the matrix that decides which neurons fire.
+        own: fields of this kind of FFN.
     """
     k, n_ff = first.ne
     partial, stride = low.areas["first"], 4 * k

@@ -23,7 +23,8 @@ def default_threads(root: Path = Path("/"), affinity: set[int] | None = None) ->
     stops all of them while they wait for each other.
 
     Args:
-        root: where /sys and /proc are. affinity: the CPUs of this process; None asks the system.
+        root: where /sys and /proc are.
+        affinity: the CPUs of this process; None asks the system.
     """
     cpus = _affinity() if affinity is None else affinity
     quota = cpu_quota(root)

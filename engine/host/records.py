@@ -21,7 +21,8 @@ class Lowering:
     """Addresses of everything that records name, and the records so far.
 
     Attributes:
-        tensors: address of each intermediate by name. areas: address of each workspace area.
+        tensors: address of each intermediate by name.
+        areas: address of each workspace area.
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
         cold: of each layer whose FFN is split, the rows that are the CPU's.

@@ -33,10 +33,10 @@ class HostMemory:
 def host_memory(plan: Plan) -> HostMemory:
     """What a plan leaves to the CPU. Of an embedding that is no head, a row is read."""
     head_here = any(
-        entry.role == "head" and not entry.n_bytes and entry.home != GPU for entry in plan.weights
+        entry.role == "head" and not entry.n_bytes and entry.side != GPU for entry in plan.weights
     )
     weights = sum(entry.host_bytes for entry in plan.weights if entry.role != "embedding" or head_here)
-    n_layers = sum(cache.home != GPU for cache in plan.caches)
+    n_layers = sum(cache.side != GPU for cache in plan.caches)
     return HostMemory(weights, n_layers * host_layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type))
 
 

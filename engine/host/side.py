@@ -72,7 +72,7 @@ class HostSide:
             n_tokens=graph.placed.n_tokens,
             store=self.store,
             kv_cache=self._kv_cache,
-            tensors={entry.name: base + entry.offset for entry in graph.arenas[CPU].entries},
+            tensors={entry.name: base + entry.offset for entry in graph.arenas[CPU].slots},
             areas={name: area.ctypes.data for name, area in self._areas.items()},
             rope_table=self.rope_table.ctypes.data,
             counts=self.counts.ctypes.data,

@@ -20,7 +20,8 @@ class Context:
     """What steps run with.
 
     Attributes:
-        team: that walks the CPU's records. n_tokens: that pass.
+        team: that walks the CPU's records.
+        n_tokens: that pass.
         logits: float32 [n_out, n_vocab], of the last n_out tokens; None where nobody wants them.
     """
 

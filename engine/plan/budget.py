@@ -27,7 +27,8 @@ class DeviceFacts:
     """What a plan has to know of a device.
 
     Attributes:
-        memory: bytes, all of it. context_bytes: what CUDA itself takes; no part of a budget.
+        memory: bytes, all of it.
+        context_bytes: what CUDA itself takes; no part of a budget.
     """
 
     name: str
@@ -40,7 +41,9 @@ class Budget:
     """An absolute cap on what hotcold allocates on the device.
 
     Attributes:
-        text: as it was asked for. n_bytes: the cap. why: where the figure comes from.
+        text: as it was asked for.
+        n_bytes: the cap.
+        why: where the figure comes from.
     """
 
     text: str

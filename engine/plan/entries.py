@@ -2,12 +2,12 @@
 
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.engine.plan.footprint import Obstacle, Part, device_bytes
+from hotcold.engine.plan.footprint import Obstacle, WeightGroup, device_bytes
 from hotcold.engine.plan.plan import WeightEntry
 
 
 def part_entries(
-    model: Model, part: Part, what: str, obstacle: Obstacle | None, layer: int | None = None
+    model: Model, part: WeightGroup, what: str, obstacle: Obstacle | None, layer: int | None = None
 ) -> list[WeightEntry]:
     """A part's weights, all on the device, or on the CPU for this reason."""
     why = what if obstacle is None else f"{what}: {obstacle.reason}"
@@ -36,7 +36,7 @@ def entry(
         device_rows=device_rows,
         host_bytes=n_bytes // weight.n_rows * (weight.n_rows - device_rows),
         device_bytes=device_bytes(weight) // weight.n_rows * device_rows if device_rows else 0,
-        home=CPU if not device_rows else GPU if device_rows == weight.n_rows else SPLIT,
+        side=CPU if not device_rows else GPU if device_rows == weight.n_rows else SPLIT,
         why=why,
         weight=weight,
     )

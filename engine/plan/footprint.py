@@ -30,7 +30,7 @@ class Obstacle:
 
 
 @dataclass(frozen=True)
-class Part:
+class WeightGroup:
     """Weights that are placed together.
 
     Attributes:
@@ -62,14 +62,14 @@ def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TY
     return None
 
 
-def part(*weights: tuple[str, Weight]) -> Part:
+def part(*weights: tuple[str, Weight]) -> WeightGroup:
     """Weights that are placed together, with their bytes where the device can hold them."""
     problems = (
         obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else KERNEL_TYPES)
         for role, weight in weights
     )
     problem = next(filter(None, problems), None)
-    return Part(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
+    return WeightGroup(weights, 0 if problem else sum(device_bytes(weight) for _, weight in weights), problem)
 
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
@@ -77,7 +77,7 @@ NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
 BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
 
 
-def dense_part(layer: Layer, sparsity: str) -> Part:
+def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Attention, norms and biases, and the predictor where the mode uses one."""
     roles = [("norm", role) for role in NORMS] + [("attention", role) for role in ATTENTION]
     roles += [("bias", f"{role}_bias") for role in BIASED]
@@ -87,13 +87,13 @@ def dense_part(layer: Layer, sparsity: str) -> Part:
     return part(*((kind, weight) for kind, weight in weights if weight is not None))
 
 
-def head_part(model: Model) -> Part:
+def head_part(model: Model) -> WeightGroup:
     """The last norm and the output matrix."""
     biases = [("bias", model.output_norm_bias)] if model.output_norm_bias is not None else []
     return part(("norm", model.output_norm), *biases, ("head", model.output))
 
 
-def ffn_part(layer: Layer, sparsity: str) -> Part:
+def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Gate, up and down, as a whole or by neurons."""
     whole = part(*(("ffn", weight) for weight in layer.ffn_matrices))
     problem = whole.obstacle or _ffn_obstacle(layer, sparsity)

@@ -53,7 +53,8 @@ def plan_with_index(
     Args:
         model_path: None for a shape without a file.
         make_plan: plans for given hot neurons, or for None by the ranking.
-        reset: use no existing file. disable: no neurons on the GPU.
+        reset: use no existing file.
+        disable: no neurons on the GPU.
         strict: refuse a file that is no good, and write none.
 
     Raises:
@@ -96,8 +97,10 @@ class _Found:
     """What an index file is good for.
 
     Attributes:
-        plan: None if it cannot be made of the file. unused: why the file's neurons are not used.
-        used: what to say if they are. stale: whether hotcold wrote it, for something else.
+        plan: None if it cannot be made of the file.
+        unused: why the file's neurons are not used.
+        used: what to say if they are.
+        stale: whether hotcold wrote it, for something else.
     """
 
     plan: Plan | None

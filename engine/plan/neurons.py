@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.entries import entry
-from hotcold.engine.plan.footprint import Obstacle, Part, ffn_part, neuron_bytes
+from hotcold.engine.plan.footprint import Obstacle, WeightGroup, ffn_part, neuron_bytes
 from hotcold.engine.plan.plan import FfnSplit, Ids, WeightEntry
 from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.reserve import layer_index_bytes
@@ -29,7 +29,7 @@ class Ffn:
         obstacle: what keeps all of it on the CPU; None if nothing does.
     """
 
-    part: Part
+    part: WeightGroup
     by_neuron: bool
     neuron_bytes: int
     obstacle: Obstacle | None

@@ -25,7 +25,7 @@ from hotcold.engine.plan.footprint import (
     layer_kv_bytes,
 )
 from hotcold.engine.plan.neurons import counts_of, ffn_entries, ffns, given_neurons, hot_neurons, split
-from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, homes_of
+from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, sides_of
 from hotcold.engine.plan.reserve import Reserve, fitting_reserve, nothing_reserved
 from hotcold.engine.plan.spending import Left
 from hotcold.engine.plan.wanted import Wanted
@@ -173,9 +173,9 @@ def _graphs(
     reserve: Reserve, weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]
 ) -> tuple[GraphPlan, GraphPlan]:
     """Both graphs, placed."""
-    homes, (one, many) = homes_of(weights, caches), reserve.graphs
-    decode = GraphPlan(one, *run_passes(one, homes))
-    batch = decode if many is one else GraphPlan(many, *run_passes(many, homes))
+    sides, (one, many) = sides_of(weights, caches), reserve.graphs
+    decode = GraphPlan(one, *run_passes(one, sides))
+    batch = decode if many is one else GraphPlan(many, *run_passes(many, sides))
     arena = max(graph.arenas[GPU].n_bytes for graph in (decode, batch))
     if arena > reserve.arena:  # never seen; a plan must not pass its cap in silence
         raise DoesNotFitError("arena", f"{arena} bytes", f"{reserve.arena} were reserved", "report this")
@@ -195,7 +195,7 @@ def _totals(
         budget=budget.n_bytes,
         weights=sum(e.device_bytes for e in weights) - predictors - ffn,
         predictors=predictors,
-        kv_cache=sum(cache.n_bytes for cache in caches if cache.home == GPU),
+        kv_cache=sum(cache.n_bytes for cache in caches if cache.side == GPU),
         hot_rows=sum(layer.n_bytes for layer in layers),
         index=reserve.index,
         arena=reserve.arena,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import Arena
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes, PlacedGraph
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, Sides
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.kernels.formats import granules
@@ -27,7 +27,8 @@ class WeightEntry:
         n_rows, device_rows: all rows, and those on the device.
         host_bytes: of the file's bytes, those that only the host serves.
         device_bytes: what the rows on the device take there, repacked.
-        home: "cpu", "gpu" or "split". why: in words.
+        side: "cpu", "gpu" or "split".
+        why: in words.
         weight: whose place it is.
     """
 
@@ -42,7 +43,7 @@ class WeightEntry:
     device_rows: int
     host_bytes: int
     device_bytes: int
-    home: str
+    side: str
     why: str
     weight: Weight = field(repr=False)
 
@@ -53,7 +54,7 @@ class CacheEntry:
 
     layer: int
     n_bytes: int
-    home: str
+    side: str
     why: str
 
 
@@ -65,7 +66,8 @@ class FfnSplit:
         hot: their numbers, ascending, int32 [n_hot].
         neuron_bytes: of one neuron's rows on the device, repacked.
         covered, measured: activations counted for the hot neurons, and for all.
-        n_bytes: of the hot rows. index_bytes: of the numbers of the hot rows, as many as there may be.
+        n_bytes: of the hot rows.
+        index_bytes: of the numbers of the hot rows, as many as there may be.
     """
 
     layer: int
@@ -178,13 +180,13 @@ class Plan:
     @property
     def n_dense_layers(self) -> int:
         """Layers whose dense part is on the device."""
-        return len({e.layer for e in self.weights if e.role == "attention" and e.home == GPU})
+        return len({e.layer for e in self.weights if e.role == "attention" and e.side == GPU})
 
 
-def homes_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -> Homes:
+def sides_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -> Sides:
     """What the passes have to know of the entries."""
-    head = next((entry.home for entry in weights if entry.role == "head"), CPU)
+    head = next((entry.side for entry in weights if entry.role == "head"), CPU)
     sides = {
-        entry.tensor: entry.home for entry in weights if entry.home in (GPU, SPLIT) and entry.role != "head"
+        entry.tensor: entry.side for entry in weights if entry.side in (GPU, SPLIT) and entry.role != "head"
     }
-    return Homes(sides, tuple(cache.home for cache in caches), head)
+    return Sides(sides, tuple(cache.side for cache in caches), head)

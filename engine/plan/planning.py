@@ -24,8 +24,10 @@ class Source:
     """A model to plan for, of a file or of a shape.
 
     Attributes:
-        path: of the file; None for a shape. header: SHA-256 of its header, and size: its bytes.
-        frequencies: counts of activations, or None. frequencies_from: where they are from.
+        path: of the file; None for a shape.
+        header: SHA-256 of its header, and size: its bytes.
+        frequencies: counts of activations, or None.
+        frequencies_from: where they are from.
     """
 
     model: Model

@@ -13,7 +13,8 @@ class Ranking:
     """All candidate neurons, best first.
 
     Attributes:
-        layers, neurons: int32 each, parallel. ends: bytes of a neuron and all before it, int64.
+        layers, neurons: int32 each, parallel.
+        ends: bytes of a neuron and all before it, int64.
     """
 
     layers: NDArray[np.int32]
@@ -43,7 +44,7 @@ def rank(frequencies: Sequence[NDArray[np.generic] | None], neuron_bytes: Sequen
     Of neurons with equal value a layer's first comes before every other layer's second, so that a
     budget is spread over the layers.
     """
-    values, turns, layers, neurons = [], [], [], []
+    values, rounds, layers, neurons = [], [], [], []
     for i, counts in enumerate(frequencies):
         if counts is None:
             continue
@@ -52,7 +53,7 @@ def rank(frequencies: Sequence[NDArray[np.generic] | None], neuron_bytes: Sequen
         value = value[order]
         first = np.concatenate([[True], value[1:] != value[:-1]]) if value.size else np.zeros(0, bool)
         place = np.arange(value.size)
-        turns.append((place - np.maximum.accumulate(np.where(first, place, 0))).astype(np.int32))
+        rounds.append((place - np.maximum.accumulate(np.where(first, place, 0))).astype(np.int32))
         values.append(value)
         layers.append(np.full(value.size, i, np.int32))
         neurons.append(order.astype(np.int32))
@@ -60,6 +61,6 @@ def rank(frequencies: Sequence[NDArray[np.generic] | None], neuron_bytes: Sequen
         nothing = np.zeros(0, np.int32)
         return Ranking(nothing, nothing, np.zeros(0, np.int64))
     all_layers = np.concatenate(layers)
-    best = np.lexsort((all_layers, np.concatenate(turns), -np.concatenate(values)))
+    best = np.lexsort((all_layers, np.concatenate(rounds), -np.concatenate(values)))
     costs = np.asarray(neuron_bytes, np.int64)[all_layers[best]]
     return Ranking(all_layers[best], np.concatenate(neurons)[best], np.cumsum(costs))

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from hotcold.engine.graph import architectures, passes
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Homes
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Sides
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.budget import Budget, mib
 from hotcold.engine.plan.device_workspace import device_areas
-from hotcold.engine.plan.footprint import INDEX_BYTES, Part, dense_part, ffn_part, head_part
+from hotcold.engine.plan.footprint import INDEX_BYTES, WeightGroup, dense_part, ffn_part, head_part
 from hotcold.errors import DoesNotFitError
 from hotcold.kernels.formats import GRANULE
 
@@ -22,7 +22,8 @@ class Reserve:
     """What is taken off a budget before anything is placed.
 
     Attributes:
-        graphs: of one token and of a batch. workspace: bytes of each area.
+        graphs: of one token and of a batch.
+        workspace: bytes of each area.
     """
 
     n_batch: int
@@ -37,7 +38,7 @@ class Reserve:
         return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
 
 
-def _all_on_device(model: Model, sparsity: str, divided: str) -> Homes:
+def _all_on_device(model: Model, sparsity: str, divided: str) -> Sides:
     """Everything on the device that can be, with every FFN that goes by neurons on this side."""
     sides: dict[str, str] = {}
     for layer in model.layers:
@@ -46,10 +47,10 @@ def _all_on_device(model: Model, sparsity: str, divided: str) -> Homes:
         sides |= {w.name: divided if layer.ffn_down is None else GPU for _, w in ffn}
     head = head_part(model)
     sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
-    return Homes(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
+    return Sides(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
 
 
-def _placeable(part: Part) -> tuple[tuple[str, Weight], ...]:
+def _placeable(part: WeightGroup) -> tuple[tuple[str, Weight], ...]:
     return () if part.obstacle else part.weights
 
 
@@ -68,7 +69,7 @@ def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserv
     """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
     graphs = _graphs(model, sparsity, n_batch)
     variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
-    arenas = [passes.run_passes(graph, homes)[1][GPU] for graph in graphs for homes in variants]
+    arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
     arena = max(each.n_bytes for each in arenas)
     index = sum(layer_index_bytes(layer, model.n_ff, sparsity) for layer in model.layers)
     return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from hotcold.engine.plan.budget import mib
-from hotcold.engine.plan.footprint import Obstacle, Part
+from hotcold.engine.plan.footprint import Obstacle, WeightGroup
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Left:
             return self.end(f"no budget left after {what} did not fit"), short
         return replace(self, n_bytes=self.n_bytes - n_bytes), None
 
-    def pay_for(self, part: Part, what: str) -> tuple["Left", Obstacle | None]:
+    def pay_for(self, part: WeightGroup, what: str) -> tuple["Left", Obstacle | None]:
         """`pay` for weights that the device can hold; others stay without ending anything."""
         return (self, part.obstacle) if part.obstacle is not None else self.pay(part.n_bytes, what)
 

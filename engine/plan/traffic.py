@@ -59,7 +59,7 @@ def _read_on(entry: WeightEntry, plan: Plan, side: str) -> float:
     """Bytes of a weight that is no FFN matrix."""
     if entry.role in ("ffn", "rope") or (entry.role == "predictor" and plan.sparsity != "predictor"):
         return 0
-    if entry.home != side:
+    if entry.side != side:
         return 0
     if entry.role == "embedding":
         return entry.n_bytes // entry.n_rows

@@ -10,7 +10,7 @@ import pytest
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor, check
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import CPU, Homes
+from hotcold.engine.graph.placed import CPU, Sides
 from hotcold.engine.model.model import Layer, Model, Weight, load_model
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.engine.plan.planning import plan_for_cpu
@@ -177,7 +177,7 @@ def test_a_layer_more_costs_no_arena(sparse: Model) -> None:
     """Intermediates of a layer take the bytes of the one before."""
     many = dataclasses.replace(sparse, n_layer=12, layers=sparse.layers * 6)
     arenas = [
-        run_passes(architectures.build(model, 32, "predictor"), Homes(kv=(CPU,) * model.n_layer))[1][CPU]
+        run_passes(architectures.build(model, 32, "predictor"), Sides(kv=(CPU,) * model.n_layer))[1][CPU]
         for model in (sparse, many)
     ]
     assert arenas[0].n_bytes == arenas[1].n_bytes
@@ -219,7 +219,7 @@ def test_the_executor_runs_what_it_is_given(sparse_file: GGUFFile, sparse: Model
             changed.nodes = (*changed.nodes, node)
     logits, how = np.zeros((2, 1, sparse.n_vocab), np.float32), Wanted("predictor", 8, 1)
     for out, graph in zip(logits, (whole, changed), strict=True):
-        passed = run_passes(graph, Homes(kv=(CPU,) * sparse.n_layer))
+        passed = run_passes(graph, Sides(kv=(CPU,) * sparse.n_layer))
         plan = dataclasses.replace(plan_for_cpu(sparse, how), decode=GraphPlan(graph, *passed))
         with Executor(plan, sparse_file, 1) as executor:
             executor.run(np.array([1], np.int32), 0, out)

@@ -43,10 +43,10 @@ def graphs(draw: st.DrawFn) -> Graph:
 @given(graphs())
 def test_overlapping_lifetimes_never_overlap_in_the_arena(graph: Graph) -> None:
     arena = offsets(graph)
-    for i, a in enumerate(arena.entries):
+    for i, a in enumerate(arena.slots):
         assert a.offset % ALIGNMENT == 0
         assert a.offset + a.n_bytes <= arena.n_bytes
-        for b in arena.entries[i + 1 :]:
+        for b in arena.slots[i + 1 :]:
             alive_together = a.first_step <= b.last_step and b.first_step <= a.last_step
             apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
             assert apart or not alive_together
@@ -55,16 +55,16 @@ def test_overlapping_lifetimes_never_overlap_in_the_arena(graph: Graph) -> None:
 @given(graphs())
 def test_the_arena_is_no_smaller_than_its_peak_and_no_larger_than_everything(graph: Graph) -> None:
     arena = offsets(graph)
-    alive = [e.n_bytes for e in arena.entries if e.first_step <= arena.peak_step <= e.last_step]
-    assert sum(alive) <= arena.n_bytes <= sum(e.n_bytes for e in arena.entries)
+    alive = [e.n_bytes for e in arena.slots if e.first_step <= arena.peak_step <= e.last_step]
+    assert sum(alive) <= arena.n_bytes <= sum(e.n_bytes for e in arena.slots)
 
 
 @given(graphs())
 def test_successors_take_bytes_after_the_last_use(graph: Graph) -> None:
     arena = offsets(graph)
-    for entry in arena.entries:
+    for entry in arena.slots:
         for name in entry.reused_by:
-            other = arena.entry(name)
+            other = arena.slot(name)
             assert other.first_step > entry.last_step
             assert other.offset < entry.offset + entry.n_bytes
             assert entry.offset < other.offset + other.n_bytes
@@ -78,7 +78,7 @@ def test_a_chain_needs_two_places() -> None:
     arena = offsets(graph)
     assert arena.n_bytes == 2 * 4 * 64
     assert placed_lifetimes(on_the_cpu(graph))["x0"] == (1, 2)
-    assert arena.entry("x0").reused_by == ("x2",)
+    assert arena.slot("x0").reused_by == ("x2",)
 
 
 @given(graphs())
@@ -98,8 +98,8 @@ def test_lifetimes_reach_from_the_maker_to_the_last_reader(graph: Graph) -> None
 def test_logits_lie_in_the_runs_own_array(graph: Graph, n_vocab: int) -> None:
     x = graph.nodes[-1].output
     graph.add("logits", weight(x.shape[1], n_vocab), x, name="logits")
-    assert "logits" not in {entry.name for entry in offsets(graph).entries}
-    assert {entry.name for entry in offsets(graph).entries} == {n.name for n in graph.nodes[:-1]}
+    assert "logits" not in {entry.name for entry in offsets(graph).slots}
+    assert {entry.name for entry in offsets(graph).slots} == {n.name for n in graph.nodes[:-1]}
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_an_order_takes_no_bytes() -> None:
     x = graph.add("embed", weight(64, 8), name="x")
     stored = graph.add("kv_store", x, x, name="stored")
     graph.add("attention", x, stored, name="y")
-    assert [entry.name for entry in offsets(graph).entries] == ["x", "y"]
+    assert [entry.name for entry in offsets(graph).slots] == ["x", "y"]
 
 
 def test_a_result_never_lies_on_an_operand() -> None:
@@ -131,7 +131,7 @@ def test_a_result_never_lies_on_an_operand() -> None:
     b = graph.add("add", a, a, name="b")
     graph.add("add", b, b, name="c")
     arena = offsets(graph)
-    assert [entry.offset for entry in arena.entries] == [0, 256, 0]
+    assert [entry.offset for entry in arena.slots] == [0, 256, 0]
 
 
 def test_the_smallest_gap_that_fits_is_taken() -> None:
@@ -145,7 +145,7 @@ def test_the_smallest_gap_that_fits_is_taken() -> None:
     graph.add("mul_mat", weight(16, 50), second, name="new")
     graph.add("kv_store", first, second, name="still alive")
     arena = offsets(graph)
-    places = {entry.name: (entry.offset, entry.n_bytes) for entry in arena.entries}
+    places = {entry.name: (entry.offset, entry.n_bytes) for entry in arena.slots}
     assert places == {
         "large": (0, 512),
         "first": (512, 64),
@@ -153,7 +153,7 @@ def test_the_smallest_gap_that_fits_is_taken() -> None:
         "second": (832, 64),
         "new": (576, 256),
     }
-    assert arena.entry("right").reused_by == ("new",)
+    assert arena.slot("right").reused_by == ("new",)
     assert arena.n_bytes == 896
 
 

@@ -9,7 +9,7 @@ from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import CPU, GPU, Homes, PlacedGraph, PlacedNode
+from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode, Sides
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.model.shapes import Shape, build
 
@@ -23,7 +23,7 @@ def model(kind: T) -> Model:
 def placed(m: Model, sparsity: str = "predictor", side: str = CPU) -> PlacedGraph:
     graph: Graph = architectures.build(m, 1, sparsity)
     weights = {w.name: side for node in graph.nodes for w in node.inputs if w.name.endswith(".weight")}
-    return run_passes(graph, Homes(weights, (side,), side))[0]
+    return run_passes(graph, Sides(weights, (side,), side))[0]
 
 
 def packed(whole: PlacedGraph, side: str = CPU) -> list[Node]:

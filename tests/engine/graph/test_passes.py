@@ -12,7 +12,7 @@ from hotcold.engine.graph.graph import Graph, tensors_of
 from hotcold.engine.graph.offsets import FUSED, offsets, placed_lifetimes
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.place import place
-from hotcold.engine.graph.placed import GPU, Homes, PlacedGraph, results
+from hotcold.engine.graph.placed import GPU, PlacedGraph, Sides, results
 from hotcold.engine.graph.quantise import quantise
 from hotcold.engine.graph.split import split
 from hotcold.engine.model.shapes import Shape, build
@@ -25,11 +25,11 @@ FFN = ("ffn_gate", "ffn_up", "ffn_down_t")
 DENSE = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "fc1", "fc2")
 
 
-def homes(ffn: str) -> Homes:
+def sides(ffn: str) -> Sides:
     """Layer 0 on the GPU with this FFN; layer 1 and the head on the CPU."""
     sides = {f"blk.0.{role}.weight": "gpu" for role in DENSE}
     sides |= {f"blk.0.{role}.weight": ffn for role in ("ffn_gate", "ffn_up", "ffn_down_t")}
-    return Homes(sides, ("gpu", "cpu"), "cpu")
+    return Sides(sides, ("gpu", "cpu"), "cpu")
 
 
 def graph(n_tokens: int = 1) -> Graph:
@@ -38,17 +38,17 @@ def graph(n_tokens: int = 1) -> Graph:
 
 def test_without_a_device_the_placed_graph_is_the_graph() -> None:
     for n_tokens in (1, 8):
-        placed, arenas = run_passes(graph(n_tokens), Homes({}, ("cpu",) * 2))
+        placed, arenas = run_passes(graph(n_tokens), Sides({}, ("cpu",) * 2))
         assert [p.node for p in placed.nodes] == list(graph(n_tokens).nodes)
         assert arenas[GPU].n_bytes == 0
 
 
 def placed(ffn: str, n_tokens: int = 1) -> PlacedGraph:
-    return copies(quantise(split(place(graph(n_tokens), homes(ffn)))))
+    return copies(quantise(split(place(graph(n_tokens), sides(ffn)))))
 
 
 def test_a_node_runs_where_its_weight_or_its_cache_is() -> None:
-    nodes = {p.node.name: p for p in place(graph(), homes("cpu")).nodes}
+    nodes = {p.node.name: p for p in place(graph(), sides("cpu")).nodes}
     assert (nodes["inp_embd"].side, nodes["Qcur-0"].side, nodes["Qcur-1"].side) == ("cpu", "gpu", "cpu")
     assert nodes["Qcur-0"].rule == "its weight blk.0.attn_q.weight"
     for name in ("Qrope-0", "Krope-0", "kv_store-0", "kqv_out-0"):
@@ -57,7 +57,7 @@ def test_a_node_runs_where_its_weight_or_its_cache_is() -> None:
 
 def test_an_add_runs_where_its_sum_is_read_next() -> None:
     for ffn in ("cpu", "split", "gpu"):
-        nodes = {p.node.name: p for p in place(graph(), homes(ffn)).nodes}
+        nodes = {p.node.name: p for p in place(graph(), sides(ffn)).nodes}
         assert (nodes["ffn_inp-0"].side, nodes["ffn_inp-0"].rule) == (
             "gpu",
             "the next weight blk.0.fc1.weight",
@@ -70,7 +70,7 @@ def test_an_add_runs_where_its_sum_is_read_next() -> None:
 
 def test_rotation_follows_a_cache_that_is_not_beside_its_layer() -> None:
     sides = {f"blk.{i}.{role}.weight": "gpu" for i in range(2) for role in DENSE}
-    nodes = {p.node.name: p.side for p in place(graph(), Homes(sides, ("cpu", "gpu"))).nodes}
+    nodes = {p.node.name: p.side for p in place(graph(), Sides(sides, ("cpu", "gpu"))).nodes}
     assert (nodes["Qcur-0"], nodes["Qrope-0"], nodes["Krope-0"], nodes["kqv_out-0"]) == (
         "gpu",
         "cpu",
@@ -81,7 +81,7 @@ def test_rotation_follows_a_cache_that_is_not_beside_its_layer() -> None:
 
 
 def test_a_split_node_becomes_two_and_a_merge() -> None:
-    nodes = [p for p in split(place(graph(), homes("split"))).nodes if p.node.name.startswith("ffn_out")]
+    nodes = [p for p in split(place(graph(), sides("split"))).nodes if p.node.name.startswith("ffn_out")]
     assert [(p.node.op, p.node.name, p.side) for p in nodes] == [
         ("sparse_gated_ffn", "ffn_out_gpu-0", "gpu"),
         ("sparse_gated_ffn", "ffn_out_cpu-0", "cpu"),
@@ -113,7 +113,7 @@ def test_a_split_layer_between_others_has_one_copy_each_way() -> None:
     sides = {f"blk.{i}.{role}.weight": "gpu" for i in range(3) for role in (*DENSE, *FFN)}
     sides |= {f"blk.1.{role}.weight": "split" for role in FFN}
     sides |= {"output_norm.weight": "gpu"}
-    whole, _ = run_passes(architectures.build(model, 1, "predictor"), Homes(sides, ("gpu",) * 3, "gpu"))
+    whole, _ = run_passes(architectures.build(model, 1, "predictor"), Sides(sides, ("gpu",) * 3, "gpu"))
     crossing = [p for p in whole.nodes if p.node.op == "copy" and p.node.name.endswith(("-1@cpu", "-1@gpu"))]
     assert [p.side for p in crossing] == ["cpu", "gpu"]
     assert bus(whole)["cpu"]["bytes"] - 4 * 100 == 4 * 256 + 512 // 8  # without the logits
@@ -136,10 +136,10 @@ def test_the_cold_rows_operands_come_before_the_hot_rows_begin() -> None:
 
 def test_what_crosses_together_lies_together() -> None:
     for n_tokens in (1, 8):
-        whole, arenas = run_passes(graph(n_tokens), homes("split"))
+        whole, arenas = run_passes(graph(n_tokens), sides("split"))
         copy = next(p.node for p in whole.nodes if p.node.name == "ffn_out_cpu_in-0@cpu")
         for side, members in ((GPU, copy.inputs), ("cpu", results(copy))):
-            mask, vector = (arenas[side].entry(member.name) for member in members)
+            mask, vector = (arenas[side].slot(member.name) for member in members)
             assert vector.offset == mask.offset + n_tokens * 512 // 8
             assert mask.offset % 64 == 0
 
@@ -147,11 +147,11 @@ def test_what_crosses_together_lies_together() -> None:
 def test_nothing_lies_on_what_is_still_needed() -> None:
     """On either side, also not while the device has still to read what is copied up."""
     for ffn in ("cpu", "split", "gpu"):
-        whole, arenas = run_passes(graph(8), homes(ffn))
+        whole, arenas = run_passes(graph(8), sides(ffn))
         spans = placed_lifetimes(whole)
         for arena in arenas.values():
-            for a in arena.entries:
-                for b in arena.entries:
+            for a in arena.slots:
+                for b in arena.slots:
                     apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
                     (a_first, a_last), (b_first, b_last) = spans[a.name], spans[b.name]
                     assert a is b or apart or a_last < b_first or b_last < a_first, (a.name, b.name)
@@ -165,20 +165,20 @@ def test_one_launch_never_writes_over_what_it_reads(n_tokens: int, n_embd: int) 
     for ffn in ("split", "gpu"):
         sides = {f"blk.{i}.{role}.weight": "gpu" for i in (0, 1) for role in DENSE}
         sides |= {f"blk.{i}.{role}.weight": ffn for i in (0, 1) for role in FFN}
-        everything = Homes({**sides, "output_norm.weight": "gpu"}, ("gpu", "gpu"), "gpu")
+        everything = Sides({**sides, "output_norm.weight": "gpu"}, ("gpu", "gpu"), "gpu")
         whole, arenas = run_passes(architectures.build(model, n_tokens, "predictor"), everything)
         for first, then in pairwise(whole.nodes):
             if first.side != GPU or first.node.op not in FUSED.get(then.node.op, ()):
                 continue
-            written = arenas[GPU].entry(then.node.name)
+            written = arenas[GPU].slot(then.node.name)
             for name in [t.name for t in tensors_of(first.node)]:
-                read = arenas[GPU].entry(name)
+                read = arenas[GPU].slot(name)
                 ends = read.offset + read.n_bytes, written.offset + written.n_bytes
                 assert ends[0] <= written.offset or ends[1] <= read.offset, (first.node.name, name)
 
 
 def test_what_is_copied_up_stays_until_the_cpu_goes_on() -> None:
-    whole, _ = run_passes(graph(), homes("split"))
+    whole, _ = run_passes(graph(), sides("split"))
     names = [p.node.name for p in whole.nodes]
     spans = placed_lifetimes(whole)
     assert spans["inp_embd"][1] == names.index("ffn_out_cpu-0")
@@ -187,7 +187,7 @@ def test_what_is_copied_up_stays_until_the_cpu_goes_on() -> None:
 
 def test_every_operand_is_made_before_on_the_same_side() -> None:
     for ffn in ("cpu", "split", "gpu"):
-        whole, arenas = run_passes(graph(8), homes(ffn))
+        whole, arenas = run_passes(graph(8), sides(ffn))
         made: dict[str, str] = {}
         for p in whole.nodes:
             for operand in p.node.inputs:
@@ -195,19 +195,19 @@ def test_every_operand_is_made_before_on_the_same_side() -> None:
                     assert made[operand.name] == (p.side if p.node.op != "copy" else made[operand.name])
             made |= {result.name: p.side for result in results(p.node)}
         for side, arena in arenas.items():
-            assert all(made[entry.name] == side for entry in arena.entries)
+            assert all(made[entry.name] == side for entry in arena.slots)
 
 
 def test_logits_on_the_device_come_home_into_the_runs_array() -> None:
-    placed = copies(place(graph(), Homes({}, ("cpu",) * 2, "gpu")))
+    placed = copies(place(graph(), Sides({}, ("cpu",) * 2, "gpu")))
     assert placed.nodes[-1].node.op == "copy"
     assert placed.nodes[-1].side == "cpu"
-    names = {entry.name for arena in offsets(placed).values() for entry in arena.entries}
+    names = {entry.name for arena in offsets(placed).values() for entry in arena.slots}
     assert not {name for name in names if name.startswith("result_output")}
 
 
 def test_each_pass_prints() -> None:
-    placed = place(graph(), homes("split"))
+    placed = place(graph(), sides("split"))
     assert "ffn_out-0" in str(placed) and "split" in str(placed)
     text = str(copies(split(placed)))
     assert text.splitlines()[0] == "placed graph of 1 token"
@@ -226,7 +226,7 @@ def test_a_layer_wholly_hot_needs_no_merge(n_hot: int) -> None:
 def test_the_bias_of_a_divided_down_projection_is_added_once() -> None:
     model = build("small", Shape("opt", 1, 256, 512, 4, 4, 100, 64, "relu", n_positions=66), T.Q4_0, 32)
     sides = dict.fromkeys(("blk.0.ffn_up.weight", "blk.0.ffn_down_t.weight"), "split")
-    placed = split(place(architectures.build(model, 1, "predictor"), Homes(sides, ("cpu",))))
+    placed = split(place(architectures.build(model, 1, "predictor"), Sides(sides, ("cpu",))))
     hot, cold = (p.node for p in placed.nodes if p.node.op == "sparse_ffn")
     assert "blk.0.ffn_down_t.bias" in [operand.name for operand in hot.inputs]
     assert "blk.0.ffn_down_t.bias" not in [operand.name for operand in cold.inputs]

@@ -92,7 +92,7 @@ def check_sums(plan: Plan) -> None:
         assert entry.host_bytes + file_rows_on_device == entry.n_bytes
     weights = sum(entry.device_bytes for entry in plan.weights)
     assert weights == totals.weights + totals.predictors + totals.hot_rows
-    assert totals.kv_cache == sum(cache.n_bytes for cache in plan.caches if cache.home == GPU)
+    assert totals.kv_cache == sum(cache.n_bytes for cache in plan.caches if cache.side == GPU)
     assert totals.workspace == sum(plan.workspace.values())
     assert totals.index == sum(layer.index_bytes for layer in plan.layers)
     assert totals.arena >= max(plan.decode.arenas[GPU].n_bytes, plan.batch.arenas[GPU].n_bytes)
@@ -143,9 +143,9 @@ def test_overlapping_lifetimes_never_overlap_in_an_arena(case: Case, share: floa
     for graph in (plan.decode, plan.batch) if plan else ():
         spans = placed_lifetimes(graph.placed)
         for arena in graph.arenas.values():
-            for i, a in enumerate(arena.entries):
+            for i, a in enumerate(arena.slots):
                 assert (a.first_step, a.last_step) == spans[a.name]
-                for b in arena.entries[i + 1 :]:
+                for b in arena.slots[i + 1 :]:
                     together = a.first_step <= b.last_step and b.first_step <= a.last_step
                     apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
                     assert apart or not together
@@ -236,7 +236,7 @@ def unspent(plan: Plan) -> int:
 def test_nothing_is_on_the_device_for_a_budget_of_nothing() -> None:
     plan = small(0)
     assert plan.totals.used == 0
-    assert {entry.home for entry in plan.weights} == {"cpu"}
+    assert {entry.side for entry in plan.weights} == {"cpu"}
     assert all(p.side == "cpu" for p in plan.decode.placed.nodes)
 
 
@@ -254,15 +254,15 @@ def test_the_hottest_neurons_fill_the_budget() -> None:
 def test_no_neuron_before_the_head_is_in() -> None:
     all_dense = needed(small(1 << 30))
     plan = small(all_dense - 1)
-    homes = {entry.name: entry for entry in plan.weights}
-    assert homes["output.weight"].home == "cpu"
-    assert "no budget left: 1 bytes short" in homes["output.weight"].why
+    entries = {entry.name: entry for entry in plan.weights}
+    assert entries["output.weight"].side == "cpu"
+    assert "no budget left: 1 bytes short" in entries["output.weight"].why
     assert plan.coverage == 0
     head = device_bytes(MODEL.output) + device_bytes(MODEL.output_norm)
     cache = layer_kv_bytes(MODEL, 64, "f16")
-    caches = [c.home for c in small(all_dense - head - 1).caches]
+    caches = [c.side for c in small(all_dense - head - 1).caches]
     assert caches == ["gpu", "gpu", "cpu"]
-    assert [c.home for c in small(all_dense - head - 3 * cache - 1).caches] == ["cpu"] * 3
+    assert [c.side for c in small(all_dense - head - 3 * cache - 1).caches] == ["cpu"] * 3
     assert small(all_dense - head - 3 * cache - 1).n_dense_layers == 2
 
 
@@ -319,7 +319,7 @@ def test_a_given_index_takes_the_place_of_the_ranking() -> None:
 def test_a_cache_without_kernels_stays_and_does_not_stop_the_rest() -> None:
     """Its bytes are then the host's, in whole blocks of 64 positions: 34 for 32 numbers."""
     plan = placement.plan(MODEL, Wanted("predictor", 65, 8, "q8_0"), budget(1 << 30), COUNTS)
-    assert {cache.home for cache in plan.caches} == {"cpu"}
+    assert {cache.side for cache in plan.caches} == {"cpu"}
     assert plan.totals.kv_cache == 0
     assert plan.n_dense_layers == MODEL.n_layer
     for cache in plan.caches:
@@ -331,12 +331,12 @@ def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
     model = replace(model, output=MODEL.output)
     plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
-    homes = {entry.name: entry for entry in plan.weights}
-    assert homes["blk.0.attn_q.weight"].home == "cpu"
-    assert "no kernel for Q4_K" in homes["blk.0.attn_q.weight"].why
-    assert homes["output.weight"].home == "gpu"
+    entries = {entry.name: entry for entry in plan.weights}
+    assert entries["blk.0.attn_q.weight"].side == "cpu"
+    assert "no kernel for Q4_K" in entries["blk.0.attn_q.weight"].why
+    assert entries["output.weight"].side == "gpu"
     assert plan.totals.hot_rows == plan.totals.index == 0
-    assert {cache.home for cache in plan.caches} == {"cpu"}  # of use beside its layer alone
+    assert {cache.side for cache in plan.caches} == {"cpu"}  # of use beside its layer alone
 
 
 @pytest.mark.parametrize("architecture", ["opt", "falcon"])
@@ -350,12 +350,12 @@ def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
     attn_q = replace(model.layers[0].attn_q, type=T.Q4_K)
     model = replace(model, layers=(replace(model.layers[0], attn_q=attn_q), model.layers[1]))
     plan = placement.plan(model, Wanted("exact", 64, 8), budget(1 << 30), None)
-    homes = {entry.name: entry for entry in plan.weights}
-    assert homes["blk.0.attn_output.weight"].home == "cpu"
-    assert homes["blk.1.attn_output.weight"].home == "gpu"
+    entries = {entry.name: entry for entry in plan.weights}
+    assert entries["blk.0.attn_output.weight"].side == "cpu"
+    assert entries["blk.1.attn_output.weight"].side == "gpu"
     assert [layer.n_hot for layer in plan.layers] == [0 if biased else 512, 512]
     if biased:
-        assert "biases stay on the CPU" in homes["blk.0.ffn_up.weight"].why
+        assert "biases stay on the CPU" in entries["blk.0.ffn_up.weight"].why
     check_sums(plan)
 
 
@@ -376,9 +376,9 @@ def test_vectors_are_f32_on_the_device() -> None:
 def test_types_of_powerinfers_files_are_on_the_device_but_for_a_sparse_ffn(kind: T) -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), kind, 256)
     plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
-    homes = {entry.name: entry for entry in plan.weights}
-    assert homes["blk.0.attn_q.weight"].home == homes["blk.0.fc2.weight"].home == "gpu"
-    assert homes["output.weight"].home == "gpu"
-    assert homes["blk.0.ffn_up.weight"].home == "cpu"
-    assert f"no sparse FFN for {kind.name}" in homes["blk.0.ffn_up.weight"].why
-    assert {cache.home for cache in plan.caches} == {"gpu"}
+    entries = {entry.name: entry for entry in plan.weights}
+    assert entries["blk.0.attn_q.weight"].side == entries["blk.0.fc2.weight"].side == "gpu"
+    assert entries["output.weight"].side == "gpu"
+    assert entries["blk.0.ffn_up.weight"].side == "cpu"
+    assert f"no sparse FFN for {kind.name}" in entries["blk.0.ffn_up.weight"].why
+    assert {cache.side for cache in plan.caches} == {"gpu"}

@@ -16,7 +16,7 @@ from split_runs import nan_rows
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import CPU, Homes
+from hotcold.engine.graph.placed import CPU, Sides
 from hotcold.engine.model.model import Model, Weight, load_model
 from hotcold.engine.plan.plan import GraphPlan, Plan
 from hotcold.engine.plan.planning import plan_for_cpu
@@ -199,7 +199,7 @@ def without(graph: Graph, i: int) -> Graph:
 def plan_of(graph: Graph, model: Model, n_ctx: int) -> Plan:
     """A plan for the CPU alone, of this graph in place of the model's."""
     plan = plan_for_cpu(model, Wanted("predictor", n_ctx, 1, "f32"))
-    passed = run_passes(graph, Homes(kv=(CPU,) * model.n_layer))
+    passed = run_passes(graph, Sides(kv=(CPU,) * model.n_layer))
     return dataclasses.replace(plan, decode=GraphPlan(graph, *passed))
 
 
