@@ -17,6 +17,7 @@ from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.reports import note, reported
+from hotcold.engine.commands.terminal import replace_unprintable
 from hotcold.errors import INTERRUPTED
 
 app = typer.Typer(
@@ -39,6 +40,7 @@ app.command("offload-dump")(OffloadDumpCommand)
 def run(command: Command, **of_hotcold: Any) -> None:
     """Do what the command line was read to."""
     with reported():
+        replace_unprintable()
         command.run()
 
 

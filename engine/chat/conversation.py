@@ -2,10 +2,12 @@
 
 import bisect
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Any
 
-from hotcold.engine.chat.prompt import ChatPrompt
+from hotcold.engine.chat.prompt import ChatPrompt, system_message
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
+from hotcold.engine.chat.thoughts import without_thoughts
 from hotcold.engine.generate.generation import Engine, Generation
 from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.text.stop_strings import StopStrings, checked_stops
@@ -27,6 +29,7 @@ class Chat:
         system: str = "",
         max_tokens: int = -1,
         notify: Callable[[str], None] = lambda line: None,
+        hide_thoughts: bool = False,
         seed: int | None = None,
         **generating: Any,
     ) -> None:
@@ -36,7 +39,8 @@ class Chat:
             template: how turns become text; None takes the model's own.
             system: what the model is told in front of all turns; "" for nothing.
             max_tokens: most tokens of an answer; -1: until the model ends it, or the context is full.
-            notify: hears a line when turns are dropped or an answer is cut.
+            notify: hears a line when turns are dropped, an answer is cut, or the template has no system role.
+            hide_thoughts: whether what stands between marks such as `<think>` and `</think>` is left out.
             seed: of the first answer; each further one counts one up.
             generating: settings of `Engine.generate`.
 
@@ -47,7 +51,12 @@ class Chat:
         self._engine, self._notify = engine, notify
         template = template or load_template(engine.file, engine.tokenizer)
         self._prompt = ChatPrompt(engine.tokenizer, template)
-        self._system: list[Message] = [{"role": "system", "content": system}] if system else []
+        self._system, self._hides = system, hide_thoughts
+        self._folds = bool(system) and not self._prompt.keeps_system(system)
+        if self._folds:
+            notify(
+                "the chat template has no system role: the system's text goes in front of the first question"
+            )
         self._settings = GenerationSettings(max_tokens=max_tokens, seed=seed, **generating).checked()
         self.messages: list[Message] = []
         self.last: Generation | None = None
@@ -57,6 +66,8 @@ class Chat:
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer, piece by piece; question and answer become part of the conversation.
+
+        A mark such as `<think>` that the template has written in front of it comes first.
 
         Raises:
             DoesNotFitError: a question that does not fit the context on its own.
@@ -71,17 +82,23 @@ class Chat:
         if self._stopped:
             self.last.stop()
         self._settings = self._settings.with_next_seed()
+        opened = self._prompt.opened
+        pieces = self._answer(question, self.last, opened)
+        yield from without_thoughts(pieces, opened) if self._hides else chain(filter(None, [opened]), pieces)
+        if self.last.statistics.stop_reason == "context":
+            self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
+
+    def _answer(self, question: Message, generation: Generation, opened: str) -> Iterator[str]:
+        """The text of a generation, which becomes a turn whatever ends it."""
         pieces: list[str] = []
         try:
-            for piece in self.last:
+            for piece in generation:
                 pieces.append(piece)
                 yield piece
         finally:
-            answer = self._without_marks(self.last) if self._settings.special else "".join(pieces)
-            self.messages += [question, {"role": "assistant", "content": answer}]
-            self._prompt.remember(self.last, answer)
-        if self.last.statistics.stop_reason == "context":
-            self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
+            answer = self._without_marks(generation) if self._settings.special else "".join(pieces)
+            self.messages += [question, {"role": "assistant", "content": opened + answer}]
+            self._prompt.remember(generation, answer)
 
     def _without_marks(self, answered: Generation) -> str:
         """An answer as it is without the control pieces that were shown in it."""
@@ -104,7 +121,11 @@ class Chat:
         return {"role": "user", "content": text}
 
     def _ids(self, turns: list[Message]) -> list[int]:
-        return self._prompt.ids([*self._system, *turns])
+        """Of the prompt; turns begin with a question."""
+        if self._folds:
+            first = self._system + "\n\n" + turns[0]["content"]
+            return self._prompt.ids([turns[0] | {"content": first}, *turns[1:]])
+        return self._prompt.ids([*system_message(self._system), *turns])
 
     def _generation(self, ids: list[int], after: Generation | None = None) -> Generation:
         return self._engine.generate_with(ids, self._settings, after)

@@ -9,8 +9,10 @@ only make up together, where the one ends and the other begins.
 from collections.abc import Sequence
 
 from hotcold.engine.chat.template import ChatTemplate, Message
+from hotcold.engine.chat.thoughts import opened_thought
 from hotcold.engine.generate.generation import Generation
 from hotcold.engine.text.tokenizer import Tokenizer
+from hotcold.errors import FileError
 
 GUARD = "\ufdd0"  # not a character, by Unicode's word, and in no vocabulary
 
@@ -26,6 +28,20 @@ class ChatPrompt:
         self._forbidden_elsewhere = [*control, *(mark for mark in marks if mark not in control)]
         self._known_text, self._known_ids = "", list[int]()
         self._written = ""
+
+    @property
+    def opened(self) -> str:
+        """The mark of a thought that the last prompt ends with; "" where it opens none."""
+        return opened_thought(self._written)
+
+    def keeps_system(self, text: str) -> bool:
+        """Whether the template writes what a system message says."""
+        messages = [*system_message(text), {"role": "user", "content": ""}]
+        try:
+            (written,) = self._template.render([self._guarded(message) for message in messages])
+        except FileError:  # some refuse the role; what else is wrong shows without it as well
+            return False
+        return text.strip() in written.replace(GUARD, "")
 
     def ids(self, messages: Sequence[Message]) -> list[int]:
         """The prompt of a conversation, with BOS in front if the model wants it.
@@ -62,3 +78,8 @@ class ChatPrompt:
         for text in self._forbidden.get(message["role"], self._forbidden_elsewhere):
             content = content.replace(text, text[0] + GUARD + text[1:])
         return message | {"content": content}
+
+
+def system_message(text: str) -> list[Message]:
+    """The message in front of all turns; none for no text."""
+    return [{"role": "system", "content": text}] if text else []

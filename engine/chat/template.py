@@ -124,7 +124,7 @@ def _in_metadata(file: GGUFFile) -> tuple[str, str]:
 def _in_file(path: Path) -> tuple[str, str]:
     try:
         with path.open("rb") as stream:
-            return path.name, stream.read(MAX_TEMPLATE_BYTES + 1).decode()
+            return path.name, stream.read(MAX_TEMPLATE_BYTES + 1).decode("utf-8-sig")
     except OSError as error:
         reason = error.strerror or "cannot be read"
         raise FileError("chat template", path, reason, "name a Jinja file") from error

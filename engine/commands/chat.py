@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, GenerationOptions, Quiet, Verbose, part
+from hotcold.engine.commands.options import EngineOptions, GenerationOptions, Quiet, Verbose
+from hotcold.engine.commands.prompt_input import BYTE_ORDER_MARK, unescaped_text
 from hotcold.engine.commands.reports import note
-from hotcold.engine.generate.settings import GenerationSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +23,9 @@ class AnswerOptions:
     max_tokens: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens of an answer; -1: no such limit.")
     ] = -1
+    hide_thoughts: Annotated[
+        bool, typer.Option("--hide-thoughts", help="Leave out what the model thinks: <think>…</think>.")
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,11 @@ class ChatCommand(GenerationOptions, EngineOptions, AnswerOptions):
 
     verbose: Verbose = False
     quiet: Quiet = False
+
+    def system_text(self) -> str:
+        """What the model is told first."""
+        text = unescaped_text(self.system) if self.escape else self.system
+        return text.removeprefix(BYTE_ORDER_MARK)
 
     def run(self) -> None:
         """Load, then ask and answer."""
@@ -44,6 +52,12 @@ class ChatCommand(GenerationOptions, EngineOptions, AnswerOptions):
             for line in engine.description() if self.verbose else ():
                 say(line)
             template = load_template(engine.file, engine.tokenizer, self.chat_template)
-            settings = vars(part(GenerationSettings, self))
-            chat = Chat(engine, template, system=self.system, notify=say, **settings)
+            chat = Chat(
+                engine,
+                template,
+                system=self.system_text(),
+                notify=say,
+                hide_thoughts=self.hide_thoughts,
+                **vars(self.generation_settings()),
+            )
             raise typer.Exit(converse(chat, say, self.verbose))

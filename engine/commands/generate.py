@@ -15,11 +15,10 @@ from hotcold.engine.commands.options import (
     Quiet,
     Verbose,
     Version,
-    part,
 )
 from hotcold.engine.commands.prompt_input import read_prompt
 from hotcold.engine.commands.reports import note
-from hotcold.engine.commands.terminal import replace_unprintable, write
+from hotcold.engine.commands.terminal import write
 from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
 from hotcold.errors import INTERRUPTED, SettingError
@@ -34,8 +33,14 @@ class PromptOptions:
 
     prompt: Annotated[str | None, typer.Option("-p", "--prompt", help="Text to go on from.")] = None
     file: Annotated[
-        Path | None, typer.Option("-f", "--file", help="File with the prompt; - or nothing: from a pipe.")
+        Path | None,
+        typer.Option(
+            "-f", "--file", help="File with the prompt, but for its last newline; - or nothing: from a pipe."
+        ),
     ] = None
+    keep_newline: Annotated[
+        bool, typer.Option("--keep-newline", help="Keep the last newline of file or pipe.")
+    ] = False
     max_tokens: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
     ] = GenerationSettings.max_tokens
@@ -64,9 +69,9 @@ class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
         """Read, load, print."""
         if self.logprobs and not self.as_json:
             raise SettingError("--logprobs", self.logprobs, "the text has no place for them", "add --json")
-        text = read_prompt(self.prompt, self.file)
+        text = read_prompt(self.prompt, self.file, escapes=self.escape, keep_newline=self.keep_newline)
         with open_engine(self, self.quiet) as engine:
-            generation = engine.generate_with(text, part(GenerationSettings, self))
+            generation = engine.generate_with(text, self.generation_settings())
             if not self.quiet:
                 describe(engine, generation, self.verbose)
             shown = text.decode(errors="replace") if self.echo else ""
@@ -94,7 +99,6 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
 
 def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool) -> bool:
     """Print pieces as they come, or one JSON object; whether Ctrl-C ended it."""
-    replace_unprintable()
     pieces = [shown]
     interrupted = False
     try:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Protocol, TypeVar
 
 import typer
 
+from hotcold.engine.commands.prompt_input import unescaped_text
 from hotcold.engine.generate.run_options import RunOptions
 from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.model.sparsity import THRESHOLD_VARIABLE
@@ -130,12 +131,22 @@ class GenerationOptions:
         GenerationSettings.seed
     )
     stop: Annotated[list[str] | None, typer.Option(help="Ends the text; may be repeated.")] = None
+    escape: Annotated[
+        bool, typer.Option("-e", "--escape", help=r"\n, \t, \xHH and so on in -p, -s and --stop as in C.")
+    ] = False
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Never end the text by itself.")] = (
         GenerationSettings.ignore_eos
     )
     special: Annotated[
         bool, typer.Option("--special", help="Show control pieces, and what ends the text.")
     ] = GenerationSettings.special
+
+    def generation_settings(self) -> GenerationSettings:
+        """As the engine has them."""
+        stop = tuple(self.stop or ())
+        if self.escape:
+            stop = tuple(map(unescaped_text, stop))
+        return part(GenerationSettings, self, stop=stop)
 
 
 def part(kind: type[Part], options: object, **others: Any) -> Part:

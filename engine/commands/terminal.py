@@ -40,15 +40,19 @@ def replace_unprintable() -> None:
         sys.stdout.reconfigure(errors="replace")
 
 
+class OutputError(FileError):
+    """Standard output is closed, or cannot be written to."""
+
+
 def write(text: str) -> None:
     """Text to standard output, at once.
 
     Raises:
-        FileError: it is closed, or cannot be written to.
+        OutputError: it is closed, or cannot be written to.
         BrokenPipeError: nobody reads on.
     """
     if sys.stdout is None:
-        raise FileError("standard output", "closed", next_step="leave it open")
+        raise OutputError("standard output", "closed", next_step="leave it open")
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
@@ -56,4 +60,4 @@ def write(text: str) -> None:
         raise
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FileError("standard output", None, reason, "send it where there is room") from error
+        raise OutputError("standard output", None, reason, "send it where there is room") from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from commands import Result, run
-from table_models import table_model
+from table_models import LETTERS, bpe_table_model, table_model
 
 INTERRUPT, END = "\x03", "\x04"
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}\n{% endfor %}"
@@ -51,13 +51,110 @@ def test_the_system_is_told_first(template: str) -> None:
 
 def test_commands(template: str) -> None:
     options = ("--chat-template", template, "-n", "6", "-v")
-    done = piped(b"/help\nShe\n/clear\nShe\n/what\n/exit\nShe\n", *options)
+    done = piped(b"/help\nShe\n/clear\n She\n/exit\nShe\n", *options)
     assert done.returncode == 0
     first, second = done.stdout.splitlines()
     assert first == second
-    for words in ("/clear  forget", "all turns are forgotten", "no such command: /what"):
+    for words in ("/clear  forget", "all turns are forgotten"):
         assert words in done.stderr
     assert done.stderr.count("prompt tokens") == 2
+
+
+@pytest.fixture(scope="module")
+def parrot(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model that says Q to a question that ends in a, and z else."""
+    folder = tmp_path_factory.mktemp("parrot")
+    following = {letter: "z" for letter in LETTERS} | {"a": "Q", "Q": "</s>", "z": "</s>"}
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    return str(table_model(folder / "m.gguf", following, chat_template=template, n_ctx=64))
+
+
+@pytest.mark.parametrize(
+    "text", ["/etc/a", "/etc/passwd is a", "/exit a", "/clear, a", "/hela", "/ a", "//a"]
+)
+def test_only_its_own_commands_are_commands(parrot: str, text: str) -> None:
+    done = piped(text.encode() + b"\nb\n", "-m", parrot, "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Q\nz\n", "")
+
+
+@pytest.mark.parametrize(
+    ("lines", "questions"),
+    [
+        (b"one\\\ntwo\\\nthree a\n", 1),
+        (b"one\ntwo a\n", 2),
+        (b"a \\\\\nand a\n", 2),  # two backslashes are text, as LaTeX has them
+        (b"this is the last a\\", 1),
+        (b"\\\n\\\n", 0),
+        (b"one\\\r\ntwo a\r\n", 1),
+    ],
+)
+def test_a_line_that_ends_in_a_backslash_goes_on(parrot: str, lines: bytes, questions: int) -> None:
+    done = piped(lines, "-m", parrot, "-q")
+    assert done.returncode == 0
+    assert len(done.stdout.splitlines()) == questions
+
+
+def test_a_mark_in_front_of_the_questions_is_no_text(parrot: str) -> None:
+    usual, marked = (piped(mark + b"a\n", "-m", parrot, "-v") for mark in (b"", b"\xef\xbb\xbf"))
+    tokens = [re.search(r"(\d+) prompt tokens", done.stderr) for done in (usual, marked)]
+    assert tokens[0] and tokens[1] and tokens[0][1] == tokens[1][1]
+
+
+def test_a_byte_that_a_vocabulary_lacks(tmp_path: Path) -> None:
+    """Byte-level BPE with pieces for ASCII alone."""
+    path = tmp_path / "m.gguf"
+    letters = [chr(c) for c in range(33, 127)]
+    bpe_table_model(
+        path, [*letters, "zz", "<|end|>"], {"a": "Q", "Q": "<|end|>"}, "!{{ messages[-1].content }}"
+    )
+    done = piped("一\na\n".encode(), "-m", str(path), "-q")
+    assert (done.returncode, done.stdout) == (2, "Q\n")
+    assert done.stderr.startswith("hotcold: error: text: byte 0xE4")
+
+
+THINKING = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}{{ 'a<think>\n' }}"
+
+
+@pytest.mark.parametrize(
+    ("source", "extra", "shown"),
+    [
+        (THINKING, (), "<think>\nhm</think>Q\n"),
+        (THINKING, ("--hide-thoughts",), "Q\n"),
+        (THINKING.replace("<think>\n", ""), (), "hm</think>Q\n"),
+    ],
+)
+def test_a_thought_that_the_template_opened(
+    tmp_path: Path, source: str, extra: tuple[str, ...], shown: str
+) -> None:
+    following = {"<0x0A>": "h", "a": "h", "h": "m", "m": "</think>", "</think>": "Q", "Q": "</s>"}
+    path = table_model(
+        tmp_path / "m.gguf", following, user_defined=["<think>", "</think>"], chat_template=source
+    )
+    done = piped(b"b\nc\n", "-m", str(path), "-q", "-n", "9", *extra)
+    assert (done.returncode, done.stdout) == (0, shown * 2)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        (
+            "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+            "{{ m.content }}{% endfor %}"
+        ),
+        "{% for m in messages if m.role != 'system' %}{{ m.content }}{% endfor %}",
+        (
+            "{% if messages[0].role != 'user' %}{{ messages[1].content }}{% else %}{{ messages[0].content }}"
+            "{% endif %}"
+        ),
+    ],
+)
+def test_a_template_without_a_system_role(tmp_path: Path, source: str) -> None:
+    path = table_model(tmp_path / "m.gguf", {"a": "Q", "Q": "</s>"}, chat_template=source)
+    done = piped(b"a\n", "-m", str(path), "-s", "Be a", "-v")
+    assert (done.returncode, done.stdout) == (0, "Q\n")
+    assert "the chat template has no system role" in done.stderr
+    counted = re.search(r"(\d+) prompt tokens", done.stderr)
+    assert counted and int(counted[1]) > len("Be a")
 
 
 def test_a_model_without_a_template() -> None:
@@ -216,6 +313,17 @@ def test_the_end_of_input_ends_it(terminal: Terminal) -> None:
 def test_exit_ends_it(terminal: Terminal) -> None:
     terminal.wait_for("> ")
     terminal.say("/exit\r")
+    assert terminal.code() == 0
+
+
+def test_a_pasted_block_is_one_question(parrot: str) -> None:
+    terminal = Terminal("-m", parrot, "-q")
+    terminal.wait_for("> ")
+    terminal.say("\x1b[200~one\rtwo\r  a\x1b[201~\r")
+    assert terminal.wait_for("> ").count("Q") == 1
+    terminal.say("one\\\ra\r")
+    assert terminal.wait_for("> ").count("Q") == 1
+    terminal.say(END)
     assert terminal.code() == 0
 
 

@@ -14,7 +14,6 @@ from numba.core import config
 from table_models import table_model
 
 from hotcold.engine.commands import terminal
-from hotcold.engine.commands.prompt_input import read_prompt
 from hotcold.errors import FileError
 
 PROMPT = "It is a truth universally acknowledged"
@@ -180,6 +179,37 @@ def test_control_pieces_of_a_text_can_be_shown(tmp_path: Path, extra: tuple[str,
     following = {"a": "b", "b": "<|mark|>", "<|mark|>": "</s>"}
     path = table_model(tmp_path / "m.gguf", following, control=["<|mark|>"])
     assert generate("-m", str(path), "-p", "a", "-q", *GREEDY, *extra)[0] == text + "\n"
+
+
+@pytest.mark.parametrize(
+    ("stop", "extra", "text"),
+    [
+        (r"\n", (), "\nab\nab"),
+        (r"\n", ("-e",), ""),
+        (r"b\x0a", ("--escape",), "\na"),
+        ("\n", (), ""),
+    ],
+)
+def test_escapes_of_stop_strings(tmp_path: Path, stop: str, extra: tuple[str, ...], text: str) -> None:
+    following = {"b": "<0x0A>", "<0x0A>": "a", "a": "b"}
+    path = table_model(tmp_path / "m.gguf", following)
+    done = generate("-m", str(path), "-p", "b", "-n", "6", "--json", *GREEDY, "--stop", stop, *extra)
+    assert json.loads(done[0])["text"] == text
+
+
+def test_what_of_a_prompt_is_text(tmp_path: Path) -> None:
+    """A mark and a last newline are none, unless the newline is asked for; -e is for -p."""
+    path, text = table_model(tmp_path / "m.gguf", {}), tmp_path / "prompt.txt"
+    text.write_bytes(b"\xef\xbb\xbfab\n")
+
+    def ids(*arguments: str) -> list[int]:
+        report = json.loads(generate("-m", str(path), "-n", "1", "--json", *GREEDY, *arguments)[0])
+        return list(report["prompt_ids"])
+
+    plain = ids("-p", "ab")
+    assert ids("-f", str(text)) == plain
+    assert ids("-f", str(text), "--keep-newline") == ids("-p", r"ab\n", "-e") == [*plain, 3 + 0x0A]
+    assert len(ids("-p", r"ab\n")) == len(plain) + 2
 
 
 def test_a_prompt_that_brings_its_own_bos_is_told() -> None:
@@ -361,11 +391,6 @@ def test_a_closed_output_is_named() -> None:
         patch.setattr(sys, "stdout", None)
         with pytest.raises(FileError, match="standard output: closed"):
             terminal.write("a")
-
-
-def test_bytes_of_the_command_line_are_utf8() -> None:
-    """Python hands bytes that are no characters over as lone surrogates."""
-    assert read_prompt("né\udcff", None) == b"n\xc3\xa9\xff"
 
 
 def test_the_checkout_runs_too() -> None:
