@@ -44,12 +44,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if isinstance(item, pytest.Function) and "pairwise" in marks and not marks & {"slow", "gpu"}:
             cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for product in cases.values():
-        quick = set(
-            covering([item.callspec.params if hasattr(item, "callspec") else {} for item in product])
-        )
+        quick = set(covering([item.callspec.params if hasattr(item, "callspec") else {} for item in product]))
         for i, item in enumerate(product):
             if i not in quick:
                 item.add_marker("slow")
+    # processes begin in different places: while one compiles the CPU's kernels, the next builds the device's
+    items.sort(key=lambda item: item.path.parent.as_posix().endswith("kernels/cpu"))
 
 
 @contextmanager
