@@ -7,6 +7,7 @@ bits of a mask. Both exclude hot rows, whose numbers the CPU never reads.
 from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.records import Lowering, Record
+from hotcold.engine.host.workspace import ffn_pieces
 from hotcold.engine.model.model import Weight
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cpu import program, rows
@@ -112,7 +113,7 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
     k, n_ff = down_t.ne
     chunks = max(1, k // 64)
-    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=program.PIECES)
+    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=ffn_pieces(node))
 
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
@@ -132,11 +133,11 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
         own: fields of this kind of FFN.
     """
     k, n_ff = first.ne
-    partial, stride = low.areas["first"], 4 * k
+    partial, stride, n_pieces = low.areas["first"], 4 * k, ffn_pieces(node)
     listed = _listed(low, node)
     low.emit(
         program.SPARSE_FFN,
-        program.PIECES,
+        n_pieces,
         **low.weight(first),
         **low.weight(down_t, "w2"),
         **own,
@@ -149,8 +150,8 @@ def _pieces(low: Lowering, node: Node, first: Weight, down_t: Weight, own: Recor
         counts=low.layer_counts(layer_of(node)),
     )
     y, _ = low.vector(node.output)
-    chunks = max(1, min(program.PIECES, k // 256))
-    low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, n_parts=program.PIECES, k=k, y=y)
+    chunks = max(1, min(n_pieces, k // 256))
+    low.emit(program.REDUCE, chunks, x=partial, x_stride=stride, n_parts=n_pieces, k=k, y=y)
 
 
 def sparse_gated_ffn(low: Lowering, node: Node) -> None:

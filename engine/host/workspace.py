@@ -10,7 +10,8 @@ Four areas serve all nodes in turn, each as large as the node that wants most of
 
 from collections.abc import Callable
 
-from hotcold.engine.graph.graph import Graph, Node, weights_of
+from hotcold.engine.graph.graph import Graph, Node, ffn_matrices, weights_of
+from hotcold.engine.model.model import Weight
 from hotcold.kernels.cpu import attention, pack, program, rows
 
 AREAS = ("packed", "first", "second", "listed")
@@ -23,6 +24,16 @@ def _packed(node: Node, n_tokens: int) -> int:
     return max((n_tokens * pack.packed_bytes(k) for k in wide), default=0)
 
 
+def ffn_pieces(node: Node) -> int:
+    """Into how many pieces, whose sums are made apart, the neurons of an FFN's node are cut."""
+    return program.ffn_pieces(sum(rows.row_bytes(int(w.type), w.ne[0]) * w.ne[1] for w in ffn_matrices(node)))
+
+
+def _partials(node: Node, first: Weight) -> int:
+    """Bytes of the pieces' sums of one token."""
+    return 4 * ffn_pieces(node) * first.ne[0]
+
+
 def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
     rank, n_ff = node.weight("fc2").ne
     return {"first": 4 * n_tokens * rank, "second": 4 * n_tokens * n_ff, "listed": 8 * (n_ff + 1)}
@@ -31,21 +42,21 @@ def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
 def _dense_gated_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     gate = node.weight("gate")
     hidden = 4 * n_tokens * gate.ne[1]
-    partials = 4 * program.PIECES * gate.ne[0] if n_tokens == 1 else 0
+    partials = _partials(node, gate) if n_tokens == 1 else 0
     return {"first": max(hidden, partials), "second": hidden}
 
 
 def _sparse_gated_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     gate = node.weight("gate")
     if n_tokens == 1:
-        return {"first": 4 * program.PIECES * gate.ne[0]}
+        return {"first": _partials(node, gate)}
     return {"first": 4 * n_tokens * gate.ne[1], "second": 4 * n_tokens * gate.ne[1]}
 
 
 def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     up = node.weight("up")
     hidden = 4 * n_tokens * up.ne[1]
-    return {"first": max(hidden, 4 * program.PIECES * up.ne[0]) if n_tokens == 1 else hidden}
+    return {"first": max(hidden, _partials(node, up)) if n_tokens == 1 else hidden}
 
 
 _OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {

@@ -158,9 +158,9 @@ def panel_chunks(n_rows: int) -> int:
     return max(1, min(n_rows // PANEL, MAX_CHUNKS))
 
 
-def ffn_pieces(n_ff: int, bytes_a_neuron: int) -> int:
-    """Into how many pieces the neurons of an FFN are cut: a pure function of its shape."""
-    return max(PIECES, min(n_ff * bytes_a_neuron // PIECE_BYTES, MAX_PIECES))
+def ffn_pieces(n_bytes: int) -> int:
+    """Into how many pieces the neurons of an FFN of n bytes of weights are cut: a pure function of its shape."""
+    return max(PIECES, min(n_bytes // PIECE_BYTES, MAX_PIECES))
 
 
 def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:
