@@ -1,6 +1,6 @@
 """Each kernel's bytes a second beside a plain streaming sum, in one run.
 
-    python bench/ops.py [seconds a figure] [matvec ffn prompt attention bytes]
+    python bench/ops.py [seconds a figure] [matvec predictor small ffn prompt attention bytes]
 
 Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a kernel and the sum take
 turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
@@ -33,6 +33,9 @@ FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
 BLOCK_TYPES = tuple(kind.type_id for kind in weight_types.BLOCK_TYPES)
 NAMES = {type_id: GGMLQuantizationType(type_id).name for type_id in (*FLOAT_TYPES, *BLOCK_TYPES)}
 N_EMBD, N_FF = 4096, 11008
+SPARSE_TYPES = (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID)
+RANK = 256  # of a predictor, whose second matrix has rows as short as that
+SMALL = (1, 2, 4, 8, 12, 16)  # tokens
 
 Record = dict[str, Any]
 
@@ -187,6 +190,33 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     print(f"{NAMES[type_id]:5} {n_rows} x {k} by {n_tokens} tokens {gflops:8.0f} GFLOP/s", flush=True)
 
 
+def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None:
+    """A matrix times a few tokens, over the whole ring, in times of one token; all in turns."""
+    size = n_rows * rows.row_bytes(type_id, k)
+    memory, copies = ring(type_id, size)
+    x, stride = activations(max(SMALL), k, type_id)
+    y = program.aligned(4 * n_rows * max(SMALL))
+    at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
+    shape = {"chunks": program.row_chunks(n_rows, rows.row_bytes(type_id, k)), "n_rows": n_rows, "k": k}
+    bases = [memory.ctypes.data + i * size for i in range(copies)]
+    jobs = []
+    for n in SMALL:
+        code = program.MAT_VEC if n == 1 else program.MUL_MAT
+        job = Program([{"code": code, **weight("w", base, type_id, k), **shape, **at} for base in bases])
+        job.run[program.N_TOKENS] = n
+        jobs.append(job)
+    times: list[list[float]] = [[] for _ in SMALL]
+    end = time.perf_counter() + seconds * len(SMALL)
+    while time.perf_counter() < end or len(times[0]) < 5:
+        for job, figures in zip(jobs, times, strict=True):
+            start = time.perf_counter()
+            team.walk(job)
+            figures.append(time.perf_counter() - start)
+    ratios = np.median(np.array(times) / times[0], axis=1)
+    figures_ = "  ".join(f"{n}: {ratio:.2f}" for n, ratio in zip(SMALL, ratios, strict=True))
+    print(f"{NAMES[type_id]:5} {n_rows} x {k}, tokens in times of one: {figures_}", flush=True)
+
+
 def decode_attention(
     kv_type: str, shape: Shape, n_keys: int, team: Team, stream: Stream, seconds: float
 ) -> None:
@@ -246,34 +276,61 @@ def attention_table(team: Team, stream: Stream, seconds: float) -> None:
             chunk_attention(kv_type, shape, 4096, team, peak, seconds)
 
 
-def time_tables(wanted: list[str], team: Team, stream: Stream, seconds: float) -> None:
-    """Print those of the tables that take time."""
-    if "matvec" in wanted:
-        for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
-            for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
-                matvec(type_id, n_rows, k, team, stream, seconds)
-    if "ffn" in wanted:
-        for type_id in (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
-            for share in (0.1, 1.0):
-                ffn(type_id, share, team, stream, seconds)
-    if "prompt" in wanted:
-        for type_id in (rows.F16_ID, *BLOCK_TYPES):
-            prompt(type_id, 256, team, seconds)
-    if "attention" in wanted:
-        attention_table(team, stream, seconds)
+def matvec_table(team: Team, stream: Stream, seconds: float) -> None:
+    """Every type, three shapes."""
+    for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
+        for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
+            matvec(type_id, n_rows, k, team, stream, seconds)
+
+
+def predictor_table(team: Team, stream: Stream, seconds: float) -> None:
+    """Rows of a predictor's second matrix."""
+    for type_id in SPARSE_TYPES:
+        matvec(type_id, N_FF, RANK, team, stream, seconds)
+
+
+def ffn_table(team: Team, stream: Stream, seconds: float) -> None:
+    """A tenth of the neurons, and all."""
+    for type_id in SPARSE_TYPES:
+        for share in (0.1, 1.0):
+            ffn(type_id, share, team, stream, seconds)
+
+
+def small_table(team: Team, _: Stream, seconds: float) -> None:
+    """Few tokens, every type but two floats."""
+    for type_id in (rows.F16_ID, *BLOCK_TYPES):
+        small(type_id, N_FF, N_EMBD, team, seconds)
+
+
+def prompt_table(team: Team, _: Stream, seconds: float) -> None:
+    """Prompts, likewise."""
+    for type_id in (rows.F16_ID, *BLOCK_TYPES):
+        prompt(type_id, 256, team, seconds)
+
+
+TABLES: dict[str, Callable[[Team, Stream, float], None]] = {
+    "matvec": matvec_table,
+    "predictor": predictor_table,
+    "small": small_table,
+    "ffn": ffn_table,
+    "prompt": prompt_table,
+    "attention": attention_table,
+}
 
 
 def main() -> None:
     """Print the tables asked for."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    wanted = sys.argv[2:] or ["matvec", "ffn", "prompt", "attention", "bytes"]
+    wanted = sys.argv[2:] or [*TABLES, "bytes"]
     if "counting" in wanted:
         count_bytes()
         return
     n_threads = default_threads()
     print(f"{n_threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     team, stream = Team(n_threads), Stream(n_threads)
-    time_tables(wanted, team, stream, seconds)
+    for name, table in TABLES.items():
+        if name in wanted:
+            table(team, stream, seconds)
     team.close()
     stream.close()
     if "bytes" in wanted:

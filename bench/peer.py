@@ -1,16 +1,21 @@
 """llama.cpp beside hotcold on the same file, alternately, in one run.
 
     pip install llama-cpp-python        (builds from source; nothing else needs it)
-    python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--depths 512,4096] [--seconds 10]
+    python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--depths 512,4096]
+        [--batches 1,2,4,8,16] [--powerinfer PATH-OF-MAIN] [--seconds 10]
 
 Without --model random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
 shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
 speed. --depths takes numbers of positions instead: at each, a chunk of 512 prompt tokens that ends there and
-a token after it, llama.cpp with flash attention.
+a token after it, llama.cpp with flash attention. --batches takes numbers of tokens that run together, as in
+several chats. --powerinfer names PowerInfer's built program `main`: it decodes the sparse model, whose
+file then carries the threshold, beside hotcold, and llama.cpp is left out.
 """
 
 import argparse
 import os
+import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -117,6 +122,69 @@ def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path 
             report(name, "decode, sparse beside dense", 1 / ours, 1 / theirs)
 
 
+def compare_batches(path: Path, name: str, n_threads: int, seconds: float, batches: list[int]) -> None:
+    """Some tokens together from the first position on; speeds, and each side's time in times of its first batch's."""
+    peer, most = load_peer(path, n_threads), max(batches)
+    with (
+        open_gguf(path) as file,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", N_CTX, most)), file, n_threads) as executor,
+    ):
+        n_vocab = executor.model.n_vocab
+        ids = np.random.default_rng(0).integers(3, n_vocab, most).astype(np.int32)
+        logits = np.zeros((1, n_vocab), np.float32)
+        first: tuple[float, float] | None = None
+        for n in batches:
+            some = ids[:n]
+            times = alternate(
+                lambda _, some=some: executor.run(some, 0, logits),  # type: ignore[misc]
+                lambda _, some=some: peer_run(peer, some, 0),  # type: ignore[misc]
+                seconds,
+            )
+            first = first or times
+            relative = " and ".join(f"{t / t0:.2f}" for t, t0 in zip(times, first, strict=True))
+            report(name, f"{n} at once, x {relative}", n / times[0], n / times[1])
+
+
+def compare_powerinfer(
+    path: Path, main: Path, name: str, kind: GGMLQuantizationType, n_threads: int, seconds: float
+) -> None:
+    """Sparse decode of one file at one threshold, in turns with PowerInfer's program."""
+    ids = np.random.default_rng(0).integers(3, 1000, 4).astype(np.int32)
+    with open_gguf(path) as file:
+        threshold = with_threshold(load_model(file), file, 0.1, ids, n_threads).sparse_threshold
+    write_sparse(path, Shape(), kind, 256, threshold)
+    ours: list[float] = []
+    theirs: list[float] = []
+    with (
+        open_gguf(path) as file,
+        Executor(plan_for_cpu(load_model(file), Wanted("predictor", N_CTX, 1)), file, n_threads) as executor,
+    ):
+        end = time.perf_counter() + seconds
+        while time.perf_counter() < end or len(ours) < 3:
+            start = time.perf_counter()
+            for i in range(DEPTH):
+                executor.run(ids[:1], i)
+            ours.append(DEPTH / (time.perf_counter() - start))
+            theirs.append(powerinfer_speed(main, path, n_threads))
+    report(
+        name,
+        f"sparse decode, threshold {threshold:.3g}",
+        float(np.median(ours)),
+        float(np.median(theirs)),
+        "PowerInfer",
+    )
+
+
+def powerinfer_speed(main: Path, path: Path, n_threads: int) -> float:
+    """Tokens a second as PowerInfer's `main` reports them after a short prompt."""
+    command = [str(main), "-m", str(path), "-n", str(DEPTH), "-t", str(n_threads), "-p", "w1", "--ignore-eos"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    found = re.search(r"\beval time =.*?runs.*?([0-9.]+) tokens per second", done.stderr)
+    if done.returncode or not found:
+        sys.exit(f"{main} failed or reports no speed: {done.stderr.strip().splitlines()[-1:]}")
+    return float(found.group(1))
+
+
 def compare_depths(path: Path, name: str, n_threads: int, seconds: float, depths: list[int]) -> None:
     """A chunk that ends at each depth, and a token after it; both fill their caches on the way."""
     n_ctx = max(depths) + 1
@@ -150,10 +218,10 @@ def compare_depths(path: Path, name: str, n_threads: int, seconds: float, depths
             filled = depth
 
 
-def report(name: str, what: str, ours: float, theirs: float) -> None:
+def report(name: str, what: str, ours: float, theirs: float, peer: str = "llama.cpp") -> None:
     """One line: tokens per second and the ratio."""
     print(
-        f"{name:8} {what:28} hotcold {ours:7.1f}/s | llama.cpp {theirs:7.1f}/s | {ours / theirs:.2f}",
+        f"{name:8} {what:28} hotcold {ours:7.1f}/s | {peer} {theirs:7.1f}/s | {ours / theirs:.2f}",
         flush=True,
     )
 
@@ -168,28 +236,38 @@ def main() -> None:
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
-    parser.add_argument("--depths", type=lambda text: [int(n) for n in text.split(",")], default=[])
+    for option in ("--depths", "--batches"):
+        parser.add_argument(option, type=lambda text: [int(n) for n in text.split(",")], default=[])
+    parser.add_argument("--powerinfer", type=Path)
     arguments = parser.parse_args()
-    how = arguments.threads, arguments.seconds
     print(f"{arguments.threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     for path in arguments.models:
-        if arguments.depths:
-            compare_depths(path, path.stem, *how, arguments.depths)
-        else:
-            compare(path, path.stem, *how, None)
+        compare_file(path, path.stem, arguments, None)
     if arguments.models:
         return
     for name in arguments.types:
         kind = GGMLQuantizationType[name.upper()]
         with tempfile.TemporaryDirectory() as folder:
             dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
-            write(dense, Shape(), kind)
-            if arguments.sparse:
+            if arguments.sparse or arguments.powerinfer:
                 write_sparse(sparse, Shape(), kind, 256)
-            if arguments.depths:
-                compare_depths(dense, name, *how, arguments.depths)
-            else:
-                compare(dense, name, *how, sparse if arguments.sparse else None)
+            if arguments.powerinfer:
+                how = arguments.threads, arguments.seconds
+                compare_powerinfer(sparse, arguments.powerinfer, name, kind, *how)
+                continue
+            write(dense, Shape(), kind)
+            compare_file(dense, name, arguments, sparse if arguments.sparse else None)
+
+
+def compare_file(path: Path, name: str, arguments: argparse.Namespace, sparse: Path | None) -> None:
+    """The comparisons asked for."""
+    how = arguments.threads, arguments.seconds
+    if arguments.depths:
+        compare_depths(path, name, *how, arguments.depths)
+    if arguments.batches:
+        compare_batches(path, name, *how, arguments.batches)
+    if not arguments.depths and not arguments.batches:
+        compare(path, name, *how, sparse)
 
 
 if __name__ == "__main__":

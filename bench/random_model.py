@@ -159,7 +159,10 @@ def write(path: Path, shape: Shape, kind: GGMLQuantizationType) -> int:
     return write_gguf(path, "llama", metadata(shape), tensors(shape, kind), force=True)
 
 
-def write_sparse(path: Path, shape: Shape, kind: GGMLQuantizationType, rank: int) -> int:
+def write_sparse(
+    path: Path, shape: Shape, kind: GGMLQuantizationType, rank: int, threshold: float = 0.0
+) -> int:
     """Write a random ReLU llama with predictors, in PowerInfer's format; its size in bytes."""
     wanted = sparse_tensors(shape, kind, rank)
-    return write_gguf(path, "llama", metadata(shape), wanted, magic="PWRI", force=True)
+    values = metadata(shape) | {"powerinfer.sparse_threshold": float32(threshold)}
+    return write_gguf(path, "llama", values, wanted, magic="PWRI", force=True)
