@@ -3,11 +3,11 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import attention, program, rows, simd
-from hotcold.kernels.cpu.simd import JIT, load16, store16
+from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.simd import load16, store16
 from hotcold.kernels.cpu.team import Program, Team
 from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
 
@@ -78,7 +78,7 @@ def gflop(shape: Shape, n_tokens: int, n_keys: int) -> float:
     return 4e-9 * n_head * head_dim * sum(n_keys - n_tokens + t + 1 for t in range(n_tokens))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _multiply(at: int, n: int) -> None:
     """8 chains of n multiply-adds of 16 floats."""
     a, b, c, d = load16(at), load16(at + 64), load16(at + 128), load16(at + 192)

@@ -56,7 +56,7 @@ def wings_below(name: str) -> set[str]:
 
 
 LIBRARY = {"", "load", "Engine", "__version__"}  # what the package itself offers: the room "__init__"
-LEAVES = {"errors", "whole_file"}  # which every room may import
+LEAVES = {"errors", "whole_file", "cache_folder"}  # which every room may import
 # what each room may import besides itself and the leaves
 ROOMS: dict[str, set[str]] = {
     "__init__": {"engine/generate"},
@@ -77,6 +77,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels/cuda/emulator": AGREED | {"kernels/cuda/device"},
     "errors": set(),
     "whole_file": set(),
+    "cache_folder": set(),
 }
 
 

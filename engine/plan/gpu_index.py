@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hotcold.cache_folder import temporary_root, user_caches
 from hotcold.engine.model.model import Layer, Model
 from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.errors import DoesNotFitError, FileError
@@ -33,9 +34,9 @@ class Indexed:
 
 def cache_path(model_path: Path, identity: Identity) -> Path:
     """Where an index goes that cannot lie beside its model."""
-    parent = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    parent = next(iter((*user_caches(), *filter(None, [temporary_root()]))), Path())
     place = hashlib.sha256(identity.header.encode()).hexdigest()[:12]
-    return Path(parent) / "hotcold" / "gpuidx" / f"{place}-{index_path(model_path).name}"
+    return parent / "hotcold" / "gpuidx" / f"{place}-{index_path(model_path).name}"
 
 
 def plan_with_index(

@@ -11,8 +11,6 @@ A few tokens are cut by parts, so that long contexts keep all threads busy (`att
 many by blocks of rows, each of which goes through all of its parts.
 """
 
-from numba import njit
-
 from hotcold.kernels.cpu import kv_cache, rows, simd
 from hotcold.kernels.cpu.attention_tiles import (
     LOG2E,
@@ -30,9 +28,10 @@ from hotcold.kernels.cpu.attention_tiles import (
     values,
     widen,
 )
+from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.program import MAX_CHUNKS, N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
-from hotcold.kernels.cpu.simd import JIT, load16, load_f32, load_i64, store16, store_f32, store_i64
+from hotcold.kernels.cpu.simd import load16, load_f32, load_i64, store16, store_f32, store_i64
 
 PART = 512  # positions; a multiple of TILE
 SPLIT_TOKENS = 16  # the most that are cut by parts
@@ -45,7 +44,7 @@ _DIRECT_ROWS = 8  # more rows share a tile that is widened to float32 once
 _FACTORS, _ONES, _WIDE = MOST_ROWS * P_ROW, MOST_ROWS * (P_ROW + 64), MOST_ROWS * (P_ROW + 128)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _rows_at_once(left: int, most: int) -> int:
     """Rows of the next register tile."""
     if left >= most:
@@ -53,7 +52,7 @@ def _rows_at_once(left: int, most: int) -> int:
     return 3 if left == 5 else left
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _rows_of_block(n_tokens: int, group: int, n_head_kv: int, head_dim: int) -> int:
     """Rows that go through the positions together: a function of the batch alone."""
     most = min(_BLOCK_ROWS, _BLOCK_NUMBERS // kv_cache.padded(head_dim))
@@ -65,13 +64,13 @@ def _rows_of_block(n_tokens: int, group: int, n_head_kv: int, head_dim: int) -> 
     return min(most, (even + MOST_ROWS - 1) // MOST_ROWS * MOST_ROWS)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _sees(position: int, window: int) -> int:
     """The first position that a token at `position` sees; `window` of them, or all if it is 0."""
     return max(0, position + 1 - window) if window > 0 else 0
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _tile(
     kind: int,
     n_rows: int,
@@ -126,7 +125,7 @@ def _tile(
         values(kind, 1, p + P_ROW * r, v, n_vectors, high, own_high, own, record, ones, ahead)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, positions: int) -> None:  # type: ignore[no-untyped-def]
     """The block's positions, and its queries in whole vectors, scaled for powers of two."""
     group, head_dim = op.p0 // op.p1, op.p2
@@ -148,7 +147,7 @@ def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, posit
             t, g = t + 1, 0
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _sum_part(  # type: ignore[no-untyped-def]
     op, head_kv: int, n_rows: int, part: int, q: int, positions: int, records: int, spare: int
 ) -> None:
@@ -185,13 +184,13 @@ def _sum_part(  # type: ignore[no-untyped-def]
             r += n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _meets(position: int, window: int, part: int) -> bool:
     """Whether a row sees any position of a part."""
     return part * PART <= position and _sees(position, window) < (part + 1) * PART
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _finish_row(op, head_kv: int, row: int, record: int) -> None:  # type: ignore[no-untyped-def]
     """The answer of one row."""
     group, head_dim = op.p0 // op.p1, op.p2
@@ -200,14 +199,14 @@ def _finish_row(op, head_kv: int, row: int, record: int) -> None:  # type: ignor
     finish(record, head_dim, sink, op.y + t * op.y_stride + 4 * head * head_dim)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _parts(op, n_tokens: int, n_past: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
     """The first part of the positions that any token sees, and how many there are from it on."""
     first = _sees(n_past, op.k) // PART
     return first, (n_past + n_tokens + PART - 1) // PART - first
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION op.
 
@@ -259,7 +258,7 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
             _finish_row(op, head_kv, row + r, totals + record * r)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def join_parts(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION_JOIN op, the same record as the ATTENTION before it; often nothing is left."""
     n_tokens, n_past, n_head_kv, group = run[N_TOKENS], run[N_PAST], op.p1, op.p0 // op.p1

@@ -9,20 +9,19 @@ import math
 from collections.abc import Callable
 
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import kv_cache, rows, simd
+from hotcold.kernels.cpu.compiled import compiled, compiled_code
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.kv_cache import QUANTISED
 from hotcold.kernels.cpu.simd import (
-    CODE,
     F32,
     I8,
     I16,
     I32,
     I64,
-    JIT,
     VT,
     Builder,
     Value,
@@ -220,12 +219,12 @@ def _values(b: Builder, kv_type: Value, n_rows: Value, *arguments: Value) -> Non
     _emit_shapes(b, kv_type, n_rows, _emit_values, *arguments)
 
 
-@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 8))
 def _scores_code(kv_type: int, n_rows: int, q: int, q_row: int, k: int, n: int, p: int, ahead: int) -> None:
     _scores(kv_type, n_rows, q, q_row, k, n, p, ahead)
 
 
-@cfunc(types.void(*[_INT] * 11), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 11))
 def _values_code(
     kv_type: int,
     n_rows: int,
@@ -291,7 +290,7 @@ def soften_some(b: Builder, p: Value, state: Value, low: Value, high: Value) -> 
     return _emit_soften(b, p, state, low, high)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def clear(record: int, n_vectors: int) -> None:
     """A row that has seen nothing."""
     store16(record, simd.splat16(simd.to_f32(_LOWEST)))
@@ -299,14 +298,14 @@ def clear(record: int, n_vectors: int) -> None:
         store16(record + 64 * (i + 1), simd.zero())
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def scale(sums: int, n_vectors: int, f) -> None:  # type: ignore[no-untyped-def]
     """sums *= f, the same in all lanes."""
     for i in range(n_vectors):
         store16(sums + 64 * i, simd.mul16(load16(sums + 64 * i), f))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def join(to: int, record: int, n_vectors: int) -> None:
     """A row's next part."""
     x, y = load16(to), load16(record)
@@ -318,7 +317,7 @@ def join(to: int, record: int, n_vectors: int) -> None:
         store16(to + at, simd.fma16(load16(record + at), g, simd.mul16(load16(to + at), f)))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def finish(record: int, head_dim: int, sink: int, y: int) -> None:
     """y = sums / total; `sink`: address of one more score, which has no value, or 0."""
     total = simd.splat16(simd.sum16(load16(record + 64)))
@@ -340,7 +339,7 @@ def finish(record: int, head_dim: int, sink: int, y: int) -> None:
             store_f32(y + 4 * whole + i, load_f32(at + i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def widen(kv_type: int, is_keys: bool, at: int, head_dim: int, to: int, ahead: int) -> None:
     """A block of keys or values as float32."""
     if kv_type == rows.F16_ID:

@@ -8,11 +8,13 @@ changed source starts an empty one.
 import hashlib
 import os
 import stat
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from numba.core import config
+
+from hotcold.cache_folder import temporary_folder, temporary_root, user_caches
+from hotcold.errors import SettingError
 
 FINISHED = "finished"  # marker: every kernel of a walk has been compiled into this folder
 
@@ -32,15 +34,13 @@ def candidates() -> Iterator[Path]:
     """Parents to try in order: NUMBA_CACHE_DIR, the user's cache folder, the temporary folder."""
     if os.environ.get("NUMBA_CACHE_DIR"):
         yield Path(os.environ["NUMBA_CACHE_DIR"])
-    if os.environ.get("XDG_CACHE_HOME"):
-        yield Path(os.environ["XDG_CACHE_HOME"])
-    if os.environ.get("HOME"):
-        yield Path(os.environ["HOME"]) / ".cache"
-    yield Path(tempfile.gettempdir()) / f"hotcold-{os.getuid()}"
+    yield from user_caches()
+    if (shared := temporary_root()) is not None:
+        yield shared / f"hotcold-{os.getuid()}"
 
 
-def folder() -> Path:
-    """The cache folder of these sources and this CPU, made if it can be; else a temporary one."""
+def folder() -> Path | None:
+    """The cache folder of these sources and this CPU, made if it can be; else one for this run, or none."""
     counting = os.environ.get("HOTCOLD_COUNT_BYTES", "")
     # Numba's files know their sources by path, so another installation compiles anew
     cpu = f"{config.CPU_NAME or 'host'} {config.CPU_FEATURES or ''} {counting} {Path(__file__).parent}"
@@ -55,7 +55,7 @@ def folder() -> Path:
             continue
         if os.access(path, os.W_OK | os.X_OK) and _is_own(path, parent):
             return path
-    return Path(tempfile.mkdtemp(prefix="hotcold-"))
+    return temporary_folder()
 
 
 def _is_own(path: Path, parent: Path) -> bool:
@@ -65,16 +65,27 @@ def _is_own(path: Path, parent: Path) -> bool:
     made it.
     """
     made = [path, *path.parents[:2]]
-    if parent.parent == Path(tempfile.gettempdir()):
+    if parent.parent == temporary_root():
         made.append(parent)
     others_write = stat.S_IWGRP | stat.S_IWOTH
     states = [place.stat() for place in made]
     return all(state.st_uid == os.getuid() and not state.st_mode & others_write for state in states)
 
 
+def check_compiling() -> None:
+    """Refuse to run where Numba is told not to compile: there is nothing that could run instead."""
+    if config.DISABLE_JIT:
+        raise SettingError(
+            "NUMBA_DISABLE_JIT",
+            os.environ.get("NUMBA_DISABLE_JIT"),
+            "hotcold's kernels are compiled",
+            "unset it",
+        )
+
+
 def use_own_folder() -> None:
     """Point Numba to `folder()`; a process-wide setting, as Numba has no other."""
-    config.CACHE_DIR = str(folder())
+    config.CACHE_DIR = str(folder() or "")
 
 
 def needs_compiling() -> bool:

@@ -2,14 +2,13 @@
 
 import math
 
-from numba import njit
-
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION
-from hotcold.kernels.cpu.simd import JIT, load16, load_f32, store16, store_f32
+from hotcold.kernels.cpu.simd import load16, load_f32, store16, store_f32
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
     """y = x / sqrt(mean(x^2) + eps) * weight."""
     sums0 = simd.zero()
@@ -31,7 +30,7 @@ def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
         store_f32(y + i, load_f32(x + i) * factor * load_f32(weight + i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def layer_norm(x: int, weight: int, bias: int, n: int, eps: float, y: int) -> None:
     """y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias."""
     whole = 4 * (n & ~15)
@@ -58,7 +57,7 @@ def layer_norm(x: int, weight: int, bias: int, n: int, eps: float, y: int) -> No
         store_f32(y + i, (load_f32(x + i) - mean) * factor * load_f32(weight + i) + load_f32(bias + i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def add(x: int, z: int, n: int, y: int) -> None:
     """y = x + z."""
     whole = n & ~15
@@ -68,7 +67,7 @@ def add(x: int, z: int, n: int, y: int) -> None:
         store_f32(y + i, load_f32(x + i) + load_f32(z + i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def relu(x: int, n: int, y: int) -> None:
     """y = max(x, 0); NaN gives 0."""
     whole = n & ~15
@@ -78,7 +77,7 @@ def relu(x: int, n: int, y: int) -> None:
         store_f32(y + i, simd.first16(simd.relu16(simd.splat16(load_f32(x + i)))))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def gelu(x: int, n: int, y: int) -> None:
     """y = gelu(x) by its tanh formula (Hendrycks and Gimpel, 2016)."""
     whole = n & ~15
@@ -88,14 +87,14 @@ def gelu(x: int, n: int, y: int) -> None:
         store_f32(y + i, simd.first16(simd.gelu16(simd.splat16(load_f32(x + i)))))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _gated(x, z, activation: int):  # type: ignore[no-untyped-def]
     """act(x) * z in 16 lanes."""
     v = simd.silu16(x) if activation == SILU_ACTIVATION else simd.relu16(x)
     return simd.mul16(v, simd.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
     """y = act(x) * z; the same arithmetic for the tail, one lane of a vector at a time."""
     whole = n & ~15
@@ -106,7 +105,7 @@ def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
         store_f32(y + i, simd.first16(v))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def rope(x: int, table: int, n_head: int, head_dim: int, n_pairs: int, interleaved: int, y: int) -> None:
     """Rotate the first 2 n_pairs numbers of each head; the table holds (cos, sin) for each pair."""
     step, distance = (8, 4) if interleaved else (4, 4 * n_pairs)
@@ -121,7 +120,7 @@ def rope(x: int, table: int, n_head: int, head_dim: int, n_pairs: int, interleav
             store_f32(to + i, load_f32(at + i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def reduce_rows(x: int, stride: int, n_parts: int, first: int, last: int, y: int) -> None:
     """y[first:last] = the sum of n_parts vectors, in order; first a multiple of 16."""
     whole = first + ((last - first) & ~15)
@@ -137,7 +136,7 @@ def reduce_rows(x: int, stride: int, n_parts: int, first: int, last: int, y: int
         store_f32(y + i, rest)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def clear(y: int, n: int) -> None:
     """y = 0."""
     whole = n & ~15
@@ -147,7 +146,7 @@ def clear(y: int, n: int) -> None:
         store_f32(y + i, simd.to_f32(0.0))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def copy(x: int, n: int, y: int) -> None:
     """y = x."""
     whole = n & ~15

@@ -1,11 +1,10 @@
 """The sparse FFN of a ReLU model, gated or not: only rows of neurons that fire are read."""
 
-from numba import njit
-
 from hotcold.kernels.cpu import elementwise, panels, rows, simd, tiles
+from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
-from hotcold.kernels.cpu.simd import JIT, load_f32, load_i64, store_f32, store_i64
+from hotcold.kernels.cpu.simd import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 240  # most listed rows between the gate, up and down passes
@@ -28,13 +27,13 @@ _SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS[0]
 SCRATCH_BYTES = _SUMS + 4 * DOWN_TOKENS[1] * DOWN_COLUMNS[1]
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def listed_row(listed: int, i: int) -> int:
     """The i-th row of a list of int64 at `listed`; without a list (0) row i itself."""
     return load_i64(listed + 8 * i) if listed else i
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def first_at_least(listed: int, n: int, row: int) -> int:
     """How many of the n rows of a list come before a row; the list ascends, or is 0 for all rows."""
     if not listed:
@@ -49,26 +48,26 @@ def first_at_least(listed: int, n: int, row: int) -> int:
     return low
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def rows_ahead(stride: int) -> int:
     """How many listed rows ahead the prefetch runs: about AHEAD bytes, at least two rows."""
     return max(2, rows.AHEAD // stride)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def prefetch_row(at: int, n_bytes: int) -> None:
     """Ask for all lines of a row that the next pass begins with."""
     for line in range(0, n_bytes, 64):
         simd.prefetch_stream(at + line)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def first_of_piece(op, piece: int) -> int:  # type: ignore[no-untyped-def]
     """The first row of a piece of op.chunks (see `ref.rows_in_order`)."""
     return op.n_rows * piece // op.chunks
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
     """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
 
@@ -109,7 +108,7 @@ def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # t
     return end - begin, total
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  # type: ignore[no-untyped-def]
     """List those of the rows at start..stop-1 of the list that go on, with their gates; how many."""
     second, second_stride = (op.w1, op.w1_stride) if op.w1 != 0 else (op.w2, op.w2_stride)
@@ -134,7 +133,7 @@ def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  
     return n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _times_up(op, live: int, gates: int, n: int) -> int:  # type: ignore[no-untyped-def]
     """gates *= up x for the n rows listed at `live`; how many stay listed.
 
@@ -153,7 +152,7 @@ def _times_up(op, live: int, gates: int, n: int) -> int:  # type: ignore[no-unty
     return kept
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def add_listed(
     type_id: int,
     w: int,
@@ -189,7 +188,7 @@ def add_listed(
             rows.add_rows(type_id, acc, addresses, factors, begin, end, ahead, scratch + _SCALES)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _add_widened(
     type_id: int,
     w: int,
@@ -218,25 +217,25 @@ def _add_widened(
                 simd.store16(to, simd.fma16(factor, simd.load16(wide + at), simd.load16(to)))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def bit(bits: int, i: int) -> bool:
     """Bit i of the mask of 64-bit words at `bits`."""
     return (load_i64(bits + (i >> 6 << 3)) >> (i & 63)) & 1 == 1
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def gate_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others; how many have it."""
     return _wanted_rows(op, first, last, n_tokens, scratch, False)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def up_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
     """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others; how many."""
     return _wanted_rows(op, first, last, n_tokens, scratch, True)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
     """`up_rows` or `gate_rows` of rows first..last-1: each is read once for 64 tokens, and decoded for 16.
 
@@ -261,7 +260,7 @@ def _wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_g
     return total
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
     """Which of the n rows from `start` on, which share a word of the mask, token t wants."""
     if times_gate:
@@ -272,7 +271,7 @@ def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # ty
     return word if n == WORD else word & ~(-1 << n)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
     """Set bit i of a row's word for each token t + i < stop that wants it, clear y; how many bits."""
     words, total = scratch + _ROW_WORDS, 0
@@ -293,7 +292,7 @@ def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, time
     return total
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _note_rows(n: int, start: int, scratch: int) -> None:
     """List the rows that a token wants: their number, then themselves."""
     listed, found = scratch + _ROWS, 0
@@ -305,7 +304,7 @@ def _note_rows(n: int, start: int, scratch: int) -> None:
     store_i64(listed, found)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _listed_products(op, t: int, stop: int, scratch: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
     """The products that tokens t..stop-1 want, row by row of the list."""
     listed, far = scratch + _ROWS, rows_ahead(op.w_stride)
@@ -316,7 +315,7 @@ def _listed_products(op, t: int, stop: int, scratch: int, times_gate: bool) -> N
         _row_for_tokens(op, r, t, word, ahead, scratch, times_gate)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _row_for_tokens(  # type: ignore[no-untyped-def]
     op, r: int, first: int, word: int, ahead: int, scratch: int, times_gate: bool
 ) -> None:
@@ -343,13 +342,13 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
             store_f32(op.y + t * op.y_stride + 4 * r, v)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _gated_up(up: float, gate: float, activation: int) -> float:
     """A positive gate times `up`, or times its ReLU."""
     return (max(up, simd.to_f32(0.0)) if activation == RELU_BOTH_ACTIVATION else up) * gate
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
     """Of a token's products with rows start..end-1 keep those that it wants, times their gates; else 0."""
     r, y = start, op.y + t * op.y_stride
@@ -367,7 +366,7 @@ def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  #
         r += n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[no-untyped-def]
     """y[t, r] = max(x[t, r] + bias[r], 0) where the mask has bit r, else 0; how many are positive.
 
@@ -387,7 +386,7 @@ def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[
     return n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def not_zero(x: int, n: int) -> int:
     """Which of n floats, at most 64, are not 0, as bits."""
     if n == WORD:
@@ -398,7 +397,7 @@ def not_zero(x: int, n: int) -> int:
     return word
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def positive(x: int, n: int) -> int:
     """Which of n floats, at most 64, are above 0, as bits."""
     if n == WORD:
@@ -409,7 +408,7 @@ def positive(x: int, n: int) -> int:
     return word
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, first:last] = sum_r x[t, r] w[r, first:last] for every token; rows with x = 0 are not read.
 
@@ -425,7 +424,7 @@ def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  
             _down_part(op, begin, end, t, min(t + tokens, n_tokens), columns, scratch)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _down_part(op, first: int, last: int, start: int, stop: int, width: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Columns first..last-1, at most `width`, of tokens start..stop-1."""
     n_vectors = (last - first + 15) // 16
@@ -453,7 +452,7 @@ def _down_part(op, first: int, last: int, start: int, stop: int, width: int, scr
                 elementwise.add(y, part, last - first, y)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _note_down(  # type: ignore[no-untyped-def]
     op, r: int, n: int, start: int, stop: int, words: int, column: int, row_bytes: int
 ) -> None:
@@ -469,7 +468,7 @@ def _note_down(  # type: ignore[no-untyped-def]
         union &= union - 1
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _widen_wanted(op, r: int, union: int, first: int, last: int, width: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Columns first..last-1 of row r + i as float32 for every bit i."""
     column = rows.column_offset(op.w_type, first)
@@ -480,7 +479,7 @@ def _widen_wanted(op, r: int, union: int, first: int, last: int, width: int, scr
         rows.widen_row(op.w_type, row, last - first, scratch + _WIDE + 4 * width * i)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _add_wanted(word: int, x: int, acc: int, n_vectors: int, width: int, scratch: int) -> None:
     """acc += sum of x[i] times widened row i over the bits of a word."""
     addresses, coefficients, n = scratch + _LIVE, scratch + _GATES, 0
@@ -494,7 +493,7 @@ def _add_wanted(word: int, x: int, acc: int, n_vectors: int, width: int, scratch
         rows.add_wide(acc, n_vectors, addresses, coefficients, n)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> int:
     """Set bit i and list row i where not z[i] < threshold; gives the number of rows.
 
@@ -515,7 +514,7 @@ def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> i
     return n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def list_word(word: int, first: int, listed: int, n: int) -> int:
     """Append first + i for every bit i of a word to the n int64 at `listed`; their number then."""
     while word != 0:
@@ -525,14 +524,14 @@ def list_word(word: int, first: int, listed: int, n: int) -> int:
     return n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def and_bits(bits: int, others: int, n: int, out: int) -> None:
     """out = bits & others, n bits in words of 64."""
     for at in range(0, (n + 63) // 64 * 8, 8):
         store_i64(out + at, load_i64(bits + at) & load_i64(others + at))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def list_bits(bits: int, others: int, n: int, listed: int) -> int:
     """List, ascending as int64 at `listed`, which of n bits are set in both; others is 0 for all set.
 

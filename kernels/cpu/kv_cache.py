@@ -11,23 +11,22 @@ with head_dim rounded up to whole vectors of 16; the numbers added are 0 in valu
 rounds as `ref.quantise` does, with scales kept in F16, and takes heads of whole blocks of 32.
 """
 
-from numba import njit
-
 from hotcold.kernels.cpu import rows, simd
-from hotcold.kernels.cpu.simd import JIT, load16, load_f32, store_f32
+from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.simd import load16, load_f32, store_f32
 from hotcold.kernels.formats import HOST_KV_POSITIONS
 
 BLOCK = HOST_KV_POSITIONS
 QUANTISED = 32  # numbers of a Q8_0 block
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def padded(head_dim: int) -> int:
     """Numbers of a value's row: whole vectors."""
     return (head_dim + 15) // 16 * 16
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def store_head(
     kv_type: int, k: int, v: int, head_dim: int, position: int, keys: int, values: int, block_bytes: int
 ) -> None:
@@ -52,7 +51,7 @@ def store_head(
     _store_numbers(kv_type, v, head_dim, row, size)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _store_numbers(kv_type: int, x: int, n: int, to: int, step: int) -> None:
     """n float32 as F16 or F32 numbers, `step` bytes from one to the next."""
     whole = n & ~15
@@ -68,7 +67,7 @@ def _store_numbers(kv_type: int, x: int, n: int, to: int, step: int) -> None:
             store_f32(to + i * step, load_f32(x + 4 * i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _store_quantised(x: int, scale: int, to: int, step: int) -> None:
     """32 float32 as one block: its scale, and its bytes `step` from one to the next."""
     x0, x1 = load16(x), load16(x + 64)

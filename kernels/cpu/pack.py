@@ -1,10 +1,11 @@
 """Activations on their way to a quantised weight: int8 in blocks of 32, packed as `weights.py` reads them."""
 
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import F32, I8, I32, I64, JIT, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.simd import F32, I8, I32, I64, VT, Builder, Value, address, constant, operation
 from hotcold.kernels.cpu.weights import (
     BLOCK,
     FIRST_SUMS,
@@ -75,7 +76,7 @@ def _clear_block(b: Builder, window: Value, c: Value) -> None:
     _place(b, window, c, nothing, nothing, ir.Constant(F32, 0.0))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def pack_rounded_row(q: int, d: int, k: int, out: int) -> None:
     """Pack k numbers that are rounded already: int8 at q, a float32 scale for each 32 of them at d."""
     n_blocks = k // BLOCK
@@ -87,7 +88,7 @@ def pack_rounded_row(q: int, d: int, k: int, out: int) -> None:
             _clear_block(window, c % BLOCKS)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def pack_row(x: int, k: int, out: int) -> None:
     """Pack the k float32 at x (k a multiple of 32) to `packed_bytes(k)` bytes at `out`."""
     n_blocks = k // BLOCK

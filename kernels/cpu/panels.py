@@ -15,19 +15,18 @@ equal; without AVX-512, whose registers are twice as many and as wide, 16 by 4, 
 """
 
 import numpy as np
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import elementwise, simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
+from hotcold.kernels.cpu.compiled import compiled, compiled_code
 from hotcold.kernels.cpu.simd import (
-    CODE,
     F32,
     I8,
     I32,
     I64,
-    JIT,
     VT,
     Builder,
     Value,
@@ -167,12 +166,12 @@ def _turn(b: Builder, staged: Value, n_factors: Value, panel: Value) -> None:
         turn(at, b.add(panel, b.mul(loop.index, I64(ROW_BYTES))), where)
 
 
-@cfunc(types.void(*[types.int64] * 7), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[types.int64] * 7))
 def _stage_code(type_id: int, w: int, stride: int, n_rows: int, window: int, k: int, out: int) -> None:
     _stage(type_id, w, stride, n_rows, window, k, out)
 
 
-@cfunc(types.void(types.int64, types.int64, types.int64), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(types.int64, types.int64, types.int64))
 def _turn_code(staged: int, n_factors: int, panel: int) -> None:
     _turn(staged, n_factors, panel)
 
@@ -303,7 +302,7 @@ def _tile(
     b.position_at_end(end)
 
 
-@cfunc(types.void(*[types.int64] * 7), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[types.int64] * 7))
 def _tile_code(kind: int, panel: int, n_blocks: int, xs: int, shift: int, chains: int, out: int) -> None:
     _tile(kind, panel, n_blocks, xs, shift, chains, out)
 
@@ -311,7 +310,7 @@ def _tile_code(kind: int, panel: int, n_blocks: int, xs: int, shift: int, chains
 _call_tile = linked("hotcold_tile", _tile_code, types.void, *[types.int64] * 7)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def mul_panels(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens of a block type; x: packed.
 

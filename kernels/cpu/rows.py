@@ -10,16 +10,15 @@ from collections.abc import Callable
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
-from numba import cfunc, njit, types
+from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import block_sums, float_sums, simd
+from hotcold.kernels.cpu.compiled import compiled, compiled_code
 from hotcold.kernels.cpu.simd import (
-    CODE,
     F32,
     I16,
     I64,
-    JIT,
     VT,
     Builder,
     Value,
@@ -56,25 +55,25 @@ _BLOCKS = np.array([BLOCK_SIZE.get(i, 1) for i in range(_N_IDS)])
 _IN_SPARSE_FFN = np.array([BY_ID[i].in_sparse_ffn if i in BY_ID else False for i in range(_N_IDS)])
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def column_offset(type_id: int, column: int) -> int:
     """Where a column, a multiple of the block size, lies in a row."""
     return column // _BLOCKS[type_id] * _SIZES[type_id]
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def column_unit(type_id: int) -> int:
     """How many columns of a row are cut off together: whole blocks, and whole vectors."""
     return max(32, _BLOCKS[type_id])
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def is_block_type(type_id: int) -> bool:
     """Whether activations are packed to int8 before they meet this type."""
     return _BLOCKS[type_id] > 1
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def is_in_sparse_ffn(type_id: int) -> bool:
     """Whether `add_rows` knows this type."""
     return _IN_SPARSE_FFN[type_id]
@@ -90,7 +89,7 @@ def row_bytes(type_id: int, k: int) -> int:
     return k // BLOCK_SIZE[type_id] * TYPE_SIZE[type_id]
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def row_bytes_of_float(type_id: int) -> int:
     """Bytes of one number of a float type."""
     return 4 if type_id == F32_ID else 2
@@ -190,14 +189,14 @@ _INT = types.int64
 _DOT_ROWS_SYMBOL = "hotcold_dot_rows"
 
 
-@cfunc(types.void(*[_INT] * 9), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 9))
 def _dot_rows_code(
     type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, also: int, out: int
 ) -> None:
     _dot_rows(type_id, w, stride, n_rows, x, k, ahead, also, out)
 
 
-@cfunc(types.void(*[_INT] * 10), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 10))
 def _dot_strips_code(
     type_id: int,
     w: int,
@@ -213,7 +212,7 @@ def _dot_strips_code(
     _dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
 
 
-@cfunc(types.void(_INT, _INT, _INT, _INT, _INT, _INT), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(_INT, _INT, _INT, _INT, _INT, _INT))
 def _dot_tile_code(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
     _dot_tile(type_id, w, stride, xs, k, out)
 
@@ -223,7 +222,7 @@ _call_dot_strips = linked("hotcold_dot_strips", _dot_strips_code, types.void, *[
 _call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] * 6)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, out: int) -> None:
     """The dot products of n_rows rows from w on with the activations at x (packed for a block type).
 
@@ -243,13 +242,13 @@ def _dot_one(b: Builder, type_id: Value, w: Value, x: Value, k: Value, ahead: Va
     return b.load(cell)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def dot_row(type_id: int, w: int, x: int, k: int, ahead: int, also: int = 0) -> float:
     """`dot_rows` of one row, which comes back as a number; `also`: distance to another row to ask for, or 0."""
     return _dot_one(type_id, w, x, k, ahead, also)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def dot_strips(
     type_id: int,
     w: int,
@@ -272,7 +271,7 @@ def dot_strips(
     _call_dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
     """TILE rows of a float type by TILE columns, whose addresses lie at `xs`; `out`: 16 float32 [row, column]."""
     _call_dot_tile(type_id, w, stride, xs, k, out)
@@ -383,7 +382,7 @@ def _add_rows(b: Builder, type_id: Value, *arguments: Value) -> None:
     emit_switch(b, type_id, SPARSE_TYPES, lambda kind: _emit_add_rows(b, kind, *arguments))
 
 
-@cfunc(types.void(*[_INT] * 8), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 8))
 def _add_rows_code(
     type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
 ) -> None:
@@ -393,7 +392,7 @@ def _add_rows_code(
 _call_add_rows = linked("hotcold_add_rows", _add_rows_code, types.void, *[_INT] * 8)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def add_rows(
     type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
 ) -> None:
@@ -433,7 +432,7 @@ def _add_wide(b: Builder, acc: Value, n_vectors: Value, rows: Value, coefficient
         add(b.add(done, loop.index), 1)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def add_wide(acc: int, n_vectors: int, rows: int, coefficients: int, n: int) -> None:
     """acc += sum of coefficient * row over n rows of float32, in order, 16 n_vectors columns of each.
 
@@ -467,7 +466,7 @@ def _widen(b: Builder, type_id: Value, w: Value, k: Value, out: Value) -> None:
     emit_switch(b, type_id, WEIGHT_TYPES, lambda kind: _emit_widen(b, kind, w, k, out))
 
 
-@cfunc(types.void(*[_INT] * 4), **CODE)  # type: ignore[untyped-decorator]
+@compiled_code(types.void(*[_INT] * 4))
 def _widen_code(type_id: int, w: int, k: int, out: int) -> None:
     _widen(type_id, w, k, out)
 
@@ -475,7 +474,7 @@ def _widen_code(type_id: int, w: int, k: int, out: int) -> None:
 _call_widen = linked("hotcold_widen_row", _widen_code, types.void, *[_INT] * 4)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def widen_row(type_id: int, w: int, k: int, out: int) -> None:
     """The k numbers of the row at w as float32 at `out`."""
     _call_widen(type_id, w, k, out)

@@ -50,19 +50,6 @@ address = types.int64
 
 _GELU = 2 * math.sqrt(2 / math.pi)
 
-# What every njit function of this folder is compiled with. Sums keep their order (no "reassoc").
-JIT: dict[str, Any] = {
-    "cache": True,
-    "nogil": True,
-    "fastmath": {"contract", "nsz"},
-    "boundscheck": False,
-    "error_model": "numpy",
-}
-
-
-# the same for functions that are called by address; they never hold the interpreter's lock
-CODE: dict[str, Any] = {name: value for name, value in JIT.items() if name != "nogil"}
-
 
 def target_features() -> set[str]:
     """Names of the features of the CPU that Numba compiles for."""

@@ -3,15 +3,15 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.compiled import compiled
 
 PART = 1 << 20  # bytes that a thread takes at once
 
 
-@njit(**simd.JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _sum_part(at: int, n: int) -> int:
     """The sum of n bytes (a multiple of 512) as 64-bit words."""
     a = simd.zero_words()
@@ -26,7 +26,7 @@ def _sum_part(at: int, n: int) -> int:
     return simd.sum_words(a) + simd.sum_words(b) + simd.sum_words(c) + simd.sum_words(d)
 
 
-@njit(**simd.JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _sum_shared(at: int, n_parts: int, cell: int) -> int:
     """Take parts of PART bytes from an atomic cell until none is left."""
     total = 0

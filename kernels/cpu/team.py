@@ -11,12 +11,12 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cpu import attention, elementwise, ffn, kv_cache, pack, program, rows, simd, tiles
 from hotcold.kernels.cpu.cache import mark_compiled
+from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.program import (
     LOGITS_ADDRESS,
     LOGITS_FROM,
@@ -26,19 +26,19 @@ from hotcold.kernels.cpu.program import (
     THREAD_SCRATCH_BYTES,
     TOKEN_IDS,
 )
-from hotcold.kernels.cpu.simd import JIT, load_i64, store_i64
+from hotcold.kernels.cpu.simd import load_i64, store_i64
 
 SPINS = 4000  # pauses before a waiting thread gives its core away
 RECORD_BYTES = program.OP.itemsize
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _cut(n: int, c: int, chunks: int, unit: int) -> int:
     """Where chunk c of n numbers begins, in whole units."""
     return min((n + unit - 1) // unit * c // chunks * unit, n)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyped-def]
     """Add to chunk c's own cells, so that no two threads write the same."""
     if op.counts == 0:
@@ -48,7 +48,7 @@ def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyp
     store_i64(at + 8, load_i64(at + 8) + live)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """n chunks from c on of an op whose output rows are shared out, as one run."""
     n_tokens, code = run[N_TOKENS], op.code
@@ -82,7 +82,7 @@ def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no
         _count(op, c, (last - first) * n_tokens * op.p0, live)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
     """Token t of an op whose tokens are shared out."""
     code, x, y = op.code, op.x + t * op.x_stride, op.y + t * op.y_stride
@@ -128,7 +128,7 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         ffn.and_bits(z, op.x, op.n_rows, y)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """n chunks from c on of any op; where chunks lie side by side in memory, as one run."""
     code, n_tokens, stop = op.code, run[N_TOKENS], c + n
@@ -157,7 +157,7 @@ def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[
             _run_token(op, t, run)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _is_matrix(code: int) -> bool:
     """Whether an op reads all rows of a matrix in order."""
     return (
@@ -165,7 +165,7 @@ def _is_matrix(code: int) -> bool:
     )
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
     """The next chunks of this round's op: the first, and how many.
 
@@ -185,7 +185,7 @@ def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
             return c, n
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
 

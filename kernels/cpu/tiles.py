@@ -1,11 +1,10 @@
 """Matrices times several tokens: rows that a few tokens share, and tiles for prompts."""
 
-from numba import njit
-
 from hotcold.kernels.cpu import panels, rows
+from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
-from hotcold.kernels.cpu.simd import JIT, load_f32, store_f32, store_i64
+from hotcold.kernels.cpu.simd import load_f32, store_f32, store_i64
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
@@ -20,13 +19,13 @@ MAX_K = (
 _COLUMNS, _DOTS = 0, 128  # this file's part of a thread's scratch memory, in bytes
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def has_panels(op) -> bool:  # type: ignore[no-untyped-def]
     """Whether the matrix of a record is quantised, with rows that a panel has room for."""
     return rows.is_block_type(op.w_type) and op.k <= MAX_K
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
     is_block = rows.is_block_type(op.w_type)
@@ -42,7 +41,7 @@ def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: 
         _float_tiles(op, first, last, n_tokens, x, y, y_stride, scratch)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _few_tokens(  # type: ignore[no-untyped-def]
     op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int
 ) -> None:
@@ -60,7 +59,7 @@ def _few_tokens(  # type: ignore[no-untyped-def]
             dot_strips(op.w_type, w, op.w_stride, n_rows, columns, stop - t, op.k, rows.AHEAD, to, y_stride)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _float_tiles(  # type: ignore[no-untyped-def]
     op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int
 ) -> None:

@@ -5,12 +5,13 @@ loaded (a shared library that lost its end kills the process when it is touched)
 """
 
 import logging
-import os
 import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+from hotcold.cache_folder import temporary_folder, user_caches
+from hotcold.errors import DoesNotFitError, FileError
 from hotcold.kernels.cuda.device.sources import digest
 from hotcold.whole_file import write_whole
 
@@ -22,9 +23,8 @@ def cache_directory() -> Path:
 
     A temporary folder, with a notice, if that cannot be written.
     """
-    configured = os.environ.get("XDG_CACHE_HOME")
-    parent = Path(configured) if configured else Path(os.path.expanduser("~")) / ".cache"
-    return _writable(parent / "hotcold") or _temporary(parent / "hotcold")
+    wanted = [parent / "hotcold" for parent in user_caches()]
+    return next(filter(None, map(_writable, wanted)), None) or _temporary(*wanted[:1])
 
 
 def _writable(directory: Path) -> Path | None:
@@ -37,9 +37,18 @@ def _writable(directory: Path) -> Path | None:
 
 
 @cache
-def _temporary(instead_of: Path) -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="hotcold-"))
-    log.warning("cache directory %s cannot be written; using %s for this run", instead_of, directory)
+def _temporary(instead_of: Path | None = None) -> Path:
+    directory = temporary_folder()
+    if directory is None:
+        raise FileError(
+            "cache folder", instead_of, "neither it nor a temporary one can be written", "set TMPDIR"
+        )
+    said = (
+        "there is no home to keep compiled kernels in"
+        if instead_of is None
+        else f"cache directory {instead_of} cannot be written"
+    )
+    log.warning("%s; using %s for this run", said, directory)
     return directory
 
 
@@ -72,6 +81,14 @@ def _is_whole(path: Path) -> bool:
 
 def _store(directory: Path, name: str, suffix: str, content: bytes) -> Path:
     """Write beside and rename: two processes may build the same object at once."""
-    path = directory / f"{name}-{digest(content)}{suffix}"
-    write_whole(path, content)
-    return path
+    name = f"{name}-{digest(content)}{suffix}"
+    try:
+        write_whole(directory / name, content)
+    except (FileError, DoesNotFitError) as error:
+        temporary = temporary_folder()
+        if temporary is None or temporary == directory:
+            raise
+        log.warning("a compiled kernel is kept for this run alone: %s", error)
+        write_whole(temporary / name, content)
+        return temporary / name
+    return directory / name

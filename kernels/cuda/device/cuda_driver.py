@@ -5,13 +5,15 @@ CuPy is imported when a device is opened, never before: CPU use pays nothing for
 
 import functools
 import importlib
+import os
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
+from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
+from hotcold.kernels.cuda.device.cache import cache_directory
 from hotcold.kernels.cuda.device.driver import Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_cubin
 from hotcold.kernels.cuda.device.signatures import read_signatures
@@ -24,10 +26,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def load_cupy() -> Any:
-    """The module cupy; DeviceError if it is not installed or does not import."""
+    """The module cupy; DeviceError if it is not installed or does not import.
+
+    CuPy makes the folder of its cache when it is imported, card or no card: it is in ours, unless
+    CUPY_CACHE_DIR says otherwise.
+    """
     try:
+        if "CUPY_CACHE_DIR" not in os.environ:
+            os.environ["CUPY_CACHE_DIR"] = str(cache_directory() / "cupy")
         return importlib.import_module("cupy")
-    except ImportError as error:
+    except (ImportError, OSError, FileError) as error:
         raise DeviceError("CuPy", "not importable", str(error), INSTALL) from error
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from hotcold.cache_folder import temporary_folder
 from hotcold.kernels.cpu import cache
 
 FOLDER = "import hotcold.kernels.cpu as c, numba; print(numba.config.CACHE_DIR); print(c.needs_compiling())"
@@ -33,7 +34,10 @@ def folder_in(environment: dict[str, str]) -> Path:
         for name, value in environment.items():
             patch.setenv(name, value)
         patch.setattr(tempfile, "tempdir", None)  # where the temporary folder is, if it was asked for
-        return cache.folder()
+        temporary_folder.cache_clear()
+        found = cache.folder()
+    assert found is not None
+    return found
 
 
 def test_a_process_uses_its_folder(tmp_path: Path) -> None:
@@ -83,6 +87,29 @@ def test_without_any_place_a_folder_of_this_process_alone_is_used(tmp_path: Path
     assert all(path.parent == tmp_path and path.is_dir() for path in paths)
 
 
+def test_a_folder_of_a_process_is_removed_at_its_end(tmp_path: Path) -> None:
+    (tmp_path / f"hotcold-{os.getuid()}").write_text("")
+    found, _ = process_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
+    assert found.parent == tmp_path and not found.exists()
+
+
+def test_a_process_without_any_place_runs() -> None:
+    """No home, and no folder for temporary files: nothing is kept."""
+    code = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc']\n" + RELU
+    environment = {name: value for name, value in os.environ.items() if name not in PLACES} | {
+        "HOME": "/proc"
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        cwd="/proc",
+    )
+    assert done.stdout.strip() == "0.0 3.0", done.stderr
+
+
 @pytest.mark.skipif(os.getuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
     read_only = tmp_path / "home"
@@ -122,7 +149,7 @@ def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     """`relu` lies in another file than the vector operation that it calls, whose change must show."""
     package = Path(cache.__file__).parents[2]
     copy = tmp_path / "hotcold"
-    for name in ("__init__.py", "errors.py"):
+    for name in ("__init__.py", "errors.py", "cache_folder.py"):
         copy.mkdir(exist_ok=True)
         shutil.copy(package / name, copy / name)
     shutil.copytree(package / "kernels", copy / "kernels")

@@ -12,19 +12,20 @@ from numpy.typing import NDArray
 
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import byte_dots, simd
-from hotcold.kernels.cpu.simd import F32, I8, I32, JIT, VT, Builder, Value, address, f32x16, operation
+from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.simd import F32, I8, I32, VT, Builder, Value, address, f32x16, operation
 
 ALL_HALFS = np.arange(65536, dtype=np.uint16)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def halfs_to_floats(x: int, n: int, y: int) -> None:
     """n halfs at x as float32 at y."""
     for i in range(0, n, 16):
         simd.store16(y + 4 * i, simd.load16_half(x + 2 * i))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def floats_to_halfs(x: int, n: int, y: int) -> None:
     """n float32 at x as halfs at y."""
     for i in range(0, n, 16):
@@ -37,21 +38,21 @@ def exp16(b: Builder, x: Value) -> Value:
     return simd.exponential(b, x)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def exponentials(x: int, n: int, y: int) -> None:
     """y = e^x."""
     for i in range(0, 4 * n, 64):
         simd.store16(y + i, exp16(simd.load16(x + i)))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def powers(x: int, n: int, y: int) -> None:
     """y = 2^x."""
     for i in range(0, 4 * n, 64):
         simd.store16(y + i, simd.exp2_16(simd.load16(x + i)))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def silus(x: int, n: int, y: int) -> None:
     """y = silu(x)."""
     for i in range(0, 4 * n, 64):
@@ -98,7 +99,7 @@ def fused_products(x: int, y: int) -> None:
     fused(x, y)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def words_sum(x: int, n: int) -> int:
     """The sum of n int64, a multiple of 8."""
     total = simd.zero_words()
@@ -107,7 +108,7 @@ def words_sum(x: int, n: int) -> int:
     return simd.sum_words(total)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def swap_then_add(cell: int, old: int, new: int) -> tuple[bool, int, int]:
     """Swap if the cell holds `old`, add 5: whether, the value before the addition, and after it."""
     swapped = simd.atomic_swap_if(cell, old, new)
@@ -115,7 +116,7 @@ def swap_then_add(cell: int, old: int, new: int) -> tuple[bool, int, int]:
     return swapped, before, simd.atomic_load(cell)
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def lanes(x: int) -> tuple[float, float, float]:
     """Sum, largest and first of 16 float32."""
     v = simd.load16(x)

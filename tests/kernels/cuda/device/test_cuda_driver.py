@@ -1,6 +1,8 @@
 """The CUDA driver without a card: on a stand-in for CuPy, and against the installed CuPy's names."""
 
+import importlib
 import inspect
+import os
 import re
 import subprocess
 import sys
@@ -14,7 +16,7 @@ import stub_cupy
 from stub_cupy import StubCupy
 
 from hotcold.errors import DeviceError, DoesNotFitError
-from hotcold.kernels.cuda.device import cuda_driver
+from hotcold.kernels.cuda.device import cache, cuda_driver
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.nvrtc import Nvrtc, build_cubin
@@ -308,3 +310,55 @@ def test_without_a_driver_the_error_says_so(cupy: Any) -> None:
     with pytest.raises(DeviceError) as caught:
         CudaDriver()
     assert caught.value.exit_code == 5 and "--device cpu" in str(caught.value)
+
+
+def left_in(folder: Path, code: str, **environment: str) -> list[str]:
+    """What a process leaves in a folder that is its home and its place for temporary files."""
+    places = {name: str(folder) for name in ("HOME", "TMPDIR")}
+    without = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "CUPY_CACHE_DIR")
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, env=without | places | environment)
+    return sorted(path.name for path in folder.iterdir())
+
+
+LOOK = "from hotcold.kernels.cuda.device.cuda_driver import load_cupy\nload_cupy()"
+
+
+def test_cupy_writes_into_our_cache_alone(tmp_path: Path) -> None:
+    pytest.importorskip("cupy")
+    assert left_in(tmp_path, LOOK, XDG_CACHE_HOME=str(tmp_path / "cache")) == ["cache"]
+    assert [path.name for path in (tmp_path / "cache" / "hotcold").iterdir()] == ["cupy"]
+    assert left_in(tmp_path, LOOK, CUPY_CACHE_DIR=str(tmp_path / "own")) == ["cache", "own"]
+
+
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), ImportError("no such library")])
+def test_cupy_that_cannot_be_imported_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(name: str) -> None:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", refuse)
+    with pytest.raises(DeviceError, match=f"CuPy: not importable.*{error.args[-1]}"):
+        cuda_driver.load_cupy()
+
+
+def test_a_run_without_a_cache_leaves_nothing_behind(tmp_path: Path) -> None:
+    code = (
+        "from hotcold.kernels.cuda.device.cache import cached\n"
+        "path = cached('kernels', 'abc', '.so', lambda: b'code')\n"
+        "assert path.read_bytes() == b'code' and path == cached('kernels', 'abc', '.so', lambda: 1 / 0)"
+    )
+    assert left_in(tmp_path, code, HOME="/proc/none") == []
+
+
+def test_a_full_disk_keeps_a_kernel_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def full(path: Path, content: bytes) -> None:
+        if path.is_relative_to(tmp_path):
+            raise DoesNotFitError(f"writing {path}", "No space left on device")
+        path.write_bytes(content)
+
+    monkeypatch.setattr(cache, "write_whole", full)
+    path = cache.cached("kernels", "def", ".so", lambda: b"code")
+    assert path.read_bytes() == b"code" and not list((tmp_path / "hotcold").iterdir())

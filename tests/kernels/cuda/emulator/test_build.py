@@ -123,6 +123,7 @@ def test_an_unwritable_cache_falls_back_to_a_temporary_one(
     in_the_way = tmp_path / "file"
     in_the_way.write_text("no folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(in_the_way))
+    monkeypatch.setenv("HOME", str(in_the_way))
     with caplog.at_level(logging.WARNING):
         directory = cache.cache_directory()
     assert directory.is_dir() and tmp_path not in directory.parents

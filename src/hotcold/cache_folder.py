@@ -1,0 +1,36 @@
+"""Where hotcold keeps what it can make again."""
+
+import atexit
+import os
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+def user_caches() -> list[Path]:
+    """The user's cache folders, the first one first: XDG_CACHE_HOME, and .cache in HOME, where they are set to
+    a full path."""
+    places = (("XDG_CACHE_HOME", ""), ("HOME", ".cache"))
+    return [
+        Path(os.environ[name], below) for name, below in places if os.path.isabs(os.environ.get(name, ""))
+    ]
+
+
+@cache
+def temporary_folder() -> Path | None:
+    """A folder for this run alone, which is removed at its end; None if there can be none."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="hotcold-"))
+    except OSError:
+        return None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def temporary_root() -> Path | None:
+    """The system's folder for temporary files; None if none can be written."""
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError:
+        return None
