@@ -282,11 +282,13 @@ def _emit_soften(b: Builder, p: Value, state: Value, low: Value | None, high: Va
 
 @operation(f32x16, address, address)
 def soften(b: Builder, p: Value, state: Value) -> Value:
+    """A row's 64 scores at p become weights, and its record goes on; gives the factor of its earlier sums."""
     return _emit_soften(b, p, state, None, None)
 
 
 @operation(f32x16, address, address, types.int64, types.int64)
 def soften_some(b: Builder, p: Value, state: Value, low: Value, high: Value) -> Value:
+    """`soften` of a row that sees the positions low .. high - 1 of the tile alone."""
     return _emit_soften(b, p, state, low, high)
 
 
@@ -341,28 +343,40 @@ def finish(record: int, head_dim: int, sink: int, y: int) -> None:
 
 @compiled
 def widen(kv_type: int, is_keys: bool, at: int, head_dim: int, to: int, ahead: int) -> None:
-    """A block of keys or values as float32."""
-    if kv_type == rows.F16_ID:
-        for i in range(0, TILE * kv_cache.padded(head_dim), 32):
-            simd.prefetch(at + ahead + 2 * i)
-            store16(to + 4 * i, simd.load16_half(at + 2 * i))
-            store16(to + 4 * i + 64, simd.load16_half(at + 2 * i + 32))
+    """A block of keys or values as float32; asks for what lies `ahead` bytes later."""
+    if kv_type == rows.Q8_0_ID:
+        for i in range(0, TILE * (head_dim // QUANTISED * 34), 64):
+            simd.prefetch(at + ahead + i)
+        if is_keys:
+            _widen_quantised_keys(at, head_dim, to)
+        else:
+            _widen_quantised_values(at, head_dim, to)
         return
-    n = head_dim // kv_cache.QUANTISED
+    for i in range(0, TILE * kv_cache.padded(head_dim), 32):
+        simd.prefetch(at + ahead + 2 * i)
+        store16(to + 4 * i, simd.load16_half(at + 2 * i))
+        store16(to + 4 * i + 64, simd.load16_half(at + 2 * i + 32))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _widen_quantised_keys(at: int, head_dim: int, to: int) -> None:
+    """Scales [head_dim / 32, 64], then bytes [head_dim, 64]."""
+    n = head_dim // QUANTISED
     data = at + 2 * TILE * n
-    for i in range(0, TILE * n * 34, 64):
-        simd.prefetch(at + ahead + i)
-    if is_keys:
-        for i in range(n):
-            for lane in range(0, TILE, 16):
-                scale = simd.load16_half(at + 2 * (TILE * i + lane))
-                for d in range(kv_cache.QUANTISED * i, kv_cache.QUANTISED * (i + 1)):
-                    key = simd.load16_bytes(data + TILE * d + lane)
-                    store16(to + 4 * (TILE * d + lane), simd.mul16(key, scale))
-        return
-    for j in range(TILE):
-        for i in range(n):
-            scale = simd.splat16_half(at + 2 * (n * j + i))
-            for d in range(kv_cache.QUANTISED * i, kv_cache.QUANTISED * (i + 1), 16):
-                value = simd.load16_bytes(data + head_dim * j + d)
-                store16(to + 4 * (head_dim * j + d), simd.mul16(value, scale))
+    for i in range(n):
+        for lane in range(0, TILE, 16):
+            scale = simd.load16_half(at + 2 * (TILE * i + lane))
+            for d in range(QUANTISED * i, QUANTISED * (i + 1)):
+                key = simd.load16_bytes(data + TILE * d + lane)
+                store16(to + 4 * (TILE * d + lane), simd.mul16(key, scale))
+
+
+@njit(**JIT)  # type: ignore[untyped-decorator]
+def _widen_quantised_values(at: int, head_dim: int, to: int) -> None:
+    """Scales [64, head_dim / 32], then bytes [64, head_dim]."""
+    n = head_dim // QUANTISED
+    data = at + 2 * TILE * n
+    for block in range(TILE * n):
+        scale, value = simd.splat16_half(at + 2 * block), data + QUANTISED * block
+        store16(to + 4 * QUANTISED * block, simd.mul16(simd.load16_bytes(value), scale))
+        store16(to + 4 * QUANTISED * block + 64, simd.mul16(simd.load16_bytes(value + 16), scale))
