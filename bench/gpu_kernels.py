@@ -36,7 +36,7 @@ from hotcold.kernels.formats import (
     ACTIVATIONS,
     FFN_TYPES,
     KERNEL_TYPES,
-    KV_BYTES,
+    KV_TYPES,
     LONGEST_AT_ONCE,
     QUANTISED,
     attention_sums_bytes,
@@ -207,13 +207,17 @@ def mask_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
 def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
     """Rotation and store, and attention: of a token, of a batch, and in parts."""
     n_head, n_kv, dim = sizes.heads
-    dtype, n_ctx = np.dtype(f"f{KV_BYTES[kv_type]}"), sizes.n_ctx
-    keys, values = (normal(n_kv, n_ctx, dim, seed=seed).astype(dtype) for seed in (2, 3))
-    n_copies = bed.copies(keys.nbytes + values.nbytes)
-    caches = [(bed.empty(keys.shape, dtype), bed.empty(keys.shape, dtype)) for _ in range(n_copies)]
-    bed.copy(keys, [cache[0] for cache in caches])
-    bed.copy(values, [cache[1] for cache in caches])
-    yield _rope_case(bed, sizes, kv_type, dtype)
+    n_ctx, shape = sizes.n_ctx, (n_kv, sizes.n_ctx, dim)
+    stored = [ref.cached(kv_type, normal(*shape, seed=seed)) for seed in (2, 3)]
+    keys, values = (ref.cache_numbers(each, shape) for each in stored)
+    n_copies = bed.copies(2 * stored[0].nbytes)
+    caches = [
+        (bed.empty(stored[0].shape, stored[0].dtype), bed.empty(stored[1].shape, stored[1].dtype))
+        for _ in range(n_copies)
+    ]
+    for i in (0, 1):
+        bed.copy(stored[i], [cache[i] for cache in caches])
+    yield _rope_case(bed, sizes, kv_type)
     at_once = min(LONGEST_AT_ONCE, n_ctx)
     for tokens, n_keys in ((1, at_once), (sizes.n_tokens, at_once)):
         q = normal(tokens, n_head, dim)
@@ -266,26 +270,29 @@ def _split_attention(
         yield Case(f"1 at {n_ctx}", join, joins, partial(bed.get, y), want)
 
 
-def _rope_case(bed: Bed, sizes: Sizes, kv_type: str, dtype: np.dtype[Any]) -> Case:
+def _rope_case(bed: Bed, sizes: Sizes, kv_type: str) -> Case:
     n_head, n_kv, dim = sizes.heads
+    shape = n_kv, sizes.n_ctx, dim
+    empty = ref.cached(kv_type, np.zeros(shape, np.float32))
     n_ctx, at, frequencies = sizes.n_ctx, sizes.n_ctx - 1, ref.rope_frequencies(dim, 10000.0)
     q, k, v = (normal(1, n, dim, seed=n + i) for i, n in enumerate((n_head, n_kv, n_kv)))
     given = [
         bed.put(array) for array in (q, k, v, cos_sin_table(n_ctx, frequencies), np.array([at], np.int32))
     ]
-    q_out, keys, values = bed.empty(q.shape, "f4"), *(bed.empty((n_kv, n_ctx, dim), dtype) for _ in range(2))
+    q_out, keys, values = bed.empty(q.shape, "f4"), *(bed.empty(empty.shape, empty.dtype) for _ in range(2))
     work = rope_kv_store(kv_type, 1, n_head, n_kv, dim, dim)
     arguments = (*given, q_out, keys, values, 1, n_head, n_kv, dim, dim // 2, 1, n_ctx)
 
     def got() -> Array:
-        stored = [bed.get(cache)[:, at].ravel().astype("f8") for cache in (keys, values)]
+        stored = [ref.cache_numbers(bed.get(cache), shape)[:, at].ravel() for cache in (keys, values)]
         return np.concatenate([bed.get(q_out).ravel(), *stored])
 
     def want() -> Array:
         turned = [ref.rope(x, np.array([at]), frequencies) for x in (q, k)]
         return np.concatenate([turned[0].ravel(), turned[1].ravel(), v.ravel()])
 
-    bound = FAITHFUL if kv_type == "f32" else 2.0**-11  # half a unit of the last place of F16
+    # half a unit of the last place of F16; half a step of 127 and the rounding of its scale
+    bound = {"f32": FAITHFUL, "f16": 2.0**-11, "q8_0": 0.5 / 127 + 2.0**-11}[kv_type]
     return Case(f"{n_head} heads of {dim}", work, [work.prepare(bed.device, arguments)], got, want, bound)
 
 
@@ -433,7 +440,9 @@ def _sparse_cases(
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
         launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, n_rows, n, relu)))
     gate, up, down = values
-    yield Case(text, work, launches, reduced, partial(ref.sparse_gated_ffn, x, gate, up, down, None, quantised))
+    yield Case(
+        text, work, launches, reduced, partial(ref.sparse_gated_ffn, x, gate, up, down, None, quantised)
+    )
 
     bias, neurons = normal(n_rows, seed=8), bed.put(np.arange(n_rows, dtype=np.int32))
     n_open = int((first + bias[rows] > 0).sum())
@@ -451,7 +460,7 @@ def groups_of_cases(sizes: Sizes) -> Iterator[tuple[str, Callable[[Bed], Iterato
     """Names, and what makes the cases: those of one group are on the device together."""
     yield "vectors", partial(vector_cases, sizes=sizes)
     yield "masks", partial(mask_cases, sizes=sizes)
-    for kv_type in KV_BYTES:
+    for kv_type in KV_TYPES:
         yield f"attention, {kv_type} cache", partial(attention_cases, sizes=sizes, kv_type=kv_type)
     for kind in KERNEL_TYPES:
         yield kind.name, partial(_typed_cases, sizes=sizes, kind=kind)

@@ -138,18 +138,34 @@ def mask_bytes(n_rows: int) -> int:
 
 # KV cache and positions
 
-KV_BYTES = {"f16": 2, "f32": 4}
-"""Bytes of a number of the KV cache, by its type, of the types that the device has kernels for."""
-KV_BLOCKS = {"f16": 1, "f32": 1, "q8_0": 32}
-"""All types of the KV cache: how many numbers of a head make up a block."""
+KV_TYPES = {"f16": Type.F16, "f32": Type.F32, "q8_0": Type.Q8_0}
+"""The types of the KV cache."""
 HOST_KV_POSITIONS, HOST_KV_NUMBERS = 64, 16  # the host's cache has whole blocks of both
+KV_ALIGNMENT = 16
+"""Where keys and values of a layer begin on the device."""
+
+
+def kv_block(kv_type: str) -> int:
+    """How many numbers of a head are stored together; a head has to have whole blocks."""
+    return GGML_QUANT_SIZES[KV_TYPES[kv_type]][0]
+
+
+def kv_row_bytes(kv_type: str, n: int) -> int:
+    """Bytes of n numbers of a head, whole blocks."""
+    block, n_bytes = GGML_QUANT_SIZES[KV_TYPES[kv_type]]
+    return n // block * n_bytes
+
+
+def device_kv_bytes(kv_type: str, n_head_kv: int, n_ctx: int, head_dim: int) -> int:
+    """Bytes of a layer's keys on the device, and of its values. q8_0 has all bytes, then all scales."""
+    n_bytes = n_head_kv * n_ctx * kv_row_bytes(kv_type, head_dim)
+    return -(-n_bytes // KV_ALIGNMENT) * KV_ALIGNMENT
 
 
 def host_kv_block_bytes(kv_type: str, head_dim: int) -> int:
     """Bytes of one head's keys of 64 positions on the host, and of its values; whole cache lines."""
-    if kv_type == "q8_0":
-        return HOST_KV_POSITIONS * (head_dim // 32 * 34)
-    return HOST_KV_POSITIONS * (-(-head_dim // HOST_KV_NUMBERS) * HOST_KV_NUMBERS) * KV_BYTES[kv_type]
+    whole = -(-head_dim // HOST_KV_NUMBERS) * HOST_KV_NUMBERS
+    return HOST_KV_POSITIONS * kv_row_bytes(kv_type, whole)
 
 
 def host_kv_bytes(kv_type: str, n_ctx: int, head_dim: int) -> int:

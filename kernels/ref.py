@@ -48,6 +48,32 @@ def quantise(x: F32) -> tuple[NDArray[np.int8], F32]:
     return q.reshape(x.shape), d
 
 
+def cached(kv_type: str, x: F32) -> NDArray[np.generic]:
+    """Keys or values as the device's cache holds them.
+
+    Args:
+        kv_type: "f16", "f32", or "q8_0". x: [n_head_kv, n_ctx, head_dim].
+
+    Returns:
+        float16 or float32 like x; of q8_0 int8 [n]: the bytes that `quantise` gives, then their scales in F16.
+    """
+    if kv_type != "q8_0":
+        return x.astype({"f16": np.float16, "f32": np.float32}[kv_type])
+    with np.errstate(invalid="ignore"):  # NaN has a scale of NaN
+        q, d = quantise(x)
+    return np.concatenate([q.ravel(), d.astype(np.float16).view(np.int8).ravel()])
+
+
+def cache_numbers(stored: NDArray[np.generic], shape: tuple[int, int, int]) -> F32:
+    """The numbers in what `cached` makes of an x of this shape."""
+    if stored.dtype != np.int8:
+        return stored.reshape(shape).astype(np.float32)
+    n = math.prod(shape)
+    scales = stored[n : n + n // BLOCK * 2].copy().view(np.float16).astype(np.float32)
+    q = stored[:n].astype(np.float32).reshape(-1, BLOCK)
+    return np.asarray(q * scales[:, None], np.float32).reshape(shape)
+
+
 def rounded(x: F32) -> F64:
     """What `quantise` leaves of x, as float64 [..., n]."""
     q, d = quantise(x)

@@ -153,11 +153,11 @@ class DeviceStore:
         return self._neurons[layer]
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each."""
+        """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
         plan, slab = self.plan, self.slabs.kv_cache
         before = sum(cache.side == GPU for cache in plan.caches[:layer])
         half = layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type) // 2
-        dtype = np.dtype(np.float16 if plan.kv_type == "f16" else np.float32)
+        dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.int8}[plan.kv_type])
         if slab is None:
             raise DeviceError("KV cache on the device", f"layer {layer}", "the plan puts none there")
         keys, values = (slab.view((2 * before + i) * half, half // dtype.itemsize, dtype) for i in (0, 1))

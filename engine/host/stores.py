@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cpu import program, rows
-from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
-
-KV_TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID, "q8_0": rows.Q8_0_ID}
+from hotcold.kernels.cpu import program
+from hotcold.kernels.formats import KV_TYPES, host_kv_block_bytes, host_kv_bytes
 
 
 class HostStore:
@@ -57,7 +55,7 @@ class KVCache:
         return {
             "w": keys,
             "w1": keys + self.n_layer * half,
-            "w_type": KV_TYPE_IDS[self.kv_type],
+            "w_type": int(KV_TYPES[self.kv_type]),
             "w_stride": host_kv_block_bytes(self.kv_type, self.head_dim),
             "w1_stride": host_kv_bytes(self.kv_type, self.n_ctx, self.head_dim),
         }

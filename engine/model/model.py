@@ -134,7 +134,9 @@ class Model(Hyperparameters):
 
     def rope_factors(self, n_ctx: int) -> Weight | None:
         """The factors of the rotation in a context of n_ctx positions."""
-        by_length = self.rope_factors_long if n_ctx > self.rope_scaling.n_ctx_orig else self.rope_factors_short
+        by_length = (
+            self.rope_factors_long if n_ctx > self.rope_scaling.n_ctx_orig else self.rope_factors_short
+        )
         return self.rope_freqs or by_length
 
     @property

@@ -11,10 +11,11 @@ from hotcold.errors import SettingError
 from hotcold.kernels.formats import (
     FFN_TYPES,
     KERNEL_TYPES,
-    KV_BLOCKS,
-    KV_BYTES,
+    KV_TYPES,
+    device_kv_bytes,
     device_row_bytes,
     host_kv_bytes,
+    kv_block,
 )
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
@@ -120,21 +121,16 @@ def neuron_bytes(layer: Layer) -> int:
 
 def check_kv_type(kv_type: str, model: Model | None = None) -> None:
     """Refuse a type that there is none of, or that the model's heads are no whole blocks of."""
-    one_of("kv_type", kv_type, tuple(KV_BLOCKS))
-    block = KV_BLOCKS[kv_type]
+    one_of("kv_type", kv_type, tuple(KV_TYPES))
+    block = kv_block(kv_type)
     if model is not None and model.head_dim % block:
         bound = f"its blocks of {block} do not divide the model's heads of {model.head_dim}"
         raise SettingError("kv_type", kv_type, bound, "take --kv-type f16")
 
 
-def kv_obstacle(kv_type: str) -> Obstacle | None:
-    """Why the device cannot hold a KV cache of this type; None if it can."""
-    return None if kv_type in KV_BYTES else Obstacle(f"the device has no kernels for a {kv_type} KV cache")
-
-
 def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
-    """Bytes of one layer's keys and values on the device; 0 if it cannot hold them."""
-    return 2 * model.n_head_kv * n_ctx * model.head_dim * KV_BYTES.get(kv_type, 0)
+    """Bytes of one layer's keys and values on the device."""
+    return 2 * device_kv_bytes(kv_type, model.n_head_kv, n_ctx, model.head_dim)
 
 
 def host_layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:

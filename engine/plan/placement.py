@@ -21,7 +21,6 @@ from hotcold.engine.plan.footprint import (
     dense_part,
     head_part,
     host_layer_kv_bytes,
-    kv_obstacle,
     layer_kv_bytes,
 )
 from hotcold.engine.plan.neurons import counts_of, ffn_entries, ffns, given_neurons, hot_neurons, split
@@ -153,7 +152,7 @@ def _caches(model: Model, how: Wanted, left: Left) -> tuple[tuple[CacheEntry, ..
     n_bytes, on_host = layer_kv_bytes(*sizes), host_layer_kv_bytes(*sizes)
     caches = []
     for i, layer in enumerate(model.layers):
-        obstacle = dense_part(layer, how.sparsity).obstacle or kv_obstacle(how.kv_type)
+        obstacle = dense_part(layer, how.sparsity).obstacle
         if obstacle is None:
             left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")
         if obstacle is None:

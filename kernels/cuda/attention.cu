@@ -23,17 +23,45 @@ __device__ static inline float* shared_floats() {
     return floats;
 }
 
-// One layer's cache of one head: rows of n, one after the other.
-template <class T> struct Cache {
-    const T *keys, *values;
+// One head's keys or values of one layer: a row of n numbers a position. T: float, __half, or signed char for
+// Q8_0, where the bytes of all heads' rows are followed by their scales.
+template <class T> struct Rows {
+    const T* numbers;
     int n;
-    __device__ Cache(const T* all_keys, const T* all_values, int kv_head, int n_ctx, int head_dim)
-        : keys(all_keys + (size_t)kv_head * n_ctx * head_dim),
-          values(all_values + (size_t)kv_head * n_ctx * head_dim), n(head_dim) {}
-    // N numbers of a key or value. Only rows of whole eights begin at 16 bytes.
-    template <int N> __device__ void load(const T* rows, int position, int unit, float* w) const {
-        load_some<N>(rows + (size_t)position * n + N * unit, n - N * unit, n % 8 == 0, w);
+    __device__ Rows(const T* all, int kv_head, int, int n_ctx, int head_dim)
+        : numbers(all + (size_t)kv_head * n_ctx * head_dim), n(head_dim) {}
+    // N numbers of a row. Only rows of whole eights begin at 16 bytes.
+    template <int N> __device__ void load(int position, int unit, float* w) const {
+        load_some<N>(numbers + (size_t)position * n + N * unit, n - N * unit, n % 8 == 0, w);
     }
+};
+template <> struct Rows<signed char> {
+    const signed char* numbers;
+    const __half* scales;
+    int n;
+    __device__ Rows(const signed char* all, int kv_head, int n_head_kv, int n_ctx, int head_dim)
+        : numbers(all + (size_t)kv_head * n_ctx * head_dim),
+          scales((const __half*)(all + (size_t)n_head_kv * n_ctx * head_dim) +
+                 (size_t)kv_head * n_ctx * (head_dim / BLOCK)),
+          n(head_dim) {}
+    template <int N> __device__ void load(int position, int unit, float* w) const {
+        float d = value(scales[(size_t)position * (n / BLOCK) + N * unit / BLOCK]);
+        union { unsigned words[N / 4]; signed char q[N]; } u;
+        const unsigned* from = (const unsigned*)(numbers + (size_t)position * n + N * unit);
+        if constexpr (N == 8) {
+            uint2 both = *(const uint2*)from;
+            u.words[0] = both.x, u.words[1] = both.y;
+        } else u.words[0] = *from;
+        for (int k = 0; k < N; k++) w[k] = d * (float)u.q[k];
+    }
+};
+template <class T> struct Cache {
+    Rows<T> keys, values;
+    int n;
+    __device__ Cache(const T* all_keys, const T* all_values, int kv_head, int n_head_kv, int n_ctx,
+                     int head_dim)
+        : keys(all_keys, kv_head, n_head_kv, n_ctx, head_dim),
+          values(all_values, kv_head, n_head_kv, n_ctx, head_dim), n(head_dim) {}
 };
 
 // The queries of one key/value head, in the order that the head of this file says.
@@ -81,7 +109,7 @@ __device__ inline void score(Cache<T> cache, const float* x, float* scores, int 
         float s[Q] = {}, key[8], four[4];
         UNROLL(Q == 1 ? 2 : 1)                    // more would spill
         for (int unit = share; unit < n_eights; unit += LANES) {
-            cache.template load<8>(cache.keys, position, unit, key);
+            cache.keys.template load<8>(position, unit, key);
             for (int m = 0; m < 8 * Q; m += 4) {
                 load4(x + unit * UNIT<Q> + m, four);
                 for (int k = m; k < m + 4; k++) s[k % Q] = fmaf(key[k / Q], four[k - m], s[k % Q]);
@@ -140,7 +168,7 @@ __device__ inline void attend(Cache<T> cache, Queries queries, Out out, int firs
             for (int k = 0; k < 4; k++) sum[j][k] *= softmax.correction[j];
         UNROLL(Q == 1 ? 4 : 1)
         for (int i = group < n_groups ? group : n_tile; i < n_tile; i += n_groups) {
-            cache.template load<4>(cache.values, start + i, unit, value);
+            cache.values.template load<4>(start + i, unit, value);
             for (int j = 0; j < Q; j++) {
                 float weight = scores[i * Q + j];
                 if (weight == 0.f) continue;      // of a position that the query may not read, perhaps
@@ -180,7 +208,7 @@ __device__ inline void attention(const float* q, const T* keys, const T* values,
                                  float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_ctx) {
     int kv_head = (int)blockIdx.y;
     Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head);
-    attend_some(Cache<T>(keys, values, kv_head, n_ctx, head_dim), queries, Answer{y, head_dim},
+    attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_ctx, head_dim), queries, Answer{y, head_dim},
                 (int)blockIdx.x * QUERIES, 0, n_ctx);
 }
 
@@ -195,7 +223,7 @@ __device__ inline void attention_part(const float* q, const T* keys, const T* va
     int length = part_length(n_keys, n_parts), begin = part * length;
     Queries queries(q, positions, 1, n_head, n_head_kv, kv_head);
     if (begin < n_keys)
-        attend_some(Cache<T>(keys, values, kv_head, n_ctx, head_dim), queries,
+        attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_ctx, head_dim), queries,
                     PartAnswer{partial, head_dim, part, n_parts}, (int)blockIdx.y / n_head_kv * QUERIES,
                     begin, begin + length);
 }
@@ -212,6 +240,12 @@ KERNEL_WIDE attention_f32(const float* __restrict__ q, const float* __restrict__
                           int n_ctx) {
     attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
 }
+KERNEL_WIDE attention_q8_0(const float* __restrict__ q, const signed char* __restrict__ keys,
+                           const signed char* __restrict__ values, const int* __restrict__ positions,
+                           float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
+                           int n_ctx) {
+    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
+}
 KERNEL_WIDE attention_part_f16(const float* __restrict__ q, const __half* __restrict__ keys,
                                const __half* __restrict__ values, const int* __restrict__ positions,
                                float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
@@ -222,6 +256,12 @@ KERNEL_WIDE attention_part_f32(const float* __restrict__ q, const float* __restr
                                const float* __restrict__ values, const int* __restrict__ positions,
                                float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
                                int n_ctx, int n_parts) {
+    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
+}
+KERNEL_WIDE attention_part_q8_0(const float* __restrict__ q, const signed char* __restrict__ keys,
+                                const signed char* __restrict__ values, const int* __restrict__ positions,
+                                float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
+                                int n_ctx, int n_parts) {
     attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
 }
 

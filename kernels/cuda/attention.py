@@ -6,7 +6,7 @@ multiprocessors busy, so its positions are cut into parts: `attention_part`, the
 """
 
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import KV_BYTES, n_parts
+from hotcold.kernels.formats import kv_row_bytes, n_parts
 
 QUERIES, KEYS, PART_UNIT = 4, 256, 64  # as attention.cu has them
 
@@ -27,7 +27,7 @@ def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim
     Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_ctx, head_dim]), positions, y,
     n_tokens, n_head, n_head_kv, head_dim, n_ctx.
     """
-    vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * KV_BYTES[kv_type] * n_head_kv * head_dim
+    vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
     grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
     reads = vectors + 4 * n_tokens + of_cache * n_keys
     return Work(f"attention_{kv_type}", grid, BLOCK, reads, vectors, _shared_bytes(head_dim))

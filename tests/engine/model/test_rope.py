@@ -66,9 +66,7 @@ def test_the_factors_are_those_of_the_context(data: Path) -> None:
         model = load_model(file)
     long, short = (Weight(name, GGMLQuantizationType.F32, (8,), 32) for name in ("long", "short"))
     scaling = RopeScaling(n_ctx_orig=64)
-    model = dataclasses.replace(
-        model, rope_scaling=scaling, rope_factors_long=long, rope_factors_short=short
-    )
+    model = dataclasses.replace(model, rope_scaling=scaling, rope_factors_long=long, rope_factors_short=short)
     assert [model.rope_factors(n) for n in (1, 64, 65, 4096)] == [short, short, long, long]
     whole = Weight("rope_freqs.weight", GGMLQuantizationType.F32, (8,), 32)
     assert dataclasses.replace(model, rope_freqs=whole).rope_factors(65) is whole

@@ -316,15 +316,15 @@ def test_a_given_index_takes_the_place_of_the_ranking() -> None:
         placement.plan(MODEL, Wanted("predictor", 64, 8), budget(room), COUNTS, hot=ids)
 
 
-def test_a_cache_without_kernels_stays_and_does_not_stop_the_rest() -> None:
-    """Its bytes are then the host's, in whole blocks of 64 positions: 34 for 32 numbers."""
-    plan = placement.plan(MODEL, Wanted("predictor", 65, 8, "q8_0"), budget(1 << 30), COUNTS)
-    assert {cache.side for cache in plan.caches} == {"cpu"}
-    assert plan.totals.kv_cache == 0
-    assert plan.n_dense_layers == MODEL.n_layer
-    for cache in plan.caches:
-        assert cache.why == "the device has no kernels for a q8_0 KV cache"
-        assert cache.n_bytes == 2 * MODEL.n_head_kv * 128 * MODEL.head_dim // 32 * 34
+def test_a_quantised_cache_is_counted_by_each_side() -> None:
+    """34 bytes for 32 numbers; the host has whole blocks of 64 positions."""
+    numbers = 2 * MODEL.n_head_kv * MODEL.head_dim // 32 * 34
+    plan = placement.plan(MODEL, Wanted("predictor", 66, 8, "q8_0"), budget(1 << 30), COUNTS)
+    assert [(cache.side, cache.n_bytes) for cache in plan.caches] == [("gpu", 66 * numbers)] * MODEL.n_layer
+    assert plan.totals.kv_cache == MODEL.n_layer * 66 * numbers
+    left = needed(plan) - MODEL.n_layer * 66 * numbers
+    plan = placement.plan(MODEL, Wanted("predictor", 66, 8, "q8_0"), budget(left), COUNTS)
+    assert ("cpu", 128 * numbers) in [(cache.side, cache.n_bytes) for cache in plan.caches]
 
 
 def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:

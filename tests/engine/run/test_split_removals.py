@@ -96,7 +96,13 @@ def test_every_node_of_a_split_layer_is_needed(
         executor.run(IDS[:2], 0, None)
         wanted = run_token(executor, 2).tobytes()
     inside = [i for i, p in enumerate(placed.nodes) if "-1" in p.node.name]
-    assert {placed.nodes[i].node.op for i in inside} >= {"copy", "merge", "add", "sparse_gated_ffn", "rms_norm"}
+    assert {placed.nodes[i].node.op for i in inside} >= {
+        "copy",
+        "merge",
+        "add",
+        "sparse_gated_ffn",
+        "rms_norm",
+    }
     for i in inside:
         try:
             rest = without(placed, i)

@@ -13,11 +13,28 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, parts_in_use
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.rope import rope_kv_store
-from hotcold.kernels.formats import LONGEST_AT_ONCE, attention_sums_bytes, cos_sin_table, is_split, n_parts
+from hotcold.kernels.formats import (
+    KV_TYPES,
+    LONGEST_AT_ONCE,
+    attention_sums_bytes,
+    cos_sin_table,
+    is_split,
+    kv_block,
+    n_parts,
+)
 
 pytestmark = pytest.mark.pairwise
 Open = Callable[..., Device]
-KV_TYPES: dict[str, np.dtype[Any]] = {"f16": np.dtype("f2"), "f32": np.dtype("f4")}
+
+
+def whole(kv_type: str, head_dim: int) -> int:
+    """A head of whole blocks."""
+    return -(-head_dim // kv_block(kv_type)) * kv_block(kv_type)
+
+
+def rounded(kv_type: str, x: Array) -> Array:
+    """The numbers that a cache keeps of x, of three axes."""
+    return ref.cache_numbers(ref.cached(kv_type, x), x.shape)
 
 
 def close(got: Array, want: Array) -> bool:
@@ -55,7 +72,8 @@ def store(
         normal(n_tokens, n, head_dim, seed=n + i) for i, n in enumerate((n_head, n_head_kv, n_head_kv))
     )
     table = cos_sin_table(n_ctx, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
-    empty = np.full((n_head_kv, n_ctx, head_dim), np.nan, KV_TYPES[kv_type])
+    shape = n_head_kv, n_ctx, head_dim
+    empty = ref.cached(kv_type, np.full(shape, np.nan, np.float32))
     given, keys, values = put(device, q), put(device, empty), put(device, empty)
     q_out = given if in_place else device.empty(q.shape, "f4")
     arguments = (
@@ -64,7 +82,8 @@ def store(
     )
     work = rope_kv_store(kv_type, n_tokens, n_head, n_head_kv, head_dim, n_rot)
     work.launch(device, arguments, device.compute)
-    return Stored(q, k, v, *(get(device, buffer) for buffer in (q_out, keys, values)))
+    caches = (ref.cache_numbers(get(device, buffer), shape) for buffer in (keys, values))
+    return Stored(q, k, v, get(device, q_out), *caches)
 
 
 @pytest.mark.parametrize("in_place", [True, False])
@@ -82,17 +101,21 @@ def test_rope_kv_store(
     interleaved: bool,
     in_place: bool,
 ) -> None:
-    positions, n_rot = [0, 7, 4095], sizes[3]
-    out = store(device, put, get, kv_type, positions, sizes, interleaved, in_place)
+    positions, n_rot, head_dim = [0, 7, 4095], sizes[3], whole(kv_type, sizes[2])
+    out = store(device, put, get, kv_type, positions, (*sizes[:2], head_dim, n_rot), interleaved, in_place)
     frequencies = ref.rope_frequencies(n_rot, 10000.0) if n_rot else np.empty(0)
     q, k = (ref.rope(x, np.array(positions), frequencies, interleaved) for x in (out.q, out.k))
-    rounding = 2.0**-11 if kv_type == "f16" else 0.0
+    # half a unit of the last place; of a block's scale half a step, and the rounding of its scale
+    relative, step = {"f32": (0.0, 0.0), "f16": (2.0**-11, 0.0), "q8_0": (2.0**-11, 0.5 / 127)}[kv_type]
     keys, values = (cache[:, positions].swapaxes(0, 1) for cache in (out.keys, out.values))
+    blocks = np.abs(k).reshape(-1, kv_block(kv_type)).max(1, keepdims=True)
+    largest = np.broadcast_to(blocks, (len(blocks), kv_block(kv_type))).reshape(k.shape)
     assert (np.abs(out.q_out - q) <= 1e-6 * np.abs(q).max()).all()
-    assert (np.abs(keys - k) <= 1e-6 * np.abs(k).max() + rounding * np.abs(k)).all()
-    assert (values == out.v.astype(values.dtype)).all()
+    assert (np.abs(keys - k) <= 1e-6 * np.abs(k).max() + relative * np.abs(k) + step * largest).all()
+    assert (values == rounded(kv_type, out.v)).all()
     assert (out.q_out[..., n_rot:] == out.q[..., n_rot:]).all()
-    assert (keys[..., n_rot:] == out.k[..., n_rot:].astype(keys.dtype)).all()
+    if kv_type != "q8_0":  # whose blocks share their scale with numbers that turn
+        assert (keys[..., n_rot:] == rounded(kv_type, out.k)[..., n_rot:]).all()
     others = np.setdiff1d(np.arange(4096), positions)
     assert np.isnan(out.keys[:, others]).all() and np.isnan(out.values[:, others]).all()
 
@@ -109,8 +132,13 @@ class Case:
     n_tokens: int
     n_head: int
     n_head_kv: int
-    head_dim: int
+    asked_dim: int
     n_ctx: int
+
+    @property
+    def head_dim(self) -> int:
+        """Rounded up to whole blocks of the cache's type."""
+        return whole(self.kv_type, self.asked_dim)
 
     @property
     def n_keys(self) -> int:
@@ -129,12 +157,15 @@ class Case:
         return np.arange(self.n_past, self.n_keys, dtype="i4")
 
     def cache(self, seed: int) -> Array:
-        rows = normal(self.n_head_kv, self.n_ctx, self.head_dim, seed=seed).astype(KV_TYPES[self.kv_type])
+        """As it is stored."""
+        rows = normal(self.n_head_kv, self.n_ctx, self.head_dim, seed=seed)
         rows[:, self.n_keys :] = np.nan
-        return rows
+        return ref.cached(self.kv_type, rows)
 
     def want(self) -> NDArray[np.float64]:
-        keys, values = (self.cache(seed)[:, : self.n_keys].swapaxes(0, 1).astype("f4") for seed in (2, 3))
+        shape = self.n_head_kv, self.n_ctx, self.head_dim
+        held = (ref.cache_numbers(self.cache(seed), shape) for seed in (2, 3))
+        keys, values = (numbers[:, : self.n_keys].swapaxes(0, 1) for numbers in held)
         return ref.attention(self.q, keys, values, self.n_past)
 
 

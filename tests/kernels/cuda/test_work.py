@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
 from hotcold.kernels.cuda.compact import compact
@@ -35,7 +36,7 @@ from hotcold.kernels.formats import (
     ACTIVATIONS,
     FFN_TYPES,
     KERNEL_TYPES,
-    KV_BYTES,
+    KV_TYPES,
     QUANTISED,
     device_row_bytes,
     mask_words,
@@ -270,11 +271,11 @@ def test_hidden_masked_gated(device: Device, touched: Touched, has_mask: bool, h
 
 
 def cache(device: Device, kv_type: str, n_head_kv: int, n_ctx: int, head_dim: int) -> Buffer:
-    return filled(device, np.ones((n_head_kv, n_ctx, head_dim), f"f{KV_BYTES[kv_type]}"))
+    return filled(device, ref.cached(kv_type, np.ones((n_head_kv, n_ctx, head_dim), np.float32)))
 
 
 @pytest.mark.parametrize("n_rot", [0, 32, 64])
-@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_rope_kv_store(device: Device, touched: Touched, kv_type: str, n_rot: int) -> None:
     q, k, v = (ones(device, 2, n, 64) for n in (5, 2, 2))
     table, positions = ones(device, 8, 32, 2), filled(device, np.array([3, 5], "i4"))
@@ -293,28 +294,28 @@ def test_rope_kv_store_without_q_touches_the_rest_alone(device: Device, touched:
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
     """Positions 300 and 301 of 320: a second tile is begun."""
     q, y, positions = (
-        ones(device, 2, 4, 16),
-        device.empty((2, 4, 16), "f4"),
+        ones(device, 2, 4, 32),
+        device.empty((2, 4, 32), "f4"),
         filled(device, np.array([300, 301], "i4")),
     )
-    keys, values = (cache(device, kv_type, 2, 320, 16) for _ in range(2))
-    work = attention(kv_type, 2, 4, 2, 16, 302)
-    arguments = (q, keys, values, positions, y, 2, 4, 2, 16, 320)
+    keys, values = (cache(device, kv_type, 2, 320, 32) for _ in range(2))
+    work = attention(kv_type, 2, 4, 2, 32, 302)
+    arguments = (q, keys, values, positions, y, 2, 4, 2, 32, 320)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("kv_type", list(KV_BYTES))
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> None:
     """Position 150 of 1100: three of five parts are in use."""
     parts, position = n_parts(1100), filled(device, np.array([150], "i4"))
-    partial, q, y = device.empty((4, parts, 18), "f4"), ones(device, 4, 16), device.empty((4, 16), "f4")
-    keys, values = (cache(device, kv_type, 2, 1100, 16) for _ in range(2))
-    work = attention_part(kv_type, 4, 2, 16, 1100, 151)
-    arguments = (q, keys, values, position, partial, 4, 2, 16, 1100, parts)
+    partial, q, y = device.empty((4, parts, 34), "f4"), ones(device, 4, 32), device.empty((4, 32), "f4")
+    keys, values = (cache(device, kv_type, 2, 1100, 32) for _ in range(2))
+    work = attention_part(kv_type, 4, 2, 32, 1100, 151)
+    arguments = (q, keys, values, position, partial, 4, 2, 32, 1100, parts)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
-    work = attention_join(4, 16, 1100, 151)
-    assert touched(work, (partial, position, y, 4, 16, parts)) == (work.bytes_read, work.bytes_written)
+    work = attention_join(4, 32, 1100, 151)
+    assert touched(work, (partial, position, y, 4, 32, parts)) == (work.bytes_read, work.bytes_written)
