@@ -358,7 +358,7 @@ def widen(kv_type: int, is_keys: bool, at: int, head_dim: int, to: int, ahead: i
         store16(to + 4 * i + 64, simd.load16_half(at + 2 * i + 32))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _widen_quantised_keys(at: int, head_dim: int, to: int) -> None:
     """Scales [head_dim / 32, 64], then bytes [head_dim, 64]."""
     n = head_dim // QUANTISED
@@ -371,7 +371,7 @@ def _widen_quantised_keys(at: int, head_dim: int, to: int) -> None:
                 store16(to + 4 * (TILE * d + lane), simd.mul16(key, scale))
 
 
-@njit(**JIT)  # type: ignore[untyped-decorator]
+@compiled
 def _widen_quantised_values(at: int, head_dim: int, to: int) -> None:
     """Scales [64, head_dim / 32], then bytes [64, head_dim]."""
     n = head_dim // QUANTISED
