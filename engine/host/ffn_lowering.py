@@ -112,7 +112,7 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     y, stride = low.vector(node.output)
     at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
     k, n_ff = down_t.ne
-    chunks = max(1, k // 64)
+    chunks = max(1, k // 256)
     low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=ffn_pieces(node))
 
 

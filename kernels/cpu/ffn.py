@@ -15,6 +15,7 @@ WORD = 64  # rows whose states a word of bits holds
 FEW_TOKENS = 16  # up to which a batch reads memory more than it computes
 SEGMENTS = (1024, 2 * WORD)  # rows that a batch of few tokens, or of more, meets before others
 DENSE = 0.4  # share of wanted products above which all are made, in tiles
+FEW_ROWS = 0.25  # share of wanted rows below which tokens add their rows one token after another
 DOWN_COLUMNS = (1024, 256)  # of sums that are made at once, for few tokens and for more
 DOWN_TOKENS = (16, 64)  # likewise
 
@@ -412,9 +413,12 @@ def positive(x: int, n: int) -> int:
 def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, first:last] = sum_r x[t, r] w[r, first:last] for every token; rows with x = 0 are not read.
 
-    A row is widened once for all tokens that want it. The sums are those of op.p0 pieces, as in
-    `ffn_pieces` and REDUCE.
+    Where tokens want few rows, each adds its own, which the others find in the cache. Where they want many,
+    a row is widened once for all of them. The sums are those of op.p0 pieces, as in `ffn_pieces` and REDUCE.
     """
+    if rows.is_in_sparse_ffn(op.w_type) and _wanted(op, n_tokens) < FEW_ROWS * op.n_rows * n_tokens:
+        _down_listed(op, first, last, n_tokens, scratch)
+        return
     columns, tokens = DOWN_COLUMNS[0], DOWN_TOKENS[0]
     if n_tokens > FEW_TOKENS:
         columns, tokens = DOWN_COLUMNS[1], DOWN_TOKENS[1]
@@ -422,6 +426,58 @@ def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  
         end = min(begin + columns, last)
         for t in range(0, n_tokens, tokens):
             _down_part(op, begin, end, t, min(t + tokens, n_tokens), columns, scratch)
+
+
+@compiled
+def _wanted(op, n_tokens: int) -> int:  # type: ignore[no-untyped-def]
+    """How many of all tokens' coefficients are not 0."""
+    n = 0
+    for t in range(n_tokens):
+        for r in range(0, op.n_rows, WORD):
+            n += simd.count_bits(not_zero(op.x + t * op.x_stride + 4 * r, min(WORD, op.n_rows - r)))
+    return n
+
+
+@compiled
+def _down_listed(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """`down_rows`, each token's rows by a list; all tokens go through a piece before the next one."""
+    part = scratch + _SUMS
+    for piece in range(op.p0):
+        begin, end = op.n_rows * piece // op.p0, op.n_rows * (piece + 1) // op.p0
+        for t in range(n_tokens):
+            elementwise.clear(part, last - first)
+            for start in range(begin, end, LISTED):
+                stop = min(start + LISTED, end)
+                n = _list_down(op, t, start, stop, scratch)
+                where = scratch + _LIVE, scratch + _GATES
+                acc = part - 4 * first
+                add_listed(op.w_type, op.w, op.w_stride, where[0], where[1], n, first, last, scratch, acc)
+            _add_piece(piece, part, last - first, op.y + t * op.y_stride + 4 * first)
+
+
+@compiled
+def _list_down(op, t: int, start: int, stop: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """List rows start..stop-1 whose coefficient is not 0, with it; how many."""
+    live, coefficients, n = scratch + _LIVE, scratch + _GATES, 0
+    for r in range(start, stop, WORD):
+        x = op.x + t * op.x_stride + 4 * r
+        word = not_zero(x, min(WORD, stop - r))
+        while word != 0:
+            i = simd.lowest_bit(word)
+            word &= word - 1
+            store_i64(live + 8 * n, r + i)
+            store_f32(coefficients + 4 * n, load_f32(x + 4 * i))
+            n += 1
+    return n
+
+
+@compiled
+def _add_piece(piece: int, part: int, n: int, y: int) -> None:
+    """y += a piece's n sums; the first piece is y."""
+    if piece == 0:
+        elementwise.copy(part, n, y)
+    else:
+        elementwise.add(y, part, n, y)
 
 
 @compiled
@@ -445,11 +501,8 @@ def _down_part(op, first: int, last: int, start: int, stop: int, width: int, scr
                 _add_wanted(word, op.x + t * op.x_stride + 4 * r, acc, n_vectors, width, scratch)
             words, other = other, words
         for t in range(start, stop):
-            part, y = sums + 4 * width * (t - start), op.y + t * op.y_stride + 4 * first
-            if piece == 0:
-                elementwise.copy(part, last - first, y)
-            else:
-                elementwise.add(y, part, last - first, y)
+            part = sums + 4 * width * (t - start)
+            _add_piece(piece, part, last - first, op.y + t * op.y_stride + 4 * first)
 
 
 @compiled

@@ -196,8 +196,9 @@ def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None
     """
     for i in range(ops.size):
         op, cell = ops[i], base + i * RECORD_BYTES
-        # rows of a matrix cost the same and want long runs; others may differ, and are shared more finely
-        parts = n_threads if _is_matrix(op.code) else 2 * n_threads
+        # parts of a matrix cost the same and want long runs; others may differ, and are shared more finely
+        is_even = _is_matrix(op.code) or op.code == program.DOWN_ROWS
+        parts = n_threads if is_even else 2 * n_threads
         while True:
             first, n = _claim(cell, number, op.chunks, parts)
             if first < 0:
