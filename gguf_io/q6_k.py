@@ -22,11 +22,11 @@ SLAB_BLOCKS = 512  # what stays in a processor's cache
 def quantize_q6_k(rows: F32) -> NDArray[np.uint8]:
     """float32 [n_rows, n], n a multiple of 256, as blocks: uint8 [n_rows, n / 256 * 210]."""
     blocks = np.ascontiguousarray(rows, np.float32).reshape(-1, BLOCK)
-    packed = np.empty((len(blocks), TYPE_SIZE), np.uint8)
+    made = np.empty((len(blocks), TYPE_SIZE), np.uint8)
     with np.errstate(all="ignore"):  # groups of zeros divide by them, and are put right afterwards
         for first in range(0, len(blocks), SLAB_BLOCKS):
-            packed[first : first + SLAB_BLOCKS] = _blocks(blocks[first : first + SLAB_BLOCKS])
-    return packed.reshape(*rows.shape[:-1], rows.shape[-1] // BLOCK * TYPE_SIZE)
+            made[first : first + SLAB_BLOCKS] = _blocks(blocks[first : first + SLAB_BLOCKS])
+    return made.reshape(*rows.shape[:-1], rows.shape[-1] // BLOCK * TYPE_SIZE)
 
 
 def _blocks(x: F32) -> NDArray[np.uint8]:
@@ -40,9 +40,9 @@ def _blocks(x: F32) -> NDArray[np.uint8]:
     steps = (d.astype(np.float32)[:, None] * rounded).reshape(-1)
     levels = np.where(steps == 0, _levels(groups, inverse), np.clip(np.rint(groups / steps), LOWEST, HIGHEST))
     codes = (levels.T.reshape(-1, BLOCK) - LOWEST).astype(np.uint8)
-    packed = _pack(codes, rounded.astype(np.int8), d)
-    packed[~(np.abs(largest) >= SMALLEST)] = 0
-    return packed
+    made = _pack(codes, rounded.astype(np.int8), d)
+    made[~(np.abs(largest) >= SMALLEST)] = 0
+    return made
 
 
 def _group_scales(x: F32) -> tuple[F32, F32]:

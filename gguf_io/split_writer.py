@@ -11,7 +11,7 @@ from hotcold.gguf_io.writer import (
     Magic,
     MetadataValue,
     OutputTensor,
-    Progress,
+    WriteProgress,
     check_room,
     write_contents,
     write_gguf,
@@ -47,7 +47,7 @@ def write_model(
     *,
     magic: Magic = "GGUF",
     force: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
     max_bytes: int | None = None,
 ) -> tuple[list[Path], int]:
     """Writes a model and returns its files with the sum of their sizes.
@@ -90,6 +90,6 @@ def _split_metadata(number: int, count: int, n_tensors: int) -> dict[str, Metada
     }
 
 
-def _shifted(progress: Progress, before: int, total: int) -> Progress:
+def _shifted(progress: WriteProgress, before: int, total: int) -> WriteProgress:
     """Progress of one part as that of all."""
     return lambda name, done, _: progress(name, before + done, total)

@@ -19,7 +19,7 @@ from hotcold.errors import DoesNotFitError, FileError
 from hotcold.whole_file import check_output, whole_file
 
 Magic = Literal["GGUF", "PWRI"]
-Progress = Callable[[str, int, int], None]
+WriteProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def write_gguf(
     *,
     magic: Magic = "GGUF",
     force: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
 ) -> int:
     """Writes `path` and returns its size in bytes.
 
@@ -105,7 +105,7 @@ def write_contents(
     metadata: Mapping[str, MetadataValue],
     tensors: Sequence[OutputTensor],
     magic: Magic,
-    progress: Progress | None,
+    progress: WriteProgress | None,
 ) -> int:
     """Fills an empty file and returns its size in bytes."""
     _write_header(temporary, architecture, metadata, tensors)
@@ -132,7 +132,7 @@ def _write_header(
         writer.close()
 
 
-def _append_tensors(temporary: Path, tensors: Sequence[OutputTensor], progress: Progress | None) -> None:
+def _append_tensors(temporary: Path, tensors: Sequence[OutputTensor], progress: WriteProgress | None) -> None:
     total = sum(tensor.n_bytes for tensor in tensors)
     with temporary.open("ab") as file:
         _pad(file)

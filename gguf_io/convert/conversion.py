@@ -16,7 +16,7 @@ from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
 from hotcold.gguf_io.split import gguf_in, is_model_folder
 from hotcold.gguf_io.split_writer import write_model
-from hotcold.gguf_io.writer import Progress
+from hotcold.gguf_io.writer import WriteProgress
 from hotcold.whole_file import check_output
 
 
@@ -28,7 +28,7 @@ def convert(
     *,
     force_pretokenizer: str | None = None,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
     max_bytes: int | None = None,
 ) -> ConvertSummary:
     """Writes `model` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
@@ -79,7 +79,7 @@ def _convert_directory(
     outtype: str,
     force_pretokenizer: str | None,
     force: bool,
-    progress: Progress | None,
+    progress: WriteProgress | None,
     max_bytes: int | None,
 ) -> ConvertSummary:
     wanted, file_type = outtype_of(outtype)

@@ -33,7 +33,7 @@ from hotcold.gguf_io.tensors import TensorInfo
 from hotcold.gguf_io.writer import (
     MetadataValue,
     OutputTensor,
-    Progress,
+    WriteProgress,
     uint32,
 )
 from hotcold.whole_file import check_output
@@ -51,7 +51,7 @@ def requantise(
     outtype: str,
     *,
     force: bool = False,
-    progress: Progress | None = None,
+    progress: WriteProgress | None = None,
     max_bytes: int | None = None,
 ) -> ConvertSummary:
     """Writes the model file `source` to `outfile` with its matrices in `outtype`.

@@ -125,7 +125,12 @@ def _too_large(name: str, rows: NDArray[np.float32], type_: GGMLQuantizationType
         if not rows.shape[-1] % blocks.block_size(kind) and _holds(blocks.quantize(rows, kind), kind)
     }
     bound = f"too large for {type_.name}"
-    return FileError(f"tensor {name}: number", float(rows.flat[np.abs(rows).argmax()]), bound, f"use --outtype {' or '.join(others)}")
+    return FileError(
+        f"tensor {name}: number",
+        float(rows.flat[np.abs(rows).argmax()]),
+        bound,
+        f"use --outtype {' or '.join(others)}",
+    )
 
 
 def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[Any]:

@@ -37,7 +37,9 @@ def read_bamboo(fields: Fields, sparse: bool) -> HFModel:
 def read_gated(fields: Fields, architecture: Architecture, activation: str | None = None) -> HFModel:
     """The hyperparameters that llama-like models share; `activation` is what a config without one means."""
     n_embd = fields.size("hidden_size")
-    n_head, n_head_kv, head_dim = head_sizes(fields, n_embd, ("num_attention_heads",), ("num_key_value_heads",))
+    n_head, n_head_kv, head_dim = head_sizes(
+        fields, n_embd, ("num_attention_heads",), ("num_key_value_heads",)
+    )
     n_ctx_train = context_length(fields)
     return HFModel(
         architecture=architecture,

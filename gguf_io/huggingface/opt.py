@@ -21,7 +21,9 @@ def read_opt(fields: Fields, sparse: bool) -> HFModel:
     if fields.size("word_embed_proj_dim", n_embd) != n_embd:
         bound = f"an embedding of another size than hidden_size {n_embd} is not supported"
         raise fields.wrong("word_embed_proj_dim", bound, "use another model")
-    n_head, n_head_kv, head_dim = head_sizes(fields, n_embd, ("num_attention_heads",), ("num_attention_heads",))
+    n_head, n_head_kv, head_dim = head_sizes(
+        fields, n_embd, ("num_attention_heads",), ("num_attention_heads",)
+    )
     n_ctx_train = context_length(fields)
     rows = f"PowerInfer itself needs {N_CTX_POWERINFER} positions, not {n_ctx_train}; hotcold does not"
     return HFModel(

@@ -28,7 +28,13 @@ QUANTISED_NAMES = {
     ".W_q": "HQQ",
     ".codebooks": "AQLM",
 }
-QUANTISED_TYPES = {"F8_E4M3": "FP8", "F8_E5M2": "FP8", "F8_E8M0": "MXFP4", "I8": "8-bit", "U8": "4-bit or 8-bit"}
+QUANTISED_TYPES = {
+    "F8_E4M3": "FP8",
+    "F8_E5M2": "FP8",
+    "F8_E8M0": "MXFP4",
+    "I8": "8-bit",
+    "U8": "4-bit or 8-bit",
+}
 
 
 def refuse_other_kinds(model_dir: Path, weights: Iterable[Path]) -> None:
@@ -53,12 +59,18 @@ def refuse_other_kinds(model_dir: Path, weights: Iterable[Path]) -> None:
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
         bound = "they need no config.json"
         raise FileError(
-            f"{model_dir}", f"GGUF files: {found[0]}{more}", bound, f"run or convert {model_dir / found[0]} itself"
+            f"{model_dir}",
+            f"GGUF files: {found[0]}{more}",
+            bound,
+            f"run or convert {model_dir / found[0]} itself",
         )
     if (model_dir / MISTRALS).is_file():
         bound = "its tensors have Mistral's own names"
         raise FileError(
-            f"{model_dir}", f"only {MISTRALS}", bound, "fetch model.safetensors or its parts from the model's page"
+            f"{model_dir}",
+            f"only {MISTRALS}",
+            bound,
+            "fetch model.safetensors or its parts from the model's page",
         )
 
 

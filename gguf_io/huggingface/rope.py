@@ -112,7 +112,8 @@ def _longrope(settings: Fields, base: float, head_dim: int, n_ctx_train: int) ->
     stretch = settings.positive("factor", n_ctx_train / n_ctx_orig)
     usual = math.sqrt(1 + math.log(stretch) / math.log(n_ctx_orig)) if stretch > 1 and n_ctx_orig > 1 else 1.0
     factors = {
-        f"rope_factors_{name}": settings.positives(f"{name}_factor", head_dim // 2) for name in ("long", "short")
+        f"rope_factors_{name}": settings.positives(f"{name}_factor", head_dim // 2)
+        for name in ("long", "short")
     }
     magnitude = settings.positive("attention_factor", usual)
     return Rope(base, "longrope", 1.0, n_ctx_orig, magnitude, factors=factors)

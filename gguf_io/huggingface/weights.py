@@ -49,7 +49,9 @@ def weight_files(model_dir: Path) -> tuple[Path, ...]:
 def _parts(model_dir: Path) -> tuple[Path, ...]:
     """All parts of what is there in parts without an index, present or not; safetensors first."""
     found = (PARTS.fullmatch(path.name) for path in sorted(model_dir.iterdir()) if model_dir.is_dir())
-    parts = sorted((match.group(4) == "bin", match.group(1), match.group(3), match.group(4)) for match in found if match)
+    parts = sorted(
+        (match.group(4) == "bin", match.group(1), match.group(3), match.group(4)) for match in found if match
+    )
     if not parts:
         return ()
     _, stem, n_parts, ending = parts[0]

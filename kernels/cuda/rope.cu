@@ -8,7 +8,7 @@ __device__ inline void put(__half* to, float v) { *to = __float2half(v); }
 // One piece of a head of n numbers, `half` of which have a partner: a pair that is turned, or one of the
 // numbers after the pairs, as it is. x and y may be the same.
 template <class T>
-__device__ inline void turn(const float* x, T* y, const float2* cos_sin, int i, int half, int interleaved) {
+__device__ inline void rotate(const float* x, T* y, const float2* cos_sin, int i, int half, int interleaved) {
     if (i >= half) return put(y + half + i, x[half + i]);
     int first = interleaved ? 2 * i : i, second = interleaved ? first + 1 : first + half;
     float a = x[first], b = x[second];
@@ -17,7 +17,7 @@ __device__ inline void turn(const float* x, T* y, const float2* cos_sin, int i, 
 }
 
 // q[n_tokens][n_head][head_dim] -> q_out likewise, which may be q; k and v[n_tokens][n_head_kv][head_dim]
-// -> keys and values[n_head_kv][n_ctx][head_dim]. The first 2 * half numbers of a head of q and k turn.
+// -> keys and values[n_head_kv][n_ctx][head_dim]. The first 2 * half numbers of a head of q and k rotate.
 // cos_sin[position][half] holds cosine and sine of each pair's angle; positions[n_tokens].
 // One thread a piece of q, k or v.
 template <class T>
@@ -34,11 +34,11 @@ __device__ inline void rope_kv_store(const float* q, const float* k, const float
     cos_sin += position * half;
     if (head < n_head) {
         size_t at = (token * n_head + head) * head_dim;
-        turn(q + at, q_out + at, cos_sin, i % pieces, half, interleaved);
+        rotate(q + at, q_out + at, cos_sin, i % pieces, half, interleaved);
     } else if (head < n_head + n_head_kv) {
         head -= n_head;
         size_t at = (token * n_head_kv + head) * head_dim, to = (head * (size_t)n_ctx + position) * head_dim;
-        turn(k + at, keys + to, cos_sin, i % pieces, half, interleaved);
+        rotate(k + at, keys + to, cos_sin, i % pieces, half, interleaved);
     } else {
         i -= (n_head + n_head_kv) * pieces;
         size_t to = (i / head_dim * (size_t)n_ctx + position) * head_dim;
@@ -76,7 +76,7 @@ KERNEL rope_kv_store_q8_0(const float* q, const float* __restrict__ k, const flo
     turns += position * half;
     if (i < of_q) {
         size_t at = (token * n_head + i / pieces) * head_dim;
-        if (i / pieces < n_head) turn(q + at, q_out + at, turns, i % pieces, half, interleaved);
+        if (i / pieces < n_head) rotate(q + at, q_out + at, turns, i % pieces, half, interleaved);
         return;
     }
     bool is_key = i - of_q < of_k;

@@ -7,7 +7,7 @@ from hotcold.kernels.formats import kv_row_bytes
 def rope_kv_store(
     kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_rot: int
 ) -> Work:
-    """One thread a pair, or a number that does not turn; for q8_0 one a number of k and v.
+    """One thread a pair, or a number that does not rotate; for q8_0 one a number of k and v.
 
     Reads 4 head_dim bytes a head of q, k and v; 4 n_rot of the table and 4 of the position a token (so if
     no two tokens stand at one position). Writes 4 head_dim a head of q_out, and the same numbers of k and v

@@ -55,7 +55,7 @@ class Allocation:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class Memory:
     """A typed, contiguous part of an allocation, `offset` bytes from its beginning."""
 
     allocation: Allocation
@@ -97,7 +97,7 @@ class Part:
         return part
 
 
-class Buffer(Part):
+class Buffer(Memory):
     """Device memory. `array` is a `cupy.ndarray`, or a NumPy array on the emulated device."""
 
     def free(self) -> None:
@@ -105,7 +105,7 @@ class Buffer(Part):
         self.allocation.device.free(self.allocation)
 
 
-class Pinned(Part):
+class Pinned(Memory):
     """Page-locked host memory: what a copy starts from or ends in. `array` is a NumPy array."""
 
     def free(self) -> None:

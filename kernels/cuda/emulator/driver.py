@@ -19,7 +19,7 @@ from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.emulator.build import BUILDS, build
 from hotcold.kernels.cuda.emulator.memory import POISON, Memory
-from hotcold.kernels.cuda.emulator.streams import Event, Stream, Streams
+from hotcold.kernels.cuda.emulator.streams import Event, Streams, WorkQueue
 
 MESSAGE_BYTES = 1000
 MEMORY_BYTES = 8 << 30
@@ -95,7 +95,7 @@ class EmulatedDriver:
 
     # Streams and events
 
-    def new_stream(self) -> Stream:
+    def new_stream(self) -> WorkQueue:
         """A stream that is ordered with no other."""
         return self.streams.new()
 
@@ -103,11 +103,11 @@ class EmulatedDriver:
         """An event that nobody recorded yet."""
         return Event()
 
-    def record(self, event: Event, stream: Stream) -> None:
+    def record(self, event: Event, stream: WorkQueue) -> None:
         """Mark the end of a stream."""
         event.record(stream)
 
-    def stream_wait(self, stream: Stream, event: Event) -> None:
+    def stream_wait(self, stream: WorkQueue, event: Event) -> None:
         """Later work of the stream comes after the event."""
         stream.wait(event)
 
@@ -116,7 +116,7 @@ class EmulatedDriver:
         self._check_alive()
         event.synchronize()
 
-    def wait_stream(self, stream: Stream) -> None:
+    def wait_stream(self, stream: WorkQueue) -> None:
         """The host waits for all work of a stream."""
         self._check_alive()
         stream.run_to(stream.n_added)
@@ -128,11 +128,11 @@ class EmulatedDriver:
 
     # Work
 
-    def upload(self, address: int, host: int, n_bytes: int, stream: Stream) -> None:
+    def upload(self, address: int, host: int, n_bytes: int, stream: WorkQueue) -> None:
         """Copy later, when the host may already have changed its side."""
         self._enqueue(stream, lambda: self._copy(address, host, n_bytes, host, address))
 
-    def download(self, host: int, address: int, n_bytes: int, stream: Stream) -> None:
+    def download(self, host: int, address: int, n_bytes: int, stream: WorkQueue) -> None:
         """Copy later; until then the host reads poison."""
         ctypes.memset(host, POISON, n_bytes)
         self._enqueue(stream, lambda: self._copy(host, address, n_bytes, host, address))
@@ -142,7 +142,7 @@ class EmulatedDriver:
             self._lose(f"a copy of {n_bytes} bytes runs after its memory was freed")
         ctypes.memmove(to, source, n_bytes)
 
-    def prepare(self, launch: Launch) -> Callable[[Stream], None]:
+    def prepare(self, launch: Launch) -> Callable[[WorkQueue], None]:
         """A launch with its arguments laid out, to be enqueued any number of times."""
         values = [_c_value(argument) for argument in launch.arguments]
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
@@ -184,7 +184,7 @@ class EmulatedDriver:
 
     # Faults
 
-    def _enqueue(self, stream: Stream, work: Callable[[], None]) -> None:
+    def _enqueue(self, stream: WorkQueue, work: Callable[[], None]) -> None:
         self._check_alive()
         stream.enqueue(work)
 

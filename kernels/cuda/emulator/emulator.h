@@ -44,8 +44,8 @@ inline bool operator!=(Where a, Where b) {
 }
 inline const char* text(Where w) {                // two of them may stand in one message
     static char out[2][128];
-    static int turn;
-    char* place = out[turn ^= 1];
+    static int which;
+    char* place = out[which ^= 1];
     snprintf(place, sizeof out[0], "%s:%d", w.file, w.line);
     return place;
 }

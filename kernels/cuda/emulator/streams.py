@@ -24,11 +24,11 @@ class Streams:
         if policy not in POLICIES:
             raise SettingError("policy of the emulated device", policy, f"one of {', '.join(POLICIES)}")
         self.policy, self.random = policy, random.Random(seed)
-        self.all: list[Stream] = []
+        self.all: list[WorkQueue] = []
 
-    def new(self) -> Stream:
+    def new(self) -> WorkQueue:
         """Another stream, ordered with no other."""
-        self.all.append(Stream(self, self.random.choice((0.0, 0.3, 1.0))))
+        self.all.append(WorkQueue(self, self.random.choice((0.0, 0.3, 1.0))))
         return self.all[-1]
 
     def run_some(self) -> None:
@@ -44,7 +44,7 @@ class Streams:
             stream.n_run = stream.n_added
 
 
-class Stream:
+class WorkQueue:
     """Work in order; `n_added` and `n_run` count it from the beginning."""
 
     def __init__(self, streams: Streams, eagerness: float) -> None:
@@ -78,10 +78,10 @@ class Event:
     """A place in a stream; one that was never recorded is passed at once, as in CUDA."""
 
     def __init__(self) -> None:
-        self.stream: Stream | None = None
+        self.stream: WorkQueue | None = None
         self.count = 0
 
-    def record(self, stream: Stream) -> None:
+    def record(self, stream: WorkQueue) -> None:
         """Mark the stream's end as it is now."""
         self.stream, self.count = stream, stream.n_added
 
