@@ -47,6 +47,7 @@ class OffloadDumpCommand:
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
+    full: Annotated[bool, typer.Option("--full", help="List every weight and intermediate.")] = False
     as_json: Json = False
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the page.")] = False
@@ -125,7 +126,8 @@ def show_plan(
     if options.as_json:
         print(json.dumps(report))
     elif options.html is None:
-        show_text(report)
+        is_selected = options.tensors is not None or options.layer is not None
+        show_text(report, full=options.full or is_selected)
 
 
 def refuse_both(outputs: dict[str, bool]) -> None:
@@ -161,11 +163,12 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
     console.print(run_table(rows))
 
 
-def show_text(report: "Report") -> None:
-    """The tables on stdout."""
+def show_text(report: "Report", full: bool) -> None:
+    """The tables on stdout: every row, or the plan at a glance."""
+    from hotcold.engine.dump.glance import show_glance
     from hotcold.engine.dump.text import show
 
-    show(report, _console())
+    (show if full else show_glance)(report, _console())
 
 
 def _console() -> "Console":

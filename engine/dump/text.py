@@ -8,10 +8,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hotcold.engine.dump.alike import Band
 from hotcold.engine.dump.report import GRAPHS, Report
 from hotcold.engine.plan.budget import mib
 
 BAR = 12
+WEIGHTS_HEAD = f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
+INTERMEDIATES_HEAD = f"{'step':>4} {'at':<3} {'name':<18} {'op':<16} {'shape':<15}{'bytes':>10} {'offset':>9}"
 EIGHTHS = " ▏▎▍▌▋▊▉█"
 TOTALS = {
     "weights": "dense weights",
@@ -50,8 +53,30 @@ def short_form(report: Report) -> list[str]:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the whole dump."""
-    model, settings = report["model"], report["settings"]
+    """Print every row of a report."""
+    show_summary(report, console)
+    if report["weights"]:
+        heading(console, "Weights")
+        lines(console, weight_lines(report, console.width))
+    if report["layers"]:
+        heading(console, "FFN split")
+        console.print(Text(f"activation counts: {report['frequencies_from']}"))
+        console.print(split_table([Band((row,)) for row in report["layers"]]))
+    for name in GRAPHS:
+        if report["intermediates"][name]:
+            n = 1 if name == "decode" else report["settings"]["n_batch"]
+            heading(
+                console,
+                f"Intermediates, {'one decoded token' if name == 'decode' else f'a batch of {n} tokens'}",
+            )
+            lines(console, intermediate_lines(report["intermediates"][name], console.width))
+            paragraphs(console, arena_lines(report["arenas"][name]))
+    show_totals(report, console)
+
+
+def show_summary(report: Report, console: Console) -> None:
+    """What is planned, and its result in a few lines."""
+    model = report["model"]
     console.print(
         Text(
             f"{model['name']}: {model['architecture']}, {model['n_layer']} layers, "
@@ -59,26 +84,14 @@ def show(report: Report, console: Console) -> None:
             "bold",
         )
     )
-    console.print(Text(", ".join(f"{key} {value}" for key, value in settings.items())))
+    console.print(Text(", ".join(f"{key} {value}" for key, value in report["settings"].items())))
     paragraphs(console, short_form(report))
     for note in report["notes"]:
         console.print(Text(f"note: {note}", "yellow"))
-    if report["weights"]:
-        heading(console, "Weights")
-        lines(console, weight_lines(report, console.width))
-    if report["layers"]:
-        heading(console, "FFN split")
-        console.print(Text(f"activation counts: {report['frequencies_from']}"))
-        console.print(layer_table(report))
-    for name in GRAPHS:
-        if report["intermediates"][name]:
-            n = 1 if name == "decode" else settings["n_batch"]
-            heading(
-                console,
-                f"Intermediates, {'one decoded token' if name == 'decode' else f'a batch of {n} tokens'}",
-            )
-            lines(console, intermediate_lines(report["intermediates"][name], console.width))
-            paragraphs(console, arena_lines(report["arenas"][name]))
+
+
+def show_totals(report: Report, console: Console) -> None:
+    """What both sides hold, and what a token moves."""
     heading(console, "Totals")
     console.print(totals_table(report))
     paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
@@ -105,23 +118,29 @@ def paragraphs(console: Console, texts: Iterable[str]) -> None:
 
 def weight_lines(report: Report, width: int) -> Iterator[str]:
     """A line for each weight, and one that says why it is there."""
-    yield f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
-    yield from (line for row in report["weights"] for line in _weight(row, width))
-    caches = report["kv_cache"]
-    for row in caches:
-        yield f"{'KV cache of layer ' + str(row['layer']):<26}{'':<21}{row['bytes']:>13}  {row['device']}"
+    yield WEIGHTS_HEAD
+    for row in report["weights"]:
+        yield from weight_row(row)
+        placed = f"; {row['device_bytes']} bytes on the device" if row["device_bytes"] else ""
+        yield from _wrapped(f"ne {_list(row['ne'])}; {row['why']}{placed}", width)
+    for row in report["kv_cache"]:
+        yield cache_line(row)
         yield from _wrapped(row["why"], width)
 
 
-def _weight(row: Report, width: int) -> Iterator[str]:
+def weight_row(row: Report) -> Iterator[str]:
+    """One weight; a long name has a line of its own."""
     side = row["device"] if row["device"] != "split" else f"split {row['device_rows']}/{row['rows']}"
-    name, shape, ne = row["name"], _list(row["shape"]), _list(row["ne"])
+    name = row["name"]
     if len(name) > 25:
         yield name
         name = ""
-    yield f"{name:<26}{row['type']:<6}{shape:<15}{row['bytes']:>13}  {side}"
-    placed = f"; {row['device_bytes']} bytes on the device" if row["device_bytes"] else ""
-    yield from _wrapped(f"ne {ne}; {row['why']}{placed}", width)
+    yield f"{name:<26}{row['type']:<6}{_list(row['shape']):<15}{row['bytes']:>13}  {side}"
+
+
+def cache_line(row: Report) -> str:
+    """One layer's KV cache."""
+    return f"{'KV cache of layer ' + str(row['layer']):<26}{'':<21}{row['bytes']:>13}  {row['device']}"
 
 
 def _list(numbers: list[int]) -> str:
@@ -140,8 +159,8 @@ def _wrapped(text: str, width: int, indent: int = 4) -> list[str]:
     )
 
 
-def layer_table(report: Report) -> Table:
-    """Two lines a layer, in the words of PowerInfer."""
+def split_table(bands: Iterable[Band]) -> Table:
+    """Two lines a band of layers, in the words of PowerInfer."""
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("layer", justify="right")
     table.add_column("rows")
@@ -149,30 +168,48 @@ def layer_table(report: Report) -> Table:
     table.add_column("", style="red")
     table.add_column("covers", justify="right")
     table.add_column("MiB", justify="right")
-    for row in report["layers"]:
-        rows = f"gpu_idx {_list(row['gpu_idx'])}\ngpu_bucket {_list(row['gpu_bucket'])}"
-        share = f"{row['hot_share']:.1%}"
-        size = f"{row['bytes'] / (1 << 20):.1f}"
+    for band in bands:
+        layers, hot = band.layers, band.shares("hot_share")
+        bucket = ", ".join((_span(*map(str, band.n_hot)), "1", "1", "1"))
+        rows = f"gpu_idx {_list(band.rows[0]['gpu_idx'])}\ngpu_bucket [{bucket}]"
+        covers = _span(*(f"{share:.1%}" for share in band.shares("coverage")))
         table.add_row(
-            str(row["layer"]), Text(rows), share, bar(row["hot_share"]), f"{row['coverage']:.1%}", size
+            _span(str(layers[0]), str(layers[-1])),
+            Text(rows),
+            _span(*(f"{share:.1%}" for share in hot)),
+            bar(sum(hot) / 2),
+            covers,
+            f"{band.n_bytes / (1 << 20):.1f}",
         )
     return table
 
 
+def _span(first: str, last: str) -> str:
+    return first if first == last else f"{first}-{last}"
+
+
 def intermediate_lines(rows: list[Report], width: int) -> Iterator[str]:
     """Each step: what it makes and where, from what, by which rule, and who takes its bytes next."""
-    yield f"{'step':>4} {'at':<3} {'name':<18} {'op':<16} {'shape':<15}{'bytes':>10} {'offset':>9}"
+    yield INTERMEDIATES_HEAD
     for row in rows:
-        offset = "own array" if row["own_array"] else "-" if row["offset"] is None else str(row["offset"])
-        name, shape = row["name"], f"{_list(row['shape'])} {row['type']}"
-        yield (
-            f"{row['step']:>4} {row['device']:<3} {name:<18} {row['op']:<16} {shape:<15}"
-            f"{row['bytes']:>10} {offset:>9}"
-        ).rstrip()
+        yield intermediate_line(row)
         of = f"from {', '.join(row['operands'])}; {row['rule']}; used in steps {row['first_step']} to {row['last_step']}"
         after = f"; bytes then go to {', '.join(row['reused_by'])}" if row["reused_by"] else ""
         across = "; crosses the bus" if row["crosses_bus"] else ""
         yield from _wrapped(of + across + after, width, 9)
+
+
+def intermediate_line(row: Report) -> str:
+    """What a step makes, and where."""
+    offset = "own array" if row["own_array"] else "-" if row["offset"] is None else str(row["offset"])
+    left = f"{row['step']:>4} {row['device']:<3} {row['name']:<18} {row['op']}"
+    right = f"{_list(row['shape'])} {row['type']}"
+    right = (
+        f"{right:<15}{row['bytes']:>10} {offset:>9}"
+        if len(right) <= 15
+        else f"{right} {row['bytes']} {offset:>9}"
+    )
+    return left + right.rjust(max(80 - len(left), len(right) + 1))
 
 
 def arena_lines(arenas: Report) -> Iterator[str]:

@@ -35,6 +35,14 @@ def test_falcon_40b_is_split_in_seconds() -> None:
     result = run("--like", "falcon-40b:q4_0", "--vram-budget", "8GiB")
     assert result.returncode == 0
     assert time.perf_counter() - started < 10  # two on an idle machine
+    assert len(result.stdout.splitlines()) < 120
+    assert "Layer 0: 60 layers are alike, 0 to 59" in result.stdout
+    assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_full_lists_everything() -> None:
+    result = run("--like", "falcon-40b:q4_0", "--vram-budget", "8GiB", "--full")
+    assert result.returncode == 0
     buckets = [line.split("gpu_bucket [")[1] for line in result.stdout.splitlines() if "gpu_bucket [" in line]
     assert "gpu_idx [32768, 1, 1, 1]" in result.stdout
     assert len(buckets) == 60
