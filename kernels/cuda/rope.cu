@@ -47,11 +47,11 @@ __device__ inline void rope_kv_store(const float* q, const float* k, const float
 }
 
 // Number i of a head after its pairs are turned.
-__device__ inline float turned(const float* x, const float2* turns, int i, int half, int interleaved) {
+__device__ inline float turned(const float* x, const float2* cos_sin, int i, int half, int interleaved) {
     if (i >= 2 * half) return x[i];
     int pair = interleaved ? i / 2 : i % half;
     int first = interleaved ? 2 * pair : pair, second = interleaved ? first + 1 : first + half;
-    float a = x[first], b = x[second], c = turns[pair].x, s = turns[pair].y;
+    float a = x[first], b = x[second], c = cos_sin[pair].x, s = cos_sin[pair].y;
     return i == first ? fmaf(a, c, -(b * s)) : fmaf(a, s, b * c);
 }
 
@@ -65,7 +65,7 @@ __device__ inline void put_block(signed char* to, __half* scale, float v) {
 // The same into a cache of Q8_0: the bytes of all heads' rows, then the scales of their blocks. head_dim is a
 // multiple of 32. One thread a piece of q, in whole warps a token, then one a number of k, and of v.
 KERNEL rope_kv_store_q8_0(const float* q, const float* __restrict__ k, const float* __restrict__ v,
-                          const float2* __restrict__ turns, const int* __restrict__ positions, float* q_out,
+                          const float2* __restrict__ cos_sin, const int* __restrict__ positions, float* q_out,
                           signed char* __restrict__ keys, signed char* __restrict__ values, int n_tokens,
                           int n_head, int n_head_kv, int head_dim, int half, int interleaved, int n_ctx) {
     int pieces = head_dim - half, of_q = (n_head * pieces + WARP - 1) / WARP * WARP, of_k = n_head_kv * head_dim;
@@ -73,10 +73,10 @@ KERNEL rope_kv_store_q8_0(const float* q, const float* __restrict__ k, const flo
     size_t token = thread_of_row() / of_token;
     if ((int)token >= n_tokens) return;           // whole warps, and no barrier follows
     size_t position = (size_t)positions[token];
-    turns += position * half;
+    cos_sin += position * half;
     if (i < of_q) {
         size_t at = (token * n_head + i / pieces) * head_dim;
-        if (i / pieces < n_head) rotate(q + at, q_out + at, turns, i % pieces, half, interleaved);
+        if (i / pieces < n_head) rotate(q + at, q_out + at, cos_sin, i % pieces, half, interleaved);
         return;
     }
     bool is_key = i - of_q < of_k;
@@ -87,7 +87,7 @@ KERNEL rope_kv_store_q8_0(const float* q, const float* __restrict__ k, const flo
     __half* scales = (__half*)(to + (size_t)n_head_kv * n_ctx * head_dim);
     size_t row = (size_t)head * n_ctx + position, block = (size_t)(number / BLOCK);
     put_block(to + row * head_dim + block * BLOCK, scales + row * (head_dim / BLOCK) + block,
-              is_key ? turned(x, turns, number, half, interleaved) : x[number]);
+              is_key ? turned(x, cos_sin, number, half, interleaved) : x[number]);
 }
 KERNEL rope_kv_store_f16(const float* q, const float* __restrict__ k, const float* __restrict__ v,
                          const float2* __restrict__ cos_sin, const int* __restrict__ positions, float* q_out,
