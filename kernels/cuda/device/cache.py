@@ -23,8 +23,23 @@ def cache_directory() -> Path:
 
     A temporary folder, with a notice, if that cannot be written.
     """
-    wanted = [parent / "hotcold" for parent in user_caches()]
-    return next(filter(None, map(_writable, wanted)), None) or _temporary(*wanted[:1])
+    return _user_directory() or _temporary()
+
+
+def quiet_directory() -> Path:
+    """The same without a notice: where a folder has to be, though nothing may be kept in it.
+
+    Raises:
+        FileError: there can be no folder at all.
+    """
+    if (directory := _user_directory() or temporary_folder()) is None:
+        bound = "neither the user's nor a temporary one can be written"
+        raise FileError("cache folder", None, bound, "set XDG_CACHE_HOME or TMPDIR")
+    return directory
+
+
+def _user_directory() -> Path | None:
+    return next(filter(None, (_writable(parent / "hotcold") for parent in user_caches())), None)
 
 
 def _writable(directory: Path) -> Path | None:
@@ -37,16 +52,10 @@ def _writable(directory: Path) -> Path | None:
 
 
 @cache
-def _temporary(instead_of: Path | None = None) -> Path:
-    directory = temporary_folder()
-    if directory is None:
-        raise FileError(
-            "cache folder", instead_of, "neither it nor a temporary one can be written", "set TMPDIR"
-        )
+def _temporary() -> Path:
+    directory, places = quiet_directory(), ", ".join(str(parent / "hotcold") for parent in user_caches())
     said = (
-        "there is no home to keep compiled kernels in"
-        if instead_of is None
-        else f"cache directory {instead_of} cannot be written"
+        f"cache directory {places} cannot be written" if places else "there is no home for compiled kernels"
     )
     log.warning("%s; using %s for this run", said, directory)
     return directory

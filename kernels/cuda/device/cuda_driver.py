@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
-from hotcold.kernels.cuda.device.cache import cache_directory
+from hotcold.kernels.cuda.device.cache import quiet_directory
 from hotcold.kernels.cuda.device.driver import Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_cubin
 from hotcold.kernels.cuda.device.signatures import read_signatures
@@ -33,7 +33,7 @@ def load_cupy() -> Any:
     """
     try:
         if "CUPY_CACHE_DIR" not in os.environ:
-            os.environ["CUPY_CACHE_DIR"] = str(cache_directory() / "cupy")
+            os.environ["CUPY_CACHE_DIR"] = str(quiet_directory() / "cupy")
         return importlib.import_module("cupy")
     except (ImportError, OSError, FileError) as error:
         raise DeviceError("CuPy", "not importable", str(error), INSTALL) from error
