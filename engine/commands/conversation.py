@@ -47,7 +47,7 @@ def converse(chat: "Chat", say: Callable[[str], None], verbose: bool) -> int:
                 continue
             error = answer(chat, question) if isinstance(question, str) else question
             code = code or said(error)
-            for line in statistics(chat) if verbose and error is None else ():
+            for line in told(chat, verbose) if error is None else ():
                 say(line)
             if interrupts.heard and not at_terminal:
                 break
@@ -64,9 +64,12 @@ def said(error: HotcoldError | None) -> int:
     return error.exit_code
 
 
-def statistics(chat: "Chat") -> tuple[str, ...]:
-    """Of the last answer, a line each."""
-    return () if chat.last is None else chat.last.statistics.lines()
+def told(chat: "Chat", verbose: bool) -> tuple[str, ...]:
+    """What the last answer has shown of the model; with -v its statistics too, a line each."""
+    if chat.last is None:
+        return ()
+    findings = tuple(f"warning: {finding}" for finding in chat.last.findings)
+    return (*findings, *chat.last.lines, *chat.last.statistics.lines()) if verbose else findings
 
 
 def run_command(chat: "Chat", text: str, say: Callable[[str], None]) -> bool:

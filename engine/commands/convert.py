@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotcold.engine.commands.options import Quiet, Version
+from hotcold.engine.commands.options import FFNActivation, Quiet, Version
 from hotcold.engine.commands.reports import note, unwound
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.errors import SettingError
@@ -36,6 +36,7 @@ class ConvertCommand:
         str | None,
         typer.Option(metavar="SIZE", help="Write parts of at most this size: 2 (GiB), 2GiB, 500MB."),
     ] = None
+    ffn_activation: FFNActivation = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
     quiet: Quiet = False
     version: Version = False
@@ -52,6 +53,7 @@ class ConvertCommand:
                     self.outfile,
                     self.outtype,
                     force_pretokenizer=self.force_pretokenizer,
+                    ffn_activation=self.ffn_activation,
                     force=self.force,
                     progress=progress,
                     max_bytes=part_bytes(self.split_max_size),

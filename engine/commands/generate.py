@@ -76,7 +76,8 @@ class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
                 describe(engine, generation, self.verbose)
             shown = text.decode(errors="replace") if self.echo else ""
             interrupted = stream(engine, generation, shown, self.as_json)
-            for line in () if self.quiet else generation.statistics.lines():
+            ends = (*found(generation, self.verbose), *generation.statistics.lines())
+            for line in () if self.quiet else ends:
                 note(line)
         if interrupted:
             raise typer.Exit(INTERRUPTED)
@@ -95,6 +96,12 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
 
         for line in short_lines(engine):
             note(line)
+
+
+def found(generation: "Generation", verbose: bool) -> list[str]:
+    """What the prompt has shown of the model: warnings, and more with -v."""
+    lines = generation.lines if verbose else ()
+    return [*lines, *(f"warning: {finding}" for finding in generation.findings)]
 
 
 def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool) -> bool:

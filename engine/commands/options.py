@@ -35,6 +35,14 @@ Sparsity = Annotated[
 DeviceName = Annotated[
     str, typer.Option("--device", metavar="{auto,cuda[:N],emulated,cpu}", help="What hot rows run on.")
 ]
+FFNActivation = Annotated[
+    str | None,
+    typer.Option(
+        "--ffn-activation",
+        metavar="{relu,silu,gelu}",
+        help="The FFN's function, where the file is wrong about it. [default: the file's]",
+    ),
+]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
@@ -86,6 +94,7 @@ class EngineOptions:
         str | None,
         typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
     ] = RunOptions.force_pretokenizer
+    ffn_activation: FFNActivation = RunOptions.ffn_activation
     device: DeviceName = RunOptions.device
     vram_budget: Annotated[
         str, typer.Option(metavar="SIZE", help="GPU memory to use: 8 (GiB), 6000MiB, 80%, auto, or 0.")

@@ -11,6 +11,7 @@ import typer
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import EngineOptions, Json, Quiet
 from hotcold.engine.commands.prompt_input import read_file
+from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class PerplexityCommand(EngineOptions, TextOption):
         with open_engine(self, self.quiet) as engine:
             warn(engine, self.quiet)
             result = measured(engine, text, shown=not self.quiet and sys.stderr.isatty())
+            for finding in engine.first_prompt.warnings if engine.first_prompt and not self.quiet else ():
+                note(f"warning: {finding}")
             if self.as_json:
                 typer.echo(json.dumps(result.numbers()))
             else:

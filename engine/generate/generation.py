@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.generate.first_prompt import FirstPrompt
 from hotcold.engine.generate.logprobs import TokenLogprobs, token_logprobs
+from hotcold.engine.generate.not_finite import check_finite
 from hotcold.engine.generate.sampling import Sampler
 from hotcold.engine.generate.settings import GenerationSettings
 from hotcold.engine.generate.statistics import Statistics
@@ -18,7 +20,7 @@ from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.engine.text.stop_strings import StopStrings, checked_stops
 from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer
-from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
+from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Engine:
         sparsity: "off", "exact" or "predictor". sparsity_reason: why, in words.
         warnings: what a user should know of the file and the settings, one line each.
         load_seconds: what loading took.
+        first_prompt: what it has said of the model; None before it.
     """
 
     def __init__(
@@ -60,6 +63,7 @@ class Engine:
         self.warnings, self.load_seconds = warnings, load_seconds
         self.device_meter = DeviceMeter(executor)
         self.turn = 0  # calls that wrote the KV cache
+        self.first_prompt: FirstPrompt | None = None
 
     @property
     def executor(self) -> Executor:
@@ -253,10 +257,13 @@ class Generation(Iterator[str]):
         statistics: counts and times so far.
         sampling: the settings in use, with the seed.
         warnings: what a user should know of the prompt, one line each.
+        findings: likewise of the model, known once the engine's first prompt has passed; lines: more about it.
         logprobs: of each chosen token, if they were asked for.
     """
 
     warnings: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
+    lines: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -328,12 +335,20 @@ class Generation(Iterator[str]):
         started, n_batch = time.perf_counter(), self._engine.n_batch
         ids = np.array(self.prompt_ids, np.int32)
         self._n_cached = self.statistics.n_reused
+        first = None
+        if self._engine.first_prompt is None:
+            engine, n_new = self._engine, ids.size - self._n_cached
+            first = engine.first_prompt = FirstPrompt(engine.executor, engine.file, n_new)
+        run = self._engine.executor.run if first is None else first.run
         while self._n_cached < ids.size and not self._stopped:
             batch = ids[self._n_cached : self._n_cached + n_batch]
             last = self._n_cached + batch.size == ids.size
-            self._engine.executor.run(batch, self._n_cached, self._logits if last else None)
+            run(batch, self._n_cached, self._logits if last else None)
             self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
+        if first is not None:
+            first.end(self.statistics.prompt_seconds)
+            self.findings, self.lines = tuple(first.warnings), tuple(first.lines)
 
     def _next_piece(self) -> str:
         """Choose a token and return what text can be shown after it, maybe none."""
@@ -376,14 +391,7 @@ class Generation(Iterator[str]):
 
     def _choose(self) -> int:
         logits = self._vocabulary_logits()
-        if not np.isfinite(logits).all():
-            what = "NaN" if np.isnan(logits).any() else "infinity"
-            raise FileError(
-                self._engine.file.path.name,
-                f"the model computes {what}",
-                "finite logits",
-                "the file may be damaged",
-            )
+        check_finite(logits, self._engine.executor, self._engine.file)
         allowed = logits
         if self._banned:
             allowed = logits.copy()

@@ -11,6 +11,7 @@ from hotcold.engine.generate.run_options import RunOptions
 from hotcold.engine.host.machine import thread_count
 from hotcold.engine.host.resident import make_resident, read_into_memory
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
+from hotcold.engine.model.ffn_activation import hint_by_name, with_activation
 from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
@@ -43,6 +44,7 @@ def load(
     vram_budget: float | str = DEFAULTS.vram_budget,
     kv_type: str = DEFAULTS.kv_type,
     force_pretokenizer: str | None = DEFAULTS.force_pretokenizer,
+    ffn_activation: str | None = DEFAULTS.ffn_activation,
     strict: bool = DEFAULTS.strict,
     mlock: bool = DEFAULTS.mlock,
     no_mmap: bool = DEFAULTS.no_mmap,
@@ -53,7 +55,7 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, strict, mlock, no_mmap: see `RunOptions`.
+            force_pretokenizer, ffn_activation, strict, mlock, no_mmap: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -72,6 +74,7 @@ def load(
         vram_budget,
         kv_type,
         force_pretokenizer,
+        ffn_activation,
         strict,
         mlock,
         no_mmap,
@@ -101,7 +104,7 @@ def load_with(
     n_threads = thread_count(options.threads)
     file = open_gguf(model_path(path))
     try:
-        model = load_model(file)
+        model = with_activation(load_model(file), file, options.ffn_activation)
         check_kv_type(options.kv_type, model)
         threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
         model = replace(model, sparse_threshold=threshold)
@@ -127,6 +130,7 @@ def load_with(
         sparsity_reason=reason,
         warnings=(
             *model.warnings,
+            *(hint_by_name(model, file) if options.ffn_activation is None else ()),
             *tokenizer.warnings,
             *([context.warning] if context.warning else []),
             *loaded.warnings,

@@ -26,15 +26,21 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...]
 
 
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The natural logarithm of each token's probability, in float64."""
+    values = logits.astype(np.float64)
+    highest = values.max()
+    values -= highest + np.log(np.exp(values - highest).sum())
+    return values
+
+
 def token_logprobs(logits: NDArray[np.float32], token: int, n: int) -> TokenLogprobs:
     """How likely `token` was, and the `n` likeliest: log softmax of the logits, in float64.
 
     Args:
         logits: float32 [n_vocab], all finite.
     """
-    values = logits.astype(np.float64)
-    highest = values.max()
-    values -= highest + np.log(np.exp(values - highest).sum())
+    values = log_softmax(logits)
     top = tuple((int(i), float(values[i])) for i in most_likely(values, n))
     return TokenLogprobs(token, float(values[token]), top)
 

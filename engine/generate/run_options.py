@@ -21,6 +21,7 @@ class RunOptions:
         kv_type: "f16", "f32" or "q8_0", numbers of the KV cache.
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
             name of `pretokenizers.PRETOKENIZERS`.
+        ffn_activation: "relu", "silu" or "gelu", what the FFN has whatever the file says; None: the file's.
         strict: refuse whatever would run elsewhere, or with less, than was asked for.
         mlock: keep what the CPU reads of the file in memory, where the system allows it.
         no_mmap: read the file whole into memory instead of mapping it.
@@ -35,6 +36,7 @@ class RunOptions:
     vram_budget: float | str = "auto"
     kv_type: str = "f16"
     force_pretokenizer: str | None = None
+    ffn_activation: str | None = None
     strict: bool = False
     mlock: bool = False
     no_mmap: bool = False

@@ -79,6 +79,10 @@ class HostSide:
             cold=self._cold,
         )
 
+    def overflow(self) -> int | None:
+        """The first layer whose cache could not hold a key or value; None if all could."""
+        return self._kv_cache.overflow()
+
     def program(self, records: list[Record]) -> Program:
         """Records that the team walks in one go."""
         return Program(records, self.run)

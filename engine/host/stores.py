@@ -61,6 +61,14 @@ class KVCache:
         }
 
 
+    def overflow(self) -> int | None:
+        """The first layer with a key or value that "f16" cannot hold and has become infinite; None without."""
+        if self.kv_type != "f16":
+            return None
+        halves = self.memory.view(np.float16).reshape(2, self.n_layer, -1)
+        return next((i for i in range(self.n_layer) if np.isinf(halves[:, i]).any()), None)
+
+
 def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:
     """An empty cache of n_ctx positions in "f16", "f32" or "q8_0"."""
     memory = program.aligned(model.n_layer * host_layer_kv_bytes(model, n_ctx, kv_type))

@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.generate.first_prompt import FirstPrompt
 from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generate.not_finite import check_finite
 from hotcold.engine.measure.activity import Activity, ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -23,6 +25,7 @@ DEFINITION = (
 )
 LOGITS_BYTES = 64 << 20  # of logits that are held at once
 
+Run = Callable[[NDArray[np.int32], int, NDArray[np.float32] | None], None]
 ChunkProgress = Callable[[int, int, float], None]
 
 
@@ -80,8 +83,13 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
         )
     start, meter = time.perf_counter(), ActivityMeter(engine)
     nlls: list[NDArray[np.float64]] = []
+    first = FirstPrompt(engine.executor, engine.file, 0)
     for i in range(n_chunks):
-        nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy()))
+        run = engine.executor.run if i else first.run
+        nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy(), run))
+        if engine.first_prompt is None:
+            first.end(time.perf_counter() - start)
+            engine.first_prompt = first
         if progress is not None:
             progress(i + 1, n_chunks, math.exp(np.concatenate(nlls).mean()))
     every = np.concatenate(nlls)
@@ -100,19 +108,20 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
     )
 
 
-def _chunk(engine: Engine, ids: NDArray[np.int32]) -> NDArray[np.float64]:
+def _chunk(engine: Engine, ids: NDArray[np.int32], run: Run) -> NDArray[np.float64]:
     """-ln p of the ids behind the first half of one chunk."""
     if engine.tokenizer.add_bos and engine.tokenizer.bos is not None:
         ids[0] = engine.tokenizer.bos
     half = len(ids) // 2
     for at in range(0, half, engine.n_batch):
-        engine.executor.run(ids[at : min(at + engine.n_batch, half)], at)
+        run(ids[at : min(at + engine.n_batch, half)], at, None)
     step = max(1, min(engine.n_batch, LOGITS_BYTES // (4 * engine.model.n_vocab)))
     logits = np.empty((step, engine.model.n_vocab), np.float32)
     nlls = []
     for at in range(half, len(ids), step):
         some = ids[at : at + step]
         engine.executor.run(some, at, logits[: len(some)])
+        check_finite(logits[: len(some)], engine.executor, engine.file)
         following = ids[at + 1 : at + 1 + len(some)]
         nlls.append(negative_log_likelihoods(logits[: len(following)], following))
     return np.concatenate(nlls)

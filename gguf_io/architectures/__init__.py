@@ -1,5 +1,6 @@
 """The architectures that run here: a table each."""
 
+from hotcold.errors import SettingError
 from hotcold.gguf_io.architectures.falcon import FALCON
 from hotcold.gguf_io.architectures.llama import BAMBOO, LLAMA, QWEN2
 from hotcold.gguf_io.architectures.opt import OPT
@@ -9,3 +10,16 @@ ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture for architecture in (LLAMA, BAMBOO, FALCON, OPT, QWEN2)
 }
 """By GGUF's general.architecture."""
+
+
+def check_activation(name: str, architecture: str, known: tuple[str, ...] = ()) -> None:
+    """Refuse a function that an FFN of the architecture cannot have; SettingError.
+
+    Args:
+        known: those that it can have; the architecture's, if none are given.
+    """
+    if architecture in ARCHITECTURES:
+        known = known or ARCHITECTURES[architecture].activations
+    if name not in known:
+        bound = f"an FFN of {architecture} can have: {', '.join(known) or 'what the file says'}"
+        raise SettingError("ffn_activation", name, bound, "choose one of them")

@@ -1,8 +1,10 @@
 """Converts a Hugging Face directory, with or without predictors, to one GGUF file."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.inputs import check_inputs, snapshot, source_files
 from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.convert.model_tensors import plan_tensors
@@ -27,6 +29,7 @@ def convert(
     outtype: str,
     *,
     force_pretokenizer: str | None = None,
+    ffn_activation: str | None = None,
     force: bool = False,
     progress: WriteProgress | None = None,
     max_bytes: int | None = None,
@@ -41,13 +44,16 @@ def convert(
 
     `force_pretokenizer` says how a BPE vocabulary cuts text into words, whatever the directory says.
 
+    `ffn_activation` is what the FFN has, whatever the source says; the file then says so.
+
     `max_bytes` splits the model into files whose tensors take no more, as `write_model` does.
 
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false;
-            predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer.
+            predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer; an activation that
+            the architecture has not.
         FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
             different models; writing failed.
         DoesNotFitError: the disk is full.
@@ -63,12 +69,28 @@ def convert(
                 "force_pretokenizer", force_pretokenizer, bound, "give it to the other commands"
             )
         source = gguf_in(model) if model.is_dir() else model
-        return requantise(source, outfile, outtype, force=force, progress=progress, max_bytes=max_bytes)
+        return requantise(
+            source,
+            outfile,
+            outtype,
+            ffn_activation=ffn_activation,
+            force=force,
+            progress=progress,
+            max_bytes=max_bytes,
+        )
     if force_pretokenizer is not None:
         check_pretokenizer(force_pretokenizer)
     model = snapshot(model)
     return _convert_directory(
-        model, predictors, outfile, outtype, force_pretokenizer, force, progress, max_bytes
+        model,
+        predictors,
+        outfile,
+        outtype,
+        force_pretokenizer=force_pretokenizer,
+        ffn_activation=ffn_activation,
+        force=force,
+        progress=progress,
+        max_bytes=max_bytes,
     )
 
 
@@ -77,13 +99,18 @@ def _convert_directory(
     predictors: Path | None,
     outfile: Path,
     outtype: str,
+    *,
     force_pretokenizer: str | None,
+    ffn_activation: str | None,
     force: bool,
     progress: WriteProgress | None,
     max_bytes: int | None,
 ) -> ConvertSummary:
     wanted, file_type = outtype_of(outtype)
     model = check_inputs(model_dir, predictors)
+    if ffn_activation is not None:
+        check_activation(ffn_activation, model.architecture.name)
+        model = replace(model, ffn_activation=ffn_activation)
     check_output(outfile, source_files(model_dir, predictors, model), force)
     sparse_inputs = _open_predictors(model_dir, predictors, model)
     warnings = list(model.warnings)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks
+from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
@@ -34,6 +35,7 @@ from hotcold.gguf_io.writer import (
     MetadataValue,
     OutputTensor,
     WriteProgress,
+    string,
     uint32,
 )
 from hotcold.whole_file import check_output
@@ -50,17 +52,19 @@ def requantise(
     outfile: Path,
     outtype: str,
     *,
+    ffn_activation: str | None = None,
     force: bool = False,
     progress: WriteProgress | None = None,
     max_bytes: int | None = None,
 ) -> ConvertSummary:
-    """Writes the model file `source` to `outfile` with its matrices in `outtype`.
+    """Writes the model file `source` to `outfile` with its matrices in `outtype`, and its activation if given.
 
     Of a model that is split, `source` is any part; all parts are read.
     Each tensor's rows are read, rounded and written slab by slab. The file appears whole or not at all.
 
     Raises:
-        SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false.
+        SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false; an activation
+            that the architecture has not.
         FileError: `source` is damaged or no model, has a matrix of a type that cannot be read, or changes
             while it is read; writing failed.
         DoesNotFitError: the disk is full.
@@ -84,6 +88,9 @@ def requantise(
         metadata = {key: _value(file, key) for key in kept}
         metadata["general.file_type"] = uint32(int(file_type))
         metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
+        if ffn_activation is not None:
+            check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
+            metadata[FFN_ACTIVATION] = string(ffn_activation)
         written = write_model(
             outfile,
             architecture,
@@ -94,7 +101,8 @@ def requantise(
             progress=progress,
             max_bytes=max_bytes,
         )
-        sparse = file.is_powerinfer or file.metadata.get(FFN_ACTIVATION) == "relu"
+        said = ffn_activation or file.metadata.get(FFN_ACTIVATION)
+        sparse = file.is_powerinfer or (said == "relu" and "blk.0.ffn_down_t.weight" in file.tensors)
     return summary_of(outfile, architecture, outtype, tensors, written, warnings, sparse)
 
 

@@ -30,7 +30,8 @@ class ScriptedExecutor:
 
     def __init__(self, script: Sequence[int], n_ctx: int, n_batch: int) -> None:
         self.script, self.n_ctx, self.n_batch, self.n_threads = list(script), n_ctx, n_batch, 1
-        self.device = self.plan = None
+        self.device, self.plan = None, SimpleNamespace(kv_type="f32", sparsity="off")
+        self.host = SimpleNamespace(overflow=lambda: None)
         self.runs: list[tuple[list[int], int, int]] = []
 
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:

@@ -1,0 +1,148 @@
+"""What the first prompt says of a model: predictors of other weights, a function that its file does not say."""
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from hotcold import load
+from hotcold.engine.generate.first_prompt import FirstPrompt
+from hotcold.engine.generate.generation import Engine
+from hotcold.engine.host.steps import take_all
+from hotcold.engine.measure.perplexity import measure
+from hotcold.engine.run import recall
+from hotcold.gguf_io.convert.conversion import convert
+
+TinyModel = Callable[[str, bool], Path]
+TINY = Path(__file__).parents[3] / "models" / "tiny-relu-llama"
+TEXT = "Elizabeth was so much caught by what passed, as to leave her very little attention for her book"
+
+
+def of_other_layers(source: Path, target: Path) -> None:
+    """The same predictors, each for the next layer."""
+    content = source.read_bytes()
+    size = struct.unpack_from("<Q", content)[0]
+    header = json.loads(content[8 : 8 + size])
+    moved = {}
+    for name, entry in header.items():
+        head, _, rest = name.partition("layers.")
+        layer, dot, rest = rest.partition(".")
+        moved[f"{head}layers.{(int(layer) + 1) % 6}{dot}{rest}" if layer.isdigit() else name] = entry
+    text = json.dumps(moved).encode()
+    target.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+
+
+def of_other_rows(source: Path, target: Path) -> None:
+    """The same header over numbers that lie the other way round."""
+    content = source.read_bytes()
+    size = struct.unpack_from("<Q", content)[0]
+    numbers = np.frombuffer(content[8 + size :], "<u2")[::-1]
+    target.write_bytes(content[: 8 + size] + numbers.tobytes())
+
+
+@pytest.fixture(scope="module", params=[of_other_layers, of_other_rows])
+def foreign(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("foreign")
+    request.param(TINY / "predictors.safetensors", folder / "predictors.safetensors")
+    convert(TINY, folder / "predictors.safetensors", folder / "model.gguf", "f16")
+    return folder / "model.gguf"
+
+
+@pytest.fixture
+def engine(tiny_model: TinyModel) -> Iterator[Engine]:
+    with load(tiny_model("f16", True), n_ctx=128, threads=1) as loaded:
+        yield loaded
+
+
+def test_predictors_of_its_own_are_good(engine: Engine) -> None:
+    generation = engine.generate(TEXT, 2, temp=0.0)
+    assert generation.findings == ()
+    list(generation)
+    assert generation.findings == ()
+    (line,) = generation.lines
+    assert line.startswith("predictors list 9") and "neurons that fire" in line
+
+
+@pytest.mark.parametrize("prompt", ["Mr. Darcy looked", TEXT])
+def test_predictors_of_other_weights_are_said(foreign: Path, prompt: str) -> None:
+    with load(foreign, n_ctx=128, threads=1) as engine:
+        first = engine.generate(prompt, 1, temp=0.0)
+        list(first)
+        second = engine.generate(prompt, 1, temp=0.0)
+        list(second)
+    (warning,) = first.findings
+    assert "the predictors list only " in warning and "--sparsity exact" in warning
+    assert second.findings == ()
+
+
+def test_a_perplexity_looks_at_them_too(foreign: Path, engine: Engine) -> None:
+    text = (TEXT * 8).encode()
+    with load(foreign, n_ctx=64, threads=1) as other:
+        measure(other, text)
+        assert other.first_prompt is not None
+        assert "the predictors list only" in other.first_prompt.warnings[0]
+    measure(engine, text)
+    assert engine.first_prompt is not None and engine.first_prompt.warnings == []
+
+
+@pytest.mark.parametrize("sparsity", ["exact", "off"])
+def test_other_modes_have_nothing_to_say(foreign: Path, sparsity: str) -> None:
+    with load(foreign, n_ctx=128, threads=1, sparsity=sparsity) as engine:
+        generation = engine.generate(TEXT, 1, temp=0.0)
+        list(generation)
+    assert (generation.findings, generation.lines) == ((), ())
+
+
+def test_the_recall_is_that_of_all_neurons(engine: Engine) -> None:
+    """Against the model's own numbers: every neuron of every watched layer, by the same run."""
+    ids = np.array(engine.tokenizer.encode(TEXT), np.int32)
+    engine.executor.taking = watching = recall.watch(engine.executor)
+    engine.executor.run(ids, 0)
+    engine.executor.taking = take_all
+    found = recall.measure(watching, engine.file, ids.size, 1e9)
+    assert found is not None and found.layers == (3, 5, 0)
+    before = recall.N_NEURONS
+    recall.N_NEURONS = 100_000  # all of them, most of them more than once
+    try:
+        whole = recall.measure(watching, engine.file, ids.size, 1e9)
+    finally:
+        recall.N_NEURONS = before
+    assert whole is not None
+    assert found.share == pytest.approx(whole.share, abs=0.06)
+    assert recall.measure(watching, engine.file, ids.size, 0.0).layers == (3,)  # type: ignore[union-attr]
+
+
+def test_the_logits_are_those_of_an_ordinary_run(engine: Engine) -> None:
+    ids = np.array(engine.tokenizer.encode(TEXT), np.int32)
+    wanted = engine.logits(ids)[-1:]
+    got: NDArray[np.float32] = np.empty_like(wanted)
+    FirstPrompt(engine.executor, engine.file, ids.size).run(ids, 0, got)
+    assert np.array_equal(got, wanted)
+    assert engine.executor.taking is take_all
+
+
+def test_too_few_neurons_say_nothing(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "FEWEST", 10_000)
+    generation = engine.generate(TEXT, 1, temp=0.0)
+    list(generation)
+    assert (generation.findings, generation.lines) == ((), ())
+
+
+def test_a_prompt_without_sense_to_the_model_is_said(tiny_model: TinyModel, tmp_path: Path) -> None:
+    """Only where the function is a guess, and the prompt long enough to tell cheaply."""
+    silu = tmp_path / "some.gguf"
+    content = tiny_model("f16", False).read_bytes()
+    silu.write_bytes(content.replace(b"hotcold.ffn_activation", b"another.ffn_activation"))
+    strange = "~ % { } ; zq xv 9 8 7 " * 12
+    for path, prompt, said in ((silu, strange, True), (silu, "zq xv", False), (tiny_model("f16", False), strange, False)):
+        with load(path, n_ctx=512, threads=1) as engine:
+            generation = engine.generate(prompt, 1, temp=0.0)
+            list(generation)
+        assert bool(generation.findings) == said
+    with load(silu, n_ctx=512, threads=1, ffn_activation="relu") as engine:
+        list(generation := engine.generate(strange, 1, temp=0.0))
+    assert generation.findings == ()
