@@ -1,7 +1,8 @@
 """Block types: how many bytes hold how many numbers.
 
-The gguf package does the work, but for rounding to Q6_K, which it only reads. A type that packs several numbers shares one scale, or more, among the numbers of a block; a row is a
-whole number of blocks. F32, F16 and BF16 are blocks of one number.
+The gguf package reads them; `quantise` rounds to them. A type that packs several numbers shares one scale, or
+more, among the numbers of a block; a row is a whole number of blocks. F32, F16 and BF16 are blocks of one
+number.
 """
 
 import numpy as np
@@ -9,7 +10,23 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
 from hotcold.errors import SettingError
-from hotcold.gguf_io.q6_k import quantize_q6_k
+
+T = GGMLQuantizationType
+
+SCALE_BYTES = {
+    T.Q4_0: slice(0, 2),
+    T.Q5_0: slice(0, 2),
+    T.Q8_0: slice(0, 2),
+    T.Q4_1: slice(0, 4),
+    T.Q5_1: slice(0, 4),
+    T.Q4_K: slice(0, 4),
+    T.Q5_K: slice(0, 4),
+    T.Q2_K: slice(80, 84),
+    T.Q3_K: slice(108, 110),
+    T.Q6_K: slice(208, 210),
+    T.IQ4_NL: slice(0, 2),
+    T.MXFP4: slice(0, 0),  # its scale is a power of two
+}  # where a block has half floats, of the types that are written
 
 
 def block_size(kind: GGMLQuantizationType) -> int:
@@ -38,22 +55,31 @@ def row_bytes(kind: GGMLQuantizationType, n: int) -> int:
     return n // block_size(kind) * type_size(kind)
 
 
-def quantize(values: NDArray[np.float32], kind: GGMLQuantizationType) -> NDArray[np.uint8]:
+def quantize(
+    values: NDArray[np.float32], kind: GGMLQuantizationType, importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """Round float32 [n_rows, n] to the type: uint8 [n_rows, bytes a row].
+
+    Args:
+        importance: float32 [n], how much an error in each column weighs, where the type weighs errors.
 
     Raises:
         SettingError: n is not a multiple of the block size, or nothing rounds to this type.
     """
     shape = (*values.shape[:-1], row_bytes(kind, values.shape[-1]))
-    if kind is GGMLQuantizationType.Q6_K:
-        return quantize_q6_k(values)
-    if not values.size:  # the package cannot reshape nothing
+    if not values.size:
         return np.empty(shape, np.uint8)
+    if block_size(kind) > 1:
+        from hotcold.gguf_io.quantise.rows import KERNELS, quantise_rows  # brings Numba
+
+        if kind not in KERNELS:
+            raise _unsupported("quantize to", kind)
+        return quantise_rows(values.reshape(-1, values.shape[-1]), kind, importance).reshape(shape)
     try:
-        blocks = np.ascontiguousarray(quants.quantize(values, kind))
+        rounded = np.ascontiguousarray(quants.quantize(values, kind))
     except NotImplementedError as error:
         raise _unsupported("quantize to", kind) from error
-    return blocks.view(np.uint8).reshape(shape)
+    return rounded.view(np.uint8).reshape(shape)
 
 
 def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[np.float32]:
@@ -74,4 +100,4 @@ def dequantize(rows: NDArray[np.uint8], kind: GGMLQuantizationType) -> NDArray[n
 
 
 def _unsupported(verb: str, kind: GGMLQuantizationType) -> SettingError:
-    return SettingError(f"type to {verb}", kind.name, "the gguf package cannot", "choose F16 or Q8_0")
+    return SettingError(f"type to {verb}", kind.name, "nothing here can", "choose F16 or Q8_0")

@@ -138,5 +138,5 @@ def _halves(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> NDArray[
         return as_float32(encoded.view("<u2"), "BF16")
     if type_ is GGMLQuantizationType.F16:
         return encoded.view("<f2")
-    scale = slice(-2, None) if type_ is GGMLQuantizationType.Q6_K else slice(2)
-    return np.ascontiguousarray(encoded.reshape(-1, blocks.type_size(type_))[:, scale]).view("<f2")
+    rows = encoded.reshape(-1, blocks.type_size(type_))
+    return np.ascontiguousarray(rows[:, blocks.SCALE_BYTES[type_]]).view("<f2")

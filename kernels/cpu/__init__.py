@@ -4,7 +4,7 @@ Importing this package sets where Numba keeps the compiled code of its modules (
 it has to come before Numba sees any of them.
 """
 
-from hotcold.kernels.cpu.cache import check_compiling as _check_compiling
+from hotcold.compiled_code import check_compiling as _check_compiling
 from hotcold.kernels.cpu.cache import needs_compiling as needs_compiling
 from hotcold.kernels.cpu.cache import use_own_folder as _use_own_folder
 

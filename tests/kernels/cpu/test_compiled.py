@@ -31,7 +31,7 @@ sys.path.insert(0, sys.argv[1])
 import hotcold.kernels.cpu
 from numba.core import config
 config.CACHE_DIR = sys.argv[2]
-from hotcold.kernels.cpu import compiled
+from hotcold import compiled_code
 {before}
 import functions
 print(functions.doubled(21), functions.squared(5), functions.nothing.address != 0)
@@ -110,7 +110,7 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path, number: int) -> None
     before = (
         "def full(self, path):\n"
         f"    raise OSError({number}, os.strerror({number}))\n"
-        "compiled.KernelFiles._open_for_write = full"
+        "compiled_code.KernelFiles._open_for_write = full"
     )
     hits, said = place.run(before)
     assert hits == 0 and len(said.splitlines()) == 1 and "cannot be kept" in said
@@ -119,7 +119,7 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path, number: int) -> None
 
 def test_no_place_at_all(tmp_path: Path) -> None:
     place = Place(tmp_path)
-    before = "compiled.caching.CacheImpl._locator_classes = []"
+    before = "compiled_code.caching.CacheImpl._locator_classes = []"
     hits, said = place.run(before)
     assert hits == 0 and "cannot be kept" in said and len(said.splitlines()) == 1
 
