@@ -72,7 +72,7 @@ class Node:
 
     def operand(self, role: str) -> Operand | None:
         """The operand of this role; None if the node has none."""
-        return dict(zip(self.roles, self.inputs, strict=False)).get(role)
+        return next((o for r, o in zip(self.roles, self.inputs, strict=False) if r == role), None)
 
     def find_weight(self, role: str) -> Weight | None:
         """The weight of this role; None if the node has none."""

@@ -61,10 +61,13 @@ class Watching:
     """Takes a run's steps as ever, and keeps what nodes of the CPU make.
 
     Attributes:
-        wanted: names of results. seen: their bytes, of those that the CPU makes.
+        nodes: FFNs whose input and mask are wanted.
+        wanted: the names of those.
+        seen: their bytes, of those that the CPU makes.
     """
 
     executor: Executor
+    nodes: Sequence[Node]
     wanted: Collection[str]
     seen: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
 
@@ -100,8 +103,9 @@ def watched_nodes(executor: Executor) -> list[Node]:
 
 def watch(executor: Executor) -> Watching:
     """What to take the steps of a run with, to measure recall afterwards."""
-    tensors = (node.tensor(role) for node in watched_nodes(executor) for role in ("x", "mask"))
-    return Watching(executor, {tensor.name for tensor in tensors})
+    nodes = watched_nodes(executor)
+    tensors = (node.tensor(role) for node in nodes for role in ("x", "mask"))
+    return Watching(executor, nodes, {tensor.name for tensor in tensors})
 
 
 def measure(watching: Watching, file: GGUFFile, n_tokens: int, seconds: float) -> Recall | None:
@@ -112,7 +116,7 @@ def measure(watching: Watching, file: GGUFFile, n_tokens: int, seconds: float) -
     """
     started, store = time.perf_counter(), HostStore(file)
     firing, listed, layers = 0, 0, list[int]()
-    for node in watching_seen(watching):
+    for node in _seen(watching):
         if layers and (time.perf_counter() - started) * (1 + 1 / len(layers)) > SHARE_OF_TIME * seconds:
             break
         fires, is_listed = _layer(watching, node, store, n_tokens)
@@ -121,11 +125,11 @@ def measure(watching: Watching, file: GGUFFile, n_tokens: int, seconds: float) -
     return Recall(firing, listed, tuple(layers)) if firing >= FEWEST else None
 
 
-def watching_seen(watching: Watching) -> list[Node]:
+def _seen(watching: Watching) -> list[Node]:
     """The watched FFNs whose input and mask have been kept."""
     return [
         node
-        for node in watched_nodes(watching.executor)
+        for node in watching.nodes
         if {node.tensor("x").name, node.tensor("mask").name} <= set(watching.seen)
     ]
 
