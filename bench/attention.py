@@ -3,11 +3,12 @@
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numba import types
+from numba.core import cgutils
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import attention, program, rows, simd
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.simd import load16, store16
 from hotcold.kernels.cpu.team import Program, Team
 from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
 
@@ -78,17 +79,27 @@ def gflop(shape: Shape, n_tokens: int, n_keys: int) -> float:
     return 4e-9 * n_head * head_dim * sum(n_keys - n_tokens + t + 1 for t in range(n_tokens))
 
 
+_CHAINS = (
+    12 if "avx512f" in simd.target_features() else 6
+)  # vectors of 16 floats; more would leave the registers
+
+
+@simd.operation(types.void, simd.address, types.int64)
+def _multiply_adds(b: simd.Builder, at: simd.Value, n: simd.Value) -> None:
+    """Chains of n multiply-adds of 16 floats each."""
+    kind = simd.VT(simd.F32, 16)
+    cells = [cgutils.alloca_once_value(b, simd.load(b, at, kind, 64 * i)) for i in range(_CHAINS)]
+    x = simd.load(b, at, kind, 64 * _CHAINS)
+    with cgutils.for_range(b, n):
+        for cell in cells:
+            b.store(simd.fma(b, x, b.load(cell), x), cell)
+    for i, cell in enumerate(cells):
+        simd.store(b, b.load(cell), at, 64 * i)
+
+
 @compiled
 def _multiply(at: int, n: int) -> None:
-    """8 chains of n multiply-adds of 16 floats."""
-    a, b, c, d = load16(at), load16(at + 64), load16(at + 128), load16(at + 192)
-    e, f, g, h = load16(at + 256), load16(at + 320), load16(at + 384), load16(at + 448)
-    x, y = load16(at + 512), load16(at + 576)
-    for _ in range(n):
-        a, b, c, d = simd.fma16(a, x, y), simd.fma16(b, x, y), simd.fma16(c, x, y), simd.fma16(d, x, y)
-        e, f, g, h = simd.fma16(e, x, y), simd.fma16(f, x, y), simd.fma16(g, x, y), simd.fma16(h, x, y)
-    for i, v in enumerate((a, b, c, d, e, f, g, h)):
-        store16(at + 64 * i, v)
+    _multiply_adds(at, n)
 
 
 class Peak:
@@ -98,11 +109,11 @@ class Peak:
 
     def __init__(self, n_threads: int) -> None:
         self.pool = ThreadPoolExecutor(n_threads)
-        self.memory = [program.aligned(640) for _ in range(n_threads)]
+        self.memory = [program.aligned(64 * (_CHAINS + 1)) for _ in range(n_threads)]
         for memory in self.memory:
             memory.view(np.float32)[:] = 0.5
 
     def run(self) -> float:
         """One run; its GFLOP."""
         list(self.pool.map(lambda memory: _multiply(memory.ctypes.data, self.STEPS), self.memory))
-        return len(self.memory) * 8 * 32 * self.STEPS / 1e9
+        return len(self.memory) * _CHAINS * 32 * self.STEPS / 1e9

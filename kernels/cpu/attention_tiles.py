@@ -45,14 +45,14 @@ _NUMBER = {rows.F32_ID: 4, rows.F16_ID: 2, rows.Q8_0_ID: 1}  # bytes, without sc
 
 # ---- register tiles -------------------------------------------------------------
 
-# Vectors of a register tile's accumulators, beside those that it loads.
-_REGISTERS = 24 if "avx512f" in simd.target_features() else 6
+# Vectors of 16 floats in registers: a tile's accumulators and what is loaded of the cache. Two more are left.
+_REGISTERS = 28 if "avx512f" in simd.target_features() else 7
 MOST_ROWS, MOST_DIRECT_ROWS = 6, 4  # of float32, and of numbers that are widened as they are met
 
 
 def _widths(n_rows: int) -> list[int]:
-    """How many vectors a tile of n_rows may be wide, widest first."""
-    return [n for n in (4, 2, 1) if n == 1 or n * n_rows <= _REGISTERS]
+    """How many vectors a tile of n_rows may be wide, widest first. What one row loads is used up at once."""
+    return [n for n in (4, 2, 1) if n == 1 or n_rows == 1 or (n_rows + 1) * n <= _REGISTERS]
 
 
 # The types that a register tile meets as they are, and its rows; other tiles are widened to float32 first.
