@@ -131,6 +131,28 @@ def test_bits_do_not_depend_on_batches_threads_or_repetition(
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("kv", ["f16", "f32", "q8_0"])
+def test_bits_of_a_long_context_do_not_depend_on_batches_or_reuse(kv: str, tiny_model: TinyModel) -> None:
+    """Beyond the 512 positions that attention sums anew, and over positions that held another text."""
+    ids = np.random.default_rng(0).integers(3, 1000, 600).astype(np.int32)
+    with open_gguf(tiny_model("q4_0", True)) as file:
+        plan = plan_for_cpu(load_model(file), Wanted("predictor", 640, 300, kv))
+        seen = set()
+        for n_threads, step in ((1, 300), (2, 65), (3, 100)):
+            with Executor(plan, file, n_threads) as it:
+                last = np.zeros((1, it.model.n_vocab), np.float32)
+                for start in range(0, 590, step):  # all but the last tokens
+                    it.run(ids[start : min(start + step, 590)], start)
+                for start, sizes in ((590, (10,)), (580, (20,)), (595, (1, 2, 2))):
+                    it.run(ids[::-1][:20].copy(), 575)  # another text
+                    it.run(ids[575:start], 575)
+                    for n in sizes:
+                        it.run(ids[start : start + n], start, last)
+                        start += n
+                    seen.add(last.tobytes())
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize("outtype", ["f32", "f16", "bf16"])
 @pytest.mark.parametrize("step", [1, 8])
 def test_rows_of_inactive_neurons_are_not_read(
