@@ -142,6 +142,7 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
     from hotcold.engine.dump import run as dump_run
     from hotcold.engine.dump.text import run_table
     from hotcold.engine.host.machine import thread_count
+    from hotcold.engine.host.resident import memory_note
     from hotcold.engine.run.device_plan import opened_plan
     from hotcold.engine.run.request import parse_request
     from hotcold.gguf_io import open_gguf
@@ -151,7 +152,8 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
     budget = RunOptions.vram_budget if options.vram_budget is None else options.vram_budget
     request = parse_request(options.device, budget)
     with opened_plan(source, how, request) as (opened, plan, lines), open_gguf(source.path) as file:
-        for line in () if options.quiet else (*source.model.warnings, *lines):
+        of_memory = filter(None, [memory_note(plan)])
+        for line in () if options.quiet else (*source.model.warnings, *lines, *of_memory):
             note(line)
         rows = dump_run.run(plan, file, thread_count(None), opened)
         name = opened.name if opened is not None else "cpu"

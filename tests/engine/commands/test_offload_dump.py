@@ -165,6 +165,25 @@ def test_a_page_takes_the_place_of_nothing_but_a_page(tmp_path: Path, kind: str)
     assert os.path.samestat(os.lstat(page), was) and model.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("gib", "arguments", "fits"),
+    [
+        (24, ("--like", "opt-175b:f16", "--vram-budget", "0"), False),
+        (512, ("--like", "opt-175b:f16", "--vram-budget", "0"), True),
+        (16, ("--like", "falcon-40b:q4_0", "--vram-budget", "0"), False),
+        (16, ("--like", "falcon-40b:q4_0", "--vram-budget", "12GiB"), True),
+    ],
+)
+def test_what_the_memory_cannot_hold_is_said(
+    gib: int, arguments: tuple[str, ...], fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hotcold.engine.host.machine.physical_memory", lambda *_: gib << 30)
+    result = run(*arguments, "-c", "2048")
+    assert result.returncode == 0
+    assert ("every token will wait for the disk" in result.stderr) == (not fits)
+    assert "disk" not in run(*arguments, "--quiet").stderr
+
+
 def test_nothing_that_runs_a_model_is_imported() -> None:
     """Numba and CuPy are not imported for it."""
     script = (
