@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from hotcold.engine.graph.arena import Arena
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.graph.placed import CPU
-from hotcold.engine.host.records import Record
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Weight
@@ -83,15 +82,15 @@ class Watching:
     def _walk(self, step: Walk, arena: Arena, context: Context) -> None:
         """The same records in the same order, with a stop behind each wanted node."""
         places = {entry.name: slice(entry.offset, entry.offset + entry.n_bytes) for entry in arena.slots}
-        records: list[Record] = []
-        for node, some in step.lowered:
-            records += some
+        first = stop = 0
+        for node, records in step.lowered:
+            stop += len(records)
             if node.name in self.wanted and node.name in places:
-                context.team.walk(self.executor.host.program(records))
+                context.team.walk(step.program.part(first, stop))
                 self.seen[node.name] = self.executor.host.arena[places[node.name]].copy()
-                records = []
-        if records:
-            context.team.walk(self.executor.host.program(records))
+                first = stop
+        if first < stop:
+            context.team.walk(step.program.part(first, stop))
 
 
 def watched_nodes(executor: Executor) -> list[Node]:

@@ -229,6 +229,15 @@ class Program:
         self.base = int(self.ops.ctypes.data)
         self.number = 0
 
+    def part(self, first: int, stop: int) -> "Program":
+        """The records from first to stop as a program of their own, without making them again."""
+        part = Program([], self.run)
+        part.ops = program.aligned((stop - first) * program.OP.itemsize).view(program.OP)
+        part.ops[:] = self.ops[first:stop]
+        part.ops["claim"] = part.ops["done"] = 0
+        part.base = int(part.ops.ctypes.data)
+        return part
+
 
 Job = tuple[Program, int]
 """A program and the number of the round that is to be walked."""
