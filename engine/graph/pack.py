@@ -62,7 +62,7 @@ def _pack_node(x: Tensor) -> Node:
 def _reading_packed(node: Node, x: Tensor, is_quantised: IsQuantised) -> Node:
     packed = x.variant("packed", dtype="packed")
     if all(is_quantised(weight.type) for weight in reading_matrices(node)):
-        return replace(node, inputs=tuple(packed if operand == x else operand for operand in node.inputs))
+        return replace(node, inputs=tuple(packed if operand is x else operand for operand in node.inputs))
     return replace(node, inputs=(*node.inputs, packed), roles=(*node.roles, "packed"))
 
 

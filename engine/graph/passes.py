@@ -12,12 +12,14 @@ from hotcold.engine.graph.copies import copies
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.offsets import offsets
 from hotcold.engine.graph.place import place
-from hotcold.engine.graph.placed import PlacedGraph, Sides
+from hotcold.engine.graph.placed import CPU, PlacedGraph, Sides
 from hotcold.engine.graph.quantise import quantise
 from hotcold.engine.graph.split import split
 
 
 def run_passes(graph: Graph, sides: Sides) -> tuple[PlacedGraph, dict[str, Arena]]:
     """All passes in order: the placed graph, and each side's arena."""
-    placed = copies(quantise(split(place(graph, sides))))
+    placed = place(graph, sides)
+    if any(p.side != CPU for p in placed.nodes):  # on the CPU alone nothing is divided and nothing crosses
+        placed = copies(quantise(split(placed)))
     return placed, offsets(placed)

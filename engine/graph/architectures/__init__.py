@@ -33,21 +33,21 @@ def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
     if sparsity not in SPARSITIES:
         raise SettingError("sparsity of a graph", sparsity, f"known: {', '.join(SPARSITIES)}")
     lacks = _lacks(model, sparsity)
-    if lacks:
+    if lacks is not None:
         raise SettingError("sparsity of a graph", sparsity, lacks, "use off")
     graph = Graph(n_tokens)
     BUILD[model.architecture](graph, model, sparsity)
     return graph.freeze()
 
 
-def _lacks(model: Model, sparsity: str) -> str:
-    """What keeps the model from running so; empty if nothing does."""
+def _lacks(model: Model, sparsity: str) -> str | None:
+    """What keeps the model from running so; None if nothing does."""
     if sparsity == "off":
-        return ""
+        return None
     if model.ffn_activation != "relu":
         return f"{model.ffn_activation} has no exact zeros"
     if any(layer.ffn_down_t is None for layer in model.layers):
         return "a layer has no ffn_down_t"
     if sparsity == "predictor" and not model.has_predictors:
         return "the model has no predictors"
-    return ""
+    return None
