@@ -39,6 +39,15 @@ def part_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(part_name(stem, i + 1, count)) for i in range(count)]
 
 
+def planned(
+    path: Path, tensors: Sequence[OutputTensor], max_bytes: int | None = None
+) -> tuple[list[Path], int]:
+    """The files that `write_model` would write, and the bytes of their tensors."""
+    count = 1 if max_bytes is None else len(shares(tensors, max_bytes))
+    paths = [path] if count == 1 else part_paths(path, count)
+    return paths, sum(tensor.n_bytes for tensor in tensors)
+
+
 def write_model(
     path: Path,
     architecture: str,

@@ -15,6 +15,8 @@ from hotcold.errors import SettingError
 if TYPE_CHECKING:
     from hotcold.gguf_io.convert.summary import ConvertSummary
 
+MAX_LISTED = 8  # matrices that fell back to one type
+
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertCommand:
@@ -26,7 +28,7 @@ class ConvertCommand:
         Path | None, typer.Argument(help="Predictors: a safetensors file, or PowerInfer's directory.")
     ] = None
     outtype: Annotated[
-        str, typer.Option(metavar="{f32,f16,bf16,q8_0,q4_0}", help="Type of the matrices.")
+        str, typer.Option(metavar="TYPE", help="Type of the matrices: f16, q8_0, q4_k_m... (README has all).")
     ] = "f16"
     force_pretokenizer: Annotated[
         str | None,
@@ -36,6 +38,13 @@ class ConvertCommand:
         str | None,
         typer.Option(metavar="SIZE", help="Write parts of at most this size: 2 (GiB), 2GiB, 500MB."),
     ] = None
+    imatrix: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="How much an error in each column weighs: llama.cpp's imatrix."),
+    ] = None
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the size and every tensor's type; write nothing.")
+    ] = False
     ffn_activation: FFNActivation = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
     quiet: Quiet = False
@@ -57,9 +66,13 @@ class ConvertCommand:
                     force=self.force,
                     progress=progress,
                     max_bytes=part_bytes(self.split_max_size),
+                    imatrix=self.imatrix,
+                    dry_run=self.dry_run,
                 )
+            if self.dry_run:
+                show_tensors(summary)
             if not self.quiet:
-                show_summary(summary, self.outtype)
+                show_summary(summary, self.outtype, "would be written: " if self.dry_run else "")
 
 
 def part_bytes(size: str | None) -> int | None:
@@ -74,15 +87,26 @@ def part_bytes(size: str | None) -> int | None:
     return n_bytes
 
 
-def show_summary(summary: "ConvertSummary", outtype: str) -> None:
+def show_summary(summary: "ConvertSummary", outtype: str, begin: str = "") -> None:
     """What was written to stdout, warnings to stderr."""
     for warning in summary.warnings:
         note(f"warning: {warning}")
     more = f" and {len(summary.files) - 1} more parts" if len(summary.files) > 1 else ""
     how = "can run sparse" if summary.sparse else "runs dense"
     typer.echo(
-        f"{summary.files[0]}{more}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
+        f"{begin}{summary.files[0]}{more}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
         f"{summary.architecture}, {outtype}, {how}"
     )
-    if summary.kept_f16:
-        typer.echo(f"kept as f16, since {outtype} does not divide their rows: {', '.join(summary.kept_f16)}")
+    for (wanted, got), names in summary.fell_back.items():
+        listed = ", ".join(names[:MAX_LISTED]) + (
+            f" and {left} more" if (left := len(names) - MAX_LISTED) > 0 else ""
+        )
+        typer.echo(f"{got.name}, since blocks of {wanted.name} do not divide their rows: {listed}")
+
+
+def show_tensors(summary: "ConvertSummary") -> None:
+    """Every tensor with its shape, type and bytes."""
+    width = max((len(tensor.name) for tensor in summary.tensors), default=0)
+    for tensor in summary.tensors:
+        shape = " x ".join(str(n) for n in tensor.ne)
+        typer.echo(f"{tensor.name:{width}}  {shape:>16}  {tensor.type.name:6}  {tensor.n_bytes:>14}")

@@ -8,7 +8,7 @@ from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.inputs import check_inputs, snapshot, source_files
 from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.convert.model_tensors import plan_tensors
-from hotcold.gguf_io.convert.outtypes import outtype_of, powerinfer_warnings
+from hotcold.gguf_io.convert.outtypes import check_outtype, powerinfer_warnings
 from hotcold.gguf_io.convert.predictors import Predictors, open_predictors
 from hotcold.gguf_io.convert.requantise import requantise
 from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
@@ -17,7 +17,7 @@ from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
 from hotcold.gguf_io.split import gguf_in, is_model_folder
-from hotcold.gguf_io.split_writer import write_model
+from hotcold.gguf_io.split_writer import planned, write_model
 from hotcold.gguf_io.writer import WriteProgress
 from hotcold.whole_file import check_output
 
@@ -33,8 +33,10 @@ def convert(
     force: bool = False,
     progress: WriteProgress | None = None,
     max_bytes: int | None = None,
+    imatrix: Path | None = None,
+    dry_run: bool = False,
 ) -> ConvertSummary:
-    """Writes `model` to `outfile`, matrices in `outtype` (f32, f16, bf16, q8_0, q4_0).
+    """Writes `model` to `outfile`, matrices in `outtype`, one of OUTTYPES.
 
     `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`): itself, any part of one
     that is split, or a folder of those alone. With `predictors` (see `open_predictors`) a ReLU model becomes a PowerInfer file: magic PWRI and the
@@ -48,6 +50,9 @@ def convert(
 
     `max_bytes` splits the model into files whose tensors take no more, as `write_model` does.
 
+    `imatrix` is an importance matrix, llama.cpp's GGUF file, which says how much an error in each column of a
+    matrix weighs. With `dry_run` all is checked and planned, and nothing written.
+
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
     Raises:
@@ -55,10 +60,10 @@ def convert(
             predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer; an activation that
             the architecture has not.
         FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
-            different models; writing failed.
+            different models, an imatrix too; writing failed.
         DoesNotFitError: the disk is full.
     """
-    outtype_of(outtype)
+    check_outtype(outtype)
     if model.is_file() or is_model_folder(model):
         if predictors is not None:
             bound = "a GGUF file keeps its own"
@@ -77,6 +82,8 @@ def convert(
             force=force,
             progress=progress,
             max_bytes=max_bytes,
+            imatrix=imatrix,
+            dry_run=dry_run,
         )
     if force_pretokenizer is not None:
         check_pretokenizer(force_pretokenizer)
@@ -91,6 +98,8 @@ def convert(
         force=force,
         progress=progress,
         max_bytes=max_bytes,
+        imatrix=imatrix,
+        dry_run=dry_run,
     )
 
 
@@ -105,8 +114,9 @@ def _convert_directory(
     force: bool,
     progress: WriteProgress | None,
     max_bytes: int | None,
+    imatrix: Path | None,
+    dry_run: bool,
 ) -> ConvertSummary:
-    wanted, file_type = outtype_of(outtype)
     model = check_inputs(model_dir, predictors)
     if ffn_activation is not None:
         check_activation(ffn_activation, model.architecture.name)
@@ -118,25 +128,26 @@ def _convert_directory(
         warnings.append(model.rope.warning)
     if sparse_inputs:
         warnings += [*powerinfer_warnings(outtype, model.n_ff), *model.powerinfer_warnings]
-    tensors = plan_tensors(model_dir, model, sparse_inputs, wanted, warnings.append)
+    tensors, recipe = plan_tensors(model_dir, model, sparse_inputs, outtype, imatrix, warnings.append)
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, force_pretokenizer)
     warnings += tokenizer_warnings
     counts = read_counts(model_dir / "activation", model.n_layer, model.n_ff)
     architecture = model.architecture.name
-    written = write_model(
-        outfile,
-        architecture,
-        model_metadata(model_dir, model, file_type)
-        | tokenizer
-        | sparse_metadata(model, sparse_inputs, counts),
-        tensors,
-        magic="PWRI" if sparse_inputs else "GGUF",
-        force=force,
-        progress=progress,
-        max_bytes=max_bytes,
-    )
+    metadata = model_metadata(model_dir, model, recipe.file_type) | tokenizer
+    written = planned(outfile, tensors, max_bytes)
+    if not dry_run:
+        written = write_model(
+            outfile,
+            architecture,
+            metadata | sparse_metadata(model, sparse_inputs, counts),
+            tensors,
+            magic="PWRI" if sparse_inputs else "GGUF",
+            force=force,
+            progress=progress,
+            max_bytes=max_bytes,
+        )
     sparse = model.ffn_activation == "relu"
-    return summary_of(outfile, architecture, outtype, tensors, written, warnings, sparse)
+    return summary_of(outfile, architecture, recipe, tensors, written, warnings, sparse)
 
 
 def _open_predictors(model_dir: Path, predictors: Path | None, model: HFModel) -> Predictors | None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
@@ -18,7 +17,8 @@ from hotcold.gguf_io.architectures.table import (
     by_neuron,
     of_layer,
 )
-from hotcold.gguf_io.convert.outtypes import output_type
+from hotcold.gguf_io.convert.importance import read_importance
+from hotcold.gguf_io.convert.outtypes import Recipe, check_rows, output_type, recipe_of
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
@@ -31,10 +31,11 @@ def plan_tensors(
     model_dir: Path,
     model: HFModel,
     predictors: Predictors | None,
-    wanted: GGMLQuantizationType,
+    outtype: str,
+    imatrix: Path | None,
     warn: Callable[[str], None],
-) -> list[OutputTensor]:
-    """Every tensor of the file in its order, matrices in `wanted`; numbers are read when it is written.
+) -> tuple[list[OutputTensor], Recipe]:
+    """Every tensor of the file in its order, and how it is written; numbers are read when it is.
 
     Raises:
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
@@ -49,12 +50,17 @@ def plan_tensors(
         (rule.name, weights[rule.source], rule.layout) for rule in rules
     ]
     sources += [(name, source, "same") for name, source in _extras(model, predictors)]
+    shapes = {name: output_shape(source, layout) for name, source, layout in sources}
+    recipe = recipe_of(
+        outtype, model.architecture.name, shapes, tied=tied and predictors is None, requantised=False
+    )
+    importance, heads = read_importance(imatrix, shapes), (model.n_head, model.n_head_kv)
     tensors = []
     for name, source, layout in sources:
-        shape = output_shape(source, layout)
-        kind = output_type(name, shape, wanted, model.architecture.name, tied and predictors is None)
-        tensors.append(output_tensor(name, source, layout, (model.n_head, model.n_head_kv), kind, warn))
-    return tensors
+        kind = output_type(name, shapes[name], recipe)
+        tensors.append(output_tensor(name, source, layout, heads, kind, warn, importance.get(name)))
+    check_rows(tensors, recipe)
+    return tensors, recipe
 
 
 def _rules(model: HFModel, tied: bool) -> Iterator[TensorRule]:

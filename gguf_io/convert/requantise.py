@@ -15,13 +15,17 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import check_activation
+from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
+    Recipe,
+    check_outtype,
+    check_rows,
     is_blocked,
     output_type,
-    outtype_of,
     powerinfer_warnings,
+    recipe_of,
 )
 from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
@@ -29,7 +33,7 @@ from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.part import ALIGNMENT
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.split import KEYS
-from hotcold.gguf_io.split_writer import write_model
+from hotcold.gguf_io.split_writer import planned, write_model
 from hotcold.gguf_io.tensors import TensorInfo
 from hotcold.gguf_io.writer import (
     MetadataValue,
@@ -44,7 +48,6 @@ T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
-PREDICTORS = ("fc1.weight", "fc2.weight")
 
 
 def requantise(
@@ -56,10 +59,12 @@ def requantise(
     force: bool = False,
     progress: WriteProgress | None = None,
     max_bytes: int | None = None,
+    imatrix: Path | None = None,
+    dry_run: bool = False,
 ) -> ConvertSummary:
     """Writes the model file `source` to `outfile` with its matrices in `outtype`, and its activation if given.
 
-    Of a model that is split, `source` is any part; all parts are read.
+    With `dry_run` nothing is written. Of a model that is split, `source` is any part; all parts are read.
     Each tensor's rows are read, rounded and written slab by slab. The file appears whole or not at all.
 
     Raises:
@@ -69,7 +74,7 @@ def requantise(
             while it is read; writing failed.
         DoesNotFitError: the disk is full.
     """
-    wanted, file_type = outtype_of(outtype)
+    check_outtype(outtype)
     check_output(outfile, [source], force)
     warnings: list[str] = []
     with open_gguf(source) as file:
@@ -77,33 +82,39 @@ def requantise(
         architecture = _architecture(file)
         warnings += [*file.warnings, *_powerinfer_warnings(file, architecture, outtype)]
         tied = HEAD not in file.tensors and not file.is_powerinfer
+        shapes = {name: info.shape for name, info in file.tensors.items()}
+        recipe = recipe_of(outtype, architecture, shapes, tied=tied, requantised=True)
+        importance = read_importance(imatrix, shapes)
         tensors = [
-            _output_tensor(file, info, _new_type(info, architecture, wanted, tied), warnings.append)
+            _output_tensor(file, info, _new_type(info, recipe), importance.get(info.name), warnings.append)
             for info in file.tensors.values()
         ]
+        check_rows(tensors, recipe)
         warnings += _already_blocked(file, tensors)
         empty = [key for key in file.metadata if _is_empty(file, key)]
         warnings += [f"{key} is an empty array, which is left out" for key in empty]
         kept = [key for key in file.metadata if key not in (*OWN_KEYS, *empty)]
         metadata = {key: _value(file, key) for key in kept}
-        metadata["general.file_type"] = uint32(int(file_type))
+        metadata["general.file_type"] = uint32(int(recipe.file_type))
         metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
         if ffn_activation is not None:
             check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
             metadata[FFN_ACTIVATION] = string(ffn_activation)
-        written = write_model(
-            outfile,
-            architecture,
-            metadata,
-            tensors,
-            magic="PWRI" if file.is_powerinfer else "GGUF",
-            force=force,
-            progress=progress,
-            max_bytes=max_bytes,
-        )
+        written = planned(outfile, tensors, max_bytes)
+        if not dry_run:
+            written = write_model(
+                outfile,
+                architecture,
+                metadata,
+                tensors,
+                magic="PWRI" if file.is_powerinfer else "GGUF",
+                force=force,
+                progress=progress,
+                max_bytes=max_bytes,
+            )
         said = ffn_activation or file.metadata.get(FFN_ACTIVATION)
         sparse = file.is_powerinfer or (said == "relu" and "blk.0.ffn_down_t.weight" in file.tensors)
-    return summary_of(outfile, architecture, outtype, tensors, written, warnings, sparse)
+    return summary_of(outfile, architecture, recipe, tensors, written, warnings, sparse)
 
 
 def _architecture(file: GGUFFile) -> str:
@@ -126,19 +137,17 @@ def _is_matrix(info: TensorInfo) -> bool:
     return len(info.ne) == 2 and info.name.endswith("weight")
 
 
-def _new_type(info: TensorInfo, architecture: str, wanted: T, tied: bool) -> T:
-    """The type of `info` in a file whose matrices become `wanted`.
-
-    PowerInfer's rule for block types: predictors are Q4_0 where the rest is, else Q5_0.
-    """
-    if not _is_matrix(info):
-        return info.type
-    if info.name.endswith(PREDICTORS) and is_blocked(wanted) and wanted is not T.Q4_0:
-        wanted = T.Q5_0
-    return output_type(info.name, info.shape, wanted, architecture, tied)
+def _new_type(info: TensorInfo, recipe: Recipe) -> T:
+    return output_type(info.name, info.shape, recipe) if _is_matrix(info) else info.type
 
 
-def _output_tensor(file: GGUFFile, info: TensorInfo, kind: T, warn: Callable[[str], None]) -> OutputTensor:
+def _output_tensor(
+    file: GGUFFile,
+    info: TensorInfo,
+    kind: T,
+    importance: NDArray[np.float32] | None,
+    warn: Callable[[str], None],
+) -> OutputTensor:
     if kind is not info.type:
         _check_readable(file, info)
     n_bytes = info.n_rows * blocks.row_bytes(kind, info.ne[0])
@@ -148,7 +157,7 @@ def _output_tensor(file: GGUFFile, info: TensorInfo, kind: T, warn: Callable[[st
             if kind is info.type:
                 yield rows
             else:
-                yield encode(info.name, blocks.dequantize(rows, info.type), kind, warn)
+                yield encode(info.name, blocks.dequantize(rows, info.type), kind, warn, importance)
 
     return OutputTensor(info.name, kind, info.ne, n_bytes, chunks)
 

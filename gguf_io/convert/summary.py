@@ -1,13 +1,16 @@
 """What a conversion has written."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gguf import GGMLQuantizationType
 
-from hotcold.gguf_io.convert.outtypes import OUTTYPES
+from hotcold.gguf_io import blocks
+from hotcold.gguf_io.convert.outtypes import Recipe, intended_type
 from hotcold.gguf_io.writer import OutputTensor
+
+T = GGMLQuantizationType
 
 
 @dataclass(frozen=True)
@@ -16,39 +19,60 @@ class ConvertSummary:
 
     Attributes:
         files: what was written: `outfile`, or the parts that it is split into. n_bytes: of all of them.
-        kept_f16: matrices whose rows the wanted type does not divide, so they are F16.
+        tensors: all of them, in order.
+        fell_back: matrices whose rows the wanted type does not divide, by that type and the one they got.
         warnings: one line each.
         sparse: the file can run sparse: a ReLU model.
     """
 
     outfile: Path
     architecture: str
-    n_tensors: int
     n_bytes: int
     files: tuple[Path, ...]
-    kept_f16: tuple[str, ...]
+    tensors: tuple[OutputTensor, ...]
+    fell_back: Mapping[tuple[T, T], tuple[str, ...]]
     warnings: tuple[str, ...]
     sparse: bool
+
+    @property
+    def n_tensors(self) -> int:
+        """How many tensors the file has."""
+        return len(self.tensors)
+
+    @property
+    def kept_f16(self) -> tuple[str, ...]:
+        """Those that fell back to F16."""
+        return tuple(name for (_, got), names in self.fell_back.items() if got is T.F16 for name in names)
 
 
 def summary_of(
     outfile: Path,
     architecture: str,
-    outtype: str,
+    recipe: Recipe,
     tensors: Sequence[OutputTensor],
     written: tuple[Sequence[Path], int],
     warnings: Iterable[str],
     sparse: bool,
 ) -> ConvertSummary:
     """The summary of a file with these tensors; each warning once."""
-    kept = [tensor.name for tensor in tensors if tensor.type is GGMLQuantizationType.F16]
     return ConvertSummary(
         outfile=outfile,
         architecture=architecture,
-        n_tensors=len(tensors),
         n_bytes=written[1],
         files=tuple(written[0]),
-        kept_f16=() if OUTTYPES[outtype][0] is GGMLQuantizationType.F16 else tuple(kept),
+        tensors=tuple(tensors),
+        fell_back=_fell_back(tensors, recipe),
         warnings=tuple(dict.fromkeys(warnings)),
         sparse=sparse,
     )
+
+
+def _fell_back(tensors: Sequence[OutputTensor], recipe: Recipe) -> dict[tuple[T, T], tuple[str, ...]]:
+    found: dict[tuple[T, T], tuple[str, ...]] = {}
+    for tensor in tensors:
+        if len(tensor.ne) > 1 and tensor.name.endswith("weight"):
+            wanted = intended_type(tensor.name, tensor.ne[0], recipe)
+            if tensor.ne[0] % blocks.block_size(wanted):
+                key = wanted, tensor.type
+                found[key] = (*found.get(key, ()), tensor.name)
+    return found

@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures.table import Layout
-from hotcold.gguf_io.convert.outtypes import OUTTYPES
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
 from hotcold.gguf_io.writer import OutputTensor
 
+T = GGMLQuantizationType
+
 SLAB_ELEMENTS = 4 << 20
+OTHERS = {kind.name.lower(): kind for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0)}  # for what is too large
 
 
 def output_shape(source: SourceTensor, layout: Layout) -> tuple[int, ...]:
@@ -30,8 +32,9 @@ def output_tensor(
     heads: tuple[int, int],
     type_: GGMLQuantizationType,
     warn: Callable[[str], None],
+    importance: NDArray[np.float32] | None = None,
 ) -> OutputTensor:
-    """`source` as tensor `name` of the file, in type `type_`.
+    """`source` as tensor `name` of the file, in type `type_`, errors weighed by `importance` (see `encode`).
 
     `heads` are n_head and n_head_kv, for layouts that reorder rows by head. `warn` hears of numbers
     that are not finite while the chunks are made, which refuse numbers that are too large for the type.
@@ -44,7 +47,7 @@ def output_tensor(
         rows = stored.T if layout == "transpose" else stored.reshape(shape)
         order = row_order(layout, shape[0], heads)
         for slab in _slabs(rows, order):
-            yield encode(name, as_float32(slab, source.dtype), type_, warn)
+            yield encode(name, as_float32(slab, source.dtype), type_, warn, importance)
 
     return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
 
@@ -92,10 +95,15 @@ def _slabs(rows: NDArray[Any], order: NDArray[np.intp] | None) -> Iterator[NDArr
 
 
 def encode(
-    name: str, numbers: NDArray[np.float32], type_: GGMLQuantizationType, warn: Callable[[str], None]
+    name: str,
+    numbers: NDArray[np.float32],
+    type_: GGMLQuantizationType,
+    warn: Callable[[str], None],
+    importance: NDArray[np.float32] | None = None,
 ) -> NDArray[np.uint8]:
     """Rows of tensor `name` rounded to the type: uint8 [n_rows, bytes a row].
 
+    `importance` [n] says how much an error in each column weighs, where the type weighs errors.
     `warn` hears of numbers that are not finite.
 
     Raises:
@@ -106,7 +114,7 @@ def encode(
     if not finite.all():
         warn(f"{name} holds NaN or infinity in the source")
     with np.errstate(all="ignore"):  # what becomes infinite is refused by the tensor's name instead
-        encoded = blocks.quantize(numbers, type_)
+        encoded = blocks.quantize(numbers, type_, importance)
         if not _holds(encoded.reshape(len(rows), -1)[finite], type_):
             raise _too_large(name, rows[finite], type_)
     return encoded
@@ -121,7 +129,7 @@ def _too_large(name: str, rows: NDArray[np.float32], type_: GGMLQuantizationType
     """The refusal, with the outtypes that hold these numbers."""
     others = {
         outtype: kind
-        for outtype, (kind, _) in OUTTYPES.items()
+        for outtype, kind in OTHERS.items()
         if not rows.shape[-1] % blocks.block_size(kind) and _holds(blocks.quantize(rows, kind), kind)
     }
     bound = f"too large for {type_.name}"

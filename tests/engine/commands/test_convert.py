@@ -64,7 +64,7 @@ def test_an_existing_file_needs_force(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
-        (2, ("MODEL", "--outfile", "OUT", "--outtype", "q3_k"), "outtype: q3_k (one of f32, f16"),
+        (2, ("MODEL", "--outfile", "OUT", "--outtype", "q3_k_x"), "outtype: q3_k_x (one of f32, f16"),
         (3, ("EMPTY", "--outfile", "OUT"), "config.json"),
         (3, ("/no/such", "--outfile", "OUT"), "/no/such"),
         (3, ("MODEL", "/no/predictors", "--outfile", "OUT"), "/no/predictors"),
@@ -95,6 +95,18 @@ def test_a_gguf_file_in_another_type(tmp_path: Path) -> None:
         assert file.tensors["blk.0.fc1.weight"].type.name == "Q4_0"
 
 
+def test_a_dry_run_lists_every_tensor_and_writes_nothing(tmp_path: Path) -> None:
+    result = run(
+        str(TINY), PREDICTORS, "--outfile", str(tmp_path / "x.gguf"), "--outtype", "q5_k_m", "--dry-run"
+    )
+    assert result.returncode == 0 and list(tmp_path.iterdir()) == []
+    lines = result.stdout.splitlines()
+    tensors = [line.split() for line in lines if line.startswith(("blk.", "output", "token_embd"))]
+    assert len(tensors) == 69
+    assert any(words[0] == "blk.0.fc1.weight" and words[-2] == "Q5_0" for words in tensors)
+    assert any("would be written" in line and "69 tensors" in line for line in lines)
+
+
 def test_the_outfile_is_needed() -> None:
     result = run(str(TINY))
     assert result.returncode == 2
@@ -104,17 +116,21 @@ def test_the_outfile_is_needed() -> None:
 def test_rows_that_the_type_does_not_divide_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from gguf import GGMLQuantizationType as T
+
     from hotcold.gguf_io.convert import conversion
     from hotcold.gguf_io.convert import summary as convert_summary
 
+    names = ("a.weight", "b.weight")
+
     def summary(*arguments: object, **options: object) -> convert_summary.ConvertSummary:
         return convert_summary.ConvertSummary(
-            tmp_path, "llama", 3, 10, (tmp_path,), ("a.weight", "b.weight"), ("mind this",), False
+            tmp_path, "llama", 10, (tmp_path,), (), {(T.Q4_0, T.F16): names}, ("mind this",), False
         )
 
     monkeypatch.setattr(conversion, "convert", summary)
     result = run(str(TINY), "--outfile", "x", "--outtype", "q4_0")
-    assert "kept as f16, since q4_0 does not divide their rows: a.weight, b.weight" in result.stdout
+    assert "F16, since blocks of Q4_0 do not divide their rows: a.weight, b.weight\n" in result.stdout
     assert "runs dense" in result.stdout
     assert result.stderr == "hotcold: warning: mind this\n"
 

@@ -104,7 +104,7 @@ def test_a_silu_model_is_llama_cpps_file(llama: MakeLlama, out: Path, dtype: str
     assert not summary.sparse
 
 
-@pytest.mark.parametrize("outtype", list(OUTTYPES))
+@pytest.mark.parametrize("outtype", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4"])
 def test_every_type_is_what_the_gguf_package_makes(llama: MakeLlama, out: Path, outtype: str) -> None:
     from gguf.quants import quantize
 
@@ -112,10 +112,10 @@ def test_every_type_is_what_the_gguf_package_makes(llama: MakeLlama, out: Path, 
     convert(model.folder, None, out, outtype)
     wanted = OUTTYPES[outtype][0]
     _, metadata, tensors, types = read(out)
-    assert metadata["general.file_type"] == {"f32": 0, "f16": 1, "q4_0": 2, "q8_0": 7, "bf16": 32}[outtype]
+    assert metadata["general.file_type"] == OUTTYPES[outtype][1]
     for name, numbers in expected(model, "ffn_down").items():
         kind = GGMLQuantizationType.F32 if numbers.ndim == 1 else wanted
-        if (name, outtype) == ("output.weight", "q4_0"):
+        if name == "output.weight" and outtype not in ("f32", "f16", "bf16", "q8_0"):
             kind = GGMLQuantizationType.Q8_0  # rows of 64 are too short for Q6_K
         assert types[name] == kind.name, name
         exact = dequantize(quantize(np.ascontiguousarray(numbers), kind), kind)

@@ -82,14 +82,14 @@ def same(a: Any, b: Any) -> bool:
     return bool(list(a) == list(b)) if hasattr(a, "__len__") and not isinstance(a, str) else bool(a == b)
 
 
-@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0"])
+@pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
 def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
     """One set of weights, written in each type; there the head has the type of the rest."""
     requantise(DATA / "llamacpp" / "llama.f32.gguf", out, outtype)
     with open_gguf(DATA / "llamacpp" / f"llama.{outtype}.gguf") as recorded, open_gguf(out) as made:
         assert list(made.tensors) == list(recorded.tensors)
         for name, info in recorded.tensors.items():
-            if (name, outtype) != ("output.weight", "q4_0"):
+            if name != "output.weight" or outtype in ("f16", "bf16", "q8_0"):
                 assert made.tensors[name].type is info.type
                 assert np.array_equal(made.data(name), recorded.data(name)), name
 
@@ -155,6 +155,33 @@ def test_directory_to_f16_to_type_is_directory_to_type(
     summary = convert(tmp_path / "f16.gguf", None, tmp_path / "again.gguf", outtype)
     assert (tmp_path / "again.gguf").read_bytes() == (tmp_path / "direct.gguf").read_bytes()
     assert summary.sparse
+
+
+def test_a_mix_with_predictors(out: Path) -> None:
+    """Rows that 256 does not divide; more bits in the second of two layers; predictors as PowerInfer has them."""
+    summary = requantise(golden("llama"), out, "q4_k_m")
+    finer = ("output.weight", "blk.1.attn_v.weight", "blk.1.ffn_down_t.weight")
+    with open_gguf(golden("llama")) as source, open_gguf(out) as made:
+        assert made.metadata["general.file_type"] == 15 and made.is_powerinfer
+        for name, info in made.tensors.items():
+            if len(info.ne) == 2:
+                assert info.type is (T.Q8_0 if name in finer else T.Q5_0), name
+                assert np.array_equal(made.data(name), blocks.quantize(numbers(source, name), info.type))
+    assert set(summary.fell_back) == {(T.Q4_K, T.Q5_0), (T.Q6_K, T.Q8_0)}
+    assert set(summary.fell_back[T.Q6_K, T.Q8_0]) == {*finer} - {"output.weight"}
+    assert not any("fc1" in name for names in summary.fell_back.values() for name in names)
+
+
+@pytest.mark.parametrize("max_bytes", [None, 50_000])
+def test_a_dry_run_says_what_would_be_written(out: Path, max_bytes: int | None) -> None:
+    planned = requantise(golden("llama"), out, "q4_k_m", dry_run=True, max_bytes=max_bytes)
+    assert list(out.parent.iterdir()) == []
+    written = requantise(golden("llama"), out, "q4_k_m", max_bytes=max_bytes)
+    assert planned.files == written.files
+    assert [(t.name, t.type, t.ne) for t in planned.tensors] == [
+        (t.name, t.type, t.ne) for t in written.tensors
+    ]
+    assert planned.n_bytes == sum(t.n_bytes for t in written.tensors) < written.n_bytes
 
 
 def test_the_same_with_predictors(llama: MakeLlama, save: Save, tmp_path: Path) -> None:
@@ -253,7 +280,7 @@ def test_an_existing_output(out: Path) -> None:
 
 
 def test_settings_that_are_refused(out: Path, tmp_path: Path) -> None:
-    assert "outtype: q3_k (one of f32, f16" in str(refusal(golden("llama"), out, "q3_k"))
+    assert "outtype: q3_k_x (one of f32, f16" in str(refusal(golden("llama"), out, "q3_k_x"))
     error = refusal(golden("llama"), out, predictors=tmp_path / "p.safetensors")
     assert isinstance(error, SettingError)
     assert "predictors" in str(error)
@@ -306,7 +333,9 @@ def test_numbers_that_would_become_infinite(gguf_bytes: Any, tmp_path: Path, out
     fields = {"tensors": (gguf_bytes.tensor(b"output.weight", (256, 2), 0),), "data": head.tobytes()}
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, **fields))
     text = str(refusal(tmp_path / "in.gguf", out, "q4_0"))
-    assert text == "tensor output.weight: number: 1000000000.0 (too large for Q6_K); use --outtype f32 or bf16"
+    assert (
+        text == "tensor output.weight: number: 1000000000.0 (too large for Q6_K); use --outtype f32 or bf16"
+    )
 
 
 @pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}])
