@@ -17,7 +17,7 @@ from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.reports import note, reported
-from hotcold.engine.commands.terminal import replace_unprintable
+from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.errors import INTERRUPTED
 
 app = typer.Typer(
@@ -40,7 +40,6 @@ app.command("offload-dump")(OffloadDumpCommand)
 def run(command: Command, **of_hotcold: Any) -> None:
     """Do what the command line was read to."""
     with reported():
-        replace_unprintable()
         command.run()
 
 
@@ -51,8 +50,11 @@ def hotcold_command(version: Version = False) -> None:
 
 def main() -> None:
     """Entry point of the `hotcold` command: usage errors come in one line, as all others do."""
+    prepare_streams()
     try:
         code = app(standalone_mode=False)
+    except OSError as error:  # of --help and --version, which are printed outside of a command
+        code = _unprinted(error)
     except Exception as error:
         # by its shape, since the class lies in click or in typer, as the version has it
         if error.__class__.__name__ == "Abort":  # what the library makes of Ctrl-C outside of a command
@@ -61,11 +63,27 @@ def main() -> None:
             raise
         message = " ".join(error.format_message().split())
         if error.__class__.__name__ == "NoArgsIsHelpError":
-            error.show()  # type: ignore[attr-defined]
+            show_help(error)
         else:
             note(f"error: {message.rstrip('.')}; see `{_command_of(error)} --help`")
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def show_help(usage_error: Any) -> None:
+    """What the library prints of a command without arguments, on stderr if somebody can read it."""
+    try:
+        usage_error.show()
+    except OSError:
+        forget(sys.stderr)
+
+
+def _unprinted(error: OSError) -> int:
+    try:
+        with reported():
+            raise error if isinstance(error, BrokenPipeError) else unwritable(error)
+    except typer.Exit as end:
+        return end.exit_code
 
 
 def _command_of(usage_error: Exception) -> str:

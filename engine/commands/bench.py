@@ -8,6 +8,7 @@ import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import EngineOptions, Json, Quiet
+from hotcold.engine.commands.terminal import console, write_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +45,7 @@ class BenchCommand(EngineOptions, TestOptions):
                 "sparsity": engine.sparsity,
             }
             if self.as_json:
-                typer.echo(json.dumps(head | {"tests": [result.numbers() for result in results]}))
+                write_line(json.dumps(head | {"tests": [result.numbers() for result in results]}))
             else:
-                typer.echo(", ".join(f"{name} {value}" for name, value in head.items()))
-                benchmark.show(results)
+                write_line(", ".join(f"{name} {value}" for name, value in head.items()))
+                console().print(benchmark.table(results))

@@ -9,7 +9,7 @@ import typer
 
 from hotcold.engine.commands.options import FFNActivation, Quiet, Version
 from hotcold.engine.commands.reports import note, unwound
-from hotcold.engine.commands.terminal import progress_bar
+from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
@@ -91,9 +91,11 @@ def show_summary(summary: "ConvertSummary", outtype: str, begin: str = "") -> No
     """What was written to stdout, warnings to stderr."""
     for warning in summary.warnings:
         note(f"warning: {warning}")
+    if sys.stdout is None:  # the file is there, whoever hears of it
+        return
     more = f" and {len(summary.files) - 1} more parts" if len(summary.files) > 1 else ""
     how = "can run sparse" if summary.sparse else "runs dense"
-    typer.echo(
+    write_line(
         f"{begin}{summary.files[0]}{more}: {summary.n_tensors} tensors, {summary.n_bytes / 1e6:.1f} MB, "
         f"{summary.architecture}, {outtype}, {how}"
     )
@@ -101,7 +103,7 @@ def show_summary(summary: "ConvertSummary", outtype: str, begin: str = "") -> No
         listed = ", ".join(names[:MAX_LISTED]) + (
             f" and {left} more" if (left := len(names) - MAX_LISTED) > 0 else ""
         )
-        typer.echo(f"{got.name}, since blocks of {wanted.name} do not divide their rows: {listed}")
+        write_line(f"{got.name}, since blocks of {wanted.name} do not divide their rows: {listed}")
 
 
 def show_tensors(summary: "ConvertSummary") -> None:
@@ -109,4 +111,4 @@ def show_tensors(summary: "ConvertSummary") -> None:
     width = max((len(tensor.name) for tensor in summary.tensors), default=0)
     for tensor in summary.tensors:
         shape = " x ".join(str(n) for n in tensor.ne)
-        typer.echo(f"{tensor.name:{width}}  {shape:>16}  {tensor.type.name:6}  {tensor.n_bytes:>14}")
+        write_line(f"{tensor.name:{width}}  {shape:>16}  {tensor.type.name:6}  {tensor.n_bytes:>14}")

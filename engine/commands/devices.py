@@ -3,9 +3,8 @@
 import json
 from dataclasses import dataclass
 
-import typer
-
 from hotcold.engine.commands.options import Json
+from hotcold.engine.commands.terminal import write_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,4 +18,4 @@ class DevicesCommand:
         from hotcold.engine.device.devices import describe_devices, devices_json, render_devices
 
         found = describe_devices()
-        typer.echo(json.dumps(devices_json(found)) if self.as_json else render_devices(found))
+        write_line(json.dumps(devices_json(found)) if self.as_json else render_devices(found))

@@ -4,7 +4,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from hotcold.engine.commands.options import EngineOptions, part
-from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generate.run_options import RunOptions
 
@@ -20,7 +20,7 @@ def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None =
     Args:
         n_ctx: positions where the options leave them open.
     """
-    announce_compiling(quiet)
+    prepare_kernels(quiet)
     from hotcold.engine.generate.loading import load_with
 
     how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx)
@@ -37,12 +37,16 @@ def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None =
         return load_with(options.path, how, advance, read)
 
 
-def announce_compiling(quiet: bool) -> None:
-    """Say that the first run ever takes longer."""
-    from hotcold.kernels.cpu import needs_compiling
+def prepare_kernels(quiet: bool) -> None:
+    """Compile the kernels, which is said, or load what was compiled before."""
+    with ended_by_interrupt():
+        from hotcold.kernels.cpu import needs_compiling
 
-    if not quiet and needs_compiling():
-        note("compiling kernels, once; this takes some 20 seconds")
+        if not quiet and needs_compiling():
+            note("compiling kernels, once; this takes some 20 seconds")
+        from hotcold.kernels.cpu.team import compile_kernels
+
+        compile_kernels()
 
 
 def warn(engine: "Engine", quiet: bool) -> None:

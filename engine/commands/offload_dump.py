@@ -1,13 +1,14 @@
 """The options of `hotcold offload-dump`, and what it prints. Light to import: the work is elsewhere."""
 
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hotcold.engine.commands import terminal
+from hotcold.engine.commands.loading import prepare_kernels
 from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generate.run_options import RunOptions
@@ -15,8 +16,6 @@ from hotcold.errors import SettingError
 from hotcold.whole_file import check_output, write_whole
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from hotcold.engine.dump.report import Report
     from hotcold.engine.plan.budget import DeviceFacts
     from hotcold.engine.plan.plan import Plan
@@ -124,7 +123,7 @@ def show_plan(
     for line in () if options.quiet else (*source.model.warnings, *said):
         note(line)
     if options.as_json:
-        print(json.dumps(report))
+        terminal.write_line(json.dumps(report))
     elif options.html is None:
         is_selected = options.tensors is not None or options.layer is not None
         show_text(report, full=options.full or is_selected)
@@ -151,6 +150,7 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
         raise SettingError("--run", source.name, "a shape has no weights to run", "give a file with -m")
     budget = RunOptions.vram_budget if options.vram_budget is None else options.vram_budget
     request = parse_request(options.device, budget)
+    prepare_kernels(options.quiet)
     with opened_plan(source, how, request) as (opened, plan, lines), open_gguf(source.path) as file:
         of_memory = filter(None, [memory_note(plan)])
         for line in () if options.quiet else (*source.model.warnings, *lines, *of_memory):
@@ -158,9 +158,11 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
         rows = dump_run.run(plan, file, thread_count(None), opened)
         name = opened.name if opened is not None else "cpu"
     if options.as_json:
-        print(json.dumps({"schema_version": 1, "model": source.name, "device": name, "run": rows}))
+        terminal.write_line(
+            json.dumps({"schema_version": 1, "model": source.name, "device": name, "run": rows})
+        )
         return
-    console = _console()
+    console = terminal.console()
     console.print(f"{source.name} on {name}, VRAM budget {plan.budget.text}", markup=False)
     console.print(run_table(rows))
 
@@ -170,30 +172,17 @@ def show_text(report: "Report", full: bool) -> None:
     from hotcold.engine.dump.glance import show_glance
     from hotcold.engine.dump.text import show
 
-    (show if full else show_glance)(report, _console())
-
-
-def _console() -> "Console":
-    """A console on stdout: of the terminal's width, else 80 columns; a reader that ends early is no error."""
-    from rich.console import Console
-
-    class Stdout(Console):
-        """Lets whoever called see that nobody reads on, where rich would end the process with 1."""
-
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError
-
-    return Stdout(width=None if sys.stdout.isatty() else 80, highlight=False)
+    (show if full else show_glance)(report, terminal.console())
 
 
 def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> None:
     """A row a budget."""
     if as_json:
-        print(json.dumps({"schema_version": 1, "model": source.name, "sweep": rows}))
+        terminal.write_line(json.dumps({"schema_version": 1, "model": source.name, "sweep": rows}))
         return
     from hotcold.engine.dump.text import sweep_table
 
-    console = _console()
+    console = terminal.console()
     console.print(f"{source.name}; activation counts: {source.frequencies_from}", markup=False)
     console.print(sweep_table(rows))
     for row in rows:
@@ -207,4 +196,4 @@ def write_page(whole: "Report", plan: "Plan", source: "Source", how: "Wanted", p
     from hotcold.engine.plan.coverage import coverage_curve
 
     curve = coverage_curve(source.model, replace(how, n_batch=plan.n_batch), source.frequencies)
-    write_whole(path, page(whole, curve).encode(), option="--html")
+    write_whole(path, page(whole, curve).encode(errors="replace"), option="--html")

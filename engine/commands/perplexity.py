@@ -12,7 +12,7 @@ from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import EngineOptions, Json, Quiet
 from hotcold.engine.commands.prompt_input import read_file
 from hotcold.engine.commands.reports import note
-from hotcold.engine.commands.terminal import progress_bar
+from hotcold.engine.commands.terminal import progress_bar, write_line
 
 if TYPE_CHECKING:
     from hotcold.engine.generate.generation import Engine
@@ -43,7 +43,7 @@ class PerplexityCommand(EngineOptions, TextOption):
             for finding in engine.first_prompt.warnings if engine.first_prompt and not self.quiet else ():
                 note(f"warning: {finding}")
             if self.as_json:
-                typer.echo(json.dumps(result.numbers()))
+                write_line(json.dumps(result.numbers()))
             else:
                 show(engine, result)
 
@@ -66,14 +66,14 @@ def show(engine: "Engine", result: "Perplexity") -> None:
     from hotcold.engine.measure.perplexity import DEFINITION
 
     listed, firing = result.activity.shares(engine.model.n_ff)
-    typer.echo(f"perplexity {result.value:.4f} +/- {result.deviation:.4f}")
-    typer.echo(f"  {DEFINITION}")
-    typer.echo(f"  {len(result.chunk_nlls)} chunks of {result.n_ctx}, {result.n_scored} ids scored")
+    write_line(f"perplexity {result.value:.4f} +/- {result.deviation:.4f}")
+    write_line(f"  {DEFINITION}")
+    write_line(f"  {len(result.chunk_nlls)} chunks of {result.n_ctx}, {result.n_scored} ids scored")
     mode = engine.sparsity if result.threshold is None else f"predictor >= {result.threshold:g}"
     if result.activity.of == "model":
-        typer.echo(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
-        typer.echo(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
+        write_line(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
+        write_line(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
     elif result.activity.listed:
         looked = f"on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
-        typer.echo(f"  sparsity {mode}: {looked}")
-    typer.echo(f"  {result.n_tokens / result.seconds:.0f} tokens/s")
+        write_line(f"  sparsity {mode}: {looked}")
+    write_line(f"  {result.n_tokens / result.seconds:.0f} tokens/s")

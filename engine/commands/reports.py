@@ -9,14 +9,18 @@ from collections.abc import Iterator
 
 import typer
 
+from hotcold.engine.commands.terminal import OutputError, forget
 from hotcold.errors import INTERRUPTED, HotcoldError
 
 UNEXPECTED, DOES_NOT_FIT = 1, 4
 
 
 def note(text: str) -> None:
-    """One line on stderr."""
-    typer.echo(f"hotcold: {text}", err=True)
+    """One line on stderr; where that cannot be written to, nobody hears."""
+    try:
+        typer.echo(f"hotcold: {text}", err=True)
+    except (OSError, ValueError):
+        forget(sys.stderr)
 
 
 @contextlib.contextmanager
@@ -27,12 +31,13 @@ def reported() -> Iterator[None]:
     except typer.Exit:
         raise
     except HotcoldError as error:
+        if isinstance(error, OutputError):
+            forget(sys.stdout)
         _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:
-        # Nobody reads on: let the interpreter's last flush go nowhere, too.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget(sys.stdout)  # nobody reads on
         raise typer.Exit(0) from None
     except MemoryError as error:
         _fail(f"memory: used up ({error}); lower -c or -b, or take a smaller model", DOES_NOT_FIT)
@@ -46,6 +51,20 @@ def _fail(text: str, exit_code: int) -> None:
         traceback.print_exc()
     note(f"error: {text}")
     raise typer.Exit(exit_code) from None
+
+
+@contextlib.contextmanager
+def ended_by_interrupt() -> Iterator[None]:
+    """Let Ctrl-C end the process at once: for what would lose the exception, as a compiler's callbacks do."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        yield
+        return
+    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from hotcold.engine.generate.generation import Engine
 from hotcold.engine.measure.activity import ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.kernels.cpu.stream import Stream
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SEED = 0
 FIRST_ID = 3  # random ids leave out the control pieces
@@ -98,16 +101,15 @@ def _decode(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measure
     return Measured(f"tg{len(ids)}", rate, float(np.std(rates)), n_bytes_a_token, share)
 
 
-def show(results: list[Measured]) -> None:
-    """Print a table of tests; dashes where a figure has no meaning."""
-    from rich.console import Console
+def table(results: list[Measured]) -> "Table":
+    """A row a test; dashes where a figure has no meaning."""
     from rich.table import Table
 
-    table = Table()
+    rows = Table()
     for title in ("test", "tokens/s", "MB a token", "of bandwidth"):
-        table.add_column(title, justify="left" if title == "test" else "right")
+        rows.add_column(title, justify="left" if title == "test" else "right")
     for result in results:
         read = (f"{result.bytes_a_token / 1e6:.2f}", f"{result.bandwidth_share:.0%}")
         rate = f"{result.tokens_per_second:.1f} ± {result.deviation:.1f}"
-        table.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
-    Console().print(table)
+        rows.add_row(result.test, rate, *(read if result.bytes_a_token else ("-", "-")))
+    return rows

@@ -33,11 +33,11 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
 
 
 def _name(model_dir: Path) -> str:
-    """The folder's name; in a hub's cache, models--OWNER--NAME/snapshots/HASH, the model's."""
+    """The folder's name; in a hub's cache, models--OWNER--NAME/snapshots/HASH, the model's. UTF-8 in any case."""
     folder = model_dir.resolve()
-    if folder.parent.name == "snapshots":
-        return folder.parent.parent.name.rpartition("--")[2] or "model"
-    return folder.name or "model"
+    in_hub = folder.parent.name == "snapshots"
+    name = folder.parent.parent.name.rpartition("--")[2] if in_hub else folder.name
+    return name.encode(errors="replace").decode() or "model"
 
 
 def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:

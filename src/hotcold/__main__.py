@@ -1,8 +1,7 @@
 """The `hotcold` command; `python -m hotcold` is the same."""
 
-import contextlib
+import _signal  # type: ignore[import-not-found]  # what `signal` wraps, which takes a moment to import
 import os
-import signal
 import sys
 
 from hotcold.errors import INTERRUPTED
@@ -10,10 +9,12 @@ from hotcold.errors import INTERRUPTED
 
 def main() -> None:
     """Run the command. Ctrl-C ends it with 130, quietly, also while it still imports."""
-    before = signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+    before = _signal.getsignal(_signal.SIGINT)
+    if before is not _signal.SIG_IGN:  # as for what runs in the background
+        _signal.signal(_signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
     from hotcold.cli import main as run
 
-    signal.signal(signal.SIGINT, before)
+    _signal.signal(_signal.SIGINT, before)
     try:
         run()
     except KeyboardInterrupt:
@@ -27,8 +28,10 @@ def main() -> None:
 def leave() -> None:
     """End with 130. Python's own end dies of the signal instead if it came while `exec` ran somewhere."""
     for stream in filter(None, (sys.stdout, sys.stderr)):
-        with contextlib.suppress(OSError, ValueError):
+        try:
             stream.flush()
+        except (OSError, ValueError):
+            continue
     os._exit(INTERRUPTED)
 
 
