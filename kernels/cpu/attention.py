@@ -16,6 +16,7 @@ from hotcold.kernels.cpu.attention_tiles import (
     LOG2E,
     MOST_DIRECT_ROWS,
     MOST_ROWS,
+    MOST_WIDE_ROWS,
     P_ROW,
     STATE,
     clear,
@@ -61,7 +62,7 @@ def _rows_of_block(n_tokens: int, group: int, n_head_kv: int, head_dim: int) -> 
         return min(most, n_rows)
     blocks = (_BLOCKS + n_head_kv - 1) // n_head_kv
     even = (n_rows + blocks - 1) // blocks
-    return min(most, (even + MOST_ROWS - 1) // MOST_ROWS * MOST_ROWS)
+    return min(most, (even + MOST_WIDE_ROWS - 1) // MOST_WIDE_ROWS * MOST_WIDE_ROWS)
 
 
 @compiled
@@ -165,7 +166,7 @@ def _sum_part(  # type: ignore[no-untyped-def]
     wide_v = wide_k + 64 * TILE * n_vectors
     widened = op.w_type != rows.F32_ID and n_rows > _DIRECT_ROWS
     kind = rows.F32_ID if widened else op.w_type
-    most = MOST_ROWS if kind == rows.F32_ID else MOST_DIRECT_ROWS
+    most = MOST_WIDE_ROWS if kind == rows.F32_ID else MOST_DIRECT_ROWS
     start = max(part * PART, _sees(load_i64(positions), window) // TILE * TILE)
     end = min((part + 1) * PART, load_i64(positions + 8 * (n_rows - 1)) + 1)
     for first in range(start, end, TILE):
@@ -211,7 +212,7 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
     """Chunk c of an ATTENTION op.
 
     The thread's memory holds the block's queries, positions, totals and sums of one part, then what serves a
-    register tile: 6 rows of 64 weights, 6 factors and 6 ones in 16 lanes, keys and values as float32.
+    register tile: 8 rows of 64 weights, 8 factors and 8 ones in 16 lanes, keys and values as float32.
 
     Args:
         op: p0 query heads, p1 heads of the cache, p2 head_dim, f0 scale, k window or 0, z address of the

@@ -47,7 +47,10 @@ _NUMBER = {rows.F32_ID: 4, rows.F16_ID: 2, rows.Q8_0_ID: 1}  # bytes, without sc
 
 # Vectors of 16 floats in registers: a tile's accumulators and what is loaded of the cache. Two more are left.
 _REGISTERS = 28 if "avx512f" in simd.target_features() else 7
-MOST_ROWS, MOST_DIRECT_ROWS = 6, 4  # of float32, and of numbers that are widened as they are met
+# The most rows of a tile of float32, and of numbers that are widened as they are met: a whole group if there
+# are registers, so that it is widened once and asks for the next block all the while.
+MOST_WIDE_ROWS, MOST_DIRECT_ROWS = 6, 8 if _REGISTERS > 7 else 4
+MOST_ROWS = 8
 
 
 def _widths(n_rows: int) -> list[int]:
@@ -57,7 +60,8 @@ def _widths(n_rows: int) -> list[int]:
 
 # The types that a register tile meets as they are, and its rows; other tiles are widened to float32 first.
 _SHAPES = [(rows.F32_ID, n) for n in (1, 2, 3, 4, 6)]
-_SHAPES += [(kv_type, n) for kv_type in (rows.F16_ID, rows.Q8_0_ID) for n in (1, 2, 3, 4)]
+_DIRECT = [n for n in (1, 2, 3, 4, 6, 7, 8) if n <= MOST_DIRECT_ROWS]
+_SHAPES += [(kv_type, n) for kv_type in (rows.F16_ID, rows.Q8_0_ID) for n in _DIRECT]
 
 
 def _load_cached(b: Builder, kv_type: int, at: Value, offset: int, scale: Value | None) -> Value:
@@ -70,9 +74,9 @@ def _load_cached(b: Builder, kv_type: int, at: Value, offset: int, scale: Value 
 
 
 def _ask_ahead(b: Builder, kv_type: int, n_rows: int, at: Value, ahead: Value, n: int) -> None:
-    """Prefetch what n vectors are read at, `ahead` bytes later. Six rows compute for longer than they wait."""
+    """Prefetch what n vectors are read at, `ahead` bytes later; not where a widened tile is read again."""
     size = _NUMBER[kv_type]
-    if n_rows < MOST_ROWS:
+    if kv_type != rows.F32_ID or n_rows < MOST_WIDE_ROWS:
         for i in range(0, n, 4 // size):
             simd.emit_prefetch(b, b.add(b.add(at, ahead), I64(16 * i * size)), 3)
 
@@ -196,10 +200,10 @@ def _emit_shapes(
 ) -> None:
     """emit(b, kv_type, n_rows, *arguments) of the one shape that is asked for."""
     end = b.append_basic_block("shapes_end")
-    switch = b.switch(b.add(b.mul(kv_type, I64(8)), n_rows), end)
+    switch = b.switch(b.add(b.mul(kv_type, I64(16)), n_rows), end)
     for kind, n in _SHAPES:
         block = b.append_basic_block(f"shape_{kind}_{n}")
-        switch.add_case(I64(8 * kind + n), block)
+        switch.add_case(I64(16 * kind + n), block)
         b.position_at_end(block)
         emit(b, kind, n, *arguments)
         b.branch(end)
