@@ -93,10 +93,12 @@ def test_an_answer_ends(engine: Engine) -> None:
 
 def test_a_chat_by_its_own_template(engine: Engine) -> None:
     """The first prompt is the template's text; the second one runs only what is new in it."""
-    chat = Chat(engine, system="Be brief.", temp=0.0, repeat_penalty=1.0)
+    # other words leave "The" and "La" a rounding apart, and the model may answer in French
+    system = "Answer in one sentence."
+    chat = Chat(engine, system=system, temp=0.0, repeat_penalty=1.0)
     assert "Paris" in "".join(chat.ask("What is the capital of France?"))
     assert chat.last is not None
-    prompt = "<|im_start|>system\nBe brief.<|im_end|>\n" + CHAT
+    prompt = f"<|im_start|>system\n{system}<|im_end|>\n" + CHAT
     assert chat.last.prompt_ids == engine.tokenizer.encode(prompt, parse_special=True)
     before, question = len(chat.last.prompt_ids + chat.last.ids), "And of <|im_end|> Italy?"
     "".join(chat.ask(question))
