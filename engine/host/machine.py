@@ -1,7 +1,9 @@
-"""What this machine lets a process use: physical cores, the quota of its cgroup, memory."""
+"""What this machine lets a process use: physical cores, the quota of its cgroup, memory, a driver for cards."""
 
+import ctypes
 import math
 import os
+import sys
 from pathlib import Path
 
 from hotcold.engine.settings import whole_number
@@ -126,3 +128,14 @@ def _read(path: Path) -> str | None:
         return path.read_text().strip()
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def has_cuda_driver() -> bool:
+    """Whether the library of NVIDIA's driver is installed. Without it there is no card to look for, and CuPy,
+    which takes a tenth of a second to import, need not be asked.
+    """
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

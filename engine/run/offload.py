@@ -52,7 +52,7 @@ def load_executor(
         FileError: with `strict`, an index file that cannot be used.
     """
     _check_cache(model, how)
-    if request.is_for_the_cpu:
+    if request.is_for_the_cpu or (request.leaves_it_open and not machine.has_cuda_driver()):
         return Loaded(_on_the_cpu(model, file, how, n_threads), None)
     from hotcold.engine.run.device_plan import NoRoomError, open_wanted
 

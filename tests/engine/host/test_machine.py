@@ -105,3 +105,13 @@ def test_threads_of_this_machine() -> None:
 def test_bad_thread_counts_are_named(value: Any) -> None:
     with pytest.raises(SettingError, match=rf"^threads: {value} \(a whole number from 1 to 1024\)"):
         machine.thread_count(value)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_driver_is_there_if_its_library_is(monkeypatch: pytest.MonkeyPatch, there: bool) -> None:
+    def open_library(name: str) -> None:
+        if "cuda" not in name or not there:
+            raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", open_library)
+    assert machine.has_cuda_driver() is there

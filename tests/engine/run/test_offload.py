@@ -12,6 +12,7 @@ import pytest
 import hotcold
 from hotcold.engine.dump import inputs as dump
 from hotcold.engine.generate.generation import Engine
+from hotcold.engine.host import machine
 from hotcold.engine.plan import gpu_index, planning
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.run import offload
@@ -75,6 +76,7 @@ class Opened:
 def opened(compiler: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     opened = Opened()
     monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", opened.open)
+    monkeypatch.setattr(machine, "has_cuda_driver", lambda: True)
     yield opened
     for device in opened.devices:
         assert device.closed and device.counters.live_bytes == device.counters.pinned_bytes == 0
