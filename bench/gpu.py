@@ -23,6 +23,7 @@ from gpu_model import Limits, Row, listed_model, sweep
 from planned import random_relu_model, shape_of
 from random_model import Shape
 
+from hotcold.engine.device.choice import parse_device
 from hotcold.engine.device.devices import describe_devices, open_device, render_devices
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.plan.wanted import Wanted
@@ -214,7 +215,7 @@ def run(given: Sequence[str] | None = None) -> int:
     """Measure and print; the exit code."""
     arguments, started = arguments_of(given), time.perf_counter()
     shape = shape_of(arguments.shape)
-    device = open_device(arguments.device)
+    device = open_device(parse_device(arguments.device))
     if device is None:
         raise SystemExit("--device cpu: nothing to measure")
     deadline = started + 60 * arguments.minutes
