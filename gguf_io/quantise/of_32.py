@@ -62,12 +62,18 @@ def scaled_rows(
                 put_half(block, 0, signed_scale(x, weights, top, levels, trial))
                 levels += top
             else:
-                scale = largest(x) / -top
-                factor = ONE / scale if scale != 0 else ZERO
-                put_half(block, 0, scale)
-                for j in range(BLOCK):
-                    levels[j] = truncated(x[j] * factor + (top + HALF), TWO * top - ONE)
+                put_half(block, 0, spread_around(x, top, levels))
             pack(levels, n_high, block, 2)
+
+
+@kernel
+def spread_around(x: np.ndarray, top: np.float32, levels: np.ndarray) -> np.float32:
+    """The scale that takes the number farthest from 0 to -top, and the levels, of which `top` stands for 0."""
+    scale = largest(x) / -top
+    factor = ONE / scale if scale != 0 else ZERO
+    for j in range(BLOCK):
+        levels[j] = truncated(x[j] * factor + (top + HALF), TWO * top - ONE)
+    return scale
 
 
 @kernel
