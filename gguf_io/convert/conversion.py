@@ -121,7 +121,8 @@ def _convert_directory(
     if ffn_activation is not None:
         check_activation(ffn_activation, model.architecture.name)
         model = replace(model, ffn_activation=ffn_activation)
-    check_output(outfile, source_files(model_dir, predictors, model), force)
+    inputs = source_files(model_dir, predictors, model)
+    check_output(outfile, inputs if imatrix is None else [*inputs, imatrix], force)
     sparse_inputs = _open_predictors(model_dir, predictors, model)
     warnings = list(model.warnings)
     if model.rope is not None and model.rope.warning:

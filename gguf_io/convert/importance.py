@@ -34,9 +34,10 @@ def read_importance(
         return {}
     found = {}
     with open_gguf(path) as file:
-        if file.metadata.get(KIND) != "imatrix":
-            bound = 'its general.type is not "imatrix"'
-            raise FileError(f"imatrix {path}", file.metadata.get(KIND), bound, "make one by llama-imatrix")
+        kind = file.metadata.get(KIND)
+        if kind != "imatrix":
+            what = f"no {KIND}" if kind is None else f"{KIND} {kind}"
+            raise FileError(f"imatrix {path}", what, "an importance matrix has imatrix", "give one")
         for tensor in file.tensors:
             if tensor.endswith(SUMS):
                 name = tensor.removesuffix(SUMS)

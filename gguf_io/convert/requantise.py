@@ -69,13 +69,14 @@ def requantise(
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false; an activation
-            that the architecture has not.
+            that the architecture has not; rows that no block of `outtype` divides.
         FileError: `source` is damaged or no model, has a matrix of a type that cannot be read, or changes
             while it is read; writing failed.
         DoesNotFitError: the disk is full.
     """
     check_outtype(outtype)
-    check_output(outfile, [source], force)
+    inputs = [source] if imatrix is None else [source, imatrix]
+    check_output(outfile, inputs, force)
     warnings: list[str] = []
     with open_gguf(source) as file:
         check_output(outfile, [part.path for part in file.parts], force)

@@ -107,6 +107,13 @@ def test_a_dry_run_lists_every_tensor_and_writes_nothing(tmp_path: Path) -> None
     assert any("would be written" in line and "69 tensors" in line for line in lines)
 
 
+def test_an_importance_matrix_of_another_model_is_named(tmp_path: Path) -> None:
+    out, model = tmp_path / "x.gguf", TINY / "tiny-relu-llama.q8_0.gguf"
+    result = run(str(TINY), "--outfile", str(out), "--outtype", "q4_k_m", "--imatrix", str(model))
+    assert result.returncode == 3 and not out.exists()
+    assert f"imatrix {model}: no general.type (an importance matrix has imatrix)" in result.stderr
+
+
 def test_the_outfile_is_needed() -> None:
     result = run(str(TINY))
     assert result.returncode == 2

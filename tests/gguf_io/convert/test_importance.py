@@ -7,12 +7,13 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFWriter
 from numpy.typing import NDArray
 
-from hotcold.errors import FileError
+from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
 from hotcold.gguf_io.convert.importance import read_importance
 
 T = GGMLQuantizationType
+TINY = Path(__file__).parents[3] / "models" / "tiny-relu-llama"
 MODEL = Path(__file__).parents[2] / "data" / "llamacpp" / "llama.f32.gguf"
 Sums = dict[str, tuple[NDArray[np.float32], float]]
 
@@ -91,8 +92,19 @@ def test_one_of_another_model(tmp_path: Path) -> None:
 
 
 def test_what_is_no_importance_matrix(tmp_path: Path) -> None:
-    assert 'model (its general.type is not "imatrix")' in refusal(tmp_path, sums_of_model(), "model")
+    assert "general.type model (an importance matrix has imatrix)" in refusal(
+        tmp_path, sums_of_model(), "model"
+    )
     for bad in (np.nan, np.inf, -1):
         sums = sums_of_model()
         sums["blk.0.ffn_up.weight"][0][0, 5] = bad
         assert "blk.0.ffn_up.weight: NaN, infinite or below 0" in refusal(tmp_path, sums)
+
+
+def test_the_importance_matrix_is_never_overwritten(tmp_path: Path) -> None:
+    path = write_imatrix(tmp_path / "imatrix.gguf", sums_of_model())
+    before = path.read_bytes()
+    for model in (MODEL, TINY):
+        with pytest.raises(SettingError, match="is the input"):
+            convert(model, None, path, "q4_1", imatrix=path, force=True)
+    assert path.read_bytes() == before
