@@ -334,11 +334,11 @@ def test_a_pickle_that_wants_to_run_code(
     assert not (tmp_path / "harm").exists()
 
 
-@pytest.mark.parametrize("outtype", ["q5_0", "F16", ""])
+@pytest.mark.parametrize("outtype", ["q9_0", "F16", ""])
 def test_unknown_types(llama: MakeLlama, out: Path, outtype: str) -> None:
     error = refusal(llama().folder, out, outtype=outtype)
     assert isinstance(error, SettingError)
-    assert "one of f32, f16, bf16, q8_0, q4_0" in str(error)
+    assert "one of f32, f16, bf16, q8_0, q6_k, " in str(error)
 
 
 @pytest.mark.parametrize(
