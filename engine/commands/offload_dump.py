@@ -1,7 +1,7 @@
 """The options of `hotcold offload-dump`, and what it prints. Light to import: the work is elsewhere."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from hotcold.engine.plan.planning import Source
     from hotcold.engine.plan.wanted import Wanted
 
-Gbps = Annotated[float, typer.Option(help="For --sweep: bandwidth, 10^9 bytes a second.")]
+GBPS = "For --sweep: bandwidth, 10^9 bytes a second. [default: {:g}]"
+HOST_GBPS, DEVICE_GBPS, BUS_GBPS = 40.0, 900.0, 25.0
+NEEDS = {  # what changes nothing without another option
+    "host_gbps": "--sweep LIST",
+    "device_gbps": "--sweep LIST",
+    "bus_gbps": "--sweep LIST",
+    "force": "--html FILE",
+}
+OF_A_PLAN = ("tensors", "layer", "full", "gpu_index_for", "reset_gpu_index", "disable_gpu_index")
+EXCLUDES = {  # what does not go with another option
+    "run_it": (*OF_A_PLAN, "device_memory"),
+    "sweep": (*OF_A_PLAN, "vram_budget"),
+    "disable_gpu_index": ("gpu_index_for", "reset_gpu_index"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +66,9 @@ class OffloadDumpCommand:
     sweep: Annotated[
         str | None, typer.Option(metavar="LIST", help="A row for each budget, such as 0,2GiB,4GiB.")
     ] = None
-    host_gbps: Gbps = 40.0
-    device_gbps: Gbps = 900.0
-    bus_gbps: Gbps = 25.0
+    host_gbps: Annotated[float | None, typer.Option(help=GBPS.format(HOST_GBPS))] = None
+    device_gbps: Annotated[float | None, typer.Option(help=GBPS.format(DEVICE_GBPS))] = None
+    bus_gbps: Annotated[float | None, typer.Option(help=GBPS.format(BUS_GBPS))] = None
     gpu_index_for: Annotated[
         str | None, typer.Option(metavar="{hotcold,powerinfer}", help="Write the index of hot neurons.")
     ] = None
@@ -77,6 +90,7 @@ class OffloadDumpCommand:
         refuse_both(
             {"--run": self.run_it, "--sweep": self.sweep is not None, "--html": self.html is not None}
         )
+        refuse_ignored(self)
         source = dump.open_source(self.model, self.like, self.predictor_rank, self.activation)
         if self.html is not None:
             sources = [] if source.path is None else [source.path]
@@ -91,7 +105,9 @@ class OffloadDumpCommand:
                 "--device", self.device, "a plan is for a budget, not for a device", "add --run"
             )
         if self.sweep is not None:
-            gbps = (self.host_gbps, self.device_gbps, self.bus_gbps)
+            given = (self.host_gbps, self.device_gbps, self.bus_gbps)
+            usual = (HOST_GBPS, DEVICE_GBPS, BUS_GBPS)
+            gbps = [b if a is None else a for a, b in zip(given, usual, strict=True)]
             show_sweep(dump.sweep(source, how, self.sweep, facts, gbps), source, self.as_json)
             return
         show_plan(self, source, how, facts)
@@ -134,6 +150,31 @@ def refuse_both(outputs: dict[str, bool]) -> None:
     given = [name for name, wanted in outputs.items() if wanted]
     if len(given) > 1:
         raise SettingError("output", f"both {given[0]} and {given[1]}", "one of them", "give two commands")
+
+
+def refuse_ignored(options: OffloadDumpCommand) -> None:
+    """SettingError for an option that does not go with another one, or changes nothing without it."""
+    given = {f.name: getattr(options, f.name) for f in fields(options)}
+    given = {name: value for name, value in given.items() if value is not None and value is not False}
+    for name, needed in NEEDS.items():
+        option = needed.split()[0]
+        if name in given and option.removeprefix("--") not in given:
+            bound = f"changes nothing without {option}"
+            raise SettingError(_option(name), _shown(given[name]), bound, f"add {needed}")
+    for name, excluded in EXCLUDES.items():
+        for other in excluded:
+            if name in given and other in given:
+                bound = f"does not go with {_option(name)}"
+                raise SettingError(_option(other), _shown(given[other]), bound, "leave one of them out")
+
+
+def _option(field: str) -> str:
+    return "--" + field.removesuffix("_it").replace("_", "-")
+
+
+def _shown(value: object) -> object:
+    """A flag has no value to show."""
+    return None if value is True else value
 
 
 def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> None:

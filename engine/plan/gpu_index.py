@@ -53,7 +53,7 @@ def plan_with_index(
 
     Args:
         model_path: None for a shape without a file.
-        make_plan: plans for given hot neurons, or for None by the ranking.
+        make_plan: plans for given hot neurons, for () with none, or for None by the ranking.
         reset: use no existing file.
         disable: no neurons on the GPU.
         strict: refuse a file that is no good, and write none.
@@ -63,8 +63,7 @@ def plan_with_index(
         DoesNotFitError: see `placement.plan`.
     """
     if disable:
-        none = [np.zeros(0, np.int32)] * model.n_layer
-        return Indexed(make_plan(none), ("--disable-gpu-index: no neurons on the GPU",))
+        return Indexed(make_plan(()), ("--disable-gpu-index: no neurons on the GPU",))
     if reset or model_path is None or not identity.budget:
         return Indexed(make_plan(None), ())
     lines, stale = list[str](), False

@@ -75,7 +75,7 @@ def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], lef
 
 
 def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
-    """Those of an index file.
+    """Those of an index file; none at all where `hot` is empty, as no index file's is.
 
     Raises:
         SettingError: another number of layers.
@@ -83,6 +83,8 @@ def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
     """
     if left.ended is not None:
         return Hot([NONE_HOT] * len(found), left.ended.reason)
+    if not hot:
+        return Hot([NONE_HOT] * len(found), "no neurons on the device, as --disable-gpu-index asks")
     if len(hot) != len(found):
         raise SettingError("index", f"{len(hot)} layers", f"the model has {len(found)}")
     needed = sum(ids.size * ffn.neuron_bytes for ids, ffn in zip(hot, found, strict=True))

@@ -53,7 +53,7 @@ def plan(
         frequencies: counts of each layer's neurons, [n_ff] each; None makes all neurons alike.
         device: that the budget is for.
         frequencies_from: where the counts are from, in words.
-        hot: the neurons to place, from an index file, in place of the ranking.
+        hot: the neurons to place, from an index file, in place of the ranking; () for none.
 
     Raises:
         DoesNotFitError: a budget above 0 into which not even one layer's dense part fits; the text has

@@ -99,6 +99,22 @@ def test_the_context_stands_outside_the_budget() -> None:
         (2, ("--run", "--sweep", "0,1"), "both --run and --sweep"),
         (2, ("--sweep", "0,1", "--html", "x.html"), "both --sweep and --html"),
         (2, ("--predictor-rank", "64"), "use --like"),
+        (2, ("--host-gbps", "40"), "--host-gbps: 40.0 (changes nothing without --sweep); add --sweep LIST"),
+        (2, ("--device-gbps", "3"), "--device-gbps: 3.0 (changes nothing without --sweep)"),
+        (2, ("--bus-gbps", "3", "--run"), "--bus-gbps: 3.0 (changes nothing without --sweep)"),
+        (2, ("--force",), "--force (changes nothing without --html); add --html FILE"),
+        (2, ("--sweep", "0", "--full"), "--full (does not go with --sweep); leave one of them out"),
+        (2, ("--sweep", "0", "--layer", "0"), "--layer: 0 (does not go with --sweep)"),
+        (2, ("--sweep", "0", "--tensors", "ffn"), "--tensors: ffn (does not go with --sweep)"),
+        (2, ("--sweep", "0", "--vram-budget", "0"), "--vram-budget: 0 (does not go with --sweep)"),
+        (2, ("--sweep", "0", "--gpu-index-for", "hotcold"), "--gpu-index-for: hotcold (does not go with"),
+        (2, ("--run", "--layer", "99"), "--layer: 99 (does not go with --run)"),
+        (2, ("--run", "--disable-gpu-index"), "--disable-gpu-index (does not go with --run)"),
+        (
+            2,
+            ("--reset-gpu-index", "--disable-gpu-index"),
+            "--reset-gpu-index (does not go with --disable-gpu-",
+        ),
         (3, ("-m", "/nowhere.gguf"), "No such file"),
         (3, ("--html", "/nowhere/x.html"), "--html"),
         (3, ("--activation", "/nowhere"), "no activation_0"),
@@ -225,6 +241,22 @@ def test_disabling_the_index_leaves_no_hot_neurons(tmp_path: Path) -> None:
     got = json.loads(run(*SIX, "--disable-gpu-index", "--json").stdout)
     assert got["totals"]["gpu"]["hot_rows"] == 0
     assert got["totals"]["dense_layers"] == 6
+
+
+def test_no_index_of_no_neurons_is_written(tmp_path: Path) -> None:
+    model = model_copy(tmp_path)
+    for kind in ("hotcold", "powerinfer"):
+        result = run("-m", str(model), *SIX, "--disable-gpu-index", "--gpu-index-for", kind)
+        assert result.returncode == 2
+        assert f"--gpu-index-for: {kind} (does not go with --disable-gpu-index)" in result.stderr
+    assert list(tmp_path.iterdir()) == [model]
+
+
+def test_why_nothing_is_hot_is_the_option_where_no_index_is_used() -> None:
+    got = json.loads(run(*SIX, "--disable-gpu-index", "--json").stdout)
+    reasons = {row["why"] for row in got["weights"] if row["role"] == "ffn"}
+    assert "FFN of layer 0: no neurons on the device, as --disable-gpu-index asks" in reasons
+    assert not any("index file" in reason for reason in reasons)
 
 
 def test_a_foreign_index_is_used_and_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
