@@ -133,6 +133,11 @@ class Part:
         return self._view[: min((info.offset for info in self.tensors.values()), default=self.size)]
 
     @property
+    def is_mapped(self) -> bool:
+        """Whether rows are read from the file's map, and not from a copy in memory."""
+        return self._is_file
+
+    @property
     def mapping(self) -> mmap.mmap:
         """The map, of the whole file."""
         assert isinstance(self._view.obj, mmap.mmap)

@@ -123,7 +123,10 @@ def forget(stream: IO[str] | None) -> None:
 
 @contextlib.contextmanager
 def progress_bar(shown: bool, counted: str = "bytes") -> Iterator[Callable[[str, int, int], None] | None]:
-    """A function that hears (name, done, in all) and draws a bar on stderr; None if not shown."""
+    """A function that hears (name, done, in all) and draws a bar on stderr; None if not shown.
+
+    Nothing is drawn before it hears something.
+    """
     if not shown:
         yield None
         return
@@ -139,10 +142,13 @@ def progress_bar(shown: bool, counted: str = "bytes") -> Iterator[Callable[[str,
 
     amount = DownloadColumn() if counted == "bytes" else MofNCompleteColumn()
     columns = (TextColumn("{task.description}"), BarColumn(), amount, TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("")
+    bar = Progress(*columns, console=Console(stderr=True), transient=True)
+    with contextlib.ExitStack() as drawn:
 
         def advance(name: str, done: int, total: int) -> None:
-            bar.update(task, description=name.replace("[", r"\["), completed=done, total=total)
+            if not bar.tasks:
+                bar.add_task("")
+                drawn.enter_context(bar)
+            bar.update(bar.tasks[0].id, description=name.replace("[", r"\["), completed=done, total=total)
 
         yield advance

@@ -3,6 +3,7 @@
 Only headers and statistics are read, and no device is needed.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,7 +93,7 @@ def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
 
 
 def sweep(
-    source: Source, how: Wanted, budgets: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+    source: Source, how: Wanted, budgets: str, facts: DeviceFacts | None, gbps: Sequence[float]
 ) -> list[dict[str, Any]]:
     """A row a budget of a list such as 0,2GiB,4GiB: what is where, what a token moves, and its time.
 
@@ -107,7 +108,7 @@ def sweep(
 
 
 def _sweep_row(
-    source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: tuple[float, float, float]
+    source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: Sequence[float]
 ) -> dict[str, Any]:
     budget = resolve_budget(parse_budget(text), facts)
     try:
@@ -133,7 +134,8 @@ def short_lines(engine: "Engine") -> list[str]:
     """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
     said, plan = _plan_of_the_cpu(engine) if engine.executor.device is None else ([], engine.executor.plan)
     report = as_json(plan)
-    return [*said, *short_form(report), *host_lines(report), *traffic_lines(report)]
+    is_mapped = all(part.is_mapped for part in engine.file.parts)
+    return [*said, *short_form(report), *host_lines(report, is_mapped), *traffic_lines(report)]
 
 
 def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:

@@ -245,11 +245,12 @@ def context_lines(report: Report) -> Iterator[str]:
         yield f"outside the budget: CUDA context of {device['name']}, {context} bytes, {mib(context)}"
 
 
-def host_lines(report: Report) -> Iterator[str]:
-    """What the host serves."""
+def host_lines(report: Report, is_mapped: bool = True) -> Iterator[str]:
+    """What the host serves; weights lie in the mapped file, or in memory where the file was read into it."""
     cpu = report["totals"]["cpu"]
     parts = ", ".join(f"{name.replace('kv_cache', 'KV cache')} {mib(n)}" for name, n in cpu.items())
-    yield f"on the CPU: {parts}; weights stay in the mapped file"
+    where = "stay in the mapped file" if is_mapped else "are in memory, with the whole file"
+    yield f"on the CPU: {parts}; weights {where}"
 
 
 def traffic_lines(report: Report) -> Iterator[str]:

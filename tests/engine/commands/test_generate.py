@@ -226,6 +226,14 @@ def test_threshold_of_the_environment() -> None:
 
 
 @pytest.mark.parametrize(
+    ("options", "where"),
+    [((), "stay in the mapped file"), (("--no-mmap",), "are in memory, with the whole file")],
+)
+def test_where_the_weights_are_is_said(options: tuple[str, ...], where: str) -> None:
+    assert f"weights {where}" in generate("-p", PROMPT, "-n", "1", "-v", "-c", "64", *options)[1]
+
+
+@pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
         (2, ("-p", "a", "--temp", "-1"), "temp: -1.0 ("),

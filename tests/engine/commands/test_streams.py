@@ -1,5 +1,6 @@
 """Whatever the standard streams and the names of files are: it works, or one line says why not."""
 
+import io
 import os
 import shutil
 import signal
@@ -208,3 +209,19 @@ def test_an_interrupt_while_kernels_are_compiled(tmp_path: Path, seconds: float)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, b"", b"")
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+
+def test_no_bar_is_drawn_before_there_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stderr", stream := Terminal())
+    with terminal.progress_bar(True):
+        time.sleep(0.2)  # rich draws ten times a second
+    assert stream.getvalue() == ""
+    with terminal.progress_bar(True) as progress:
+        assert progress is not None
+        progress("rows", 3, 7)
+    assert "rows" in stream.getvalue() and "3/7 bytes" in stream.getvalue()
