@@ -114,7 +114,7 @@ def test_vocabularies_that_are_refused(llama: MakeLlama) -> None:
     (model.folder / "tokenizer.model").write_bytes(b"\xff" * 100)
     assert "no SentencePiece model" in refusal(model.folder)
     (model.folder / "tokenizer.model").write_bytes(b"")
-    assert "0 pieces" in refusal(model.folder)
+    assert "empty (0 bytes)" in refusal(model.folder)
 
 
 def test_damaged_pieces(llama: MakeLlama) -> None:
