@@ -65,7 +65,13 @@ def main() -> None:
         if error.__class__.__name__ == "NoArgsIsHelpError":
             show_help(error)
         else:
-            note(f"error: {message.rstrip('.')}; see `{_command_of(error)} --help`")
+            message = message.replace("Input should be", f"{_given_to(error)} should be")
+            see = f"see `{_command_of(error)} --help`"
+            note(
+                f"error: {message} S{see[1:]}"
+                if message.endswith("?")
+                else f"error: {message.rstrip('.')}; {see}"
+            )
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 
@@ -89,7 +95,17 @@ def _unprinted(error: OSError) -> int:
 def _command_of(usage_error: Exception) -> str:
     """What was called: `hotcold`, or with the command whose options were wrong."""
     context = getattr(usage_error, "ctx", None)
-    return "hotcold" if context is None or context.parent is None else f"hotcold {context.info_name}"
+    if context is None:  # as of an option without its value
+        known = [command.name for command in app.registered_commands]
+        return " ".join(["hotcold", *(word for word in sys.argv[1:2] if word in known)])
+    return "hotcold" if context.parent is None else f"hotcold {context.info_name}"
+
+
+def _given_to(usage_error: Exception) -> str:
+    """The value that an option refused, which newer versions of the library leave out of their text."""
+    errors = getattr(usage_error.__cause__, "errors", None)
+    given = errors()[0].get("input") if callable(errors) else None
+    return "Input" if given is None else repr(given)
 
 
 if __name__ == "__main__":

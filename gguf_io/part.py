@@ -238,4 +238,5 @@ def _not_gguf(path: Path, head: bytes) -> GGUFError:
         return NotGGUFError("model file", path, f"{kind}; GGUF or PWRI can be read", next_step)
     if head[8:9] == b"{":
         return NotGGUFError("model file", path, "a safetensors file; GGUF or PWRI can be read", TO_CONVERT)
-    return NotGGUFError(f"{path.name}: magic", head[:4], "GGUF or PWRI can be read", DOWNLOAD)
+    bound = f"begins with {head[:4]!r}; GGUF or PWRI can be read"
+    return NotGGUFError("model file", path, bound, f"{CHECK}, or {DOWNLOAD}")

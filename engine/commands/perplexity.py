@@ -36,7 +36,7 @@ class PerplexityCommand(EngineOptions, TextOption):
 
     def run(self) -> None:
         """Read, load, measure, print."""
-        text = read_file(self.file)
+        text = read_file(self.file, "text file")
         with open_engine(self, self.quiet) as engine:
             warn(engine, self.quiet)
             result = measured(engine, text, shown=not self.quiet and sys.stderr.isatty())

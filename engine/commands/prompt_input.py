@@ -34,7 +34,7 @@ def read_prompt(
     """
     if prompt is not None:
         if file is not None:
-            raise SettingError("prompt", "both -p and -f", "one of them")
+            raise SettingError("prompt", "both -p and -f", "one of them", "leave out -p or -f")
         data = prompt.removeprefix(BYTE_ORDER_MARK).encode("utf-8", "surrogateescape")
         return unescaped(data) if escapes else data
     if file is None and (sys.stdin is None or sys.stdin.isatty()):
@@ -46,8 +46,11 @@ def read_prompt(
     return data if keep_newline else without_last_newline(data)
 
 
-def read_file(file: Path | None) -> bytes:
+def read_file(file: Path | None, what: str = "prompt file") -> bytes:
     """The text of a file, or of standard input for None and for "-"; see `without_mark`.
+
+    Args:
+        what: the file is, for errors.
 
     Raises:
         FileError: it cannot be read, or is too long.
@@ -61,11 +64,9 @@ def read_file(file: Path | None) -> bytes:
             with file.open("rb") as stream:
                 data = stream.read(MAX_PROMPT_BYTES + 1)
     except OSError as error:
-        raise FileError(
-            "prompt file", file, error.strerror or "cannot be read", "name a text file"
-        ) from error
+        raise FileError(what, file, error.strerror or "cannot be read", "name a text file") from error
     if len(data) > MAX_PROMPT_BYTES:
-        raise FileError("prompt file", file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
+        raise FileError(what, file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
     return without_mark(data)
 
 

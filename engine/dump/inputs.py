@@ -41,7 +41,7 @@ def open_source(
     """
     if shape is not None:
         if path is not None:
-            raise SettingError("model", "both -m and --like", "one of them")
+            raise SettingError("model", "both -m and --like", "one of them", "leave out -m or --like")
         model = like(shape, predictor_rank)
         return with_counts(Source(model, shape, None, "", 0, None, ""), activation, None)
     if predictor_rank is not None:

@@ -201,7 +201,7 @@ def select(report: Report, tensors: str | None = None, layer: int | None = None)
     """
     n_layer = report["model"]["n_layer"]
     if layer is not None and not 0 <= layer < n_layer:
-        raise SettingError("--layer", layer, f"0 to {n_layer - 1}")
+        raise SettingError("--layer", layer, f"0 to {n_layer - 1}", "such as --layer 0")
     pattern = _compiled(tensors)
 
     def wanted(row: Report) -> bool:

@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +127,9 @@ def like(text: str, predictor_rank: int | None = None) -> Model:
     else:
         name, _, type_name = text.partition(":")
         if name not in SHAPES:
-            raise SettingError("--like", name, f"known: {', '.join(SHAPES)}, or @FILE.json")
+            near = ", ".join(get_close_matches(name, SHAPES, 4, 0.5))
+            bound = f"known, and near it: {near}" if near else "no known model"
+            raise SettingError("--like", name, bound, "docs/offload-dump.md lists all; or give @FILE.json")
         shape = SHAPES[name]
     return build(name, shape, weight_type(type_name or DEFAULT_TYPE), predictor_rank)
 
@@ -134,7 +137,9 @@ def like(text: str, predictor_rank: int | None = None) -> Model:
 def weight_type(name: str) -> GGMLQuantizationType:
     """A type by ggml's name, in either case."""
     if name.lower() not in TYPES:
-        raise SettingError("type of --like", name, f"known: {', '.join(TYPES)}")
+        raise SettingError(
+            "type of --like", name, f"known: {', '.join(TYPES)}", f"such as --like llama-2-7b:{DEFAULT_TYPE}"
+        )
     return TYPES[name.lower()]
 
 
@@ -196,9 +201,9 @@ def check_shape(shape: Shape) -> None:
         raise SettingError("n_embd / n_head", shape.n_embd // shape.n_head, f"even, up to {MAX_HEAD_DIM}")
 
 
-def _whole(name: str, value: Any, least: int, most: int) -> None:
+def _whole(name: str, value: Any, least: int, most: int, next_step: str = "") -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise SettingError(name, value, f"a whole number from {least} to {most}")
+        raise SettingError(name, value, f"a whole number from {least} to {most}", next_step)
 
 
 def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: int | None = None) -> Model:
@@ -207,7 +212,8 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
     rank = predictor_rank
     if rank is None:
         rank = DEFAULT_RANK if shape.activation == "relu" else 0
-    _whole("--predictor-rank", rank, 0, MAX_RANK)
+    such_as = f"such as --predictor-rank {DEFAULT_RANK}"
+    _whole("--predictor-rank", rank, 0, MAX_RANK, such_as)
     if rank:
         shape = replace(shape, ffn_activation="relu")
     block = GGML_QUANT_SIZES[kind][0]
@@ -216,7 +222,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         if n % block:
             raise SettingError(f"{what} of {name}", n, f"{kind.name} needs a multiple of {block}", "take f16")
     if rank % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
-        raise SettingError("--predictor-rank", rank, "a multiple of 32")
+        raise SettingError("--predictor-rank", rank, "a multiple of 32", such_as)
     if rank and shape.n_embd % GGML_QUANT_SIZES[PREDICTOR_TYPE][0]:
         raise SettingError(f"n_embd of {name}", shape.n_embd, "a predictor needs a multiple of 32")
     architecture = ARCHITECTURES[shape.architecture]

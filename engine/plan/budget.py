@@ -63,9 +63,11 @@ def parse_size(text: float | str, name: str = "vram_budget") -> int:
     Raises:
         SettingError: anything else, a negative number, or more than 2^60 bytes.
     """
+    option = "--vram-budget" if name == "vram_budget" else name
     match = SIZE.fullmatch("" if isinstance(text, bool) else str(text).strip())
     if match is None:
-        raise SettingError(name, text, FORMS if name == "vram_budget" else "a size such as 24GiB")
+        bound = FORMS if name == "vram_budget" else "a size: a number of GiB, or one with its unit"
+        raise SettingError(name, text, bound, f"such as {option} 24GiB")
     number, prefix, ending = float(match[1]), match[2].lower(), match[3].lower()
     if not prefix and not ending:
         unit = GIB
@@ -74,7 +76,7 @@ def parse_size(text: float | str, name: str = "vram_budget") -> int:
     else:
         unit = int(1024 ** POWERS[prefix])
     if not math.isfinite(number) or number * unit > MAX_BYTES:
-        raise SettingError(name, text, f"at most {MAX_BYTES >> 40} TiB")
+        raise SettingError(name, text, f"at most {MAX_BYTES >> 40} TiB", f"such as {option} 24GiB")
     return int(number * unit)
 
 
@@ -151,5 +153,5 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
 
 def _share(percent: float, asked: str, facts: DeviceFacts) -> int:
     if not 0 <= percent <= 100:
-        raise SettingError("vram_budget", asked, "0% to 100%")
+        raise SettingError("vram_budget", asked, "0% to 100%", "such as --vram-budget 80%")
     return int(facts.memory * percent / 100)

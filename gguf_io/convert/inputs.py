@@ -21,6 +21,10 @@ def check_inputs(model_dir: Path, predictors: Path | None) -> HFModel:
     Raises:
         FileError: inputs are missing (all of them in one message, each with its remedy), or as `read_config`.
     """
+    if not model_dir.exists():
+        raise FileError(
+            "model to convert", model_dir, "is not there", "give a Hugging Face folder or a GGUF file"
+        )
     if model_dir.is_dir():
         refuse_other_kinds(model_dir, weight_files(model_dir))
         refuse_stand_ins(sources_of(model_dir))

@@ -42,6 +42,8 @@ def check_output(
         SettingError: it is one of `sources`, or it exists and `force` is false.
     """
     another = f"choose another {option}"
+    if str(path) == ".":  # also what pathlib makes of ""
+        raise SettingError(option, "'' or .", "the name of a file", "name one")
     try:
         if not path.parent.is_dir():
             raise FileError("output folder", str(path.parent), "must exist", f"make it, or {another}")

@@ -111,8 +111,9 @@ def test_another_format_is_named(head: bytes, kind: str, refused: Refused, tmp_p
     refused(head, NotGGUFError, "model file", tmp_path / "bad.gguf", kind)
 
 
-def test_an_unknown_magic(refused: Refused) -> None:
-    refused(b"ABC\x1b" + bytes(60), NotGGUFError, "magic", b"ABC\x1b", "GGUF or PWRI")
+def test_an_unknown_magic(refused: Refused, tmp_path: Path) -> None:
+    bound = r"begins with b'ABC\x1b'; GGUF or PWRI"
+    refused(b"ABC\x1b" + bytes(60), NotGGUFError, "model file", tmp_path / "bad.gguf", bound)
 
 
 def test_a_big_endian_magic(gguf_bytes: Build, refused: Refused) -> None:

@@ -253,7 +253,7 @@ def test_where_the_weights_are_is_said(options: tuple[str, ...], where: str) -> 
         ),
         (2, ("-p", "a", "--sparsity", "some"), "sparsity: some (known: "),
         (2, ("-p", "a", "--stop", ""), "stop string: '' ("),
-        (2, ("-p", "a", "-f", "b"), "prompt: both -p and -f"),
+        (2, ("-p", "a", "-f", "b"), "prompt: both -p and -f (one of them); leave out -p or -f"),
         (
             2,
             ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--sparsity", "predictor"),
@@ -459,6 +459,9 @@ def test_where_everything_is_counts_the_device() -> None:
         (["generate", "--bad"], "--bad"),
         (["generate", "--bad"], "see `hotcold generate --help`"),
         (["generate", "-p"], "-p"),
+        (["generate", "-p", "hi", "-n"], "see `hotcold generate --help`"),
+        (["generate", "-p", "hi", "-n", "abc"], "'abc'"),
+        (["generat"], "Did you mean 'generate'? See `hotcold --help`"),
         (["nonsense"], "nonsense"),
         (["nonsense"], "see `hotcold --help`"),
     ],

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import pytest
+from commands import run
 
 from hotcold.engine.commands.prompt_input import read_file, read_prompt, unescaped, unescaped_text
 from hotcold.errors import FileError
@@ -87,3 +88,9 @@ def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", None)
     with pytest.raises(FileError, match="standard input: closed"):
         read_file(Path("-"))
+
+
+def test_the_text_of_a_perplexity_is_no_prompt() -> None:
+    result = run("perplexity", "-f", "/no/such/text")
+    assert result.returncode == 3
+    assert "text file: /no/such/text (No such file or directory); name a text file" in result.stderr

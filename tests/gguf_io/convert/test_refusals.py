@@ -67,7 +67,8 @@ def test_a_folder_without_config(llama: MakeLlama, out: Path) -> None:
 
 
 def test_no_such_folder(tmp_path: Path, out: Path) -> None:
-    assert "1 missing" in str(refusal(tmp_path / "nowhere", out))
+    text = str(refusal(tmp_path / "nowhere", out))
+    assert "nowhere (is not there); give a Hugging Face folder or a GGUF file" in text
 
 
 def test_weights_of_torch_that_are_none(llama: MakeLlama, out: Path) -> None:
