@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 
 from hotcold.engine.commands.options import Json
-from hotcold.engine.commands.terminal import write_line
+from hotcold.engine.commands.terminal import columns, write_line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,4 +18,4 @@ class DevicesCommand:
         from hotcold.engine.device.devices import describe_devices, devices_json, render_devices
 
         found = describe_devices()
-        write_line(json.dumps(devices_json(found)) if self.as_json else render_devices(found))
+        write_line(json.dumps(devices_json(found)) if self.as_json else render_devices(found, columns()))

@@ -45,7 +45,10 @@ class OffloadDumpCommand:
     model: ModelPath = None
     like: Annotated[
         str | None,
-        typer.Option(metavar="NAME:TYPE", help="A well-known model without its file, or @FILE.json."),
+        typer.Option(
+            metavar="NAME:TYPE",
+            help="A well-known model without its file, or @FILE.json. [default type: q4_0]",
+        ),
     ] = None
     predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None
     vram_budget: Annotated[

@@ -74,9 +74,9 @@ class EngineOptions:
     """What runs, and how: the arguments of `hotcold.load`, by its names."""
 
     path: ModelPath = None
-    threads: Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")] = (
-        RunOptions.threads
-    )
+    threads: Annotated[
+        int | None, typer.Option("-t", "--threads", help="Of the CPU. [default: physical cores]")
+    ] = RunOptions.threads
     n_ctx: NCtx = RunOptions.n_ctx
     n_batch: NBatch = RunOptions.n_batch
     kv_type: KVType = RunOptions.kv_type

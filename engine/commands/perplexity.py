@@ -2,6 +2,8 @@
 
 import json
 import sys
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +14,7 @@ from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import EngineOptions, Json, Quiet
 from hotcold.engine.commands.prompt_input import read_file
 from hotcold.engine.commands.reports import note
-from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.commands.terminal import columns, progress_bar, write_line
 
 if TYPE_CHECKING:
     from hotcold.engine.generate.generation import Engine
@@ -63,17 +65,23 @@ def measured(engine: "Engine", text: bytes, shown: bool) -> "Perplexity":
 
 def show(engine: "Engine", result: "Perplexity") -> None:
     """The value, how it is defined, and what it took."""
+    write_line(f"perplexity {result.value:.4f} +/- {result.deviation:.4f}")
+    for line in details(engine, result):
+        write_line(textwrap.fill(line, columns(), initial_indent="  ", subsequent_indent="    "))
+
+
+def details(engine: "Engine", result: "Perplexity") -> Iterator[str]:
+    """What stands below the value, a line each."""
     from hotcold.engine.measure.perplexity import DEFINITION
 
     listed, firing = result.activity.shares(engine.model.n_ff)
-    write_line(f"perplexity {result.value:.4f} +/- {result.deviation:.4f}")
-    write_line(f"  {DEFINITION}")
-    write_line(f"  {len(result.chunk_nlls)} chunks of {result.n_ctx}, {result.n_scored} ids scored")
+    n_chunks = len(result.chunk_nlls)
+    yield DEFINITION
+    yield f"{n_chunks} chunk{'s' * (n_chunks > 1)} of {result.n_ctx}, {result.n_scored} ids scored"
     mode = engine.sparsity if result.threshold is None else f"predictor >= {result.threshold:g}"
     if result.activity.of == "model":
-        write_line(f"  sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed")
-        write_line(f"  {result.activity.bytes_a_token / 1e6:.2f} MB of weights a token")
+        yield f"sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed"
+        yield f"{result.activity.bytes_a_token / 1e6:.2f} MB of weights a token"
     elif result.activity.listed:
-        looked = f"on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
-        write_line(f"  sparsity {mode}: {looked}")
-    write_line(f"  {result.n_tokens / result.seconds:.0f} tokens/s")
+        yield f"sparsity {mode}: on the CPU {listed:.1%} of all neurons looked at, {firing:.1%} computed"
+    yield f"{result.n_tokens / result.seconds:.0f} tokens/s"

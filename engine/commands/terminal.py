@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from typing import IO, TYPE_CHECKING, cast
@@ -79,6 +80,11 @@ def console() -> "Console":
 
     output = Output()
     return Stdout(file=cast(IO[str], output), width=None if output.isatty() else 80, highlight=False)
+
+
+def columns() -> int:
+    """How wide text on standard output is: as the terminal, else 80."""
+    return shutil.get_terminal_size().columns if Output().isatty() else 80
 
 
 def prepare_streams() -> None:

@@ -3,6 +3,7 @@
 import logging
 import os
 import platform
+import textwrap
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from hotcold.kernels.cuda.emulator.build import compiler_version, find_compiler
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 log = logging.getLogger("hotcold.engine")
+
+UNWRAPPED = 1 << 16  # columns
 
 
 @dataclass(frozen=True)
@@ -88,17 +91,19 @@ def devices_json(devices: Sequence[DeviceInfo]) -> dict[str, Any]:
     return {"devices": [asdict(device) for device in devices]}
 
 
-def render_devices(devices: Sequence[DeviceInfo]) -> str:
-    """The devices as text: a line each, with its details or its problem in a second."""
+def render_devices(devices: Sequence[DeviceInfo], columns: int = UNWRAPPED) -> str:
+    """The devices as text: what each is, and below it its details or its problem, wrapped to `columns`."""
     width = max(len(device.name) for device in devices)
-    return "\n".join(_lines(device, width) for device in devices)
+    return "\n".join(line for device in devices for line in _lines(device, width, columns))
 
 
-def _lines(device: DeviceInfo, width: int) -> str:
+def _lines(device: DeviceInfo, width: int, columns: int) -> list[str]:
     state = "usable" if device.usable else "not usable"
+    left = f"{device.name:<{width}}  {state:<10}  "
+    below = " " * len(left)
+    first = textwrap.wrap(device.description, columns, initial_indent=left, subsequent_indent=below)
     second = _details(device) if device.usable else device.problem
-    first = f"{device.name:<{width}}  {state:<10}  {device.description}"
-    return f"{first}\n{'':<{width}}  {'':<10}  {second}" if second else first
+    return first + textwrap.wrap(second, columns, initial_indent=below, subsequent_indent=below)
 
 
 def _details(device: DeviceInfo) -> str:

@@ -90,6 +90,14 @@ def test_a_closed_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
         read_file(Path("-"))
 
 
+def test_a_perplexity_is_told_in_80_columns(tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text("She said that she was very much obliged to him for it. " * 4)
+    lines = run("perplexity", "-f", str(text), "-c", "32").stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert any("1 chunk of 32, " in line for line in lines)
+
+
 def test_the_text_of_a_perplexity_is_no_prompt() -> None:
     result = run("perplexity", "-f", "/no/such/text")
     assert result.returncode == 3

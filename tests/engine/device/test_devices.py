@@ -44,6 +44,8 @@ def test_cards_come_with_memory_and_versions(two_cards: Any) -> None:
     assert (card.driver_version, card.runtime_version) == ("12.4", "12.9")
     text = render_devices([card])
     assert "3.0 of 8.0 GiB free, sm_86, driver for CUDA 12.4, runtime 12.9, kernels by NVRTC" in text
+    wrapped = render_devices([card], 80)
+    assert max(map(len, wrapped.splitlines())) <= 80 and wrapped.split() == text.split()
 
 
 def test_a_card_without_nvrtc_is_not_usable(two_cards: Any, monkeypatch: pytest.MonkeyPatch) -> None:
