@@ -53,7 +53,7 @@ def run_at(name: str, folder: Path, *arguments: str | Path) -> str:
     return done.stdout
 
 
-def tests_of(names: tuple[str, ...]) -> list[Path]:
+def files_at(names: tuple[str, ...]) -> list[Path]:
     return [Path(__file__).with_name(f"test_{name}.py") for name in names]
 
 
@@ -61,6 +61,6 @@ def tests_of(names: tuple[str, ...]) -> list[Path]:
 def test_the_kernels_of_a_level(name: str, tmp_path: Path) -> None:
     """The oracles, and the host's own tests, on code that is compiled once."""
     run_at(name, tmp_path, Path(oracle_checks.__file__))
-    printed = run_at(name, tmp_path, *PYTEST, *tests_of(BY_ADDRESS))
+    printed = run_at(name, tmp_path, *PYTEST, *files_at(BY_ADDRESS))
     assert " passed" in printed and "skipped" not in printed
-    run_at(name, tmp_path, *PYTEST, *tests_of(PROGRAMS))
+    run_at(name, tmp_path, *PYTEST, *files_at(PROGRAMS))
