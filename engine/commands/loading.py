@@ -43,7 +43,7 @@ def prepare_kernels(quiet: bool) -> None:
         from hotcold.kernels.cpu import needs_compiling
 
         if not quiet and needs_compiling():
-            note("compiling kernels, once; this takes some 20 seconds")
+            note("compiling kernels, once; this takes some 30 seconds")
         from hotcold.kernels.cpu.team import compile_kernels
 
         compile_kernels()
