@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,32 @@ from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.run.executor import Executor
 from hotcold.kernels.cpu.team import Program
 
-Trace = Callable[[int, Node, int, float, NDArray[np.int64], str, tuple[Node, ...]], None]
-"""Hears step, node, tokens that its graph takes, seconds, the neurons it listed and found firing in each
-layer (int64 [n_layer, 2]), its side, "cpu" or "gpu", and the nodes that ran together, it among them; the
-seconds are theirs."""
+
+@dataclass(frozen=True)
+class Taken:
+    """A node that has run.
+
+    Attributes:
+        step: its place in the placed graph.
+        node: it.
+        n_tokens: that its graph takes.
+        seconds: of all that ran together.
+        counted: the neurons it listed and found firing in each layer, int64 [n_layer, 2].
+        side: "cpu" or "gpu".
+        together: the nodes that ran together, it among them.
+    """
+
+    step: int
+    node: Node
+    n_tokens: int
+    seconds: float
+    counted: NDArray[np.int64]
+    side: str
+    together: tuple[Node, ...]
+
+
+Trace = Callable[[Taken], None]
+"""Hears of each node as it has run."""
 
 
 def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
@@ -31,38 +54,23 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
     return sum(weight.n_bytes for weight in weights_of(node))
 
 
-def line(
-    step: int,
-    node: Node,
-    n_tokens: int,
-    seconds: float,
-    counted: NDArray[np.int64],
-    side: str,
-    together: tuple[Node, ...],
-) -> str:
+def line(taken: Taken) -> str:
     """One node: step, device, name, op, microseconds, GB/s (a dash where no weights are read, or unknown).
 
     Of nodes that ran together the first has the time and the bandwidth of all, and the others name it.
     """
-    head = f"{step:>5} {side} {node.name:<20} {node.op:<16} "
-    if node is not together[0]:
-        return f"{head}with {together[0].name}"
-    n_bytes = sum(weight_bytes(each, n_tokens, counted) for each in together)
+    node, first, seconds = taken.node, taken.together[0], taken.seconds
+    head = f"{taken.step:>5} {taken.side} {node.name:<20} {node.op:<16} "
+    if node is not first:
+        return f"{head}with {first.name}"
+    n_bytes = sum(weight_bytes(each, taken.n_tokens, taken.counted) for each in taken.together)
     rate = f"{n_bytes / seconds / 1e9:8.2f} GB/s" if n_bytes and seconds > 0 else f"{'-':>8}"
     return f"{head}{seconds * 1e6:>9.1f} us {rate}"
 
 
-def print_node(
-    step: int,
-    node: Node,
-    n_tokens: int,
-    seconds: float,
-    counted: NDArray[np.int64],
-    side: str,
-    together: tuple[Node, ...],
-) -> None:
+def print_node(taken: Taken) -> None:
     """Print `line` on stderr."""
-    print(line(step, node, n_tokens, seconds, counted, side, together), file=sys.stderr)
+    print(line(taken), file=sys.stderr)
 
 
 class Tracing:
@@ -93,7 +101,7 @@ class Tracing:
         seconds = time.perf_counter() - started
         none = np.zeros_like(self._executor.counts[:, 0])
         for node in step.nodes:
-            self._trace(numbers[node.name], node, n_tokens, seconds, none, GPU, step.nodes)
+            self._trace(Taken(numbers[node.name], node, n_tokens, seconds, none, GPU, step.nodes))
 
     def _walk(self, node: Node, records: list[Record], number: int, n_tokens: int, context: Context) -> None:
         """A node of the CPU."""
@@ -103,4 +111,5 @@ class Tracing:
         counted, started = counts.sum(axis=1), time.perf_counter()
         context.team.walk(self._programs[key])
         seconds = time.perf_counter() - started
-        self._trace(number, node, n_tokens, seconds, counts.sum(axis=1) - counted, CPU, (node,))
+        found = counts.sum(axis=1) - counted
+        self._trace(Taken(number, node, n_tokens, seconds, found, CPU, (node,)))

@@ -94,7 +94,9 @@ def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
         with Executor(plan_for_cpu(model, Wanted(sparsity, 256, 64)), file, 1) as executor:
             for name, n_tokens in (("decode", 1), ("batch", 64)):
                 steps: list[tuple[int, str, str]] = []
-                heard = lambda step, node, *_, steps=steps: steps.append((step, node.name, node.op))
+                heard = lambda taken, steps=steps: steps.append(
+                    (taken.step, taken.node.name, taken.node.op)
+                )
                 executor.taking = Tracing(executor, heard)
                 executor.run(np.zeros(n_tokens, np.int32), 0)
                 rows = got["intermediates"][name]
@@ -119,7 +121,7 @@ def test_every_architecture_is_planned_from_its_file(name: str, budget: str) -> 
             return
         steps: list[str] = []
         with Executor(plan_for_cpu(source.model, Wanted("predictor", 64, 4)), file, 1) as executor:
-            executor.taking = Tracing(executor, lambda step, node, *_: steps.append(node.name))
+            executor.taking = Tracing(executor, lambda taken: steps.append(taken.node.name))
             executor.run(np.zeros(1, np.int32), 0)
         assert [row["name"] for row in got["intermediates"]["decode"]] == steps
     neurons = [float(plan.model.n_ff)] * plan.model.n_layer
