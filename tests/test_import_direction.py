@@ -19,13 +19,13 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "transformers"}
 WINGS = (
     ("commands",),
     ("dump", "measure", "chat"),
-    ("generate",),
+    ("generation",),
     ("run",),
     ("device",),
     ("host",),
     ("plan",),
     ("graph",),
-    ("model", "text"),
+    ("model", "tokenizer"),
 )
 FORMAT = {"gguf_io"}
 CONVERSION = {"gguf_io/huggingface", "gguf_io/convert"}
@@ -38,14 +38,14 @@ BELOW = {
     "dump": CPU | DEVICE,
     "measure": CPU,
     "chat": set[str](),
-    "generate": CPU | DEVICE,
+    "generation": CPU | DEVICE,
     "run": CPU | DEVICE,
     "device": CPU | DEVICE | {"kernels/cuda/emulator"},
     "host": CPU,
     "plan": AGREED,
     "graph": AGREED,
     "model": AGREED,
-    "text": set[str](),
+    "tokenizer": set[str](),
 }
 
 
@@ -59,7 +59,7 @@ LIBRARY = {"", "load", "Engine", "__version__"}  # what the package itself offer
 LEAVES = {"errors", "whole_file", "cache_folder", "compiled_code"}  # which every room may import
 # what each room may import besides itself and the leaves
 ROOMS: dict[str, set[str]] = {
-    "__init__": {"engine/generate"},
+    "__init__": {"engine/generation"},
     "__main__": {"cli"},
     "cli": {"engine/commands"},
     "engine": set(),
@@ -200,19 +200,19 @@ def test_every_folder_of_the_engine_is_a_wing() -> None:
         ("gguf_io/huggingface/llama", "from hotcold.gguf_io.convert import outtypes"),
         ("gguf_io/quantise/rows", "from hotcold.gguf_io import blocks"),
         ("gguf_io/quantise/jit", "from hotcold.kernels.cpu import cache"),
-        ("engine/model/model", "from hotcold.engine.text import vocabulary"),
+        ("engine/model/model", "from hotcold.engine.tokenizer import vocabulary"),
         ("engine/graph/graph", "from hotcold.engine.plan.plan import Plan"),
         ("engine/graph/architectures/opt", "from hotcold.engine.plan.plan import Plan"),
         ("engine/plan/plan", "import hotcold.engine.host.side"),
         ("engine/host/side", "from hotcold.engine.device import side"),
         ("engine/host/side", "from hotcold.kernels.cuda.device import buffers"),
         ("engine/device/side", "from hotcold.engine.run.executor import Executor"),
-        ("engine/run/executor", "from hotcold.engine.generate import generation"),
-        ("engine/generate/loading", "from hotcold.engine import chat"),
+        ("engine/run/executor", "from hotcold.engine.generation import generation"),
+        ("engine/generation/loading", "from hotcold.engine import chat"),
         ("engine/chat/prompt", "from hotcold.engine.measure import traffic"),
         ("engine/dump/text", "from hotcold.engine.commands import terminal"),
-        ("engine/generate/loading", "from hotcold.gguf_io.convert.conversion import convert"),
-        ("engine/settings", "from hotcold.engine.text.bpe import Bpe"),
+        ("engine/generation/loading", "from hotcold.gguf_io.convert.conversion import convert"),
+        ("engine/settings", "from hotcold.engine.tokenizer.bpe import Bpe"),
         ("engine/run/executor", "from hotcold.cli import app"),
         ("engine/run/executor", "from . import offload"),
         ("cli", "from hotcold.models import x"),

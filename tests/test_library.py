@@ -51,6 +51,19 @@ def test_names() -> None:
         hotcold.nothing  # noqa: B018
 
 
+def test_rooms_offer_what_readme_names(engine: Engine) -> None:
+    from hotcold.engine import generation
+    from hotcold.engine.chat import Chat
+    from hotcold.engine.generation import Engine as of_its_room
+    from hotcold.engine.tokenizer import load_tokenizer
+
+    assert of_its_room is Engine and generation.load is load
+    assert load_tokenizer(engine.file).encode("Once") == engine.tokenizer.encode("Once")
+    assert Chat.__name__ == "Chat"
+    with pytest.raises(AttributeError, match="no attribute 'Motor'"):
+        _ = generation.Motor
+
+
 def test_defaults_are_the_bundled_model(engine: Engine) -> None:
     assert engine.n_ctx == engine.model.n_ctx_train == 512
     assert engine.n_batch == 512

@@ -8,9 +8,9 @@ from typing import Any
 from hotcold.engine.chat.prompt import ChatPrompt, system_message
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.chat.thoughts import without_thoughts
-from hotcold.engine.generate.generation import Engine, Generation
-from hotcold.engine.generate.settings import GenerationSettings
-from hotcold.engine.text.stop_strings import StopStrings, checked_stops
+from hotcold.engine.generation.generation import Engine, Generation
+from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
 
 
 class Chat:

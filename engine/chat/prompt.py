@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from hotcold.engine.chat.template import ChatTemplate, Message
 from hotcold.engine.chat.thoughts import opened_thought
-from hotcold.engine.generate.generation import Generation
-from hotcold.engine.text.tokenizer import Tokenizer
+from hotcold.engine.generation.generation import Generation
+from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import FileError
 
 GUARD = "\ufdd0"  # not a character, by Unicode's word, and in no vocabulary

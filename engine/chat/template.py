@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hotcold.engine.text.tokenizer import Tokenizer
+from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 

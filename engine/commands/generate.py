@@ -19,12 +19,12 @@ from hotcold.engine.commands.options import (
 from hotcold.engine.commands.prompt_input import read_prompt
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import write
-from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
 from hotcold.errors import INTERRUPTED, SettingError
 
 if TYPE_CHECKING:
-    from hotcold.engine.generate.generation import Engine, Generation
+    from hotcold.engine.generation.generation import Engine, Generation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def stream(engine: "Engine", generation: "Generation", shown: str, as_json: bool
 
 def report(engine: "Engine", generation: "Generation", text: str) -> dict[str, Any]:
     """What --json prints; logprobs only where they were asked for."""
-    from hotcold.engine.generate import logprobs
+    from hotcold.engine.generation import logprobs
 
     asked = generation.sampling.logprobs > 0
     likely = {"logprobs": logprobs.as_json(generation.logprobs, engine.tokenizer)} if asked else {}

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 from hotcold.engine.commands.options import EngineOptions, part
 from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
-from hotcold.engine.generate.run_options import RunOptions
+from hotcold.engine.generation.run_options import RunOptions
 
 if TYPE_CHECKING:
-    from hotcold.engine.generate.generation import Engine
+    from hotcold.engine.generation.generation import Engine
 
 FROM_DISK = 0.3  # seconds; what is in memory already takes less
 
@@ -21,7 +21,7 @@ def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None =
         n_ctx: positions where the options leave them open.
     """
     prepare_kernels(quiet)
-    from hotcold.engine.generate.loading import load_with
+    from hotcold.engine.generation.loading import load_with
 
     how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx)
     with progress_bar(not quiet and sys.stderr.isatty()) as bar:

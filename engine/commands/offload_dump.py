@@ -11,7 +11,7 @@ from hotcold.engine.commands import terminal
 from hotcold.engine.commands.loading import prepare_kernels
 from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
 from hotcold.engine.commands.reports import note
-from hotcold.engine.generate.run_options import RunOptions
+from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import SettingError
 from hotcold.whole_file import check_output, write_whole
 

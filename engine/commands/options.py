@@ -12,8 +12,8 @@ from typing import Annotated, Any, Protocol, TypeVar
 import typer
 
 from hotcold.engine.commands.prompt_input import unescaped_text
-from hotcold.engine.generate.run_options import RunOptions
-from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.model.sparsity import THRESHOLD_VARIABLE
 
 Part = TypeVar("Part", RunOptions, GenerationSettings)

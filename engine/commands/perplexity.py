@@ -17,7 +17,7 @@ from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import columns, progress_bar, write_line
 
 if TYPE_CHECKING:
-    from hotcold.engine.generate.generation import Engine
+    from hotcold.engine.generation.generation import Engine
     from hotcold.engine.measure.perplexity import Perplexity
 
 

@@ -26,7 +26,7 @@ from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import index_path, write_index
 
 if TYPE_CHECKING:
-    from hotcold.engine.generate.generation import Engine
+    from hotcold.engine.generation.generation import Engine
 
 INDEX_KINDS = ("hotcold", "powerinfer")
 

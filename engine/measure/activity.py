@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.measure.traffic import sparse_token_bytes
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.measure.activity import ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.kernels.cpu.stream import Stream

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.first_prompt import FirstPrompt
-from hotcold.engine.generate.generation import Engine
-from hotcold.engine.generate.not_finite import check_finite
+from hotcold.engine.generation.first_prompt import FirstPrompt
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.not_finite import check_finite
 from hotcold.engine.measure.activity import Activity, ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
 

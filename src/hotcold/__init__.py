@@ -13,8 +13,8 @@ TYPE_CHECKING = False  # as typing has it, which takes longer to import than all
 if TYPE_CHECKING:
     from typing import Any
 
-    from hotcold.engine.generate.generation import Engine as Engine
-    from hotcold.engine.generate.loading import load as load
+    from hotcold.engine.generation import Engine as Engine
+    from hotcold.engine.generation import load as load
 
     __version__: str
 
@@ -27,9 +27,9 @@ def __getattr__(name: str) -> "Any":
 
         return metadata.version("hotcold")
     if name in ("Engine", "load"):
-        from hotcold.engine.generate import loading
+        from hotcold.engine import generation
 
-        return getattr(loading, name)
+        return getattr(generation, name)
     raise AttributeError(f"module 'hotcold' has no attribute {name!r}")
 
 

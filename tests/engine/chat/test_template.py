@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hotcold.engine.chat.template import MAX_TEMPLATE_BYTES, ChatTemplate, load_template
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 

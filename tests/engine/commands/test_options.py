@@ -8,10 +8,10 @@ from commands import run
 
 from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, part
-from hotcold.engine.generate.generation import Engine
-from hotcold.engine.generate.loading import load
-from hotcold.engine.generate.run_options import RunOptions
-from hotcold.engine.generate.settings import GenerationSettings
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.loading import load
+from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.generation.settings import GenerationSettings
 
 
 def test_the_engine_options_are_what_load_takes() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 import hotcold
 from hotcold.engine.dump import inputs as dump
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.host import machine
 from hotcold.engine.plan import gpu_index, planning
 from hotcold.engine.plan.placement import UNIFORM

@@ -23,7 +23,7 @@ from split_runs import (
 )
 
 import hotcold
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile, open_gguf

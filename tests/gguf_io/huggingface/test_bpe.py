@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.errors import HotcoldError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert

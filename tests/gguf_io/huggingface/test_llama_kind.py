@@ -9,8 +9,8 @@ import pytest
 from sentencepiece import SentencePieceProcessor
 from tokenizers import Tokenizer
 
-from hotcold.engine.text.tokenizer import Tokenizer as OurTokenizer
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import Tokenizer as OurTokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.errors import HotcoldError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert

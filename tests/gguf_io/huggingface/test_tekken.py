@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers, trainers
 
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.byte_characters import BYTE_OF

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGUFReader
 from sentencepiece import sentencepiece_model_pb2
 
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert

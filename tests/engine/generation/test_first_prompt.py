@@ -10,8 +10,8 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold import load
-from hotcold.engine.generate.first_prompt import FirstPrompt
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.first_prompt import FirstPrompt
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.host.steps import take_all
 from hotcold.engine.measure.perplexity import measure
 from hotcold.engine.run import recall

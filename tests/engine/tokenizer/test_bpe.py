@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from tokenizers import Regex
 from tokenizers.pre_tokenizers import Sequence, Split
 
-from hotcold.engine.text.bpe import BpeTokenizer
-from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer, load_tokenizer
-from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
+from hotcold.engine.tokenizer.bpe import BpeTokenizer
+from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNUSED, USER_DEFINED, Vocabulary
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.gguf_io.byte_characters import CHARACTER_OF
@@ -224,7 +224,7 @@ def test_a_byte_without_a_piece_is_named() -> None:
 
 def test_sentencepiece_files_do_not_import_the_library(data: Path) -> None:
     code = (
-        "import sys; from hotcold.engine.text.tokenizer import load_tokenizer; from hotcold.gguf_io import open_gguf; "
+        "import sys; from hotcold.engine.tokenizer.tokenizer import load_tokenizer; from hotcold.gguf_io import open_gguf; "
         f"load_tokenizer(open_gguf({str(data / 'llamacpp' / 'llama.f32.gguf')!r})).encode('a'); "
         "sys.exit('tokenizers' in sys.modules)"
     )

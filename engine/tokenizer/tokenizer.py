@@ -4,8 +4,8 @@ import codecs
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from hotcold.engine.text import bpe as bpe_tokenizer
-from hotcold.engine.text import sentencepiece as sentencepiece_tokenizer
+from hotcold.engine.tokenizer import bpe as bpe_tokenizer
+from hotcold.engine.tokenizer import sentencepiece as sentencepiece_tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.pretokenizers import check_pretokenizer

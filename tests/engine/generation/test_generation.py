@@ -11,11 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.generation import Engine
-from hotcold.engine.generate.statistics import Statistics
-from hotcold.engine.text.sentencepiece import SentencePieceTokenizer
-from hotcold.engine.text.stop_strings import StopStrings
-from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.statistics import Statistics
+from hotcold.engine.tokenizer.sentencepiece import SentencePieceTokenizer
+from hotcold.engine.tokenizer.stop_strings import StopStrings
+from hotcold.engine.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, Vocabulary
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
 LETTERS = "abcdefghij"

@@ -4,7 +4,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
-from hotcold.engine.text.vocabulary import (
+from hotcold.engine.tokenizer.vocabulary import (
     BYTE,
     BYTE_PIECE,
     CONTROL,

@@ -11,9 +11,17 @@ import sentencepiece
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from hotcold.engine.text.sentencepiece import SentencePieceTokenizer
-from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer, load_tokenizer
-from hotcold.engine.text.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, USER_DEFINED, Vocabulary
+from hotcold.engine.tokenizer.sentencepiece import SentencePieceTokenizer
+from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer, load_tokenizer
+from hotcold.engine.tokenizer.vocabulary import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    Vocabulary,
+)
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import open_gguf
 

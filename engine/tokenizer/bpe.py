@@ -7,8 +7,8 @@ of pieces, most important first.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from hotcold.engine.text.pieces import PieceTokenizer
-from hotcold.engine.text.vocabulary import (
+from hotcold.engine.tokenizer.pieces import PieceTokenizer
+from hotcold.engine.tokenizer.vocabulary import (
     Vocabulary,
     damaged,
     ids_of_texts,

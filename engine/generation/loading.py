@@ -6,8 +6,8 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hotcold.engine.generate.generation import Engine
-from hotcold.engine.generate.run_options import RunOptions
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.host.machine import thread_count
 from hotcold.engine.host.resident import make_resident, read_into_memory
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
@@ -22,7 +22,7 @@ from hotcold.engine.run.offload import load_executor
 from hotcold.engine.run.request import parse_request
 from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
-from hotcold.engine.text.tokenizer import load_tokenizer
+from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.residency import ReadProgress
 from hotcold.kernels.cpu.team import compile_kernels

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import hotcold
 from hotcold.engine.chat.conversation import Chat
-from hotcold.engine.generate.generation import Engine
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.measure import perplexity
 
 pytestmark = pytest.mark.slow

@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.logprobs import log_softmax
+from hotcold.engine.generation.logprobs import log_softmax
 from hotcold.engine.host.steps import take_all
 from hotcold.engine.model.ffn_activation import OPTION, is_a_guess
 from hotcold.engine.run import recall

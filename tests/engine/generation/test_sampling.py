@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotcold.engine.generate.sampling import Sampler, kept_by_top_p, most_likely
-from hotcold.engine.generate.settings import SamplingSettings
+from hotcold.engine.generation.sampling import Sampler, kept_by_top_p, most_likely
+from hotcold.engine.generation.settings import SamplingSettings
 from hotcold.errors import SettingError
 
 PLAIN = SamplingSettings(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, seed=1)

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from hotcold.engine.text.pieces import PieceTokenizer
-from hotcold.engine.text.vocabulary import (
+from hotcold.engine.tokenizer.pieces import PieceTokenizer
+from hotcold.engine.tokenizer.vocabulary import (
     BYTE,
     UNKNOWN,
     UNUSED,

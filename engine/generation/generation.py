@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.first_prompt import FirstPrompt
-from hotcold.engine.generate.logprobs import TokenLogprobs, token_logprobs
-from hotcold.engine.generate.not_finite import check_finite
-from hotcold.engine.generate.sampling import Sampler
-from hotcold.engine.generate.settings import GenerationSettings
-from hotcold.engine.generate.statistics import Statistics
+from hotcold.engine.generation.first_prompt import FirstPrompt
+from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
+from hotcold.engine.generation.not_finite import check_finite
+from hotcold.engine.generation.sampling import Sampler
+from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
-from hotcold.engine.text.stop_strings import StopStrings, checked_stops
-from hotcold.engine.text.tokenizer import CharacterStream, Tokenizer
+from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
+from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 

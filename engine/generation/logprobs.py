@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.sampling import most_likely
-from hotcold.engine.text.tokenizer import Tokenizer
+from hotcold.engine.generation.sampling import most_likely
+from hotcold.engine.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generate.settings import SamplingSettings
+from hotcold.engine.generation.settings import SamplingSettings
 
 LARGEST = float(np.finfo(np.float64).max)
 

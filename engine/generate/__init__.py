@@ -1,1 +1,0 @@
-"""From a loaded model to text: loading, generation, sampling, statistics."""
