@@ -35,6 +35,15 @@ def rms_norm(low: DeviceLowering, nodes: Nodes) -> int:
     return _norm(low, nodes, rms_norm_work, rms_norm_quantised, operands)
 
 
+def rms_norm_heads(low: DeviceLowering, nodes: Nodes) -> int:
+    """A head is a row as good as any."""
+    x, weight = nodes[0].tensor("x"), nodes[0].weight("weight")
+    n_rows, eps = low.n_tokens * nodes[0].attributes["n_head"], nodes[0].attributes["eps"]
+    operands = low.vector(x), low.store.vector(weight), low.vector(nodes[0].output)
+    low.launch(rms_norm_work(n_rows, weight.ne[0]), *operands, weight.ne[0], eps)
+    return 1
+
+
 def layer_norm(low: DeviceLowering, nodes: Nodes) -> int:
     weights = [low.store.vector(nodes[0].weight(role)) for role in ("weight", "bias")]
     operands = low.vector(nodes[0].tensor("x")), *weights
@@ -212,6 +221,7 @@ def predictor(low: DeviceLowering, nodes: Nodes) -> int:
 
 LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "rms_norm": rms_norm,
+    "rms_norm_heads": rms_norm_heads,
     "layer_norm": layer_norm,
     "quantise": quantise,
     "pack": pack,

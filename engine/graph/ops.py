@@ -7,6 +7,7 @@ node, and those of the result are known from the operands. n tokens give every i
     embed             the rows of the run's token ids
     positions         rows of the run's positions, position 0 at row `first`
     rms_norm          x / rms(x) * weight; eps
+    rms_norm_heads    the same of each head by itself, with one weight for all of them; n_head, eps
     layer_norm        (x - mean(x)) / deviation(x) * weight + bias; eps
     mul_mat           weight . x + bias
     rope              n_head, head_dim, n_rot, interleaved
@@ -72,6 +73,7 @@ OPS: Mapping[str, Op] = {
     "embed": _op("weight=w:E,V", "f32:E"),
     "positions": _op("weight=w:E,P", "f32:E"),
     "rms_norm": _op("x=f32:E weight=w:E", "f32:E"),
+    "rms_norm_heads": _op("x=f32:E weight=w:D", "f32:E"),
     "layer_norm": _op("x=f32:E weight=w:E bias=w:E", "f32:E"),
     "mul_mat": _op("weight=w:K,N x=f32:K ?bias=w:N", "f32:N"),
     "rope": _op("x=f32:E ?rope_freqs=w:P", "f32:E"),

@@ -32,13 +32,17 @@ def rms_norm(low: Lowering, node: Node) -> None:
     _norm(low, node, program.RMS_NORM, w=low.store.address(node.weight("weight")))
 
 
+def rms_norm_heads(low: Lowering, node: Node) -> None:
+    rms_norm(low, node)
+
+
 def layer_norm(low: Lowering, node: Node) -> None:
     weight, bias = node.weight("weight"), node.weight("bias")
     _norm(low, node, program.LAYER_NORM, w=low.store.address(weight), w1=low.store.address(bias))
 
 
 def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
-    x = node.tensor("x")
+    x, n_rows = node.tensor("x"), node.attributes.get("n_head", 1)
     at, stride = low.vector(x)
     y, _ = low.vector(node.output)
     low.emit(
@@ -49,7 +53,8 @@ def _norm(low: Lowering, node: Node, code: int, **weights: int) -> None:
         x_stride=stride,
         y=y,
         y_stride=stride,
-        k=x.shape[1],
+        n_rows=n_rows,
+        k=x.shape[1] // n_rows,
         eps=node.attributes["eps"],
     )
 
@@ -165,6 +170,7 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         embed,
         positions,
         rms_norm,
+        rms_norm_heads,
         layer_norm,
         pack,
         mul_mat,

@@ -82,6 +82,8 @@ class Layer:
     attn_norm_bias: Weight | None = None
     attn_norm_2: Weight | None = None
     attn_norm_2_bias: Weight | None = None
+    attn_q_norm: Weight | None = None
+    attn_k_norm: Weight | None = None
     attn_q_bias: Weight | None = None
     attn_k_bias: Weight | None = None
     attn_v_bias: Weight | None = None

@@ -75,12 +75,13 @@ def part(*weights: tuple[str, Weight]) -> WeightGroup:
 
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
+HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
 BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
 
 
 def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Attention, norms and biases, and the predictor where the mode uses one."""
-    roles = [("norm", role) for role in NORMS] + [("attention", role) for role in ATTENTION]
+    roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS)] + [("attention", role) for role in ATTENTION]
     roles += [("bias", f"{role}_bias") for role in BIASED]
     if sparsity == "predictor":
         roles += [("predictor", "fc1"), ("predictor", "fc2")]

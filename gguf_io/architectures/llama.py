@@ -2,7 +2,7 @@
 
 Mistral's tensors are llama's, and GGUF calls it that. Bamboo is a Mistral whose FFN is
 relu(gate n) * relu(up n), an architecture of its own for PowerInfer. Qwen2 has biases on q, k and v, and
-rows as they are.
+rows as they are; Qwen3 has a norm of each head of q and k in their place.
 """
 
 from collections.abc import Iterator
@@ -33,6 +33,13 @@ def _attention(layout_q: Layout, layout_k: Layout, biased: str, optional: bool) 
             yield bias(role, source, shape[0], layout, optional)
 
 
+def _normed_heads() -> Iterator[TensorRule]:
+    """Rows as they are, and a norm of each head of q and k."""
+    yield from _attention("same", "same", "", optional=False)
+    for letter in "qk":
+        yield weight(f"attn_{letter}_norm", f"self_attn.{letter}_norm", "head_dim")
+
+
 def _gated(name: str, activations: tuple[str, ...], attention: Iterator[TensorRule]) -> Architecture:
     return Architecture(
         name=name,
@@ -61,3 +68,4 @@ def _gated(name: str, activations: tuple[str, ...], attention: Iterator[TensorRu
 LLAMA = _gated("llama", ("silu", "relu"), _attention("permute_q", "permute_k", "qkvo", optional=True))
 BAMBOO = _gated("bamboo", ("relu",), _attention("permute_q", "permute_k", "", optional=False))
 QWEN2 = _gated("qwen2", ("silu", "relu"), _attention("same", "same", "qkv", optional=False))
+QWEN3 = _gated("qwen3", ("silu", "relu"), _normed_heads())

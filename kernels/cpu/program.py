@@ -7,7 +7,7 @@ the number of tokens alone, never on the threads, so neither do the bits.
     code          reads                                         writes (t: token, r: row)
     EMBED         w [n_vocab, k], token ids                     y[t, k] = w[id[t]]
     POSITIONS     w [n_positions, k], first                     y[t, k] = w[position of t + first]
-    RMS_NORM      x[t, k], w [k] float32, eps                   y[t, k]
+    RMS_NORM      x[t, n_rows, k], w [k] float32, eps           y[t, n_rows, k], each row by itself
     LAYER_NORM    x[t, k], w and w1 [k] float32, eps            y[t, k]
     PACK          x[t, k]                                       y[t] = x packed for block types
     PACK_ROUNDED  x[t, k] int8, z[t, k / 32] float32 scales     y[t] = the same packed as they are

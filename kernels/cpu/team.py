@@ -94,7 +94,8 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         position = run[N_PAST] + t + op.p0
         rows.widen_row(op.w_type, op.w + position * op.w_stride, op.k, y)
     elif code == program.RMS_NORM:
-        elementwise.rms_norm(x, op.w, op.k, op.f0, y)
+        for at in range(0, 4 * op.n_rows * op.k, 4 * op.k):
+            elementwise.rms_norm(x + at, op.w, op.k, op.f0, y + at)
     elif code == program.LAYER_NORM:
         elementwise.layer_norm(x, op.w, op.w1, op.k, op.f0, y)
     elif code == program.PACK:

@@ -12,6 +12,8 @@ from hotcold.engine.model.model import Layer, Model
 def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, interleaved: bool) -> Tensor:
     """Wo attention(rope(Wq n), rope(Wk n), Wv n), each matrix with its bias if it has one.
 
+    Where a layer has norms of q and k, each head of theirs is normed before it rotates.
+
     Args:
         n: the normed input.
         interleaved: the rotation's pairs are (2i, 2i + 1), else (i, i + n_rot / 2); none with n_rot 0.
@@ -19,6 +21,13 @@ def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, 
     q = graph.add("mul_mat", layer.attn_q, n, layer.attn_q_bias, name="Qcur", layer=i)
     k = graph.add("mul_mat", layer.attn_k, n, layer.attn_k_bias, name="Kcur", layer=i)
     v = graph.add("mul_mat", layer.attn_v, n, layer.attn_v_bias, name="Vcur", layer=i)
+    eps = model.norm_eps
+    if layer.attn_q_norm is not None:
+        norm, n_head = layer.attn_q_norm, model.n_head
+        q = graph.add("rms_norm_heads", q, norm, n_head=n_head, eps=eps, name="Qcur_normed", layer=i)
+    if layer.attn_k_norm is not None:
+        norm, n_head = layer.attn_k_norm, model.n_head_kv
+        k = graph.add("rms_norm_heads", k, norm, n_head=n_head, eps=eps, name="Kcur_normed", layer=i)
     if model.n_rot:
         rotation: dict[str, Any] = {
             "head_dim": model.head_dim,

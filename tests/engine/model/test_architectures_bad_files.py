@@ -26,6 +26,7 @@ Change = Callable[[TensorInfo], TensorInfo]
         "llamacpp/falcon.f16",
         "llamacpp/falcon.norm2.q4_0",
         "llamacpp/qwen2.f16",
+        "llamacpp/qwen3.f16",
         "llamacpp/llama.q4_k",
     ]
 )

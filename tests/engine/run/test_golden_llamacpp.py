@@ -35,8 +35,16 @@ BOUNDS = {
     "qwen2.f16": (2e-3, 2e-3),
     "llama.biases.f16": (2e-3, 2e-3),
     "llama.yarn.f16": (2e-3, 2e-3),
+    "qwen3.f16": (2e-3, 1e-4),
+    "qwen3.q4_0": (3e-2, 3e-2),
 }
-RECORDINGS = {"qwen2.f16": "biases.npz", "llama.biases.f16": "biases.npz", "llama.yarn.f16": "yarn.npz"}
+RECORDINGS = {
+    "qwen2.f16": "biases.npz",
+    "llama.biases.f16": "biases.npz",
+    "llama.yarn.f16": "yarn.npz",
+    "qwen3.f16": "dense.npz",
+    "qwen3.q4_0": "dense.npz",
+}
 
 
 @pytest.mark.parametrize("name", BOUNDS)

@@ -80,7 +80,8 @@ def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: 
         return result_of({"code": code, **common, **fields}, y, n_tokens=n_tokens)
 
     wide = x.astype(np.float64)
-    assert_near(got(program.RMS_NORM, w=weight.ctypes.data, f0=1e-5), ref.rms_norm(x, weight[0], 1e-5))
+    whole = {"w": weight.ctypes.data, "f0": 1e-5}
+    assert_near(got(program.RMS_NORM, **whole, n_rows=1), ref.rms_norm(x, weight[0], 1e-5))
     both = {"w": weight.ctypes.data, "w1": z.ctypes.data}
     assert_near(got(program.LAYER_NORM, **both, f0=1e-5), ref.layer_norm(x, weight[0], z[0], 1e-5))
     assert_near(got(program.ADD), wide + z)
@@ -90,6 +91,18 @@ def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: 
     assert_near(got(program.ACT_MUL, p0=program.SILU_ACTIVATION), ref.silu(wide) * z)
     if (x > 0).any():
         assert_near(got(program.ACT_MUL, p0=program.RELU_ACTIVATION), ref.relu(wide) * z)
+
+
+@pytest.mark.parametrize("n_tokens", N_TOKENS)
+@pytest.mark.parametrize(("n_head", "head_dim"), [(4, 24), (3, 17), (5, 128), (2, 1)])
+def test_rms_norm_of_heads(
+    n_head: int, head_dim: int, n_tokens: int, result_of: Results, assert_near: Near
+) -> None:
+    x, weight = checks.vectors(n_tokens, n_head * head_dim, 1), checks.vectors(1, head_dim, 3)
+    y = checks.vectors(n_tokens, n_head * head_dim)
+    op = {"code": program.RMS_NORM, "n_rows": n_head, "k": head_dim, "w": weight.ctypes.data, "f0": 1e-6}
+    heads = ref.rms_norm(x.reshape(n_tokens, n_head, head_dim), weight[0], 1e-6)
+    assert_near(result_of(op | at("x", x) | at("y", y), y, n_tokens=n_tokens), heads.reshape(x.shape))
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
