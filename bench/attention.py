@@ -16,13 +16,13 @@ TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID, "q8_0": rows.Q8_0_ID}
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 64), (8, 1, 128), (24, 8, 96))  # query heads, heads, numbers
 RING = 192 << 20  # bytes of all layers' keys and values, beyond any cache
 CHUNK = 512
-Shape = tuple[int, int, int]
+HeadShape = tuple[int, int, int]
 
 
 class Layers:
     """Attention of n_tokens that end at n_keys positions, in as many layers as n_bytes hold; at least one."""
 
-    def __init__(self, kv_type: str, shape: Shape, n_tokens: int, n_keys: int, n_bytes: int) -> None:
+    def __init__(self, kv_type: str, shape: HeadShape, n_tokens: int, n_keys: int, n_bytes: int) -> None:
         n_head, n_head_kv, head_dim = shape
         head = host_kv_bytes(kv_type, n_keys, head_dim)
         self.n_layer = max(1, n_bytes // (2 * n_head_kv * head))
@@ -73,7 +73,7 @@ class Layers:
         return self.memory.size
 
 
-def gflop(shape: Shape, n_tokens: int, n_keys: int) -> float:
+def gflop(shape: HeadShape, n_tokens: int, n_keys: int) -> float:
     """Both products of the pairs of query and key that the causal mask leaves."""
     n_head, _, head_dim = shape
     return 4e-9 * n_head * head_dim * sum(n_keys - n_tokens + t + 1 for t in range(n_tokens))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from random_model import Shape, write
+from random_model import LlamaShape, write
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
@@ -24,7 +24,7 @@ from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cpu import pack, program, rows
-from hotcold.kernels.cpu.stream import Stream
+from hotcold.kernels.cpu.stream import StreamingSum
 from hotcold.kernels.cpu.team import Program, Team
 
 PROMPT = 256
@@ -63,14 +63,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    defaults = Shape()
+    defaults = LlamaShape()
     for name in ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_vocab"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=getattr(defaults, name))
     parser.add_argument("--type", default="q4_0")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
     arguments = parser.parse_args()
-    shape = Shape(
+    shape = LlamaShape(
         *(getattr(arguments, n) for n in ("n_embd", "n_ff", "n_layer", "n_head", "n_head_kv", "n_vocab"))
     )
     kind = GGMLQuantizationType[arguments.type.upper()]
@@ -81,11 +81,13 @@ def main() -> None:
             measure(file, shape, kind, arguments.threads, arguments.seconds)
 
 
-def measure(file: GGUFFile, shape: Shape, kind: GGMLQuantizationType, n_threads: int, seconds: float) -> None:
+def measure(
+    file: GGUFFile, shape: LlamaShape, kind: GGMLQuantizationType, n_threads: int, seconds: float
+) -> None:
     """Alternate decode steps and sums; then the prompt and its tile."""
     model = load_model(file)
     n_bytes, view = token_bytes(model), file.parts[0].all_data()
-    stream = Stream(n_threads)
+    stream = StreamingSum(n_threads)
     with Executor(plan_for_cpu(model, Wanted("off", 1024, PROMPT)), file, n_threads) as executor:
         ids = np.random.default_rng(0).integers(3, shape.n_vocab, PROMPT).astype(np.int32)
         logits = np.zeros((1, shape.n_vocab), np.float32)

@@ -21,7 +21,7 @@ from gpu_bed import Array, Bed
 from gpu_kernels import Case, Sizes, groups_of_cases
 from gpu_model import Limits, Row, listed_model, sweep
 from planned import random_relu_model, shape_of
-from random_model import Shape
+from random_model import LlamaShape
 
 from hotcold.engine.device.choice import parse_device
 from hotcold.engine.device.devices import describe_devices, open_device, render_devices
@@ -46,7 +46,7 @@ SPLIT_HEADS = "device alone, ms", "cold rows alone, ms", "sum, ms", "split layer
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredKernel:
     """One kernel: the difference from its oracle, and seconds a launch."""
 
     case: Case
@@ -71,14 +71,14 @@ def relative_error(got: Array, want: Array) -> float:
     return float(np.abs(np.asarray(got, np.float64).reshape(wide.shape) - wide).max() / largest)
 
 
-def measure_case(bed: Bed, case: Case) -> Measured:
+def measure_case(bed: Bed, case: Case) -> MeasuredKernel:
     """Check the first launch, then time all."""
     bed.device.run(case.launches[0], bed.device.compute)
     error = relative_error(case.got(), case.want())
     n_bytes = case.work.bytes_read + case.work.bytes_written
     emulated = bed.device.facts.architecture == 0
     repeats = 1 if emulated else min(MOST_REPEATS, 1 + BYTES_A_TIMING // (n_bytes * len(case.launches)))
-    return Measured(case, error, bed.clock.seconds(case.launches, repeats))
+    return MeasuredKernel(case, error, bed.clock.seconds(case.launches, repeats))
 
 
 def kernels_table(device: Device, sizes: Sizes, ring_bytes: int, deadline: float) -> bool:
@@ -114,7 +114,7 @@ def heads(*titles: str) -> str:
     return "| " + " | ".join(titles) + " |\n| --- |" + " ---: |" * (len(titles) - 1)
 
 
-def kernel_line(measured: Measured, copy: float) -> str:
+def kernel_line(measured: MeasuredKernel, copy: float) -> str:
     """A row of the table."""
     case, wrong = measured.case, "" if measured.good else " WRONG"
     bound = f"{case.bound:.1e}" if case.bound else "exact"
@@ -188,14 +188,14 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(given)
 
 
-def sizes_of(shape: Shape, emulated: bool) -> Sizes:
+def sizes_of(shape: LlamaShape, emulated: bool) -> Sizes:
     """Of the kernels: the model's, with a smaller batch where a thread of the CPU stands for the card, and a
     context that is long enough to be read in parts."""
     n_tokens, n_ctx = (5 if emulated else 256), max(shape.n_ctx, LONGEST_AT_ONCE + 76)
     return Sizes(shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, n_tokens, n_ctx)
 
 
-def model_section(device: Device, shape: Shape, arguments: argparse.Namespace, deadline: float) -> bool:
+def model_section(device: Device, shape: LlamaShape, arguments: argparse.Namespace, deadline: float) -> bool:
     """Write a random model, measure it with each budget, and delete it; whether all went well."""
     kind, rank = GGMLQuantizationType[arguments.type.upper()], arguments.rank or shape.n_embd // 4
     how = Wanted("predictor", min(shape.n_ctx, 512), 8 if device.facts.architecture == 0 else 64)

@@ -11,7 +11,7 @@ from random_model import random_rows
 
 from hotcold.gguf_io import blocks
 from hotcold.kernels.cuda import planes
-from hotcold.kernels.cuda.device.buffers import Buffer, Shape
+from hotcold.kernels.cuda.device.buffers import ArrayShape, Buffer
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.quantise import quantise
@@ -131,7 +131,7 @@ class Bed:
         self.clock: Clock = CardClock(device, driver) if isinstance(driver, CudaDriver) else HostClock(device)
         self._buffers: list[Buffer] = []
 
-    def empty(self, shape: Shape, dtype: DTypeLike) -> Buffer:
+    def empty(self, shape: ArrayShape, dtype: DTypeLike) -> Buffer:
         """Device memory until `free`."""
         self._buffers.append(self.device.empty(shape, dtype))
         return self._buffers[-1]

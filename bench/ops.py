@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from attention import CHUNK, SHAPES, TYPE_IDS, Layers, Peak, Shape, gflop
+from attention import CHUNK, SHAPES, TYPE_IDS, HeadShape, Layers, Peak, gflop
 from attention import RING as KV_RING
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from random_model import random_rows
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.kernels.cpu import pack, program, rows, weight_types
-from hotcold.kernels.cpu.stream import Stream
+from hotcold.kernels.cpu.stream import StreamingSum
 from hotcold.kernels.cpu.team import Program, Team
 
 RING = 384 << 20
@@ -51,8 +51,8 @@ def ring(type_id: int, n_bytes: int) -> tuple[NDArray[np.uint8], int]:
         return np.memmap(file, np.uint8, "r"), copies
 
 
-def activations(n_tokens: int, k: int, type_id: int) -> tuple[NDArray[np.uint8], int]:
-    """Random activations as the type wants them, and their row stride."""
+def packed_inputs(n_tokens: int, k: int, type_id: int) -> tuple[NDArray[np.uint8], int]:
+    """Random inputs as the type wants them, and their row stride."""
     plain = program.aligned(4 * n_tokens * k)
     plain.view(np.float32)[:] = np.random.default_rng(0).standard_normal(n_tokens * k)
     if not rows.is_quantised(type_id):
@@ -91,11 +91,11 @@ def line(what: str, figures: tuple[float, float, float]) -> None:
     print(f"{what:<34} {figures[0]:6.1f} GB/s | sum {figures[1]:6.1f} | share {figures[2]:.2f}", flush=True)
 
 
-def matvec(type_id: int, n_rows: int, k: int, team: Team, stream: Stream, seconds: float) -> None:
+def matvec(type_id: int, n_rows: int, k: int, team: Team, stream: StreamingSum, seconds: float) -> None:
     """A matrix times one vector, over the whole ring."""
     size = n_rows * rows.row_bytes(type_id, k)
     memory, copies = ring(type_id, size)
-    x, _ = activations(1, k, type_id)
+    x, _ = packed_inputs(1, k, type_id)
     y = program.aligned(4 * n_rows)
     chunks = program.row_chunks(n_rows, rows.row_bytes(type_id, k))
     shape = {"chunks": chunks, "n_rows": n_rows, "k": k, "x": x.ctypes.data, "y": y.ctypes.data}
@@ -131,7 +131,7 @@ class FFN:
         generator = np.random.default_rng(1)
         picked = np.sort(generator.choice(n_ff, int(n_ff * share), replace=False)).astype(np.int64)
         self.listed, self.length = picked, np.array([len(picked)], np.int64)
-        self.x, _ = activations(1, n_embd, type_id)
+        self.x, _ = packed_inputs(1, n_embd, type_id)
         self.partial = program.aligned(4 * program.PIECES * n_embd)
         self.y = program.aligned(4 * n_embd)
         self.counts = np.zeros((program.MAX_CHUNKS, 2), np.int64)
@@ -160,7 +160,7 @@ class FFN:
         return int((listed + 2 * firing) * self.row_bytes)
 
 
-def ffn(type_id: int, share: float, team: Team, stream: Stream, seconds: float) -> None:
+def ffn(type_id: int, share: float, team: Team, stream: StreamingSum, seconds: float) -> None:
     """The fused FFN; the sum reads as many bytes in the order they lie."""
     layers = FFN(type_id, share)
     n_bytes = layers.run(team)
@@ -173,7 +173,7 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     """A matrix times a batch, in GFLOP/s."""
     n_rows, k = 5632, 2048
     memory, _ = ring(type_id, n_rows * rows.row_bytes(type_id, k))
-    x, stride = activations(n_tokens, k, type_id)
+    x, stride = packed_inputs(n_tokens, k, type_id)
     y = program.aligned(4 * n_rows * n_tokens)
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
     chunks = program.panel_chunks(n_rows)
@@ -194,7 +194,7 @@ def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None
     """A matrix times a few tokens, over the whole ring, in times of one token; all in turns."""
     size = n_rows * rows.row_bytes(type_id, k)
     memory, copies = ring(type_id, size)
-    x, stride = activations(max(SMALL), k, type_id)
+    x, stride = packed_inputs(max(SMALL), k, type_id)
     y = program.aligned(4 * n_rows * max(SMALL))
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
     shape = {"chunks": program.row_chunks(n_rows, rows.row_bytes(type_id, k)), "n_rows": n_rows, "k": k}
@@ -218,7 +218,7 @@ def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None
 
 
 def decode_attention(
-    kv_type: str, shape: Shape, n_keys: int, team: Team, stream: Stream, seconds: float
+    kv_type: str, shape: HeadShape, n_keys: int, team: Team, stream: StreamingSum, seconds: float
 ) -> None:
     """One token's attention over layer after layer; bytes are those of keys and values."""
     layers = Layers(kv_type, shape, 1, n_keys, KV_RING)
@@ -226,7 +226,9 @@ def decode_attention(
     line(what, alternate(lambda: layers.run(team), lambda: stream.sum(layers.memory), seconds))
 
 
-def chunk_attention(kv_type: str, shape: Shape, n_keys: int, team: Team, peak: Peak, seconds: float) -> None:
+def chunk_attention(
+    kv_type: str, shape: HeadShape, n_keys: int, team: Team, peak: Peak, seconds: float
+) -> None:
     """Attention of a chunk that ends at n_keys positions, of one layer."""
     layers, work = Layers(kv_type, shape, CHUNK, n_keys, 0), gflop(shape, CHUNK, n_keys)
 
@@ -266,7 +268,7 @@ def count_in_portable_build() -> None:
         sys.exit(done.returncode)
 
 
-def attention_table(team: Team, stream: Stream, seconds: float) -> None:
+def attention_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Every type of cache, a token and a chunk of several shapes."""
     peak = Peak(team.n)
     for kv_type in TYPE_IDS:
@@ -276,39 +278,39 @@ def attention_table(team: Team, stream: Stream, seconds: float) -> None:
             chunk_attention(kv_type, shape, 4096, team, peak, seconds)
 
 
-def matvec_table(team: Team, stream: Stream, seconds: float) -> None:
+def matvec_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Every type, three shapes."""
     for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
         for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
             matvec(type_id, n_rows, k, team, stream, seconds)
 
 
-def predictor_table(team: Team, stream: Stream, seconds: float) -> None:
+def predictor_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Rows of a predictor's second matrix."""
     for type_id in SPARSE_TYPES:
         matvec(type_id, N_FF, RANK, team, stream, seconds)
 
 
-def ffn_table(team: Team, stream: Stream, seconds: float) -> None:
+def ffn_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """A tenth of the neurons, and all."""
     for type_id in SPARSE_TYPES:
         for share in (0.1, 1.0):
             ffn(type_id, share, team, stream, seconds)
 
 
-def small_table(team: Team, _: Stream, seconds: float) -> None:
+def small_table(team: Team, _: StreamingSum, seconds: float) -> None:
     """Few tokens, every type but two floats."""
     for type_id in (rows.F16_ID, *BLOCK_TYPES):
         small(type_id, N_FF, N_EMBD, team, seconds)
 
 
-def prompt_table(team: Team, _: Stream, seconds: float) -> None:
+def prompt_table(team: Team, _: StreamingSum, seconds: float) -> None:
     """Prompts, likewise."""
     for type_id in (rows.F16_ID, *BLOCK_TYPES):
         prompt(type_id, 256, team, seconds)
 
 
-TABLES: dict[str, Callable[[Team, Stream, float], None]] = {
+TABLES: dict[str, Callable[[Team, StreamingSum, float], None]] = {
     "matvec": matvec_table,
     "predictor": predictor_table,
     "small": small_table,
@@ -327,7 +329,7 @@ def main() -> None:
         return
     n_threads = default_threads()
     print(f"{n_threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
-    team, stream = Team(n_threads), Stream(n_threads)
+    team, stream = Team(n_threads), StreamingSum(n_threads)
     for name, table in TABLES.items():
         if name in wanted:
             table(team, stream, seconds)

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from random_model import Shape, write, write_sparse
+from random_model import LlamaShape, write, write_sparse
 from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
@@ -152,7 +152,7 @@ def compare_powerinfer(
     ids = np.random.default_rng(0).integers(3, 1000, 4).astype(np.int32)
     with open_gguf(path) as file:
         threshold = with_threshold(load_model(file), file, 0.1, ids, n_threads).sparse_threshold
-    write_sparse(path, Shape(), kind, 256, threshold)
+    write_sparse(path, LlamaShape(), kind, 256, threshold)
     ours: list[float] = []
     theirs: list[float] = []
     with (
@@ -250,12 +250,12 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
             if arguments.sparse or arguments.powerinfer:
-                write_sparse(sparse, Shape(), kind, 256)
+                write_sparse(sparse, LlamaShape(), kind, 256)
             if arguments.powerinfer:
                 how = arguments.threads, arguments.seconds
                 compare_powerinfer(sparse, arguments.powerinfer, name, kind, *how)
                 continue
-            write(dense, Shape(), kind)
+            write(dense, LlamaShape(), kind)
             compare_file(dense, name, arguments, sparse if arguments.sparse else None)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from gguf import GGMLQuantizationType
-from random_model import Shape, write_sparse
+from random_model import LlamaShape, write_sparse
 
 from hotcold.engine.model.model import Model, load_model
 from hotcold.engine.plan.budget import Budget, parse_size
@@ -20,10 +20,10 @@ from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
 SHAPES = {
-    "tiny": Shape(n_embd=256, n_ff=704, n_layer=2, n_head=4, n_head_kv=4, n_vocab=512, n_ctx=64),
-    "1b": Shape(),
-    "7b": Shape(n_embd=4096, n_ff=11008, n_layer=32, n_head=32, n_head_kv=32, n_ctx=4096),
-    "13b": Shape(n_embd=5120, n_ff=13824, n_layer=40, n_head=40, n_head_kv=40, n_ctx=4096),
+    "tiny": LlamaShape(n_embd=256, n_ff=704, n_layer=2, n_head=4, n_head_kv=4, n_vocab=512, n_ctx=64),
+    "1b": LlamaShape(),
+    "7b": LlamaShape(n_embd=4096, n_ff=11008, n_layer=32, n_head=32, n_head_kv=32, n_ctx=4096),
+    "13b": LlamaShape(n_embd=5120, n_ff=13824, n_layer=40, n_head=40, n_head_kv=40, n_ctx=4096),
 }
 """What --shape names; or numbers, as in "4096,11008,32,32,8": n_embd, n_ff, n_layer, n_head, n_head_kv."""
 EVERYTHING = 1 << 50
@@ -43,17 +43,17 @@ class LoadRate:
         self.gb_a_second = done / max(seconds, 1e-9) / 1e9
 
 
-def shape_of(text: str) -> Shape:
+def shape_of(text: str) -> LlamaShape:
     """A shape by its name or its numbers."""
     if text in SHAPES:
         return SHAPES[text]
     n_embd, n_ff, n_layer, n_head, n_head_kv = map(int, text.split(","))
-    return Shape(n_embd, n_ff, n_layer, n_head, n_head_kv, n_ctx=4096)
+    return LlamaShape(n_embd, n_ff, n_layer, n_head, n_head_kv, n_ctx=4096)
 
 
 @contextmanager
 def random_relu_model(
-    folder: Path, shape: Shape, kind: GGMLQuantizationType, rank: int
+    folder: Path, shape: LlamaShape, kind: GGMLQuantizationType, rank: int
 ) -> Iterator[tuple[GGUFFile, Model]]:
     """A random model with predictors, in a file that is deleted at the end."""
     path = folder / "random.gguf"

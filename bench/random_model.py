@@ -1,6 +1,6 @@
 """Random models of any shape: block bytes written straight into a file, never quantised floats.
 
-Scales and minima are set to small halves, so that activations neither vanish nor overflow; every other
+Scales and minima are set to small halves, so that inputs neither vanish nor overflow; every other
 byte is random.
 """
 
@@ -32,7 +32,7 @@ HALFS = {
 
 
 @dataclass(frozen=True)
-class Shape:
+class LlamaShape:
     """Hyperparameters of a llama-like model; the default has 1.1 billion weights."""
 
     n_embd: int = 2048
@@ -101,7 +101,7 @@ def _norm(name: str, n: int) -> OutputTensor:
     return OutputTensor(name, GGMLQuantizationType.F32, (n,), ones.size, lambda: iter([ones]))
 
 
-def tensors(shape: Shape, kind: GGMLQuantizationType) -> list[OutputTensor]:
+def tensors(shape: LlamaShape, kind: GGMLQuantizationType) -> list[OutputTensor]:
     """Every tensor of a dense llama."""
     e, f, kv = shape.n_embd, shape.n_ff, shape.n_kv
     out = [_tensor("token_embd.weight", kind, e, shape.n_vocab), _norm("output_norm.weight", e)]
@@ -114,7 +114,7 @@ def tensors(shape: Shape, kind: GGMLQuantizationType) -> list[OutputTensor]:
     return out
 
 
-def sparse_tensors(shape: Shape, kind: GGMLQuantizationType, rank: int) -> list[OutputTensor]:
+def sparse_tensors(shape: LlamaShape, kind: GGMLQuantizationType, rank: int) -> list[OutputTensor]:
     """The dense model's tensors with a row a neuron in the down projection, and predictors."""
     out = [tensor for tensor in tensors(shape, kind) if ".ffn_down." not in tensor.name]
     for i in range(shape.n_layer):
@@ -127,7 +127,7 @@ def sparse_tensors(shape: Shape, kind: GGMLQuantizationType, rank: int) -> list[
     return out
 
 
-def metadata(shape: Shape) -> dict[str, MetadataValue]:
+def metadata(shape: LlamaShape) -> dict[str, MetadataValue]:
     """Hyperparameters and a vocabulary of bytes and made-up words."""
     words = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
     words += [f"w{i}" for i in range(shape.n_vocab - len(words))]
@@ -154,13 +154,13 @@ def metadata(shape: Shape) -> dict[str, MetadataValue]:
     }
 
 
-def write(path: Path, shape: Shape, kind: GGMLQuantizationType) -> int:
+def write(path: Path, shape: LlamaShape, kind: GGMLQuantizationType) -> int:
     """Write a dense random llama; its size in bytes."""
     return write_gguf(path, "llama", metadata(shape), tensors(shape, kind), force=True)
 
 
 def write_sparse(
-    path: Path, shape: Shape, kind: GGMLQuantizationType, rank: int, threshold: float = 0.0
+    path: Path, shape: LlamaShape, kind: GGMLQuantizationType, rank: int, threshold: float = 0.0
 ) -> int:
     """Write a random ReLU llama with predictors, in PowerInfer's format; its size in bytes."""
     wanted = sparse_tensors(shape, kind, rank)

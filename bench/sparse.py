@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from random_model import Shape, write, write_sparse
+from random_model import LlamaShape, write, write_sparse
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.model.model import Model, load_model
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
     arguments = parser.parse_args()
-    kind, shape = GGMLQuantizationType[arguments.type.upper()], Shape()
+    kind, shape = GGMLQuantizationType[arguments.type.upper()], LlamaShape()
     with tempfile.TemporaryDirectory() as folder:
         dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
         write(dense, shape, kind)
@@ -115,7 +115,7 @@ def main() -> None:
 
 def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Namespace) -> None:
     """Alternate the decoding steps; then the FFNs alone."""
-    ids = np.random.default_rng(0).integers(3, Shape().n_vocab, 64).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, LlamaShape().n_vocab, 64).astype(np.int32)
     n_threads, seconds = arguments.threads, arguments.seconds
     model = with_threshold(load_model(sparse_file), sparse_file, arguments.listed, ids[:4], n_threads)
     with (

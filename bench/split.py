@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 from planned import LoadRate, everyone_listed, half_the_neurons, plan_for, random_relu_model, whole_plan
-from random_model import Shape
+from random_model import LlamaShape
 from split_layer import measure, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
@@ -29,9 +29,9 @@ from hotcold.engine.run.executor import Executor
 from hotcold.kernels.cuda.device.device import Device
 
 Type = GGMLQuantizationType
-SMALL = Shape(n_embd=64, n_ff=256, n_layer=32, n_head=2, n_head_kv=2, n_vocab=512, n_ctx=256)
-MIDDLE = Shape(n_embd=2048, n_ff=5632, n_layer=4, n_head=16, n_head_kv=16, n_vocab=512, n_ctx=256)
-WIDE = Shape(n_embd=4096, n_ff=11008, n_layer=2, n_head=32, n_head_kv=32, n_vocab=512, n_ctx=256)
+SMALL = LlamaShape(n_embd=64, n_ff=256, n_layer=32, n_head=2, n_head_kv=2, n_vocab=512, n_ctx=256)
+MIDDLE = LlamaShape(n_embd=2048, n_ff=5632, n_layer=4, n_head=16, n_head_kv=16, n_vocab=512, n_ctx=256)
+WIDE = LlamaShape(n_embd=4096, n_ff=11008, n_layer=2, n_head=32, n_head_kv=32, n_vocab=512, n_ctx=256)
 GOAL_MICROSECONDS = 100
 
 

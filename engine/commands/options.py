@@ -16,7 +16,7 @@ from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.model.sparsity import THRESHOLD_VARIABLE
 
-Part = TypeVar("Part", RunOptions, GenerationSettings)
+Settings = TypeVar("Settings", RunOptions, GenerationSettings)
 
 ModelPath = Annotated[
     Path | None,
@@ -158,7 +158,7 @@ class GenerationOptions:
         return part(GenerationSettings, self, stop=stop)
 
 
-def part(kind: type[Part], options: object, **others: Any) -> Part:
+def part(kind: type[Settings], options: object, **others: Any) -> Settings:
     """Those of a command's options that one of the engine's own sets of settings has; None means its default."""
     given = {field.name: getattr(options, field.name, None) for field in fields(kind)} | others
     return kind(**{name: value for name, value in given.items() if value is not None})

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.measure.activity import ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
-from hotcold.kernels.cpu.stream import Stream
+from hotcold.kernels.cpu.stream import StreamingSum
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +81,7 @@ def _prompt(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measure
 def _decode(engine: Engine, ids: NDArray[np.int32], repetitions: int) -> Measured:
     logits = np.empty((1, engine.model.n_vocab), np.float32)
     engine.executor.run(ids[:1], 0, logits)
-    meter, stream = ActivityMeter(engine), Stream(engine.n_threads)
+    meter, stream = ActivityMeter(engine), StreamingSum(engine.n_threads)
     views, rates, streamed = engine.file.all_data(), [], []
     sum(map(stream.sum, views))  # pages of the map come in here, not in the figure
     try:

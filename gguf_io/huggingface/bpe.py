@@ -26,8 +26,8 @@ from hotcold.gguf_io.huggingface.tokenizer_json import (
 from hotcold.gguf_io.huggingface.vocabulary import (
     AGAIN,
     CONTROL,
+    HFVocabulary,
     Tokens,
-    Vocabulary,
     added_tokens,
     special_id_metadata,
 )
@@ -70,7 +70,7 @@ def bpe_metadata(
     settings: Mapping[str, Any],
     source: BpeSource,
     force_pretokenizer: str | None,
-) -> tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]:
+) -> tuple[dict[str, MetadataValue], HFVocabulary, tuple[str, ...]]:
     """`tokenizer.ggml.*` keys, the vocabulary, and warnings.
 
     Ids without a token, up to the model's n_vocab, are filled.
@@ -88,7 +88,7 @@ def bpe_metadata(
         raise FileError(f"{source.origin}: pre-tokenizer", source.cuts[:300], "no known one", OVERRIDE)
     if not force_pretokenizer:
         pre = dict(model.architecture.pretokenizers).get(pre, pre)
-    vocabulary = Vocabulary(model_dir, oddities=source.oddities)
+    vocabulary = HFVocabulary(model_dir, oddities=source.oddities)
     pieces: Tokens = by_id(source.origin, source.ids)
     vocabulary.fill(pieces, added_tokens(model_dir, settings, source.added), model.n_vocab, replace=False)
     merges = usable_merges(source.merges, source.ids, model.n_vocab, vocabulary.oddities)

@@ -27,8 +27,8 @@ from hotcold.gguf_io.huggingface.vocabulary import (
     NORMAL,
     SPACE,
     UNKNOWN,
+    HFVocabulary,
     Tokens,
-    Vocabulary,
     added_tokens,
 )
 from hotcold.gguf_io.oddities import UNMADE, UNNAMED_PAIRS, Oddities
@@ -60,7 +60,7 @@ def llama_kind_metadata(
     model: HFModel,
     settings: Mapping[str, Any],
     oddities: Oddities,
-) -> tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]:
+) -> tuple[dict[str, MetadataValue], HFVocabulary, tuple[str, ...]]:
     """`tokenizer.ggml.*` keys, the vocabulary, and warnings.
 
     Args:
@@ -78,7 +78,7 @@ def llama_kind_metadata(
         number: (text, _kind(text.decode(), unknown, falls_back))
         for number, (text, _) in by_id(path, ids).items()
     }
-    vocabulary = Vocabulary(path.parent, oddities=oddities)
+    vocabulary = HFVocabulary(path.parent, oddities=oddities)
     added = added_tokens(path.parent, settings, tokenizer.get("added_tokens"))
     vocabulary.fill(pieces, added, model.n_vocab, replace=False)
     merges = usable_merges(merge_pairs(path, inner.get("merges")), ids, model.n_vocab, vocabulary.oddities)
@@ -129,7 +129,7 @@ def _spaces(path: Path, tokenizer: Mapping[str, Any]) -> tuple[bool, tuple[str, 
     return prefix, (text,) if others else ()
 
 
-def _scores(vocabulary: Vocabulary, merges: list[Merge]) -> list[float]:
+def _scores(vocabulary: HFVocabulary, merges: list[Merge]) -> list[float]:
     """The later a piece is made the lower; what no merge makes is below all."""
     made: dict[bytes, int] = {}
     for rank, (left, right) in enumerate(merges):
@@ -137,7 +137,7 @@ def _scores(vocabulary: Vocabulary, merges: list[Merge]) -> list[float]:
     return [-float(made.get(token, len(merges))) for token in vocabulary.tokens]
 
 
-def _count_other_pairs(vocabulary: Vocabulary, merges: list[Merge]) -> None:
+def _count_other_pairs(vocabulary: HFVocabulary, merges: list[Merge]) -> None:
     """What SentencePiece would join, and no merge does."""
     texts = {
         token.decode(errors="replace")

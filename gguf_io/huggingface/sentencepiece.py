@@ -15,8 +15,8 @@ from hotcold.gguf_io.huggingface.tokenizer_json import FILE as TOKENIZER_JSON
 from hotcold.gguf_io.huggingface.vocabulary import (
     SPACE,
     USER_DEFINED,
+    HFVocabulary,
     Tokens,
-    Vocabulary,
     added_tokens,
     special_id_metadata,
 )
@@ -31,7 +31,7 @@ MAX_BYTES = 100_000_000
 
 def sentencepiece_metadata(
     model_dir: Path, model: HFModel, settings: Mapping[str, Any]
-) -> tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]:
+) -> tuple[dict[str, MetadataValue], HFVocabulary, tuple[str, ...]]:
     """`tokenizer.ggml.*` keys, the vocabulary, and warnings.
 
     Pieces, scores and types are those of tokenizer.model, but where a token was added in their range;
@@ -46,7 +46,7 @@ def sentencepiece_metadata(
             model has rows, or a special id is beyond it.
     """
     proto = _read(model_dir / FILE)
-    vocabulary = Vocabulary(model_dir)
+    vocabulary = HFVocabulary(model_dir)
     pieces = {n: (piece.piece.encode(), int(piece.type)) for n, piece in enumerate(proto.pieces)}
     added = added_tokens(model_dir, settings, _listed(model_dir, pieces))
     vocabulary.fill(pieces, added, model.n_vocab, replace=True)
@@ -72,7 +72,7 @@ def _listed(model_dir: Path, pieces: Tokens) -> Any:
 
 
 def llama_metadata(
-    vocabulary: Vocabulary,
+    vocabulary: HFVocabulary,
     scores: list[float],
     ids: Mapping[str, int],
     settings: Mapping[str, Any],

@@ -11,12 +11,12 @@ from hotcold.gguf_io.huggingface import ends, tekken, tokenizer_json
 from hotcold.gguf_io.huggingface import sentencepiece as hf_sentencepiece
 from hotcold.gguf_io.huggingface.llama_kind import is_llama_kind, llama_kind_metadata
 from hotcold.gguf_io.huggingface.model import HFModel
-from hotcold.gguf_io.huggingface.vocabulary import Vocabulary, read_settings
+from hotcold.gguf_io.huggingface.vocabulary import HFVocabulary, read_settings
 from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.oddities import REPEATED, Oddities
 from hotcold.gguf_io.writer import MetadataValue
 
-Made = tuple[dict[str, MetadataValue], Vocabulary, tuple[str, ...]]
+Made = tuple[dict[str, MetadataValue], HFVocabulary, tuple[str, ...]]
 
 OPTIONAL = (
     "tokenizer_config.json",

@@ -27,7 +27,7 @@ Tokens = dict[int, Token]
 
 
 @dataclass
-class Vocabulary:
+class HFVocabulary:
     """Tokens by id, and their types.
 
     Attributes:

@@ -37,7 +37,7 @@ def _sum_shared(at: int, n_parts: int, cell: int) -> int:
         total += _sum_part(at + part * PART, PART)
 
 
-class Stream:
+class StreamingSum:
     """n threads that sum a range of memory together."""
 
     def __init__(self, n_threads: int) -> None:

@@ -14,7 +14,7 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.calls import Counters
 from hotcold.kernels.cuda.device.driver import Driver
 
-Shape = int | tuple[int, ...]
+ArrayShape = int | tuple[int, ...]
 
 
 class Owner(Protocol):
@@ -76,7 +76,7 @@ class Memory:
         part = self.allocation.array[self.offset : self.offset + self.n_bytes]
         return part.view(self.dtype).reshape(self.shape)
 
-    def view(self, offset: int, shape: Shape, dtype: DTypeLike) -> Self:
+    def view(self, offset: int, shape: ArrayShape, dtype: DTypeLike) -> Self:
         """A typed view of a part.
 
         Args:
@@ -161,12 +161,12 @@ def _check_pair(event: Event, stream: Stream) -> None:
         raise DeviceError("event", "of another device", f"stream {stream.name} is of {stream.device.name}")
 
 
-def shape_of(shape: Shape) -> tuple[int, ...]:
+def shape_of(shape: ArrayShape) -> tuple[int, ...]:
     """A shape as a tuple."""
     return (shape,) if isinstance(shape, int) else tuple(shape)
 
 
-def bytes_of(shape: Shape, dtype: DTypeLike) -> int:
+def bytes_of(shape: ArrayShape, dtype: DTypeLike) -> int:
     """Bytes of an array; DeviceError if it has none."""
     n_bytes = math.prod(shape_of(shape)) * np.dtype(dtype).itemsize
     if n_bytes < 1 or min(shape_of(shape)) < 1:

@@ -19,10 +19,10 @@ from numpy.typing import DTypeLike
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.kernels.cuda.device.buffers import (
     Allocation,
+    ArrayShape,
     Buffer,
     Event,
     Pinned,
-    Shape,
     Stream,
     bytes_of,
     shape_of,
@@ -82,7 +82,7 @@ class Device:
 
     # Memory
 
-    def empty(self, shape: Shape, dtype: DTypeLike) -> Buffer:
+    def empty(self, shape: ArrayShape, dtype: DTypeLike) -> Buffer:
         """Uninitialised device memory.
 
         Raises:
@@ -108,7 +108,7 @@ class Device:
         with suppress(DeviceError):  # a lost device cannot be weighed
             self._weigh()
 
-    def pinned(self, shape: Shape, dtype: DTypeLike) -> Pinned:
+    def pinned(self, shape: ArrayShape, dtype: DTypeLike) -> Pinned:
         """Uninitialised page-locked host memory.
 
         Raises:

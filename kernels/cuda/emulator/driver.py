@@ -18,8 +18,8 @@ from hotcold.kernels.cuda.device.driver import Facts, KernelFault, Launch
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.emulator.build import BUILDS, build
-from hotcold.kernels.cuda.emulator.memory import POISON, Memory
-from hotcold.kernels.cuda.emulator.streams import Event, Streams, WorkQueue
+from hotcold.kernels.cuda.emulator.memory import POISON, Allocator
+from hotcold.kernels.cuda.emulator.streams import Mark, Streams, WorkQueue
 
 MESSAGE_BYTES = 1000
 MEMORY_BYTES = 8 << 30
@@ -57,8 +57,8 @@ class EmulatedDriver:
         self.path = build(text, build_kind)
         self.library = _load(self.path)
         self.kernels = _kernels(self.library, self.signatures)
-        self.streams, self.memory = Streams(policy, seed), Memory(memory, at_start=order == 1)
-        self.host = Memory(memory, at_start=order == 1)
+        self.streams, self.memory = Streams(policy, seed), Allocator(memory, at_start=order == 1)
+        self.host = Allocator(memory, at_start=order == 1)
         self.order, self.lost = order, ""
         self.facts = Facts("emulated", "emulated device on the CPU (for checking, not for speed)")
 
@@ -99,19 +99,19 @@ class EmulatedDriver:
         """A stream that is ordered with no other."""
         return self.streams.new()
 
-    def new_event(self) -> Event:
+    def new_event(self) -> Mark:
         """An event that nobody recorded yet."""
-        return Event()
+        return Mark()
 
-    def record(self, event: Event, stream: WorkQueue) -> None:
+    def record(self, event: Mark, stream: WorkQueue) -> None:
         """Mark the end of a stream."""
         event.record(stream)
 
-    def stream_wait(self, stream: WorkQueue, event: Event) -> None:
+    def stream_wait(self, stream: WorkQueue, event: Mark) -> None:
         """Later work of the stream comes after the event."""
         stream.wait(event)
 
-    def wait_event(self, event: Event) -> None:
+    def wait_event(self, event: Mark) -> None:
         """The host waits for an event."""
         self._check_alive()
         event.synchronize()

@@ -54,7 +54,7 @@ class Block:
         return self.base <= address < self.base + self.inner + 2 * mmap.PAGESIZE
 
 
-class Memory:
+class Allocator:
     """An allocator: of the emulated device, and of its page-locked host memory.
 
     Attributes:

@@ -67,14 +67,14 @@ class WorkQueue:
             self.n_run += 1
             self.queue.popleft()()
 
-    def wait(self, event: Event) -> None:
+    def wait(self, event: Mark) -> None:
         """Later work here runs after what the event has recorded up to now."""
         stream, count = event.stream, event.count
         if stream is not None:
             self.enqueue(lambda: stream.run_to(count))
 
 
-class Event:
+class Mark:
     """A place in a stream; one that was never recorded is passed at once, as in CUDA."""
 
     def __init__(self) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType as T
-from random_model import Shape, write_sparse
+from random_model import LlamaShape, write_sparse
 from split_runs import (
     Case,
     Logits,
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.slow
 FLOATS = (T.F32, T.F16)
 
 
-def odd_shape(kind: T) -> Shape:
+def odd_shape(kind: T) -> LlamaShape:
     """Words of masks, tiles, groups and warps all have a tail."""
     n_ff = 200 if kind in FLOATS else 224  # in whole blocks
-    return Shape(n_embd=96, n_ff=n_ff, n_layer=2, n_head=1, n_head_kv=1, n_vocab=410, n_ctx=64)
+    return LlamaShape(n_embd=96, n_ff=n_ff, n_layer=2, n_head=1, n_head_kv=1, n_vocab=410, n_ctx=64)
 
 
 @pytest.fixture(params=[T.F32, T.F16, T.Q8_0, T.Q4_0], ids=lambda kind: kind.name)
