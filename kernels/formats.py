@@ -2,7 +2,7 @@
 both sides hold or exchange.
 
 * weights: the block types that the device has kernels for, and the bytes of a row there
-* activations: how a quantised weight's input is rounded, and the numbers of the functions
+* inputs and activations: how a quantised weight's input is rounded, and the numbers of the functions
 * masks: a bit a neuron
 * the KV cache's types, and the table of cosines and sines that turns queries and keys
 * sums in parts: into how many a device's kernel cuts its work, and the memory that they take
@@ -110,7 +110,7 @@ def device_row_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
     return sum(plane_row_bytes(weight_type, n))
 
 
-# Activations
+# Inputs and activations
 
 ACTIVATIONS = {"relu": 0, "silu": 1, "relu_both": 2, "gelu": 3}
 """The functions between up (and gate) and down, by the numbers that kernels take; activations.h has the
@@ -118,7 +118,7 @@ same. relu_both is the ReLU of gate and of up."""
 
 
 def quantised_bytes(n_tokens: int, n: int) -> int:
-    """Bytes of n_tokens rows of n activations, as they cross the bus and lie on the device: n of int8, then
+    """Bytes of n_tokens inputs of n numbers, as they cross the bus and lie on the device: n of int8, then
     a float32 scale and an int32 sum for each 32 of them."""
     return n_tokens * (n + n // 32 * 8)
 

@@ -6,7 +6,7 @@ arrive as float32 matrices of the numbers that their blocks hold.
 
 Three facts are defined here and nowhere else:
 
-* activations that meet a quantised weight are first rounded by `quantise`: int8 in blocks of 32
+* inputs that meet a quantised weight are first rounded by `quantise`: int8 in blocks of 32
   with one float32 scale;
 * a neuron of a ReLU FFN counts only if its gate is positive, so `up` and `down` rows of the others
   are never read;
@@ -29,7 +29,7 @@ BLOCK = 32
 
 
 def quantise(x: F32) -> tuple[NDArray[np.int8], F32]:
-    """Round activations to int8 in blocks of 32.
+    """Round an input to int8 in blocks of 32.
 
     d = max|x| / 127, q = round(x / d), ties to even, computed in float32 as x * (1 / d): ggml's
     Q8_0, but with the scale kept in float32.
@@ -242,12 +242,12 @@ def dots_of_blocks_in_order(
 ) -> F32:
     """w . x of quantised rows, by blocks of 32 numbers scale * q + minimum.
 
-    A block's sum of q times rounded activations is an integer and exact. Block c adds to chain c mod 16
+    A block's sum of q times the rounded input is an integer and exact. Block c adds to chain c mod 16
 
         a = fma(float(sum), scale * d, a)       and, with a minimum,
         a = fma(minimum, d * float(sum of x), a),
 
-    d being the scale of the activations; at last the chains are folded. A K type's parts of 32 count as
+    d being the scale of the input; at last the chains are folded. A K type's parts of 32 count as
     blocks; where its parts of 16 have integer scales of their own (Q6_K), q has been multiplied by them.
 
     Args:
@@ -472,7 +472,7 @@ def sparse_gated_ffn(
 ) -> F64:
     """Gated FFN over the active neurons: sum_i act(gate_i x) (up_i x) down_t_i.
 
-    `down_t` rows are scaled by the unrounded product: the down product has no activation vector
+    `down_t` rows are scaled by the unrounded product: the down product has no input vector
     to round.
 
     Args:

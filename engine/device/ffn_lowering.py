@@ -34,20 +34,17 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _gated_by_outputs(low, nodes)
     mask, weights = node.find_tensor("mask"), ffn_matrices(node)
     gate, up, down = (low.store.matrix(weight) for weight in weights)
-    operand, activation = (
-        low.operand(node, weights[0]),
-        ACTIVATIONS[node.attributes["activation"]],
-    )
+    x, activation = low.input_of(node, weights[0]), ACTIVATIONS[node.attributes["activation"]]
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, node, gate, 0, 1)
         partial = _partial(low, gate)
         work = sparse_gated_ffn(weights[0].type, 1, gate.n_rows, gate.n)
         planes = *gate.planes, *up.planes, *down.planes
-        low.launch(work, *planes, *operand, ids, counted, partial, gate.n_rows, gate.n, activation)
+        low.launch(work, *planes, *x, ids, counted, partial, gate.n_rows, gate.n, activation)
         return _sum(low, nodes, partial, gate.n_rows, None)
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
-        inputs = low.tokens_of(operand, first, count, gate.n)
+        inputs = low.tokens_of(x, first, count, gate.n)
         ups = low.area("second", count * gate.n_rows, np.float32)
         low.product(gate, inputs, h, n_tokens=count)
         low.product(up, inputs, ups, n_tokens=count)
@@ -66,7 +63,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _ungated_by_outputs(low, nodes)
     weight, bias, down_bias = node.weight("up"), node.find_weight("up_bias"), node.find_weight("down_bias")
     up, down = low.store.matrix(weight), low.store.matrix(node.weight("down"))
-    operand, neurons = low.operand(node, weight), low.store.neurons(layer_of(node))
+    x, neurons = low.input_of(node, weight), low.store.neurons(layer_of(node))
     activation = ACTIVATIONS[node.attributes["activation"]]
     up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
@@ -76,11 +73,11 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         work = sparse_ffn(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
         lists = up_bias or partial, neurons, ids, counted, partial
         planes = *up.planes, *down.planes
-        low.launch(work, *planes, *operand, *lists, up.n_rows, up.n, has_bias, activation)
+        low.launch(work, *planes, *x, *lists, up.n_rows, up.n, has_bias, activation)
         return _sum(low, nodes, partial, up.n_rows, down_bias)
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
-        low.product(up, low.tokens_of(operand, first, count, up.n), h, n_tokens=count)
+        low.product(up, low.tokens_of(x, first, count, up.n), h, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
         work = hidden_masked(count, up.n_rows, low.model.n_ff, mask is not None, bool(has_bias))
         lists = up_bias or h, bits, neurons, h
@@ -169,12 +166,12 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     gates, ups = low.store.matrix(gate), low.store.matrix(up)
     if low.n_tokens == 1 and gate.type == up.type and gate.type in FFN_TYPES:
         work = gated_ffn_hidden(gate.type, 1, n_ff, gates.n)
-        inputs = low.operand(node, gate)
+        inputs = low.input_of(node, gate)
         low.launch(work, *gates.planes, *ups.planes, *inputs, first, n_ff, gates.n, activation)
     else:
         second = low.area("second", low.n_tokens * n_ff, np.float32)
-        low.product(gates, low.operand(node, gate), first)
-        low.product(ups, low.operand(node, up), second)
+        low.product(gates, low.input_of(node, gate), first)
+        low.product(ups, low.input_of(node, up), second)
         work = hidden_masked_gated(low.n_tokens, n_ff, n_ff, has_mask=False)
         low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
     return _down_by_outputs(low, nodes, down, None, first)
@@ -187,7 +184,7 @@ def _ungated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     is_relu = activation == "relu"
     low.product(
         low.store.matrix(up),
-        low.operand(node, up),
+        low.input_of(node, up),
         first,
         flags=HAS_BIAS * (bias is not None) | RELU * is_relu,
         bias=low.store.vector(bias) if bias is not None else None,
@@ -208,10 +205,10 @@ def _down_by_outputs(
 ) -> int:
     """y = down hidden + bias + residual."""
     residual, output, taken = low.residual(nodes)
-    operand = low.hidden_operand(down, hidden_vector)
+    x = low.hidden_input(down, hidden_vector)
     low.product(
         low.store.matrix(down),
-        operand,
+        x,
         low.vector(output),
         flags=HAS_BIAS * (bias is not None) | HAS_RESIDUAL * (residual is not None),
         bias=low.store.vector(bias) if bias is not None else None,

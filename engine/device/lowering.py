@@ -84,7 +84,7 @@ def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
     y = low.vector(output)
     low.product(
         low.store.matrix(weight),
-        low.operand(node, weight),
+        low.input_of(node, weight),
         y,
         flags=flags,
         bias=low.store.vector(bias) if bias is not None else y,
@@ -113,7 +113,7 @@ def _three(low: DeviceLowering, nodes: Nodes) -> int:
     low.launch(
         matvec3(matrices[0].weight.type, 1, (n_rows[0], n_rows[1], n_rows[2]), n),
         *planes,
-        *low.operand(nodes[0], matrices[0].weight),
+        *low.input_of(nodes[0], matrices[0].weight),
         *(biases or outputs),
         *outputs,
         *n_rows,
@@ -206,11 +206,11 @@ def predictor(low: DeviceLowering, nodes: Nodes) -> int:
     fc1, fc2 = node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden = low.area("hidden", low.n_tokens * rank, np.float32)
-    low.product(low.store.matrix(fc1), low.operand(node, fc1), hidden, flags=RELU)
+    low.product(low.store.matrix(fc1), low.input_of(node, fc1), hidden, flags=RELU)
     low.launch(
         matvec_mask(fc2.type, low.n_tokens, n_ff, rank),
         *low.store.matrix(fc2).planes,
-        *low.hidden_operand(fc2, hidden),
+        *low.hidden_input(fc2, hidden),
         low.mask(node.output),
         n_ff,
         rank,

@@ -92,16 +92,16 @@ class DeviceLowering:
             return self.area("positions", self.n_tokens, np.float32)
         return self.area("cos_sin", self.plan.n_ctx * self.model.n_rot, np.float32)
 
-    # Operands
+    # Inputs
 
-    def operand(self, node: Node, weight: Weight) -> Input:
+    def input_of(self, node: Node, weight: Weight) -> Input:
         """A node's x as one of its weights wants it."""
         x = node.tensor("x")
         if x.dtype == "q8":
             return self.rounded(x)
         return self.packed(x.shape[1]) if weight.type in QUANTISED else (self.vector(x),)
 
-    def hidden_operand(self, weight: Weight, hidden: Buffer) -> Input:
+    def hidden_input(self, weight: Weight, hidden: Buffer) -> Input:
         """A node's own vector float32 [n_tokens, n], of which this weight reads all: as it is, or rounded here."""
         if weight.type not in QUANTISED:
             return (hidden,)
@@ -122,12 +122,12 @@ class DeviceLowering:
         """Round x to blocks of 32."""
         self.launch(quantise(self.n_tokens, n), x, *to, self.n_tokens * n // 32)
 
-    def tokens_of(self, operand: Input, first: int, count: int, n: int) -> Input:
-        """Some tokens' part of an operand of n numbers a token."""
-        sizes = (n,) if len(operand) == 1 else (n, n // 32, n // 32)
+    def tokens_of(self, x: Input, first: int, count: int, n: int) -> Input:
+        """Some tokens' part of a vector of n numbers a token."""
+        sizes = (n,) if len(x) == 1 else (n, n // 32, n // 32)
         return tuple(
             part.view(first * size * part.dtype.itemsize, count * size, part.dtype)
-            for part, size in zip(operand, sizes, strict=True)
+            for part, size in zip(x, sizes, strict=True)
         )
 
     # Products, and what follows them

@@ -120,14 +120,14 @@ class DeviceSide:
         node = nodes[0].node
         weight = node.weight("weight")
         n = weight.ne[0]
-        operand = low.hidden_operand(weight, low.vector(node.tensor("x")))
+        x = low.hidden_input(weight, low.vector(node.tensor("x")))
         rounding = low.take()
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)
 
         @cache
         def of_token(token: int) -> tuple[Prepared, ...]:
-            low.product(matrix, low.tokens_of(operand, token, 1, n), y, n_tokens=1)
+            low.product(matrix, low.tokens_of(x, token, 1, n), y, n_tokens=1)
             return low.take()
 
         of_token(low.n_tokens - 1)  # the one that is mostly wanted

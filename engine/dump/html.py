@@ -44,7 +44,7 @@ def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
     """The whole page.
 
     Args:
-        curve: budgets in bytes, ascending, and the share of activations that each covers.
+        curve: budgets in bytes, ascending, and the share of firings that each covers.
     """
     name = escape(report["model"]["name"])
     parts = [
@@ -116,7 +116,7 @@ def memory_map(report: Report) -> str:
 
 
 def hot_rows(report: Report) -> str:
-    """A bar a layer: the share of hot rows, and a mark for the share of activations covered."""
+    """A bar a layer: the share of hot rows, and a mark for the share of firings covered."""
     layers, step = report["layers"], 13
     parts = [_text(30, 9, "hot rows", kind="faint"), _text(WIDTH - 44, 9, "hot / covers", "middle", "faint")]
     left, right = 30, WIDTH - 92

@@ -69,8 +69,8 @@ def dense_gated_ffn(low: Lowering, node: Node) -> None:
     if low.one_token and not bits:
         _gated(low, node)
     else:
-        _rows_of(low, gate, low.operand(node, gate), first, bits)
-        _rows_of(low, up, low.operand(node, up), second, bits)
+        _rows_of(low, gate, low.input_of(node, gate), first, bits)
+        _rows_of(low, up, low.input_of(node, up), second, bits)
         at = {"x": first[0], "z": second[0], "y": first[0]}
         strides = dict.fromkeys(("x_stride", "z_stride", "y_stride"), 4 * n_ff)
         low.emit(
@@ -84,13 +84,13 @@ def dense_gated_ffn(low: Lowering, node: Node) -> None:
     if transposed:
         _down_rows(low, node, down, first)
     else:
-        low.matrix(down, low.hidden_operand(down, first), low.vector(node.output))
+        low.matrix(down, low.hidden_input(down, first), low.vector(node.output))
 
 
 def _gated(low: Lowering, node: Node) -> None:
     """first = act(gate x) * (up x) for one token."""
     gate, up, _ = ffn_matrices(node)
-    x, z = low.operand(node, gate)[0], low.operand(node, up)[0]
+    x, z = low.input_of(node, gate)[0], low.input_of(node, up)[0]
     bytes_a_row = sum(rows.row_bytes(int(w.type), w.ne[0]) for w in (gate, up))
     low.emit(
         program.GATED,
@@ -113,13 +113,15 @@ def _down_rows(low: Lowering, node: Node, down_t: Weight, hidden: tuple[int, int
     at = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
     k, n_ff = down_t.ne
     chunks = max(1, k // 256)
-    low.emit(program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=ffn_pieces(node))
+    low.emit(
+        program.DOWN_ROWS, chunks, **low.weight(down_t), **at, n_rows=n_ff, k=k, n_parts=ffn_pieces(node)
+    )
 
 
 def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN with a gate."""
     gate, up, down_t = ffn_matrices(node)
-    x, z = low.operand(node, gate)[0], low.operand(node, up)[0]
+    x, z = low.input_of(node, gate)[0], low.input_of(node, up)[0]
     activation = ACTIVATIONS[node.attributes["activation"]]
     own = {**low.weight(up, "w1"), "x": x, "z": z, "activation": activation}
     _pieces(low, node, gate, down_t, own, skip)
@@ -162,10 +164,10 @@ def sparse_gated_ffn(low: Lowering, node: Node) -> None:
     n_ff, counts, bits = gate.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
-    _rows_of(low, gate, low.operand(node, gate), gates, counted)
+    _rows_of(low, gate, low.input_of(node, gate), gates, counted)
     positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "all_listed": int(not bits)}
     positive |= {"activation": ACTIVATIONS[node.attributes["activation"]]}
-    _row_op(low, program.UP_ROWS, up, low.operand(node, up), hidden, positive)
+    _row_op(low, program.UP_ROWS, up, low.input_of(node, up), hidden, positive)
     _down_rows(low, node, down_t, hidden)
 
 
@@ -186,7 +188,7 @@ def dense_ffn(low: Lowering, node: Node) -> None:
         _ffn_pieces(low, node, skip=False)
         return
     hidden, bits = (low.areas["first"], 4 * n_ff), _bits(low, node)
-    _rows_of(low, up, low.operand(node, up), hidden, bits)
+    _rows_of(low, up, low.input_of(node, up), hidden, bits)
     if activation == "relu":
         _fire(low, node, hidden, bits, 0)
     elif bits and up_bias is not None:  # a row that is not read would become gelu(bias)
@@ -198,7 +200,7 @@ def dense_ffn(low: Lowering, node: Node) -> None:
     if transposed:
         _down_rows(low, node, down, hidden)
     else:
-        low.matrix(down, low.hidden_operand(down, hidden), low.vector(node.output))
+        low.matrix(down, low.hidden_input(down, hidden), low.vector(node.output))
     low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
 
@@ -229,7 +231,7 @@ def _up_bias(low: Lowering, node: Node) -> int:
 def _ffn_pieces(low: Lowering, node: Node, skip: bool) -> None:
     """`_pieces` of an FFN without a gate, and its last bias."""
     up = node.weight("up")
-    own = {"x": low.operand(node, up)[0], "z": _up_bias(low, node)}
+    own = {"x": low.input_of(node, up)[0], "z": _up_bias(low, node)}
     _pieces(low, node, up, node.weight("down"), own, skip)
     low.bias(node.find_weight("down_bias"), low.vector(node.output))
 
@@ -242,7 +244,7 @@ def sparse_ffn(low: Lowering, node: Node) -> None:
     n_ff, counts, bits = up.ne[1], low.layer_counts(layer_of(node)), _bits(low, node)
     hidden = (low.areas["first"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
-    _rows_of(low, up, low.operand(node, up), hidden, counted)
+    _rows_of(low, up, low.input_of(node, up), hidden, counted)
     _fire(low, node, hidden, bits, counts)
     _down_rows(low, node, node.weight("down"), hidden)
     low.bias(node.find_weight("down_bias"), low.vector(node.output))

@@ -65,13 +65,13 @@ def pack(low: Lowering, node: Node) -> None:
 
 def mul_mat(low: Lowering, node: Node) -> None:
     weight, y = node.weight("weight"), low.vector(node.output)
-    low.matrix(weight, low.operand(node, weight), y)
+    low.matrix(weight, low.input_of(node, weight), y)
     low.bias(node.find_weight("bias"), y)
 
 
 def logits(low: Lowering, node: Node) -> None:
     weight = node.weight("weight")
-    low.matrix(weight, low.operand(node, weight), (0, 4 * weight.ne[1]), program.LOGITS)
+    low.matrix(weight, low.input_of(node, weight), (0, 4 * weight.ne[1]), program.LOGITS)
 
 
 def rope(low: Lowering, node: Node) -> None:
@@ -146,10 +146,10 @@ def predictor(low: Lowering, node: Node) -> None:
     fc1, fc2 = node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
     hidden, outputs = low.areas["first"], low.areas["second"]
-    low.matrix(fc1, low.operand(node, fc1), (hidden, 4 * rank))
+    low.matrix(fc1, low.input_of(node, fc1), (hidden, 4 * rank))
     at = {"x": hidden, "x_stride": 4 * rank, "y": hidden, "y_stride": 4 * rank}
     low.emit(program.RELU, low.token_chunks(rank), **at, k=rank)
-    low.matrix(fc2, low.hidden_operand(fc2, (hidden, 4 * rank)), (outputs, 4 * n_ff))
+    low.matrix(fc2, low.hidden_input(fc2, (hidden, 4 * rank)), (outputs, 4 * n_ff))
     count = low.areas["listed"]
     low.emit(
         program.MASK,

@@ -59,7 +59,7 @@ class Lowering:
         """Address and row stride of an intermediate's float32."""
         return self.tensors[tensor.name], 4 * tensor.shape[1]
 
-    def operand(self, node: Node, weight: Weight) -> tuple[int, int]:
+    def input_of(self, node: Node, weight: Weight) -> tuple[int, int]:
         """Address and row stride of a node's x as one of its weights wants it: float32, or packed."""
         x = node.tensor("x")
         if rows.is_quantised(int(weight.type)):
@@ -76,7 +76,7 @@ class Lowering:
         y = {"y": self.areas["packed"], "y_stride": pack.packed_bytes(n)}
         self.emit(program.PACK_ROUNDED, self.token_chunks(n), x=at, x_stride=n, **scales, **y, k=n)
 
-    def hidden_operand(self, weight: Weight, hidden: tuple[int, int]) -> tuple[int, int]:
+    def hidden_input(self, weight: Weight, hidden: tuple[int, int]) -> tuple[int, int]:
         """A node's own vector, of which this weight reads all: as it is, or packed here."""
         if not rows.is_quantised(int(weight.type)):
             return hidden

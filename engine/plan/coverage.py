@@ -1,4 +1,4 @@
-"""The share of the measured activations that the hot neurons of a budget cover."""
+"""The share of the measured firings that the hot neurons of a budget cover."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from hotcold.gguf_io.firing_counts import Counts
 def coverage_curve(
     model: Model, how: Wanted, frequencies: Counts | None, n_points: int = 48
 ) -> list[tuple[int, float]]:
-    """Budgets, ascending, and the share of the measured activations that each covers.
+    """Budgets, ascending, and the share of the measured firings that each covers.
 
     The first point is the budget at which everything but neurons is on the device; beyond the last one
     there is nothing to gain. A model whose FFN goes by whole layers has no curve.

@@ -62,7 +62,7 @@ def counts_of(model: Model, frequencies: Counts | None) -> list[NDArray[np.gener
 
 
 def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
-    """Neurons by activations served per byte, until one does not fit."""
+    """Neurons by firings served per byte, until one does not fit."""
     if left.ended is not None:
         return Hot([NONE_HOT] * len(found), left.ended.reason)
     candidates = [each if ffn.neuron_bytes else None for ffn, each in zip(found, counts, strict=True)]

@@ -1,7 +1,7 @@
 """From a model, its statistics and a budget to a plan. Pure: no files, no devices, no clocks.
 
 Order: the dense parts of whole layers (attention, norms, and the predictor where the mode uses one),
-each layer's KV cache, the head; only when all of these fit, neurons by activations served per byte,
+each layer's KV cache, the head; only when all of these fit, neurons by firings served per byte,
 each placed whole. Within each of these the first that does not fit ends the placing of all that comes
 later. Arena, workspace and the index of all layers are taken off the budget first, as large as they
 are when everything is on the device, so a larger budget never holds fewer neurons.

@@ -65,7 +65,7 @@ class FfnSplit:
     Attributes:
         hot: their numbers, ascending, int32 [n_hot].
         neuron_bytes: of one neuron's rows on the device, repacked.
-        covered, measured: activations counted for the hot neurons, and for all.
+        covered, measured: firings counted for the hot neurons, and for all.
         n_bytes: of the hot rows.
         index_bytes: of the numbers of the hot rows, as many as there may be.
     """
@@ -136,7 +136,7 @@ class Plan:
 
     Attributes:
         n_batch: tokens that a prompt's run takes; lowered only if nothing fits otherwise.
-        frequencies_from: where the counts of activations came from, in words.
+        frequencies_from: where the firing counts came from, in words.
         peak_count: the largest count of any neuron: the text had at least that many tokens.
         workspace: bytes of each area on the device.
         decode, batch: the graphs of one token and of n_batch tokens.
@@ -168,7 +168,7 @@ class Plan:
 
     @property
     def coverage(self) -> float:
-        """Share of the measured activations that hot neurons cover."""
+        """Share of the measured firings that hot neurons cover."""
         measured = sum(layer.measured for layer in self.layers)
         return sum(layer.covered for layer in self.layers) / measured if measured else 0.0
 

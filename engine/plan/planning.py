@@ -26,7 +26,7 @@ class Source:
     Attributes:
         path: of the file; None for a shape.
         header: SHA-256 of its header, and size: its bytes.
-        frequencies: counts of activations, or None.
+        frequencies: firing counts, or None.
         frequencies_from: where they are from.
     """
 

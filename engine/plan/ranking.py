@@ -1,4 +1,4 @@
-"""The order in which neurons are placed: by activations served per byte, ties interleaved over layers."""
+"""The order in which neurons are placed: by firings served per byte, ties interleaved over layers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -66,7 +66,7 @@ def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
 def sparse_metadata(
     model: HFModel, predictors: Predictors | None, counts: Counts | None
 ) -> dict[str, MetadataValue]:
-    """The activation of a ReLU model without predictors, their threshold, and activation counts."""
+    """The activation of a ReLU model without predictors, their threshold, and firing counts."""
     metadata = {}
     if predictors is None and model.ffn_activation == "relu":
         metadata[FFN_ACTIVATION] = string(model.ffn_activation)

@@ -28,7 +28,7 @@ from hotcold.kernels.cpu.weights import (
 )
 
 BLOCKS = 16  # of a window, and chains
-MAX_COLUMNS = 16  # activation vectors that meet a row at once
+MAX_COLUMNS = 16  # inputs that meet a row at once
 FOLDS = [block_lane(i) for i in (8, 4, 2, 1)]  # lanes between which chains are added: halves, quarters, ...
 
 

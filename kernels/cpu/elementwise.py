@@ -1,4 +1,4 @@
-"""Ops on activations alone: norm, RoPE, sums and activation functions, on float32 at addresses."""
+"""Ops without weights to multiply by: norm, RoPE, sums and activations, on float32 at addresses."""
 
 import math
 

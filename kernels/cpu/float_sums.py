@@ -31,7 +31,7 @@ def _emit_dots(
     ahead: Value | None = None,
     also: Value | None = None,
 ) -> list[list[Value]]:
-    """Dot products of every row with every activation vector along k, in the one order of sums.
+    """Dot products of every row with every input along k, in the one order of sums.
 
     Step i adds to chain i mod CHAINS, whatever the shape of the loop around it.
 

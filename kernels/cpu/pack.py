@@ -1,4 +1,4 @@
-"""Activations on their way to a quantised weight: int8 in blocks of 32, packed as `weights.py` reads them."""
+"""Inputs on their way to a quantised weight: int8 in blocks of 32, packed as `weights.py` reads them."""
 
 from llvmlite import ir
 from numba import types
@@ -23,7 +23,7 @@ BLOCKS = WINDOW // BLOCK
 
 
 def packed_bytes(k: int) -> int:
-    """Bytes of k activations packed, whole windows of 512."""
+    """Bytes of k numbers packed, whole windows of 512."""
     return -(-k // WINDOW) * PACKED_WINDOW_BYTES
 
 

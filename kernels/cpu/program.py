@@ -153,7 +153,7 @@ def row_chunks(n_rows: int, bytes_a_row: int) -> int:
 def panel_chunks(n_rows: int) -> int:
     """Into how many chunks the rows of a matrix are cut for a batch: as many as there are panels.
 
-    Each chunk reads all activations of the batch, so chunks of fewer rows would read them too often.
+    Each chunk reads all inputs of the batch, so chunks of fewer rows would read them too often.
     """
     return max(1, min(n_rows // PANEL, MAX_CHUNKS))
 

@@ -69,7 +69,7 @@ def column_unit(type_id: int) -> int:
 
 @compiled
 def is_block_type(type_id: int) -> bool:
-    """Whether activations are packed to int8 before they meet this type."""
+    """Whether an input is packed to int8 before it meets this type."""
     return _BLOCKS[type_id] > 1
 
 
@@ -224,7 +224,7 @@ _call_dot_tile = linked("hotcold_dot_tile", _dot_tile_code, types.void, *[_INT] 
 
 @compiled
 def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, out: int) -> None:
-    """The dot products of n_rows rows from w on with the activations at x (packed for a block type).
+    """The dot products of n_rows rows from w on with the input at x (packed for a block type).
 
     Args:
         stride: bytes from row to row. out: address of n_rows float32.
@@ -261,7 +261,7 @@ def dot_strips(
     out: int,
     out_stride: int,
 ) -> None:
-    """The dot products of n_rows rows with n activation vectors, each row read and decoded once.
+    """The dot products of n_rows rows with n inputs, each row read and decoded once.
 
     Args:
         xs: address of the addresses of the n vectors, at most MAX_COLUMNS.

@@ -8,7 +8,7 @@ from hotcold.kernels.cpu.simd import load_f32, store_f32, store_i64
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
-COLUMN_BYTES = 28 << 10  # of activations that stay in the first-level cache while rows pass
+COLUMN_BYTES = 28 << 10  # of inputs that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
 MAX_K = (
     (THREAD_SCRATCH_BYTES - panels.scratch_bytes(0))

@@ -1,4 +1,4 @@
-"""How each block type is read: IR that unpacks weights, and multiplies them with activations.
+"""How each block type is read: IR that unpacks weights, and multiplies them with inputs.
 
 A weight type gives two views of a row:
 
@@ -6,7 +6,7 @@ A weight type gives two views of a row:
   a row ends, a *group* of 128;
 * its *values* as float vectors for the down product, which adds scaled rows.
 
-Float types meet float32 activations. Block types meet activations packed by `pack.py`: windows of 512
+Float types meet float32 inputs. Block types meet inputs packed by `pack.py`: windows of 512
 int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
 
     128 g        64 int8: numbers 0..15 of each of the group's 4 blocks
@@ -201,7 +201,7 @@ class BlockType:
         return lanes
 
     def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
-        """lanes + sums of 4 neighbouring products of stored numbers and activations."""
+        """lanes + sums of 4 neighbouring products of stored numbers and those of inputs."""
         return (dot_signed_bytes if self.is_signed else dot_bytes)(b, lanes, numbers, x)
 
     def offsets(self, b: Builder, window: Window | None, x: Value) -> Value | None:

@@ -16,7 +16,7 @@ _READS_SUMS = frozenset({GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0})
 
 
 def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int:
-    """Bytes of the activations that a weight of this type reads; most have no use for the sums."""
+    """Bytes of the input that a weight of this type reads; most have no use for the sums."""
     if weight_type not in QUANTISED:
         return 4 * n_tokens * n
     sums = 4 * n_tokens * n // 32

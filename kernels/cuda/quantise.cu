@@ -1,4 +1,4 @@
-// Activations to int8 in blocks of 32, with a float scale and the sum of the 32 for Q4_0's offset.
+// Inputs to int8 in blocks of 32, with a float scale and the sum of the 32 for Q4_0's offset.
 #include "quantise.h"
 
 // x[n_blocks * 32] -> q likewise, d[n_blocks], sum[n_blocks]; one warp a block.

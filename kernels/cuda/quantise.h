@@ -1,4 +1,4 @@
-// Rounding activations to int8, as kernels/ref.py defines it.
+// Rounding inputs to int8, as kernels/ref.py defines it.
 #pragma once
 #include "common.h"
 

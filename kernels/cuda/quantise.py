@@ -5,7 +5,7 @@ from hotcold.kernels.formats import quantised_bytes
 
 
 def quantise(n_tokens: int, n: int) -> Work:
-    """One warp a block of 32 activations, eight warps a block of threads.
+    """One warp a block of 32 numbers, eight warps a block of threads.
 
     Reads 4 n a token, writes `quantised_bytes`.
 

@@ -10,14 +10,14 @@
 
 // ---- inputs: what a row is multiplied with -----------------------------------------------------
 
-// float32 activations, for weights that are not quantised. Kernels take them as float4*, so that the
+// float32 inputs, for weights that are not quantised. Kernels take them as float4*, so that the
 // first token's are aligned; the others' are where n is a multiple of four.
 struct Floats {
     const float* x;
     __device__ Floats of_token(int t, int n) const { return {x + (size_t)t * n}; }
 };
 
-// Activations as `quantise` leaves them: int8, a scale and a sum for each block of 32.
+// Inputs as `quantise` leaves them: int8, a scale and a sum for each block of 32.
 struct Quantised {
     const int4* q;
     const float* d;

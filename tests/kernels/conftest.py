@@ -1,4 +1,4 @@
-"""Weights and activations that the kernel tests share."""
+"""Weights and inputs that the kernel tests share."""
 
 from collections.abc import Callable
 
@@ -29,8 +29,8 @@ def make_weights(rng: np.random.Generator) -> Callable[[int, int, int], tuple[U8
 
 
 @pytest.fixture
-def make_activations(rng: np.random.Generator) -> Callable[..., F32]:
-    """make_activations(*shape): standard normal float32."""
+def make_inputs(rng: np.random.Generator) -> Callable[..., F32]:
+    """make_inputs(*shape): standard normal float32."""
 
     def make(*shape: int) -> F32:
         return rng.standard_normal(shape).astype(np.float32)

@@ -1,4 +1,4 @@
-"""Weights and activations for the kernels' tests, on the host and on a device."""
+"""Weights and inputs for the kernels' tests, on the host and on a device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -48,7 +48,7 @@ def weights(type_id: int, n_rows: int, k: int, seed: int = 1) -> tuple[NDArray[n
 
 
 def operand(type_id: int, x: Array) -> tuple[NDArray[np.uint8], int]:
-    """Activations as a weight type wants them, and their row stride."""
+    """Inputs as a weight type wants them, and their row stride."""
     n, k = x.shape
     if not rows.is_quantised(type_id):
         return x.view(np.uint8), 4 * k
@@ -115,7 +115,7 @@ def check_rows(type_id: int, k: int) -> None:
 
 
 def check_pack(k: int) -> None:
-    """Packed activations hold the oracle's int8 and scales, in the documented places."""
+    """Packed inputs hold the oracle's int8 and scales, in the documented places."""
     x = vectors(1, k)
     x[0, :32] = 0
     out, _ = operand(rows.Q8_0_ID, x)

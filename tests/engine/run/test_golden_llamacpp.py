@@ -15,7 +15,7 @@ from hotcold.gguf_io import open_gguf
 
 Logits = NDArray[np.float32]
 
-# relative RMS against llama.cpp, and against float64, which rounds no activations
+# relative RMS against llama.cpp, and against float64, which rounds no inputs
 BOUNDS = {
     "llama.f32": (2e-3, 2e-3),
     "llama.f16": (2e-3, 2e-3),

@@ -102,7 +102,7 @@ def test_a_sparse_ffn_runs_in_every_block_type(
     distance: Callable[[Logits, Logits], float],
     logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
 ) -> None:
-    """Beside the same numbers in F32: what differs is the rounding of activations."""
+    """Beside the same numbers in F32: what differs is the rounding of inputs."""
     source, ids = (
         data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf",
         np.arange(1, 12, dtype=np.int32),

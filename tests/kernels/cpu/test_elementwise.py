@@ -1,4 +1,4 @@
-"""Norm, RoPE, sums and activation functions against their oracles, with sizes that leave tails."""
+"""Norm, RoPE, sums and activations against their oracles, with sizes that leave tails."""
 
 from collections.abc import Callable
 from typing import Any
@@ -30,8 +30,8 @@ def taken(y: F32, n: int) -> F32:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_rms_norm(n: int, make_activations: Make, result: Make, assert_near: Near) -> None:
-    x, weight, y = make_activations(n), make_activations(n), result(n)
+def test_rms_norm(n: int, make_inputs: Make, result: Make, assert_near: Near) -> None:
+    x, weight, y = make_inputs(n), make_inputs(n), result(n)
     elementwise.rms_norm(x.ctypes.data, weight.ctypes.data, n, 1e-5, y.ctypes.data)
     assert_near(taken(y, n), ref.rms_norm(x, weight, 1e-5))
 
@@ -46,8 +46,8 @@ def test_rms_norm_minds_eps(result: Make, assert_near: Near) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_layer_norm(n: int, make_activations: Make, result: Make, assert_near: Near) -> None:
-    x, weight, bias, y = 3 + make_activations(n), make_activations(n), make_activations(n), result(n)
+def test_layer_norm(n: int, make_inputs: Make, result: Make, assert_near: Near) -> None:
+    x, weight, bias, y = 3 + make_inputs(n), make_inputs(n), make_inputs(n), result(n)
     operands = (x.ctypes.data, weight.ctypes.data, bias.ctypes.data)
     for eps in (1e-5, 0.25):
         elementwise.layer_norm(*operands, n, eps, y.ctypes.data)
@@ -62,16 +62,16 @@ def test_layer_norm_of_a_small_deviation_on_a_large_mean(result: Make, assert_ne
     assert_near(taken(y, 100), np.where(np.arange(100) % 2, 0, 2))
 
 
-def test_layer_norm_in_place(make_activations: Make, result: Make) -> None:
-    x, weight, bias, y = make_activations(37), make_activations(37), make_activations(37), result(37)
+def test_layer_norm_in_place(make_inputs: Make, result: Make) -> None:
+    x, weight, bias, y = make_inputs(37), make_inputs(37), make_inputs(37), result(37)
     for to in (y, x):
         elementwise.layer_norm(x.ctypes.data, weight.ctypes.data, bias.ctypes.data, 37, 1e-5, to.ctypes.data)
     assert np.array_equal(x, taken(y, 37))
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_gelu(n: int, make_activations: Make, result: Make, assert_near: Near) -> None:
-    x, y = 4 * make_activations(n), result(n)
+def test_gelu(n: int, make_inputs: Make, result: Make, assert_near: Near) -> None:
+    x, y = 4 * make_inputs(n), result(n)
     elementwise.gelu(x.ctypes.data, n, y.ctypes.data)
     assert_near(taken(y, n), ref.gelu(x.astype(np.float64)))
 
@@ -83,8 +83,8 @@ def test_gelu_far_from_zero(result: Make) -> None:
 
 
 @pytest.mark.parametrize("n", SIZES)
-def test_add_relu_and_clear(n: int, make_activations: Make, result: Make) -> None:
-    x, z, y = make_activations(n), make_activations(n), result(n)
+def test_add_relu_and_clear(n: int, make_inputs: Make, result: Make) -> None:
+    x, z, y = make_inputs(n), make_inputs(n), result(n)
     elementwise.add(x.ctypes.data, z.ctypes.data, n, y.ctypes.data)
     assert np.array_equal(taken(y, n), x + z)
     elementwise.relu(x.ctypes.data, n, y.ctypes.data)
@@ -106,9 +106,9 @@ def test_relu_in_place_turns_nan_into_zero(n: int) -> None:
     ("activation", "name"), [(program.RELU_ACTIVATION, "relu"), (program.SILU_ACTIVATION, "silu")]
 )
 def test_act_mul(
-    n: int, activation: int, name: str, make_activations: Make, result: Make, assert_near: Near
+    n: int, activation: int, name: str, make_inputs: Make, result: Make, assert_near: Near
 ) -> None:
-    x, z, y = 4 * make_activations(n), make_activations(n), result(n)
+    x, z, y = 4 * make_inputs(n), make_inputs(n), result(n)
     elementwise.act_mul(x.ctypes.data, z.ctypes.data, n, activation, y.ctypes.data)
     assert_near(taken(y, n), ref.ACTIVATIONS[name](x.astype(np.float64)) * z)
     if name == "relu":
@@ -116,8 +116,8 @@ def test_act_mul(
         assert np.array_equal(taken(y, n), np.maximum(x, 0) * np.maximum(z, 0))
 
 
-def test_a_number_in_the_tail_is_what_it_would_be_in_a_vector(make_activations: Make, result: Make) -> None:
-    x, z = make_activations(47), make_activations(47)
+def test_a_number_in_the_tail_is_what_it_would_be_in_a_vector(make_inputs: Make, result: Make) -> None:
+    x, z = make_inputs(47), make_inputs(47)
     whole, y = result(47), result(16)
     elementwise.act_mul(x.ctypes.data, z.ctypes.data, 47, program.SILU_ACTIVATION, whole.ctypes.data)
     tail = x[31:].copy(), z[31:].copy()
@@ -132,11 +132,11 @@ def test_rope(
     n_head: int,
     head_dim: int,
     n_rot: int,
-    make_activations: Make,
+    make_inputs: Make,
     result: Make,
     assert_near: Near,
 ) -> None:
-    x, y, position = make_activations(1, n_head, head_dim), result(n_head * head_dim), 1234
+    x, y, position = make_inputs(1, n_head, head_dim), result(n_head * head_dim), 1234
     frequencies = ref.rope_frequencies(n_rot, 10000.0, 0.5)
     angles = position * frequencies
     table = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
@@ -148,8 +148,8 @@ def test_rope(
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_rope_in_place(interleaved: bool, make_activations: Make, result: Make) -> None:
-    x, y, table = make_activations(2, 12), result(24), make_activations(4, 2)
+def test_rope_in_place(interleaved: bool, make_inputs: Make, result: Make) -> None:
+    x, y, table = make_inputs(2, 12), result(24), make_inputs(4, 2)
     elementwise.rope(x.ctypes.data, table.ctypes.data, 2, 12, 4, int(interleaved), y.ctypes.data)
     elementwise.rope(x.ctypes.data, table.ctypes.data, 2, 12, 4, int(interleaved), x.ctypes.data)
     assert np.array_equal(x.ravel(), taken(y, 24))
@@ -157,8 +157,8 @@ def test_rope_in_place(interleaved: bool, make_activations: Make, result: Make) 
 
 @pytest.mark.parametrize("n_parts", [1, 2, 16])
 @pytest.mark.parametrize(("first", "last"), [(0, 1), (0, 64), (16, 33), (32, 100), (48, 48)])
-def test_reduce_rows(n_parts: int, first: int, last: int, make_activations: Make, assert_near: Near) -> None:
-    parts, y = make_activations(n_parts, 100), np.full(100, 7, np.float32)
+def test_reduce_rows(n_parts: int, first: int, last: int, make_inputs: Make, assert_near: Near) -> None:
+    parts, y = make_inputs(n_parts, 100), np.full(100, 7, np.float32)
     elementwise.reduce_rows(parts.ctypes.data, 4 * 100, n_parts, first, last, y.ctypes.data)
     total = parts[0].copy()
     for part in parts[1:]:

@@ -23,7 +23,7 @@ def test_rows(type_id: int, k: int) -> None:
 
 
 @pytest.mark.parametrize("k", [32, 64, 96, 128, 352, 4096])
-def test_packed_activations(k: int) -> None:
+def test_packed_inputs(k: int) -> None:
     checks.check_pack(k)
 
 

@@ -1,4 +1,4 @@
-"""Packed activations: the same int8 and scales as the oracle's, and the sums that undo an offset."""
+"""Packed inputs: the same int8 and scales as the oracle's, and the sums that undo an offset."""
 
 from collections.abc import Callable
 
@@ -42,8 +42,8 @@ def check(x: F32, raw: U8) -> None:
 
 
 @pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 7, 8, 31])
-def test_numbers_scales_and_sums(n_blocks: int, make_activations: Callable[..., F32], packed: Packed) -> None:
-    x = make_activations(1, 32 * n_blocks)
+def test_numbers_scales_and_sums(n_blocks: int, make_inputs: Callable[..., F32], packed: Packed) -> None:
+    x = make_inputs(1, 32 * n_blocks)
     check(x[0], packed(x)[0])
 
 
@@ -55,8 +55,8 @@ def test_ties_go_to_the_even_number(packed: Packed) -> None:
     check(x[0], raw)
 
 
-def test_zeros_and_wide_ranges(make_activations: Callable[..., F32], packed: Packed) -> None:
-    x = make_activations(1, 32 * 6)
+def test_zeros_and_wide_ranges(make_inputs: Callable[..., F32], packed: Packed) -> None:
+    x = make_inputs(1, 32 * 6)
     x[0, 32:64] = 0
     x[0, 64:96] *= 1e-30
     x[0, 96:128] *= 1e30
@@ -66,9 +66,9 @@ def test_zeros_and_wide_ranges(make_activations: Callable[..., F32], packed: Pac
 
 @pytest.mark.parametrize("n_blocks", [1, 3, 4, 9])
 def test_what_is_rounded_elsewhere_packs_to_the_same_bytes(
-    n_blocks: int, make_activations: Callable[..., F32], packed: Packed
+    n_blocks: int, make_inputs: Callable[..., F32], packed: Packed
 ) -> None:
-    x = make_activations(1, 32 * n_blocks)
+    x = make_inputs(1, 32 * n_blocks)
     q, d = (np.ascontiguousarray(part) for part in ref.quantise(x[0]))
     again = np.full(pack.packed_bytes(x.size), 0xFF, np.uint8)
     pack.pack_rounded_row(q.ctypes.data, d.ctypes.data, x.size, again.ctypes.data)

@@ -28,7 +28,7 @@ from hotcold.kernels.cpu.weight_types import BLOCK_TYPES
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
 MakeWeights = Callable[[int, int, int], tuple[U8, F32]]
-MakeActivations = Callable[..., F32]
+MakeInputs = Callable[..., F32]
 Near = Callable[[Any, Any], None]
 Packed = Callable[[F32], U8]
 Place = Callable[[NDArray[Any]], NDArray[Any]]
@@ -57,7 +57,7 @@ def of_type(types: Any = tuple(SIZES)) -> list[Any]:
 
 @pytest.fixture
 def operand(packed: Packed) -> Callable[[int, F32], NDArray[Any]]:
-    """operand(type_id, x): activations as this weight type wants them."""
+    """operand(type_id, x): inputs as this weight type wants them."""
     return lambda type_id, x: packed(x) if rows.is_quantised(type_id) else np.ascontiguousarray(x)
 
 
@@ -73,13 +73,13 @@ def test_dot_row(
     type_id: int,
     k: int,
     make_weights: MakeWeights,
-    make_activations: MakeActivations,
+    make_inputs: MakeInputs,
     operand: Callable[[int, F32], NDArray[Any]],
     before_a_hole: Place,
     assert_near: Near,
 ) -> None:
     raw, w = make_weights(type_id, 7, k)
-    raw, x = before_a_hole(raw), make_activations(1, k)
+    raw, x = before_a_hole(raw), make_inputs(1, k)
     at = before_a_hole(operand(type_id, x))
     got = [rows.dot_row(type_id, row.ctypes.data, at.ctypes.data, k, rows.AHEAD) for row in raw]
     assert_near(got, ref.mul_mat(w, x, rows.is_quantised(type_id))[0])
@@ -95,13 +95,13 @@ def test_dot_strips(
     type_id: int,
     k: int,
     make_weights: MakeWeights,
-    make_activations: MakeActivations,
+    make_inputs: MakeInputs,
     operand: Callable[[int, F32], NDArray[Any]],
     before_a_hole: Place,
     assert_near: Near,
 ) -> None:
     raw, w = make_weights(type_id, 5, k)
-    raw, x = before_a_hole(raw), make_activations(16, k)
+    raw, x = before_a_hole(raw), make_inputs(16, k)
     at = before_a_hole(operand(type_id, x))
     columns = tile_addresses(at)
     wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
@@ -118,12 +118,12 @@ def test_dot_tile(
     type_id: int,
     k: int,
     make_weights: MakeWeights,
-    make_activations: MakeActivations,
+    make_inputs: MakeInputs,
     before_a_hole: Place,
     assert_near: Near,
 ) -> None:
     raw, w = make_weights(type_id, 4, k)
-    raw, x = before_a_hole(raw), make_activations(4, k)
+    raw, x = before_a_hole(raw), make_inputs(4, k)
     at = before_a_hole(x)
     columns, tile = tile_addresses(at), np.full((4, 4), np.nan, np.float32)
     rows.dot_tile(type_id, raw.ctypes.data, raw.shape[1], columns.ctypes.data, k, tile.ctypes.data)
@@ -167,12 +167,12 @@ def test_add_rows(
     type_id: int,
     k: int,
     make_weights: MakeWeights,
-    make_activations: MakeActivations,
+    make_inputs: MakeInputs,
     before_a_hole: Place,
     assert_near: Near,
 ) -> None:
     raw, w = make_weights(type_id, 4, k)
-    raw, before, c = before_a_hole(raw), make_activations(k), make_activations(4)
+    raw, before, c = before_a_hole(raw), make_inputs(k), make_inputs(4)
     acc, ahead = before_a_hole(before), np.zeros(4, np.int64)
     where = tile_addresses(raw)
     scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
@@ -183,11 +183,11 @@ def test_add_rows(
 
 @pytest.mark.parametrize("type_id", of_type(SPARSE))
 def test_add_rows_keeps_to_its_columns(
-    type_id: int, make_weights: MakeWeights, make_activations: MakeActivations, assert_near: Near
+    type_id: int, make_weights: MakeWeights, make_inputs: MakeInputs, assert_near: Near
 ) -> None:
     k, first, last = 192, 32, 128
     raw, w = make_weights(type_id, 4, k)
-    acc, c, ahead = np.full(k, 5, np.float32), make_activations(4), np.zeros(4, np.int64)
+    acc, c, ahead = np.full(k, 5, np.float32), make_inputs(4), np.zeros(4, np.int64)
     where = tile_addresses(raw)
     scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
     four = (where.ctypes.data, c.ctypes.data)

@@ -45,13 +45,13 @@ def test_mul_mat(
     last: int,
     n_tokens: int,
     make_weights: Callable[[int, int, int], tuple[U8, F32]],
-    make_activations: Callable[..., F32],
+    make_inputs: Callable[..., F32],
     packed: Callable[[F32], U8],
     scratch: U8,
     assert_near: Callable[[Any, Any], None],
 ) -> None:
     raw, w = make_weights(type_id, n_rows, k)
-    x = make_activations(n_tokens, k)
+    x = make_inputs(n_tokens, k)
     at: NDArray[Any] = packed(x) if rows.is_quantised(type_id) else x
     y = np.full((n_tokens, n_rows + 3), 7, np.float32)
     fields = {"w": raw.ctypes.data, "w_type": type_id, "w_stride": raw.shape[1], "x_stride": at.strides[0]}

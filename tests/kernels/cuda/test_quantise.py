@@ -1,4 +1,4 @@
-"""Rounding of activations against its oracle, in four orders of threads and blocks."""
+"""Rounding of inputs against its oracle, in four orders of threads and blocks."""
 
 import pytest
 from operands import Get, Put, Type, inputs, normal

@@ -86,7 +86,7 @@ def unpadded(weight_type: Type) -> int:
 
 
 def quantised(device: Device, n: int) -> tuple[Buffer, Buffer, Buffer]:
-    """One token's rounded activations, all 1."""
+    """one token's rounded input, all 1."""
     return (
         filled(device, np.ones(n, "i1")),
         ones(device, n // 32),
