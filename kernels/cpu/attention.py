@@ -4,14 +4,14 @@ Rows are (token, head of a group): the query heads that read one head of the cac
 of it. The positions are taken in tiles of 64, in which a lane is a position: scores are sums along the head in
 order, the online softmax (Milakov and Gimelshein, 2018) adds the weights lane by lane, and the weighted sum
 of values is one chain over the positions in order. Tiles make up parts of 512 positions that start anew and
-are joined in order. All of that is laid down in `ref.attention_in_order`; how many rows share a register
+are joined in order. All of that is laid down in `order_of_sums.attention_in_order`; how many rows share a register
 tile, and which thread takes what, changes no bit.
 
 A few tokens are cut by parts, so that long contexts keep all threads busy (`attend`, then `join_parts`);
 many by blocks of rows, each of which goes through all of its parts.
 """
 
-from hotcold.kernels.cpu import kv_cache, rows, simd
+from hotcold.kernels.cpu import kv_cache, operations, rows
 from hotcold.kernels.cpu.attention_tiles import (
     LOG2E,
     MOST_DIRECT_ROWS,
@@ -31,8 +31,8 @@ from hotcold.kernels.cpu.attention_tiles import (
 )
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
+from hotcold.kernels.cpu.operations import load16, load_f32, load_i64, store16, store_f32, store_i64
 from hotcold.kernels.cpu.program import MAX_CHUNKS, N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
-from hotcold.kernels.cpu.simd import load16, load_f32, load_i64, store16, store_f32, store_i64
 
 PART = 512  # positions; a multiple of TILE
 SPLIT_TOKENS = 16  # the most that are cut by parts
@@ -130,8 +130,8 @@ def _tile(
 def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, positions: int) -> None:  # type: ignore[no-untyped-def]
     """The block's positions, and its queries in whole vectors, scaled for powers of two."""
     group, head_dim = op.p0 // op.p1, op.p2
-    factor = simd.to_f32(op.f0 * LOG2E)
-    factors, whole = simd.splat16(factor), head_dim & ~15
+    factor = operations.to_f32(op.f0 * LOG2E)
+    factors, whole = operations.splat16(factor), head_dim & ~15
     t, g = row // group, row % group
     for r in range(n_rows):
         store_i64(positions + 8 * r, n_past + t)
@@ -140,7 +140,7 @@ def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, posit
             q + 4 * kv_cache.padded(head_dim) * r,
         )
         for i in range(0, 4 * whole, 64):
-            store16(to + i, simd.mul16(load16(x + i), factors))
+            store16(to + i, operations.mul16(load16(x + i), factors))
         for i in range(4 * whole, 4 * head_dim, 4):
             store_f32(to + i, load_f32(x + i) * factor)
         g += 1
@@ -234,7 +234,7 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
     own = totals + record * block
     spare = own + record * block
     for r in range(MOST_ROWS):
-        store16(spare + _ONES + 64 * r, simd.splat16(simd.to_f32(1.0)))
+        store16(spare + _ONES + 64 * r, operations.splat16(operations.to_f32(1.0)))
     for item in range(items * c // op.chunks, items * (c + 1) // op.chunks):
         if cut:
             part, rest = item % n_parts, item // n_parts

@@ -2,7 +2,7 @@
 between them, and the sums of parts.
 
 A row is one query. Its record is its maximum so far in 16 lanes, its total in 16 lanes that are not added up
-yet, and its sums of values, whole vectors. `ref.attention_in_order` says in what order all of it is added.
+yet, and its sums of values, whole vectors. `order_of_sums.attention_in_order` says in what order all of it is added.
 """
 
 import math
@@ -12,10 +12,11 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from hotcold.kernels.cpu import kv_cache, rows, simd
+from hotcold.kernels.cpu import kv_cache, operations, rows, simd
 from hotcold.kernels.cpu.compiled import compiled, compiled_code
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.kv_cache import QUANTISED
+from hotcold.kernels.cpu.operations import load16, load_f32, store16, store_f32
 from hotcold.kernels.cpu.simd import (
     F32,
     I8,
@@ -29,11 +30,7 @@ from hotcold.kernels.cpu.simd import (
     constant,
     f32x16,
     linked,
-    load16,
-    load_f32,
     operation,
-    store16,
-    store_f32,
 )
 
 LOG2E = 1 / math.log(2)
@@ -299,48 +296,48 @@ def soften_some(b: Builder, p: Value, state: Value, low: Value, high: Value) -> 
 @compiled
 def clear(record: int, n_vectors: int) -> None:
     """A row that has seen nothing."""
-    store16(record, simd.splat16(simd.to_f32(_LOWEST)))
+    store16(record, operations.splat16(operations.to_f32(_LOWEST)))
     for i in range(n_vectors + 1):
-        store16(record + 64 * (i + 1), simd.zero())
+        store16(record + 64 * (i + 1), operations.zero())
 
 
 @compiled
 def scale(sums: int, n_vectors: int, f) -> None:  # type: ignore[no-untyped-def]
     """sums *= f, the same in all lanes."""
     for i in range(n_vectors):
-        store16(sums + 64 * i, simd.mul16(load16(sums + 64 * i), f))
+        store16(sums + 64 * i, operations.mul16(load16(sums + 64 * i), f))
 
 
 @compiled
 def join(to: int, record: int, n_vectors: int) -> None:
     """A row's next part."""
     x, y = load16(to), load16(record)
-    top = simd.max16(x, y)
-    f, g = simd.exp2_16(simd.sub16(x, top)), simd.exp2_16(simd.sub16(y, top))
+    top = operations.max16(x, y)
+    f, g = operations.exp2_16(operations.sub16(x, top)), operations.exp2_16(operations.sub16(y, top))
     store16(to, top)
     for i in range(n_vectors + 1):
         at = 64 * (i + 1)
-        store16(to + at, simd.fma16(load16(record + at), g, simd.mul16(load16(to + at), f)))
+        store16(to + at, operations.fma16(load16(record + at), g, operations.mul16(load16(to + at), f)))
 
 
 @compiled
 def finish(record: int, head_dim: int, sink: int, y: int) -> None:
     """y = sums / total; `sink`: address of one more score, which has no value, or 0."""
-    total = simd.splat16(simd.sum16(load16(record + 64)))
+    total = operations.splat16(operations.sum16(load16(record + 64)))
     n_vectors = kv_cache.padded(head_dim) // 16
     if sink != 0:
         top = load16(record)
-        score = simd.splat16(simd.to_f32(load_f32(sink) * LOG2E))
-        larger = simd.max16(top, score)
-        factor = simd.exp2_16(simd.sub16(top, larger))
-        total = simd.fma16(total, factor, simd.exp2_16(simd.sub16(score, larger)))
+        score = operations.splat16(operations.to_f32(load_f32(sink) * LOG2E))
+        larger = operations.max16(top, score)
+        factor = operations.exp2_16(operations.sub16(top, larger))
+        total = operations.fma16(total, factor, operations.exp2_16(operations.sub16(score, larger)))
         scale(record + STATE, n_vectors, factor)
     whole = head_dim & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.div16(load16(record + STATE + i), total))
+        store16(y + i, operations.div16(load16(record + STATE + i), total))
     if whole < head_dim:
         at = record + STATE + 4 * whole
-        store16(at, simd.div16(load16(at), total))
+        store16(at, operations.div16(load16(at), total))
         for i in range(0, 4 * (head_dim - whole), 4):
             store_f32(y + 4 * whole + i, load_f32(at + i))
 
@@ -350,16 +347,16 @@ def widen(kv_type: int, is_keys: bool, at: int, head_dim: int, to: int, ahead: i
     """A block of keys or values as float32; asks for what lies `ahead` bytes later."""
     if kv_type == rows.Q8_0_ID:
         for i in range(0, TILE * (head_dim // QUANTISED * 34), 64):
-            simd.prefetch(at + ahead + i)
+            operations.prefetch(at + ahead + i)
         if is_keys:
             _widen_quantised_keys(at, head_dim, to)
         else:
             _widen_quantised_values(at, head_dim, to)
         return
     for i in range(0, TILE * kv_cache.padded(head_dim), 32):
-        simd.prefetch(at + ahead + 2 * i)
-        store16(to + 4 * i, simd.load16_half(at + 2 * i))
-        store16(to + 4 * i + 64, simd.load16_half(at + 2 * i + 32))
+        operations.prefetch(at + ahead + 2 * i)
+        store16(to + 4 * i, operations.load16_half(at + 2 * i))
+        store16(to + 4 * i + 64, operations.load16_half(at + 2 * i + 32))
 
 
 @compiled
@@ -369,10 +366,10 @@ def _widen_quantised_keys(at: int, head_dim: int, to: int) -> None:
     data = at + 2 * TILE * n
     for i in range(n):
         for lane in range(0, TILE, 16):
-            scale = simd.load16_half(at + 2 * (TILE * i + lane))
+            scale = operations.load16_half(at + 2 * (TILE * i + lane))
             for d in range(QUANTISED * i, QUANTISED * (i + 1)):
-                key = simd.load16_bytes(data + TILE * d + lane)
-                store16(to + 4 * (TILE * d + lane), simd.mul16(key, scale))
+                key = operations.load16_bytes(data + TILE * d + lane)
+                store16(to + 4 * (TILE * d + lane), operations.mul16(key, scale))
 
 
 @compiled
@@ -381,6 +378,6 @@ def _widen_quantised_values(at: int, head_dim: int, to: int) -> None:
     n = head_dim // QUANTISED
     data = at + 2 * TILE * n
     for block in range(TILE * n):
-        scale, value = simd.splat16_half(at + 2 * block), data + QUANTISED * block
-        store16(to + 4 * QUANTISED * block, simd.mul16(simd.load16_bytes(value), scale))
-        store16(to + 4 * QUANTISED * block + 64, simd.mul16(simd.load16_bytes(value + 16), scale))
+        scale, value = operations.splat16_half(at + 2 * block), data + QUANTISED * block
+        store16(to + 4 * QUANTISED * block, operations.mul16(operations.load16_bytes(value), scale))
+        store16(to + 4 * QUANTISED * block + 64, operations.mul16(operations.load16_bytes(value + 16), scale))

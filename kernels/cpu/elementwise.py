@@ -2,30 +2,30 @@
 
 import math
 
-from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu import operations
 from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.operations import load16, load_f32, store16, store_f32
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION
-from hotcold.kernels.cpu.simd import load16, load_f32, store16, store_f32
 
 
 @compiled
 def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
     """y = x / sqrt(mean(x^2) + eps) * weight."""
-    sums0 = simd.zero()
-    sums1 = simd.zero()
+    sums0 = operations.zero()
+    sums1 = operations.zero()
     whole = n & ~31
     for i in range(0, 4 * whole, 128):
         a, b = load16(x + i), load16(x + i + 64)
-        sums0 = simd.fma16(a, a, sums0)
-        sums1 = simd.fma16(b, b, sums1)
-    total = float(simd.sum16(simd.add16(sums0, sums1)))
+        sums0 = operations.fma16(a, a, sums0)
+        sums1 = operations.fma16(b, b, sums1)
+    total = float(operations.sum16(operations.add16(sums0, sums1)))
     for i in range(whole, n):
         total += load_f32(x + 4 * i) * load_f32(x + 4 * i)
-    factor = simd.to_f32(1.0 / math.sqrt(total / n + eps))
-    factors = simd.splat16(factor)
+    factor = operations.to_f32(1.0 / math.sqrt(total / n + eps))
+    factors = operations.splat16(factor)
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.mul16(simd.mul16(load16(x + i), factors), load16(weight + i)))
+        store16(y + i, operations.mul16(operations.mul16(load16(x + i), factors), load16(weight + i)))
     for i in range(4 * whole, 4 * n, 4):
         store_f32(y + i, load_f32(x + i) * factor * load_f32(weight + i))
 
@@ -34,25 +34,25 @@ def rms_norm(x: int, weight: int, n: int, eps: float, y: int) -> None:
 def layer_norm(x: int, weight: int, bias: int, n: int, eps: float, y: int) -> None:
     """y = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias."""
     whole = 4 * (n & ~15)
-    sums, squares = simd.zero(), simd.zero()
+    sums, squares = operations.zero(), operations.zero()
     for i in range(0, whole, 64):
-        sums = simd.add16(sums, load16(x + i))
-    total = float(simd.sum16(sums))
+        sums = operations.add16(sums, load16(x + i))
+    total = float(operations.sum16(sums))
     for i in range(whole, 4 * n, 4):
         total += load_f32(x + i)
-    mean = simd.to_f32(total / n)
-    minus_means = simd.splat16(-mean)
+    mean = operations.to_f32(total / n)
+    minus_means = operations.splat16(-mean)
     for i in range(0, whole, 64):
-        d = simd.add16(load16(x + i), minus_means)
-        squares = simd.fma16(d, d, squares)
-    variance = float(simd.sum16(squares))
+        d = operations.add16(load16(x + i), minus_means)
+        squares = operations.fma16(d, d, squares)
+    variance = float(operations.sum16(squares))
     for i in range(whole, 4 * n, 4):
         variance += (load_f32(x + i) - mean) * (load_f32(x + i) - mean)
-    factor = simd.to_f32(1.0 / math.sqrt(variance / n + eps))
-    factors = simd.splat16(factor)
+    factor = operations.to_f32(1.0 / math.sqrt(variance / n + eps))
+    factors = operations.splat16(factor)
     for i in range(0, whole, 64):
-        d = simd.mul16(simd.add16(load16(x + i), minus_means), factors)
-        store16(y + i, simd.fma16(d, load16(weight + i), load16(bias + i)))
+        d = operations.mul16(operations.add16(load16(x + i), minus_means), factors)
+        store16(y + i, operations.fma16(d, load16(weight + i), load16(bias + i)))
     for i in range(whole, 4 * n, 4):
         store_f32(y + i, (load_f32(x + i) - mean) * factor * load_f32(weight + i) + load_f32(bias + i))
 
@@ -62,7 +62,7 @@ def add(x: int, z: int, n: int, y: int) -> None:
     """y = x + z."""
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.add16(load16(x + i), load16(z + i)))
+        store16(y + i, operations.add16(load16(x + i), load16(z + i)))
     for i in range(4 * whole, 4 * n, 4):
         store_f32(y + i, load_f32(x + i) + load_f32(z + i))
 
@@ -72,9 +72,9 @@ def relu(x: int, n: int, y: int) -> None:
     """y = max(x, 0); NaN gives 0."""
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.relu16(load16(x + i)))
+        store16(y + i, operations.relu16(load16(x + i)))
     for i in range(4 * whole, 4 * n, 4):
-        store_f32(y + i, simd.first16(simd.relu16(simd.splat16(load_f32(x + i)))))
+        store_f32(y + i, operations.first16(operations.relu16(operations.splat16(load_f32(x + i)))))
 
 
 @compiled
@@ -82,16 +82,16 @@ def gelu(x: int, n: int, y: int) -> None:
     """y = gelu(x) by its tanh formula (Hendrycks and Gimpel, 2016)."""
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.gelu16(load16(x + i)))
+        store16(y + i, operations.gelu16(load16(x + i)))
     for i in range(4 * whole, 4 * n, 4):
-        store_f32(y + i, simd.first16(simd.gelu16(simd.splat16(load_f32(x + i)))))
+        store_f32(y + i, operations.first16(operations.gelu16(operations.splat16(load_f32(x + i)))))
 
 
 @compiled
 def _gated(x, z, activation: int):  # type: ignore[no-untyped-def]
     """act(x) * z in 16 lanes."""
-    v = simd.silu16(x) if activation == SILU_ACTIVATION else simd.relu16(x)
-    return simd.mul16(v, simd.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
+    v = operations.silu16(x) if activation == SILU_ACTIVATION else operations.relu16(x)
+    return operations.mul16(v, operations.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
 
 
 @compiled
@@ -101,8 +101,8 @@ def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
     for i in range(0, 4 * whole, 64):
         store16(y + i, _gated(load16(x + i), load16(z + i), activation))
     for i in range(4 * whole, 4 * n, 4):
-        v = _gated(simd.splat16(load_f32(x + i)), simd.splat16(load_f32(z + i)), activation)
-        store_f32(y + i, simd.first16(v))
+        v = _gated(operations.splat16(load_f32(x + i)), operations.splat16(load_f32(z + i)), activation)
+        store_f32(y + i, operations.first16(v))
 
 
 @compiled
@@ -127,7 +127,7 @@ def reduce_rows(x: int, stride: int, n_parts: int, first: int, last: int, y: int
     for i in range(4 * first, 4 * whole, 64):
         total = load16(x + i)
         for part in range(1, n_parts):
-            total = simd.add16(total, load16(x + part * stride + i))
+            total = operations.add16(total, load16(x + part * stride + i))
         store16(y + i, total)
     for i in range(4 * whole, 4 * last, 4):
         rest = load_f32(x + i)
@@ -141,9 +141,9 @@ def clear(y: int, n: int) -> None:
     """y = 0."""
     whole = n & ~15
     for i in range(0, 4 * whole, 64):
-        store16(y + i, simd.zero())
+        store16(y + i, operations.zero())
     for i in range(4 * whole, 4 * n, 4):
-        store_f32(y + i, simd.to_f32(0.0))
+        store_f32(y + i, operations.to_f32(0.0))
 
 
 @compiled

@@ -1,10 +1,10 @@
 """The sparse FFN of a ReLU model, gated or not: only rows of neurons that fire are read."""
 
-from hotcold.kernels.cpu import elementwise, panels, rows, simd, tiles
+from hotcold.kernels.cpu import elementwise, operations, panels, rows, tiles
 from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.operations import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
-from hotcold.kernels.cpu.simd import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 240  # most listed rows between the gate, up and down passes
@@ -59,12 +59,12 @@ def rows_ahead(stride: int) -> int:
 def prefetch_row(at: int, n_bytes: int) -> None:
     """Ask for all lines of a row that the next pass begins with."""
     for line in range(0, n_bytes, 64):
-        simd.prefetch_stream(at + line)
+        operations.prefetch_stream(at + line)
 
 
 @compiled
 def first_of_piece(op, piece: int) -> int:  # type: ignore[no-untyped-def]
-    """The first row of a piece of op.chunks (see `ref.rows_in_order`)."""
+    """The first row of a piece of op.chunks (see `order_of_sums.rows_in_order`)."""
     return op.n_rows * piece // op.chunks
 
 
@@ -126,7 +126,7 @@ def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  
         wanted = 0
         if g > 0 or op.p2 == 0:
             store_i64(live + 8 * n, r)
-            store_f32(gates + 4 * n, max(g, simd.to_f32(0.0)))
+            store_f32(gates + 4 * n, max(g, operations.to_f32(0.0)))
             n += 1
             wanted = second + r * second_stride
     if wanted:
@@ -182,7 +182,7 @@ def add_listed(
             later = load_i64(live + 8 * min(i + j + ROWS, n - 1))
             store_i64(addresses + 8 * j, w + r * stride)
             store_i64(ahead + 8 * j, (later - r) * stride)
-            factor = load_f32(coefficients + 4 * (i + j)) if i + j < n else simd.to_f32(0.0)
+            factor = load_f32(coefficients + 4 * (i + j)) if i + j < n else operations.to_f32(0.0)
             store_f32(factors + 4 * j, factor)
         for begin in range(first, last, SCALED_COLUMNS):
             end = min(begin + SCALED_COLUMNS, last)
@@ -209,13 +209,15 @@ def _add_widened(
     """
     for i in range(n):
         row = w + load_i64(live + 8 * i) * stride
-        factor = simd.splat16(load_f32(coefficients + 4 * i))
+        factor = operations.splat16(load_f32(coefficients + 4 * i))
         for begin in range(first, last, WIDE_COLUMNS):
             n_columns = min(WIDE_COLUMNS, last - begin)
             rows.widen_row(type_id, row + rows.column_offset(type_id, begin), n_columns, wide)
             for at in range(0, 4 * n_columns, 64):
                 to = acc + 4 * begin + at
-                simd.store16(to, simd.fma16(factor, simd.load16(wide + at), simd.load16(to)))
+                operations.store16(
+                    to, operations.fma16(factor, operations.load16(wide + at), operations.load16(to))
+                )
 
 
 @compiled
@@ -283,10 +285,10 @@ def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, time
         n = min(end, (r // WORD + 1) * WORD) - r
         for token in range(t, stop):
             word = _wanted_word(op, r, n, token, times_gate)
-            total += simd.count_bits(word)
+            total += operations.count_bits(word)
             elementwise.clear(op.y + token * op.y_stride + 4 * r, n)
             while word != 0:
-                at = words + 8 * (r - start + simd.lowest_bit(word))
+                at = words + 8 * (r - start + operations.lowest_bit(word))
                 word &= word - 1
                 store_i64(at, load_i64(at) | 1 << (token - t))
         r += n
@@ -326,7 +328,7 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
     while word != 0:
         n = 0
         while word != 0 and n < MAX_COLUMNS:
-            t = first + simd.lowest_bit(word)
+            t = first + operations.lowest_bit(word)
             word &= word - 1
             store_i64(tokens + 8 * n, t)
             store_i64(columns + 8 * n, op.x + t * op.x_stride)
@@ -346,7 +348,7 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
 @compiled
 def _gated_up(up: float, gate: float, activation: int) -> float:
     """A positive gate times `up`, or times its ReLU."""
-    return (max(up, simd.to_f32(0.0)) if activation == RELU_BOTH_ACTIVATION else up) * gate
+    return (max(up, operations.to_f32(0.0)) if activation == RELU_BOTH_ACTIVATION else up) * gate
 
 
 @compiled
@@ -357,7 +359,7 @@ def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  #
         n = min(end, (r // WORD + 1) * WORD) - r
         word = _wanted_word(op, r, n, t, times_gate)
         for i in range(r, r + n):
-            v = simd.to_f32(0.0)
+            v = operations.to_f32(0.0)
             if word & 1:
                 v = load_f32(y + 4 * i)
                 if times_gate:
@@ -374,7 +376,7 @@ def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[
     Args:
         op: w is the address of the bias, z of the mask's bits; 0 for none, which means all bits.
     """
-    n, zero = 0, simd.to_f32(0.0)
+    n, zero = 0, operations.to_f32(0.0)
     for t in range(n_tokens):
         x, y, bits = op.x + t * op.x_stride, op.y + t * op.y_stride, op.z + t * op.z_stride
         for r in range(first, last):
@@ -391,7 +393,7 @@ def fire_rows(op, first: int, last: int, n_tokens: int) -> int:  # type: ignore[
 def not_zero(x: int, n: int) -> int:
     """Which of n floats, at most 64, are not 0, as bits."""
     if n == WORD:
-        return simd.word_not_zero(x)
+        return operations.word_not_zero(x)
     word = 0
     for i in range(n):
         word |= int(load_f32(x + 4 * i) != 0) << i
@@ -402,7 +404,7 @@ def not_zero(x: int, n: int) -> int:
 def positive(x: int, n: int) -> int:
     """Which of n floats, at most 64, are above 0, as bits."""
     if n == WORD:
-        return simd.word_positive(x)
+        return operations.word_positive(x)
     word = 0
     for i in range(n):
         word |= int(load_f32(x + 4 * i) > 0) << i
@@ -434,7 +436,7 @@ def _wanted(op, n_tokens: int) -> int:  # type: ignore[no-untyped-def]
     n = 0
     for t in range(n_tokens):
         for r in range(0, op.n_rows, WORD):
-            n += simd.count_bits(not_zero(op.x + t * op.x_stride + 4 * r, min(WORD, op.n_rows - r)))
+            n += operations.count_bits(not_zero(op.x + t * op.x_stride + 4 * r, min(WORD, op.n_rows - r)))
     return n
 
 
@@ -463,7 +465,7 @@ def _list_down(op, t: int, start: int, stop: int, scratch: int) -> int:  # type:
         x = op.x + t * op.x_stride + 4 * r
         word = not_zero(x, min(WORD, stop - r))
         while word != 0:
-            i = simd.lowest_bit(word)
+            i = operations.lowest_bit(word)
             word &= word - 1
             store_i64(live + 8 * n, r + i)
             store_f32(coefficients + 4 * n, load_f32(x + 4 * i))
@@ -517,7 +519,7 @@ def _note_down(  # type: ignore[no-untyped-def]
         union |= word
     store_i64(words, union)
     while union != 0:
-        prefetch_row(op.w + (r + simd.lowest_bit(union)) * op.w_stride + column, row_bytes)
+        prefetch_row(op.w + (r + operations.lowest_bit(union)) * op.w_stride + column, row_bytes)
         union &= union - 1
 
 
@@ -526,7 +528,7 @@ def _widen_wanted(op, r: int, union: int, first: int, last: int, width: int, scr
     """Columns first..last-1 of row r + i as float32 for every bit i."""
     column = rows.column_offset(op.w_type, first)
     while union != 0:
-        i = simd.lowest_bit(union)
+        i = operations.lowest_bit(union)
         union &= union - 1
         row = op.w + (r + i) * op.w_stride + column
         rows.widen_row(op.w_type, row, last - first, scratch + _WIDE + 4 * width * i)
@@ -537,7 +539,7 @@ def _add_wanted(word: int, x: int, acc: int, n_vectors: int, width: int, scratch
     """acc += sum of x[i] times widened row i over the bits of a word."""
     addresses, coefficients, n = scratch + _LIVE, scratch + _GATES, 0
     while word != 0:
-        i = simd.lowest_bit(word)
+        i = operations.lowest_bit(word)
         word &= word - 1
         store_i64(addresses + 8 * n, scratch + _WIDE + 4 * width * i)
         store_f32(coefficients + 4 * n, load_f32(x + 4 * i))
@@ -553,17 +555,17 @@ def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> i
     Args:
         bits: address of ceil(n_ff / 64) words. listed: address for n_ff int64, or 0.
     """
-    n, limit = 0, simd.to_f32(threshold)
+    n, limit = 0, operations.to_f32(threshold)
     for first in range(0, n_ff, WORD):
         at = z + 4 * first
         if first + WORD <= n_ff:
-            word = simd.word_not_below(at, limit)
+            word = operations.word_not_below(at, limit)
         else:
             word = 0
             for i in range(n_ff - first):
                 word |= int(not load_f32(at + 4 * i) < limit) << i
         store_i64(bits + first // 8, word)
-        n = list_word(word, first, listed, n) if listed else n + simd.count_bits(word)
+        n = list_word(word, first, listed, n) if listed else n + operations.count_bits(word)
     return n
 
 
@@ -571,7 +573,7 @@ def mask_token(z: int, n_ff: int, threshold: float, bits: int, listed: int) -> i
 def list_word(word: int, first: int, listed: int, n: int) -> int:
     """Append first + i for every bit i of a word to the n int64 at `listed`; their number then."""
     while word != 0:
-        store_i64(listed + 8 * n, first + simd.lowest_bit(word))
+        store_i64(listed + 8 * n, first + operations.lowest_bit(word))
         word &= word - 1
         n += 1
     return n

@@ -11,9 +11,9 @@ with head_dim rounded up to whole vectors of 16; the numbers added are 0 in valu
 rounds as `ref.quantise` does, with scales kept in F16, and takes heads of whole blocks of 32.
 """
 
-from hotcold.kernels.cpu import rows, simd
+from hotcold.kernels.cpu import operations, rows
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.simd import load16, load_f32, store_f32
+from hotcold.kernels.cpu.operations import load16, load_f32, store_f32
 from hotcold.kernels.formats import HOST_KV_POSITIONS
 
 BLOCK = HOST_KV_POSITIONS
@@ -46,8 +46,8 @@ def store_head(
     _store_numbers(kv_type, k, head_dim, keys + block + size * lane, size * BLOCK)
     row = values + block + size * lane * padded(head_dim)
     if head_dim % 16:
-        simd.store16_half(row + size * (head_dim & ~15), simd.zero())
-        simd.store16_half(row + size * padded(head_dim) - 32, simd.zero())
+        operations.store16_half(row + size * (head_dim & ~15), operations.zero())
+        operations.store16_half(row + size * padded(head_dim) - 32, operations.zero())
     _store_numbers(kv_type, v, head_dim, row, size)
 
 
@@ -57,12 +57,12 @@ def _store_numbers(kv_type: int, x: int, n: int, to: int, step: int) -> None:
     whole = n & ~15
     for i in range(0, whole, 16):
         if kv_type == rows.F16_ID:
-            simd.scatter16_half(to + i * step, step, load16(x + 4 * i))
+            operations.scatter16_half(to + i * step, step, load16(x + 4 * i))
         else:
-            simd.scatter16(to + i * step, step, load16(x + 4 * i))
+            operations.scatter16(to + i * step, step, load16(x + 4 * i))
     for i in range(whole, n):
         if kv_type == rows.F16_ID:
-            simd.store_half(to + i * step, load_f32(x + 4 * i))
+            operations.store_half(to + i * step, load_f32(x + 4 * i))
         else:
             store_f32(to + i * step, load_f32(x + 4 * i))
 
@@ -71,10 +71,12 @@ def _store_numbers(kv_type: int, x: int, n: int, to: int, step: int) -> None:
 def _store_quantised(x: int, scale: int, to: int, step: int) -> None:
     """32 float32 as one block: its scale, and its bytes `step` from one to the next."""
     x0, x1 = load16(x), load16(x + 64)
-    d = simd.to_f32(simd.largest16(simd.max16(simd.abs16(x0), simd.abs16(x1))) / 127.0)
-    inverse = simd.to_f32(0.0)
+    d = operations.to_f32(
+        operations.largest16(operations.max16(operations.abs16(x0), operations.abs16(x1))) / 127.0
+    )
+    inverse = operations.to_f32(0.0)
     if d != 0.0:
-        inverse = simd.to_f32(1.0 / d)
-    simd.store_half(scale, d)
-    simd.scatter16_bytes(to, step, simd.mul16(x0, simd.splat16(inverse)))
-    simd.scatter16_bytes(to + 16 * step, step, simd.mul16(x1, simd.splat16(inverse)))
+        inverse = operations.to_f32(1.0 / d)
+    operations.store_half(scale, d)
+    operations.scatter16_bytes(to, step, operations.mul16(x0, operations.splat16(inverse)))
+    operations.scatter16_bytes(to + 16 * step, step, operations.mul16(x1, operations.splat16(inverse)))

@@ -22,6 +22,7 @@ from hotcold.kernels.cpu import elementwise, simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
 from hotcold.kernels.cpu.compiled import compiled, compiled_code
+from hotcold.kernels.cpu.operations import store_i64
 from hotcold.kernels.cpu.simd import (
     F32,
     I8,
@@ -35,7 +36,6 @@ from hotcold.kernels.cpu.simd import (
     linked,
     load,
     operation,
-    store_i64,
 )
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID, emit_switch
 from hotcold.kernels.cpu.weights import (

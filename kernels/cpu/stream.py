@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu import operations
 from hotcold.kernels.cpu.compiled import compiled
 
 PART = 1 << 20  # bytes that a thread takes at once
@@ -14,16 +14,18 @@ PART = 1 << 20  # bytes that a thread takes at once
 @compiled
 def _sum_part(at: int, n: int) -> int:
     """The sum of n bytes (a multiple of 512) as 64-bit words."""
-    a = simd.zero_words()
-    b = simd.zero_words()
-    c = simd.zero_words()
-    d = simd.zero_words()
+    a = operations.zero_words()
+    b = operations.zero_words()
+    c = operations.zero_words()
+    d = operations.zero_words()
     for p in range(at, at + n, 512):
-        a = simd.add_words(simd.add_words(a, p), p + 256)
-        b = simd.add_words(simd.add_words(b, p + 64), p + 320)
-        c = simd.add_words(simd.add_words(c, p + 128), p + 384)
-        d = simd.add_words(simd.add_words(d, p + 192), p + 448)
-    return simd.sum_words(a) + simd.sum_words(b) + simd.sum_words(c) + simd.sum_words(d)
+        a = operations.add_words(operations.add_words(a, p), p + 256)
+        b = operations.add_words(operations.add_words(b, p + 64), p + 320)
+        c = operations.add_words(operations.add_words(c, p + 128), p + 384)
+        d = operations.add_words(operations.add_words(d, p + 192), p + 448)
+    return (
+        operations.sum_words(a) + operations.sum_words(b) + operations.sum_words(c) + operations.sum_words(d)
+    )
 
 
 @compiled
@@ -31,7 +33,7 @@ def _sum_shared(at: int, n_parts: int, cell: int) -> int:
     """Take parts of PART bytes from an atomic cell until none is left."""
     total = 0
     while True:
-        part = simd.atomic_add(cell, 1)
+        part = operations.atomic_add(cell, 1)
         if part >= n_parts:
             return total
         total += _sum_part(at + part * PART, PART)

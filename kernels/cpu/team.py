@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cpu import attention, elementwise, ffn, kv_cache, pack, program, rows, simd, tiles
+from hotcold.kernels.cpu import attention, elementwise, ffn, kv_cache, operations, pack, program, rows, tiles
 from hotcold.kernels.cpu.cache import mark_compiled
 from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.operations import load_i64, store_i64
 from hotcold.kernels.cpu.program import (
     LOGITS_ADDRESS,
     LOGITS_FROM,
@@ -26,7 +27,6 @@ from hotcold.kernels.cpu.program import (
     THREAD_SCRATCH_BYTES,
     TOKEN_IDS,
 )
-from hotcold.kernels.cpu.simd import load_i64, store_i64
 
 SPINS = 4000  # pauses before a waiting thread gives its core away
 RECORD_BYTES = program.OP.itemsize
@@ -88,7 +88,7 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
     code, x, y = op.code, op.x + t * op.x_stride, op.y + t * op.y_stride
     z = op.z + t * op.z_stride
     if code == program.EMBED:
-        token = simd.load_i32(run[TOKEN_IDS] + 4 * t)
+        token = operations.load_i32(run[TOKEN_IDS] + 4 * t)
         rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
     elif code == program.POSITIONS:
         position = run[N_PAST] + t + op.p0
@@ -174,7 +174,7 @@ def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
     nobody waits long at the end. Gives (chunks, 0) when none is left, (-1, 0) to a thread that is late.
     """
     while True:
-        value = simd.atomic_load(cell)
+        value = operations.atomic_load(cell)
         at = value >> 32
         if at > number:
             return -1, 0
@@ -182,7 +182,7 @@ def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
         if c >= chunks:
             return chunks, 0
         n = max(1, (chunks - c) // parts)
-        if simd.atomic_swap_if(cell, value, (number << 32) + c + n):
+        if operations.atomic_swap_if(cell, value, (number << 32) + c + n):
             return c, n
 
 
@@ -207,13 +207,13 @@ def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None
             if n == 0:
                 break
             _run_chunks(op, first, n, run, scratch)
-            simd.atomic_add(cell + 8, n)
+            operations.atomic_add(cell + 8, n)
         spins = 0
-        while simd.atomic_load(cell + 8) < number * op.chunks:
-            simd.pause()
+        while operations.atomic_load(cell + 8) < number * op.chunks:
+            operations.pause()
             spins += 1
             if spins > SPINS:
-                simd.sched_yield()
+                operations.sched_yield()
 
 
 class Program:

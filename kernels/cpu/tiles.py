@@ -2,9 +2,9 @@
 
 from hotcold.kernels.cpu import panels, rows
 from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.operations import load_f32, store_f32, store_i64
 from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
-from hotcold.kernels.cpu.simd import load_f32, store_f32, store_i64
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed

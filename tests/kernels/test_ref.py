@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.kernels import ref
+from hotcold.kernels import order_of_sums, ref
 
 
 def f32(*values: object) -> NDArray[np.float32]:
@@ -145,7 +145,9 @@ def test_fma_rounds_once() -> None:
     x, y = (generator.standard_normal(4000).astype(np.float32) for _ in range(2))
     z = np.concatenate([-(x * y)[:2000], generator.standard_normal(2000).astype(np.float32) * 2.0**20])
     ties = f32(1 + 2**-12), f32(1 + 2**-12), f32(2.0**-60)  # a hair above the middle of two floats
-    got = ref.fma(*(np.concatenate([a, b]).astype(np.float32) for a, b in zip((x, y, z), ties, strict=True)))
+    got = order_of_sums.fma(
+        *(np.concatenate([a, b]).astype(np.float32) for a, b in zip((x, y, z), ties, strict=True))
+    )
     assert got[-1] == np.float32(1 + 2**-11 + 2**-23)
     for a, b, c, rounded in zip(x, y, z.astype(np.float32), got[:-1], strict=True):
         exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
@@ -162,11 +164,13 @@ def test_attention_in_order_is_attention(n_past: int, n_tokens: int, window: int
     k, v = (generator.standard_normal((n_past + n_tokens, 2, 8)).astype(np.float32) for _ in range(2))
     sinks = f32(0, 1, 2, 3)
     wanted = ref.attention(q, k, v, n_past, window, sinks)
-    for fma in (ref.fma, ref.mul_add):
-        got = ref.attention_in_order(q, k, v, n_past, window, sinks, fma)
+    for fma in (order_of_sums.fma, order_of_sums.mul_add):
+        got = order_of_sums.attention_in_order(q, k, v, n_past, window, sinks, fma)
         assert got.dtype == np.float32
         assert np.abs(got - wanted).max() < 2e-6
-    alone = ref.attention_in_order(q[-1:], k, v, n_past + n_tokens - 1, window, sinks, ref.mul_add)
+    alone = order_of_sums.attention_in_order(
+        q[-1:], k, v, n_past + n_tokens - 1, window, sinks, order_of_sums.mul_add
+    )
     assert np.array_equal(alone[0], got[-1])
 
 
@@ -213,11 +217,11 @@ def test_dense_gated_ffn_with_silu() -> None:
     assert np.allclose(y, [[10 * h, h]])
 
 
-@pytest.mark.parametrize("fma", [ref.fma, ref.mul_add])
-def test_sums_in_order_are_the_sums(fma: ref.FMA) -> None:
+@pytest.mark.parametrize("fma", [order_of_sums.fma, order_of_sums.mul_add])
+def test_sums_in_order_are_the_sums(fma: order_of_sums.FMA) -> None:
     rng = np.random.default_rng(3)
     w, x = rng.standard_normal((7, 100), np.float32), rng.standard_normal(100, np.float32)
-    assert np.allclose(ref.dots_of_floats_in_order(w, x, fma), w.astype(np.float64) @ x, atol=1e-4)
+    assert np.allclose(order_of_sums.dots_of_floats_in_order(w, x, fma), w.astype(np.float64) @ x, atol=1e-4)
     numbers, scales = (
         rng.integers(-8, 8, (7, 20, 32), np.int32),
         rng.uniform(0.1, 1, (7, 20)).astype(np.float32),
@@ -225,8 +229,8 @@ def test_sums_in_order_are_the_sums(fma: ref.FMA) -> None:
     minima, x = rng.standard_normal((7, 20)).astype(np.float32), rng.standard_normal(640, np.float32)
     held = (numbers * scales[..., None]).astype(np.float64)
     for of_blocks, wide in ((None, held), (minima, held + minima[..., None])):
-        got = ref.dots_of_blocks_in_order(numbers, scales, of_blocks, x, fma)
+        got = order_of_sums.dots_of_blocks_in_order(numbers, scales, of_blocks, x, fma)
         assert np.allclose(got, wide.reshape(7, -1) @ ref.rounded(x), atol=1e-3)
     coefficients, w = rng.standard_normal(50, np.float32), rng.standard_normal((50, 9), np.float32)
-    got = ref.rows_in_order(coefficients, w, 16, fma)
+    got = order_of_sums.rows_in_order(coefficients, w, 16, fma)
     assert np.allclose(got, coefficients.astype(np.float64) @ w, atol=1e-4)

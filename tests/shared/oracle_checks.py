@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from random_weights import random_weights
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
-from hotcold.kernels import formats, ref
+from hotcold.kernels import formats, order_of_sums, ref
 from hotcold.kernels.cpu import attention, elementwise, pack, program, rows, simd
 from hotcold.kernels.cpu.team import Program, Team
 
@@ -270,9 +270,9 @@ class Cache:
 def wanted_bits(
     q: Array, k: Array, v: Array, n_past: int, window: int = 0, sinks: Array | None = None
 ) -> Array:
-    """`ref.attention_in_order` as this CPU level adds."""
-    fma = ref.fma if "fma" in simd.target_features() else ref.mul_add
-    return ref.attention_in_order(q, k, v, n_past, window, sinks, fma)
+    """`order_of_sums.attention_in_order` as this CPU level adds."""
+    fma = order_of_sums.fma if "fma" in simd.target_features() else order_of_sums.mul_add
+    return order_of_sums.attention_in_order(q, k, v, n_past, window, sinks, fma)
 
 
 def check_attention(

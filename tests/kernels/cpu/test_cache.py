@@ -156,14 +156,14 @@ def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     printed = []
     for relu_of in ("0.0", "1.0"):
-        simd = copy / "kernels" / "cpu" / "simd.py"
-        before = simd.read_text()
-        simd.write_text(
+        operations = copy / "kernels" / "cpu" / "operations.py"
+        before = operations.read_text()
+        operations.write_text(
             before.replace(
                 "larger(b, x, constant(F32, 16, 0.0))", f"larger(b, x, constant(F32, 16, {relu_of}))"
             )
         )
-        assert relu_of == "0.0" or simd.read_text() != before
+        assert relu_of == "0.0" or operations.read_text() != before
         for _ in range(2):  # compiled, then read from the cache
             printed.append(
                 subprocess.run(

@@ -14,7 +14,7 @@ import sparse_ffn_cases as sparse
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.kernels import ref
+from hotcold.kernels import order_of_sums
 from hotcold.kernels.cpu import program, rows, simd
 
 F32 = NDArray[np.float32]
@@ -54,7 +54,7 @@ def test_matrices(type_id: int, run_ops: Walk) -> None:
 
 
 def as_blocks(type_id: int, raw: NDArray[np.uint8], w: F32) -> tuple[NDArray[np.int32], F32, F32 | None]:
-    """Rows as `ref.dots_of_blocks_in_order` takes them: integers, scales, minima, from bytes and their numbers.
+    """Rows as `order_of_sums.dots_of_blocks_in_order` takes them: integers, scales, minima, from bytes and their numbers.
 
     Integers come from exact arithmetic on the numbers that a row holds: (w - minimum) / scale.
     """
@@ -94,9 +94,9 @@ def six_bits(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
     return np.stack([np.concatenate(both, -1) for both in zip(low, high, strict=True)])
 
 
-def level_fma() -> ref.FMA:
+def level_fma() -> order_of_sums.FMA:
     """The multiply-add of this CPU level."""
-    return ref.fma if "fma" in simd.target_features() else ref.mul_add
+    return order_of_sums.fma if "fma" in simd.target_features() else order_of_sums.mul_add
 
 
 @pytest.mark.parametrize("type_id", TYPES)
@@ -106,9 +106,9 @@ def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
         x = checks.vectors(1, k, 2)
         got = products(raw, type_id, x, run_ops, 2, 2)[0]
         if rows.is_quantised(type_id):
-            wanted = ref.dots_of_blocks_in_order(*as_blocks(type_id, raw, w), x[0], level_fma())
+            wanted = order_of_sums.dots_of_blocks_in_order(*as_blocks(type_id, raw, w), x[0], level_fma())
         else:
-            wanted = ref.dots_of_floats_in_order(w, x[0], level_fma())
+            wanted = order_of_sums.dots_of_floats_in_order(w, x[0], level_fma())
         assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
 
 
@@ -125,7 +125,7 @@ def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -
         op |= {"x": x.ctypes.data, "x_stride": x.strides[0], "y": y.ctypes.data, "y_stride": y.strides[0]}
         run_ops([op | checks.matrix("w", raw, type_id)], 2, n_tokens=3)
         for coefficients, got in zip(x, y, strict=True):
-            wanted = ref.rows_in_order(coefficients, w, program.PIECES, level_fma())
+            wanted = order_of_sums.rows_in_order(coefficients, w, program.PIECES, level_fma())
             assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
 
 

@@ -10,8 +10,8 @@ import pytest
 from numba import njit, types
 from numpy.typing import NDArray
 
-from hotcold.kernels import ref
-from hotcold.kernels.cpu import byte_dots, simd
+from hotcold.kernels import order_of_sums
+from hotcold.kernels.cpu import byte_dots, operations, simd
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.simd import F32, I8, I32, VT, Builder, Value, address, f32x16, operation
 
@@ -22,14 +22,14 @@ ALL_HALFS = np.arange(65536, dtype=np.uint16)
 def halfs_to_floats(x: int, n: int, y: int) -> None:
     """n halfs at x as float32 at y."""
     for i in range(0, n, 16):
-        simd.store16(y + 4 * i, simd.load16_half(x + 2 * i))
+        operations.store16(y + 4 * i, operations.load16_half(x + 2 * i))
 
 
 @compiled
 def floats_to_halfs(x: int, n: int, y: int) -> None:
     """n float32 at x as halfs at y."""
     for i in range(0, n, 16):
-        simd.store16_half(y + 2 * i, simd.load16(x + 4 * i))
+        operations.store16_half(y + 2 * i, operations.load16(x + 4 * i))
 
 
 @operation(f32x16, f32x16)
@@ -42,21 +42,21 @@ def exp16(b: Builder, x: Value) -> Value:
 def exponentials(x: int, n: int, y: int) -> None:
     """y = e^x."""
     for i in range(0, 4 * n, 64):
-        simd.store16(y + i, exp16(simd.load16(x + i)))
+        operations.store16(y + i, exp16(operations.load16(x + i)))
 
 
 @compiled
 def powers(x: int, n: int, y: int) -> None:
     """y = 2^x."""
     for i in range(0, 4 * n, 64):
-        simd.store16(y + i, simd.exp2_16(simd.load16(x + i)))
+        operations.store16(y + i, operations.exp2_16(operations.load16(x + i)))
 
 
 @compiled
 def silus(x: int, n: int, y: int) -> None:
     """y = silu(x)."""
     for i in range(0, 4 * n, 64):
-        simd.store16(y + i, simd.silu16(simd.load16(x + i)))
+        operations.store16(y + i, operations.silu16(operations.load16(x + i)))
 
 
 @operation(types.void, address, address, address)
@@ -102,25 +102,25 @@ def fused_products(x: int, y: int) -> None:
 @compiled
 def words_sum(x: int, n: int) -> int:
     """The sum of n int64, a multiple of 8."""
-    total = simd.zero_words()
+    total = operations.zero_words()
     for i in range(0, 8 * n, 64):
-        total = simd.add_words(total, x + i)
-    return simd.sum_words(total)
+        total = operations.add_words(total, x + i)
+    return operations.sum_words(total)
 
 
 @compiled
 def swap_then_add(cell: int, old: int, new: int) -> tuple[bool, int, int]:
     """Swap if the cell holds `old`, add 5: whether, the value before the addition, and after it."""
-    swapped = simd.atomic_swap_if(cell, old, new)
-    before = simd.atomic_add(cell, 5)
-    return swapped, before, simd.atomic_load(cell)
+    swapped = operations.atomic_swap_if(cell, old, new)
+    before = operations.atomic_add(cell, 5)
+    return swapped, before, operations.atomic_load(cell)
 
 
 @compiled
 def lanes(x: int) -> tuple[float, float, float]:
     """Sum, largest and first of 16 float32."""
-    v = simd.load16(x)
-    return simd.sum16(v), simd.largest16(v), simd.first16(v)
+    v = operations.load16(x)
+    return operations.sum16(v), operations.largest16(v), operations.first16(v)
 
 
 def mapped(function: Callable[..., Any], x: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -228,7 +228,7 @@ def test_powers_of_two_up_to_0() -> None:
     got = mapped(powers, x, np.float32)
     assert np.abs(got / 2.0 ** x.astype(np.float64) - 1).max() < 2e-7
     if "fma" in simd.target_features():
-        assert np.array_equal(got, ref.exp2(x))
+        assert np.array_equal(got, order_of_sums.exp2(x))
     ends = mapped(powers, np.array([0.0, -0.0, -125, -126, -np.inf, np.nan], np.float32), np.float32)
     assert np.array_equal(ends, np.array([1, 1, *[2.0**-125] * 3, np.nan], np.float32), equal_nan=True)
 
