@@ -71,6 +71,7 @@ ROOMS: dict[str, set[str]] = {
     "gguf_io/convert": FORMAT | {"gguf_io/huggingface"},
     "kernels": set(),
     "kernels/ref": set(),
+    "kernels/order_of_sums": {"kernels/ref"},
     "kernels/formats": set(),
     "kernels/cpu": AGREED,
     "kernels/cuda": AGREED | {"kernels/cuda/device"},
