@@ -1,6 +1,6 @@
 // RoPE fused with the KV store: each pair of a head turned by position * frequency, and a token's key
 // and value put into the cache.
-#include "common.h"
+#include "quantise.h"
 
 __device__ inline void put(float* to, float v) { *to = v; }
 __device__ inline void put(__half* to, float v) { *to = __float2half(v); }
@@ -57,7 +57,7 @@ __device__ inline float turned(const float* x, const float2* cos_sin, int i, int
 
 // One warp rounds 32 numbers of a head to a block of Q8_0.
 __device__ inline void put_block(signed char* to, __half* scale, float v) {
-    float d = warp_max(fabsf(v)) / 127.f, inverse = d == 0.f ? 0.f : 1.f / d;
+    float d = warp_max_abs(v) / 127.f, inverse = d == 0.f ? 0.f : 1.f / d;
     to[lane()] = (signed char)__float2int_rn(v * inverse);
     if (lane() == 0) *scale = __float2half(d);
 }

@@ -87,7 +87,7 @@ inline __half __float2half(float f) { return (_Float16)f; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 inline int __ffs(int x) { return __builtin_ffs(x); }
 inline int __clz(int x) { return x ? __builtin_clz(x) : 32; }
-inline int __float2int_rn(float x) { return (int)rintf(x); }
+inline int __float2int_rn(float x) { return x != x ? 0 : (int)rintf(x); }
 inline float __int_as_float(int x) { float f; memcpy(&f, &x, 4); return f; }
 inline int __float_as_int(float f) { int x; memcpy(&x, &f, 4); return x; }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
