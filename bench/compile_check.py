@@ -7,7 +7,7 @@ python bench/compile_check.py --write    puts it into docs/performance.md
 import argparse
 from pathlib import Path
 
-from hotcold.kernels.cuda.device.nvrtc import Resources, load_nvrtc, read_resources
+from hotcold.kernels.cuda.device.nvrtc import Resources, Target, load_nvrtc, read_resources
 from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, occupancy
 from hotcold.kernels.cuda.device.sources import program
 from hotcold.kernels.cuda.work import BLOCK
@@ -20,7 +20,7 @@ def measure() -> dict[str, dict[int, Resources]]:
     """What each kernel needs on each architecture."""
     needs: dict[str, dict[int, Resources]] = {}
     for architecture in MULTIPROCESSORS:
-        log = load_nvrtc().compile(program(), architecture, ("--ptxas-options=-v",)).log
+        log = load_nvrtc().compile(program(), Target(architecture), ("--ptxas-options=-v",)).log
         for kernel, resources in read_resources(log).items():
             needs.setdefault(kernel, {})[architecture] = resources
     return dict(sorted(needs.items()))

@@ -9,10 +9,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from hotcold.engine.device.choice import DeviceChoice
-from hotcold.errors import DeviceError, HotcoldError
-from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, card_facts, load_cupy, usable_cards
+from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
+from hotcold.kernels.cuda.device.cuda_driver import (
+    CudaDriver,
+    cannot_open,
+    card_facts,
+    load_cupy,
+    usable_cards,
+)
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
+from hotcold.kernels.cuda.device.driver import Facts
+from hotcold.kernels.cuda.device.nvrtc import load_nvrtc, target_for
 from hotcold.kernels.cuda.emulator.build import compiler_version, find_compiler
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
@@ -74,16 +81,18 @@ def open_device(choice: DeviceChoice) -> Device | None:
 
 
 def _first_card_if_any() -> Device | None:
+    """The first card that opens; those before it are named, with the reason."""
     try:
         cupy = load_cupy()
-        usable_cards(cupy)
+        count = usable_cards(cupy)
     except DeviceError:
         return None
-    try:
-        return Device(CudaDriver(0, cupy=cupy))
-    except DeviceError as error:
-        log.warning("the card is not used: %s", error)
-        return None
+    for index in range(count):
+        try:
+            return Device(CudaDriver(index, cupy=cupy))
+        except (DeviceError, DoesNotFitError) as error:
+            log.warning("cuda:%d is not used: %s", index, error)
+    return None
 
 
 def devices_json(devices: Sequence[DeviceInfo]) -> dict[str, Any]:
@@ -137,17 +146,21 @@ def _cards() -> list[DeviceInfo]:
 
 
 def _card(cupy: Any, index: int) -> DeviceInfo:
-    """One card; it is usable if its memory answers and NVRTC is there."""
-    facts, runtime = card_facts(cupy, index), cupy.cuda.runtime
+    """One card; it is usable if it answers, and NVRTC is there and compiles for it."""
+    runtime = cupy.cuda.runtime
+    facts = Facts(f"cuda:{index}", "a CUDA card")
     problem, compiler, free, total = "", "", 0, 0
     try:
-        compiler = "NVRTC {}.{}".format(*load_nvrtc().version)
+        facts = card_facts(cupy, index)
+        nvrtc = load_nvrtc()
+        compiler = "NVRTC {}.{}".format(*nvrtc.version)
+        target_for(facts.architecture, nvrtc.architectures)
         with cupy.cuda.Device(index):
             free, total = runtime.memGetInfo()
     except HotcoldError as error:
         problem = str(error)
-    except runtime.CUDARuntimeError as error:
-        problem = f"{error}; see nvidia-smi"
+    except (runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError) as error:
+        problem = str(cannot_open(facts.name, error))
     return DeviceInfo(
         name=facts.name,
         description=facts.description,

@@ -59,6 +59,7 @@ class StubCupy:
         self.streams: list[Any] = []
         self.used: list[int] = []
         self.lost = False
+        self.statuses: dict[int, int] = {}  # of cards that nobody can open
         self.by_pointer: dict[int, Any] = {}
         self.ndarray = _bound(Array, self)
         self.RawModule = _bound(RawModule, self)
@@ -121,6 +122,8 @@ class CudaDevice:
     def use(self) -> None:
         if self.cupy.lost:
             raise CUDARuntimeError(700)
+        if self.id in self.cupy.statuses:
+            raise CUDARuntimeError(self.cupy.statuses[self.id])
         self.cupy.used.append(self.id)
 
     def synchronize(self) -> None:
@@ -154,6 +157,8 @@ class MemoryPool:
         return MemoryPointer(memory, 0)
 
     def free_all_blocks(self) -> None:
+        if self.cupy.lost:
+            raise CUDARuntimeError(700)
         while self.free:
             array = self.free.pop()
             self.taken -= -(-array.nbytes // GRANULE) * GRANULE

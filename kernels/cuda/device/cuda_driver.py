@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
 from hotcold.kernels.cuda.device.cache import quiet_directory
 from hotcold.kernels.cuda.device.driver import Facts, Launch
-from hotcold.kernels.cuda.device.nvrtc import build_cubin
+from hotcold.kernels.cuda.device.nvrtc import build_code
 from hotcold.kernels.cuda.device.signatures import read_signatures
 from hotcold.kernels.cuda.device.sources import program
 
 INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
-OUT_OF_MEMORY = 2
-"""cudaErrorMemoryAllocation."""
+OUT_OF_MEMORY, IS_TAKEN = 2, 46
+"""cudaErrorMemoryAllocation, cudaErrorDevicesUnavailable."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -58,6 +58,18 @@ def _our_error(device: str, call: str, error: Exception) -> HotcoldError:
     if no_memory:
         return DoesNotFitError(f"memory of {device}", error, "", "lower --vram-budget")
     return DeviceError(f"{device}, {call}", error, "CUDA failed", "see the driver's log (dmesg)")
+
+
+def cannot_open(card: str, error: Exception) -> HotcoldError:
+    """What CUDA says of a card on which no context can be made, as an error of ours."""
+    status = getattr(error, "status", None)
+    if status == OUT_OF_MEMORY:
+        remedy = "end what fills it (see nvidia-smi), or use --device cpu"
+        return DoesNotFitError(f"memory of {card}", error, "there is no room for a CUDA context", remedy)
+    if status == IS_TAKEN:
+        remedy = "end the program that has it (see nvidia-smi), or use --device cpu"
+        return DeviceError(card, error, "it is in exclusive mode, or busy", remedy)
+    return DeviceError(card, error, "it does not answer", "see nvidia-smi, or use --device cpu")
 
 
 def usable_cards(cupy: Any) -> int:
@@ -103,16 +115,19 @@ class CudaDriver:
             cuda.driver.CUDADriverError,
             cuda.memory.OutOfMemoryError,
         )
-        self.card = cuda.Device(index)
-        self.facts = card_facts(self.cupy, index)
-        self._open(program() if source is None else source)
+        try:
+            self.card = cuda.Device(index)
+            self.facts = card_facts(self.cupy, index)
+            self._open(program() if source is None else source)
+        except self.cuda_errors as error:
+            raise cannot_open(f"cuda:{index}", error) from error
 
     def _open(self, text: str) -> None:
         self.signatures = read_signatures(text)
-        cubin = build_cubin(text, self.facts.architecture)
+        code = build_code(text, self.facts.architecture)
         self.card.use()
         self.pool = self.cupy.cuda.MemoryPool()
-        self.module = self.cupy.RawModule(path=str(cubin))
+        self.module = self.cupy.RawModule(path=str(code))
         self.functions: dict[str, Any] = {}
 
     # Memory
@@ -222,6 +237,7 @@ class CudaDriver:
     def _enqueue(self, enqueue: Callable[[Any], None], stream: Any) -> None:
         enqueue(stream)
 
+    @translated
     def close(self) -> None:
         """Give the pool's memory back."""
         self.pool.free_all_blocks()

@@ -28,11 +28,62 @@ WHEELS = (
 REMEDY = "pip install nvidia-cuda-nvrtc-cu12 nvidia-cuda-runtime-cu12"
 
 
+OLDEST_ARCHITECTURE = 61
+"""The first with `__dp4a`, by which rounded weights and inputs are multiplied."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a program is compiled for.
+
+    Attributes:
+        architecture: 90 for sm_90.
+        is_machine_code: else PTX, which the driver compiles for a card that is newer than the compiler.
+    """
+
+    architecture: int
+    is_machine_code: bool = True
+
+    @property
+    def option(self) -> str:
+        """As NVRTC's --gpu-architecture."""
+        return f"{'sm' if self.is_machine_code else 'compute'}_{self.architecture}"
+
+    @property
+    def suffix(self) -> str:
+        """Of a file with the code."""
+        return ".cubin" if self.is_machine_code else ".ptx"
+
+
+def target_for(architecture: int, known: Sequence[int]) -> Target:
+    """What to compile for a card: its own machine code, else PTX of the newest architecture below it.
+
+    Args:
+        architecture: the card's.
+        known: to the compiler.
+
+    Raises:
+        DeviceError: the card is too old for the kernels, or for the compiler.
+    """
+    thing, value = "architecture of the card", f"sm_{architecture}"
+    if architecture < OLDEST_ARCHITECTURE:
+        raise DeviceError(thing, value, f"the kernels need sm_{OLDEST_ARCHITECTURE}", "use --device cpu")
+    if architecture in known:
+        return Target(architecture)
+    below = [number for number in known if number < architecture]
+    if not below:
+        bound = f"the oldest that this NVRTC knows is sm_{min(known)}"
+        raise DeviceError(
+            thing, value, bound, "install an older one (pip install cupy-cuda12x), or use --device cpu"
+        )
+    return Target(max(below), is_machine_code=False)
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """Machine code for one architecture, and what the compiler said of it."""
+    """Code for one target, and what the compiler said of it."""
 
-    cubin: bytes
+    code: bytes
     log: str
 
 
@@ -60,31 +111,45 @@ class Nvrtc:
         major, minor = ctypes.c_int(), ctypes.c_int()
         self.library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
         self.version = major.value, minor.value
+        self.architectures = self._architectures()
 
-    def options(self, architecture: int) -> tuple[str, ...]:
+    def _architectures(self) -> tuple[int, ...]:
+        """All that it compiles for, the oldest first."""
+        count = ctypes.c_int()
+        self.library.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+        numbers = (ctypes.c_int * count.value)()
+        self.library.nvrtcGetSupportedArchs(numbers)
+        return tuple(sorted(numbers))
+
+    def options(self, target: Target) -> tuple[str, ...]:
         """The one option list: NVRTC_OPTIONS, the architecture and the headers' folders."""
         includes = (f"-I{folder}" for folder in self.include)
-        return (*NVRTC_OPTIONS, f"--gpu-architecture=sm_{architecture}", *includes)
+        return (*NVRTC_OPTIONS, f"--gpu-architecture={target.option}", *includes)
 
-    def compile(self, source: str, architecture: int, extra: Sequence[str] = ()) -> Compiled:
-        """Compile a program for sm_{architecture}.
+    def compile(self, source: str, target: Target, extra: Sequence[str] = ()) -> Compiled:
+        """Compile a program.
 
         Raises:
             DeviceError: the source does not compile; the first error is in the text.
         """
-        options = (*self.options(architecture), *extra)
+        options = (*self.options(target), *extra)
         handle = ctypes.c_void_p()
         self.library.nvrtcCreateProgram(ctypes.byref(handle), source.encode(), b"hotcold.cu", 0, None, None)
         values = (ctypes.c_char_p * len(options))(*(option.encode() for option in options))
         failed = self.library.nvrtcCompileProgram(handle, len(options), values)
         log = self._get(handle, "ProgramLog").rstrip(b"\0").decode(errors="replace")
-        cubin = b"" if failed else self._get(handle, "CUBIN")
+        code = b"" if failed else self._code(handle, target)
         self.library.nvrtcDestroyProgram(ctypes.byref(handle))
         if failed:
-            bound = f"NVRTC {self.version[0]}.{self.version[1]} refuses them for sm_{architecture}"
+            bound = f"NVRTC {self.version[0]}.{self.version[1]} refuses them for {target.option}"
             remedy = "install an NVRTC that knows this card" if "gpu-architecture" in log else ""
             raise DeviceError("CUDA sources", _first_error(log), bound, remedy)
-        return Compiled(cubin, log)
+        return Compiled(code, log)
+
+    def _code(self, handle: ctypes.c_void_p, target: Target) -> bytes:
+        if target.is_machine_code:
+            return self._get(handle, "CUBIN")
+        return self._get(handle, "PTX").rstrip(b"\0")  # a file of text has no end mark
 
     def _get(self, handle: ctypes.c_void_p, what: str) -> bytes:
         size = ctypes.c_size_t()
@@ -100,11 +165,16 @@ def load_nvrtc() -> Nvrtc:
     return Nvrtc()
 
 
-def build_cubin(source: str, architecture: int) -> Path:
-    """The program's machine code as a file, cached by source, options, architecture and version."""
+def build_code(source: str, architecture: int) -> Path:
+    """The program's code for a card as a file, cached by source, options, architecture and version.
+
+    Raises:
+        DeviceError: no compiler, a card that it or the kernels are not for, or a source that does not compile.
+    """
     nvrtc = load_nvrtc()
-    key = digest(source, *nvrtc.options(architecture), repr(nvrtc.version))
-    return cached(f"sm_{architecture}", key, ".cubin", lambda: nvrtc.compile(source, architecture).cubin)
+    target = target_for(architecture, nvrtc.architectures)
+    key = digest(source, *nvrtc.options(target), repr(nvrtc.version))
+    return cached(target.option, key, target.suffix, lambda: nvrtc.compile(source, target).code)
 
 
 def read_resources(log: str) -> dict[str, Resources]:

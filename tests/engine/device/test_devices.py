@@ -19,6 +19,9 @@ from hotcold.engine.device.devices import (
     render_devices,
 )
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device import cuda_driver
+from hotcold.kernels.cuda.device.sources import SOURCES, program
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 
 @pytest.fixture
@@ -63,7 +66,38 @@ def test_a_card_that_does_not_answer_is_not_usable(two_cards: Any) -> None:
 
     two_cards.cuda.runtime.memGetInfo = broken
     card = by_name(describe_devices())["cuda:0"]
-    assert not card.usable and "cudaError 46; see nvidia-smi" in card.problem
+    assert not card.usable and "cudaError 46 (it is in exclusive mode, or busy)" in card.problem
+
+
+def test_a_broken_card_does_not_hide_the_others(two_cards: Any) -> None:
+    """Not even its name can be asked for."""
+    properties = two_cards.cuda.runtime.getDeviceProperties
+
+    def of_the_second(index: int) -> Any:
+        if index == 0:
+            raise two_cards.cuda.runtime.CUDARuntimeError(700)
+        return properties(index)
+
+    two_cards.cuda.runtime.getDeviceProperties = of_the_second
+    found = by_name(describe_devices())
+    assert not found["cuda:0"].usable and "cudaError 700 (it does not answer)" in found["cuda:0"].problem
+    assert found["cuda:1"].usable and found["cuda:1"].description == "stub card 1"
+
+
+@pytest.mark.parametrize("status", [2, 46, 700])
+def test_auto_takes_the_next_card_or_none(
+    compiler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
+) -> None:
+    small = program(SOURCES / "add.cu")
+    monkeypatch.setattr(cuda_driver, "program", lambda: small)
+    cupy = StubCupy(EmulatedDriver(small), cards=2)
+    cupy.statuses[0] = status
+    monkeypatch.setattr(devices, "load_cupy", lambda: cupy)
+    device = open_device(DeviceChoice("auto"))
+    assert device is not None and device.name == "cuda:1" and "cuda:0 is not used" in caplog.text
+    device.close()
+    cupy.statuses[1] = status
+    assert open_device(DeviceChoice("auto")) is None and f"cudaError {status}" in caplog.text
 
 
 def test_without_cupy_there_is_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,7 +145,8 @@ def test_cpu_and_auto_without_a_card_are_no_device(monkeypatch: pytest.MonkeyPat
 def test_auto_says_why_a_card_is_not_used(two_cards: Any, caplog: pytest.LogCaptureFixture) -> None:
     two_cards.cuda.runtime.getDeviceProperties = lambda index: {"name": b"old", "major": 1, "minor": 0}
     assert open_device(DeviceChoice("auto")) is None
-    assert "the card is not used: CUDA sources" in caplog.text  # no compiler knows sm_10
+    assert "cuda:0 is not used: architecture of the card: sm_10 (the kernels need sm_61)" in caplog.text
+    assert "cuda:1 is not used" in caplog.text
 
 
 def test_emulated_opens(compiler: str) -> None:

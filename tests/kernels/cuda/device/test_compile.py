@@ -7,7 +7,7 @@ import pytest
 
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device import nvrtc as module
-from hotcold.kernels.cuda.device.nvrtc import Nvrtc, Resources, build_cubin, read_resources
+from hotcold.kernels.cuda.device.nvrtc import Nvrtc, Resources, Target, build_code, read_resources, target_for
 from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, blocks_at_once, occupancy
 from hotcold.kernels.cuda.device.signatures import MAX_STATIC_SHARED, read_signatures
 from hotcold.kernels.cuda.device.sources import SOURCES, families, program
@@ -26,9 +26,9 @@ TESTS = Path(__file__).parent.parent
     [a if a == QUICK_ARCHITECTURE else pytest.param(a, marks=pytest.mark.slow) for a in MULTIPROCESSORS],
 )
 def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: int) -> None:
-    compiled = nvrtc.compile(program(), architecture, ("--ptxas-options=-v",))
+    compiled = nvrtc.compile(program(), Target(architecture), ("--ptxas-options=-v",))
     needs = read_resources(compiled.log)
-    assert compiled.cubin.startswith(b"\x7fELF") and "warning" not in compiled.log
+    assert compiled.code.startswith(b"\x7fELF") and "warning" not in compiled.log
     assert set(needs) == set(read_signatures(program()))
     for kernel, resources in needs.items():
         assert resources.spilled == resources.stack == 0, kernel
@@ -39,7 +39,7 @@ def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: i
 
 def test_the_tests_own_sources_are_cuda_too(nvrtc: Nvrtc) -> None:
     for name in ("emulator/intrinsics.cu", "seam.cu"):
-        nvrtc.compile(program(TESTS / name), 80)
+        nvrtc.compile(program(TESTS / name), Target(80))
 
 
 def test_a_spill_would_be_seen(nvrtc: Nvrtc) -> None:
@@ -51,7 +51,7 @@ def test_a_spill_would_be_seen(nvrtc: Nvrtc) -> None:
         f"KERNEL hungry(const float* x, float* y, int n) {{ float {many};\n"
         f"for (int j = 0; j < n; j++) {{ {uses} }}\ny[threadIdx.x] = {sums}; }}\n"
     )
-    needs = read_resources(nvrtc.compile(source, 80, ("--ptxas-options=-v",)).log)
+    needs = read_resources(nvrtc.compile(source, Target(80), ("--ptxas-options=-v",)).log)
     assert needs["hungry"].spilled > 0 and needs["scale"].spilled == 0
 
 
@@ -59,26 +59,58 @@ def test_an_error_names_its_line(nvrtc: Nvrtc) -> None:
     path, line = SOURCES / "rope.cu", "int first = interleaved ? 2 * pair"
     number = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if line in text)
     with pytest.raises(DeviceError, match=rf"rope.cu\({number}\).*refuses them for sm_80") as caught:
-        nvrtc.compile(program(path).replace(line, f"what + {line}"), 80)
+        nvrtc.compile(program(path).replace(line, f"what + {line}"), Target(80))
     assert caught.value.exit_code == 5
 
 
-@pytest.mark.parametrize("architecture", [10, 999])
-def test_an_architecture_that_nvrtc_does_not_know_is_named(nvrtc: Nvrtc, architecture: int) -> None:
-    with pytest.raises(DeviceError, match=f"sm_{architecture}.*install an NVRTC that knows this card"):
-        nvrtc.compile(program(SOURCES / "add.cu"), architecture)
+def test_the_compiler_says_what_it_knows(nvrtc: Nvrtc) -> None:
+    assert set(MULTIPROCESSORS) <= set(nvrtc.architectures)
+    for unknown in (10, 999):
+        with pytest.raises(DeviceError, match=f"sm_{unknown}.*install an NVRTC that knows this card"):
+            nvrtc.compile(program(SOURCES / "add.cu"), Target(unknown))
+
+
+@pytest.mark.parametrize(
+    ("card", "known", "target"),
+    [
+        (61, (50, 61, 70), Target(61)),
+        (90, (80, 86, 89, 90, 120), Target(90)),
+        (88, (80, 86, 89, 90), Target(86, is_machine_code=False)),
+        (130, (75, 80, 90, 120), Target(120, is_machine_code=False)),
+    ],
+)
+def test_a_card_gets_its_own_code_or_ptx_of_the_newest_below(
+    card: int, known: tuple[int, ...], target: Target
+) -> None:
+    assert target_for(card, known) == target
+
+
+@pytest.mark.parametrize(("card", "problem"), [(52, "kernels need sm_61"), (70, "this NVRTC knows is sm_75")])
+def test_a_card_that_is_too_old_is_named(card: int, problem: str) -> None:
+    with pytest.raises(DeviceError, match=f"sm_{card} .*{problem}.*use --device cpu") as caught:
+        target_for(card, (75, 80, 90))
+    assert caught.value.exit_code == 5
+
+
+def test_a_card_newer_than_the_compiler_gets_text(
+    nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = build_code(program(SOURCES / "add.cu"), 999)
+    text = path.read_text()
+    assert path.suffix == ".ptx" and f".target sm_{max(nvrtc.architectures)}" in text and ".entry add" in text
 
 
 def test_machine_code_is_cached(nvrtc: Nvrtc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     source = program(SOURCES / "add.cu")
-    path = build_cubin(source, 80)
+    path = build_code(source, 80)
     with monkeypatch.context() as patch:
         patch.setattr(Nvrtc, "compile", lambda *_: pytest.fail("compiled twice"))
-        assert build_cubin(source, 80) == path
-    assert build_cubin(source, 86) != path and build_cubin(source + "\n", 80) != path
+        assert build_code(source, 80) == path
+    assert build_code(source, 86) != path and build_code(source + "\n", 80) != path
     path.write_bytes(path.read_bytes()[:100])
-    assert build_cubin(source, 80).read_bytes().startswith(b"\x7fELF") and path.stat().st_size > 100
+    assert build_code(source, 80).read_bytes().startswith(b"\x7fELF") and path.stat().st_size > 100
 
 
 def test_a_missing_nvrtc_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,11 +15,11 @@ import pytest
 import stub_cupy
 from stub_cupy import StubCupy
 
-from hotcold.errors import DeviceError, DoesNotFitError
+from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
 from hotcold.kernels.cuda.device import cache, cuda_driver
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.device.nvrtc import Nvrtc, build_cubin
+from hotcold.kernels.cuda.device.nvrtc import Nvrtc, build_code
 from hotcold.kernels.cuda.device.slabs import allocate_slabs
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
@@ -170,6 +170,24 @@ def test_what_cannot_run_is_said_with_its_remedy(options: dict[str, int], index:
     assert caught.value.exit_code == 5
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "problem"),
+    [
+        (2, DoesNotFitError, "memory of cuda:1: cudaError 2 .there is no room for a CUDA context.; end what"),
+        (46, DeviceError, "cuda:1: cudaError 46 .it is in exclusive mode, or busy.; end the program"),
+        (700, DeviceError, "cuda:1: cudaError 700 .it does not answer.; see nvidia-smi, or use --device cpu"),
+    ],
+)
+def test_a_card_that_does_not_open_is_named(
+    nvrtc: Nvrtc, seam_source: str, status: int, kind: type[HotcoldError], problem: str
+) -> None:
+    nothing: Any = _NoDevice()
+    cupy = StubCupy(nothing, cards=2)
+    cupy.statuses[1] = status
+    with pytest.raises(kind, match=problem):
+        CudaDriver(1, source=seam_source, cupy=cupy)
+
+
 class _NoDevice:
     free_and_total = staticmethod(lambda: (0, 0))
 
@@ -273,13 +291,22 @@ def test_arrays_behave_as_the_seam_needs(cupy: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: str) -> None:
-    """Without a driver CuPy checks the arguments, then fails in CUDA: a TypeError would be ours."""
+    """Without a driver CuPy checks the arguments, then fails in CUDA: a TypeError would be ours.
+
+    A launch converts its arguments only when it need not ask CUDA for the current stream before.
+    """
     cuda = cupy.cuda
     if cuda.is_available():
         pytest.skip("a card is here: the gpu tests run the calls themselves")
-    module = cupy.RawModule(path=str(build_cubin(seam_source, 80)))
+    module = cupy.RawModule(path=str(build_code(seam_source, 80)))
     function = cuda.Function.__new__(cuda.Function)
     scalars = (np.uint64(1), np.float16(1), np.int32(1), np.uint32(1), np.bool_(True), np.float32(1))
+
+    def launch(*arguments: object) -> None:
+        function((1, 1, 1), (32, 1, 1), arguments, shared_mem=0, stream=cuda.Stream.null)
+
+    with pytest.raises(TypeError):
+        launch("no number")
     calls: list[Callable[[], object]] = [
         lambda: cuda.Stream(non_blocking=True),
         lambda: cuda.Event(disable_timing=True),
@@ -294,7 +321,7 @@ def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: st
         lambda: cuda.runtime.memGetInfo(),
         lambda: cuda.runtime.memcpyAsync(1, 2, 3, cuda.runtime.memcpyHostToDevice, 0),
         lambda: module.get_function("scale"),
-        lambda: function((1, 1, 1), (32, 1, 1), scalars, shared_mem=0),
+        lambda: launch(*scalars),
     ]
     for call in calls:
         with pytest.raises(cuda.runtime.CUDARuntimeError):
