@@ -4,7 +4,7 @@ import logging
 import os
 import platform
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -61,7 +61,7 @@ def describe_devices() -> list[DeviceInfo]:
 
 
 def first_card() -> DeviceInfo | None:
-    """The first CUDA card that can be used, if there is one."""
+    """The first CUDA card that can be used, if there is one; those after it are not touched."""
     return next((card for card in _cards() if card.usable), None)
 
 
@@ -136,13 +136,16 @@ def _cpu() -> DeviceInfo:
     return DeviceInfo("cpu", f"{platform.machine()}, {os.cpu_count()} logical processors", usable=True)
 
 
-def _cards() -> list[DeviceInfo]:
+def _cards() -> Iterator[DeviceInfo]:
+    """One after the other: looking at a card's memory takes a context of some hundred MiB there."""
     try:
         cupy = load_cupy()
         count = usable_cards(cupy)
     except DeviceError as error:
-        return [DeviceInfo("cuda", "CUDA cards", usable=False, problem=str(error))]
-    return [_card(cupy, index) for index in range(count)]
+        yield DeviceInfo("cuda", "CUDA cards", usable=False, problem=str(error))
+        return
+    for index in range(count):
+        yield _card(cupy, index)
 
 
 def _card(cupy: Any, index: int) -> DeviceInfo:

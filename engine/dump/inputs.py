@@ -14,7 +14,14 @@ from hotcold.engine.model.model import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
-from hotcold.engine.plan.budget import Budget, DeviceFacts, parse_budget, parse_size, resolve_budget
+from hotcold.engine.plan.budget import (
+    Budget,
+    DeviceFacts,
+    facts_of_card,
+    parse_budget,
+    parse_size,
+    resolve_budget,
+)
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import CPU_ALONE, Source, identity, make_plan, with_counts
@@ -68,7 +75,7 @@ def facts_for(device_memory: str | None, budget: str | None) -> DeviceFacts | No
     from hotcold.engine.device.devices import first_card
 
     card = first_card()
-    return DeviceFacts(card.name, card.memory_free) if card else None
+    return facts_of_card(card.name, card.memory_free, card.memory_total) if card else None
 
 
 def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:

@@ -1,6 +1,5 @@
 """Why a model computes NaN or infinity: a key or value that its cache could not hold, or a damaged file."""
 
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,4 +29,6 @@ def not_finite(what: str, executor: Executor, file: GGUFFile) -> HotcoldError:
         bound = f"a key or value of layer {layer} is above {MOST_F16}, the most that it holds"
         return SettingError("kv_type", kv_type, bound, REMEDY)
     others = "" if kv_type == "f32" else f", or a key or value too large for a {kv_type} cache: {REMEDY}"
-    return FileError(file.path.name, f"the model computes {what}", "finite logits", f"the file may be damaged{others}")
+    return FileError(
+        file.path.name, f"the model computes {what}", "finite logits", f"the file may be damaged{others}"
+    )

@@ -60,7 +60,6 @@ class KVCache:
             "w1_stride": host_kv_bytes(self.kv_type, self.n_ctx, self.head_dim),
         }
 
-
     def overflow(self) -> int | None:
         """The first layer with a key or value that "f16" cannot hold and has become infinite; None without."""
         if self.kv_type != "f16":

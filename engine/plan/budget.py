@@ -3,7 +3,8 @@
 8, 8GiB, 8G, 6000MiB    bytes; a bare number counts GiB, as PowerInfer's --vram-budget does
 8GB, 800000000B         decimal units end in B without an i
 80%                     of the device's memory
-auto                    the device's memory less what the CUDA context takes
+auto                    what is free on the device, less a margin; of one that is only assumed, its memory less
+                        what the CUDA context takes
 0                       the CPU alone
 """
 
@@ -15,6 +16,7 @@ from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 
 GIB, MIB = 1 << 30, 1 << 20
 CONTEXT_BYTES = 512 * MIB  # taken for a card's CUDA context where none has been measured
+MARGIN_BYTES = 64 * MIB  # of a card's free memory that `auto` leaves to others
 MAX_BYTES = 1 << 60
 FORMS = "auto, a size such as 8 (GiB), 8GiB or 6000MiB, a share such as 80%, or 0"
 SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?b?)", re.IGNORECASE)
@@ -28,12 +30,14 @@ class DeviceFacts:
 
     Attributes:
         memory: bytes, all of it.
-        context_bytes: what CUDA itself takes; no part of a budget.
+        context_bytes: what CUDA itself takes, or what others may need; no part of a budget.
+        free: bytes that `auto` may take; None: memory less context_bytes.
     """
 
     name: str
     memory: int
     context_bytes: int = CONTEXT_BYTES
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,11 @@ class Budget:
     text: str
     n_bytes: int
     why: str
+
+
+def facts_of_card(name: str, free: int, total: int) -> DeviceFacts:
+    """Of a card that was asked for its memory: its context is there already, and counts as taken."""
+    return DeviceFacts(name, total, MARGIN_BYTES, max(free - MARGIN_BYTES, 0))
 
 
 def mib(n_bytes: float) -> str:
@@ -135,8 +144,7 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
             "name one with --device-memory SIZE",
         )
     elif setting.percent is None:
-        free = max(facts.memory - facts.context_bytes, 0)
-        budget = Budget(asked, free, f"memory of {facts.name} less its context")
+        budget = _all_of(facts)
     else:
         budget = Budget(
             asked, _share(setting.percent, asked, facts), f"{asked} of the memory of {facts.name}"
@@ -149,6 +157,14 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
             "lower it, or use auto",
         )
     return budget
+
+
+def _all_of(facts: DeviceFacts) -> Budget:
+    if facts.free is None:
+        return Budget(
+            "auto", max(facts.memory - facts.context_bytes, 0), f"memory of {facts.name} less its context"
+        )
+    return Budget("auto", facts.free, f"free memory of {facts.name}")
 
 
 def _share(percent: float, asked: str, facts: DeviceFacts) -> int:

@@ -7,11 +7,11 @@ or with less than was asked for.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore
-from hotcold.engine.plan.budget import Budget, DeviceFacts, mib, resolve_budget
+from hotcold.engine.plan.budget import Budget, DeviceFacts, facts_of_card, mib, resolve_budget
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, make_plan, plan_source
 from hotcold.engine.plan.reserve import reserve_for, smallest_useful
@@ -20,7 +20,6 @@ from hotcold.engine.run.request import Request
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels.cuda.device.device import Device
 
-MARGIN_BYTES = 64 << 20  # of a card's free memory that `auto` leaves to others
 SMALLER = 0.9, 0.5  # most of a plan's bytes to try next: where less is free, and where as much was free
 
 
@@ -59,7 +58,8 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
         DoesNotFitError: none is; the text has the sum that is needed. With `strict` also a plan with less
             than was asked for.
     """
-    facts, budget = facts_of(device), _budget(device, request)
+    facts = facts_of(device)
+    budget = resolve_budget(request.budget, facts)
     try:
         plan, lines = plan_source(source, how, budget, facts, strict=request.strict)
     except DoesNotFitError as error:
@@ -118,7 +118,7 @@ def _smaller(device: Device, source: Source, how: Wanted, wanted: Plan, lack: Do
 
 def _less(device: Device, plan: Plan) -> Budget:
     """A budget below what a plan takes, which did not fit: what is free, if that is less."""
-    used, free = plan.totals.used, _free(device)
+    used, free = plan.totals.used, facts_of(device).free or 0
     n_bytes = min(free, int(SMALLER[0] * used)) if free < used else int(SMALLER[1] * used)
     return Budget(plan.budget.text, max(n_bytes, 1), "what the device has room for")
 
@@ -131,7 +131,7 @@ def opened_plan(
     device = open_wanted(request)
     try:
         facts = facts_of(device) if device is not None else None
-        budget = Budget("0", 0, "as asked for") if device is None else _budget(device, request)
+        budget = Budget("0", 0, "as asked for") if facts is None else resolve_budget(request.budget, facts)
         plan, lines = plan_source(source, how, budget, facts)
         yield device, plan, lines
     finally:
@@ -141,22 +141,8 @@ def opened_plan(
 
 def facts_of(device: Device) -> DeviceFacts:
     """What the planner has to know of an opened device."""
-    _, total = device.memory()
-    return DeviceFacts(device.name, total, _margin(device))
-
-
-def _margin(device: Device) -> int:
-    """Bytes for others; a card's context is there already and counts as taken."""
-    return 0 if device.name == "emulated" else MARGIN_BYTES
-
-
-def _free(device: Device) -> int:
-    free, _ = device.memory()
-    return max(free - _margin(device), 0)
-
-
-def _budget(device: Device, request: Request) -> Budget:
-    """The budget in bytes: `auto` is what is free at this moment; the others may be more than that."""
-    if request.budget.is_auto:
-        return Budget("auto", max(_free(device), 1), f"free memory of {device.name}")
-    return resolve_budget(request.budget, facts_of(device))
+    free, total = device.memory()
+    facts = facts_of_card(device.name, free, total)
+    if device.name == "emulated":  # nobody else needs its memory
+        facts = DeviceFacts(device.name, total, 0, free)
+    return replace(facts, free=max(facts.free or 0, 1))  # a budget of 0 would be the CPU's without a word

@@ -24,7 +24,9 @@ from hotcold.kernels.formats import mask_bytes
 N_TOKENS, N_NEURONS, FEWEST = 16, 96, 24
 SHARE_OF_TIME = 0.01
 GOOD_ENOUGH = 0.5
-ADVICE = "they may belong to other weights: use --sparsity exact, or convert the model with its own predictors"
+ADVICE = (
+    "they may belong to other weights: use --sparsity exact, or convert the model with its own predictors"
+)
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,9 @@ def _layer(
     return fires, is_listed
 
 
-def _products(store: HostStore, weight: Weight, ids: NDArray[np.int64], x: NDArray[np.float32]) -> NDArray[np.float32]:
+def _products(
+    store: HostStore, weight: Weight, ids: NDArray[np.int64], x: NDArray[np.float32]
+) -> NDArray[np.float32]:
     from hotcold.gguf_io import blocks
 
     products: NDArray[np.float32] = x @ blocks.dequantize(store.rows(weight)[ids], weight.type).T

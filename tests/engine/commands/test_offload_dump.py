@@ -363,11 +363,11 @@ def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.Monke
 
 
 def test_a_card_is_asked_for_its_memory_if_a_budget_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    card = devices.DeviceInfo("cuda:0", "a card", usable=True, memory_free=1 << 33)
+    card = devices.DeviceInfo("cuda:0", "a card", usable=True, memory_free=1 << 33, memory_total=3 << 32)
     monkeypatch.setattr(devices, "first_card", lambda: card)
     for arguments in (("--vram-budget", "auto"), ()):
         got = json.loads(run("--json", *arguments).stdout)
         assert got["budget"]["device"]["name"] == "cuda:0"
-        assert got["budget"]["bytes"] == (1 << 33) - (512 << 20)
+        assert got["budget"]["bytes"] == (1 << 33) - (64 << 20)
     rows = json.loads(run("--json", "--sweep", "0,50%,auto").stdout)["sweep"]
-    assert [row["bytes"] for row in rows] == [0, 1 << 32, (1 << 33) - (512 << 20)]
+    assert [row["bytes"] for row in rows] == [0, 3 << 31, (1 << 33) - (64 << 20)]

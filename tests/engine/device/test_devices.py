@@ -69,6 +69,19 @@ def test_a_card_that_does_not_answer_is_not_usable(two_cards: Any) -> None:
     assert not card.usable and "cudaError 46 (it is in exclusive mode, or busy)" in card.problem
 
 
+def test_the_first_card_is_enough(two_cards: Any) -> None:
+    """A context on each card would take memory there that nobody uses."""
+    asked: list[int] = []
+
+    def device(index: int) -> Any:
+        asked.append(index)
+        return nullcontext()
+
+    two_cards.cuda.Device = device
+    card = devices.first_card()
+    assert card is not None and card.name == "cuda:0" and asked == [0]
+
+
 def test_a_broken_card_does_not_hide_the_others(two_cards: Any) -> None:
     """Not even its name can be asked for."""
     properties = two_cards.cuda.runtime.getDeviceProperties
