@@ -13,7 +13,7 @@ from pairwise import covering
 
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.cache import cache_directory
-from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, load_cupy, usable_cards
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.build import find_compiler
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
@@ -125,10 +125,15 @@ def open_emulated(compiler: str, keep_device: KeepDevice) -> OpenEmulated:
 
 @pytest.fixture
 def card() -> Iterator[Device]:
-    """The first CUDA card."""
+    """The first CUDA card; a test skips where there is none, not where there is one that does not work.
+
+    HOTCOLD_REQUIRE_GPU forbids to go on without one.
+    """
     try:
-        driver = CudaDriver()
+        usable_cards(load_cupy())
     except DeviceError as error:
+        if os.environ.get("HOTCOLD_REQUIRE_GPU"):
+            pytest.fail(f"HOTCOLD_REQUIRE_GPU is set, but: {error}")
         pytest.skip(str(error))
-    with Device(driver) as device:
+    with Device(CudaDriver()) as device:
         yield device
