@@ -166,6 +166,7 @@ def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: i
         "n_embd": n_embd,
         "head_dim": head_dim,
         "n_ff": n_ff,
+        "n_gate_up": 2 * n_ff,
         "n_head_dim": n_head_dim,
         "n_head_kv_dim": n_head_kv_dim,
         "n_qkv_dim": n_head_dim + 2 * n_head_kv_dim,

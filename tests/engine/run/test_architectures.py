@@ -247,6 +247,7 @@ def tensors_of(model: Model, sparsity: str) -> list[str]:
         ("llamacpp/qwen2.f16", "off"),
         ("llamacpp/llama.biases.f16", "off"),
         ("llamacpp/qwen3.f16", "off"),
+        ("llamacpp/phi3.f16", "off"),
     ],
 )
 def test_every_weight_of_the_mode_is_used_once(name: str, sparsity: str, data: Path) -> None:

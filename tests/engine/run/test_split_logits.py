@@ -193,6 +193,7 @@ def test_many_random_divisions_give_the_cpus_logits(
         "falcon.f16",
         "qwen2.f16",
         "qwen3.f16",
+        "phi3.f16",
         "llama.bf16",
         "llama.ropefreqs.f16",
     ],
