@@ -14,7 +14,16 @@ from gguf import GGMLQuantizationType, GGUFValueType, TokenType
 from numpy.typing import NDArray
 
 from hotcold.gguf_io import blocks
-from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
+from hotcold.gguf_io.writer import (
+    Contents,
+    MetadataValue,
+    OutputTensor,
+    array,
+    float32,
+    string,
+    uint32,
+    write_gguf,
+)
 
 CHUNK = 16 << 20
 # The halfs of a block, {offset: about how large}. Scales and minima are such that the numbers are about 0.02
@@ -156,7 +165,7 @@ def metadata(shape: LlamaShape) -> dict[str, MetadataValue]:
 
 def write(path: Path, shape: LlamaShape, kind: GGMLQuantizationType) -> int:
     """Write a dense random llama; its size in bytes."""
-    return write_gguf(path, "llama", metadata(shape), tensors(shape, kind), force=True)
+    return write_gguf(path, Contents("llama", metadata(shape), tensors(shape, kind)), force=True)
 
 
 def write_sparse(
@@ -165,4 +174,4 @@ def write_sparse(
     """Write a random ReLU llama with predictors, in PowerInfer's format; its size in bytes."""
     wanted = sparse_tensors(shape, kind, rank)
     values = metadata(shape) | {"powerinfer.sparse_threshold": float32(threshold)}
-    return write_gguf(path, "llama", values, wanted, magic="PWRI", force=True)
+    return write_gguf(path, Contents("llama", values, wanted, "PWRI"), force=True)

@@ -1,14 +1,15 @@
 """Writes a model whole, or split into several files, all of them or none."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from gguf import GGUFValueType
 
 from hotcold.gguf_io.split import COUNT, N_TENSORS, NAME, NUMBER, part_name
 from hotcold.gguf_io.writer import (
-    Magic,
+    Contents,
     MetadataValue,
     OutputTensor,
     WriteProgress,
@@ -50,11 +51,8 @@ def planned(
 
 def write_model(
     path: Path,
-    architecture: str,
-    metadata: Mapping[str, MetadataValue],
-    tensors: Sequence[OutputTensor],
+    contents: Contents,
     *,
-    magic: Magic = "GGUF",
     force: bool = False,
     progress: WriteProgress | None = None,
     max_bytes: int | None = None,
@@ -68,11 +66,10 @@ def write_model(
     Raises:
         FileError, SettingError, DoesNotFitError: as `write_gguf`.
     """
+    tensors = contents.tensors
     parts = [list(tensors)] if max_bytes is None else shares(tensors, max_bytes)
     if len(parts) == 1:
-        return [path], write_gguf(
-            path, architecture, metadata, tensors, magic=magic, force=force, progress=progress
-        )
+        return [path], write_gguf(path, contents, force=force, progress=progress)
     paths, total = part_paths(path, len(parts)), sum(tensor.n_bytes for tensor in tensors)
     for each in paths:
         check_output(each, force=force)
@@ -82,9 +79,9 @@ def write_model(
         temporary = [stack.enter_context(whole_file(each)) for each in paths]
         for i, share in enumerate(parts):
             own = _split_metadata(i, len(parts), len(tensors))
-            keys = {**metadata, **own} if i == 0 else own
+            part = replace(contents, metadata={**contents.metadata, **own} if i == 0 else own, tensors=share)
             hear = None if progress is None else _shifted(progress, done, total)
-            n_bytes += write_contents(temporary[i], architecture, keys, share, magic, hear)
+            n_bytes += write_contents(temporary[i], part, hear)
             done += sum(tensor.n_bytes for tensor in share)
         for each in paths:
             check_output(each, force=force)

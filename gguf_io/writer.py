@@ -73,20 +73,27 @@ class OutputTensor:
     chunks: Callable[[], Iterator[NDArray[np.uint8]]]
 
 
+@dataclass(frozen=True)
+class Contents:
+    """What a file is to hold.
+
+    Attributes:
+        architecture: `general.architecture`, which is written first.
+        metadata: the other keys, in order.
+    """
+
+    architecture: str
+    metadata: Mapping[str, MetadataValue]
+    tensors: Sequence[OutputTensor]
+    magic: Magic = "GGUF"
+
+
 def write_gguf(
-    path: Path,
-    architecture: str,
-    metadata: Mapping[str, MetadataValue],
-    tensors: Sequence[OutputTensor],
-    *,
-    magic: Magic = "GGUF",
-    force: bool = False,
-    progress: WriteProgress | None = None,
+    path: Path, contents: Contents, *, force: bool = False, progress: WriteProgress | None = None
 ) -> int:
     """Writes `path` and returns its size in bytes.
 
-    `general.architecture` is written first, then `metadata` in order. `progress` is called with the
-    tensor's name, the bytes of tensors done and their total.
+    `progress` is called with the tensor's name, the bytes of tensors done and their total.
 
     Raises:
         FileError, SettingError: as `check_output`; FileError too when writing fails.
@@ -94,33 +101,24 @@ def write_gguf(
     """
     check_output(path, force=force)
     with whole_file(path) as temporary:
-        n_bytes = write_contents(temporary, architecture, metadata, tensors, magic, progress)
+        n_bytes = write_contents(temporary, contents, progress)
         check_output(path, force=force)
     return n_bytes
 
 
-def write_contents(
-    temporary: Path,
-    architecture: str,
-    metadata: Mapping[str, MetadataValue],
-    tensors: Sequence[OutputTensor],
-    magic: Magic,
-    progress: WriteProgress | None,
-) -> int:
+def write_contents(temporary: Path, contents: Contents, progress: WriteProgress | None) -> int:
     """Fills an empty file and returns its size in bytes."""
-    _write_header(temporary, architecture, metadata, tensors)
-    _append_tensors(temporary, tensors, progress)
-    return _set_magic(temporary, magic)
+    _write_header(temporary, contents)
+    _append_tensors(temporary, contents.tensors, progress)
+    return _set_magic(temporary, contents.magic)
 
 
-def _write_header(
-    temporary: Path, architecture: str, metadata: Mapping[str, MetadataValue], tensors: Sequence[OutputTensor]
-) -> None:
-    writer = GGUFWriter(temporary, architecture)
+def _write_header(temporary: Path, contents: Contents) -> None:
+    writer = GGUFWriter(temporary, contents.architecture)
     try:
-        for key, value in metadata.items():
+        for key, value in contents.metadata.items():
             writer.add_key_value(key, value.value, value.type, value.element_type)
-        for tensor in tensors:
+        for tensor in contents.tensors:
             shape = tuple(reversed(tensor.ne))
             writer.add_tensor_info(
                 tensor.name, shape, np.dtype(np.float32), tensor.n_bytes, raw_dtype=tensor.type

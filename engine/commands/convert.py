@@ -53,22 +53,21 @@ class ConvertCommand:
     def run(self) -> None:
         """Convert, with a bar, and say what was written."""
         with unwound():
-            from hotcold.gguf_io.convert.conversion import convert
+            from hotcold.gguf_io.convert.conversion import convert_with
+            from hotcold.gguf_io.convert.options import ConvertOptions
 
             with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
-                summary = convert(
-                    self.model,
-                    self.predictors,
-                    self.outfile,
+                options = ConvertOptions(
                     self.outtype,
                     force_pretokenizer=self.force_pretokenizer,
                     ffn_activation=self.ffn_activation,
-                    force=self.force,
-                    progress=progress,
                     max_bytes=part_bytes(self.split_max_size),
                     imatrix=self.imatrix,
+                    force=self.force,
                     dry_run=self.dry_run,
+                    progress=progress,
                 )
+                summary = convert_with(self.model, self.predictors, self.outfile, options)
             if self.dry_run:
                 show_tensors(summary)
             if not self.quiet:

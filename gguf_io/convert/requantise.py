@@ -16,6 +16,7 @@ from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.importance import read_importance
+from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
@@ -27,21 +28,14 @@ from hotcold.gguf_io.convert.outtypes import (
     powerinfer_warnings,
     recipe_of,
 )
-from hotcold.gguf_io.convert.summary import ConvertSummary, summary_of
+from hotcold.gguf_io.convert.summary import ConvertSummary, write
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.part import ALIGNMENT
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.split import KEYS
-from hotcold.gguf_io.split_writer import planned, write_model
 from hotcold.gguf_io.tensors import TensorInfo
-from hotcold.gguf_io.writer import (
-    MetadataValue,
-    OutputTensor,
-    WriteProgress,
-    string,
-    uint32,
-)
+from hotcold.gguf_io.writer import Contents, MetadataValue, OutputTensor, string, uint32
 from hotcold.whole_file import check_output
 
 T = GGMLQuantizationType
@@ -50,22 +44,11 @@ INDEX_ARCHITECTURE = "generic.gpu_index"
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
-def requantise(
-    source: Path,
-    outfile: Path,
-    outtype: str,
-    *,
-    ffn_activation: str | None = None,
-    force: bool = False,
-    progress: WriteProgress | None = None,
-    max_bytes: int | None = None,
-    imatrix: Path | None = None,
-    dry_run: bool = False,
-) -> ConvertSummary:
+def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertSummary:
     """Writes the model file `source` to `outfile` with its matrices in `outtype`, and its activation if given.
 
-    With `dry_run` nothing is written. Of a model that is split, `source` is any part; all parts are read.
-    Each tensor's rows are read, rounded and written slab by slab. The file appears whole or not at all.
+    Of a model that is split, `source` is any part; all parts are read. Each tensor's rows are read, rounded and
+    written slab by slab. The file appears whole or not at all.
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false; an activation
@@ -74,48 +57,52 @@ def requantise(
             while it is read; writing failed.
         DoesNotFitError: the disk is full.
     """
-    check_outtype(outtype)
-    inputs = [source] if imatrix is None else [source, imatrix]
-    check_output(outfile, inputs, force)
-    warnings: list[str] = []
+    check_outtype(options.outtype)
+    check_output(outfile, [source] if options.imatrix is None else [source, options.imatrix], options.force)
     with open_gguf(source) as file:
-        check_output(outfile, [part.path for part in file.parts], force)
+        check_output(outfile, [part.path for part in file.parts], options.force)
         architecture = _architecture(file)
-        warnings += [*file.warnings, *_powerinfer_warnings(file, architecture, outtype)]
-        tied = HEAD not in file.tensors and not file.is_powerinfer
-        shapes = {name: info.shape for name, info in file.tensors.items()}
-        recipe = recipe_of(outtype, architecture, shapes, tied=tied, requantised=True)
-        importance = read_importance(imatrix, shapes)
-        tensors = [
-            _output_tensor(file, info, _new_type(info, recipe), importance.get(info.name), warnings.append)
-            for info in file.tensors.values()
-        ]
-        check_rows(tensors, recipe)
-        warnings += _already_blocked(file, tensors)
-        empty = [key for key in file.metadata if _is_empty(file, key)]
-        warnings += [f"{key} is an empty array, which is left out" for key in empty]
-        kept = [key for key in file.metadata if key not in (*OWN_KEYS, *empty)]
-        metadata = {key: _value(file, key) for key in kept}
-        metadata["general.file_type"] = uint32(int(recipe.file_type))
-        metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
-        if ffn_activation is not None:
-            check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
-            metadata[FFN_ACTIVATION] = string(ffn_activation)
-        written = planned(outfile, tensors, max_bytes)
-        if not dry_run:
-            written = write_model(
-                outfile,
-                architecture,
-                metadata,
-                tensors,
-                magic="PWRI" if file.is_powerinfer else "GGUF",
-                force=force,
-                progress=progress,
-                max_bytes=max_bytes,
-            )
-        said = ffn_activation or file.metadata.get(FFN_ACTIVATION)
+        warnings = [*file.warnings, *_powerinfer_warnings(file, architecture, options.outtype)]
+        tensors, recipe = _tensors(file, architecture, options, warnings.append)
+        metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
+        said = options.ffn_activation or file.metadata.get(FFN_ACTIVATION)
         sparse = file.is_powerinfer or (said == "relu" and "blk.0.ffn_down_t.weight" in file.tensors)
-    return summary_of(outfile, architecture, recipe, tensors, written, warnings, sparse)
+        contents = Contents(architecture, metadata, tensors, "PWRI" if file.is_powerinfer else "GGUF")
+        return write(outfile, contents, recipe, options, warnings, sparse)
+
+
+def _tensors(
+    file: GGUFFile, architecture: str, options: ConvertOptions, warn: Callable[[str], None]
+) -> tuple[list[OutputTensor], Recipe]:
+    """The tensors of the new file, and the recipe that chose their types."""
+    tied = HEAD not in file.tensors and not file.is_powerinfer
+    shapes = {name: info.shape for name, info in file.tensors.items()}
+    recipe = recipe_of(options.outtype, architecture, shapes, tied=tied, requantised=True)
+    importance = read_importance(options.imatrix, shapes)
+    tensors = [
+        _output_tensor(file, info, _new_type(info, recipe), importance.get(info.name), warn)
+        for info in file.tensors.values()
+    ]
+    check_rows(tensors, recipe)
+    for warning in _already_blocked(file, tensors):
+        warn(warning)
+    return tensors, recipe
+
+
+def _metadata(
+    file: GGUFFile, architecture: str, recipe: Recipe, ffn_activation: str | None, warn: Callable[[str], None]
+) -> dict[str, MetadataValue]:
+    """The file's metadata, but for what names its types and, if it is given, its activation."""
+    empty = [key for key in file.metadata if _is_empty(file, key)]
+    for key in empty:
+        warn(f"{key} is an empty array, which is left out")
+    metadata = {key: _value(file, key) for key in file.metadata if key not in (*OWN_KEYS, *empty)}
+    metadata["general.file_type"] = uint32(int(recipe.file_type))
+    metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
+    if ffn_activation is not None:
+        check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
+        metadata[FFN_ACTIVATION] = string(ffn_activation)
+    return metadata
 
 
 def _architecture(file: GGUFFile) -> str:

@@ -1,4 +1,4 @@
-"""What a conversion has written."""
+"""The end of every conversion: the file is written, and what was written is told."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +7,10 @@ from pathlib import Path
 from gguf import GGMLQuantizationType
 
 from hotcold.gguf_io import blocks
+from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.outtypes import Recipe, intended_type
-from hotcold.gguf_io.writer import OutputTensor
+from hotcold.gguf_io.split_writer import planned, write_model
+from hotcold.gguf_io.writer import Contents, OutputTensor
 
 T = GGMLQuantizationType
 
@@ -45,23 +47,39 @@ class ConvertSummary:
         return tuple(name for (_, got), names in self.fell_back.items() if got is T.F16 for name in names)
 
 
-def summary_of(
+def write(
     outfile: Path,
-    architecture: str,
+    contents: Contents,
     recipe: Recipe,
-    tensors: Sequence[OutputTensor],
-    written: tuple[Sequence[Path], int],
+    options: ConvertOptions,
     warnings: Iterable[str],
     sparse: bool,
 ) -> ConvertSummary:
-    """The summary of a file with these tensors; each warning once."""
+    """Write a model, or with `dry_run` only plan it; its summary, each warning once.
+
+    Args:
+        recipe: by which the types of its matrices were chosen. sparse: whether it can run sparse.
+
+    Raises:
+        FileError, SettingError, DoesNotFitError: as `write_model`.
+    """
+    if options.dry_run:
+        files, n_bytes = planned(outfile, contents.tensors, options.max_bytes)
+    else:
+        files, n_bytes = write_model(
+            outfile,
+            contents,
+            force=options.force,
+            progress=options.progress,
+            max_bytes=options.max_bytes,
+        )
     return ConvertSummary(
         outfile=outfile,
-        architecture=architecture,
-        n_bytes=written[1],
-        files=tuple(written[0]),
-        tensors=tuple(tensors),
-        fell_back=_fell_back(tensors, recipe),
+        architecture=contents.architecture,
+        n_bytes=n_bytes,
+        files=tuple(files),
+        tensors=tuple(contents.tensors),
+        fell_back=_fell_back(contents.tensors, recipe),
         warnings=tuple(dict.fromkeys(warnings)),
         sparse=sparse,
     )

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import DoesNotFitError, FileError, HotcoldError, SettingError
 from hotcold.gguf_io.writer import (
+    Contents,
     MetadataValue,
     OutputTensor,
     array,
@@ -59,7 +60,7 @@ def test_round_trip(file: Path) -> None:
         "a.tokens": array([b"a", b"\xe2\x96\x81b"], GGUFValueType.STRING),
     }
     tensors = [tensor("one.weight", NUMBERS, 3), tensor("two.weight", NUMBERS[0])]
-    assert write_gguf(file, "llama", metadata, tensors) == file.stat().st_size
+    assert write_gguf(file, Contents("llama", metadata, tensors)) == file.stat().st_size
     reader = GGUFReader(file)
     found = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("GGUF.")}
     assert found == {
@@ -82,9 +83,9 @@ def test_round_trip(file: Path) -> None:
 
 
 def test_the_magic_alone_differs(file: Path) -> None:
-    write_gguf(file, "llama", {}, [tensor("one.weight", NUMBERS)])
+    write_gguf(file, Contents("llama", {}, [tensor("one.weight", NUMBERS)]))
     plain = file.read_bytes()
-    write_gguf(file, "llama", {}, [tensor("one.weight", NUMBERS)], magic="PWRI", force=True)
+    write_gguf(file, Contents("llama", {}, [tensor("one.weight", NUMBERS)], "PWRI"), force=True)
     assert plain[:4] == b"GGUF"
     assert file.read_bytes() == b"PWRI" + plain[4:]
 
@@ -92,7 +93,7 @@ def test_the_magic_alone_differs(file: Path) -> None:
 def test_progress_counts_bytes(file: Path) -> None:
     heard: list[tuple[str, int, int]] = []
     tensors = [tensor("one.weight", NUMBERS, 3), tensor("two.weight", NUMBERS)]
-    write_gguf(file, "llama", {}, tensors, progress=lambda *step: heard.append(step))
+    write_gguf(file, Contents("llama", {}, tensors), progress=lambda *step: heard.append(step))
     assert heard == [
         ("one.weight", 28, 168),
         ("one.weight", 56, 168),
@@ -118,7 +119,7 @@ def test_nothing_is_left_after_a_failure(
     if existing:
         file.write_bytes(b"old")
     with pytest.raises(raised, match=text):
-        write_gguf(file, "llama", {}, [tensor("one.weight", NUMBERS), failing(error)], force=True)
+        write_gguf(file, Contents("llama", {}, [tensor("one.weight", NUMBERS), failing(error)]), force=True)
     assert [(p.name, p.read_bytes()) for p in file.parent.iterdir()] == (
         [("out.gguf", b"old")] if existing else []
     )
@@ -135,7 +136,7 @@ def test_the_rename_comes_last(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
         sync(number)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    write_gguf(file, "llama", {}, [tensor("one.weight", NUMBERS)], force=True)
+    write_gguf(file, Contents("llama", {}, [tensor("one.weight", NUMBERS)]), force=True)
     assert seen == [b"old", b"GGUF"]
 
 
@@ -143,7 +144,7 @@ def test_a_full_disk_is_seen_before_the_tensors(file: Path, monkeypatch: pytest.
     usage = shutil.disk_usage(file.parent)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(DoesNotFitError, match=r"10 bytes free \(84 needed\)") as caught:
-        write_gguf(file, "llama", {}, [failing(AssertionError())])
+        write_gguf(file, Contents("llama", {}, [failing(AssertionError())]))
     assert caught.value.exit_code == 4
     assert list(file.parent.iterdir()) == []
 
@@ -151,14 +152,14 @@ def test_a_full_disk_is_seen_before_the_tensors(file: Path, monkeypatch: pytest.
 def test_a_tensor_of_another_size(file: Path) -> None:
     short = OutputTensor("short.weight", GGMLQuantizationType.F32, (7, 4), 112, tensor("", NUMBERS).chunks)
     with pytest.raises(FileError, match="short.weight: 84 bytes made"):
-        write_gguf(file, "llama", {}, [short])
+        write_gguf(file, Contents("llama", {}, [short]))
     assert list(file.parent.iterdir()) == []
 
 
 def test_force(file: Path) -> None:
     file.write_bytes(b"old")
     with pytest.raises(SettingError, match=r"out\.gguf \(exists already\); use --force") as caught:
-        write_gguf(file, "llama", {}, [])
+        write_gguf(file, Contents("llama", {}, []))
     assert caught.value.exit_code == 2
     assert file.read_bytes() == b"old"
 
@@ -184,7 +185,7 @@ def test_destinations_that_are_refused(file: Path) -> None:
 def test_a_new_file_has_the_usual_rights(file: Path) -> None:
     mask = os.umask(0o027)
     try:
-        write_gguf(file, "llama", {}, [])
+        write_gguf(file, Contents("llama", {}, []))
     finally:
         os.umask(mask)
     assert file.stat().st_mode & 0o777 == 0o640

@@ -135,7 +135,7 @@ def test_rows_that_the_type_does_not_divide_are_named(
             tmp_path, "llama", 10, (tmp_path,), (), {(T.Q4_0, T.F16): names}, ("mind this",), False
         )
 
-    monkeypatch.setattr(conversion, "convert", summary)
+    monkeypatch.setattr(conversion, "convert_with", summary)
     result = run(str(TINY), "--outfile", "x", "--outtype", "q4_0")
     assert "F16, since blocks of Q4_0 do not divide their rows: a.weight, b.weight\n" in result.stdout
     assert "runs dense" in result.stdout
@@ -184,12 +184,12 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
     out = tmp_path / "out"
     out.mkdir()
     code = (
-        "import os, sys; from hotcold.gguf_io.convert import conversion; from hotcold.cli import main\n"
-        "write = conversion.write_model\n"
+        "import os, sys; from hotcold.gguf_io.convert import summary; from hotcold.cli import main\n"
+        "write = summary.write_model\n"
         "def stopped(*arguments, progress=None, **options):\n"
         f"    kill = lambda name, done, total: os.kill(os.getpid(), {int(number)})\n"
         "    return write(*arguments, progress=kill, **options)\n"
-        "conversion.write_model = stopped\n"
+        "summary.write_model = stopped\n"
         "main()\n"
     )
     command = [sys.executable, "-c", code, "convert", str(model), "--outfile", str(out / "tiny.gguf")]

@@ -14,7 +14,16 @@ import hotcold
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.byte_characters import CHARACTER_OF
-from hotcold.gguf_io.writer import MetadataValue, OutputTensor, array, float32, string, uint32, write_gguf
+from hotcold.gguf_io.writer import (
+    Contents,
+    MetadataValue,
+    OutputTensor,
+    array,
+    float32,
+    string,
+    uint32,
+    write_gguf,
+)
 
 GOLDEN = Path(__file__).parent.parent.parent / "data" / "llamacpp" / "llama.f16.gguf"
 PIECES = [*CHARACTER_OF, "Ġ1", "Ġ12", "<|endoftext|>"]
@@ -53,7 +62,7 @@ def model(tmp_path: Path) -> MakeModel:
         } | ({} if pre is None else {"pre": string(pre)})
         metadata = kept | {f"tokenizer.ggml.{key}": value for key, value in vocabulary.items()}
         path = tmp_path / "bpe.gguf"
-        write_gguf(path, "llama", metadata, tensors_of(GOLDEN), force=True)
+        write_gguf(path, Contents("llama", metadata, tensors_of(GOLDEN)), force=True)
         return path
 
     return make

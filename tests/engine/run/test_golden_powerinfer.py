@@ -14,7 +14,7 @@ from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
-from hotcold.gguf_io.convert.requantise import requantise
+from hotcold.gguf_io.convert.conversion import convert
 
 Logits = NDArray[np.float32]
 
@@ -78,7 +78,7 @@ def test_a_requantised_file_runs(
 ) -> None:
     """In Q8_0, with predictors in Q5_0: PowerInfer's rule."""
     recorded = np.load(data / "powerinfer" / f"{architecture}-f16.npz")
-    requantise(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf", tmp_path / "q.gguf", "q8_0")
+    convert(data / "powerinfer" / f"{architecture}-f16.powerinfer.gguf", None, tmp_path / "q.gguf", "q8_0")
     with (
         open_gguf(tmp_path / "q.gguf") as file,
         Executor(plan_for_cpu(load_model(file), Wanted("predictor", 64, 40, "f32")), file, 2) as executor,
@@ -113,8 +113,8 @@ def test_a_sparse_ffn_runs_in_every_block_type(
             "hotcold.gguf_io.convert.requantise._new_type",
             lambda info, *_: kind if ".ffn_" in info.name and len(info.ne) > 1 else info.type,
         )
-        requantise(source, rounded, "q4_0")
-    requantise(rounded, widened, "f32")
+        convert(source, None, rounded, "q4_0")
+    convert(rounded, None, widened, "f32")
     logits = []
     for path in (rounded, widened):
         for step in (1, 7):

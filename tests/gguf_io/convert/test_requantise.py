@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
-from hotcold.gguf_io.convert.requantise import requantise
 
 T = GGMLQuantizationType
 MakeLlama = Callable[..., Any]  # the fixture llama
@@ -41,7 +40,7 @@ def numbers(file: GGUFFile, name: str) -> NDArray[np.float32]:
 
 @pytest.mark.parametrize("architecture", POWERINFER)
 def test_the_file_is_powerinfers_own_to_the_byte(architecture: str, out: Path) -> None:
-    summary = requantise(golden(architecture), out, "q4_0")
+    summary = convert(golden(architecture), None, out, "q4_0")
     assert out.read_bytes() == golden(architecture, "q4_0").read_bytes()
     assert (summary.architecture, summary.sparse, summary.warnings) == (architecture, True, ())
     assert summary.n_bytes == out.stat().st_size
@@ -50,7 +49,7 @@ def test_the_file_is_powerinfers_own_to_the_byte(architecture: str, out: Path) -
 @pytest.mark.parametrize("outtype", list(TYPES))
 @pytest.mark.parametrize("architecture", POWERINFER)
 def test_each_tensor_is_rounded_once_from_the_source(architecture: str, outtype: str, out: Path) -> None:
-    summary = requantise(golden(architecture), out, outtype)
+    summary = convert(golden(architecture), None, out, outtype)
     wanted = TYPES[outtype]
     with open_gguf(golden(architecture)) as source, open_gguf(out) as made:
         assert list(made.tensors) == list(source.tensors)
@@ -85,7 +84,7 @@ def same(a: Any, b: Any) -> bool:
 @pytest.mark.parametrize("outtype", ["f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1"])
 def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
     """One set of weights, written in each type; there the head has the type of the rest."""
-    requantise(DATA / "llamacpp" / "llama.f32.gguf", out, outtype)
+    convert(DATA / "llamacpp" / "llama.f32.gguf", None, out, outtype)
     with open_gguf(DATA / "llamacpp" / f"llama.{outtype}.gguf") as recorded, open_gguf(out) as made:
         assert list(made.tensors) == list(recorded.tensors)
         for name, info in recorded.tensors.items():
@@ -99,7 +98,7 @@ def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
 )
 def test_every_block_type_can_be_the_source(kind: str, out: Path) -> None:
     path = DATA / "llamacpp" / f"llama.{kind}.gguf"
-    summary = requantise(path, out, "f16")
+    summary = convert(path, None, out, "f16")
     with open_gguf(path) as source, open_gguf(out) as made:
         for name, info in source.tensors.items():
             exact = numbers(source, name)
@@ -114,8 +113,8 @@ def test_every_block_type_can_be_the_source(kind: str, out: Path) -> None:
 
 @pytest.mark.parametrize(("outtype", "head"), [("q4_0", T.Q6_K), ("q8_0", T.Q8_0), ("f16", T.F16)])
 def test_a_head_with_rows_of_256_is_q6_k(outtype: str, head: T, tmp_path: Path, out: Path) -> None:
-    requantise(DATA / "llamacpp" / "llama.q4_k.gguf", tmp_path / "f32.gguf", "f32")
-    requantise(tmp_path / "f32.gguf", out, outtype)
+    convert(DATA / "llamacpp" / "llama.q4_k.gguf", None, tmp_path / "f32.gguf", "f32")
+    convert(tmp_path / "f32.gguf", None, out, outtype)
     with open_gguf(tmp_path / "f32.gguf") as source, open_gguf(out) as made:
         assert made.tensors["output.weight"].type is head
         rounded = blocks.quantize(numbers(source, "output.weight"), head)
@@ -125,7 +124,7 @@ def test_a_head_with_rows_of_256_is_q6_k(outtype: str, head: T, tmp_path: Path, 
 
 def test_a_head_in_q6_k_stays(out: Path) -> None:
     path = DATA / "llamacpp" / "llama.q6_k.gguf"
-    requantise(path, out, "q4_0")
+    convert(path, None, out, "q4_0")
     with open_gguf(path) as source, open_gguf(out) as made:
         assert made.tensors["output.weight"].type is T.Q6_K
         assert np.array_equal(made.data("output.weight"), source.data("output.weight"))
@@ -135,7 +134,7 @@ def test_a_head_in_q6_k_stays(out: Path) -> None:
 @pytest.mark.parametrize(("outtype", "head"), [("q4_0", T.Q8_0), ("q8_0", T.Q8_0), ("f16", T.F16)])
 def test_a_tied_embedding_is_the_head(outtype: str, head: T, out: Path) -> None:
     """Rows of 128, which Q6_K does not divide."""
-    requantise(DATA / "llamacpp" / "llama.ropelinear.q8_0.gguf", out, outtype)
+    convert(DATA / "llamacpp" / "llama.ropelinear.q8_0.gguf", None, out, outtype)
     with open_gguf(out) as made:
         assert "output.weight" not in made.tensors
         assert made.tensors["token_embd.weight"].type is head
@@ -159,7 +158,7 @@ def test_directory_to_f16_to_type_is_directory_to_type(
 
 def test_a_mix_with_predictors(out: Path) -> None:
     """Rows that 256 does not divide; more bits in the second of two layers; predictors as PowerInfer has them."""
-    summary = requantise(golden("llama"), out, "q4_k_m")
+    summary = convert(golden("llama"), None, out, "q4_k_m")
     finer = ("output.weight", "blk.1.attn_v.weight", "blk.1.ffn_down_t.weight")
     with open_gguf(golden("llama")) as source, open_gguf(out) as made:
         assert made.metadata["general.file_type"] == 15 and made.is_powerinfer
@@ -174,9 +173,9 @@ def test_a_mix_with_predictors(out: Path) -> None:
 
 @pytest.mark.parametrize("max_bytes", [None, 50_000])
 def test_a_dry_run_says_what_would_be_written(out: Path, max_bytes: int | None) -> None:
-    planned = requantise(golden("llama"), out, "q4_k_m", dry_run=True, max_bytes=max_bytes)
+    planned = convert(golden("llama"), None, out, "q4_k_m", dry_run=True, max_bytes=max_bytes)
     assert list(out.parent.iterdir()) == []
-    written = requantise(golden("llama"), out, "q4_k_m", max_bytes=max_bytes)
+    written = convert(golden("llama"), None, out, "q4_k_m", max_bytes=max_bytes)
     assert planned.files == written.files
     assert [(t.name, t.type, t.ne) for t in planned.tensors] == [
         (t.name, t.type, t.ne) for t in written.tensors
@@ -198,20 +197,20 @@ def test_the_same_with_predictors(llama: MakeLlama, save: Save, tmp_path: Path) 
 
 def test_slabs_do_not_show(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hotcold.gguf_io.convert.requantise.SLAB_ELEMENTS", 200)
-    requantise(golden("llama"), out, "q4_0")
+    convert(golden("llama"), None, out, "q4_0")
     assert out.read_bytes() == golden("llama", "q4_0").read_bytes()
 
 
 def test_progress_reaches_the_end(out: Path) -> None:
     heard: list[tuple[str, int, int]] = []
-    requantise(golden("opt"), out, "q4_0", progress=lambda *step: heard.append(step))
+    convert(golden("opt"), None, out, "q4_0", progress=lambda *step: heard.append(step))
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
     assert heard[-1][1] == heard[-1][2] > 0
 
 
 def test_rows_that_the_type_does_not_divide_stay_f16(llama: MakeLlama, tmp_path: Path) -> None:
     convert(llama(intermediate_size=72).folder, None, tmp_path / "f16.gguf", "f16")
-    summary = requantise(tmp_path / "f16.gguf", tmp_path / "q.gguf", "q8_0")
+    summary = convert(tmp_path / "f16.gguf", None, tmp_path / "q.gguf", "q8_0")
     assert summary.kept_f16 == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
 
 
@@ -235,7 +234,7 @@ def test_every_kind_of_metadata_is_kept(gguf_bytes: Any, tmp_path: Path, out: Pa
     pairs.append(gguf_bytes.array(b"strings", 8, 2, gguf_bytes.text(b"") + gguf_bytes.text(b"\xff")))
     path = tmp_path / "in.gguf"
     path.write_bytes(written(gguf_bytes, *pairs))
-    requantise(path, out, "q8_0")
+    convert(path, None, out, "q8_0")
     with open_gguf(path) as source, open_gguf(out) as made:
         names = [*source.metadata, "general.file_type", "general.quantization_version"]
         assert list(made.metadata) == names
@@ -247,7 +246,7 @@ def test_every_kind_of_metadata_is_kept(gguf_bytes: Any, tmp_path: Path, out: Pa
 def test_another_alignment_and_version(gguf_bytes: Any, tmp_path: Path, out: Path) -> None:
     alignment = gguf_bytes.pair(b"general.alignment", 4, struct.pack("<I", 64))
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, alignment, alignment=64, version=2))
-    requantise(tmp_path / "in.gguf", out, "f32")
+    convert(tmp_path / "in.gguf", None, out, "f32")
     with open_gguf(out) as made:
         assert "general.alignment" not in made.metadata
         assert made.version == 3
@@ -275,7 +274,7 @@ def test_the_output_is_the_input(out: Path) -> None:
 def test_an_existing_output(out: Path) -> None:
     out.write_bytes(b"old")
     assert "use --force to overwrite it" in str(refusal(golden("llama"), out))
-    requantise(golden("llama"), out, "q4_0", force=True)
+    convert(golden("llama"), None, out, "q4_0", force=True)
     assert out.read_bytes()[:4] == b"PWRI"
 
 
@@ -344,7 +343,7 @@ def test_empty_arrays_are_left_out_with_a_line(
 ) -> None:
     arrays = [gguf_bytes.array(key, kind, 0, b"") for key, kind in keys.items()]
     (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, *arrays))
-    summary = requantise(tmp_path / "in.gguf", out, "f16")
+    summary = convert(tmp_path / "in.gguf", None, out, "f16")
     assert summary.warnings == tuple(f"{key.decode()} is an empty array, which is left out" for key in keys)
     with open_gguf(out) as file:
         assert not {key.decode() for key in keys} & set(file.metadata)
