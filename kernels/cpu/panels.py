@@ -14,6 +14,8 @@ Measured choices, 5632 x 2048 by 256 tokens: 32 rows by 4 tokens, since 16 x 8, 
 equal; without AVX-512, whose registers are twice as many and as wide, 16 by 4, one token after another.
 """
 
+from functools import partial
+
 import numpy as np
 from numba import types
 from numba.core import cgutils
@@ -37,7 +39,8 @@ from hotcold.kernels.cpu.simd import (
     load,
     operation,
 )
-from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID, emit_switch
+from hotcold.kernels.cpu.variants import Variants, emitted, variants_of
+from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
     FIRST_SUMS,
@@ -85,6 +88,12 @@ for _kind in BLOCK_TYPES:
     _FACTORS[_kind.type_id] = n_factors(sum_kind(_kind))
     _SHIFTS[_kind.type_id] = _kind.offset_shift
 
+
+def tile_kind(type_id: int) -> int:
+    """`sum_kind` by GGUF's type number."""
+    return int(_KINDS[type_id])
+
+
 # this file's part of a thread's scratch memory, in bytes
 _COLUMNS, _OUT = 0, 64
 _STAGED = _OUT + COLUMNS * ROW_BYTES
@@ -101,28 +110,30 @@ def scratch_bytes(k: int) -> int:
 # ---- decoding rows to a panel -----------------------------------------------------
 
 
-@operation(types.void, *(types.int64, address, types.int64, types.int64, types.int64, types.int64, address))
-def _stage(
-    b: Builder, type_id: Value, w: Value, stride: Value, n_rows: Value, window: Value, k: Value, out: Value
+def _emit_stage(
+    b: Builder, kind: BlockType, w: Value, stride: Value, n_rows: Value, window: Value, k: Value, out: Value
 ) -> None:
     last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
     last_row = b.sub(n_rows, I64(1))
+    offset = b.mul(window, I64(kind.window_bytes))
+    with cgutils.for_range(b, I64(16)) as loop:
+        r = b.select(b.icmp_signed("<", loop.index, last_row), loop.index, last_row)
+        row = b.add(w, b.mul(stride, r))
+        later = b.add(b.add(row, offset), b.mul(stride, I64(ROWS)))
+        simd.emit_prefetches(b, later, kind.window_bytes, 2)
+        decoded = kind.unpack_window(b, row, window, last_block)
+        to = b.add(out, b.mul(loop.index, I64(STAGED_ROW)))
+        vectors = [v for pair in decoded.numbers for v in pair] + decoded.factors + decoded.parts
+        for i, v in enumerate(vectors):
+            simd.store(b, v, to, 64 * i, 64)
 
-    def emit(kind: WeightType) -> None:
-        assert isinstance(kind, BlockType)
-        offset = b.mul(window, I64(kind.window_bytes))
-        with cgutils.for_range(b, I64(16)) as loop:
-            r = b.select(b.icmp_signed("<", loop.index, last_row), loop.index, last_row)
-            row = b.add(w, b.mul(stride, r))
-            later = b.add(b.add(row, offset), b.mul(stride, I64(ROWS)))
-            simd.emit_prefetches(b, later, kind.window_bytes, 2)
-            decoded = kind.unpack_window(b, row, window, last_block)
-            to = b.add(out, b.mul(loop.index, I64(STAGED_ROW)))
-            vectors = [v for pair in decoded.numbers for v in pair] + decoded.factors + decoded.parts
-            for i, v in enumerate(vectors):
-                simd.store(b, v, to, 64 * i, 64)
 
-    emit_switch(b, type_id, BLOCK_TYPES, emit)
+def _stage(w: int, stride: int, n_rows: int, window: int, k: int, out: int) -> None:
+    emitted(w, stride, n_rows, window, k, out)
+
+
+STAGE = variants_of(_stage, BLOCK_TYPES, _emit_stage)
+_call_stage = STAGE.call
 
 
 def _transposed(b: Builder, v: list[Value]) -> list[Value]:
@@ -166,17 +177,11 @@ def _turn(b: Builder, staged: Value, n_factors: Value, panel: Value) -> None:
         turn(at, b.add(panel, b.mul(loop.index, I64(ROW_BYTES))), where)
 
 
-@compiled_code(types.void(*[types.int64] * 7))
-def _stage_code(type_id: int, w: int, stride: int, n_rows: int, window: int, k: int, out: int) -> None:
-    _stage(type_id, w, stride, n_rows, window, k, out)
-
-
 @compiled_code(types.void(types.int64, types.int64, types.int64))
 def _turn_code(staged: int, n_factors: int, panel: int) -> None:
     _turn(staged, n_factors, panel)
 
 
-_call_stage = linked("hotcold_stage", _stage_code, types.void, *[types.int64] * 7)
 _call_turn = linked("hotcold_turn", _turn_code, types.void, *[types.int64] * 3)
 
 
@@ -286,28 +291,21 @@ def _emit_blocks(
             b.store(simd.fma(b, minima[r], scaled_sum, v) if minima else v, acc[i][r])
 
 
-@operation(types.void, types.int64, address, types.int64, address, types.int64, address, address)
-def _tile(
-    b: Builder, kind: Value, panel: Value, n_blocks: Value, xs: Value, shift: Value, chains: Value, out: Value
-) -> None:
+def _emit_tile_of(kind: int, b: Builder, *arguments: Value) -> None:
+    panel, n_blocks, xs, shift, chains, out = arguments
     columns = [load(b, xs, I64, 8 * c) for c in range(COLUMNS)]
-    end = b.append_basic_block("tile_end")
-    switch = b.switch(kind, end)
-    for number in sorted({sum_kind(kind) for kind in BLOCK_TYPES}):
-        block = b.append_basic_block(f"tile_{number}")
-        switch.add_case(I64(number), block)
-        b.position_at_end(block)
-        _emit_tile(b, number, panel, n_blocks, columns, shift, chains, out)
-        b.branch(end)
-    b.position_at_end(end)
+    _emit_tile(b, kind, panel, n_blocks, columns, shift, chains, out)
 
 
-@compiled_code(types.void(*[types.int64] * 7))
-def _tile_code(kind: int, panel: int, n_blocks: int, xs: int, shift: int, chains: int, out: int) -> None:
-    _tile(kind, panel, n_blocks, xs, shift, chains, out)
+def _tile(panel: int, n_blocks: int, xs: int, shift: int, chains: int, out: int) -> None:
+    emitted(panel, n_blocks, xs, shift, chains, out)
 
 
-_call_tile = linked("hotcold_tile", _tile_code, types.void, *[types.int64] * 7)
+TILE = Variants(
+    _tile,
+    {kind: (f"{kind}", partial(_emit_tile_of, kind)) for kind in sorted({sum_kind(t) for t in BLOCK_TYPES})},
+)
+_call_tile = TILE.call
 
 
 @compiled

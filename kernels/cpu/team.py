@@ -14,7 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cpu import attention, elementwise, ffn, kv_cache, operations, pack, program, rows, tiles
+from hotcold.kernels.cpu import (
+    attention,
+    elementwise,
+    ffn,
+    kv_cache,
+    needed,
+    operations,
+    pack,
+    program,
+    rows,
+    tiles,
+)
 from hotcold.kernels.cpu.cache import mark_compiled
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_i64, store_i64
@@ -226,6 +237,7 @@ class Program:
 
     def __init__(self, ops: list[dict[str, Any]], run: NDArray[np.int64] | None = None) -> None:
         self.ops = program.assemble(ops)
+        needed.prepare(self.ops)
         self.run = np.zeros(program.N_PARAMETERS, np.int64) if run is None else run
         self.base = int(self.ops.ctypes.data)
         self.number = 0
@@ -305,6 +317,6 @@ class Team:
 
 
 def compile_kernels() -> None:
-    """Compile the walk with all its kernels, or load it from the disk cache."""
+    """Compile the walk, or load it from the disk cache; a program compiles what its own weight types need."""
     Team(1).walk(Program([{"code": program.ADD, "chunks": 1}]))
     mark_compiled()

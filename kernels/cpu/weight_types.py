@@ -1,9 +1,6 @@
 """All weight types that have CPU kernels: one table, by GGUF's type numbers."""
 
-from collections.abc import Callable, Sequence
-
 from hotcold.kernels.cpu.k_weights import Q4_K, Q5_K, Q6_K
-from hotcold.kernels.cpu.simd import I64, Builder, Value
 from hotcold.kernels.cpu.weights import (
     BF16_TYPE,
     F16_TYPE,
@@ -24,17 +21,3 @@ WEIGHT_TYPES: tuple[WeightType, ...] = (*FLOAT_TYPES, *BLOCK_TYPES)
 SPARSE_TYPES = tuple(kind for kind in WEIGHT_TYPES if kind.in_sparse_ffn)
 BY_ID = {kind.type_id: kind for kind in WEIGHT_TYPES}
 
-
-def emit_switch(
-    b: Builder, type_id: Value, kinds: Sequence[WeightType], emit: Callable[[WeightType], None]
-) -> None:
-    """Emit one branch a type, and a switch that takes the one of `type_id`; none for an unknown number."""
-    end = b.append_basic_block("types_end")
-    switch = b.switch(type_id, end)
-    for kind in kinds:
-        block = b.append_basic_block(f"type_{kind.name}")
-        switch.add_case(I64(kind.type_id), block)
-        b.position_at_end(block)
-        emit(kind)
-        b.branch(end)
-    b.position_at_end(end)
