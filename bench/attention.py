@@ -33,10 +33,10 @@ class Layers:
         self.q[:] = np.random.default_rng(0).standard_normal(self.q.size)
         self.partial = program.aligned(64 + attention.partial_bytes(n_tokens, n_head, head_dim, n_keys))
         fields = {
-            "p0": n_head,
-            "p1": n_head_kv,
-            "p2": head_dim,
-            "f0": head_dim**-0.5,
+            "n_head": n_head,
+            "n_head_kv": n_head_kv,
+            "head_dim": head_dim,
+            "scale": head_dim**-0.5,
             "x": self.q.ctypes.data,
             "y": self.y.ctypes.data,
             "x_stride": 4 * n_head * head_dim,

@@ -145,10 +145,15 @@ class FFN:
         three = [weight(name, base + i * size, type_id, n_embd) for i, name in enumerate(("w", "w1", "w2"))]
         ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three[0], **three[1], **three[2]}
         ffn |= {"n_rows": n_ff, "k": n_embd, "x": self.x.ctypes.data, "z": self.x.ctypes.data}
-        ffn |= {"p0": self.listed.ctypes.data, "p1": self.length.ctypes.data, "p2": 1}
+        ffn |= {"listed": self.listed.ctypes.data, "n_listed": self.length.ctypes.data, "skip": 1}
         ffn |= {"scratch": self.partial.ctypes.data, "scratch_stride": 4 * n_embd}
         ffn |= {"counts": self.counts.ctypes.data}
-        total = {"code": program.REDUCE, "chunks": 8, "x": self.partial.ctypes.data, "p0": program.PIECES}
+        total = {
+            "code": program.REDUCE,
+            "chunks": 8,
+            "x": self.partial.ctypes.data,
+            "n_parts": program.PIECES,
+        }
         total |= {"x_stride": 4 * n_embd, "k": n_embd, "y": self.y.ctypes.data}
         return [ffn, total]
 

@@ -127,10 +127,9 @@ def ffn_matrices(node: Node) -> list[Weight]:
 
 
 def reading_matrices(node: Node) -> list[Weight]:
-    """The matrices that the input x of a product, a predictor or an FFN is multiplied with."""
-    if node.op in ("mul_mat", "logits"):
-        return [node.weight("weight")]
-    return [node.weight("fc1")] if node.op == "predictor" else ffn_matrices(node)[:-1]
+    """The matrices that a node's input x is multiplied with."""
+    found = (node.find_weight(role) for role in (OPS[node.op].reading if node.op in OPS else ()))
+    return [weight for weight in found if weight is not None]
 
 
 def make_node(

@@ -13,12 +13,8 @@ from gguf import GGMLQuantizationType
 
 from hotcold.engine.graph.graph import Node, Tensor, reading_matrices
 from hotcold.engine.graph.ops import FFN_OPS
-from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode
+from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode
 
-READING_OPS = {
-    CPU: ("mul_mat", "logits", "predictor", *FFN_OPS),
-    GPU: ("mul_mat", "predictor", *FFN_OPS),  # the head's input is packed with the head, if it is wanted
-}
 IsQuantised = Callable[[GGMLQuantizationType], bool]
 
 
@@ -45,8 +41,11 @@ def pack(placed: PlacedGraph, side: str, is_quantised: IsQuantised) -> PlacedGra
 
 
 def _packed_input(p: PlacedNode, is_quantised: IsQuantised) -> Tensor | None:
-    """What a node reads packed, if it does; what the device has rounded already it reads as it is."""
-    if p.node.op not in READING_OPS[p.side]:
+    """What a node reads packed, if it does; what the device has rounded already it reads as it is.
+
+    On the device the head's input is packed with the head, if it is wanted.
+    """
+    if not reading_matrices(p.node) or (p.side == GPU and p.node.op == "logits"):
         return None
     x = p.node.tensor("x")
     if p.side == GPU and x.dtype == "q8":

@@ -10,7 +10,7 @@ Four areas serve all nodes in turn, each as large as the node that wants most of
 
 from collections.abc import Callable
 
-from hotcold.engine.graph.graph import Graph, Node, ffn_matrices, weights_of
+from hotcold.engine.graph.graph import Graph, Node, ffn_matrices, reading_matrices, weights_of
 from hotcold.engine.model.model import Weight
 from hotcold.kernels.cpu import attention, pack, program, rows
 
@@ -18,7 +18,7 @@ AREAS = ("packed", "first", "second", "listed")
 
 
 def _packed(node: Node, n_tokens: int) -> int:
-    if node.op in ("embed", "positions"):
+    if not reading_matrices(node):
         return 0
     wide = [w.ne[0] for w in weights_of(node) if rows.is_quantised(int(w.type))]
     return max((n_tokens * pack.packed_bytes(k) for k in wide), default=0)
@@ -59,7 +59,7 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     return {"first": max(hidden, _partials(node, up)) if n_tokens == 1 else hidden}
 
 
-_OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
+OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
     "predictor": _predictor,
     "dense_gated_ffn": _dense_gated_ffn,
     "sparse_gated_ffn": _sparse_gated_ffn,
@@ -73,7 +73,7 @@ def area_bytes(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
         return {"first": attention.partial_bytes(n_tokens, n_head, head_dim, n_ctx)}
-    own = _OWN.get(node.op)
+    own = OWN.get(node.op)
     return {"packed": _packed(node, n_tokens), **(own(node, n_tokens) if own else {})}
 
 

@@ -17,7 +17,7 @@ they do not depend on what a plan puts there.
 """
 
 from hotcold.engine.graph.arena import aligned
-from hotcold.engine.graph.graph import Graph, Node, weights_of
+from hotcold.engine.graph.graph import Graph, Node, reading_matrices, weights_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.model.model import Model
 from hotcold.kernels.formats import (
@@ -30,14 +30,13 @@ from hotcold.kernels.formats import (
 )
 
 FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
-MATRIX_OPS = ("mul_mat", "logits", "predictor", *FFN_OPS)
 
 
 def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that one node uses for n_tokens tokens."""
     weights = weights_of(node)
     areas: dict[str, int] = {}
-    if node.op in MATRIX_OPS:
+    if reading_matrices(node):
         areas["quantised"] = max(
             (quantised_bytes(n_tokens, w.ne[0]) for w in weights if w.type in QUANTISED), default=0
         )

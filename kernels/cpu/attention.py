@@ -129,8 +129,8 @@ def _tile(
 @compiled
 def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, positions: int) -> None:  # type: ignore[no-untyped-def]
     """The block's positions, and its queries in whole vectors, scaled for powers of two."""
-    group, head_dim = op.p0 // op.p1, op.p2
-    factor = operations.to_f32(op.f0 * LOG2E)
+    group, head_dim = op.n_head // op.n_head_kv, op.head_dim
+    factor = operations.to_f32(op.scale * LOG2E)
     factors, whole = operations.splat16(factor), head_dim & ~15
     t, g = row // group, row % group
     for r in range(n_rows):
@@ -157,7 +157,7 @@ def _sum_part(  # type: ignore[no-untyped-def]
     Args:
         q, positions: of the rows. spare: memory for a register tile, see `attend`, and a widened one.
     """
-    head_dim, window, block_bytes = op.p2, op.k, op.w_stride
+    head_dim, window, block_bytes = op.head_dim, op.k, op.w_stride
     n_vectors = kv_cache.padded(head_dim) // 16
     record = STATE + 64 * n_vectors
     for r in range(n_rows):
@@ -194,7 +194,7 @@ def _meets(position: int, window: int, part: int) -> bool:
 @compiled
 def _finish_row(op, head_kv: int, row: int, record: int) -> None:  # type: ignore[no-untyped-def]
     """The answer of one row."""
-    group, head_dim = op.p0 // op.p1, op.p2
+    group, head_dim = op.n_head // op.n_head_kv, op.head_dim
     t, head = row // group, head_kv * group + row % group
     sink = op.z + 4 * head if op.z else 0
     finish(record, head_dim, sink, op.y + t * op.y_stride + 4 * head * head_dim)
@@ -215,19 +215,19 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
     register tile: 8 rows of 64 weights, 8 factors and 8 ones in 16 lanes, keys and values as float32.
 
     Args:
-        op: p0 query heads, p1 heads of the cache, p2 head_dim, f0 scale, k window or 0, z address of the
-            sinks float32 [p0] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
+        op: n_head query heads, n_head_kv of the cache, head_dim, scale, k window or 0, z address of the
+            sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
             and w1_stride a head; scratch of `partial_bytes`.
         run: the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
     """
-    n_tokens, n_past, n_head_kv, window = run[N_TOKENS], run[N_PAST], op.p1, op.k
-    group = op.p0 // n_head_kv
-    n_rows, block = n_tokens * group, _rows_of_block(n_tokens, group, n_head_kv, op.p2)
+    n_tokens, n_past, n_head_kv, window = run[N_TOKENS], run[N_PAST], op.n_head_kv, op.k
+    group = op.n_head // n_head_kv
+    n_rows, block = n_tokens * group, _rows_of_block(n_tokens, group, n_head_kv, op.head_dim)
     n_blocks = (n_rows + block - 1) // block
     first_part, n_parts = _parts(op, n_tokens, n_past)
     cut = n_tokens <= SPLIT_TOKENS and n_parts > 1
     items = n_head_kv * n_blocks * (n_parts if cut else 1)
-    n_vectors = kv_cache.padded(op.p2) // 16
+    n_vectors = kv_cache.padded(op.head_dim) // 16
     record = STATE + 64 * n_vectors
     positions = scratch + 64 * n_vectors * block
     totals = positions + 64 * ((block + 7) // 8)
@@ -262,11 +262,11 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
 @compiled
 def join_parts(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION_JOIN op, the same record as the ATTENTION before it; often nothing is left."""
-    n_tokens, n_past, n_head_kv, group = run[N_TOKENS], run[N_PAST], op.p1, op.p0 // op.p1
+    n_tokens, n_past, n_head_kv, group = run[N_TOKENS], run[N_PAST], op.n_head_kv, op.n_head // op.n_head_kv
     first_part, n_parts = _parts(op, n_tokens, n_past)
     if n_tokens > SPLIT_TOKENS or n_parts == 1:
         return
-    n_rows, n_vectors = n_tokens * group, kv_cache.padded(op.p2) // 16
+    n_rows, n_vectors = n_tokens * group, kv_cache.padded(op.head_dim) // 16
     record = STATE + 64 * n_vectors
     items = n_head_kv * n_rows
     for item in range(items * c // op.chunks, items * (c + 1) // op.chunks):

@@ -72,7 +72,7 @@ def first_of_piece(op, piece: int) -> int:  # type: ignore[no-untyped-def]
 def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
     """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
 
-    Gates are read, then `up` and `down_t` only where the gate is positive, unless op.p2 is 0, which reads
+    Gates are read, then `up` and `down_t` only where the gate is positive, unless op.skip is 0, which reads
     all. While a row is worked on, others are asked for: the gate some rows ahead, and the row of `up`, then
     of `down_t`, that the last product has shown to be wanted. Without a gate (op.w1 is 0) op.w is `up`,
     op.z its bias or 0, and the sum is of relu(up x + bias) down_t.
@@ -81,9 +81,9 @@ def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # t
         how many rows are listed, and how many have a positive gate, or `up` without one, or were all read.
     """
     live, gates = scratch + _LIVE, scratch + _GATES
-    n = load_i64(op.p1) if op.p0 else op.n_rows
-    begin = first_at_least(op.p0, n, first_of_piece(op, first))
-    end = first_at_least(op.p0, n, first_of_piece(op, last))
+    n = load_i64(op.n_listed) if op.listed else op.n_rows
+    begin = first_at_least(op.listed, n, first_of_piece(op, first))
+    end = first_at_least(op.listed, n, first_of_piece(op, last))
     for piece in range(first, last):
         elementwise.clear(op.scratch + piece * op.scratch_stride, op.k)
     total, piece = 0, first
@@ -115,16 +115,16 @@ def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  
     second, second_stride = (op.w1, op.w1_stride) if op.w1 != 0 else (op.w2, op.w2_stride)
     far, wanted, n = rows_ahead(op.w_stride), 0, 0
     for i in range(start, stop):
-        r = listed_row(op.p0, i)
+        r = listed_row(op.listed, i)
         row = op.w + r * op.w_stride
         ahead = rows.AHEAD
-        if op.p0:
-            ahead = (listed_row(op.p0, min(i + far, end - 1)) - r) * op.w_stride
+        if op.listed:
+            ahead = (listed_row(op.listed, min(i + far, end - 1)) - r) * op.w_stride
         g = dot_row(op.w_type, row, op.x, op.k, ahead, wanted - row if wanted else 0)
         if op.w1 == 0 and op.z != 0:
             g += load_f32(op.z + 4 * r)
         wanted = 0
-        if g > 0 or op.p2 == 0:
+        if g > 0 or op.skip == 0:
             store_i64(live + 8 * n, r)
             store_f32(gates + 4 * n, max(g, operations.to_f32(0.0)))
             n += 1
@@ -145,7 +145,7 @@ def _times_up(op, live: int, gates: int, n: int) -> int:  # type: ignore[no-unty
         r = load_i64(live + 8 * i)
         row = op.w1 + r * op.w1_stride
         u = dot_row(op.w1_type, row, op.z, op.k, op.w2 + r * op.w2_stride - row, 0)
-        if op.p3 == RELU_BOTH_ACTIVATION and not u > 0:
+        if op.activation == RELU_BOTH_ACTIVATION and not u > 0:
             continue
         store_i64(live + 8 * kept, r)
         store_f32(gates + 4 * kept, load_f32(gates + 4 * i) * u)
@@ -341,7 +341,7 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
             t = load_i64(tokens + 8 * j)
             v = load_f32(dots + 4 * j)
             if times_gate:
-                v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * r), op.p3)
+                v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * r), op.activation)
             store_f32(op.y + t * op.y_stride + 4 * r, v)
 
 
@@ -363,7 +363,7 @@ def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  #
             if word & 1:
                 v = load_f32(y + 4 * i)
                 if times_gate:
-                    v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * i), op.p3)
+                    v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * i), op.activation)
             store_f32(y + 4 * i, v)
             word >>= 1
         r += n
@@ -416,7 +416,7 @@ def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  
     """y[t, first:last] = sum_r x[t, r] w[r, first:last] for every token; rows with x = 0 are not read.
 
     Where tokens want few rows, each adds its own, which the others find in the cache. Where they want many,
-    a row is widened once for all of them. The sums are those of op.p0 pieces, as in `ffn_pieces` and REDUCE.
+    a row is widened once for all of them. The sums are those of op.n_parts pieces, as in `ffn_pieces` and REDUCE.
     """
     if rows.is_in_sparse_ffn(op.w_type) and _wanted(op, n_tokens) < FEW_ROWS * op.n_rows * n_tokens:
         _down_listed(op, first, last, n_tokens, scratch)
@@ -444,8 +444,8 @@ def _wanted(op, n_tokens: int) -> int:  # type: ignore[no-untyped-def]
 def _down_listed(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """`down_rows`, each token's rows by a list; all tokens go through a piece before the next one."""
     part = scratch + _SUMS
-    for piece in range(op.p0):
-        begin, end = op.n_rows * piece // op.p0, op.n_rows * (piece + 1) // op.p0
+    for piece in range(op.n_parts):
+        begin, end = op.n_rows * piece // op.n_parts, op.n_rows * (piece + 1) // op.n_parts
         for t in range(n_tokens):
             elementwise.clear(part, last - first)
             for start in range(begin, end, LISTED):
@@ -488,8 +488,8 @@ def _down_part(op, first: int, last: int, start: int, stop: int, width: int, scr
     n_vectors = (last - first + 15) // 16
     sums, column = scratch + _SUMS, rows.column_offset(op.w_type, first)
     row_bytes = rows.column_offset(op.w_type, last) - column
-    for piece in range(op.p0):
-        begin, end = op.n_rows * piece // op.p0, op.n_rows * (piece + 1) // op.p0
+    for piece in range(op.n_parts):
+        begin, end = op.n_rows * piece // op.n_parts, op.n_rows * (piece + 1) // op.n_parts
         elementwise.clear(sums, (stop - start) * width)
         words, other = scratch + _WORDS, scratch + _WORDS + 8 * (1 + DOWN_TOKENS[1])
         _note_down(op, begin, min(WORD, end - begin), start, stop, words, column, row_bytes)

@@ -4,48 +4,8 @@ A record holds everything that an op needs, as addresses and sizes; what changes
 in the run parameters. `chunks` says into how many parts the work is cut. The cut depends on the op and
 the number of tokens alone, never on the threads, so neither do the bits.
 
-    code          reads                                         writes (t: token, r: row)
-    EMBED         w [n_vocab, k], token ids                     y[t, k] = w[id[t]]
-    POSITIONS     w [n_positions, k], first                     y[t, k] = w[position of t + first]
-    RMS_NORM      x[t, n_rows, k], w [k] float32, eps           y[t, n_rows, k], each row by itself
-    LAYER_NORM    x[t, k], w and w1 [k] float32, eps            y[t, k]
-    PACK          x[t, k]                                       y[t] = x packed for block types
-    PACK_ROUNDED  x[t, k] int8, z[t, k / 32] float32 scales     y[t] = the same packed as they are
-    MAT_VEC       w [n_rows, k], x                              y[r] = w[r] . x, one token
-    MUL_MAT       w [n_rows, k], x[t]                           y[t, r] = w[r] . x[t]
-    LOGITS        w [n_rows, k], x[t]                           logits of tokens from LOGITS_FROM on
-    ROPE          x[t, n_head, head_dim], table w, n_pairs,     y[t, n_head, head_dim]
-                  interleaved, or halves
-    KV_STORE      x = k, z = v [t, n_head_kv, head_dim]         caches w = k, w1 = v: w_stride bytes a block
-                                                              of positions, w1_stride a head
-    ATTENTION     x = q [t, n_head, head_dim], caches w, w1     y[t, n_head, head_dim], or scratch: its
-                  of n_head_kv heads, strides likewise, scale,  parts' sums
-                  k = positions seen or 0 = all, z = sinks
-                  float32 [n_head], scores without a value, or 0
-    ATTENTION_JOIN  the same, and scratch                       y[t, n_head, head_dim] from the parts' sums
-    ADD           x, z [t, k]                                   y[t, k] = x + z
-    GATED         w gate, w1 up, x, z, activation               y[r] = act(w[r] . x) (w1[r] . z)
-    ACT_MUL       x, z [t, k], activation                       y[t, k] = act(x) z
-    SPARSE_FFN    w gate, w1 up, w2 down_t, x, z; listed rows,  scratch[chunk, n_embd], one token
-                  ascending, or 0 = all, their number at
-                  n_listed, a piece a chunk; skip neurons
-                  without a positive gate; activation; without
-                  a gate w1 is 0, w up and z its bias or 0
-    REDUCE        x = n_parts vectors of stride x_stride        y[k], added in order
-    MASK          x[t, n_rows] predictor outputs, threshold     bits y[t]; listed rows, their number n_listed
-    LIST_ROWS     bits z [n_rows], bits x or 0, one token       listed, n_listed: rows whose bits both have
-    AND_BITS      bits z[t] and x [n_rows]                      bits y[t] = z & x
-    GATE_ROWS     w, x[t], bits z[t]                            y[t, r] = w[r] . x[t] where the bit is set
-    UP_ROWS       w, x[t], gates z[t, r], all_listed: every     y[t, r] = z (w[r] . x[t]) where z > 0
-                  gate was, activation
-    FIRE_ROWS     x[t, n_rows], bias w or 0, bits z[t] or 0,    y[t, r] = max(x + w, 0) where the bit is set
-                  all_listed: every row was
-    DOWN_ROWS     w [n_rows, k], x[t, n_rows], n_parts          y[t, k] = sum_r x[t, r] w[r], zeros skipped
-    RELU          x[t, k]                                       y[t, k] = max(x, 0)
-    GELU          x[t, k]                                       y[t, k] = gelu(x)
-
-What only some ops have lies in p0 to p3 and f0: `PARAMETERS` says which. A stride of 0 gives every token
-the same vector, such as a bias.
+Each op is one entry below: what it reads -> what it writes (t: token, r: row), and the fields that only some ops
+have. A stride of 0 gives every token the same vector, such as a bias.
 
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
 `counts`, if that is not 0.
@@ -56,59 +16,77 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-(
-    EMBED,
-    RMS_NORM,
-    PACK,
-    MAT_VEC,
-    MUL_MAT,
-    LOGITS,
-    ROPE,
-    KV_STORE,
-    ATTENTION,
-    ADD,
-    GATED,
-    ACT_MUL,
-    SPARSE_FFN,
-    REDUCE,
-    MASK,
-    GATE_ROWS,
-    UP_ROWS,
-    DOWN_ROWS,
-    RELU,
-    POSITIONS,
-    LAYER_NORM,
-    FIRE_ROWS,
-    GELU,
-    PACK_ROUNDED,
-    LIST_ROWS,
-    AND_BITS,
-    ATTENTION_JOIN,
-) = range(27)
+_own_fields: list[tuple[str, ...]] = []
+
+
+def _op(*own: str) -> int:
+    """The next code, of an op with these fields of its own."""
+    _own_fields.append(own)
+    return len(_own_fields) - 1
+
+
+EMBED = _op()
+"""w [n_vocab, k], token ids -> y[t, k] = w[id[t]]"""
+POSITIONS = _op("first")
+"""w [n_positions, k] -> y[t, k] = w[position of t + first]"""
+RMS_NORM = _op("eps")
+"""x[t, k], w [k] float32 -> y[t, k]; n_rows vectors of k numbers a token"""
+LAYER_NORM = _op("eps")
+"""x[t, k], w and w1 [k] float32 -> y[t, k]"""
+PACK = _op()
+"""x[t, k] -> y[t] = x packed for block types"""
+PACK_ROUNDED = _op()
+"""x[t, k] int8, z[t, k / 32] float32 scales -> y[t] = the same packed as they are"""
+MAT_VEC = _op()
+"""w [n_rows, k], x -> y[r] = w[r] . x, one token"""
+MUL_MAT = _op()
+"""w [n_rows, k], x[t] -> y[t, r] = w[r] . x[t]"""
+LOGITS = _op()
+"""w [n_rows, k], x[t] -> logits of tokens from LOGITS_FROM on"""
+ROPE = _op("n_head", "head_dim", "n_pairs", "interleaved")
+"""x[t, n_head, head_dim], table w of n_pairs, interleaved or halves -> y[t, n_head, head_dim]"""
+KV_STORE = _op("n_head_kv", "head_dim")
+"""x = k, z = v [t, n_head_kv, head_dim] -> caches w = k, w1 = v: w_stride bytes a block of positions, w1_stride a
+head"""
+ATTENTION = _op("n_head", "n_head_kv", "head_dim", "scale")
+"""x = q [t, n_head, head_dim], caches w, w1 of n_head_kv heads, strides likewise, k = positions seen or 0 = all,
+z = sinks float32 [n_head], scores without a value, or 0 -> y[t, n_head, head_dim], or scratch: its parts' sums"""
+ATTENTION_JOIN = _op("n_head", "n_head_kv", "head_dim", "scale")
+"""the same, and scratch -> y[t, n_head, head_dim] from the parts' sums"""
+ADD = _op()
+"""x, z [t, k] -> y[t, k] = x + z"""
+GATED = _op("activation")
+"""w gate, w1 up, x, z -> y[r] = act(w[r] . x) (w1[r] . z), one token"""
+ACT_MUL = _op("activation")
+"""x, z [t, k] -> y[t, k] = act(x) z"""
+SPARSE_FFN = _op("listed", "n_listed", "skip", "activation")
+"""w gate, w1 up, w2 down_t, x, z -> scratch[chunk, n_embd], one token, a piece of the neurons a chunk
+
+listed: rows, ascending, their number at n_listed, or 0 = all. skip: neurons without a positive gate. Without a gate
+w1 is 0, w up and z its bias or 0."""
+REDUCE = _op("n_parts")
+"""x = n_parts vectors of stride x_stride -> y[k], added in order"""
+MASK = _op("listed", "n_listed", "threshold")
+"""x[t, n_rows] predictor outputs -> bits y[t]; of one token the listed rows, their number at n_listed"""
+LIST_ROWS = _op("listed", "n_listed")
+"""bits z [n_rows], bits x or 0, one token -> listed, n_listed: rows whose bits both have"""
+AND_BITS = _op()
+"""bits z[t] and x [n_rows] -> bits y[t] = z & x"""
+GATE_ROWS = _op()
+"""w, x[t], bits z[t] -> y[t, r] = w[r] . x[t] where the bit is set"""
+UP_ROWS = _op("all_listed", "activation")
+"""w, x[t], gates z[t, r] -> y[t, r] = z (w[r] . x[t]) where z > 0; all_listed: every gate was"""
+FIRE_ROWS = _op("all_listed")
+"""x[t, n_rows], bias w or 0, bits z[t] or 0 -> y[t, r] = max(x + w, 0) where the bit is set; all_listed: every row
+was"""
+DOWN_ROWS = _op("n_parts")
+"""w [n_rows, k], x[t, n_rows] -> y[t, k] = sum_r x[t, r] w[r] in n_parts, zeros skipped"""
+RELU = _op()
+"""x[t, k] -> y[t, k] = max(x, 0)"""
+GELU = _op()
+"""x[t, k] -> y[t, k] = gelu(x)"""
 
 RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
-
-_HEADS = {"n_head": "p0", "n_head_kv": "p1", "head_dim": "p2", "scale": "f0"}
-_LISTED = {"listed": "p0", "n_listed": "p1"}
-PARAMETERS: dict[int, dict[str, str]] = {
-    POSITIONS: {"first": "p0"},
-    RMS_NORM: {"eps": "f0"},
-    LAYER_NORM: {"eps": "f0"},
-    ROPE: {"n_head": "p0", "head_dim": "p1", "n_pairs": "p2", "interleaved": "p3"},
-    KV_STORE: {"n_head_kv": "p0", "head_dim": "p1"},
-    ATTENTION: _HEADS,
-    ATTENTION_JOIN: _HEADS,
-    GATED: {"activation": "p0"},
-    ACT_MUL: {"activation": "p0"},
-    SPARSE_FFN: {**_LISTED, "skip": "p2", "activation": "p3"},
-    REDUCE: {"n_parts": "p0"},
-    MASK: {**_LISTED, "threshold": "f0"},
-    LIST_ROWS: _LISTED,
-    UP_ROWS: {"all_listed": "p0", "activation": "p3"},
-    FIRE_ROWS: {"all_listed": "p0"},
-    DOWN_ROWS: {"n_parts": "p0"},
-}
-"""The names of what only some ops have, and where it lies in their records."""
 
 # run parameters, int64 each
 N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)
@@ -121,10 +99,11 @@ _FIELDS = [
     *("w", "w_type", "w_stride", "w1", "w1_type", "w1_stride", "w2", "w2_type", "w2_stride"),
     *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
     *("scratch", "scratch_stride", "counts"),
-    *("p0", "p1", "p2", "p3"),
 ]
-_PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + 1) % 8)]
-OP = np.dtype([*((name, "i8") for name in [*_CELLS, *_FIELDS]), ("f0", "f8"), *((n, "i8") for n in _PADDING)])
+_FLOATS = {"eps", "scale", "threshold"}
+_OWN = list(dict.fromkeys(name for own in _own_fields for name in own))
+_PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + len(_OWN)) % 8)]
+OP = np.dtype([(name, "f8" if name in _FLOATS else "i8") for name in [*_CELLS, *_FIELDS, *_OWN, *_PADDING]])
 
 THREAD_SCRATCH_BYTES = (
     2 << 20
@@ -166,12 +145,14 @@ def ffn_pieces(n_bytes: int) -> int:
 def assemble(ops: list[dict[str, Any]]) -> NDArray[Any]:
     """Records of dtype OP on a cache line from one dict of fields an op; unnamed fields are 0.
 
-    Args:
-        ops: fields by their names in OP, or by those that `PARAMETERS` has for the op.
+    Raises:
+        ValueError: a field that the op has not.
     """
     program = aligned(len(ops) * OP.itemsize).view(OP)
     for record, fields in zip(program, ops, strict=True):
-        names = PARAMETERS.get(fields.get("code", EMBED), {})
+        unknown = fields.keys() - {*_FIELDS, *_own_fields[fields.get("code", EMBED)]}
+        if unknown:
+            raise ValueError(f"op {fields.get('code', EMBED)} has no field {', '.join(sorted(unknown))}")
         for name, value in fields.items():
-            record[names.get(name, name)] = value
+            record[name] = value
     return program

@@ -81,16 +81,16 @@ def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no
         rows.dot_rows(op.w_type, w, op.w_stride, last - first, op.x, op.k, rows.AHEAD, y)
         w, up = op.w1 + first * op.w1_stride, op.scratch + 4 * first
         rows.dot_rows(op.w1_type, w, op.w1_stride, last - first, op.z, op.k, rows.AHEAD, up)
-        elementwise.act_mul(y, up, last - first, op.p0, y)
+        elementwise.act_mul(y, up, last - first, op.activation, y)
     elif code == program.GATE_ROWS:
         listed = ffn.gate_rows(op, first, last, n_tokens, scratch)
         _count(op, c, listed, 0)
     elif code == program.UP_ROWS:
         live = ffn.up_rows(op, first, last, n_tokens, scratch)
-        _count(op, c, (last - first) * n_tokens * op.p0, live)
+        _count(op, c, (last - first) * n_tokens * op.all_listed, live)
     elif code == program.FIRE_ROWS:
         live = ffn.fire_rows(op, first, last, n_tokens)
-        _count(op, c, (last - first) * n_tokens * op.p0, live)
+        _count(op, c, (last - first) * n_tokens * op.all_listed, live)
 
 
 @compiled
@@ -102,40 +102,40 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         token = operations.load_i32(run[TOKEN_IDS] + 4 * t)
         rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
     elif code == program.POSITIONS:
-        position = run[N_PAST] + t + op.p0
+        position = run[N_PAST] + t + op.first
         rows.widen_row(op.w_type, op.w + position * op.w_stride, op.k, y)
     elif code == program.RMS_NORM:
         for at in range(0, 4 * op.n_rows * op.k, 4 * op.k):
-            elementwise.rms_norm(x + at, op.w, op.k, op.f0, y + at)
+            elementwise.rms_norm(x + at, op.w, op.k, op.eps, y + at)
     elif code == program.LAYER_NORM:
-        elementwise.layer_norm(x, op.w, op.w1, op.k, op.f0, y)
+        elementwise.layer_norm(x, op.w, op.w1, op.k, op.eps, y)
     elif code == program.PACK:
         pack.pack_row(x, op.k, y)
     elif code == program.PACK_ROUNDED:
         pack.pack_rounded_row(x, z, op.k, y)
     elif code == program.ROPE:
         table = op.w + (run[N_PAST] + t) * op.w_stride
-        elementwise.rope(x, table, op.p0, op.p1, op.p2, op.p3, y)
+        elementwise.rope(x, table, op.n_head, op.head_dim, op.n_pairs, op.interleaved, y)
     elif code == program.KV_STORE:
         position = run[N_PAST] + t
-        for head in range(op.p0):
-            k, v, to = x + 4 * head * op.p1, z + 4 * head * op.p1, head * op.w1_stride
+        for head in range(op.n_head_kv):
+            k, v, to = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim, head * op.w1_stride
             keys, values = op.w + to, op.w1 + to
-            kv_cache.store_head(op.w_type, k, v, op.p1, position, keys, values, op.w_stride)
+            kv_cache.store_head(op.w_type, k, v, op.head_dim, position, keys, values, op.w_stride)
     elif code == program.ADD:
         elementwise.add(x, z, op.k, y)
     elif code == program.ACT_MUL:
-        elementwise.act_mul(x, z, op.k, op.p0, y)
+        elementwise.act_mul(x, z, op.k, op.activation, y)
     elif code == program.RELU:
         elementwise.relu(x, op.k, y)
     elif code == program.GELU:
         elementwise.gelu(x, op.k, y)
     elif code == program.MASK:
-        n = ffn.mask_token(x, op.n_rows, op.f0, y, op.p0)
-        if op.p1:
-            store_i64(op.p1, n)
+        n = ffn.mask_token(x, op.n_rows, op.threshold, y, op.listed)
+        if op.n_listed:
+            store_i64(op.n_listed, n)
     elif code == program.LIST_ROWS:
-        store_i64(op.p1, ffn.list_bits(z, op.x, op.n_rows, op.p0))
+        store_i64(op.n_listed, ffn.list_bits(z, op.x, op.n_rows, op.listed))
     elif code == program.AND_BITS:
         ffn.and_bits(z, op.x, op.n_rows, y)
 
@@ -155,7 +155,7 @@ def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[
         _count(op, c, listed, live)
     elif code == program.REDUCE:
         first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, stop, op.chunks, ROWS_ALIGNED)
-        elementwise.reduce_rows(op.x, op.x_stride, op.p0, first, last, op.y)
+        elementwise.reduce_rows(op.x, op.x_stride, op.n_parts, first, last, op.y)
     elif code == program.DOWN_ROWS:
         unit = rows.column_unit(op.w_type)
         first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, stop, op.chunks, unit)

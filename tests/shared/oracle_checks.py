@@ -200,7 +200,13 @@ def check_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
     y = np.zeros_like(x)
     record = {"code": program.ROPE, "chunks": 2, "x": x.ctypes.data, "x_stride": 12 * head_dim}
     record |= {"y": y.ctypes.data, "y_stride": 12 * head_dim, "w": table.ctypes.data}
-    record |= {"w_stride": 4 * n_rot, "p0": 3, "p1": head_dim, "p2": n_rot // 2, "p3": int(interleaved)}
+    record |= {
+        "w_stride": 4 * n_rot,
+        "n_head": 3,
+        "head_dim": head_dim,
+        "n_pairs": n_rot // 2,
+        "interleaved": int(interleaved),
+    }
     run([record], 2, N_PAST=9)
     close(y, ref.rope(x, np.array([9, 10]), frequencies, interleaved), "rope")
 
@@ -222,7 +228,12 @@ class Cache:
     def store(self, k: Array, v: Array, n_past: int = 0) -> None:
         """Keys and values [n_tokens, n_head_kv, head_dim] at positions from n_past on."""
         k, v = (np.ascontiguousarray(a) for a in (k, v))
-        record = {"code": program.KV_STORE, "chunks": 2, "p0": self.n_head_kv, "p1": self.head_dim}
+        record = {
+            "code": program.KV_STORE,
+            "chunks": 2,
+            "n_head_kv": self.n_head_kv,
+            "head_dim": self.head_dim,
+        }
         record |= {"x": k.ctypes.data, "z": v.ctypes.data, **self.where}
         record |= dict.fromkeys(("x_stride", "z_stride"), 4 * self.n_head_kv * self.head_dim)
         run([record], len(k), N_PAST=n_past)
@@ -256,8 +267,8 @@ class Cache:
         sizes = (n_tokens, n_head, self.n_head_kv, head_dim, self.n_ctx)
         partial = program.aligned(64 + attention.partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
         partial[:] = 0xFF
-        record = {"code": program.ATTENTION, "chunks": attention.chunks(*sizes), "p0": n_head}
-        record |= {"p1": self.n_head_kv, "p2": head_dim, "f0": head_dim**-0.5, **self.where}
+        record = {"code": program.ATTENTION, "chunks": attention.chunks(*sizes), "n_head": n_head}
+        record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "scale": head_dim**-0.5, **self.where}
         record |= {"x": q.ctypes.data, "y": y.ctypes.data, "scratch": partial.ctypes.data, "k": window}
         record |= dict.fromkeys(("x_stride", "y_stride"), 4 * n_head * head_dim)
         if sinks is not None:
@@ -332,9 +343,9 @@ def sparse_records(
         numbers = np.flatnonzero(listed[0]).astype(np.int64)
         length = np.array([len(numbers)], np.int64)
         keep += [numbers, length]
-        which = {} if active is None else {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
+        which = {} if active is None else {"listed": numbers.ctypes.data, "n_listed": length.ctypes.data}
         three = matrix("w", gate, types[0]) | matrix("w1", up, types[1]) | matrix("w2", down, types[2])
-        ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three, **shape, **which, "p2": 1}
+        ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three, **shape, **which, "skip": 1}
         ffn |= {
             "x": at.ctypes.data,
             "z": at.ctypes.data,
@@ -342,7 +353,7 @@ def sparse_records(
             "scratch_stride": 4 * k,
         }
         total = {"code": program.REDUCE, "chunks": 3, "x": area.ctypes.data, "x_stride": 4 * k}
-        total |= {"p0": program.PIECES, "k": k, "y": y.ctypes.data}
+        total |= {"n_parts": program.PIECES, "k": k, "y": y.ctypes.data}
         return [ffn, total], y, wanted, keep
     inner = {"y": area.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
     where = {"z": mask.ctypes.data, "z_stride": mask.shape[1]}
@@ -354,7 +365,7 @@ def sparse_records(
     last = {
         "code": program.DOWN_ROWS,
         "chunks": 2,
-        "p0": program.PIECES,
+        "n_parts": program.PIECES,
         **matrix("w", down, types[2]),
         **shape,
         **out,
@@ -381,8 +392,8 @@ def check_mask(n_ff: int) -> None:
     z = vectors(1, n_ff, 9)
     z[0, 0] = np.nan
     bits, listed, count = np.zeros(-(-n_ff // 64), np.uint64), np.zeros(n_ff, np.int64), np.zeros(1, np.int64)
-    record = {"code": program.MASK, "chunks": 1, "x": z.ctypes.data, "n_rows": n_ff, "f0": 0.25}
-    record |= {"y": bits.ctypes.data, "p0": listed.ctypes.data, "p1": count.ctypes.data}
+    record = {"code": program.MASK, "chunks": 1, "x": z.ctypes.data, "n_rows": n_ff, "threshold": 0.25}
+    record |= {"y": bits.ctypes.data, "listed": listed.ctypes.data, "n_listed": count.ctypes.data}
     run([record])
     active = ~(z[0] < np.float32(0.25))
     assert np.array_equal(listed[: count[0]], np.flatnonzero(active))

@@ -147,7 +147,7 @@ def one_token(
 ) -> tuple[F32, Any]:
     """`pieces` of a gated FFN."""
     (x, _), (z, _) = (checks.operand(t, case.x) for t in case.types[:2])
-    op = {"p2": int(skip), "p3": case.activation, "x": x.ctypes.data, "z": z.ctypes.data}
+    op = {"skip": int(skip), "activation": case.activation, "x": x.ctypes.data, "z": z.ctypes.data}
     for name, raw, kind in zip(("w", "w1", "w2"), case.raw, case.types, strict=True):
         op |= checks.matrix(name, raw, kind)
     return pieces(case, op, walk, with_list, n_threads)
@@ -156,7 +156,7 @@ def one_token(
 def one_token_ffn(case: FFN, walk: Walk, with_list: bool, skip: bool = True) -> tuple[F32, Any]:
     """`pieces` of an FFN without a gate."""
     x, _ = checks.operand(case.types[0], case.x)
-    op = {"p2": int(skip), "x": x.ctypes.data, "z": case.bias.ctypes.data if case.biased else 0}
+    op = {"skip": int(skip), "x": x.ctypes.data, "z": case.bias.ctypes.data if case.biased else 0}
     for name, raw, kind in zip(("w", "w2"), case.raw, case.types, strict=True):
         op |= checks.matrix(name, raw, kind)
     return pieces(case, op, walk, with_list, 2)
@@ -174,9 +174,9 @@ def pieces(
     op |= {"counts": counts.ctypes.data}
     op |= {"scratch": partial.ctypes.data, "scratch_stride": partial.strides[0]}
     if with_list:
-        op |= {"p0": numbers.ctypes.data, "p1": length.ctypes.data}
+        op |= {"listed": numbers.ctypes.data, "n_listed": length.ctypes.data}
     total = {"code": program.REDUCE, "chunks": 2, "x": partial.ctypes.data, "x_stride": partial.strides[0]}
-    total |= {"p0": program.PIECES, "k": k, "y": y.ctypes.data}
+    total |= {"n_parts": program.PIECES, "k": k, "y": y.ctypes.data}
     walk([op, total], n_threads)
     return y, counts.sum(0).tolist()
 
@@ -204,10 +204,10 @@ def batch(case: GatedFFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     gate |= {"x": x.ctypes.data, "x_stride": x_stride, "z": bits.ctypes.data, "z_stride": bits.strides[0]}
     up = {"code": program.UP_ROWS, **both, **checks.matrix("w", case.raw[1], case.types[1])}
     up |= {"x": z.ctypes.data, "x_stride": z_stride, "z": gates.ctypes.data, "z_stride": 4 * n_ff}
-    up |= {"p3": case.activation}
+    up |= {"activation": case.activation}
     for op, to in ((gate, gates), (up, hidden)):
         op |= {"y": to.ctypes.data, "y_stride": 4 * n_ff}
-    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "p0": program.PIECES}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "n_parts": program.PIECES}
     down |= checks.matrix("w", case.raw[2], case.types[2])
     down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
     walk([gate, up, down], n_threads, n_tokens=n_tokens)
@@ -227,7 +227,7 @@ def batch_ffn(case: FFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
     up |= {"x": x.ctypes.data, "x_stride": x_stride}
     fire = {"code": program.FIRE_ROWS, **common, "x": hidden.ctypes.data, "x_stride": 4 * n_ff}
     fire |= {"w": case.bias.ctypes.data if case.biased else 0}
-    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "p0": program.PIECES}
+    down = {"code": program.DOWN_ROWS, "chunks": 3, "n_rows": n_ff, "k": k, "n_parts": program.PIECES}
     down |= checks.matrix("w", case.raw[1], case.types[1])
     down |= {"x": hidden.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
     walk([up, fire, down], n_threads, n_tokens=n_tokens)

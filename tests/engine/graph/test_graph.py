@@ -145,6 +145,7 @@ GOOD = [
     node("embed", weight("e", 8, 100)),
     node("positions", weight("position_embd", 8, 30)),
     node("rms_norm", X, weight("norm", 8)),
+    node("rms_norm_heads", X, weight("norm", 4)),
     node("layer_norm", X, NORM, NORM),
     node("mul_mat", UP, X),
     node("mul_mat", UP, X, UP_BIAS),

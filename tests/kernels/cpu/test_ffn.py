@@ -110,7 +110,7 @@ def test_fire_rows_without_a_mask(biased: bool, run_ops: Walk) -> None:
     x, bias, y = checks.vectors(3, 45), checks.vectors(1, 45, 1)[0], filled(3, 45)
     x[1, 7] = np.nan
     counts = np.zeros((4, 2), np.int64)
-    op = {"code": program.FIRE_ROWS, "chunks": 3, "n_rows": 45, "p0": 1, "counts": counts.ctypes.data}
+    op = {"code": program.FIRE_ROWS, "chunks": 3, "n_rows": 45, "all_listed": 1, "counts": counts.ctypes.data}
     op |= {"x": x.ctypes.data, "x_stride": 180, "y": y.ctypes.data, "y_stride": 180}
     run_ops([op | {"w": bias.ctypes.data if biased else 0}], n_tokens=3)
     wanted = np.nan_to_num(np.maximum(x + bias if biased else x, 0))
@@ -140,7 +140,14 @@ def test_up_rows_counts_listed_neurons_when_every_gate_was(run_ops: Walk) -> Non
     raw, _ = checks.weights(rows.F32_ID, 40, 16)
     x, gates, y = checks.vectors(3, 16), checks.vectors(3, 40, 1), filled(3, 40)
     counts = np.zeros((4, 2), np.int64)
-    op = {"code": program.UP_ROWS, "chunks": 3, "n_rows": 40, "k": 16, "p0": 1, "counts": counts.ctypes.data}
+    op = {
+        "code": program.UP_ROWS,
+        "chunks": 3,
+        "n_rows": 40,
+        "k": 16,
+        "all_listed": 1,
+        "counts": counts.ctypes.data,
+    }
     op |= checks.matrix("w", raw, rows.F32_ID) | {"x": x.ctypes.data, "x_stride": 64}
     op |= {"z": gates.ctypes.data, "z_stride": 160, "y": y.ctypes.data, "y_stride": 160}
     run_ops([op], n_tokens=3)
@@ -239,7 +246,7 @@ def test_list_rows_is_the_oracles_active_rows(n_ff: int, run_ops: Walk) -> None:
     bits, others = mask_bits(active), mask_bits(cold)
     for x, wanted in ((0, active), (others.ctypes.data, active & cold)):
         listed = np.full(n_ff + 1, -1, np.int64)
-        where = {"p0": listed.ctypes.data + 8, "p1": listed.ctypes.data}
+        where = {"listed": listed.ctypes.data + 8, "n_listed": listed.ctypes.data}
         run_ops(
             [{"code": program.LIST_ROWS, "chunks": 1, "z": bits.ctypes.data, "x": x, "n_rows": n_ff, **where}]
         )

@@ -121,7 +121,7 @@ def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -
             rows.widen_row(type_id, row.ctypes.data, k, out.ctypes.data)
         x, y = checks.vectors(3, 203, 5), np.full((3, k), np.nan, np.float32)
         x[np.random.default_rng(6).random(x.shape) < 0.6] = 0
-        op = {"code": program.DOWN_ROWS, "chunks": 2, "n_rows": 203, "k": k, "p0": program.PIECES}
+        op = {"code": program.DOWN_ROWS, "chunks": 2, "n_rows": 203, "k": k, "n_parts": program.PIECES}
         op |= {"x": x.ctypes.data, "x_stride": x.strides[0], "y": y.ctypes.data, "y_stride": y.strides[0]}
         run_ops([op | checks.matrix("w", raw, type_id)], 2, n_tokens=3)
         for coefficients, got in zip(x, y, strict=True):

@@ -3,7 +3,9 @@
 Every op is walked by several teams and cut into several numbers of chunks; the bits never change.
 """
 
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu import pack, program, rows, team
 
 F32 = NDArray[np.float32]
 Near = Callable[[Any, Any], None]
@@ -65,7 +67,7 @@ def test_embed(type_id: int, n_tokens: int, result_of: Results, assert_near: Nea
 def test_positions(type_id: int, n_tokens: int, result_of: Results, assert_near: Near) -> None:
     raw, w = checks.weights(type_id, 20, 512)
     y = checks.vectors(n_tokens, 512)
-    op = {"code": program.POSITIONS, "k": 512, "p0": 2, **checks.matrix("w", raw, type_id), **at("y", y)}
+    op = {"code": program.POSITIONS, "k": 512, "first": 2, **checks.matrix("w", raw, type_id), **at("y", y)}
     assert_near(result_of(op, y, n_tokens=n_tokens, n_past=11), w[13 : 13 + n_tokens])
 
 
@@ -80,17 +82,17 @@ def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: 
         return result_of({"code": code, **common, **fields}, y, n_tokens=n_tokens)
 
     wide = x.astype(np.float64)
-    whole = {"w": weight.ctypes.data, "f0": 1e-5}
+    whole = {"w": weight.ctypes.data, "eps": 1e-5}
     assert_near(got(program.RMS_NORM, **whole, n_rows=1), ref.rms_norm(x, weight[0], 1e-5))
     both = {"w": weight.ctypes.data, "w1": z.ctypes.data}
-    assert_near(got(program.LAYER_NORM, **both, f0=1e-5), ref.layer_norm(x, weight[0], z[0], 1e-5))
+    assert_near(got(program.LAYER_NORM, **both, eps=1e-5), ref.layer_norm(x, weight[0], z[0], 1e-5))
     assert_near(got(program.ADD), wide + z)
     assert_near(got(program.ADD, z_stride=0), wide + z[0])
     assert_near(got(program.GELU), ref.gelu(wide))
     assert np.array_equal(got(program.RELU), np.maximum(x, 0))
-    assert_near(got(program.ACT_MUL, p0=program.SILU_ACTIVATION), ref.silu(wide) * z)
+    assert_near(got(program.ACT_MUL, activation=program.SILU_ACTIVATION), ref.silu(wide) * z)
     if (x > 0).any():
-        assert_near(got(program.ACT_MUL, p0=program.RELU_ACTIVATION), ref.relu(wide) * z)
+        assert_near(got(program.ACT_MUL, activation=program.RELU_ACTIVATION), ref.relu(wide) * z)
 
 
 @pytest.mark.parametrize("n_tokens", N_TOKENS)
@@ -100,7 +102,7 @@ def test_rms_norm_of_heads(
 ) -> None:
     x, weight = checks.vectors(n_tokens, n_head * head_dim, 1), checks.vectors(1, head_dim, 3)
     y = checks.vectors(n_tokens, n_head * head_dim)
-    op = {"code": program.RMS_NORM, "n_rows": n_head, "k": head_dim, "w": weight.ctypes.data, "f0": 1e-6}
+    op = {"code": program.RMS_NORM, "n_rows": n_head, "k": head_dim, "w": weight.ctypes.data, "eps": 1e-6}
     heads = ref.rms_norm(x.reshape(n_tokens, n_head, head_dim), weight[0], 1e-6)
     assert_near(result_of(op | at("x", x) | at("y", y), y, n_tokens=n_tokens), heads.reshape(x.shape))
 
@@ -181,7 +183,7 @@ def test_gated(types: tuple[int, int], activation: str, result_of: Results, asse
     op |= (
         checks.matrix("w", gate, types[0]) | checks.matrix("w1", up, types[1]) | at("x", a, 0) | at("z", b, 0)
     )
-    op["p0"] = {"relu": program.RELU_ACTIVATION, "silu": program.SILU_ACTIVATION}[activation]
+    op["activation"] = {"relu": program.RELU_ACTIVATION, "silu": program.SILU_ACTIVATION}[activation]
     products = [ref.mul_mat(w, x, rows.is_quantised(t)) for w, t in zip((g, u), types, strict=True)]
     assert_near(result_of(op, y), ref.ACTIVATIONS[activation](products[0]) * products[1])
 
@@ -197,10 +199,10 @@ def test_rope_turns_by_position(
     table = np.stack([np.cos(angles), np.sin(angles)], -1).astype(np.float32)
     op = {
         "code": program.ROPE,
-        "p0": 3,
-        "p1": 20,
-        "p2": 6,
-        "p3": int(interleaved),
+        "n_head": 3,
+        "head_dim": 20,
+        "n_pairs": 6,
+        "interleaved": int(interleaved),
         **at("x", x),
         **at("y", y),
     }
@@ -232,7 +234,7 @@ def test_predictor(n_tokens: int, run_ops: Walk) -> None:
             "code": program.MASK,
             "chunks": n_tokens,
             "n_rows": n_ff,
-            "f0": threshold,
+            "threshold": threshold,
             **at("x", z),
             **at("y", bits),
         },
@@ -247,11 +249,26 @@ def test_predictor(n_tokens: int, run_ops: Walk) -> None:
 
 
 def test_records_start_on_cache_lines_and_keep_their_fields() -> None:
-    ops = program.assemble([{"code": 3, "f0": 0.5, "w": 1 << 40}, {"p3": -1}])
-    named = {"code": program.ATTENTION, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "scale": 0.25}
-    assert program.assemble([named])[0][["p0", "p1", "p2", "f0"]].tolist() == (4, 2, 8, 0.25)
+    ops = program.assemble(
+        [
+            {"code": program.RMS_NORM, "eps": 0.5, "w": 1 << 40},
+            {"code": program.ATTENTION, "n_head": 4, "n_head_kv": 2, "head_dim": 8, "scale": 0.25},
+        ]
+    )
     assert ops.ctypes.data % 64 == 0 and ops.itemsize % 64 == 0
-    assert (ops[0]["code"], ops[0]["f0"], ops[0]["w"], ops[0]["p3"]) == (3, 0.5, 1 << 40, 0)
-    assert (ops[1]["code"], ops[1]["p3"]) == (0, -1)
-    with pytest.raises(ValueError):
-        program.assemble([{"no_such_field": 1}])
+    assert ops[0][["code", "eps", "w", "n_head"]].tolist() == (program.RMS_NORM, 0.5, 1 << 40, 0)
+    assert ops[1][["n_head", "n_head_kv", "head_dim", "scale", "eps"]].tolist() == (4, 2, 8, 0.25, 0)
+
+
+@pytest.mark.parametrize("field", ["no_such_field", "eps", "claim"])
+def test_a_field_that_an_op_has_not_is_refused(field: str) -> None:
+    with pytest.raises(ValueError, match=field):
+        program.assemble([{"code": program.ADD, field: 1}])
+
+
+def test_every_op_has_a_branch_in_the_walk() -> None:
+    """A code without one would leave its result as it was."""
+    lines = Path(program.__file__).read_text().splitlines()
+    ops = {line.split(" = ")[0] for line in lines if " = _op(" in line}
+    walked = set(re.findall(r"\bprogram\.([A-Z_]+)\b", Path(team.__file__).read_text()))
+    assert len(ops) >= 27 and ops <= walked
