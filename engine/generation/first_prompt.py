@@ -1,6 +1,7 @@
 """What the first prompt says of a model: whether its predictors are its own, and its FFN's function right."""
 
 import math
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,35 +18,37 @@ LIKELY_SHARE = 1 / 8  # of n_vocab: a perplexity above it is that of a model tha
 
 
 class FirstPrompt:
-    """Runs the batches of a prompt and looks at them on the way.
+    """Runs the batches of a prompt and keeps what they say; what that means is worked out when it is asked for.
 
     Attributes:
-        lines: what -v says. warnings: what a user should know; both one line each, there after `end`.
+        is_over: whether it has passed; to be set by whoever runs it.
     """
 
-    def __init__(self, executor: Executor, file: GGUFFile, n_tokens: int) -> None:
-        """`n_tokens` of the prompt will run."""
-        self._executor, self._file, self._n_watched = executor, file, 0
+    def __init__(self, executor: Executor, file: GGUFFile) -> None:
+        self._executor, self._file, self._n_runs, self.is_over = executor, file, 0, False
         self._watching: recall.Watching | None = None
         if executor.plan.sparsity == "predictor" and executor.taking is take_all:
-            self._watching = recall.watch(executor)
-        self._scores = n_tokens >= FEWEST_TOKENS and is_a_guess(executor.model, file)
+            self._watching = recall.Watching(executor, file)
         self._perplexity: float | None = None
-        self.lines, self.warnings = list[str](), list[str]()
 
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None) -> None:
         """As `Executor.run`."""
-        executor = self._executor
-        if self._watching is not None and not self._n_watched:
-            executor.taking, self._n_watched = self._watching, ids.size
+        executor, self._n_runs = self._executor, self._n_runs + 1
+        if self._watching is None or self._n_runs > 1 or executor.taking is not take_all:
+            self._run(ids, n_past, logits)
+            return
+        executor.taking = self._watching  # of the first batch, which says enough
         try:
-            if logits is not None and self._scores and ids.size > N_SCORED:
-                self._run_scored(ids, n_past, logits)
-            else:
-                executor.run(ids, n_past, logits)
+            self._run(ids, n_past, logits)
         finally:
-            if self._watching is not None:
-                executor.taking = take_all
+            executor.taking = take_all
+
+    def _run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None) -> None:
+        executor = self._executor
+        if logits is not None and ids.size >= FEWEST_TOKENS and is_a_guess(executor.model, self._file):
+            self._run_scored(ids, n_past, logits)
+        else:
+            executor.run(ids, n_past, logits)
 
     def _run_scored(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32]) -> None:
         some = np.empty((N_SCORED + 1, logits.shape[1]), np.float32)
@@ -55,15 +58,21 @@ class FirstPrompt:
             logprobs = [log_softmax(row)[i] for row, i in zip(some[:-1], ids[-N_SCORED:], strict=True)]
             self._perplexity = math.exp(-float(np.mean(logprobs)))
 
-    def end(self, seconds: float) -> None:
-        """Say what has been found; the prompt took so many seconds."""
-        found = None
-        if self._watching is not None and self._n_watched:
-            found = recall.measure(self._watching, self._file, self._n_watched, seconds)
-        if found is not None:
-            self.lines.append(found.line())
-            self.warnings += filter(None, (found.warning(),))
+    @cached_property
+    def _recall(self) -> recall.Recall | None:
+        return self._watching.recall() if self._watching is not None and self._n_runs else None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """What -v says, one line each."""
+        return () if self._recall is None else (self._recall.line(),)
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know, one line each."""
+        said = [] if self._recall is None else [self._recall.warning()]
         perplexity = self._perplexity
         if perplexity is not None and perplexity > LIKELY_SHARE * self._executor.model.n_vocab:
             text = f"the model finds the prompt no likelier than chance (perplexity {perplexity:.0f})"
-            self.warnings.append(f"{text}; if its FFN is ReLU, which its file does not say, try {OPTION}")
+            said.append(f"{text}; if its FFN is ReLU, which its file does not say, try {OPTION}")
+        return tuple(filter(None, said))

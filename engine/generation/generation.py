@@ -39,7 +39,7 @@ class Engine:
         sparsity: "off", "exact" or "predictor". sparsity_reason: why, in words.
         warnings: what a user should know of the file and the settings, one line each.
         load_seconds: what loading took.
-        first_prompt: what it has said of the model; None before it.
+        first_prompt: runs it, and then has what it says of the model.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class Engine:
         self.warnings, self.load_seconds = warnings, load_seconds
         self.device_meter = DeviceMeter(executor)
         self.turn = 0  # calls that wrote the KV cache
-        self.first_prompt: FirstPrompt | None = None
+        self.first_prompt = FirstPrompt(executor, file)
 
     @property
     def executor(self) -> Executor:
@@ -257,13 +257,10 @@ class Generation(Iterator[str]):
         statistics: counts and times so far.
         sampling: the settings in use, with the seed.
         warnings: what a user should know of the prompt, one line each.
-        findings: likewise of the model, known once the engine's first prompt has passed; lines: more about it.
         logprobs: of each chosen token, if they were asked for.
     """
 
     warnings: tuple[str, ...] = ()
-    findings: tuple[str, ...] = ()
-    lines: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -286,11 +283,22 @@ class Generation(Iterator[str]):
         self.logprobs, self._n_logprobs = list[TokenLogprobs](), settings.logprobs
         self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
         self.sampling = settings
+        self._first: FirstPrompt | None = None  # if this is the engine's first prompt, once it has passed
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
 
     def __next__(self) -> str:
         return next(self._pieces)
+
+    @property
+    def findings(self) -> tuple[str, ...]:
+        """What a user should know of the model, one line each, if the engine's first prompt told it."""
+        return () if self._first is None else self._first.warnings
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """More about the model, likewise."""
+        return () if self._first is None else self._first.lines
 
     def stop(self) -> None:
         """End the text after the step that runs at this moment."""
@@ -309,8 +317,7 @@ class Generation(Iterator[str]):
         statistics = self.statistics
         if self._after is not None:  # the last token runs again: its logits are needed
             statistics.n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
-        self._after = None
-        self._turn = self._engine.take_turn()
+        self._after, self._turn = None, self._engine.take_turn()
         before = self._engine.device_meter.read()
         statistics.use = before.since(before)
         try:
@@ -335,20 +342,15 @@ class Generation(Iterator[str]):
         started, n_batch = time.perf_counter(), self._engine.n_batch
         ids = np.array(self.prompt_ids, np.int32)
         self._n_cached = self.statistics.n_reused
-        first = None
-        if self._engine.first_prompt is None:
-            engine, n_new = self._engine, ids.size - self._n_cached
-            first = engine.first_prompt = FirstPrompt(engine.executor, engine.file, n_new)
-        run = self._engine.executor.run if first is None else first.run
+        engine, first = self._engine, self._engine.first_prompt
+        run = engine.executor.run if first.is_over else first.run
         while self._n_cached < ids.size and not self._stopped:
             batch = ids[self._n_cached : self._n_cached + n_batch]
             last = self._n_cached + batch.size == ids.size
             run(batch, self._n_cached, self._logits if last else None)
             self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
-        if first is not None:
-            first.end(self.statistics.prompt_seconds)
-            self.findings, self.lines = tuple(first.warnings), tuple(first.lines)
+        self._first, first.is_over = None if first.is_over else first, True
 
     def _next_piece(self) -> str:
         """Choose a token and return what text can be shown after it, maybe none."""
@@ -392,8 +394,6 @@ class Generation(Iterator[str]):
     def _choose(self) -> int:
         logits = self._vocabulary_logits()
         check_finite(logits, self._engine.executor, self._engine.file)
-        allowed = logits
-        if self._banned:
-            allowed = logits.copy()
-            allowed[self._banned] = -np.inf
+        allowed = logits.copy() if self._banned else logits
+        allowed[self._banned] = -np.inf
         return self._sampler.sample(allowed, self.ids, self.prompt_ids)

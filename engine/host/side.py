@@ -59,14 +59,15 @@ class HostSide:
 
     def walks(self, graph: GraphPlan) -> list[Walk]:
         """The CPU's part of a graph, in order: a walk between any two things that the device does."""
-        low, walks = self._lowering(graph), []
+        low, walks = self.lowering(graph), []
         for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: rows.is_quantised(int(type_)))):
             if kind == CPU:
                 lowered = lower([p.node for p in nodes], low)
                 walks.append(Walk(lowered, self.program([r for _, records in lowered for r in records])))
         return walks
 
-    def _lowering(self, graph: GraphPlan) -> Lowering:
+    def lowering(self, graph: GraphPlan) -> Lowering:
+        """What lowering a node of a graph needs to know, without records."""
         base = self.arena.ctypes.data
         return Lowering(
             n_tokens=graph.placed.n_tokens,

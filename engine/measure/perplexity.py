@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generation.first_prompt import FirstPrompt
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.not_finite import check_finite
 from hotcold.engine.measure.activity import Activity, ActivityMeter
@@ -83,13 +82,11 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
         )
     start, meter = time.perf_counter(), ActivityMeter(engine)
     nlls: list[NDArray[np.float64]] = []
-    first = FirstPrompt(engine.executor, engine.file, 0)
+    first = engine.first_prompt
     for i in range(n_chunks):
-        run = engine.executor.run if i else first.run
+        run = engine.executor.run if first.is_over else first.run
         nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy(), run))
-        if engine.first_prompt is None:
-            first.end(time.perf_counter() - start)
-            engine.first_prompt = first
+        first.is_over = True
         if progress is not None:
             progress(i + 1, n_chunks, math.exp(np.concatenate(nlls).mean()))
     every = np.concatenate(nlls)

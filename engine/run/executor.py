@@ -41,6 +41,7 @@ class Executor:
         n_batch: most tokens of one run.
         n_threads: of the team.
         host: the CPU's memory and programs.
+        walks: the CPU's part of a run, by number of tokens of its graph (1, n_batch).
         device_store: what the plan put on the device; None on the CPU alone.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
@@ -89,8 +90,8 @@ class Executor:
         self.host = HostSide(self.plan, HostStore(file), arena)
         if self._side is not None:
             self._side.fill_tables(self.host.rope_table)
-        self._walks = {graph.placed.n_tokens: self.host.walks(graph) for graph in self.plan.graphs}
-        self._steps = {n: self._make_steps(n) for n in self._walks}
+        self.walks = {graph.placed.n_tokens: self.host.walks(graph) for graph in self.plan.graphs}
+        self._steps = {n: self._make_steps(n) for n in self.walks}
         self._team = Team(self.n_threads)
 
     def graph(self, n_tokens: int) -> GraphPlan:
@@ -99,13 +100,13 @@ class Executor:
 
     def _make_steps(self, n_tokens: int) -> list[Step]:
         graph = self.graph(n_tokens)
-        walks = self._walks[graph.placed.n_tokens]
+        walks = self.walks[graph.placed.n_tokens]
         return [*walks] if self._side is None else self._side.steps(graph, n_tokens, walks)
 
     @property
     def lowered(self) -> dict[int, list[tuple[Node, list[Record]]]]:
         """By number of tokens (1, n_batch), every node of the CPU with its op records."""
-        return {n: [pair for walk in walks for pair in walk.lowered] for n, walks in self._walks.items()}
+        return {n: [pair for walk in walks for pair in walk.lowered] for n, walks in self.walks.items()}
 
     @property
     def counts(self) -> NDArray[np.int64]:
@@ -176,7 +177,7 @@ class Executor:
         if self._side is None and n_tokens > 1:
             n_tokens = self.n_batch
         if n_tokens not in self._steps:
-            tails = [n for n in self._steps if n not in self._walks]
+            tails = [n for n in self._steps if n not in self.walks]
             if len(tails) >= TAILS:
                 del self._steps[tails[0]]
             self._steps[n_tokens] = self._make_steps(n_tokens)

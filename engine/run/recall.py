@@ -1,28 +1,32 @@
 """How well the predictors know the gates: of the neurons that fire, the share that they list.
 
-It is measured while the first prompt passes, on some of its tokens, in a few layers and for some neurons, so
-that it costs next to nothing. Predictors of other weights list what they like, and the text is garbage.
+It is measured while the first prompt passes, in a few layers and for some neurons. Their rows are copied when
+the model is loaded, and the walk of that prompt has a few records more, which multiply them and keep the masks:
+no stop, no thread of another library, and next to nothing for the prompt to pay. Predictors of other weights
+list what they like, and the text is garbage.
 """
 
-import time
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.arena import Arena
-from hotcold.engine.graph.graph import Node
+from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.graph.placed import CPU
+from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.plan import GraphPlan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import mask_bytes
 
-N_TOKENS, N_NEURONS, FEWEST = 16, 96, 24
-SHARE_OF_TIME = 0.01
+N_NEURONS, N_TOKENS, FEWEST = 128, 64, 24
+N_LAYERS, SMALL_BYTES = 3, 64 << 20  # of a smaller file more than a layer would be more than 1 % of its work
 GOOD_ENOUGH = 0.5
 ADVICE = (
     "they may belong to other weights: use --sparsity exact, or convert the model with its own predictors"
@@ -43,122 +47,181 @@ class Recall:
         return self.n_listed / self.n_firing
 
     def line(self) -> str:
-        """What -v says."""
-        layers = ", ".join(map(str, self.layers))
-        return (
-            f"predictors list {self.share:.0%} of the neurons that fire: {self.n_listed} of {self.n_firing} "
-            f"on the first prompt, in layers {layers}"
+        """What -v says: the share, or why there is none."""
+        if not self.layers:
+            return "whether the predictors belong to the weights is not told: their layers are on the device"
+        where = (
+            f"on the first prompt, in layer{'s' * (len(self.layers) > 1)} {', '.join(map(str, self.layers))}"
         )
+        if self.n_firing < FEWEST:
+            only = f"only {self.n_firing} sampled neuron{'s' * (self.n_firing != 1)} fired"
+            return f"whether the predictors belong to the weights is not told: {only} {where}"
+        share = f"predictors list {self.share:.0%} of the neurons that fire"
+        return f"{share}: {self.n_listed} of {self.n_firing} {where}"
 
     def warning(self) -> str:
         """What a user should know; "" if nothing."""
-        if self.share >= GOOD_ENOUGH:
+        if self.n_firing < FEWEST or self.share >= GOOD_ENOUGH:
             return ""
         return f"the predictors list only {self.share:.0%} of the neurons that fire; {ADVICE}"
 
 
-@dataclass
-class Watching:
-    """Takes a run's steps as ever, and keeps what nodes of the CPU make.
+@dataclass(frozen=True)
+class Sample:
+    """Some neurons of a layer's FFN.
 
     Attributes:
-        nodes: FFNs whose input and mask are wanted.
-        wanted: the names of those.
-        seen: their bytes, of those that the CPU makes.
+        ids: int64 [n], ascending.
+        matrices: what decides whether they fire: rows of gate, of up or of both, with their type.
+        bias: float32 [n] of the product, or [1] zero.
     """
 
-    executor: Executor
-    nodes: Sequence[Node]
-    wanted: Collection[str]
-    seen: dict[str, NDArray[np.uint8]] = field(default_factory=dict)
+    layer: int
+    ids: NDArray[np.int64]
+    matrices: tuple[tuple[Weight, NDArray[np.uint8]], ...]
+    bias: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What a walk leaves of one layer.
+
+    Attributes:
+        products: float32 [n_tokens, n], one for each matrix. masks: uint8 [n_tokens, bytes].
+        all_set: uint8 [bytes], what the mask is copied through.
+    """
+
+    sample: Sample
+    products: tuple[NDArray[np.float32], ...]
+    masks: NDArray[np.uint8]
+    all_set: NDArray[np.uint8]
+
+    def counts(self, tokens: slice) -> tuple[int, int]:
+        """How many fired for some tokens, and how many of those were listed."""
+        ids = self.sample.ids
+        fires = self.products[0][tokens] + self.sample.bias > 0
+        for more in self.products[1:]:
+            fires &= more[tokens] > 0
+        listed = fires & (self.masks[tokens][:, ids >> 3] >> (ids & 7).astype(np.uint8) & 1 != 0)
+        return int(np.count_nonzero(fires)), int(np.count_nonzero(listed))
+
+
+class Watching:
+    """Takes a run's steps as ever; walks that hold a sampled FFN keep something more.
+
+    Attributes:
+        n_tokens: of the last run.
+    """
+
+    def __init__(self, executor: Executor, file: GGUFFile, n_layers: int | None = None) -> None:
+        """Read the rows of the neurons that are looked at, and make the longer walks.
+
+        Args:
+            n_layers: to look at; None: what is cheap for the size of the file.
+        """
+        self.n_tokens = 0
+        if n_layers is None:
+            n_layers = N_LAYERS if file.size >= SMALL_BYTES else 1
+        self._samples = _samples(executor, HostStore(file), n_layers)
+        self._programs: dict[int, Program] = {}
+        self._kept: dict[bool, list[Kept]] = {}  # of the graph of one token, and of the one of more
+        for graph in executor.plan.graphs if self._samples else ():
+            self._kept[graph.placed.n_tokens == 1] = [
+                kept
+                for walk in executor.walks[graph.placed.n_tokens]
+                for kept in self._longer(walk, graph, executor)
+            ]
+
+    def _longer(self, walk: Walk, graph: GraphPlan, executor: Executor) -> list[Kept]:
+        """Make a walk's program with what is to be kept, if anything is."""
+        more, kept, at = list[tuple[int, list[Record]]](), list[Kept](), 0
+        nodes = {p.node.name: p.node for p in graph.placed.nodes}  # which read x as it is, not packed
+        for lowered, records in walk.lowered:
+            node = nodes.get(lowered.name)
+            if node is not None and node.layer in self._samples and node.find_tensor("mask") is not None:
+                low = executor.host.lowering(graph)
+                kept.append(_keep(low, node, self._samples[node.layer]))
+                n_packing = sum(r["code"] in (program.PACK, program.PACK_ROUNDED) for r in records[:1])
+                more.append((at + n_packing, low.records))
+            at += len(records)
+        if kept:
+            self._programs[id(walk)] = walk.program.with_more(more)
+        return kept
 
     def __call__(self, steps: Sequence[Step], context: Context) -> None:
         """Take them."""
-        arena = self.executor.graph(context.n_tokens).arenas[CPU]
+        self.n_tokens = context.n_tokens
         for step in steps:
-            if isinstance(step, Walk) and any(node.name in self.wanted for node in step.nodes):
-                self._walk(step, arena, context)
-            else:
+            longer = self._programs.get(id(step))
+            if longer is None:
                 step.run(context)
+            else:
+                context.team.walk(longer)
 
-    def _walk(self, step: Walk, arena: Arena, context: Context) -> None:
-        """The same records in the same order, with a stop behind each wanted node."""
-        places = {entry.name: slice(entry.offset, entry.offset + entry.n_bytes) for entry in arena.slots}
-        first = stop = 0
-        for node, records in step.lowered:
-            stop += len(records)
-            if node.name in self.wanted and node.name in places:
-                context.team.walk(step.program.part(first, stop))
-                self.seen[node.name] = self.executor.host.arena[places[node.name]].copy()
-                first = stop
-        if first < stop:
-            context.team.walk(step.program.part(first, stop))
+    def recall(self) -> Recall:
+        """Of the last tokens that have passed."""
+        some = slice(max(0, self.n_tokens - N_TOKENS), self.n_tokens)
+        kept = self._kept.get(self.n_tokens == 1, [])
+        counts = [each.counts(some) for each in kept]
+        layers = tuple(each.sample.layer for each in kept)
+        return Recall(sum(firing for firing, _ in counts), sum(listed for _, listed in counts), layers)
 
 
-def watched_nodes(executor: Executor) -> list[Node]:
-    """FFNs that go by a mask, of the layers to look at: one in the middle first."""
-    found = [node for node in executor.plan.decode.graph.nodes if node.find_tensor("mask") is not None]
-    picked = dict.fromkeys((len(found) // 2, len(found) - 1, 0))
-    return [found[i] for i in picked if 0 <= i < len(found)]
+def _samples(executor: Executor, store: HostStore, n_layers: int) -> dict[int, Sample]:
+    """By layer: neurons of FFNs that go by a mask on the CPU; one in the middle first."""
+    nodes = (p.node for p in executor.plan.decode.placed.nodes if p.side == CPU)
+    found = [node for node in nodes if node.find_tensor("mask") is not None]
+    picked = [i for i in dict.fromkeys((len(found) // 2, len(found) - 1, 0)) if 0 <= i < len(found)]
+    samples = [_sample(found[i], store) for i in picked[:n_layers]]
+    return {sample.layer: sample for sample in samples}
 
 
-def watch(executor: Executor) -> Watching:
-    """What to take the steps of a run with, to measure recall afterwards."""
-    nodes = watched_nodes(executor)
-    tensors = (node.tensor(role) for node in nodes for role in ("x", "mask"))
-    return Watching(executor, nodes, {tensor.name for tensor in tensors})
-
-
-def measure(watching: Watching, file: GGUFFile, n_tokens: int, seconds: float) -> Recall | None:
-    """The recall on the last of n_tokens tokens that have passed; None if too few neurons fired to tell.
-
-    Args:
-        seconds: what the prompt took; from the second layer on no more than a hundredth of it is spent.
-    """
-    started, store = time.perf_counter(), HostStore(file)
-    firing, listed, layers = 0, 0, list[int]()
-    for node in _seen(watching):
-        if layers and (time.perf_counter() - started) * (1 + 1 / len(layers)) > SHARE_OF_TIME * seconds:
-            break
-        fires, is_listed = _layer(watching, node, store, n_tokens)
-        firing, listed = firing + int(fires.sum()), listed + int((fires & is_listed).sum())
-        layers.append(node.layer if node.layer is not None else -1)
-    return Recall(firing, listed, tuple(layers)) if firing >= FEWEST else None
-
-
-def _seen(watching: Watching) -> list[Node]:
-    """The watched FFNs whose input and mask have been kept."""
-    return [
-        node
-        for node in watching.nodes
-        if {node.tensor("x").name, node.tensor("mask").name} <= set(watching.seen)
-    ]
-
-
-def _layer(
-    watching: Watching, node: Node, store: HostStore, n_tokens: int
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of some tokens and neurons of a layer: which fire, and which are listed."""
-    n_embd, n_ff = node.weight("up").ne
-    x = watching.seen[node.tensor("x").name].view(np.float32).reshape(-1, n_embd)[:n_tokens][-N_TOKENS:]
-    rows = watching.seen[node.tensor("mask").name].reshape(-1, mask_bytes(n_ff))[:n_tokens][-N_TOKENS:]
-    ids = np.unique(np.random.default_rng(n_ff).integers(0, n_ff, N_NEURONS))
-    is_listed = np.unpackbits(rows, axis=1, bitorder="little")[:, ids].astype(bool)
+def _sample(node: Node, store: HostStore) -> Sample:
     gate, up, bias = node.find_weight("gate"), node.weight("up"), node.find_weight("up_bias")
-    fires = _products(store, gate or up, ids, x) + _bias(store, bias, ids) > 0
-    if node.attributes["activation"] == "relu_both":
-        fires &= _products(store, up, ids, x) > 0
-    return fires, is_listed
+    n_ff = up.ne[1]
+    ids = np.sort(np.random.default_rng(n_ff).choice(n_ff, min(N_NEURONS, n_ff), replace=False))
+    both = node.attributes["activation"] == "relu_both"
+    return Sample(
+        layer_of(node),
+        ids,
+        tuple(
+            (each, _copied(store.rows(each), ids)) for each in ([gate or up, up] if both else [gate or up])
+        ),
+        np.zeros(1, np.float32) if bias is None else store.rows(bias).view(np.float32)[0][ids],
+    )
 
 
-def _products(
-    store: HostStore, weight: Weight, ids: NDArray[np.int64], x: NDArray[np.float32]
-) -> NDArray[np.float32]:
-    from hotcold.gguf_io import blocks
-
-    products: NDArray[np.float32] = x @ blocks.dequantize(store.rows(weight)[ids], weight.type).T
-    return products
+def _copied(matrix: NDArray[np.uint8], ids: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """Rows of it, on a cache line."""
+    some = program.aligned(ids.size * matrix.shape[1]).reshape(ids.size, -1)
+    some[:] = matrix[ids]
+    return some
 
 
-def _bias(store: HostStore, bias: Weight | None, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-    return np.zeros(1, np.float32) if bias is None else store.rows(bias).view(np.float32)[0][ids]
+def _keep(low: Lowering, node: Node, sample: Sample) -> Kept:
+    """Append records that multiply a sample's rows, and copy the mask before anything takes its place."""
+    n, n_ff = sample.ids.size, node.weight("up").ne[1]
+    products = []
+    for weight, some in sample.matrices:
+        x, x_stride = low.input_of(node, weight)
+        product = np.empty((low.n_tokens, n), np.float32)
+        low.emit(
+            program.MAT_VEC if low.one_token else program.MUL_MAT,
+            program.row_chunks(n, some.shape[1]) if low.one_token else program.panel_chunks(n),
+            w=some.ctypes.data,
+            w_type=int(weight.type),
+            w_stride=some.shape[1],
+            x=x,
+            x_stride=x_stride,
+            y=product.ctypes.data,
+            y_stride=4 * n,
+            n_rows=n,
+            k=weight.ne[0],
+        )
+        products.append(product)
+    masks = np.empty((low.n_tokens, mask_bytes(n_ff)), np.uint8)
+    all_set = np.full(masks.shape[1], 0xFF, np.uint8)
+    of = {"z": low.tensors[node.tensor("mask").name], "z_stride": masks.shape[1], "x": all_set.ctypes.data}
+    to = {"y": masks.ctypes.data, "y_stride": masks.shape[1], "n_rows": n_ff}
+    low.emit(program.AND_BITS, low.token_chunks(n_ff // 32), **of, **to)
+    return Kept(sample, tuple(products), masks, all_set)

@@ -244,12 +244,24 @@ class Program:
 
     def part(self, first: int, stop: int) -> "Program":
         """The records from first to stop as a program of their own, without making them again."""
-        part = Program([], self.run)
-        part.ops = program.aligned((stop - first) * program.OP.itemsize).view(program.OP)
-        part.ops[:] = self.ops[first:stop]
-        part.ops["claim"] = part.ops["done"] = 0
-        part.base = int(part.ops.ctypes.data)
-        return part
+        return self._of(self.ops[first:stop])
+
+    def with_more(self, more: list[tuple[int, list[dict[str, Any]]]]) -> "Program":
+        """A program that has further records in front of some: (the record's number, ascending; they)."""
+        pieces, first = [], 0
+        for at, records in more:
+            pieces += [self.ops[first:at], program.assemble(records)]
+            needed.prepare(pieces[-1])
+            first = at
+        return self._of(*pieces, self.ops[first:])
+
+    def _of(self, *pieces: NDArray[np.void]) -> "Program":
+        made = Program([], self.run)
+        made.ops = program.aligned(sum(piece.nbytes for piece in pieces)).view(program.OP)
+        np.concatenate(pieces, out=made.ops)
+        made.ops["claim"] = made.ops["done"] = 0
+        made.base = int(made.ops.ctypes.data)
+        return made
 
 
 Job = tuple[Program, int]
