@@ -16,6 +16,7 @@ from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
+from hotcold.engine.commands.profile import ProfileCommand
 from hotcold.engine.commands.reports import note, reported
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.errors import INTERRUPTED
@@ -35,6 +36,7 @@ app.command("bench")(BenchCommand)
 app.command("devices")(DevicesCommand)
 app.command("convert")(ConvertCommand)
 app.command("offload-dump")(OffloadDumpCommand)
+app.command("profile")(ProfileCommand)
 
 
 def run(command: Command, **of_hotcold: Any) -> None:

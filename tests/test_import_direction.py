@@ -18,7 +18,7 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "transformers"}
 # wings of one line do not know each other; each knows all below it
 WINGS = (
     ("commands",),
-    ("dump", "measure", "chat"),
+    ("dump", "measure", "profile", "chat"),
     ("generation",),
     ("run",),
     ("device",),
@@ -37,6 +37,7 @@ BELOW = {
     "commands": CPU | DEVICE | CONVERSION | {"__init__"},
     "dump": CPU | DEVICE,
     "measure": CPU,
+    "profile": CPU,
     "chat": set[str](),
     "generation": CPU | DEVICE,
     "run": CPU | DEVICE,

@@ -80,6 +80,10 @@ class HostSide:
             cold=self._cold,
         )
 
+    def area(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
+        """The first bytes of a workspace area, as the last node left them."""
+        return self._areas[name][:n_bytes]
+
     def overflow(self) -> int | None:
         """The first layer whose cache could not hold a key or value; None if all could."""
         return self._kv_cache.overflow()

@@ -28,14 +28,14 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
         SettingError: an unknown word, or a mode that this file cannot run in.
     """
     one_of("sparsity", wanted, SPARSITY_CHOICES)
-    transposed = all(layer.ffn_down_t is not None for layer in model.layers)
+    transposed = _has_row_a_neuron(model)
     relu = model.ffn_activation == "relu"
     if wanted == "off":
         return "off", "asked for"
     if wanted == "auto":
         if model.has_predictors:
             return "predictor", "the file has predictors"
-        if relu and transposed:
+        if can_be_exact(model):
             return "exact", "a ReLU model without predictors"
         return "off", f"{model.ffn_activation.upper()} without predictors" if not relu else "no ffn_down_t"
     if wanted == "predictor" and not model.has_predictors:
@@ -49,6 +49,16 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
         bound = "the file has no ffn_down_t tensors"
         raise SettingError("sparsity", wanted, bound, "use off, or convert the model with hotcold convert")
     return wanted, "asked for"
+
+
+def _has_row_a_neuron(model: "Model") -> bool:
+    """Whether the down projection is transposed in every layer."""
+    return all(layer.ffn_down_t is not None for layer in model.layers)
+
+
+def can_be_exact(model: "Model") -> bool:
+    """Whether the model has exact zeros, and rows that they spare."""
+    return model.ffn_activation == "relu" and _has_row_a_neuron(model)
 
 
 def resolve_threshold(

@@ -1,0 +1,158 @@
+"""`hotcold profile`: which neurons work, counted on texts of one's own."""
+
+import json
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import DeviceName, EngineOptions, Json, Quiet, Sparsity
+from hotcold.engine.commands.prompt_input import read_file
+from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.errors import FileError, SettingError
+
+if TYPE_CHECKING:
+    from hotcold.engine.generation.generation import Engine
+    from hotcold.engine.profile.corpus import Text
+    from hotcold.engine.profile.kept import CountedOn
+    from hotcold.engine.profile.profile import Profile
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """What is counted on, and where the counts go."""
+
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "-f", "--file", help="Text, .jsonl, a folder with such, or - for a pipe; may be repeated."
+        ),
+    ] = None
+    field: Annotated[str, typer.Option(help="Of a .jsonl line's object, that is its text.")] = "text"
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "-o", "--out", metavar="DIR", help="For the counts. [default: activation/ beside the model]"
+        ),
+    ] = None
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace counts that are there.")] = False
+    merge: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(metavar="A B", help="Add up two folders of counts in -o; runs no model."),
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileCommand(EngineOptions, CorpusOptions):
+    """Which neurons fire, counted on texts of one's own, for plans to know the hot ones."""
+
+    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Ids that run together.")] = 512
+    sparsity: Sparsity = "auto"
+    device: DeviceName = "cpu"
+    quiet: Quiet = False
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Read, load, count, write, print."""
+        if self.merge is not None:
+            self._merge(*self.merge)
+            return
+        if not self.texts:
+            raise SettingError("texts", "none", "-f FILE", "name a text, a folder, or - for a pipe")
+        if self.device != "cpu":
+            raise SettingError("device", self.device, "firings are counted on the CPU", "leave it out")
+        from hotcold.engine.model.model_path import model_path
+        from hotcold.engine.profile.corpus import read_texts
+        from hotcold.engine.profile.kept import check_folder
+
+        path = model_path(self.path)
+        folder = path.parent / "activation" if self.out is None else self.out
+        texts = [text for path in self.texts for text in read_texts(path, self.field, read_text)]
+        check_folder(folder, self.resume, self.force)
+        with open_engine(replace(self, sparsity=self._mode(path)), self.quiet) as engine:
+            warn(engine, self.quiet)
+            self._count(engine, texts, folder)
+
+    def _mode(self, path: Path) -> str:
+        """By default the way that sees every neuron: predictors would hide what they miss."""
+        if self.sparsity != "auto":
+            return self.sparsity
+        from hotcold.engine.model.model import load_model
+        from hotcold.engine.model.sparsity import can_be_exact
+        from hotcold.gguf_io import open_gguf
+
+        with open_gguf(path) as file:
+            return "exact" if can_be_exact(load_model(file)) else "off"
+
+    def _count(self, engine: "Engine", texts: "list[Text]", folder: Path) -> None:
+        from hotcold.engine.profile import corpus, kept, profile
+
+        chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
+        of = kept.CountedOn(engine.file.header_hash(), corpus.digest(chunks))
+        begun = kept.to_resume(folder, of) if self.resume else profile.empty(engine, len(chunks))
+
+        def keep(counted: "Profile") -> None:
+            write(folder, counted, of, engine.file.path.name)
+            done = f"{counted.n_chunks} of {counted.all_chunks} chunks are kept in {folder}"
+            note(f"{done}; --resume goes on")
+
+        with progress_bar(not self.quiet and sys.stderr.isatty(), counted="tokens") as bar:
+
+            def advance(done: int, total: int, speed: float) -> None:
+                if bar is not None:
+                    bar(f"{speed:.0f} tokens/s", done, total)
+
+            counted = profile.measure(engine, chunks, begun, advance, keep)
+        report = write(folder, counted, of, engine.file.path.name)
+        self._show(counted, report, engine.model.ffn_activation, folder)
+
+    def _merge(self, one: Path, other: Path) -> None:
+        from hotcold.engine.profile import kept, profile
+
+        if self.out is None:
+            raise SettingError(
+                "--merge", f"{one} {other}", "needs a folder for the sum", "name it with -o DIR"
+            )
+        kept.check_folder(self.out, False, self.force)
+        (first, of), (second, also_of) = kept.read(one), kept.read(other)
+        if of.model != also_of.model:
+            raise FileError(
+                "profile", other, f"was counted on another model than {one}", "merge counts of one model"
+            )
+        both = profile.merged(first, second)
+        report = write(self.out, both, kept.CountedOn(of.model, ""), "")
+        self._show(both, report, "", self.out)
+
+    def _show(self, counted: "Profile", report: "dict[str, object]", activation: str, folder: Path) -> None:
+        if self.as_json:
+            write_line(json.dumps(report))
+            return
+        from hotcold.engine.profile.report import lines
+
+        write_line(f"{counted.n_tokens} tokens")
+        for line in lines(counted, activation):
+            write_line(line)
+        if not self.quiet:
+            note(
+                f"counts are in {folder}; see what a budget makes of them: hotcold offload-dump --activation DIR"
+            )
+
+
+def read_text(path: Path) -> bytes:
+    """A file of a corpus."""
+    return read_file(path, "text file")
+
+
+def write(folder: Path, counted: "Profile", of: "CountedOn", model: str) -> "dict[str, object]":
+    """Keep a profile; its report."""
+    from hotcold.engine.profile import kept
+    from hotcold.engine.profile.report import as_json
+
+    report = as_json(counted, model)
+    kept.save(folder, counted, of, report)
+    return report

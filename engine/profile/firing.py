@@ -1,0 +1,109 @@
+"""How often each neuron fires, and how much it matters, added up while batches of ids pass.
+
+A ReLU's neuron fires on a token if its hidden value, what it multiplies its row of `down` with, is not zero. A
+SiLU's or GELU's is never idle: it matters by the sum of |hidden| times the length of that row.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.graph.graph import layer_of
+from hotcold.engine.host.stores import HostStore
+from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Taken, Tracing
+from hotcold.errors import SettingError
+from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.blocks import dequantize
+from hotcold.kernels.cpu import program
+
+# the area that holds the hidden values when the op of a batch is done
+HIDDEN = {
+    "dense_gated_ffn": "first",
+    "sparse_gated_ffn": "second",
+    "dense_ffn": "first",
+    "sparse_ffn": "first",
+}
+FEWEST = 4  # tokens of a batch, so that no run has one alone
+SLAB_ELEMENTS = 1 << 22  # of a matrix that are widened at once
+
+Counted = NDArray[np.float64]
+
+
+class Firing:
+    """Adds up what an executor's runs do, from when it is made until `stop`.
+
+    Attributes:
+        fired: of each layer's last batch, bool [n_tokens, n_ff]; empty for other functions than ReLU.
+    """
+
+    def __init__(self, executor: Executor) -> None:
+        if executor.n_batch < FEWEST:
+            raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to count firings", "raise -b")
+        if executor.device is not None:
+            raise SettingError(
+                "device", executor.device.name, "firings are counted on the CPU", "use --device cpu"
+            )
+        self._executor, model = executor, executor.model
+        self._relu = model.ffn_activation == "relu"
+        self._counts: Counted = np.zeros((model.n_layer, model.n_ff))
+        self.fired: list[NDArray[np.bool_]] = [np.zeros((0, model.n_ff), bool)] * model.n_layer
+        self._before = executor.taking
+        executor.taking = Tracing(executor, self._hear)
+
+    def _hear(self, taken: Taken) -> None:
+        node = taken.node
+        if node.op not in HIDDEN:
+            return
+        layer, host, n_ff = layer_of(node), self._executor.host, self._executor.model.n_ff
+        n_tokens = int(host.run[program.N_TOKENS])
+        hidden = host.area(HIDDEN[node.op], 4 * n_tokens * n_ff).view(np.float32).reshape(n_tokens, n_ff)
+        if self._relu:
+            self.fired[layer] = hidden != 0
+            self._counts[layer] += self.fired[layer].sum(0)
+        else:
+            self._counts[layer] += np.abs(hidden).sum(0, dtype=np.float64)
+
+    def take(self) -> Counted:
+        """What was added up since the last call, float64 [n_layer, n_ff]: whole numbers of tokens of a ReLU's
+        neurons, sums of |hidden| of others."""
+        counts = self._counts.copy()
+        self._counts[...] = 0
+        return counts
+
+    def stop(self) -> None:
+        """Let the executor run as before."""
+        self._executor.taking = self._before
+
+
+def run_chunk(executor: Executor, ids: NDArray[np.int32], after: Callable[[], None]) -> None:
+    """Let a chunk of two ids or more pass from an empty cache, no batch of which is one token alone."""
+    at = 0
+    while at < ids.size:
+        n = min(executor.n_batch, ids.size - at)
+        n -= ids.size - at - n == 1
+        executor.run(ids[at : at + n], at)
+        after()
+        at += n
+
+
+def down_lengths(file: GGUFFile, model: Model) -> Counted:
+    """The length of what each neuron adds to the residual where its hidden value is 1: float64 [n_layer, n_ff]."""
+    store = HostStore(file)
+    return np.stack([_lengths(store, layer) for layer in model.layers])
+
+
+def _lengths(store: HostStore, layer: Layer) -> Counted:
+    if layer.ffn_down_t is not None:
+        squares = np.concatenate([(rows**2).sum(1) for rows in _slabs(store, layer.ffn_down_t)])
+    else:
+        squares = np.sum([(rows**2).sum(0) for rows in _slabs(store, layer.down)], axis=0)
+    lengths: Counted = np.sqrt(squares)
+    return lengths
+
+
+def _slabs(store: HostStore, weight: Weight) -> Sequence[Counted]:
+    rows, step = store.rows(weight), max(1, SLAB_ELEMENTS // weight.ne[0])
+    return [dequantize(rows[i : i + step], weight.type).astype(np.float64) for i in range(0, len(rows), step)]

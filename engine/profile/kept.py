@@ -1,0 +1,137 @@
+"""A profile on disk: counts where a plan finds them, and beside them what is needed to go on or to merge.
+
+activation_{i}.npy   u64 [n_ff] of layer i, as `hotcold offload-dump --activation` and `convert` read them
+profile.npz          all of it, with what it was counted on
+profile.json         the same figures that the command prints
+"""
+
+import io
+import json
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.profile.firing import Counted
+from hotcold.engine.profile.profile import FIRINGS, WEIGHT, Profile
+from hotcold.errors import FileError, SettingError
+from hotcold.whole_file import write_whole
+
+STATE, REPORT = "profile.npz", "profile.json"
+LARGEST_WEIGHT = 1 << 40  # of the whole numbers that stand for weights, which are none
+
+
+@dataclass(frozen=True)
+class CountedOn:
+    """What a profile is of: the SHA-256 of the model's header, and of the ids of its texts."""
+
+    model: str
+    ids: str
+
+
+def check_folder(folder: Path, resume: bool, force: bool) -> None:
+    """Refuse a folder before any work is done for it.
+
+    Raises:
+        SettingError: statistics are there, and neither is wanted. FileError: it cannot be made.
+    """
+    if folder.is_dir():
+        there = next(
+            (name for name in (STATE, "activation_0.npy", "activation_0.pt") if (folder / name).exists()), ""
+        )
+        if there and not (resume or force):
+            remedy = "go on with --resume, replace it with --force, or name another with -o"
+            raise SettingError("folder for counts", folder, f"has {there} already", remedy)
+        return
+    try:
+        folder.mkdir(parents=True)
+    except OSError as error:
+        raise FileError(
+            "folder for counts", folder, error.strerror or "cannot be made", "name another with -o"
+        ) from error
+
+
+def whole_numbers(profile: Profile) -> NDArray[np.uint64]:
+    """Counts as the files of layers have them; weights become whole numbers in their proportions."""
+    if profile.of == FIRINGS:
+        return profile.counts.astype(np.uint64)
+    return np.rint(profile.counts * (LARGEST_WEIGHT / (profile.counts.max() or 1))).astype(np.uint64)
+
+
+def save(folder: Path, profile: Profile, of: CountedOn, report: dict[str, Any]) -> None:
+    """Write all files; the state last but the report, so that an older one goes on where it was."""
+    for i, counts in enumerate(whole_numbers(profile)):
+        write_whole(folder / f"activation_{i}.npy", _npy(counts), option="-o")
+    state = io.BytesIO()
+    np.savez(
+        state,
+        of=profile.of,
+        model=of.model,
+        ids=of.ids,
+        numbers=np.array([profile.n_tokens, profile.n_chunks, profile.all_chunks]),
+        counts=profile.counts,
+        first_half=profile.first_half,
+    )
+    write_whole(folder / STATE, state.getvalue(), option="-o")
+    write_whole(folder / REPORT, (json.dumps(report, indent=1) + "\n").encode(), option="-o")
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def read(folder: Path) -> tuple[Profile, CountedOn]:
+    """What `save` wrote.
+
+    Raises:
+        FileError: nothing is there, or it is damaged.
+    """
+    path = folder / STATE
+    try:
+        with np.load(path, allow_pickle=False) as state:
+            n_tokens, n_chunks, all_chunks = (int(number) for number in state["numbers"])
+            counts, first_half = _table(state["counts"]), _table(state["first_half"])
+            of, model, ids = (str(state[name]) for name in ("of", "model", "ids"))
+    except OSError as error:
+        raise FileError(
+            "profile", path, error.strerror or str(error), "name a folder that hotcold profile wrote"
+        ) from error
+    except (ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+        raise FileError("profile", path, "is damaged", "count again, with --force") from error
+    if of not in (FIRINGS, WEIGHT) or counts.shape != first_half.shape or not 0 <= n_chunks <= all_chunks:
+        raise FileError("profile", path, "is damaged", "count again, with --force")
+    return Profile(of, n_tokens, n_chunks, all_chunks, counts, first_half), CountedOn(model, ids)
+
+
+def _table(array: NDArray[Any]) -> Counted:
+    if (
+        array.ndim != 2
+        or array.dtype != np.float64
+        or not np.isfinite(array).all()
+        or array.min(initial=0) < 0
+    ):
+        raise ValueError("no counts")
+    return array
+
+
+def to_resume(folder: Path, of: CountedOn) -> Profile:
+    """The profile to go on with.
+
+    Raises:
+        FileError: it is of another model, or of other texts.
+    """
+    profile, counted_on = read(folder)
+    if counted_on.model != of.model:
+        raise _foreign(folder, "another model")
+    if counted_on.ids != of.ids:
+        raise _foreign(folder, "other texts, or another n_ctx")
+    return profile
+
+
+def _foreign(folder: Path, what: str) -> FileError:
+    return FileError("profile", folder / STATE, f"was counted on {what}", "use --force, or another -o")

@@ -1,0 +1,133 @@
+"""A model's neurons on a corpus: what each layer's do, how few of them do most, and whether these are stable."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.profile.firing import Counted, Firing, down_lengths, run_chunk
+from hotcold.engine.profile.recency import SHARES, Held, Recency
+
+FIRINGS, WEIGHT = "firings", "weight"
+
+Progress = Callable[[int, int, float], None]
+"""Hears of tokens done, tokens in all, and tokens a second."""
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What was counted.
+
+    Attributes:
+        of: "firings" (on how many tokens each neuron of a ReLU fired), or "weight" (of a neuron that is never
+            idle, the sum of |hidden| times the length of its row of `down`).
+        n_tokens: that passed. n_chunks: into which their texts were cut, of `all_chunks`.
+        counts: float64 [n_layer, n_ff]. first_half: the same, of the first half of the chunks.
+        held: what sets of neurons would have held of the firings of the first `n_followed` tokens.
+    """
+
+    of: str
+    n_tokens: int
+    n_chunks: int
+    all_chunks: int
+    counts: Counted
+    first_half: Counted
+    held: tuple[Held, ...] = ()
+    n_followed: int = 0
+
+    @property
+    def firing(self) -> NDArray[np.float64] | None:
+        """The mean share of neurons that fire on a token, for each layer; None where all do."""
+        return self.counts.mean(1) / max(self.n_tokens, 1) if self.of == FIRINGS else None
+
+    def covered(self) -> list[tuple[float, float]]:
+        """Shares of the neurons, and the part of all that is counted which each layer's hottest ones hold."""
+        hottest = -np.sort(-self.counts, axis=1)
+        sums = hottest.sum(0).cumsum()
+        sizes = [max(1, round(share * sums.size)) for share in SHARES]
+        return [(share, float(sums[n - 1] / (sums[-1] or 1))) for share, n in zip(SHARES, sizes, strict=True)]
+
+    def stability(self, share: float = 0.2) -> tuple[float, float]:
+        """Of the second half's counts, what the hottest neurons of the first half hold, and its own hottest."""
+        second = self.counts - self.first_half
+        n, total = max(1, round(share * second.shape[1])), second.sum() or 1
+        by_first = np.argsort(-self.first_half, axis=1, kind="stable")[:, :n]
+        own = -np.sort(-second, axis=1)[:, :n]
+        return float(np.take_along_axis(second, by_first, 1).sum() / total), float(own.sum() / total)
+
+
+def empty(engine: Engine, n_chunks: int) -> Profile:
+    """Nothing counted yet of so many chunks."""
+    model = engine.model
+    none = np.zeros((model.n_layer, model.n_ff))
+    return Profile(FIRINGS if model.ffn_activation == "relu" else WEIGHT, 0, 0, n_chunks, none, none)
+
+
+def measure(
+    engine: Engine,
+    chunks: Sequence[NDArray[np.int32]],
+    profile: Profile,
+    progress: Progress | None = None,
+    keep: Callable[[Profile], None] | None = None,
+) -> Profile:
+    """Let the chunks pass that a profile has not counted yet, and count them too.
+
+    Args:
+        keep: takes what is counted when this is interrupted or fails, whole chunks alone.
+
+    Raises:
+        SettingError: n_batch below 4, or an engine on a device.
+    """
+    executor, model = engine.executor, engine.model
+    lengths = 1.0 if profile.of == FIRINGS else down_lengths(engine.file, model)
+    total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
+    firing, recency = Firing(executor), Recency(model.n_layer, model.n_ff)
+
+    def follow() -> None:
+        for layer, fired in enumerate(firing.fired):
+            recency.add(layer, fired)
+
+    engine.turn += 1
+    try:
+        for chunk in chunks[profile.n_chunks :]:
+            run_chunk(executor, chunk, follow)
+            profile = _with(profile, firing.take() * lengths, chunk.size)
+            if progress is not None:
+                seconds = time.perf_counter() - started
+                progress(profile.n_tokens, total, (profile.n_tokens - before) / max(seconds, 1e-9))
+    except BaseException:
+        if keep is not None and profile.n_chunks:
+            keep(profile)
+        raise
+    finally:
+        firing.stop()
+    if before:  # the tokens before were not followed
+        return profile
+    return replace(profile, held=tuple(recency.held(profile.counts)), n_followed=recency.n_tokens)
+
+
+def _with(profile: Profile, counts: Counted, n_tokens: int) -> Profile:
+    """A profile and one chunk more."""
+    is_first = profile.n_chunks < profile.all_chunks // 2
+    return replace(
+        profile,
+        n_tokens=profile.n_tokens + n_tokens,
+        n_chunks=profile.n_chunks + 1,
+        counts=profile.counts + counts,
+        first_half=profile.first_half + counts if is_first else profile.first_half,
+    )
+
+
+def merged(one: Profile, other: Profile) -> Profile:
+    """Both together; what was followed token by token is not known of the two."""
+    return Profile(
+        one.of,
+        one.n_tokens + other.n_tokens,
+        one.n_chunks + other.n_chunks,
+        one.all_chunks + other.all_chunks,
+        one.counts + other.counts,
+        one.first_half + other.first_half,
+    )

@@ -1,0 +1,122 @@
+"""`hotcold profile`: counts in files that a plan reads, kept when it is interrupted, added up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run
+from numpy.typing import NDArray
+
+from hotcold.engine.profile import profile
+from hotcold.engine.profile.firing import run_chunk
+from hotcold.gguf_io.firing_counts import read_counts
+
+OPTIONS = ("-c", "32", "-b", "16")
+
+
+@pytest.fixture
+def text(tiny: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "text.txt"
+    path.write_bytes((tiny / "valid_excerpt.txt").read_bytes()[:1500])
+    return path
+
+
+def counted(folder: Path) -> NDArray[np.uint64]:
+    counts = read_counts(folder, 6, 1024)
+    assert counts is not None
+    return np.stack(counts)
+
+
+def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
+    out = tmp_path / "counts"
+    shown = run("profile", "-f", str(text), "-o", str(out), *OPTIONS)
+    assert shown.returncode == 0 and f"counts are in {out}" in shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    report = json.loads((out / "profile.json").read_text())
+    counts = counted(out)
+    assert report["of"] == "firings" and report["n_chunks"] == report["all_chunks"] > 2
+    assert np.allclose(counts.mean(1) / report["n_tokens"], report["firing"])
+    assert f"{np.mean(report['firing']):.1%}" in shown.stdout
+    dump = run("offload-dump", "--activation", str(out), "--vram-budget", "6MiB", "--json")
+    assert str(out) in dump.stdout
+
+
+def test_the_bundled_models_own_counts_are_not_overwritten(text: Path) -> None:
+    shown = run("profile", "-f", str(text), *OPTIONS)
+    assert shown.returncode == 2 and "activation_0" in shown.stderr and "another with -o" in shown.stderr
+
+
+def test_an_interrupted_run_goes_on_where_it_was(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run("profile", "-f", str(text), "-o", str(whole), *OPTIONS).returncode == 0
+    passed: list[Any] = []
+
+    def run_two(executor: Any, ids: Any, after: Any) -> None:
+        if len(passed) == 2:
+            raise KeyboardInterrupt
+        passed.append(ids)
+        run_chunk(executor, ids, after)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(profile, "run_chunk", run_two)
+        stopped = run("profile", "-f", str(text), "-o", str(parts), *OPTIONS)
+    assert stopped.returncode == 130 and "2 of" in stopped.stderr and "--resume goes on" in stopped.stderr
+    assert 0 < counted(parts).sum() < counted(whole).sum()
+    again = ("profile", "-f", str(text), "-o", str(parts))
+    assert "go on with --resume" in run(*again, *OPTIONS).stderr
+    assert "was counted on other texts, or another n_ctx" in run(*again, "--resume", "-c", "48").stderr
+    assert run(*again, "--resume", *OPTIONS).returncode == 0
+    assert (counted(parts) == counted(whole)).all()
+
+
+def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
+    folders = []
+    for i, half in enumerate((text.read_bytes()[:700], text.read_bytes()[700:])):
+        (tmp_path / f"{i}.txt").write_bytes(half)
+        folders.append(tmp_path / f"counts-{i}")
+        run("profile", "-f", str(tmp_path / f"{i}.txt"), "-o", str(folders[-1]), *OPTIONS)
+    both = tmp_path / "both"
+    merge = ("profile", "--merge", str(folders[0]), str(folders[1]))
+    assert "name it with -o" in run(*merge).stderr
+    shown = run(*merge, "-o", str(both), "--json")
+    assert (counted(both) == counted(folders[0]) + counted(folders[1])).all()
+    assert json.loads(shown.stdout)["n_tokens"] == sum(
+        json.loads((folder / "profile.json").read_text())["n_tokens"] for folder in folders
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [(lambda data: data[:200], "is damaged"), (lambda data: b"", "is damaged"), (None, "No such file")],
+)
+def test_a_damaged_profile_is_named(text: Path, tmp_path: Path, spoil: object, problem: str) -> None:
+    out = tmp_path / "counts"
+    run("profile", "-f", str(text), "-o", str(out), *OPTIONS)
+    state = out / "profile.npz"
+    if callable(spoil):
+        state.write_bytes(spoil(state.read_bytes()))
+    else:
+        state.unlink()
+    shown = run("profile", "-f", str(text), "-o", str(out), "--resume", *OPTIONS)
+    assert shown.returncode == 3 and problem in shown.stderr and len(shown.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        ((), 2, "-f FILE"),
+        (("-f", "/none"), 3, "/none"),
+        (("-f", "TEXT", "-o", "/proc/none", *OPTIONS), 3, "another with -o"),
+        (("-f", "TEXT", "-o", "OUT", "--device", "emulated", *OPTIONS), 2, "firings are counted on the CPU"),
+    ],
+)
+def test_what_cannot_be_counted(
+    text: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, problem: str
+) -> None:
+    names = {"TEXT": str(text), "OUT": str(tmp_path / "out")}
+    shown = run("profile", *(names.get(argument, argument) for argument in arguments))
+    assert (shown.returncode, problem in shown.stderr) == (code, True), shown.stderr

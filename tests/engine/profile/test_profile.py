@@ -1,0 +1,131 @@
+"""Counts are a NumPy pass's, to the integer; caches are what a plain simulation says."""
+
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import hf_forward
+import hf_models
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from hotcold import load
+from hotcold.engine.profile import profile as profiles
+from hotcold.engine.profile.profile import FIRINGS, WEIGHT, Profile, measure
+from hotcold.engine.profile.recency import SHARES, Recency
+from hotcold.errors import SettingError
+from hotcold.gguf_io.convert.conversion import convert
+
+IDS = np.array([1, 30, 4, 7, 39, 30, 2, 11, 0, 25, 3, 3, 17], np.int32)
+CHUNKS = [IDS, IDS[::-1].copy(), IDS[3:5].copy()]
+RELU: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"hidden_act": "relu"}),
+    ("bamboo", {}),
+    ("qwen2", {"hidden_act": "relu"}),
+    ("falcon-7b", {"activation": "relu"}),
+    ("falcon-40b", {"activation": "relu"}),
+    ("opt", {}),
+]
+
+
+def hidden_values(
+    model: hf_models.HFDirectory, monkeypatch: pytest.MonkeyPatch
+) -> list[list[NDArray[np.float64]]]:
+    """What each layer multiplies `down` with, of each chunk, by NumPy."""
+    seen: list[list[NDArray[np.float64]]] = []
+
+    def masked(self: Any, h: NDArray[np.float64], x: Any, i: int) -> NDArray[np.float64]:
+        seen[-1].append(h)
+        return h
+
+    monkeypatch.setattr(hf_forward._Model, "masked", masked)
+    for chunk in CHUNKS:
+        seen.append([])
+        hf_forward.forward(model, chunk)
+    return seen
+
+
+@pytest.mark.parametrize(("kind", "changes"), RELU)
+@pytest.mark.parametrize("sparsity", ["off", "exact"])
+@pytest.mark.parametrize("n_batch", [4, 32])
+def test_firings_are_those_of_a_numpy_pass(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    changes: dict[str, Any],
+    sparsity: str,
+    n_batch: int,
+) -> None:
+    """Batches of 4 cut 13 ids into 4, 4, 3 and 2: none of one alone."""
+    model = hf_models.make(tmp_path / "model", kind, dtype="float32", **changes)
+    convert(model.folder, None, tmp_path / "out.gguf", "f32")
+    wanted = np.sum([[(h != 0).sum(0) for h in chunk] for chunk in hidden_values(model, monkeypatch)], axis=0)
+    with load(tmp_path / "out.gguf", n_ctx=32, n_batch=n_batch, sparsity=sparsity, kv_type="f32") as engine:
+        taking = engine.executor.taking
+        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+        assert engine.executor.taking is taking
+    assert counted.of == FIRINGS and counted.n_tokens == 28 and counted.n_chunks == 3
+    assert (counted.counts == wanted).all()
+    assert counted.firing == pytest.approx(wanted.mean(1) / 28)
+
+
+def test_the_weight_of_neurons_that_are_never_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = hf_models.make(tmp_path / "model", "llama", dtype="float32")
+    convert(model.folder, None, tmp_path / "out.gguf", "f32")
+    hidden = hidden_values(model, monkeypatch)
+    wanted = [
+        np.sum([np.abs(chunk[i]).sum(0) for chunk in hidden], axis=0)
+        * np.sqrt((model.value(f"model.layers.{i}.mlp.down_proj.weight").astype("f8") ** 2).sum(0))
+        for i in range(2)
+    ]
+    with load(tmp_path / "out.gguf", n_ctx=32, kv_type="f32") as engine:
+        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+    assert counted.of == WEIGHT and counted.firing is None and not counted.held
+    assert counted.counts == pytest.approx(np.array(wanted), rel=1e-5)
+
+
+def test_batches_that_are_too_small_are_refused(tiny: Path) -> None:
+    with load(n_ctx=32, n_batch=3) as engine, pytest.raises(SettingError, match="n_batch: 3 .at least 4"):
+        measure(engine, CHUNKS, profiles.empty(engine, 3))
+
+
+def cache_hits(fired: NDArray[np.bool_], size: int) -> int:
+    """Of a cache of the last used, neurons of a token in any order: those of one token count as one moment."""
+    used: OrderedDict[int, int] = OrderedDict()
+    hits = 0
+    for moment, row in enumerate(fired):
+        now = np.flatnonzero(row).tolist()
+        for i in now:
+            hits += i in used and sum(last > used[i] for last in used.values()) < size
+        for i in now:
+            used[i] = moment
+    return hits
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 12), st.integers(1, 40))
+@settings(max_examples=40, deadline=None)
+def test_a_cache_hits_what_a_plain_one_hits(seed: int, n_ff: int, n_tokens: int) -> None:
+    random = np.random.default_rng(seed)
+    fired = random.random((2, n_tokens, n_ff)) < random.random((2, 1, n_ff))
+    recency = Recency(2, n_ff)
+    for layer in range(2):
+        for some in np.array_split(fired[layer], 3):
+            recency.add(layer, some)
+    counts = fired.sum(1).astype(np.float64)
+    held, total = recency.held(counts), fired.sum()
+    assert bool(held) == bool(total)
+    for share, each in zip(SHARES, held, strict=False):
+        size = max(1, round(share * n_ff))
+        assert each.recent == pytest.approx(sum(cache_hits(layer, size) for layer in fired) / total)
+        assert each.fixed == pytest.approx(sum(np.sort(row)[::-1][:size].sum() for row in counts) / total)
+
+
+def test_what_is_covered_and_how_stable_it_is() -> None:
+    first = np.array([[4.0, 0, 0, 0, 0], [0, 0, 0, 0, 4]])
+    second = np.array([[1.0, 3, 0, 0, 0], [0, 0, 0, 0, 2]])
+    profile = Profile(FIRINGS, 10, 4, 4, first + second, first)
+    assert profile.covered()[2] == pytest.approx((0.2, 11 / 14))
+    assert profile.stability() == pytest.approx((3 / 6, 5 / 6))
