@@ -1,6 +1,7 @@
 """Devices for the tests: emulated everywhere, a real card where one exists."""
 
 import fcntl
+import functools
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -12,9 +13,11 @@ import pytest
 from pairwise import covering
 
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device import signatures
 from hotcold.kernels.cuda.device.cache import cache_directory
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, load_cupy, usable_cards
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator import build
 from hotcold.kernels.cuda.emulator.build import find_compiler
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
@@ -30,6 +33,13 @@ def pytest_configure() -> None:
     for number in (signal.SIGINT, signal.SIGHUP):
         if signal.getsignal(number) == signal.SIG_IGN:
             signal.signal(number, lambda *_: None)
+    _read_programs_once()
+
+
+def _read_programs_once() -> None:
+    """Hundreds of devices are opened with the same few programs: what a text says is kept."""
+    for module, name in ((signatures, "expand"), (signatures, "_parameter"), (build, "check_shared_memory")):
+        setattr(module, name, functools.cache(getattr(module, name)))
 
 
 @pytest.hookimpl(tryfirst=True)
