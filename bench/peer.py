@@ -134,15 +134,17 @@ def compare_batches(path: Path, name: str, n_threads: int, seconds: float, batch
         logits = np.zeros((1, n_vocab), np.float32)
         first: tuple[float, float] | None = None
         for n in batches:
-            some = ids[:n]
-            times = alternate(
-                lambda _, some=some: executor.run(some, 0, logits),  # type: ignore[misc]
-                lambda _, some=some: peer_run(peer, some, 0),  # type: ignore[misc]
-                seconds,
-            )
+            times = _times_of(executor, peer, ids[:n], logits, seconds)
             first = first or times
             relative = " and ".join(f"{t / t0:.2f}" for t, t0 in zip(times, first, strict=True))
             report(name, f"{n} at once, x {relative}", n / times[0], n / times[1])
+
+
+def _times_of(
+    executor: Executor, peer: Any, ids: NDArray[np.int32], logits: NDArray[np.float32], seconds: float
+) -> tuple[float, float]:
+    """Seconds that some tokens together take here and there."""
+    return alternate(lambda _: executor.run(ids, 0, logits), lambda _: peer_run(peer, ids, 0), seconds)
 
 
 def compare_powerinfer(

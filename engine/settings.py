@@ -39,8 +39,8 @@ def number_within(
     Raises:
         SettingError: anything else.
     """
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not low <= value <= high or (above and value == low):  # type: ignore[operator]
+    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    if not math.isfinite(number) or not low <= number <= high or (above and number == low):
         raise _bad_number(name, value, bound, such_as)
 
 

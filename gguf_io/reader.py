@@ -4,12 +4,12 @@ import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.closing import Closing
 from hotcold.gguf_io.errors import CONVERT, MetadataError, TensorTableError, excerpt
 from hotcold.gguf_io.part import Part, ValueTypes, open_part
 from hotcold.gguf_io.split import COUNT, open_others
@@ -18,7 +18,7 @@ from hotcold.gguf_io.tensors import TensorInfo
 _MISSING = object()
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open model: its keys and its tensors, whichever file they lie in.
 
     Attributes:
@@ -130,14 +130,6 @@ class GGUFFile:
         self.metadata = {}
         for part in self.parts:
             part.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def open_gguf(path: str | os.PathLike[str]) -> GGUFFile:

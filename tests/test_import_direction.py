@@ -57,7 +57,7 @@ def wings_below(name: str) -> set[str]:
 
 
 LIBRARY = {"", "load", "Engine", "__version__"}  # what the package itself offers: the room "__init__"
-LEAVES = {"errors", "whole_file", "cache_folder", "compiled_code"}  # which every room may import
+LEAVES = {"closing", "errors", "whole_file", "cache_folder", "compiled_code"}  # which every room may import
 # what each room may import besides itself and the leaves
 ROOMS: dict[str, set[str]] = {
     "__init__": {"engine/generation"},
@@ -78,6 +78,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels/cuda": AGREED | {"kernels/cuda/device"},
     "kernels/cuda/device": AGREED,
     "kernels/cuda/emulator": AGREED | {"kernels/cuda/device"},
+    "closing": set(),
     "errors": set(),
     "whole_file": set(),
     "cache_folder": set(),

@@ -3,12 +3,12 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.closing import Closing
 from hotcold.engine.generation.first_prompt import FirstPrompt
 from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
 from hotcold.engine.generation.not_finite import check_finite
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 DEFAULTS = GenerationSettings()
 
 
-class Engine:
+class Engine(Closing):
     """A loaded model: logits of given tokens, and text that goes on from a prompt.
 
     Make one with `loading.load`. Not for several threads at once. A context manager: leaving it ends the
@@ -239,14 +239,6 @@ class Engine:
             if self._device is not None:
                 self._device.close()
             self.file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Generation(Iterator[str]):

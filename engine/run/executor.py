@@ -6,12 +6,12 @@ the team, with a device also launches and copies.
 """
 
 from contextlib import suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.closing import Closing
 from hotcold.engine.graph.graph import Node, check
 from hotcold.engine.host.records import Record
 from hotcold.engine.host.side import HostSide, host_arena_bytes
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TAILS = 8  # lengths of a prompt's last batch whose launches are kept
 
 
-class Executor:
+class Executor(Closing):
     """A plan that is ready to run, on the CPU or divided between a device and the CPU.
 
     Attributes:
@@ -215,14 +215,6 @@ class Executor:
             self._side.free_pinned()
         if self.device_store is not None:
             self.device_store.free()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _check_positions(plan: Plan) -> None:

@@ -10,12 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike
 
+from hotcold.closing import Closing
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.kernels.cuda.device.buffers import (
     Allocation,
@@ -52,7 +52,7 @@ class Prepared:
     enqueue: Callable[[Any], None]
 
 
-class Device:
+class Device(Closing):
     """One device: checks and counts every call, and passes it on to its driver.
 
     Attributes:
@@ -71,14 +71,6 @@ class Device:
         self.closed = False
         self._failures: dict[str, int] = {}
         self.compute, self.copy = self.stream("compute"), self.stream("copy")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # Memory
 
