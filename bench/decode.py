@@ -106,7 +106,7 @@ def measure(
             start = time.perf_counter()
             executor.run(ids, 0, logits)
             times["prompt"].append(time.perf_counter() - start)
-        up = model.layers[0].ffn_up
+        up = model.layers[0].up
         tile = tile_gflops(executor, int(kind), up.ne[1], up.ne[0], executor.host.store.address(up), 2)
     report(times, n_bytes, model, tile, n_threads)
     stream.close()
@@ -132,7 +132,7 @@ def report(times: dict[str, list[float]], n_bytes: int, model: Model, tile: floa
 def _matrices(layer: Layer) -> list[Weight]:
     attention = [layer.attn_q, layer.attn_k, layer.attn_v, layer.attn_output]
     gate = [layer.ffn_gate] if layer.ffn_gate is not None else []
-    return [*attention, *gate, layer.ffn_up, layer.down]
+    return [*attention, *gate, layer.up, layer.down]
 
 
 if __name__ == "__main__":

@@ -112,9 +112,17 @@ def device_row_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
 
 # Inputs and activations
 
-ACTIVATIONS = {"relu": 0, "silu": 1, "relu_both": 2, "gelu": 3}
+ACTIVATIONS = {"relu": 0, "silu": 1, "relu_both": 2, "gelu": 3, "swiglu_oai": 4}
 """The functions between up (and gate) and down, by the numbers that kernels take; activations.h has the
-same. relu_both is the ReLU of gate and of up."""
+same. relu_both is the ReLU of gate and of up, swiglu_oai gpt-oss's rule (see `ref.gated`)."""
+
+GATINGS = {"softmax": 0, "sigmoid": 1, "softmax_chosen": 2}
+"""How a router's logits become weights, by the numbers that kernels take (see `ref.top_k`)."""
+
+
+def chosen_bytes(n_tokens: int, n_used: int) -> int:
+    """Bytes of what a router chose: of each token n_used int32 numbers of experts, then their float32 weights."""
+    return 8 * n_tokens * n_used
 
 
 def quantised_bytes(n_tokens: int, n: int) -> int:

@@ -94,7 +94,7 @@ def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
         return store(plan, source.path, identity(source, how, plan.budget))
     index = for_powerinfer(plan.model, [split.hot for split in plan.layers], source.frequencies)
     path = index_path(source.path)
-    write_index(path, replace(index, identity=None), plan.model.n_ff)
+    write_index(path, replace(index, identity=None), plan.model.n_units)
     n_hot = sum(ids.size for ids in index.hot)
     return f"index for PowerInfer written to {path}: {n_hot} neurons, of {capacity(plan.model, plan)} bytes planned"
 

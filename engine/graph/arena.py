@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from hotcold.engine.graph.graph import Tensor
-from hotcold.kernels.formats import mask_bytes, quantised_bytes
+from hotcold.kernels.formats import chosen_bytes, mask_bytes, quantised_bytes
 
 ALIGNMENT = 64  # a cache line, so that rows of float32 start on one
 PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vectors of four
@@ -56,6 +56,7 @@ def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of all rows."""
     n_tokens, n = tensor.shape
     row_bytes = {"f32": 4 * n, "mask": mask_bytes(n), "q8": quantised_bytes(1, n), "none": 0}
+    row_bytes["chosen"] = chosen_bytes(1, n)
     return n_tokens * row_bytes[tensor.dtype]
 
 

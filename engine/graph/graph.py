@@ -20,7 +20,8 @@ from hotcold.errors import HotcoldError
 
 @dataclass(frozen=True)
 class Tensor:
-    """An intermediate: float32 ("f32"), one bit a neuron ("mask"), rounded to int8 in blocks of 32 ("q8":
+    """An intermediate: float32 ("f32"), one bit a neuron ("mask"), experts with their weights ("chosen": all int32
+    numbers, then all float32 weights), rounded to int8 in blocks of 32 ("q8":
     all numbers, then a scale and then a sum for each block), packed for quantised weights in an area of its
     side ("packed", see `pack.py`), or an order without bytes ("none").
 
@@ -153,7 +154,7 @@ def make_node(
     if op not in OPS:
         raise HotcoldError(f"op of node {name}", op, f"known: {', '.join(OPS)}")
     given = by_role(op, operands)
-    output = Tensor(name, (n_tokens, _result_size(op, given)), OPS[op].dtype, layer)
+    output = Tensor(name, (n_tokens, _result_size(op, given, attributes)), OPS[op].dtype, layer)
     return Node(op, name, tuple(given.values()), output, MappingProxyType(attributes), tuple(given))
 
 
@@ -164,11 +165,13 @@ def by_role(op: str, operands: Sequence[Operand | None]) -> dict[str, Operand]:
     return {role: o for role, o in zip(roles, operands, strict=False) if o is not None}
 
 
-def _result_size(op: str, given: Mapping[str, Operand]) -> int:
+def _result_size(op: str, given: Mapping[str, Operand], attributes: Mapping[str, Any]) -> int:
     """Numbers a token of the result."""
     letter = OPS[op].size
     if not letter:
         return 0
+    if letter.startswith("@"):
+        return int(attributes[letter[1:]])
     for rule in OPS[op].operands:
         operand = given.get(rule.role)
         if operand is not None and _kind(operand) == rule.kind:
@@ -225,7 +228,7 @@ class Graph:
 
 def _cells(i: int, node: Node) -> tuple[str, str, str, str, str]:
     n, dtype = node.output.shape[1], node.output.dtype
-    size = {"f32": f"{n}", "mask": f"{n} bits"}.get(dtype, "-")
+    size = {"f32": f"{n}", "mask": f"{n} bits", "chosen": f"{n} experts"}.get(dtype, "-")
     layer = "" if node.layer is None else f"blk.{node.layer}."
     operands = [operand.name.removeprefix(layer).removesuffix(".weight") for operand in node.inputs]
     return str(i), node.name, size, node.op, ", ".join(operands)

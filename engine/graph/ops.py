@@ -1,9 +1,10 @@
 """One table of the ops a graph is made of: each with its operands by role, its result, and
 where it runs.
 
-An operand is written role=kind:sizes. f32, mask and none are intermediates (see `Tensor`), w is a weight;
-a role with ? in front may be left out. Sizes are letters, numbers a row first; a letter has one value in a
-node, and those of the result are known from the operands. n tokens give every intermediate n rows.
+An operand is written role=kind:sizes. f32, mask, chosen and none are intermediates (see `Tensor`), w is a
+weight; a role with ? in front may be left out. Sizes are letters, numbers a row first; a letter has one value in
+a node, and those of the result are known from the operands, or with @ in front from an attribute. n tokens give
+every intermediate n rows.
 """
 
 from collections.abc import Mapping
@@ -32,7 +33,7 @@ class Op:
     Attributes:
         text: the operands as the table writes them.
         dtype: of the result.
-        size: the letter of its numbers a token; "" for none.
+        size: the letter of its numbers a token, or @ and an attribute; "" for none.
         runs: on which side a node of the op runs, one of the constants below.
     """
 
@@ -46,15 +47,14 @@ class Op:
     def reading(self) -> tuple[str, ...]:
         """Roles of the matrices that x is multiplied with: their rows are as long as x.
 
-        A down projection's rows may be as long, but they are added, not multiplied with x.
+        A down projection's rows may be as long, but they are added, not multiplied with x; so are biases.
         """
         own = {rule.role: rule for rule in self.operands}
         if "x" not in own:
             return ()
         weights = [rule for rule in self.operands if rule.kind == "w" and len(rule.sizes) > 1]
-        return tuple(
-            rule.role for rule in weights if rule.sizes[0] == own["x"].sizes[0] and rule.role != "down"
-        )
+        as_long = [rule.role for rule in weights if rule.sizes[0] == own["x"].sizes[0]]
+        return tuple(role for role in as_long if role != "down" and not role.endswith("_bias"))
 
 
 WITH_WEIGHT = "where its weight is; without one, where its first operand is"
@@ -105,6 +105,17 @@ OPS: Mapping[str, Op] = {
     "sparse_ffn": _op("x=f32:E ?mask=mask:F up=w:E,F ?up_bias=w:F down=w:E,F ?down_bias=w:E", "f32:E"),
     # the same over all neurons, down either way round: transposed
     "dense_ffn": _op("x=f32:E up=w:E,F ?up_bias=w:F down=w ?down_bias=w:E", "f32:E"),
+    # the n_used experts that a router's logits choose, with their weights; gating, normed, scale
+    "top_k": _op("logits=f32:X", "chosen:@n_used"),
+    # sum of the chosen experts' down_e . (act(gate_e . x) * (up_e . x)) by their weights, each product with its
+    # bias if it has one; activation
+    "expert_ffn": _op(
+        "x=f32:E chosen=chosen:K gate=w:E,F,X up=w:E,F,X down=w:F,E,X "
+        "?gate_bias=w:F,X ?up_bias=w:F,X ?down_bias=w:E,X",
+        "f32:E",
+    ),
+    # x * sigmoid(gate), one gate a token
+    "mul_sigmoid": _op("x=f32:E gate=f32:G", "f32:E"),
     # a + b
     "add": _op("a=f32:E b=f32:E", "f32:E", WITH_NEXT),
     # weight . x in the run's own array

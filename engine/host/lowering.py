@@ -6,6 +6,7 @@ One short function a node kind; each knows its node's operands and nothing of th
 from collections.abc import Callable, Sequence
 
 from hotcold.engine.graph.graph import Node, layer_of
+from hotcold.engine.host.expert_lowering import expert_ffn, mul_sigmoid, top_k
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_gated_ffn, sparse_ffn, sparse_gated_ffn
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
@@ -183,6 +184,9 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         sparse_gated_ffn,
         dense_ffn,
         sparse_ffn,
+        top_k,
+        expert_ffn,
+        mul_sigmoid,
         logits,
     )
 }

@@ -22,6 +22,7 @@ class HostStore:
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
         self._views: dict[str, NDArray[np.uint8]] = {}
+        self._experts: dict[str, NDArray[np.int64]] = {}
 
     def rows(self, weight: Weight) -> NDArray[np.uint8]:
         """The weight's rows, uint8 [n_rows, bytes a row], read only."""
@@ -31,7 +32,23 @@ class HostStore:
 
     def address(self, weight: Weight) -> int:
         """Address of the weight's first row."""
-        return int(self.rows(weight).__array_interface__["data"][0])
+        return self._first_byte(self.rows(weight))
+
+    def experts(self, weight: Weight) -> int:
+        """Address of the addresses of each expert's first row, int64 [n_expert]."""
+        if weight.name not in self._experts:
+            self._experts[weight.name] = np.array(self._expert_addresses(weight), np.int64)
+        return int(self._experts[weight.name].ctypes.data)
+
+    def _expert_addresses(self, weight: Weight) -> list[int]:
+        if weight.stacked:
+            return [self._first_byte(self._file.data(name)) for name in weight.stacked]
+        n_expert, base = weight.ne[2], self.address(weight)
+        return [base + e * (weight.n_bytes // n_expert) for e in range(n_expert)]
+
+    @staticmethod
+    def _first_byte(rows: NDArray[np.uint8]) -> int:
+        return int(rows.__array_interface__["data"][0])
 
 
 @dataclass(frozen=True)

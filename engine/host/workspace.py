@@ -1,20 +1,22 @@
 """Memory that a node needs beside its operands and its result.
 
-Four areas serve all nodes in turn, each as large as the node that wants most of it:
+Six areas serve all nodes in turn, each as large as the node that wants most of it:
 
 * packed: one vector a token, rounded for quantised weights; stays until another vector is packed
 * first, second: a node's own intermediates, such as the hidden vector of an FFN, or the sums of
   attention over parts of a long context
 * listed: the rows that the predictor of a layer lists, from `predictor` to `sparse_gated_ffn`
+* pairs: what experts multiply: their tokens' vectors, then their hidden ones
+* groups: which expert meets which tokens (see `kernels/cpu/experts.py`), and the pair of each choice
 """
 
 from collections.abc import Callable
 
 from hotcold.engine.graph.graph import Graph, Node, ffn_matrices, reading_matrices, weights_of
 from hotcold.engine.model.model import Weight
-from hotcold.kernels.cpu import attention, pack, program, rows
+from hotcold.kernels.cpu import attention, experts, pack, program, rows
 
-AREAS = ("packed", "first", "second", "listed")
+AREAS = ("packed", "first", "second", "listed", "pairs", "groups")
 
 
 def _packed(node: Node, n_tokens: int) -> int:
@@ -59,12 +61,31 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     return {"first": max(hidden, _partials(node, up)) if n_tokens == 1 else hidden}
 
 
+def vector_bytes(weight: Weight) -> int:
+    """Bytes of one vector that a matrix multiplies: float32, or packed."""
+    k = weight.ne[0]
+    return pack.packed_bytes(k) if rows.is_quantised(int(weight.type)) else 4 * k
+
+
+def _expert_ffn(node: Node, n_tokens: int) -> dict[str, int]:
+    gate = node.weight("gate")
+    n_pairs = n_tokens * node.tensor("chosen").shape[1]
+    n_embd, n_ff, n_expert = gate.ne
+    return {
+        "first": 4 * n_pairs * n_ff,
+        "second": 4 * n_pairs * max(n_ff, n_embd),
+        "pairs": n_pairs * max(map(vector_bytes, ffn_matrices(node))),
+        "groups": experts.group_bytes(n_expert, n_pairs) + 8 * n_pairs,
+    }
+
+
 OWN: dict[str, Callable[[Node, int], dict[str, int]]] = {
     "predictor": _predictor,
     "dense_gated_ffn": _dense_gated_ffn,
     "sparse_gated_ffn": _sparse_gated_ffn,
     "dense_ffn": _ffn,
     "sparse_ffn": _ffn,
+    "expert_ffn": _expert_ffn,
 }
 
 

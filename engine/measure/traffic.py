@@ -38,9 +38,9 @@ def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
     Without gates the rows of `up` decide. Where `up` has a ReLU too (bamboo) fewer rows of `down` are read
     than counted here. A down projection with a row an output is read whole.
     """
-    gates, ups = listed * layer.ffn_up.row_bytes, 0.0
+    gates, ups = listed * layer.up.row_bytes, 0.0
     if layer.ffn_gate is not None:
-        gates, ups = listed * layer.ffn_gate.row_bytes, firing * layer.ffn_up.row_bytes
+        gates, ups = listed * layer.ffn_gate.row_bytes, firing * layer.up.row_bytes
     if layer.ffn_down_t is None:
         return gates + ups + layer.down.n_bytes
     return gates + ups + firing * layer.ffn_down_t.row_bytes

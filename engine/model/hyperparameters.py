@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hotcold.engine.model.experts import Experts, read_experts
 from hotcold.engine.model.rope import RopeScaling, read_scaling
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
@@ -26,6 +27,7 @@ class Hyperparameters:
         n_rot: numbers of a head that are rotated; 0 for a model with learned positions.
         norm_eps: of RMSNorm or LayerNorm, whichever the architecture has.
         sparse_threshold: predictor outputs at or above it count as active.
+        experts: in place of an FFN; None without.
     """
 
     architecture: str
@@ -42,6 +44,12 @@ class Hyperparameters:
     rope_scaling: RopeScaling
     ffn_activation: str
     sparse_threshold: float
+    experts: Experts | None
+
+    @property
+    def n_units(self) -> int:
+        """How many parts of a layer's FFN are placed by themselves: neurons, or experts."""
+        return self.n_ff if self.experts is None else self.experts.n_expert
 
 
 def _bounded(file: GGUFFile, key: str, largest: int, default: int | None = None) -> int:
@@ -135,18 +143,6 @@ def _architecture(file: GGUFFile) -> str:
     return name
 
 
-def _refuse_other_kinds(file: GGUFFile, architecture: str) -> None:
-    """Refuse a mixture of experts."""
-    n_experts = file.get_int(f"{architecture}.expert_count", 0)
-    if n_experts:
-        raise FileError(
-            f"{file.path.name}: {architecture}.expert_count",
-            n_experts,
-            "a model without experts",
-            "hotcold cannot run this model",
-        )
-
-
 def _head_dim(file: GGUFFile, architecture: str, n_embd: int, n_head: int) -> int:
     """Numbers a head, the same for queries, keys and values."""
     k, v = f"{architecture}.attention.key_length", f"{architecture}.attention.value_length"
@@ -172,7 +168,6 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         FileError: a key that is missing, of the wrong type, or whose value makes no sense.
     """
     architecture = _architecture(file)
-    _refuse_other_kinds(file, architecture)
     key = f"{architecture}.{{}}".format
     n_layer = _bounded(file, key("block_count"), MAX_LAYERS)
     n_embd = _bounded(file, key("embedding_length"), MAX_EMBD)
@@ -196,4 +191,5 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         rope_scaling=read_scaling(file, architecture, n_ctx_train),
         ffn_activation=_activation(file, architecture),
         sparse_threshold=_threshold(file),
+        experts=read_experts(file, architecture),
     )

@@ -3,6 +3,7 @@
 Weights are names, types and shapes; where their numbers lie is the stores' business.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 
@@ -41,6 +42,7 @@ class Weight:
         ne: ggml order, numbers a row first.
         n_bytes: of all rows.
         first_row: of the tensor `name`; above 0 only where several weights are stacked in one tensor.
+        stacked: names of the tensors of an old file that has one an expert, in their order; `name` is the first.
     """
 
     name: str
@@ -48,11 +50,12 @@ class Weight:
     ne: tuple[int, ...]
     n_bytes: int
     first_row: int = 0
+    stacked: tuple[str, ...] = ()
 
     @property
     def n_rows(self) -> int:
-        """Rows of a matrix; a vector has one."""
-        return self.ne[1] if len(self.ne) > 1 else 1
+        """Rows of a matrix, or of all matrices that are stacked in it; a vector has one."""
+        return math.prod(self.ne[1:])
 
     @property
     def row_bytes(self) -> int:
@@ -64,7 +67,9 @@ class Weight:
 class Layer:
     """Weights of one layer, None where the architecture or the file has none.
 
-    `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`. `ffn_down_bias` belongs to either.
+    `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`. `ffn_down_bias` belongs to either. A layer with
+    experts has their matrices, `_exps`, and their router, `ffn_gate_inp`, in place of an FFN; and it may have an
+    FFN that every token goes to, `_shexp`, with a gate of its own.
     """
 
     attn_norm: Weight
@@ -72,7 +77,7 @@ class Layer:
     attn_k: Weight
     attn_v: Weight
     attn_output: Weight
-    ffn_up: Weight
+    ffn_up: Weight | None = None
     ffn_norm: Weight | None = None
     ffn_gate: Weight | None = None
     ffn_down: Weight | None = None
@@ -91,19 +96,36 @@ class Layer:
     ffn_norm_bias: Weight | None = None
     ffn_up_bias: Weight | None = None
     ffn_down_bias: Weight | None = None
+    ffn_gate_inp: Weight | None = None
+    ffn_gate_inp_bias: Weight | None = None
+    ffn_gate_exps: Weight | None = None
+    ffn_up_exps: Weight | None = None
+    ffn_down_exps: Weight | None = None
+    ffn_gate_exps_bias: Weight | None = None
+    ffn_up_exps_bias: Weight | None = None
+    ffn_down_exps_bias: Weight | None = None
+    ffn_gate_inp_shexp: Weight | None = None
+    ffn_gate_shexp: Weight | None = None
+    ffn_up_shexp: Weight | None = None
+    ffn_down_shexp: Weight | None = None
 
     @property
     def ffn_matrices(self) -> tuple[Weight, ...]:
-        """Gate (if there is one), up and down."""
-        gate = () if self.ffn_gate is None else (self.ffn_gate,)
-        return (*gate, self.ffn_up, self.down)
+        """Gate (if there is one), up and down; of all experts where there are some."""
+        found = (self.ffn_gate_exps or self.ffn_gate, self.ffn_up_exps or self.ffn_up, self.down)
+        return tuple(weight for weight in found if weight is not None)
+
+    @property
+    def up(self) -> Weight:
+        """The up projection, which every FFN has."""
+        return self.ffn_matrices[-2]
 
     @property
     def down(self) -> Weight:
         """The down projection as the file has it."""
-        down = self.ffn_down or self.ffn_down_t
+        down = self.ffn_down_exps or self.ffn_down or self.ffn_down_t
         if down is None:
-            raise FileError("layer", self.ffn_up.name, "neither ffn_down nor ffn_down_t")
+            raise FileError("layer", self.attn_norm.name, "neither ffn_down nor ffn_down_t")
         return down
 
 
@@ -180,6 +202,23 @@ class _Tensors:
             )
         return _weight(info)
 
+    def take_experts(self, name: str, types: frozenset[GGMLQuantizationType], *ne: int) -> Weight:
+        """The matrices of all experts: one tensor, or in an old file one an expert, which are alike."""
+        role, _, ending = name.partition("_exps")
+        names = tuple(f"{role}.{e}{ending}" for e in range(ne[2]))
+        if self.has(name) or not self.has(names[0]):
+            return self.take(name, types, *ne)
+        found = [self.take(each, types, *ne[:2]) for each in names]
+        strange = next((weight for weight in found if weight.type != found[0].type), None)
+        if strange is not None:
+            what, bound = (
+                f"{self.file.path.name}: type of {strange.name}",
+                f"{found[0].type.name} as the others",
+            )
+            raise FileError(what, strange.type.name, bound, "convert the model again")
+        n_bytes = sum(weight.n_bytes for weight in found)
+        return Weight(names[0], found[0].type, ne, n_bytes, stacked=names)
+
 
 def _weight(info: TensorInfo) -> Weight:
     return Weight(info.name, info.type, info.ne, info.n_bytes)
@@ -236,14 +275,16 @@ def _take(weights: _Tensors, rules: Iterable[TensorRule], sizes: Mapping[str, in
     there = {rule.stem for rule in rules if rule.optional and weights.has(rule.name)}
 
     def take(rule: TensorRule, ne: tuple[int, ...]) -> Weight:
-        return weights.take(rule.name, MATRIX_TYPES if len(ne) > 1 else NORM_TYPES, *ne)
+        is_matrix = len(ne) > 1 and not rule.name.endswith(".bias")
+        take = weights.take_experts if rule.layout == "stack_experts" else weights.take
+        return take(rule.name, MATRIX_TYPES if is_matrix else NORM_TYPES, *ne)
 
     return weights_by_role((r for r in rules if not r.optional or r.stem in there), sizes, take)
 
 
 def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str, int], i: int) -> Layer:
     """A layer; the file has its down projection with a row an output or with a row a neuron."""
-    name = next(rule.name for rule in by_neuron(rules) if rule.role == "ffn_down_t").format(i=i)
+    name = next((rule.name for rule in by_neuron(rules) if rule.role == "ffn_down_t"), "").format(i=i)
     transposed = weights.file.is_powerinfer or weights.has(name)
     taken = _take(weights, of_layer(by_neuron(rules) if transposed else rules, i), sizes)
     return Layer(**taken, **_predictor(weights, sizes, i))
@@ -326,6 +367,9 @@ def load_model(file: GGUFFile) -> Model:
     once = _take(weights, architecture.whole, {**sizes, "n_vocab": n_vocab, "n_positions": n_positions})
     if n_positions:
         h = replace(h, n_ctx_train=min(h.n_ctx_train, n_positions - N_UNUSED_POSITIONS))
+    layer = architecture.layer
+    if h.experts is not None and architecture.experts is not None:
+        layer, sizes = architecture.experts.layer, sizes | h.experts.sizes
     factors = _rope_factors(weights, h.n_rot)
     model = Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
@@ -339,7 +383,7 @@ def load_model(file: GGUFFile) -> Model:
         rope_freqs=factors.get("rope_freqs"),
         rope_factors_long=factors.get("rope_factors_long"),
         rope_factors_short=factors.get("rope_factors_short"),
-        layers=tuple(_layer(weights, architecture.layer, sizes, i) for i in range(h.n_layer)),
+        layers=tuple(_layer(weights, layer, sizes, i) for i in range(h.n_layer)),
         warnings=file.warnings,
     )
     unused = [name for name in file.tensors if name not in weights.taken]

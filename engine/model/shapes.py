@@ -253,6 +253,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         rope_scaling=RopeScaling(),
         ffn_activation=shape.activation,
         sparse_threshold=0.0,
+        experts=None,
         n_vocab=shape.n_vocab,
         has_predictors=rank > 0,
         token_embd=once["token_embd"],

@@ -76,6 +76,8 @@ def part(*weights: tuple[str, Weight]) -> WeightGroup:
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")
+SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
 BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
 
 
@@ -85,8 +87,12 @@ def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
     roles += [("bias", f"{role}_bias") for role in BIASED]
     if sparsity == "predictor":
         roles += [("predictor", "fc1"), ("predictor", "fc2")]
+    roles += [("router", role) for role in ROUTERS] + [("shared", role) for role in SHARED]
     weights: list[tuple[str, Weight | None]] = [(kind, getattr(layer, role)) for kind, role in roles]
-    return part(*((kind, weight) for kind, weight in weights if weight is not None))
+    found = part(*((kind, weight) for kind, weight in weights if weight is not None))
+    if layer.ffn_gate_inp is not None:
+        return replace(found, n_bytes=0, obstacle=Obstacle("the device has no kernels for experts"))
+    return found
 
 
 def head_part(model: Model) -> WeightGroup:
@@ -98,6 +104,8 @@ def head_part(model: Model) -> WeightGroup:
 def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Gate, up and down, as a whole or by neurons."""
     whole = part(*(("ffn", weight) for weight in layer.ffn_matrices))
+    if layer.ffn_gate_inp is not None:
+        return replace(whole, n_bytes=0, obstacle=Obstacle("the device has no kernels for experts"))
     problem = whole.obstacle or _ffn_obstacle(layer, sparsity)
     return replace(whole, n_bytes=0, obstacle=problem) if problem else whole
 

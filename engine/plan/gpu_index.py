@@ -112,7 +112,7 @@ class _Found:
 def _from_file(path: Path, model: Model, identity: Identity, make_plan: Planner) -> _Found:
     """The plan with the neurons of one file."""
     try:
-        index = read_index(path, model.n_layer, model.n_ff)
+        index = read_index(path, model.n_layer, model.n_units)
         if index.identity and (reason := index.identity.stale(identity)):
             return _Found(None, reason, stale=True)
         plan = make_plan(index.hot)
@@ -132,7 +132,7 @@ def store(plan: Plan, model_path: Path, identity: Identity) -> str:
         reason = f"{beside} stays: hotcold did not write it"
     else:
         try:
-            write_index(beside, index, plan.model.n_ff)
+            write_index(beside, index, plan.model.n_units)
         except (FileError, DoesNotFitError) as error:
             reason = str(error)
         else:
@@ -141,7 +141,7 @@ def store(plan: Plan, model_path: Path, identity: Identity) -> str:
         cached.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FileError("cache folder", cached.parent, error.strerror or "cannot be made") from error
-    write_index(cached, index, plan.model.n_ff)
+    write_index(cached, index, plan.model.n_units)
     return f"index written to {cached} ({reason})"
 
 
@@ -153,7 +153,7 @@ def capacity(model: Model, plan: Plan) -> int:
 
 def _neuron_bytes(layer: Layer) -> int:
     """Bytes of one neuron as the file holds it: its part of gate, up and down."""
-    return sum(weight.n_bytes // layer.ffn_up.n_rows for weight in layer.ffn_matrices)
+    return sum(weight.n_bytes // layer.up.n_rows for weight in layer.ffn_matrices)
 
 
 def hottest(counts: LayerCounts, n: int) -> Ids:

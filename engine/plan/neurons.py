@@ -58,7 +58,7 @@ def ffns(model: Model, sparsity: str, left: Left) -> tuple[list[Ffn], Left]:
 
 def counts_of(model: Model, frequencies: Counts | None) -> list[NDArray[np.generic]]:
     """Counts of each layer's neurons, all alike where there are none."""
-    return [np.ones(model.n_ff)] * model.n_layer if frequencies is None else list(frequencies)
+    return [np.ones(model.n_units)] * model.n_layer if frequencies is None else list(frequencies)
 
 
 def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
@@ -101,7 +101,7 @@ def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
 
 def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArray[np.generic]) -> FfnSplit:
     """Which neurons of layer i are on the device."""
-    ids, n_ff = _hot_ids(ffn, hot.ids[i], model.n_ff), model.n_ff
+    ids, n_ff = _hot_ids(ffn, hot.ids[i], model.n_units), model.n_units
     counted = np.asarray(counts, np.float64)
     whole_bytes = ffn.part.n_bytes if ids.size else 0
     return FfnSplit(

@@ -106,9 +106,9 @@ def _check_counts(model: Model, frequencies: Counts | None) -> None:
     if frequencies is None:
         return
     shapes = [counts.shape for counts in frequencies]
-    if shapes != [(model.n_ff,)] * model.n_layer:
+    if shapes != [(model.n_units,)] * model.n_layer:
         raise SettingError(
-            "activation counts", f"{len(shapes)} layers", f"{model.n_layer} layers of {model.n_ff} neurons"
+            "activation counts", f"{len(shapes)} layers", f"{model.n_layer} layers of {model.n_units} neurons"
         )
 
 

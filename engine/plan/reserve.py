@@ -71,7 +71,7 @@ def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserv
     variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
     arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
     arena = max(each.n_bytes for each in arenas)
-    index = sum(layer_index_bytes(layer, model.n_ff, sparsity) for layer in model.layers)
+    index = sum(layer_index_bytes(layer, model.n_units, sparsity) for layer in model.layers)
     return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
 
 

@@ -3,12 +3,14 @@
 from hotcold.errors import SettingError
 from hotcold.gguf_io.architectures.falcon import FALCON
 from hotcold.gguf_io.architectures.llama import BAMBOO, LLAMA, QWEN2, QWEN3
+from hotcold.gguf_io.architectures.moe import MIXTURES
 from hotcold.gguf_io.architectures.opt import OPT
 from hotcold.gguf_io.architectures.phi3 import PHI3
 from hotcold.gguf_io.architectures.table import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
-    architecture.name: architecture for architecture in (LLAMA, BAMBOO, FALCON, OPT, QWEN2, QWEN3, PHI3)
+    architecture.name: architecture
+    for architecture in (LLAMA, BAMBOO, FALCON, OPT, QWEN2, QWEN3, PHI3, *MIXTURES)
 }
 """By GGUF's general.architecture."""
 

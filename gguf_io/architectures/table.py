@@ -11,7 +11,7 @@ from typing import Literal
 
 from gguf import GGMLQuantizationType
 
-Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose"]
+Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts"]
 
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
@@ -24,7 +24,7 @@ class TensorRule:
     permute_q and permute_k: rows of each head go from "first half, second half" to pairs, since
     GGUF's `llama` rotates neighbours (2i, 2i + 1). stack_qkv: rows in groups, the queries of one key
     and value head with that head's key and value, become all queries, all keys, all values.
-    transpose: rows become columns.
+    transpose: rows become columns. stack_experts: one matrix an expert, `{e}` in the source, becomes one tensor.
 
     Attributes:
         role: a field of the engine's `Layer` or `Model`.
@@ -53,6 +53,26 @@ class TensorRule:
 
 
 @dataclass(frozen=True)
+class ExpertFacts:
+    """What a mixture of experts of an architecture is like.
+
+    Attributes:
+        layer: the tensors of every layer with experts in place of an FFN.
+        gating: how the router's logits become weights (`kernels.ref.top_k`); "" where the file's
+            expert_gating_func says it.
+        normed: whether weights are divided by their sum.
+        width: the metadata key of an expert's n_ff, without the architecture.
+        shared_width: of the shared expert's, if there is one.
+    """
+
+    layer: tuple[TensorRule, ...]
+    gating: str
+    normed: bool
+    width: str
+    shared_width: str = ""
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tensors and the facts of one architecture.
 
@@ -69,6 +89,8 @@ class Architecture:
         powerinfer_ties: whether PowerInfer itself takes the embedding for a missing head.
         quantised_head: the type of the head in a file of block types, by llama.cpp's rule.
         pretokenizers: where a vocabulary's pre-tokenizer has another name in this architecture, both names.
+        experts: how its mixtures of experts are, whose layers have their own tensors; None where it has none.
+        always_experts: whether all its models are such.
     """
 
     name: str
@@ -83,6 +105,8 @@ class Architecture:
     powerinfer_ties: bool = False
     quantised_head: GGMLQuantizationType = GGMLQuantizationType.Q6_K
     pretokenizers: tuple[tuple[str, str], ...] = ()
+    experts: ExpertFacts | None = None
+    always_experts: bool = False
 
     @property
     def rotates(self) -> bool:
@@ -117,6 +141,19 @@ def weight(
 ) -> TensorRule:
     """A matrix, or the weight of a norm."""
     return TensorRule(role, f"{role}.weight", f"{source}.weight", shape, layout, optional, parts)
+
+
+def expert_matrices(source: str, gate: str, up: str, down: str) -> tuple[TensorRule, ...]:
+    """Gate, up and down of all experts, stacked; in the source one matrix an expert, `{e}` in the name."""
+    table = (
+        ("ffn_gate_exps", gate, "n_ff_exp", "n_embd"),
+        ("ffn_up_exps", up, "n_ff_exp", "n_embd"),
+        ("ffn_down_exps", down, "n_embd", "n_ff_exp"),
+    )
+    return tuple(
+        weight(role, f"{source}.{{{{e}}}}.{name}", "n_expert", *shape, layout="stack_experts")
+        for role, name, *shape in table
+    )
 
 
 def bias(role: str, source: str, n: str, layout: Layout = "same", optional: bool = False) -> TensorRule:

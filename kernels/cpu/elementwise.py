@@ -5,7 +5,9 @@ import math
 from hotcold.kernels.cpu import operations
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load16, load_f32, store16, store_f32
-from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION
+from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION, SWIGLU_OAI_ACTIVATION
+
+SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of gpt-oss
 
 
 @compiled
@@ -90,8 +92,34 @@ def gelu(x: int, n: int, y: int) -> None:
 @compiled
 def _gated(x, z, activation: int):  # type: ignore[no-untyped-def]
     """act(x) * z in 16 lanes."""
+    if activation == SWIGLU_OAI_ACTIVATION:
+        return _swiglu_oai(x, z)  # type: ignore[no-untyped-call]
     v = operations.silu16(x) if activation == SILU_ACTIVATION else operations.relu16(x)
     return operations.mul16(v, operations.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
+
+
+@compiled
+def _swiglu_oai(x, z):  # type: ignore[no-untyped-def]
+    """g sigmoid(1.702 g) (u + 1) of g = min(x, 7) and u = z kept within -7 and 7, by silu(1.702 g) / 1.702."""
+    limit = operations.splat16(operations.to_f32(SWIGLU_LIMIT))
+    alpha, inverse = (
+        operations.splat16(operations.to_f32(SWIGLU_ALPHA)),
+        operations.splat16(operations.to_f32(1 / SWIGLU_ALPHA)),
+    )
+    g = operations.min16(x, limit)
+    u = operations.max16(
+        operations.splat16(operations.to_f32(-SWIGLU_LIMIT)), operations.min16(z, limit)
+    )  # a NaN stays
+    v = operations.mul16(operations.silu16(operations.mul16(g, alpha)), inverse)
+    return operations.mul16(v, operations.add16(u, operations.splat16(operations.to_f32(1.0))))
+
+
+@compiled
+def mul_sigmoid(x: int, z: float, n: int, y: int) -> None:
+    """y = x sigmoid(z)."""
+    factor = operations.to_f32(1 / (1 + math.exp(-float(z))))
+    for i in range(0, 4 * n, 4):
+        store_f32(y + i, load_f32(x + i) * factor)
 
 
 @compiled

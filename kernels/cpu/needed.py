@@ -22,6 +22,8 @@ CALLED: dict[int, dict[str, tuple[Variants, ...]]] = {
     program.GATE_ROWS: {"w": FEW},
     program.UP_ROWS: {"w": FEW},
     program.DOWN_ROWS: {"w": (rows.ADD_ROWS, rows.WIDEN)},
+    program.EXPERT_ROWS: {"w": FEW},
+    program.EXPERT_UP: {"w": FEW},
 }
 """The kernels that an op calls for the type of each of its matrices."""
 

@@ -173,6 +173,12 @@ def max16(b: Builder, x: Value, y: Value) -> Value:
     return larger(b, x, y)
 
 
+@operation(f32x16, f32x16, f32x16)
+def min16(b: Builder, x: Value, y: Value) -> Value:
+    """The smaller of both; x where it is NaN."""
+    return b.select(b.fcmp_ordered(">", x, y), y, x)
+
+
 @operation(f32x16, f32x16)
 def relu16(b: Builder, x: Value) -> Value:
     """max(x, 0); NaN gives 0."""
@@ -257,6 +263,12 @@ def load_i32(b: Builder, at: Value) -> Value:
 def load_i64(b: Builder, at: Value) -> Value:
     """One int64."""
     return load(b, at, I64, align=8)
+
+
+@operation(types.void, address, types.int64)
+def store_i32(b: Builder, at: Value, v: Value) -> None:
+    """One int32, the low half of v."""
+    store(b, b.trunc(v, I32), at, align=4)
 
 
 @operation(types.void, address, types.int64)

@@ -33,8 +33,8 @@ RMS_NORM = _op("eps")
 """x[t, k], w [k] float32 -> y[t, k]; n_rows vectors of k numbers a token"""
 LAYER_NORM = _op("eps")
 """x[t, k], w and w1 [k] float32 -> y[t, k]"""
-PACK = _op()
-"""x[t, k] -> y[t] = x packed for block types"""
+PACK = _op("groups")
+"""x[t, k] -> y[t] = x packed for block types; with groups pairs take the place of tokens"""
 PACK_ROUNDED = _op()
 """x[t, k] int8, z[t, k / 32] float32 scales -> y[t] = the same packed as they are"""
 MAT_VEC = _op()
@@ -57,8 +57,8 @@ ADD = _op()
 """x, z [t, k] -> y[t, k] = x + z"""
 GATED = _op("activation")
 """w gate, w1 up, x, z -> y[r] = act(w[r] . x) (w1[r] . z), one token"""
-ACT_MUL = _op("activation")
-"""x, z [t, k] -> y[t, k] = act(x) z"""
+ACT_MUL = _op("activation", "groups")
+"""x, z [t, k] -> y[t, k] = act(x) z; with groups pairs take the place of tokens"""
 SPARSE_FFN = _op("listed", "n_listed", "skip", "activation")
 """w gate, w1 up, w2 down_t, x, z -> scratch[chunk, n_embd], one token, a piece of the neurons a chunk
 
@@ -85,8 +85,25 @@ RELU = _op()
 """x[t, k] -> y[t, k] = max(x, 0)"""
 GELU = _op()
 """x[t, k] -> y[t, k] = gelu(x)"""
+MUL_SIGMOID = _op()
+"""x[t, k], z[t, 1] -> y[t, k] = x sigmoid(z)"""
+TOP_K = _op("gating", "normed", "weight_scale")
+"""x[t, n_rows] logits -> y[t] = k experts' int32 numbers, ascending, and then their float32 weights"""
+GROUP = _op()
+"""x[t] what TOP_K chose, w [n_rows] addresses of experts' matrices, 0 where not here -> y = groups: pairs (token,
+expert) in the order of their experts; z[t, k] = the pair of each choice, or -1"""
+GATHER = _op("groups")
+"""x[t, k] of 4 bytes -> y[p, k] = x of the pair's token, of n_rows experts"""
+EXPERT_ROWS = _op("groups")
+"""w addresses of experts' matrices, x[p], biases z [n_expert, n_rows] or 0 -> y[p, r] = w_e[r] . x[p] + z_e[r]"""
+EXPERT_UP = _op("groups", "activation")
+"""w addresses, x[p], gates z[p, r] -> y[p, r] = z (w_e[r] . x[p]) where z > 0"""
+EXPERT_SUM = _op("n_used", "pairs")
+"""x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 
 RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
+SWIGLU_OAI_ACTIVATION = 4
+SIGMOID_GATING, SOFTMAX_CHOSEN_GATING = 1, 2  # else softmax of all logits
 
 # run parameters, int64 each
 N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)
@@ -100,7 +117,7 @@ _FIELDS = [
     *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
     *("scratch", "scratch_stride", "counts"),
 ]
-_FLOATS = {"eps", "scale", "threshold"}
+_FLOATS = {"eps", "scale", "threshold", "weight_scale"}
 _OWN = list(dict.fromkeys(name for own in _own_fields for name in own))
 _PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + len(_OWN)) % 8)]
 OP = np.dtype([(name, "f8" if name in _FLOATS else "i8") for name in [*_CELLS, *_FIELDS, *_OWN, *_PADDING]])

@@ -17,6 +17,7 @@ from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cpu import (
     attention,
     elementwise,
+    experts,
     ffn,
     kv_cache,
     needed,
@@ -28,7 +29,7 @@ from hotcold.kernels.cpu import (
 )
 from hotcold.kernels.cpu.cache import mark_compiled
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.operations import load_i64, store_i64
+from hotcold.kernels.cpu.operations import load_f32, load_i64, store_i64
 from hotcold.kernels.cpu.program import (
     LOGITS_ADDRESS,
     LOGITS_FROM,
@@ -138,10 +139,35 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         store_i64(op.n_listed, ffn.list_bits(z, op.x, op.n_rows, op.listed))
     elif code == program.AND_BITS:
         ffn.and_bits(z, op.x, op.n_rows, y)
+    elif code == program.MUL_SIGMOID:
+        elementwise.mul_sigmoid(x, load_f32(z), op.k, y)
+    elif code == program.TOP_K:
+        experts.top_k(x, op.n_rows, op.k, op.gating, op.normed, op.weight_scale, y)
 
 
 @compiled
-def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def _run_experts(op, own, first: int, last: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Rows first..last-1 of what experts do with their pairs, or numbers first..last-1 of their sum."""
+    code = op.code
+    if code == program.EXPERT_SUM:
+        for t in range(run[N_TOKENS]):
+            experts.expert_sum(op, t, first, last)
+        return
+    own[0] = op
+    if code == program.EXPERT_ROWS:
+        experts.expert_rows(op, own[0], first, last, scratch)
+    else:
+        experts.expert_up_rows(op, own[0], first, last, scratch)
+
+
+@compiled
+def _is_of_experts(code: int) -> bool:
+    """Whether an op's chunks are rows of all experts, or numbers of their sum."""
+    return code == program.EXPERT_ROWS or code == program.EXPERT_UP or code == program.EXPERT_SUM
+
+
+@compiled
+def _run_chunks(op, c: int, n: int, run, own, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """n chunks from c on of any op; where chunks lie side by side in memory, as one run."""
     code, n_tokens, stop = op.code, run[N_TOKENS], c + n
     if code == program.ATTENTION:
@@ -164,8 +190,21 @@ def _run_chunks(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[
         _is_matrix(code) or code == program.GATE_ROWS or code == program.UP_ROWS or code == program.FIRE_ROWS
     ):
         _run_rows(op, c, n, run, scratch)
+    elif _is_of_experts(code):
+        size = op.k if code == program.EXPERT_SUM else op.n_rows
+        first, last = _cut(size, c, op.chunks, ROWS_ALIGNED), _cut(size, stop, op.chunks, ROWS_ALIGNED)
+        _run_experts(op, own, first, last, run, scratch)
+    elif code == program.GROUP:
+        n_pairs = experts.group(op, n_tokens, scratch)
+        _count(op, 0, n_pairs, 0)
     else:
-        for t in range(n_tokens * c // op.chunks, n_tokens * stop // op.chunks):
+        if (code == program.PACK or code == program.ACT_MUL or code == program.GATHER) and op.groups != 0:
+            n_tokens = experts.n_pairs(op.groups)
+        first, last = n_tokens * c // op.chunks, n_tokens * stop // op.chunks
+        if code == program.GATHER:
+            experts.gather(op, first, last)
+            return
+        for t in range(first, last):
             _run_token(op, t, run)
 
 
@@ -198,18 +237,18 @@ def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
 
 
 @compiled
-def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def walk(number: int, ops, base: int, run, n_threads: int, own, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
 
     Args:
         ops: records of dtype OP, base: their address. run: the run parameters.
         n_threads: of the team; decides how many chunks are claimed at once, never what they compute.
-        scratch: address of THREAD_SCRATCH_BYTES that no other thread uses.
+        own, scratch: a record, and the address of THREAD_SCRATCH_BYTES, that no other thread uses.
     """
     for i in range(ops.size):
         op, cell = ops[i], base + i * RECORD_BYTES
         # parts of a matrix cost the same and want long runs; others may differ, and are shared more finely
-        is_even = _is_matrix(op.code) or op.code == program.DOWN_ROWS
+        is_even = _is_matrix(op.code) or op.code == program.DOWN_ROWS or op.code == program.EXPERT_ROWS
         parts = n_threads if is_even else 2 * n_threads
         while True:
             first, n = _claim(cell, number, op.chunks, parts)
@@ -217,7 +256,7 @@ def walk(number: int, ops, base: int, run, n_threads: int, scratch: int) -> None
                 return
             if n == 0:
                 break
-            _run_chunks(op, first, n, run, scratch)
+            _run_chunks(op, first, n, run, own, scratch)
             operations.atomic_add(cell + 8, n)
         spins = 0
         while operations.atomic_load(cell + 8) < number * op.chunks:
@@ -281,6 +320,7 @@ class Team:
         self.n = n
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]
+        self._own = [np.zeros(1, program.OP) for _ in range(n)]
         # queues of C code: a Ctrl-C in the middle of Python's own semaphores would leave a thread asleep
         self._jobs = [SimpleQueue[Job | None]() for _ in range(n - 1)]
         self._threads: list[threading.Thread] = []
@@ -311,7 +351,7 @@ class Team:
             for jobs in self._jobs:
                 jobs.put((job, number))
         finally:
-            walk(number, job.ops, job.base, job.run, self.n, self._scratch[-1])
+            walk(number, job.ops, job.base, job.run, self.n, self._own[-1], self._scratch[-1])
 
     def close(self) -> None:
         """End the threads; a late one may still look at the last program, so it is waited for."""
@@ -325,7 +365,7 @@ class Team:
         while (job := self._jobs[i].get()) is not None:
             program_of_job, number = job
             ops, base, run = program_of_job.ops, program_of_job.base, program_of_job.run
-            walk(number, ops, base, run, self.n, self._scratch[i])
+            walk(number, ops, base, run, self.n, self._own[i], self._scratch[i])
 
 
 def compile_kernels() -> None:

@@ -3,16 +3,18 @@
 Each appends to a graph and gives the result, before it joins the residual.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from hotcold.engine.graph.graph import Graph, Tensor
-from hotcold.engine.model.model import Layer, Model
+from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.errors import FileError
 
 
 def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, interleaved: bool) -> Tensor:
     """Wo attention(rope(Wq n), rope(Wk n), Wv n), each matrix with its bias if it has one.
 
-    Where a layer has norms of q and k, each head of theirs is normed before it rotates.
+    Where a layer has norms of q and k, they are normed before they rotate, each head by itself or all together.
 
     Args:
         n: the normed input.
@@ -22,12 +24,8 @@ def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, 
     k = graph.add("mul_mat", layer.attn_k, n, layer.attn_k_bias, name="Kcur", layer=i)
     v = graph.add("mul_mat", layer.attn_v, n, layer.attn_v_bias, name="Vcur", layer=i)
     eps = model.norm_eps
-    if layer.attn_q_norm is not None:
-        norm, n_head = layer.attn_q_norm, model.n_head
-        q = graph.add("rms_norm_heads", q, norm, n_head=n_head, eps=eps, name="Qcur_normed", layer=i)
-    if layer.attn_k_norm is not None:
-        norm, n_head = layer.attn_k_norm, model.n_head_kv
-        k = graph.add("rms_norm_heads", k, norm, n_head=n_head, eps=eps, name="Kcur_normed", layer=i)
+    q = _normed(graph, q, layer.attn_q_norm, model.n_head, eps, "Qcur_normed", i)
+    k = _normed(graph, k, layer.attn_k_norm, model.n_head_kv, eps, "Kcur_normed", i)
     if model.n_rot:
         rotation: dict[str, Any] = {
             "head_dim": model.head_dim,
@@ -40,6 +38,17 @@ def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, 
     shape: dict[str, Any] = {"n_head": model.n_head, "n_head_kv": model.n_head_kv, "head_dim": model.head_dim}
     a = graph.add("attention", q, stored, **shape, name="kqv_out", layer=i)
     return graph.add("mul_mat", layer.attn_output, a, layer.attn_output_bias, name="attn_out", layer=i)
+
+
+def _normed(
+    graph: Graph, x: Tensor, norm: Weight | None, n_head: int, eps: float, name: str, i: int
+) -> Tensor:
+    """Queries or keys, normed as the length of the weight says, if there is one."""
+    if norm is None:
+        return x
+    if norm.ne[0] == x.shape[1]:
+        return graph.add("rms_norm", x, norm, eps=eps, name=name, layer=i)
+    return graph.add("rms_norm_heads", x, norm, n_head=n_head, eps=eps, name=name, layer=i)
 
 
 def mask(graph: Graph, model: Model, layer: Layer, x: Tensor, i: int, sparsity: str) -> Tensor | None:
@@ -71,3 +80,34 @@ def ffn(
         return graph.add("sparse_ffn", n, listed, up, up_bias, layer.ffn_down_t, down_bias, **act)
     transposed = layer.ffn_down is None
     return graph.add("dense_ffn", n, up, up_bias, layer.down, down_bias, transposed=transposed, **act)
+
+
+def router(graph: Graph, layer: Layer, x: Tensor, i: int) -> Tensor:
+    """The logits of all experts."""
+    return graph.add(
+        "mul_mat", layer.ffn_gate_inp, x, layer.ffn_gate_inp_bias, name="ffn_moe_logits", layer=i
+    )
+
+
+def expert_ffn(
+    graph: Graph, model: Model, layer: Layer, n: Tensor, logits: Tensor, i: int, activation: str
+) -> Tensor:
+    """The chosen experts' sum_e w_e down_e (act(gate_e n) * (up_e n)), and the shared expert's, if there is one."""
+    if model.experts is None:
+        raise FileError("layer", i, "no experts")
+    how: dict[str, Any] = {"n_used": model.experts.n_used, "gating": model.experts.gating}
+    how |= {"normed": model.experts.normed, "scale": model.experts.scale}
+    chosen = graph.add("top_k", logits, **how, name="ffn_moe_topk", layer=i)
+    matrices = (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps)
+    biases = (layer.ffn_gate_exps_bias, layer.ffn_up_exps_bias, layer.ffn_down_exps_bias)
+    act: dict[str, Any] = {"activation": activation, "layer": i}
+    h = graph.add("expert_ffn", n, chosen, *matrices, *biases, **act, name="ffn_moe_out")
+    if layer.ffn_gate_shexp is None:
+        return h
+    shared = (layer.ffn_gate_shexp, layer.ffn_up_shexp, layer.ffn_down_shexp)
+    s = graph.add("dense_gated_ffn", n, *shared, transposed=False, **act, name="ffn_shexp")
+    if layer.ffn_gate_inp_shexp is not None:
+        row = replace(layer.ffn_gate_inp_shexp, ne=(model.n_embd, 1))
+        gate = graph.add("mul_mat", row, n, name="shared_expert_gate", layer=i)
+        s = graph.add("mul_sigmoid", s, gate, name="ffn_shexp_gated", layer=i)
+    return graph.add("add", h, s, name="ffn_out", layer=i)

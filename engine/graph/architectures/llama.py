@@ -4,7 +4,7 @@ A sparse FFN reads its predictor's mask from the residual after attention, befor
 PowerInfer trains it.
 """
 
-from hotcold.engine.graph.architectures.blocks import gated_ffn, mask, self_attention
+from hotcold.engine.graph.architectures.blocks import expert_ffn, gated_ffn, mask, router, self_attention
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
 
@@ -24,7 +24,10 @@ def append(graph: Graph, model: Model, sparsity: str, activation: str, *, interl
         x = graph.add("add", a, x, name="ffn_inp", layer=i)
         listed = mask(graph, model, layer, x, i, sparsity)
         n = graph.add("rms_norm", x, layer.ffn_norm, eps=eps, name="ffn_norm", layer=i)
-        h = gated_ffn(graph, layer, n, listed, i, activation, sparsity)
+        if layer.ffn_gate_inp is None:
+            h = gated_ffn(graph, layer, n, listed, i, activation, sparsity)
+        else:
+            h = expert_ffn(graph, model, layer, n, router(graph, layer, n, i), i, activation)
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     graph.add("logits", model.output, x, name="result_output")

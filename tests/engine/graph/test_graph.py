@@ -141,6 +141,8 @@ def node(op: str, *operands: Operand | None) -> Node:
 X, MASK, ORDER = Tensor("x", (1, 8)), Tensor("m", (1, 70), "mask"), Tensor("o", (1, 0), "none")
 UP, DOWN = weight("up", 8, 70), weight("down", 70, 8)
 NORM, UP_BIAS, DOWN_BIAS = weight("norm", 8), weight("up_bias", 70), weight("down_bias", 8)
+CHOSEN, UP_BIASES = Tensor("chosen", (1, 2), "chosen"), weight("up_bias", 70, 6)
+EXPERTS, DOWN_EXPERTS = weight("exps", 8, 70, 6), weight("down_exps", 70, 8, 6)
 GOOD = [
     node("embed", weight("e", 8, 100)),
     node("positions", weight("position_embd", 8, 30)),
@@ -162,6 +164,21 @@ GOOD = [
     node("sparse_ffn", X, MASK, UP, UP_BIAS, UP, DOWN_BIAS),
     node("dense_ffn", X, UP, None, DOWN),
     node("dense_ffn", X, UP, UP_BIAS, UP, DOWN_BIAS),
+    node("rms_norm_heads", X, weight("norm", 4)),
+    node("top_k", Tensor("logits", (1, 6))),
+    node("expert_ffn", X, CHOSEN, EXPERTS, EXPERTS, DOWN_EXPERTS),
+    node(
+        "expert_ffn",
+        X,
+        CHOSEN,
+        EXPERTS,
+        EXPERTS,
+        DOWN_EXPERTS,
+        UP_BIASES,
+        UP_BIASES,
+        weight("down_bias", 8, 6),
+    ),
+    node("mul_sigmoid", X, Tensor("gate", (1, 1))),
     node("add", X, X),
     node("logits", weight("output", 8, 100), X),
 ]

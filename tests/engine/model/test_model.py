@@ -134,7 +134,7 @@ def test_a_relu_model_without_predictors(tiny_model: TinyModel) -> None:
     assert all(layer.fc1 is None and layer.fc2 is None for layer in model.layers)
     assert all(layer.ffn_down is None for layer in model.layers)
     assert model.layers[0].down is model.layers[0].ffn_down_t
-    assert model.layers[0].down.ne == model.layers[0].ffn_up.ne
+    assert model.layers[0].down.ne == model.layers[0].up.ne
 
 
 def test_a_tied_model_uses_token_embd_twice(data: Path) -> None:
@@ -245,8 +245,8 @@ def test_types_may_be_mixed(dense: GGUFFile) -> None:
     )
     first, second = model.layers
     assert (model.token_embd.type, model.output.type) == (T.Q6_K, T.Q5_0)
-    assert (first.attn_q.type, first.ffn_up.type) == (T.Q8_0, T.F16)
-    assert (second.ffn_up.type, second.down.type) == (T.BF16, T.Q4_0)
+    assert (first.attn_q.type, first.up.type) == (T.Q8_0, T.F16)
+    assert (second.up.type, second.down.type) == (T.BF16, T.Q4_0)
 
 
 def test_predictors_may_be_q5_0_and_the_head_q6_k(sparse: GGUFFile) -> None:

@@ -279,11 +279,6 @@ def test_an_unknown_activation(file_with: FileWith) -> None:
     refused(file_with, key, "gelu", "known: relu, silu", metadata={key: ("gelu", V.STRING)})
 
 
-def test_a_mixture_of_experts(file_with: FileWith) -> None:
-    key = "llama.expert_count"
-    refused(file_with, key, "8", "without experts", metadata={key: (8, V.UINT32)})
-
-
 @pytest.mark.parametrize("name", ["blk.1.ffn_up.bias", "blk.0.attn_norm.bias", "output.bias"])
 def test_biases_that_no_op_adds(name: str, file_with: FileWith) -> None:
     refused(file_with, name, "no such bias", changes={name: np.ones(N_EMBD, np.float32)})
@@ -465,7 +460,7 @@ def test_random_changes_give_a_whole_model_or_a_refusal(
         assert layer.attn_q.ne == (model.n_embd, q)
         assert layer.attn_k.ne == layer.attn_v.ne == (model.n_embd, q // model.n_head * model.n_head_kv)
         assert layer.ffn_gate is not None
-        assert layer.ffn_gate.ne == layer.ffn_up.ne == (model.n_embd, model.n_ff)
+        assert layer.ffn_gate.ne == layer.up.ne == (model.n_embd, model.n_ff)
         assert (layer.fc1 is not None) == (layer.fc2 is not None) == model.has_predictors
         if layer.fc1 is not None and layer.fc2 is not None:
             assert layer.fc1.ne[1] == layer.fc2.ne[0]

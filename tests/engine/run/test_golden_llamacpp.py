@@ -41,12 +41,23 @@ BOUNDS = {
     "phi3.longrope.q8_0": (3e-2, 3e-2),
     "llama.yarn.q8_0": (3e-2, 3e-2),
 }
+EXPERTS = {
+    "mixtral.f16": (2e-3, 1e-4),
+    "mixtral.q4_0": (3e-2, 3e-2),
+    "qwen3moe.f16": (2e-3, 1e-4),
+    "olmoe.f16": (2e-3, 1e-4),
+    "qwen2moe.q4_0": (3e-2, 3e-2),
+    "smallthinker.f16": (2e-3, 1e-4),
+    "smallthinker.softmax.q8_0": (3e-2, 3e-2),
+}
 RECORDINGS = {
     "qwen2.f16": "biases.npz",
     "llama.biases.f16": "biases.npz",
     "llama.yarn.f16": "yarn.npz",
     **dict.fromkeys(list(BOUNDS)[-5:], "dense.npz"),
+    **dict.fromkeys(EXPERTS, "experts.npz"),
 }
+BOUNDS |= EXPERTS
 N_CTX = {"phi3.longrope.q8_0": 512}  # beyond the original context the long factors count
 
 

@@ -53,7 +53,7 @@ def test_the_name_that_users_of_powerinfer_know(text: str, wanted: bool) -> None
 def test_bytes_of_a_sparse_node_are_those_of_the_rows_that_it_read() -> None:
     with hotcold.load(n_ctx=16, n_batch=3, threads=1) as engine:
         node = next(n for n in engine.executor.plan.decode.graph.nodes if n.op == "sparse_gated_ffn")
-        row = engine.model.layers[0].ffn_up.n_bytes // engine.model.n_ff
+        row = engine.model.layers[0].up.n_bytes // engine.model.n_ff
     counted = np.array([[10, 4], [0, 0]])
     assert weight_bytes(node, 1, counted) == (10 + 2 * 4) * row
     assert weight_bytes(node, 3, counted) == 0

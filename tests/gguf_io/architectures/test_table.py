@@ -5,11 +5,13 @@ from dataclasses import fields
 import pytest
 
 from hotcold.engine.graph.architectures import BUILD
+from hotcold.engine.model.experts import Experts
 from hotcold.engine.model.model import Layer, Model
 from hotcold.gguf_io.architectures import ARCHITECTURES
 from hotcold.gguf_io.architectures.table import Architecture, TensorRule, by_neuron, sizes_of
 
 SIZES = {*sizes_of(n_embd=1, n_ff=1, n_head=1, n_head_kv=1, head_dim=1), "n_vocab", "n_positions"}
+SIZES |= {*Experts(1, 1, 1, 0, "softmax", False).sizes}
 EACH = pytest.mark.parametrize("architecture", ARCHITECTURES.values(), ids=lambda a: a.name)
 
 
@@ -30,6 +32,14 @@ def test_every_role_is_a_field_of_the_engine(architecture: Architecture) -> None
 def test_every_layer_has_what_no_architecture_lacks(architecture: Architecture) -> None:
     wanted = {field.name for field in fields(Layer) if field.default is not None}
     assert wanted <= {role for rule in architecture.layer if not rule.optional for role in roles(rule)}
+
+
+def test_experts_replace_an_ffn() -> None:
+    llama = ARCHITECTURES["llama"]
+    assert llama.experts is not None
+    dense, mixed = ({rule.role for rule in rules} for rules in (llama.layer, llama.experts.layer))
+    assert dense - mixed == {"ffn_gate", "ffn_up", "ffn_down"}
+    assert mixed - dense == {"ffn_gate_inp", "ffn_gate_exps", "ffn_up_exps", "ffn_down_exps"}
 
 
 @EACH

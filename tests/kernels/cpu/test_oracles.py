@@ -1,9 +1,11 @@
 """Every CPU kernel against its oracle on random and odd sizes."""
 
+import numpy as np
 import oracle_checks as checks
 import pytest
 
-from hotcold.kernels.cpu import rows
+from hotcold.kernels import formats, ref
+from hotcold.kernels.cpu import program, rows
 
 pytestmark = pytest.mark.pairwise
 NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
@@ -89,6 +91,41 @@ def test_sparse_gated_ffn_of_mixed_types(n_tokens: int) -> None:
 @pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 205])
 def test_mask(n_ff: int) -> None:
     checks.check_mask(n_ff)
+
+
+@pytest.mark.parametrize("gating", formats.GATINGS)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("n_expert", "n_used"), [(1, 1), (8, 2), (5, 5), (128, 8)])
+def test_top_k(n_expert: int, n_used: int, gating: str, normed: bool) -> None:
+    checks.check_top_k(n_expert, n_used, gating, normed)
+
+
+def test_nan_is_chosen_last() -> None:
+    logits = np.array([[np.nan, 3, np.nan, 1]], np.float32)
+    chosen = checks.chosen_of(logits, 3, "softmax_chosen", False)
+    assert chosen[0, :12].view(np.int32).tolist() == [0, 1, 3]
+    assert np.isnan(chosen[0, 12:].view(np.float32)).all()
+
+
+@pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)
+@pytest.mark.parametrize(("activation", "biased"), [("silu", False), ("relu", False), ("swiglu_oai", True)])
+@pytest.mark.parametrize("n_tokens", [1, 2, 40])
+def test_experts(type_id: int, activation: str, biased: bool, n_tokens: int) -> None:
+    checks.check_experts((type_id,) * 3, n_tokens, activation, biased)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 9])
+def test_experts_of_mixed_types(n_tokens: int) -> None:
+    checks.check_experts((rows.Q4_0_ID, rows.Q8_0_ID, rows.Q5_0_ID), n_tokens, "silu")
+
+
+def test_mul_sigmoid() -> None:
+    x, gate = checks.vectors(3, 50, 1), checks.vectors(3, 1, 2)
+    record = {"code": program.MUL_SIGMOID, "chunks": 2, "x": x.ctypes.data, "x_stride": 200, "k": 50}
+    y = np.zeros_like(x)
+    record |= {"z": gate.ctypes.data, "z_stride": 4, "y": y.ctypes.data, "y_stride": 200}
+    checks.run([record], 3)
+    checks.close(y, ref.mul_sigmoid(x, gate), "mul_sigmoid")
 
 
 def test_halves() -> None:

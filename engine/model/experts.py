@@ -1,0 +1,98 @@
+"""What a mixture of experts is like: how many experts, of what width, and how a router's logits become weights."""
+
+from dataclasses import dataclass
+
+from hotcold.errors import FileError
+from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.architectures import ARCHITECTURES
+from hotcold.gguf_io.architectures.table import ExpertFacts
+
+MAX_EXPERTS = 1 << 14
+MAX_EXPERT_FF = 1 << 20
+GATING_FUNCTIONS = {1: "softmax", 2: "sigmoid"}
+"""GGUF's expert_gating_func, as far as an architecture reads it."""
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The experts of every layer.
+
+    Attributes:
+        n_expert, n_used: how many there are, and how many each token goes to.
+        n_ff: rows of each.
+        n_ff_shared: rows of the shared expert; 0 without one.
+        gating, normed, scale: see `kernels.ref.top_k`.
+    """
+
+    n_expert: int
+    n_used: int
+    n_ff: int
+    n_ff_shared: int
+    gating: str
+    normed: bool
+    scale: float = 1.0
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The sizes that the shapes of tensors name."""
+        return {"n_expert": self.n_expert, "n_ff_exp": self.n_ff, "n_ff_shexp": self.n_ff_shared}
+
+
+def read_experts(file: GGUFFile, architecture: str) -> Experts | None:
+    """The experts that the metadata speak of; None for a model without.
+
+    Raises:
+        FileError: a number of experts, used or of rows that makes no sense, no gating function where the
+            architecture needs one, or experts in an architecture that has none.
+    """
+    table, key = ARCHITECTURES[architecture], f"{architecture}.{{}}".format
+    n_expert = file.get_int(key("expert_count"), 0)
+    if n_expert == 0 and not table.always_experts:
+        return None
+    _check(file, key("expert_count"), n_expert, MAX_EXPERTS)
+    if file.is_powerinfer:
+        bound = "none in a file with predictors, whose magic is PWRI: a router says which rows are read"
+        raise FileError(
+            f"{file.path.name}: {key('expert_count')}", n_expert, bound, "convert the model again"
+        )
+    if table.experts is None:
+        bound = f"{architecture} without experts"
+        raise FileError(
+            f"{file.path.name}: {key('expert_count')}", n_expert, bound, "hotcold cannot run this model"
+        )
+    n_used = file.get_int(key("expert_used_count"))
+    _check(file, key("expert_used_count"), n_used, n_expert, f"1 to expert_count = {n_expert}")
+    return Experts(
+        n_expert,
+        n_used,
+        _width(file, key(table.experts.width)),
+        _width(file, key(table.experts.shared_width)) if table.experts.shared_width else 0,
+        _gating(file, key("expert_gating_func"), table.experts),
+        table.experts.normed,
+    )
+
+
+def _check(file: GGUFFile, key: str, value: int, most: int, bound: str = "") -> None:
+    if not 1 <= value <= most:
+        raise FileError(f"{file.path.name}: {key}", value, bound or f"1 to {most}", "the file is damaged")
+
+
+def _width(file: GGUFFile, key: str) -> int:
+    n_ff = file.get_int(key)
+    _check(file, key, n_ff, MAX_EXPERT_FF)
+    return n_ff
+
+
+def _gating(file: GGUFFile, key: str, facts: ExpertFacts) -> str:
+    if facts.gating:
+        return facts.gating
+    if key not in file.metadata:
+        bound = "missing: a router's logits could mean anything"
+        raise FileError(f"{file.path.name}: metadata key", key, bound, "convert the model again")
+    number = file.get_int(key)
+    if number not in GATING_FUNCTIONS:
+        known = ", ".join(f"{n} {name}" for n, name in GATING_FUNCTIONS.items())
+        raise FileError(
+            f"{file.path.name}: {key}", number, f"known: {known}", "hotcold cannot run this model"
+        )
+    return GATING_FUNCTIONS[number]

@@ -1,0 +1,216 @@
+"""Mixtures of experts: which experts a token goes to, and their matrices' products with the tokens that chose them.
+
+A pair is a token and one of its experts. Pairs lie in the order of their experts, then of their tokens, so an
+expert's pairs are a batch of its own for the kernels of other matrices; each thread has a record, `own`, that it
+fills in for one expert after the other.
+
+What `group` writes, int64 each: how many experts have pairs, how many pairs there are; for each of those experts
+its number, its first pair, and how many; from `pair_tokens` on the token of each pair.
+"""
+
+import math
+
+from hotcold.kernels.cpu import elementwise, ffn, operations, tiles
+from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.operations import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
+from hotcold.kernels.cpu.program import SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
+
+SMALLEST_SUM = 2.0**-14  # that weights are divided by
+_HEAD, _ENTRY = 16, 24  # bytes in front of the experts' entries, and of an entry
+
+
+def group_bytes(n_expert: int, n_pairs: int) -> int:
+    """Bytes that `group` writes at most."""
+    return _HEAD + _ENTRY * n_expert + 8 * n_pairs
+
+
+@compiled
+def pair_tokens(groups: int, n_expert: int) -> int:
+    """Where the tokens of the pairs lie."""
+    return groups + _HEAD + _ENTRY * n_expert
+
+
+@compiled
+def n_pairs(groups: int) -> int:
+    """How many pairs there are."""
+    return load_i64(groups + 8)
+
+
+@compiled
+def top_k(logits: int, n_expert: int, n_used: int, gating: int, normed: int, scale: float, y: int) -> None:
+    """The n_used largest logits, of equal ones the first: their numbers, ascending, as int32, then their weights.
+
+    A NaN is chosen last.
+    """
+    value, at = math.inf, -1
+    for i in range(n_used):
+        best, where = -math.inf, -1
+        for e in range(n_expert):
+            v = float(load_f32(logits + 4 * e))
+            behind = v < value or (v == value and e > at)
+            if behind and (where < 0 or v > best):
+                best, where = v, e
+        if where < 0:
+            where = _first_missing(y, i)
+        else:
+            value, at = best, where
+        _insert(y, i, where)
+    _weigh(logits, n_expert, n_used, gating, normed, scale, y)
+
+
+@compiled
+def _first_missing(ids: int, n: int) -> int:
+    """The smallest number that is not among n ascending ones."""
+    for i in range(n):
+        if load_i32(ids + 4 * i) != i:
+            return i
+    return n
+
+
+@compiled
+def _insert(ids: int, n: int, e: int) -> None:
+    """Put a number among n ascending ones."""
+    i = n
+    while i > 0 and load_i32(ids + 4 * (i - 1)) > e:
+        store_i32(ids + 4 * i, load_i32(ids + 4 * (i - 1)))
+        i -= 1
+    store_i32(ids + 4 * i, e)
+
+
+@compiled
+def _weigh(logits: int, n_expert: int, n_used: int, gating: int, normed: int, scale: float, y: int) -> None:
+    """Write the weights of the chosen behind their numbers."""
+    top, total, weights = -math.inf, 0.0, y + 4 * n_used
+    if gating != SIGMOID_GATING:
+        n = n_used if gating == SOFTMAX_CHOSEN_GATING else n_expert
+        for i in range(n):
+            e = load_i32(y + 4 * i) if gating == SOFTMAX_CHOSEN_GATING else i
+            top = max(top, float(load_f32(logits + 4 * e)))
+        for i in range(n):
+            e = load_i32(y + 4 * i) if gating == SOFTMAX_CHOSEN_GATING else i
+            total += math.exp(float(load_f32(logits + 4 * e)) - top)
+    chosen = 0.0
+    for i in range(n_used):
+        v = float(load_f32(logits + 4 * load_i32(y + 4 * i)))
+        chosen += 1 / (1 + math.exp(-v)) if gating == SIGMOID_GATING else math.exp(v - top) / total
+    divisor = max(chosen, SMALLEST_SUM) if normed else 1.0
+    for i in range(n_used):
+        v = float(load_f32(logits + 4 * load_i32(y + 4 * i)))
+        weight = 1 / (1 + math.exp(-v)) if gating == SIGMOID_GATING else math.exp(v - top) / total
+        store_f32(weights + 4 * i, operations.to_f32(weight / divisor * scale))
+
+
+@compiled
+def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def]
+    """Put the pairs of n_tokens tokens in order; how many there are.
+
+    Args:
+        op: x: what `top_k` chose, of op.k experts each; w: addresses of op.n_rows experts' first matrix, 0 for
+            an expert that is not here, whose pairs are left out; y: what is written; z: int64 [n_tokens, op.k],
+            the pair of each token's choices, -1 for none.
+        counts: address of op.n_rows int64 of the thread's own memory.
+    """
+    for e in range(op.n_rows):
+        store_i64(counts + 8 * e, 0)
+    for t in range(n_tokens):
+        for i in range(op.k):
+            e = load_i32(op.x + t * op.x_stride + 4 * i)
+            store_i64(counts + 8 * e, load_i64(counts + 8 * e) + 1)
+    n_active, total = 0, 0
+    for e in range(op.n_rows):
+        n = load_i64(counts + 8 * e) if load_i64(op.w + 8 * e) != 0 else 0
+        store_i64(counts + 8 * e, total)  # from here on: the expert's next pair
+        if n:
+            entry = op.y + _HEAD + _ENTRY * n_active
+            store_i64(entry, e)
+            store_i64(entry + 8, total)
+            store_i64(entry + 16, n)
+            n_active += 1
+            total += n
+    store_i64(op.y, n_active)
+    store_i64(op.y + 8, total)
+    tokens = pair_tokens(op.y, op.n_rows)
+    for t in range(n_tokens):
+        for i in range(op.k):
+            e, pair = load_i32(op.x + t * op.x_stride + 4 * i), -1
+            if load_i64(op.w + 8 * e) != 0:
+                pair = load_i64(counts + 8 * e)
+                store_i64(counts + 8 * e, pair + 1)
+                store_i64(tokens + 8 * pair, t)
+            store_i64(op.z + 8 * (t * op.k + i), pair)
+    return total
+
+
+@compiled
+def gather(op, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p] = x of the pair's token, op.k numbers of four bytes, for pairs first..last-1."""
+    tokens = pair_tokens(op.groups, op.n_rows)
+    for p in range(first, last):
+        elementwise.copy(op.x + load_i64(tokens + 8 * p) * op.x_stride, op.k, op.y + p * op.y_stride)
+
+
+@compiled
+def _take(op, own, i: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+    """Fill in `own` for the i-th expert that has pairs; its number, and how many pairs."""
+    entry = op.groups + _HEAD + _ENTRY * i
+    e, start = load_i64(entry), load_i64(entry + 8)
+    own.w = load_i64(op.w + 8 * e)
+    own.x = op.x + start * op.x_stride
+    own.y = op.y + start * op.y_stride
+    own.z = op.z + start * op.z_stride
+    return e, load_i64(entry + 16)
+
+
+@compiled
+def expert_rows(op, own, first: int, last: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p, r] = w_e[r] . x[p] + bias_e[r] of every pair, rows first..last-1 of its expert e.
+
+    Args:
+        op: w: addresses of the experts' matrices; z: of their biases, [n_expert, n_rows], or 0.
+        own: a record like op.
+    """
+    for i in range(load_i64(op.groups)):
+        e, n = _take(op, own, i)
+        tiles.mul_mat(own, first, last, n, own.x, own.y, own.y_stride, scratch)
+        if op.z != 0:
+            bias = op.z + 4 * (e * op.n_rows + first)
+            for p in range(n):
+                y = own.y + p * own.y_stride + 4 * first
+                elementwise.add(y, bias, last - first, y)
+
+
+@compiled
+def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] > 0, else 0, as `ffn.up_rows`; how many."""
+    live = 0
+    for i in range(load_i64(op.groups)):
+        _, n = _take(op, own, i)
+        live += ffn.up_rows(own, first, last, n, scratch)
+    return live
+
+
+@compiled
+def expert_sum(op, t: int, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
+    """y[t] = the sum over the token's experts, in the order of their numbers, of weight times their pair's x.
+
+    Args:
+        op: x: vectors of the pairs; z: what `top_k` chose, of op.n_used experts; op.pairs: the pairs of each choice.
+        first, last: numbers of the vectors, first a multiple of 16.
+    """
+    y, weights = op.y + t * op.y_stride, op.z + t * op.z_stride + 4 * op.n_used
+    elementwise.clear(y + 4 * first, last - first)
+    for i in range(op.n_used):
+        pair = load_i64(op.pairs + 8 * (t * op.n_used + i))
+        if pair < 0:
+            continue
+        x, weight = op.x + pair * op.x_stride, operations.splat16(load_f32(weights + 4 * i))
+        whole = 4 * (first + ((last - first) & ~15))
+        for at in range(4 * first, whole, 64):
+            operations.store16(
+                y + at, operations.fma16(weight, operations.load16(x + at), operations.load16(y + at))
+            )
+        for at in range(whole, 4 * last, 4):
+            v = operations.fma16(
+                weight, operations.splat16(load_f32(x + at)), operations.splat16(load_f32(y + at))
+            )
+            store_f32(y + at, operations.first16(v))
