@@ -1,4 +1,4 @@
-"""Speed of the emulated device, on one core: python bench/emulated.py
+"""Speed of the emulated device, on one core: `python bench/emulated.py`.
 
 Exits 1 if the fast build, threads forward, does the matvec or the sparse FFN at less than 100 million
 weights a second of CPU time.

@@ -189,8 +189,10 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
 
 
 def sizes_of(shape: LlamaShape, emulated: bool) -> Sizes:
-    """Of the kernels: the model's, with a smaller batch where a thread of the CPU stands for the card, and a
-    context that is long enough to be read in parts."""
+    """Of the kernels: the model's, with a context that is long enough to be read in parts.
+
+    The batch is smaller where a thread of the CPU stands for the card.
+    """
     n_tokens, n_ctx = (5 if emulated else 256), max(shape.n_ctx, LONGEST_AT_ONCE + 76)
     return Sizes(shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, n_tokens, n_ctx)
 

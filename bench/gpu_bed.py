@@ -67,8 +67,11 @@ class HostClock:
 
 
 class CardClock:
-    """A card's own, by events. Launches wait in the queue behind copies that take longer than the host needs
-    to enqueue them, so that the card never waits for the host."""
+    """A card's own, by events.
+
+    Launches wait in the queue behind copies that take longer than the host needs to enqueue them, so that the
+    card never waits for the host.
+    """
 
     def __init__(self, device: Device, driver: CudaDriver) -> None:
         self.device, self.cupy, self.stream = device, driver.cupy, device.compute.raw

@@ -1,5 +1,6 @@
-"""What the plan, the CPU's kernels and the device's kernels must agree on: the sizes and numbers of what
-both sides hold or exchange.
+"""What the plan, the CPU's kernels and the device's kernels must agree on.
+
+It is the sizes and numbers of what both sides hold or exchange:
 
 * weights: the block types that the device has kernels for, and the bytes of a row there
 * inputs and activations: how a quantised weight's input is rounded, and the numbers of the functions
@@ -126,8 +127,10 @@ def chosen_bytes(n_tokens: int, n_used: int) -> int:
 
 
 def quantised_bytes(n_tokens: int, n: int) -> int:
-    """Bytes of n_tokens inputs of n numbers, as they cross the bus and lie on the device: n of int8, then
-    a float32 scale and an int32 sum for each 32 of them."""
+    """Bytes of n_tokens inputs of n numbers, as they cross the bus and lie on the device.
+
+    Each is n of int8, then a float32 scale and an int32 sum for each 32 of them.
+    """
     return n_tokens * (n + n // 32 * 8)
 
 
@@ -218,8 +221,9 @@ ROWS_A_GROUP, MOST_GROUPS = 64, 128
 
 
 def n_parts(n_ctx: int) -> int:
-    """Into how many parts attention cuts the positions: min(ceil(n_ctx / 256), 32), or 1 up to
-    LONGEST_AT_ONCE.
+    """Into how many parts attention cuts the positions.
+
+    min(ceil(n_ctx / 256), 32), or 1 up to LONGEST_AT_ONCE.
 
     A function of the context's size alone, so that a launch can be prepared once. The parts of a token
     share out the positions that it reads; those that get none do nothing.
@@ -228,8 +232,10 @@ def n_parts(n_ctx: int) -> int:
 
 
 def is_split(n_tokens: int, n_ctx: int) -> bool:
-    """Whether the positions are cut into parts: for one token of a long context. A batch has blocks
-    enough without, and its sums would need a workspace of hundreds of MiB."""
+    """Whether the positions are cut into parts: for one token of a long context.
+
+    A batch has blocks enough without, and its sums would need a workspace of hundreds of MiB.
+    """
     return n_tokens == 1 and n_parts(n_ctx) > 1
 
 

@@ -222,8 +222,10 @@ def predictor(x: F32, fc1: F32, fc2: F32, threshold: float, quantised: bool = Fa
 
 
 def gated(gate: F64, up: F64, activation: str) -> F64:
-    """act(gate) * up; "relu_both" is relu(gate) * relu(up), as in Bamboo; "swiglu_oai" gpt-oss's own rule,
-    g sigmoid(1.702 g) (u + 1) of g = min(gate, 7) and u = up kept within -7 and 7.
+    """act(gate) * up.
+
+    "relu_both" is relu(gate) * relu(up), as in Bamboo; "swiglu_oai" gpt-oss's own rule, g sigmoid(1.702 g) (u + 1) of
+    g = min(gate, 7) and u = up kept within -7 and 7.
     """
     if activation == "swiglu_oai":
         g, u = np.minimum(gate, SWIGLU_LIMIT), np.clip(up, -SWIGLU_LIMIT, SWIGLU_LIMIT)

@@ -20,13 +20,14 @@ from hotcold.errors import HotcoldError
 
 @dataclass(frozen=True)
 class Tensor:
-    """An intermediate: float32 ("f32"), one bit a neuron ("mask"), experts with their weights ("chosen": all int32
-    numbers, then all float32 weights), rounded to int8 in blocks of 32 ("q8":
-    all numbers, then a scale and then a sum for each block), packed for quantised weights in an area of its
-    side ("packed", see `pack.py`), or an order without bytes ("none").
+    """An intermediate.
 
     Attributes:
         shape: (n_tokens, numbers a token).
+        dtype: "f32", float32; "mask", one bit a neuron; "chosen", experts with their weights: all int32 numbers, then
+            all float32 weights; "q8", rounded to int8 in blocks of 32: all numbers, then a scale and then a sum for
+            each block; "packed" for quantised weights in an area of its side (see `pack.py`); or "none", an order
+            without bytes.
         layer: of the model, that it is made in; None for what belongs to none.
         origin: what this is the copy of, on the other side of the bus; None for what a node computes.
     """

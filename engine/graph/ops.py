@@ -1,5 +1,4 @@
-"""One table of the ops a graph is made of: each with its operands by role, its result, and
-where it runs.
+"""One table of the ops a graph is made of: each with its operands by role, its result, and where it runs.
 
 An operand is written role=kind:sizes. f32, mask, chosen and none are intermediates (see `Tensor`), w is a
 weight; a role with ? in front may be left out. Sizes are letters, numbers a row first; a letter has one value in

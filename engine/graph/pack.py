@@ -1,5 +1,6 @@
-"""A pass over one side of a placed graph, when that side is lowered: what quantised weights read is packed by
-a node of its own, in front of the first that reads it.
+"""A pass over one side of a placed graph: what quantised weights read is packed by a node of its own.
+
+It stands in front of the first node that reads it, and is made when that side is lowered.
 
 A side has one area for packed vectors. What lies there is of use to all that read it in a row: until another
 vector is packed, or a node packs one of its own. The plan lists no such nodes: they move no bytes between

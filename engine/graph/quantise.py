@@ -1,5 +1,6 @@
-"""The third pass: what an FFN on the CPU reads from the GPU is rounded there, if its weights want it rounded,
-and what an FFN on the GPU reads together with attention.
+"""The third pass: what an FFN on the CPU reads from the GPU is rounded there, if its weights want it rounded.
+
+So is what an FFN on the GPU reads together with attention.
 """
 
 from collections.abc import Collection
@@ -55,8 +56,10 @@ def _is_rounding_product(p: PlacedNode) -> bool:
 
 
 def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
-    """Whether a node is an FFN, or its part, of which the CPU runs something, or that shares its input, on
-    weights of whole blocks."""
+    """Whether a node is an FFN, or its part, on weights of whole blocks, that wants its input rounded.
+
+    The CPU runs something of it, or it shares its input.
+    """
     if p.node.op not in FFN_OPS:
         return False
     if p.side == GPU and p.node.rows == ALL and p.node.tensor("x").name not in shared:

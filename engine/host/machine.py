@@ -131,8 +131,9 @@ def _read(path: Path) -> str | None:
 
 
 def has_cuda_driver() -> bool:
-    """Whether the library of NVIDIA's driver is installed. Without it there is no card to look for, and CuPy,
-    which takes a tenth of a second to import, need not be asked.
+    """Whether the library of NVIDIA's driver is installed.
+
+    Without it there is no card to look for, and CuPy, which takes a tenth of a second to import, need not be asked.
     """
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")

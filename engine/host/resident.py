@@ -77,8 +77,10 @@ def make_resident(
 
 
 def _advise(plan: Plan, file: GGUFFile) -> None:
-    """Of a sparse FFN single rows are read, so reading ahead would bring what nobody wants; all else is
-    read from end to end."""
+    """Say how the file is read: all from end to end, but of a sparse FFN single rows.
+
+    There reading ahead would bring what nobody wants.
+    """
     sparse = plan.sparsity != "off"
     single = {entry.tensor for entry in plan.weights if entry.role == "ffn"} if sparse else set[str]()
     rest = {entry.tensor for entry in plan.weights if entry.host_bytes} - single

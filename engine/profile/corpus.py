@@ -72,8 +72,9 @@ def _checked(name: str, data: bytes) -> bytes:
 
 
 def chunks(texts: Sequence[Text], tokenizer: Tokenizer, n_ctx: int) -> list[NDArray[np.int32]]:
-    """The ids of every text in runs of n_ctx, the last of a text shorter; each begins with BOS where the
-    model wants one. What is left of one id is dropped.
+    """The ids of every text in runs of n_ctx, the last of a text shorter.
+
+    Each begins with BOS where the model wants one. What is left of one id is dropped.
 
     Raises:
         FileError: there are fewer than `SHORTEST` ids in all.

@@ -67,8 +67,10 @@ class Firing:
             self._counts[layer] += np.abs(hidden).sum(0, dtype=np.float64)
 
     def take(self) -> Counted:
-        """What was added up since the last call, float64 [n_layer, n_ff]: whole numbers of tokens of a ReLU's
-        neurons, sums of |hidden| of others."""
+        """What was added up since the last call, float64 [n_layer, n_ff].
+
+        Of a ReLU's neurons whole numbers of tokens, of others sums of |hidden|.
+        """
         counts = self._counts.copy()
         self._counts[...] = 0
         return counts

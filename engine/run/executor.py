@@ -127,7 +127,7 @@ class Executor(Closing):
         return self._side.device if self._side is not None else None
 
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:
-        """Let tokens pass, at positions n_past, n_past + 1, …
+        """Let tokens pass, at positions n_past, n_past + 1 and so on.
 
         Args:
             ids: int32 [n], 1 <= n <= n_batch, each below n_vocab.

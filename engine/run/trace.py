@@ -74,8 +74,10 @@ def print_node(taken: Taken) -> None:
 
 
 class Tracing:
-    """Takes an executor's steps one by one, and waits for each; the CPU's nodes too, by the same records in
-    the same order."""
+    """Takes an executor's steps one by one, and waits for each.
+
+    The CPU's nodes too, by the same records in the same order.
+    """
 
     def __init__(self, executor: Executor, trace: Trace) -> None:
         self._executor, self._trace = executor, trace

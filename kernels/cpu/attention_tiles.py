@@ -1,5 +1,6 @@
-"""The pieces that attention is made of: register tiles of queries by keys and of weights by values, the softmax
-between them, and the sums of parts.
+"""The pieces that attention is made of: register tiles, the softmax between them, and the sums of parts.
+
+Tiles are of queries by keys, and of weights by values.
 
 A row is one query. Its record is its maximum so far in 16 lanes, its total in 16 lanes that are not added up
 yet, and its sums of values, whole vectors. `order_of_sums.attention_in_order` says in what order all of it is added.

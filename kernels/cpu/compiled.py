@@ -20,8 +20,10 @@ OPTIONS: dict[str, Any] = {
 
 
 def compiled(function: F) -> F:
-    """A function that Numba compiles when it is first called with arguments of some types; it does not hold
-    the interpreter's lock."""
+    """A function that Numba compiles when it is first called with arguments of some types.
+
+    It does not hold the interpreter's lock.
+    """
     dispatcher: Any = njit(**OPTIONS, nogil=True)(function)
     dispatcher._cache = cache_of(function)
     return cast(F, dispatcher)

@@ -38,10 +38,12 @@ class Variants:
     def __init__(
         self, template: Callable[..., None], emits: Mapping[int, tuple[str, Callable[..., None]]]
     ) -> None:
-        """Args:
-        template: a function at module level that calls `emitted` with its arguments; what its compiled
-            copies are named after and kept by.
-        emits: name and code of each number.
+        """Name the variants; none is compiled before it is prepared.
+
+        Args:
+            template: a function at module level that calls `emitted` with its arguments; what its compiled
+                copies are named after and kept by.
+            emits: name and code of each number.
         """
         self._template, self.emits = template, emits
         self._n = template.__code__.co_argcount

@@ -13,8 +13,9 @@ TILE_BYTES = 4 * (32 * TILE_SIDE + TILE_SIDE * 33)
 
 
 def matmul_transposed(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
-    """y[t, j] = sum_r h[t, r] down[r, j], in tiles of 64 tokens by 64 columns: for the down matrix of an
-    FFN that is split by neurons, one row a neuron. h is float32 for every type.
+    """y[t, j] = sum_r h[t, r] down[r, j], in tiles of 64 tokens by 64 columns.
+
+    For the down matrix of an FFN that is split by neurons, one row a neuron. h is float32 for every type.
 
     Counted once are the weight and 4 n_rows a token; writes 4 n a token.
 

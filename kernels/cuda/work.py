@@ -13,8 +13,10 @@ BLOCK = 256
 
 @dataclass(frozen=True)
 class Work:
-    """A kernel with its grid, block and dynamic shared memory (bytes), and the bytes of device
-    memory that it must read and write, each counted once."""
+    """A kernel with its grid, block and dynamic shared memory (bytes).
+
+    With it are the bytes of device memory that it must read and write, each counted once.
+    """
 
     kernel: str
     grid: tuple[int, int]

@@ -9,8 +9,10 @@ from pathlib import Path
 
 
 def user_caches() -> list[Path]:
-    """The user's cache folders, the first one first: XDG_CACHE_HOME, and .cache in HOME, where they are set to
-    a full path."""
+    """The user's cache folders, the first one first.
+
+    XDG_CACHE_HOME, and .cache in HOME, where they are set to a full path.
+    """
     places = (("XDG_CACHE_HOME", ""), ("HOME", ".cache"))
     return [
         Path(os.environ[name], below) for name, below in places if os.path.isabs(os.environ.get(name, ""))

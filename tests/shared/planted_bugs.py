@@ -33,8 +33,11 @@ ORDERS = (0, 1, 7, 1234)
 
 @dataclass(frozen=True)
 class Bug:
-    """`old` becomes `new` in the program of `file`; `said` is found in the error, and so is the line of
-    each snippet of `lines`, `file:number`, as they stand after the edit."""
+    """`old` becomes `new` in the program of `file`.
+
+    `said` is found in the error, and so is the line of each snippet of `lines`, `file:number`, as they stand after
+    the edit.
+    """
 
     file: str
     run: Run

@@ -1,5 +1,7 @@
-"""SmallThinker: ReLU-gated experts, whose router reads the layer's input before any norm and before attention
-(Song et al., 2025)."""
+"""SmallThinker (Song et al., 2025): ReLU-gated experts.
+
+Their router reads the layer's input before any norm and before attention.
+"""
 
 from hotcold.engine.graph.architectures.blocks import expert_ffn, router, self_attention
 from hotcold.engine.graph.graph import Graph

@@ -17,8 +17,13 @@ class KernelFault(DeviceError):
 
 @dataclass(frozen=True)
 class Facts:
-    """What a device is: `name` as in --device, `description` for people, the version of the
-    architecture (90 for sm_90; 0 if it has none)."""
+    """What a device is.
+
+    Attributes:
+        name: as in --device.
+        description: for people.
+        architecture: its version, 90 for sm_90; 0 if it has none.
+    """
 
     name: str
     description: str

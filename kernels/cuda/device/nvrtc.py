@@ -89,8 +89,14 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Resources:
-    """What ptxas reports of a kernel: registers a thread, static shared memory and stack in bytes,
-    spilled bytes (stores and loads)."""
+    """What ptxas reports of a kernel.
+
+    Attributes:
+        registers: of a thread.
+        shared: static shared memory, bytes.
+        stack: bytes.
+        spilled: bytes, stores and loads.
+    """
 
     registers: int
     shared: int

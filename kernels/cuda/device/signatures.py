@@ -71,8 +71,10 @@ class Signature:
 
 
 def read_signatures(source: str) -> dict[str, Signature]:
-    """The kernels of a source, by name: each `KERNEL name(parameters)`, or `KERNEL_WIDE`, also where a
-    macro makes it."""
+    """The kernels of a source, by name.
+
+    Each `KERNEL name(parameters)`, or `KERNEL_WIDE`, also where a macro makes it.
+    """
     text = expand(without_comments(source), keep=KERNEL_WORDS)
     found = re.findall(r"\bKERNEL(?:_WIDE)?\s+(\w+)\(([^)]*)\)", text)
     return {name: Signature(name, tuple(map(_parameter, words.split(",")))) for name, words in found}

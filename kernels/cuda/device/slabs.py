@@ -9,8 +9,10 @@ from hotcold.kernels.cuda.device.device import Device
 
 @dataclass(frozen=True)
 class Slabs:
-    """Each one allocation of bytes; all that the engine uses are typed views into them. None where
-    the plan puts nothing."""
+    """Each one allocation of bytes, or None where the plan puts nothing.
+
+    All that the engine uses are typed views into them.
+    """
 
     weights: Buffer | None
     kv_cache: Buffer | None

@@ -61,8 +61,10 @@ QUICK_ORDERS = (0, 1234)
     ]
 )
 def device(request: pytest.FixtureRequest) -> Device:
-    """A device with all kernels: emulated, in several orders of threads and blocks; the CUDA driver on
-    a stand-in for CuPy; and a card."""
+    """A device with all kernels.
+
+    Emulated, in several orders of threads and blocks; the CUDA driver on a stand-in for CuPy; and a card.
+    """
     if request.param == "cuda":
         opened: Device = request.getfixturevalue("card")
     elif request.param == "stub-0":

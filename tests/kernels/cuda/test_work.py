@@ -208,8 +208,10 @@ def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) ->
 def test_sparse_gated_ffn(
     device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
 ) -> None:
-    """30 of 150 rows are active; the gates of ten of them are shut, and so, but for silu, are their up
-    rows. Down rows whose hidden value is zero are not read."""
+    """30 of 150 rows are active; the gates of ten of them are shut.
+
+    So, but for silu, are their up rows. Down rows whose hidden value is zero are not read.
+    """
     rows, n, active = 150, 256, np.arange(0, 150, 5)
     gate, up, down = (weights(device, weight_type, rows, n) for _ in range(3))
     values = gate[0]  # the plain values, or the scales: zero shuts the gate
