@@ -55,7 +55,10 @@ def test_another(a, b, c): pass
 """
 
 
-@pytest.mark.parametrize(("chosen", "n_product", "n_other"), [("not slow", 18, 27), ("", 48, 27)])
+@pytest.mark.parametrize(
+    ("chosen", "n_product", "n_other"),
+    [("not slow", 18, 27), pytest.param("", 48, 27, marks=pytest.mark.slow)],
+)
 def test_a_marked_product_is_quick_in_pairs_and_whole_with_slow_tests(
     tmp_path: Path, chosen: str, n_product: int, n_other: int
 ) -> None:

@@ -13,6 +13,7 @@ from hotcold.gguf_io.quantise.search import (
     HALF,
     ONE,
     ZERO,
+    floats,
     importance_weights,
     largest,
     signed_scale,
@@ -51,7 +52,7 @@ def scaled_rows(
     rows: np.ndarray, importance: np.ndarray, top: np.float32, n_high: int, out: np.ndarray
 ) -> None:
     """Q4_0 (top 8, n_high 0) and Q5_0 (top 16, n_high 4): rows [n_rows, n] to bytes."""
-    levels, trial, weights = np.empty((3, BLOCK), np.float32)
+    levels, trial, weights = floats(BLOCK), floats(BLOCK), floats(BLOCK)
     size = 2 + n_high + HALF_BLOCK
     for row in range(len(rows)):
         spread = sum_of_squares(rows[row]) / np.float32(rows.shape[1]) if len(importance) else ZERO
@@ -81,7 +82,7 @@ def affine_rows(
     rows: np.ndarray, importance: np.ndarray, top: np.float32, n_high: int, out: np.ndarray
 ) -> None:
     """Q4_1 (top 15, n_high 0) and Q5_1 (top 31, n_high 4): rows [n_rows, n] to bytes."""
-    levels, trial, weights = np.empty((3, BLOCK), np.float32)
+    levels, trial, weights = floats(BLOCK), floats(BLOCK), floats(BLOCK)
     size = 4 + n_high + HALF_BLOCK
     for row in range(len(rows)):
         spread = sum_of_squares(rows[row]) / np.float32(rows.shape[1]) if len(importance) else ZERO

@@ -11,6 +11,7 @@ from hotcold.gguf_io.quantise.halves import put_half
 from hotcold.gguf_io.quantise.jit import kernel
 from hotcold.gguf_io.quantise.search import (
     ZERO,
+    floats,
     importance_weights,
     ordered_sum,
     positive_scale,
@@ -27,7 +28,7 @@ WEIGHED: Search = (TOP, np.float32(-0.9), np.float32(0.05), 36)
 @kernel
 def q2_k(rows: np.ndarray, importance: np.ndarray, out: np.ndarray) -> None:
     """Rows [n_rows, n] to bytes."""
-    levels, (scales, below) = np.empty(BLOCK, np.float32), np.empty((2, N_GROUPS), np.float32)
+    levels, scales, below = floats(BLOCK), floats(N_GROUPS), floats(N_GROUPS)
     for row in range(len(rows)):
         for i in range(rows.shape[1] // BLOCK):
             x, block = rows[row, i * BLOCK : (i + 1) * BLOCK], out[row, i * SIZE : (i + 1) * SIZE]
@@ -49,7 +50,7 @@ def plain_groups(
     x: np.ndarray, levels: np.ndarray, scales: np.ndarray, below: np.ndarray, block: np.ndarray
 ) -> tuple[np.float32, np.float32]:
     """Whole scales and minima of the largest one's 15th, levels; stores and returns the half floats."""
-    weights, trial = np.empty((2, GROUP), np.float32)
+    weights, trial = floats(GROUP), floats(GROUP)
     for j in range(N_GROUPS):
         part = slice(j * GROUP, (j + 1) * GROUP)
         weights[:] = np.abs(x[part])
@@ -79,7 +80,8 @@ def weighed_groups(
     block: np.ndarray,
 ) -> tuple[np.float32, np.float32]:
     """As `plain_groups`, but errors weigh by importance, those of scales and minima too."""
-    weights, trial, sums, exact, least = np.empty((5, GROUP), np.float32)
+    weights, trial = floats(GROUP), floats(GROUP)
+    sums, exact, least = floats(N_GROUPS), floats(N_GROUPS), floats(N_GROUPS)
     spread = sum_of_squares(x) / np.float32(BLOCK)
     for j in range(N_GROUPS):
         part = slice(j * GROUP, (j + 1) * GROUP)

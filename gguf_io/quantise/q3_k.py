@@ -11,6 +11,7 @@ from hotcold.gguf_io.quantise.search import (
     ONE,
     ZERO,
     divide_to,
+    floats,
     importance_weights,
     largest,
     moved_scale,
@@ -29,7 +30,7 @@ TOP, SCALE_TOP, TWO = np.float32(4), np.float32(32), np.float32(2)
 @kernel
 def q3_k(rows: np.ndarray, importance: np.ndarray, out: np.ndarray) -> None:
     """Rows [n_rows, n] to bytes."""
-    levels, scales = np.empty(BLOCK, np.float32), np.empty(N_GROUPS, np.float32)
+    levels, scales = floats(BLOCK), floats(N_GROUPS)
     for row in range(len(rows)):
         for i in range(rows.shape[1] // BLOCK):
             x, block = rows[row, i * BLOCK : (i + 1) * BLOCK], out[row, i * SIZE : (i + 1) * SIZE]
@@ -48,7 +49,7 @@ def q3_k(rows: np.ndarray, importance: np.ndarray, out: np.ndarray) -> None:
 @kernel
 def plain_groups(x: np.ndarray, levels: np.ndarray, scales: np.ndarray, block: np.ndarray) -> np.float32:
     """Whole scales of the largest one's 32nd, levels; stores and returns the half float."""
-    weights = np.empty(GROUP, np.float32)
+    weights = floats(GROUP)
     for j in range(N_GROUPS):
         part = slice(j * GROUP, (j + 1) * GROUP)
         squares(x[part], weights)
@@ -66,7 +67,7 @@ def weighed_groups(
     x: np.ndarray, importance: np.ndarray, levels: np.ndarray, scales: np.ndarray, block: np.ndarray
 ) -> np.float32:
     """As `plain_groups`, but errors weigh by importance, those of scales too."""
-    weights, trial, sums, exact = np.empty((4, GROUP), np.float32)
+    weights, trial, sums, exact = floats(GROUP), floats(GROUP), floats(N_GROUPS), floats(N_GROUPS)
     spread = TWO * sum_of_squares(x) / np.float32(BLOCK)
     for j in range(N_GROUPS):
         part = slice(j * GROUP, (j + 1) * GROUP)

@@ -11,6 +11,7 @@ from hotcold.gguf_io.quantise.halves import put_half
 from hotcold.gguf_io.quantise.jit import kernel
 from hotcold.gguf_io.quantise.search import (
     ZERO,
+    floats,
     importance_weights,
     ordered_sum,
     positive_scale,
@@ -41,7 +42,7 @@ def q5_k(rows: np.ndarray, importance: np.ndarray, out: np.ndarray) -> None:
 @kernel
 def all_rows(rows: np.ndarray, importance: np.ndarray, plain: Search, n_high: int, out: np.ndarray) -> None:
     """Rows [n_rows, n] to bytes; `plain` is how scales are searched without importance."""
-    levels, (scales, below) = np.empty(BLOCK, np.float32), np.empty((2, N_GROUPS), np.float32)
+    levels, scales, below = floats(BLOCK), floats(N_GROUPS), floats(N_GROUPS)
     top, size = plain[0], LEVELS + n_high + BLOCK // 2
     for row in range(len(rows)):
         for i in range(rows.shape[1] // BLOCK):
@@ -69,7 +70,7 @@ def plain_groups(
     block: np.ndarray,
 ) -> tuple[np.float32, np.float32]:
     """Whole scales and minima of the largest one's 63rd, levels; stores and returns the half floats."""
-    weights, trial = np.empty((2, GROUP), np.float32)
+    weights, trial = floats(GROUP), floats(GROUP)
     for j in range(N_GROUPS):
         group = x[j * GROUP : (j + 1) * GROUP]
         mean = np.sqrt(sum_of_squares(group) / np.float32(GROUP))
@@ -105,7 +106,7 @@ def weighed_groups(
     block: np.ndarray,
 ) -> tuple[np.float32, np.float32]:
     """As `plain_groups`, but errors weigh by importance, those of scales and minima too."""
-    (weights, trial), sums = np.empty((2, GROUP), np.float32), np.empty((3, N_GROUPS), np.float32)
+    weights, trial, sums = floats(GROUP), floats(GROUP), np.empty((3, N_GROUPS), np.float32)
     spread = TWO * sum_of_squares(x) / np.float32(BLOCK)
     for j in range(N_GROUPS):
         part = slice(j * GROUP, (j + 1) * GROUP)

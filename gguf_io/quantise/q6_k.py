@@ -8,7 +8,7 @@ import numpy as np
 
 from hotcold.gguf_io.quantise.halves import put_half
 from hotcold.gguf_io.quantise.jit import kernel
-from hotcold.gguf_io.quantise.search import ONE, SMALLEST, divide_to, largest, signed_scale, squares
+from hotcold.gguf_io.quantise.search import ONE, SMALLEST, divide_to, floats, largest, signed_scale, squares
 
 BLOCK, GROUP, N_GROUPS, SIZE = 256, 16, 16, 210
 HIGH, SCALES, D = 128, 192, 208  # where they begin
@@ -18,7 +18,7 @@ TOP, SCALE_TOP = np.float32(32), np.float32(128)
 @kernel
 def q6_k(rows: np.ndarray, importance: np.ndarray, out: np.ndarray) -> None:
     """Rows [n_rows, n] to bytes; importance [n] or nothing is the weights themselves."""
-    levels, (scales, weights, trial) = np.empty(BLOCK, np.float32), np.empty((3, GROUP), np.float32)
+    levels, scales, weights, trial = floats(BLOCK), floats(N_GROUPS), floats(GROUP), floats(GROUP)
     for row in range(len(rows)):
         for i in range(rows.shape[1] // BLOCK):
             x = rows[row, i * BLOCK : (i + 1) * BLOCK]

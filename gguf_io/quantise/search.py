@@ -15,6 +15,12 @@ ZERO, ONE, HALF = np.float32(0), np.float32(1), np.float32(0.5)
 
 
 @kernel
+def floats(n: int) -> np.ndarray:
+    """n numbers to fill, contiguous also to the compiler: a row of a matrix would not be."""
+    return np.empty(n, np.float32)
+
+
+@kernel
 def clamped(number: np.float32, lowest: np.float32, highest: np.float32) -> np.float32:
     """The nearest whole number within bounds, ties to even; `lowest` for what is no number."""
     level = np.rint(number)

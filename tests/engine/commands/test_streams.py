@@ -27,8 +27,7 @@ COMMANDS = {
     "dump": ("offload-dump", "--vram-budget", "1MiB", "--layer", "1"),
     "sweep": ("offload-dump", "--sweep", "0", "--json"),
 }
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in COMMANDS if name not in ("generate", "dump")]
-NAMES = ["generate", "dump", *SLOW]
+NAMES = [pytest.param(name, marks=[] if name == "dump" else pytest.mark.slow) for name in COMMANDS]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,7 @@ def test_a_closed_output_is_named(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("streams", ["2>&-", "2>/dev/full"])
-@pytest.mark.parametrize("name", ["generate", *SLOW])
+@pytest.mark.parametrize("name", NAMES)
 def test_nobody_has_to_hear(folder: Path, name: str, streams: str) -> None:
     done = shell(folder, COMMANDS[name], f"{streams}; exit ${{PIPESTATUS[1]}}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -175,7 +174,7 @@ def test_a_directory_whose_name_is_no_utf8_is_converted(odd: Path, tiny: Path) -
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("option", ["-m", "-f"])
+@pytest.mark.parametrize("option", ["-m", pytest.param("-f", marks=pytest.mark.slow)])
 def test_a_missing_file_by_such_a_name_is_one_line(odd: Path, option: str) -> None:
     done = shell(
         odd, ("generate", "-p", "a")[: 1 if option == "-f" else 3] + (option, NAME), "; exit ${PIPESTATUS[1]}"

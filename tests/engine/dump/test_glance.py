@@ -89,10 +89,17 @@ def test_the_split_has_a_row_for_neighbours_with_as_many_hot_neurons() -> None:
     assert sum(band.n_bytes for band in bands(whole, 2)) == sum(row["bytes"] for row in whole["layers"])
 
 
+QUICK = {"falcon-40b:q4_0": "8GiB", "opt-6.7b": "0", "llama-2-70b:q6_k": "3GiB", "bamboo-7b": "3GiB"}
+
+
 @pytest.mark.parametrize(
-    "name", ["falcon-40b:q4_0", "opt-6.7b", "qwen2-72b", "llama-2-70b:q6_k", "bamboo-7b"]
+    ("name", "budget"),
+    [
+        pytest.param(name, budget, marks=[] if QUICK.get(name) == budget else pytest.mark.slow)
+        for name in (*QUICK, "qwen2-72b")
+        for budget in ("0", "3GiB", "8GiB")
+    ],
 )
-@pytest.mark.parametrize("budget", ["0", "3GiB", "8GiB"])
 def test_it_fits_a_screen_and_tells_of_every_layer(name: str, budget: str) -> None:
     model = like(name)
     how = Wanted("predictor" if model.has_predictors else "off", 256, 32)

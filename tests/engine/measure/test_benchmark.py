@@ -1,10 +1,9 @@
 """The benchmark: what it runs and what it reports."""
 
 import json
-import subprocess
-import sys
 
 import pytest
+from commands import run
 
 from hotcold import load
 from hotcold.engine.measure import benchmark
@@ -40,10 +39,8 @@ def test_nothing_to_measure_is_refused() -> None:
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_the_command(as_json: bool) -> None:
-    command = [sys.executable, "-m", "hotcold", "bench", "-p", "16", "-n", "4", "-r", "1"]
-    done = subprocess.run(
-        command + ["--json"] * as_json, check=True, capture_output=True, text=True, env=None
-    )
+    done = run("bench", "-p", "16", "-n", "4", "-r", "1", *["--json"] * as_json)
+    assert done.returncode == 0, done.stderr
     if as_json:
         tests = json.loads(done.stdout)["tests"]
         assert [test["test"] for test in tests] == ["pp16", "tg4"]

@@ -16,7 +16,8 @@ T = GGMLQuantizationType
 RECORDED = np.load(Path(__file__).parents[2] / "data" / "quantise" / "recorded.npz")
 IMPORTANCE = RECORDED["importance"]
 NAMES = [name for name in RECORDED.files if "." not in name and name != "importance"]
-KINDS = list(KERNELS)
+SLOW = (T.Q2_K, T.Q3_K, T.IQ4_NL)  # nothing else in a quick run compiles these, which takes seconds each
+KINDS = [pytest.param(kind, marks=pytest.mark.slow) if kind in SLOW else kind for kind in KERNELS]
 
 
 def differing(a: NDArray[np.uint8], b: NDArray[np.uint8], kind: T) -> int:
@@ -35,7 +36,7 @@ def test_bytes_are_llama_cpps(kind: T, weigh: bool) -> None:
 
 
 @pytest.mark.parametrize("weigh", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KERNELS)
 def test_the_definition_is_llama_cpps_too(kind: T, weigh: bool) -> None:
     importance, suffix = (IMPORTANCE, ".importance") if weigh else (None, "")
     for name in NAMES:
