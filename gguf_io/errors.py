@@ -20,7 +20,10 @@ class VersionError(GGUFError):
 
 
 class TruncatedError(GGUFError):
-    """The file ends before what its header says that it holds: it is cut, wherever that is."""
+    """The file ends before what its header says that it holds: it is cut, wherever that is.
+
+    Also of the files that a model is converted from: safetensors, torch's and NumPy's.
+    """
 
 
 class CountError(GGUFError):

@@ -7,14 +7,17 @@ arrays hotcold.activation.{i} (u64[n_ff]).
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.errors import CUT, TruncatedError
 from hotcold.gguf_io.names import ACTIVATION_COUNTS
 from hotcold.gguf_io.torch_pickle import open_tensor
+
+MAGIC = np.lib.format.MAGIC_PREFIX
 
 LayerCounts = NDArray[np.generic]
 """How often each neuron of a layer fired, [n_ff], whole numbers as they are or as float64."""
@@ -29,6 +32,7 @@ def read_counts(folder: Path, n_layer: int, n_ff: int) -> tuple[NDArray[np.uint6
     executing a pickle.
 
     Raises:
+        TruncatedError: a file that is cut.
         FileError: a layer without counts or one too many, a damaged file, another length than n_ff,
             or numbers that are no counts.
     """
@@ -86,6 +90,7 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
     try:
         with file.open("rb") as stream:
             size = os.fstat(stream.fileno()).st_size
+            _check_header(file, stream, size)
             version = np.lib.format.read_magic(stream)
             read_header = {
                 (1, 0): np.lib.format.read_array_header_1_0,
@@ -94,10 +99,11 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
             shape, _, number = read_header[version](stream)
             if number.kind not in "iuf" or shape != (n_ff,):
                 raise _another_model(file, f"{number} {list(shape)}", f"the model needs numbers [{n_ff}]")
-            if size - stream.tell() != n_ff * number.itemsize:
-                raise _another_model(
-                    file, f"{size - stream.tell()} bytes of numbers", f"{n_ff * number.itemsize}"
-                )
+            found, needed = size - stream.tell(), n_ff * number.itemsize
+            if found < needed:
+                raise TruncatedError(str(file), f"{found} bytes of numbers", f"its header says {needed}", CUT)
+            if found > needed:
+                raise _another_model(file, f"{found} bytes of numbers", str(needed))
             return np.frombuffer(stream.read(), number)
     except OSError as error:
         raise FileError(str(file), error.strerror or str(error), "", "check the path") from error
@@ -107,6 +113,21 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
         raise FileError(
             str(file), "no .npy array", "format 1.0 or 2.0", "save it again with numpy.save"
         ) from error
+
+
+def _check_header(file: Path, stream: BinaryIO, size: int) -> None:
+    """Refuse a file that begins as NumPy's do and ends before its header does; `stream` is at its start.
+
+    Magic, two bytes of version, the header's length in two bytes, or four from version 2.0 on, the header.
+    """
+    head = stream.read(len(MAGIC) + 6)
+    stream.seek(0)
+    if not (head.startswith(MAGIC) or MAGIC.startswith(head)):
+        return
+    begin = len(MAGIC) + (4 if head[len(MAGIC) :][:1] == b"\1" else 6)
+    end = begin + int.from_bytes(head[len(MAGIC) + 2 : begin], "little")
+    if size < max(begin, end):
+        raise TruncatedError(str(file), f"{size} bytes", f"its header ends at byte {end}", CUT)
 
 
 def _checked(origin: str, numbers: Any, n_ff: int) -> NDArray[np.uint64]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.errors import CUT, TruncatedError
 from hotcold.gguf_io.json_object import parse_json_object
 from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
 
@@ -24,8 +25,9 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
     """The tensors of `path` by name, in the order of their bytes; nothing of their numbers is read.
 
     Raises:
+        TruncatedError: the file ends within its header or its last tensor.
         FileError: no readable file, a damaged header, an element type other than F32, F16, BF16,
-            or ranges that overlap, leave holes or miss the end of the file.
+            or ranges that overlap, leave holes or end before the file does.
     """
     header, data_start, size = _read_header(path)
     entries = [(name, *_checked_entry(path, name, entry)) for name, entry in header.items()]
@@ -37,7 +39,9 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
             raise _damaged(path, f"{name} starts at byte {begin}", f"the tensor before it ends at {end}")
         end = finish
         tensors[name] = SourceTensor(name, shape, dtype, _reader(path, data_start + begin, shape, dtype))
-    if data_start + end != size:
+    if data_start + end > size:
+        raise _cut(path, f"{size} bytes", f"its header describes {data_start + end}")
+    if data_start + end < size:
         raise _damaged(path, f"{size} bytes", f"its header describes {data_start + end}")
     return tensors
 
@@ -53,9 +57,13 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             n_header = int.from_bytes(file.read(8), "little")
-            if size < 8 or n_header > min(MAX_HEADER_BYTES, size - 8):
-                bound = f"at most {MAX_HEADER_BYTES} and within the file's {size} bytes"
-                raise _damaged(path, f"header of {n_header} bytes", bound)
+            if n_header > MAX_HEADER_BYTES:
+                raise _damaged(path, f"header of {n_header} bytes", f"at most {MAX_HEADER_BYTES}")
+            if size < 8 + n_header:
+                needed = (
+                    f"its header ends at byte {8 + n_header}" if size >= 8 else "the first 8 give its length"
+                )
+                raise _cut(path, f"{size} bytes", needed)
             content = file.read(n_header)
     except OSError as error:
         raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
@@ -92,12 +100,15 @@ def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
         except OSError as error:
             raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
         if numbers.size != count:
-            raise _damaged(
-                path, f"{numbers.size} numbers from byte {offset}", f"{count} were there when it was opened"
-            )
+            bound = f"{count} were there when it was opened"
+            raise _cut(path, f"{numbers.size} numbers from byte {offset}", bound)
         return numbers.reshape(shape)
 
     return read
+
+
+def _cut(path: Path, value: str, bound: str) -> TruncatedError:
+    return TruncatedError(str(path), value, bound, CUT)
 
 
 def _damaged(path: Path, value: str, bound: str) -> FileError:

@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.errors import CUT, TruncatedError
 
 MAX_RECORDS = 20_000
 MAX_PICKLE_BYTES = 1 << 22
 MAX_INSTRUCTIONS = 100_000  # some 40 a tensor
 MAX_TUPLES = 10_000  # some 4 a tensor; Python takes stack for each that lies in another
 MAX_DIMENSIONS = 4
+RECORD = b"PK\3\4"  # how a record of a zip archive begins, and with the first one the file
 
 STORAGES: dict[str, tuple[str, np.dtype[Any]]] = {
     "FloatStorage": ("F32", np.dtype("<f4")),
@@ -65,11 +67,12 @@ class TorchTensor(NamedTuple):
     strides: tuple[int, ...]
 
     def read(self) -> NDArray[Any]:
-        """The numbers, shape `shape` (BF16 as its 16 bits); a FileError when the record is damaged."""
+        """The numbers, shape `shape` (BF16 as its 16 bits); a FileError when the record is damaged or cut."""
         try:
             with zipfile.ZipFile(self.path) as archive:
                 numbers = np.frombuffer(archive.read(self.record), self.number)
         except (OSError, zipfile.BadZipFile, ValueError, EOFError) as error:
+            _check_end(self.path)
             raise FileError(
                 f"{self.path}: {self.record}", str(error), "must be whole", "fetch it again"
             ) from error
@@ -83,6 +86,7 @@ def open_state_dict(path: Path) -> dict[str, TorchTensor]:
     """The tensors of a saved state dict by name; their numbers are not read.
 
     Raises:
+        TruncatedError: a zip file that is cut.
         FileError: no readable torch zip file, anything outside the allow-list, or no dict of tensors.
     """
     value = _load(path)
@@ -119,6 +123,7 @@ def _load(path: Path) -> Any:
                 raise _refused(path, "numbers in another byte order", "little-endian")
             program = archive.read(f"{prefix}/data.pkl")
     except zipfile.BadZipFile as error:
+        _check_end(path)
         raise FileError(
             str(path),
             "no zip archive",
@@ -131,6 +136,19 @@ def _load(path: Path) -> Any:
         raise _refused(path, str(error), "a plain zip archive") from error
     _check_instructions(path, program)
     return _Unpickler(path, program, prefix, sizes).load_checked()
+
+
+def _check_end(path: Path) -> None:
+    """Refuse what begins as a zip archive and lacks the directory, whose end is the file's: it is cut.
+
+    Raises:
+        TruncatedError: so it is.
+    """
+    with path.open("rb") as file:
+        head = file.read(len(RECORD))
+    if RECORD.startswith(head) and not zipfile.is_zipfile(path):
+        bound = "a zip archive ends in a directory, which is missing"
+        raise TruncatedError(str(path), f"{path.stat().st_size} bytes", bound, CUT)
 
 
 def _checked_records(path: Path, archive: zipfile.ZipFile) -> dict[str, int]:

@@ -104,12 +104,9 @@ def test_a_header_that_claims_memory(tmp_path: Path) -> None:
     assert "int64 [99999999999] (the model needs numbers [8])" in refusal(tmp_path)
 
 
-def test_every_prefix_and_every_changed_byte_of_the_header(tmp_path: Path) -> None:
+def test_every_changed_byte_of_the_header(tmp_path: Path) -> None:
     file = save(tmp_path, COUNTS) / "activation_0.npy"
     content = file.read_bytes()
-    for length in range(len(content)):
-        file.write_bytes(content[:length])
-        assert "activation_0.npy" in refusal(tmp_path)
     file.write_bytes(content + b"\0")
     assert "65 bytes of numbers" in refusal(tmp_path)
     for position in range(len(content) - 8 * N_FF):
