@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hotcold.kernels.cuda.device.nvrtc import Resources, Target, load_nvrtc, read_resources
 from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, occupancy
-from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.device.units import all_units, family_of
 from hotcold.kernels.cuda.work import BLOCK
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "performance.md"
@@ -17,13 +17,21 @@ BEGIN, END = "<!-- compile check: begin -->\n", "<!-- compile check: end -->\n"
 
 
 def measure() -> dict[str, dict[int, Resources]]:
-    """What each kernel needs on each architecture."""
+    """What each kernel needs on each architecture; those of weights by their family, the most that any type needs."""
     needs: dict[str, dict[int, Resources]] = {}
-    for architecture in MULTIPROCESSORS:
-        log = load_nvrtc().compile(program(), Target(architecture), ("--ptxas-options=-v",)).log
-        for kernel, resources in read_resources(log).items():
-            needs.setdefault(kernel, {})[architecture] = resources
+    for unit in all_units():
+        for architecture in MULTIPROCESSORS:
+            log = load_nvrtc().compile(unit.source, Target(architecture), ("--ptxas-options=-v",)).log
+            for kernel, resources in read_resources(log).items():
+                family = needs.setdefault(family_of(kernel) + "_*" if unit.types else kernel, {})
+                family[architecture] = _most(family.get(architecture, resources), resources)
     return dict(sorted(needs.items()))
+
+
+def _most(a: Resources, b: Resources) -> Resources:
+    """The larger of each number; spills are added."""
+    spilled = a.spilled + b.spilled if a is not b else a.spilled
+    return Resources(max(a.registers, b.registers), max(a.shared, b.shared), max(a.stack, b.stack), spilled)
 
 
 def table(needs: dict[str, dict[int, Resources]]) -> str:
@@ -36,7 +44,8 @@ def table(needs: dict[str, dict[int, Resources]]) -> str:
         cells = [f"{r.registers} ({100 * occupancy(a, r, BLOCK):.0f} %)" for a, r in found.items()]
         rows.append([f"`{kernel}`", *cells, f"{max(r.shared for r in found.values())} B"])
     lines = ["| " + " | ".join(row) + " |" for row in rows]
-    head = f"NVRTC {version}, blocks of {BLOCK} threads; bytes spilled by all kernels together: {spilled}."
+    head = f"NVRTC {version}, blocks of {BLOCK} threads; bytes spilled by all kernels together: {spilled}. "
+    head += f"`*` stands for the {len(all_units()) - 1} types of weights: what the hungriest of them needs."
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 

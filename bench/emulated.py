@@ -19,7 +19,8 @@ from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.weights import weight_planes
-from hotcold.kernels.formats import ACTIVATIONS, QUANTISED, device_row_bytes, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 Type = GGMLQuantizationType
 GOAL = 100.0
@@ -70,7 +71,7 @@ def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Prepared],
     partial = device.empty((n_groups(rows), n), "f4")
     product = matvec(weight_type, 1, rows, n).prepare(device, (*planes, *x, y, y, y, rows, n, 0))
     arguments = (*planes, *planes, *planes, *x, ids, count, partial, rows, n, ACTIVATIONS["relu"])
-    ffn = sparse_gated_ffn(weight_type, 1, rows, n).prepare(device, arguments)
+    ffn = sparse_gated_ffn((weight_type,) * 3, 1, rows, n).prepare(device, arguments)
     reduce = sum_groups(1, rows, n).prepare(device, (partial, y, y, y, y, n_groups(rows), n, 0))
     return [product], [ffn, reduce]
 

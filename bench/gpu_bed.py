@@ -16,7 +16,7 @@ from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import weight_planes
-from hotcold.kernels.formats import QUANTISED, device_row_bytes
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 Array = NDArray[Any]
 COPY_BYTES = 1 << 30

@@ -24,7 +24,8 @@ from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gate
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import matvec, matvec3, matvec_mask
+from hotcold.kernels.cuda.matvec import matvec, matvec_mask
+from hotcold.kernels.cuda.matvec3 import matvec3
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
@@ -34,11 +35,8 @@ from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.work import Work
 from hotcold.kernels.formats import (
     ACTIVATIONS,
-    FFN_TYPES,
-    KERNEL_TYPES,
     KV_TYPES,
     LONGEST_AT_ONCE,
-    QUANTISED,
     attention_sums_bytes,
     cos_sin_table,
     is_split,
@@ -46,6 +44,7 @@ from hotcold.kernels.formats import (
     n_groups,
     n_parts,
 )
+from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 FAITHFUL = 1e-5
 """Largest difference from the oracle, relative to its largest number."""
@@ -359,7 +358,7 @@ def ffn_cases(bed: Bed, sizes: Sizes, weights: Weights) -> Iterator[Case]:
     given = bed.inputs(kind, x)
     yield _three_case(bed, sizes, weights, given, x)
     rows, h = sample(n_rows), bed.empty((1, n_rows), "f4")
-    work = gated_ffn_hidden(kind, 1, n_rows, n)
+    work = gated_ffn_hidden((kind, kind), 1, n_rows, n)
     launches = [
         work.prepare(
             bed.device,
@@ -399,7 +398,7 @@ def _three_case(
     kind, n, n_kv = weights.kind, weights.n, sizes.n_head_kv * sizes.head_dim
     counts = (n, n_kv, n_kv)
     outs = [bed.empty(count, "f4") for count in counts]
-    work = matvec3(kind, 1, counts, n)
+    work = matvec3((kind, kind, kind), 1, counts, n)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which, count in enumerate(counts) for p in weights.planes(which, copy, count)]
@@ -434,7 +433,7 @@ def _sparse_cases(
         bed.device.run(reduce, bed.device.compute)
         return bed.get(y)
 
-    work = sparse_gated_ffn(kind, 1, n_rows, n, len(rows), n_open)
+    work = sparse_gated_ffn((kind, kind, kind), 1, n_rows, n, len(rows), n_open)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
@@ -446,7 +445,7 @@ def _sparse_cases(
 
     bias, neurons = normal(n_rows, seed=8), bed.put(np.arange(n_rows, dtype=np.int32))
     n_open = int((first + bias[rows] > 0).sum())
-    work, bias_given = sparse_ffn(kind, 1, n_rows, n, len(rows), n_open), bed.put(bias)
+    work, bias_given = sparse_ffn((kind, kind), 1, n_rows, n, len(rows), n_open), bed.put(bias)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in (0, 2) for p in weights.planes(which, copy)]
@@ -462,12 +461,11 @@ def groups_of_cases(sizes: Sizes) -> Iterator[tuple[str, Callable[[Bed], Iterato
     yield "masks", partial(mask_cases, sizes=sizes)
     for kv_type in KV_TYPES:
         yield f"attention, {kv_type} cache", partial(attention_cases, sizes=sizes, kv_type=kv_type)
-    for kind in KERNEL_TYPES:
+    for kind in WEIGHT_TYPES:
         yield kind.name, partial(_typed_cases, sizes=sizes, kind=kind)
 
 
 def _typed_cases(bed: Bed, sizes: Sizes, kind: GGMLQuantizationType) -> Iterator[Case]:
     weights = Weights(bed, kind, sizes.n_ff, sizes.n_embd)
     yield from product_cases(bed, sizes, weights)
-    if kind in FFN_TYPES:
-        yield from ffn_cases(bed, sizes, weights)
+    yield from ffn_cases(bed, sizes, weights)

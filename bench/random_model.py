@@ -37,6 +37,9 @@ HALFS = {
     GGMLQuantizationType.Q4_K: {0: 0.00015, 2: 0.001125},
     GGMLQuantizationType.Q5_K: {0: 0.000075, 2: 0.0011625},
     GGMLQuantizationType.Q6_K: {208: 0.00002},
+    GGMLQuantizationType.IQ4_NL: {0: 0.0003},
+    GGMLQuantizationType.IQ4_XS: {0: 0.00002},
+    GGMLQuantizationType.MXFP4: {},
 }
 
 
@@ -94,6 +97,8 @@ def _random_blocks(
     else:
         out = generator.integers(-127, 128, (n, size), np.int8).view(np.uint8)
     factors = generator.uniform(0.7, 1.3, (n, 1))
+    if kind == GGMLQuantizationType.MXFP4:
+        out[:, 0] = 119  # a scale of 2^-9
     for at, half in HALFS[kind].items():
         out[:, at : at + 2] = (half * factors).astype(np.float16).view(np.uint8)
     return out.reshape(-1)

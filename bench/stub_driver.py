@@ -7,7 +7,7 @@ the processor to others, as a card would.
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from hotcold.kernels.cpu.program import aligned
 from hotcold.kernels.cuda.device.driver import Facts, Launch
-from hotcold.kernels.cuda.device.signatures import read_signatures
-from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.device.signatures import Signature
+from hotcold.kernels.cuda.device.units import Kernels
 from hotcold.kernels.formats import granules
 
 MEMORY_BYTES = 64 << 30
@@ -27,7 +27,7 @@ class StubDriver:
     """A driver whose copies and kernels are nothing, for `Device`."""
 
     def __init__(self) -> None:
-        self.signatures = read_signatures(program())
+        self.signatures: Mapping[str, Signature] = Kernels()
         self.facts = Facts("stub", "a device that computes nothing")
         self._used = 0
 

@@ -2,114 +2,21 @@
 
 It is the sizes and numbers of what both sides hold or exchange:
 
-* weights: the block types that the device has kernels for, and the bytes of a row there
 * inputs and activations: how a quantised weight's input is rounded, and the numbers of the functions
 * masks: a bit a neuron
 * the KV cache's types, and the table of cosines and sines that turns queries and keys
 * sums in parts: into how many a device's kernel cuts its work, and the memory that they take
 * what an allocator of device memory adds
 
-It needs neither side, so a run on the CPU alone opens nothing of `kernels/cuda`.
+Weights have a table of their own, weight_table.py. Neither needs a side, so a run on the CPU alone opens nothing of
+`kernels/cuda`.
 """
-
-from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.errors import DeviceError
-
 Type = GGMLQuantizationType
-
-# Weights
-
-KERNEL_TYPES = {
-    Type.F32: "f32",
-    Type.F16: "f16",
-    Type.BF16: "bf16",
-    Type.Q8_0: "q8_0",
-    Type.Q4_0: "q4_0",
-    Type.Q5_0: "q5_0",
-    Type.Q6_K: "q6_K",
-}
-"""The types that matvec, its mask and matmul multiply on the device, and how their kernels' names end."""
-
-FFN_TYPES = frozenset(KERNEL_TYPES) - {Type.Q5_0, Type.Q6_K}
-"""The types that all other kernels of the device have, those of a sparse FFN among them."""
-
-QUANTISED = frozenset(KERNEL_TYPES) - {Type.F32, Type.F16, Type.BF16}
-"""The types whose input is rounded first."""
-
-PLANE_ALIGNMENT = 16
-"""Bytes that one load of the device takes, and the beginning of every row of a plane there."""
-
-
-@dataclass(frozen=True)
-class Field:
-    """A part of every block: its first byte within the block, and how many bytes it has."""
-
-    name: str
-    start: int
-    n_bytes: int
-
-
-def _fields(**sizes: int) -> tuple[Field, ...]:
-    """Fields in the order in which they follow each other in the block."""
-    fields, start = [], 0
-    for name, n_bytes in sizes.items():
-        fields.append(Field(name, start, n_bytes))
-        start += n_bytes
-    return tuple(fields)
-
-
-FIELDS: dict[GGMLQuantizationType, tuple[Field, ...]] = {
-    Type.F32: _fields(values=4),
-    Type.F16: _fields(values=2),
-    Type.BF16: _fields(values=2),
-    Type.Q4_0: _fields(scales=2, quants=16),
-    Type.Q4_1: _fields(scales=2, minima=2, quants=16),
-    Type.Q5_0: _fields(scales=2, high_bits=4, quants=16),
-    Type.Q5_1: _fields(scales=2, minima=2, high_bits=4, quants=16),
-    Type.Q8_0: _fields(scales=2, quants=32),
-    Type.Q2_K: _fields(group_scales=16, quants=64, scales=2, minima=2),
-    Type.Q3_K: _fields(high_bits=32, quants=64, group_scales=12, scales=2),
-    Type.Q4_K: _fields(scales=2, minima=2, group_scales=12, quants=128),
-    Type.Q5_K: _fields(scales=2, minima=2, group_scales=12, high_bits=32, quants=128),
-    Type.Q6_K: _fields(quants=128, high_bits=64, group_scales=16, scales=2),
-}
-"""The fields of each block type, in the order of ggml's structures."""
-
-
-def fields(weight_type: GGMLQuantizationType) -> tuple[Field, ...]:
-    """The fields of a type's block; DeviceError if the device does not hold that type."""
-    if weight_type not in FIELDS:
-        known = ", ".join(t.name for t in FIELDS)
-        raise DeviceError(
-            "weight type on the device", weight_type.name, f"known: {known}", "keep it on the CPU"
-        )
-    return FIELDS[weight_type]
-
-
-def n_blocks(weight_type: GGMLQuantizationType, n: int) -> int:
-    """Blocks in a row of n weights; DeviceError if they are not whole."""
-    block_size = GGML_QUANT_SIZES[weight_type][0]
-    if n < 1 or n % block_size:
-        raise DeviceError("row of weights", n, f"{weight_type.name} needs a multiple of {block_size}")
-    return n // block_size
-
-
-def plane_row_bytes(weight_type: GGMLQuantizationType, n: int) -> tuple[int, ...]:
-    """Bytes of a row of n weights in each plane on the device (a plane a field), padding included."""
-    blocks = n_blocks(weight_type, n)
-    sizes = (blocks * field.n_bytes for field in fields(weight_type))
-    return tuple(-(-n_bytes // PLANE_ALIGNMENT) * PLANE_ALIGNMENT for n_bytes in sizes)
-
-
-def device_row_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
-    """Bytes that a row of n weights takes on the device, all planes together; a multiple of 16."""
-    return sum(plane_row_bytes(weight_type, n))
-
 
 # Inputs and activations
 

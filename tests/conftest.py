@@ -13,8 +13,8 @@ import pytest
 from pairwise import covering
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.cuda.device import signatures
-from hotcold.kernels.cuda.device.cache import cache_directory
+from hotcold.kernels.cuda.device import nvrtc, signatures
+from hotcold.kernels.cuda.device.cache import cache_directory, cached
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver, load_cupy, usable_cards
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator import build
@@ -67,6 +67,20 @@ def one_at_a_time(folder: Path, what: str) -> Iterator[None]:
     """Let one of the run's processes in, the others wait: they find done what they would do again."""
     with (folder / f"tests-{what}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_compiles_for_all() -> Iterator[None]:
+    """A program of the device's kernels is compiled by one process; those that want it too wait for it."""
+
+    def locked(stem: str, key: str, suffix: str, make: Callable[[], bytes]) -> Path:
+        with one_at_a_time(cache_directory(), f"programs-{key[0]}"):
+            return cached(stem, key, suffix, make)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "cached", locked)
+        patch.setattr(nvrtc, "cached", locked)
         yield
 
 
@@ -126,9 +140,7 @@ def open_emulated(compiler: str, keep_device: KeepDevice) -> OpenEmulated:
     """Opens emulated devices for the length of a test; options are those of the emulated driver."""
 
     def open_device(**options: Any) -> Device:
-        with one_at_a_time(cache_directory(), options.get("build_kind", "checked")):
-            driver = EmulatedDriver(**options)
-        return keep_device(Device(driver))
+        return keep_device(Device(EmulatedDriver(**options)))
 
     return open_device
 

@@ -24,7 +24,8 @@ from hotcold.kernels.cuda.matvec import RELU
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
-from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, mask_words, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
+from hotcold.kernels.weight_table import share_an_input
 
 
 def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
@@ -34,20 +35,22 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         return _gated_by_outputs(low, nodes)
     mask, weights = node.find_tensor("mask"), ffn_matrices(node)
     gate, up, down = (low.store.matrix(weight) for weight in weights)
-    x, activation = low.input_of(node, weights[0]), ACTIVATIONS[node.attributes["activation"]]
-    if low.n_tokens == 1:
+    of_gate, of_up, of_down = (weight.type for weight in weights)
+    inputs = [low.input_of(node, weight) for weight in weights[:2]]
+    activation = ACTIVATIONS[node.attributes["activation"]]
+    if low.n_tokens == 1 and share_an_input((of_gate, of_up)):
         ids, counted = _list_rows(low, node, gate, 0, 1)
         partial = _partial(low, gate)
-        work = sparse_gated_ffn(weights[0].type, 1, gate.n_rows, gate.n)
+        work = sparse_gated_ffn((of_gate, of_up, of_down), 1, gate.n_rows, gate.n)
         planes = *gate.planes, *up.planes, *down.planes
-        low.launch(work, *planes, *x, ids, counted, partial, gate.n_rows, gate.n, activation)
+        low.launch(work, *planes, *inputs[0], ids, counted, partial, gate.n_rows, gate.n, activation)
         return _sum(low, nodes, partial, gate.n_rows, None)
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
-        inputs = low.tokens_of(x, first, count, gate.n)
+        x_of_gate, x_of_up = (low.tokens_of(x, first, count, gate.n) for x in inputs)
         ups = low.area("second", count * gate.n_rows, np.float32)
-        low.product(gate, inputs, h, n_tokens=count)
-        low.product(up, inputs, ups, n_tokens=count)
+        low.product(gate, x_of_gate, h, n_tokens=count)
+        low.product(up, x_of_up, ups, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
         work = hidden_masked_gated(count, gate.n_rows, low.model.n_ff, mask is not None)
         lists = bits, low.store.neurons(layer_of(node))
@@ -70,7 +73,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if low.n_tokens == 1:
         ids, counted = _list_rows(low, node, up, 0, 1)
         partial = _partial(low, up)
-        work = sparse_ffn(weight.type, 1, up.n_rows, up.n, has_bias=bool(has_bias))
+        work = sparse_ffn((weight.type, down.weight.type), 1, up.n_rows, up.n, has_bias=bool(has_bias))
         lists = up_bias or partial, neurons, ids, counted, partial
         planes = *up.planes, *down.planes
         low.launch(work, *planes, *x, *lists, up.n_rows, up.n, has_bias, activation)
@@ -164,8 +167,8 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     n_ff, activation = gate.ne[1], ACTIVATIONS[node.attributes["activation"]]
     first = low.area("first", low.n_tokens * n_ff, np.float32)
     gates, ups = low.store.matrix(gate), low.store.matrix(up)
-    if low.n_tokens == 1 and gate.type == up.type and gate.type in FFN_TYPES:
-        work = gated_ffn_hidden(gate.type, 1, n_ff, gates.n)
+    if low.n_tokens == 1 and share_an_input((gate.type, up.type)):
+        work = gated_ffn_hidden((gate.type, up.type), 1, n_ff, gates.n)
         inputs = low.input_of(node, gate)
         low.launch(work, *gates.planes, *ups.planes, *inputs, first, n_ff, gates.n, activation)
     else:

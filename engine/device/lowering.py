@@ -21,11 +21,13 @@ from hotcold.kernels.cuda.add import add as add_work
 from hotcold.kernels.cuda.add import merge as merge_work
 from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
 from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
-from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec3, matvec_mask
+from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
+from hotcold.kernels.cuda.matvec3 import matvec3
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
-from hotcold.kernels.formats import FFN_TYPES, is_split, n_parts
+from hotcold.kernels.formats import is_split, n_parts
+from hotcold.kernels.weight_table import share_an_input
 
 Nodes = Sequence[Node]
 
@@ -98,20 +100,21 @@ def _is_triple(low: DeviceLowering, nodes: Nodes) -> bool:
     three = nodes[:3]
     if low.n_tokens > 1 or len(three) < 3 or {node.op for node in three} != {"mul_mat"}:
         return False
-    types = {node.weight("weight").type for node in three}
+    types = [node.weight("weight").type for node in three]
     same = {node.tensor("x").name for node in three}, {node.find_weight("bias") is None for node in three}
-    return len(types) == 1 and types <= FFN_TYPES and all(len(values) == 1 for values in same)
+    return share_an_input(types) and all(len(values) == 1 for values in same)
 
 
 def _three(low: DeviceLowering, nodes: Nodes) -> int:
     matrices = [low.store.matrix(node.weight("weight")) for node in nodes]
+    a, b, c = (matrix.weight.type for matrix in matrices)
     outputs = [low.vector(node.output) for node in nodes]
     found = [node.find_weight("bias") for node in nodes]
     biases = [low.store.vector(bias) for bias in found if bias is not None]
     n_rows, n = tuple(matrix.n_rows for matrix in matrices), matrices[0].n
     planes = [plane for matrix in matrices for plane in matrix.planes]
     low.launch(
-        matvec3(matrices[0].weight.type, 1, (n_rows[0], n_rows[1], n_rows[2]), n),
+        matvec3((a, b, c), 1, (n_rows[0], n_rows[1], n_rows[2]), n),
         *planes,
         *low.input_of(nodes[0], matrices[0].weight),
         *(biases or outputs),

@@ -19,7 +19,8 @@ from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import QUANTISED, mask_words
+from hotcold.kernels.formats import mask_words
+from hotcold.kernels.weight_table import QUANTISED
 
 Input = tuple[Buffer, ...]
 """A vector as a weight wants it: (x,), or rounded: (q, d, sum)."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from hotcold.engine.graph.graph import ALL, Node, Tensor, reading_matrices, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode
-from hotcold.kernels.formats import QUANTISED
+from hotcold.kernels.weight_table import QUANTISED
 
 
 def quantise(placed: PlacedGraph) -> PlacedGraph:

@@ -21,13 +21,13 @@ from hotcold.engine.graph.graph import Graph, Node, reading_matrices, weights_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.model.model import Model
 from hotcold.kernels.formats import (
-    QUANTISED,
     attention_sums_bytes,
     cos_sin_bytes,
     group_sums_bytes,
     mask_words,
     quantised_bytes,
 )
+from hotcold.kernels.weight_table import QUANTISED, share_an_input
 
 FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
 
@@ -59,7 +59,7 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
         return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **all_neurons}
     at_once = min(n_tokens, FFN_TOKENS)
     lists = {"ids": 4 * at_once * (n_ff + 1), **all_neurons}
-    if n_tokens == 1:
+    if n_tokens == 1 and share_an_input(weight.type for weight in reading_matrices(node)):
         return {"partial": group_sums_bytes(1, n_ff, n), **lists}
     return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
 

@@ -8,15 +8,8 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.settings import one_of
 from hotcold.errors import SettingError
-from hotcold.kernels.formats import (
-    FFN_TYPES,
-    KERNEL_TYPES,
-    KV_TYPES,
-    device_kv_bytes,
-    device_row_bytes,
-    host_kv_bytes,
-    kv_block,
-)
+from hotcold.kernels.formats import KV_TYPES, device_kv_bytes, host_kv_bytes, kv_block
+from hotcold.kernels.weight_table import WEIGHT_TYPES, device_row_bytes
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
 """The types in which kernels add and multiply by vectors: norms and biases."""
@@ -50,7 +43,7 @@ def device_bytes(weight: Weight) -> int:
     return weight.n_rows * device_row_bytes(weight.type, weight.ne[0])
 
 
-def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TYPES) -> Obstacle | None:
+def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = WEIGHT_TYPES) -> Obstacle | None:
     """Why the device has no kernel for a weight; None if it has.
 
     Args:
@@ -66,7 +59,7 @@ def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = KERNEL_TY
 def part(*weights: tuple[str, Weight]) -> WeightGroup:
     """Weights that are placed together, with their bytes where the device can hold them."""
     problems = (
-        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else KERNEL_TYPES)
+        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else WEIGHT_TYPES)
         for role, weight in weights
     )
     problem = next(filter(None, problems), None)
@@ -112,12 +105,6 @@ def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
 
 def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
-    weights, types = layer.ffn_matrices, [weight.type.name for weight in layer.ffn_matrices]
-    if layer.ffn_down is None:
-        if len(set(types)) > 1:
-            return Obstacle(f"the device's sparse FFN takes one type, not {', '.join(types)}")
-        if weights[0].type not in FFN_TYPES:
-            return Obstacle(f"the device has no sparse FFN for {types[0]}")
     if (layer.ffn_up_bias or layer.ffn_down_bias) and dense_part(layer, sparsity).obstacle:
         return Obstacle("its biases stay on the CPU with the dense part")
     return None

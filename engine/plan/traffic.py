@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from hotcold.engine.graph.copies import bus
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
-from hotcold.kernels.formats import device_row_bytes
+from hotcold.kernels.weight_table import device_row_bytes
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@
 
 // One warp a row; the up row is not read where the gate makes the value zero.
 // grid: (rows / warps of a block, tokens). h[n_tokens][n_rows].
-template <class Rows, class Input>
-__device__ inline void gated_ffn_hidden(Rows gate, Rows up, Input x, float* h, int n_rows, int activation) {
+template <class Gate, class Up, class Input>
+__device__ inline void gated_ffn_hidden(Gate gate, Up up, Input x, float* h, int n_rows, int activation) {
     int row = thread_of_row() / WARP, token = (int)blockIdx.y;
     if (row >= n_rows) return;                    // a whole warp leaves, and no barrier follows
     x = x.of_token(token, gate.n);
@@ -14,9 +14,9 @@ __device__ inline void gated_ffn_hidden(Rows gate, Rows up, Input x, float* h, i
     if (lane() == 0) h[(size_t)token * n_rows + row] = v;
 }
 
-#define FFN_HIDDEN(T) \
-KERNEL gated_ffn_hidden_##T(PLANES_##T(gate), PLANES_##T(up), INPUT_##T, float* __restrict__ h, int n_rows, int n, \
+#define FFN_HIDDEN(ENDING, G, U) \
+KERNEL gated_ffn_hidden_##ENDING(PLANES_##G(gate), PLANES_##U(up), INPUT_##G, float* __restrict__ h, int n_rows, int n, \
                       int activation) { \
-    gated_ffn_hidden(ROWS_##T(gate, n), ROWS_##T(up, n), X_##T, h, n_rows, activation); \
+    gated_ffn_hidden(ROWS_##G(gate, n), ROWS_##U(up, n), X_##G, h, n_rows, activation); \
 }
-FFN_HIDDEN(f32) FFN_HIDDEN(f16) FFN_HIDDEN(bf16) FFN_HIDDEN(q8_0) FFN_HIDDEN(q4_0)
+TWO_TYPES(FFN_HIDDEN)

@@ -3,13 +3,17 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import FFN_TYPES, device_row_bytes
+from hotcold.kernels.weight_table import device_row_bytes
 
 
 def gated_ffn_hidden(
-    weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, n_open: int | None = None
+    weight_types: tuple[GGMLQuantizationType, GGMLQuantizationType],
+    n_tokens: int,
+    n_rows: int,
+    n: int,
+    n_open: int | None = None,
 ) -> Work:
     """h = act(gate x) * (up x), one warp a row and token: one launch for the gate and the up matrix.
 
@@ -17,10 +21,14 @@ def gated_ffn_hidden(
     (all if not given; with SiLU and GELU none ends there). Writes 4 n_rows a token. (As with `matvec`,
     each token reads the weights again.)
 
+    Args:
+        weight_types: of gate and up; both of them quantised, or none.
+
     Arguments of the kernel: the planes of gate and of up; x, or q, d and sum; h, n_rows, n, and the
     activation's number in activations.py.
     """
-    rows = n_rows + (n_rows if n_open is None else n_open)
-    reads = rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
-    kernel = f"gated_ffn_hidden_{kernel_suffix(weight_type, FFN_TYPES)}"
+    of_gate, of_up = (device_row_bytes(kind, n) for kind in weight_types)
+    reads = n_rows * of_gate + (n_rows if n_open is None else n_open) * of_up
+    reads += max(input_bytes(kind, n_tokens, n) for kind in weight_types)
+    kernel = kernel_name("gated_ffn_hidden", *weight_types)
     return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)

@@ -17,6 +17,7 @@ struct MatmulTile {
     int4 rows[TILE_SIDE * UNIT_STRIDE], inputs[TILE_SIDE * UNIT_STRIDE];
     float row_scales[UNITS * SCALE_STRIDE];       // of each sixteen
     float input_scales[UNITS / 2 * SCALE_STRIDE]; // of each block of 32
+    float row_minima[UNITS * SCALE_STRIDE], input_sums[UNITS * SCALE_STRIDE];  // of each sixteen, for types with minima
 };
 __device__ static inline MatmulTile& matmul_tile() {
     DYNAMIC_SHARED(MatmulTile, shared_matmul_tile);
@@ -34,18 +35,25 @@ __device__ inline void lay_rows(MatmulTile& tile, Rows rows, int first_row, int 
     for (int i = threadIdx.x; i < TILE_SIDE * UNITS; i += blockDim.x) {
         int r = i / UNITS, u = i % UNITS, row = first_row + r, unit = first_unit + u;
         bool inside = row < n_rows && unit < rows.n / 16;
-        tile.rows[r * UNIT_STRIDE + u] = inside ? rows.sixteen(row, unit) : int4{0, 0, 0, 0};
+        int4 numbers{0, 0, 0, 0};                 // a variable: the race build sees no store within a function's return
+        if (inside) numbers = rows.sixteen(row, unit);
+        tile.rows[r * UNIT_STRIDE + u] = numbers;
         tile.row_scales[u * SCALE_STRIDE + r] = inside ? rows.scale(row, unit) : 0.f;
+        if constexpr (Rows::MINIMA > 0) tile.row_minima[u * SCALE_STRIDE + r] = inside ? rows.minimum(row, unit) : 0.f;
     }
 }
+// has_minima: whether the sums of the sixteens are wanted.
+template <bool has_minima>
 __device__ inline void lay_inputs(MatmulTile& tile, Quantised x, int n, int first_token, int n_tokens,
                                   int first_unit) {
     for (int i = threadIdx.x; i < TILE_SIDE * UNITS; i += blockDim.x) {
         int t = i / UNITS, u = i % UNITS, token = first_token + t, unit = first_unit + u;
         bool inside = token < n_tokens && unit < n / 16;
-        tile.inputs[t * UNIT_STRIDE + u] = inside ? x.q[(size_t)token * (n / 16) + unit] : int4{0, 0, 0, 0};
+        int4 q = inside ? x.q[(size_t)token * (n / 16) + unit] : int4{0, 0, 0, 0};
+        tile.inputs[t * UNIT_STRIDE + u] = q;
         if (u % 2 == 0)
             tile.input_scales[u / 2 * SCALE_STRIDE + t] = inside ? x.of_token(token, n).d[unit / 2] : 0.f;
+        if (has_minima) tile.input_sums[u * SCALE_STRIDE + t] = (float)sum16(q);
     }
 }
 
@@ -63,6 +71,7 @@ __device__ inline void lay_rows(MatmulTile& tile, Plain<T> rows, int first_row, 
         store8(tile.rows + r * UNIT_STRIDE + 2 * u, v);
     }
 }
+template <bool has_minima>
 __device__ inline void lay_inputs(MatmulTile& tile, Floats x, int n, int first_token, int n_tokens,
                                   int first_unit) {
     for (int i = threadIdx.x; i < TILE_SIDE * UNITS / 2; i += blockDim.x) {
@@ -90,17 +99,23 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int 
     UNROLL(1)
     for (int u = 0; u < UNITS; u += 2) {
         int4 w[REACH][2];
-        float scale[REACH][2];
+        float scale[REACH][2], minimum[REACH][2] = {};
         for (int i = 0; i < REACH; i++)
             for (int k = 0; k < 2; k++) {
                 w[i][k] = tile.rows[(a + SPAN * i) * UNIT_STRIDE + u + k];
                 scale[i][k] = tile.row_scales[(u + k) * SCALE_STRIDE + a + SPAN * i];
+                if constexpr (Rows::MINIMA > 0)
+                    minimum[i][k] = tile.row_minima[(u + k) * SCALE_STRIDE + a + SPAN * i];
             }
         for (int j = 0; j < REACH; j++) {
             if (j >= n_spans) break;
             const int4* x = tile.inputs + (b + SPAN * j) * UNIT_STRIDE + u;
             int4 low = x[0], high = x[1];
-            float d = tile.input_scales[u / 2 * SCALE_STRIDE + b + SPAN * j];
+            float d = tile.input_scales[u / 2 * SCALE_STRIDE + b + SPAN * j], of_low = 0.f, of_high = 0.f;
+            if constexpr (Rows::MINIMA > 0) {
+                of_low = d * tile.input_sums[u * SCALE_STRIDE + b + SPAN * j];
+                of_high = d * tile.input_sums[(u + 1) * SCALE_STRIDE + b + SPAN * j];
+            }
             for (int i = 0; i < REACH; i++) {
                 int product = dot16(w[i][0], low, FLOAT_BITS);
                 if constexpr (Rows::HALF_SCALES) {
@@ -109,6 +124,9 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int 
                 }
                 product = dot16(w[i][1], high, product);
                 sum[i][j] = fmaf(scale[i][1] * d, from_bits(product), sum[i][j]);
+                if constexpr (Rows::MINIMA == 1) sum[i][j] = fmaf(-minimum[i][0], of_low + of_high, sum[i][j]);
+                if constexpr (Rows::MINIMA == 2)
+                    sum[i][j] = fmaf(-minimum[i][1], of_high, fmaf(-minimum[i][0], of_low, sum[i][j]));
             }
         }
     }
@@ -142,7 +160,7 @@ __device__ inline void matmul(Rows rows, Input x, Epilogue out, int n_tokens) {
     float sum[REACH][REACH] = {};
     for (int unit = 0; unit < n_units(x, rows.n); unit += UNITS) {
         lay_rows(tile, rows, first_row, out.n_rows, unit);
-        lay_inputs(tile, x, rows.n, first_token, n_tokens, unit);
+        lay_inputs<(Rows::MINIMA > 0)>(tile, x, rows.n, first_token, n_tokens, unit);
         __syncthreads();
         multiply(tile, rows, a, b, n_spans, sum);
         __syncthreads();                          // the tile is about to be written again
@@ -159,4 +177,4 @@ KERNEL_WIDE matmul_##T(PLANES_##T(w), INPUT_##T, const float* __restrict__ bias,
                        float* y, int n_rows, int n, int flags, int n_tokens) { \
     matmul(ROWS_##T(w, n), X_##T, Epilogue{bias, residual, y, n_rows, flags}, n_tokens); \
 }
-MATMUL(f32) MATMUL(f16) MATMUL(bf16) MATMUL(q8_0) MATMUL(q4_0) MATMUL(q5_0) MATMUL(q6_K)
+ONE_TYPE(MATMUL)

@@ -3,14 +3,15 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.add import addend_bytes
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import QUANTISED, device_row_bytes
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes, weight_type_row
 
 TILE_SIDE = 64
 """Rows, and tokens, of the tile of y that a block of threads works out."""
-TILE_BYTES = 2 * TILE_SIDE * 9 * 16 + (8 + 4) * (TILE_SIDE + 4) * 4
-"""Dynamic shared memory of a block: the struct MatmulTile."""
+TILE_BYTES, MINIMA_BYTES = 2 * TILE_SIDE * 9 * 16 + (8 + 4) * (TILE_SIDE + 4) * 4, 2 * 8 * (TILE_SIDE + 4) * 4
+"""Dynamic shared memory of a block, the struct MatmulTile: without its last two arrays, and of those, which
+types with minima use."""
 
 
 def matmul(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
@@ -26,5 +27,5 @@ def matmul(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int
     reads = n_rows * device_row_bytes(weight_type, n) + n_tokens * inputs
     reads += addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, TILE_SIDE), cover(n_tokens, TILE_SIDE))
-    kernel = f"matmul_{kernel_suffix(weight_type)}"
-    return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * n_rows, TILE_BYTES)
+    shared = TILE_BYTES + (MINIMA_BYTES if weight_type_row(weight_type).has_minima else 0)
+    return Work(kernel_name("matmul", weight_type), grid, BLOCK, reads, 4 * n_tokens * n_rows, shared)

@@ -73,5 +73,4 @@ KERNEL_WIDE matmul_transposed_##T(PLANES_##T(down), const float* __restrict__ h,
                                   int n_rows, int n, int n_tokens) { \
     matmul_transposed(ROWS_##T(down, n), h, y, n_rows, n_tokens); \
 }
-MATMUL_TRANSPOSED(f32) MATMUL_TRANSPOSED(f16) MATMUL_TRANSPOSED(bf16) MATMUL_TRANSPOSED(q8_0)
-MATMUL_TRANSPOSED(q4_0)
+ONE_TYPE(MATMUL_TRANSPOSED)

@@ -2,9 +2,9 @@
 
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import FFN_TYPES, device_row_bytes
+from hotcold.kernels.weight_table import device_row_bytes
 
 TILE_SIDE = 64
 """Tokens, and columns, of the tile of y that a block of threads works out."""
@@ -23,5 +23,5 @@ def matmul_transposed(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: 
     """
     reads = n_rows * device_row_bytes(weight_type, n) + 4 * n_tokens * n_rows
     grid = (cover(n, TILE_SIDE), cover(n_tokens, TILE_SIDE))
-    kernel = f"matmul_transposed_{kernel_suffix(weight_type, FFN_TYPES)}"
+    kernel = kernel_name("matmul_transposed", weight_type)
     return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * n, TILE_BYTES)

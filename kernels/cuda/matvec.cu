@@ -19,33 +19,7 @@ KERNEL matvec_##T(PLANES_##T(w), INPUT_##T, const float* __restrict__ bias, cons
                   float* y, int n_rows, int n, int flags) { \
     matvec(ROWS_##T(w, n), X_##T, Epilogue{bias, residual, y, n_rows, flags}); \
 }
-MATVEC(f32) MATVEC(f16) MATVEC(bf16) MATVEC(q8_0) MATVEC(q4_0) MATVEC(q5_0) MATVEC(q6_K)
-
-// Three matrices with one input, for q, k and v: the rows of a, then those of b, then those of c.
-// grid: (all rows / warps of a block, tokens).
-template <class Rows, class Input>
-__device__ inline void matvec3(Rows a, Rows b, Rows c, Input x, Epilogue out_a, Epilogue out_b,
-                               Epilogue out_c) {
-    int row = thread_of_row() / WARP, token = (int)blockIdx.y;
-    if (row >= out_a.n_rows) {
-        row -= out_a.n_rows, a = b, out_a = out_b;
-        if (row >= out_b.n_rows) row -= out_b.n_rows, a = c, out_a = out_c;
-    }
-    if (row >= out_a.n_rows) return;              // a whole warp leaves, and no barrier follows
-    float s = a.dot(row, x.of_token(token, a.n));
-    if (lane() == 0) out_a.store(token, row, s);
-}
-
-#define MATVEC3(T) \
-KERNEL matvec3_##T(PLANES_##T(a), PLANES_##T(b), PLANES_##T(c), INPUT_##T, \
-                   const float* __restrict__ bias_a, const float* __restrict__ bias_b, \
-                   const float* __restrict__ bias_c, float* __restrict__ y_a, float* __restrict__ y_b, \
-                   float* __restrict__ y_c, int rows_a, int rows_b, int rows_c, int n, int flags) { \
-    matvec3(ROWS_##T(a, n), ROWS_##T(b, n), ROWS_##T(c, n), X_##T, \
-            Epilogue{bias_a, y_a, y_a, rows_a, flags}, Epilogue{bias_b, y_b, y_b, rows_b, flags}, \
-            Epilogue{bias_c, y_c, y_c, rows_c, flags}); \
-}
-MATVEC3(f32) MATVEC3(f16) MATVEC3(bf16) MATVEC3(q8_0) MATVEC3(q4_0)
+ONE_TYPE(MATVEC)
 
 // Four bits of each of eight warps, as a word in every thread; once a kernel.
 __device__ static inline unsigned block_bits(unsigned bits) {
@@ -76,5 +50,4 @@ KERNEL matvec_mask_##T(PLANES_##T(w), INPUT_##T, unsigned* __restrict__ mask, in
                        float threshold) { \
     matvec_mask(ROWS_##T(w, n), X_##T, mask, n_rows, threshold); \
 }
-MATVEC_MASK(f32) MATVEC_MASK(f16) MATVEC_MASK(bf16) MATVEC_MASK(q8_0) MATVEC_MASK(q4_0)
-MATVEC_MASK(q5_0) MATVEC_MASK(q6_K)
+ONE_TYPE(MATVEC_MASK)

@@ -3,16 +3,15 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda import add
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import FFN_TYPES, QUANTISED, device_row_bytes, mask_words, quantised_bytes
+from hotcold.kernels.formats import mask_words, quantised_bytes
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes, weight_type_row
 
 HAS_BIAS, HAS_RESIDUAL, RELU = add.HAS_BIAS, add.HAS_RESIDUAL, 4
 """Bits of `flags`: bias[n_rows] is added to W x, residual[n_tokens][n_rows] is added last, and ReLU comes
 between the two. A pointer without its flag is not read: any float buffer will do, y for instance.
 residual may be y."""
-
-_READS_SUMS = frozenset({GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q5_0})
 
 
 def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int:
@@ -20,7 +19,7 @@ def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int
     if weight_type not in QUANTISED:
         return 4 * n_tokens * n
     sums = 4 * n_tokens * n // 32
-    return quantised_bytes(n_tokens, n) - (0 if weight_type in _READS_SUMS else sums)
+    return quantised_bytes(n_tokens, n) - (0 if weight_type_row(weight_type).reads_sums else sums)
 
 
 def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
@@ -34,27 +33,7 @@ def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int
     reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     reads += add.addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, BLOCK // 32), n_tokens)
-    return Work(f"matvec_{kernel_suffix(weight_type)}", grid, BLOCK, reads, 4 * n_tokens * n_rows)
-
-
-def matvec3(
-    weight_type: GGMLQuantizationType, n_tokens: int, n_rows: tuple[int, int, int], n: int, flags: int = 0
-) -> Work:
-    """Three products of one input, for q, k and v: y_a = A x + bias_a, and so on, as `matvec` does them.
-
-    Reads the three weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
-    token. RELU holds for all three; there is no residual.
-
-    Args:
-        n_rows: of a, b and c.
-
-    Arguments of the kernel: the planes of a, of b and of c; x, or q, d and sum; bias_a, bias_b, bias_c,
-    y_a, y_b, y_c, rows_a, rows_b, rows_c, n, flags.
-    """
-    rows = sum(n_rows)
-    work = matvec(weight_type, n_tokens, rows, n, flags & ~HAS_RESIDUAL)
-    kernel = f"matvec3_{kernel_suffix(weight_type, FFN_TYPES)}"
-    return Work(kernel, work.grid, BLOCK, work.bytes_read, work.bytes_written)
+    return Work(kernel_name("matvec", weight_type), grid, BLOCK, reads, 4 * n_tokens * n_rows)
 
 
 def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
@@ -67,5 +46,4 @@ def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n
     """
     reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     grid = (mask_words(n_rows), n_tokens)
-    kernel = f"matvec_mask_{kernel_suffix(weight_type)}"
-    return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * grid[0])
+    return Work(kernel_name("matvec_mask", weight_type), grid, BLOCK, reads, 4 * n_tokens * grid[0])

@@ -17,7 +17,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError
-from hotcold.kernels.formats import Field, device_row_bytes, fields, n_blocks, plane_row_bytes
+from hotcold.kernels.weight_table import (
+    Field,
+    device_row_bytes,
+    n_blocks,
+    plane_row_bytes,
+    weight_type_row,
+)
 
 Bytes = NDArray[np.uint8]
 
@@ -34,7 +40,9 @@ class Plane:
 def planes(weight_type: GGMLQuantizationType, n_rows: int, n: int) -> tuple[Plane, ...]:
     """Where each field of n_rows rows of n weights lies; every plane begins at a multiple of 16."""
     placed, offset = [], 0
-    for field, row_bytes in zip(fields(weight_type), plane_row_bytes(weight_type, n), strict=True):
+    for field, row_bytes in zip(
+        weight_type_row(weight_type).fields, plane_row_bytes(weight_type, n), strict=True
+    ):
         placed.append(Plane(field, offset, row_bytes))
         offset += n_rows * row_bytes
     return tuple(placed)

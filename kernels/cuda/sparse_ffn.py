@@ -3,13 +3,14 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work
-from hotcold.kernels.formats import FFN_TYPES, device_row_bytes, group_sums_bytes, n_groups
+from hotcold.kernels.formats import group_sums_bytes, n_groups
+from hotcold.kernels.weight_table import device_row_bytes
 
 
 def sparse_ffn(
-    weight_type: GGMLQuantizationType,
+    weight_types: tuple[GGMLQuantizationType, GGMLQuantizationType],
     n_tokens: int,
     n_rows: int,
     n: int,
@@ -23,6 +24,9 @@ def sparse_ffn(
     there is a bias, a down row for each of the n_open whose hidden value is not zero (all of them if
     not given). Writes the workspace.
 
+    Args:
+        weight_types: of up and down.
+
     Arguments of the kernel: the planes of up and down; x, or q, d and sum; bias, neurons, ids, count,
     partial, n_rows, n, has_bias, activation (of `formats.ACTIVATIONS`). bias[n_ff] has the numbers
     of all neurons, and neurons[n_rows] says which of them each row is. Without a bias, any float buffer
@@ -30,9 +34,10 @@ def sparse_ffn(
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
-    rows = (active + opened) * device_row_bytes(weight_type, n)
+    of_up, of_down = (device_row_bytes(kind, n) for kind in weight_types)
+    rows = active * of_up + opened * of_down
     reads = n_tokens * (rows + 4 * active * (3 if has_bias else 1) + 4)
-    reads += input_bytes(weight_type, n_tokens, n)
+    reads += input_bytes(weight_types[0], n_tokens, n)
     grid = (n_groups(n_rows), n_tokens)
     writes = group_sums_bytes(n_tokens, n_rows, n)
-    return Work(f"sparse_ffn_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)
+    return Work(kernel_name("sparse_ffn", *weight_types), grid, BLOCK, reads, writes)

@@ -1,12 +1,12 @@
 // The gated FFN over the active rows: y = sum_i h_i down_i with h_i = act(gate_i x) (up_i x), or
 // act(gate_i x) act(up_i x) for relu_both.
 #include "parameters.h"
-#include "parameters.h"
 #include "sparse_rows.h"
 
 // The up row is read only where the gate is open.
-template <class Rows, class Input> struct Gated {
-    Rows gate, up;
+template <class Gate, class Up, class Input> struct Gated {
+    Gate gate;
+    Up up;
     Input x;
     int activation;
     __device__ float operator()(int row) const {
@@ -15,18 +15,18 @@ template <class Rows, class Input> struct Gated {
     }
 };
 
-template <class Rows, class Input>
-__device__ inline void sparse_gated_ffn(Rows gate, Rows up, Rows down, Input x, const int* ids, const int* count,
+template <class Gate, class Up, class Down, class Input>
+__device__ inline void sparse_gated_ffn(Gate gate, Up up, Down down, Input x, const int* ids, const int* count,
                                   float* partial, int n_rows, int activation) {
-    Gated<Rows, Input> hidden{gate, up, x.of_token((int)blockIdx.y, gate.n), activation};
+    Gated<Gate, Up, Input> hidden{gate, up, x.of_token((int)blockIdx.y, gate.n), activation};
     sum_rows(hidden, down, ids, count, partial, n_rows);
 }
 
-#define SPARSE_GATED_FFN(T) \
-KERNEL_WIDE sparse_gated_ffn_##T(PLANES_##T(gate), PLANES_##T(up), PLANES_##T(down), INPUT_##T, \
+#define SPARSE_GATED_FFN(ENDING, G, U, D) \
+KERNEL_WIDE sparse_gated_ffn_##ENDING(PLANES_##G(gate), PLANES_##U(up), PLANES_##D(down), INPUT_##G, \
                            const int* __restrict__ ids, const int* __restrict__ count, \
                            float* __restrict__ partial, int n_rows, int n, int activation) { \
-    sparse_gated_ffn(ROWS_##T(gate, n), ROWS_##T(up, n), ROWS_##T(down, n), X_##T, ids, count, partial, n_rows, \
+    sparse_gated_ffn(ROWS_##G(gate, n), ROWS_##U(up, n), ROWS_##D(down, n), X_##G, ids, count, partial, n_rows, \
                activation); \
 }
-SPARSE_GATED_FFN(f32) SPARSE_GATED_FFN(f16) SPARSE_GATED_FFN(bf16) SPARSE_GATED_FFN(q8_0) SPARSE_GATED_FFN(q4_0)
+THREE_TYPES(SPARSE_GATED_FFN)

@@ -3,13 +3,16 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_suffix
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work
-from hotcold.kernels.formats import FFN_TYPES, device_row_bytes, group_sums_bytes, n_groups
+from hotcold.kernels.formats import group_sums_bytes, n_groups
+from hotcold.kernels.weight_table import device_row_bytes
+
+Types = tuple[GGMLQuantizationType, GGMLQuantizationType, GGMLQuantizationType]
 
 
 def sparse_gated_ffn(
-    weight_type: GGMLQuantizationType,
+    weight_types: Types,
     n_tokens: int,
     n_rows: int,
     n: int,
@@ -22,13 +25,18 @@ def sparse_gated_ffn(
     for each of the n_open whose hidden value is not zero (all of them if not given; silu opens all).
     Writes the workspace. (Each token reads its rows anew: this kernel is for few tokens.)
 
+    Args:
+        weight_types: of gate, up and down; gate and up both quantised, or none.
+
     Arguments of the kernel: the planes of gate, up and down; x, or q, d and sum; ids, count, partial,
     n_rows, n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`).
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
-    rows = (active + 2 * opened) * device_row_bytes(weight_type, n)
-    reads = n_tokens * (rows + 4 * active + 4) + input_bytes(weight_type, n_tokens, n)
+    of_gate, of_up, of_down = (device_row_bytes(kind, n) for kind in weight_types)
+    rows = active * of_gate + opened * (of_up + of_down)
+    reads = n_tokens * (rows + 4 * active + 4)
+    reads += max(input_bytes(kind, n_tokens, n) for kind in weight_types[:2])
     grid = (n_groups(n_rows), n_tokens)
     writes = group_sums_bytes(n_tokens, n_rows, n)
-    return Work(f"sparse_gated_ffn_{kernel_suffix(weight_type, FFN_TYPES)}", grid, BLOCK, reads, writes)
+    return Work(kernel_name("sparse_gated_ffn", *weight_types), grid, BLOCK, reads, writes)

@@ -9,7 +9,6 @@
 #include "weights.h"
 
 constexpr int TILE = 256;                         // rows whose hidden values lie in shared memory
-constexpr int ROWS_AT_ONCE = 8;                   // of down that a thread has on the way
 struct Tile { float hidden[TILE]; int row[TILE], n_live; };
 __device__ static inline Tile& shared_tile() {
     __shared__ Tile tile;
@@ -34,11 +33,12 @@ __device__ static inline void drop_zeros(Tile& tile, int n_tile) {
 // sum[k] += the tile's hidden values times eight columns of their down rows. The loads of several rows
 // go out together: after the last row it is read again, rather than branched around, and not added.
 template <class Rows> __device__ inline void add_tile(const Tile& tile, Rows down, int unit, float* sum) {
+    constexpr int AT_ONCE = Rows::ROWS_AT_ONCE;
     int n_live = tile.n_live;
-    for (int i = 0; i < n_live; i += ROWS_AT_ONCE) {
-        float w[ROWS_AT_ONCE][8];
-        for (int j = 0; j < ROWS_AT_ONCE; j++) down.eight(tile.row[min(i + j, n_live - 1)], unit, w[j]);
-        for (int j = 0; j < ROWS_AT_ONCE; j++)
+    for (int i = 0; i < n_live; i += AT_ONCE) {
+        float w[AT_ONCE][8];
+        for (int j = 0; j < AT_ONCE; j++) down.eight(tile.row[min(i + j, n_live - 1)], unit, w[j]);
+        for (int j = 0; j < AT_ONCE; j++)
             if (i + j < n_live)
                 for (int k = 0; k < 8; k++) sum[k] = fmaf(tile.hidden[i + j], w[j][k], sum[k]);
     }

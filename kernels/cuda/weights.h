@@ -1,10 +1,23 @@
 // Rows of each weight type, read from the planes that planes.py makes.
 //
-// A type has up to three ways to be read. `dot` is the product of one row with an input, one warp
-// together: the lanes take pieces in turn and add their sums in a fixed order. `eight` gives eight
-// weights of a row to one thread, for products with a transposed matrix; `column` says where they
-// belong. `sixteen` gives 16 consecutive weights of a row as int8, and `scale` what they are to be
-// multiplied by; the two sixteens of a block of 32 have one scale unless HALF_SCALES is true.
+// A quantised type is a struct that gives 16 consecutive weights of a row as int8: weight = scale * number -
+// minimum. That is all that products need:
+//
+//   sixteen(row, unit)   the numbers of weights 16 unit to 16 unit + 15
+//   scale(row, unit)     what they are multiplied by
+//   minimum(row, unit)   what is taken away then, where MINIMA says so
+//   HALF_SCALES          whether the two sixteens of a block of 32 may have different scales
+//   MINIMA               0: there are none; 1: one a block of 32; 2: one a sixteen
+//   SPAN                 how many neighbouring blocks of 32 lie in the same bytes: a lane takes them together
+//   ROWS_AT_ONCE         of a transposed matrix, that a thread has on the way: as many as registers hold
+//
+// `Blocks` makes the rest of it: `dot`, the product of one row with an input, one warp together, where the
+// lanes take pieces in turn and add their sums in a fixed order; `eight`, eight weights of a row as floats,
+// for products with a transposed matrix, and `column`, where they belong. A type may have its own.
+//
+// The types lie in weights_32.h (blocks of 32) and weights_k.h (of 256).
+// Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's
+// planes in the order of the table in weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
 #pragma once
 #include "common.h"
 
@@ -40,6 +53,8 @@ __device__ inline int4 bytes_less(int4 v, unsigned offsets) {
             bytes_less(v.w, offsets)};
 }
 __device__ inline size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
+// From row to row of a plane with so many values of type T a row.
+template <class T> __device__ inline size_t stride_of(int n_values) { return padded(n_values * sizeof(T)) / sizeof(T); }
 
 // ---- plain types: one plane of values ----------------------------------------------------------
 
@@ -77,6 +92,7 @@ template <class T> struct Plain {
     int n;
     size_t stride;                                // values from row to row
 
+    static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8;
     __device__ Plain(const T* plane, int row_length)
         : values(plane), n(row_length), stride(padded((size_t)row_length * sizeof(T)) / sizeof(T)) {}
 
@@ -107,202 +123,84 @@ template <class T> struct Plain {
     }
 };
 
-// ---- Q8_0: blocks of 32 int8 with a half scale -------------------------------------------------
+#define PLANES_f32(w) const float* __restrict__ w
+#define PLANES_f16(w) const __half* __restrict__ w
+#define PLANES_bf16(w) const unsigned short* __restrict__ w
+#define ROWS_f32(w, n) Plain<float>(w, n)
+#define ROWS_f16(w, n) Plain<__half>(w, n)
+#define ROWS_bf16(w, n) Plain<unsigned short>(w, n)
 
-struct Q8_0 {
-    const __half* scales;
-    const int4* quants;                           // two of them a block
-    int n;
-    size_t stride;                                // scales from row to row
+// ---- what quantised types have in common -------------------------------------------------------
 
-    __device__ Q8_0(const __half* scale_plane, const int4* quant_plane, int row_length)
-        : scales(scale_plane), quants(quant_plane), n(row_length),
-          stride(padded(row_length / BLOCK * sizeof(__half)) / sizeof(__half)) {}
+__device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0x01010101, 0x01010101}, 0); }
+
+template <class Type> struct Blocks {
+    static constexpr int ROWS_AT_ONCE = 8;
+    int n;                                        // weights of a row
+
+    __device__ explicit Blocks(int row_length) : n(row_length) {}
+    __device__ const Type& type() const { return *static_cast<const Type*>(this); }
 
     __device__ float dot(int row, Quantised x) const {
-        const int4* w = quants + (size_t)row * (n / 16);
-        const __half* d = scales + row * stride;
         float s = 0.f;
-        UNROLL(2)
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            int product = dot16(w[2 * b + 1], x.q[2 * b + 1], dot16(w[2 * b], x.q[2 * b], 0));
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-        }
+        UNROLL(1)
+        for (int first = lane() * Type::SPAN; first < n / BLOCK; first += WARP * Type::SPAN)
+            UNROLL(2)
+            for (int b = first; b < first + Type::SPAN; b++) s = add_block(row, b, x, s);
         return warp_sum(s);
     }
-    static constexpr bool HALF_SCALES = false;
-    __device__ int4 sixteen(int row, int unit) const { return quants[(size_t)row * (n / 16) + unit]; }
-    __device__ float scale(int row, int unit) const { return __half2float(scales[row * stride + unit / 2]); }
+    // The same for types whose two-bit numbers share bytes with three other sixteens of 128 weights: a lane
+    // takes sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7.
+    __device__ float dot_of_quarters(int row, Quantised x) const {
+        float s = 0.f;
+        UNROLL(1)
+        for (int i = lane(); i < n / 64; i += WARP)
+            UNROLL(4)
+            for (int k = 0; k < 4; k++) s = add_sixteen(row, i / 2 * 8 + i % 2 + 2 * k, x, s);
+        return warp_sum(s);
+    }
+    __device__ float add_block(int row, int b, Quantised x, float s) const {
+        if constexpr (Type::HALF_SCALES || Type::MINIMA == 2)
+            return add_sixteen(row, 2 * b + 1, x, add_sixteen(row, 2 * b, x, s));
+        int product = dot16(type().sixteen(row, 2 * b), x.q[2 * b], 0);
+        product = dot16(type().sixteen(row, 2 * b + 1), x.q[2 * b + 1], product);
+        s = fmaf(type().scale(row, 2 * b) * x.d[b], (float)product, s);
+        if constexpr (Type::MINIMA == 1) s = fmaf(-type().minimum(row, 2 * b) * x.d[b], (float)x.sum[b], s);
+        return s;
+    }
+    __device__ float add_sixteen(int row, int unit, Quantised x, float s) const {
+        int4 q = x.q[unit];
+        s = fmaf(type().scale(row, unit) * x.d[unit / 2], (float)dot16(type().sixteen(row, unit), q, 0), s);
+        if constexpr (Type::MINIMA == 2) s = fmaf(-type().minimum(row, unit) * x.d[unit / 2], (float)sum16(q), s);
+        return s;
+    }
+
     __device__ int n_units() const { return n / 8; }
     __device__ int column(int unit, int k) const { return 8 * unit + k; }
     __device__ void eight(int row, int unit, float* w) const {
-        uint2 q = ((const uint2*)(quants + (size_t)row * (n / 16)))[unit];
-        float d = __half2float(scales[row * stride + unit / 4]);
+        int4 q = type().sixteen(row, unit / 2);
+        int low = unit % 2 ? q.z : q.x, high = unit % 2 ? q.w : q.y;
+        float d = type().scale(row, unit / 2), m = 0.f;
+        if constexpr (Type::MINIMA > 0) m = type().minimum(row, unit / 2);
         for (int k = 0; k < 4; k++) {
-            w[k] = d * (float)(signed char)(q.x >> 8 * k);
-            w[k + 4] = d * (float)(signed char)(q.y >> 8 * k);
+            w[k] = fmaf(d, (float)(signed char)(low >> 8 * k), -m);
+            w[k + 4] = fmaf(d, (float)(signed char)(high >> 8 * k), -m);
         }
     }
 };
 
-// ---- Q4_0: 32 nibbles with a half scale; weight = scale * (nibble - 8) -------------------------
-// Byte k of a block holds weight k in its low nibble and weight k + 16 in its high one.
-
-__device__ inline int4 low_nibbles(uint4 q) {
-    const unsigned low = 0x0f0f0f0f;
-    return {(int)(q.x & low), (int)(q.y & low), (int)(q.z & low), (int)(q.w & low)};
-}
-__device__ inline uint4 shifted(uint4 q) { return {q.x >> 4, q.y >> 4, q.z >> 4, q.w >> 4}; }
-
-struct Q4_0 {
-    const __half* scales;
-    const uint4* quants;                          // one a block
-    int n;
-    size_t stride;                                // scales from row to row
-
-    __device__ Q4_0(const __half* scale_plane, const uint4* quant_plane, int row_length)
-        : scales(scale_plane), quants(quant_plane), n(row_length),
-          stride(padded(row_length / BLOCK * sizeof(__half)) / sizeof(__half)) {}
-
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const __half* d = scales + row * stride;
-        float s = 0.f;
-        UNROLL(2)                                 // four would spill on sm_75
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            int product = dot16(low_nibbles(q), x.q[2 * b], 0);
-            product = dot16(low_nibbles(shifted(q)), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
-        }
-        return warp_sum(s);
-    }
-    static constexpr bool HALF_SCALES = false;
-    __device__ int4 sixteen(int row, int unit) const {
-        uint4 q = quants[(size_t)row * (n / BLOCK) + unit / 2];
-        return bytes_less(low_nibbles(unit % 2 ? shifted(q) : q), 0x08080808u);
-    }
-    __device__ float scale(int row, int unit) const { return __half2float(scales[row * stride + unit / 2]); }
-    // A unit is four bytes of a block: four weights, and the four that lie 16 columns after them.
-    __device__ int n_units() const { return n / 8; }
-    __device__ int column(int unit, int k) const {
-        return unit / 4 * BLOCK + unit % 4 * 4 + k % 4 + k / 4 * 16;
-    }
-    __device__ void eight(int row, int unit, float* w) const {
-        unsigned q = ((const unsigned*)(quants + (size_t)row * (n / BLOCK)))[unit];
-        float d = __half2float(scales[row * stride + unit / 4]);
-        for (int k = 0; k < 4; k++) {
-            w[k] = d * (float)((int)(q >> 8 * k & 15) - 8);
-            w[k + 4] = d * (float)((int)(q >> (8 * k + 4) & 15) - 8);
-        }
-    }
-};
-
-// ---- Q5_0: 32 numbers of five bits with a half scale; weight = scale * (number - 16) -----------
-// Nibbles as in Q4_0; bit k of a block's high bits is the fifth bit of weight k.
-
-// Bits 0 to 3 of `bits`, each to bit 4 of a byte of its own.
-__device__ inline int fifth(unsigned bits) {
-    return (int)(((bits & 15) * 0x00204081u & 0x01010101u) << 4);
-}
-__device__ inline int4 with_fifth(int4 low, unsigned bits) {
-    return {low.x | fifth(bits), low.y | fifth(bits >> 4), low.z | fifth(bits >> 8),
-            low.w | fifth(bits >> 12)};
-}
-
-struct Q5_0 {
-    const __half* scales;
-    const unsigned* high_bits;                    // one word a block
-    const uint4* quants;                          // one a block
-    int n;
-    size_t stride, high_stride;                   // scales and words from row to row
-
-    __device__ Q5_0(const __half* scale_plane, const unsigned* high_plane, const uint4* quant_plane,
-                    int row_length)
-        : scales(scale_plane), high_bits(high_plane), quants(quant_plane), n(row_length),
-          stride(padded(row_length / BLOCK * sizeof(__half)) / sizeof(__half)),
-          high_stride(padded(row_length / BLOCK * sizeof(unsigned)) / sizeof(unsigned)) {}
-
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const unsigned* high = high_bits + row * high_stride;
-        const __half* d = scales + row * stride;
-        float s = 0.f;
-        UNROLL(2)
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            unsigned bits = high[b];
-            int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
-            product = dot16(with_fifth(low_nibbles(shifted(q)), bits >> 16), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 16 * x.sum[b]), s);
-        }
-        return warp_sum(s);
-    }
-    static constexpr bool HALF_SCALES = false;
-    __device__ int4 sixteen(int row, int unit) const {
-        uint4 q = quants[(size_t)row * (n / BLOCK) + unit / 2];
-        unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
-        return bytes_less(with_fifth(low_nibbles(unit % 2 ? shifted(q) : q), bits), 0x10101010u);
-    }
-    __device__ float scale(int row, int unit) const { return __half2float(scales[row * stride + unit / 2]); }
-};
-
-// ---- Q6_K: 256 numbers of six bits; weight = scale * scale of its 16 * (number - 32) -----------
-// Half a block, 128 weights, has 64 bytes of low nibbles and 32 of upper bits. Its sixteen number g
-// lies in bytes 16 (g % 4) of the nibbles, low ones for g < 4, and in bytes 16 (g % 2) of the upper
-// bits, from bit 2 (g / 2) on.
-
+// Bytes in four words, which are shifted together.
 __device__ inline uint4 shifted(uint4 q, int by) { return {q.x >> by, q.y >> by, q.z >> by, q.w >> by}; }
-// Each byte's two lowest bits of `upper` over a nibble of `low`, minus 32.
-__device__ inline int six(int low, unsigned upper) { return low | (int)((upper & 0x03030303u) << 4); }
-__device__ inline int4 six_bits(int4 low, uint4 upper) {
-    int4 v{six(low.x, upper.x), six(low.y, upper.y), six(low.z, upper.z), six(low.w, upper.w)};
-    return bytes_less(v, 0x20202020u);
+__device__ inline int4 masked(uint4 q, unsigned mask) {
+    return {(int)(q.x & mask), (int)(q.y & mask), (int)(q.z & mask), (int)(q.w & mask)};
 }
-
-struct Q6_K {
-    const uint4 *quants, *high_bits;              // eight and four of them a block
-    const signed char* group_scales;              // 16 of them a block
-    const __half* scales;
-    int n;
-    size_t stride;                                // scales from row to row
-
-    __device__ Q6_K(const uint4* quant_plane, const uint4* high_plane, const signed char* group_plane,
-                    const __half* scale_plane, int row_length)
-        : quants(quant_plane), high_bits(high_plane), group_scales(group_plane), scales(scale_plane),
-          n(row_length), stride(padded(row_length / 256 * sizeof(__half)) / sizeof(__half)) {}
-
-    // A lane takes four sixteens that share their bytes: 0, 2, 4, 6 of a half, or 1, 3, 5, 7.
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* low = quants + (size_t)row * (n / 32);
-        const uint4* high = high_bits + (size_t)row * (n / 64);
-        const signed char* of_group = group_scales + (size_t)row * (n / 16);
-        float s = 0.f;
-        UNROLL(1)                                 // there are seven 16-byte loads in it as it is
-        for (int i = lane(); i < n / 64; i += WARP) {
-            int half = i / 2, side = i % 2, first = 8 * half + side;
-            uint4 a = low[4 * half + side], b = low[4 * half + side + 2], upper = high[i];
-            float d = __half2float(scales[row * stride + i / 4]);
-            UNROLL(4)
-            for (int k = 0; k < 4; k++) {
-                int unit = first + 2 * k;
-                uint4 nibbles = k % 2 ? b : a;
-                int4 w = six_bits(low_nibbles(k < 2 ? nibbles : shifted(nibbles)), shifted(upper, 2 * k));
-                float scale = d * (float)of_group[unit] * x.d[unit / 2];
-                s = fmaf(scale, (float)dot16(w, x.q[unit], 0), s);
-            }
-        }
-        return warp_sum(s);
-    }
-    static constexpr bool HALF_SCALES = true;
-    __device__ int4 sixteen(int row, int unit) const {
-        int half = unit / 8, g = unit % 8;
-        uint4 q = quants[(size_t)row * (n / 32) + 4 * half + g % 4];
-        uint4 upper = high_bits[(size_t)row * (n / 64) + 2 * half + g % 2];
-        return six_bits(low_nibbles(g < 4 ? q : shifted(q)), shifted(upper, g / 2 * 2));
-    }
-    __device__ float scale(int row, int unit) const {
-        float of_group = (float)group_scales[(size_t)row * (n / 16) + unit];
-        return __half2float(scales[row * stride + unit / 16]) * of_group;
-    }
-};
+__device__ inline int4 low_nibbles(uint4 q) { return masked(q, 0x0f0f0f0fu); }
+// Nibbles of a block: the low ones for side 0, the high ones for side 1.
+__device__ inline int4 nibbles(uint4 q, int side) { return low_nibbles(shifted(q, 4 * side)); }
+__device__ inline int4 both(int4 a, int4 b) { return {a.x | b.x, a.y | b.y, a.z | b.z, a.w | b.w}; }
+// Bits 0 to 3 of `bits`, each as the lowest bit of a byte of its own.
+__device__ inline int four_bits(unsigned bits) { return (int)((bits & 15) * 0x00204081u & 0x01010101u); }
+__device__ inline int4 sixteen_bits(unsigned bits) {
+    return {four_bits(bits), four_bits(bits >> 4), four_bits(bits >> 8), four_bits(bits >> 12)};
+}
+__device__ inline int4 shifted_up(int4 v, int by) { return {v.x << by, v.y << by, v.z << by, v.w << by}; }

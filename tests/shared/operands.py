@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType
+import pytest
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from random_weights import random_weights
 
@@ -14,12 +15,30 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import weight_planes
-from hotcold.kernels.formats import QUANTISED, device_row_bytes
+from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES, device_row_bytes
 
 Array = NDArray[Any]
 Put = Callable[[Device, Array], Buffer]
 Get = Callable[[Device, Buffer], Array]
 Type = GGMLQuantizationType
+
+
+QUICK_TYPES = (Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.Q6_K)
+"""Those on which all kernels are tested in a quick run; how the others are read is tested in test_weights.py."""
+
+
+def each_type(*without: Type) -> list[Any]:
+    """Every type that the device has, as a parameter of a test."""
+    return [
+        pytest.param(kind, id=kind.name, marks=[] if kind in QUICK_TYPES else [pytest.mark.slow])
+        for kind in WEIGHT_TYPES
+        if kind not in without
+    ]
+
+
+def block_of(weight_type: Type) -> int:
+    """Weights of a block, of which rows of the tests have whole numbers: 32 for types without blocks."""
+    return max(32, GGML_QUANT_SIZES[weight_type][0])
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,26 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 from numpy.typing import NDArray
 
+Type = GGMLQuantizationType
+
 HALFS = {
-    GGMLQuantizationType.Q4_K: slice(0, 4),
-    GGMLQuantizationType.Q5_K: slice(0, 4),
-    GGMLQuantizationType.Q6_K: slice(208, 210),
+    Type.Q2_K: slice(80, 84),
+    Type.Q3_K: slice(108, 110),
+    Type.Q4_K: slice(0, 4),
+    Type.Q5_K: slice(0, 4),
+    Type.Q6_K: slice(208, 210),
+    Type.IQ4_NL: slice(0, 2),
+    Type.IQ4_XS: slice(0, 2),
+    Type.IQ3_S: slice(0, 2),
+    Type.IQ3_XXS: slice(0, 2),
+    Type.IQ2_S: slice(0, 2),
+    Type.IQ2_XS: slice(0, 2),
+    Type.IQ2_XXS: slice(0, 2),
+    Type.IQ1_S: slice(0, 2),
+    Type.IQ1_M: slice(48, 56),
 }
-"""Where a block's halfs lie, of the types that the gguf package reads but does not make."""
+"""Where a block's halfs lie, of the types that the gguf package reads but does not make. IQ1_M has a half's four
+nibbles in the upper ones of four words."""
 
 
 def random_weights(
@@ -44,5 +58,10 @@ def _random_blocks(
     halfs = HALFS[kind]
     blocks = rng.integers(0, 256, (n_rows, n // block, size), np.uint8)
     shape = (n_rows, n // block, (halfs.stop - halfs.start) // 2)
-    blocks[..., halfs] = rng.uniform(-0.01, 0.01, shape).astype(np.float16).view(np.uint8)
+    values = rng.uniform(-0.01, 0.01, shape).astype(np.float16)
+    if kind == Type.IQ1_M:
+        words = blocks[..., halfs].view(np.uint16)
+        nibbles = values[..., :1].view(np.uint16) >> np.array([0, 4, 8, 12], np.uint16) & 15
+        values = (words & 0x0FFF | nibbles << 12).astype(np.uint16).view(np.float16)
+    blocks[..., halfs] = values.view(np.uint8)
     return blocks

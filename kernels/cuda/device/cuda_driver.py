@@ -6,7 +6,7 @@ CuPy is imported when a device is opened, never before: CPU use pays nothing for
 import functools
 import importlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,8 +16,8 @@ from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
 from hotcold.kernels.cuda.device.cache import quiet_directory
 from hotcold.kernels.cuda.device.driver import Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_code
-from hotcold.kernels.cuda.device.signatures import read_signatures
-from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
+from hotcold.kernels.cuda.device.units import Kernels, unit_of, untyped
 
 INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
 OUT_OF_MEMORY, IS_TAKEN = 2, 46
@@ -99,7 +99,7 @@ class CudaDriver:
 
     Args:
         index: which of the visible cards.
-        source: the program, all kernels by default.
+        source: the program; by default all kernels, a unit of them at a time.
         cupy: the module to call; tests pass a stub.
     """
 
@@ -118,17 +118,32 @@ class CudaDriver:
         try:
             self.card = cuda.Device(index)
             self.facts = card_facts(self.cupy, index)
-            self._open(program() if source is None else source)
+            self._open(source)
         except self.cuda_errors as error:
             raise cannot_open(f"cuda:{index}", error) from error
 
-    def _open(self, text: str) -> None:
-        self.signatures = read_signatures(text)
-        code = build_code(text, self.facts.architecture)
+    def _open(self, source: str | None) -> None:
+        self.source = source
+        self.signatures: Mapping[str, Signature] = Kernels() if source is None else read_signatures(source)
         self.card.use()
         self.pool = self.cupy.cuda.MemoryPool()
-        self.module = self.cupy.RawModule(path=str(code))
+        self.modules: dict[str, Any] = {}  # by their source
         self.functions: dict[str, Any] = {}
+        self._module(untyped().source if source is None else source)
+
+    def _module(self, source: str) -> Any:
+        """A compiled program on the card."""
+        if source not in self.modules:
+            code = build_code(source, self.facts.architecture)
+            self.modules[source] = self.cupy.RawModule(path=str(code))
+        return self.modules[source]
+
+    def _function(self, kernel: str) -> Any:
+        if kernel not in self.functions:
+            unit = unit_of(kernel) if self.source is None else None
+            source = unit.source if unit is not None else self.source or ""
+            self.functions[kernel] = self._module(source).get_function(kernel)
+        return self.functions[kernel]
 
     # Memory
 
@@ -223,9 +238,7 @@ class CudaDriver:
 
         Pointers come as numbers: a prepared launch keeps no memory alive that was freed.
         """
-        if launch.kernel not in self.functions:
-            self.functions[launch.kernel] = self.module.get_function(launch.kernel)
-        function = self.functions[launch.kernel]
+        function = self._function(launch.kernel)
 
         def enqueue(stream: Any) -> None:
             with stream:

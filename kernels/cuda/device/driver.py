@@ -1,6 +1,6 @@
 """What a driver does for a Device: thin calls, nothing checked, nothing counted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +55,7 @@ class Driver(Protocol):
     events are the driver's own, too. Copies and launches only enqueue.
     """
 
-    signatures: dict[str, Signature]
+    signatures: Mapping[str, Signature]
     facts: Facts
 
     def allocate(self, n_bytes: int) -> Any:

@@ -1,13 +1,27 @@
-"""The CUDA sources as one program: both drivers compile the same text."""
+"""The CUDA sources as programs: both drivers compile the same text.
+
+Kernels that multiply weights are written once, and made for the types that a program is asked for: what stands in
+front of it says which (parameters.h).
+"""
 
 import hashlib
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+from gguf import quants
+
 from hotcold.errors import DeviceError
+from hotcold.kernels.weight_table import WEIGHT_TYPES
 
 SOURCES = Path(__file__).parent.parent  # kernels/cuda/
 INCLUDE = re.compile(r'^#include "(\w+\.h)"$')
+BY_TYPES = {"ONE_TYPE": 1, "TWO_TYPES": 2, "THREE_TYPES": 3}
+"""What makes a kernel for types, and how many matrices of types of their own it multiplies."""
+IS_TYPED = re.compile(rf"^(?:{'|'.join(BY_TYPES)})\(\w+\)", re.MULTILINE)
+Types = tuple[str, ...]
+"""The types of one kernel's matrices, by the endings of kernels' names; a single one stands for all of them."""
 
 NVRTC_OPTIONS = ("--std=c++17", "--fmad=false")
 """No contraction: a product and a sum become one rounding only where the source says fmaf, so the
@@ -19,14 +33,53 @@ def families() -> tuple[Path, ...]:
     return tuple(sorted(SOURCES.glob("*.cu")))
 
 
-def program(*paths: Path) -> str:
-    """The text of the given .cu files, or of all of them, with our own headers put in once.
+def typed_families() -> tuple[Path, ...]:
+    """Those of them whose kernels multiply weights."""
+    return tuple(path for path in families() if IS_TYPED.search(_read(path)))
+
+
+def program(*paths: Path, types: Sequence[Types] = ()) -> str:
+    """The text of the given .cu files with our own headers put in once, with typed kernels for these types.
 
     `#line` directives keep the names and line numbers of the files in every compiler's messages.
     Our headers are taken from this folder, wherever the .cu file lies.
     """
     seen: set[str] = set()
-    return "".join(_expanded(path, seen) for path in paths or families())
+    return "".join([*_prelude(types), *(_expanded(path, seen) for path in paths)])
+
+
+def _prelude(types: Sequence[Types]) -> Iterator[str]:
+    if types:
+        yield '#line 1 "types"\n'
+    for macro, count in BY_TYPES.items():
+        calls = [_call(of_one, count) for of_one in types if len(of_one) in (1, count)]
+        if calls:
+            yield f"#define {macro}(M) {' '.join(calls)}\n"
+    used = {ending for of_one in types for ending in of_one}
+    for row in WEIGHT_TYPES.values():
+        if row.ending in used:
+            kind = "ROUNDED" if row.is_quantised else "FLOATS"
+            yield f"#define INPUT_{row.ending} INPUT_{kind}\n#define X_{row.ending} X_{kind}\n"
+    if used:
+        yield from _tables()
+
+
+def _call(types: Types, count: int) -> str:
+    """M(type), or M(ending, a, b) and so on."""
+    each = types * count if len(types) == 1 else types
+    return f"M({', '.join(each if count == 1 else (ending(types), *each))})"
+
+
+def ending(types: Types) -> str:
+    """How a kernel for these types is called behind its family: by the one type, or by all in order."""
+    return types[0] if len(set(types)) == 1 else "_".join(types)
+
+
+def _tables() -> Iterator[str]:
+    """The tables of tables.h: 16 int8 as four words."""
+    for name, values in (("iq4_nl", quants.IQ4_NL.kvalues), ("mxfp4", quants.MXFP4.kvalues)):
+        words = np.array(values, np.int8).view("<u4")
+        yield f"#define TABLE_{name} {', '.join(f'{word:#010x}u' for word in words)}\n"
 
 
 def _expanded(path: Path, seen: set[str]) -> str:

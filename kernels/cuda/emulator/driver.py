@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 from hotcold.errors import DeviceError, SettingError
 from hotcold.kernels.cuda.device.driver import Facts, KernelFault, Launch
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
-from hotcold.kernels.cuda.device.sources import program
-from hotcold.kernels.cuda.emulator.build import BUILDS, build
+from hotcold.kernels.cuda.device.units import Kernels, unit_of
+from hotcold.kernels.cuda.emulator.build import BUILDS, build, find_compiler
 from hotcold.kernels.cuda.emulator.memory import POISON, Allocator
 from hotcold.kernels.cuda.emulator.streams import Mark, Streams, WorkQueue
 
@@ -28,11 +29,20 @@ _one_launch = threading.Lock()
 """Fibers and signal handlers belong to the process."""
 
 
+@dataclass(frozen=True)
+class Library:
+    """Compiled kernels, and the number of each."""
+
+    path: Path
+    code: ctypes.CDLL
+    kernels: dict[str, int]
+
+
 class EmulatedDriver:
     """Runs kernels on the CPU, checks them, and delays enqueued work as a card may.
 
     Args:
-        source: the program, all kernels by default.
+        source: the program; by default all kernels, a unit of them at a time.
         build_kind: `fast`, `checked` (traps undefined behaviour) or `races` (slow).
         policy: when enqueued work runs: `eager`, `late` or `random`.
         order: of threads and blocks: 0 forward, 1 backward, else a seed. With 1, buffers begin at a
@@ -52,11 +62,11 @@ class EmulatedDriver:
     ) -> None:
         if build_kind not in BUILDS:
             raise SettingError("build of the emulated device", build_kind, f"one of {', '.join(BUILDS)}")
-        text = program() if source is None else source
-        self.signatures = read_signatures(text)
-        self.path = build(text, build_kind)
-        self.library = _load(self.path)
-        self.kernels = _kernels(self.library, self.signatures)
+        find_compiler()
+        self.source, self.build_kind = source, build_kind
+        self.signatures: Mapping[str, Signature] = Kernels() if source is None else read_signatures(source)
+        self.libraries: dict[str, Library] = {}  # by their source
+        self.last: Library | None = None
         self.streams, self.memory = Streams(policy, seed), Allocator(memory, at_start=order == 1)
         self.host = Allocator(memory, at_start=order == 1)
         self.order, self.lost = order, ""
@@ -144,7 +154,7 @@ class EmulatedDriver:
 
     def prepare(self, launch: Launch) -> Callable[[WorkQueue], None]:
         """A launch with its arguments laid out, to be enqueued any number of times."""
-        values = [_c_value(argument) for argument in launch.arguments]
+        library, values = self._library(launch.kernel), [_c_value(argument) for argument in launch.arguments]
         addresses = (ctypes.c_void_p * len(values))(*map(ctypes.addressof, values))
         sizes = (
             (ctypes.c_uint * 3)(*launch.grid),
@@ -155,8 +165,9 @@ class EmulatedDriver:
         def run(keep: object = values) -> None:
             said = ctypes.create_string_buffer(MESSAGE_BYTES)
             with _one_launch:
-                failed = self.library.emulator_launch(
-                    self.kernels[launch.kernel],
+                self.last = library
+                failed = library.code.emulator_launch(
+                    library.kernels[launch.kernel],
                     *sizes,
                     addresses,
                     self.order,
@@ -168,13 +179,26 @@ class EmulatedDriver:
 
         return lambda stream: self._enqueue(stream, run)
 
+    def _library(self, kernel: str) -> Library:
+        """The compiled unit that a kernel is in."""
+        unit = unit_of(kernel) if self.source is None else None
+        source = unit.source if unit is not None else self.source or ""
+        if source not in self.libraries:
+            signatures = unit.signatures if unit is not None else self.signatures
+            path = build(source, self.build_kind)
+            code = _load(path)
+            self.libraries[source] = Library(path, code, _kernels(code, signatures))
+        return self.libraries[source]
+
     def touched(self) -> tuple[int, int]:
         """Bytes of device memory that the last launch read and wrote, each once; `races` build only."""
         bytes_read, bytes_written, totals = ctypes.c_size_t(), ctypes.c_size_t(), [0, 0]
+        if self.last is None:
+            return 0, 0
         for block in self.memory.blocks.values():
             place = ctypes.c_void_p(block.address), ctypes.c_size_t(block.n_bytes)
             counts = ctypes.byref(bytes_read), ctypes.byref(bytes_written)
-            self.library.emulator_touched(*place, *counts)
+            self.last.code.emulator_touched(*place, *counts)
             totals = [totals[0] + bytes_read.value, totals[1] + bytes_written.value]
         return totals[0], totals[1]
 
@@ -206,9 +230,9 @@ class EmulatedDriver:
     def _line(self, pc: int) -> str:
         """`file:line` of a return address, by binutils, which every g++ comes with."""
         tool = shutil.which("addr2line")
-        if tool is None:
+        if tool is None or self.last is None:
             return f"pc+{pc:#x}"
-        command = [tool, "-e", str(self.path), hex(pc - 1)]
+        command = [tool, "-e", str(self.last.path), hex(pc - 1)]
         said = subprocess.run(command, check=False, capture_output=True, text=True).stdout.strip()
         return os.path.basename(said.split(" ")[0]) or f"pc+{pc:#x}"
 
@@ -227,7 +251,7 @@ def _load(path: Path) -> ctypes.CDLL:
     return library
 
 
-def _kernels(library: ctypes.CDLL, signatures: dict[str, Signature]) -> dict[str, int]:
+def _kernels(library: ctypes.CDLL, signatures: Mapping[str, Signature]) -> dict[str, int]:
     """Each kernel's number; what the compiler deduced must be what was read from the source."""
     numbers: dict[str, int] = {}
     while raw := library.emulator_kernel(len(numbers)):

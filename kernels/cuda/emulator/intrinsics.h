@@ -81,6 +81,13 @@ inline int __dp4a(int a, int b, int c) {
     for (int i = 0; i < 32; i += 8) c += (int8_t)(a >> i) * (int8_t)(b >> i);
     return c;
 }
+// Byte i of the answer is the byte of the eight of a and b that the low three bits of nibble i of `select` name.
+inline unsigned __byte_perm(unsigned a, unsigned b, unsigned select) {
+    uint64_t bytes = (uint64_t)b << 32 | a;
+    unsigned out = 0;
+    for (int i = 0; i < 4; i++) out |= (unsigned)(bytes >> 8 * (select >> 4 * i & 7) & 255) << 8 * i;
+    return out;
+}
 template <class T> T __ldg(const T* p) { return *p; }
 inline float __half2float(__half h) { return (float)h; }
 inline __half __float2half(float f) { return (_Float16)f; }

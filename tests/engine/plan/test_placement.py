@@ -24,6 +24,7 @@ from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.kernels.formats import GRANULE, granules
+from hotcold.kernels.weight_table import WEIGHT_TYPES
 
 T = GGMLQuantizationType
 KINDS = [T.F32, T.F16, T.Q8_0, T.Q4_0, T.Q6_K]
@@ -328,12 +329,12 @@ def test_a_quantised_cache_is_counted_by_each_side() -> None:
 
 
 def test_what_has_no_kernel_stays_and_does_not_stop_the_rest() -> None:
-    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
+    model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), T.Q8_K, 32)
     model = replace(model, output=MODEL.output)
     plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
     entries = {entry.name: entry for entry in plan.weights}
     assert entries["blk.0.attn_q.weight"].side == "cpu"
-    assert "no kernel for Q4_K" in entries["blk.0.attn_q.weight"].why
+    assert "no kernel for Q8_K" in entries["blk.0.attn_q.weight"].why
     assert entries["output.weight"].side == "gpu"
     assert plan.totals.hot_rows == plan.totals.index == 0
     assert {cache.side for cache in plan.caches} == {"cpu"}  # of use beside its layer alone
@@ -347,7 +348,7 @@ def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
     model = build("small", shape, T.F16)
     biased = model.layers[0].ffn_up_bias is not None
     assert biased == (architecture == "opt")
-    attn_q = replace(model.layers[0].attn_q, type=T.Q4_K)
+    attn_q = replace(model.layers[0].attn_q, type=T.Q8_K)
     model = replace(model, layers=(replace(model.layers[0], attn_q=attn_q), model.layers[1]))
     plan = placement.plan(model, Wanted("exact", 64, 8), budget(1 << 30), None)
     entries = {entry.name: entry for entry in plan.weights}
@@ -359,10 +360,15 @@ def test_neurons_stay_where_their_biases_are(architecture: str) -> None:
     check_sums(plan)
 
 
-def test_a_sparse_ffn_takes_fewer_types_than_a_matrix() -> None:
-    model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q6_K, 32)
-    assert "no sparse FFN for Q6_K" in str(ffn_part(model.layers[0], "exact").obstacle)
-    assert not dense_part(model.layers[0], "exact").obstacle
+@pytest.mark.parametrize("sparsity", ["exact", "off"])
+def test_an_ffn_may_be_of_any_types(sparsity: str) -> None:
+    model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
+    layer = model.layers[0]
+    assert layer.ffn_gate is not None and layer.ffn_up is not None
+    mixed = replace(layer, ffn_up=replace(layer.ffn_up, type=T.Q6_K), ffn_gate=replace(layer.ffn_gate, type=T.F16))
+    assert not ffn_part(mixed, sparsity).obstacle
+    q4_k, q6_k = 256 // 256 * (16 + 16 + 16 + 128), 256 // 256 * (128 + 64 + 16 + 16)
+    assert neuron_bytes(mixed) == 2 * 256 + q6_k + q4_k
 
 
 def test_vectors_are_f32_on_the_device() -> None:
@@ -372,13 +378,9 @@ def test_vectors_are_f32_on_the_device() -> None:
     assert not dense_part(layer, "exact").obstacle
 
 
-@pytest.mark.parametrize("kind", [T.Q6_K, T.Q5_0])
-def test_types_of_powerinfers_files_are_on_the_device_but_for_a_sparse_ffn(kind: T) -> None:
+@pytest.mark.parametrize("kind", list(WEIGHT_TYPES))
+def test_no_type_stays_on_the_cpu_for_want_of_a_kernel(kind: T) -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 100, 64, "relu"), kind, 256)
     plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
-    entries = {entry.name: entry for entry in plan.weights}
-    assert entries["blk.0.attn_q.weight"].side == entries["blk.0.fc2.weight"].side == "gpu"
-    assert entries["output.weight"].side == "gpu"
-    assert entries["blk.0.ffn_up.weight"].side == "cpu"
-    assert f"no sparse FFN for {kind.name}" in entries["blk.0.ffn_up.weight"].why
+    assert {entry.side for entry in plan.weights if entry.role != "embedding"} == {"gpu"}
     assert {cache.side for cache in plan.caches} == {"gpu"}

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from operands import Array, Get, Put, Type, error, inputs, normal, random_matrix
+from operands import Array, Get, Put, Type, block_of, each_type, error, inputs, normal, random_matrix
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
@@ -15,14 +15,14 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
-from hotcold.kernels.formats import ACTIVATIONS, FFN_TYPES, QUANTISED, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.weight_table import QUANTISED
 
 pytestmark = pytest.mark.pairwise
-TYPES = sorted(FFN_TYPES)
 GATED = ["relu", "silu", "relu_both"]
 UNGATED = ["relu", "gelu"]
-SIZES = [(1, 32, 1.0), (150, 288, 0.3), (300, 64, 1.0), (3, 12288, 1.0)]
-"""Rows, their length, and the share of them that is active."""
+SIZES = [(1, 1, 1.0), (150, 9, 0.3), (300, 2, 1.0), (3, 48, 1.0)]
+"""Rows, blocks in a row, and the share of rows that is active."""
 
 
 class Ffn:
@@ -32,7 +32,7 @@ class Ffn:
         self,
         device: Device,
         put: Put,
-        weight_type: Type,
+        weight_types: Type | tuple[Type, ...],
         n_rows: int,
         n: int,
         n_tokens: int = 1,
@@ -40,10 +40,13 @@ class Ffn:
         has_gate: bool = True,
         has_bias: bool = True,
     ) -> None:
-        self.device, self.put, self.type, self.activation = device, put, weight_type, activation
+        self.device, self.put, self.activation = device, put, activation
+        n_matrices = 3 if has_gate else 2
+        self.types = weight_types if isinstance(weight_types, tuple) else (weight_types,) * n_matrices
         self.n_rows, self.n, self.x = n_rows, n, normal(n_tokens, n)
         self.has_gate, self.has_bias = has_gate, has_bias
-        self.weights = [random_matrix(weight_type, n_rows, n, seed) for seed in (4, 5, 6)[not has_gate :]]
+        seeds = (4, 5, 6)[not has_gate :]
+        self.weights = [random_matrix(t, n_rows, n, seed) for t, seed in zip(self.types, seeds, strict=True)]
         self.neurons = np.arange(3, 3 + 2 * n_rows, 2, dtype="i4")  # every other neuron, from the third on
         self.bias = 8 * normal(3 + 2 * n_rows, seed=7)
 
@@ -56,7 +59,8 @@ class Ffn:
         sum_groups(tokens, self.n_rows, self.n).launch(device, arguments, device.compute)
 
     def _work(self, n_tokens: int) -> Any:
-        return (sparse_gated_ffn if self.has_gate else sparse_ffn)(self.type, n_tokens, self.n_rows, self.n)
+        family: Any = sparse_gated_ffn if self.has_gate else sparse_ffn
+        return family(self.types, n_tokens, self.n_rows, self.n)
 
     def _given(self, active: NDArray[np.bool_]) -> tuple[Buffer, ...]:
         device, put, ids = self.device, self.put, np.full(active.shape, -1, "i4")
@@ -65,14 +69,14 @@ class Ffn:
         planes = [plane for w in self.weights for plane in w.planes(device, put)]
         bias = () if self.has_gate else (put(device, self.bias), put(device, self.neurons))
         lists = put(device, ids), put(device, active.sum(1, dtype="i4"))
-        return (*planes, *inputs(device, put, self.type, self.x), *bias, *lists)
+        return (*planes, *inputs(device, put, self.types[0], self.x), *bias, *lists)
 
     def _numbers(self) -> tuple[int, ...]:
         activation = ACTIVATIONS[self.activation]
         return (activation,) if self.has_gate else (int(self.has_bias), activation)
 
     def want(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
-        values, quantised = [w.values for w in self.weights], self.type in QUANTISED
+        values, quantised = [w.values for w in self.weights], self.types[0] in QUANTISED
         if self.has_gate:
             gate, up, down = values
             return ref.sparse_gated_ffn(self.x, gate, up, down, active, quantised, self.activation)
@@ -85,22 +89,30 @@ def assert_near(got: Array, want: Array) -> None:
     assert np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max())
 
 
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize("activation", GATED)
-@pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
+@pytest.mark.parametrize(("n_rows", "n_blocks", "share"), SIZES)
 def test_sparse_gated_ffn(
-    device: Device, put: Put, get: Get, weight_type: Type, activation: str, n_rows: int, n: int, share: float
+    device: Device,
+    put: Put,
+    get: Get,
+    weight_type: Type,
+    activation: str,
+    n_rows: int,
+    n_blocks: int,
+    share: float,
 ) -> None:
+    n = n_blocks * block_of(weight_type)
     ffn, y = Ffn(device, put, weight_type, n_rows, n, 2, activation), device.empty((2, n), "f4")
     active = np.random.default_rng(7).random((2, n_rows)) < share
     ffn.run(active, y)
     assert_near(get(device, y), ffn.want(active))
 
 
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize("activation", UNGATED)
 @pytest.mark.parametrize("has_bias", [True, False])
-@pytest.mark.parametrize(("n_rows", "n", "share"), SIZES)
+@pytest.mark.parametrize(("n_rows", "n_blocks", "share"), SIZES)
 def test_sparse_ffn(
     device: Device,
     put: Put,
@@ -109,9 +121,10 @@ def test_sparse_ffn(
     activation: str,
     has_bias: bool,
     n_rows: int,
-    n: int,
+    n_blocks: int,
     share: float,
 ) -> None:
+    n = n_blocks * block_of(weight_type)
     ffn = Ffn(device, put, weight_type, n_rows, n, 2, activation, has_gate=False, has_bias=has_bias)
     active, y = np.random.default_rng(7).random((2, n_rows)) < share, device.empty((2, n), "f4")
     ffn.run(active, y)
@@ -148,15 +161,15 @@ def test_a_group_may_have_more_rows_than_a_tile(device: Device, put: Put, get: G
 
 
 @pytest.mark.parametrize("has_gate", [True, False])
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_rows_that_are_not_active_are_never_read(
     open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type, has_gate: bool
 ) -> None:
-    answers = []
+    answers, n = [], 2 * block_of(weight_type)
     for spoil in (False, True):
         device = open_emulated()
-        ffn = Ffn(device, put, weight_type, 150, 64, has_gate=has_gate)
-        active, y = np.random.default_rng(7).random((1, 150)) < 0.3, device.empty((1, 64), "f4")
+        ffn = Ffn(device, put, weight_type, 150, n, has_gate=has_gate)
+        active, y = np.random.default_rng(7).random((1, 150)) < 0.3, device.empty((1, n), "f4")
         for matrix in ffn.weights:
             matrix.rows[~active[0]] = 0xFF if spoil else matrix.rows[~active[0]]
         ffn.run(active, y)
@@ -185,16 +198,16 @@ def test_a_nan_shows_where_its_row_is_read(
 
 
 @pytest.mark.parametrize("has_gate", [True, False])
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_the_bits_do_not_depend_on_order_or_build(
     open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type, has_gate: bool
 ) -> None:
-    answers = set()
+    answers, n = set(), 9 * block_of(weight_type)
     for order, build_kind in [(0, "checked"), (1, "checked"), (7, "checked"), (0, "fast"), (1234, "fast")]:
         device = open_emulated(order=order, build_kind=build_kind)
         activation = "silu" if has_gate else "gelu"
-        ffn = Ffn(device, put, weight_type, 150, 288, activation=activation, has_gate=has_gate)
-        y = device.empty((1, 288), "f4")
+        ffn = Ffn(device, put, weight_type, 150, n, activation=activation, has_gate=has_gate)
+        y = device.empty((1, n), "f4")
         ffn.run(np.ones((1, 150), bool), y)
         answers.add(get(device, y).tobytes())
     assert len(answers) == 1

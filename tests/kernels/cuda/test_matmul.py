@@ -5,21 +5,20 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
-from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst_error
+from operands import Array, Get, Put, Type, block_of, each_type, inputs, normal, random_matrix, worst_error
 
-from hotcold.errors import DeviceError
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
-from hotcold.kernels.formats import KERNEL_TYPES, QUANTISED
+from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
-PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
+PLAIN = sorted(set(WEIGHT_TYPES) - QUANTISED)
 SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]
-"""Tokens, rows, and blocks of 32 (of 256 for Q6_K) in a row."""
+"""Tokens, rows, and blocks in a row."""
 
 
 Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
@@ -40,16 +39,16 @@ def product(put: Put, get: Get) -> Product:
     return run
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize(("n_tokens", "n_rows", "n_blocks"), SIZES)
 def test_matmul(
     device: Device, product: Product, weight_type: Type, n_tokens: int, n_rows: int, n_blocks: int
 ) -> None:
-    n = n_blocks * (256 if weight_type == Type.Q6_K else 32)
+    n = n_blocks * block_of(weight_type)
     assert worst_error(*product(device, weight_type, n_tokens, n_rows, n)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_long_rows(device: Device, product: Product, weight_type: Type) -> None:
     assert worst_error(*product(device, weight_type, 2, 3, 12288)) < 1e-5
 
@@ -74,7 +73,7 @@ def test_epilogue(device: Device, put: Put, get: Get, weight_type: Type) -> None
     assert worst_error(get(device, y), residual + ref.relu(want + bias)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_the_bits_do_not_depend_on_order_or_build(
     open_emulated: Callable[..., Device], product: Product, weight_type: Type
 ) -> None:
@@ -85,7 +84,7 @@ def test_the_bits_do_not_depend_on_order_or_build(
     assert len(answers) == 1
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_the_bits_of_a_token_do_not_depend_on_its_batch(
     open_emulated: Callable[..., Device], product: Product, weight_type: Type
 ) -> None:
@@ -98,20 +97,16 @@ def test_the_tile_is_that_of_the_source() -> None:
     assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (SOURCES / "matmul.cu").read_text()
 
 
+@pytest.mark.parametrize("weight_type", [Type.Q8_0, Type.Q4_K], ids=lambda t: t.name)
 @pytest.mark.parametrize("missing", [0, 32])
 def test_the_kernel_uses_the_shared_memory_that_is_planned(
-    open_emulated: Callable[..., Device], put: Put, missing: int
+    open_emulated: Callable[..., Device], put: Put, missing: int, weight_type: Type
 ) -> None:
-    """With 32 bytes less, the scales of the last inputs lie outside."""
-    device, n, weight_type = open_emulated(), 128, Type.Q8_0
+    """With 32 bytes less, the scales of the last inputs, or their sums, lie outside."""
+    device, n = open_emulated(), 4 * block_of(weight_type)
     w, x, y = random_matrix(weight_type, 1, n), normal(64, n), device.empty(64, "f4")
     work = matmul(weight_type, 64, 1, n)
     arguments = (*w.planes(device, put), *inputs(device, put, weight_type, x), y, y, y, 1, n, 0, 64)
     replace(work, shared=work.shared - missing).launch(device, arguments, device.compute)
     with pytest.raises(KernelFault, match="bad memory access") if missing else nullcontext():
         device.synchronize()
-
-
-def test_a_type_without_kernels_is_refused() -> None:
-    with pytest.raises(DeviceError, match="Q4_K.*F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q6_K"):
-        matmul(Type.Q4_K, 2, 1, 256)

@@ -6,16 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from operands import Array, Get, Put, Type, normal, random_matrix, worst_error
+from operands import Array, Get, Put, Type, block_of, each_type, normal, random_matrix, worst_error
 
-from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.formats import FFN_TYPES, QUANTISED
+from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
-TYPES = sorted(FFN_TYPES)
 Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
 
 
@@ -34,21 +32,24 @@ def product(put: Put, get: Get) -> Product:
     return run
 
 
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
-@pytest.mark.parametrize(("n_tokens", "n_rows", "n"), [(1, 1, 32), (2, 33, 96), (70, 70, 160), (17, 700, 64)])
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize(
+    ("n_tokens", "n_rows", "n_blocks"), [(1, 1, 1), (2, 33, 3), (70, 70, 5), (17, 700, 2)]
+)
 def test_matmul_transposed(
-    device: Device, product: Product, weight_type: Type, n_tokens: int, n_rows: int, n: int
+    device: Device, product: Product, weight_type: Type, n_tokens: int, n_rows: int, n_blocks: int
 ) -> None:
+    n = n_blocks * block_of(weight_type)
     assert worst_error(*product(device, weight_type, n_tokens, n_rows, n)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES - QUANTISED), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", sorted(set(WEIGHT_TYPES) - QUANTISED), ids=lambda t: t.name)
 @pytest.mark.parametrize("n", [1, 7, 41, 129])
 def test_plain_rows_of_any_length(device: Device, product: Product, weight_type: Type, n: int) -> None:
     assert worst_error(*product(device, weight_type, 3, 40, n)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", TYPES, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_the_bits_depend_on_nothing_but_the_token(
     open_emulated: Callable[..., Device], product: Product, weight_type: Type
 ) -> None:
@@ -57,7 +58,7 @@ def test_the_bits_depend_on_nothing_but_the_token(
     answers = set()
     for order, build_kind, n_tokens in runs:
         device = open_emulated(order=order, build_kind=build_kind)
-        answers.add(product(device, weight_type, n_tokens, 70, 96)[0][:2].tobytes())
+        answers.add(product(device, weight_type, n_tokens, 70, 3 * block_of(weight_type))[0][:2].tobytes())
     assert len(answers) == 1
 
 
@@ -72,8 +73,3 @@ def test_the_kernel_uses_the_shared_memory_that_is_planned(
     replace(work, shared=work.shared - missing).launch(device, arguments, device.compute)
     with pytest.raises(KernelFault, match="bad memory access") if missing else nullcontext():
         device.synchronize()
-
-
-def test_a_type_without_kernels_is_refused() -> None:
-    with pytest.raises(DeviceError, match="Q6_K.*F32, F16, BF16, Q8_0, Q4_0[)]"):
-        matmul_transposed(Type.Q6_K, 2, 1, 256)

@@ -6,25 +6,22 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from operands import Array, Get, Put, Type, inputs, normal, random_matrix, worst_error
+from operands import Array, Get, Put, Type, block_of, each_type, inputs, normal, random_matrix, worst_error
 
-from hotcold.errors import DeviceError
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_OTHER
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES
-from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec3, matvec_mask
-from hotcold.kernels.formats import FFN_TYPES, KERNEL_TYPES, QUANTISED, mask_words
+from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec_mask
+from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.formats import mask_words
+from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
 F32 = NDArray[np.float32]
-PLAIN = sorted(set(KERNEL_TYPES) - QUANTISED)
-SIZES = [(1, 1, 32), (1, 9, 64), (2, 17, 288), (1, 3, 12288)]
-"""Tokens, rows and their length for every type but Q6_K, whose blocks are longer."""
-CASES: list[tuple[Type, int, int, int]] = [
-    (t, *size) for t in KERNEL_TYPES if t != Type.Q6_K for size in SIZES
-]
-CASES += [(Type.Q6_K, *size) for size in [(1, 1, 256), (2, 9, 512), (1, 17, 2304), (1, 3, 12288)]]
+PLAIN = sorted(set(WEIGHT_TYPES) - QUANTISED)
+SIZES = [(1, 1, 1), (1, 9, 2), (2, 17, 9), (1, 3, 48)]
+"""Tokens, rows, and blocks in a row."""
 
 
 def name_of(value: object) -> str:
@@ -38,10 +35,12 @@ def finish(product: NDArray[np.float64], bias: F32, residual: F32, flags: int) -
     return residual + y if flags & HAS_RESIDUAL else y
 
 
-@pytest.mark.parametrize(("weight_type", "n_tokens", "n_rows", "n"), CASES, ids=name_of)
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize(("n_tokens", "n_rows", "n_blocks"), SIZES)
 def test_matvec(
-    device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int, n: int
+    device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int, n_blocks: int
 ) -> None:
+    n = n_blocks * block_of(weight_type)
     w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
     y = device.empty((n_tokens, n_rows), "f4")
     arguments = (*w.planes(device, put), *inputs(device, put, weight_type, x), y, y, y, n_rows, n, 0)
@@ -87,13 +86,13 @@ def test_the_flags_are_those_of_the_headers() -> None:
     assert flags == want and len(set(want.values())) == 4
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=name_of)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize("n_rows", [(1, 1, 1), (20, 9, 3), (16, 8, 8)])
 @pytest.mark.parametrize("flags", [0, HAS_BIAS])
 def test_three_matrices_at_once_are_three_products(
     device: Device, put: Put, get: Get, weight_type: Type, n_rows: tuple[int, int, int], flags: int
 ) -> None:
-    n, tokens = 96, 2
+    n, tokens = 3 * block_of(weight_type), 2
     planes = [random_matrix(weight_type, rows, n, rows).planes(device, put) for rows in n_rows]
     biases = [put(device, normal(rows, seed=rows)) for rows in n_rows]
     x = inputs(device, put, weight_type, normal(tokens, n))
@@ -103,12 +102,12 @@ def test_three_matrices_at_once_are_three_products(
         matvec(weight_type, tokens, rows, n, flags).launch(device, arguments, device.compute)
     all_planes = [plane for of_one in planes for plane in of_one]
     arguments = (*all_planes, *x, *biases, *together, *n_rows, n, flags)
-    matvec3(weight_type, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
+    matvec3((weight_type,) * 3, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
     for a, b in zip(apart, together, strict=True):
         assert get(device, a).tobytes() == get(device, b).tobytes()
 
 
-@pytest.mark.parametrize("weight_type", sorted(KERNEL_TYPES), ids=name_of)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize(("n_tokens", "n_rows"), [(1, 1), (3, 32), (1, 33), (2, 131)])
 def test_mask(device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int) -> None:
     n, words = 256, mask_words(n_rows)
@@ -141,7 +140,7 @@ def test_nan_and_the_threshold_itself_count_as_active(device: Device, put: Put, 
     assert get(device, mask).tolist() == [0b0111, 0]
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=name_of)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_the_bits_do_not_depend_on_order_or_build(
     open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type
 ) -> None:
@@ -153,10 +152,3 @@ def test_the_bits_do_not_depend_on_order_or_build(
         matvec(weight_type, 1, 20, n).launch(device, arguments, device.compute)
         answers.add(get(device, y).tobytes())
     assert len(answers) == 1
-
-
-def test_a_type_without_kernels_is_refused() -> None:
-    with pytest.raises(DeviceError, match="Q4_K.*F32, F16, BF16, Q8_0, Q4_0, Q5_0, Q6_K"):
-        matvec(Type.Q4_K, 1, 1, 256)
-    with pytest.raises(DeviceError, match="Q5_0.*F32, F16, BF16, Q8_0, Q4_0[)]"):
-        matvec3(Type.Q5_0, 1, (1, 1, 1), 256)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
+from operands import Matrix, block_of, each_type, random_matrix
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
@@ -23,7 +24,9 @@ from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gate
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import RELU, matvec, matvec3, matvec_mask
+from hotcold.kernels.cuda.matvec import RELU, matvec, matvec_mask
+from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.cuda.planes import to_planes
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
@@ -32,17 +35,8 @@ from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import (
-    ACTIVATIONS,
-    FFN_TYPES,
-    KERNEL_TYPES,
-    KV_TYPES,
-    QUANTISED,
-    device_row_bytes,
-    mask_words,
-    n_groups,
-    n_parts,
-)
+from hotcold.kernels.formats import ACTIVATIONS, KV_TYPES, mask_words, n_groups, n_parts
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 pytestmark = pytest.mark.pairwise
 Type = GGMLQuantizationType
@@ -82,29 +76,34 @@ def floats(device: Device, n: int) -> Buffer:
 
 def unpadded(weight_type: Type) -> int:
     """A row length that needs no padding in any plane."""
-    return 2048 if weight_type == Type.Q6_K else 512
+    return 2048 if block_of(weight_type) == 256 else 512
 
 
-def quantised(device: Device, n: int) -> tuple[Buffer, Buffer, Buffer]:
-    """one token's rounded input, all 1."""
+def row_of(weight_type: Type, n: int) -> Matrix:
+    """The one row that all weights here are made of."""
+    return random_matrix(weight_type, 1, n, seed=5)
+
+
+def inputs(device: Device, weight_type: Type, n: int, n_tokens: int = 1) -> tuple[Buffer, ...]:
+    """+1 and -1, whose product with the row is positive; rounded to themselves where the type wants that."""
+    signs = np.where(row_of(weight_type, n).values < 0, -1, 1).repeat(n_tokens, 0)
+    if weight_type not in QUANTISED:
+        return (filled(device, signs.astype("f4")),)
+    sums = signs.reshape(-1, 32).sum(1)
     return (
-        filled(device, np.ones(n, "i1")),
-        ones(device, n // 32),
-        filled(device, np.full(n // 32, 32, "i4")),
+        filled(device, signs.astype("i1")),
+        ones(device, n_tokens * n // 32),
+        filled(device, sums.astype("i4")),
     )
 
 
-def inputs(device: Device, weight_type: Type, n: int) -> tuple[Buffer, ...]:
-    return quantised(device, n) if weight_type in QUANTISED else (ones(device, n),)
-
-
-def weights(device: Device, weight_type: Type, n_rows: int, n: int) -> tuple[Buffer, ...]:
-    """Positive numbers."""
-    packed = filled(device, np.full(n_rows * device_row_bytes(weight_type, n), 0x3B, "u1"))
-    planes = weight_planes(packed, weight_type, n_rows, n)
-    if weight_type in (Type.Q4_0, Type.Q5_0):
-        planes[-1].array[:] = 0xBB  # two nibbles of 11, which stand for 3
-    return planes
+def weights(device: Device, weight_type: Type, n_rows: int, n: int, zeros: Any = ()) -> tuple[Buffer, ...]:
+    """Equal rows, but for those of zeros."""
+    rows = row_of(weight_type, n).rows.repeat(n_rows, 0)
+    rows[list(zeros)] = 0
+    held = np.empty(n_rows * device_row_bytes(weight_type, n), np.uint8)
+    to_planes(rows, weight_type, held)
+    return weight_planes(filled(device, held), weight_type, n_rows, n)
 
 
 def test_rows_and_vectors(device: Device, touched: Touched) -> None:
@@ -138,7 +137,7 @@ def test_compact(device: Device, touched: Touched) -> None:
     assert touched(work, (*arguments, *outs, n, 10)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
     rows, n = 20, unpadded(weight_type)
     y = device.empty(rows, "f4")
@@ -149,61 +148,59 @@ def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", list(KERNEL_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
     tokens, rows, n = 3, 70, unpadded(weight_type)
     y, residual, bias = device.empty(tokens * rows, "f4"), ones(device, tokens * rows), ones(device, rows)
-    given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, tokens * n), bias, residual)
+    given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n, tokens), bias, residual)
     for flags in (0, HAS_BIAS | HAS_RESIDUAL | RELU):
         work = matmul(weight_type, tokens, rows, n, flags)
         arguments = (*given, y, rows, n, flags, tokens)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_matmul_transposed(device: Device, touched: Touched, weight_type: Type) -> None:
-    tokens, rows, n = 3, 70, 512
+    tokens, rows, n = 3, 70, unpadded(weight_type)
     given = (*weights(device, weight_type, rows, n), ones(device, tokens, rows), floats(device, tokens * n))
     work = matmul_transposed(weight_type, tokens, rows, n)
     assert touched(work, (*given, rows, n, tokens)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_three_matrices_at_once(device: Device, touched: Touched, weight_type: Type) -> None:
-    rows, n, total = (20, 9, 3), 512, 32
+    rows, n, total = (20, 9, 3), unpadded(weight_type), 32
     planes = [plane for count in rows for plane in weights(device, weight_type, count, n)]
     biases, outs = ([make(device, count) for count in rows] for make in (ones, floats))
     given = (*planes, *inputs(device, weight_type, n), *biases, *outs)
     for flags in (0, HAS_BIAS):
-        work = matvec3(weight_type, 1, rows, n, flags)
+        work = matvec3((weight_type,) * 3, 1, rows, n, flags)
         assert work.bytes_written == 4 * total
         assert touched(work, (*given, *rows, n, flags)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_mask(device: Device, touched: Touched, weight_type: Type) -> None:
-    rows, n = 70, 512
+    rows, n = 70, unpadded(weight_type)
     mask = device.empty(mask_words(rows), "u4")
     given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n), mask)
     work = matvec_mask(weight_type, 1, rows, n)
     assert touched(work, (*given, rows, n, 0.5)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
     """The gates of 12 of 20 rows are shut, and their up rows not read, with ReLU."""
-    rows, n = 20, 512
-    gate, up = (weights(device, weight_type, rows, n) for _ in range(2))
-    values = gate[0]  # the plain values, or the scales
-    values.array.reshape(rows, -1)[:12] = 0
+    rows, n = 20, unpadded(weight_type)
+    gate, up = weights(device, weight_type, rows, n, range(12)), weights(device, weight_type, rows, n)
     h, x = device.empty(rows, "f4"), inputs(device, weight_type, n)
     for activation, n_open in (("relu", 8), ("silu", 20)):
-        work = gated_ffn_hidden(weight_type, 1, rows, n, n_open)
+        work = gated_ffn_hidden((weight_type,) * 2, 1, rows, n, n_open)
         arguments = (*gate, *up, *x, h, rows, n, ACTIVATIONS[activation])
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
 def test_sparse_gated_ffn(
     device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
@@ -212,31 +209,29 @@ def test_sparse_gated_ffn(
 
     So, but for silu, are their up rows. Down rows whose hidden value is zero are not read.
     """
-    rows, n, active = 150, 256, np.arange(0, 150, 5)
-    gate, up, down = (weights(device, weight_type, rows, n) for _ in range(3))
-    values = gate[0]  # the plain values, or the scales: zero shuts the gate
-    values.array.reshape(rows, -1)[active[:10]] = 0
+    rows, n, active = 150, unpadded(weight_type), np.arange(0, 150, 5)
+    gate = weights(device, weight_type, rows, n, active[:10])
+    up, down = (weights(device, weight_type, rows, n) for _ in range(2))
     ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
     ids.array[: len(active)] = active
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_gated_ffn(weight_type, 1, rows, n, n_active=30, n_open=n_open)
+    work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, n_active=30, n_open=n_open)
     unread = (n_open - 20) * device_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
     arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
     assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", sorted(FFN_TYPES), ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
     """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""
-    rows, n, active = 150, 256, np.arange(0, 150, 5)
-    up, down = (weights(device, weight_type, rows, n) for _ in range(2))
-    up[0].array.reshape(rows, -1)[active[:10]] = 0
+    rows, n, active = 150, unpadded(weight_type), np.arange(0, 150, 5)
+    up, down = (weights(device, weight_type, rows, n, zeros) for zeros in (active[:10], ()))
     ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
     ids.array[: len(active)] = active
     bias, neurons = filled(device, np.zeros(rows, "f4")), filled(device, np.arange(rows, dtype="i4"))
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_ffn(weight_type, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
+    work = sparse_ffn((weight_type,) * 2, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
     numbers = rows, n, int(has_bias), ACTIVATIONS["relu"]
     arguments = (*up, *down, *x, bias, neurons, ids, count, partial, *numbers)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)

@@ -1,5 +1,6 @@
 """Every kernel compiled for six architectures, without a driver."""
 
+import re
 import runpy
 from pathlib import Path
 
@@ -10,26 +11,34 @@ from hotcold.kernels.cuda.device import nvrtc as module
 from hotcold.kernels.cuda.device.nvrtc import Nvrtc, Resources, Target, build_code, read_resources, target_for
 from hotcold.kernels.cuda.device.occupancy import MULTIPROCESSORS, blocks_at_once, occupancy
 from hotcold.kernels.cuda.device.signatures import MAX_STATIC_SHARED, read_signatures
-from hotcold.kernels.cuda.device.sources import SOURCES, families, program
+from hotcold.kernels.cuda.device.sources import SOURCES, families, program, typed_families
+from hotcold.kernels.cuda.device.units import ENDINGS, of_type, untyped
 from hotcold.kernels.cuda.work import BLOCK
-from hotcold.kernels.formats import KERNEL_TYPES
+from hotcold.kernels.formats import KV_TYPES
 
 MOST_REGISTERS = 80
 LEAST_OCCUPANCY = 3 / 8
-QUICK_ARCHITECTURE = 80  # all kernels take half a minute to compile for one
+QUICK_ARCHITECTURE, QUICK = 80, ("no type", "q4_0", "q4_K")  # a type takes some seconds to compile for one
 
 TESTS = Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize(
-    "architecture",
-    [a if a == QUICK_ARCHITECTURE else pytest.param(a, marks=pytest.mark.slow) for a in MULTIPROCESSORS],
+    ("architecture", "ending"),
+    [
+        pytest.param(
+            a, ending, marks=[] if a == QUICK_ARCHITECTURE and ending in QUICK else [pytest.mark.slow]
+        )
+        for a in MULTIPROCESSORS
+        for ending in ("no type", *ENDINGS)
+    ],
 )
-def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: int) -> None:
-    compiled = nvrtc.compile(program(), Target(architecture), ("--ptxas-options=-v",))
+def test_every_kernel_compiles_within_its_ceilings(nvrtc: Nvrtc, architecture: int, ending: str) -> None:
+    unit = untyped() if ending == "no type" else of_type(ending)
+    compiled = nvrtc.compile(unit.source, Target(architecture), ("--ptxas-options=-v",))
     needs = read_resources(compiled.log)
     assert compiled.code.startswith(b"\x7fELF") and "warning" not in compiled.log
-    assert set(needs) == set(read_signatures(program()))
+    assert set(needs) == set(unit.signatures)
     for kernel, resources in needs.items():
         assert resources.spilled == resources.stack == 0, kernel
         assert 0 < resources.registers <= MOST_REGISTERS, kernel
@@ -149,12 +158,12 @@ def test_occupancy_by_hand(architecture: int, resources: Resources, block: int, 
 def test_every_kernel_has_its_sizes_beside_it() -> None:
     for path in families():
         sizes = path.with_suffix(".py").read_text()
-        for kernel in read_signatures(program(path)):
-            of_type = any(
-                kernel.endswith(f"_{suffix}") and f'f"{kernel.removesuffix(suffix)}{{' in sizes
-                for suffix in KERNEL_TYPES.values()
-            )
-            assert of_type or f'Work("{kernel}"' in sizes, kernel
+        for kernel in read_signatures(program(path, types=[("f32",)])):
+            if path in typed_families():
+                assert f'kernel_name("{kernel.removesuffix("_f32")}", ' in sizes, kernel
+            else:
+                family = re.sub(rf"_({'|'.join(KV_TYPES)})$", "", kernel)
+                assert re.search(rf'"({kernel}"|{family}_\{{)', sizes), kernel
 
 
 @pytest.mark.slow

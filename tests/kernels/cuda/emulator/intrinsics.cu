@@ -63,6 +63,7 @@ KERNEL arithmetic(const int* a, const int* b, int* out) {
     out[64 * row++ + t] = (int)__int_as_float(__float_as_int((float)(a[t] >> 8)));
     out[64 * row++ + t] = min(a[t], b[t]);
     out[64 * row++ + t] = max(a[t], b[t]);
+    out[64 * row++ + t] = (int)__byte_perm((unsigned)a[t], (unsigned)b[t], (unsigned)(a[t] ^ b[t]) & 0x7777);
 }
 
 // Floats: what the emulated device takes from the C library.

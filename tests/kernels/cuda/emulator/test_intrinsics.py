@@ -77,10 +77,15 @@ def test_arithmetic(own_device: Device, put: Callable[..., Any], get: Callable[.
     rng = np.random.default_rng(0)
     a, b = rng.integers(-(2**31), 2**31, (2, 64)).astype("i4")
     a[:3] = 0, 1, -1
-    out = own_device.empty((9, 64), "i4")
+    out = own_device.empty((10, 64), "i4")
     own_device.launch("arithmetic", 1, 64, (put(own_device, a), put(own_device, b), out), own_device.compute)
     bytes_of = [v.view("i1").reshape(-1, 4).astype("i4") for v in (a, b)]
     bits = [f"{int(v) & 0xFFFFFFFF:032b}" for v in a]
+    eight = np.concatenate([v.view("u1").reshape(-1, 4) for v in (a, b)], 1)
+    selected = [
+        [row[(int(x) & 0xFFFFFFFF) >> 4 * i & 7] for i in range(4)]
+        for row, x in zip(eight, a ^ b, strict=True)
+    ]
     want = [
         (bytes_of[0] * bytes_of[1]).sum(1) + 3,
         a,
@@ -91,6 +96,7 @@ def test_arithmetic(own_device: Device, put: Callable[..., Any], get: Callable[.
         a >> 8,
         np.minimum(a, b),
         np.maximum(a, b),
+        np.array(selected, "u1").view("i4")[:, 0],
     ]
     assert get(own_device, out).tolist() == [np.asarray(row, "i4").tolist() for row in want]
 

@@ -29,7 +29,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def text_of(file: str) -> str:
     path = SOURCES / file
-    return program(path if path.is_file() else Path(__file__).with_name(file))
+    types = [("f32",), ("f16",)]
+    return program(path if path.is_file() else Path(__file__).with_name(file), types=types)
 
 
 def place_of(source: str, snippet: str) -> str:
