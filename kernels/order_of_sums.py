@@ -68,6 +68,7 @@ def dots_of_blocks_in_order(
     minima: F32 | None,
     x: F32,
     fma: FMA = fma,
+    parts: NDArray[np.int32] | None = None,
 ) -> F32:
     """w . x of quantised rows, by blocks of 32 numbers scale * q + minimum.
 
@@ -77,10 +78,12 @@ def dots_of_blocks_in_order(
         a = fma(minimum, d * float(sum of x), a),
 
     d being the scale of the input; at last the chains are folded. A K type's parts of 32 count as
-    blocks; where its parts of 16 have integer scales of their own (Q6_K), q has been multiplied by them.
+    blocks; where its parts of 16 have integer scales of their own (Q6_K), q has been multiplied by them. Where they
+    have integers of their own for the minimum (Q2_K), the sum of x is one of x times these.
 
     Args:
         numbers: [n_rows, n_blocks, 32]. scales, minima: [n_rows, n_blocks]. x: [k].
+        parts: [n_rows, n_blocks, 2], the integers that multiply the minimum of the first and the second 16.
 
     Returns:
         float32 [n_rows].
@@ -88,13 +91,15 @@ def dots_of_blocks_in_order(
     q, d = quantise(x)
     blocks = q.reshape(-1, BLOCK).astype(np.int32)
     sums = (numbers * blocks).sum(-1, dtype=np.int32).astype(np.float32)
-    of_x = d * blocks.sum(-1, dtype=np.int32).astype(np.float32)
+    halves = blocks.reshape(-1, 2, BLOCK // 2).sum(-1, dtype=np.int32)
+    of_x = d * (halves if parts is None else halves * parts).sum(-1, dtype=np.int32).astype(np.float32)
+    of_x = np.broadcast_to(of_x, scales.shape)
     chains = np.zeros((BLOCK_CHAINS, len(numbers)), np.float32)
     for c in range(len(blocks)):
         chain = chains[c % BLOCK_CHAINS]
         chain[:] = fma(sums[:, c], scales[:, c] * d[c], chain)
         if minima is not None:
-            chain[:] = fma(minima[:, c], of_x[c : c + 1], chain)
+            chain[:] = fma(minima[:, c], of_x[:, c], chain)
     return folded(chains)
 
 

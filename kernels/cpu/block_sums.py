@@ -49,7 +49,7 @@ def _add_window(b: Builder, kind: BlockType, acc: Value, window: Window, x: Valu
     lanes = [kind.group_lanes(b, window, g, n, b.add(x, I64(GROUP_BYTES * g))) for g, n in groups]
     sums = _sums_of_four(b, lanes)
     offsets = kind.offsets(b, window, x)
-    return kind.add_blocks(b, acc, sums if offsets is None else b.add(sums, offsets), window.factors, x)
+    return kind.add_blocks(b, acc, sums if offsets is None else b.add(sums, offsets), window, x)
 
 
 def _add_group(b: Builder, kind: BlockType, acc: Value, group: Group, x: Value, g: Value) -> Value:
@@ -63,8 +63,8 @@ def _add_group(b: Builder, kind: BlockType, acc: Value, group: Group, x: Value, 
         sums = b.add(sums, offsets)
     groups = ir.Constant(VT(I32, 16), [lane % 4 for lane in range(16)])
     own = b.icmp_unsigned("==", groups, simd.splat(b, b.trunc(g, I32), 16))
-    factors = [simd.half_to_float(b, halfs) for halfs in group.halfs]
-    return kind.add_blocks(b, acc, sums, factors, x, own)
+    factors = [kind.factor(b, codes) for codes in group.codes]
+    return kind.add_blocks(b, acc, sums, Window([], factors), x, own)
 
 
 Add = Callable[[Callable[[Value, Value], Value], Value], None]

@@ -18,13 +18,18 @@ from hotcold.kernels.cpu.simd import (
 )
 
 
+def takes_unsigned_bytes() -> bool:
+    """Whether `dot_bytes` takes all of 0..255: vpdpbusd does, pmaddubsw would saturate."""
+    return {"avx512f", "avx512vnni"} <= target_features()
+
+
 def dot_bytes(b: Builder, acc: Value, u: Value, s: Value) -> Value:
     """acc <16 x i32> += sums of 4 neighbouring products of u and s (int8), <64 x i8> each.
 
     u is unsigned: up to 128, since pmaddubsw saturates above; up to 255 where AVX-512 VNNI exists.
     """
     features = target_features()
-    if {"avx512f", "avx512vnni"} <= features:
+    if takes_unsigned_bytes():
         return call(b, "llvm.x86.avx512.vpdpbusd.512", VT(I32, 16), acc, u, s)
     if {"avx512f", "avx512bw"} <= features:
         pairs = call(b, "llvm.x86.avx512.pmaddubs.w.512", VT(I16, 32), u, s)

@@ -15,7 +15,6 @@ _COUNTER_SYMBOL = "hotcold_counted_bytes"
 llvmlite.binding.add_symbol(_COUNTER_SYMBOL, _COUNTER.ctypes.data)
 
 
-
 def counted_bytes() -> int:
     """Bytes of rows that all kernels have read so far, in a checking build; else 0."""
     return int(_COUNTER[0])

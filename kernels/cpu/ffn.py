@@ -5,11 +5,8 @@ from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
-from hotcold.kernels.cpu.weights import BLOCK
 
 LISTED = 240  # most listed rows between the gate, up and down passes
-WIDE_COLUMNS = 4096  # of a row that is widened to float32, in the room for scales
-SCALED_COLUMNS = rows.SCALES_BYTES // 4 * BLOCK  # whose scales `add_rows` has room for
 
 WORD = 64  # rows whose states a word of bits holds
 FEW_TOKENS = 16  # up to which a batch reads memory more than it computes
@@ -21,7 +18,7 @@ DOWN_TOKENS = (16, 64)  # likewise
 
 # this file's part of a thread's scratch memory, in bytes
 _LIVE, _GATES, _ADDRESSES, _AHEAD, _FACTORS = 0, 2048, 3072, 3104, 3136
-_COLUMNS, _DOTS, _TOKENS, _SCALES = 3200, 3328, 3392, 4096
+_COLUMNS, _DOTS, _TOKENS = 3200, 3328, 3392
 _ROW_WORDS, _ROWS = 4096, 4096 + 8 * SEGMENTS[0]  # of a batch's gates and ups
 _WORDS, _WIDE = 4096, 8192  # of its sums
 _SUMS = _WIDE + 4 * WORD * DOWN_COLUMNS[0]
@@ -173,9 +170,6 @@ def add_listed(
     addresses, ahead, factors = scratch + _ADDRESSES, scratch + _AHEAD, scratch + _FACTORS
     if n == 0:
         return
-    if not rows.is_in_sparse_ffn(type_id):
-        _add_widened(type_id, w, stride, live, coefficients, n, first, last, scratch + _SCALES, acc)
-        return
     for i in range(0, n, ROWS):
         for j in range(ROWS):
             r = load_i64(live + 8 * min(i + j, n - 1))
@@ -184,40 +178,7 @@ def add_listed(
             store_i64(ahead + 8 * j, (later - r) * stride)
             factor = load_f32(coefficients + 4 * (i + j)) if i + j < n else operations.to_f32(0.0)
             store_f32(factors + 4 * j, factor)
-        for begin in range(first, last, SCALED_COLUMNS):
-            end = min(begin + SCALED_COLUMNS, last)
-            rows.add_rows(type_id, acc, addresses, factors, begin, end, ahead, scratch + _SCALES)
-
-
-@compiled
-def _add_widened(
-    type_id: int,
-    w: int,
-    stride: int,
-    live: int,
-    coefficients: int,
-    n: int,
-    first: int,
-    last: int,
-    wide: int,
-    acc: int,
-) -> None:
-    """`add_listed` for types that have no sums of rows of their own: each row as float32 first.
-
-    Args:
-        wide: address of WIDE_COLUMNS float32 of the thread's own memory.
-    """
-    for i in range(n):
-        row = w + load_i64(live + 8 * i) * stride
-        factor = operations.splat16(load_f32(coefficients + 4 * i))
-        for begin in range(first, last, WIDE_COLUMNS):
-            n_columns = min(WIDE_COLUMNS, last - begin)
-            rows.widen_row(type_id, row + rows.column_offset(type_id, begin), n_columns, wide)
-            for at in range(0, 4 * n_columns, 64):
-                to = acc + 4 * begin + at
-                operations.store16(
-                    to, operations.fma16(factor, operations.load16(wide + at), operations.load16(to))
-                )
+        rows.add_rows(type_id, acc, addresses, factors, first, last, ahead)
 
 
 @compiled
@@ -418,7 +379,7 @@ def down_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  
     Where tokens want few rows, each adds its own, which the others find in the cache. Where they want many,
     a row is widened once for all of them. The sums are those of op.n_parts pieces, as in `ffn_pieces` and REDUCE.
     """
-    if rows.is_in_sparse_ffn(op.w_type) and _wanted(op, n_tokens) < FEW_ROWS * op.n_rows * n_tokens:
+    if _wanted(op, n_tokens) < FEW_ROWS * op.n_rows * n_tokens:
         _down_listed(op, first, last, n_tokens, scratch)
         return
     columns, tokens = DOWN_COLUMNS[0], DOWN_TOKENS[0]

@@ -4,22 +4,14 @@ The numbers of a block are taken in two halves of 128, as they meet a packed gro
 numbered 4 h to 4 h + 3, and of those the numbers 0..15 ("part 0") and 16..31 ("part 1"), <64 x i8> each.
 """
 
-from typing import Any
+from collections.abc import Sequence
 
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_dots import dot_bytes
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
-from hotcold.kernels.cpu.weights import (
-    FIRST_SUMS,
-    HIGH,
-    LOW,
-    SUMS,
-    BlockType,
-    Window,
-    block_lane,
-)
+from hotcold.kernels.cpu.weights import BlockType, Window, block_lane, split_nibbles
+from hotcold.kernels.cpu.weights_of_32 import IQ4_NL
 
 
 class KType(BlockType):
@@ -54,12 +46,35 @@ class KType(BlockType):
         return [self.numbers(b, at, half) for at in blocks for half in (0, 1)]
 
 
-def lanes_of_pair(b: Builder, first: Value, second: Value, where: list[int]) -> Value:
+def lanes_of_pair(b: Builder, pair: Sequence[Value], where: list[int]) -> Value:
     """A window's vector from those of its two blocks; `where` are the lanes of a block's 8 parts."""
+    first, second = pair
     lanes = [0] * 16
     for c in range(16):
         lanes[block_lane(c)] = 16 * (c // 8) + where[c % 8]
     return simd.shuffle(b, first, second, lanes)
+
+
+def parts_of_pair(b: Builder, first: Value, second: Value) -> list[Value]:
+    """Of the 16 numbers of each of two blocks, those of first and of second halves of 32, in a window's lanes."""
+    return [lanes_of_pair(b, (first, second), list(range(half, 16, 2))) for half in (0, 1)]
+
+
+def halfs_of_pair(b: Builder, blocks: list[Value], offset: int) -> Value:
+    """The half at an offset of each of two blocks, as floats in a window's lanes."""
+    first, second = (simd.splat(b, load(b, at, I16, offset), 16) for at in blocks)
+    return simd.half_to_float(b, lanes_of_pair(b, (first, second), [0] * 8))
+
+
+def pairs_of_bits(b: Builder, q: Value) -> Value:
+    """Two bits of each of 16 bytes, 4 times: the lowest for block 0, the next ones for block 1, and so on."""
+    return b.and_(shifted(b, q, [0] * 4, [0, 2, 4, 6]), constant(I8, 64, 3))
+
+
+def field_bits(b: Builder, q: Value, places: list[int], shifts: list[int], mask: int) -> Value:
+    """Of some bytes, as <16 x i32>: (byte >> shift) & mask."""
+    wide = b.zext(simd.shuffle(b, q, q, places), VT(I32, 16))
+    return b.and_(b.lshr(wide, ir.Constant(VT(I32, 16), shifts)), constant(I32, 16, mask))
 
 
 def shifted(b: Builder, q: Value, lanes: list[int], shifts: list[int]) -> Value:
@@ -73,11 +88,6 @@ def shifted(b: Builder, q: Value, lanes: list[int], shifts: list[int]) -> Value:
     left = ir.Constant(VT(I64, 8), [-shift % 64 for shift in shifts for _ in range(2)])
     rotated = simd.call(b, "llvm.fshl.v8i64", VT(I64, 8), words, words, left)
     return b.bitcast(rotated, VT(I8, 64))
-
-
-def quarter(b: Builder, numbers: Value, j: int) -> Value:
-    """16 of 64 bytes."""
-    return simd.shuffle(b, numbers, numbers, range(16 * j, 16 * j + 16))
 
 
 class Q4_K(KType):
@@ -94,7 +104,7 @@ class Q4_K(KType):
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
         first, second = (self._factors(b, at) for at in blocks)
-        both = [lanes_of_pair(b, first, second, list(range(i, i + 8))) for i in (0, 8)]
+        both = [lanes_of_pair(b, (first, second), list(range(i, i + 8))) for i in (0, 8)]
         return Window(self.numbers_of(b, blocks), both)
 
     def _factors(self, b: Builder, at: Value) -> Value:
@@ -126,19 +136,6 @@ class Q4_K(KType):
         )
         return first, second
 
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        vectors: list[Value] = [None] * 16
-        factors = self._factors(b, at)
-        for half in (0, 1):
-            for part, numbers in enumerate(self.numbers(b, at, half)):
-                for j in range(4):
-                    scale, minimum = (
-                        simd.shuffle(b, factors, factors, [8 * i + 4 * half + j] * 16) for i in (0, 1)
-                    )
-                    wide = b.uitofp(quarter(b, numbers, j), VT(F32, 16))
-                    vectors[8 * half + 2 * j + part] = simd.fma(b, wide, scale, minimum)
-        return vectors
-
 
 class Q5_K(Q4_K):
     """As Q4_K, with 32 bytes of fifth bits between scales and nibbles: bit j of byte l for number l of block j."""
@@ -169,35 +166,13 @@ class Q6_K(KType):
     type_size = 210
     NIBBLES, PAIRS, PART_SCALES, SCALE = 0, 128, 192, 208
     has_parts = True
+    offset_shift = 5
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        first, second = (b.sext(load(b, at, VT(I8, 16), self.PART_SCALES), VT(I32, 16)) for at in blocks)
-        parts = [lanes_of_pair(b, first, second, list(range(i, 16, 2))) for i in (0, 1)]
-        first, second = (simd.splat(b, load(b, at, I16, self.SCALE), 16) for at in blocks)
-        scales = simd.half_to_float(b, lanes_of_pair(b, first, second, [0] * 8))
-        return Window(self.numbers_of(b, blocks), [scales], parts)
-
-    def group_lanes(self, b: Builder, window: Window | None, g: int, numbers: Any, x: Value) -> Value:
-        """Each part's sums times its integer scale."""
-        assert window is not None
-        lanes = []
-        for part, scales, offset in zip(numbers, window.parts, (LOW, HIGH), strict=True):
-            own = simd.shuffle(b, scales, scales, [lane // 4 * 4 + g for lane in range(16)])
-            sums = dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
-            lanes.append(b.mul(sums, own))
-        return b.add(*lanes)
-
-    def offsets(self, b: Builder, window: Window | None, x: Value) -> Value | None:
-        assert window is not None
-        first = load(b, x, VT(I32, 16), FIRST_SUMS)
-        second = b.sub(load(b, x, VT(I32, 16), SUMS), first)
-        products = [b.mul(sums, part) for sums, part in zip((first, second), window.parts, strict=True)]
-        return b.shl(b.add(*products), constant(I32, 16, 2))
-
-    def _factors(self, b: Builder, at: Value) -> Value:
-        """The scale of each 16 numbers."""
-        scales = b.sitofp(load(b, at, VT(I8, 16), self.PART_SCALES), VT(F32, 16))
-        return b.fmul(scales, simd.splat(b, self.scale(b, b.add(at, I64(self.SCALE))), 16))
+        parts = parts_of_pair(
+            b, *(b.sext(load(b, at, VT(I8, 16), self.PART_SCALES), VT(I32, 16)) for at in blocks)
+        )
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], parts)
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..63."""
@@ -210,14 +185,164 @@ class Q6_K(KType):
             out.append(b.or_(b.and_(nibbles, constant(I8, 64, 15)), b.and_(pairs, constant(I8, 64, 48))))
         return out[0], out[1]
 
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        vectors: list[Value] = [None] * 16
-        factors = self._factors(b, at)
-        for half in (0, 1):
-            for part, numbers in enumerate(self.numbers(b, at, half)):
-                signed = b.sub(numbers, constant(I8, 64, 32))
-                for j in range(4):
-                    i = 8 * half + 2 * j + part
-                    scale = simd.shuffle(b, factors, factors, [i] * 16)
-                    vectors[i] = b.fmul(b.sitofp(quarter(b, signed, j), VT(F32, 16)), scale)
-        return vectors
+
+class Q2_K(KType):
+    """16 bytes of scales s (low nibbles) and minima t of 16 numbers each, pairs of bits [64], halfs d and m: d s q - m t.
+
+    Half h takes bytes 32 h of the pairs, its block j the j-th pair of each of them.
+    """
+
+    name = "Q2_K"
+    type_id = 10
+    type_size = 84
+    PAIRS, SCALE, MINIMUM = 16, 80, 82
+    has_minimum = True
+    has_parts = True
+
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        both = [b.zext(load(b, at, VT(I8, 16)), VT(I32, 16)) for at in blocks]
+        scales = parts_of_pair(b, *(b.and_(v, constant(I32, 16, 15)) for v in both))
+        minima = parts_of_pair(
+            b, *(b.sub(constant(I32, 16, 0), b.lshr(v, constant(I32, 16, 4))) for v in both)
+        )
+        factors = [halfs_of_pair(b, blocks, self.SCALE), b.fneg(halfs_of_pair(b, blocks, self.MINIMUM))]
+        return Window(self.numbers_of(b, blocks), factors, scales + minima)
+
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half, 0..3."""
+        first, second = (
+            pairs_of_bits(b, load(b, at, VT(I8, 16), self.PAIRS + 32 * half + 16 * part)) for part in (0, 1)
+        )
+        return first, second
+
+
+class Q3_K(KType):
+    """Third bits [32 bytes], pairs of bits as in Q2_K [64], 12 bytes of 6-bit scales, one half; minus 4, scales minus 32.
+
+    Bit 4 h + j of byte l is the third of number l of block j of half h. Scale i has low bits in byte i mod 8 (the
+    upper nibble from i = 8 on), and its upper two in byte 8 + i mod 4, pair i / 4.
+    """
+
+    name = "Q3_K"
+    type_id = 11
+    type_size = 110
+    THIRDS, PAIRS, PART_SCALES, SCALE = 0, 32, 96, 108
+    has_parts = True
+    offset_shift = 2
+
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        parts = parts_of_pair(b, *(self._scales(b, at) for at in blocks))
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], parts)
+
+    def _scales(self, b: Builder, at: Value) -> Value:
+        """The scales of each 16 numbers."""
+        before = self.type_size - 16  # 16 bytes that end with the block
+        q, skip = load(b, at, VT(I8, 16), before), self.PART_SCALES - before
+        low = field_bits(b, q, [skip + i % 8 for i in range(16)], [0] * 8 + [4] * 8, 15)
+        high = field_bits(b, q, [skip + 8 + i % 4 for i in range(16)], [i // 4 * 2 for i in range(16)], 3)
+        return b.sub(b.or_(low, b.shl(high, constant(I32, 16, 4))), constant(I32, 16, 32))
+
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half, 0..7."""
+        out = []
+        for part in (0, 1):
+            pairs = pairs_of_bits(b, load(b, at, VT(I8, 16), self.PAIRS + 32 * half + 16 * part))
+            thirds = load(b, at, VT(I8, 16), self.THIRDS + 16 * part)
+            thirds = shifted(b, thirds, [0] * 4, [4 * half + j - 2 for j in range(4)])
+            out.append(b.or_(pairs, b.and_(thirds, constant(I8, 64, 4))))
+        return out[0], out[1]
+
+
+class IQ4_XS(KType):
+    """A half, upper pairs of bits of 8 scales [2 bytes], their nibbles [4], nibbles of IQ4_NL [128]; scales minus 32.
+
+    Block i of 32 has 16 bytes of nibbles, low ones first.
+    """
+
+    name = "IQ4_XS"
+    type_id = 23
+    type_size = 136
+    NIBBLES = 8
+    offset_shift = IQ4_NL.offset_shift
+
+    @property
+    def is_signed(self) -> bool:
+        return _LISTED.is_signed
+
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        first, second = (self._scales(b, at) for at in blocks)
+        scales = b.sitofp(lanes_of_pair(b, (first, second), list(range(8))), VT(F32, 16))
+        return Window(self.numbers_of(b, blocks), [b.fmul(scales, halfs_of_pair(b, blocks, 0))])
+
+    def _scales(self, b: Builder, at: Value) -> Value:
+        """The scales of the 8 blocks of 32, twice."""
+        q = load(b, at, VT(I8, 8))
+        low = field_bits(b, q, [4 + i % 8 // 2 for i in range(16)], [i % 2 * 4 for i in range(16)], 15)
+        high = field_bits(b, q, [2 + i % 8 // 4 for i in range(16)], [i % 4 * 2 for i in range(16)], 3)
+        return b.sub(b.or_(low, b.shl(high, constant(I32, 16, 4))), constant(I32, 16, 32))
+
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half."""
+        low, high = split_nibbles(b, load(b, at, VT(I8, 64), self.NIBBLES + 64 * half))
+        return _LISTED.listed(b, low), _LISTED.listed(b, high)
+
+
+class TQ2_0(KType):
+    """Pairs of bits as in Q2_K [64 bytes], a half; minus 1."""
+
+    name = "TQ2_0"
+    type_id = 35
+    type_size = 66
+    SCALE = 64
+
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)])
+
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half, 0..2."""
+        first, second = (pairs_of_bits(b, load(b, at, VT(I8, 16), 32 * half + 16 * part)) for part in (0, 1))
+        return first, second
+
+
+class TQ1_0(KType):
+    """Digits of base 3, most of them 5 a byte: [32], [16], then 4 a byte [4]; a half; minus 1.
+
+    A byte is the digits as a fraction of 256. Digit m of the 32 bytes is block m of 32; digit m of the 16 bytes is half
+    of a block, from 160 on; digit m of the 4 bytes is a quarter of the last half.
+    """
+
+    name = "TQ1_0"
+    type_id = 34
+    type_size = 54
+    SCALE = 52
+    POWERS = (1, 3, 9, 27, 81)
+
+    def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)])
+
+    def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
+        """Both parts of a half, 0..2."""
+        first, second = (load(b, at, VT(I8, 16), start) for start in (0, 16))
+        third = load(b, at, VT(I8, 16), 32)
+        last = load(b, at, VT(I8, 4), 48)
+        if half == 0:
+            both = [self._digits(b, [(v, [p] * 16) for p in self.POWERS[:4]]) for v in (first, second)]
+            return both[0], both[1]
+        last = simd.shuffle(b, last, last, [i % 4 for i in range(16)])
+        lows = [(first, 81), (third, 1), (third, 9), (third, 81)]
+        highs = [(second, 81), (third, 3), (third, 27)]
+        quarters = (last, [self.POWERS[i // 4] for i in range(16)])
+        return (
+            self._digits(b, [(v, [p] * 16) for v, p in lows]),
+            self._digits(b, [*((v, [p] * 16) for v, p in highs), quarters]),
+        )
+
+    def _digits(self, b: Builder, quarters: list[tuple[Value, list[int]]]) -> Value:
+        """The first digits of 4 times 16 bytes, each times its power modulo 256: 3 q / 256."""
+        wide = b.zext(simd.concatenate(b, [v for v, _ in quarters]), VT(I16, 64))
+        powers = ir.Constant(VT(I16, 64), [power for _, some in quarters for power in some])
+        fractions = b.and_(b.mul(wide, powers), constant(I16, 64, 255))
+        return b.trunc(b.lshr(b.mul(fractions, constant(I16, 64, 3)), constant(I16, 64, 8)), VT(I8, 64))
+
+
+_LISTED = IQ4_NL()

@@ -43,9 +43,9 @@ def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: 
     of_first, total = (b.extract_element(sums, I32(lane)) for lane in (0, 8))
     at = b.add(window, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
     simd.store(b, scale, at, SCALES, 4)
-    simd.store(b, b.mul(total, I32(-8)), at, SUMS, 4)
+    simd.store(b, b.neg(total), at, SUMS, 4)
     simd.store(b, b.fmul(scale, b.sitofp(total, F32)), at, SCALED_SUMS, 4)
-    simd.store(b, b.mul(of_first, I32(-8)), at, FIRST_SUMS, 4)
+    simd.store(b, b.neg(of_first), at, FIRST_SUMS, 4)
 
 
 @operation(types.void, address, address, types.int64)

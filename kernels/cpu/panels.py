@@ -4,7 +4,8 @@ A panel holds ROWS rows as bytes, block of 32 after block of 32:
 
     8 times   ROWS dwords: 4 neighbouring numbers of each row
     ROWS      float32: the block's scale in each row
-    ROWS      where the type has them: float32 minima, or int32 scales of numbers 0..15 and of 16..31
+    ROWS      where the type has them: float32 minima
+    ROWS      likewise: int32 scales of numbers 0..15 and of 16..31; then, with minima, minus those of the halves
 
 A tile multiplies a panel with COLUMNS tokens. It goes through the 16 chains of `block_sums.py` one after
 another, so a chain is a register for each token and 16 rows, and folds them at the end: the same sums, bit
@@ -62,22 +63,23 @@ ROWS = 16 * VECTORS
 COLUMNS = 4
 DWORDS = BLOCK // 4
 ROW_BYTES = 64 * VECTORS  # of a panel's row of dwords
+MOST_FACTORS = 6
 
 # what a block's sum is made of, in `_emit_tile`
-PLAIN, SIGNED, MINIMUM, PARTS = range(4)
+PLAIN, SIGNED, MINIMUM, PARTS, MINIMUM_PARTS = range(5)
 
 
 def sum_kind(kind: WeightType) -> int:
     """How a tile adds up a block of this type."""
     assert isinstance(kind, BlockType)
     if kind.has_parts:
-        return PARTS
+        return MINIMUM_PARTS if kind.has_minimum else PARTS
     return MINIMUM if kind.has_minimum else SIGNED if kind.is_signed else PLAIN
 
 
 def n_factors(kind: int) -> int:
     """Vectors beside a block's dwords."""
-    return {PLAIN: 1, SIGNED: 1, MINIMUM: 2, PARTS: 3}[kind]
+    return {PLAIN: 1, SIGNED: 1, MINIMUM: 2, PARTS: 3, MINIMUM_PARTS: MOST_FACTORS}[kind]
 
 
 # by GGUF's type numbers, where compiled code reads them
@@ -97,14 +99,14 @@ def tile_kind(type_id: int) -> int:
 # this file's part of a thread's scratch memory, in bytes
 _COLUMNS, _OUT = 0, 64
 _STAGED = _OUT + COLUMNS * ROW_BYTES
-STAGED_ROW = 64 * (2 * 4 + 3)
+STAGED_ROW = 64 * (2 * 4 + MOST_FACTORS)
 _CHAINS = _STAGED + 16 * STAGED_ROW
 _PANEL = _CHAINS + BLOCKS * COLUMNS * ROW_BYTES
 
 
 def scratch_bytes(k: int) -> int:
     """Bytes of a thread's scratch memory that rows of k numbers want."""
-    return _PANEL + -(-k // (BLOCK * BLOCKS)) * BLOCKS * ROW_BYTES * (DWORDS + 3)
+    return _PANEL + -(-k // (BLOCK * BLOCKS)) * BLOCKS * ROW_BYTES * (DWORDS + MOST_FACTORS)
 
 
 # ---- decoding rows to a panel -----------------------------------------------------
@@ -265,30 +267,46 @@ def _emit_blocks(
     def start(values: list[Value]) -> list[list[Value]]:
         return [[v] * VECTORS for v in values]
 
+    def times(sums: list[list[Value]], scales: list[Value]) -> list[list[Value]]:
+        return [[b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in sums]
+
+    def added(halves: list[list[list[Value]]]) -> list[list[Value]]:
+        return [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
+
     nothing = constant(I32, 16, 0)
-    if kind == PARTS:
+    with_minimum = kind in (MINIMUM, MINIMUM_PARTS)
+    sums_of_minima: list[list[Value]] = []
+    if kind in (PARTS, MINIMUM_PARTS):
         firsts = [scalar(window, FIRST_SUMS, I32) for window in windows]
         seconds = [b.sub(scalar(w, SUMS, I32), v) for w, v in zip(windows, firsts, strict=True)]
-        halves = []
-        for i, offsets in enumerate((firsts, seconds)):
-            part = start([splat(b.shl(v, I32(2))) for v in offsets])
+        halves, halves_of_minima = [], []
+        for i, of_half in enumerate((firsts, seconds)):
+            splats = start([splat(v) for v in of_half])
+            part = start([nothing] * len(windows))
+            if with_minimum:
+                halves_of_minima.append(times(splats, factor(4 + i, I32)))
+            else:
+                part = [[b.shl(v, shifts) for v in row] for row in splats]
             products(part, range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
-            scales = factor(1 + i, I32)
-            halves.append([[b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in part])
-        sums = [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
+            halves.append(times(part, factor((2 if with_minimum else 1) + i, I32)))
+        sums = added(halves)
+        if with_minimum:
+            sums_of_minima = added(halves_of_minima)
     else:
         sums = start([nothing] * len(windows))
         if kind == PLAIN:
             sums = start([b.shl(splat(scalar(window, SUMS, I32)), shifts) for window in windows])
         products(sums, range(DWORDS))
     scales = factor(0, F32)
-    minima = factor(1, F32) if kind == MINIMUM else []
+    minima = factor(1, F32) if with_minimum else []
     for i, window in enumerate(windows):
         of_x = splat(scalar(window, SCALES, F32))
-        scaled_sum = splat(scalar(window, SCALED_SUMS, F32)) if minima else None
+        scaled_sums = start([splat(scalar(window, SCALED_SUMS, F32))])[0] if kind == MINIMUM else []
+        if kind == MINIMUM_PARTS:
+            scaled_sums = [b.fmul(of_x, b.sitofp(v, VT(F32, 16))) for v in sums_of_minima[i]]
         for r in range(VECTORS):
             v = simd.fma(b, b.sitofp(sums[i][r], VT(F32, 16)), b.fmul(scales[r], of_x), b.load(acc[i][r]))
-            b.store(simd.fma(b, minima[r], scaled_sum, v) if minima else v, acc[i][r])
+            b.store(simd.fma(b, minima[r], scaled_sums[r], v) if with_minimum else v, acc[i][r])
 
 
 def _emit_tile_of(kind: int, b: Builder, *arguments: Value) -> None:

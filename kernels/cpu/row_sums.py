@@ -1,34 +1,65 @@
 """Sums of scaled rows and rows as float32: the one order of sums of `ref.rows_in_order`, as IR."""
 
+from collections.abc import Callable
+
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.counting import emit_count
-from hotcold.kernels.cpu.simd import F32, I16, I64, VT, Builder, Value, address, constant, operation
-from hotcold.kernels.cpu.weights import BlockType, FloatType, WeightType
+from hotcold.kernels.cpu.simd import F32, I8, I64, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.weights import BLOCK, GROUP_BYTES, HIGH, BlockType, FloatType, WeightType
 
 ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
-SCALES_BYTES = 4096  # room for one row's scales, so rows have up to 1024 blocks
-STRETCH = 8  # blocks between two rounds of prefetch
+STRETCH = 8  # steps of a float row between two rounds of prefetch
 WIDE_VECTORS = 8  # of a row of float32 that are added in one pass over the rows
 
 
-def _emit_scales(b: Builder, kind: BlockType, row: Value, n_blocks: Value, out: Value) -> None:
-    """The float32 scales of n_blocks blocks from `row` on, sixteen at a time, to `out`.
+# a decoded window in memory: 512 int8 as in a packed one, then vectors of float32, one block a lane
+_NUMBERS = 512
+DECODED_BYTES = _NUMBERS + 4 * 64
 
-    The main loop then takes a scale by a broadcast from memory, which costs no vector instruction.
-    """
-    lanes = ir.Constant(VT(I64, 16), list(range(16)))
-    steps = simd.splat(b, I64(kind.type_size), 16)
-    with cgutils.for_range(b, b.udiv(b.add(n_blocks, I64(15)), I64(16))) as loop:
-        first = b.mul(loop.index, I64(16))
-        inside = b.icmp_signed("<", lanes, simd.splat(b, b.sub(n_blocks, first), 16))
-        start = b.add(row, b.mul(first, I64(kind.type_size)))
-        addresses = b.add(simd.splat(b, start, 16), b.mul(lanes, steps))
-        bits = b.trunc(simd.gather(b, addresses, inside), VT(I16, 16))
-        simd.store(b, simd.half_to_float(b, bits), b.add(out, b.mul(loop.index, I64(64))))
+
+def _emit_decoded(
+    b: Builder, kind: BlockType, row: Value, window: Value, last_block: Value | None, to: Value
+) -> None:
+    """A window of a row, decoded to memory: numbers, the scales of their halves, minima; `last_block` as in weights."""
+    decoded = kind.unpack_window(b, row, window, last_block)
+    numbers = [kind.signed_numbers(b, part) for pair in decoded.numbers for part in pair]
+    scales, minima = kind.scales_of_halves(b, decoded)
+    for i, v in enumerate([*numbers, *scales, *minima]):
+        simd.store(b, v, to, 64 * i, 64)
+
+
+def _emit_block(b: Builder, kind: BlockType, decoded: Value, c: Value) -> list[Value]:
+    """The 32 numbers of block c of a decoded window, as two <16 x float>."""
+    group, j = b.lshr(c, I64(2)), b.and_(c, I64(3))
+    at = b.add(decoded, b.add(b.mul(group, I64(GROUP_BYTES)), b.mul(j, I64(16))))
+    lane = b.add(decoded, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
+    each = 2 if kind.has_parts else 1
+    values = []
+    for half in (0, 1):
+        v = b.sitofp(simd.load(b, at, VT(I8, 16), HIGH * half), VT(F32, 16))
+        vector = half if kind.has_parts else 0
+        scale = simd.splat(b, simd.load(b, lane, F32, _NUMBERS + 64 * vector, 4), 16)
+        if kind.has_minimum:
+            minimum = simd.splat(b, simd.load(b, lane, F32, _NUMBERS + 64 * (each + vector), 4), 16)
+            values.append(simd.fma(b, v, scale, minimum))
+        else:
+            values.append(b.fmul(v, scale))
+    return values
+
+
+def _emit_windows(b: Builder, n_blocks: Value, emit: Callable[[Value, Value, Value | None], None]) -> None:
+    """emit(window, blocks in it, last block or None) for the windows of n blocks of 32, whole ones first."""
+    whole = b.udiv(n_blocks, I64(BLOCKS))
+    with cgutils.for_range(b, whole) as loop:
+        emit(loop.index, I64(BLOCKS), None)
+    left = b.sub(n_blocks, b.mul(whole, I64(BLOCKS)))
+    with cgutils.if_unlikely(b, b.icmp_signed("!=", left, I64(0))):
+        emit(whole, left, b.sub(n_blocks, I64(1)))
 
 
 def emit_add_rows(
@@ -40,37 +71,78 @@ def emit_add_rows(
     first: Value,
     last: Value,
     ahead: Value,
-    scales: Value,
 ) -> None:
-    """acc[first:last] += sum over ROWS rows of coefficient * row, one block (or 16) at a time."""
-    width = max(16, kind.block)
-    size = width // kind.block * kind.type_size
+    """acc[first:last] += sum over ROWS rows of coefficient * row."""
     emit_count(b, kind, I64(ROWS), b.sub(last, first))
-    n = b.udiv(b.sub(last, first), I64(width))
-    begin = b.mul(b.udiv(first, I64(width)), I64(size))
+    if isinstance(kind, FloatType):
+        _emit_add_floats(b, kind, acc, rows, coefficients, first, last, ahead)
+    else:
+        _emit_add_blocks(b, kind, acc, rows, coefficients, first, last, ahead)
+
+
+def _emit_add_blocks(
+    b: Builder,
+    kind: BlockType,
+    acc: Value,
+    rows: Value,
+    coefficients: Value,
+    first: Value,
+    last: Value,
+    ahead: Value,
+) -> None:
+    """A window of all rows is decoded, then added block by block."""
+    begin = b.mul(b.udiv(first, I64(kind.block)), I64(kind.type_size))
+    room = simd.room(b, ir.ArrayType(I8, ROWS * DECODED_BYTES))
+    factors = [simd.splat(b, simd.load(b, coefficients, F32, 4 * r), 16) for r in range(ROWS)]
+
+    def add_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
+        with cgutils.for_range(b, I64(ROWS)) as loop:
+            r = b.mul(loop.index, I64(8))
+            row = b.add(simd.load(b, b.add(rows, r), I64, align=8), begin)
+            later = b.add(row, simd.load(b, b.add(ahead, r), I64, align=8))
+            later = b.add(later, b.mul(window, I64(kind.window_bytes)))
+            simd.emit_prefetches(b, later, kind.window_bytes)
+            to = b.add(room, b.mul(loop.index, I64(DECODED_BYTES)))
+            _emit_decoded(b, kind, row, window, last_block, to)
+        column = b.add(first, b.mul(window, I64(BLOCKS * BLOCK)))
+        with cgutils.for_range(b, n_blocks) as loop:
+            out = b.add(acc, b.mul(b.add(column, b.mul(loop.index, I64(BLOCK))), I64(4)))
+            sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in (0, 1)]
+            for r in range(ROWS):
+                values = _emit_block(b, kind, b.add(room, I64(DECODED_BYTES * r)), loop.index)
+                sums = [simd.fma(b, factors[r], v, s) for v, s in zip(values, sums, strict=True)]
+            for v, s in enumerate(sums):
+                simd.store(b, s, out, 64 * v)
+
+    _emit_windows(b, b.udiv(b.sub(last, first), I64(BLOCK)), add_window)
+
+
+def _emit_add_floats(
+    b: Builder,
+    kind: FloatType,
+    acc: Value,
+    rows: Value,
+    coefficients: Value,
+    first: Value,
+    last: Value,
+    ahead: Value,
+) -> None:
+    """Sixteen numbers at a time, then those that are left."""
+    size = 16 * kind.type_size
+    n = b.udiv(b.sub(last, first), I64(16))
+    begin = b.mul(first, I64(kind.type_size))
     starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
     later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
     coefficient = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
-    room = [b.add(scales, I64(SCALES_BYTES * r)) for r in range(ROWS)]
-    if isinstance(kind, BlockType):
-        for r, start in enumerate(starts):
-            _emit_scales(b, kind, start, n, room[r])
     factors = [simd.splat(b, c, 16) for c in coefficient]
 
-    def add_block(i: Value) -> None:
+    def add_step(i: Value) -> None:
         offset = b.mul(i, I64(size))
-        out = b.add(acc, b.mul(b.add(first, b.mul(i, I64(width))), I64(4)))
-        sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in range(width // 16)]
-        for r, start in enumerate(starts):
-            at = b.add(start, offset)
-            if isinstance(kind, FloatType):
-                values = [kind.load16(b, at)]
-            else:
-                scale = simd.load(b, b.add(room[r], b.mul(i, I64(4))), F32, align=4)
-                values = kind.scaled(b, at, simd.splat(b, scale, 16))
-            sums = [simd.fma(b, factors[r], v, s) for v, s in zip(values, sums, strict=True)]
-        for v, s in enumerate(sums):
-            simd.store(b, s, out, 64 * v)
+        out = b.add(acc, b.mul(b.add(first, b.mul(i, I64(16))), I64(4)))
+        total = simd.load(b, out, VT(F32, 16))
+        for factor, start in zip(factors, starts, strict=True):
+            total = simd.fma(b, factor, kind.load16(b, b.add(start, offset)), total)
+        simd.store(b, total, out)
 
     stretches = b.udiv(n, I64(STRETCH))
     with cgutils.for_range(b, stretches) as loop:
@@ -78,12 +150,11 @@ def emit_add_rows(
         for row in later:
             simd.emit_prefetches(b, b.add(row, at), STRETCH * size)
         with cgutils.for_range(b, I64(STRETCH)) as inner:
-            add_block(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
+            add_step(b.add(b.mul(loop.index, I64(STRETCH)), inner.index))
     done = b.mul(stretches, I64(STRETCH))
     with cgutils.for_range(b, b.sub(n, done)) as loop:
-        add_block(b.add(done, loop.index))
-    if isinstance(kind, FloatType):
-        _tail(b, kind, acc, starts, coefficient, b.add(first, b.mul(n, I64(16))), first, last)
+        add_step(b.add(done, loop.index))
+    _tail(b, kind, acc, starts, coefficient, b.add(first, b.mul(n, I64(16))), first, last)
 
 
 def _tail(
@@ -137,15 +208,28 @@ def add_wide(b: Builder, acc: Value, n_vectors: Value, rows: Value, coefficients
 def emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value) -> None:
     """The k numbers of the row at w as float32 at `out`."""
     emit_count(b, kind, I64(1), k)
-    width = max(16, kind.block)
-    with cgutils.for_range(b, b.udiv(k, I64(width))) as loop:
-        at = b.add(w, b.mul(loop.index, I64(width // kind.block * kind.type_size)))
-        to = b.add(out, b.mul(loop.index, I64(4 * width)))
-        for i, v in enumerate([kind.load16(b, at)] if isinstance(kind, FloatType) else kind.widened(b, at)):
-            simd.store(b, v, to, 64 * i)
     if isinstance(kind, FloatType):
-        start = b.and_(k, I64(-16))
-        with cgutils.for_range(b, b.sub(k, start)) as loop:
-            i = b.add(start, loop.index)
-            number = kind.load1(b, b.add(w, b.mul(i, I64(kind.type_size))))
-            simd.store(b, number, b.add(out, b.mul(i, I64(4))), align=4)
+        _emit_widen_floats(b, kind, w, k, out)
+        return
+    room = simd.room(b, ir.ArrayType(I8, DECODED_BYTES))
+
+    def widen_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
+        _emit_decoded(b, kind, w, window, last_block, room)
+        to = b.add(out, b.mul(window, I64(4 * BLOCKS * BLOCK)))
+        with cgutils.for_range(b, n_blocks) as loop:
+            for half, v in enumerate(_emit_block(b, kind, room, loop.index)):
+                simd.store(b, v, b.add(to, b.mul(loop.index, I64(4 * BLOCK))), 64 * half)
+
+    _emit_windows(b, b.udiv(k, I64(BLOCK)), widen_window)
+
+
+def _emit_widen_floats(b: Builder, kind: FloatType, w: Value, k: Value, out: Value) -> None:
+    """Sixteen at a time, then those that are left."""
+    with cgutils.for_range(b, b.udiv(k, I64(16))) as loop:
+        at = b.add(w, b.mul(loop.index, I64(16 * kind.type_size)))
+        simd.store(b, kind.load16(b, at), b.add(out, b.mul(loop.index, I64(64))))
+    start = b.and_(k, I64(-16))
+    with cgutils.for_range(b, b.sub(k, start)) as loop:
+        i = b.add(start, loop.index)
+        number = kind.load1(b, b.add(w, b.mul(i, I64(kind.type_size))))
+        simd.store(b, number, b.add(out, b.mul(i, I64(4))), align=4)

@@ -14,7 +14,7 @@ from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.counting import emit_count
 from hotcold.kernels.cpu.simd import F32, I64, Builder, Value, address, operation
 from hotcold.kernels.cpu.variants import emitted, variants_of
-from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, SPARSE_TYPES, WEIGHT_TYPES
+from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, WEIGHT_TYPES
 from hotcold.kernels.cpu.weights import FloatType, WeightType
 
 F32_ID, F16_ID, BF16_ID = 0, 1, 30
@@ -29,11 +29,10 @@ TILE = float_sums.TILE
 MAX_COLUMNS = block_sums.MAX_COLUMNS
 
 
-# the same, and whether a type has sums of rows of its own, where compiled code reads them
+# the same, where compiled code reads them
 _N_IDS = 1 + max(BY_ID)
 _SIZES = np.array([TYPE_SIZE.get(i, 1) for i in range(_N_IDS)])
 _BLOCKS = np.array([BLOCK_SIZE.get(i, 1) for i in range(_N_IDS)])
-_IN_SPARSE_FFN = np.array([BY_ID[i].in_sparse_ffn if i in BY_ID else False for i in range(_N_IDS)])
 
 
 @compiled
@@ -52,12 +51,6 @@ def column_unit(type_id: int) -> int:
 def is_block_type(type_id: int) -> bool:
     """Whether an input is packed to int8 before it meets this type."""
     return _BLOCKS[type_id] > 1
-
-
-@compiled
-def is_in_sparse_ffn(type_id: int) -> bool:
-    """Whether `add_rows` knows this type."""
-    return _IN_SPARSE_FFN[type_id]
 
 
 def is_quantised(type_id: int) -> bool:
@@ -180,31 +173,26 @@ def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> No
 # ---- sums of scaled rows --------------------------------------------------------
 
 ROWS = row_sums.ROWS
-SCALES_BYTES = row_sums.SCALES_BYTES
-
-def _add_rows(
-    acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
-) -> None:
-    emitted(acc, rows, coefficients, first, last, ahead, scales)
 
 
-ADD_ROWS = variants_of(_add_rows, SPARSE_TYPES, row_sums.emit_add_rows)
+def _add_rows(acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int) -> None:
+    emitted(acc, rows, coefficients, first, last, ahead)
+
+
+ADD_ROWS = variants_of(_add_rows, WEIGHT_TYPES, row_sums.emit_add_rows)
 _call_add_rows = ADD_ROWS.call
 
 
 @compiled
-def add_rows(
-    type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int, scales: int
-) -> None:
+def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int) -> None:
     """acc[first:last] += sum over 4 rows of coefficient * row.
 
     Args:
         acc: address of float32. rows: address of 4 row addresses. coefficients: of 4 float32.
         first, last: columns, multiples of the block size.
         ahead: address of 4 byte distances from each row to the row to prefetch meanwhile.
-        scales: address of ROWS * SCALES_BYTES of the thread's own memory; unused by float types.
     """
-    _call_add_rows(type_id, acc, rows, coefficients, first, last, ahead, scales)
+    _call_add_rows(type_id, acc, rows, coefficients, first, last, ahead)
 
 
 @compiled

@@ -138,16 +138,16 @@ def call(b: Builder, name: str, returns: Any, *arguments: Value) -> Value:
     return b.call(function, arguments)
 
 
-def gather(b: Builder, addresses: Value, mask: Value) -> Value:
-    """32 bits from each address whose mask is set, else 0: <n x i32>."""
-    n = addresses.type.count
-    pointers = b.inttoptr(addresses, VT(I32.as_pointer(), n))
-    name = f"llvm.masked.gather.v{n}i32.v{n}p0"
-    kinds = [pointers.type, I32, VT(I1, n), VT(I32, n)]
+def gather(b: Builder, addresses: Value, element: Any) -> Value:
+    """The integer at each address: <n x element>."""
+    n, kind = addresses.type.count, VT(element, addresses.type.count)
+    pointers = b.inttoptr(addresses, VT(element.as_pointer(), n))
+    name = f"llvm.masked.gather.v{n}i{element.width}.v{n}p0"
+    kinds = [pointers.type, I32, VT(I1, n), kind]
     function = b.module.globals.get(name)
     if function is None:
-        function = ir.Function(b.module, ir.FunctionType(VT(I32, n), kinds), name)
-    return b.call(function, [pointers, I32(1), mask, constant(I32, n, 0)])
+        function = ir.Function(b.module, ir.FunctionType(kind, kinds), name)
+    return b.call(function, [pointers, I32(1), constant(I1, n, 1), constant(element, n, 0)])
 
 
 def fma(b: Builder, x: Value, y: Value, z: Value) -> Value:

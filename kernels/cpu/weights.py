@@ -1,10 +1,9 @@
 """How each block type is read: IR that unpacks weights, and multiplies them with inputs.
 
-A weight type gives two views of a row:
-
-* its numbers for dot products: float types 16 at a time, block types a *window* of 512 at a time and, where
-  a row ends, a *group* of 128;
-* its *values* as float vectors for the down product, which adds scaled rows.
+A float type's numbers are taken 16 at a time. A block type is one thing: how a *window* of 512 numbers becomes
+bytes, scales and, where it has them, minima (`unpack_window`). Everything else is made of that: dot products with one
+token and with a few (`block_sums.py`), panels for prompts (`panels.py`), sums of scaled rows and rows as float32
+(`row_sums.py`). A type whose blocks are of 32 numbers also gives a *group* of 128, where a row ends.
 
 Float types meet float32 inputs. Block types meet inputs packed by `pack.py`: windows of 512
 int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
@@ -12,12 +11,12 @@ int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
     128 g        64 int8: numbers 0..15 of each of the group's 4 blocks
     128 g + 64   64 int8: numbers 16..31 of each
     512          16 float32: the blocks' scales
-    576          16 int32: -8 times the sum of a block
+    576          16 int32: minus the sum of a block
     640          16 float32: scale times sum
-    704          16 int32: -8 times the sum of a block's numbers 0..15
+    704          16 int32: minus the sum of a block's numbers 0..15
 
 The last four have block 4 g + j in lane 4 j + g: where `block_sums.py` gets the sum of its products. The sums
-undo the offset of unsigned weights: sum (q - 8) x = sum q x + (-8 sum x).
+undo the offset of unsigned weights: sum (q - 8) x = sum q x + 8 (-sum x).
 """
 
 from collections.abc import Callable
@@ -112,11 +111,11 @@ class FloatType:
 
 @dataclass(frozen=True)
 class Group:
-    """128 weights: stored numbers 0..15 and 16..31 of 4 blocks, <64 x i8>; their halfs, one a lane."""
+    """128 weights: stored numbers 0..15 and 16..31 of 4 blocks, <64 x i8>; what factors are made of, one a lane."""
 
     low: Value
     high: Value
-    halfs: list[Value]  # <16 x i16>: the scales, and the minima where the type has them
+    codes: list[Value]  # <16 x i16>: the scales, and the minima where the type has them
 
 
 @dataclass(frozen=True)
@@ -125,7 +124,7 @@ class Window:
 
     Attributes:
         factors: <16 x float> scales, and minima where the type has them. parts: of a type whose blocks
-            have two scales within, those as <16 x i32>.
+            have two scales within, those as <16 x i32>; then, with minima, minus those of the halves.
     """
 
     numbers: list[tuple[Value, Value]]
@@ -134,15 +133,19 @@ class Window:
 
 
 class BlockType:
-    """A quantised type with blocks of 32 and one half scale at the start of each block."""
+    """A quantised type: blocks of 32 numbers, or of 256 that are told apart by 32.
+
+    A number is scale * part * (q - offset) or scale * part * q + minimum * part of the minimum, where q is what is
+    stored; the parts are 1 in a type without them. The subclasses below and in the other files of weights say how a
+    window of one is read, and nothing else.
+    """
 
     name: str
     type_id: int  # GGUF's number
     type_size: int  # bytes a block
     block = BLOCK  # numbers a block
-    in_sparse_ffn = False  # whether sums of rows are made without widening them first
     has_span = False  # whether 64 bytes hold what `unpack_span` permutes
-    offset_shift = 0  # log2 of an eighth of the offset that makes the stored numbers unsigned
+    offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
     has_minimum = False  # whether a number is scale * q + minimum, with q unsigned and no offset
     has_parts = False  # whether numbers 0..15 and 16..31 of a block of 32 have a scale of their own each
 
@@ -185,19 +188,33 @@ class BlockType:
         first = b.mul(window, I64(GROUPS))
         groups = [self.unpack_group(b, row, b.add(first, I64(g)), last_block) for g in range(GROUPS)]
         factors = []
-        for halfs in zip(*(group.halfs for group in groups), strict=True):
-            bits = halfs[0]
+        for codes in zip(*(group.codes for group in groups), strict=True):
+            bits = codes[0]
             for g in range(1, GROUPS):
                 own = ir.Constant(VT(I1, 16), [lane % 4 == g for lane in range(16)])
-                bits = b.select(own, halfs[g], bits)
-            factors.append(simd.half_to_float(b, bits))
+                bits = b.select(own, codes[g], bits)
+            factors.append(self.factor(b, bits))
         return Window([(group.low, group.high) for group in groups], factors)
 
+    def factor(self, b: Builder, codes: Value) -> Value:
+        """A group's codes as floats: they are halfs, unless a type says otherwise."""
+        return simd.half_to_float(b, codes)
+
     def group_lanes(self, b: Builder, window: Window | None, g: int, numbers: Any, x: Value) -> Value:
-        """Sums of 4 neighbouring products each, <16 x i32>, of (low, high) and the packed group at x."""
+        """Sums of 4 neighbouring products each, <16 x i32>, of (low, high) and the packed group at x.
+
+        Where numbers 0..15 and 16..31 have integer scales of their own, their sums have been multiplied by them.
+        """
         lanes = constant(I32, 16, 0)
-        for part, offset in zip(numbers, (LOW, HIGH), strict=True):
-            lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
+        if not self.has_parts:
+            for part, offset in zip(numbers, (LOW, HIGH), strict=True):
+                lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
+            return lanes
+        assert window is not None
+        for part, scales, offset in zip(numbers, window.parts[:2], (LOW, HIGH), strict=True):
+            own = simd.shuffle(b, scales, scales, [lane // 4 * 4 + g for lane in range(16)])
+            sums = dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
+            lanes = b.add(lanes, b.mul(sums, own))
         return lanes
 
     def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
@@ -208,15 +225,25 @@ class BlockType:
         """What the sums of a window's stored numbers lack, one block a lane; None if nothing."""
         if self.has_minimum or self.is_signed:
             return None
-        return b.shl(load(b, x, VT(I32, 16), SUMS), constant(I32, 16, self.offset_shift))
+        sums = load(b, x, VT(I32, 16), SUMS)
+        if self.has_parts:
+            assert window is not None
+            sums = _parts_times(b, window.parts, x)
+        return b.shl(sums, constant(I32, 16, self.offset_shift))
 
     def add_blocks(
-        self, b: Builder, acc: Value, sums: Value, factors: list[Value], x: Value, own: Value | None = None
+        self,
+        b: Builder,
+        acc: Value,
+        sums: Value,
+        window: Window,
+        x: Value,
+        own: Value | None = None,
     ) -> Value:
-        """acc with a block's products in its lane: the one rule of `ref.dots_of_blocks`.
+        """acc with a block's products in its lane: the one rule of `order_of_sums.dots_of_blocks_in_order`.
 
         Args:
-            sums: <16 x i32>. factors: as in Window. x: address of the packed window.
+            sums: <16 x i32>. window: whose factors count. x: address of the packed window.
             own: <16 x i1>, which lanes are meant; None for all.
         """
 
@@ -224,30 +251,18 @@ class BlockType:
             v = load(b, x, VT(F32, 16), offset)
             return v if own is None else b.select(own, v, constant(F32, 16, 0.0))
 
-        scales = b.fmul(factors[0], of_x(SCALES))
-        acc = simd.fma(b, b.sitofp(sums, VT(F32, 16)), scales, acc)
-        return simd.fma(b, factors[1], of_x(SCALED_SUMS), acc) if self.has_minimum else acc
-
-    def scale(self, b: Builder, at: Value) -> Value:
-        """The block's scale as float."""
-        bits = b.insert_element(constant(I16, 1, 0), load(b, at, I16), I32(0))
-        return b.extract_element(simd.half_to_float(b, bits), I32(0))
+        scales = of_x(SCALES)
+        acc = simd.fma(b, b.sitofp(sums, VT(F32, 16)), b.fmul(window.factors[0], scales), acc)
+        if not self.has_minimum:
+            return acc
+        scaled_sums = of_x(SCALED_SUMS)
+        if self.has_parts:
+            scaled_sums = b.fmul(scales, b.sitofp(_parts_times(b, window.parts[2:], x), VT(F32, 16)))
+        return simd.fma(b, window.factors[1], scaled_sums, acc)
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        """Stored numbers 0..15 and 16..31 of 4 blocks, <64 x i8> each."""
+        """Stored numbers 0..15 and 16..31 of 4 blocks of 32, <64 x i8> each."""
         raise NotImplementedError
-
-    def values(self, b: Builder, at: Value) -> list[Value]:
-        """The block's 32 numbers before scaling, as two <16 x float>."""
-        raise NotImplementedError
-
-    def scaled(self, b: Builder, at: Value, scales: Value) -> list[Value]:
-        """The block's 32 numbers, as two <16 x float>, by its scale in every lane."""
-        return [b.fmul(v, scales) for v in self.values(b, at)]
-
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        """The block's numbers, as <16 x float>."""
-        return self.scaled(b, at, simd.splat(b, self.scale(b, at), 16))
 
     def unpack_halfs(self, b: Builder, addresses: list[Value]) -> Value:
         """The halfs at 4 addresses, one a lane, as <16 x i16>."""
@@ -257,155 +272,33 @@ class BlockType:
         return simd.shuffle(b, bits, bits, LANE_BLOCKS)
 
     def unpack(self, b: Builder, blocks: list[Value]) -> Group:
-        """The 4 blocks at these addresses."""
+        """The 4 blocks of 32 at these addresses."""
         return Group(*self.halves(b, blocks), [self.unpack_halfs(b, blocks)])
 
     def unpack_span(self, b: Builder, read: Read) -> Group:
         """`unpack` of 4 blocks in a row, for a type with `has_span`."""
         raise NotImplementedError
 
+    def signed_numbers(self, b: Builder, numbers: Value) -> Value:
+        """Stored numbers, <64 x i8>, as what their scale multiplies."""
+        if self.has_minimum or self.is_signed:
+            return numbers
+        return b.sub(numbers, constant(I8, numbers.type.count, 1 << self.offset_shift))
 
-class Q4_0(BlockType):
-    """Half scale, 16 bytes: low nibbles are numbers 0..15, high nibbles 16..31; minus 8."""
-
-    name = "Q4_0"
-    type_id = 2
-    type_size = 18
-    in_sparse_ffn = True
-    has_span = True
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
-
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        q, first = nibbles_of_span(b, read, self.type_size, 2)
-        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, 0)])
-
-    def scaled(self, b: Builder, at: Value, scales: Value) -> list[Value]:
-        q = b.zext(load(b, at, VT(I8, 16), 2), VT(I32, 16))
-        high = b.lshr(q, constant(I32, 16, 4))
-        if "avx512f" in simd.target_features():
-            # the block's 16 numbers in one register; vpermps looks at the low 4 bits only
-            table = b.fmul(ir.Constant(VT(F32, 16), [float(i - 8) for i in range(16)]), scales)
-            name = "llvm.x86.avx512.permvar.sf.512"
-            return [simd.call(b, name, VT(F32, 16), table, half) for half in (q, high)]
-        low, eight = b.and_(q, constant(I32, 16, 15)), constant(I32, 16, 8)
-        return [b.fmul(b.sitofp(b.sub(half, eight), VT(F32, 16)), scales) for half in (low, high)]
+    def scales_of_halves(self, b: Builder, window: Window) -> tuple[list[Value], list[Value]]:
+        """Scales, and minima if there are any, of numbers 0..15 and, where they have their own, of 16..31."""
+        if not self.has_parts:
+            return window.factors[:1], window.factors[1:]
+        parts = [b.sitofp(part, VT(F32, 16)) for part in window.parts]
+        minima = [b.fmul(window.factors[1], b.fneg(part)) for part in parts[2:]]
+        return [b.fmul(window.factors[0], part) for part in parts[:2]], minima
 
 
-class Q8_0(BlockType):
-    """Half scale, 32 int8."""
-
-    name = "Q8_0"
-    type_id = 8
-    type_size = 34
-    in_sparse_ffn = True
-    offset_shift = 4
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        low = simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks])
-        high = simd.concatenate(b, [load(b, at, VT(I8, 16), 18) for at in blocks])
-        if self.is_signed:
-            return low, high
-        flip = constant(I8, 64, -128)
-        return b.xor(low, flip), b.xor(high, flip)
-
-    def values(self, b: Builder, at: Value) -> list[Value]:
-        return [b.sitofp(load(b, at, VT(I8, 16), offset), VT(F32, 16)) for offset in (2, 18)]
-
-    @property
-    def is_signed(self) -> bool:
-        # numbers up to 255 need vpdpbusd: pmaddubsw would saturate
-        return not {"avx512f", "avx512vnni"} <= simd.target_features()
-
-
-class FifthBits(BlockType):
-    """Blocks of 32 numbers of 5 bits: halfs, 32 fifth bits, 16 bytes of nibbles as in Q4_0."""
-
-    fifths: int  # where they start in a block
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        """Numbers 0..15 and 16..31 of each block, unsigned."""
-        n = 16 * len(blocks)
-        heads = simd.concatenate(b, [load(b, at, VT(I8, 16)) for at in blocks])
-        nibbles = simd.concatenate(b, [load(b, at, VT(I8, 16), self.fifths + 4) for at in blocks])
-        mask = ir.Constant(VT(I8, n), [1 << i % 8 for i in range(n)])
-        whole = []
-        for part, nibble in enumerate(split_nibbles(b, nibbles)):
-            # each byte that holds 8 of the bits, 8 times
-            where = [16 * (i // 16) + self.fifths + 2 * part + i % 16 // 8 for i in range(n)]
-            bits = b.and_(simd.shuffle(b, heads, heads, where), mask)
-            is_set = b.icmp_unsigned("!=", bits, constant(I8, n, 0))
-            whole.append(b.or_(nibble, b.select(is_set, constant(I8, n, 16), constant(I8, n, 0))))
-        return whole[0], whole[1]
-
-    def halfs(self, b: Builder, blocks: list[Value], start: int) -> Value:
-        """The half at byte `start` of each block, one a lane, as <16 x i16>."""
-        words = simd.concatenate(b, [load(b, at, VT(I16, 8)) for at in blocks])
-        return simd.shuffle(b, words, words, [8 * block + start // 2 for block in LANE_BLOCKS])
-
-
-class Q5_0(FifthBits):
-    """A scale, fifth bits, nibbles; minus 16."""
-
-    name = "Q5_0"
-    type_id = 6
-    type_size = 22
-    fifths = 2
-    offset_shift = 1
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
-        return Group(*self.halves(b, blocks), [self.halfs(b, blocks, 0)])
-
-    def values(self, b: Builder, at: Value) -> list[Value]:
-        return [b.sitofp(b.sub(v, constant(I8, 16, 16)), VT(F32, 16)) for v in self.halves(b, [at])]
-
-
-class Q4_1(BlockType):
-    """Scale d, minimum m, 16 bytes of nibbles as in Q4_0: d q + m."""
-
-    name = "Q4_1"
-    type_id = 3
-    type_size = 20
-    has_span = True
-    has_minimum = True
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 4) for at in blocks]))
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
-        halfs = [self.unpack_halfs(b, [b.add(at, I64(i)) for at in blocks]) for i in (0, 2)]
-        return Group(*self.halves(b, blocks), halfs)
-
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        q, first = nibbles_of_span(b, read, self.type_size, 4)
-        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, i) for i in (0, 2)])
-
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        return widened_with_minimum(b, self, at)
-
-
-class Q5_1(FifthBits):
-    """Scale d, minimum m, fifth bits, nibbles: d q + m."""
-
-    name = "Q5_1"
-    type_id = 7
-    type_size = 24
-    fifths = 4
-    has_minimum = True
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
-        return Group(*self.halves(b, blocks), [self.halfs(b, blocks, start) for start in (0, 2)])
-
-    def widened(self, b: Builder, at: Value) -> list[Value]:
-        return widened_with_minimum(b, self, at)
-
-
-def widened_with_minimum(b: Builder, kind: BlockType, at: Value) -> list[Value]:
-    """The block's numbers as two <16 x float>: d q + m with both halfs at the block's start."""
-    scale = simd.splat(b, kind.scale(b, at), 16)
-    minimum = simd.splat(b, kind.scale(b, b.add(at, I64(2))), 16)
-    return [simd.fma(b, b.uitofp(v, VT(F32, 16)), scale, minimum) for v in kind.halves(b, [at])]
+def _parts_times(b: Builder, parts: list[Value], x: Value) -> Value:
+    """Minus the sum over a block's numbers of the integer of their half: <16 x i32>."""
+    first = load(b, x, VT(I32, 16), FIRST_SUMS)
+    second = b.sub(load(b, x, VT(I32, 16), SUMS), first)
+    return b.add(*(b.mul(sums, part) for sums, part in zip((first, second), parts[:2], strict=True)))
 
 
 F32_TYPE = FloatType("F32", 0, 4)

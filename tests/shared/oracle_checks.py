@@ -21,8 +21,8 @@ FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
 BLOCK_TYPES = (rows.Q8_0_ID, rows.Q4_0_ID)
 SPARSE_TYPES = FLOAT_TYPES + BLOCK_TYPES
 ODD = {True: (32, 96, 352, 2048), False: (1, 17, 100, 352)}
-K_TYPES = (rows.Q4_K_ID, rows.Q5_K_ID, rows.Q6_K_ID)
-OFFSET_TYPES = (3, rows.Q5_0_ID, 7)
+K_TYPES = tuple(i for i, block in rows.BLOCK_SIZE.items() if block == 256)
+OFFSET_TYPES = tuple(i for i, block in rows.BLOCK_SIZE.items() if block == 32 and i not in BLOCK_TYPES)
 
 Array = NDArray[np.float32]
 Record = dict[str, Any]
@@ -77,7 +77,7 @@ def run(records: list[Record], n_tokens: int = 1, n_threads: int = 2, **paramete
 
 
 def check_rows(type_id: int, k: int) -> None:
-    """Dot products of one row and a tile, a row as float32; of sparse types a strip and the sum of four rows."""
+    """Dot products of one row and a tile, a row as float32; a strip and the sum of four rows."""
     quantised = rows.is_quantised(type_id)
     data, w = weights(type_id, 8, k)
     x = vectors(4, k)
@@ -103,14 +103,11 @@ def check_rows(type_id: int, k: int) -> None:
         tile = np.zeros((4, 4), np.float32)
         rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, tile.ctypes.data)
         close(tile.T, wanted[:, 1:5], "tile")
-    if type_id not in SPARSE_TYPES:
-        return
     picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)
     acc = np.ones(k, np.float32)
     addresses, ahead = np.array([base + r * size for r in picked]), np.zeros(4, np.int64)
-    scales = np.zeros(rows.ROWS * rows.SCALES_BYTES, np.uint8)
     four = (addresses.ctypes.data, coefficients.ctypes.data)
-    rows.add_rows(type_id, acc.ctypes.data, *four, 0, k, ahead.ctypes.data, scales.ctypes.data)
+    rows.add_rows(type_id, acc.ctypes.data, *four, 0, k, ahead.ctypes.data)
     close(acc, 1 + coefficients.astype(np.float64) @ w[picked], "sum of rows")
 
 
@@ -134,9 +131,9 @@ def check_pack(k: int) -> None:
 
     first, both = (part.sum(-1, dtype=np.int32) for part in (got[:, 0], got.reshape(-1, 32)))
     assert np.array_equal(blocks(0, np.float32), np.append(d, np.zeros(len(both) - n, np.float32)))
-    assert np.array_equal(blocks(1, np.int32), -8 * both)
+    assert np.array_equal(blocks(1, np.int32), -both)
     assert np.array_equal(blocks(2, np.float32)[:n], d * both[:n].astype(np.float32))
-    assert np.array_equal(blocks(3, np.int32), -8 * first)
+    assert np.array_equal(blocks(3, np.int32), -first)
 
 
 def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:

@@ -23,6 +23,7 @@ Near = Callable[[Any, Any], None]
 Walk = Callable[..., None]
 
 TYPES = [pytest.param((t, t, t), id=GGMLQuantizationType(t).name) for t in checks.SPARSE_TYPES]
+Q2_K, Q3_K, IQ4_NL, IQ4_XS, MXFP4 = 10, 11, 20, 23, 39
 MIXED = [
     pytest.param(types, id="-".join(GGMLQuantizationType(t).name for t in types))
     for types in (
@@ -34,6 +35,8 @@ MIXED = [
         (rows.Q4_1_ID, rows.Q5_1_ID, rows.Q5_0_ID),
         (rows.Q4_K_ID, rows.Q5_K_ID, rows.Q6_K_ID),
         (rows.Q6_K_ID, rows.Q8_0_ID, rows.Q4_K_ID),
+        (MXFP4, IQ4_NL, MXFP4),
+        (Q3_K, IQ4_XS, Q2_K),
     )
 ]
 COUNTS = ("none", "one", "some", "all")

@@ -220,24 +220,6 @@ def test_add_listed(
     assert_near(acc, wanted)
 
 
-@pytest.mark.parametrize(
-    "type_id", [rows.Q8_0_ID, rows.Q4_0_ID, rows.F16_ID, rows.Q5_1_ID], ids=["Q8_0", "Q4_0", "F16", "Q5_1"]
-)
-def test_add_listed_with_rows_of_very_many_blocks(type_id: int, scratch: U8, assert_near: Near) -> None:
-    """More scales than a thread's memory holds at once."""
-    k, n = 2 * ffn.SCALED_COLUMNS + 160, 5
-    raw, w = checks.weights(type_id, n, k)
-    live, coefficients = np.arange(8), np.arange(1, 9, dtype=np.float32)
-    acc = np.zeros(k, np.float32)
-    where = raw.ctypes.data, raw.shape[1], live.ctypes.data, coefficients.ctypes.data
-    guard = scratch[ffn._SCALES + rows.ROWS * rows.SCALES_BYTES :]
-    assert (guard == 0xFF).all()
-    wanted = coefficients[:n].astype(np.float64) @ w
-    ffn.add_listed(type_id, *where, n, 0, k, scratch.ctypes.data, acc.ctypes.data)
-    assert_near(acc, wanted)
-    assert (guard == 0xFF).all()
-
-
 @pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 200])
 def test_list_rows_is_the_oracles_active_rows(n_ff: int, run_ops: Walk) -> None:
     generator = np.random.default_rng(n_ff)

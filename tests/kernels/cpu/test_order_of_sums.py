@@ -5,6 +5,7 @@ Each token of a batch has the bits that it has alone, for every type, batch, cut
 
 import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,45 +54,147 @@ def test_matrices(type_id: int, run_ops: Walk) -> None:
             assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, n)
 
 
-def as_blocks(type_id: int, raw: NDArray[np.uint8], w: F32) -> tuple[NDArray[np.int32], F32, F32 | None]:
-    """Rows as `order_of_sums.dots_of_blocks_in_order` takes them: integers, scales, minima, from bytes and their numbers.
+@dataclass
+class Blocks:
+    """Rows as `dots_of_blocks_in_order` takes them."""
 
-    Integers come from exact arithmetic on the numbers that a row holds: (w - minimum) / scale.
+    numbers: NDArray[np.int32]
+    scales: F32
+    minima: F32 | None = None
+    parts: NDArray[np.int32] | None = None
+
+
+def as_blocks(type_id: int, raw: NDArray[np.uint8], w: F32) -> Blocks:
+    """Integers, scales and minima from bytes and the numbers that they hold.
+
+    Integers come from exact arithmetic on the numbers: (w - minimum) / scale.
     """
-    n_rows = len(w)
+    n_rows, kind = len(w), GGMLQuantizationType(type_id)
     blocks = raw.reshape(n_rows, -1, rows.TYPE_SIZE[type_id])
-
-    def half(at: int) -> NDArray[np.float64]:
-        return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float64)
-
-    minima = None
-    if type_id in (rows.Q4_K_ID, rows.Q5_K_ID):
-        six = six_bits(blocks[..., 4:16])
-        scales, minima = ((half(at)[..., None] * six[i]).reshape(n_rows, -1) for i, at in enumerate((0, 2)))
-        minima = -minima
-    elif type_id == rows.Q6_K_ID:
-        scales = np.repeat(half(208), 8, axis=1)
-    else:
-        scales = half(0)
-        minima = half(2) if type_id in (rows.Q4_1_ID, rows.Q5_1_ID) else None
-    wide = w.astype(np.float64).reshape(n_rows, -1, 32)
+    scales, minima, parts = SCALES[kind](blocks) if kind in SCALES else (half(blocks, 0), None, None)
+    a_block = rows.BLOCK_SIZE[type_id] // 32
+    if scales.ndim == 2:
+        scales = np.repeat(scales, a_block, axis=1)
+    scales = scales.reshape(n_rows, -1).astype(np.float64)
+    wide = w.astype(np.float64).reshape(n_rows, -1, 2, 16)
     if minima is not None:
-        wide = wide - minima[..., None]
+        minima = np.repeat(minima, a_block, axis=1) if minima.ndim == 2 else minima.reshape(n_rows, -1)
+        parts = np.ones((*scales.shape, 2)) if parts is None else parts.reshape(n_rows, -1, 2)
+        wide = wide - (minima[..., None] * parts)[..., None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        numbers = np.where(scales[..., None] == 0, 0, wide / scales[..., None])
-    integers = np.rint(numbers)
-    assert np.abs(numbers - integers).max() < 0.01
-    kept = None if minima is None else minima.astype(np.float32)
-    return integers.astype(np.int32), scales.astype(np.float32), kept
+        numbers = np.where(scales[..., None, None] == 0, 0, wide / scales[..., None, None])
+    integers = np.rint(numbers).reshape(*scales.shape, 32)
+    assert np.abs(numbers.reshape(integers.shape) - integers).max() < 0.01
+    return Blocks(
+        integers.astype(np.int32),
+        scales.astype(np.float32),
+        None if minima is None else minima.astype(np.float32),
+        None if parts is None else parts.astype(np.int32),
+    )
 
 
-def six_bits(packed: NDArray[np.uint8]) -> NDArray[np.int64]:
+Bytes = NDArray[np.uint8]
+Numbers = NDArray[Any]
+T = GGMLQuantizationType
+
+
+def half(blocks: Bytes, at: int) -> Numbers:
+    """The half at a place in each block."""
+    return np.ascontiguousarray(blocks[..., at : at + 2]).view(np.float16)[..., 0].astype(np.float64)
+
+
+def words(blocks: Bytes, first: int, last: int, kind: Any) -> Numbers:
+    """Some bytes of each block as integers of another width."""
+    wide: Numbers = np.ascontiguousarray(blocks[..., first:last]).view(kind).astype(np.int64)
+    return wide
+
+
+def nibbles(q: Numbers) -> Numbers:
+    """Those of some bytes, low ones first."""
+    return np.stack([q & 15, q >> 4], -1).reshape(*q.shape[:-1], -1)
+
+
+def of_q4_k(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """Six bits of scale and of minimum for each 32."""
+    six = six_bits(blocks[..., 4:16])
+    scales, minima = (half(blocks, at)[..., None] * six[i] for i, at in enumerate((0, 2)))
+    return scales, -minima, None
+
+
+def six_bits(packed: Bytes) -> NDArray[np.int64]:
     """The 8 scales and the 8 minima in a K block's 12 bytes, [2, ..., 8]."""
     b = packed.astype(np.int64)
     first, second, third = b[..., :4], b[..., 4:8], b[..., 8:]
     low = [first & 63, second & 63]
     high = [third & 15 | first >> 6 << 4, third >> 4 | second >> 6 << 4]
     return np.stack([np.concatenate(both, -1) for both in zip(low, high, strict=True)])
+
+
+def of_iq4_xs(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """Six bits for each 32, the upper two in a word."""
+    low, high = nibbles(words(blocks, 4, 8, np.uint8)), words(blocks, 2, 4, np.uint16)
+    scales = (low | (high >> np.arange(0, 16, 2) & 3) << 4) - 32
+    return half(blocks, 0)[..., None] * scales, None, None
+
+
+def of_mxfp4(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """A power of two."""
+    return 2.0 ** (blocks[..., 0].astype(np.float64) - 128), None, None
+
+
+def odd_scales(factor: float, first: int, last: int, kind: Any, shift: int, mask: int) -> Any:
+    """d (2 s + 1) times a factor for each 32, with s in words of the block."""
+
+    def read(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+        s = words(blocks, first, last, kind) >> shift & mask
+        return half(blocks, 0)[..., None] * factor * (2 * s[..., -8:] + 1), None, None
+
+    return read
+
+
+def of_iq2_xxs(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """The scale is above the signs, every second word."""
+    s = words(blocks, 2, 66, np.uint32)[..., 1::2] >> 28
+    return half(blocks, 0)[..., None] / 8 * (2 * s + 1), None, None
+
+
+def of_iq3_s(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """Nibbles at the end."""
+    return half(blocks, 0)[..., None] * (2 * nibbles(words(blocks, 106, 110, np.uint8)) + 1), None, None
+
+
+def of_iq1_m(blocks: Bytes) -> tuple[Numbers, Numbers | None, Numbers | None]:
+    """The half is in four words."""
+    fours = words(blocks, 48, 56, np.uint16) >> 12 << np.arange(0, 16, 4)
+    return fours.sum(-1).astype(np.uint16).view(np.float16).astype(np.float64) / 8, None, None
+
+
+def half_at(place: int, factor: float = 1.0) -> Any:
+    """One half a block."""
+    return lambda blocks: (half(blocks, place) * factor, None, None)
+
+
+SCALES: dict[T, Any] = {
+    T.Q4_1: lambda blocks: (half(blocks, 0), half(blocks, 2), None),
+    T.Q5_1: lambda blocks: (half(blocks, 0), half(blocks, 2), None),
+    T.Q2_K: lambda blocks: (half(blocks, 80), -half(blocks, 82), blocks[..., :16] >> 4),
+    T.Q3_K: half_at(108),
+    T.Q4_K: of_q4_k,
+    T.Q5_K: of_q4_k,
+    T.Q6_K: half_at(208),
+    T.IQ4_XS: of_iq4_xs,
+    T.MXFP4: of_mxfp4,
+    T.IQ3_S: of_iq3_s,
+    T.IQ3_XXS: odd_scales(1 / 4, 66, 98, np.uint32, 28, 15),
+    T.IQ2_S: half_at(0, 1 / 8),
+    T.IQ2_XS: half_at(0, 1 / 8),
+    T.IQ2_XXS: of_iq2_xxs,
+    T.IQ1_M: of_iq1_m,
+    T.IQ1_S: odd_scales(1 / 8, 34, 50, np.uint16, 12, 7),
+    T.TQ1_0: half_at(52),
+    T.TQ2_0: half_at(64),
+}
+"""Scales, minima and the minima's parts of some blocks; of the others a half at the beginning is all."""
 
 
 def level_fma() -> order_of_sums.FMA:
@@ -106,7 +209,9 @@ def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
         x = checks.vectors(1, k, 2)
         got = products(raw, type_id, x, run_ops, 2, 2)[0]
         if rows.is_quantised(type_id):
-            wanted = order_of_sums.dots_of_blocks_in_order(*as_blocks(type_id, raw, w), x[0], level_fma())
+            blocks = as_blocks(type_id, raw, w)
+            numbers = blocks.numbers, blocks.scales, blocks.minima
+            wanted = order_of_sums.dots_of_blocks_in_order(*numbers, x[0], level_fma(), blocks.parts)
         else:
             wanted = order_of_sums.dots_of_floats_in_order(w, x[0], level_fma())
         assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k

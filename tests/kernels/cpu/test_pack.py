@@ -36,8 +36,8 @@ def check(x: F32, raw: U8) -> None:
     assert np.array_equal(numbers.reshape(-1), q)
     assert np.array_equal(scales, d)
     of_first, of_all = (part.sum(1, dtype=np.int32) for part in (numbers[:, :16], numbers))
-    assert np.array_equal(sums, -8 * of_all)
-    assert np.array_equal(first_sums, -8 * of_first)
+    assert np.array_equal(sums, -of_all)
+    assert np.array_equal(first_sums, -of_first)
     assert np.array_equal(scaled_sums, d * of_all.astype(np.float32))
 
 

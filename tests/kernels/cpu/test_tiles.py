@@ -18,14 +18,7 @@ SIZES = {
     rows.F32_ID: (1, 17, 100),
     rows.F16_ID: (1, 17, 100),
     rows.BF16_ID: (17, 128),
-    rows.Q8_0_ID: (32, 160),
-    rows.Q4_0_ID: (32, 160, 256),
-    rows.Q4_1_ID: (32, 160, 256),
-    rows.Q5_0_ID: (96, 256),
-    rows.Q5_1_ID: (96, 256),
-    rows.Q4_K_ID: (512,),
-    rows.Q5_K_ID: (256,),
-    rows.Q6_K_ID: (512,),
+    **{i: (512,) if block == 256 else (32, 160, 256) for i, block in rows.BLOCK_SIZE.items() if block > 1},
 }
 CASES = [
     pytest.param(t, k, id=f"{GGMLQuantizationType(t).name}-{k}") for t, sizes in SIZES.items() for k in sizes

@@ -1,0 +1,60 @@
+"""Bytes found in tables: 16 of them in a register, or grids of 4 or 8 neighbours in memory."""
+
+from collections.abc import Sequence
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numpy.typing import NDArray
+
+from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.simd import I1, I8, I64, VT, Builder, Value, call, constant, shuffle
+
+_kept: dict[str, NDArray[np.uint8]] = {}
+
+
+def listed_bytes(b: Builder, table: Sequence[int], places: Value) -> Value:
+    """table[place] for <64 x i8> places below 16."""
+    sixteen = [value % 256 for value in table]
+    features = simd.target_features()
+    if {"avx512f", "avx512bw"} <= features:
+        whole = ir.Constant(VT(I8, 64), sixteen * 4)
+        return call(b, "llvm.x86.avx512.pshuf.b.512", VT(I8, 64), whole, places)
+    if "avx2" in features:
+        whole = ir.Constant(VT(I8, 32), sixteen * 2)
+        halves = [shuffle(b, places, places, range(i, i + 32)) for i in (0, 32)]
+        return simd.concatenate(
+            b, [call(b, "llvm.x86.avx2.pshuf.b", VT(I8, 32), whole, half) for half in halves]
+        )
+    out = constant(I8, 64, 0)
+    for place, value in enumerate(sixteen):
+        here = b.icmp_unsigned("==", places, constant(I8, 64, place))
+        out = b.or_(out, b.and_(b.sext(here, VT(I8, 64)), constant(I8, 64, value)))
+    return out
+
+
+def keep_grid(name: str, grid: NDArray[np.int8]) -> None:
+    """Make a grid, int8 [n, 4 or 8], known to machine code by a name."""
+    _kept[name] = np.ascontiguousarray(grid).view(np.uint8)
+    llvmlite.binding.add_symbol(f"hotcold_grid_{name}", _kept[name].ctypes.data)
+
+
+def grid_bytes(b: Builder, name: str, places: Value) -> Value:
+    """The grid's entries in these places, <8 x i64> of 8 bytes each or <16 x i32> of 4, as <64 x i8>."""
+    n, width = places.type.count, places.type.element.width
+    element = ir.IntType(width)
+    symbol = f"hotcold_grid_{name}"
+    table = b.module.globals.get(symbol)
+    if table is None:
+        table = ir.GlobalVariable(b.module, element, symbol)
+    base = simd.splat(b, b.ptrtoint(table, I64), n)
+    wide = places if width == 64 else b.zext(places, VT(I64, n))
+    addresses = b.add(base, b.mul(wide, constant(I64, n, width // 8)))
+    entries = simd.gather(b, addresses, element)
+    return b.bitcast(entries, VT(I8, 64))
+
+
+def negated(b: Builder, numbers: Value, signs: Value) -> Value:
+    """<64 x i8> numbers, negated where their bit of an i64 is set."""
+    bits = b.bitcast(signs, VT(I1, 64))
+    return b.select(bits, b.sub(constant(I8, 64, 0), numbers), numbers)
