@@ -1,6 +1,7 @@
 """The order of a split layer: what is enqueued before the host waits, and that every wait is needed."""
 
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,11 +48,16 @@ def split_in_half(file: GGUFFile, case: Case) -> Plan:
     return plan_with(model, case, some_neurons(model, model.n_ff // 2))
 
 
-@pytest.mark.parametrize("kind", ["f16", "q4_0"])
+QUICK = [("f16", "predictor", "half"), ("q4_0", "predictor", "dense + 50%")]
+
+
 @pytest.mark.parametrize(
-    "sparsity", ["predictor", *(pytest.param(name, marks=slow) for name in SPARSITIES[1:])]
+    ("kind", "sparsity", "budget"),
+    [
+        pytest.param(*which, marks=() if which in QUICK else slow)
+        for which in product(("f16", "q4_0"), SPARSITIES, ("half", "dense + 50%"))
+    ],
 )
-@pytest.mark.parametrize("budget", ["half", "dense + 50%"])
 def test_bits_depend_on_no_order(
     kind: str, sparsity: str, budget: str, data: Path, open_emulated: OpenEmulated
 ) -> None:
