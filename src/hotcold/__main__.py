@@ -4,11 +4,14 @@ import _signal  # type: ignore[import-not-found]  # what `signal` wraps, which t
 import os
 import sys
 
-from hotcold.errors import INTERRUPTED
+INTERRUPTED = 128 + _signal.SIGINT  # that of `errors`, which is another file to find before Ctrl-C is heeded
 
 
 def main() -> None:
-    """Run the command. Ctrl-C ends it with 130, quietly, also while it still imports."""
+    """Run the command. Ctrl-C ends it with 130, quietly, also while it still imports.
+
+    This is the first that happens; what Ctrl-C does before it, while Python itself starts, is Python's.
+    """
     before = _signal.getsignal(_signal.SIGINT)
     if before is not _signal.SIG_IGN:  # as for what runs in the background
         _signal.signal(_signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))

@@ -48,6 +48,28 @@ def test_interrupt_prints_statistics_and_exits_130() -> None:
     assert b"Traceback" not in err
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        "from hotcold.__main__ import main; main()",
+        "import runpy; runpy.run_module('hotcold', run_name='__main__')",
+    ],
+)
+def test_ctrl_c_is_heeded_before_anything_of_ours_is_imported(start: str) -> None:
+    """As the installed command starts, and as `python -m hotcold` does."""
+    code = f"""
+import sys, _signal
+def said(number, handler):
+    print(number, sorted(name for name in sys.modules if name.startswith("hotcold")), flush=True)
+    sys.exit()
+_signal.signal = said
+{start}
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = ["hotcold", "hotcold.__main__"] if "main()" in start else ["hotcold"]
+    assert done.stdout == f"{int(signal.SIGINT)} {modules}\n"
+
+
 def test_an_interrupt_while_everything_is_imported_is_quiet(tmp_path: Path) -> None:
     """In place of a library that takes long to import stands one that says when it begins to."""
     (tmp_path / "typer.py").write_text("import time; print('importing', flush=True); time.sleep(60)")
