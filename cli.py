@@ -41,7 +41,7 @@ app.command("profile")(ProfileCommand)
 
 def run(command: Command, **of_hotcold: Any) -> None:
     """Do what the command line was read to."""
-    with reported():
+    with reported(type(command)):
         command.run()
 
 

@@ -9,7 +9,7 @@ import typer
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, Quiet, Verbose
 from hotcold.engine.commands.prompt_input import BYTE_ORDER_MARK, unescaped_text
-from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.reports import note, wrapped
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class ChatCommand(GenerationOptions, EngineOptions, AnswerOptions):
             warn(engine, self.quiet)
             say = (lambda line: None) if self.quiet else note
             for line in engine.description() if self.verbose else ():
-                say(line)
+                say(wrapped(line))
             template = load_template(engine.file, engine.tokenizer, self.chat_template)
             chat = Chat(
                 engine,

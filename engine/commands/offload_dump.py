@@ -9,6 +9,7 @@ import typer
 
 from hotcold.engine.commands import terminal
 from hotcold.engine.commands.loading import prepare_kernels
+from hotcold.engine.commands.option_names import option_names
 from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generation.run_options import RunOptions
@@ -55,14 +56,14 @@ class OffloadDumpCommand:
         str | None, typer.Option(help="8 (GiB), 8GiB, 6000MiB, 80%, auto, or 0: the CPU alone.")
     ] = None
     device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None
-    ctx_size: NCtx = RunOptions.n_ctx
-    batch_size: NBatch = RunOptions.n_batch
+    n_ctx: NCtx = RunOptions.n_ctx
+    n_batch: NBatch = RunOptions.n_batch
     kv_type: KVType = RunOptions.kv_type
     sparsity: Sparsity = RunOptions.sparsity
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
-    full: Annotated[bool, typer.Option("--full", help="List every weight and intermediate.")] = False
+    full: Annotated[bool, typer.Option("--full", help="List every weight and intermediate, as --json and --html do.")] = False
     as_json: Json = False
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the page.")] = False
@@ -98,7 +99,7 @@ class OffloadDumpCommand:
         if self.html is not None:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
-        how = planning.wanted(source, self.sparsity, self.ctx_size, self.batch_size, self.kv_type)
+        how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type)
         facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep)
         if self.run_it:
             run_plan(self, source, how)
@@ -159,20 +160,18 @@ def refuse_ignored(options: OffloadDumpCommand) -> None:
     """SettingError for an option that does not go with another one, or changes nothing without it."""
     given = {f.name: getattr(options, f.name) for f in fields(options)}
     given = {name: value for name, value in given.items() if value is not None and value is not False}
+    names = option_names(OffloadDumpCommand)
     for name, needed in NEEDS.items():
         option = needed.split()[0]
         if name in given and option.removeprefix("--") not in given:
             bound = f"changes nothing without {option}"
-            raise SettingError(_option(name), _shown(given[name]), bound, f"add {needed}")
-    for name, excluded in EXCLUDES.items():
+            raise SettingError(names[name], _shown(given[name]), bound, f"add {needed}")
+    of_a_page = {} if "as_json" in given else {"html": ("tensors", "layer")}  # a page shows everything
+    for name, excluded in (EXCLUDES | of_a_page).items():
         for other in excluded:
             if name in given and other in given:
-                bound = f"does not go with {_option(name)}"
-                raise SettingError(_option(other), _shown(given[other]), bound, "leave one of them out")
-
-
-def _option(field: str) -> str:
-    return "--" + field.removesuffix("_it").replace("_", "-")
+                bound = f"does not go with {names[name]}"
+                raise SettingError(names[other], _shown(given[other]), bound, "leave one of them out")
 
 
 def _shown(value: object) -> object:

@@ -4,12 +4,14 @@ import contextlib
 import os
 import signal
 import sys
+import textwrap
 import traceback
 from collections.abc import Iterator
 
 import typer
 
-from hotcold.engine.commands.terminal import OutputError, forget
+from hotcold.engine.commands.option_names import in_options
+from hotcold.engine.commands.terminal import OutputError, columns, forget
 from hotcold.errors import INTERRUPTED, HotcoldError
 
 UNEXPECTED, DOES_NOT_FIT = 1, 4
@@ -23,9 +25,22 @@ def note(text: str) -> None:
         forget(sys.stderr)
 
 
+def wrapped(text: str) -> str:
+    """A line for `note` in lines of the terminal's width, else 80; what follows the first is indented."""
+    begin = "hotcold: "
+    whole = textwrap.TextWrapper(
+        columns(sys.stderr), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return whole.fill(begin + text).removeprefix(begin)
+
+
 @contextlib.contextmanager
-def reported() -> Iterator[None]:
-    """Turn what ends a command early into one line on stderr and an exit code."""
+def reported(command: type | None = None) -> Iterator[None]:
+    """Turn what ends a command early into one line on stderr and an exit code.
+
+    Args:
+        command: whose options errors name, in place of the library's keywords.
+    """
     try:
         yield
     except typer.Exit:
@@ -33,7 +48,7 @@ def reported() -> Iterator[None]:
     except HotcoldError as error:
         if isinstance(error, OutputError):
             forget(sys.stdout)
-        _fail(str(error), error.exit_code)
+        _fail(str(error) if command is None else in_options(error, command), error.exit_code)
     except KeyboardInterrupt:
         raise typer.Exit(INTERRUPTED) from None
     except BrokenPipeError:

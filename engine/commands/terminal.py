@@ -82,9 +82,10 @@ def console() -> "Console":
     return Stdout(file=cast(IO[str], output), width=None if output.isatty() else 80, highlight=False)
 
 
-def columns() -> int:
-    """How wide text on standard output is: as the terminal, else 80."""
-    return shutil.get_terminal_size().columns if Output().isatty() else 80
+def columns(stream: IO[str] | None = None) -> int:
+    """How wide text on a stream, or standard output, is: as the terminal, else 80."""
+    stream = cast(IO[str], Output()) if stream is None else stream
+    return shutil.get_terminal_size().columns if stream.isatty() else 80
 
 
 def prepare_streams() -> None:

@@ -28,7 +28,7 @@ from hotcold.engine.plan.planning import CPU_ALONE, Source, identity, make_plan,
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.settings import number_within, one_of
-from hotcold.errors import DoesNotFitError, FileError, SettingError
+from hotcold.errors import DeviceError, DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.gpuidx import index_path, write_index
 
@@ -117,7 +117,10 @@ def sweep(
 def _sweep_row(
     source: Source, how: Wanted, text: str, facts: DeviceFacts | None, gbps: Sequence[float]
 ) -> dict[str, Any]:
-    budget = resolve_budget(parse_budget(text), facts)
+    try:
+        budget = resolve_budget(parse_budget(text), facts)
+    except (SettingError, DeviceError) as error:  # of one in the list
+        raise type(error)("--sweep", error.value, error.bound, error.next_step) from error
     try:
         plan = make_plan(source, how, budget, facts)
     except DoesNotFitError as error:

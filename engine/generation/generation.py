@@ -182,7 +182,7 @@ class Engine(Closing):
                 "prompt",
                 f"{n_bytes} bytes, so at least {fewest} tokens",
                 f"the context holds {self.n_ctx}",
-                "raise n_ctx (-c), or shorten it",
+                "raise n_ctx, or shorten it",
             )
 
     def _checked_ids(
@@ -198,7 +198,7 @@ class Engine(Closing):
                 what,
                 f"{tokens.size} tokens",
                 f"the context holds {self.n_ctx}",
-                "raise n_ctx (-c), or shorten it",
+                "raise n_ctx, or shorten it",
             )
         outside = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)] if tokens.size else tokens
         if outside.size:

@@ -48,7 +48,7 @@ def memory_note(plan: Plan, root: Path = ROOT) -> str:
     return (
         f"the CPU reads {_gib(wanted.weights)} of weights and up to {_gib(wanted.kv_cache)} of KV cache, and this "
         f"machine has {_gib(memory)} of memory for it: every token will wait for the disk; take a smaller type or "
-        "n_ctx (-c), or put more on a device"
+        "context (-c), or put more on a device"
     )
 
 

@@ -26,7 +26,7 @@ def context_length(wanted: int | None, n_ctx_train: int) -> ContextLength:
     if n_ctx <= n_ctx_train:
         return ContextLength(n_ctx)
     return ContextLength(
-        n_ctx, f"n_ctx is {n_ctx}, the model was trained for {n_ctx_train}: text beyond that gets worse"
+        n_ctx, f"a context of {n_ctx}, the model was trained for {n_ctx_train}: text beyond that gets worse"
     )
 
 

@@ -98,7 +98,7 @@ def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_b
                 "vram_budget",
                 f"{budget.text}, {budget.n_bytes} bytes",
                 f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
-                "raise it, lower n_ctx (-c), or take 0 for the CPU alone",
+                "raise it, lower n_ctx, or take 0 for the CPU alone",
             )
         n_batch //= 2
 

@@ -103,7 +103,7 @@ def _smaller(device: Device, source: Source, how: Wanted, wanted: Plan, lack: Do
         try:
             plan = make_plan(source, how, budget, facts_of(device))
         except DoesNotFitError as error:
-            thing, remedy = f"memory of {device.name}", "lower n_ctx (-c) or -b, or take --device cpu"
+            thing, remedy = f"memory of {device.name}", "lower n_ctx or n_batch, or take --device cpu"
             raise NoRoomError(thing, _reason(lack), error.bound, remedy) from lack
         try:
             store = _store(device, plan)

@@ -101,7 +101,7 @@ def _check_cache(model: Model, how: Wanted) -> None:
             f"KV cache of n_ctx {how.n_ctx}",
             f"{wanted / 1e9:.1f} GB",
             f"memory of {memory / 1e9:.1f} GB",
-            "lower n_ctx (-c)",
+            "lower n_ctx",
         )
 
 
@@ -117,7 +117,7 @@ def _host_memory(how: Wanted) -> Iterator[None]:
         yield
     except MemoryError as error:
         thing = f"KV cache of n_ctx {how.n_ctx} and intermediates of n_batch {how.n_batch}"
-        raise DoesNotFitError(thing, None, str(error), "lower n_ctx (-c)") from error
+        raise DoesNotFitError(thing, None, str(error), "lower n_ctx") from error
 
 
 def _source(model: Model, file: GGUFFile) -> tuple[Source, tuple[str, ...]]:

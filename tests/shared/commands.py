@@ -26,6 +26,7 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Result:
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
             patch.setattr(sys, name, stream)
+        patch.setattr(sys, "argv", ["hotcold", *arguments])
         for name, value in environment.items():
             patch.setenv(name, value)
         with pytest.raises(SystemExit) as ended:

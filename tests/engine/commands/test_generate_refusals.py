@@ -26,37 +26,37 @@ def refused(code: int, *arguments: str, **environment: str) -> str:
 @pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
-        (2, ("-p", "a", "--temp", "-1"), "temp: -1.0 ("),
-        (2, ("-p", "a", "--top-p", "nan"), "top_p: nan ("),
-        (2, ("-p", "a", "--repeat-last-n", "-2"), "repeat_last_n: -2 ("),
-        (2, ("-p", "a", "--presence-penalty", "inf"), "presence_penalty: inf ("),
-        (2, ("-p", "a", "--frequency-penalty", "nan"), "frequency_penalty: nan ("),
-        (2, ("-p", "a", "--logprobs", "-1", "--json"), "logprobs: -1 ("),
+        (2, ("-p", "a", "--temp", "-1"), "--temp: -1.0 ("),
+        (2, ("-p", "a", "--top-p", "nan"), "--top-p: nan ("),
+        (2, ("-p", "a", "--repeat-last-n", "-2"), "--repeat-last-n: -2 ("),
+        (2, ("-p", "a", "--presence-penalty", "inf"), "--presence-penalty: inf ("),
+        (2, ("-p", "a", "--frequency-penalty", "nan"), "--frequency-penalty: nan ("),
+        (2, ("-p", "a", "--logprobs", "-1", "--json"), "--logprobs: -1 ("),
         (2, ("-p", "a", "--logprobs", "3"), "--logprobs: 3 (the text has no place for them); add --json"),
-        (2, ("-p", "a", "-t", "0"), "threads: 0 ("),
-        (2, ("-p", "a", "-n", "-2"), "max_tokens: -2 (a whole number from -1 to 1073741824); such as -n 128"),
-        (2, ("-p", "a", "--kv-type", "q4_0"), "kv_type: q4_0 (known: f16, f32, q8_0); choose one of them"),
+        (2, ("-p", "a", "-t", "0"), "-t: 0 ("),
+        (2, ("-p", "a", "-n", "-2"), "-n: -2 (a whole number from -1 to 1073741824); such as -n 128"),
+        (2, ("-p", "a", "--kv-type", "q4_0"), "--kv-type: q4_0 (known: f16, f32, q8_0); choose one of them"),
         (
             2,
             ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--kv-type", "q8_0"),
-            "kv_type: q8_0 (its blocks of 32 do not divide the model's heads of 16); take --kv-type f16",
+            "--kv-type: q8_0 (its blocks of 32 do not divide the model's heads of 16); take --kv-type f16",
         ),
-        (2, ("-p", "a", "--sparsity", "some"), "sparsity: some (known: "),
+        (2, ("-p", "a", "--sparsity", "some"), "--sparsity: some (known: "),
         (2, ("-p", "a", "--stop", ""), "stop string: '' ("),
         (2, ("-p", "a", "-f", "b"), "prompt: both -p and -f (one of them); leave out -p or -f"),
         (
             2,
             ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--sparsity", "predictor"),
-            "sparsity: predictor",
+            "--sparsity: predictor",
         ),
-        (2, ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--sparsity", "exact"), "sparsity: exact"),
+        (2, ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--sparsity", "exact"), "--sparsity: exact"),
         (3, ("-p", "a", "-m", "/no/such\nmodel"), "model file: /no/such\\nmodel"),
         (3, ("-f", "/no/such/prompt"), "prompt file: /no/such/prompt (No such file"),
         (3, ("-p", "a", "-m", str(GOLDEN)), "model directory: "),
         (3, ("-p", "a", "-m", str(GOLDEN / "README.md")), "README.md"),
         (4, ("-p", "word " * 50, "-c", "16"), "prompt: "),
         (5, ("-p", "a", "--device", "cuda"), "CUDA driver: "),
-        (5, ("-p", "a", "--vram-budget", "6G"), "vram_budget: 6G ("),
+        (5, ("-p", "a", "--vram-budget", "6G"), "--vram-budget: 6G ("),
     ],
 )
 def test_errors_are_one_line_and_a_code(code: int, arguments: tuple[str, ...], message: str) -> None:
@@ -90,7 +90,7 @@ def test_debug_shows_the_traceback() -> None:
     result = run("generate", "-p", "a", "--temp", "-1", HOTCOLD_DEBUG="1")
     assert result.returncode == 2
     assert "Traceback" in result.stderr
-    assert result.stderr.splitlines()[-1].startswith("hotcold: error: temp: -1.0")
+    assert result.stderr.splitlines()[-1].startswith("hotcold: error: --temp: -1.0")
 
 
 def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:

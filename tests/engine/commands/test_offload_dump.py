@@ -85,9 +85,9 @@ def test_the_context_stands_outside_the_budget() -> None:
 @pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
-        (2, ("--vram-budget", "much"), "vram_budget: much"),
+        (2, ("--vram-budget", "much"), "--vram-budget: much"),
         (2, ("--vram-budget", "much"), "; such as --vram-budget 24GiB"),
-        (2, ("--vram-budget", "-1"), "vram_budget: -1"),
+        (2, ("--vram-budget", "-1"), "--vram-budget: -1"),
         (5, ("--vram-budget", "auto"), "--device-memory"),
         (5, ("--vram-budget", "80%"), "--device-memory"),
         (4, ("--vram-budget", "1KiB"), "the smallest useful plan needs"),
@@ -112,6 +112,10 @@ def test_the_context_stands_outside_the_budget() -> None:
         (2, ("--sweep", "0", "--tensors", "ffn"), "--tensors: ffn (does not go with --sweep)"),
         (2, ("--sweep", "0", "--vram-budget", "0"), "--vram-budget: 0 (does not go with --sweep)"),
         (2, ("--sweep", "0", "--gpu-index-for", "hotcold"), "--gpu-index-for: hotcold (does not go with"),
+        (2, ("--html", "x.html", "--layer", "0"), "--layer: 0 (does not go with --html); leave one of them out"),
+        (2, ("--html", "x.html", "--tensors", "ffn"), "--tensors: ffn (does not go with --html)"),
+        (2, ("-c", "0"), "-c: 0 (a whole number from 1"),
+        (2, ("--batch-size", "0"), "--batch-size: 0 (a whole number from 1"),
         (2, ("--run", "--layer", "99"), "--layer: 99 (does not go with --run)"),
         (2, ("--run", "--disable-gpu-index"), "--disable-gpu-index (does not go with --run)"),
         (
@@ -124,7 +128,8 @@ def test_the_context_stands_outside_the_budget() -> None:
         (3, ("--activation", "/nowhere"), "no activation_0"),
         (2, ("--gpu-index-for", "llama.cpp", "--vram-budget", "6MiB"), "known: hotcold, powerinfer"),
         (2, ("--like", "opt-30b", "--gpu-index-for", "powerinfer", "--vram-budget", "16"), "name it with -m"),
-        (2, ("--sweep", "0,,1"), "vram_budget"),
+        (2, ("--sweep", "0,,1"), "--sweep: "),
+        (2, ("--sweep", "0,900%", "--device-memory", "1GiB"), "--sweep: 900% (0% to 100%)"),
         (5, ("--sweep", "0,auto"), "--device-memory"),
         (2, ("--sweep", "0", "--bus-gbps", "0"), "--bus-gbps"),
         (2, ("--device-memory", "80%"), "; such as --device-memory 24GiB"),
@@ -351,7 +356,7 @@ def test_colours_only_on_a_terminal_and_only_if_wanted(monkeypatch: pytest.Monke
 
     def shown(stream: io.StringIO) -> str:
         monkeypatch.setattr(sys, "stdout", stream)
-        OffloadDumpCommand(vram_budget="6MiB", batch_size=64, layer=1, quiet=True).run()
+        OffloadDumpCommand(vram_budget="6MiB", n_batch=64, layer=1, quiet=True).run()
         return stream.getvalue()
 
     monkeypatch.setenv("TERM", "xterm-256color")

@@ -1,17 +1,24 @@
 """Groups of options: they are arguments of the functions that take them, and reach every command."""
 
 import inspect
+import re
 from dataclasses import fields
 
 import pytest
 from commands import run
 
+from hotcold.engine.commands.bench import BenchCommand
+from hotcold.engine.commands.chat import ChatCommand
+from hotcold.engine.commands.convert import ConvertCommand
 from hotcold.engine.commands.generate import GenerateCommand
+from hotcold.engine.commands.offload_dump import OffloadDumpCommand
+from hotcold.engine.commands.option_names import in_options, option_names
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, part
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.loading import load
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.errors import HotcoldError, SettingError
 
 
 def test_the_engine_options_are_what_load_takes() -> None:
@@ -45,3 +52,80 @@ def test_every_command_that_runs_a_model_has_the_engine_options(command: str) ->
     shown = run(command, "--help").stdout
     for flag in ("--model", "--threads", "--ctx-size", "--kv-type", "--sparsity", "--vram-budget"):
         assert flag in shown
+
+
+@pytest.mark.parametrize(
+    ("typed", "name"),
+    [
+        (("-n", "-5"), "-n"),
+        (("-n-5",), "-n"),
+        (("--n-predict=-5",), "--n-predict"),
+        (("--n-predict", "-5"), "--n-predict"),
+        ((), "-n"),
+    ],
+)
+def test_an_error_names_the_option_as_it_was_typed(typed: tuple[str, ...], name: str) -> None:
+    error = SettingError("max_tokens", -5, "a whole number", "such as -n 128")
+    assert in_options(error, GenerateCommand, typed) == f"{name}: -5 (a whole number); such as -n 128"
+    assert str(error).startswith("max_tokens: -5")  # what the library says
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (
+            HotcoldError("prompt", "9 tokens", "", "raise n_ctx, or shorten it"),
+            "prompt: 9 tokens; raise -c, or shorten it",
+        ),
+        (HotcoldError("KV cache of n_ctx 9", None, "", "lower n_ctx"), "KV cache of -c 9; lower -c"),
+        (HotcoldError("x", 1, "", "try kv_type='f32'"), "x: 1; try kv_type='f32'"),
+        (HotcoldError("m.gguf: hotcold.ffn_activation", "x"), "m.gguf: hotcold.ffn_activation: x"),
+        (HotcoldError("sparsity of a graph", "x"), "sparsity of a graph: x"),
+        (HotcoldError("threads", 0, "their number"), "-t: 0 (their number)"),
+        (HotcoldError("n_embd", "n_ctx", "n_head_kv"), "n_embd: n_ctx (n_head_kv)"),
+    ],
+)
+def test_only_keywords_are_options(error: HotcoldError, text: str) -> None:
+    assert in_options(error, GenerateCommand, ()) == text
+
+
+@pytest.mark.parametrize(
+    "command", [GenerateCommand, ChatCommand, BenchCommand, ConvertCommand, OffloadDumpCommand]
+)
+def test_every_field_has_the_name_that_help_shows(command: type) -> None:
+    names = option_names(command)
+    shown = run(
+        re.sub(r"(?<!^)(?=[A-Z])", "-", command.__name__.removesuffix("Command")).lower(), "--help"
+    ).stdout
+    assert len(names) > 5 and all(re.search(rf"(?m)[ ,]{name}\b", shown) for name in names.values())
+    of_engine = option_names(EngineOptions)
+    assert {f: names[f] for f in names.keys() & of_engine.keys()} == {
+        f: of_engine[f] for f in names.keys() & of_engine.keys()
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "begin"),
+    [
+        ("generate -p a -b 0", "-b: 0 ("),
+        ("generate -p a --batch-size 0", "--batch-size: 0 ("),
+        ("generate -p a --top-p 2", "--top-p: 2.0 ("),
+        ("generate -p a --vram-budget x --device emulated", "--vram-budget: x ("),
+        ("convert models --outfile x.gguf --outtype x", "--outtype: x ("),
+        ("bench -t 0", "-t: 0 ("),
+    ],
+)
+def test_commands_name_their_options(arguments: str, begin: str) -> None:
+    assert run(*arguments.split()).stderr.startswith(f"hotcold: error: {begin}")
+
+
+@pytest.mark.parametrize(
+    "options", [(), ("--device", "emulated", "--vram-budget", "6MiB", "-c", "256", "-b", "64")]
+)
+def test_lines_of_verbose_are_wrapped(options: tuple[str, ...]) -> None:
+    """All but warnings, which are a line each, and words that are longer, such as a path."""
+    lines = run("generate", "-p", "Mr. Darcy looked at her", "-n", "1", "-v", *options).stderr.splitlines()
+    assert sum(line.startswith("  ") for line in lines) >= 2
+    for line in lines:
+        words = line.removeprefix("hotcold: ").split()
+        assert len(line) <= 80 or "warning: " in line or len(words) == 1 or "/" in words[1]
