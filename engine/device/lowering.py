@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hotcold.engine.device import expert_lowering as experts
 from hotcold.engine.device import ffn_lowering as ffn
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
@@ -239,6 +240,9 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "sparse_gated_ffn": ffn.gated,
     "dense_ffn": ffn.ungated,
     "sparse_ffn": ffn.ungated,
+    "top_k": experts.top_k,
+    "expert_ffn": experts.expert_ffn,
+    "mul_sigmoid": experts.mul_sigmoid,
 }
 
 

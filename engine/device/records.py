@@ -68,6 +68,10 @@ class DeviceLowering:
         """A mask's words, uint32 [n_tokens, mask_words]."""
         return self.view(tensor, 0, self.n_tokens * mask_words(tensor.shape[1]), np.uint32)
 
+    def chosen(self, tensor: Tensor) -> Buffer:
+        """What a router chose, int32 [n_tokens, 2 n_used]."""
+        return self.view(tensor, 0, self.n_tokens * 2 * tensor.shape[1], np.int32)
+
     def rounded(self, tensor: Tensor) -> Input:
         """Numbers, scales and sums of a rounded intermediate, each behind all that may be before it."""
         n, blocks = tensor.shape[1], tensor.shape[1] // 32

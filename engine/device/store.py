@@ -19,7 +19,7 @@ from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
-from hotcold.engine.plan.plan import Plan, WeightEntry
+from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cuda import planes
@@ -127,16 +127,20 @@ class DeviceStore:
         return matrix
 
     def _rows_of(self, entry: WeightEntry) -> NDArray[np.int32] | None:
-        """The rows to copy; None for all of them."""
+        """The rows to copy, those of an expert together; None for all of them."""
         if entry.device_rows == entry.n_rows or entry.layer is None:
             return None
-        return self.plan.layers[entry.layer].hot
+        split = self.plan.layers[entry.layer]
+        n = entry.n_rows // split.n_ff
+        rows: NDArray[np.int32] = np.add.outer(split.hot * np.int32(n), np.arange(n, dtype=np.int32))
+        return rows.reshape(-1)
 
     def _send_index(self, staging: "_Staging", offset: int) -> None:
         for split in self.plan.layers:
             if split.n_hot and split.index_bytes and self.slabs.weights is not None:
-                buffer = self.slabs.weights.view(offset, split.n_hot, np.int32)
-                staging.copy(np.ascontiguousarray(split.hot, np.int32), buffer)
+                index = split.hot if self.plan.model.experts is None else _slots(split)
+                buffer = self.slabs.weights.view(offset, index.size, np.int32)
+                staging.copy(np.ascontiguousarray(index, np.int32), buffer)
                 self._neurons[split.layer] = buffer
             offset += split.index_bytes
 
@@ -149,7 +153,7 @@ class DeviceStore:
         return self.matrix(weight).planes[0]
 
     def neurons(self, layer: int) -> Buffer:
-        """Numbers of a layer's hot neurons, int32 [n_hot]."""
+        """Numbers of a layer's hot neurons, int32 [n_hot]; of experts each one's place among the hot ones, or -1."""
         return self._neurons[layer]
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
@@ -187,6 +191,13 @@ def loaded_store(
     store = DeviceStore(device, plan)
     store.load(HostStore(file), progress)
     return store
+
+
+def _slots(split: FfnSplit) -> NDArray[np.int32]:
+    """The place of each expert among those on the device, -1 for the others."""
+    slots = np.full(split.n_ff, -1, np.int32)
+    slots[split.hot] = np.arange(split.n_hot)
+    return slots
 
 
 def _key(weight: Weight, head: bool) -> tuple[str, int, str]:

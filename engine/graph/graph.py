@@ -24,8 +24,8 @@ class Tensor:
 
     Attributes:
         shape: (n_tokens, numbers a token).
-        dtype: "f32", float32; "mask", one bit a neuron; "chosen", experts with their weights: all int32 numbers, then
-            all float32 weights; "q8", rounded to int8 in blocks of 32: all numbers, then a scale and then a sum for
+        dtype: "f32", float32; "mask", one bit a neuron; "chosen", experts with their weights: a token's int32
+            numbers, then its float32 weights; "q8", rounded to int8 in blocks of 32: all numbers, then a scale and then a sum for
             each block; "packed" for quantised weights in an area of its side (see `pack.py`); or "none", an order
             without bytes.
         layer: of the model, that it is made in; None for what belongs to none.

@@ -60,7 +60,7 @@ def _wants_rounded(p: PlacedNode, shared: Collection[str]) -> bool:
 
     The CPU runs something of it, or it shares its input.
     """
-    if p.node.op not in FFN_OPS:
+    if p.node.op not in (*FFN_OPS, "expert_ffn"):
         return False
     if p.side == GPU and p.node.rows == ALL and p.node.tensor("x").name not in shared:
         return False

@@ -24,6 +24,10 @@ def _divided(p: PlacedNode) -> list[PlacedNode]:
 
 
 def _part_operands(node: Node, rows: str) -> tuple[tuple[Operand, ...], tuple[str, ...]]:
-    """A partial node's operands and their roles; the bias of the down projection is the hot part's alone."""
-    kept = [i for i, role in enumerate(node.roles) if rows == HOT or role != "down_bias"]
+    """A partial node's operands and their roles; the bias of the down projection is the hot part's alone.
+
+    An expert's belongs to the expert, wherever it is.
+    """
+    both = rows == HOT or node.op == "expert_ffn"
+    kept = [i for i, role in enumerate(node.roles) if both or role != "down_bias"]
     return tuple(node.inputs[i] for i in kept), tuple(node.roles[i] for i in kept)

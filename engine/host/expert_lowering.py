@@ -4,7 +4,7 @@ A pair is a token and one of its experts. One token's pairs all read its one vec
 the order of the pairs first, so that each expert meets its tokens as a batch of their own.
 """
 
-from hotcold.engine.graph.graph import Node, ffn_matrices, layer_of
+from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.workspace import vector_bytes
 from hotcold.engine.model.model import Weight
@@ -60,8 +60,14 @@ class _Pairs:
         """Put pairs in the order of their experts."""
         x, x_stride = self.chosen
         fields = {"x": x, "x_stride": x_stride, "k": self.n_used, "n_rows": self.n_expert}
-        fields |= {"w": self.low.store.experts(self.gate), "y": self.groups, "z": self.places}
+        fields |= {"w": self._here(), "y": self.groups, "z": self.places}
         self.low.emit(program.GROUP, 1, **fields, counts=self.low.layer_counts(layer_of(self.node)))
+
+    def _here(self) -> int:
+        """The addresses of the experts that the node is about: all of them, or the cold ones."""
+        if self.node.rows != COLD:
+            return self.low.store.experts(self.gate)
+        return self.low.store.experts(self.gate, self.low.cold[layer_of(self.node)].listed[1:])
 
     def vectors(self, weight: Weight) -> tuple[int, int]:
         """The pairs' vectors as a matrix wants them: one for all, or gathered."""

@@ -22,7 +22,7 @@ class HostStore:
     def __init__(self, file: GGUFFile) -> None:
         self._file = file
         self._views: dict[str, NDArray[np.uint8]] = {}
-        self._experts: dict[str, NDArray[np.int64]] = {}
+        self._experts: dict[tuple[str, bool], NDArray[np.int64]] = {}
 
     def rows(self, weight: Weight) -> NDArray[np.uint8]:
         """The weight's rows, uint8 [n_rows, bytes a row], read only."""
@@ -34,11 +34,15 @@ class HostStore:
         """Address of the weight's first row."""
         return self._first_byte(self.rows(weight))
 
-    def experts(self, weight: Weight) -> int:
-        """Address of the addresses of each expert's first row, int64 [n_expert]."""
-        if weight.name not in self._experts:
-            self._experts[weight.name] = np.array(self._expert_addresses(weight), np.int64)
-        return int(self._experts[weight.name].ctypes.data)
+    def experts(self, weight: Weight, some: NDArray[np.int64] | None = None) -> int:
+        """Address of the addresses of each expert's first row, int64 [n_expert]; 0 for others than some, if given."""
+        key = weight.name, some is None
+        if key not in self._experts:
+            addresses = np.array(self._expert_addresses(weight), np.int64)
+            if some is not None:
+                addresses[np.setdiff1d(np.arange(addresses.size), some)] = 0
+            self._experts[key] = addresses
+        return int(self._experts[key].ctypes.data)
 
     def _expert_addresses(self, weight: Weight) -> list[int]:
         if weight.stacked:

@@ -120,6 +120,11 @@ class Layer:
         return tuple(weight for weight in found if weight is not None)
 
     @property
+    def n_units(self) -> int:
+        """How many neurons, or experts, the FFN has."""
+        return self.up.ne[-1]
+
+    @property
     def up(self) -> Weight:
         """The up projection, which every FFN has."""
         return self.ffn_matrices[-2]

@@ -47,6 +47,8 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
         areas["attention"] = attention_sums_bytes(n_tokens, n_head, head_dim, n_ctx)
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
+    if node.op == "expert_ffn":
+        areas |= _expert_ffn(node, n_tokens, areas["quantised"])
     if node.op == "logits":
         areas["logits"] = 4 * node.weight("weight").n_rows
     return areas
@@ -62,6 +64,22 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     if n_tokens == 1 and share_an_input(weight.type for weight in reading_matrices(node)):
         return {"partial": group_sums_bytes(1, n_ff, n), **lists}
     return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
+
+
+def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
+    """Of some tokens at a time, vectors of each of their experts; x of all of them stays rounded meanwhile."""
+    gate, down = node.weight("gate"), node.weight("down")
+    n_embd, n_ff, _ = gate.ne
+    n_pairs = min(n_tokens, FFN_TOKENS) * node.tensor("chosen").shape[1]
+    hidden = quantised_bytes(n_pairs, n_ff) if down.type in QUANTISED else 0
+    sums = 4 * n_pairs * max(n_ff, n_embd)
+    return {
+        "first": 4 * n_pairs * n_ff,
+        "second": sums,
+        "hidden": hidden,
+        "quantised": quantised,
+        "all": 4 * mask_words(n_ff),
+    }
 
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:

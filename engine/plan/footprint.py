@@ -69,9 +69,10 @@ def part(*weights: tuple[str, Weight]) -> WeightGroup:
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")
 SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
-BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down")
+BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down", "ffn_gate_inp", *EXPERTS)
 
 
 def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
@@ -82,10 +83,7 @@ def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
         roles += [("predictor", "fc1"), ("predictor", "fc2")]
     roles += [("router", role) for role in ROUTERS] + [("shared", role) for role in SHARED]
     weights: list[tuple[str, Weight | None]] = [(kind, getattr(layer, role)) for kind, role in roles]
-    found = part(*((kind, weight) for kind, weight in weights if weight is not None))
-    if layer.ffn_gate_inp is not None:
-        return replace(found, n_bytes=0, obstacle=Obstacle("the device has no kernels for experts"))
-    return found
+    return part(*((kind, weight) for kind, weight in weights if weight is not None))
 
 
 def head_part(model: Model) -> WeightGroup:
@@ -97,22 +95,26 @@ def head_part(model: Model) -> WeightGroup:
 def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Gate, up and down, as a whole or by neurons."""
     whole = part(*(("ffn", weight) for weight in layer.ffn_matrices))
-    if layer.ffn_gate_inp is not None:
-        return replace(whole, n_bytes=0, obstacle=Obstacle("the device has no kernels for experts"))
     problem = whole.obstacle or _ffn_obstacle(layer, sparsity)
     return replace(whole, n_bytes=0, obstacle=problem) if problem else whole
 
 
 def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
+    if layer.ffn_gate_inp is not None:
+        if layer.up.stacked:
+            return Obstacle("its experts are tensors of their own: convert the file for a device")
+        if (layer.ffn_gate_exps_bias or layer.ffn_down_exps_bias) and dense_part(layer, sparsity).obstacle:
+            return Obstacle("its biases stay on the CPU with the dense part")
+        return None
     if (layer.ffn_up_bias or layer.ffn_down_bias) and dense_part(layer, sparsity).obstacle:
         return Obstacle("its biases stay on the CPU with the dense part")
     return None
 
 
 def neuron_bytes(layer: Layer) -> int:
-    """Bytes of one neuron's rows on the device: gate, up and down, repacked."""
-    return sum(device_row_bytes(weight.type, weight.ne[0]) for weight in layer.ffn_matrices)
+    """Bytes of one neuron's rows on the device, or of one expert's: gate, up and down, repacked."""
+    return sum(device_bytes(weight) // layer.n_units for weight in layer.ffn_matrices)
 
 
 def check_kv_type(kv_type: str, model: Model | None = None) -> None:

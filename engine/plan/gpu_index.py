@@ -153,7 +153,7 @@ def capacity(model: Model, plan: Plan) -> int:
 
 def _neuron_bytes(layer: Layer) -> int:
     """Bytes of one neuron as the file holds it: its part of gate, up and down."""
-    return sum(weight.n_bytes // layer.up.n_rows for weight in layer.ffn_matrices)
+    return sum(weight.n_bytes // layer.n_units for weight in layer.ffn_matrices)
 
 
 def hottest(counts: LayerCounts, n: int) -> Ids:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import Model
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.entries import entry
 from hotcold.engine.plan.footprint import Obstacle, WeightGroup, ffn_part, neuron_bytes
@@ -136,8 +136,12 @@ def _why(i: int, ffn: Ffn, why_cold: str, n_hot: int, n_ff: int) -> str:
 def ffn_entries(model: Model, ffn: Ffn, placed: FfnSplit) -> list[WeightEntry]:
     """The weights of one FFN."""
     why = f"FFN of layer {placed.layer}: {placed.why}"
-    is_whole = placed.n_hot == placed.n_ff
     return [
-        entry(model, role, weight, why, weight.n_rows if is_whole else placed.n_hot, placed.layer)
+        entry(model, role, weight, why, _rows(weight, placed), placed.layer)
         for role, weight in ffn.part.weights
     ]
+
+
+def _rows(weight: Weight, placed: FfnSplit) -> int:
+    """Rows on the device: all of them, or those of the hot neurons, or experts."""
+    return weight.n_rows if placed.n_hot == placed.n_ff else weight.n_rows // placed.n_ff * placed.n_hot

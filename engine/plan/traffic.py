@@ -71,6 +71,8 @@ def _read_on(entry: WeightEntry, plan: Plan, side: str) -> float:
 def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
     """Bytes of a layer's FFN on the host and on the device."""
     layer, peak = plan.model.layers[split.layer], plan.peak_count or 1.0
+    if plan.model.experts is not None:
+        return _experts(split, plan, plan.model.experts.n_used)
     firing_hot, firing_cold = split.covered / peak, (split.measured - split.covered) / peak
     all_hot, all_cold = split.n_hot, split.n_ff - split.n_hot
     host = device = 0.0
@@ -82,3 +84,11 @@ def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
         host += cold * weight.row_bytes
         device += hot * device_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
     return host, device
+
+
+def _experts(split: FfnSplit, plan: Plan, n_used: int) -> tuple[float, float]:
+    """Bytes of a layer's chosen experts on the host and on the device, if they are chosen as they were counted."""
+    layer = plan.model.layers[split.layer]
+    hot = n_used * split.covered / split.measured if split.measured else 0.0
+    host = sum(weight.n_bytes for weight in layer.ffn_matrices) / layer.n_units
+    return (n_used - hot) * host, hot * split.neuron_bytes

@@ -2,7 +2,8 @@
 #pragma once
 #include "common.h"
 
-enum { RELU_ACTIVATION = 0, SILU_ACTIVATION = 1, RELU_BOTH_ACTIVATION = 2, GELU_ACTIVATION = 3 };
+enum { RELU_ACTIVATION = 0, SILU_ACTIVATION = 1, RELU_BOTH_ACTIVATION = 2, GELU_ACTIVATION = 3,
+       SWIGLU_OAI_ACTIVATION = 4 };
 
 __device__ inline float relu(float v) { return v <= 0.f ? 0.f : v; }  // NaN goes on, and shows in the answer
 __device__ inline float silu(float v) { return v / (1.f + expf(-v)); }
@@ -19,7 +20,13 @@ __device__ inline float activated(float v, int activation) {
 __device__ inline bool is_closed(float gate, int activation) {
     return gate <= 0.f && (activation == RELU_ACTIVATION || activation == RELU_BOTH_ACTIVATION);
 }
+// g sigmoid(1.702 g) (u + 1) of g = min(gate, 7) and u = up kept within -7 and 7, as gpt-oss has it.
+__device__ inline float swiglu_oai(float gate, float up) {
+    float g = gate > 7.f ? 7.f : gate, u = up > 7.f ? 7.f : up < -7.f ? -7.f : up;
+    return g / (1.f + expf(-1.702f * g)) * (u + 1.f);
+}
 // RELU_BOTH is the relu of gate and of up.
 __device__ inline float gated(float gate, float up, int activation) {
+    if (activation == SWIGLU_OAI_ACTIVATION) return swiglu_oai(gate, up);
     return activated(gate, activation) * (activation == RELU_BOTH_ACTIVATION ? relu(up) : up);
 }

@@ -140,6 +140,22 @@ def run_sum_groups(device: Device, put: Put) -> None:
     device.launch("sum_groups", 2, 256, arguments, device.compute)
 
 
+def run_experts(device: Device, put: Put) -> None:
+    """Two tokens with two of three experts each, all of 256 rows; one is not here."""
+    n, n_rows = 64, 256
+    w, x, y = put(device, floats(2 * n_rows * n)), put(device, floats(2 * n)), device.empty(4 * n_rows, "f4")
+    slots, chosen = np.array([0, 1, -1], "i4"), np.array([[0, 1, 0, 0], [1, 2, 0, 0]], "i4")
+    arguments = (w, x, put(device, slots), put(device, chosen), y, y, n_rows, n, 2, 0, 0, 0)
+    device.launch("expert_rows_f32", (32, 4), 256, arguments, device.compute)
+
+
+def run_expert_sum(device: Device, put: Put) -> None:
+    n, x = 512, put(device, floats(4 * 512))
+    slots, chosen = np.array([0, 1, -1], "i4"), np.array([[0, 1, 0, 0], [1, 2, 0, 0]], "i4")
+    arguments = (x, put(device, slots), put(device, chosen), device.empty(2 * n, "f4"), n, 2)
+    device.launch("expert_sum", (2, 2), 256, arguments, device.compute)
+
+
 def run_merge(device: Device, put: Put) -> None:
     n = 512
     hot, bias, x = put(device, floats(2 * n)), put(device, floats(n)), put(device, floats(2 * n))

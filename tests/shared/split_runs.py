@@ -76,7 +76,7 @@ def budget_bytes(model: Model, case: Case, name: str) -> int:
     if name in ("one layer", "half"):
         return reserve + sum(dense[: 1 if name == "one layer" else -(-model.n_layer // 2)])
     caches = model.n_layer * layer_kv_bytes(model, case.n_ctx, case.kv_type)
-    neurons = sum(neuron_bytes(layer) * model.n_ff for layer in model.layers)
+    neurons = sum(neuron_bytes(layer) * model.n_units for layer in model.layers)
     percent = {"dense": 0, "everything": 100}.get(name)
     if percent is None:
         percent = int(name.removeprefix("dense + ").removesuffix("%"))
@@ -90,7 +90,7 @@ def plan_named(model: Model, case: Case, name: str) -> Plan:
 def some_neurons(model: Model, n_hot: int, seed: int = 0) -> list[Ids]:
     """As many hot neurons in each layer, drawn anew for each."""
     rng = np.random.default_rng(seed)
-    drawn = [rng.permutation(model.n_ff)[:n_hot] for _ in range(model.n_layer)]
+    drawn = [rng.permutation(model.n_units)[:n_hot] for _ in range(model.n_layer)]
     return [np.sort(ids).astype(np.int32) for ids in drawn]
 
 

@@ -10,7 +10,7 @@ from hotcold.kernels import ref
 
 OF_PASSES = {"pack", "quantise", "copy", "merge"}  # nodes that passes make, which no table knows
 CPU_ONLY = {"embed", "positions"}  # rows of the file, which the CPU reads for both sides
-CPU_ONLY |= {"top_k", "expert_ffn", "mul_sigmoid"}  # mixtures of experts, as `footprint.py` says
+
 WITH_HEAD = {"logits"}  # which the device prepares once for any token, in `DeviceSide`
 # ops that move numbers, and those that are another op in another shape
 DEFINED_BY = {

@@ -20,6 +20,8 @@ from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
+from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
@@ -33,6 +35,7 @@ from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.cuda.top_k import top_k
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.cuda.work import Work
 from hotcold.kernels.formats import ACTIVATIONS, KV_TYPES, mask_words, n_groups, n_parts
@@ -316,3 +319,37 @@ def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> N
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
     work = attention_join(4, 32, 1100, 151)
     assert touched(work, (partial, position, y, 4, 32, parts)) == (work.bytes_read, work.bytes_written)
+
+
+def test_top_k(device: Device, touched: Touched) -> None:
+    chosen, work = device.empty((2, 6), "i4"), top_k(2, 40, 3)
+    assert touched(work, (ones(device, 2, 40), chosen, 40, 3, 0, 1, 1.0)) == (
+        work.bytes_read,
+        work.bytes_written,
+    )
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
+    """One token: experts 0 and 2 of three, of which 2 is not here, so one expert's rows are read."""
+    n, n_rows = unpadded(weight_type), 16
+    slots, chosen = filled(device, np.array([0, 1, -1], "i4")), filled(device, np.array([0, 2, 0, 0], "i4"))
+    bias, y = ones(device, 3, n_rows), device.empty((2, n_rows), "f4")
+    work = expert_rows(weight_type, 1, 2, n_rows, n, 1, has_bias=has_bias)
+    given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
+    rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
+    assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
+
+
+def test_expert_sum_and_gate(device: Device, touched: Touched) -> None:
+    slots, chosen = filled(device, np.array([0, 1, -1], "i4")), filled(device, np.array([0, 2, 0, 0], "i4"))
+    x, y = ones(device, 2, 320), device.empty((1, 320), "f4")
+    work = expert_sum(1, 2, 320, 1)
+    assert touched(work, (x, slots, chosen, y, 320, 2)) == (work.bytes_read, work.bytes_written)
+    work = mul_sigmoid(2, 160)
+    gated = device.empty((2, 160), "f4")
+    assert touched(work, (ones(device, 2, 160), ones(device, 2), gated, 160)) == (
+        work.bytes_read,
+        work.bytes_written,
+    )

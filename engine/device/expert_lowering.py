@@ -1,0 +1,104 @@
+"""From the nodes of a mixture of experts to launches: of each token those of its experts that are on the device."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from hotcold.engine.device.records import DeviceLowering, Input
+from hotcold.engine.graph.graph import Node, ffn_matrices, layer_of
+from hotcold.engine.model.model import Weight
+from hotcold.engine.plan.device_workspace import FFN_TOKENS
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_sum import expert_sum
+from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
+from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
+from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.top_k import top_k as top_k_work
+from hotcold.kernels.formats import ACTIVATIONS, GATINGS, mask_words
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
+
+
+def top_k(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    logits, how = nodes[0].tensor("logits"), nodes[0].attributes
+    n_expert, n_used = logits.shape[1], nodes[0].output.shape[1]
+    gating = GATINGS[how["gating"]], int(how["normed"]), how["scale"]
+    work = top_k_work(low.n_tokens, n_expert, n_used)
+    low.launch(work, low.vector(logits), low.chosen(nodes[0].output), n_expert, n_used, *gating)
+    return 1
+
+
+def mul_sigmoid(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    x, gate, n = nodes[0].tensor("x"), nodes[0].tensor("gate"), nodes[0].output.shape[1]
+    vectors = low.vector(x), low.vector(gate), low.vector(nodes[0].output)
+    low.launch(mul_sigmoid_work(low.n_tokens, n), *vectors, n)
+    return 1
+
+
+class _Pairs:
+    """Some tokens of one node, each with its experts, and the launches for them."""
+
+    def __init__(self, low: DeviceLowering, node: Node, first: int, count: int) -> None:
+        self.low, self.node, self.first, self.count = low, node, first, count
+        chosen, self.n_used = node.tensor("chosen"), node.tensor("chosen").shape[1]
+        self.chosen = low.view(chosen, 8 * self.n_used * first, 2 * self.n_used * count, np.int32)
+        self.slots, self.n_pairs = low.store.neurons(layer_of(node)), count * self.n_used
+
+    def multiply(self, role: str, x: Input, y: Buffer, per_pair: bool) -> None:
+        """y[pair] = the matrix of this role of the pair's expert . x + its bias."""
+        weight, bias = self.node.weight(role), self.node.find_weight(f"{role}_bias")
+        n, n_rows, _ = weight.ne
+        kind = {"per_pair": per_pair, "has_bias": bias is not None}
+        work = expert_rows(weight.type, self.count, self.n_used, n_rows, n, **kind)
+        biases, stride = (y, 0) if bias is None else self._biases(bias)
+        rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
+        planes = self.low.store.matrix(weight).planes
+        self.low.launch(work, *planes, *x, self.slots, self.chosen, *rest)
+
+    def _biases(self, bias: Weight) -> tuple[Buffer, int]:
+        """All experts' biases, and the floats from one to the next."""
+        return self.low.store.vector(bias), device_row_bytes(bias.type, bias.ne[0]) // 4
+
+    def hidden(self, gates: Buffer, ups: Buffer, n_ff: int) -> None:
+        """gates = act(gates) * ups."""
+        low, activation = self.low, ACTIVATIONS[self.node.attributes["activation"]]
+        work = hidden_masked_gated(self.n_pairs, n_ff, n_ff, has_mask=False)
+        unread = low.area("all", mask_words(n_ff), np.uint32), low.positions()
+        low.launch(work, gates, ups, *unread, gates, n_ff, 0, 0, activation)
+
+    def rounded(self, h: Buffer, n_ff: int) -> Input:
+        """Hidden vectors as `down` wants them."""
+        if self.node.weight("down").type not in QUANTISED:
+            return (h,)
+        low, n, blocks = self.low, self.n_pairs * n_ff, self.n_pairs * n_ff // 32
+        to = (
+            low.area("hidden", n, np.int8),
+            low.area("hidden", blocks, np.float32, n),
+            low.area("hidden", blocks, np.int32, n + 4 * blocks),
+        )
+        low.launch(quantise(self.n_pairs, n_ff), h, *to, blocks)
+        return to
+
+    def sum(self, sums: Buffer, n: int) -> None:
+        """The sum of each token's experts by their weights."""
+        y = self.low.view(self.node.output, 4 * n * self.first, n * self.count, np.float32)
+        work = expert_sum(self.count, self.n_used, n)
+        self.low.launch(work, sums, self.slots, self.chosen, y, n, self.n_used)
+
+
+def expert_ffn(low: DeviceLowering, nodes: Sequence[Node]) -> int:
+    node = nodes[0]
+    gate, up, _ = ffn_matrices(node)
+    n_embd, n_ff, _ = gate.ne
+    for first in range(0, low.n_tokens, FFN_TOKENS):
+        pairs = _Pairs(low, node, first, min(FFN_TOKENS, low.n_tokens - first))
+        gates = low.area("first", pairs.n_pairs * n_ff, np.float32)
+        ups = low.area("second", pairs.n_pairs * n_ff, np.float32)
+        sums = low.area("second", pairs.n_pairs * n_embd, np.float32)
+        for role, weight, y in (("gate", gate, gates), ("up", up, ups)):
+            x = low.tokens_of(low.input_of(node, weight), first, pairs.count, n_embd)
+            pairs.multiply(role, x, y, per_pair=False)
+        pairs.hidden(gates, ups, n_ff)
+        pairs.multiply("down", pairs.rounded(gates, n_ff), sums, per_pair=True)
+        pairs.sum(sums, n_embd)
+    return 1

@@ -1,0 +1,137 @@
+"""Experts divided between a device and the CPU: the CPU's logits at any budget, and rows that neither side reads."""
+
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from split_runs import (
+    Case,
+    Logits,
+    budget_bytes,
+    cpu_executor,
+    cpu_logits,
+    mixed_logits,
+    model_of,
+    on_device,
+    plan_with,
+    some_neurons,
+    split_plan,
+)
+
+from hotcold.engine.device.store import loaded_store
+from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan.footprint import neuron_bytes
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.run.executor import Executor
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.kernels.cuda.device.device import Device
+
+Distance = Callable[[Logits, Logits], float]
+Open = Callable[[str], tuple[GGUFFile, Model]]
+CASE = Case("off")
+BUDGETS = ("nothing", "one layer", "dense", "one expert", "a third", "all but one", "everything")
+FILES = {
+    "mixtral.f16": 1e-5,
+    "qwen3moe.f16": 1e-5,
+    "olmoe.f16": 1e-5,
+    "smallthinker.f16": 1e-5,
+    # a number that falls on the other side of a tie is 1/127 off: sums have another order on a device
+    "mixtral.q4_0": 5e-3,
+    "qwen2moe.q4_0": 5e-3,
+    "smallthinker.softmax.q8_0": 5e-3,
+}
+
+
+@pytest.fixture(scope="module")
+def opened(data: Path) -> Iterator[Open]:
+    """Files, each opened once."""
+    files: list[GGUFFile] = []
+
+    @cache
+    def open_named(name: str) -> tuple[GGUFFile, Model]:
+        files.append(open_gguf(data / "llamacpp" / f"{name}.gguf"))
+        return files[-1], model_of(files[-1])
+
+    yield open_named
+    for file in files:
+        file.close()
+
+
+def plan_of(model: Model, budget: str) -> Plan:
+    """The plan of a budget that has room for so many experts."""
+    n_experts = model.n_layer * model.n_units
+    n_placed = {"one expert": 1, "a third": n_experts // 3, "all but one": n_experts - 1}.get(budget)
+    if n_placed is None:
+        return split_plan(model, CASE, budget_bytes(model, CASE, budget))
+    n_bytes = budget_bytes(model, CASE, "dense") + n_placed * neuron_bytes(model.layers[0])
+    plan = split_plan(model, CASE, n_bytes)
+    assert sum(split.n_hot for split in plan.layers) == n_placed
+    return plan
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+@pytest.mark.parametrize("name", FILES)
+def test_every_budget_gives_the_cpus_logits(
+    name: str, budget: str, opened: Open, split_device: Device, distance: Distance
+) -> None:
+    file, model = opened(name)
+    plan = plan_of(model, budget)
+    assert plan.totals.used <= plan.totals.budget
+    with on_device(plan, file, split_device) as executor:
+        got = mixed_logits(executor)
+        live = split_device.counters.live_bytes
+    assert live == plan.totals.used
+    assert distance(got, cpu_logits(model, file, CASE)) <= FILES[name]
+
+
+def test_a_batch_of_many_tokens(opened: Open, split_device: Device, distance: Distance) -> None:
+    """More than the device takes at once."""
+    file, model = opened("mixtral.f16")
+    case = Case("off", n_ctx=128, n_batch=100)
+    ids = np.random.default_rng(0).integers(3, 500, 100).astype(np.int32)
+    plan = plan_with(model, case, some_neurons(model, 2))
+    got, wanted = (np.zeros((100, model.n_vocab), np.float32) for _ in range(2))
+    with cpu_executor(model, file, case) as executor:
+        executor.run(ids, 0, wanted)
+    with on_device(plan, file, split_device) as executor:
+        executor.run(ids, 0, got)
+    assert distance(got, wanted) <= 1e-5
+
+
+def test_a_split_layer_crosses_the_bus_once_each_way(opened: Open) -> None:
+    _, model = opened("mixtral.q4_0")
+    plan = plan_with(model, CASE, some_neurons(model, 2))
+    copies = [p for p in plan.decode.placed.nodes if p.node.op == "copy" and p.node.layer is not None]
+    down = [p for p in copies if p.side == CPU]
+    assert len(down) == len([p for p in copies if p.side == GPU]) == model.n_layer
+    for p in down:
+        assert sorted(part.dtype for part in p.node.attributes["parts"]) == ["chosen", "q8"]
+
+
+@pytest.mark.parametrize("n_hot", [1, 3])
+def test_each_side_reads_its_own_experts_alone(
+    n_hot: int, opened: Open, split_device: Device, tmp_path: Path, data: Path
+) -> None:
+    """NaN in the map where the device has the rows, after they were copied there: nothing changes."""
+    file, model = opened("qwen3moe.f16")
+    plan = plan_with(model, CASE, some_neurons(model, n_hot))
+    with on_device(plan, file, split_device) as executor:
+        wanted = mixed_logits(executor)
+    image = bytearray((data / "llamacpp" / "qwen3moe.f16.gguf").read_bytes())
+    for split in plan.layers:
+        for part in ("gate", "up", "down"):
+            info = file.tensors[f"blk.{split.layer}.ffn_{part}_exps.weight"]
+            size = info.n_bytes // info.ne[2]
+            for e in split.hot:
+                at = info.offset + int(e) * size
+                image[at : at + size] = b"\xff" * size
+    changed = tmp_path / "nan.gguf"
+    changed.write_bytes(image)
+    with (
+        open_gguf(changed) as poisoned,
+        Executor(plan, poisoned, 2, loaded_store(split_device, plan, file)) as it,
+    ):
+        assert np.array_equal(mixed_logits(it), wanted)

@@ -1,0 +1,102 @@
+"""Mixtures of experts against their oracles, in four orders of threads and blocks."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, worst_error
+
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.top_k import top_k
+from hotcold.kernels.formats import GATINGS
+from hotcold.kernels.weight_table import QUANTISED
+
+pytestmark = pytest.mark.pairwise
+F32 = NDArray[np.float32]
+N_EXPERT, N_USED = 6, 3
+SLOTS = np.array([2, -1, 0, -1, 1, 3], "i4")  # experts 2, 4, 0 and 5 are here, in this order
+
+
+def packed(ids: NDArray[np.int32], weights: NDArray[Any]) -> NDArray[np.int32]:
+    """What top_k leaves."""
+    return np.concatenate([ids, weights.astype("f4").view("i4")], axis=1)
+
+
+def chosen_of(n_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+    return ref.top_k(normal(n_tokens, N_EXPERT, seed=5), N_USED, "softmax")
+
+
+@pytest.mark.parametrize("gating", GATINGS)
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize(("n_expert", "n_used"), [(1, 1), (8, 2), (5, 5), (128, 8)])
+def test_top_k(
+    device: Device, put: Put, get: Get, gating: str, normed: bool, n_expert: int, n_used: int
+) -> None:
+    logits = 2 * normal(3, n_expert)
+    logits[0, n_expert // 2 :] = logits[0, n_expert // 2]
+    chosen = device.empty((3, 2 * n_used), "i4")
+    arguments = (put(device, logits), chosen, n_expert, n_used, GATINGS[gating], int(normed), 1.5)
+    top_k(3, n_expert, n_used).launch(device, arguments, device.compute)
+    got, (ids, weights) = get(device, chosen), ref.top_k(logits, n_used, gating, normed, 1.5)
+    raw = np.ascontiguousarray(got).astype("i4")
+    assert (raw[:, :n_used] == ids).all()
+    assert worst_error(raw[:, n_used:].copy().view("f4"), weights) < 1e-6
+
+
+def test_nan_is_chosen_last(device: Device, put: Put, get: Get) -> None:
+    logits = put(device, np.array([[np.nan, 3, np.nan, 1]], "f4"))
+    chosen = device.empty((1, 6), "i4")
+    top_k(1, 4, 3).launch(device, (logits, chosen, 4, 3, 0, 0, 1.0), device.compute)
+    assert get(device, chosen)[0, :3].tolist() == [0, 1, 3]
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("per_pair", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_expert_rows(
+    device: Device, put: Put, get: Get, weight_type: Type, per_pair: bool, has_bias: bool
+) -> None:
+    """Rows of the experts that are here, each where its slot says; 0 for the others."""
+    n_tokens, n_rows, n = 2, 9, 256
+    here = [2, 4, 0, 5]
+    w = random_matrix(weight_type, len(here) * n_rows, n)
+    ids, weights = chosen_of(n_tokens)
+    x, bias = normal(n_tokens * (N_USED if per_pair else 1), n), normal(N_EXPERT, n_rows, seed=3)
+    y = device.empty((n_tokens * N_USED, n_rows), "f4")
+    given_bias = put(device, bias if has_bias else np.full_like(bias, np.nan))
+    given = (*w.planes(device, put), *inputs(device, put, weight_type, x), put(device, SLOTS))
+    rest = put(device, packed(ids, weights)), given_bias, y, n_rows, n, N_USED
+    work = expert_rows(weight_type, n_tokens, N_USED, n_rows, n, per_pair=per_pair, has_bias=has_bias)
+    work.launch(device, (*given, *rest, int(per_pair), int(has_bias), n_rows), device.compute)
+    want, of_expert = np.zeros((n_tokens * N_USED, n_rows)), w.values.reshape(len(here), n_rows, n)
+    for pair, e in enumerate(ids.reshape(-1).tolist()):
+        if e in here:
+            row = pair if per_pair else pair // N_USED
+            product = ref.mul_mat(of_expert[here.index(e)], x[row : row + 1], weight_type in QUANTISED)
+            want[pair] = product[0] + (bias[e] if has_bias else 0)
+    got = get(device, y)
+    assert worst_error(got, want) < 1e-5
+    assert (got[~want.any(1)] == 0).all()
+
+
+def test_expert_sum(device: Device, put: Put, get: Get) -> None:
+    """What is not here is NaN, and never read."""
+    n_tokens, n = 3, 300
+    ids, weights = chosen_of(n_tokens)
+    x, is_here = normal(n_tokens, N_USED, n), SLOTS[ids] >= 0
+    assert is_here.any() and not is_here.all()
+    poisoned, y = np.where(is_here[..., None], x, np.float32(np.nan)), device.empty((n_tokens, n), "f4")
+    given = put(device, poisoned), put(device, SLOTS), put(device, packed(ids, weights))
+    expert_sum(n_tokens, N_USED, n).launch(device, (*given, y, n, N_USED), device.compute)
+    want = (x * (weights * is_here)[..., None]).sum(1)
+    assert worst_error(get(device, y), want) < 1e-6
+
+
+def test_mul_sigmoid(device: Device, put: Put, get: Get) -> None:
+    x, gate, y = normal(3, 300), normal(3, 1, seed=2), device.empty((3, 300), "f4")
+    mul_sigmoid(3, 300).launch(device, (put(device, x), put(device, gate), y, 300), device.compute)
+    assert worst_error(get(device, y), ref.mul_sigmoid(x, gate)) < 1e-6
