@@ -15,6 +15,7 @@ Measured choices, 5632 x 2048 by 256 tokens: 32 rows by 4 tokens, since 16 x 8, 
 equal; without AVX-512, whose registers are twice as many and as wide, 16 by 4, one token after another.
 """
 
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -190,6 +191,115 @@ _call_turn = linked("hotcold_turn", _turn_code, types.void, *[types.int64] * 3)
 # ---- tiles --------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Block:
+    """One block of a panel, and the tokens whose numbers it meets.
+
+    Attributes:
+        kind: what the block's sum is made of.
+        at: address in the panel. windows: addresses of the tokens' packed windows.
+        numbers_at, lane_at: bytes from a window to the block's numbers, and to its lane of sums and scales.
+    """
+
+    b: Builder
+    kind: int
+    at: Value
+    windows: list[Value]
+    numbers_at: Value
+    lane_at: Value
+
+    def of_tokens(self, offset: int, element: object) -> list[Value]:
+        """Each token's number for this block, of those that begin `offset` bytes into a window."""
+        return [load(self.b, self.b.add(w, self.lane_at), element, offset, 4) for w in self.windows]
+
+    def of_rows(self, i: int, element: object) -> list[Value]:
+        """The rows' numbers beside the dwords: their i-th vectors."""
+        at = ROW_BYTES * (DWORDS + i)
+        return [load(self.b, self.at, VT(element, 16), at + 64 * r, 64) for r in range(VECTORS)]
+
+    def sums_of_halves(self) -> list[list[Value]]:
+        """By half of the block and token: the packed sum of its numbers, in all lanes."""
+        firsts = self.of_tokens(FIRST_SUMS, I32)
+        seconds = [self.b.sub(v, w) for v, w in zip(self.of_tokens(SUMS, I32), firsts, strict=True)]
+        return [[simd.splat(self.b, v, 16) for v in half] for half in (firsts, seconds)]
+
+    def times(self, sums: list[list[Value]], i: int) -> list[list[Value]]:
+        """Sums by token and vector of rows, times the rows' i-th vectors."""
+        scales = self.of_rows(i, I32)
+        return [[self.b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in sums]
+
+    def sums(self, starts: list[Value], dwords: range) -> list[list[Value]]:
+        """By token and vector of rows: start + the sum of products of these dwords' numbers."""
+        dot = dot_signed_bytes if self.kind == SIGNED else dot_bytes
+        sums = [[start] * VECTORS for start in starts]
+        for d in dwords:
+            ws = [load(self.b, self.at, VT(I8, 64), ROW_BYTES * d + 64 * r, 64) for r in range(VECTORS)]
+            place = LOW + 4 * d if d < DWORDS // 2 else HIGH + 4 * (d - DWORDS // 2)
+            for i, window in enumerate(self.windows):
+                dword = load(self.b, self.b.add(window, self.numbers_at), I32, place, 4)
+                q = self.b.bitcast(simd.splat(self.b, dword, 16), VT(I8, 64))
+                sums[i] = [dot(self.b, v, w, q) for v, w in zip(sums[i], ws, strict=True)]
+        return sums
+
+
+def _added(b: Builder, halves: list[list[list[Value]]]) -> list[list[Value]]:
+    return [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
+
+
+def _emit_sums(block: _Block, shifts: Value) -> list[list[Value]]:
+    """The block's sums of products as integers, by token and vector of rows."""
+    b, nothing = block.b, constant(I32, 16, 0)
+    if block.kind in (PARTS, MINIMUM_PARTS):
+        return _emit_sums_of_parts(block, shifts)
+    starts = [nothing] * len(block.windows)
+    if block.kind == PLAIN:
+        starts = [b.shl(simd.splat(b, v, 16), shifts) for v in block.of_tokens(SUMS, I32)]
+    return block.sums(starts, range(DWORDS))
+
+
+def _emit_sums_of_parts(block: _Block, shifts: Value) -> list[list[Value]]:
+    """The same, both parts of 16 numbers times their integer scales."""
+    b, nothing = block.b, constant(I32, 16, 0)
+    halves = []
+    for i, of_half in enumerate(block.sums_of_halves()):
+        with_minimum = block.kind == MINIMUM_PARTS
+        starts = [nothing if with_minimum else b.shl(v, shifts) for v in of_half]
+        part = block.sums(starts, range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
+        halves.append(block.times(part, (2 if with_minimum else 1) + i))
+    return _added(b, halves)
+
+
+def _emit_scaled_sums(block: _Block, of_x: list[Value]) -> list[list[Value]]:
+    """What the block's minima are multiplied by, by token and vector of rows; none without minima.
+
+    Args:
+        of_x: the tokens' scales, in all lanes.
+    """
+    b = block.b
+    if block.kind == MINIMUM:
+        return [[simd.splat(b, v, 16)] * VECTORS for v in block.of_tokens(SCALED_SUMS, F32)]
+    if block.kind != MINIMUM_PARTS:
+        return []
+    halves = [
+        block.times([[v] * VECTORS for v in of_half], 4 + i)
+        for i, of_half in enumerate(block.sums_of_halves())
+    ]
+    sums = _added(b, halves)
+    return [[b.fmul(d, b.sitofp(v, VT(F32, 16))) for v in row] for d, row in zip(of_x, sums, strict=True)]
+
+
+def _emit_block(block: _Block, shifts: Value, acc: list[list[Value]]) -> None:
+    """Add a block times the tokens' numbers to their chains' cells."""
+    b, sums = block.b, _emit_sums(block, shifts)
+    of_x = [simd.splat(b, d, 16) for d in block.of_tokens(SCALES, F32)]
+    scales, scaled_sums = block.of_rows(0, F32), _emit_scaled_sums(block, of_x)
+    minima = block.of_rows(1, F32) if scaled_sums else []
+    for i, cells in enumerate(acc):
+        for r, cell in enumerate(cells):
+            v = simd.fma(b, b.sitofp(sums[i][r], VT(F32, 16)), b.fmul(scales[r], of_x[i]), b.load(cell))
+            b.store(simd.fma(b, minima[r], scaled_sums[i][r], v) if minima else v, cell)
+
+
 def _emit_tile(
     b: Builder,
     kind: int,
@@ -217,9 +327,8 @@ def _emit_tile(
             offset = b.mul(loop.index, I64(PACKED_WINDOW_BYTES))
             windows = [b.add(x, offset) for x in xs]
             for columns in [range(n)] if IS_WIDE else [range(c, c + 1) for c in range(n)]:
-                _emit_blocks(
-                    b, kind, at, [windows[c] for c in columns], numbers_at, lane_at, shifts, acc[columns[0] :]
-                )
+                some = _Block(b, kind, at, [windows[c] for c in columns], numbers_at, lane_at)
+                _emit_block(some, shifts, [acc[c] for c in columns])
         to = b.add(chains, b.mul(chain.index, I64(n * ROW_BYTES)))
         for c in range(n):
             for r in range(VECTORS):
@@ -231,82 +340,6 @@ def _emit_tile(
             half = len(v) // 2
             v = [b.fadd(v[i], v[i + half]) for i in range(half)]
         simd.store(b, v[0], b.add(out, b.mul(loop.index, I64(64))), align=64)
-
-
-def _emit_blocks(
-    b: Builder,
-    kind: int,
-    at: Value,
-    windows: list[Value],
-    numbers_at: Value,
-    lane_at: Value,
-    shifts: Value,
-    acc: list[list[Value]],
-) -> None:
-    """Add one block of the panel, at `at`, times some tokens' numbers to their chains' cells."""
-
-    def scalar(window: Value, offset: int, element: object) -> Value:
-        return load(b, b.add(window, lane_at), element, offset, 4)
-
-    def splat(value: Value) -> Value:
-        return simd.splat(b, value, 16)
-
-    def factor(i: int, element: object) -> list[Value]:
-        return [load(b, at, VT(element, 16), ROW_BYTES * (DWORDS + i) + 64 * r, 64) for r in range(VECTORS)]
-
-    def products(sums: list[list[Value]], dwords: range) -> None:
-        dot = dot_signed_bytes if kind == SIGNED else dot_bytes
-        for d in dwords:
-            ws = [load(b, at, VT(I8, 64), ROW_BYTES * d + 64 * r, 64) for r in range(VECTORS)]
-            place = LOW + 4 * d if d < DWORDS // 2 else HIGH + 4 * (d - DWORDS // 2)
-            for i, window in enumerate(windows):
-                dword = load(b, b.add(window, numbers_at), I32, place, 4)
-                q = b.bitcast(splat(dword), VT(I8, 64))
-                sums[i] = [dot(b, v, w, q) for v, w in zip(sums[i], ws, strict=True)]
-
-    def start(values: list[Value]) -> list[list[Value]]:
-        return [[v] * VECTORS for v in values]
-
-    def times(sums: list[list[Value]], scales: list[Value]) -> list[list[Value]]:
-        return [[b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in sums]
-
-    def added(halves: list[list[list[Value]]]) -> list[list[Value]]:
-        return [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
-
-    nothing = constant(I32, 16, 0)
-    with_minimum = kind in (MINIMUM, MINIMUM_PARTS)
-    sums_of_minima: list[list[Value]] = []
-    if kind in (PARTS, MINIMUM_PARTS):
-        firsts = [scalar(window, FIRST_SUMS, I32) for window in windows]
-        seconds = [b.sub(scalar(w, SUMS, I32), v) for w, v in zip(windows, firsts, strict=True)]
-        halves, halves_of_minima = [], []
-        for i, of_half in enumerate((firsts, seconds)):
-            splats = start([splat(v) for v in of_half])
-            part = start([nothing] * len(windows))
-            if with_minimum:
-                halves_of_minima.append(times(splats, factor(4 + i, I32)))
-            else:
-                part = [[b.shl(v, shifts) for v in row] for row in splats]
-            products(part, range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
-            halves.append(times(part, factor((2 if with_minimum else 1) + i, I32)))
-        sums = added(halves)
-        if with_minimum:
-            sums_of_minima = added(halves_of_minima)
-    else:
-        sums = start([nothing] * len(windows))
-        if kind == PLAIN:
-            sums = start([b.shl(splat(scalar(window, SUMS, I32)), shifts) for window in windows])
-        products(sums, range(DWORDS))
-    scales = factor(0, F32)
-    minima = factor(1, F32) if with_minimum else []
-    for i, window in enumerate(windows):
-        of_x = splat(scalar(window, SCALES, F32))
-        scaled_sums = start([splat(scalar(window, SCALED_SUMS, F32))])[0] if kind == MINIMUM else []
-        if kind == MINIMUM_PARTS:
-            scaled_sums = [b.fmul(of_x, b.sitofp(v, VT(F32, 16))) for v in sums_of_minima[i]]
-        for r in range(VECTORS):
-            v = simd.fma(b, b.sitofp(sums[i][r], VT(F32, 16)), b.fmul(scales[r], of_x), b.load(acc[i][r]))
-            b.store(simd.fma(b, minima[r], scaled_sums[r], v) if with_minimum else v, acc[i][r])
 
 
 def _emit_tile_of(kind: int, b: Builder, *arguments: Value) -> None:

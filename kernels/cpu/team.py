@@ -61,11 +61,11 @@ def _count(op, c: int, listed: int, live: int) -> None:  # type: ignore[no-untyp
 
 
 @compiled
-def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """n chunks from c on of an op whose output rows are shared out, as one run."""
+def _run_rows(op, c: int, stop: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunks c to stop of an op whose output rows are shared out, as one run."""
     n_tokens, code = run[N_TOKENS], op.code
     first = _cut(op.n_rows, c, op.chunks, ROWS_ALIGNED)
-    last = _cut(op.n_rows, c + n, op.chunks, ROWS_ALIGNED)
+    last = _cut(op.n_rows, stop, op.chunks, ROWS_ALIGNED)
     if code == program.MAT_VEC:
         w, y = op.w + first * op.w_stride, op.y + 4 * first
         rows.dot_rows(op.w_type, w, op.w_stride, last - first, op.x, op.k, rows.AHEAD, y)
@@ -95,34 +95,24 @@ def _run_rows(op, c: int, n: int, run, scratch: int) -> None:  # type: ignore[no
 
 
 @compiled
-def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
-    """Token t of an op whose tokens are shared out."""
-    code, x, y = op.code, op.x + t * op.x_stride, op.y + t * op.y_stride
-    z = op.z + t * op.z_stride
-    if code == program.EMBED:
-        token = operations.load_i32(run[TOKEN_IDS] + 4 * t)
-        rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
-    elif code == program.POSITIONS:
-        position = run[N_PAST] + t + op.first
-        rows.widen_row(op.w_type, op.w + position * op.w_stride, op.k, y)
-    elif code == program.RMS_NORM:
-        for at in range(0, 4 * op.n_rows * op.k, 4 * op.k):
-            elementwise.rms_norm(x + at, op.w, op.k, op.eps, y + at)
+def _norm_rows(op, x: int, y: int) -> None:  # type: ignore[no-untyped-def]
+    """Each row of a token by itself."""
+    for at in range(0, 4 * op.n_rows * op.k, 4 * op.k):
+        elementwise.rms_norm(x + at, op.w, op.k, op.eps, y + at)
+
+
+@compiled
+def _run_vector(op, x: int, z: int, y: int) -> None:  # type: ignore[no-untyped-def]
+    """One token's vector."""
+    code = op.code
+    if code == program.RMS_NORM:
+        _norm_rows(op, x, y)
     elif code == program.LAYER_NORM:
         elementwise.layer_norm(x, op.w, op.w1, op.k, op.eps, y)
     elif code == program.PACK:
         pack.pack_row(x, op.k, y)
     elif code == program.PACK_ROUNDED:
         pack.pack_rounded_row(x, z, op.k, y)
-    elif code == program.ROPE:
-        table = op.w + (run[N_PAST] + t) * op.w_stride
-        elementwise.rope(x, table, op.n_head, op.head_dim, op.n_pairs, op.interleaved, y)
-    elif code == program.KV_STORE:
-        position = run[N_PAST] + t
-        for head in range(op.n_head_kv):
-            k, v, to = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim, head * op.w1_stride
-            keys, values = op.w + to, op.w1 + to
-            kv_cache.store_head(op.w_type, k, v, op.head_dim, position, keys, values, op.w_stride)
     elif code == program.ADD:
         elementwise.add(x, z, op.k, y)
     elif code == program.ACT_MUL:
@@ -131,7 +121,34 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         elementwise.relu(x, op.k, y)
     elif code == program.GELU:
         elementwise.gelu(x, op.k, y)
-    elif code == program.MASK:
+    elif code == program.MUL_SIGMOID:
+        elementwise.mul_sigmoid(x, load_f32(z), op.k, y)
+
+
+@compiled
+def _run_position(op, t: int, x: int, z: int, y: int, run) -> None:  # type: ignore[no-untyped-def]
+    """What depends on where token t stands, or which it is."""
+    code, position = op.code, run[N_PAST] + t
+    if code == program.EMBED:
+        token = operations.load_i32(run[TOKEN_IDS] + 4 * t)
+        rows.widen_row(op.w_type, op.w + token * op.w_stride, op.k, y)
+    elif code == program.POSITIONS:
+        rows.widen_row(op.w_type, op.w + (position + op.first) * op.w_stride, op.k, y)
+    elif code == program.ROPE:
+        table = op.w + position * op.w_stride
+        elementwise.rope(x, table, op.n_head, op.head_dim, op.n_pairs, op.interleaved, y)
+    elif code == program.KV_STORE:
+        for head in range(op.n_head_kv):
+            k, v, to = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim, head * op.w1_stride
+            keys, values = op.w + to, op.w1 + to
+            kv_cache.store_head(op.w_type, k, v, op.head_dim, position, keys, values, op.w_stride)
+
+
+@compiled
+def _run_list(op, x: int, z: int, y: int) -> None:  # type: ignore[no-untyped-def]
+    """Which neurons or experts a token goes to."""
+    code = op.code
+    if code == program.MASK:
         n = ffn.mask_token(x, op.n_rows, op.threshold, y, op.listed)
         if op.n_listed:
             store_i64(op.n_listed, n)
@@ -139,16 +156,31 @@ def _run_token(op, t: int, run) -> None:  # type: ignore[no-untyped-def]
         store_i64(op.n_listed, ffn.list_bits(z, op.x, op.n_rows, op.listed))
     elif code == program.AND_BITS:
         ffn.and_bits(z, op.x, op.n_rows, y)
-    elif code == program.MUL_SIGMOID:
-        elementwise.mul_sigmoid(x, load_f32(z), op.k, y)
     elif code == program.TOP_K:
         experts.top_k(x, op.n_rows, op.k, op.gating, op.normed, op.weight_scale, y)
 
 
 @compiled
-def _run_experts(op, own, first: int, last: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """Rows first..last-1 of what experts do with their pairs, or numbers first..last-1 of their sum."""
+def _run_tokens(op, c: int, stop: int, run) -> None:  # type: ignore[no-untyped-def]
+    """Chunks c to stop of an op whose tokens are shared out; where it has groups, their pairs."""
+    n = run[N_TOKENS] if op.groups == 0 else experts.n_pairs(op.groups)
+    family = program.FAMILIES[op.code]
+    for t in range(n * c // op.chunks, n * stop // op.chunks):
+        x, z, y = op.x + t * op.x_stride, op.z + t * op.z_stride, op.y + t * op.y_stride
+        if family == program.OF_VECTORS:
+            _run_vector(op, x, z, y)
+        elif family == program.OF_POSITIONS:
+            _run_position(op, t, x, z, y, run)
+        else:
+            _run_list(op, x, z, y)
+
+
+@compiled
+def _run_experts(op, c: int, stop: int, run, own, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunks c to stop of the rows of what experts do with their pairs, or of the numbers of their sum."""
     code = op.code
+    size = op.k if code == program.EXPERT_SUM else op.n_rows
+    first, last = _cut(size, c, op.chunks, ROWS_ALIGNED), _cut(size, stop, op.chunks, ROWS_ALIGNED)
     if code == program.EXPERT_SUM:
         for t in range(run[N_TOKENS]):
             experts.expert_sum(op, t, first, last)
@@ -156,20 +188,14 @@ def _run_experts(op, own, first: int, last: int, run, scratch: int) -> None:  # 
     own[0] = op
     if code == program.EXPERT_ROWS:
         experts.expert_rows(op, own[0], first, last, scratch)
-    else:
+    elif code == program.EXPERT_UP:
         experts.expert_up_rows(op, own[0], first, last, scratch)
 
 
 @compiled
-def _is_of_experts(code: int) -> bool:
-    """Whether an op's chunks are rows of all experts, or numbers of their sum."""
-    return code == program.EXPERT_ROWS or code == program.EXPERT_UP or code == program.EXPERT_SUM
-
-
-@compiled
-def _run_chunks(op, c: int, n: int, run, own, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """n chunks from c on of any op; where chunks lie side by side in memory, as one run."""
-    code, n_tokens, stop = op.code, run[N_TOKENS], c + n
+def _run_pieces(op, c: int, stop: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """Chunks c to stop of an op that is cut in a way of its own; where they lie side by side, as one run."""
+    code, n_tokens = op.code, run[N_TOKENS]
     if code == program.ATTENTION:
         for i in range(c, stop):
             attention.attend(op, i, run, scratch)
@@ -186,34 +212,18 @@ def _run_chunks(op, c: int, n: int, run, own, scratch: int) -> None:  # type: ig
         unit = rows.column_unit(op.w_type)
         first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, stop, op.chunks, unit)
         ffn.down_rows(op, first, last, n_tokens, scratch)
-    elif (
-        _is_matrix(code) or code == program.GATE_ROWS or code == program.UP_ROWS or code == program.FIRE_ROWS
-    ):
-        _run_rows(op, c, n, run, scratch)
-    elif _is_of_experts(code):
-        size = op.k if code == program.EXPERT_SUM else op.n_rows
-        first, last = _cut(size, c, op.chunks, ROWS_ALIGNED), _cut(size, stop, op.chunks, ROWS_ALIGNED)
-        _run_experts(op, own, first, last, run, scratch)
     elif code == program.GROUP:
-        n_pairs = experts.group(op, n_tokens, scratch)
-        _count(op, 0, n_pairs, 0)
-    else:
-        if (code == program.PACK or code == program.ACT_MUL or code == program.GATHER) and op.groups != 0:
-            n_tokens = experts.n_pairs(op.groups)
-        first, last = n_tokens * c // op.chunks, n_tokens * stop // op.chunks
-        if code == program.GATHER:
-            experts.gather(op, first, last)
-            return
-        for t in range(first, last):
-            _run_token(op, t, run)
+        _count(op, 0, experts.group(op, n_tokens, scratch), 0)
+    elif code == program.GATHER:
+        n = experts.n_pairs(op.groups)
+        experts.gather(op, n * c // op.chunks, n * stop // op.chunks)
 
 
 @compiled
-def _is_matrix(code: int) -> bool:
-    """Whether an op reads all rows of a matrix in order."""
-    return (
-        code == program.MAT_VEC or code == program.MUL_MAT or code == program.LOGITS or code == program.GATED
-    )
+def _is_even(code: int) -> bool:
+    """Whether an op's chunks cost the same, as parts of a matrix that is read in order do."""
+    whole = code == program.MAT_VEC or code == program.MUL_MAT or code == program.LOGITS
+    return whole or code == program.GATED or code == program.DOWN_ROWS or code == program.EXPERT_ROWS
 
 
 @compiled
@@ -237,6 +247,17 @@ def _claim(cell: int, number: int, chunks: int, parts: int) -> tuple[int, int]:
 
 
 @compiled
+def _wait_for(cell: int, value: int) -> None:
+    """Until a cell is not below a value."""
+    spins = 0
+    while operations.atomic_load(cell) < value:
+        operations.pause()
+        spins += 1
+        if spins > SPINS:
+            operations.sched_yield()
+
+
+@compiled
 def walk(number: int, ops, base: int, run, n_threads: int, own, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
 
@@ -247,23 +268,25 @@ def walk(number: int, ops, base: int, run, n_threads: int, own, scratch: int) ->
     """
     for i in range(ops.size):
         op, cell = ops[i], base + i * RECORD_BYTES
-        # parts of a matrix cost the same and want long runs; others may differ, and are shared more finely
-        is_even = _is_matrix(op.code) or op.code == program.DOWN_ROWS or op.code == program.EXPERT_ROWS
-        parts = n_threads if is_even else 2 * n_threads
+        # chunks that cost the same want long runs; others are shared more finely
+        parts = n_threads if _is_even(op.code) else 2 * n_threads
+        family = program.FAMILIES[op.code]
         while True:
-            first, n = _claim(cell, number, op.chunks, parts)
-            if first < 0:
+            c, n = _claim(cell, number, op.chunks, parts)
+            if c < 0:
                 return
             if n == 0:
                 break
-            _run_chunks(op, first, n, run, own, scratch)
+            if family == program.OF_ROWS:
+                _run_rows(op, c, c + n, run, scratch)
+            elif family == program.OF_EXPERTS:
+                _run_experts(op, c, c + n, run, own, scratch)
+            elif family == program.OF_PIECES:
+                _run_pieces(op, c, c + n, run, scratch)
+            else:
+                _run_tokens(op, c, c + n, run)
             operations.atomic_add(cell + 8, n)
-        spins = 0
-        while operations.atomic_load(cell + 8) < number * op.chunks:
-            operations.pause()
-            spins += 1
-            if spins > SPINS:
-                operations.sched_yield()
+        _wait_for(cell + 8, number * op.chunks)
 
 
 class Program:
