@@ -13,7 +13,7 @@ from hotcold.engine.run import recall
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile
 
-N_SCORED, FEWEST_TOKENS = 16, 64  # few tokens of a long prompt, so that their logits cost next to nothing
+N_SCORED, FEWEST_TOKENS = 16, 24  # its last tokens, whose logits cost little; see docs/models.md
 LIKELY_SHARE = 1 / 8  # of n_vocab: a perplexity above it is that of a model that knows nothing
 
 

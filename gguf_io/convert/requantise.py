@@ -1,9 +1,11 @@
 """Writes the matrices of a GGUF file in another type, as PowerInfer's `quantize` does.
 
 Matrices are the two-dimensional tensors whose name ends in `weight`; all others are copied. Metadata,
-magic and order stay as they are, but for the keys that name the type.
+magic and order stay as they are, but for the keys that name the type. Where the FFN's function is said to be
+ReLU, the down projection gets a row a neuron, as in a directory's conversion, so that sparse FFNs can run.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from hotcold.whole_file import check_output
 T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
+DOWN = re.compile(r"blk\.\d+\.ffn_down\.weight")
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
@@ -66,7 +69,8 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
         tensors, recipe = _tensors(file, architecture, options, warnings.append)
         metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
         said = options.ffn_activation or file.metadata.get(FFN_ACTIVATION)
-        sparse = file.is_powerinfer or (said == "relu" and "blk.0.ffn_down_t.weight" in file.tensors)
+        by_neuron = any(tensor.name == "blk.0.ffn_down_t.weight" for tensor in tensors)
+        sparse = file.is_powerinfer or (said == "relu" and by_neuron)
         contents = Contents(architecture, metadata, tensors, "PWRI" if file.is_powerinfer else "GGUF")
         return write(outfile, contents, recipe, options, warnings, sparse)
 
@@ -76,17 +80,37 @@ def _tensors(
 ) -> tuple[list[OutputTensor], Recipe]:
     """The tensors of the new file, and the recipe that chose their types."""
     tied = HEAD not in file.tensors and not file.is_powerinfer
-    shapes = {name: info.shape for name, info in file.tensors.items()}
+    turned = _to_turn(file, warn) if options.ffn_activation == "relu" else {}
+    shapes = {
+        turned.get(name, name): info.shape[::-1] if name in turned else info.shape
+        for name, info in file.tensors.items()
+    }
     recipe = recipe_of(options.outtype, architecture, shapes, tied=tied, requantised=True)
     importance = read_importance(options.imatrix, shapes)
-    tensors = [
-        _output_tensor(file, info, _new_type(info, recipe), importance.get(info.name), warn)
-        for info in file.tensors.values()
-    ]
+    tensors = []
+    for info in file.tensors.values():
+        if info.name in turned:
+            name = turned[info.name]
+            tensors.append(_turned_tensor(file, info, name, output_type(name, shapes[name], recipe), warn))
+        else:
+            kind = _new_type(info, recipe)
+            tensors.append(_output_tensor(file, info, kind, importance.get(info.name), warn))
     check_rows(tensors, recipe)
     for warning in _already_blocked(file, tensors):
         warn(warning)
     return tensors, recipe
+
+
+def _to_turn(file: GGUFFile, warn: Callable[[str], None]) -> dict[str, str]:
+    """Down projections with a row an output, and their names with a row a neuron; all of them or none."""
+    found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name) and len(info.ne) == 2]
+    kinds = sorted({info.type.name for info in found if not _is_readable(info)})
+    if kinds:
+        warn(f"ffn_down stays as it is, since {', '.join(kinds)} cannot be read: its FFN runs dense")
+        return {}
+    if not found and not any(name.endswith("ffn_down_t.weight") for name in file.tensors):
+        warn("the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense")
+    return {info.name: info.name.replace("ffn_down", "ffn_down_t") for info in found}
 
 
 def _metadata(
@@ -150,12 +174,34 @@ def _output_tensor(
     return OutputTensor(info.name, kind, info.ne, n_bytes, chunks)
 
 
+def _turned_tensor(
+    file: GGUFFile, info: TensorInfo, name: str, kind: T, warn: Callable[[str], None]
+) -> OutputTensor:
+    """A matrix with its columns as rows; it is whole in memory while it is written."""
+    n_rows, n = info.ne
+    n_bytes = n_rows * blocks.row_bytes(kind, n)
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        whole = np.concatenate([blocks.dequantize(rows, info.type) for rows in _slabs(file, info)])
+        step = max(1, SLAB_ELEMENTS // max(1, n))
+        for first in range(0, n_rows, step):
+            yield encode(name, np.ascontiguousarray(whole[:, first : first + step].T), kind, warn)
+
+    return OutputTensor(name, kind, (n, n_rows), n_bytes, chunks)
+
+
 def _check_readable(file: GGUFFile, info: TensorInfo) -> None:
+    if not _is_readable(info):
+        what = f"{file.path}: type of {info.name}"
+        raise FileError(what, info.type.name, "cannot be read", "use a file in F16 or Q8_0")
+
+
+def _is_readable(info: TensorInfo) -> bool:
     try:
         blocks.dequantize(np.zeros((1, blocks.type_size(info.type)), np.uint8), info.type)
-    except SettingError as error:
-        what = f"{file.path}: type of {info.name}"
-        raise FileError(what, info.type.name, "cannot be read", "use a file in F16 or Q8_0") from error
+    except SettingError:
+        return False
+    return True
 
 
 def _slabs(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
@@ -176,8 +222,9 @@ def _slabs(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
 
 def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
     """A warning where rounded numbers are rounded again or spread out."""
-    changed = [t for t in tensors if t.type is not file.tensors[t.name].type]
-    kinds = sorted({file.tensors[t.name].type.name for t in changed if is_blocked(file.tensors[t.name].type)})
+    pairs = zip(tensors, file.tensors.values(), strict=True)
+    changed = [info for tensor, info in pairs if (tensor.type, tensor.name) != (info.type, info.name)]
+    kinds = sorted({info.type.name for info in changed if is_blocked(info.type)})
     if not kinds:
         return []
     return [f"{file.path.name} is in {', '.join(kinds)} already: start from F16 or F32 for the best result"]
