@@ -6,6 +6,7 @@ from hotcold.engine.model.model import Layer, Model, Weight
 
 # counted by neuron, or only in the mode that reads them
 FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2"})
+EXPERTS = tuple(f"ffn_{part}_exps{kind}" for part in ("gate", "up", "down") for kind in ("", "_bias"))
 
 
 def dense_bytes(model: Model, predictors: bool) -> int:
@@ -27,9 +28,16 @@ def dense_bytes(model: Model, predictors: bool) -> int:
 
 
 def _always_read(layer: Layer) -> list[Weight]:
-    """All but the matrices of the FFN and its predictor."""
-    weights = [getattr(layer, field.name) for field in fields(layer) if field.name not in FFN_ROLES]
+    """All but the matrices of the FFN and its predictor, and what belongs to one expert."""
+    others = (field.name for field in fields(layer) if field.name not in (*FFN_ROLES, *EXPERTS))
+    weights = [getattr(layer, name) for name in others]
     return [weight for weight in weights if weight is not None]
+
+
+def expert_bytes(layer: Layer) -> int:
+    """Bytes of one expert of a layer: its matrices and biases."""
+    weights: list[Weight | None] = [getattr(layer, role) for role in EXPERTS]
+    return sum(weight.n_bytes for weight in weights if weight is not None) // layer.n_units
 
 
 def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
@@ -47,7 +55,10 @@ def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
 
 
 def token_bytes(model: Model) -> int:
-    """Bytes of a token that reads everything but other tokens' embeddings, and no predictor."""
+    """Bytes of a token that reads everything but other tokens' embeddings and experts, and no predictor."""
+    if model.experts is not None:
+        routed = sum(model.experts.n_used * expert_bytes(layer) for layer in model.layers)
+        return dense_bytes(model, predictors=False) + routed
     ffn = sum(ffn_bytes(layer, model.n_ff, model.n_ff) for layer in model.layers)
     return dense_bytes(model, predictors=False) + int(ffn)
 

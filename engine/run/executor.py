@@ -43,6 +43,7 @@ class Executor(Closing):
         host: the CPU's memory and programs.
         walks: the CPU's part of a run, by number of tokens of its graph (1, n_batch).
         device_store: what the plan put on the device; None on the CPU alone.
+        n_tokens: that have run so far.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
 
@@ -63,7 +64,7 @@ class Executor(Closing):
         """
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
-        self.device_store, self.taking = device_store, take_all
+        self.device_store, self.taking, self.n_tokens = device_store, take_all, 0
         self._side: DeviceSide | None = None
         self._team: Team | None = None
         try:
@@ -145,6 +146,7 @@ class Executor(Closing):
         ids = np.ascontiguousarray(ids, np.int32)
         n_out = 0 if logits is None else logits.shape[0]
         run = self.host.run
+        self.n_tokens += ids.size
         run[program.N_TOKENS] = ids.size
         run[program.N_PAST] = n_past
         run[program.TOKEN_IDS] = ids.ctypes.data

@@ -18,8 +18,9 @@ class DeviceUse:
         vram_planned, vram_used: bytes; what the device's allocator says is used.
         kernel_launches: so far.
         ffn_device_share: part of all neurons whose rows are on the device.
-        listed_device, listed_host: neurons that a predictor listed on either side, for all tokens so far. Without
-            one every neuron is looked at: both are 0, and the shares of active and of all neurons the same.
+        listed_device, listed_host: neurons that a predictor listed, or experts that a router chose, on either side,
+            for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
+            of all neurons the same.
     """
 
     device: str = "cpu"
@@ -88,6 +89,10 @@ class DeviceMeter:
             self._listed += int((counts - self._seen).sum(dtype=np.int64))
             self._seen = counts
             listed_host = int(executor.counts[..., 0].sum())
+        if plan.model.experts is not None:
+            listed_host = int(executor.counts[..., 0].sum())
+            chosen = executor.n_tokens * plan.model.n_layer * plan.model.experts.n_used
+            self._listed = chosen - listed_host
         return DeviceUse(
             device.name,
             plan.totals.used,

@@ -9,6 +9,7 @@ import pytest
 from gguf import GGUFWriter
 from numpy.typing import NDArray
 
+from hotcold.engine.measure.traffic import token_bytes
 from hotcold.engine.model.model import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
@@ -97,3 +98,15 @@ def test_one_tensor_an_expert(step: int, data: Path, logits_of: LogitsOf, tmp_pa
         assert not load_model(file).warnings
         with executor(file) as it:
             assert logits_of(it, IDS, step).tobytes() == wanted.tobytes()
+
+
+def test_the_bytes_of_a_token_are_those_of_its_experts(data: Path) -> None:
+    """Two of four, with the router; the shared expert whole."""
+    for name, n_used, n_expert in (("mixtral.f16", 2, 4), ("qwen2moe.q4_0", 2, 4)):
+        with open_gguf(data / "llamacpp" / f"{name}.gguf") as file:
+            model = load_model(file)
+            rows = {"token_embd.weight": model.token_embd.row_bytes}
+            routed = sum(t.n_bytes for t in file.tensors.values() if "_exps" in t.name)
+            rest = sum(rows.get(t.name, t.n_bytes) for t in file.tensors.values() if "_exps" not in t.name)
+        head = model.output.n_bytes if model.output is model.token_embd else 0
+        assert token_bytes(model) == rest + head + routed * n_used // n_expert

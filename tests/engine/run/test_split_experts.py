@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from split_runs import (
+    IDS,
     Case,
     Logits,
     budget_bytes,
@@ -26,6 +27,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.plan.footprint import neuron_bytes
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.use import DeviceMeter
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 
@@ -109,6 +111,20 @@ def test_a_split_layer_crosses_the_bus_once_each_way(opened: Open) -> None:
     assert len(down) == len([p for p in copies if p.side == GPU]) == model.n_layer
     for p in down:
         assert sorted(part.dtype for part in p.node.attributes["parts"]) == ["chosen", "q8"]
+
+
+@pytest.mark.parametrize("n_hot", [0, 1, 4])
+def test_the_share_of_chosen_experts_that_the_device_served(
+    n_hot: int, opened: Open, split_device: Device
+) -> None:
+    file, model = opened("mixtral.f16")
+    with on_device(plan_with(model, CASE, some_neurons(model, n_hot)), file, split_device) as executor:
+        meter = DeviceMeter(executor)
+        mixed_logits(executor)
+        use = meter.read()
+    assert use.listed_device + use.listed_host == len(IDS) * model.n_layer * 2
+    shares = {0: (0.0, 0.0), 4: (1.0, 1.0)}.get(n_hot, (0.05, 0.6))
+    assert shares[0] <= use.active_device_share <= shares[1]
 
 
 @pytest.mark.parametrize("n_hot", [1, 3])
