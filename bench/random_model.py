@@ -40,6 +40,17 @@ HALFS = {
     GGMLQuantizationType.IQ4_NL: {0: 0.0003},
     GGMLQuantizationType.IQ4_XS: {0: 0.00002},
     GGMLQuantizationType.MXFP4: {},
+    GGMLQuantizationType.Q2_K: {80: 0.001, 82: 0.0015},
+    GGMLQuantizationType.Q3_K: {108: 0.0003},
+    GGMLQuantizationType.IQ3_S: {0: 0.00015},
+    GGMLQuantizationType.IQ3_XXS: {0: 0.00015},
+    GGMLQuantizationType.IQ2_S: {0: 0.0005},
+    GGMLQuantizationType.IQ2_XS: {0: 0.0005},
+    GGMLQuantizationType.IQ2_XXS: {0: 0.0005},
+    GGMLQuantizationType.IQ1_S: {0: 0.0025},
+    GGMLQuantizationType.IQ1_M: {},
+    GGMLQuantizationType.TQ1_0: {52: 0.02},
+    GGMLQuantizationType.TQ2_0: {64: 0.02},
 }
 
 
@@ -99,6 +110,8 @@ def _random_blocks(
     factors = generator.uniform(0.7, 1.3, (n, 1))
     if kind == GGMLQuantizationType.MXFP4:
         out[:, 0] = 119  # a scale of 2^-9
+    if kind == GGMLQuantizationType.IQ1_M:  # a half's nibbles, the upper ones of four words: 2^-9
+        out[:, 49:56:2] = out[:, 49:56:2] & 15 | np.array([0, 0, 8, 1], np.uint8) << 4
     for at, half in HALFS[kind].items():
         out[:, at : at + 2] = (half * factors).astype(np.float16).view(np.uint8)
     return out.reshape(-1)

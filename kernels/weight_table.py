@@ -76,6 +76,10 @@ WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
         has_minima=True,
         reads_sums=True,
     ),
+    Type.Q2_K: WeightType(
+        "q2_K", _fields(group_scales="16u1", quants="64u1", scales="f2", minima="f2"), has_minima=True
+    ),
+    Type.Q3_K: WeightType("q3_K", _fields(high_bits="32u1", quants="64u1", group_scales="12u1", scales="f2")),
     Type.Q4_K: WeightType(
         "q4_K",
         _fields(scales="f2", minima="f2", group_scales="3u4", quants="128u1"),
@@ -96,6 +100,19 @@ WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
         "iq4_xs", _fields(scales="f2", high_scales="u2", group_scales="4u1", quants="128u1")
     ),
     Type.MXFP4: WeightType("mxfp4", _fields(scales="u1", quants="16u1")),
+    Type.IQ3_S: WeightType(
+        "iq3_s", _fields(scales="f2", quants="16u4", high_bits="8u1", signs="16u2", group_scales="4u1")
+    ),
+    Type.IQ3_XXS: WeightType("iq3_xxs", _fields(scales="f2", quants="16u4", signs="8u4")),
+    Type.IQ2_S: WeightType(
+        "iq2_s", _fields(scales="f2", quants="16u2", signs="16u2", high_bits="8u1", group_scales="8u1")
+    ),
+    Type.IQ2_XS: WeightType("iq2_xs", _fields(scales="f2", quants="16u4", group_scales="8u1")),
+    Type.IQ2_XXS: WeightType("iq2_xxs", _fields(scales="f2", quants="64u1")),
+    Type.IQ1_S: WeightType("iq1_s", _fields(scales="f2", quants="16u2", high_bits="8u2")),
+    Type.IQ1_M: WeightType("iq1_m", _fields(quants="16u2", high_bits="16u1", group_scales="4u2")),
+    Type.TQ1_0: WeightType("tq1_0", _fields(quants="48u1", high_bits="u4", scales="f2")),
+    Type.TQ2_0: WeightType("tq2_0", _fields(quants="64u1", scales="f2")),
 }
 """The types that the device multiplies, in every one of its kernels."""
 

@@ -99,13 +99,12 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int 
     UNROLL(1)
     for (int u = 0; u < UNITS; u += 2) {
         int4 w[REACH][2];
-        float scale[REACH][2], minimum[REACH][2] = {};
+        float scale[REACH][2], minimum[REACH];    // of a block; those of sixteens are read where they are used
         for (int i = 0; i < REACH; i++)
             for (int k = 0; k < 2; k++) {
                 w[i][k] = tile.rows[(a + SPAN * i) * UNIT_STRIDE + u + k];
                 scale[i][k] = tile.row_scales[(u + k) * SCALE_STRIDE + a + SPAN * i];
-                if constexpr (Rows::MINIMA > 0)
-                    minimum[i][k] = tile.row_minima[(u + k) * SCALE_STRIDE + a + SPAN * i];
+                if (Rows::MINIMA == 1 && k == 0) minimum[i] = tile.row_minima[u * SCALE_STRIDE + a + SPAN * i];
             }
         for (int j = 0; j < REACH; j++) {
             if (j >= n_spans) break;
@@ -124,9 +123,11 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int 
                 }
                 product = dot16(w[i][1], high, product);
                 sum[i][j] = fmaf(scale[i][1] * d, from_bits(product), sum[i][j]);
-                if constexpr (Rows::MINIMA == 1) sum[i][j] = fmaf(-minimum[i][0], of_low + of_high, sum[i][j]);
-                if constexpr (Rows::MINIMA == 2)
-                    sum[i][j] = fmaf(-minimum[i][1], of_high, fmaf(-minimum[i][0], of_low, sum[i][j]));
+                if constexpr (Rows::MINIMA == 1) sum[i][j] = fmaf(-minimum[i], of_low + of_high, sum[i][j]);
+                if constexpr (Rows::MINIMA == 2) {
+                    const float* minima = tile.row_minima + u * SCALE_STRIDE + a + SPAN * i;
+                    sum[i][j] = fmaf(-minima[SCALE_STRIDE], of_high, fmaf(-minima[0], of_low, sum[i][j]));
+                }
             }
         }
     }

@@ -8,7 +8,9 @@
 // M(type), M(ending, a, b) or M(ending, a, b, c), where the ending is the type if all are the same.
 #pragma once
 #include "weights_32.h"
+#include "weights_grid.h"
 #include "weights_k.h"
+#include "weights_ternary.h"
 
 #define INPUT_FLOATS const float4* __restrict__ x
 #define INPUT_ROUNDED const int4* __restrict__ q, const float* __restrict__ d, const int* __restrict__ sum

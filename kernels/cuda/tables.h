@@ -1,5 +1,6 @@
-// Tables of numbers that weights are places in. Their content comes from the package gguf: sources.py puts
-// it in front of a program as TABLE_iq4_nl and TABLE_mxfp4, four words of four int8 each.
+// Tables of numbers that weights are places in. Their content comes from the package gguf: tables.py puts it in
+// front of a program, as words of four int8. TABLE_iq4_nl and TABLE_mxfp4 have four words; those of points, of
+// which only the types of a program have theirs, a word or two a point.
 #pragma once
 #include "common.h"
 

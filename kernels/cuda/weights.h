@@ -15,9 +15,9 @@
 // lanes take pieces in turn and add their sums in a fixed order; `eight`, eight weights of a row as floats,
 // for products with a transposed matrix, and `column`, where they belong. A type may have its own.
 //
-// The types lie in weights_32.h (blocks of 32) and weights_k.h (of 256).
-// Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's
-// planes in the order of the table in weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
+// The types lie in weights_32.h (blocks of 32), weights_k.h (of 256), weights_grid.h (whose numbers are points of a
+// grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
+// the order of weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
 #pragma once
 #include "common.h"
 

@@ -69,7 +69,7 @@ struct Q5_K : ScalesAndMinima<Q5_K> {
         : ScalesAndMinima(scale_plane, minimum_plane, group_plane, row_length), high_bits(high_plane),
           quants(quant_plane) {}
 
-    static constexpr int ROWS_AT_ONCE = 2;
+    static constexpr int SPAN = 1, ROWS_AT_ONCE = 2;  // two blocks at a time would spill
     __device__ int4 sixteen(int row, int unit) const {
         int4 low = nibbles(quants[(size_t)row * (n / 32) + unit / 4 * 2 + unit % 2], unit / 2 % 2);
         uint4 high = high_bits[(size_t)row * (n / 128) + unit / 16 * 2 + unit % 2];
@@ -136,6 +136,78 @@ struct Q6_K : Blocks<Q6_K> {
     __device__ float scale(int row, int unit) const {
         float of_group = (float)group_scales[(size_t)row * (n / 16) + unit];
         return __half2float(scales[row * stride + unit / 16]) * of_group;
+    }
+};
+
+// ---- Q2_K: 256 numbers of two bits; weight = scale * scale of its 16 * number - minimum * minimum of its 16 ----
+// 128 weights lie in 32 bytes: sixteen number g of them in bytes 16 (g % 2), from bit 2 (g / 2) on. A byte a
+// sixteen has its scale in the low nibble and its minimum in the high one.
+
+#define PLANES_q2_K(w) const unsigned char* __restrict__ w##_group_scales, const uint4* __restrict__ w##_quants, \
+                       const __half* __restrict__ w##_scales, const __half* __restrict__ w##_minima
+#define ROWS_q2_K(w, n) Q2_K(w##_group_scales, w##_quants, w##_scales, w##_minima, n)
+
+struct Q2_K : Blocks<Q2_K> {
+    const unsigned char* group_scales;            // 16 a block
+    const uint4* quants;                          // four a block
+    const __half *scales, *minima;
+    size_t stride;                                // scales, or minima, from row to row
+
+    __device__ Q2_K(const unsigned char* group_plane, const uint4* quant_plane, const __half* scale_plane,
+                    const __half* minimum_plane, int row_length)
+        : Blocks(row_length), group_scales(group_plane), quants(quant_plane), scales(scale_plane),
+          minima(minimum_plane), stride(stride_of<__half>(n / 256)) {}
+
+    __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
+    static constexpr bool HALF_SCALES = true;
+    static constexpr int MINIMA = 2, SPAN = 1, ROWS_AT_ONCE = 4;
+    __device__ int4 sixteen(int row, int unit) const {
+        uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];
+        return masked(shifted(q, unit % 8 / 2 * 2), 0x03030303u);
+    }
+    __device__ float scale(int row, int unit) const {
+        float of_group = (float)(group_scales[(size_t)row * (n / 16) + unit] & 15);
+        return __half2float(scales[row * stride + unit / 16]) * of_group;
+    }
+    __device__ float minimum(int row, int unit) const {
+        float of_group = (float)(group_scales[(size_t)row * (n / 16) + unit] >> 4);
+        return __half2float(minima[row * stride + unit / 16]) * of_group;
+    }
+};
+
+// ---- Q3_K: 256 numbers of three bits; weight = scale * (scale of its 16 - 32) * (number - 4) ----
+// Two bits as in Q2_K; the third of weight 32 b + k is bit b of byte k of the high bits. The 16 scales of six bits lie
+// in 12 bytes: four bits in the nibbles of the first eight, two in the others.
+
+#define PLANES_q3_K(w) const uint4* __restrict__ w##_high_bits, const uint4* __restrict__ w##_quants, \
+                       const unsigned char* __restrict__ w##_group_scales, const __half* __restrict__ w##_scales
+#define ROWS_q3_K(w, n) Q3_K(w##_high_bits, w##_quants, w##_group_scales, w##_scales, n)
+
+struct Q3_K : Blocks<Q3_K> {
+    const uint4 *high_bits, *quants;              // two and four a block
+    const unsigned char* group_scales;            // 12 a block
+    const __half* scales;
+    size_t stride, group_stride;                  // scales, and bytes of those of groups, from row to row
+
+    __device__ Q3_K(const uint4* high_plane, const uint4* quant_plane, const unsigned char* group_plane,
+                    const __half* scale_plane, int row_length)
+        : Blocks(row_length), high_bits(high_plane), quants(quant_plane), group_scales(group_plane),
+          scales(scale_plane), stride(stride_of<__half>(n / 256)),
+          group_stride(stride_of<unsigned char>(12 * (n / 256))) {}
+
+    __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
+    static constexpr bool HALF_SCALES = true;
+    static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 4;
+    __device__ int4 sixteen(int row, int unit) const {
+        uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];
+        uint4 high = high_bits[(size_t)row * (n / 128) + unit / 16 * 2 + unit % 2];
+        int4 third = shifted_up(masked(shifted(high, unit % 16 / 2), 0x01010101u), 2);
+        return bytes_less(both(masked(shifted(q, unit % 8 / 2 * 2), 0x03030303u), third), 0x04040404u);
+    }
+    __device__ float scale(int row, int unit) const {
+        const unsigned char* of_block = group_scales + row * group_stride + unit / 16 * 12;
+        int u = unit % 16, low = of_block[u % 8] >> u / 8 * 4 & 15, high = of_block[8 + u % 4] >> u / 4 * 2 & 3;
+        return __half2float(scales[row * stride + unit / 16]) * (float)((low | high << 4) - 32);
     }
 };
 

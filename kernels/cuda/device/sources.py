@@ -9,10 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from gguf import quants
-
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device.tables import tables_of
 from hotcold.kernels.weight_table import WEIGHT_TYPES
 
 SOURCES = Path(__file__).parent.parent  # kernels/cuda/
@@ -61,7 +59,7 @@ def _prelude(types: Sequence[Types]) -> Iterator[str]:
             kind = "ROUNDED" if row.is_quantised else "FLOATS"
             yield f"#define INPUT_{row.ending} INPUT_{kind}\n#define X_{row.ending} X_{kind}\n"
     if used:
-        yield from _tables()
+        yield from tables_of(used)
 
 
 def _call(types: Types, count: int) -> str:
@@ -73,13 +71,6 @@ def _call(types: Types, count: int) -> str:
 def ending(types: Types) -> str:
     """How a kernel for these types is called behind its family: by the one type, or by all in order."""
     return types[0] if len(set(types)) == 1 else "_".join(types)
-
-
-def _tables() -> Iterator[str]:
-    """The tables of tables.h: 16 int8 as four words."""
-    for name, values in (("iq4_nl", quants.IQ4_NL.kvalues), ("mxfp4", quants.MXFP4.kvalues)):
-        words = np.array(values, np.int8).view("<u4")
-        yield f"#define TABLE_{name} {', '.join(f'{word:#010x}u' for word in words)}\n"
 
 
 def _expanded(path: Path, seen: set[str]) -> str:
