@@ -19,6 +19,7 @@ from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.profile import ProfileCommand
 from hotcold.engine.commands.reports import note, reported
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
+from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.errors import INTERRUPTED
 
 app = typer.Typer(
@@ -37,6 +38,7 @@ app.command("devices")(DevicesCommand)
 app.command("convert")(ConvertCommand)
 app.command("offload-dump")(OffloadDumpCommand)
 app.command("profile")(ProfileCommand)
+app.command("train-predictor")(TrainPredictorCommand)
 
 
 def run(command: Command, **of_hotcold: Any) -> None:

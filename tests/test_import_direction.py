@@ -18,6 +18,7 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "transformers"}
 # wings of one line do not know each other; each knows all below it
 WINGS = (
     ("commands",),
+    ("train",),
     ("dump", "measure", "profile", "chat"),
     ("generation",),
     ("run",),
@@ -38,6 +39,7 @@ BELOW = {
     "dump": CPU | DEVICE,
     "measure": CPU,
     "profile": CPU,
+    "train": CPU,
     "chat": set[str](),
     "generation": CPU | DEVICE,
     "run": CPU | DEVICE,

@@ -1,9 +1,9 @@
 """How a command loads its model, and what it says of that."""
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from hotcold.engine.commands.options import EngineOptions, part
+from hotcold.engine.commands.options import ModelOptions, part
 from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generation.run_options import RunOptions
@@ -14,16 +14,19 @@ if TYPE_CHECKING:
 FROM_DISK = 0.3  # seconds; what is in memory already takes less
 
 
-def open_engine(options: EngineOptions, quiet: bool = False, n_ctx: int | None = None) -> "Engine":
+def open_engine(
+    options: ModelOptions, quiet: bool = False, n_ctx: int | None = None, **others: Any
+) -> "Engine":
     """The model, ready to run; a bar shows what is read from disk, and rows that are copied to a device.
 
     Args:
         n_ctx: positions where the options leave them open.
+        others: fields of `RunOptions` that the command decides.
     """
     prepare_kernels(quiet)
     from hotcold.engine.generation.loading import load_with
 
-    how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx)
+    how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx, **others)
     with progress_bar(not quiet and sys.stderr.isatty()) as bar:
 
         def advance(done: int, total: int, seconds: float) -> None:

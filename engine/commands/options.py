@@ -27,6 +27,7 @@ ModelPath = Annotated[
 NCtx = Annotated[
     int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: the model's length, up to 4096]")
 ]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Of the CPU. [default: physical cores]")]
 NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
 KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
@@ -42,6 +43,10 @@ FFNActivation = Annotated[
         metavar="{relu,silu,gelu}",
         help="The FFN's function, where the file is wrong about it. [default: the file's]",
     ),
+]
+ForcePretokenizer = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
 ]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Say more on stderr.")]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Say nothing on stderr but errors.")]
@@ -69,14 +74,24 @@ class Command(Protocol):
         """Do it."""
 
 
+class ModelOptions(Protocol):
+    """What every command that loads a model says of it."""
+
+    @property
+    def path(self) -> Path | None:
+        """Where it is."""
+
+    @property
+    def n_ctx(self) -> int | None:
+        """Positions."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """What runs, and how: the arguments of `hotcold.load`, by its names."""
 
     path: ModelPath = None
-    threads: Annotated[
-        int | None, typer.Option("-t", "--threads", help="Of the CPU. [default: physical cores]")
-    ] = RunOptions.threads
+    threads: Threads = RunOptions.threads
     n_ctx: NCtx = RunOptions.n_ctx
     n_batch: NBatch = RunOptions.n_batch
     kv_type: KVType = RunOptions.kv_type
@@ -90,10 +105,7 @@ class EngineOptions:
             f"[default: {THRESHOLD_VARIABLE}, else the file's]",
         ),
     ] = RunOptions.sparse_pred_threshold
-    force_pretokenizer: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="How a BPE vocabulary cuts text into words. [default: the file's]"),
-    ] = RunOptions.force_pretokenizer
+    force_pretokenizer: ForcePretokenizer = RunOptions.force_pretokenizer
     ffn_activation: FFNActivation = RunOptions.ffn_activation
     device: DeviceName = RunOptions.device
     vram_budget: Annotated[

@@ -2,15 +2,15 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from hotcold.engine.commands.corpus import CorpusOptions, read_corpus
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import DeviceName, EngineOptions, Json, Quiet, Sparsity
-from hotcold.engine.commands.prompt_input import read_file
+from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.errors import FileError, SettingError
@@ -23,16 +23,9 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusOptions:
-    """What is counted on, and where the counts go."""
+class CountsOptions:
+    """Where the counts go."""
 
-    texts: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "-f", "--file", help="Text, .jsonl, a folder with such, or - for a pipe; may be repeated."
-        ),
-    ] = None
-    field: Annotated[str, typer.Option(help="Of a .jsonl line's object, that is its text.")] = "text"
     out: Annotated[
         Path | None,
         typer.Option(
@@ -48,12 +41,9 @@ class CorpusOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileCommand(EngineOptions, CorpusOptions):
+class ProfileCommand(CountsOptions, CorpusOptions):
     """Which neurons fire, counted on texts of one's own, for plans to know the hot ones."""
 
-    n_ctx: Annotated[int, typer.Option("-c", "--ctx-size", help="Ids that run together.")] = 512
-    sparsity: Sparsity = "auto"
-    device: DeviceName = "cpu"
     quiet: Quiet = False
     as_json: Json = False
 
@@ -62,32 +52,27 @@ class ProfileCommand(EngineOptions, CorpusOptions):
         if self.merge is not None:
             self._merge(*self.merge)
             return
-        if not self.texts:
-            raise SettingError("texts", "none", "-f FILE", "name a text, a folder, or - for a pipe")
-        if self.device != "cpu":
-            raise SettingError("device", self.device, "firings are counted on the CPU", "leave it out")
         from hotcold.engine.model.model_path import model_path
-        from hotcold.engine.profile.corpus import read_texts
         from hotcold.engine.profile.kept import check_folder
 
         path = model_path(self.path)
         folder = path.parent / "activation" if self.out is None else self.out
-        texts = [text for path in self.texts for text in read_texts(path, self.field, read_text)]
+        texts = read_corpus(self)
         check_folder(folder, self.resume, self.force)
-        with open_engine(replace(self, sparsity=self._mode(path)), self.quiet) as engine:
+        with open_engine(self, self.quiet, device="cpu", sparsity=self._mode(path)) as engine:
             warn(engine, self.quiet)
             self._count(engine, texts, folder)
 
     def _mode(self, path: Path) -> str:
-        """By default the way that sees every neuron: predictors would hide what they miss."""
-        if self.sparsity != "auto":
-            return self.sparsity
+        """The way that sees every neuron and reads the least: predictors would hide what they miss."""
+        from hotcold.engine.model.ffn_activation import with_activation
         from hotcold.engine.model.model import load_model
         from hotcold.engine.model.sparsity import can_be_exact
         from hotcold.gguf_io import open_gguf
 
         with open_gguf(path) as file:
-            return "exact" if can_be_exact(load_model(file)) else "off"
+            model = with_activation(load_model(file), file, self.ffn_activation)
+            return "exact" if can_be_exact(model) else "off"
 
     def _count(self, engine: "Engine", texts: "list[Text]", folder: Path) -> None:
         from hotcold.engine.profile import corpus, kept, profile
@@ -141,11 +126,6 @@ class ProfileCommand(EngineOptions, CorpusOptions):
             note(
                 f"counts are in {folder}; see what a budget makes of them: hotcold offload-dump --activation DIR"
             )
-
-
-def read_text(path: Path) -> bytes:
-    """A file of a corpus."""
-    return read_file(path, "text file")
 
 
 def write(folder: Path, counted: "Profile", of: "CountedOn", model: str) -> "dict[str, object]":

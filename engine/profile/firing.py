@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.graph import layer_of
+from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.run.executor import Executor
@@ -57,9 +57,7 @@ class Firing:
         node = taken.node
         if node.op not in HIDDEN:
             return
-        layer, host, n_ff = layer_of(node), self._executor.host, self._executor.model.n_ff
-        n_tokens = int(host.run[program.N_TOKENS])
-        hidden = host.area(HIDDEN[node.op], 4 * n_tokens * n_ff).view(np.float32).reshape(n_tokens, n_ff)
+        layer, hidden = layer_of(node), hidden_values(self._executor, node)
         if self._relu:
             self.fired[layer] = hidden != 0
             self._counts[layer] += self.fired[layer].sum(0)
@@ -78,6 +76,13 @@ class Firing:
     def stop(self) -> None:
         """Let the executor run as before."""
         self._executor.taking = self._before
+
+
+def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
+    """What a batch's FFN has just multiplied the rows of `down` with, float32 [n_tokens, n_ff]."""
+    n_tokens, n_ff = int(executor.host.run[program.N_TOKENS]), executor.model.n_ff
+    area = executor.host.area(HIDDEN[node.op], 4 * n_tokens * n_ff)
+    return area.view(np.float32).reshape(n_tokens, n_ff)
 
 
 def run_chunk(executor: Executor, ids: NDArray[np.int32], after: Callable[[], None]) -> None:

@@ -1,0 +1,143 @@
+"""`hotcold train-predictor`: predictors for a ReLU model of one's own."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from hotcold.engine.commands.corpus import CorpusOptions, read_corpus
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import Json, Quiet
+from hotcold.engine.commands.reports import note
+from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.errors import SettingError
+from hotcold.whole_file import check_output
+
+if TYPE_CHECKING:
+    from hotcold.engine.generation.generation import Engine
+    from hotcold.engine.profile.corpus import Text
+    from hotcold.engine.train.train import LayerResult, Settings
+
+AUTO = "auto"
+SMALLEST_RANK = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """What is trained."""
+
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="FILE", help="The predictors, .safetensors.")
+    ] = Path("predictors.safetensors")
+    rank: Annotated[
+        str, typer.Option(metavar="N", help="Of every layer; auto: each layer's own, for the fewest bytes.")
+    ] = AUTO
+    recall: Annotated[float, typer.Option(help="Share of firing neurons that are to be listed.")] = 0.97
+    steps: Annotated[int, typer.Option(help="Of 1024 tokens, for each layer.")] = 2000
+    seed: Annotated[int, typer.Option(help="Same seed, same predictors.")] = 1
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPredictorCommand(TrainingOptions, CorpusOptions):
+    """Train predictors of which neurons fire, for a ReLU model."""
+
+    quiet: Quiet = False
+    as_json: Json = False
+
+    def run(self) -> None:
+        """Read, load, collect, train, write, print."""
+        settings = self._settings()
+        if self.out.suffix != ".safetensors":
+            raise SettingError(
+                "-o", self.out, "a name that ends in .safetensors", "such as -o predictors.safetensors"
+            )
+        check_output(self.out, force=self.force, option="-o")
+        texts = read_corpus(self)
+        with open_engine(self, self.quiet, device="cpu", sparsity="off") as engine:
+            warn(engine, self.quiet)
+            self._train(engine, texts, settings)
+
+    def _settings(self) -> "Settings":
+        if not 0.5 <= self.recall < 1:
+            raise SettingError("--recall", self.recall, "0.5 to below 1", "such as --recall 0.97")
+        if self.steps < 1:
+            raise SettingError("--steps", self.steps, "at least 1", "such as --steps 2000")
+        rank = None
+        if self.rank != AUTO:
+            if (
+                not self.rank.isascii()
+                or not self.rank.isdigit()
+                or int(self.rank) % SMALLEST_RANK
+                or not int(self.rank)
+            ):
+                raise SettingError(
+                    "--rank", self.rank, f"auto, or a multiple of {SMALLEST_RANK}", "such as --rank 256"
+                )
+            rank = int(self.rank)
+        from hotcold.engine.train.train import Settings
+
+        return Settings(rank, self.recall, self.steps, self.seed)
+
+    def _train(self, engine: "Engine", texts: "list[Text]", settings: "Settings") -> None:
+        from hotcold.engine.profile import corpus
+        from hotcold.engine.train import collect, train
+
+        chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
+        collect.check_corpus(engine.model, sum(chunk.size for chunk in chunks))
+        folder = self.out.with_name(f"{self.out.name}.parts")
+        identity = {
+            "model": engine.file.header_hash(),
+            "texts": corpus.digest(chunks),
+            "settings": asdict(settings),
+        }
+        shown = not self.quiet and sys.stderr.isatty()
+        if not self.as_json:
+            write_line(HEAD)
+        with progress_bar(shown, counted="steps") as bar:
+
+            def advance(what: str, done: int, total: int) -> None:
+                if bar is not None:
+                    bar(what, done, total)
+
+            try:
+                results = train.train_all(engine, chunks, settings, folder, identity, advance, self._show)
+            except BaseException:
+                if folder.is_dir():
+                    note(f"what is finished is kept in {folder}; the same command goes on")
+                raise
+        train.write_predictors(folder, engine.model.n_layer, self.out)
+        if self.as_json:
+            write_line(json.dumps({"layers": [asdict(result) for result in results]}))
+        elif not self.quiet:
+            for line in summary(results):
+                write_line(line)
+            note(
+                f"predictors are in {self.out}; hotcold convert MODEL_DIR {self.out.name} puts them into a model"
+            )
+
+    def _show(self, result: "LayerResult") -> None:
+        if not self.as_json:
+            write_line(row(result))
+
+
+HEAD = "layer  rank  recall  listed   fire  FFN bytes a token, of exact's"
+
+
+def row(result: "LayerResult") -> str:
+    """A layer of the table."""
+    share = result.predicted_bytes / result.exact_bytes
+    worse = "  (exact reads less)" if share > 1 else ""
+    head = f"{result.layer:>5}  {result.rank:>4}  {result.recall:>6.1%}  {result.listed:>6.1%}  {result.firing:>5.1%}"
+    return f"{head}  {share:>29.2f}{worse}"
+
+
+def summary(results: "list[LayerResult]") -> list[str]:
+    """What all layers gain."""
+    predicted, exact = (sum(getattr(r, name) for r in results) for name in ("predicted_bytes", "exact_bytes"))
+    return [
+        f"all layers: {predicted / 1e6:.2f} MB of the FFNs a token with predictors, {exact / 1e6:.2f} MB without"
+    ]

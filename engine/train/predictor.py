@@ -1,0 +1,231 @@
+"""One layer's predictor, trained: fc2 relu(fc1 x) is 0 or more for the neurons that will fire.
+
+The form is PowerInfer's: no biases, x the residual before the FFN's norm. The loss is cross entropy in which a firing
+neuron's term counts more; how much more follows the recall that is wanted, as the training goes. AdamW
+(arXiv:1711.05101) with a warm-up and a cosine. The same seed gives the same numbers on the same machine.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.train.collect import Samples
+
+F32 = NDArray[np.float32]
+
+BATCH = 1024
+RATE = 1e-2
+HELD_BACK = 0.05
+MOST_HELD_BACK = 4096
+WARM_UP, LAST_RATE = 30, 0.01
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+FIRST_WEIGHT, WEIGHTS = 8.0, (1.0, 60.0)
+FOLLOWS_FROM = 100  # steps
+TRIAL_STEPS = 60
+
+Progress = Callable[[int, int], None]
+"""Hears of steps done and in all."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """On tokens that were held back.
+
+    Attributes:
+        recall: share of the firing neurons that are listed.
+        listed, firing: shares of all neurons.
+    """
+
+    recall: float
+    listed: float
+    firing: float
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A layer's predictor, fc1 [rank, n_embd] and fc2 [n_ff, rank], how it does, and what it began with."""
+
+    fc1: F32
+    fc2: F32
+    quality: Quality
+    start: str
+
+    @property
+    def rank(self) -> int:
+        """Rows of fc1."""
+        return int(self.fc1.shape[0])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a layer is trained, and for what.
+
+    Attributes:
+        recall: wanted of the firing neurons.
+        steps: of BATCH tokens.
+    """
+
+    recall: float
+    steps: int
+    seed: int
+
+
+class Adam:
+    """The optimiser's state for one matrix."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._mean, self._square = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self._step = 0
+
+    def update(self, matrix: F32, gradient: F32, rate: float) -> None:
+        """Change the matrix in place; the gradient is used up."""
+        self._step += 1
+        first, second = BETAS
+        self._mean *= first
+        self._mean += (1 - first) * gradient
+        np.square(gradient, out=gradient)
+        gradient *= 1 - second
+        self._square *= second
+        self._square += gradient
+        np.sqrt(self._square, out=gradient)
+        gradient *= 1 / math.sqrt(1 - second**self._step)
+        gradient += EPSILON
+        np.divide(self._mean, gradient, out=gradient)
+        gradient *= rate / (1 - first**self._step)
+        matrix -= gradient
+
+
+def gradients(fc1: F32, fc2: F32, x: F32, fired: NDArray[np.bool_], weight: float) -> tuple[F32, F32, float]:
+    """Of the mean loss over a batch by both matrices, and the batch's recall.
+
+    loss = softplus(z) where a neuron rests, weight * softplus(-z) where it fires, z = fc2 relu(fc1 x).
+    """
+    hidden: F32 = x @ fc1.T
+    np.maximum(hidden, 0, out=hidden)
+    z: F32 = hidden @ fc2.T
+    n_firing = int(np.count_nonzero(fired))
+    recall = int(np.count_nonzero((z >= 0) & fired)) / max(n_firing, 1)
+    np.clip(z, -30, 30, out=z)
+    np.negative(z, out=z)
+    np.exp(z, out=z)
+    z += 1
+    np.reciprocal(z, out=z)  # sigmoid(z), the slope of softplus(z)
+    z -= fired
+    z *= np.where(fired, np.float32(weight), np.float32(1))
+    z /= np.float32(z.size)
+    slope: F32 = z @ fc2
+    slope[hidden == 0] = 0
+    by_fc1: F32 = slope.T @ x
+    by_fc2: F32 = z.T @ hidden
+    return by_fc1, by_fc2, recall
+
+
+def quality(fc1: F32, fc2: F32, samples: Samples, tokens: slice) -> Quality:
+    """How a predictor does on some tokens."""
+    firing, listed, both, n = 0, 0, 0, 0
+    for at in range(tokens.start, tokens.stop, BATCH):
+        x, fired = samples.batch(slice(at, min(at + BATCH, tokens.stop)))
+        says = np.maximum(x @ fc1.T, 0) @ fc2.T >= 0
+        firing, listed = firing + int(np.count_nonzero(fired)), listed + int(np.count_nonzero(says))
+        both, n = both + int(np.count_nonzero(says & fired)), n + fired.size
+    return Quality(both / max(firing, 1), listed / max(n, 1), firing / max(n, 1))
+
+
+def train(
+    samples: Samples, rank: int, gate: F32 | None, plan: Plan, progress: Progress | None = None
+) -> Trained:
+    """Train one layer's predictor.
+
+    Args:
+        gate: float32 [n_ff, n_embd], what decides which neurons fire, its norm's weight multiplied in; a start
+            from its largest directions is tried beside a random one. None: random alone.
+    """
+    n_tokens = samples.x.shape[0]
+    n_held = min(math.ceil(HELD_BACK * n_tokens), MOST_HELD_BACK)
+    held = slice(n_tokens - n_held, n_tokens)
+    starts = {"random": random_start(samples, rank, plan.seed)}
+    if gate is not None:
+        starts["largest directions"] = directions_start(samples, gate, rank, n_tokens - n_held)
+    runs = {name: _Run(samples, *start, plan, n_tokens - n_held) for name, start in starts.items()}
+    if len(runs) > 1:
+        for run in runs.values():
+            run.go(min(TRIAL_STEPS, plan.steps))
+    name = min(runs, key=lambda name: runs[name].cost(held))
+    best = runs[name]
+    while best.step < plan.steps:
+        best.go(min(best.step + 50, plan.steps))
+        if progress is not None:
+            progress(best.step, plan.steps)
+    return Trained(best.fc1, best.fc2, quality(best.fc1, best.fc2, samples, held), name)
+
+
+class _Run:
+    """A training under way."""
+
+    def __init__(self, samples: Samples, fc1: F32, fc2: F32, plan: Plan, n_tokens: int) -> None:
+        self.fc1, self.fc2, self.step = fc1, fc2, 0
+        self._samples, self._plan, self._n_tokens = samples, plan, n_tokens
+        self._adam = Adam(fc1.shape), Adam(fc2.shape)
+        self._random = np.random.default_rng(plan.seed)
+        self._weight, self._recall = FIRST_WEIGHT, plan.recall
+        self._scale = float(np.sqrt((fc1**2).mean())) * math.sqrt(fc1.shape[1])
+
+    def go(self, until: int) -> None:
+        """Take steps up to a number of them."""
+        while self.step < until:
+            which = np.sort(self._random.integers(0, self._n_tokens, BATCH))
+            by_fc1, by_fc2, recall = gradients(self.fc1, self.fc2, *self._samples.batch(which), self._weight)
+            rate = RATE * _schedule(self.step, self._plan.steps)
+            self._adam[0].update(self.fc1, by_fc1, rate * self._scale / math.sqrt(self.fc1.shape[1]))
+            self._adam[1].update(self.fc2, by_fc2, rate)
+            self._recall = 0.9 * self._recall + 0.1 * recall
+            if self.step >= FOLLOWS_FROM:
+                self._weight = float(
+                    np.clip(self._weight * math.exp(0.5 * (self._plan.recall - self._recall)), *WEIGHTS)
+                )
+            self.step += 1
+
+    def cost(self, tokens: slice) -> float:
+        """Share of all neurons that are listed, and of those that are missed as much as each counts at first."""
+        found = quality(self.fc1, self.fc2, self._samples, tokens)
+        return found.listed + FIRST_WEIGHT * found.firing * (1 - found.recall)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Of the rate at a step."""
+    return min(1.0, (step + 1) / WARM_UP) * (
+        LAST_RATE + (1 - LAST_RATE) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    )
+
+
+def random_start(samples: Samples, rank: int, seed: int) -> tuple[F32, F32]:
+    """Numbers that make z a little below 0, where most neurons rest."""
+    random = np.random.default_rng((seed, rank))
+    n_embd = samples.x.shape[1]
+    fc1 = random.standard_normal((rank, n_embd), np.float32) / np.float32(math.sqrt(n_embd))
+    fc2 = random.standard_normal((samples.n_ff, rank), np.float32) * np.float32(0.05) - np.float32(0.05)
+    return fc1, fc2
+
+
+def directions_start(samples: Samples, gate: F32, rank: int, n_tokens: int) -> tuple[F32, F32]:
+    """The best product of two matrices for gate x on these inputs, each direction with both of its signs.
+
+    With C the inputs' second moments, the singular vectors of gate C^(1/2), taken back by C^(-1/2).
+    """
+    x, _ = samples.batch(np.linspace(0, n_tokens - 1, min(n_tokens, 8 * gate.shape[1]), dtype=np.int64))
+    values, vectors = np.linalg.eigh((x.T @ x).astype(np.float64) / len(x))
+    root = np.sqrt(np.maximum(values, 1e-6 * values[-1]))
+    scaled = gate @ (vectors * root).astype(np.float32)  # gate C^(1/2), in the eigenvectors' coordinates
+    _, right = np.linalg.eigh((scaled.T @ scaled).astype(np.float64))
+    directions = right[:, ::-1][:, : -(-rank // 2)]  # the largest first
+    back = (vectors / root @ directions).T.astype(np.float32)
+    onto = (scaled @ directions.astype(np.float32)).astype(np.float32)
+    fc1 = np.concatenate((back, -back))[:rank]
+    fc2 = np.concatenate((onto, -onto), 1)[:, :rank]
+    size = np.sqrt((fc1**2).mean()) * math.sqrt(fc1.shape[1])
+    return np.ascontiguousarray(fc1 / size), np.ascontiguousarray(
+        fc2 * size / (np.abs(onto).mean() * math.sqrt(rank))
+    )

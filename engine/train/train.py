@@ -1,0 +1,189 @@
+"""Predictors for every layer of a model, one after the other; what is finished is kept, and gone on from."""
+
+import json
+import shutil
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.host.stores import HostStore
+from hotcold.engine.model.model import Layer, Weight
+from hotcold.engine.train import collect as data
+from hotcold.engine.train.collect import Samples
+from hotcold.engine.train.predictor import F32, Plan, Quality, Trained, train
+from hotcold.engine.train.ranks import best_rank, costs_of, deciding
+from hotcold.errors import FileError
+from hotcold.gguf_io.blocks import dequantize
+from hotcold.whole_file import whole_file, write_whole
+
+STATE = "state.json"
+STEPS_OF_A_TRIAL = 0.2
+"""Of a training's steps, to see what a rank is good for."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained.
+
+    Attributes:
+        rank: of every layer; None: each layer's own, by the bytes that a token reads.
+        recall: wanted of the firing neurons. steps: a layer. seed: same seed, same predictors.
+    """
+
+    rank: int | None
+    recall: float
+    steps: int
+    seed: int
+
+    @property
+    def plan(self) -> Plan:
+        """Of one layer."""
+        return Plan(self.recall, self.steps, self.seed)
+
+
+@dataclass(frozen=True)
+class LayerResult:
+    """One layer: its predictor's rank and quality, and the bytes of its FFN that a token reads with and without.
+
+    Attributes:
+        start: what its training began with.
+    """
+
+    layer: int
+    rank: int
+    recall: float
+    listed: float
+    firing: float
+    predicted_bytes: float
+    exact_bytes: float
+    start: str
+
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is going on: a text, steps or tokens done, and in all."""
+
+
+def train_all(
+    engine: Engine,
+    chunks: Sequence[NDArray[np.int32]],
+    settings: Settings,
+    folder: Path,
+    identity: dict[str, Any],
+    progress: Progress,
+    finished: Callable[[LayerResult], None],
+) -> list[LayerResult]:
+    """Train every layer's predictor; the folder keeps what is needed to go on.
+
+    Args:
+        identity: of the model, the texts and the settings, which a folder to go on in has to agree with.
+        finished: hears of each layer.
+
+    Raises:
+        FileError: the folder is of something else. SettingError, DoesNotFitError: see `collect`.
+    """
+    _open_folder(folder, identity)
+    state = folder / STATE
+    if not json.loads(state.read_text())["collected"]:
+        data.collect(
+            engine, chunks, folder, lambda done, total: progress("inputs of all layers", done, total)
+        )
+        _write_state(state, identity, collected=True)
+    results = []
+    for i, layer in enumerate(engine.model.layers):
+        result = _kept(folder, i)
+        if result is None:
+            samples = data.open_samples(folder, i, engine.model.n_ff)
+            result = _train_layer(engine, layer, i, samples, settings, folder, progress)
+        results.append(result)
+        finished(result)
+    return results
+
+
+def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
+    state = folder / STATE
+    if state.exists():
+        kept = json.loads(state.read_text())
+        if kept["identity"] != identity:
+            different = [name for name in identity if kept["identity"].get(name) != identity[name]]
+            bound = f"it was begun with another {', '.join(different)}"
+            raise FileError("training folder", folder, bound, "delete it, or name another -o")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_state(state, identity, collected=False)
+
+
+def _write_state(state: Path, identity: dict[str, Any], collected: bool) -> None:
+    write_whole(state, json.dumps({"identity": identity, "collected": collected}).encode(), option="-o")
+
+
+def _train_layer(
+    engine: Engine,
+    layer: Layer,
+    i: int,
+    samples: Samples,
+    settings: Settings,
+    folder: Path,
+    progress: Progress,
+) -> LayerResult:
+    gate, plan, costs = deciding_matrix(HostStore(engine.file), layer), settings.plan, costs_of(layer)
+
+    def tried(rank: int) -> Quality:
+        some = Plan(plan.recall, max(1, round(STEPS_OF_A_TRIAL * plan.steps)), plan.seed)
+        return train(
+            samples, rank, gate, some, lambda n, all: progress(f"layer {i}, trying rank {rank}", n, all)
+        ).quality
+
+    rank = best_rank(costs, tried) if settings.rank is None else settings.rank
+    trained = train(samples, rank, gate, plan, lambda n, all: progress(f"layer {i}, rank {rank}", n, all))
+    found = trained.quality
+    predicted, exact = costs.predicted(rank, found), costs.exact(found.firing)
+    result = LayerResult(i, rank, found.recall, found.listed, found.firing, predicted, exact, trained.start)
+    _keep(folder, result, trained)
+    return result
+
+
+def deciding_matrix(store: HostStore, layer: Layer) -> F32:
+    """What decides which neurons fire, float32 [n_ff, n_embd], with the weight of its norm multiplied in."""
+    norm = layer.ffn_norm if layer.ffn_norm is not None else layer.attn_norm
+    matrix = _numbers(store, deciding(layer))
+    return matrix if norm is None else matrix * _numbers(store, norm)
+
+
+def _numbers(store: HostStore, weight: Weight) -> F32:
+    return dequantize(store.rows(weight), weight.type)
+
+
+def _file(folder: Path, layer: int) -> Path:
+    return folder / f"layer_{layer}.npz"
+
+
+def _keep(folder: Path, result: LayerResult, trained: Trained) -> None:
+    with whole_file(_file(folder, result.layer), option="-o") as path, path.open("wb") as stream:
+        fc1, fc2 = trained.fc1.astype(np.float16), trained.fc2.astype(np.float16)
+        np.savez(stream, result=json.dumps(asdict(result)), fc1=fc1, fc2=fc2)
+
+
+def _kept(folder: Path, layer: int) -> LayerResult | None:
+    try:
+        with np.load(_file(folder, layer), allow_pickle=False) as kept:
+            return LayerResult(**json.loads(str(kept["result"])))
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
+        return None
+
+
+def write_predictors(folder: Path, n_layer: int, out: Path) -> None:
+    """All layers in one safetensors file, float16, as `hotcold convert` reads it; the folder is removed then."""
+    tensors = {}
+    for i in range(n_layer):
+        with np.load(_file(folder, i), allow_pickle=False) as kept:
+            tensors[f"layers.{i}.fc1.weight"] = kept["fc1"]
+            tensors[f"layers.{i}.fc2.weight"] = kept["fc2"]
+    write_whole(out, save(tensors), option="-o")
+    shutil.rmtree(folder)

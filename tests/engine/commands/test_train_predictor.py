@@ -1,0 +1,97 @@
+"""`hotcold train-predictor`: a file that convert and the engine take; what is finished is kept."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run
+from safetensors.numpy import load_file
+
+from hotcold import load
+from hotcold.engine.measure import perplexity
+from hotcold.engine.train import train
+from hotcold.gguf_io.convert.conversion import convert
+
+OPTIONS = ("--rank", "32", "--steps", "2", "-c", "256")
+
+
+@pytest.fixture
+def text(tiny: Path) -> Path:
+    """5 539 ids: few, but more than the fewest."""
+    return tiny / "valid_excerpt.txt"
+
+
+@pytest.mark.slow
+def test_predictors_go_into_a_model(text: Path, tiny: Path, tmp_path: Path) -> None:
+    out = tmp_path / "p.safetensors"
+    options = ("--rank", "64", "--steps", "120", "-c", "256")
+    shown = run("train-predictor", "-f", str(text), "-o", str(out), *options)
+    assert shown.returncode == 0 and f"predictors are in {out}" in shown.stderr
+    assert max(map(len, shown.stdout.splitlines())) <= 80 and len(shown.stdout.splitlines()) == 8
+    assert not (tmp_path / "p.safetensors.parts").exists()
+    convert(tiny, out, tmp_path / "m.gguf", "q8_0")
+    values = []
+    for mode in ("exact", "predictor"):
+        with load(tmp_path / "m.gguf", n_ctx=256, sparsity=mode) as engine:
+            values.append(perplexity.measure(engine, text.read_bytes()[:9000]).value)
+    assert values[1] < 1.1 * values[0]
+
+
+def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    assert run("train-predictor", "-f", str(text), "-o", str(whole), *OPTIONS).returncode == 0
+    command = ("train-predictor", "-f", str(text), "-o", str(parts))
+    ranks: list[int] = []
+
+    def two_layers(samples: Any, rank: int, *others: Any) -> Any:
+        if len(ranks) == 2:
+            raise KeyboardInterrupt
+        ranks.append(rank)
+        return trained(samples, rank, *others)
+
+    trained: Callable[..., Any] = vars(train)["train"]
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train", two_layers)
+        stopped = run(*command, *OPTIONS)
+    assert stopped.returncode == 130 and "the same command goes on" in stopped.stderr and not parts.exists()
+    other = run(*command, *OPTIONS, "--seed", "2")
+    assert other.returncode == 3 and "begun with another settings" in other.stderr
+    again = run(*command, *OPTIONS, "--json")
+    assert [layer["layer"] for layer in json.loads(again.stdout)["layers"]] == list(range(6))
+    first, second = load_file(whole), load_file(parts)
+    assert len(first) == 12 and all((first[name] == second[name]).all() for name in first)
+    assert (
+        first["layers.3.fc1.weight"].shape == (32, 256) and first["layers.3.fc1.weight"].dtype == np.float16
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "problem"),
+    [
+        (("-o", "p.bin"), 2, "ends in .safetensors"),
+        (("--rank", "33"), 2, "a multiple of 32"),
+        (("--rank", "many"), 2, "a multiple of 32"),
+        (("--recall", "1"), 2, "0.5 to below 1"),
+        (("--steps", "0"), 2, "at least 1"),
+        ((), 2, "-f FILE"),
+    ],
+)
+def test_settings_that_cannot_be(arguments: tuple[str, ...], code: int, problem: str) -> None:
+    shown = run("train-predictor", *arguments)
+    assert (shown.returncode, problem in shown.stderr) == (code, True), shown.stderr
+
+
+def test_too_little_text_and_neurons_that_are_never_idle(text: Path, tmp_path: Path, data: Path) -> None:
+    short = tmp_path / "short.txt"
+    short.write_bytes(text.read_bytes()[:2000])
+    shown = run("train-predictor", "-f", str(short), "-o", str(tmp_path / "p.safetensors"), "-c", "64")
+    assert shown.returncode == 4 and "at least 4096" in shown.stderr
+    silu = run(
+        "train-predictor", "-m", str(data / "llamacpp" / "llama.f16.gguf"), "-f", str(text), "-c", "32",
+        "-o", str(tmp_path / "p.safetensors"),
+    )  # fmt: skip
+    assert silu.returncode == 2 and "only ReLU has idle neurons" in silu.stderr
+    assert not list(tmp_path.glob("*.parts"))
