@@ -15,6 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.weights import (
     BLOCK,
@@ -134,49 +135,28 @@ def _fold16(b: Builder, at: Value) -> Value:
     return v[0]
 
 
-def emit_rows(
-    b: Builder,
-    kind: BlockType,
-    w: Value,
-    stride: Value,
-    n_rows: Value,
-    x: Value,
-    k: Value,
-    ahead: Value,
-    also: Value,
-    out: Value,
-) -> None:
-    """out[r] = row r . x for n_rows rows; `ahead` and `also` are distances as before."""
+def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, also: Value, out: Value) -> None:
+    """out[r] = row r . x; `also` is a distance as `rows.ahead`, or 0 for nothing."""
     base, cell = simd.room(b, ir.ArrayType(VT(F32, 16), 16)), cgutils.alloca_once(b, VT(F32, 16))
-    with cgutils.for_range(b, n_rows) as loop:
+    with cgutils.for_range(b, rows.n_rows) as loop:
         b.store(constant(F32, 16, 0.0), cell)
 
         def add(step: Callable[[Value, Value], Value], window: Value) -> None:
             b.store(step(b.load(cell), b.add(x, b.mul(window, I64(PACKED_WINDOW_BYTES)))), cell)
 
-        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, also, add)
+        _emit_row(b, kind, rows.row(b, loop.index), rows.k, rows.ahead, also, add)
         slot = b.and_(loop.index, I64(15))
         simd.store(b, b.load(cell), b.add(base, b.mul(slot, I64(64))), align=64)
         with cgutils.if_unlikely(b, b.icmp_signed("==", slot, I64(15))):
             simd.store(b, _fold16(b, base), b.add(out, b.mul(b.sub(loop.index, I64(15)), I64(4))), align=4)
-    done = b.and_(n_rows, I64(-16))
-    with cgutils.for_range(b, b.sub(n_rows, done)) as loop:
+    done = b.and_(rows.n_rows, I64(-16))
+    with cgutils.for_range(b, b.sub(rows.n_rows, done)) as loop:
         dot = _fold(b, load(b, b.add(base, b.mul(loop.index, I64(64))), VT(F32, 16), align=64))
         simd.store(b, dot, b.add(out, b.mul(b.add(done, loop.index), I64(4))), align=4)
 
 
 def emit_strips(
-    b: Builder,
-    kind: BlockType,
-    w: Value,
-    stride: Value,
-    n_rows: Value,
-    xs: Value,
-    n: Value,
-    k: Value,
-    ahead: Value,
-    out: Value,
-    out_stride: Value,
+    b: Builder, kind: BlockType, rows: MatrixRows, xs: Value, n: Value, out: Value, out_stride: Value
 ) -> None:
     """out[c, r] = row r . x[c] for n columns, at most MAX_COLUMNS, whose addresses lie at xs."""
     base = simd.room(b, ir.ArrayType(VT(F32, 16), MAX_COLUMNS))
@@ -191,10 +171,10 @@ def emit_strips(
             x = b.add(load(b, b.add(xs, b.mul(loop.index, I64(8))), I64, align=8), offset)
             simd.store(b, step(load(b, at, VT(F32, 16), align=64), x), at, align=64)
 
-    with cgutils.for_range(b, n_rows) as loop:
+    with cgutils.for_range(b, rows.n_rows) as loop:
         with cgutils.for_range(b, n) as columns:
             simd.store(b, constant(F32, 16, 0.0), place(columns.index), align=64)
-        _emit_row(b, kind, b.add(w, b.mul(stride, loop.index)), k, ahead, None, add)
+        _emit_row(b, kind, rows.row(b, loop.index), rows.k, rows.ahead, None, add)
         to = b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, n) as columns:
             dot = _fold(b, load(b, place(columns.index), VT(F32, 16), align=64))

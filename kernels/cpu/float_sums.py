@@ -12,6 +12,7 @@ import numpy as np
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I64, VT, Builder, Value, constant
 from hotcold.kernels.cpu.weights import FloatType
 
@@ -128,49 +129,29 @@ def _with_tails(
     return [[b.load(cell) for cell in row] for row in cells]
 
 
-def emit_rows(
-    b: Builder,
-    kind: FloatType,
-    w: Value,
-    stride: Value,
-    n_rows: Value,
-    x: Value,
-    k: Value,
-    ahead: Value,
-    also: Value,
-    out: Value,
-) -> None:
-    """out[r] = row r . x for n_rows rows; `ahead` and `also` are distances as before."""
-    with cgutils.for_range(b, n_rows) as loop:
-        row = b.add(w, b.mul(stride, loop.index))
-        dot = _emit_dots(b, kind, [row], [x], k, UNROLL, ahead, also)[0][0]
+def emit_rows(b: Builder, kind: FloatType, rows: MatrixRows, x: Value, also: Value, out: Value) -> None:
+    """out[r] = row r . x; `also` is a distance as `rows.ahead`, or 0 for nothing."""
+    with cgutils.for_range(b, rows.n_rows) as loop:
+        row = rows.row(b, loop.index)
+        dot = _emit_dots(b, kind, [row], [x], rows.k, UNROLL, rows.ahead, also)[0][0]
         simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
 
 
 def emit_strips(
-    b: Builder,
-    kind: FloatType,
-    w: Value,
-    stride: Value,
-    n_rows: Value,
-    xs: Value,
-    n: Value,
-    k: Value,
-    ahead: Value,
-    out: Value,
-    out_stride: Value,
+    b: Builder, kind: FloatType, rows: MatrixRows, xs: Value, n: Value, out: Value, out_stride: Value
 ) -> None:
     """out[c, r] = row r . x[c] for n columns whose addresses lie at xs; the last stands in for missing ones."""
     last = b.sub(n, I64(1))
-    with cgutils.for_range(b, n_rows) as loop:
-        row, to = b.add(w, b.mul(stride, loop.index)), b.add(out, b.mul(loop.index, I64(4)))
+    with cgutils.for_range(b, rows.n_rows) as loop:
+        row, to = rows.row(b, loop.index), b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, b.udiv(b.add(n, I64(TILE - 1)), I64(TILE))) as part:
             first = b.mul(part.index, I64(TILE))
             numbers = [b.add(first, I64(i)) for i in range(TILE)]
             numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
             columns = [simd.load(b, b.add(xs, b.mul(c, I64(8))), I64, align=8) for c in numbers]
             # every number is stored, those of stand-ins in the place of the last
-            for c, dot in zip(numbers, _emit_dots(b, kind, [row], columns, k, CHAINS, ahead)[0], strict=True):
+            dots = _emit_dots(b, kind, [row], columns, rows.k, CHAINS, rows.ahead)[0]
+            for c, dot in zip(numbers, dots, strict=True):
                 simd.store(b, dot, b.add(to, b.mul(c, out_stride)), align=4)
 
 

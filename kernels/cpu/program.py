@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.kernels.formats import ACTIVATIONS, GATINGS
+
 OF_VECTORS, OF_POSITIONS, OF_LISTS, OF_ROWS, OF_EXPERTS, OF_PIECES = range(6)
 """What an op's chunks share out: tokens, each with a vector, at a position or with a list of rows; rows of a matrix;
 rows of all experts' matrices; or pieces of another kind."""
@@ -110,9 +112,9 @@ EXPERT_SUM = _op(OF_EXPERTS, "n_used", "pairs")
 FAMILIES = np.array(_families)
 """The family of each code."""
 
-RELU_ACTIVATION, SILU_ACTIVATION, RELU_BOTH_ACTIVATION = 0, 1, 2  # both: max(x, 0) max(z, 0)
-SWIGLU_OAI_ACTIVATION = 4
-SIGMOID_GATING, SOFTMAX_CHOSEN_GATING = 1, 2  # else softmax of all logits
+RELU_ACTIVATION, SILU_ACTIVATION = ACTIVATIONS["relu"], ACTIVATIONS["silu"]
+RELU_BOTH_ACTIVATION, SWIGLU_OAI_ACTIVATION = ACTIVATIONS["relu_both"], ACTIVATIONS["swiglu_oai"]
+SIGMOID_GATING, SOFTMAX_CHOSEN_GATING = GATINGS["sigmoid"], GATINGS["softmax_chosen"]
 
 # run parameters, int64 each
 N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)

@@ -12,6 +12,7 @@ from numba.core import cgutils
 from hotcold.kernels.cpu import block_sums, float_sums, operations, row_sums
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.counting import emit_count
+from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I64, Builder, Value, address, operation
 from hotcold.kernels.cpu.variants import emitted, variants_of
 from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, WEIGHT_TYPES
@@ -80,13 +81,14 @@ def _sums(kind: WeightType) -> Any:
 def _emit_dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
     w, stride, n_rows, x, k, ahead, also, out = arguments
     emit_count(b, kind, n_rows, k)
-    _sums(kind).emit_rows(b, kind, w, stride, n_rows, x, k, ahead, also, out)
+    _sums(kind).emit_rows(b, kind, MatrixRows(w, stride, n_rows, k, ahead), x, also, out)
 
 
 def _emit_dot_strips(b: Builder, kind: WeightType, *arguments: Value) -> None:
     w, stride, n_rows, xs, n, k, ahead, out, out_stride = arguments
     emit_count(b, kind, n_rows, k)
-    _sums(kind).emit_strips(b, kind, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
+    matrix = MatrixRows(w, stride, n_rows, k, ahead)
+    _sums(kind).emit_strips(b, kind, matrix, xs, n, out, out_stride)
 
 
 def _emit_dot_tile(b: Builder, kind: FloatType, *arguments: Value) -> None:
