@@ -18,7 +18,8 @@ from pathlib import Path
 import numpy as np
 from gguf import GGMLQuantizationType
 from gpu_bed import Array, Bed
-from gpu_kernels import Case, Sizes, groups_of_cases
+from gpu_case import Case, Sizes
+from gpu_kernels import groups_of_cases
 from gpu_model import Limits, Row, listed_model, sweep
 from planned import random_relu_model, shape_of
 from random_model import LlamaShape

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from gpu_bed import Bed, CardClock, Weights
-from gpu_kernels import Sizes, groups_of_cases, vector_cases
+from gpu_case import Sizes
+from gpu_kernels import groups_of_cases
+from gpu_vector_kernels import vector_cases
 from planned import half_the_neurons, plan_for, random_relu_model, shape_of, whole_plan
 from split_layer import measure, parts, split_layers
 from stub_cupy import StubCupy
