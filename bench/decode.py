@@ -18,7 +18,8 @@ from random_model import LlamaShape, write
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
-from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

@@ -30,7 +30,7 @@ from random_model import LlamaShape, write, write_sparse
 from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

@@ -9,7 +9,8 @@ import numpy as np
 from gguf import GGMLQuantizationType
 from random_model import LlamaShape, write_sparse
 
-from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import Budget, parse_size
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.plan import Plan

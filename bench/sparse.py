@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from random_model import LlamaShape, write, write_sparse
 
 from hotcold.engine.host.machine import default_threads
-from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

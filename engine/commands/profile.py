@@ -66,7 +66,7 @@ class ProfileCommand(CountsOptions, CorpusOptions):
     def _mode(self, path: Path) -> str:
         """The way that sees every neuron and reads the least: predictors would hide what they miss."""
         from hotcold.engine.model.ffn_activation import with_activation
-        from hotcold.engine.model.model import load_model
+        from hotcold.engine.model.load import load_model
         from hotcold.engine.model.sparsity import can_be_exact
         from hotcold.gguf_io import open_gguf
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.dump.text import host_lines, short_form, traffic_lines
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement

@@ -12,7 +12,7 @@ from hotcold.engine.host.machine import thread_count
 from hotcold.engine.host.resident import make_resident, read_into_memory
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.ffn_activation import hint_by_name, with_activation
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.footprint import check_kv_type

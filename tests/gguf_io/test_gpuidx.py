@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.gpu_index import for_powerinfer, hottest
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf

@@ -11,7 +11,8 @@ import pytest
 from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model
 from hotcold.errors import FileError
 from hotcold.gguf_io import blocks, open_gguf
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device.store import DeviceStore, loaded_store
 from hotcold.engine.host.stores import HostStore
-from hotcold.engine.model.model import Model, Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes

@@ -11,7 +11,8 @@ from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor, check
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, Sides
-from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted

@@ -12,7 +12,7 @@ import pytest
 import hotcold
 from hotcold.engine.host import machine, resident
 from hotcold.engine.host.resident import host_memory, make_resident, memory_note, read_into_memory
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile, TensorInfo, open_gguf
 

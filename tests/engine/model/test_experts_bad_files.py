@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile, open_gguf
 

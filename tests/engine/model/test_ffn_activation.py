@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hotcold import load
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.errors import SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert

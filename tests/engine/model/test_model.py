@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.model.model import Model, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model
 from hotcold.gguf_io import GGUFFile, TensorInfo, open_gguf
 
 TinyModel = Callable[[str, bool], Path]

@@ -16,7 +16,7 @@ from model_files import (
     refused,
 )
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.errors import MetadataError

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from hotcold.engine.model.model import Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Weight
 from hotcold.engine.model.rope import RopeScaling, frequencies, read_scaling
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels import ref

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor
 from hotcold.engine.measure.traffic import dense_bytes, ffn_bytes, token_bytes
-from hotcold.engine.model.model import Layer, Model, Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

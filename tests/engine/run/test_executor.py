@@ -17,7 +17,8 @@ from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, Sides
-from hotcold.engine.model.model import Model, Weight, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.plan import GraphPlan, Plan
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted

@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 from numpy.typing import NDArray
 
 from hotcold.engine.measure.traffic import token_bytes
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

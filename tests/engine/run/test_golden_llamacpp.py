@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -74,7 +74,9 @@ def test_logits_equal_the_recording(
     bound, exact_bound = BOUNDS[name]
     with (
         open_gguf(data / "llamacpp" / f"{name}.gguf") as file,
-        Executor(plan_for_cpu(load_model(file), Wanted("off", N_CTX.get(name, 64), 48, "f32")), file, 2) as executor,
+        Executor(
+            plan_for_cpu(load_model(file), Wanted("off", N_CTX.get(name, 64), 48, "f32")), file, 2
+        ) as executor,
     ):
         logits = logits_of(executor, recorded["ids"], step)
     assert distance(logits, recorded[name]) <= bound

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import MATRIX_TYPES, load_model
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import MATRIX_TYPES
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

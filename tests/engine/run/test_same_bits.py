@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -17,7 +17,14 @@ Logits = NDArray[np.float32]
 LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
-OTHERS = ("falcon.norm2.q4_0", "qwen2.f16", "qwen3.q4_0", "phi3.longrope.q8_0", "mixtral.q4_0", "qwen2moe.q4_0")
+OTHERS = (
+    "falcon.norm2.q4_0",
+    "qwen2.f16",
+    "qwen3.q4_0",
+    "phi3.longrope.q8_0",
+    "mixtral.q4_0",
+    "qwen2moe.q4_0",
+)
 DENSE = [*(f"llamacpp/llama.{kind}" for kind in TYPES), *(f"llamacpp/{name}" for name in OTHERS)]
 SPARSE = [f"powerinfer/{name}.powerinfer" for name in ("llama-q4_0", "bamboo-f16", "falcon-q4_0", "opt-f16")]
 CASES = [(name, "off") for name in DENSE] + [

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.engine.device.store import loaded_store
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan import planning
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.placement import UNIFORM

@@ -11,7 +11,7 @@ from hf_forward import forward
 from numpy.typing import NDArray
 
 from hotcold import load
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.errors import HotcoldError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
