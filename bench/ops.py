@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from random_model import random_rows
 
 from hotcold.engine.host.machine import default_threads
-from hotcold.kernels.cpu import counting, pack, program, rows, weight_types
+from hotcold.kernels.cpu import kernel_files, pack, program, rows, weight_types
 from hotcold.kernels.cpu.stream import StreamingSum
 from hotcold.kernels.cpu.team import Program, Team
 
@@ -252,9 +252,9 @@ def count_bytes() -> None:
     for type_id in (rows.F32_ID, rows.F16_ID, rows.BF16_ID, rows.Q8_0_ID, rows.Q4_0_ID):
         layers = FFN(type_id, 0.1, 1024, 4096)
         layers.run(team)
-        before = counting.counted_bytes()
+        before = kernel_files.counted_bytes()
         formula = layers.run(team)
-        counted = counting.counted_bytes() - before
+        counted = kernel_files.counted_bytes() - before
         print(f"{NAMES[type_id]:5} FFN at 90 % sparsity: {counted} bytes counted, {formula} by the formula")
         if not formula <= counted <= 1.1 * formula:
             failed.append(NAMES[type_id])

@@ -84,20 +84,6 @@ def one_compiles_for_all() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
-def compiled_kernels() -> None:
-    """The CPU's kernels are in the cache, compiled by one process."""
-    from numba.core import config
-
-    from hotcold.kernels.cpu import needs_compiling
-    from hotcold.kernels.cpu.team import compile_kernels
-
-    if needs_compiling():
-        with one_at_a_time(Path(config.CACHE_DIR), "kernels"):
-            if needs_compiling():
-                compile_kernels()
-
-
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """Processes for `-n auto`: the cores that the run may use, up to 8; this one alone for a file or two."""
     named = [argument for argument in config.args if ".py" in argument]

@@ -59,7 +59,14 @@ def wings_below(name: str) -> set[str]:
 
 
 LIBRARY = {"", "load", "Engine", "__version__"}  # what the package itself offers: the room "__init__"
-LEAVES = {"closing", "errors", "whole_file", "cache_folder", "compiled_code"}  # which every room may import
+LEAVES = {
+    "closing",
+    "errors",
+    "whole_file",
+    "cache_folder",
+    "code_files",
+    "compiled_code",
+}  # every room may import them
 # what each room may import besides itself and the leaves
 ROOMS: dict[str, set[str]] = {
     "__init__": {"engine/generation"},
@@ -85,6 +92,7 @@ ROOMS: dict[str, set[str]] = {
     "errors": set(),
     "whole_file": set(),
     "cache_folder": set(),
+    "code_files": set(),
     "compiled_code": set(),
 }
 

@@ -1,12 +1,15 @@
 """How a command loads its model, and what it says of that."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hotcold.engine.commands.options import ModelOptions, part
 from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generation.run_options import RunOptions
+from hotcold.kernels.cpu.machine_code import compile_within
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
@@ -23,7 +26,7 @@ def open_engine(
         n_ctx: positions where the options leave them open.
         others: fields of `RunOptions` that the command decides.
     """
-    prepare_kernels(quiet)
+    heed_compiling(quiet)
     from hotcold.engine.generation.loading import load_with
 
     how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx, **others)
@@ -40,16 +43,19 @@ def open_engine(
         return load_with(options.path, how, advance, read)
 
 
-def prepare_kernels(quiet: bool) -> None:
-    """Compile the kernels, which is said, or load what was compiled before."""
-    with ended_by_interrupt():
-        from hotcold.kernels.cpu import needs_compiling
+def heed_compiling(quiet: bool) -> None:
+    """Say when kernels are compiled, for which a user has to wait, and let Ctrl-C end it."""
+    said = [quiet]
 
-        if not quiet and needs_compiling():
-            note("compiling kernels, once; this takes some 30 seconds")
-        from hotcold.kernels.cpu.team import compile_kernels
+    @contextmanager
+    def around() -> Iterator[None]:
+        if not said[0]:
+            note("compiling kernels, once; this takes some seconds")
+        said[0] = True
+        with ended_by_interrupt():
+            yield
 
-        compile_kernels()
+    compile_within(around)
 
 
 def warn(engine: "Engine", quiet: bool) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine.commands import terminal
-from hotcold.engine.commands.loading import prepare_kernels
+from hotcold.engine.commands.loading import heed_compiling
 from hotcold.engine.commands.option_names import option_names
 from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
 from hotcold.engine.commands.reports import note
@@ -193,7 +193,7 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
         raise SettingError("--run", source.name, "a shape has no weights to run", "give a file with -m")
     budget = RunOptions.vram_budget if options.vram_budget is None else options.vram_budget
     request = parse_request(options.device, budget)
-    prepare_kernels(options.quiet)
+    heed_compiling(options.quiet)
     with opened_plan(source, how, request) as (opened, plan, lines), open_gguf(source.path) as file:
         of_memory = filter(None, [memory_note(plan)])
         for line in () if options.quiet else (*source.model.warnings, *lines, *of_memory):

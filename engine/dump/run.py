@@ -11,7 +11,6 @@ from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cpu.team import compile_kernels
 from hotcold.kernels.cuda.device.calls import Counters
 from hotcold.kernels.cuda.device.device import Device
 
@@ -29,7 +28,6 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
     Raises:
         DoesNotFitError, DeviceError: see `loaded_store` and `Executor`.
     """
-    compile_kernels()
     started = time.perf_counter()
     store = loaded_store(device, plan, file)
     with Executor(plan, file, n_threads, store) as executor:

@@ -25,7 +25,6 @@ from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.residency import ReadProgress
-from hotcold.kernels.cpu.team import compile_kernels
 
 if TYPE_CHECKING:
     from hotcold.engine.device.store import LoadProgress
@@ -111,7 +110,6 @@ def load_with(
         mode, reason = resolve_sparsity(model, options.sparsity)
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)
-        compile_kernels()
         if options.no_mmap:
             read_into_memory(file, reading)
         how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)

@@ -6,7 +6,8 @@ from typing import Any, TypeVar, cast
 
 from numba import njit
 
-from hotcold.compiled_code import cache_of, check_compiling, code_folder, kept_in
+from hotcold.code_files import check_compiling, code_folder
+from hotcold.compiled_code import cache_of, kept_in
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 

@@ -19,14 +19,14 @@ from hotcold.kernels.cpu.attention_tiles import (
     MOST_WIDE_ROWS,
     P_ROW,
     STATE,
+    attention_scores,
+    attention_values,
     clear,
     finish,
     join,
     scale,
-    scores,
     soften,
     soften_some,
-    values,
     widen,
 )
 from hotcold.kernels.cpu.compiled import compiled
@@ -53,16 +53,22 @@ def _rows_at_once(left: int, most: int) -> int:
     return 3 if left == 5 else left
 
 
-@compiled
-def _rows_of_block(n_tokens: int, group: int, n_head_kv: int, head_dim: int) -> int:
-    """Rows that go through the positions together: a function of the batch alone."""
-    most = min(_BLOCK_ROWS, _BLOCK_NUMBERS // kv_cache.padded(head_dim))
+def rows_of_block(n_tokens: int, group: int, n_head_kv: int, n_numbers: int) -> int:
+    """Rows that go through the positions together: a function of the batch alone.
+
+    Args:
+        n_numbers: of a row, padded.
+    """
+    most = min(_BLOCK_ROWS, _BLOCK_NUMBERS // n_numbers)
     n_rows = n_tokens * group
     if n_tokens <= SPLIT_TOKENS:
         return min(most, n_rows)
     blocks = (_BLOCKS + n_head_kv - 1) // n_head_kv
     even = (n_rows + blocks - 1) // blocks
     return min(most, (even + MOST_WIDE_ROWS - 1) // MOST_WIDE_ROWS * MOST_WIDE_ROWS)
+
+
+_rows_of_block = compiled(rows_of_block)
 
 
 @compiled
@@ -99,15 +105,15 @@ def _tile(
     low, high = max(0, _sees(end, window) - first), min(TILE, start + 1 - first)
     sums = records + STATE
     if low == 0 and high == TILE:
-        scores(kind, n_rows, q, q_row, k, head_dim, p, ahead)
+        attention_scores(kind, n_rows, q, q_row, k, head_dim, p, ahead)
         for r in range(n_rows):
             store16(factors + 64 * r, soften(p + P_ROW * r, records + record * r))
-        values(kind, n_rows, p, v, n_vectors, 0, TILE, sums, record, factors, ahead)
+        attention_values(kind, n_rows, p, v, n_vectors, 0, TILE, sums, record, factors, ahead)
         return
     # what any of them sees
     if end < first or _sees(start, window) >= first + TILE:
         return
-    scores(kind, n_rows, q, q_row, k, head_dim, p, ahead)
+    attention_scores(kind, n_rows, q, q_row, k, head_dim, p, ahead)
     # values that not all rows see are added row by row: whatever they are, no other row may meet them
     for r in range(n_rows):
         position = load_i64(positions + 8 * r)
@@ -117,13 +123,13 @@ def _tile(
         weights, own = p + P_ROW * r, records + record * r
         scale(own + STATE, n_vectors, soften_some(weights, own, own_low, own_high))
         until = low if low < high else own_high
-        values(kind, 1, weights, v, n_vectors, own_low, until, own + STATE, record, ones, ahead)
+        attention_values(kind, 1, weights, v, n_vectors, own_low, until, own + STATE, record, ones, ahead)
     if low >= high:
         return
-    values(kind, n_rows, p, v, n_vectors, low, high, sums, record, ones, ahead)
+    attention_values(kind, n_rows, p, v, n_vectors, low, high, sums, record, ones, ahead)
     for r in range(n_rows):
         own_high, own = min(TILE, load_i64(positions + 8 * r) + 1 - first), sums + record * r
-        values(kind, 1, p + P_ROW * r, v, n_vectors, high, own_high, own, record, ones, ahead)
+        attention_values(kind, 1, p + P_ROW * r, v, n_vectors, high, own_high, own, record, ones, ahead)
 
 
 @compiled
@@ -208,7 +214,7 @@ def _parts(op, n_tokens: int, n_past: int) -> tuple[int, int]:  # type: ignore[n
 
 
 @compiled
-def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION op.
 
     The thread's memory holds the block's queries, positions, totals and sums of one part, then what serves a
@@ -218,11 +224,12 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
         op: n_head query heads, n_head_kv of the cache, head_dim, scale, k window or 0, z address of the
             sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
             and w1_stride a head; scratch of `partial_bytes`.
-        run: the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
+        run: address of the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
     """
-    n_tokens, n_past, n_head_kv, window = run[N_TOKENS], run[N_PAST], op.n_head_kv, op.k
+    n_tokens, n_past = load_i64(run + 8 * N_TOKENS), load_i64(run + 8 * N_PAST)
+    n_head_kv, window = op.n_head_kv, op.k
     group = op.n_head // n_head_kv
-    n_rows, block = n_tokens * group, _rows_of_block(n_tokens, group, n_head_kv, op.head_dim)
+    n_rows, block = n_tokens * group, _rows_of_block(n_tokens, group, n_head_kv, kv_cache.padded(op.head_dim))
     n_blocks = (n_rows + block - 1) // block
     first_part, n_parts = _parts(op, n_tokens, n_past)
     cut = n_tokens <= SPLIT_TOKENS and n_parts > 1
@@ -260,9 +267,10 @@ def attend(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-de
 
 
 @compiled
-def join_parts(op, c: int, run, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def join_parts(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION_JOIN op, the same record as the ATTENTION before it; often nothing is left."""
-    n_tokens, n_past, n_head_kv, group = run[N_TOKENS], run[N_PAST], op.n_head_kv, op.n_head // op.n_head_kv
+    n_tokens, n_past = load_i64(run + 8 * N_TOKENS), load_i64(run + 8 * N_PAST)
+    n_head_kv, group = op.n_head_kv, op.n_head // op.n_head_kv
     first_part, n_parts = _parts(op, n_tokens, n_past)
     if n_tokens > SPLIT_TOKENS or n_parts == 1:
         return
@@ -288,7 +296,9 @@ def chunks(n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int
     group = n_head // n_head_kv
 
     def blocks(n: int) -> int:
-        return n_head_kv * -(-n * group // _rows_of_block(n, group, n_head_kv, head_dim))
+        return n_head_kv * -(
+            -n * group // rows_of_block(n, group, n_head_kv, kv_cache.padded_numbers(head_dim))
+        )
 
     items = max(blocks(min(n_tokens, SPLIT_TOKENS)) * n_parts(n_ctx), blocks(n_tokens))
     return min(items, MAX_CHUNKS)
@@ -298,12 +308,17 @@ def partial_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) -> int:
     """Bytes of the parts' sums between ATTENTION and ATTENTION_JOIN."""
     if n_parts(n_ctx) == 1:
         return 0
-    return min(n_tokens, SPLIT_TOKENS) * n_head * n_parts(n_ctx) * (STATE + 4 * kv_cache.padded(head_dim))
+    return (
+        min(n_tokens, SPLIT_TOKENS)
+        * n_head
+        * n_parts(n_ctx)
+        * (STATE + 4 * kv_cache.padded_numbers(head_dim))
+    )
 
 
 def _scratch_bytes(head_dim: int) -> int:
     """What a chunk needs of its thread's memory at most."""
-    n = kv_cache.padded(head_dim)
+    n = kv_cache.padded_numbers(head_dim)
     block = min(_BLOCK_ROWS, _BLOCK_NUMBERS // n)
     return block * (4 * n + 8 + 2 * (STATE + 4 * n)) + 64 + _WIDE + 2 * 4 * TILE * n
 

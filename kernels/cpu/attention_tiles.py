@@ -14,7 +14,7 @@ from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import kv_cache, operations, rows, simd
-from hotcold.kernels.cpu.compiled import compiled, compiled_code
+from hotcold.kernels.cpu.compiled import compiled, family
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.kv_cache import QUANTISED
 from hotcold.kernels.cpu.operations import load16, load_f32, store16, store_f32
@@ -30,7 +30,6 @@ from hotcold.kernels.cpu.simd import (
     address,
     constant,
     f32x16,
-    linked,
     operation,
 )
 
@@ -57,9 +56,8 @@ def _widths(n_rows: int) -> list[int]:
 
 
 # The types that a register tile meets as they are, and its rows; other tiles are widened to float32 first.
-_SHAPES = [(rows.F32_ID, n) for n in (1, 2, 3, 4, 6)]
 _DIRECT = [n for n in (1, 2, 3, 4, 6, 7, 8) if n <= MOST_DIRECT_ROWS]
-_SHAPES += [(kv_type, n) for kv_type in (rows.F16_ID, rows.Q8_0_ID) for n in _DIRECT]
+_ROWS = {rows.F32_ID: [1, 2, 3, 4, 6], rows.F16_ID: _DIRECT, rows.Q8_0_ID: _DIRECT}
 
 
 def _load_cached(b: Builder, kv_type: int, at: Value, offset: int, scale: Value | None) -> Value:
@@ -194,57 +192,36 @@ def _emit_values(
 
 
 def _emit_shapes(
-    b: Builder, kv_type: Value, n_rows: Value, emit: Callable[..., None], *arguments: Value
+    b: Builder, kv_type: int, n_rows: Value, emit: Callable[..., None], *arguments: Value
 ) -> None:
-    """emit(b, kv_type, n_rows, *arguments) of the one shape that is asked for."""
+    """emit(b, kv_type, n_rows, *arguments) of the number of rows that is asked for."""
     end = b.append_basic_block("shapes_end")
-    switch = b.switch(b.add(b.mul(kv_type, I64(16)), n_rows), end)
-    for kind, n in _SHAPES:
-        block = b.append_basic_block(f"shape_{kind}_{n}")
-        switch.add_case(I64(16 * kind + n), block)
+    switch = b.switch(n_rows, end)
+    for n in _ROWS[kv_type]:
+        block = b.append_basic_block(f"rows_{n}")
+        switch.add_case(I64(n), block)
         b.position_at_end(block)
-        emit(b, kind, n, *arguments)
+        emit(b, kv_type, n, *arguments)
         b.branch(end)
     b.position_at_end(end)
 
 
-_INT = types.int64
+_TYPES = {kv_type: kv_type for kv_type in _ROWS}
 
 
-@operation(types.void, *[_INT] * 8)
-def _scores(b: Builder, kv_type: Value, n_rows: Value, *arguments: Value) -> None:
+@family(_TYPES, 7, always=(rows.F32_ID,))
+def attention_scores(b: Builder, kv_type: int, n_rows: Value, *arguments: Value) -> None:
+    """p[row][64] = sum_d q[row][d] k[d][64]; its values are n_rows, q, q_row, k, n, p, ahead."""
     _emit_shapes(b, kv_type, n_rows, _emit_scores, *arguments)
 
 
-@operation(types.void, *[_INT] * 11)
-def _values(b: Builder, kv_type: Value, n_rows: Value, *arguments: Value) -> None:
+@family(_TYPES, 10, always=(rows.F32_ID,))
+def attention_values(b: Builder, kv_type: int, n_rows: Value, *arguments: Value) -> None:
+    """sums[row] = factors[row] sums[row] + sum_j p[row][j] v[j], j = low .. high - 1.
+
+    Its values are n_rows, p, v, n_vectors, low, high, sums, sums_row, factors, ahead.
+    """
     _emit_shapes(b, kv_type, n_rows, _emit_values, *arguments)
-
-
-@compiled_code(types.void(*[_INT] * 8))
-def _scores_code(kv_type: int, n_rows: int, q: int, q_row: int, k: int, n: int, p: int, ahead: int) -> None:
-    _scores(kv_type, n_rows, q, q_row, k, n, p, ahead)
-
-
-@compiled_code(types.void(*[_INT] * 11))
-def _values_code(
-    kv_type: int,
-    n_rows: int,
-    p: int,
-    v: int,
-    n_vectors: int,
-    low: int,
-    high: int,
-    sums: int,
-    sums_row: int,
-    factors: int,
-    ahead: int,
-) -> None:
-    _values(kv_type, n_rows, p, v, n_vectors, low, high, sums, sums_row, factors, ahead)
-
-
-scores = linked("hotcold_attention_scores", _scores_code, types.void, *[_INT] * 8)
-values = linked("hotcold_attention_values", _values_code, types.void, *[_INT] * 11)
 
 
 # ---- softmax --------------------------------------------------------------------

@@ -181,11 +181,11 @@ def expert_rows(op, own, first: int, last: int, scratch: int) -> None:  # type: 
 
 @compiled
 def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
-    """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] > 0, else 0, as `ffn.up_rows`; how many."""
+    """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] > 0, else 0, as UP_ROWS; how many."""
     live = 0
     for i in range(load_i64(op.groups)):
         _, n = _take(op, own, i)
-        live += ffn.up_rows(own, first, last, n, scratch)
+        live += ffn.wanted_rows(own, first, last, n, scratch, True)
     return live
 
 

@@ -188,22 +188,12 @@ def bit(bits: int, i: int) -> bool:
 
 
 @compiled
-def gate_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
-    """y[t, r] = w[r] . x[t] for the tokens whose mask has bit r, 0 for the others; how many have it."""
-    return _wanted_rows(op, first, last, n_tokens, scratch, False)
+def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """GATE_ROWS and, with `times_gate`, UP_ROWS of rows first..last-1; gives how many products are wanted.
 
-
-@compiled
-def up_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
-    """y[t, r] = z[t, r] (w[r] . x[t]) for the tokens with z[t, r] > 0, 0 for the others; how many."""
-    return _wanted_rows(op, first, last, n_tokens, scratch, True)
-
-
-@compiled
-def _wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
-    """`up_rows` or `gate_rows` of rows first..last-1: each is read once for 64 tokens, and decoded for 16.
-
-    Where tokens want many of a segment's products, all of them are made in tiles, as for a dense matrix.
+    y[t, r] = w[r] . x[t] for the tokens whose mask has bit r; or z[t, r] times that for those with z[t, r] > 0; 0 for
+    the others. A row is read once for 64 tokens, and decoded for 16. Where tokens want many of a segment's
+    products, all of them are made in tiles, as for a dense matrix.
     """
     few, total = n_tokens <= FEW_TOKENS, 0
     segment = SEGMENTS[0] if few else SEGMENTS[1]

@@ -20,10 +20,12 @@ BLOCK = HOST_KV_POSITIONS
 QUANTISED = 32  # numbers of a Q8_0 block
 
 
-@compiled
-def padded(head_dim: int) -> int:
+def padded_numbers(head_dim: int) -> int:
     """Numbers of a value's row: whole vectors."""
     return (head_dim + 15) // 16 * 16
+
+
+padded = compiled(padded_numbers)
 
 
 @compiled

@@ -16,16 +16,14 @@ equal; without AVX-512, whose registers are twice as many and as wide, 16 by 4, 
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from numba import types
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import elementwise, simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
-from hotcold.kernels.cpu.compiled import compiled, compiled_code
+from hotcold.kernels.cpu.compiled import compiled, family
 from hotcold.kernels.cpu.operations import store_i64
 from hotcold.kernels.cpu.simd import (
     F32,
@@ -35,13 +33,9 @@ from hotcold.kernels.cpu.simd import (
     VT,
     Builder,
     Value,
-    address,
     constant,
-    linked,
     load,
-    operation,
 )
-from hotcold.kernels.cpu.variants import Variants, emitted, variants_of
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
@@ -85,17 +79,10 @@ def n_factors(kind: int) -> int:
 
 # by GGUF's type numbers, where compiled code reads them
 _N_IDS = 1 + max(BY_ID)
-_KINDS, _FACTORS, _SHIFTS = (np.zeros(_N_IDS, np.int64) for _ in range(3))
+_FACTORS, _SHIFTS = (np.zeros(_N_IDS, np.int64) for _ in range(2))
 for _kind in BLOCK_TYPES:
-    _KINDS[_kind.type_id] = sum_kind(_kind)
     _FACTORS[_kind.type_id] = n_factors(sum_kind(_kind))
     _SHIFTS[_kind.type_id] = _kind.offset_shift
-
-
-def tile_kind(type_id: int) -> int:
-    """`sum_kind` by GGUF's type number."""
-    return int(_KINDS[type_id])
-
 
 # this file's part of a thread's scratch memory, in bytes
 _COLUMNS, _OUT = 0, 64
@@ -113,7 +100,8 @@ def scratch_bytes(k: int) -> int:
 # ---- decoding rows to a panel -----------------------------------------------------
 
 
-def _emit_stage(
+@family({kind.type_id: kind for kind in BLOCK_TYPES}, 6)
+def _stage(
     b: Builder, kind: BlockType, w: Value, stride: Value, n_rows: Value, window: Value, k: Value, out: Value
 ) -> None:
     last_block = b.sub(b.udiv(k, I64(BLOCK)), I64(1))
@@ -129,14 +117,6 @@ def _emit_stage(
         vectors = [v for pair in decoded.numbers for v in pair] + decoded.factors + decoded.parts
         for i, v in enumerate(vectors):
             simd.store(b, v, to, 64 * i, 64)
-
-
-def _stage(w: int, stride: int, n_rows: int, window: int, k: int, out: int) -> None:
-    emitted(w, stride, n_rows, window, k, out)
-
-
-STAGE = variants_of(_stage, BLOCK_TYPES, _emit_stage)
-_call_stage = STAGE.call
 
 
 def _transposed(b: Builder, v: list[Value]) -> list[Value]:
@@ -155,8 +135,8 @@ def _transposed(b: Builder, v: list[Value]) -> list[Value]:
     return v
 
 
-@operation(types.void, address, types.int64, address)
-def _turn(b: Builder, staged: Value, n_factors: Value, panel: Value) -> None:
+@family({0: "whole"}, 3, always=(0,))
+def _turn(b: Builder, _: str, staged: Value, n_factors: Value, panel: Value) -> None:
     """The staged window of 16 rows to the panel's columns of dwords."""
     block_bytes = b.mul(b.add(n_factors, I64(DWORDS)), I64(ROW_BYTES))
 
@@ -178,14 +158,6 @@ def _turn(b: Builder, staged: Value, n_factors: Value, panel: Value) -> None:
     with cgutils.for_range(b, n_factors) as loop:
         at = b.add(staged, b.mul(b.add(loop.index, I64(8)), I64(64)))
         turn(at, b.add(panel, b.mul(loop.index, I64(ROW_BYTES))), where)
-
-
-@compiled_code(types.void(types.int64, types.int64, types.int64))
-def _turn_code(staged: int, n_factors: int, panel: int) -> None:
-    _turn(staged, n_factors, panel)
-
-
-_call_turn = linked("hotcold_turn", _turn_code, types.void, *[types.int64] * 3)
 
 
 # ---- tiles --------------------------------------------------------------------------
@@ -342,21 +314,11 @@ def _emit_tile(
         simd.store(b, v[0], b.add(out, b.mul(loop.index, I64(64))), align=64)
 
 
-def _emit_tile_of(kind: int, b: Builder, *arguments: Value) -> None:
+@family({kind.type_id: sum_kind(kind) for kind in BLOCK_TYPES}, 6)
+def _tile(b: Builder, kind: int, *arguments: Value) -> None:
     panel, n_blocks, xs, shift, chains, out = arguments
     columns = [load(b, xs, I64, 8 * c) for c in range(COLUMNS)]
     _emit_tile(b, kind, panel, n_blocks, columns, shift, chains, out)
-
-
-def _tile(panel: int, n_blocks: int, xs: int, shift: int, chains: int, out: int) -> None:
-    emitted(panel, n_blocks, xs, shift, chains, out)
-
-
-TILE = Variants(
-    _tile,
-    {kind: (f"{kind}", partial(_emit_tile_of, kind)) for kind in sorted({sum_kind(t) for t in BLOCK_TYPES})},
-)
-_call_tile = TILE.call
 
 
 @compiled
@@ -375,14 +337,12 @@ def mul_panels(op, first: int, last: int, n_tokens: int, x: int, y: int, y_strid
             for v in range(VECTORS):
                 n = max(1, n_rows - 16 * v)  # a vector without rows is decoded and never looked at
                 row = op.w + min(r + 16 * v, last - 1) * op.w_stride
-                _call_stage(op.w_type, row, op.w_stride, n, window, op.k, staged)
-                _call_turn(staged, n_factors, panel + window * window_bytes + 64 * v)
+                _stage(op.w_type, row, op.w_stride, n, window, op.k, staged)
+                _turn(0, staged, n_factors, panel + window * window_bytes + 64 * v)
         for t in range(0, n_tokens, COLUMNS):
             n = min(COLUMNS, n_tokens - t)
             for c in range(COLUMNS):
                 store_i64(columns + 8 * c, x + (t + min(c, n - 1)) * op.x_stride)
-            _call_tile(
-                _KINDS[op.w_type], panel, n_blocks, columns, _SHIFTS[op.w_type], scratch + _CHAINS, out
-            )
+            _tile(op.w_type, panel, n_blocks, columns, _SHIFTS[op.w_type], scratch + _CHAINS, out)
             for c in range(n):
                 elementwise.copy(out + c * ROW_BYTES, n_rows, y + (t + c) * y_stride + 4 * r)

@@ -18,99 +18,90 @@ from numpy.typing import NDArray
 
 from hotcold.kernels.formats import ACTIVATIONS, GATINGS
 
-OF_VECTORS, OF_POSITIONS, OF_LISTS, OF_ROWS, OF_EXPERTS, OF_PIECES = range(6)
-"""What an op's chunks share out: tokens, each with a vector, at a position or with a list of rows; rows of a matrix;
-rows of all experts' matrices; or pieces of another kind."""
-
-_families: list[int] = []
 _own_fields: list[tuple[str, ...]] = []
 
 
-def _op(family: int, *own: str) -> int:
+def _op(*own: str) -> int:
     """The next code, of an op with these fields of its own."""
-    _families.append(family)
     _own_fields.append(own)
     return len(_own_fields) - 1
 
 
-EMBED = _op(OF_POSITIONS)
+EMBED = _op()
 """w [n_vocab, k], token ids -> y[t, k] = w[id[t]]"""
-POSITIONS = _op(OF_POSITIONS, "first")
+POSITIONS = _op("first")
 """w [n_positions, k] -> y[t, k] = w[position of t + first]"""
-RMS_NORM = _op(OF_VECTORS, "eps")
+RMS_NORM = _op("eps")
 """x[t, k], w [k] float32 -> y[t, k]; n_rows vectors of k numbers a token"""
-LAYER_NORM = _op(OF_VECTORS, "eps")
+LAYER_NORM = _op("eps")
 """x[t, k], w and w1 [k] float32 -> y[t, k]"""
-PACK = _op(OF_VECTORS, "groups")
+PACK = _op("groups")
 """x[t, k] -> y[t] = x packed for block types; with groups pairs take the place of tokens"""
-PACK_ROUNDED = _op(OF_VECTORS)
+PACK_ROUNDED = _op()
 """x[t, k] int8, z[t, k / 32] float32 scales -> y[t] = the same packed as they are"""
-MAT_VEC = _op(OF_ROWS)
+MAT_VEC = _op()
 """w [n_rows, k], x -> y[r] = w[r] . x, one token"""
-MUL_MAT = _op(OF_ROWS)
+MUL_MAT = _op()
 """w [n_rows, k], x[t] -> y[t, r] = w[r] . x[t]"""
-LOGITS = _op(OF_ROWS)
+LOGITS = _op()
 """w [n_rows, k], x[t] -> logits of tokens from LOGITS_FROM on"""
-ROPE = _op(OF_POSITIONS, "n_head", "head_dim", "n_pairs", "interleaved")
+ROPE = _op("n_head", "head_dim", "n_pairs", "interleaved")
 """x[t, n_head, head_dim], table w of n_pairs, interleaved or halves -> y[t, n_head, head_dim]"""
-KV_STORE = _op(OF_POSITIONS, "n_head_kv", "head_dim")
+KV_STORE = _op("n_head_kv", "head_dim")
 """x = k, z = v [t, n_head_kv, head_dim] -> caches w = k, w1 = v: w_stride bytes a block of positions, w1_stride a
 head"""
-ATTENTION = _op(OF_PIECES, "n_head", "n_head_kv", "head_dim", "scale")
+ATTENTION = _op("n_head", "n_head_kv", "head_dim", "scale")
 """x = q [t, n_head, head_dim], caches w, w1 of n_head_kv heads, strides likewise, k = positions seen or 0 = all,
 z = sinks float32 [n_head], scores without a value, or 0 -> y[t, n_head, head_dim], or scratch: its parts' sums"""
-ATTENTION_JOIN = _op(OF_PIECES, "n_head", "n_head_kv", "head_dim", "scale")
+ATTENTION_JOIN = _op("n_head", "n_head_kv", "head_dim", "scale")
 """the same, and scratch -> y[t, n_head, head_dim] from the parts' sums"""
-ADD = _op(OF_VECTORS)
+ADD = _op()
 """x, z [t, k] -> y[t, k] = x + z"""
-GATED = _op(OF_ROWS, "activation")
+GATED = _op("activation")
 """w gate, w1 up, x, z -> y[r] = act(w[r] . x) (w1[r] . z), one token"""
-ACT_MUL = _op(OF_VECTORS, "activation", "groups")
+ACT_MUL = _op("activation", "groups")
 """x, z [t, k] -> y[t, k] = act(x) z; with groups pairs take the place of tokens"""
-SPARSE_FFN = _op(OF_PIECES, "listed", "n_listed", "skip", "activation")
+SPARSE_FFN = _op("listed", "n_listed", "skip", "activation")
 """w gate, w1 up, w2 down_t, x, z -> scratch[chunk, n_embd], one token, a piece of the neurons a chunk
 
 listed: rows, ascending, their number at n_listed, or 0 = all. skip: neurons without a positive gate. Without a gate
 w1 is 0, w up and z its bias or 0."""
-REDUCE = _op(OF_PIECES, "n_parts")
+REDUCE = _op("n_parts")
 """x = n_parts vectors of stride x_stride -> y[k], added in order"""
-MASK = _op(OF_LISTS, "listed", "n_listed", "threshold")
+MASK = _op("listed", "n_listed", "threshold")
 """x[t, n_rows] predictor outputs -> bits y[t]; of one token the listed rows, their number at n_listed"""
-LIST_ROWS = _op(OF_LISTS, "listed", "n_listed")
+LIST_ROWS = _op("listed", "n_listed")
 """bits z [n_rows], bits x or 0, one token -> listed, n_listed: rows whose bits both have"""
-AND_BITS = _op(OF_LISTS)
+AND_BITS = _op()
 """bits z[t] and x [n_rows] -> bits y[t] = z & x"""
-GATE_ROWS = _op(OF_ROWS)
+GATE_ROWS = _op()
 """w, x[t], bits z[t] -> y[t, r] = w[r] . x[t] where the bit is set"""
-UP_ROWS = _op(OF_ROWS, "all_listed", "activation")
+UP_ROWS = _op("all_listed", "activation")
 """w, x[t], gates z[t, r] -> y[t, r] = z (w[r] . x[t]) where z > 0; all_listed: every gate was"""
-FIRE_ROWS = _op(OF_ROWS, "all_listed")
+FIRE_ROWS = _op("all_listed")
 """x[t, n_rows], bias w or 0, bits z[t] or 0 -> y[t, r] = max(x + w, 0) where the bit is set; all_listed: every row
 was"""
-DOWN_ROWS = _op(OF_PIECES, "n_parts")
+DOWN_ROWS = _op("n_parts")
 """w [n_rows, k], x[t, n_rows] -> y[t, k] = sum_r x[t, r] w[r] in n_parts, zeros skipped"""
-RELU = _op(OF_VECTORS)
+RELU = _op()
 """x[t, k] -> y[t, k] = max(x, 0)"""
-GELU = _op(OF_VECTORS)
+GELU = _op()
 """x[t, k] -> y[t, k] = gelu(x)"""
-MUL_SIGMOID = _op(OF_VECTORS)
+MUL_SIGMOID = _op()
 """x[t, k], z[t, 1] -> y[t, k] = x sigmoid(z)"""
-TOP_K = _op(OF_LISTS, "gating", "normed", "weight_scale")
+TOP_K = _op("gating", "normed", "weight_scale")
 """x[t, n_rows] logits -> y[t] = k experts' int32 numbers, ascending, and then their float32 weights"""
-GROUP = _op(OF_PIECES)
+GROUP = _op()
 """x[t] what TOP_K chose, w [n_rows] addresses of experts' matrices, 0 where not here -> y = groups: pairs (token,
 expert) in the order of their experts; z[t, k] = the pair of each choice, or -1"""
-GATHER = _op(OF_PIECES, "groups")
+GATHER = _op("groups")
 """x[t, k] of 4 bytes -> y[p, k] = x of the pair's token, of n_rows experts"""
-EXPERT_ROWS = _op(OF_EXPERTS, "groups")
+EXPERT_ROWS = _op("groups")
 """w addresses of experts' matrices, x[p], biases z [n_expert, n_rows] or 0 -> y[p, r] = w_e[r] . x[p] + z_e[r]"""
-EXPERT_UP = _op(OF_EXPERTS, "groups", "activation")
+EXPERT_UP = _op("groups", "activation")
 """w addresses, x[p], gates z[p, r] -> y[p, r] = z (w_e[r] . x[p]) where z > 0"""
-EXPERT_SUM = _op(OF_EXPERTS, "n_used", "pairs")
+EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
-
-FAMILIES = np.array(_families)
-"""The family of each code."""
 
 RELU_ACTIVATION, SILU_ACTIVATION = ACTIVATIONS["relu"], ACTIVATIONS["silu"]
 RELU_BOTH_ACTIVATION, SWIGLU_OAI_ACTIVATION = ACTIVATIONS["relu_both"], ACTIVATIONS["swiglu_oai"]

@@ -10,11 +10,10 @@ import numpy as np
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import block_sums, float_sums, operations, row_sums
-from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu.compiled import compiled, family
 from hotcold.kernels.cpu.counting import emit_count
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I64, Builder, Value, address, operation
-from hotcold.kernels.cpu.variants import emitted, variants_of
 from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, WEIGHT_TYPES
 from hotcold.kernels.cpu.weights import FloatType, WeightType
 
@@ -73,48 +72,34 @@ def row_bytes_of_float(type_id: int) -> int:
 # ---- dot products ---------------------------------------------------------------
 
 
+_TYPES = {kind.type_id: kind for kind in WEIGHT_TYPES}
+
+
 def _sums(kind: WeightType) -> Any:
     """The loops along a row of this type."""
     return float_sums if isinstance(kind, FloatType) else block_sums
 
 
-def _emit_dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
+@family(_TYPES, 8)
+def _dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
     w, stride, n_rows, x, k, ahead, also, out = arguments
     emit_count(b, kind, n_rows, k)
     _sums(kind).emit_rows(b, kind, MatrixRows(w, stride, n_rows, k, ahead), x, also, out)
 
 
-def _emit_dot_strips(b: Builder, kind: WeightType, *arguments: Value) -> None:
+@family(_TYPES, 9)
+def _dot_strips(b: Builder, kind: WeightType, *arguments: Value) -> None:
     w, stride, n_rows, xs, n, k, ahead, out, out_stride = arguments
     emit_count(b, kind, n_rows, k)
     matrix = MatrixRows(w, stride, n_rows, k, ahead)
     _sums(kind).emit_strips(b, kind, matrix, xs, n, out, out_stride)
 
 
-def _emit_dot_tile(b: Builder, kind: FloatType, *arguments: Value) -> None:
+@family({kind.type_id: kind for kind in FLOAT_TYPES}, 5)
+def _dot_tile(b: Builder, kind: FloatType, *arguments: Value) -> None:
     w, stride, xs, k, out = arguments
     emit_count(b, kind, I64(TILE), k)
     float_sums.emit_tile(b, kind, w, stride, xs, k, out)
-
-
-def _dot_rows(w: int, stride: int, n_rows: int, x: int, k: int, ahead: int, also: int, out: int) -> None:
-    emitted(w, stride, n_rows, x, k, ahead, also, out)
-
-
-def _dot_strips(
-    w: int, stride: int, n_rows: int, xs: int, n: int, k: int, ahead: int, out: int, out_stride: int
-) -> None:
-    emitted(w, stride, n_rows, xs, n, k, ahead, out, out_stride)
-
-
-def _dot_tile(w: int, stride: int, xs: int, k: int, out: int) -> None:
-    emitted(w, stride, xs, k, out)
-
-
-DOT_ROWS = variants_of(_dot_rows, WEIGHT_TYPES, _emit_dot_rows)
-DOT_STRIPS = variants_of(_dot_strips, WEIGHT_TYPES, _emit_dot_strips)
-DOT_TILE = variants_of(_dot_tile, FLOAT_TYPES, _emit_dot_tile)
-_call_dot_rows, _call_dot_strips, _call_dot_tile = DOT_ROWS.call, DOT_STRIPS.call, DOT_TILE.call
 
 
 @compiled
@@ -126,7 +111,7 @@ def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahe
         ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
             distance to a row yet to come when rows are picked from a list.
     """
-    _call_dot_rows(type_id, w, stride, n_rows, x, k, ahead, 0, out)
+    _dot_rows(type_id, w, stride, n_rows, x, k, ahead, 0, out)
 
 
 @operation(address)
@@ -139,7 +124,7 @@ def _float_room(b: Builder) -> Value:
 def dot_row(type_id: int, w: int, x: int, k: int, ahead: int, also: int = 0) -> float:
     """`dot_rows` of one row, which comes back as a number; `also`: distance to another row to ask for, or 0."""
     out = _float_room()
-    _call_dot_rows(type_id, w, 0, 1, x, k, ahead, also, out)
+    _dot_rows(type_id, w, 0, 1, x, k, ahead, also, out)
     return operations.load_f32(out)
 
 
@@ -163,13 +148,13 @@ def dot_strips(
         out: of float32, rows of a column in order and `out_stride` bytes from column to column.
         The others are those of `dot_rows`.
     """
-    _call_dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
+    _dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
 
 
 @compiled
 def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
     """TILE rows of a float type by TILE columns, whose addresses lie at `xs`; `out`: 16 float32 [row, column]."""
-    _call_dot_tile(type_id, w, stride, xs, k, out)
+    _dot_tile(type_id, w, stride, xs, k, out)
 
 
 # ---- sums of scaled rows --------------------------------------------------------
@@ -177,12 +162,9 @@ def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> No
 ROWS = row_sums.ROWS
 
 
-def _add_rows(acc: int, rows: int, coefficients: int, first: int, last: int, ahead: int) -> None:
-    emitted(acc, rows, coefficients, first, last, ahead)
-
-
-ADD_ROWS = variants_of(_add_rows, WEIGHT_TYPES, row_sums.emit_add_rows)
-_call_add_rows = ADD_ROWS.call
+@family(_TYPES, 6)
+def _add_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
+    row_sums.emit_add_rows(b, kind, *arguments)
 
 
 @compiled
@@ -194,7 +176,7 @@ def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, l
         first, last: columns, multiples of the block size.
         ahead: address of 4 byte distances from each row to the row to prefetch meanwhile.
     """
-    _call_add_rows(type_id, acc, rows, coefficients, first, last, ahead)
+    _add_rows(type_id, acc, rows, coefficients, first, last, ahead)
 
 
 @compiled
@@ -210,15 +192,12 @@ def add_wide(acc: int, n_vectors: int, rows: int, coefficients: int, n: int) -> 
 # ---- one row as float32 ---------------------------------------------------------
 
 
-def _widen(w: int, k: int, out: int) -> None:
-    emitted(w, k, out)
-
-
-WIDEN = variants_of(_widen, WEIGHT_TYPES, row_sums.emit_widen)
-_call_widen = WIDEN.call
+@family(_TYPES, 3)
+def _widen_row(b: Builder, kind: WeightType, *arguments: Value) -> None:
+    row_sums.emit_widen(b, kind, *arguments)
 
 
 @compiled
 def widen_row(type_id: int, w: int, k: int, out: int) -> None:
     """The k numbers of the row at w as float32 at `out`."""
-    _call_widen(type_id, w, k, out)
+    _widen_row(type_id, w, k, out)

@@ -331,19 +331,3 @@ def operation(returns: Any, *arguments: Any) -> Callable[[Callable[..., Value]],
         return intrinsic(typed)
 
     return wrap
-
-
-def linked(name: str, code: Any, returns: Any, *arguments: Any) -> Any:
-    """Make a compiled C function callable from njit code by its symbol.
-
-    Numba compiles what a function calls into the function itself, again for every caller above it;
-    a symbol is compiled once, and a cached caller finds it anew in every process.
-    """
-    llvmlite.binding.add_symbol(name, code.address)
-    kinds = {types.float32: F32, types.void: ir.VoidType()}
-
-    def emit(b: Builder, *values: Value) -> Value:
-        return call(b, name, kinds[returns], *values)
-
-    emit.__name__, emit.__doc__ = name, code.__doc__
-    return operation(returns, *arguments)(emit)

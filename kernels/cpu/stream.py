@@ -1,48 +1,21 @@
 """The streaming sum that speeds are compared with: how fast memory gives bytes to all cores."""
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import operations
-from hotcold.kernels.cpu.compiled import compiled
+from hotcold.kernels.cpu import machine_code
 
 PART = 1 << 20  # bytes that a thread takes at once
-
-
-@compiled
-def _sum_part(at: int, n: int) -> int:
-    """The sum of n bytes (a multiple of 512) as 64-bit words."""
-    a = operations.zero_words()
-    b = operations.zero_words()
-    c = operations.zero_words()
-    d = operations.zero_words()
-    for p in range(at, at + n, 512):
-        a = operations.add_words(operations.add_words(a, p), p + 256)
-        b = operations.add_words(operations.add_words(b, p + 64), p + 320)
-        c = operations.add_words(operations.add_words(c, p + 128), p + 384)
-        d = operations.add_words(operations.add_words(d, p + 192), p + 448)
-    return (
-        operations.sum_words(a) + operations.sum_words(b) + operations.sum_words(c) + operations.sum_words(d)
-    )
-
-
-@compiled
-def _sum_shared(at: int, n_parts: int, cell: int) -> int:
-    """Take parts of PART bytes from an atomic cell until none is left."""
-    total = 0
-    while True:
-        part = operations.atomic_add(cell, 1)
-        if part >= n_parts:
-            return total
-        total += _sum_part(at + part * PART, PART)
 
 
 class StreamingSum:
     """n threads that sum a range of memory together."""
 
     def __init__(self, n_threads: int) -> None:
+        self._kernel = machine_code.entry("sum_shared", ctypes.c_int64, 4)
         self._pool = ThreadPoolExecutor(n_threads)
         self._n_threads = n_threads
         self._cell = np.zeros(1, np.int64)
@@ -53,7 +26,7 @@ class StreamingSum:
         self._cell[0] = 0
         at = int(view.__array_interface__["data"][0])
         cell = self._cell.ctypes.data
-        jobs = [self._pool.submit(_sum_shared, at, n_parts, cell) for _ in range(self._n_threads)]
+        jobs = [self._pool.submit(self._kernel, at, n_parts, PART, cell) for _ in range(self._n_threads)]
         for job in jobs:
             job.result()
         return n_parts * PART

@@ -31,11 +31,6 @@ def all_logits(executor: Executor, ids: NDArray[np.int32], step: int) -> NDArray
     return out
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _compiled(compiled_kernels: None) -> None:
-    """Commands, threads and other processes of these tests find compiled kernels."""
-
-
 @pytest.fixture(scope="session")
 def distance() -> Callable[[NDArray[np.float32], NDArray[np.float32]], float]:
     """`relative_rms`."""

@@ -13,7 +13,7 @@ from random_weights import random_weights
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.kernels import formats, order_of_sums, ref
-from hotcold.kernels.cpu import attention, elementwise, experts, needed, pack, program, rows, simd
+from hotcold.kernels.cpu import attention, elementwise, experts, pack, program, rows, simd
 from hotcold.kernels.cpu.team import Program, Team
 
 BOUND = 1e-5
@@ -529,7 +529,6 @@ def check_halves() -> None:
 
 def run_all() -> None:
     """Every check on a range of sizes; for the feature levels."""
-    needed.prepare_all()
     check_halves()
     for type_id in (*SPARSE_TYPES, *OFFSET_TYPES):
         for k in ODD[rows.is_quantised(type_id)]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from commands import run
-from numba.core import config
 from table_models import table_model
 
 PROMPT = "It is a truth universally acknowledged"
@@ -216,14 +215,14 @@ def test_where_the_weights_are_is_said(options: tuple[str, ...], where: str) -> 
 
 
 def test_the_first_run_says_that_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In an empty cache folder nothing is compiled yet; a missing model ends the run before it is."""
-    monkeypatch.setattr(config, "CACHE_DIR", str(tmp_path))
-    arguments = ("generate", "-p", "a", "-m", "/no/such/model")
-    usual = run(*arguments)
-    assert usual.returncode == 3
-    assert usual.stderr.startswith("hotcold: compiling kernels, once")
-    quiet = run(*arguments, "-q")
-    assert quiet.stderr.startswith("hotcold: error: ")
+    """In an empty cache folder nothing is compiled yet; the next run finds it done."""
+    arguments = ("generate", "-p", "a", "-n", "1")
+    for number, folder in enumerate((tmp_path / "loud", tmp_path / "quiet")):
+        folder.mkdir()
+        monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder))
+        said = run(*arguments, *(["-q"] * number)).stderr
+        assert said.count("hotcold: compiling kernels, once") == 1 - number
+    assert "compiling" not in run(*arguments).stderr
 
 
 def test_where_everything_is_comes_by_either_name() -> None:

@@ -19,7 +19,6 @@ from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels.cpu.team import compile_kernels
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
@@ -32,7 +31,6 @@ NEVER = 1 << 30
 
 @pytest.fixture(scope="module")
 def file(data: Path) -> Iterator[GGUFFile]:
-    compile_kernels()
     with open_gguf(data / "powerinfer" / "llama-f16.powerinfer.gguf") as file:
         yield file
 

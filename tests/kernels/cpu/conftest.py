@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import needed, pack, program, team
+from hotcold.kernels.cpu import pack, program, team
 
 LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _compiled(compiled_kernels: None) -> None:
-    """Kernels are loaded from the cache, those of every type, but for those that only a test calls by address."""
-    needed.prepare_all()
 
 
 @pytest.fixture

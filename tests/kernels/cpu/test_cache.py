@@ -10,20 +10,21 @@ from pathlib import Path
 import pytest
 
 from hotcold.cache_folder import temporary_folder
-from hotcold.kernels.cpu import cache
+from hotcold.code_files import code_folder, source_hash
+from hotcold.kernels.cpu import kernel_files
 
-FOLDER = "import hotcold.kernels.cpu as c, numba; print(numba.config.CACHE_DIR); print(c.needs_compiling())"
+FOLDER = "from hotcold.kernels.cpu import kernel_files; print(kernel_files.folder())"
+SOURCES = Path(kernel_files.__file__).parent
 PLACES = ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "TMPDIR")
 
 
-def process_in(environment: dict[str, str]) -> tuple[Path, bool]:
-    """What a fresh process with only this environment uses, and whether it must compile."""
-    environment = environment | {"PYTHONPATH": str(Path(cache.__file__).parents[3])}
+def process_in(environment: dict[str, str]) -> Path:
+    """What a fresh process with only this environment uses."""
+    environment = environment | {"PYTHONPATH": str(SOURCES.parents[2])}
     done = subprocess.run(
         [sys.executable, "-c", FOLDER], check=True, capture_output=True, text=True, env=environment
     )
-    path, needed = done.stdout.split()
-    return Path(path), needed == "True"
+    return Path(done.stdout.strip())
 
 
 def folder_in(environment: dict[str, str]) -> Path:
@@ -35,25 +36,23 @@ def folder_in(environment: dict[str, str]) -> Path:
             patch.setenv(name, value)
         patch.setattr(tempfile, "tempdir", None)  # where the temporary folder is, if it was asked for
         temporary_folder.cache_clear()
-        found = cache.folder()
+        found = code_folder(SOURCES)
     assert found is not None
     return found
 
 
 def test_a_process_uses_its_folder(tmp_path: Path) -> None:
     environment = {"HOME": "/proc", "TMPDIR": str(tmp_path)}
-    assert process_in(environment) == (folder_in(environment), True)
+    assert process_in(environment) == folder_in(environment)
     levels = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
-    assert process_in(environment | levels)[0] != folder_in(environment)
+    assert process_in(environment | levels) != folder_in(environment)
 
 
-def test_a_changed_source_changes_the_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = cache.source_hash()
-    copy = shutil.copytree(Path(cache.__file__).parent, tmp_path / "cpu")
-    monkeypatch.setattr(cache, "__file__", str(copy / "cache.py"))
-    assert cache.source_hash() == before
+def test_a_changed_source_changes_the_name(tmp_path: Path) -> None:
+    copy = shutil.copytree(SOURCES, tmp_path / "cpu")
+    assert source_hash(copy) == source_hash(SOURCES)
     (copy / "rows.py").write_text((copy / "rows.py").read_text() + "\n")
-    assert cache.source_hash() != before
+    assert source_hash(copy) != source_hash(SOURCES)
 
 
 def test_order_of_places(tmp_path: Path) -> None:
@@ -89,7 +88,7 @@ def test_without_any_place_a_folder_of_this_process_alone_is_used(tmp_path: Path
 
 def test_a_folder_of_a_process_is_removed_at_its_end(tmp_path: Path) -> None:
     (tmp_path / f"hotcold-{os.getuid()}").write_text("")
-    found, _ = process_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
+    found = process_in({"HOME": "/proc", "TMPDIR": str(tmp_path)})
     assert found.parent == tmp_path and not found.exists()
 
 
@@ -138,18 +137,29 @@ def test_a_folder_that_another_user_made_in_the_temporary_one_is_not_trusted(tmp
 
 RELU = """
 import numpy as np
-from hotcold.kernels.cpu import elementwise
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program, Team
 x = np.array([-2.0, 3.0] * 8, np.float32)
-elementwise.relu(x.ctypes.data, 16, x.ctypes.data)
+job = Program([{"code": program.RELU, "chunks": 1, "k": 16, "x": x.ctypes.data, "y": x.ctypes.data}])
+job.run[program.N_TOKENS] = 1
+Team(1).walk(job)
 print(x[0], x[1])
+"""
+MATRICES = """
+import sys
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program
+types = [{"w": 64, "w_type": i} for i in (1, 2, 8, 14)]
+Program([{"code": code, **kind} for code in (program.MUL_MAT, program.EMBED) for kind in types])
+print("numba" in sys.modules)
 """
 
 
 def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     """`relu` lies in another file than the vector operation that it calls, whose change must show."""
-    package = Path(cache.__file__).parents[2]
+    package = SOURCES.parents[1]
     copy = tmp_path / "hotcold"
-    for name in ("__init__.py", "errors.py", "cache_folder.py", "compiled_code.py"):
+    for name in ("__init__.py", "errors.py", "cache_folder.py", "code_files.py"):
         copy.mkdir(exist_ok=True)
         shutil.copy(package / name, copy / name)
     shutil.copytree(package / "kernels", copy / "kernels")
@@ -182,31 +192,34 @@ def test_two_processes_may_fill_an_empty_folder_at_once(tmp_path: Path) -> None:
         ]
         assert [process.communicate(timeout=120)[0].strip() for process in pair] == ["0.0 3.0"] * 2
         assert [process.returncode for process in pair] == [0] * 2
-    assert len({path.parent for path in tmp_path.rglob("*.nbi")}) == 1
+    assert len({path.parent for path in tmp_path.rglob("*.kernel")}) == 1
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
-@pytest.mark.slow
-def test_two_processes_may_compile_every_kernel_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_compile_the_same_kernels(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    code = "from hotcold.kernels.cpu.team import compile_kernels; compile_kernels()"
-    pair = [subprocess.Popen([sys.executable, "-c", code], env=environment) for _ in range(2)]
+    pair = [subprocess.Popen([sys.executable, "-c", MATRICES], env=environment) for _ in range(2)]
     assert [process.wait(300) for process in pair] == [0, 0]
-    assert not process_in(environment)[1]
 
 
-@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
+    """It does not even import what compiles."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    code = "from hotcold.kernels.cpu.team import compile_kernels; compile_kernels()"
+    printed, stamps = [], []
     for _ in range(2):
-        subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-        files = sorted(p.name for p in tmp_path.rglob("*.nbc"))
-        stamps = [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*.nbc"))]
-    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
-    assert sorted(p.name for p in tmp_path.rglob("*.nbc")) == files
-    assert [p.stat().st_mtime_ns for p in sorted(tmp_path.rglob("*.nbc"))] == stamps
-    assert not process_in(environment)[1]
+        done = subprocess.run(
+            [sys.executable, "-c", MATRICES], check=True, env=environment, capture_output=True
+        )
+        printed.append(done.stdout.strip())
+        stamps.append({path.name: path.stat().st_mtime_ns for path in tmp_path.rglob("*.kernel")})
+    assert printed == [b"True", b"False"]
+    assert stamps[0] == stamps[1]
+
+
+def test_what_a_program_does_not_call_is_not_compiled(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", RELU], check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert {path.name for path in tmp_path.rglob("*.kernel")} == {"walk.kernel", "op_relu.kernel"}
 
 
 def test_a_folder_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:

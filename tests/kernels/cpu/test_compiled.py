@@ -1,69 +1,54 @@
-"""Compiled functions on disk: files that are cut or another's, and a disk that takes no more."""
+"""Compiled kernels on disk: files that are cut or another's, and a disk that takes no more."""
 
 import errno
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-SOURCE = """
-from numba import types
-from hotcold.kernels.cpu.compiled import compiled, compiled_code
-
-@compiled
-def doubled(n: int) -> int:
-    return 2 * n
-
-@compiled
-def squared(n: int) -> int:
-    return n * n
-
-@compiled_code(types.void(types.int64))
-def nothing(n: int) -> None:
-    pass
-"""
 RUN = """
-import sys, os
-sys.path.insert(0, sys.argv[1])
-import hotcold.kernels.cpu
-from numba.core import config
-config.CACHE_DIR = sys.argv[2]
-from hotcold import compiled_code
+import logging, sys
+from hotcold import code_files
+from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu.team import Program, Team
+import numpy as np
 {before}
-import functions
-print(functions.doubled(21), functions.squared(5), functions.nothing.address != 0)
-print(functions.nothing.cache_hits + sum(sum(f.stats.cache_hits.values()) for f in (functions.doubled, functions.squared)))
+x, y = np.ones(16, np.float32), np.full(16, 5, np.float32)
+ops = [
+    {{"code": code, "chunks": 1, "k": 16, "x": x.ctypes.data, "z": y.ctypes.data, "y": y.ctypes.data}}
+    for code in (program.ADD, program.RELU)
+]
+job = Program(ops)
+job.run[program.N_TOKENS] = 1
+Team(1).walk(job)
+print(y[0], "numba" in sys.modules)
 """
+KERNELS = {"walk.kernel", "op_add.kernel", "op_relu.kernel"}
 
 
-class Place:
-    """A module with three compiled functions, and the folder of their files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.sources, self.cache = folder / "sources", folder / "cache"
-        self.sources.mkdir()
-        self.cache.mkdir()
-        (self.sources / "functions.py").write_text(SOURCE)
-
-    def run(self, before: str = "") -> tuple[int, str]:
-        """How many functions came from disk, and what was said; what they give is right."""
-        command = [sys.executable, "-c", RUN.format(before=before), str(self.sources), str(self.cache)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        values, hits = done.stdout.splitlines()
-        assert values == "42 25 True"
-        return int(hits), done.stderr
-
-    def files(self, ending: str) -> list[Path]:
-        return sorted(self.cache.rglob(f"*{ending}"))
+def run(folder: Path, before: str = "") -> tuple[bool, str]:
+    """Whether anything had to be compiled, and what was said; what the kernels give is right."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)}
+    command = [sys.executable, "-c", RUN.format(before=before)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    value, compiled = done.stdout.split()
+    assert value == "1.0"
+    return compiled == "True", done.stderr
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    yield Place(tmp_path_factory.mktemp("compiled"))
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kernels")
+
+
+def files(folder: Path) -> list[Path]:
+    found = sorted(folder.rglob("*.kernel"))
+    assert {path.name for path in found} <= KERNELS
+    return found
 
 
 def flipped(content: bytes) -> bytes:
@@ -76,52 +61,44 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
     "zeros": lambda content: bytes(len(content)),
     "a bit flipped": flipped,
     "text": lambda content: b"<html>",
+    "empty": lambda content: b"",
 }
 
 
-@pytest.mark.parametrize(
-    ("ending", "how"),
-    [(".nbi", "halved"), (".nbi", "zeros"), *((".nbc", how) for how in SPOILED)],
-)
-def test_a_broken_file_is_made_again_with_a_notice(place: Place, ending: str, how: str) -> None:
-    place.run()  # what the test before it has left is mended
-    for path in place.files(ending):
-        path.write_bytes(SPOILED[how](path.read_bytes() or b"left over"))
-    hits, said = place.run()
-    assert hits == 0
+@pytest.mark.parametrize("how", SPOILED)
+def test_a_broken_file_is_made_again_with_a_notice(folder: Path, how: str) -> None:
+    run(folder)  # what the test before it has left is mended
+    assert len(files(folder)) == len(KERNELS)
+    for path in files(folder):
+        path.write_bytes(SPOILED[how](path.read_bytes()))
+    compiled, said = run(folder)
+    assert compiled
     assert said.count("are damaged: compiling again") == 1 and len(said.splitlines()) == 1
-    assert place.run() == (3, "")
+    assert run(folder) == (False, "")
 
 
-def test_the_code_of_another_function_is_seen(place: Place) -> None:
-    """Its file is whole, and its types are the same."""
-    place.run()
-    doubled = next(path for path in place.files(".nbc") if "doubled" in path.name)
-    squared = next(path for path in place.files(".nbc") if "squared" in path.name)
-    squared.write_bytes(doubled.read_bytes())
-    hits, said = place.run()
-    assert hits == 2 and "damaged" in said
-    assert place.run() == (3, "")
+def test_the_code_of_another_kernel_is_seen(folder: Path) -> None:
+    """Its file is whole."""
+    run(folder)
+    add, relu = (next(folder.rglob(f"op_{name}.kernel")) for name in ("add", "relu"))
+    relu.write_bytes(add.read_bytes())
+    compiled, said = run(folder)
+    assert compiled and "damaged" in said
+    assert run(folder) == (False, "")
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS])
 def test_what_cannot_be_written_is_not_kept(tmp_path: Path, number: int) -> None:
-    place = Place(tmp_path)
-    before = (
-        "def full(self, path):\n"
-        f"    raise OSError({number}, os.strerror({number}))\n"
-        "compiled_code.KernelFiles._open_for_write = full"
-    )
-    hits, said = place.run(before)
-    assert hits == 0 and len(said.splitlines()) == 1 and "cannot be kept" in said
-    assert not place.files(".nbc")
+    before = f"def full(**_): raise OSError({number}, 'full')\ncode_files.tempfile.NamedTemporaryFile = full"
+    compiled, said = run(tmp_path, before)
+    assert compiled and len(said.splitlines()) == 1 and "cannot be kept" in said
+    assert not files(tmp_path)
 
 
 def test_no_place_at_all(tmp_path: Path) -> None:
-    place = Place(tmp_path)
-    before = "compiled_code.caching.CacheImpl._locator_classes = []"
-    hits, said = place.run(before)
-    assert hits == 0 and "cannot be kept" in said and len(said.splitlines()) == 1
+    before = "from hotcold.kernels.cpu import kernel_files\nkernel_files.folder = lambda: None"
+    assert run(tmp_path, before) == (True, "")
+    assert not files(tmp_path)
 
 
 @pytest.mark.parametrize(

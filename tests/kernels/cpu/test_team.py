@@ -11,9 +11,7 @@ import oracle_checks as checks
 import pytest
 
 from hotcold.kernels.cpu import program, rows
-from hotcold.kernels.cpu import team as module
 from hotcold.kernels.cpu.team import Program, Team
-from hotcold.kernels.cpu.team import walk as walk_rounds
 
 K, N_ROWS = 256, 700
 
@@ -145,9 +143,10 @@ def test_the_threads_of_a_team_share_the_work(monkeypatch: pytest.MonkeyPatch) -
 
     def walk(*arguments: Any) -> None:
         together.wait(60)
-        walk_rounds(*arguments)
+        kernel(*arguments)
 
-    monkeypatch.setattr(module, "walk", walk)
+    kernel = crew._kernel
+    monkeypatch.setattr(crew, "_kernel", walk)
     for _ in range(100):  # a thread may lose its core for the whole of a walk, but not each time
         for memory in crew._memory:
             memory[:] = 0
