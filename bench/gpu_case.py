@@ -55,7 +55,8 @@ class Case:
 
     Attributes:
         launches: the same work on different copies of the weights. The first is checked.
-        got, want: the result, after the first launch, and the oracle's. bound: of the difference.
+        got, want: the result, after the first launch, and the oracle's.
+        bound: of the difference.
     """
 
     size: str

@@ -36,10 +36,13 @@ class Row:
     """One budget.
 
     Attributes:
-        planned, allocated: bytes on the device. load_rate: GB/s.
-        decode, prompt: tokens a second. launches, copies, copied: a decoded token's, and the bytes of its
-            copies. n_split: layers that are split, and their times; None without any.
-        error: why there are no figures; failed: whether that is the device's fault.
+        planned, allocated: bytes on the device.
+        load_rate: GB/s.
+        decode, prompt: tokens a second.
+        launches, copies, copied: a decoded token's, and the bytes of its copies.
+        n_split: layers that are split, and their times; None without any.
+        error: why there are no figures.
+        failed: whether that is the device's fault.
     """
 
     budget: str

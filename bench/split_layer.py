@@ -21,7 +21,8 @@ class Times:
     """Medians over split layers and tokens, in seconds.
 
     Attributes:
-        device, host: either side alone; the device's with both copies. together: the whole.
+        device, host: either side alone; the device's with both copies.
+        together: the whole.
     """
 
     device: float
@@ -56,7 +57,8 @@ class Stopwatch:
     """Takes a run's steps in the executor's place, and times one thing in each split layer.
 
     Attributes:
-        what: the thing, "device", "host" or "together". seconds: of each, one figure a layer and run.
+        what: the thing, "device", "host" or "together".
+        seconds: of each, one figure a layer and run.
     """
 
     def __init__(self, executor: Executor) -> None:

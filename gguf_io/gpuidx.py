@@ -37,7 +37,9 @@ class Identity:
     """What an index of hotcold was made for.
 
     Attributes:
-        header: SHA-256 of the model's header, in hex. size: of the model's file. budget: bytes.
+        header: SHA-256 of the model's header, in hex.
+        size: of the model's file.
+        budget: bytes.
     """
 
     header: str
@@ -64,7 +66,8 @@ class GpuIndex:
     """The content of an index file.
 
     Attributes:
-        hot: ascending neuron numbers of each layer. capacity: bytes that PowerInfer needs free for them.
+        hot: ascending neuron numbers of each layer.
+        capacity: bytes that PowerInfer needs free for them.
         identity: of a file that hotcold wrote; None for any other.
     """
 

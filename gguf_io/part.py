@@ -53,7 +53,8 @@ class Part:
         metadata: scalars as Python values, strings as str (bytes where they are no UTF-8), arrays of
             numbers as read-only NumPy views, arrays of strings as `StringArray`.
         value_types: the type of each metadata value, and of the elements of an array.
-        tensors: the table in file order. warnings: what is odd but harmless.
+        tensors: the table in file order.
+        warnings: what is odd but harmless.
     """
 
     def __init__(self, path: Path, view: memoryview) -> None:

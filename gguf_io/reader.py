@@ -23,11 +23,13 @@ class GGUFFile(Closing):
 
     Attributes:
         parts: the open files, in order; one, unless the model is split.
-        path: of the first. size: bytes of all.
+        path: of the first.
+        size: bytes of all.
         metadata: of the first part; scalars as Python values, strings as str (bytes where they are no UTF-8),
             arrays of numbers as read-only NumPy views, arrays of strings as `StringArray`.
         value_types: the type of each metadata value, and of the elements of an array.
-        tensors: the tables of all parts, in order. warnings: what is odd but harmless.
+        tensors: the tables of all parts, in order.
+        warnings: what is odd but harmless.
     """
 
     def __init__(self, parts: Sequence[Part]) -> None:

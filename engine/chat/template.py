@@ -25,7 +25,8 @@ class ChatTemplate:
     """A Jinja template and what it may use.
 
     Attributes:
-        origin: where it comes from, for messages. source: its text.
+        origin: where it comes from, for messages.
+        source: its text.
         bos_token, eos_token: texts of these pieces, "" where the model has none.
         seconds: how long a rendering may take.
     """

@@ -36,7 +36,8 @@ class Engine(Closing):
     threads and closes the file.
 
     Attributes:
-        sparsity: "off", "exact" or "predictor". sparsity_reason: why, in words.
+        sparsity: "off", "exact" or "predictor".
+        sparsity_reason: why, in words.
         warnings: what a user should know of the file and the settings, one line each.
         load_seconds: what loading took.
         first_prompt: runs it, and then has what it says of the model.

@@ -19,10 +19,12 @@ class Statistics:
     """Counts and times of one generation, so far.
 
     Attributes:
-        n_prompt: tokens of the prompt. n_reused: of those, found in the KV cache.
+        n_prompt: tokens of the prompt.
+        n_reused: of those, found in the KV cache.
         n_generated: tokens chosen, without one that ended the text.
         n_decoded: tokens that ran through the model alone; the first choice comes out of the prompt's
-            run. decode_seconds: for those, choosing included.
+            run.
+        decode_seconds: for those, choosing included.
         stop_reason: a key of STOP_REASONS; "" before the end.
         use: of the device, in this generation, known at its end.
     """

@@ -33,8 +33,10 @@ class Perplexity:
     """The figure and where it comes from.
 
     Attributes:
-        value: perplexity. deviation: its standard error.
-        chunk_nlls: sums of -ln p, a chunk each. n_scored: ids over all chunks.
+        value: perplexity.
+        deviation: its standard error.
+        chunk_nlls: sums of -ln p, a chunk each.
+        n_scored: ids over all chunks.
     """
 
     value: float

@@ -18,7 +18,8 @@ class TokenTraffic:
 
     Attributes:
         host_bytes, device_bytes: of weights, at most.
-        to_device, to_host: bytes over the bus; copies: how many times, both ways together.
+        to_device, to_host: bytes over the bus.
+        copies: how many times, both ways together.
     """
 
     host_bytes: float

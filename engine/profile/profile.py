@@ -24,8 +24,10 @@ class Profile:
     Attributes:
         of: "firings" (on how many tokens each neuron of a ReLU fired), or "weight" (of a neuron that is never
             idle, the sum of |hidden| times the length of its row of `down`).
-        n_tokens: that passed. n_chunks: into which their texts were cut, of `all_chunks`.
-        counts: float64 [n_layer, n_ff]. first_half: the same, of the first half of the chunks.
+        n_tokens: that passed.
+        n_chunks: into which their texts were cut, of `all_chunks`.
+        counts: float64 [n_layer, n_ff].
+        first_half: the same, of the first half of the chunks.
         held: what sets of neurons would have held of the firings of the first `n_followed` tokens.
     """
 

@@ -87,7 +87,8 @@ class Kept:
     """What a walk leaves of one layer.
 
     Attributes:
-        products: float32 [n_tokens, n], one for each matrix. masks: uint8 [n_tokens, bytes].
+        products: float32 [n_tokens, n], one for each matrix.
+        masks: uint8 [n_tokens, bytes].
         all_set: uint8 [bytes], what the mask is copied through.
     """
 

@@ -29,7 +29,8 @@ class PieceTokenizer(ABC):
     control pieces and the unknown piece only with `parse_special`, longest piece first.
 
     Attributes:
-        tokens: bytes of each piece. types: GGUF's token types 1 to 6.
+        tokens: bytes of each piece.
+        types: GGUF's token types 1 to 6.
         warnings: what a user should know of the vocabulary, one line each.
     """
 

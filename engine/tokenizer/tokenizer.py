@@ -15,7 +15,8 @@ class Tokenizer(Protocol):
     """What the engine needs of a tokenizer, of whatever kind.
 
     Attributes:
-        n_vocab: ids are 0 to n_vocab - 1. bos, eos: ids, None where the model has none.
+        n_vocab: ids are 0 to n_vocab - 1.
+        bos, eos: ids, None where the model has none.
         add_bos: whether BOS goes in front of a text.
         end_ids: ids after which generation ends.
         warnings: what a user should know of the vocabulary, one line each.

@@ -28,7 +28,8 @@ class Vocabulary:
     """What every kind of tokenizer has.
 
     Attributes:
-        tokens: bytes of each piece. types: GGUF's token types 1 to 6.
+        tokens: bytes of each piece.
+        types: GGUF's token types 1 to 6.
         bos, eos, unknown: ids, None where the file has none.
         end_ids: ids after which generation ends, besides EOS.
         add_bos: whether BOS is put in front of a text. EOS is never put behind one: each is to go on.

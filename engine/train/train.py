@@ -34,7 +34,9 @@ class Settings:
 
     Attributes:
         rank: of every layer; None: each layer's own, by the bytes that a token reads.
-        recall: wanted of the firing neurons. steps: a layer. seed: same seed, same predictors.
+        recall: wanted of the firing neurons.
+        steps: a layer.
+        seed: same seed, same predictors.
     """
 
     rank: int | None

@@ -20,7 +20,8 @@ class Depth:
     """Where in which model a matrix is.
 
     Attributes:
-        layer: its layer's number. n_layer: of the model.
+        layer: its layer's number.
+        n_layer: of the model.
         grouped: whether there are fewer key and value heads than query heads.
     """
 

@@ -56,10 +56,12 @@ class Recipe:
     """What a conversion makes of a model's tensors.
 
     Attributes:
-        outtype: a key of OUTTYPES. kind: the usual type of matrices.
+        outtype: a key of OUTTYPES.
+        kind: the usual type of matrices.
         predictors: the type of predictors.
         tied: whether the embedding is to be treated as the head.
-        n_layer: of the model. grouped: as in `Depth`.
+        n_layer: of the model.
+        grouped: as in `Depth`.
     """
 
     outtype: str

@@ -20,7 +20,8 @@ class ConvertSummary:
     """What was written.
 
     Attributes:
-        files: what was written: `outfile`, or the parts that it is split into. n_bytes: of all of them.
+        files: what was written: `outfile`, or the parts that it is split into.
+        n_bytes: of all of them.
         tensors: all of them, in order.
         fell_back: matrices whose rows the wanted type does not divide, by that type and the one they got.
         warnings: one line each.

@@ -46,7 +46,8 @@ class BpeSource:
 
     Attributes:
         origin: the file, for messages.
-        ids: by text. merges: pairs, most important first.
+        ids: by text.
+        merges: pairs, most important first.
         pre: llama.cpp's name of the pre-tokenizer, None if none fits; `cuts` describes it.
         oddities: what was mended in reading.
         adds_bos: whether the first thing of a text is BOS, as far as the files say.

@@ -20,7 +20,8 @@ class HFModel:
         tied: the output head is the embedding; None where that shows in the weights.
         token_ids: bos, eos and pad ids of the config, those that it has.
         optional: roles that an architecture's model may lack and that this one has; the head is told by `tied`.
-        warnings: one line each. powerinfer_warnings: those for a file with predictors.
+        warnings: one line each.
+        powerinfer_warnings: those for a file with predictors.
     """
 
     architecture: Architecture

@@ -10,8 +10,10 @@ class MatrixRows:
     """Some rows in order.
 
     Attributes:
-        w: address of the first. stride: bytes from row to row.
-        n_rows: how many. k: numbers of a row.
+        w: address of the first.
+        stride: bytes from row to row.
+        n_rows: how many.
+        k: numbers of a row.
         ahead: bytes from what is read to what is asked for meanwhile.
     """
 

@@ -169,7 +169,8 @@ class _Block:
 
     Attributes:
         kind: what the block's sum is made of.
-        at: address in the panel. windows: addresses of the tokens' packed windows.
+        at: address in the panel.
+        windows: addresses of the tokens' packed windows.
         numbers_at, lane_at: bytes from a window to the block's numbers, and to its lane of sums and scales.
     """
 

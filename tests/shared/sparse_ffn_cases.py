@@ -47,7 +47,8 @@ class GatedFFN:
     """Weights of a gated ReLU FFN, its input, and which neurons each token looks at.
 
     Attributes:
-        activation: program.RELU_BOTH_ACTIVATION for a ReLU on `up` too. firing: positive gates.
+        activation: program.RELU_BOTH_ACTIVATION for a ReLU on `up` too.
+        firing: positive gates.
         added: neurons whose row of `down` is read.
     """
 

@@ -38,7 +38,8 @@ class Oracle:
     """Runs a graph of all tokens at once, at positions 0, 1, ...; float32 between nodes.
 
     Attributes:
-        values: every node's result by name. hidden: by FFN node, [n_tokens, n_ff] before `down`.
+        values: every node's result by name.
+        hidden: by FFN node, [n_tokens, n_ff] before `down`.
         gates: by FFN node, the products that decide which neurons fire.
     """
 
