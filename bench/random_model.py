@@ -117,13 +117,15 @@ def _random_blocks(
     return out.reshape(-1)
 
 
-def _tensor(name: str, kind: GGMLQuantizationType, *ne: int) -> OutputTensor:
+def tensor(name: str, kind: GGMLQuantizationType, *ne: int) -> OutputTensor:
+    """A tensor of random numbers, in ggml's order of sizes."""
     n_bytes = blocks.row_bytes(kind, ne[0]) * int(np.prod(ne[1:], dtype=np.int64))
     seed = int.from_bytes(name.encode()[-8:], "little")
     return OutputTensor(name, kind, ne, n_bytes, lambda: random_rows(kind, n_bytes, seed))
 
 
-def _norm(name: str, n: int) -> OutputTensor:
+def norm(name: str, n: int) -> OutputTensor:
+    """The weight of a norm, all 1."""
     ones = np.ones(n, np.float32).view(np.uint8)
     return OutputTensor(name, GGMLQuantizationType.F32, (n,), ones.size, lambda: iter([ones]))
 
@@ -131,26 +133,26 @@ def _norm(name: str, n: int) -> OutputTensor:
 def tensors(shape: LlamaShape, kind: GGMLQuantizationType) -> list[OutputTensor]:
     """Every tensor of a dense llama."""
     e, f, kv = shape.n_embd, shape.n_ff, shape.n_kv
-    out = [_tensor("token_embd.weight", kind, e, shape.n_vocab), _norm("output_norm.weight", e)]
-    out.append(_tensor("output.weight", kind, e, shape.n_vocab))
+    out = [tensor("token_embd.weight", kind, e, shape.n_vocab), norm("output_norm.weight", e)]
+    out.append(tensor("output.weight", kind, e, shape.n_vocab))
     for i in range(shape.n_layer):
-        out += [_norm(f"blk.{i}.attn_norm.weight", e), _norm(f"blk.{i}.ffn_norm.weight", e)]
+        out += [norm(f"blk.{i}.attn_norm.weight", e), norm(f"blk.{i}.ffn_norm.weight", e)]
         sizes = {"attn_q": (e, e), "attn_k": (e, kv), "attn_v": (e, kv), "attn_output": (e, e)}
         sizes |= {"ffn_gate": (e, f), "ffn_up": (e, f), "ffn_down": (f, e)}
-        out += [_tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
+        out += [tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
     return out
 
 
 def sparse_tensors(shape: LlamaShape, kind: GGMLQuantizationType, rank: int) -> list[OutputTensor]:
     """The dense model's tensors with a row a neuron in the down projection, and predictors."""
-    out = [tensor for tensor in tensors(shape, kind) if ".ffn_down." not in tensor.name]
+    out = [each for each in tensors(shape, kind) if ".ffn_down." not in each.name]
     for i in range(shape.n_layer):
         sizes = {
             "ffn_down_t": (shape.n_embd, shape.n_ff),
             "fc1": (shape.n_embd, rank),
             "fc2": (rank, shape.n_ff),
         }
-        out += [_tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
+        out += [tensor(f"blk.{i}.{name}.weight", kind, *ne) for name, ne in sizes.items()]
     return out
 
 
