@@ -22,7 +22,7 @@ from random_model import LlamaShape, metadata, norm, tensor
 
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.measure.traffic import token_bytes
-from hotcold.engine.model.model import load_model
+from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
