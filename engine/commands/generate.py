@@ -76,9 +76,9 @@ class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
                 describe(engine, generation, self.verbose)
             shown = text.decode(errors="replace") if self.echo else ""
             interrupted = stream(engine, generation, shown, self.as_json)
-            ends = (*found(generation, self.verbose), *generation.statistics.lines())
-            for line in () if self.quiet else ends:
-                note(line)
+            if not self.quiet:
+                for line in (*found(generation, self.verbose), *generation.statistics.lines()):
+                    note(line)
         if interrupted:
             raise typer.Exit(INTERRUPTED)
 

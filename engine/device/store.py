@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.placed import GPU
-from hotcold.engine.host.stores import HostStore
+from hotcold.engine.host.stores import HostStore, first_infinite
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
@@ -166,6 +166,25 @@ class DeviceStore:
             raise DeviceError("KV cache on the device", f"layer {layer}", "the plan puts none there")
         keys, values = (slab.view((2 * before + i) * half, half // dtype.itemsize, dtype) for i in (0, 1))
         return keys, values
+
+    def overflow(self, n_keys: int | None) -> int | None:
+        """As `KVCache.overflow`, of the layers whose cache is here; nothing may be under way."""
+        plan, model = self.plan, self.plan.model
+        numbers = model.n_head_kv * plan.n_ctx * model.head_dim
+        if plan.kv_type == "q8_0":  # scales lie behind all numbers
+            of_half_floats, row_bytes = slice(numbers, numbers + numbers // 16), model.head_dim // 16
+        else:
+            of_half_floats, row_bytes = slice(numbers), 2 * model.head_dim
+
+        def read(layer: int) -> Iterator[NDArray[np.generic]]:
+            for buffer in self.cache(layer)[: 2 if n_keys is None else 1]:
+                array = buffer.array[of_half_floats]
+                host = array.get() if hasattr(array, "get") else array
+                yield host.view(np.uint8).reshape(model.n_head_kv, plan.n_ctx, row_bytes)[:, :n_keys]
+
+        if plan.kv_type == "f32":
+            return None
+        return first_infinite((cache.layer for cache in plan.caches if cache.side == GPU), read)
 
     def send(self, array: NDArray[np.generic], buffer: Buffer) -> None:
         """Copy a small array of the host's to the device, and wait for it."""

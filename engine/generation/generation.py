@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hotcold.closing import Closing
 from hotcold.engine.generation.first_prompt import FirstPrompt
 from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
-from hotcold.engine.generation.not_finite import check_finite
+from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.generation.sampling import Sampler
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
@@ -285,8 +285,9 @@ class Generation(Iterator[str]):
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What a user should know of the model, one line each, if the engine's first prompt told it."""
-        return () if self._first is None else self._first.warnings
+        """What a user should know of the model once it has run, one line each."""
+        of_prompt = () if self._first is None else self._first.warnings
+        return (*of_prompt, *filter(None, (overflow_warning(self._engine.executor, self._n_cached),)))
 
     @property
     def lines(self) -> tuple[str, ...]:

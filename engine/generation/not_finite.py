@@ -22,11 +22,23 @@ def check_finite(logits: NDArray[np.float32], executor: Executor, file: GGUFFile
         raise not_finite("NaN" if np.isnan(logits).any() else "infinity", executor, file)
 
 
+def overflow_warning(executor: Executor, n: int) -> str:
+    """That a key in n positions was too large for its cache, and no logit shows it; "" if there is none.
+
+    A score of minus infinity leaves its position out; of values nothing can stay hidden.
+    """
+    layer, kv_type = executor.overflow(n), executor.plan.kv_type
+    if layer is None:
+        return ""
+    return f"a key of layer {layer} is too large for a {kv_type} cache, and the text may be wrong: {REMEDY}"
+
+
 def not_finite(what: str, executor: Executor, file: GGUFFile) -> HotcoldError:
     """The refusal of logits with NaN or infinity in them."""
-    kv_type, layer = executor.plan.kv_type, executor.host.overflow()
+    kv_type, layer = executor.plan.kv_type, executor.overflow()
     if layer is not None:
-        bound = f"a key or value of layer {layer} is above {MOST_F16}, the most that it holds"
+        most = MOST_F16 * (127 if kv_type == "q8_0" else 1)  # whose scale is a half float
+        bound = f"a key or value of layer {layer} is above {most}, the most that it holds"
         return SettingError("kv_type", kv_type, bound, REMEDY)
     others = "" if kv_type == "f32" else f", or a key or value too large for a {kv_type} cache: {REMEDY}"
     return FileError(

@@ -84,9 +84,9 @@ class HostSide:
         """The first bytes of a workspace area, as the last node left them."""
         return self._areas[name][:n_bytes]
 
-    def overflow(self) -> int | None:
-        """The first layer whose cache could not hold a key or value; None if all could."""
-        return self._kv_cache.overflow()
+    def overflow(self, n_keys: int | None) -> int | None:
+        """See `KVCache.overflow`."""
+        return self._kv_cache.overflow(n_keys)
 
     def program(self, records: list[Record]) -> Program:
         """Records that the team walks in one go."""

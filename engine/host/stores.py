@@ -4,6 +4,7 @@ Weights stay in the mapped file. The KV cache and the arenas of intermediates ar
 the host side allocates.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
-from hotcold.kernels.formats import KV_TYPES, host_kv_block_bytes, host_kv_bytes
+from hotcold.kernels.formats import HOST_KV_POSITIONS, KV_TYPES, host_kv_block_bytes, host_kv_bytes
 
 
 class HostStore:
@@ -81,12 +82,43 @@ class KVCache:
             "w1_stride": host_kv_bytes(self.kv_type, self.n_ctx, self.head_dim),
         }
 
-    def overflow(self) -> int | None:
-        """The first layer with a key or value that "f16" cannot hold and has become infinite; None without."""
-        if self.kv_type != "f16":
+    def overflow(self, n_keys: int | None = None) -> int | None:
+        """The first layer with a key or value that "f16" or "q8_0" cannot hold; None without.
+
+        Args:
+            n_keys: keys of so many positions alone; None: keys and values of all.
+        """
+        if self.kv_type == "f32":
             return None
-        halves = self.memory.view(np.float16).reshape(2, self.n_layer, -1)
-        return next((i for i in range(self.n_layer) if np.isinf(halves[:, i]).any()), None)
+        shape = (2, self.n_layer, self.n_head_kv, -1, host_kv_block_bytes(self.kv_type, self.head_dim))
+        blocks, n = self.memory.reshape(shape), HOST_KV_POSITIONS * self.head_dim
+        if self.kv_type == "q8_0":  # scales lie in front of their block's numbers
+            n //= 32
+            blocks = blocks[..., : 2 * n]
+        if n_keys is None:
+            return first_infinite(range(self.n_layer), lambda layer: [blocks[:, layer]])
+        keys = blocks[0, ..., : 2 * n].view(np.uint16)
+        by_number = keys.reshape(*keys.shape[:-1], -1, HOST_KV_POSITIONS)
+        whole, rest = divmod(n_keys, HOST_KV_POSITIONS)
+        return first_infinite(
+            range(self.n_layer),
+            lambda layer: [by_number[layer, :, :whole], by_number[layer, :, whole : whole + 1, :, :rest]],
+        )
+
+
+def first_infinite(
+    layers: Iterable[int], half_floats: Callable[[int], Iterable[NDArray[np.generic]]]
+) -> int | None:
+    """The first layer with an infinity, which is what a number above 65504 becomes; None without.
+
+    Args:
+        half_floats: of a layer, arrays of float16 as whatever bytes they are.
+    """
+    for layer in layers:
+        for each in half_floats(layer):
+            if ((np.ascontiguousarray(each).view(np.uint16) & 0x7FFF) == 0x7C00).any():
+                return layer
+    return None
 
 
 def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:

@@ -122,6 +122,16 @@ class Executor(Closing):
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
         return np.zeros(self.model.n_layer, np.uint32) if self._side is None else self._side.counts()
 
+    def overflow(self, n_keys: int | None = None) -> int | None:
+        """The first layer with a key or value that its cache could not hold; None without.
+
+        Args:
+            n_keys: keys of so many positions alone; None: keys and values of all.
+        """
+        stores = (self.host, self.device_store)
+        found = [store.overflow(n_keys) for store in stores if store is not None]
+        return min((layer for layer in found if layer is not None), default=None)
+
     @property
     def device(self) -> "Device | None":
         """What the plan was carried out on; None on the CPU alone."""

@@ -31,7 +31,7 @@ class ScriptedExecutor:
     def __init__(self, script: Sequence[int], n_ctx: int, n_batch: int) -> None:
         self.script, self.n_ctx, self.n_batch, self.n_threads = list(script), n_ctx, n_batch, 1
         self.device, self.plan = None, SimpleNamespace(kv_type="f32", sparsity="off")
-        self.host = SimpleNamespace(overflow=lambda: None)
+        self.overflow = lambda n_keys=None: None
         self.runs: list[tuple[list[int], int, int]] = []
 
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:
@@ -133,7 +133,7 @@ def test_a_full_context_ends_the_text(max_tokens: int) -> None:
 
 def test_a_prompt_longer_than_the_context_does_not_fit() -> None:
     engine = scripted(letters("a"), n_ctx=16)
-    with pytest.raises(DoesNotFitError, match=r"^prompt: 17 tokens .*16.*-c"):
+    with pytest.raises(DoesNotFitError, match=r"^prompt: 17 tokens .*16.*n_ctx"):
         engine.generate("a" * 16)
     generation = engine.generate("a" * 15)
     assert list(generation) == []
@@ -145,7 +145,7 @@ def test_a_prompt_that_is_too_long_anyway_is_not_tokenised(monkeypatch: pytest.M
     engine = scripted(letters("a"), n_ctx=16)
     monkeypatch.setattr(engine.tokenizer, "encode", lambda text, **flags: [1])
     assert engine.generate(b"a" * 96).prompt_ids == [1]
-    with pytest.raises(DoesNotFitError, match=r"^prompt: 97 bytes, so at least 17 tokens .*16.*-c"):
+    with pytest.raises(DoesNotFitError, match=r"^prompt: 97 bytes, so at least 17 tokens .*16.*n_ctx"):
         engine.generate(b"a" * 97)
     with pytest.raises(DoesNotFitError, match="at least 17 tokens"):
         engine.generate("a" * 97)

@@ -2,11 +2,13 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from hotcold import load
+from hotcold.engine.generation import Engine
 from hotcold.engine.measure.perplexity import measure
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import open_gguf
@@ -40,6 +42,54 @@ def test_keys_or_values_that_a_cache_cannot_hold(
         got = "".join(engine.generate("Mr. Darcy looked", 8, temp=0.0))
     with load(tiny_model("f32", False), n_ctx=64, threads=1, kv_type="f32") as engine:
         assert got == "".join(engine.generate("Mr. Darcy looked", 8, temp=0.0))
+
+
+@pytest.mark.parametrize(("kv_type", "factor"), [("f16", 1e6), ("q8_0", 1e8)])
+@pytest.mark.parametrize("role", ["attn_k", "attn_v"])
+@pytest.mark.parametrize("device", [{}, {"device": "emulated", "vram_budget": "64MiB", "n_batch": 16}])
+def test_the_layer_is_named_wherever_its_cache_is(
+    tiny_model: TinyModel, tmp_path: Path, kv_type: str, factor: float, role: str, device: dict[str, Any]
+) -> None:
+    path = scaled(tiny_model("f32", True), tmp_path / "large.gguf", **{role: factor})
+    with load(path, n_ctx=64, threads=1, kv_type=kv_type, **device) as engine:
+        if device:
+            assert any(cache.side == "gpu" for cache in engine.executor.plan.caches)
+        with pytest.raises(SettingError, match=rf"kv_type: {kv_type} .* layer 1 is above .*--kv-type f32"):
+            list(engine.generate("Mr. Darcy looked", 2, temp=0.0))
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
+@pytest.mark.parametrize("device", [{}, {"device": "emulated", "vram_budget": "64MiB", "n_batch": 16}])
+def test_a_key_that_hides_its_position_is_said(
+    tiny_model: TinyModel, kv_type: str, device: dict[str, Any]
+) -> None:
+    """A score of minus infinity gives no NaN: the position is left out, and the text goes on."""
+    with load(tiny_model("f32", True), n_ctx=256, threads=1, kv_type=kv_type, **device) as engine:
+        list(generation := engine.generate("Mr. Darcy looked", 2, temp=0.0))
+        assert not generation.findings
+        make_infinite(engine, layer=2, position=len(generation.prompt_ids))
+        (said,) = generation.findings
+        assert f"a key of layer 2 is too large for a {kv_type} cache" in said
+        list(again := engine.generate([1, 5], 1, temp=0.0))
+        assert not again.findings  # its positions are others
+
+
+def make_infinite(engine: Engine, layer: int, position: int) -> None:
+    """Put minus infinity in the place of a key's number or scale, in head 1."""
+    plan, model = engine.executor.plan, engine.model
+    store = engine.executor.device_store
+    if store is not None:
+        assert plan.caches[layer].side == "gpu"
+        keys, _ = (buffer.array for buffer in store.cache(layer))
+        at = plan.n_ctx + position
+        if plan.kv_type == "q8_0":
+            keys[model.n_head_kv * plan.n_ctx * model.head_dim :].view(np.float16)[at] = -np.inf
+        else:
+            keys[at * model.head_dim] = -np.inf
+        return
+    cache = engine.executor.host._kv_cache
+    heads = cache.memory.view(np.float16).reshape(2, model.n_layer, model.n_head_kv, -1)
+    heads[0, layer, 1, position] = -np.inf  # the first number's, or scale's, of 64 positions
 
 
 def test_a_perplexity_of_such_a_model(tiny_model: TinyModel, tmp_path: Path) -> None:
