@@ -7,7 +7,7 @@ from numba import types
 from numba.core import cgutils
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import attention, program, rows, simd
+from hotcold.kernels.cpu import program, rows, simd, sizes
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.team import Program, Team
 from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
@@ -31,7 +31,7 @@ class Layers:
             program.aligned(4 * n_tokens * n_head * head_dim).view(np.float32) for _ in range(2)
         )
         self.q[:] = np.random.default_rng(0).standard_normal(self.q.size)
-        self.partial = program.aligned(64 + attention.partial_bytes(n_tokens, n_head, head_dim, n_keys))
+        self.partial = program.aligned(64 + sizes.attention_partial_bytes(n_tokens, n_head, head_dim, n_keys))
         fields = {
             "n_head": n_head,
             "n_head_kv": n_head_kv,
@@ -46,7 +46,7 @@ class Layers:
             "w_stride": host_kv_block_bytes(kv_type, head_dim),
             "w1_stride": head,
         }
-        chunks = attention.chunks(n_tokens, n_head, n_head_kv, head_dim, n_keys)
+        chunks = sizes.attention_chunks(n_tokens, n_head, n_head_kv, head_dim, n_keys)
         ops = []
         for layer in range(self.n_layer):
             keys = self.memory.ctypes.data + 2 * layer * n_head_kv * head

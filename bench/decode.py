@@ -24,7 +24,7 @@ from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.cpu.stream import StreamingSum
 from hotcold.kernels.cpu.team import Program, Team
 
@@ -33,16 +33,16 @@ PROMPT = 256
 
 def tile_gflops(executor: Executor, kind: int, n_rows: int, k: int, weight: int, seconds: float) -> float:
     """The bare tile op on one matrix: best GFLOP/s."""
-    stride = pack.packed_bytes(k) if rows.is_quantised(kind) else 4 * k
+    stride = sizes.packed_bytes(k) if sizes.is_quantised(kind) else 4 * k
     x = program.aligned(PROMPT * stride)
     x_plain = np.random.default_rng(0).standard_normal((PROMPT, k), np.float32)
     y = program.aligned(4 * PROMPT * n_rows)
     plain = {"x": x_plain.ctypes.data, "x_stride": 4 * k, "k": k, "y": x.ctypes.data, "y_stride": stride}
-    fill = [{"code": program.PACK, "chunks": PROMPT, **plain}] if rows.is_quantised(kind) else []
+    fill = [{"code": program.PACK, "chunks": PROMPT, **plain}] if sizes.is_quantised(kind) else []
     if not fill:
         x.view(np.float32)[:] = x_plain.reshape(-1)
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
-    w = {"w": weight, "w_type": kind, "w_stride": rows.row_bytes(kind, k)}
+    w = {"w": weight, "w_type": kind, "w_stride": sizes.row_bytes(kind, k)}
     chunks = program.panel_chunks(n_rows)
     tile = {"code": program.MUL_MAT, "chunks": chunks, **w, **at, "n_rows": n_rows, "k": k}
     team = Team(executor.n_threads)

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from random_model import random_rows
 
 from hotcold.engine.host.machine import default_threads
-from hotcold.kernels.cpu import kernel_files, pack, program, rows, weight_types
+from hotcold.kernels.cpu import kernel_files, pack, program, rows, sizes, weight_types
 from hotcold.kernels.cpu.stream import StreamingSum
 from hotcold.kernels.cpu.team import Program, Team
 
@@ -55,9 +55,9 @@ def packed_inputs(n_tokens: int, k: int, type_id: int) -> tuple[NDArray[np.uint8
     """Random inputs as the type wants them, and their row stride."""
     plain = program.aligned(4 * n_tokens * k)
     plain.view(np.float32)[:] = np.random.default_rng(0).standard_normal(n_tokens * k)
-    if not rows.is_quantised(type_id):
+    if not sizes.is_quantised(type_id):
         return plain, 4 * k
-    stride = pack.packed_bytes(k)
+    stride = sizes.packed_bytes(k)
     out = program.aligned(n_tokens * stride)
     for t in range(n_tokens):
         pack.pack_row(plain.ctypes.data + 4 * t * k, k, out.ctypes.data + t * stride)
@@ -66,7 +66,7 @@ def packed_inputs(n_tokens: int, k: int, type_id: int) -> tuple[NDArray[np.uint8
 
 def weight(name: str, base: int, type_id: int, k: int) -> Record:
     """Record fields of a matrix of the ring."""
-    return {name: base, f"{name}_type": type_id, f"{name}_stride": rows.row_bytes(type_id, k)}
+    return {name: base, f"{name}_type": type_id, f"{name}_stride": sizes.row_bytes(type_id, k)}
 
 
 def alternate(
@@ -93,11 +93,11 @@ def line(what: str, figures: tuple[float, float, float]) -> None:
 
 def matvec(type_id: int, n_rows: int, k: int, team: Team, stream: StreamingSum, seconds: float) -> None:
     """A matrix times one vector, over the whole ring."""
-    size = n_rows * rows.row_bytes(type_id, k)
+    size = n_rows * sizes.row_bytes(type_id, k)
     memory, copies = ring(type_id, size)
     x, _ = packed_inputs(1, k, type_id)
     y = program.aligned(4 * n_rows)
-    chunks = program.row_chunks(n_rows, rows.row_bytes(type_id, k))
+    chunks = program.row_chunks(n_rows, sizes.row_bytes(type_id, k))
     shape = {"chunks": chunks, "n_rows": n_rows, "k": k, "x": x.ctypes.data, "y": y.ctypes.data}
     records = [
         {"code": program.MAT_VEC, **weight("w", memory.ctypes.data + i * size, type_id, k), **shape}
@@ -123,7 +123,7 @@ class FFN:
     """Layers of a sparse FFN with a list of neurons, about half of which fire."""
 
     def __init__(self, type_id: int, share: float, n_embd: int = N_EMBD, n_ff: int = N_FF) -> None:
-        size = n_ff * rows.row_bytes(type_id, n_embd)
+        size = n_ff * sizes.row_bytes(type_id, n_embd)
         self.memory, copies = ring(type_id, size)
         layers = copies // 3 or 1
         if copies < 3:
@@ -135,7 +135,7 @@ class FFN:
         self.partial = program.aligned(4 * program.PIECES * n_embd)
         self.y = program.aligned(4 * n_embd)
         self.counts = np.zeros((program.MAX_CHUNKS, 2), np.int64)
-        self.row_bytes = rows.row_bytes(type_id, n_embd)
+        self.row_bytes = sizes.row_bytes(type_id, n_embd)
         self.job = one_token(
             [r for i in range(layers) for r in self._layer(type_id, n_embd, n_ff, 3 * i * size)]
         )
@@ -177,7 +177,7 @@ def ffn(type_id: int, share: float, team: Team, stream: StreamingSum, seconds: f
 def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     """A matrix times a batch, in GFLOP/s."""
     n_rows, k = 5632, 2048
-    memory, _ = ring(type_id, n_rows * rows.row_bytes(type_id, k))
+    memory, _ = ring(type_id, n_rows * sizes.row_bytes(type_id, k))
     x, stride = packed_inputs(n_tokens, k, type_id)
     y = program.aligned(4 * n_rows * n_tokens)
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
@@ -197,12 +197,12 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
 
 def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None:
     """A matrix times a few tokens, over the whole ring, in times of one token; all in turns."""
-    size = n_rows * rows.row_bytes(type_id, k)
+    size = n_rows * sizes.row_bytes(type_id, k)
     memory, copies = ring(type_id, size)
     x, stride = packed_inputs(max(SMALL), k, type_id)
     y = program.aligned(4 * n_rows * max(SMALL))
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
-    shape = {"chunks": program.row_chunks(n_rows, rows.row_bytes(type_id, k)), "n_rows": n_rows, "k": k}
+    shape = {"chunks": program.row_chunks(n_rows, sizes.row_bytes(type_id, k)), "n_rows": n_rows, "k": k}
     bases = [memory.ctypes.data + i * size for i in range(copies)]
     jobs = []
     for n in SMALL:

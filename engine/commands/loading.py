@@ -9,7 +9,6 @@ from hotcold.engine.commands.options import ModelOptions, part
 from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generation.run_options import RunOptions
-from hotcold.kernels.cpu.machine_code import compile_within
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
@@ -45,6 +44,8 @@ def open_engine(
 
 def heed_compiling(quiet: bool) -> None:
     """Say when kernels are compiled, for which a user has to wait, and let Ctrl-C end it."""
+    from hotcold.kernels.cpu.machine_code import compile_within
+
     said = [quiet]
 
     @contextmanager

@@ -8,7 +8,7 @@ from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.workspace import vector_bytes
 from hotcold.engine.model.model import Weight
-from hotcold.kernels.cpu import experts, pack, program, rows
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.formats import ACTIVATIONS, GATINGS, chosen_bytes
 
 
@@ -47,7 +47,7 @@ class _Pairs:
         self.n_used = node.tensor("chosen").shape[1]
         self.n_pairs = low.n_tokens * self.n_used
         self.groups = low.areas["groups"]
-        self.places = self.groups + experts.group_bytes(self.n_expert, self.n_pairs)
+        self.places = self.groups + sizes.group_bytes(self.n_expert, self.n_pairs)
         self.first, self.second = (low.areas["first"], 4 * self.n_ff), (low.areas["second"], 4 * self.n_ff)
         self.sums = low.areas["second"], 4 * self.n_embd
 
@@ -89,7 +89,7 @@ class _Pairs:
     def rows(self, code: int, weight: Weight, x: tuple[int, int], y: tuple[int, int], **own: int) -> None:
         """An op whose chunks are rows of all experts."""
         k, n_rows, _ = weight.ne
-        stride = rows.row_bytes(int(weight.type), k)
+        stride = sizes.row_bytes(int(weight.type), k)
         if self.low.one_token:
             chunks = program.row_chunks(n_rows, self.n_used * stride)
         else:
@@ -107,9 +107,9 @@ class _Pairs:
 
     def packed(self, x: tuple[int, int]) -> tuple[int, int]:
         """The hidden vectors as `down` wants them."""
-        if not rows.is_quantised(int(self.down.type)):
+        if not sizes.is_quantised(int(self.down.type)):
             return x
-        y, stride = self.low.areas["pairs"], pack.packed_bytes(self.n_ff)
+        y, stride = self.low.areas["pairs"], sizes.packed_bytes(self.n_ff)
         fields = {"x": x[0], "x_stride": x[1], "y": y, "y_stride": stride, "k": self.n_ff}
         self.low.emit(program.PACK, self._chunks(self.n_ff), **fields, groups=self.groups)
         return y, stride

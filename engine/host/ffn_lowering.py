@@ -10,7 +10,7 @@ from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.workspace import ffn_pieces
 from hotcold.engine.model.model import Weight
 from hotcold.errors import HotcoldError
-from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.formats import ACTIVATIONS, mask_bytes
 
 
@@ -91,7 +91,7 @@ def _gated(low: Lowering, node: Node) -> None:
     """first = act(gate x) * (up x) for one token."""
     gate, up, _ = ffn_matrices(node)
     x, z = low.input_of(node, gate)[0], low.input_of(node, up)[0]
-    bytes_a_row = sum(rows.row_bytes(int(w.type), w.ne[0]) for w in (gate, up))
+    bytes_a_row = sum(sizes.row_bytes(int(w.type), w.ne[0]) for w in (gate, up))
     low.emit(
         program.GATED,
         program.row_chunks(gate.ne[1], bytes_a_row),
@@ -175,7 +175,7 @@ def _row_op(
     low: Lowering, code: int, weight: Weight, x: tuple[int, int], y: tuple[int, int], which: Record
 ) -> None:
     k, n_rows = weight.ne
-    chunks = program.row_chunks(n_rows, rows.row_bytes(int(weight.type), k))
+    chunks = program.row_chunks(n_rows, sizes.row_bytes(int(weight.type), k))
     at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
     low.emit(code, chunks, **low.weight(weight), **at, **which, n_rows=n_rows, k=k)
 

@@ -10,8 +10,7 @@ from hotcold.engine.host.expert_lowering import expert_ffn, mul_sigmoid, top_k
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_gated_ffn, sparse_ffn, sparse_gated_ffn
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
-from hotcold.kernels.cpu import attention as attention_kernel
-from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.formats import mask_bytes
 
 
@@ -130,9 +129,9 @@ def attention(low: Lowering, node: Node) -> None:
         "scale": head_dim**-0.5,
         **cache.fields(layer),
     }
-    chunks = attention_kernel.chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
+    chunks = sizes.attention_chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
     low.emit(program.ATTENTION, chunks, **fields)
-    if attention_kernel.n_parts(cache.n_ctx) > 1:
+    if sizes.attention_parts(cache.n_ctx) > 1:
         low.emit(program.ATTENTION_JOIN, n_head, **fields)
 
 

@@ -11,7 +11,7 @@ from hotcold.engine.graph.graph import Node, Tensor
 from hotcold.engine.host.cold_rows import ColdRows
 from hotcold.engine.host.stores import HostStore, KVCache
 from hotcold.engine.model.model import Weight
-from hotcold.kernels.cpu import pack, program, rows
+from hotcold.kernels.cpu import program, sizes
 
 Record = dict[str, Any]
 
@@ -62,8 +62,8 @@ class Lowering:
     def input_of(self, node: Node, weight: Weight) -> tuple[int, int]:
         """Address and row stride of a node's x as one of its weights wants it: float32, or packed."""
         x = node.tensor("x")
-        if rows.is_quantised(int(weight.type)):
-            return self.areas["packed"], pack.packed_bytes(x.shape[1])
+        if sizes.is_quantised(int(weight.type)):
+            return self.areas["packed"], sizes.packed_bytes(x.shape[1])
         return self.vector(x)
 
     def pack(self, x: Tensor) -> None:
@@ -73,23 +73,23 @@ class Lowering:
             return
         n, at = x.shape[1], self.tensors[x.name]
         scales = {"z": at + n * self.n_tokens, "z_stride": n // 32 * 4}
-        y = {"y": self.areas["packed"], "y_stride": pack.packed_bytes(n)}
+        y = {"y": self.areas["packed"], "y_stride": sizes.packed_bytes(n)}
         self.emit(program.PACK_ROUNDED, self.token_chunks(n), x=at, x_stride=n, **scales, **y, k=n)
 
     def hidden_input(self, weight: Weight, hidden: tuple[int, int]) -> tuple[int, int]:
         """A node's own vector, of which this weight reads all: as it is, or packed here."""
-        if not rows.is_quantised(int(weight.type)):
+        if not sizes.is_quantised(int(weight.type)):
             return hidden
         self._pack(*hidden, weight.ne[0])
-        return self.areas["packed"], pack.packed_bytes(weight.ne[0])
+        return self.areas["packed"], sizes.packed_bytes(weight.ne[0])
 
     def _pack(self, x: int, x_stride: int, n: int) -> None:
-        y = {"y": self.areas["packed"], "y_stride": pack.packed_bytes(n)}
+        y = {"y": self.areas["packed"], "y_stride": sizes.packed_bytes(n)}
         self.emit(program.PACK, self.token_chunks(n), x=x, x_stride=x_stride, k=n, **y)
 
     def weight(self, weight: Weight, name: str = "w") -> Record:
         """Record fields that say where a matrix lies."""
-        stride = rows.row_bytes(int(weight.type), weight.ne[0])
+        stride = sizes.row_bytes(int(weight.type), weight.ne[0])
         return {name: self.store.address(weight), f"{name}_type": int(weight.type), f"{name}_stride": stride}
 
     def matrix(self, weight: Weight, x: tuple[int, int], y: tuple[int, int], code: int | None = None) -> None:
@@ -97,7 +97,7 @@ class Lowering:
         k, n_rows = weight.ne
         if code is None:
             code = program.MAT_VEC if self.one_token else program.MUL_MAT
-        chunks = program.row_chunks(n_rows, rows.row_bytes(int(weight.type), k))
+        chunks = program.row_chunks(n_rows, sizes.row_bytes(int(weight.type), k))
         if code == program.MUL_MAT:
             chunks = program.panel_chunks(n_rows)
         at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}

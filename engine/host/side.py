@@ -18,7 +18,7 @@ from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.rope import frequencies
 from hotcold.engine.plan.plan import GraphPlan, Plan
-from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import cos_sin_table
 
@@ -60,7 +60,7 @@ class HostSide:
     def walks(self, graph: GraphPlan) -> list[Walk]:
         """The CPU's part of a graph, in order: a walk between any two things that the device does."""
         low, walks = self.lowering(graph), []
-        for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: rows.is_quantised(int(type_)))):
+        for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: sizes.is_quantised(int(type_)))):
             if kind == CPU:
                 lowered = lower([p.node for p in nodes], low)
                 walks.append(Walk(lowered, self.program([r for _, records in lowered for r in records])))

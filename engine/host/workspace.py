@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from hotcold.engine.graph.graph import Graph, Node, ffn_matrices, reading_matrices, weights_of
 from hotcold.engine.model.model import Weight
-from hotcold.kernels.cpu import attention, experts, pack, program, rows
+from hotcold.kernels.cpu import program, sizes
 
 AREAS = ("packed", "first", "second", "listed", "pairs", "groups")
 
@@ -22,13 +22,15 @@ AREAS = ("packed", "first", "second", "listed", "pairs", "groups")
 def _packed(node: Node, n_tokens: int) -> int:
     if not reading_matrices(node):
         return 0
-    wide = [w.ne[0] for w in weights_of(node) if rows.is_quantised(int(w.type))]
-    return max((n_tokens * pack.packed_bytes(k) for k in wide), default=0)
+    wide = [w.ne[0] for w in weights_of(node) if sizes.is_quantised(int(w.type))]
+    return max((n_tokens * sizes.packed_bytes(k) for k in wide), default=0)
 
 
 def ffn_pieces(node: Node) -> int:
     """Into how many pieces, whose sums are made apart, the neurons of an FFN's node are cut."""
-    return program.ffn_pieces(sum(rows.row_bytes(int(w.type), w.ne[0]) * w.ne[1] for w in ffn_matrices(node)))
+    return program.ffn_pieces(
+        sum(sizes.row_bytes(int(w.type), w.ne[0]) * w.ne[1] for w in ffn_matrices(node))
+    )
 
 
 def _partials(node: Node, first: Weight) -> int:
@@ -64,7 +66,7 @@ def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
 def vector_bytes(weight: Weight) -> int:
     """Bytes of one vector that a matrix multiplies: float32, or packed."""
     k = weight.ne[0]
-    return pack.packed_bytes(k) if rows.is_quantised(int(weight.type)) else 4 * k
+    return sizes.packed_bytes(k) if sizes.is_quantised(int(weight.type)) else 4 * k
 
 
 def _expert_ffn(node: Node, n_tokens: int) -> dict[str, int]:
@@ -75,7 +77,7 @@ def _expert_ffn(node: Node, n_tokens: int) -> dict[str, int]:
         "first": 4 * n_pairs * n_ff,
         "second": 4 * n_pairs * max(n_ff, n_embd),
         "pairs": n_pairs * max(map(vector_bytes, ffn_matrices(node))),
-        "groups": experts.group_bytes(n_expert, n_pairs) + 8 * n_pairs,
+        "groups": sizes.group_bytes(n_expert, n_pairs) + 8 * n_pairs,
     }
 
 
@@ -93,7 +95,7 @@ def area_bytes(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that one node uses for n_tokens tokens in a context of n_ctx positions."""
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
-        return {"first": attention.partial_bytes(n_tokens, n_head, head_dim, n_ctx)}
+        return {"first": sizes.attention_partial_bytes(n_tokens, n_head, head_dim, n_ctx)}
     own = OWN.get(node.op)
     return {"packed": _packed(node, n_tokens), **(own(node, n_tokens) if own else {})}
 

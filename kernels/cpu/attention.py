@@ -11,14 +11,12 @@ A few tokens are cut by parts, so that long contexts keep all threads busy (`att
 many by blocks of rows, each of which goes through all of its parts.
 """
 
-from hotcold.kernels.cpu import kv_cache, operations, rows
+from hotcold.kernels.cpu import kv_cache, operations, rows, sizes
 from hotcold.kernels.cpu.attention_tiles import (
     LOG2E,
     MOST_DIRECT_ROWS,
     MOST_ROWS,
-    MOST_WIDE_ROWS,
     P_ROW,
-    STATE,
     attention_scores,
     attention_values,
     clear,
@@ -32,14 +30,11 @@ from hotcold.kernels.cpu.attention_tiles import (
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.operations import load16, load_f32, load_i64, store16, store_f32, store_i64
-from hotcold.kernels.cpu.program import MAX_CHUNKS, N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
+from hotcold.kernels.cpu.program import N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
+from hotcold.kernels.cpu.sizes import MOST_WIDE_ROWS, PART, SPLIT_TOKENS, STATE
 
-PART = 512  # positions; a multiple of TILE
-SPLIT_TOKENS = 16  # the most that are cut by parts
 MAX_HEAD_DIM = 1024
 
-_BLOCK_NUMBERS, _BLOCK_ROWS = 24576, 192  # sums of a block of rows stay in the second-level cache
-_BLOCKS = 32  # blocks of rows that keep some threads busy
 _DIRECT_ROWS = 8  # more rows share a tile that is widened to float32 once
 # bytes from the beginning of what serves a register tile
 _FACTORS, _ONES, _WIDE = MOST_ROWS * P_ROW, MOST_ROWS * (P_ROW + 64), MOST_ROWS * (P_ROW + 128)
@@ -53,22 +48,7 @@ def _rows_at_once(left: int, most: int) -> int:
     return 3 if left == 5 else left
 
 
-def rows_of_block(n_tokens: int, group: int, n_head_kv: int, n_numbers: int) -> int:
-    """Rows that go through the positions together: a function of the batch alone.
-
-    Args:
-        n_numbers: of a row, padded.
-    """
-    most = min(_BLOCK_ROWS, _BLOCK_NUMBERS // n_numbers)
-    n_rows = n_tokens * group
-    if n_tokens <= SPLIT_TOKENS:
-        return min(most, n_rows)
-    blocks = (_BLOCKS + n_head_kv - 1) // n_head_kv
-    even = (n_rows + blocks - 1) // blocks
-    return min(most, (even + MOST_WIDE_ROWS - 1) // MOST_WIDE_ROWS * MOST_WIDE_ROWS)
-
-
-_rows_of_block = compiled(rows_of_block)
+_rows_of_block = compiled(sizes.rows_of_block)
 
 
 @compiled
@@ -223,7 +203,7 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
     Args:
         op: n_head query heads, n_head_kv of the cache, head_dim, scale, k window or 0, z address of the
             sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
-            and w1_stride a head; scratch of `partial_bytes`.
+            and w1_stride a head; scratch of `attention_partial_bytes`.
         run: address of the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
     """
     n_tokens, n_past = load_i64(run + 8 * N_TOKENS), load_i64(run + 8 * N_PAST)
@@ -286,40 +266,10 @@ def join_parts(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-u
         _finish_row(op, head_kv, row, scratch)
 
 
-def n_parts(n_ctx: int) -> int:
-    """Parts of a whole context."""
-    return -(-n_ctx // PART)
-
-
-def chunks(n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int) -> int:
-    """Into how many chunks an ATTENTION op of at most n_tokens is cut: as many as have work, or fewer."""
-    group = n_head // n_head_kv
-
-    def blocks(n: int) -> int:
-        return n_head_kv * -(
-            -n * group // rows_of_block(n, group, n_head_kv, kv_cache.padded_numbers(head_dim))
-        )
-
-    items = max(blocks(min(n_tokens, SPLIT_TOKENS)) * n_parts(n_ctx), blocks(n_tokens))
-    return min(items, MAX_CHUNKS)
-
-
-def partial_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) -> int:
-    """Bytes of the parts' sums between ATTENTION and ATTENTION_JOIN."""
-    if n_parts(n_ctx) == 1:
-        return 0
-    return (
-        min(n_tokens, SPLIT_TOKENS)
-        * n_head
-        * n_parts(n_ctx)
-        * (STATE + 4 * kv_cache.padded_numbers(head_dim))
-    )
-
-
 def _scratch_bytes(head_dim: int) -> int:
     """What a chunk needs of its thread's memory at most."""
-    n = kv_cache.padded_numbers(head_dim)
-    block = min(_BLOCK_ROWS, _BLOCK_NUMBERS // n)
+    n = sizes.padded(head_dim)
+    block = min(sizes.BLOCK_ROWS, sizes.BLOCK_NUMBERS // n)
     return block * (4 * n + 8 + 2 * (STATE + 4 * n)) + 64 + _WIDE + 2 * 4 * TILE * n
 
 

@@ -32,10 +32,10 @@ from hotcold.kernels.cpu.simd import (
     f32x16,
     operation,
 )
+from hotcold.kernels.cpu.sizes import MOST_WIDE_ROWS, STATE
 
 LOG2E = 1 / math.log(2)
 P_ROW = 4 * TILE  # bytes of a row's scores
-STATE = 128  # bytes of a record before its sums
 _LOWEST = -3.4028234663852886e38  # the maximum of no scores: a float32 that can be subtracted from itself
 _NUMBER = {rows.F32_ID: 4, rows.F16_ID: 2, rows.Q8_0_ID: 1}  # bytes, without scales
 
@@ -46,7 +46,7 @@ _NUMBER = {rows.F32_ID: 4, rows.F16_ID: 2, rows.Q8_0_ID: 1}  # bytes, without sc
 _REGISTERS = 28 if "avx512f" in simd.target_features() else 7
 # The most rows of a tile of float32, and of numbers that are widened as they are met: a whole group if there
 # are registers, so that it is widened once and asks for the next block all the while.
-MOST_WIDE_ROWS, MOST_DIRECT_ROWS = 6, 8 if _REGISTERS > 7 else 4
+MOST_DIRECT_ROWS = 8 if _REGISTERS > 7 else 4
 MOST_ROWS = 8
 
 

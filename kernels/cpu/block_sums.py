@@ -17,11 +17,11 @@ from numba.core import cgutils
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
 from hotcold.kernels.cpu.weights import (
     BLOCK,
     GROUP_BYTES,
     GROUPS,
-    PACKED_WINDOW_BYTES,
     BlockType,
     Group,
     Window,

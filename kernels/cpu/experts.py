@@ -14,20 +14,15 @@ from hotcold.kernels.cpu import elementwise, ffn, operations, tiles
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 from hotcold.kernels.cpu.program import SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
+from hotcold.kernels.cpu.sizes import GROUP_ENTRY, GROUP_HEAD
 
 SMALLEST_SUM = 2.0**-14  # that weights are divided by
-_HEAD, _ENTRY = 16, 24  # bytes in front of the experts' entries, and of an entry
-
-
-def group_bytes(n_expert: int, n_pairs: int) -> int:
-    """Bytes that `group` writes at most."""
-    return _HEAD + _ENTRY * n_expert + 8 * n_pairs
 
 
 @compiled
 def pair_tokens(groups: int, n_expert: int) -> int:
     """Where the tokens of the pairs lie."""
-    return groups + _HEAD + _ENTRY * n_expert
+    return groups + GROUP_HEAD + GROUP_ENTRY * n_expert
 
 
 @compiled
@@ -121,7 +116,7 @@ def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def
         n = load_i64(counts + 8 * e) if load_i64(op.w + 8 * e) != 0 else 0
         store_i64(counts + 8 * e, total)  # from here on: the expert's next pair
         if n:
-            entry = op.y + _HEAD + _ENTRY * n_active
+            entry = op.y + GROUP_HEAD + GROUP_ENTRY * n_active
             store_i64(entry, e)
             store_i64(entry + 8, total)
             store_i64(entry + 16, n)
@@ -152,7 +147,7 @@ def gather(op, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
 @compiled
 def _take(op, own, i: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
     """Fill in `own` for the i-th expert that has pairs; its number, and how many pairs."""
-    entry = op.groups + _HEAD + _ENTRY * i
+    entry = op.groups + GROUP_HEAD + GROUP_ENTRY * i
     e, start = load_i64(entry), load_i64(entry + 8)
     own.w = load_i64(op.w + 8 * e)
     own.x = op.x + start * op.x_stride

@@ -11,7 +11,7 @@ with head_dim rounded up to whole vectors of 16; the numbers added are 0 in valu
 rounds as `ref.quantise` does, with scales kept in F16, and takes heads of whole blocks of 32.
 """
 
-from hotcold.kernels.cpu import operations, rows
+from hotcold.kernels.cpu import operations, rows, sizes
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load16, load_f32, store_f32
 from hotcold.kernels.formats import HOST_KV_POSITIONS
@@ -20,12 +20,7 @@ BLOCK = HOST_KV_POSITIONS
 QUANTISED = 32  # numbers of a Q8_0 block
 
 
-def padded_numbers(head_dim: int) -> int:
-    """Numbers of a value's row: whole vectors."""
-    return (head_dim + 15) // 16 * 16
-
-
-padded = compiled(padded_numbers)
+padded = compiled(sizes.padded)
 
 
 @compiled

@@ -6,25 +6,19 @@ from numba import types
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.simd import F32, I8, I32, I64, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES, WINDOW
 from hotcold.kernels.cpu.weights import (
     BLOCK,
     FIRST_SUMS,
     GROUP_BYTES,
     HIGH,
     LOW,
-    PACKED_WINDOW_BYTES,
     SCALED_SUMS,
     SCALES,
     SUMS,
-    WINDOW,
 )
 
 BLOCKS = WINDOW // BLOCK
-
-
-def packed_bytes(k: int) -> int:
-    """Bytes of k numbers packed, whole windows of 512."""
-    return -(-k // WINDOW) * PACKED_WINDOW_BYTES
 
 
 def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: Value) -> None:

@@ -36,6 +36,7 @@ from hotcold.kernels.cpu.simd import (
     constant,
     load,
 )
+from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
@@ -43,7 +44,6 @@ from hotcold.kernels.cpu.weights import (
     GROUP_BYTES,
     HIGH,
     LOW,
-    PACKED_WINDOW_BYTES,
     SCALED_SUMS,
     SCALES,
     SUMS,

@@ -53,16 +53,6 @@ def is_block_type(type_id: int) -> bool:
     return _BLOCKS[type_id] > 1
 
 
-def is_quantised(type_id: int) -> bool:
-    """`is_block_type` of any number."""
-    return BLOCK_SIZE[type_id] > 1
-
-
-def row_bytes(type_id: int, k: int) -> int:
-    """Bytes of a row of k weights."""
-    return k // BLOCK_SIZE[type_id] * TYPE_SIZE[type_id]
-
-
 @compiled
 def row_bytes_of_float(type_id: int) -> int:
     """Bytes of one number of a float type."""

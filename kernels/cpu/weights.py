@@ -28,12 +28,12 @@ from llvmlite import ir
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
 from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.sizes import WINDOW
 
 BLOCK = 32
 GROUP = 128  # numbers that two vectors of bytes hold
 GROUPS = 4  # of a window
-WINDOW = GROUPS * GROUP
-GROUP_BYTES, PACKED_WINDOW_BYTES = 128, 768
+GROUP_BYTES = 128
 LOW, HIGH = 0, 64  # offsets in a packed group
 SCALES, SUMS, SCALED_SUMS, FIRST_SUMS = 512, 576, 640, 704  # offsets in a packed window
 LANE_BLOCKS = [lane // 4 for lane in range(16)]  # of a group, whose lanes are 4 neighbouring bytes

@@ -13,7 +13,7 @@ from random_weights import random_weights
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.kernels import formats, order_of_sums, ref
-from hotcold.kernels.cpu import attention, elementwise, experts, pack, program, rows, simd
+from hotcold.kernels.cpu import elementwise, pack, program, rows, simd, sizes
 from hotcold.kernels.cpu.team import Program, Team
 
 BOUND = 1e-5
@@ -50,9 +50,9 @@ def weights(type_id: int, n_rows: int, k: int, seed: int = 1) -> tuple[NDArray[n
 def operand(type_id: int, x: Array) -> tuple[NDArray[np.uint8], int]:
     """Inputs as a weight type wants them, and their row stride."""
     n, k = x.shape
-    if not rows.is_quantised(type_id):
+    if not sizes.is_quantised(type_id):
         return x.view(np.uint8), 4 * k
-    stride = pack.packed_bytes(k)
+    stride = sizes.packed_bytes(k)
     out = program.aligned(n * stride)
     for t in range(n):
         pack.pack_row(x[t].ctypes.data, k, out.ctypes.data + t * stride)
@@ -78,7 +78,7 @@ def run(records: list[Record], n_tokens: int = 1, n_threads: int = 2, **paramete
 
 def check_rows(type_id: int, k: int) -> None:
     """Dot products of one row and a tile, a row as float32; a strip and the sum of four rows."""
-    quantised = rows.is_quantised(type_id)
+    quantised = sizes.is_quantised(type_id)
     data, w = weights(type_id, 8, k)
     x = vectors(4, k)
     at, stride = operand(type_id, x)
@@ -141,7 +141,7 @@ def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:
     data, w = weights(type_id, n_rows, k)
     x = vectors(n_tokens, k)
     at, stride = operand(type_id, x)
-    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    wanted = ref.mul_mat(w, x, sizes.is_quantised(type_id))
     y = np.zeros((n_tokens, n_rows), np.float32)
     code = program.MAT_VEC if n_tokens == 1 else program.MUL_MAT
     record = {"code": code, "chunks": 3, **matrix("w", data, type_id), "n_rows": n_rows, "k": k}
@@ -261,10 +261,10 @@ class Cache:
         """ATTENTION, and the join of its parts, of queries [n_tokens, n_head, head_dim]."""
         n_tokens, n_head, head_dim = q.shape
         q, y = np.ascontiguousarray(q), np.full(q.shape, np.nan, np.float32)
-        sizes = (n_tokens, n_head, self.n_head_kv, head_dim, self.n_ctx)
-        partial = program.aligned(64 + attention.partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
+        head_sizes = (n_tokens, n_head, self.n_head_kv, head_dim, self.n_ctx)
+        partial = program.aligned(64 + sizes.attention_partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
         partial[:] = 0xFF
-        record = {"code": program.ATTENTION, "chunks": attention.chunks(*sizes), "n_head": n_head}
+        record = {"code": program.ATTENTION, "chunks": sizes.attention_chunks(*head_sizes), "n_head": n_head}
         record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "scale": head_dim**-0.5, **self.where}
         record |= {"x": q.ctypes.data, "y": y.ctypes.data, "scratch": partial.ctypes.data, "k": window}
         record |= dict.fromkeys(("x_stride", "y_stride"), 4 * n_head * head_dim)
@@ -318,8 +318,8 @@ def sparse_records(
     """
     n_tokens = len(x)
     (gate, g), (up, u), (down, d) = (weights(kind, n_ff, k, 10 + i) for i, kind in enumerate(types))
-    quantised = rows.is_quantised(types[0])
-    assert quantised == rows.is_quantised(types[1])
+    quantised = sizes.is_quantised(types[0])
+    assert quantised == sizes.is_quantised(types[1])
     wanted = ref.sparse_gated_ffn(x, g, u, d, active, quantised)
     listed = np.ones((n_tokens, n_ff), bool) if active is None else active
     firing = listed & (ref.mul_mat(g, x, quantised) > 0)
@@ -433,8 +433,8 @@ def check_experts(types: tuple[int, int, int], n_tokens: int, activation: str, b
         data.append(raw)
         numbers.append(values.reshape(n_expert, n_rows, n))
     biases = [vectors(n_expert, n_rows, 30 + i) if biased else None for i, (n_rows, _) in enumerate(shapes)]
-    quantised = rows.is_quantised(types[0])
-    assert {rows.is_quantised(kind) for kind in types} == {quantised}
+    quantised = sizes.is_quantised(types[0])
+    assert {sizes.is_quantised(kind) for kind in types} == {quantised}
     gate, up, down = numbers
     wanted = ref.expert_ffn(
         x, (ids, w), gate, up, down, (biases[0], biases[1], biases[2]), activation, quantised
@@ -462,7 +462,7 @@ def _experts(
     x, chosen = np.ascontiguousarray(x), np.ascontiguousarray(chosen)
     at, stride = operand(types[0], x)
     tables = [np.arange(n_expert) * (each.size // n_expert) + each.ctypes.data for each in data]
-    groups = np.full(experts.group_bytes(n_expert, n_pairs), 0xFF, np.uint8)
+    groups = np.full(sizes.group_bytes(n_expert, n_pairs), 0xFF, np.uint8)
     places = np.full(n_pairs, -9, np.int64)
     first, second, sums = vectors(n_pairs, n_ff), vectors(n_pairs, n_ff), vectors(n_pairs, k)
     hidden, gathered, y = (
@@ -494,10 +494,10 @@ def _experts(
     act["activation"] = formats.ACTIVATIONS[activation]
     records = [group, gather, product(0, inputs, gates, (n_ff, k)), product(1, inputs, ups, (n_ff, k)), act]
     down = strided("x", first.ctypes.data, 4 * n_ff)
-    if rows.is_quantised(types[2]):
-        packed = strided("y", hidden.ctypes.data, pack.packed_bytes(n_ff))
+    if sizes.is_quantised(types[2]):
+        packed = strided("y", hidden.ctypes.data, sizes.packed_bytes(n_ff))
         records.append({"code": program.PACK, "chunks": 2, **down, **packed, "k": n_ff, **where})
-        down = strided("x", hidden.ctypes.data, pack.packed_bytes(n_ff))
+        down = strided("x", hidden.ctypes.data, sizes.packed_bytes(n_ff))
     records.append(product(2, down, strided("y", sums.ctypes.data, 4 * k), (k, n_ff)))
     total = {"code": program.EXPERT_SUM, "chunks": 3, **strided("x", sums.ctypes.data, 4 * k), "k": k}
     total |= {**strided("z", chosen.ctypes.data, 8 * n_used), **strided("y", y.ctypes.data, 4 * k)}
@@ -531,7 +531,7 @@ def run_all() -> None:
     """Every check on a range of sizes; for the feature levels."""
     check_halves()
     for type_id in (*SPARSE_TYPES, *OFFSET_TYPES):
-        for k in ODD[rows.is_quantised(type_id)]:
+        for k in ODD[sizes.is_quantised(type_id)]:
             check_rows(type_id, k)
     for type_id in K_TYPES:
         check_rows(type_id, 512)

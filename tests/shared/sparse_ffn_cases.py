@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.cpu import program, rows, sizes
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -67,9 +67,9 @@ class GatedFFN:
         pairs = [checks.weights(t, self.n_ff, k, 20 + i) for i, t in enumerate(self.types)]
         self.raw = [raw.copy() for raw, _ in pairs]
         gate_w, up_w, down_w = (w.copy() for _, w in pairs)
-        gate = ref.mul_mat(gate_w, self.x, rows.is_quantised(self.types[0]))
+        gate = ref.mul_mat(gate_w, self.x, sizes.is_quantised(self.types[0]))
         # where products cancel, rounding alone decides about the sign: other rows stand in
-        up = ref.mul_mat(up_w, self.x, rows.is_quantised(self.types[1]))
+        up = ref.mul_mat(up_w, self.x, sizes.is_quantised(self.types[1]))
         for product, matrices in ((gate, (self.raw[0], gate_w)), (up, (self.raw[1], up_w))):
             sure = (np.abs(product) > 1e-4 * np.abs(product).max()).all(0)
             if sure.any():
@@ -106,7 +106,7 @@ class FFN:
             checks.weights(t, self.n_ff, k, 30 + i) for i, t in enumerate(self.types)
         )
         self.raw = [up.copy(), down.copy()]
-        quantised = rows.is_quantised(self.types[0])
+        quantised = sizes.is_quantised(self.types[0])
         products = ref.mul_mat(up_w, self.x, quantised)
         # every sign is certain: a bias moves products that cancel away from zero
         top = np.abs(products).max()
@@ -136,7 +136,7 @@ def shapes(types: tuple[int, int, int]) -> tuple[int, ...]:
     """Row lengths: a tail for float types alone, blocks that fill no group of four where there are any."""
     if any(t in checks.K_TYPES for t in types):
         return (256, 768)
-    return (32, 160) if any(rows.is_quantised(t) for t in types) else (1, 17, 100)
+    return (32, 160) if any(sizes.is_quantised(t) for t in types) else (1, 17, 100)
 
 
 def filled(*shape: int) -> F32:

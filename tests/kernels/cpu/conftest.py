@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.kernels.cpu import pack, program, team
+from hotcold.kernels.cpu import pack, program, sizes, team
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -34,7 +34,7 @@ def packed() -> Callable[[NDArray[np.float32]], NDArray[np.uint8]]:
     def make(x: NDArray[np.float32]) -> NDArray[np.uint8]:
         n_tokens, k = x.shape
         # filled with ones, so that whatever packing leaves out shows
-        out = program.aligned(n_tokens * pack.packed_bytes(k)).reshape(n_tokens, -1)
+        out = program.aligned(n_tokens * sizes.packed_bytes(k)).reshape(n_tokens, -1)
         out[:] = 0xFF
         for source, target in zip(np.ascontiguousarray(x), out, strict=True):
             pack.pack_row(source.ctypes.data, k, target.ctypes.data)

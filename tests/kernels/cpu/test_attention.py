@@ -6,7 +6,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import attention, program
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.cpu.rows import F16_ID, F32_ID, Q8_0_ID
 
 F32 = NDArray[np.float32]
@@ -125,6 +125,6 @@ def test_a_sink_takes_its_share() -> None:
 
 
 def test_nothing_is_cut_in_one_part() -> None:
-    assert attention.partial_bytes(4, 32, 128, attention.PART) == 0
-    assert attention.partial_bytes(1, 1, 128, attention.PART + 1) == 2 * (128 + 4 * 128)
-    assert 1 <= attention.chunks(512, 71, 1, 64, 1 << 20) <= program.MAX_CHUNKS
+    assert sizes.attention_partial_bytes(4, 32, 128, sizes.PART) == 0
+    assert sizes.attention_partial_bytes(1, 1, 128, sizes.PART + 1) == 2 * (128 + 4 * 128)
+    assert 1 <= sizes.attention_chunks(512, 71, 1, 64, 1 << 20) <= program.MAX_CHUNKS

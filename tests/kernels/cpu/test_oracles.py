@@ -5,13 +5,13 @@ import oracle_checks as checks
 import pytest
 
 from hotcold.kernels import formats, ref
-from hotcold.kernels.cpu import program, rows
+from hotcold.kernels.cpu import program, rows, sizes
 
 pytestmark = pytest.mark.pairwise
 NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
 NAMES |= {3: "Q4_1", 7: "Q5_1", 12: "Q4_K", 13: "Q5_K"}
 SIZES = [
-    (t, k) for t in (*checks.SPARSE_TYPES, *checks.OFFSET_TYPES) for k in checks.ODD[rows.is_quantised(t)]
+    (t, k) for t in (*checks.SPARSE_TYPES, *checks.OFFSET_TYPES) for k in checks.ODD[sizes.is_quantised(t)]
 ]
 
 

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.kernels import order_of_sums
-from hotcold.kernels.cpu import program, rows, simd
+from hotcold.kernels.cpu import program, rows, simd, sizes
 
 F32 = NDArray[np.float32]
 Walk = Callable[..., None]
@@ -28,7 +28,7 @@ BATCHES = (2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65)
 
 def lengths(type_id: int) -> tuple[int, ...]:
     """Rows that fill steps of a kernel and rows that do not."""
-    return LENGTHS["256" if type_id in checks.K_TYPES else "32" if rows.is_quantised(type_id) else "float"]
+    return LENGTHS["256" if type_id in checks.K_TYPES else "32" if sizes.is_quantised(type_id) else "float"]
 
 
 def products(raw: NDArray[np.uint8], type_id: int, x: F32, walk: Walk, chunks: int, n_threads: int) -> F32:
@@ -208,7 +208,7 @@ def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
         raw, w = checks.weights(type_id, 19, k)
         x = checks.vectors(1, k, 2)
         got = products(raw, type_id, x, run_ops, 2, 2)[0]
-        if rows.is_quantised(type_id):
+        if sizes.is_quantised(type_id):
             blocks = as_blocks(type_id, raw, w)
             numbers = blocks.numbers, blocks.scales, blocks.minima
             wanted = order_of_sums.dots_of_blocks_in_order(*numbers, x[0], level_fma(), blocks.parts)

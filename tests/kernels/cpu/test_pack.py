@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import pack
+from hotcold.kernels.cpu import pack, sizes
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -70,10 +70,10 @@ def test_what_is_rounded_elsewhere_packs_to_the_same_bytes(
 ) -> None:
     x = make_inputs(1, 32 * n_blocks)
     q, d = (np.ascontiguousarray(part) for part in ref.quantise(x[0]))
-    again = np.full(pack.packed_bytes(x.size), 0xFF, np.uint8)
+    again = np.full(sizes.packed_bytes(x.size), 0xFF, np.uint8)
     pack.pack_rounded_row(q.ctypes.data, d.ctypes.data, x.size, again.ctypes.data)
     assert np.array_equal(again, packed(x)[0])
 
 
 def test_packed_bytes_are_whole_windows() -> None:
-    assert [pack.packed_bytes(k) for k in (32, 512, 544, 4096)] == [768, 768, 1536, 6144]
+    assert [sizes.packed_bytes(k) for k in (32, 512, 544, 4096)] == [768, 768, 1536, 6144]

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import op_kernels, pack, program, rows
+from hotcold.kernels.cpu import op_kernels, program, rows, sizes
 from hotcold.kernels.cpu.compiled import FAMILIES
 from hotcold.kernels.cpu.kernel_files import OPS
 
@@ -113,20 +113,20 @@ def test_pack(n_tokens: int, result_of: Results) -> None:
     x = checks.vectors(n_tokens, 352)
     wanted, stride = checks.operand(rows.Q4_0_ID, x)
     y = program.aligned(n_tokens * stride).view(np.float32)
-    op = {"code": program.PACK, "k": 352, **at("x", x), **at("y", y, pack.packed_bytes(352))}
+    op = {"code": program.PACK, "k": 352, **at("x", x), **at("y", y, sizes.packed_bytes(352))}
     assert result_of(op, y, n_tokens=n_tokens).tobytes() == wanted.tobytes()
 
 
 @pytest.mark.parametrize("n_rows", [1, 16, 203])
 @pytest.mark.parametrize("type_id", ALL_TYPES, ids=type_name)
 def test_mat_vec(type_id: int, n_rows: int, result_of: Results, assert_near: Near) -> None:
-    for k in (256,) if type_id == rows.Q6_K_ID else checks.ODD[rows.is_quantised(type_id)]:
+    for k in (256,) if type_id == rows.Q6_K_ID else checks.ODD[sizes.is_quantised(type_id)]:
         raw, w = checks.weights(type_id, n_rows, k)
         x, y = checks.vectors(1, k), checks.vectors(1, n_rows)
         operand, _ = checks.operand(type_id, x)
         op = {"code": program.MAT_VEC, "n_rows": n_rows, "k": k, **checks.matrix("w", raw, type_id)}
         got = result_of(op | at("x", operand, 0) | at("y", y), y)
-        assert_near(got, ref.mul_mat(w, x, rows.is_quantised(type_id)))
+        assert_near(got, ref.mul_mat(w, x, sizes.is_quantised(type_id)))
 
 
 @pytest.mark.parametrize("n_tokens", [1, 4, 5, 9])
@@ -137,7 +137,7 @@ def test_mul_mat_and_logits(type_id: int, n_tokens: int, result_of: Results, ass
     x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
     operand, stride = checks.operand(type_id, x)
     op = {"n_rows": n_rows, "k": k, **checks.matrix("w", raw, type_id), **at("x", operand, stride)}
-    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    wanted = ref.mul_mat(w, x, sizes.is_quantised(type_id))
     assert_near(result_of(op | {"code": program.MUL_MAT} | at("y", y), y, n_tokens=n_tokens), wanted)
     op |= {"code": program.LOGITS, "y_stride": 4 * n_rows}
     for start in {0, n_tokens - 1, n_tokens // 2}:
@@ -185,7 +185,7 @@ def test_gated(types: tuple[int, int], activation: str, result_of: Results, asse
         checks.matrix("w", gate, types[0]) | checks.matrix("w1", up, types[1]) | at("x", a, 0) | at("z", b, 0)
     )
     op["activation"] = {"relu": program.RELU_ACTIVATION, "silu": program.SILU_ACTIVATION}[activation]
-    products = [ref.mul_mat(w, x, rows.is_quantised(t)) for w, t in zip((g, u), types, strict=True)]
+    products = [ref.mul_mat(w, x, sizes.is_quantised(t)) for w, t in zip((g, u), types, strict=True)]
     assert_near(result_of(op, y), ref.ACTIVATIONS[activation](products[0]) * products[1])
 
 
@@ -221,7 +221,7 @@ def test_predictor(n_tokens: int, run_ops: Walk) -> None:
         checks.weights(rows.Q8_0_ID, n_ff, rank, 2),
     )
     x, hidden, z = checks.vectors(n_tokens, k), checks.vectors(n_tokens, rank), checks.vectors(n_tokens, n_ff)
-    (a, a_stride), stride = checks.operand(rows.Q8_0_ID, x), pack.packed_bytes(rank)
+    (a, a_stride), stride = checks.operand(rows.Q8_0_ID, x), sizes.packed_bytes(rank)
     packed, bits = program.aligned(n_tokens * stride), np.full((n_tokens, 4), -1)
     in_place = {"k": rank, **at("x", hidden), **at("y", hidden)}
     first = {"code": program.MUL_MAT, "chunks": 2, "n_rows": rank, "k": k, **at("x", a, a_stride)}

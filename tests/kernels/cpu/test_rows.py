@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from random_weights import HALFS
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import rows
+from hotcold.kernels.cpu import rows, sizes
 from hotcold.kernels.cpu.rows import BF16_ID, F16_ID, F32_ID
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES
 
@@ -53,7 +53,7 @@ def of_type(types: Any = tuple(SIZES)) -> list[Any]:
 @pytest.fixture
 def operand(packed: Packed) -> Callable[[int, F32], NDArray[Any]]:
     """operand(type_id, x): inputs as this weight type wants them."""
-    return lambda type_id, x: packed(x) if rows.is_quantised(type_id) else np.ascontiguousarray(x)
+    return lambda type_id, x: packed(x) if sizes.is_quantised(type_id) else np.ascontiguousarray(x)
 
 
 @pytest.mark.parametrize("type_id", of_type())
@@ -77,7 +77,7 @@ def test_dot_row(
     raw, x = before_a_hole(raw), make_inputs(1, k)
     at = before_a_hole(operand(type_id, x))
     got = [rows.dot_row(type_id, row.ctypes.data, at.ctypes.data, k, rows.AHEAD) for row in raw]
-    assert_near(got, ref.mul_mat(w, x, rows.is_quantised(type_id))[0])
+    assert_near(got, ref.mul_mat(w, x, sizes.is_quantised(type_id))[0])
 
 
 def tile_addresses(at: NDArray[Any]) -> NDArray[np.int64]:
@@ -99,7 +99,7 @@ def test_dot_strips(
     raw, x = before_a_hole(raw), make_inputs(16, k)
     at = before_a_hole(operand(type_id, x))
     columns = tile_addresses(at)
-    wanted = ref.mul_mat(w, x, rows.is_quantised(type_id))
+    wanted = ref.mul_mat(w, x, sizes.is_quantised(type_id))
     for n in (1, 2, 3, 4, 7, 16):
         out = np.full((16, 7), 9, np.float32)
         where = raw.ctypes.data, raw.shape[1], 5, columns.ctypes.data, n, k, rows.AHEAD
@@ -130,7 +130,7 @@ def test_dot_tile(
 def test_numbers_at_the_ends_of_their_range(type_id: int, byte: int, packed: Packed) -> None:
     """Where sums of neighbouring bytes would saturate 16 bits."""
     k = 1024
-    raw = np.full(rows.row_bytes(type_id, k), byte, np.uint8)
+    raw = np.full(sizes.row_bytes(type_id, k), byte, np.uint8)
     half = np.array([0.5], np.float16).view(np.uint8)
     blocks = raw.reshape(-1, rows.TYPE_SIZE[type_id])
     kind = GGMLQuantizationType(type_id)

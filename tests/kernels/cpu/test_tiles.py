@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import program, rows, tiles
+from hotcold.kernels.cpu import program, rows, sizes, tiles
 
 F32 = NDArray[np.float32]
 U8 = NDArray[np.uint8]
@@ -45,11 +45,11 @@ def test_mul_mat(
 ) -> None:
     raw, w = make_weights(type_id, n_rows, k)
     x = make_inputs(n_tokens, k)
-    at: NDArray[Any] = packed(x) if rows.is_quantised(type_id) else x
+    at: NDArray[Any] = packed(x) if sizes.is_quantised(type_id) else x
     y = np.full((n_tokens, n_rows + 3), 7, np.float32)
     fields = {"w": raw.ctypes.data, "w_type": type_id, "w_stride": raw.shape[1], "x_stride": at.strides[0]}
     op = program.assemble([{**fields, "n_rows": n_rows, "k": k}])[0]
     tiles.mul_mat(op, first, last, n_tokens, at.ctypes.data, y.ctypes.data, y.strides[0], scratch.ctypes.data)
     assert (y[:, :first] == 7).all() and (y[:, last:] == 7).all()
     if last > first:
-        assert_near(y[:, first:last], ref.mul_mat(w, x, rows.is_quantised(type_id))[:, first:last])
+        assert_near(y[:, first:last], ref.mul_mat(w, x, sizes.is_quantised(type_id))[:, first:last])
