@@ -1,58 +1,22 @@
-"""Bugs of the kernels' text: what each changes, who finds it, and what is said."""
+"""Bugs of the kernels' text, by what is wrong; those of kernels with weights lie in a file of their own."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
+import planted_bugs_of_weights
 from kernel_launches import (
-    Run,
     run_add,
     run_attention,
     run_attention_odd,
     run_attention_parts,
-    run_compact,
-    run_compact_in_passes,
-    run_expert_sum,
-    run_experts,
-    run_ffn,
-    run_gated_ffn,
-    run_hidden_masked_gated,
     run_lanes,
     run_layer_norm,
-    run_matmul,
-    run_matmul_transposed,
-    run_matvec,
-    run_matvec_mask,
     run_merge,
     run_places,
     run_quantise,
     run_rms_norm,
     run_rope,
-    run_sum_groups,
 )
+from planted_bug import BARRIER, Bug
 
-ORDERS = (0, 1, 7, 1234)
-
-
-@dataclass(frozen=True)
-class Bug:
-    """`old` becomes `new` in the program of `file`.
-
-    `said` is found in the error, and so is the line of each snippet of `lines`, `file:number`, as they stand after
-    the edit.
-    """
-
-    file: str
-    run: Run
-    old: str
-    new: str
-    said: str
-    lines: Sequence[str] = ()
-    build_kind: str = "races"
-    orders: Sequence[int] = ORDERS
-
-
-BARRIER = "    __syncthreads();"
-BUGS = {
+BUGS = planted_bugs_of_weights.BUGS | {
     "no barrier after the warps' sums": Bug(
         "rms_norm.cu",
         run_rms_norm,
@@ -60,120 +24,6 @@ BUGS = {
         "of_warp[warp()] = v;\n",
         "race, |before anybody wrote",
         ["return warp_sum(lane() < n_warps() ? of_warp[lane()] : 0.f);"],
-    ),
-    "no barrier before the counts are read": Bug(
-        "compact.cu",
-        run_compact,
-        "found[warp()] = up_to_mine;\n    " + BARRIER,
-        "found[warp()] = up_to_mine;\n",
-        "race, |before anybody wrote",
-        [],
-    ),
-    "no barrier before the counts are written again": Bug(
-        "compact.cu",
-        run_compact_in_passes,
-        BARRIER + "                          // found is about",
-        "    // found is about",
-        "race, write of what another read|race, read of another's write",
-        ["if (lane() == WARP - 1) found[warp()] = up_to_mine;"],
-    ),
-    "some warps do not write their count": Bug(
-        "compact.cu",
-        run_compact,
-        "if (lane() == WARP - 1) found[warp()]",
-        "if (lane() == WARP - 1 && warp() % 2) found[warp()]",
-        "shared memory read at .* before anybody wrote it",
-    ),
-    "no barrier after the hidden values": Bug(
-        "sparse_gated_ffn.cu",
-        run_gated_ffn,
-        "__syncthreads();                          // every hidden value is there",
-        "// every hidden value is there",
-        "race, |before anybody wrote",
-    ),
-    "no barrier after the list of rows that count": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
-        "__syncthreads();                          // and the list of those that count",
-        "// and the list of those that count",
-        "race, |before anybody wrote",
-    ),
-    "no barrier before the next tile": Bug(
-        "sparse_gated_ffn.cu",
-        run_gated_ffn,
-        "__syncthreads();                          // the tile is",
-        "// the tile is",
-        "race, ",
-    ),
-    "no __syncwarp before rows move up": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
-        "__syncwarp();                             // all have read",
-        "// all have read",
-        "race, ",
-        ["if (h != 0.f) tile.hidden[at] = h, tile.row[at] = row;"],
-    ),
-    "the row numbers are never written": Bug(
-        "sparse_gated_ffn.cu",
-        run_gated_ffn,
-        "tile.hidden[i] = h, tile.row[i] = row;",
-        "tile.hidden[i] = h;",
-        "shared memory read at .* before anybody wrote it",
-        ["int i = first + lane(), row = i < n_tile ? tile.row[i] : 0;"],
-    ),
-    "all groups write the first one's sums": Bug(
-        "sparse_gated_ffn.cu",
-        run_gated_ffn,
-        "((size_t)token * gridDim.x + blockIdx.x) * down.n;",
-        "((size_t)token * gridDim.x) * down.n;",
-        r"race, (two writes|read of another's write).* by block [01]",
-    ),
-    "a bias after the last": Bug(
-        "sparse_ffn.cu",
-        run_ffn,
-        "values[neurons[row]]",
-        "values[neurons[row] + 1]",
-        "bad memory access to byte 1024 of a buffer of 1024 bytes",
-        ["return is_there ? values[neurons[row] + 1] : 0.f;"],
-        "checked",
-        (0, 7, 1234),
-    ),
-    "no barrier before the warps' sums are added": Bug(
-        "sum_groups.cu",
-        run_sum_groups,
-        "of_warp[warp()][lane()] = s;\n" + BARRIER,
-        "of_warp[warp()][lane()] = s;\n",
-        "race, |before anybody wrote",
-    ),
-    "all blocks sum the same columns": Bug(
-        "sum_groups.cu",
-        run_sum_groups,
-        "int column = (int)blockIdx.x * WARP + lane()",
-        "int column = lane()",
-        r"race, two writes.* by block [01]",
-        ["y[at] = Addends{bias, other, residual, flags}.onto(s, at, column);"],
-    ),
-    "rows of an expert that is not here": Bug(
-        "expert_rows.cu",
-        run_experts,
-        "if (slot >= 0) {",
-        "{",
-        "bad memory access to 0x",
-        build_kind="checked",
-    ),
-    "every choice writes the first one's products": Bug(
-        "expert_rows.cu",
-        run_experts,
-        "y[(size_t)pair * n_rows + row] = v;",
-        "y[(size_t)token * n_rows + row] = v;",
-        r"race, two writes",
-    ),
-    "all tokens write the first one's experts": Bug(
-        "expert_sum.cu",
-        run_expert_sum,
-        "y[(size_t)token * n + column] = s;",
-        "y[column] = s;",
-        r"race, two writes",
     ),
     "all tokens write the first one's sums": Bug(
         "add.cu",
@@ -190,23 +40,6 @@ BUGS = {
         "sum += bias[at];",
         "bad memory access to byte .* of a buffer of 2048 bytes",
         ["if (flags & HAS_BIAS) sum += bias[at];"],
-        "checked",
-        (0, 7, 1234),
-    ),
-    "all tokens share the hidden values": Bug(
-        "hidden_masked.cu",
-        run_hidden_masked_gated,
-        "    bool listed = Listed{",
-        "    at = row;\n    bool listed = Listed{",
-        r"race, two writes.* by block [0123]",
-    ),
-    "the mask of the token after": Bug(
-        "hidden_masked.cu",
-        run_hidden_masked_gated,
-        "mask + (size_t)blockIdx.y * n_words",
-        "mask + (size_t)(blockIdx.y + 1) * n_words",
-        "bad memory access to byte .* of a buffer of 128 bytes",
-        ["return mask[neuron / 32] >> neuron % 32 & 1;"],
         "checked",
         (0, 7, 1234),
     ),
@@ -347,64 +180,6 @@ BUGS = {
         "checked",
         (1,),
     ),
-    "ids written after the end": Bug(
-        "compact.cu",
-        run_compact,
-        "ids[begin + __popc",
-        "ids[1 + begin + __popc",
-        "bad memory access to byte 2048 of a buffer of 2048 bytes",
-        ["& ((1u << "],
-        "checked",
-        (0, 7, 1234),
-    ),
-    "no barrier before the warps' bits are read": Bug(
-        "matvec.cu",
-        run_matvec_mask,
-        "of_warp[warp()] = bits << 4 * warp();\n" + BARRIER,
-        "of_warp[warp()] = bits << 4 * warp();\n",
-        "race, |before anybody wrote",
-        ["word |= of_warp[w];"],
-    ),
-    "a tile multiplied before it is there": Bug(
-        "matmul.cu",
-        run_matmul,
-        "unit);\n        __syncthreads();\n        multiply(",
-        "unit);\n        multiply(",
-        "race, |before anybody wrote",
-    ),
-    "a tile written while it is read": Bug(
-        "matmul.cu",
-        run_matmul,
-        "__syncthreads();                          // the tile is",
-        "// the tile is",
-        "race, ",
-        [],
-    ),
-    "down rows added before they are there": Bug(
-        "matmul_transposed.cu",
-        run_matmul_transposed,
-        "n_rows);\n        __syncthreads();\n        UNROLL",
-        "n_rows);\n        UNROLL",
-        "race, |before anybody wrote",
-    ),
-    "inputs after the last token": Bug(
-        "matmul.cu",
-        run_matmul,
-        "token < n_tokens && first + 8 <= n &&",
-        "first + 8 <= n &&",
-        "bad memory access to ",
-        [],
-        "checked",
-    ),
-    "a vector load askew": Bug(
-        "matvec.cu",
-        run_matvec,
-        "load8(w + 8 * i, v), load8(x",
-        "load8(w + 8 * i + 1, v), load8(x",
-        "undefined behaviour",
-        ["union { uint4 bits; T values[8]; } u"],
-        "checked",
-    ),
     "a return before the barrier": Bug(
         "rms_norm.cu",
         run_rms_norm,
@@ -439,24 +214,6 @@ BUGS = {
         "v = fmaxf(v, __shfl_xor_sync(0x7fffffffu, v, d));",
         "lane 31 is not in its own mask|shuffle from lane 31, which is not in the mask",
         ["v = fmaxf(v, __shfl_xor_sync(0x7fffffffu, v, d));"],
-        "checked",
-    ),
-    "a shared array too small": Bug(
-        "compact.cu",
-        run_compact,
-        "__shared__ int found[WARP];",
-        "__shared__ int found[WARP / 8];",
-        "undefined behaviour",
-        [],
-        "checked",
-    ),
-    "a shift by a whole word": Bug(
-        "compact.cu",
-        run_compact,
-        "(1u << lane())",
-        "(1u << (lane() + 1))",
-        "undefined behaviour",
-        ["& ((1u << "],
         "checked",
     ),
 }
