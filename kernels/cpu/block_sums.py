@@ -1,4 +1,4 @@
-"""Dot products of quantised rows: the one order of sums of `ref.dots_of_blocks`, as IR.
+"""Dot products of quantised rows: the one order of sums of `order_of_sums.dots_of_blocks_in_order`, as IR.
 
 A block's 32 products are added as integers, which no order changes. Its scaled sum goes to one of 16 chains,
 block c of a row to chain c mod 16, and a chain is a lane: a window of 512 numbers gives each lane one sum. The

@@ -1,4 +1,4 @@
-"""Dot products of float rows: the one order of sums of `ref.dots_of_floats`, as IR.
+"""Dot products of float rows: the one order of sums of `order_of_sums.dots_of_floats_in_order`, as IR.
 
 Steps of 16 numbers go to two chains in turns, whose lanes are added and folded by halves; the last numbers
 of a row that fill no step are added one by one. One emitter writes the loop for a row and one vector (both

@@ -1,4 +1,4 @@
-"""Sums of scaled rows and rows as float32: the one order of sums of `ref.rows_in_order`, as IR."""
+"""Sums of scaled rows and rows as float32: the one order of sums of `order_of_sums.rows_in_order`, as IR."""
 
 from collections.abc import Callable
 
