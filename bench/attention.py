@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from hotcold.kernels.cpu import program, rows, simd, sizes
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.team import Program, Team
-from hotcold.kernels.formats import host_kv_block_bytes, host_kv_bytes
+from hotcold.kernels.formats import HOST_KV_POSITIONS, host_kv_block_bytes, host_kv_bytes
 
 TYPE_IDS = {"f16": rows.F16_ID, "f32": rows.F32_ID, "q8_0": rows.Q8_0_ID}
 SHAPES = ((9, 3, 64), (32, 8, 128), (8, 8, 64), (8, 1, 128), (24, 8, 96))  # query heads, heads, numbers
@@ -36,6 +36,7 @@ class Layers:
             "n_head": n_head,
             "n_head_kv": n_head_kv,
             "head_dim": head_dim,
+            "n_positions": -(-n_keys // HOST_KV_POSITIONS) * HOST_KV_POSITIONS,
             "scale": head_dim**-0.5,
             "x": self.q.ctypes.data,
             "y": self.y.ctypes.data,

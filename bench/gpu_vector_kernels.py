@@ -126,9 +126,12 @@ def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
         q = normal(tokens, n_head, dim)
         positions = np.arange(n_keys - tokens, n_keys, dtype=np.int32)
         given, y = (bed.put(q), bed.put(positions)), bed.empty(q.shape, "f4")
+        scores = attention_sizes.Scores.plain(y, dim)
         work = attention_sizes.attention(kv_type, tokens, *sizes.heads, n_keys)
         launches = [
-            work.prepare(bed.device, (given[0], *cache, given[1], y, tokens, *sizes.heads, n_ctx))
+            work.prepare(
+                bed.device, (given[0], *cache, given[1], y, tokens, *sizes.heads, n_ctx, *scores.of_attention)
+            )
             for cache in caches
         ]
         want = partial(_attention, q, keys, values, n_keys)
@@ -155,13 +158,14 @@ def _split_attention(
     q, position = normal(1, n_head, dim), bed.put(np.array([n_ctx - 1], np.int32))
     given, y = bed.put(q), bed.empty(q.shape, "f4")
     sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
+    scores = attention_sizes.Scores.plain(y, dim)
     part = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
     join = attention_sizes.attention_join(n_head, dim, n_ctx, n_ctx)
     launches = [
-        part.prepare(bed.device, (given, *cache, position, sums, *sizes.heads, n_ctx, parts))
+        part.prepare(bed.device, (given, *cache, position, sums, *sizes.heads, n_ctx, parts, *scores.of_part))
         for cache in caches
     ]
-    joins = [join.prepare(bed.device, (sums, position, y, n_head, dim, parts))]
+    joins = [join.prepare(bed.device, (sums, position, y, n_head, dim, parts, *scores.of_join))]
 
     def both() -> Array:
         bed.device.run(joins[0], bed.device.compute)

@@ -63,6 +63,19 @@ KV_ALIGNMENT = 16
 """Where keys and values of a layer begin on the device."""
 
 
+def cache_positions(n_ctx: int, window: int, n_batch: int) -> int:
+    """Positions that a layer's cache holds: all, or what n_batch tokens in a row see through a window.
+
+    Position p lies in row p modulo that number. A batch is stored before it is read, so its first token's window
+    and its last token are there at once; the host's blocks of positions may hold a part of either at both ends.
+    A window of 0 sees all.
+    """
+    if not window:
+        return n_ctx
+    blocks = -(-(window + n_batch - 2) // HOST_KV_POSITIONS) + 1
+    return min(n_ctx, blocks * HOST_KV_POSITIONS)
+
+
 def kv_block(kv_type: str) -> int:
     """How many numbers of a head are stored together; a head has to have whole blocks."""
     return GGML_QUANT_SIZES[KV_TYPES[kv_type]][0]

@@ -149,7 +149,15 @@ def rope(x: F32, positions: NDArray[np.int64], frequencies: F64, interleaved: bo
     return out
 
 
-def attention(q: F32, k: F32, v: F32, n_past: int, window: int = 0, sinks: F32 | None = None) -> F64:
+def attention(
+    q: F32,
+    k: F32,
+    v: F32,
+    n_past: int,
+    window: int = 0,
+    sinks: F32 | None = None,
+    scale: float | None = None,
+) -> F64:
     """Causal softmax attention; query head h reads key/value head h // (n_head / n_head_kv).
 
     Args:
@@ -157,6 +165,7 @@ def attention(q: F32, k: F32, v: F32, n_past: int, window: int = 0, sinks: F32 |
         k, v: [n_past + n_tokens, n_head_kv, head_dim], as the cache holds them.
         window: how many positions a token sees, its own the last; 0: all.
         sinks: [n_head], one more score for each head, that takes a share and has no value.
+        scale: of the scores; None: 1 / sqrt(head_dim).
 
     Returns:
         float64 [n_tokens, n_head, head_dim].
@@ -164,7 +173,8 @@ def attention(q: F32, k: F32, v: F32, n_past: int, window: int = 0, sinks: F32 |
     group = q.shape[1] // k.shape[1]
     keys = np.repeat(k.astype(np.float64), group, 1)
     values = np.repeat(v.astype(np.float64), group, 1)
-    scores = np.einsum("thd,shd->hts", q.astype(np.float64), keys) / np.sqrt(q.shape[-1])
+    scores = np.einsum("thd,shd->hts", q.astype(np.float64), keys)
+    scores = scores / np.sqrt(q.shape[-1]) if scale is None else scores * scale
     scores = np.where(seen_positions(n_past, q.shape[0], k.shape[0], window), scores, -np.inf)
     if sinks is not None:
         column = np.broadcast_to(sinks.astype(np.float64)[:, None, None], (*scores.shape[:2], 1))
@@ -371,6 +381,11 @@ def mul_sigmoid(x: F32, gate: F32) -> F64:
 def add(*vectors: F32) -> F64:
     """Their sum, of one shape or of shapes that NumPy makes one."""
     return np.asarray(sum(vector.astype(np.float64) for vector in vectors))
+
+
+def scale(x: F32, factor: float) -> F32:
+    """factor x, one product of float32."""
+    return np.asarray(x * np.float32(factor), np.float32)
 
 
 def mask_bits(active: NDArray[np.bool_]) -> NDArray[np.uint32]:

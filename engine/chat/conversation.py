@@ -8,7 +8,7 @@ from typing import Any
 from hotcold.engine.chat.prompt import ChatPrompt, system_message
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.chat.thoughts import without_thoughts
-from hotcold.engine.generation.generation import Engine, Generation
+from hotcold.engine.generation.generation import ROLLED_OVER, Engine, Generation
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
 
@@ -85,6 +85,8 @@ class Chat:
         opened = self._prompt.opened
         pieces = self._answer(question, self.last, opened)
         yield from without_thoughts(pieces, opened) if self._hides else chain(filter(None, [opened]), pieces)
+        if ROLLED_OVER in self.last.warnings:
+            self._notify(ROLLED_OVER)
         if self.last.statistics.stop_reason == "context":
             self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
 

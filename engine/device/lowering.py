@@ -20,6 +20,7 @@ from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.add import add as add_work
 from hotcold.kernels.cuda.add import merge as merge_work
+from hotcold.kernels.cuda.attention import Scores
 from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
 from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
 from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
@@ -27,6 +28,7 @@ from hotcold.kernels.cuda.matvec3 import matvec3
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
+from hotcold.kernels.cuda.scale import scale as scale_work
 from hotcold.kernels.formats import is_split, n_parts
 from hotcold.kernels.weight_table import share_an_input
 
@@ -143,7 +145,7 @@ def rope(low: DeviceLowering, nodes: Nodes) -> int:
 def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
     """Without a rotation: no head of q, for which k stands in, is touched."""
     k, v = nodes[0].tensor("k"), nodes[0].tensor("v")
-    _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False})
+    _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False, "table": 0})
     return 1
 
 
@@ -155,7 +157,7 @@ def _rope_kv_store(
     low.launch(
         rope_kv_store(low.plan.kv_type, low.n_tokens, n_head, model.n_head_kv, model.head_dim, n_rot),
         *(low.vector(tensor) for tensor in qkv),
-        low.cos_sin(),
+        low.cos_sin(rotation["table"]),
         low.positions(),
         low.vector(q_out),
         keys,
@@ -166,25 +168,39 @@ def _rope_kv_store(
         model.head_dim,
         n_rot // 2,
         int(rotation["interleaved"]),
-        low.plan.n_ctx,
+        low.plan.caches[layer_of(store)].n_positions,
     )
 
 
 def attention(low: DeviceLowering, nodes: Nodes) -> int:
-    node, model, plan = nodes[0], low.model, low.plan
-    q, y = low.vector(node.tensor("q")), low.vector(node.output)
+    node, model, kv_type = nodes[0], low.model, low.plan.kv_type
+    q, y, sinks = low.vector(node.tensor("q")), low.vector(node.output), node.find_weight("sinks")
+    scores = Scores(
+        q if sinks is None else low.store.vector(sinks),
+        int(sinks is not None),
+        node.attributes["window"],
+        node.attributes["scale"],
+    )
     keys, values = low.store.cache(layer_of(node))
+    n_rows = low.plan.caches[layer_of(node)].n_positions
     heads = model.n_head, model.n_head_kv, model.head_dim
-    if not is_split(low.n_tokens, plan.n_ctx):
-        work = attention_sizes.attention(plan.kv_type, low.n_tokens, *heads, plan.n_ctx)
-        low.launch(work, q, keys, values, low.positions(), y, low.n_tokens, *heads, plan.n_ctx)
+    if not is_split(low.n_tokens, n_rows):
+        work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows)
+        given = q, keys, values, low.positions(), y, low.n_tokens, *heads, n_rows
+        low.launch(work, *given, *scores.of_attention)
         return 1
-    parts = n_parts(plan.n_ctx)
+    parts = n_parts(n_rows)
     partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
-    work = attention_sizes.attention_part(plan.kv_type, *heads, plan.n_ctx, plan.n_ctx)
-    low.launch(work, q, keys, values, low.positions(), partial, *heads, plan.n_ctx, parts)
-    join = attention_sizes.attention_join(model.n_head, model.head_dim, plan.n_ctx, plan.n_ctx)
-    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, parts)
+    work = attention_sizes.attention_part(kv_type, *heads, n_rows, n_rows)
+    low.launch(work, q, keys, values, low.positions(), partial, *heads, n_rows, parts, *scores.of_part)
+    join = attention_sizes.attention_join(model.n_head, model.head_dim, n_rows, n_rows)
+    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, parts, *scores.of_join)
+    return 1
+
+
+def scale(low: DeviceLowering, nodes: Nodes) -> int:
+    x, n = nodes[0].tensor("x"), low.n_tokens * nodes[0].output.shape[1]
+    low.launch(scale_work(n), low.vector(x), low.vector(nodes[0].output), n, nodes[0].attributes["factor"])
     return 1
 
 
@@ -233,6 +249,7 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "rope": rope,
     "kv_store": kv_store,
     "attention": attention,
+    "scale": scale,
     "add": add,
     "merge": merge,
     "predictor": predictor,

@@ -91,11 +91,12 @@ class DeviceLowering:
         """Positions of the run's tokens, int32 [n_tokens]."""
         return self.area("positions", self.n_tokens, np.int32)
 
-    def cos_sin(self) -> Buffer:
-        """The rotation's table, float32 [n_ctx, n_rot / 2, 2]; any buffer for a model without one."""
+    def cos_sin(self, table: int) -> Buffer:
+        """A rotation's table, float32 [n_ctx, n_rot / 2, 2]; any buffer for a model without one."""
         if "cos_sin" not in self.store.areas:
             return self.area("positions", self.n_tokens, np.float32)
-        return self.area("cos_sin", self.plan.n_ctx * self.model.n_rot, np.float32)
+        count = self.plan.n_ctx * self.model.n_rot
+        return self.area("cos_sin", count, np.float32, 4 * table * count)
 
     # Inputs
 

@@ -159,28 +159,28 @@ class DeviceStore:
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
         plan, slab = self.plan, self.slabs.kv_cache
-        before = sum(cache.side == GPU for cache in plan.caches[:layer])
-        half = layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type) // 2
+        before = sum(cache.n_bytes for cache in plan.caches[:layer] if cache.side == GPU)
+        half = layer_kv_bytes(plan.model, plan.caches[layer].n_positions, plan.kv_type) // 2
         dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.int8}[plan.kv_type])
         if slab is None:
             raise DeviceError("KV cache on the device", f"layer {layer}", "the plan puts none there")
-        keys, values = (slab.view((2 * before + i) * half, half // dtype.itemsize, dtype) for i in (0, 1))
+        keys, values = (slab.view(before + i * half, half // dtype.itemsize, dtype) for i in (0, 1))
         return keys, values
 
     def overflow(self, n_keys: int | None) -> int | None:
         """As `KVCache.overflow`, of the layers whose cache is here; nothing may be under way."""
         plan, model = self.plan, self.plan.model
-        numbers = model.n_head_kv * plan.n_ctx * model.head_dim
-        if plan.kv_type == "q8_0":  # scales lie behind all numbers
-            of_half_floats, row_bytes = slice(numbers, numbers + numbers // 16), model.head_dim // 16
-        else:
-            of_half_floats, row_bytes = slice(numbers), 2 * model.head_dim
 
         def read(layer: int) -> Iterator[NDArray[np.generic]]:
+            n_rows = plan.caches[layer].n_positions
+            numbers = model.n_head_kv * n_rows * model.head_dim
+            of_half_floats, row_bytes = slice(numbers), 2 * model.head_dim
+            if plan.kv_type == "q8_0":  # scales lie behind all numbers
+                of_half_floats, row_bytes = slice(numbers, numbers + numbers // 16), model.head_dim // 16
             for buffer in self.cache(layer)[: 2 if n_keys is None else 1]:
                 array = buffer.array[of_half_floats]
                 host = array.get() if hasattr(array, "get") else array
-                yield host.view(np.uint8).reshape(model.n_head_kv, plan.n_ctx, row_bytes)[:, :n_keys]
+                yield host.view(np.uint8).reshape(model.n_head_kv, n_rows, row_bytes)[:, :n_keys]
 
         if plan.kv_type == "f32":
             return None

@@ -75,7 +75,7 @@ def ranges(numbers: Sequence[int]) -> str:
 def kinds(report: Report) -> list[Kind]:
     """The kinds of layers, in the order of their first ones."""
     of_kind: dict[tuple[object, ...], list[int]] = {}
-    caches = {row["layer"]: row["device"] for row in report["kv_cache"]}
+    caches = {row["layer"]: (row["device"], row["bytes"]) for row in report["kv_cache"]}
     for layer in range(report["model"]["n_layer"]):
         weights = [row for row in report["weights"] if row["layer"] == layer]
         key = tuple((_unnumbered(w), w["role"], w["type"], tuple(w["ne"]), w["device"]) for w in weights)

@@ -46,7 +46,14 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
         "budget": _budget(plan),
         "weights": [_weight(entry) for entry in plan.weights],
         "kv_cache": [
-            {"layer": c.layer, "bytes": c.n_bytes, "device": c.side, "why": c.why} for c in plan.caches
+            {
+                "layer": c.layer,
+                "positions": c.n_positions,
+                "bytes": c.n_bytes,
+                "device": c.side,
+                "why": c.why,
+            }
+            for c in plan.caches
         ],
         "frequencies_from": plan.frequencies_from,
         "layers": [_layer(split) for split in plan.layers],

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hotcold.kernels.cuda.device.device import Device
 
 DEFAULTS = GenerationSettings()
+ROLLED_OVER = "the model's windows have moved on, so the whole prompt runs again"
 
 
 class Engine(Closing):
@@ -310,7 +311,11 @@ class Generation(Iterator[str]):
     def _run(self) -> Iterator[str]:
         statistics = self.statistics
         if self._after is not None:  # the last token runs again: its logits are needed
-            statistics.n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
+            n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
+            if self._engine.executor.can_go_on(n_reused):
+                statistics.n_reused = n_reused
+            else:
+                self.warnings = (*self.warnings, ROLLED_OVER)
         self._after, self._turn = None, self._engine.take_turn()
         before = self._engine.device_meter.read()
         statistics.use = before.since(before)

@@ -87,12 +87,13 @@ OPS: Mapping[str, Op] = {
     "layer_norm": _op("x=f32:E weight=w:E bias=w:E", "f32:E"),
     # weight . x + bias
     "mul_mat": _op("weight=w:K,N x=f32:K ?bias=w:N", "f32:N"),
-    # n_head, head_dim, n_rot, interleaved
+    # n_head, head_dim, n_rot, interleaved, table: the number of its rotation, of `Model.rotations`
     "rope": _op("x=f32:E ?rope_freqs=w:P", "f32:E", WITH_STORE),
     # appends to the cache of its layer; gives an order without bytes
     "kv_store": _op("k=f32:G v=f32:G", "none", WITH_CACHE),
-    # n_head, n_head_kv, head_dim; `stored` orders it behind kv_store
-    "attention": _op("q=f32:Q stored=none:Z", "f32:Q", WITH_CACHE),
+    # n_head, n_head_kv, head_dim, scale, window: positions that a token sees, or 0 for all; `stored` orders it
+    # behind kv_store, a sink is one more score of a head and has no value
+    "attention": _op("q=f32:Q stored=none:Z ?sinks=w:H", "f32:Q", WITH_CACHE),
     # mask of neurons to look at: those whose output reaches `threshold`
     "predictor": _op("x=f32:E fc1=w:E,R fc2=w:R,F", "mask:F"),
     # down . (act(gate . x) * (up . x)), down with a row a neuron, over the neurons that the mask lists and
@@ -115,6 +116,8 @@ OPS: Mapping[str, Op] = {
     ),
     # x * sigmoid(gate), one gate a token
     "mul_sigmoid": _op("x=f32:E gate=f32:G", "f32:E"),
+    # factor * x
+    "scale": _op("x=f32:E", "f32:E"),
     # a + b
     "add": _op("a=f32:E b=f32:E", "f32:E", WITH_NEXT),
     # weight . x in the run's own array

@@ -61,7 +61,7 @@ def dense_gated_ffn(low: Lowering, node: Node) -> None:
     gate, up, down = ffn_matrices(node)
     transposed = down.ne[0] == gate.ne[0] and node.attributes["transposed"]
     activation = node.attributes["activation"]
-    if low.one_token and transposed and activation != "silu":
+    if low.one_token and transposed and activation not in ("silu", "gelu"):
         _gated_pieces(low, node, skip=False)
         return
     n_ff, bits = gate.ne[1], _bits(low, node)

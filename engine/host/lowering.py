@@ -86,7 +86,7 @@ def rope(low: Lowering, node: Node) -> None:
         x_stride=stride,
         y=y,
         y_stride=stride,
-        w=low.rope_table,
+        w=low.rope_table + node.attributes["table"] * low.table_bytes,
         w_stride=8 * n_pairs,
         n_head=node.attributes["n_head"],
         head_dim=node.attributes["head_dim"],
@@ -113,7 +113,7 @@ def kv_store(low: Lowering, node: Node) -> None:
 
 
 def attention(low: Lowering, node: Node) -> None:
-    q = node.tensor("q")
+    q, sinks = node.tensor("q"), node.find_weight("sinks")
     cache, layer = low.kv_cache, layer_of(node)
     n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
     (x, x_stride), (y, y_stride) = low.vector(q), low.vector(node.output)
@@ -126,13 +126,22 @@ def attention(low: Lowering, node: Node) -> None:
         "n_head": n_head,
         "n_head_kv": cache.n_head_kv,
         "head_dim": head_dim,
-        "scale": head_dim**-0.5,
+        "scale": node.attributes["scale"],
+        "k": node.attributes["window"],
+        "z": 0 if sinks is None else low.store.address(sinks),
         **cache.fields(layer),
     }
     chunks = sizes.attention_chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
     low.emit(program.ATTENTION, chunks, **fields)
     if sizes.attention_parts(cache.n_ctx) > 1:
         low.emit(program.ATTENTION_JOIN, n_head, **fields)
+
+
+def scale(low: Lowering, node: Node) -> None:
+    x = node.tensor("x")
+    (at, stride), (y, _) = low.vector(x), low.vector(node.output)
+    at_x = {"x": at, "x_stride": stride, "y": y, "y_stride": stride}
+    low.emit(program.SCALE, low.token_chunks(x.shape[1]), **at_x, k=x.shape[1], factor=node.attributes["factor"])
 
 
 def add(low: Lowering, node: Node) -> None:
@@ -177,6 +186,7 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
         rope,
         kv_store,
         attention,
+        scale,
         add,
         predictor,
         dense_gated_ffn,

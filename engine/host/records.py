@@ -23,7 +23,7 @@ class Lowering:
     Attributes:
         tensors: address of each intermediate by name.
         areas: address of each workspace area.
-        rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2].
+        rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2] of each rotation; table_bytes of one.
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
         cold: of each layer whose FFN is split, the rows that are the CPU's.
     """
@@ -34,6 +34,7 @@ class Lowering:
     tensors: dict[str, int]
     areas: dict[str, int]
     rope_table: int
+    table_bytes: int
     counts: int
     cold: dict[int, ColdRows]
     records: list[Record] = field(default_factory=list)

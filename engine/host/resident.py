@@ -36,8 +36,8 @@ def host_memory(plan: Plan) -> HostMemory:
         entry.role == "head" and not entry.n_bytes and entry.side != GPU for entry in plan.weights
     )
     weights = sum(entry.host_bytes for entry in plan.weights if entry.role != "embedding" or head_here)
-    n_layers = sum(cache.side != GPU for cache in plan.caches)
-    return HostMemory(weights, n_layers * host_layer_kv_bytes(plan.model, plan.n_ctx, plan.kv_type))
+    here = (cache for cache in plan.caches if cache.side != GPU)
+    return HostMemory(weights, sum(host_layer_kv_bytes(plan.model, c.n_positions, plan.kv_type) for c in here))
 
 
 def memory_note(plan: Plan, root: Path = ROOT) -> str:

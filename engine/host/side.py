@@ -24,16 +24,19 @@ from hotcold.kernels.formats import cos_sin_table
 
 
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
-    """(cos, sin) of position * frequency, by the magnitude, float32 [n_ctx, n_rot / 2, 2]."""
-    turning = frequencies(model.n_rot, model.rope_freq_base, model.rope_scaling, factors)
-    return cos_sin_table(n_ctx, turning, model.rope_scaling.magnitude)
+    """(cos, sin) of position * frequency, by the magnitude, float32 [n_rotations, n_ctx, n_rot / 2, 2]."""
+    tables = [
+        cos_sin_table(n_ctx, frequencies(model.n_rot, each.freq_base, each.scaling, factors), each.scaling.magnitude)
+        for each in model.rotations
+    ]
+    return np.stack(tables)
 
 
 class HostSide:
     """Memory and programs of the CPU.
 
     Attributes:
-        rope_table: float32 [n_ctx, n_rot / 2, 2]; the device has a copy.
+        rope_table: float32 [n_rotations, n_ctx, n_rot / 2, 2]; the device has a copy.
         counts: int64 [n_layer, MAX_CHUNKS, 2], see `Executor`.
         run: the run parameters, which all programs share.
     """
@@ -47,7 +50,7 @@ class HostSide:
         model, n_ctx = plan.model, plan.n_ctx
         self.store, self.arena = store, arena
         self._cold = {s.layer: cold_rows(s.hot, s.n_ff) for s in plan.layers if 0 < s.n_hot < s.n_ff}
-        self._kv_cache = allocate_kv_cache(model, n_ctx, plan.kv_type)
+        self._kv_cache = allocate_kv_cache(plan)
         weight = model.rope_factors(n_ctx)
         factors = None if weight is None else store.rows(weight).view(np.float32)[0]
         self.rope_table = rope_table(model, n_ctx, factors)
@@ -76,6 +79,7 @@ class HostSide:
             tensors={entry.name: base + entry.offset for entry in graph.arenas[CPU].slots},
             areas={name: area.ctypes.data for name, area in self._areas.items()},
             rope_table=self.rope_table.ctypes.data,
+            table_bytes=self.rope_table[0].nbytes,
             counts=self.counts.ctypes.data,
             cold=self._cold,
         )

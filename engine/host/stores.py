@@ -6,12 +6,15 @@ the host side allocates.
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import host_layer_kv_bytes
+from hotcold.engine.plan.plan import Plan
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
 from hotcold.kernels.formats import HOST_KV_POSITIONS, KV_TYPES, host_kv_block_bytes, host_kv_bytes
@@ -58,28 +61,34 @@ class HostStore:
 
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of every layer, [2, n_layer, n_head_kv], each head laid out as `kv_cache` says.
+    """Keys and values of every layer, [2, n_head_kv] of each, every head laid out as `kv_cache` says.
 
     The memory becomes resident as positions are written.
+
+    Attributes:
+        n_positions: that each layer holds.
+        starts: where each layer's memory begins, and the end.
     """
 
-    n_layer: int
-    n_head_kv: int
     n_ctx: int
+    n_head_kv: int
     head_dim: int
     kv_type: str
+    n_positions: tuple[int, ...]
+    starts: tuple[int, ...]
     memory: NDArray[np.uint8]
 
     def fields(self, layer: int) -> dict[str, int]:
         """Record fields that say where a layer's keys and values lie."""
-        half = self.memory.nbytes // (2 * self.n_layer)
-        keys = self.memory.ctypes.data + layer * half
+        first, last = self.starts[layer : layer + 2]
+        keys = self.memory.ctypes.data + first
         return {
             "w": keys,
-            "w1": keys + self.n_layer * half,
+            "w1": keys + (last - first) // 2,
             "w_type": int(KV_TYPES[self.kv_type]),
             "w_stride": host_kv_block_bytes(self.kv_type, self.head_dim),
-            "w1_stride": host_kv_bytes(self.kv_type, self.n_ctx, self.head_dim),
+            "w1_stride": host_kv_bytes(self.kv_type, self.n_positions[layer], self.head_dim),
+            "n_positions": -(-self.n_positions[layer] // HOST_KV_POSITIONS) * HOST_KV_POSITIONS,
         }
 
     def overflow(self, n_keys: int | None = None) -> int | None:
@@ -90,20 +99,22 @@ class KVCache:
         """
         if self.kv_type == "f32":
             return None
-        shape = (2, self.n_layer, self.n_head_kv, -1, host_kv_block_bytes(self.kv_type, self.head_dim))
-        blocks, n = self.memory.reshape(shape), HOST_KV_POSITIONS * self.head_dim
-        if self.kv_type == "q8_0":  # scales lie in front of their block's numbers
+        return first_infinite(range(len(self.n_positions)), lambda layer: self._halves(layer, n_keys))
+
+    def _halves(self, layer: int, n_keys: int | None) -> list[NDArray[Any]]:
+        """What of a layer's memory is float16: the numbers, or in q8_0 the scales in front of them."""
+        first, last = self.starts[layer : layer + 2]
+        shape = (2, self.n_head_kv, -1, host_kv_block_bytes(self.kv_type, self.head_dim))
+        blocks, n = self.memory[first:last].reshape(shape), HOST_KV_POSITIONS * self.head_dim
+        if self.kv_type == "q8_0":
             n //= 32
             blocks = blocks[..., : 2 * n]
         if n_keys is None:
-            return first_infinite(range(self.n_layer), lambda layer: [blocks[:, layer]])
+            return [blocks]
         keys = blocks[0, ..., : 2 * n].view(np.uint16)
         by_number = keys.reshape(*keys.shape[:-1], -1, HOST_KV_POSITIONS)
         whole, rest = divmod(n_keys, HOST_KV_POSITIONS)
-        return first_infinite(
-            range(self.n_layer),
-            lambda layer: [by_number[layer, :, :whole], by_number[layer, :, whole : whole + 1, :, :rest]],
-        )
+        return [by_number[:, :whole], by_number[:, whole : whole + 1, :, :rest]]
 
 
 def first_infinite(
@@ -121,7 +132,10 @@ def first_infinite(
     return None
 
 
-def allocate_kv_cache(model: Model, n_ctx: int, kv_type: str) -> KVCache:
-    """An empty cache of n_ctx positions in "f16", "f32" or "q8_0"."""
-    memory = program.aligned(model.n_layer * host_layer_kv_bytes(model, n_ctx, kv_type))
-    return KVCache(model.n_layer, model.n_head_kv, n_ctx, model.head_dim, kv_type, memory)
+def allocate_kv_cache(plan: Plan) -> KVCache:
+    """An empty cache of all layers, wherever the plan has them."""
+    model, held = plan.model, tuple(cache.n_positions for cache in plan.caches)
+    sizes = (host_layer_kv_bytes(model, n, plan.kv_type) for n in held)
+    starts = tuple(accumulate(sizes, initial=0))
+    memory = program.aligned(starts[-1])
+    return KVCache(plan.n_ctx, model.n_head_kv, model.head_dim, plan.kv_type, held, starts, memory)

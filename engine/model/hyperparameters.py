@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from hotcold.engine.model.experts import Experts, read_experts
-from hotcold.engine.model.rope import RopeScaling, read_scaling
+from hotcold.engine.model.multipliers import Multipliers, read_multipliers
+from hotcold.engine.model.rope import RopeScaling, Rotation, read_scaling
+from hotcold.engine.model.windows import Windows, read_windows
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.architectures import ARCHITECTURES
@@ -28,6 +30,8 @@ class Hyperparameters:
         norm_eps: of RMSNorm or LayerNorm, whichever the architecture has.
         sparse_threshold: predictor outputs at or above it count as active.
         experts: in place of an FFN; None without.
+        windows: of layers that see the last positions alone; None without.
+        multipliers: of embedding, residual, scores and logits.
     """
 
     architecture: str
@@ -45,6 +49,18 @@ class Hyperparameters:
     ffn_activation: str
     sparse_threshold: float
     experts: Experts | None
+    windows: Windows | None
+    multipliers: Multipliers
+
+    def window(self, layer: int) -> int:
+        """Positions that a token sees in a layer, its own the last; 0 for all."""
+        return self.windows.size if self.windows is not None and self.windows.layers[layer] else 0
+
+    @property
+    def rotations(self) -> tuple[Rotation, ...]:
+        """That of layers that see all, and that of layers with a window, if there are some."""
+        of_all = Rotation(self.rope_freq_base, self.rope_scaling)
+        return (of_all,) if self.windows is None else (of_all, self.windows.rotation)
 
     @property
     def n_units(self) -> int:
@@ -114,7 +130,10 @@ def _norm_eps(file: GGUFFile, architecture: str) -> float:
 
 
 def _n_rot(file: GGUFFile, architecture: str, head_dim: int) -> int:
-    if not ARCHITECTURES[architecture].rotates:
+    table = ARCHITECTURES[architecture]
+    if not table.rotates:
+        return 0
+    if table.rotation_may_be_off and file.metadata.get(f"{architecture}.rope.scaling.finetuned") is False:
         return 0
     key = f"{architecture}.rope.dimension_count"
     n_rot = _bounded(file, key, head_dim, head_dim)
@@ -143,6 +162,14 @@ def _architecture(file: GGUFFile) -> str:
     return name
 
 
+def _refuse_soft_caps(file: GGUFFile, architecture: str) -> None:
+    """Refuse scores or logits that are c tanh(x / c); no model of an architecture here has them."""
+    for name in ("attn_logit_softcapping", "final_logit_softcapping"):
+        if cap := file.get_float(f"{architecture}.{name}", 0.0):
+            what = f"{file.path.name}: {architecture}.{name}"
+            raise FileError(what, cap, "0: soft caps are not supported", "hotcold cannot run this model")
+
+
 def _head_dim(file: GGUFFile, architecture: str, n_embd: int, n_head: int) -> int:
     """Numbers a head, the same for queries, keys and values."""
     k, v = f"{architecture}.attention.key_length", f"{architecture}.attention.value_length"
@@ -168,6 +195,7 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         FileError: a key that is missing, of the wrong type, or whose value makes no sense.
     """
     architecture = _architecture(file)
+    _refuse_soft_caps(file, architecture)
     key = f"{architecture}.{{}}".format
     n_layer = _bounded(file, key("block_count"), MAX_LAYERS)
     n_embd = _bounded(file, key("embedding_length"), MAX_EMBD)
@@ -176,6 +204,8 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
     _divides(file, key("attention.head_count"), n_head, key("attention.head_count_kv"), n_head_kv)
     head_dim = _head_dim(file, architecture, n_embd, n_head)
     n_ctx_train = _bounded(file, key("context_length"), MAX_CTX)
+    freq_base = _positive(file, key("rope.freq_base"), 10000.0)
+    scaling = read_scaling(file, architecture, n_ctx_train)
     return Hyperparameters(
         architecture=architecture,
         n_ctx_train=n_ctx_train,
@@ -187,9 +217,11 @@ def read_hyperparameters(file: GGUFFile) -> Hyperparameters:
         n_rot=_n_rot(file, architecture, head_dim),
         n_ff=_alike(file, key("feed_forward_length"), n_layer, MAX_FF),
         norm_eps=_norm_eps(file, architecture),
-        rope_freq_base=_positive(file, key("rope.freq_base"), 10000.0),
-        rope_scaling=read_scaling(file, architecture, n_ctx_train),
+        rope_freq_base=freq_base,
+        rope_scaling=scaling,
         ffn_activation=_activation(file, architecture),
         sparse_threshold=_threshold(file),
         experts=read_experts(file, architecture),
+        windows=read_windows(file, architecture, n_layer, Rotation(freq_base, scaling)),
+        multipliers=read_multipliers(file, architecture),
     )

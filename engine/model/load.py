@@ -154,10 +154,6 @@ def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
 def _rope_factors(weights: _Tensors, n_rot: int) -> dict[str, Weight]:
     """The optional factors, each of which divides a frequency: one set, or one a length of context."""
     taken = _take(weights, ROPE_FACTORS if n_rot else (), {"n_pairs": n_rot // 2})
-    by_length = [rule for rule in ROPE_FACTORS if rule.role != "rope_freqs"]
-    if len(missing := [rule.name for rule in by_length if rule.role not in taken]) == 1:
-        bound = "missing: the factors of long and of short contexts come together"
-        raise FileError(f"{weights.file.path.name}: tensor", missing[0], bound, "convert the model again")
     for weight in taken.values():
         factors = weights.file.data(weight.name).view(np.float32).reshape(-1)
         bad = factors[~(np.isfinite(factors) & (factors > 0))]
@@ -168,6 +164,10 @@ def _rope_factors(weights: _Tensors, n_rot: int) -> dict[str, Weight]:
                 "finite numbers above 0",
                 "the file is damaged",
             )
+    by_length = [rule for rule in ROPE_FACTORS if rule.role != "rope_freqs"]
+    if len(missing := [rule.name for rule in by_length if rule.role not in taken]) == 1:
+        bound = "missing: the factors of long and of short contexts come together"
+        raise FileError(f"{weights.file.path.name}: tensor", missing[0], bound, "convert the model again")
     return taken
 
 

@@ -82,6 +82,9 @@ class Layer:
     attn_norm_2_bias: Weight | None = None
     attn_q_norm: Weight | None = None
     attn_k_norm: Weight | None = None
+    attn_sinks: Weight | None = None
+    post_attention_norm: Weight | None = None
+    post_ffw_norm: Weight | None = None
     attn_q_bias: Weight | None = None
     attn_k_bias: Weight | None = None
     attn_v_bias: Weight | None = None

@@ -34,6 +34,14 @@ class RopeScaling:
     yarn_betas: tuple[float, float] | None = None
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How the queries and keys of some layers rotate."""
+
+    freq_base: float
+    scaling: RopeScaling = RopeScaling()
+
+
 def read_scaling(file: GGUFFile, architecture: str, n_ctx_train: int) -> RopeScaling:
     """The scaling that the metadata say. Without a kind it is linear, and a factor of 0 is none.
 

@@ -26,7 +26,9 @@ from hotcold.engine.model.hyperparameters import (
     MAX_VOCAB,
 )
 from hotcold.engine.model.model import MATRIX_TYPES, Layer, Model, Weight, weights_by_role
-from hotcold.engine.model.rope import RopeScaling
+from hotcold.engine.model.multipliers import Multipliers
+from hotcold.engine.model.rope import RopeScaling, Rotation
+from hotcold.engine.model.windows import Windows, windowed_layers
 from hotcold.engine.settings import one_of
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.architectures import ARCHITECTURES
@@ -36,6 +38,8 @@ DEFAULT_TYPE, PREDICTOR_TYPE, DEFAULT_RANK = "q4_0", GGMLQuantizationType.Q4_0, 
 F32 = GGMLQuantizationType.F32
 MAX_RANK = 1 << 16
 MAX_JSON_BYTES = 1 << 20
+FREQ_BASE = 10000.0
+GRANITES = Multipliers(12.0, 0.22, 0.015625, 8.0)
 TYPES = {t.name.lower(): t for t in sorted(MATRIX_TYPES)}
 
 
@@ -48,6 +52,8 @@ class Shape:
         ffn_activation: one that the architecture may have; "" means what its files mean without a word.
         tied: the head is the embedding.
         n_positions: rows of learned positions, 0 if there are none.
+        head_dim: numbers of a head; 0 for n_embd / n_head.
+        window: positions that windowed layers see; 0 without such layers.
         two_norms: whether Falcon's attention has a norm of its own; in others it has one anyway.
     """
 
@@ -63,11 +69,27 @@ class Shape:
     tied: bool = False
     n_positions: int = 0
     two_norms: bool = True
+    head_dim: int = 0
+    window: int = 0
 
     @property
     def activation(self) -> str:
         """Of the FFN."""
         return self.ffn_activation or ARCHITECTURES[self.architecture].activations[0]
+
+    @property
+    def dim_of_heads(self) -> int:
+        """Numbers of a head."""
+        return self.head_dim or self.n_embd // self.n_head
+
+    @property
+    def windows(self) -> Windows | None:
+        """Of its windowed layers, as a file without a pattern has them."""
+        facts = ARCHITECTURES[self.architecture].windows
+        if facts is None or not self.window:
+            return None
+        layers = windowed_layers(self.n_layer, facts.period, facts.first_sees_all)
+        return Windows(self.window, layers, Rotation(FREQ_BASE))
 
 
 SHAPES = {
@@ -182,6 +204,8 @@ def check_shape(shape: Shape) -> None:
     _whole("n_positions", shape.n_positions, 0, MAX_CTX)
     if shape.architecture not in ARCHITECTURES:
         raise SettingError("architecture", shape.architecture, f"known: {', '.join(ARCHITECTURES)}")
+    _whole("head_dim", shape.head_dim, 0, MAX_HEAD_DIM)
+    _whole("window", shape.window, 0, MAX_CTX)
     for flag in ("tied", "two_norms"):
         if not isinstance(getattr(shape, flag), bool):
             raise SettingError(flag, getattr(shape, flag), "true or false")
@@ -195,10 +219,20 @@ def check_shape(shape: Shape) -> None:
             "n_positions", shape.n_positions, f"above 0 for {', '.join(names)}, and for no other"
         )
     one_of("ffn_activation", shape.activation, architecture.activations)
-    if shape.n_embd % shape.n_head or shape.n_head % shape.n_head_kv:
+    if (not shape.head_dim and shape.n_embd % shape.n_head) or shape.n_head % shape.n_head_kv:
         raise SettingError("n_head", shape.n_head, f"divides n_embd {shape.n_embd}, multiple of n_head_kv")
-    if shape.n_embd // shape.n_head > MAX_HEAD_DIM or shape.n_embd // shape.n_head % 2:
-        raise SettingError("n_embd / n_head", shape.n_embd // shape.n_head, f"even, up to {MAX_HEAD_DIM}")
+    if shape.dim_of_heads > MAX_HEAD_DIM or shape.dim_of_heads % 2:
+        raise SettingError("head_dim", shape.dim_of_heads, f"even, up to {MAX_HEAD_DIM}")
+    _check_window(shape)
+
+
+def _check_window(shape: Shape) -> None:
+    facts = ARCHITECTURES[shape.architecture].windows
+    if facts is None and shape.window:
+        names = [name for name, other in ARCHITECTURES.items() if other.windows]
+        raise SettingError("window", shape.window, f"0 but for {', '.join(names)}")
+    if facts is not None and facts.required and not shape.window:
+        raise SettingError("window", 0, f"1 or more for {shape.architecture}")
 
 
 def _whole(name: str, value: Any, least: int, most: int, next_step: str = "") -> None:
@@ -217,7 +251,7 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
     if rank:
         shape = replace(shape, ffn_activation="relu")
     block = GGML_QUANT_SIZES[kind][0]
-    head_dim = shape.n_embd // shape.n_head
+    head_dim = shape.dim_of_heads
     for what, n in (("n_embd", shape.n_embd), ("n_ff", shape.n_ff)):
         if n % block:
             raise SettingError(f"{what} of {name}", n, f"{kind.name} needs a multiple of {block}", "take f16")
@@ -249,11 +283,13 @@ def build(name: str, shape: Shape, kind: GGMLQuantizationType, predictor_rank: i
         n_rot=head_dim if architecture.rotates else 0,
         n_ff=shape.n_ff,
         norm_eps=1e-5,
-        rope_freq_base=10000.0,
+        rope_freq_base=FREQ_BASE,
         rope_scaling=RopeScaling(),
         ffn_activation=shape.activation,
         sparse_threshold=0.0,
         experts=None,
+        windows=shape.windows,
+        multipliers=GRANITES if architecture.multipliers else Multipliers(),
         n_vocab=shape.n_vocab,
         has_predictors=rank > 0,
         token_embd=once["token_embd"],

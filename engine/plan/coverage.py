@@ -3,7 +3,14 @@
 import numpy as np
 
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.footprint import dense_part, ffn_part, head_part, layer_kv_bytes, neuron_bytes
+from hotcold.engine.plan.footprint import (
+    dense_part,
+    ffn_part,
+    head_part,
+    kv_positions,
+    layer_kv_bytes,
+    neuron_bytes,
+)
 from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.reserve import reserve_for
 from hotcold.engine.plan.wanted import Wanted
@@ -21,7 +28,8 @@ def coverage_curve(
     parts = [*(dense_part(layer, how.sparsity) for layer in model.layers), head_part(model)]
     base = reserve_for(model, how.sparsity, how.n_ctx, how.n_batch).n_bytes
     base += sum(part.n_bytes for part in parts)
-    base += model.n_layer * layer_kv_bytes(model, how.n_ctx, how.kv_type)
+    held = kv_positions(model, how.n_ctx, how.n_batch)
+    base += sum(layer_kv_bytes(model, n, how.kv_type) for n in held)
     ffns = [(layer, ffn_part(layer, how.sparsity)) for layer in model.layers]
     if any(layer.ffn_down is not None or part.obstacle is not None for layer, part in ffns):
         return []

@@ -4,7 +4,7 @@ Areas serve all nodes in turn, each as large as the node that wants most of it. 
 kernels/formats.py, for the largest number of rows that any layer can have on the device, so
 they do not depend on what a plan puts there.
 
-* cos_sin, positions: the rotation's table, and the tokens' positions
+* cos_sin, positions: the rotations' tables, and the tokens' positions
 * quantised: one vector a token, rounded for quantised weights
 * hidden: of a predictor: fc1's result
 * attention: sums of the parts of a long context
@@ -84,7 +84,7 @@ def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that serve every node of all graphs, whole cache lines."""
-    sizes = {"cos_sin": aligned(cos_sin_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
+    sizes = {"cos_sin": aligned(len(model.rotations) * cos_sin_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.settings import one_of
 from hotcold.errors import SettingError
-from hotcold.kernels.formats import KV_TYPES, device_kv_bytes, host_kv_bytes, kv_block
+from hotcold.kernels.formats import KV_TYPES, cache_positions, device_kv_bytes, host_kv_bytes, kv_block
 from hotcold.kernels.weight_table import WEIGHT_TYPES, device_row_bytes
 
 VECTOR_TYPES = (GGMLQuantizationType.F32,)
@@ -59,7 +59,7 @@ def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = WEIGHT_TY
 def part(*weights: tuple[str, Weight]) -> WeightGroup:
     """Weights that are placed together, with their bytes where the device can hold them."""
     problems = (
-        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias") else WEIGHT_TYPES)
+        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias", "sinks") else WEIGHT_TYPES)
         for role, weight in weights
     )
     problem = next(filter(None, problems), None)
@@ -69,6 +69,7 @@ def part(*weights: tuple[str, Weight]) -> WeightGroup:
 ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
 NORMS = ("attn_norm", "attn_norm_2", "ffn_norm")
 HEAD_NORMS = ("attn_q_norm", "attn_k_norm")
+POST_NORMS = ("post_attention_norm", "post_ffw_norm")
 EXPERTS = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
 ROUTERS = ("ffn_gate_inp", "ffn_gate_inp_shexp")
 SHARED = ("ffn_gate_shexp", "ffn_up_shexp", "ffn_down_shexp")
@@ -77,8 +78,8 @@ BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down", "ffn_gate_inp", *EXPERTS)
 
 def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Attention, norms and biases, and the predictor where the mode uses one."""
-    roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS)] + [("attention", role) for role in ATTENTION]
-    roles += [("bias", f"{role}_bias") for role in BIASED]
+    roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS, *POST_NORMS)] + [("attention", role) for role in ATTENTION]
+    roles += [("bias", f"{role}_bias") for role in BIASED] + [("sinks", "attn_sinks")]
     if sparsity == "predictor":
         roles += [("predictor", "fc1"), ("predictor", "fc2")]
     roles += [("router", role) for role in ROUTERS] + [("shared", role) for role in SHARED]
@@ -126,11 +127,16 @@ def check_kv_type(kv_type: str, model: Model | None = None) -> None:
         raise SettingError("kv_type", kv_type, bound, "take --kv-type f16")
 
 
-def layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
+def kv_positions(model: Model, n_ctx: int, n_batch: int) -> tuple[int, ...]:
+    """Positions that each layer's cache holds."""
+    return tuple(cache_positions(n_ctx, model.window(i), n_batch) for i in range(model.n_layer))
+
+
+def layer_kv_bytes(model: Model, n_positions: int, kv_type: str) -> int:
     """Bytes of one layer's keys and values on the device."""
-    return 2 * device_kv_bytes(kv_type, model.n_head_kv, n_ctx, model.head_dim)
+    return 2 * device_kv_bytes(kv_type, model.n_head_kv, n_positions, model.head_dim)
 
 
-def host_layer_kv_bytes(model: Model, n_ctx: int, kv_type: str) -> int:
+def host_layer_kv_bytes(model: Model, n_positions: int, kv_type: str) -> int:
     """Bytes of one layer's keys and values on the host, which has whole blocks of positions."""
-    return 2 * model.n_head_kv * host_kv_bytes(kv_type, n_ctx, model.head_dim)
+    return 2 * model.n_head_kv * host_kv_bytes(kv_type, n_positions, model.head_dim)

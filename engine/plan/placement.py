@@ -21,6 +21,7 @@ from hotcold.engine.plan.footprint import (
     dense_part,
     head_part,
     host_layer_kv_bytes,
+    kv_positions,
     layer_kv_bytes,
 )
 from hotcold.engine.plan.neurons import counts_of, ffn_entries, ffns, given_neurons, hot_neurons, split
@@ -65,7 +66,7 @@ def plan(
     counts, sparsity = counts_of(model, frequencies), how.sparsity
     reserve, left = _reserved(model, how, budget)
     dense, left = _dense(model, sparsity, left)
-    caches, left = _caches(model, how, left)
+    caches, left = _caches(model, how, reserve.n_batch, left)
     head, left = _head(model, left)
     notes: list[str] = []
     if reserve.n_batch < how.n_batch:
@@ -146,19 +147,19 @@ def _dense(model: Model, sparsity: str, left: Left) -> tuple[list[WeightEntry], 
     return entries, left
 
 
-def _caches(model: Model, how: Wanted, left: Left) -> tuple[tuple[CacheEntry, ...], Left]:
+def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[CacheEntry, ...], Left]:
     """Each layer's KV cache, which is of use beside its layer alone."""
-    sizes = model, how.n_ctx, how.kv_type
-    n_bytes, on_host = layer_kv_bytes(*sizes), host_layer_kv_bytes(*sizes)
     caches = []
-    for i, layer in enumerate(model.layers):
+    for i, (layer, n) in enumerate(zip(model.layers, kv_positions(model, how.n_ctx, n_batch), strict=True)):
+        n_bytes, on_host = layer_kv_bytes(model, n, how.kv_type), host_layer_kv_bytes(model, n, how.kv_type)
+        held = f"{n} positions of layer {i}" + (f", a window of {window}" if (window := model.window(i)) else "")
         obstacle = dense_part(layer, how.sparsity).obstacle
         if obstacle is None:
             left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")
         if obstacle is None:
-            caches.append(CacheEntry(i, n_bytes, GPU, f"{how.n_ctx} positions of layer {i}"))
+            caches.append(CacheEntry(i, n, n_bytes, GPU, held))
         else:
-            caches.append(CacheEntry(i, on_host, CPU, obstacle.reason))
+            caches.append(CacheEntry(i, n, on_host, CPU, obstacle.reason))
     return tuple(caches), left
 
 

@@ -50,9 +50,14 @@ class WeightEntry:
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One layer's KV cache."""
+    """One layer's KV cache.
+
+    Attributes:
+        n_positions: that it holds: all of the context, or a window's with a batch's.
+    """
 
     layer: int
+    n_positions: int
     n_bytes: int
     side: str
     why: str

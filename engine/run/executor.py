@@ -65,6 +65,7 @@ class Executor(Closing):
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
         self.device_store, self.taking, self.n_tokens = device_store, take_all, 0
+        self._oldest = 0  # position up to which a window's cache has been written over
         self._side: DeviceSide | None = None
         self._team: Team | None = None
         try:
@@ -137,6 +138,21 @@ class Executor(Closing):
         """What the plan was carried out on; None on the CPU alone."""
         return self._side.device if self._side is not None else None
 
+    def can_go_on(self, n_past: int) -> bool:
+        """Whether the caches still hold what a token at position n_past sees.
+
+        Those of layers with a window hold the last positions alone; what they have written over is gone, and only
+        a text that starts again at position 0 brings it back.
+        """
+        windows = self.model.windows
+        return windows is None or max(0, n_past + 1 - windows.size) >= self._oldest or n_past == 0
+
+    def _written(self, n_past: int, n: int) -> None:
+        """Keep in mind what n positions from n_past on have written over."""
+        held = min((cache.n_positions for cache in self.plan.caches), default=self.n_ctx)
+        before = self._oldest if n_past else 0
+        self._oldest = max(before, n_past + n - held)
+
     def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:
         """Let tokens pass, at positions n_past, n_past + 1 and so on.
 
@@ -147,12 +163,13 @@ class Executor(Closing):
 
         Raises:
             SettingError: no or too many tokens, an id outside the vocabulary, a wrong array.
-            DoesNotFitError: positions beyond n_ctx.
+            DoesNotFitError: positions beyond n_ctx, or behind what a window's cache holds.
             DeviceError: the device fails; the positions of this run then hold nothing of use.
         """
         if self._team is None:
             raise SettingError("executor", "closed", next_step="load the model again")
         self._check_run(ids, n_past, logits)
+        self._written(n_past, ids.size)
         ids = np.ascontiguousarray(ids, np.int32)
         n_out = 0 if logits is None else logits.shape[0]
         run = self.host.run
@@ -206,6 +223,9 @@ class Executor(Closing):
             raise DoesNotFitError(
                 "positions in use", n_past + n, f"the context holds {self.n_ctx}", "raise n_ctx"
             )
+        if not self.can_go_on(n_past):
+            bound = f"a window's cache holds what positions from {self._oldest} on see"
+            raise DoesNotFitError("position to go on from", n_past, bound, "start again at position 0")
         if logits is None:
             return
         shape = (min(logits.shape[0], n), n_vocab)

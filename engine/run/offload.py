@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from hotcold.engine.host import machine
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.footprint import host_layer_kv_bytes
+from hotcold.engine.plan.footprint import host_layer_kv_bytes, kv_positions
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.planning import Source, plan_for_cpu, with_counts
 from hotcold.engine.plan.wanted import Wanted
@@ -94,7 +94,8 @@ def _on_device(
 
 
 def _check_cache(model: Model, how: Wanted) -> None:
-    wanted = model.n_layer * host_layer_kv_bytes(model, how.n_ctx, how.kv_type)
+    held = kv_positions(model, how.n_ctx, how.n_batch)
+    wanted = sum(host_layer_kv_bytes(model, n, how.kv_type) for n in held)
     memory = machine.physical_memory()
     if wanted > memory:
         raise DoesNotFitError(

@@ -2,6 +2,8 @@
 
 from hotcold.errors import SettingError
 from hotcold.gguf_io.architectures.falcon import FALCON
+from hotcold.gguf_io.architectures.gemma3 import GEMMA3
+from hotcold.gguf_io.architectures.granite import GRANITE
 from hotcold.gguf_io.architectures.llama import BAMBOO, LLAMA, QWEN2, QWEN3
 from hotcold.gguf_io.architectures.moe import MIXTURES
 from hotcold.gguf_io.architectures.opt import OPT
@@ -10,7 +12,7 @@ from hotcold.gguf_io.architectures.table import Architecture
 
 ARCHITECTURES: dict[str, Architecture] = {
     architecture.name: architecture
-    for architecture in (LLAMA, BAMBOO, FALCON, OPT, QWEN2, QWEN3, PHI3, *MIXTURES)
+    for architecture in (LLAMA, BAMBOO, FALCON, OPT, QWEN2, QWEN3, PHI3, GRANITE, GEMMA3, *MIXTURES)
 }
 """By GGUF's general.architecture."""
 

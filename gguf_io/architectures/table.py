@@ -73,6 +73,25 @@ class ExpertFacts:
 
 
 @dataclass(frozen=True)
+class WindowFacts:
+    """Which layers of an architecture see the last positions alone, and how those rotate.
+
+    Attributes:
+        period: of so many layers in a row one sees all.
+        first_sees_all: it is the first of them, else the last.
+        required: whether the window is, too.
+        freq_base: of the windowed layers' rotation where the file does not say; 0: that of the others.
+        scaled: whether a scaling of the rotation is for them too.
+    """
+
+    period: int
+    first_sees_all: bool = False
+    required: bool = False
+    freq_base: float = 0.0
+    scaled: bool = True
+
+
+@dataclass(frozen=True)
 class Architecture:
     """The tensors and the facts of one architecture.
 
@@ -91,6 +110,9 @@ class Architecture:
         pretokenizers: where a vocabulary's pre-tokenizer has another name in this architecture, both names.
         experts: how its mixtures of experts are, whose layers have their own tensors; None where it has none.
         always_experts: whether all its models are such.
+        windows: which of its layers have a window; None for an architecture that has none.
+        multipliers: whether embedding, residual, scores and logits have multipliers of their own.
+        rotation_may_be_off: whether rope.scaling.finetuned of false means that nothing rotates.
     """
 
     name: str
@@ -107,6 +129,9 @@ class Architecture:
     pretokenizers: tuple[tuple[str, str], ...] = ()
     experts: ExpertFacts | None = None
     always_experts: bool = False
+    windows: WindowFacts | None = None
+    multipliers: bool = False
+    rotation_may_be_off: bool = False
 
     @property
     def rotates(self) -> bool:

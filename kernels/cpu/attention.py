@@ -143,7 +143,7 @@ def _sum_part(  # type: ignore[no-untyped-def]
     Args:
         q, positions: of the rows. spare: memory for a register tile, see `attend`, and a widened one.
     """
-    head_dim, window, block_bytes = op.head_dim, op.k, op.w_stride
+    head_dim, window, block_bytes, n_blocks = op.head_dim, op.k, op.w_stride, op.n_positions // TILE
     n_vectors = kv_cache.padded(head_dim) // 16
     record = STATE + 64 * n_vectors
     for r in range(n_rows):
@@ -156,7 +156,7 @@ def _sum_part(  # type: ignore[no-untyped-def]
     start = max(part * PART, _sees(load_i64(positions), window) // TILE * TILE)
     end = min((part + 1) * PART, load_i64(positions + 8 * (n_rows - 1)) + 1)
     for first in range(start, end, TILE):
-        at = head_kv * op.w1_stride + first // TILE * block_bytes
+        at = head_kv * op.w1_stride + first // TILE % n_blocks * block_bytes
         k, v, ahead = op.w + at, op.w1 + at, block_bytes
         if widened:
             widen(op.w_type, True, k, head_dim, wide_k, ahead)
@@ -201,8 +201,8 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
     register tile: 8 rows of 64 weights, 8 factors and 8 ones in 16 lanes, keys and values as float32.
 
     Args:
-        op: n_head query heads, n_head_kv of the cache, head_dim, scale, k window or 0, z address of the
-            sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
+        op: n_head query heads, n_head_kv of the cache, head_dim, n_positions that the cache holds, whole
+            blocks, scale, k window or 0, z address of the sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
             and w1_stride a head; scratch of `attention_partial_bytes`.
         run: address of the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
     """

@@ -5,7 +5,12 @@ import math
 from hotcold.kernels.cpu import operations
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load16, load_f32, store16, store_f32
-from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION, SILU_ACTIVATION, SWIGLU_OAI_ACTIVATION
+from hotcold.kernels.cpu.program import (
+    GELU_ACTIVATION,
+    RELU_BOTH_ACTIVATION,
+    SILU_ACTIVATION,
+    SWIGLU_OAI_ACTIVATION,
+)
 
 SWIGLU_LIMIT, SWIGLU_ALPHA = 7.0, 1.702  # of gpt-oss
 
@@ -70,6 +75,17 @@ def add(x: int, z: int, n: int, y: int) -> None:
 
 
 @compiled
+def scale(x: int, n: int, factor: float, y: int) -> None:
+    """y = factor x."""
+    factor = operations.to_f32(factor)
+    factors, whole = operations.splat16(factor), n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, operations.mul16(load16(x + i), factors))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(y + i, load_f32(x + i) * factor)
+
+
+@compiled
 def relu(x: int, n: int, y: int) -> None:
     """y = max(x, 0); NaN gives 0."""
     whole = n & ~15
@@ -94,6 +110,8 @@ def _gated(x, z, activation: int):  # type: ignore[no-untyped-def]
     """act(x) * z in 16 lanes."""
     if activation == SWIGLU_OAI_ACTIVATION:
         return _swiglu_oai(x, z)  # type: ignore[no-untyped-call]
+    if activation == GELU_ACTIVATION:
+        return operations.mul16(operations.gelu16(x), z)
     v = operations.silu16(x) if activation == SILU_ACTIVATION else operations.relu16(x)
     return operations.mul16(v, operations.relu16(z) if activation == RELU_BOTH_ACTIVATION else z)
 

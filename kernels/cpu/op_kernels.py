@@ -264,7 +264,7 @@ def rope(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[
 
 @_token_kernel(program.KV_STORE)
 def kv_store(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
-    position = load_i64(run + 8 * N_PAST) + t
+    position = (load_i64(run + 8 * N_PAST) + t) % op.n_positions
     for head in range(op.n_head_kv):
         k, v, to = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim, head * op.w1_stride
         keys, values = op.w + to, op.w1 + to
@@ -306,6 +306,11 @@ def list_rows(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ig
 @_token_kernel(program.AND_BITS)
 def and_bits(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
     ffn.and_bits(z, op.x, op.n_rows, y)
+
+
+@_token_kernel(program.SCALE)
+def scale(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
+    elementwise.scale(x, op.k, op.factor, y)
 
 
 @_token_kernel(program.MUL_SIGMOID)

@@ -47,13 +47,13 @@ LOGITS = _op()
 """w [n_rows, k], x[t] -> logits of tokens from LOGITS_FROM on"""
 ROPE = _op("n_head", "head_dim", "n_pairs", "interleaved")
 """x[t, n_head, head_dim], table w of n_pairs, interleaved or halves -> y[t, n_head, head_dim]"""
-KV_STORE = _op("n_head_kv", "head_dim")
+KV_STORE = _op("n_head_kv", "head_dim", "n_positions")
 """x = k, z = v [t, n_head_kv, head_dim] -> caches w = k, w1 = v: w_stride bytes a block of positions, w1_stride a
-head"""
-ATTENTION = _op("n_head", "n_head_kv", "head_dim", "scale")
+head; position p lies at p modulo n_positions"""
+ATTENTION = _op("n_head", "n_head_kv", "head_dim", "n_positions", "scale")
 """x = q [t, n_head, head_dim], caches w, w1 of n_head_kv heads, strides likewise, k = positions seen or 0 = all,
 z = sinks float32 [n_head], scores without a value, or 0 -> y[t, n_head, head_dim], or scratch: its parts' sums"""
-ATTENTION_JOIN = _op("n_head", "n_head_kv", "head_dim", "scale")
+ATTENTION_JOIN = _op("n_head", "n_head_kv", "head_dim", "n_positions", "scale")
 """the same, and scratch -> y[t, n_head, head_dim] from the parts' sums"""
 ADD = _op()
 """x, z [t, k] -> y[t, k] = x + z"""
@@ -87,6 +87,8 @@ RELU = _op()
 """x[t, k] -> y[t, k] = max(x, 0)"""
 GELU = _op()
 """x[t, k] -> y[t, k] = gelu(x)"""
+SCALE = _op("factor")
+"""x[t, k] -> y[t, k] = factor x"""
 MUL_SIGMOID = _op()
 """x[t, k], z[t, 1] -> y[t, k] = x sigmoid(z)"""
 TOP_K = _op("gating", "normed", "weight_scale")
@@ -103,7 +105,7 @@ EXPERT_UP = _op("groups", "activation")
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 
-RELU_ACTIVATION, SILU_ACTIVATION = ACTIVATIONS["relu"], ACTIVATIONS["silu"]
+RELU_ACTIVATION, SILU_ACTIVATION, GELU_ACTIVATION = (ACTIVATIONS[name] for name in ("relu", "silu", "gelu"))
 RELU_BOTH_ACTIVATION, SWIGLU_OAI_ACTIVATION = ACTIVATIONS["relu_both"], ACTIVATIONS["swiglu_oai"]
 SIGMOID_GATING, SOFTMAX_CHOSEN_GATING = GATINGS["sigmoid"], GATINGS["softmax_chosen"]
 
@@ -119,7 +121,7 @@ _FIELDS = [
     *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
     *("scratch", "scratch_stride", "counts"),
 ]
-_FLOATS = {"eps", "scale", "threshold", "weight_scale"}
+_FLOATS = {"eps", "factor", "scale", "threshold", "weight_scale"}
 _OWN = list(dict.fromkeys(name for own in _own_fields for name in own))
 _PADDING = [f"_pad{i}" for i in range(-(len(_FIELDS) + len(_OWN)) % 8)]
 OP = np.dtype([(name, "f8" if name in _FLOATS else "i8") for name in [*_CELLS, *_FIELDS, *_OWN, *_PADDING]])

@@ -1,4 +1,6 @@
-// Causal grouped-query attention over the KV cache: y = softmax(q . keys / sqrt(head_dim)) . values.
+// Causal grouped-query attention over the KV cache: y = softmax(scale q . keys) . values, of all positions
+// up to a token's own or of the last `window` of them; position p lies in row p % n_rows of the cache. A sink
+// is one more score of a head, which takes a share and has no value.
 //
 // A block takes up to four queries of one key/value head, so that what it loads serves all of them: the
 // queries are those of the head's group for one token, then for the next. It takes the positions in tiles
@@ -11,8 +13,14 @@
 constexpr int QUERIES = 4, KEYS = 256;            // at once in a block; in a tile
 constexpr int LANES = 4;                          // that multiply one key together
 constexpr int PART_UNIT = 64;                     // a part is so many positions, or a multiple
+constexpr float LOWEST = -3.402823466e38f;        // the maximum of no scores: a number that can be subtracted
 
-struct Softmax { float top[QUERIES], total[QUERIES], correction[QUERIES]; };
+// Of each query: the largest score so far and the total of the weights, which registers have no room for, what
+// earlier sums are to be multiplied by, and the positions that it reads.
+struct Softmax {
+    float top[QUERIES], total[QUERIES], correction[QUERIES];
+    int begin[QUERIES], end[QUERIES];
+};
 __device__ static inline Softmax& shared_softmax() {
     __shared__ Softmax softmax;
     return softmax;
@@ -57,32 +65,48 @@ template <> struct Rows<signed char> {
 };
 template <class T> struct Cache {
     Rows<T> keys, values;
-    int n;
-    __device__ Cache(const T* all_keys, const T* all_values, int kv_head, int n_head_kv, int n_ctx,
-                     int head_dim)
-        : keys(all_keys, kv_head, n_head_kv, n_ctx, head_dim),
-          values(all_values, kv_head, n_head_kv, n_ctx, head_dim), n(head_dim) {}
+    int n, n_rows;
+    __device__ Cache(const T* all_keys, const T* all_values, int kv_head, int n_head_kv, int rows, int head_dim)
+        : keys(all_keys, kv_head, n_head_kv, rows, head_dim),
+          values(all_values, kv_head, n_head_kv, rows, head_dim), n(head_dim), n_rows(rows) {}
+    // The row of the i-th position after that of `row`; what is read together lies in different rows.
+    __device__ int after(int row, int i) const { return row + i < n_rows ? row + i : row + i - n_rows; }
 };
 
 // The queries of one key/value head, in the order that the head of this file says.
 struct Queries {
     const float* q;
     const int* positions;
-    int n_head, group, first_head, n;             // n: all of them
+    int n_head, group, first_head, n, window;     // n: all of them
     __device__ Queries(const float* all, const int* positions_of, int n_tokens, int heads, int n_head_kv,
-                       int kv_head)
+                       int kv_head, int seen)
         : q(all), positions(positions_of), n_head(heads), group(heads / n_head_kv),
-          first_head(kv_head * group), n(n_tokens * group) {}
+          first_head(kv_head * group), n(n_tokens * group), window(seen) {}
     __device__ int row(int i) const { return i / group * n_head + first_head + i % group; }
-    __device__ int n_keys(int i) const { return positions[i / group] + 1; }
+    // The positions that a query reads.
+    __device__ int end(int i) const { return positions[i / group] + 1; }
+    __device__ int begin(int i) const { return window ? max(end(i) - window, 0) : 0; }
+};
+
+// One more score of each head; none unless `there`.
+struct Sinks {
+    const float* scores;
+    int there;
+    // The answer from a sum of values, weighted relative to `top`, and the total of its weights.
+    __device__ float answer(int head, float sum, float top, float total) const {
+        if (!there) return sum / total;
+        float larger = fmaxf(top, scores[head]), factor = expf(top - larger);
+        return sum * factor / fmaf(total, factor, expf(scores[head] - larger));
+    }
 };
 
 // Where a query's sums go: the answer itself, or a part's maximum, total and sums.
 struct Answer {
     float* y;
-    int n;
+    Sinks sinks;
+    int n, n_head;
     __device__ void put(int row, int column, float sum, float top, float total) const {
-        y[(size_t)row * n + column] = sum / total;
+        y[(size_t)row * n + column] = sinks.answer(row % n_head, sum, top, total);
     }
 };
 struct PartAnswer {
@@ -99,17 +123,16 @@ struct PartAnswer {
 // neighbours do not meet in a bank.
 template <int Q> constexpr int UNIT = 8 * Q + 4;
 
-// scores[KEYS][Q] of the n_tile positions from `start` on.
+// scores[KEYS][Q] of the n_tile positions from that of `row` on.
 template <int Q, class T>
-__device__ inline void score(Cache<T> cache, const float* x, float* scores, int start, int n_tile) {
+__device__ inline void score(Cache<T> cache, const float* x, float* scores, int row, int n_tile) {
     int share = lane() % LANES, n_eights = (cache.n + 7) / 8;
-    float scale = 1.f / sqrtf((float)cache.n);
     for (int first = warp() * (WARP / LANES); first < n_tile; first += n_warps() * (WARP / LANES)) {
-        int i = first + lane() / LANES, position = start + min(i, n_tile - 1);
+        int i = first + lane() / LANES, of_key = cache.after(row, min(i, n_tile - 1));
         float s[Q] = {}, key[8], four[4];
         UNROLL(Q == 1 ? 2 : 1)                    // more would spill
         for (int unit = share; unit < n_eights; unit += LANES) {
-            cache.keys.template load<8>(position, unit, key);
+            cache.keys.template load<8>(of_key, unit, key);
             for (int m = 0; m < 8 * Q; m += 4) {
                 load4(x + unit * UNIT<Q> + m, four);
                 for (int k = m; k < m + 4; k++) s[k % Q] = fmaf(key[k / Q], four[k - m], s[k % Q]);
@@ -117,20 +140,22 @@ __device__ inline void score(Cache<T> cache, const float* x, float* scores, int 
         }
         for (int j = 0; j < Q; j++) {
             for (int d = LANES / 2; d; d /= 2) s[j] += __shfl_xor_sync(ALL_LANES, s[j], d);
-            if (share == 0 && i < n_tile) scores[i * Q + j] = s[j] * scale;
+            if (share == 0 && i < n_tile) scores[i * Q + j] = s[j];
         }
     }
 }
 
-// One warp's query: every Q-th score, n of them, becomes a weight, relative to the maximum up to here; the
-// rest of the tile gets none. Gives what earlier sums are to be multiplied by.
-template <int Q> __device__ inline float soften(float* scores, int n, int n_tile, float& top, float& total) {
+// One warp's query: every Q-th score, from `low` to n - 1, becomes a weight, relative to the maximum up to here;
+// the rest of the tile gets none. Gives what earlier sums are to be multiplied by.
+template <int Q>
+__device__ inline float soften(float* scores, int low, int n, int n_tile, float& top, float& total) {
     float before = top, sum = 0.f;
     n = min(n, n_tile);
-    for (int i = lane(); i < n; i += WARP) top = fmaxf(top, scores[i * Q]);
+    for (int i = lane(); i < n; i += WARP)
+        if (i >= low) top = fmaxf(top, scores[i * Q]);
     top = warp_max(top);
     for (int i = lane(); i < n_tile; i += WARP) {
-        scores[i * Q] = i < n ? expf(scores[i * Q] - top) : 0.f;
+        scores[i * Q] = low <= i && i < n ? expf(scores[i * Q] - top) : 0.f;
         sum += scores[i * Q];
     }
     float correction = expf(before - top);
@@ -141,43 +166,52 @@ template <int Q> __device__ inline float soften(float* scores, int n, int n_tile
 // Queries `first`, ... `first` + Q - 1 over their positions from begin to end - 1. After the last query it
 // stands in again, and nothing is written.
 template <int Q, class T, class Out>
-__device__ inline void attend(Cache<T> cache, Queries queries, Out out, int first, int begin, int end) {
+__device__ inline void attend(Cache<T> cache, Queries queries, Out out, int first, int begin, int end,
+                              float scale) {
     Softmax& softmax = shared_softmax();
     int n = cache.n, n_eights = (n + 7) / 8, n_units = (n + 3) / 4, n_groups = (int)blockDim.x / n_units;
     int group = (int)threadIdx.x / n_units, unit = (int)threadIdx.x % n_units;
     float *x = shared_floats(), *scores = x + n_eights * UNIT<Q>, *sums = scores + Q * KEYS;
-    int longest = begin, n_keys = min(queries.n_keys(min(first + warp(), queries.n - 1)), end);
+    int least = end, longest = begin;
     for (int j = 0; j < Q; j++) {
         int i = min(first + j, queries.n - 1);
-        longest = max(longest, min(queries.n_keys(i), end));
+        int from = max(queries.begin(i), begin), to = min(queries.end(i), end);
+        least = min(least, from), longest = max(longest, to);
+        if (threadIdx.x == 0) softmax.begin[j] = from, softmax.end[j] = to;
+        if (threadIdx.x == 0) softmax.top[j] = LOWEST, softmax.total[j] = 0.f;
         for (int k = threadIdx.x; k < 8 * n_eights; k += blockDim.x)
-            x[k / 8 * UNIT<Q> + k % 8 * Q + j] = k < n ? queries.q[(size_t)queries.row(i) * n + k] : 0.f;
+            x[k / 8 * UNIT<Q> + k % 8 * Q + j] = k < n ? queries.q[(size_t)queries.row(i) * n + k] * scale : 0.f;
     }
     __syncthreads();
-    float sum[Q][4] = {}, value[4], top = __int_as_float((int)0xff800000), total = 0.f;
-    for (int start = begin; start < longest; start += KEYS) {
-        int n_tile = min(longest - start, KEYS);
-        score<Q>(cache, x, scores, start, n_tile);
+    float sum[Q][4] = {}, value[4];
+    int n_seen = longest - least, row = least % cache.n_rows;
+    for (int start = 0; start < n_seen; start += KEYS) {
+        int n_tile = min(n_seen - start, KEYS);
+        score<Q>(cache, x, scores, row, n_tile);
         __syncthreads();
         if (warp() < Q) {
-            float correction = soften<Q>(scores + warp(), n_keys - start, n_tile, top, total);
-            if (lane() == 0) softmax.correction[warp()] = correction;
+            float top = softmax.top[warp()], total = softmax.total[warp()];
+            float correction = soften<Q>(scores + warp(), softmax.begin[warp()] - least - start,
+                                          softmax.end[warp()] - least - start, n_tile, top, total);
+            __syncwarp();
+            if (lane() == 0)
+                softmax.correction[warp()] = correction, softmax.top[warp()] = top, softmax.total[warp()] = total;
         }
         __syncthreads();
         for (int j = 0; j < Q; j++)
             for (int k = 0; k < 4; k++) sum[j][k] *= softmax.correction[j];
         UNROLL(Q == 1 ? 4 : 1)
         for (int i = group < n_groups ? group : n_tile; i < n_tile; i += n_groups) {
-            cache.values.template load<4>(start + i, unit, value);
+            cache.values.template load<4>(cache.after(row, i), unit, value);
             for (int j = 0; j < Q; j++) {
                 float weight = scores[i * Q + j];
                 if (weight == 0.f) continue;      // of a position that the query may not read, perhaps
                 for (int k = 0; k < 4; k++) sum[j][k] = fmaf(weight, value[k], sum[j][k]);
             }
         }
+        row = cache.after(row, n_tile);
         __syncthreads();                          // the scores are about to be written again
     }
-    if (warp() < Q && lane() == 0) softmax.top[warp()] = top, softmax.total[warp()] = total;
     for (int j = 0; j < Q; j++) {
         for (int k = 0; k < 4; k++) sums[4 * threadIdx.x + k] = sum[j][k];
         __syncthreads();
@@ -190,9 +224,10 @@ __device__ inline void attend(Cache<T> cache, Queries queries, Out out, int firs
     }
 }
 template <class T, class Out>
-__device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int first, int begin, int end) {
-    if (first + 1 < queries.n) attend<QUERIES>(cache, queries, out, first, begin, end);
-    else attend<1>(cache, queries, out, first, begin, end);
+__device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int first, int begin, int end,
+                                   float scale) {
+    if (first + 1 < queries.n) attend<QUERIES>(cache, queries, out, first, begin, end, scale);
+    else attend<1>(cache, queries, out, first, begin, end, scale);
 }
 
 // How many positions a part has, for a token that reads n_keys.
@@ -201,15 +236,16 @@ __device__ inline int part_length(int n_keys, int n_parts) {
     return (even + PART_UNIT - 1) / PART_UNIT * PART_UNIT;
 }
 
-// q[n_tokens][n_head][head_dim], keys and values[n_head_kv][n_ctx][head_dim] -> y like q. Token t reads
-// positions 0 to positions[t]. grid: (queries of a key/value head / 4, n_head_kv).
+// q[n_tokens][n_head][head_dim], keys and values[n_head_kv][n_rows][head_dim] -> y like q. Token t reads
+// positions up to positions[t]. sinks[n_head]. grid: (queries of a key/value head / 4, n_head_kv).
 template <class T>
 __device__ inline void attention(const float* q, const T* keys, const T* values, const int* positions,
-                                 float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_ctx) {
+                                 float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_rows,
+                                 Sinks sinks, int window, float scale) {
     int kv_head = (int)blockIdx.y;
-    Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head);
-    attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_ctx, head_dim), queries, Answer{y, head_dim},
-                (int)blockIdx.x * QUERIES, 0, n_ctx);
+    Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head, window);
+    attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
+                Answer{y, sinks, head_dim, n_head}, (int)blockIdx.x * QUERIES, 0, 0x7fffffff, scale);
 }
 
 // The same for one token and a part of its positions -> partial[n_head][n_parts][2 + head_dim]: maximum,
@@ -217,60 +253,44 @@ __device__ inline void attention(const float* q, const T* keys, const T* values,
 // grid: (n_parts, queries of a key/value head / 4 * n_head_kv).
 template <class T>
 __device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
-                                      float* partial, int n_head, int n_head_kv, int head_dim, int n_ctx,
-                                      int n_parts) {
-    int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x, n_keys = positions[0] + 1;
-    int length = part_length(n_keys, n_parts), begin = part * length;
-    Queries queries(q, positions, 1, n_head, n_head_kv, kv_head);
-    if (begin < n_keys)
-        attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_ctx, head_dim), queries,
+                                      float* partial, int n_head, int n_head_kv, int head_dim, int n_rows,
+                                      int n_parts, int window, float scale) {
+    int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x;
+    Queries queries(q, positions, 1, n_head, n_head_kv, kv_head, window);
+    int length = part_length(queries.end(0) - queries.begin(0), n_parts);
+    int begin = queries.begin(0) + part * length;
+    if (begin < queries.end(0))
+        attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
                     PartAnswer{partial, head_dim, part, n_parts}, (int)blockIdx.y / n_head_kv * QUERIES,
-                    begin, begin + length);
+                    begin, begin + length, scale);
 }
 
-KERNEL_WIDE attention_f16(const float* __restrict__ q, const __half* __restrict__ keys,
-                          const __half* __restrict__ values, const int* __restrict__ positions,
-                          float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
-                          int n_ctx) {
-    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
+#define ATTENTION(NAME, T) \
+KERNEL_WIDE attention_##NAME(const float* __restrict__ q, const T* __restrict__ keys, \
+                             const T* __restrict__ values, const int* __restrict__ positions, \
+                             float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim, \
+                             int n_rows, const float* __restrict__ sinks, int has_sinks, int window, \
+                             float scale) { \
+    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_rows, \
+              Sinks{sinks, has_sinks}, window, scale); \
+} \
+KERNEL_WIDE attention_part_##NAME(const float* __restrict__ q, const T* __restrict__ keys, \
+                                  const T* __restrict__ values, const int* __restrict__ positions, \
+                                  float* __restrict__ partial, int n_head, int n_head_kv, int head_dim, \
+                                  int n_rows, int n_parts, int window, float scale) { \
+    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_rows, n_parts, window, \
+                   scale); \
 }
-KERNEL_WIDE attention_f32(const float* __restrict__ q, const float* __restrict__ keys,
-                          const float* __restrict__ values, const int* __restrict__ positions,
-                          float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
-                          int n_ctx) {
-    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
-}
-KERNEL_WIDE attention_q8_0(const float* __restrict__ q, const signed char* __restrict__ keys,
-                           const signed char* __restrict__ values, const int* __restrict__ positions,
-                           float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim,
-                           int n_ctx) {
-    attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_ctx);
-}
-KERNEL_WIDE attention_part_f16(const float* __restrict__ q, const __half* __restrict__ keys,
-                               const __half* __restrict__ values, const int* __restrict__ positions,
-                               float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
-                               int n_ctx, int n_parts) {
-    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
-}
-KERNEL_WIDE attention_part_f32(const float* __restrict__ q, const float* __restrict__ keys,
-                               const float* __restrict__ values, const int* __restrict__ positions,
-                               float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
-                               int n_ctx, int n_parts) {
-    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
-}
-KERNEL_WIDE attention_part_q8_0(const float* __restrict__ q, const signed char* __restrict__ keys,
-                                const signed char* __restrict__ values, const int* __restrict__ positions,
-                                float* __restrict__ partial, int n_head, int n_head_kv, int head_dim,
-                                int n_ctx, int n_parts) {
-    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx, n_parts);
-}
+ATTENTION(f16, __half) ATTENTION(f32, float) ATTENTION(q8_0, signed char)
 
 // partial[n_head][n_parts][2 + head_dim] -> y[n_head][head_dim], of one token; one thread a number.
 KERNEL attention_join(const float* __restrict__ partial, const int* __restrict__ positions,
-                      float* __restrict__ y, int n_head, int head_dim, int n_parts) {
+                      float* __restrict__ y, int n_head, int head_dim, int n_parts,
+                      const float* __restrict__ sinks, int has_sinks, int window) {
     int i = thread_of_row(), head = i / head_dim, column = i % head_dim;
     if (head >= n_head) return;
-    int n_keys = positions[0] + 1, length = part_length(n_keys, n_parts);
+    int n_keys = window ? min(positions[0] + 1, window) : positions[0] + 1;
+    int length = part_length(n_keys, n_parts);
     int n_used = (n_keys + length - 1) / length, stride = head_dim + 2;
     partial += (size_t)head * n_parts * stride;
     float top = partial[0], total = 0.f, sum = 0.f;
@@ -281,5 +301,5 @@ KERNEL attention_join(const float* __restrict__ partial, const int* __restrict__
         total = fmaf(record[1], weight, total);
         sum = fmaf(record[2 + column], weight, sum);
     }
-    y[i] = sum / total;
+    y[i] = Sinks{sinks, has_sinks}.answer(head, sum, top, total);
 }

@@ -5,10 +5,50 @@ multiprocessors busy, so its positions are cut into parts: `attention_part`, the
 `formats.is_split` says which way a launch goes.
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import kv_row_bytes, n_parts
 
 QUERIES, KEYS, PART_UNIT = 4, 256, 64  # as attention.cu has them
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What becomes of the products of queries and keys, as the kernels take it.
+
+    Attributes:
+        sinks: float32 [n_head]; any buffer where there are none.
+        has_sinks: 1 or 0.
+        window: how many positions a token sees, its own the last; 0: all.
+        scale: what scores are multiplied with.
+    """
+
+    sinks: Any
+    has_sinks: int
+    window: int
+    scale: float
+
+    @classmethod
+    def plain(cls, unread: Any, head_dim: int) -> "Scores":
+        """Of all positions, by 1 / sqrt(head_dim), without sinks, for which a float32 buffer stands in."""
+        return cls(unread, 0, 0, head_dim**-0.5)
+
+    @property
+    def of_attention(self) -> tuple[Any, int, int, float]:
+        """The last arguments of `attention`."""
+        return self.sinks, self.has_sinks, self.window, self.scale
+
+    @property
+    def of_part(self) -> tuple[int, float]:
+        """The last arguments of `attention_part`."""
+        return self.window, self.scale
+
+    @property
+    def of_join(self) -> tuple[Any, int, int]:
+        """The last arguments of `attention_join`."""
+        return self.sinks, self.has_sinks, self.window
 
 
 def parts_in_use(n_keys: int, n_ctx: int) -> int:
@@ -24,8 +64,8 @@ def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim
     cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
     query. The grid does not depend on n_keys.
 
-    Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_ctx, head_dim]), positions, y,
-    n_tokens, n_head, n_head_kv, head_dim, n_ctx.
+    Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_rows, head_dim]), positions, y,
+    n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` has.
     """
     vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
     grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
@@ -38,8 +78,8 @@ def attention_part(kv_type: str, n_head: int, n_head_kv: int, head_dim: int, n_c
 
     Reads as `attention`. Writes 4 (head_dim + 2) bytes a head and part in use.
 
-    Arguments of the kernel: q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_ctx,
-    n_parts(n_ctx).
+    Arguments of the kernel: q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_rows,
+    n_parts(n_rows), window, scale.
     """
     whole = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys)
     grid = (n_parts(n_ctx), whole.grid[0] * n_head_kv)
@@ -52,7 +92,8 @@ def attention_join(n_head: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
 
     Reads the parts in use and 4 bytes, writes 4 head_dim a head.
 
-    Arguments of the kernel: partial, positions, y, n_head, head_dim, n_parts(n_ctx).
+    Arguments of the kernel: partial, positions, y, n_head, head_dim, n_parts(n_rows), sinks, has_sinks,
+    window.
     """
     reads = 4 * n_head * parts_in_use(n_keys, n_ctx) * (head_dim + 2) + 4
     grid = (cover(n_head * head_dim, BLOCK), 1)

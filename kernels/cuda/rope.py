@@ -14,7 +14,7 @@ def rope_kv_store(
     in the cache's type.
 
     Arguments of the kernel: q, k, v, cos_sin, positions, q_out (may be q), keys, values (of one layer,
-    [n_head_kv, n_ctx, head_dim]; q8_0 has all bytes, then all scales), n_tokens, n_head, n_head_kv, head_dim, n_rot / 2, interleaved, n_ctx.
+    [n_head_kv, n_rows, head_dim]; q8_0 has all bytes, then all scales), n_tokens, n_head, n_head_kv, head_dim, n_rot / 2, interleaved, n_rows.
     With an n_rot of 0 nothing cos_sin and `cos_sin` is not read: any buffer will do. With an n_head of 0
     q and q_out are not touched, and may be k.
     """

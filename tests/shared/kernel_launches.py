@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
+from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -50,14 +50,15 @@ def run_attention(device: Device, put: Put) -> None:
     n, n_ctx = 16, 300  # two tiles, of which the second has 40 positions
     q, cache = put(device, floats(5 * n)), put(device, floats(n_ctx * n))
     positions = put(device, np.arange(295, 300, dtype="i4"))
-    arguments = (q, cache, cache, positions, device.empty(5 * n, "f4"), 5, 1, 1, n, n_ctx)
+    scores = Scores.plain(q, n)
+    arguments = (q, cache, cache, positions, device.empty(5 * n, "f4"), 5, 1, 1, n, n_ctx, *scores.of_attention)
     attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
 
 
 def run_attention_odd(device: Device, put: Put) -> None:
     n, cache = 6, put(device, floats(3 * 6))
     q, positions, y = put(device, floats(n)), put(device, np.array([2], "i4")), device.empty(n, "f4")
-    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3)
+    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3, *Scores.plain(q, n).of_attention)
     attention("f32", 1, 1, 1, n, 3).launch(device, arguments, device.compute)
 
 
@@ -69,9 +70,10 @@ def run_attention_parts(device: Device, put: Put) -> None:
         put(device, np.array([150], "i4")),
     )
     partial, y, parts = device.empty(2 * 5 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
-    arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts)
+    scores = Scores.plain(q, n)
+    arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts, *scores.of_part)
     attention_part("f32", 2, 1, n, n_ctx, 151).launch(device, arguments, device.compute)
-    joined = (partial, position, y, 2, n, parts)
+    joined = (partial, position, y, 2, n, parts, *scores.of_join)
     attention_join(2, n, n_ctx, 151).launch(device, joined, device.compute)
 
 

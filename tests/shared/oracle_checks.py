@@ -181,9 +181,12 @@ def check_elementwise(n: int) -> None:
     close(y, ref.gelu(x.astype(np.float64)), "gelu")
     elementwise.add(px, pz, n, py)
     close(y, x.astype(np.float64) + z, "add")
+    elementwise.scale(px, n, 0.4, py)
+    assert np.array_equal(y, ref.scale(x, 0.4))
     elementwise.relu(px, n, py)
     assert np.array_equal(y, np.maximum(x, 0))
-    for name, number in (("relu", program.RELU_ACTIVATION), ("silu", program.SILU_ACTIVATION)):
+    numbers = program.RELU_ACTIVATION, program.SILU_ACTIVATION, program.GELU_ACTIVATION
+    for name, number in zip(("relu", "silu", "gelu"), numbers, strict=True):
         elementwise.act_mul(px, pz, n, number, py)
         close(y, ref.ACTIVATIONS[name](x.astype(np.float64)) * z, name)
 
@@ -216,7 +219,7 @@ class Cache:
         name = {rows.F16_ID: "f16", rows.F32_ID: "f32", rows.Q8_0_ID: "q8_0"}[kv_type]
         self.block_bytes = formats.host_kv_block_bytes(name, head_dim)
         head_bytes = formats.host_kv_bytes(name, n_ctx, head_dim)
-        self.half = n_head_kv * head_bytes
+        self.half, self.n_positions = n_head_kv * head_bytes, -(-n_ctx // 64) * 64
         self.memory = program.aligned(2 * self.half)
         self.memory[:] = 0xFF
         self.where = {"w": self.memory.ctypes.data, "w1": self.memory.ctypes.data + self.half}
@@ -230,6 +233,7 @@ class Cache:
             "chunks": 2,
             "n_head_kv": self.n_head_kv,
             "head_dim": self.head_dim,
+            "n_positions": self.n_positions,
         }
         record |= {"x": k.ctypes.data, "z": v.ctypes.data, **self.where}
         record |= dict.fromkeys(("x_stride", "z_stride"), 4 * self.n_head_kv * self.head_dim)
@@ -265,7 +269,8 @@ class Cache:
         partial = program.aligned(64 + sizes.attention_partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
         partial[:] = 0xFF
         record = {"code": program.ATTENTION, "chunks": sizes.attention_chunks(*head_sizes), "n_head": n_head}
-        record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "scale": head_dim**-0.5, **self.where}
+        record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "n_positions": self.n_positions}
+        record |= {"scale": head_dim**-0.5, **self.where}
         record |= {"x": q.ctypes.data, "y": y.ctypes.data, "scratch": partial.ctypes.data, "k": window}
         record |= dict.fromkeys(("x_stride", "y_stride"), 4 * n_head * head_dim)
         if sinks is not None:

@@ -16,7 +16,7 @@ from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
-from hotcold.engine.plan.footprint import dense_part, head_part, layer_kv_bytes, neuron_bytes
+from hotcold.engine.plan.footprint import dense_part, head_part, kv_positions, layer_kv_bytes, neuron_bytes
 from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.reserve import reserve_for
@@ -76,7 +76,8 @@ def budget_bytes(model: Model, case: Case, name: str) -> int:
     dense = [dense_part(layer, case.sparsity).n_bytes for layer in model.layers]
     if name in ("one layer", "half"):
         return reserve + sum(dense[: 1 if name == "one layer" else -(-model.n_layer // 2)])
-    caches = model.n_layer * layer_kv_bytes(model, case.n_ctx, case.kv_type)
+    held = kv_positions(model, case.n_ctx, case.n_batch)
+    caches = sum(layer_kv_bytes(model, n, case.kv_type) for n in held)
     neurons = sum(neuron_bytes(layer) * model.n_units for layer in model.layers)
     percent = {"dense": 0, "everything": 100}.get(name)
     if percent is None:

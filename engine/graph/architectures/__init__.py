@@ -2,7 +2,18 @@
 
 from collections.abc import Callable
 
-from hotcold.engine.graph.architectures import bamboo, falcon, llama, opt, phi3, qwen2, qwen3, smallthinker
+from hotcold.engine.graph.architectures import (
+    bamboo,
+    falcon,
+    gemma3,
+    granite,
+    llama,
+    opt,
+    phi3,
+    qwen2,
+    qwen3,
+    smallthinker,
+)
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
 from hotcold.errors import FileError, SettingError
@@ -15,6 +26,8 @@ BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
     "qwen2": qwen2.build,
     "qwen3": qwen3.build,
     "phi3": phi3.build,
+    "granite": granite.build,
+    "gemma3": gemma3.build,
     "qwen3moe": qwen3.build,
     "olmoe": qwen3.build,
     "qwen2moe": qwen2.build,

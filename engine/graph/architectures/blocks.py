@@ -11,7 +11,28 @@ from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.errors import FileError
 
 
-def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, interleaved: bool) -> Tensor:
+def embedding(graph: Graph, model: Model, factor: float) -> Tensor:
+    """The tokens' rows, times a factor."""
+    x = graph.add("embed", model.token_embd, name="inp_embd")
+    return scaled(graph, x, factor, "inp_scaled", None)
+
+
+def scaled(graph: Graph, x: Tensor, factor: float, name: str, i: int | None) -> Tensor:
+    """factor * x; x itself for 1."""
+    return x if factor == 1 else graph.add("scale", x, factor=factor, name=name, layer=i)
+
+
+def self_attention(
+    graph: Graph,
+    model: Model,
+    layer: Layer,
+    n: Tensor,
+    i: int,
+    interleaved: bool,
+    *,
+    scale: float | None = None,
+    rotates: bool = True,
+) -> Tensor:
     """Wo attention(rope(Wq n), rope(Wk n), Wv n), each matrix with its bias if it has one.
 
     Where a layer has norms of q and k, they are normed before they rotate, each head by itself or all together.
@@ -19,24 +40,29 @@ def self_attention(graph: Graph, model: Model, layer: Layer, n: Tensor, i: int, 
     Args:
         n: the normed input.
         interleaved: the rotation's pairs are (2i, 2i + 1), else (i, i + n_rot / 2); none with n_rot 0.
+        scale: of scores; None: 1 / sqrt(head_dim).
+        rotates: whether queries and keys of this layer rotate.
     """
+    window = model.window(i)
     q = graph.add("mul_mat", layer.attn_q, n, layer.attn_q_bias, name="Qcur", layer=i)
     k = graph.add("mul_mat", layer.attn_k, n, layer.attn_k_bias, name="Kcur", layer=i)
     v = graph.add("mul_mat", layer.attn_v, n, layer.attn_v_bias, name="Vcur", layer=i)
     eps = model.norm_eps
     q = _normed(graph, q, layer.attn_q_norm, model.n_head, eps, "Qcur_normed", i)
     k = _normed(graph, k, layer.attn_k_norm, model.n_head_kv, eps, "Kcur_normed", i)
-    if model.n_rot:
+    if model.n_rot and rotates:
         rotation: dict[str, Any] = {
             "head_dim": model.head_dim,
             "n_rot": model.n_rot,
             "interleaved": interleaved,
+            "table": int(window > 0),
         }
         q = graph.add("rope", q, model.rope_freqs, n_head=model.n_head, **rotation, name="Qrope", layer=i)
         k = graph.add("rope", k, model.rope_freqs, n_head=model.n_head_kv, **rotation, name="Krope", layer=i)
     stored = graph.add("kv_store", k, v, name="kv_store", layer=i)
     shape: dict[str, Any] = {"n_head": model.n_head, "n_head_kv": model.n_head_kv, "head_dim": model.head_dim}
-    a = graph.add("attention", q, stored, **shape, name="kqv_out", layer=i)
+    scores = {"scale": model.head_dim**-0.5 if scale is None else scale, "window": window}
+    a = graph.add("attention", q, stored, layer.attn_sinks, **shape, **scores, name="kqv_out", layer=i)
     return graph.add("mul_mat", layer.attn_output, a, layer.attn_output_bias, name="attn_out", layer=i)
 
 

@@ -88,8 +88,8 @@ def make_infinite(engine: Engine, layer: int, position: int) -> None:
             keys[at * model.head_dim] = -np.inf
         return
     cache = engine.executor.host._kv_cache
-    heads = cache.memory.view(np.float16).reshape(2, model.n_layer, model.n_head_kv, -1)
-    heads[0, layer, 1, position] = -np.inf  # the first number's, or scale's, of 64 positions
+    heads = cache.memory.view(np.float16).reshape(model.n_layer, 2, model.n_head_kv, -1)
+    heads[layer, 0, 1, position] = -np.inf  # the first number's, or scale's, of 64 positions
 
 
 def test_a_perplexity_of_such_a_model(tiny_model: TinyModel, tmp_path: Path) -> None:

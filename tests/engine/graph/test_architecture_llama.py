@@ -128,10 +128,11 @@ def test_queries_and_keys_are_rotated_and_values_are_not(dense: Model) -> None:
     nodes = nodes_of(architectures.build(dense, 3, "off"))
     assert names(nodes["kv_store-0"]) == ["Krope-0", "Vcur-0"]
     assert names(nodes["kqv_out-0"]) == ["Qrope-0", "kv_store-0"]
-    rotation = {"head_dim": 16, "n_rot": 16, "interleaved": True}
+    rotation = {"head_dim": 16, "n_rot": 16, "interleaved": True, "table": 0}
     assert dict(nodes["Qrope-0"].attributes) == {"n_head": 8, **rotation}
     assert dict(nodes["Krope-0"].attributes) == {"n_head": 2, **rotation}
-    assert dict(nodes["kqv_out-1"].attributes) == {"n_head": 8, "n_head_kv": 2, "head_dim": 16}
+    heads = {"n_head": 8, "n_head_kv": 2, "head_dim": 16}
+    assert dict(nodes["kqv_out-1"].attributes) == {**heads, "scale": 0.25, "window": 0}
     assert nodes["kqv_out-1"].layer == nodes["kv_store-1"].layer == 1
     assert nodes["Kcur-0"].output.shape == (3, 32)
     assert nodes["kqv_out-0"].output.shape == (3, 128)

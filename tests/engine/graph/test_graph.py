@@ -179,6 +179,7 @@ GOOD = [
         weight("down_bias", 8, 6),
     ),
     node("mul_sigmoid", X, Tensor("gate", (1, 1))),
+    node("scale", X),
     node("add", X, X),
     node("logits", weight("output", 8, 100), X),
 ]

@@ -28,6 +28,8 @@ Change = Callable[[TensorInfo], TensorInfo]
         "llamacpp/qwen2.f16",
         "llamacpp/qwen3.f16",
         "llamacpp/phi3.longrope.q8_0",
+        "llamacpp/gemma3.q4_0",
+        "llamacpp/granite.q4_0",
         "llamacpp/llama.q4_k",
     ]
 )
@@ -144,6 +146,19 @@ def test_too_few_positions(data: Path) -> None:
         ("llamacpp/qwen2.f16", "qwen2.attention.head_count_kv", 3, ("4", "a multiple of")),
         ("llamacpp/qwen2.f16", "qwen2.rope.freq_base", 0.0, ("0", "above 0")),
         ("llamacpp/qwen2.f16", "hotcold.ffn_activation", "gelu", ("gelu", "known: relu, silu")),
+        ("llamacpp/gemma3.q4_0", "gemma3.attention.sliding_window", 0, ("0", "1 to")),
+        ("llamacpp/gemma3.q4_0", "gemma3.attention.sliding_window_pattern", 0, ("0", "1 or more")),
+        (
+            "llamacpp/gemma3.q4_0",
+            "gemma3.attention.sliding_window_pattern",
+            np.array([True, False]),
+            ("2 values", "6 layers"),
+        ),
+        ("llamacpp/gemma3.q4_0", "gemma3.attention.sliding_window_pattern", "all", ("all", "truth value")),
+        ("llamacpp/gemma3.q4_0", "gemma3.rope.freq_base_swa", -1.0, ("-1", "above 0")),
+        ("llamacpp/gemma3.q4_0", "gemma3.final_logit_softcapping", 30.0, ("30", "soft caps")),
+        ("llamacpp/granite.q4_0", "granite.logit_scale", None, ("missing",)),
+        ("llamacpp/granite.q4_0", "granite.residual_scale", np.inf, ("inf", "finite")),
     ],
 )
 def test_a_key(name: str, key: str, value: Any, parts: tuple[str, ...], data: Path) -> None:

@@ -250,6 +250,8 @@ def tensors_of(model: Model, sparsity: str) -> list[str]:
         ("llamacpp/llama.biases.f16", "off"),
         ("llamacpp/qwen3.f16", "off"),
         ("llamacpp/phi3.f16", "off"),
+        ("llamacpp/gemma3.f16", "off"),
+        ("llamacpp/granite.q4_0", "off"),
     ],
 )
 def test_every_weight_of_the_mode_is_used_once(name: str, sparsity: str, data: Path) -> None:

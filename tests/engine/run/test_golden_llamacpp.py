@@ -40,6 +40,9 @@ BOUNDS = {
     "phi3.f16": (2e-3, 1e-4),
     "phi3.longrope.q8_0": (3e-2, 3e-2),
     "llama.yarn.q8_0": (3e-2, 3e-2),
+    "granite.q4_0": (3e-2, 3e-2),
+    "gemma3.f16": (2e-3, 1e-4),
+    "gemma3.q4_0": (3e-2, 3e-2),
 }
 EXPERTS = {
     "mixtral.f16": (2e-3, 1e-4),
@@ -54,7 +57,7 @@ RECORDINGS = {
     "qwen2.f16": "biases.npz",
     "llama.biases.f16": "biases.npz",
     "llama.yarn.f16": "yarn.npz",
-    **dict.fromkeys(list(BOUNDS)[-5:], "dense.npz"),
+    **dict.fromkeys(list(BOUNDS)[-8:], "dense.npz"),
     **dict.fromkeys(EXPERTS, "experts.npz"),
 }
 BOUNDS |= EXPERTS

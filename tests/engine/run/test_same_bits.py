@@ -22,6 +22,8 @@ OTHERS = (
     "qwen2.f16",
     "qwen3.q4_0",
     "phi3.longrope.q8_0",
+    "granite.q4_0",
+    "gemma3.q4_0",
     "mixtral.q4_0",
     "qwen2moe.q4_0",
 )

@@ -198,6 +198,8 @@ def test_many_random_divisions_give_the_cpus_logits(
         "qwen2.f16",
         "qwen3.f16",
         "phi3.f16",
+        "gemma3.f16",
+        "granite.q4_0",
         "llama.bf16",
         "llama.ropefreqs.f16",
     ],
@@ -211,7 +213,8 @@ def test_models_that_cannot_skip_neurons_give_the_cpus_logits(
         smallest, largest = (budget_bytes(model, case, which) for which in ("one layer", "everything"))
         plan = split_plan(model, case, smallest + int(share * (largest - smallest)))
         logits = logits_on(split_device, plan, file)
-        assert distance(logits, cpu_logits(model, file, case)) <= BOUNDS["f32"]
+        bound = 1.5e-2 if name.endswith("q4_0") else BOUNDS["f32"]  # rounded activations fall at ties
+        assert distance(logits, cpu_logits(model, file, case)) <= bound
 
 
 PROMPT = "Once upon a time"

@@ -91,6 +91,8 @@ def test_ops_on_vectors(k: int, n_tokens: int, result_of: Results, assert_near: 
     assert_near(got(program.ADD, z_stride=0), wide + z[0])
     assert_near(got(program.GELU), ref.gelu(wide))
     assert np.array_equal(got(program.RELU), np.maximum(x, 0))
+    assert np.array_equal(got(program.SCALE, factor=0.4), ref.scale(x, 0.4))
+    assert_near(got(program.ACT_MUL, activation=program.GELU_ACTIVATION), ref.gelu(wide) * z)
     assert_near(got(program.ACT_MUL, activation=program.SILU_ACTIVATION), ref.silu(wide) * z)
     if (x > 0).any():
         assert_near(got(program.ACT_MUL, activation=program.RELU_ACTIVATION), ref.relu(wide) * z)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from operands import Array, Get, Put, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.attention import attention, attention_join, attention_part, parts_in_use
+from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part, parts_in_use
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.formats import (
@@ -65,20 +65,21 @@ def store(
     sizes: tuple[int, int, int, int],
     interleaved: bool,
     in_place: bool,
+    n_rows: int = 4096,
 ) -> Stored:
-    """Into a cache of 4096 positions that holds NaN."""
+    """Into a cache of so many positions that holds NaN."""
     (n_head, n_head_kv, head_dim, n_rot), n_tokens, n_ctx = sizes, len(positions), 4096
     q, k, v = (
         normal(n_tokens, n, head_dim, seed=n + i) for i, n in enumerate((n_head, n_head_kv, n_head_kv))
     )
     table = cos_sin_table(n_ctx, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
-    shape = n_head_kv, n_ctx, head_dim
+    shape = n_head_kv, n_rows, head_dim
     empty = ref.cached(kv_type, np.full(shape, np.nan, np.float32))
     given, keys, values = put(device, q), put(device, empty), put(device, empty)
     q_out = given if in_place else device.empty(q.shape, "f4")
     arguments = (
         *(given, put(device, k), put(device, v), put(device, table), put(device, np.array(positions, "i4"))),
-        *(q_out, keys, values, n_tokens, n_head, n_head_kv, head_dim, n_rot // 2, int(interleaved), n_ctx),
+        *(q_out, keys, values, n_tokens, n_head, n_head_kv, head_dim, n_rot // 2, int(interleaved), n_rows),
     )
     work = rope_kv_store(kv_type, n_tokens, n_head, n_head_kv, head_dim, n_rot)
     work.launch(device, arguments, device.compute)
@@ -120,6 +121,17 @@ def test_rope_kv_store(
     assert np.isnan(out.keys[:, others]).all() and np.isnan(out.values[:, others]).all()
 
 
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+def test_positions_beyond_the_rows_go_round(device: Device, put: Put, get: Get, kv_type: str) -> None:
+    """A window's cache: position p lies in row p modulo the rows."""
+    head_dim = whole(kv_type, 12)
+    out = store(device, put, get, kv_type, [39, 40, 43], (2, 1, head_dim, 0), False, True, n_rows=10)
+    assert (out.keys[:, [9, 0, 3]].swapaxes(0, 1) == rounded(kv_type, out.k)).all()
+    assert (out.values[:, [9, 0, 3]].swapaxes(0, 1) == rounded(kv_type, out.v)).all()
+    others = np.setdiff1d(np.arange(10), [9, 0, 3])
+    assert np.isnan(out.keys[:, others]).all() and np.isnan(out.values[:, others]).all()
+
+
 # Attention
 
 
@@ -134,6 +146,9 @@ class Case:
     n_head_kv: int
     asked_dim: int
     n_ctx: int
+    window: int = 0
+    has_sinks: bool = False
+    scale: float | None = None
 
     @property
     def head_dim(self) -> int:
@@ -156,17 +171,32 @@ class Case:
     def positions(self) -> NDArray[np.int32]:
         return np.arange(self.n_past, self.n_keys, dtype="i4")
 
+    @property
+    def sinks(self) -> NDArray[np.float32]:
+        return normal(self.n_head, seed=5)
+
+    def scores(self, sinks: Any) -> Scores:
+        """As the kernels take them."""
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        return Scores(sinks, int(self.has_sinks), self.window, scale)
+
+    def rows(self, seed: int) -> Array:
+        """Of every position up to the last, whether the cache still holds it or not."""
+        n = max(self.n_ctx, self.n_keys)
+        return normal(self.n_head_kv, n, self.head_dim, seed=seed)
+
     def cache(self, seed: int) -> Array:
-        """As it is stored."""
-        rows = normal(self.n_head_kv, self.n_ctx, self.head_dim, seed=seed)
-        rows[:, self.n_keys :] = np.nan
+        """As it is stored: position p in row p modulo n_ctx, NaN where none is."""
+        rows = np.full((self.n_head_kv, self.n_ctx, self.head_dim), np.nan, np.float32)
+        for position in range(self.n_keys):
+            rows[:, position % self.n_ctx] = self.rows(seed)[:, position]
         return ref.cached(self.kv_type, rows)
 
     def want(self) -> NDArray[np.float64]:
-        shape = self.n_head_kv, self.n_ctx, self.head_dim
-        held = (ref.cache_numbers(self.cache(seed), shape) for seed in (2, 3))
+        held = (rounded(self.kv_type, self.rows(seed)) for seed in (2, 3))
         keys, values = (numbers[:, : self.n_keys].swapaxes(0, 1) for numbers in held)
-        return ref.attention(self.q, keys, values, self.n_past)
+        sinks = self.sinks if self.has_sinks else None
+        return ref.attention(self.q, keys, values, self.n_past, self.window, sinks, self.scale)
 
 
 def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array:
@@ -174,15 +204,15 @@ def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array
     q, positions = put(device, case.q), put(device, case.positions)
     keys, values = put(device, case.cache(2)), put(device, case.cache(3))
     y, parts = device.empty(case.q.shape, "f4"), n_parts(case.n_ctx)
-    given = (q, keys, values, positions)
+    given, scores = (q, keys, values, positions), case.scores(put(device, case.sinks))
     if not split:
         work = attention(case.kv_type, case.n_tokens, *case.sizes[:3], case.n_keys)
-        work.launch(device, (*given, y, case.n_tokens, *case.sizes), device.compute)
+        work.launch(device, (*given, y, case.n_tokens, *case.sizes, *scores.of_attention), device.compute)
         return get(device, y)
     partial = device.empty(attention_sums_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
     work = attention_part(case.kv_type, *case.sizes, case.n_keys)
-    work.launch(device, (*given, partial, *case.sizes, parts), device.compute)
-    arguments = (partial, positions, y, case.n_head, case.head_dim, parts)
+    work.launch(device, (*given, partial, *case.sizes, parts, *scores.of_part), device.compute)
+    arguments = (partial, positions, y, case.n_head, case.head_dim, parts, *scores.of_join)
     attention_join(case.n_head, case.head_dim, case.n_ctx, case.n_keys).launch(
         device, arguments, device.compute
     )
@@ -249,6 +279,49 @@ def test_attention_in_parts(
     assert close(attend(device, put, get, case, split=True), case.want())
 
 
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize("scale", [None, 0.12])
+@pytest.mark.parametrize(
+    ("n_past", "n_tokens", "heads", "n_ctx", "window"),
+    [
+        pytest.param(4, 1, (4, 2), 8, 12, id="a window that is not full"),
+        pytest.param(300, 1, (4, 2), 301, 12, id="one token"),
+        pytest.param(300, 5, (6, 2), 16, 12, id="a cache of the window and the batch"),
+        pytest.param(261, 40, (3, 3), 340, 30, id="a batch whose first and last token see nothing in common"),
+        pytest.param(1000, 3, (2, 1), 310, 300, id="more than a tile, across the end of the cache"),
+        pytest.param(7, 4, (2, 2), 20, 1, id="oneself"),
+    ],
+)
+def test_windows_sinks_and_scale(
+    device: Device,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    has_sinks: bool,
+    scale: float | None,
+    n_past: int,
+    n_tokens: int,
+    heads: tuple[int, int],
+    n_ctx: int,
+    window: int,
+) -> None:
+    case = Case(kv_type, n_past, n_tokens, *heads, 24, n_ctx, window, has_sinks, scale)
+    assert close(attend(device, put, get, case, split=False), case.want())
+
+
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize("has_sinks", [False, True])
+@pytest.mark.parametrize(
+    ("n_past", "n_ctx", "window"), [(900, 2000, 0), (3000, 1200, 1100), (3000, 1100, 70), (40, 1100, 1000)]
+)
+def test_windows_and_sinks_in_parts(
+    device: Device, put: Put, get: Get, kv_type: str, has_sinks: bool, n_past: int, n_ctx: int, window: int
+) -> None:
+    case = Case(kv_type, n_past, 1, 6, 2, 24, n_ctx, window, has_sinks)
+    assert close(attend(device, put, get, case, split=True), case.want())
+
+
 def test_a_batch_reads_thousands_of_positions_at_once(device: Device, put: Put, get: Get) -> None:
     case = Case("f16", 3000, 3, 2, 1, 16, 4000)
     assert not is_split(3, 4000)
@@ -273,7 +346,8 @@ def test_a_token_gets_the_same_bits_alone_and_in_a_batch(
     for token in range(6):
         q, position = put(device, batch.q[token]), put(device, batch.positions[token : token + 1])
         alone = device.empty(q.shape, "f4")
-        work.launch(device, (q, keys, values, position, alone, 1, *batch.sizes), device.compute)
+        given = (q, keys, values, position, alone, 1, *batch.sizes, *batch.scores(q).of_attention)
+        work.launch(device, given, device.compute)
         assert get(device, alone).tobytes() == y[token].tobytes()
 
 
@@ -289,7 +363,8 @@ def test_a_later_token_of_the_batch_does_not_matter(
             cache[spoiled][:, 7] = np.nan
         out = device.empty(case.q.shape, "f4")
         given = put(device, case.q), put(device, cache["keys"]), put(device, cache["values"])
-        arguments = (*given, put(device, case.positions), out, 3, *case.sizes)
+        scores = case.scores(given[0])
+        arguments = (*given, put(device, case.positions), out, 3, *case.sizes, *scores.of_attention)
         attention("f32", 3, 2, 2, 64, 8).launch(device, arguments, device.compute)
         y.append(get(device, out))
     assert y[0][:2].tobytes() == y[1][:2].tobytes()
@@ -314,11 +389,12 @@ def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put
     full, n = (case.cache(2), case.cache(3)), n_parts(1600)
     q, keys, values, position = (put(device, a) for a in (case.q, *full, case.positions))
     partial, y = device.empty(attention_sums_bytes(1, 2, 16, 1600) // 4, "f4"), device.empty((1, 2, 16), "f4")
+    scores = case.scores(q)
     launches = [
         attention_part("f16", *case.sizes, 1600).prepare(
-            device, (q, keys, values, position, partial, *case.sizes, n)
+            device, (q, keys, values, position, partial, *case.sizes, n, *scores.of_part)
         ),
-        attention_join(2, 16, 1600, 1600).prepare(device, (partial, position, y, 2, 16, n)),
+        attention_join(2, 16, 1600, 1600).prepare(device, (partial, position, y, 2, 16, n, *scores.of_join)),
     ]
     for n_past in (1500, 70, 0, 900):
         device.upload(position, host_of(device, n_past), device.compute)

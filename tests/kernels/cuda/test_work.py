@@ -14,7 +14,7 @@ from operands import Matrix, block_of, each_type, random_matrix
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.attention import attention, attention_join, attention_part
+from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -32,6 +32,7 @@ from hotcold.kernels.cuda.planes import to_planes
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
 from hotcold.kernels.cuda.rope import rope_kv_store
+from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
@@ -294,6 +295,12 @@ def test_rope_kv_store_without_q_touches_the_rest_alone(device: Device, touched:
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
+def test_scale(device: Device, touched: Touched) -> None:
+    x, y = ones(device, 300), device.empty(300, "f4")
+    work = scale(300)
+    assert touched(work, (x, y, 300, 0.5)) == (work.bytes_read, work.bytes_written)
+
+
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
     """Positions 300 and 301 of 320: a second tile is begun."""
@@ -304,7 +311,7 @@ def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
     )
     keys, values = (cache(device, kv_type, 2, 320, 32) for _ in range(2))
     work = attention(kv_type, 2, 4, 2, 32, 302)
-    arguments = (q, keys, values, positions, y, 2, 4, 2, 32, 320)
+    arguments = (q, keys, values, positions, y, 2, 4, 2, 32, 320, *Scores.plain(q, 32).of_attention)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
@@ -315,10 +322,12 @@ def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> N
     partial, q, y = device.empty((4, parts, 34), "f4"), ones(device, 4, 32), device.empty((4, 32), "f4")
     keys, values = (cache(device, kv_type, 2, 1100, 32) for _ in range(2))
     work = attention_part(kv_type, 4, 2, 32, 1100, 151)
-    arguments = (q, keys, values, position, partial, 4, 2, 32, 1100, parts)
+    scores = Scores.plain(q, 32)
+    arguments = (q, keys, values, position, partial, 4, 2, 32, 1100, parts, *scores.of_part)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
     work = attention_join(4, 32, 1100, 151)
-    assert touched(work, (partial, position, y, 4, 32, parts)) == (work.bytes_read, work.bytes_written)
+    joined = (partial, position, y, 4, 32, parts, *scores.of_join)
+    assert touched(work, joined) == (work.bytes_read, work.bytes_written)
 
 
 def test_top_k(device: Device, touched: Touched) -> None:
