@@ -54,6 +54,31 @@ def dot_signed_bytes(b: Builder, acc: Value, w: Value, s: Value) -> Value:
     return dot_bytes(b, acc, magnitude, signed)
 
 
+def dot_words(b: Builder, x: Value, y: Value) -> Value:
+    """Sums of 2 neighbouring products of <32 x i16>, as <16 x i32>."""
+    features = target_features()
+    if {"avx512f", "avx512bw"} <= features:
+        return call(b, "llvm.x86.avx512.pmaddw.d.512", VT(I32, 16), x, y)
+    if "avx2" in features:
+        halves = [[shuffle(b, v, v, range(i, i + 16)) for v in (x, y)] for i in (0, 16)]
+        return concatenate(b, [call(b, "llvm.x86.avx2.pmadd.wd", VT(I32, 8), *half) for half in halves])
+    return b.add(*(b.mul(*both) for both in zip(halves_of_pairs(b, x), halves_of_pairs(b, y), strict=True)))
+
+
+def halves_of_pairs(b: Builder, pairs: Value) -> list[Value]:
+    """The first and the second of each pair of <32 x i16>, as <16 x i32>."""
+    wide, sixteen = b.bitcast(pairs, VT(I32, 16)), constant(I32, 16, 16)
+    return [b.ashr(b.shl(wide, sixteen), sixteen), b.ashr(wide, sixteen)]
+
+
+def narrowed(b: Builder, x: Value, y: Value) -> Value:
+    """Two <16 x i32> of 16 bits each as <32 x i16>: 4 lanes of x, 4 of y, and so on."""
+    if {"avx512f", "avx512bw"} <= target_features():
+        return call(b, "llvm.x86.avx512.packssdw.512", VT(I16, 32), x, y)
+    lanes = [2 * (4 * q + i) + 32 * side for q in range(4) for side in (0, 1) for i in range(4)]
+    return shuffle(b, b.bitcast(x, VT(I16, 32)), b.bitcast(y, VT(I16, 32)), lanes)
+
+
 def _dot_bytes_halves(b: Builder, acc: Value, u: Value, s: Value, vnni: bool) -> Value:
     parts = []
     for half in (0, 1):

@@ -21,6 +21,8 @@ from hotcold.kernels.cpu.k_weights import (
     field_bits,
     halfs_of_pair,
     lanes_of_pair,
+    loaded_pair,
+    part_bits,
     parts_of_pair,
 )
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, call, constant, load
@@ -64,10 +66,10 @@ def scaled_halfs(b: Builder, blocks: list[Value], factor: float) -> Value:
     return b.fmul(halfs_of_pair(b, blocks, 0), constant(F32, 16, factor))
 
 
-def nibbles(b: Builder, at: Value, n: int) -> Value:
-    """The nibbles of 8 or 4 bytes at an address, low ones first, as <16 x i32>; of 4 bytes twice."""
-    q = load(b, at, VT(I8, n))
-    return field_bits(b, q, [i // 2 % n for i in range(16)], [i % 2 * 4 for i in range(16)], 15)
+def odd_nibbles(b: Builder, blocks: list[Value], offset: int) -> Value:
+    """2 s + 1 for each 16 numbers, with s the nibbles of 8 bytes at an offset, low ones first."""
+    parts = parts_of_pair(b, loaded_pair(b, blocks, VT(I8, 8), offset), lambda i: i // 2)
+    return odd(b, part_bits(b, parts, lambda i: i % 2 * 4, 15))
 
 
 class SignedGrid(KType):
@@ -133,10 +135,11 @@ class IQ2_XS(SignedGrid):
     type_size = 74
     SCALES = 66
     has_parts = True
+    sums_fit_words = False
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        parts = parts_of_pair(b, *(odd(b, nibbles(b, b.add(at, I64(self.SCALES)), 8)) for at in blocks))
-        return Window(self.numbers_of(b, blocks), [scaled_halfs(b, blocks, 1 / 8)], parts)
+        parts = odd_nibbles(b, blocks, self.SCALES)
+        return Window(self.numbers_of(b, blocks), [scaled_halfs(b, blocks, 1 / 8)], [parts])
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I16, 16), 2 + 32 * half)
@@ -157,10 +160,11 @@ class IQ2_S(SignedGrid):
     type_size = 82
     PLACES, SIGNS, UPPER, SCALES = 2, 34, 66, 74
     has_parts = True
+    sums_fit_words = False
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        parts = parts_of_pair(b, *(odd(b, nibbles(b, b.add(at, I64(self.SCALES)), 8)) for at in blocks))
-        return Window(self.numbers_of(b, blocks), [scaled_halfs(b, blocks, 1 / 8)], parts)
+        parts = odd_nibbles(b, blocks, self.SCALES)
+        return Window(self.numbers_of(b, blocks), [scaled_halfs(b, blocks, 1 / 8)], [parts])
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I8, 16), self.PLACES + 16 * half)
@@ -206,8 +210,11 @@ class IQ3_S(SignedGrid):
     PLACES, NINTHS, SIGNS, SCALES = 2, 66, 74, 106
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        each = [odd(b, nibbles(b, b.add(at, I64(self.SCALES)), 4)) for at in blocks]
-        scales = lanes_of_pair(b, each, list(range(8)))
+        four = [load(b, at, VT(I8, 4), self.SCALES) for at in blocks]
+        places, shifts = [i % 8 // 2 for i in range(16)], [i % 2 * 4 for i in range(16)]
+        scales = odd(
+            b, lanes_of_pair(b, [field_bits(b, q, places, shifts, 15) for q in four], list(range(8)))
+        )
         scale = b.fmul(b.sitofp(scales, VT(F32, 16)), halfs_of_pair(b, blocks, 0))
         return Window(self.numbers_of(b, blocks), [scale])
 
@@ -284,16 +291,11 @@ class IQ1_M(MovedGrid):
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
         words = [load(b, at, VT(I16, 4), self.SCALES) for at in blocks]
-        parts = parts_of_pair(b, *(odd(b, self._scales(b, each)) for each in words))
+        places = parts_of_pair(b, simd.concatenate(b, words), lambda i: i // 4)
+        parts = odd(b, part_bits(b, places, lambda i: i % 4 * 3, 7))
         first, second = (simd.splat(b, self._half(b, each), 16) for each in words)
         halfs = simd.half_to_float(b, lanes_of_pair(b, (first, second), [0] * 8))
-        return Window(self.numbers_of(b, blocks), [b.fmul(halfs, constant(F32, 16, 1 / EIGHTHS))], parts)
-
-    def _scales(self, b: Builder, words: Value) -> Value:
-        """The scales of each 16 numbers."""
-        return fields(
-            b, picked(b, words, [i // 4 for i in range(16)], I32), [i % 4 * 3 for i in range(16)], 7
-        )
+        return Window(self.numbers_of(b, blocks), [b.fmul(halfs, constant(F32, 16, 1 / EIGHTHS))], [parts])
 
     def _half(self, b: Builder, words: Value) -> Value:
         """The half in four words, as i16."""

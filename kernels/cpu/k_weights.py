@@ -4,7 +4,8 @@ The numbers of a block are taken in two halves of 128, as they meet a packed gro
 numbered 4 h to 4 h + 3, and of those the numbers 0..15 ("part 0") and 16..31 ("part 1"), <64 x i8> each.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from llvmlite import ir
 
@@ -55,9 +56,35 @@ def lanes_of_pair(b: Builder, pair: Sequence[Value], where: list[int]) -> Value:
     return simd.shuffle(b, first, second, lanes)
 
 
-def parts_of_pair(b: Builder, first: Value, second: Value) -> list[Value]:
-    """Of the 16 numbers of each of two blocks, those of first and of second halves of 32, in a window's lanes."""
-    return [lanes_of_pair(b, (first, second), list(range(half, 16, 2))) for half in (0, 1)]
+def loaded_pair(b: Builder, blocks: Sequence[Value], kind: Any, offset: int) -> Value:
+    """The `kind` at an offset of both blocks, one after the other."""
+    return simd.concatenate(b, [load(b, at, kind, offset) for at in blocks])
+
+
+def parts_of_pair(b: Builder, both: Value, place: Callable[[int], int], signed: bool = False) -> Value:
+    """Pairs of 16 bits in a window's lanes, from some integers of both blocks.
+
+    Args:
+        place: which integer of a block the i-th 16 numbers find theirs in.
+    """
+    a_block = both.type.count // 2
+    where = [0] * 32
+    for c in range(16):
+        for half in (0, 1):
+            where[2 * block_lane(c) + half] = c // 8 * a_block + place(c % 8 * 2 + half)
+    found = simd.shuffle(b, both, both, where)
+    if found.type.element == I16:
+        return found
+    return (b.sext if signed else b.zext)(found, VT(I16, 32))
+
+
+def part_bits(b: Builder, parts: Value, shift: Callable[[int], int], mask: int) -> Value:
+    """(integer >> shift) & mask of such pairs; the shift of the i-th 16 numbers of a block."""
+    shifts = [0] * 32
+    for c in range(16):
+        for half in (0, 1):
+            shifts[2 * block_lane(c) + half] = shift(c % 8 * 2 + half)
+    return b.and_(b.lshr(parts, ir.Constant(VT(I16, 32), shifts)), constant(I16, 32, mask))
 
 
 def halfs_of_pair(b: Builder, blocks: list[Value], offset: int) -> Value:
@@ -169,10 +196,9 @@ class Q6_K(KType):
     offset_shift = 5
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        parts = parts_of_pair(
-            b, *(b.sext(load(b, at, VT(I8, 16), self.PART_SCALES), VT(I32, 16)) for at in blocks)
-        )
-        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], parts)
+        both = loaded_pair(b, blocks, VT(I8, 16), self.PART_SCALES)
+        parts = parts_of_pair(b, both, lambda i: i, signed=True)
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], [parts])
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..63."""
@@ -200,13 +226,11 @@ class Q2_K(KType):
     has_parts = True
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        both = [b.zext(load(b, at, VT(I8, 16)), VT(I32, 16)) for at in blocks]
-        scales = parts_of_pair(b, *(b.and_(v, constant(I32, 16, 15)) for v in both))
-        minima = parts_of_pair(
-            b, *(b.sub(constant(I32, 16, 0), b.lshr(v, constant(I32, 16, 4))) for v in both)
-        )
+        both = parts_of_pair(b, loaded_pair(b, blocks, VT(I8, 16), 0), lambda i: i)
+        minima = b.sub(constant(I16, 32, 0), b.lshr(both, constant(I16, 32, 4)))
+        parts = [b.and_(both, constant(I16, 32, 15)), minima]
         factors = [halfs_of_pair(b, blocks, self.SCALE), b.fneg(halfs_of_pair(b, blocks, self.MINIMUM))]
-        return Window(self.numbers_of(b, blocks), factors, scales + minima)
+        return Window(self.numbers_of(b, blocks), factors, parts)
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..3."""
@@ -231,16 +255,16 @@ class Q3_K(KType):
     offset_shift = 2
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
-        parts = parts_of_pair(b, *(self._scales(b, at) for at in blocks))
-        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], parts)
+        parts = self._scales(b, blocks)
+        return Window(self.numbers_of(b, blocks), [halfs_of_pair(b, blocks, self.SCALE)], [parts])
 
-    def _scales(self, b: Builder, at: Value) -> Value:
-        """The scales of each 16 numbers."""
+    def _scales(self, b: Builder, blocks: list[Value]) -> Value:
+        """The scales of each 16 numbers, in a window's lanes."""
         before = self.type_size - 16  # 16 bytes that end with the block
-        q, skip = load(b, at, VT(I8, 16), before), self.PART_SCALES - before
-        low = field_bits(b, q, [skip + i % 8 for i in range(16)], [0] * 8 + [4] * 8, 15)
-        high = field_bits(b, q, [skip + 8 + i % 4 for i in range(16)], [i // 4 * 2 for i in range(16)], 3)
-        return b.sub(b.or_(low, b.shl(high, constant(I32, 16, 4))), constant(I32, 16, 32))
+        both, skip = loaded_pair(b, blocks, VT(I8, 16), before), self.PART_SCALES - before
+        low = part_bits(b, parts_of_pair(b, both, lambda i: skip + i % 8), lambda i: i // 8 * 4, 15)
+        high = part_bits(b, parts_of_pair(b, both, lambda i: skip + 8 + i % 4), lambda i: i // 4 * 2, 3)
+        return b.sub(b.or_(low, b.shl(high, constant(I16, 32, 4))), constant(I16, 32, 32))
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..7."""

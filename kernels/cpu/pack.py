@@ -5,12 +5,12 @@ from numba import types
 
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.simd import F32, I8, I32, I64, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, address, constant, operation
 from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES, WINDOW
 from hotcold.kernels.cpu.weights import (
     BLOCK,
-    FIRST_SUMS,
     GROUP_BYTES,
+    HALF_SUMS,
     HIGH,
     LOW,
     SCALED_SUMS,
@@ -39,7 +39,9 @@ def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: 
     simd.store(b, scale, at, SCALES, 4)
     simd.store(b, b.neg(total), at, SUMS, 4)
     simd.store(b, b.fmul(scale, b.sitofp(total, F32)), at, SCALED_SUMS, 4)
-    simd.store(b, b.neg(of_first), at, FIRST_SUMS, 4)
+    pair = [b.trunc(b.neg(half), I16) for half in (of_first, b.sub(total, of_first))]
+    for i, half in enumerate(pair):
+        simd.store(b, half, at, HALF_SUMS + 2 * i, 2)
 
 
 @operation(types.void, address, address, types.int64)

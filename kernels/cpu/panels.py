@@ -5,7 +5,7 @@ A panel holds ROWS rows as bytes, block of 32 after block of 32:
     8 times   ROWS dwords: 4 neighbouring numbers of each row
     ROWS      float32: the block's scale in each row
     ROWS      where the type has them: float32 minima
-    ROWS      likewise: int32 scales of numbers 0..15 and of 16..31; then, with minima, minus those of the halves
+    ROWS      likewise: int16 scales of numbers 0..15 and of 16..31; then, with minima, minus those of the minimum
 
 A tile multiplies a panel with COLUMNS tokens. It goes through the 16 chains of `block_sums.py` one after
 another, so a chain is a register for each token and 16 rows, and folds them at the end: the same sums, bit
@@ -22,12 +22,13 @@ from numba.core import cgutils
 
 from hotcold.kernels.cpu import elementwise, simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
-from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
+from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes, dot_words, halves_of_pairs
 from hotcold.kernels.cpu.compiled import compiled, family
 from hotcold.kernels.cpu.operations import store_i64
 from hotcold.kernels.cpu.simd import (
     F32,
     I8,
+    I16,
     I32,
     I64,
     VT,
@@ -40,8 +41,8 @@ from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
-    FIRST_SUMS,
     GROUP_BYTES,
+    HALF_SUMS,
     HIGH,
     LOW,
     SCALED_SUMS,
@@ -58,7 +59,7 @@ ROWS = 16 * VECTORS
 COLUMNS = 4
 DWORDS = BLOCK // 4
 ROW_BYTES = 64 * VECTORS  # of a panel's row of dwords
-MOST_FACTORS = 6
+MOST_FACTORS = 4
 
 # what a block's sum is made of, in `_emit_tile`
 PLAIN, SIGNED, MINIMUM, PARTS, MINIMUM_PARTS = range(5)
@@ -74,7 +75,7 @@ def sum_kind(kind: WeightType) -> int:
 
 def n_factors(kind: int) -> int:
     """Vectors beside a block's dwords."""
-    return {PLAIN: 1, SIGNED: 1, MINIMUM: 2, PARTS: 3, MINIMUM_PARTS: MOST_FACTORS}[kind]
+    return {PLAIN: 1, SIGNED: 1, MINIMUM: 2, PARTS: 2, MINIMUM_PARTS: MOST_FACTORS}[kind]
 
 
 # by GGUF's type numbers, where compiled code reads them
@@ -190,16 +191,15 @@ class _Block:
         at = ROW_BYTES * (DWORDS + i)
         return [load(self.b, self.at, VT(element, 16), at + 64 * r, 64) for r in range(VECTORS)]
 
-    def sums_of_halves(self) -> list[list[Value]]:
-        """By half of the block and token: the packed sum of its numbers, in all lanes."""
-        firsts = self.of_tokens(FIRST_SUMS, I32)
-        seconds = [self.b.sub(v, w) for v, w in zip(self.of_tokens(SUMS, I32), firsts, strict=True)]
-        return [[simd.splat(self.b, v, 16) for v in half] for half in (firsts, seconds)]
+    def pairs(self, i: int) -> list[Value]:
+        """The rows' i-th vectors, as pairs of int16."""
+        return [self.b.bitcast(v, VT(I16, 32)) for v in self.of_rows(i, I32)]
 
-    def times(self, sums: list[list[Value]], i: int) -> list[list[Value]]:
-        """Sums by token and vector of rows, times the rows' i-th vectors."""
-        scales = self.of_rows(i, I32)
-        return [[self.b.mul(v, s) for v, s in zip(row, scales, strict=True)] for row in sums]
+    def sums_of_pairs(self, i: int) -> list[list[Value]]:
+        """By token and vector of rows: both packed sums of halves, times the pair of the rows' i-th vectors."""
+        splats = [simd.splat(self.b, v, 16) for v in self.of_tokens(HALF_SUMS, I32)]
+        halves = [self.b.bitcast(v, VT(I16, 32)) for v in splats]
+        return [[dot_words(self.b, pair, half) for pair in self.pairs(i)] for half in halves]
 
     def sums(self, starts: list[Value], dwords: range) -> list[list[Value]]:
         """By token and vector of rows: start + the sum of products of these dwords' numbers."""
@@ -213,10 +213,6 @@ class _Block:
                 q = self.b.bitcast(simd.splat(self.b, dword, 16), VT(I8, 64))
                 sums[i] = [dot(self.b, v, w, q) for v, w in zip(sums[i], ws, strict=True)]
         return sums
-
-
-def _added(b: Builder, halves: list[list[list[Value]]]) -> list[list[Value]]:
-    return [[b.add(v, w) for v, w in zip(*rows, strict=True)] for rows in zip(*halves, strict=True)]
 
 
 def _emit_sums(block: _Block, shifts: Value) -> list[list[Value]]:
@@ -233,13 +229,16 @@ def _emit_sums(block: _Block, shifts: Value) -> list[list[Value]]:
 def _emit_sums_of_parts(block: _Block, shifts: Value) -> list[list[Value]]:
     """The same, both parts of 16 numbers times their integer scales."""
     b, nothing = block.b, constant(I32, 16, 0)
-    halves = []
-    for i, of_half in enumerate(block.sums_of_halves()):
-        with_minimum = block.kind == MINIMUM_PARTS
-        starts = [nothing if with_minimum else b.shl(v, shifts) for v in of_half]
-        part = block.sums(starts, range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
-        halves.append(block.times(part, (2 if with_minimum else 1) + i))
-    return _added(b, halves)
+    if block.kind == MINIMUM_PARTS:
+        sums = [[nothing] * VECTORS for _ in block.windows]
+    else:
+        sums = [[b.shl(v, shifts) for v in row] for row in block.sums_of_pairs(1)]
+    scales = [halves_of_pairs(b, pair) for pair in block.pairs(2 if block.kind == MINIMUM_PARTS else 1)]
+    for i in (0, 1):
+        half = block.sums([nothing] * len(block.windows), range(DWORDS // 2 * i, DWORDS // 2 * (i + 1)))
+        for row, own in zip(sums, half, strict=True):
+            row[:] = [b.add(v, b.mul(w, both[i])) for v, w, both in zip(row, own, scales, strict=True)]
+    return sums
 
 
 def _emit_scaled_sums(block: _Block, of_x: list[Value]) -> list[list[Value]]:
@@ -253,11 +252,7 @@ def _emit_scaled_sums(block: _Block, of_x: list[Value]) -> list[list[Value]]:
         return [[simd.splat(b, v, 16)] * VECTORS for v in block.of_tokens(SCALED_SUMS, F32)]
     if block.kind != MINIMUM_PARTS:
         return []
-    halves = [
-        block.times([[v] * VECTORS for v in of_half], 4 + i)
-        for i, of_half in enumerate(block.sums_of_halves())
-    ]
-    sums = _added(b, halves)
+    sums = block.sums_of_pairs(3)
     return [[b.fmul(d, b.sitofp(v, VT(F32, 16))) for v in row] for d, row in zip(of_x, sums, strict=True)]
 
 

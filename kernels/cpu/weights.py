@@ -13,7 +13,7 @@ int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
     512          16 float32: the blocks' scales
     576          16 int32: minus the sum of a block
     640          16 float32: scale times sum
-    704          16 int32: minus the sum of a block's numbers 0..15
+    704          16 pairs of int16: minus the sums of a block's numbers 0..15 and 16..31
 
 The last four have block 4 g + j in lane 4 j + g: where `block_sums.py` gets the sum of its products. The sums
 undo the offset of unsigned weights: sum (q - 8) x = sum q x + 8 (-sum x).
@@ -26,7 +26,13 @@ from typing import Any
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes
+from hotcold.kernels.cpu.byte_dots import (
+    dot_bytes,
+    dot_signed_bytes,
+    dot_words,
+    halves_of_pairs,
+    narrowed,
+)
 from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.sizes import WINDOW
 
@@ -35,7 +41,7 @@ GROUP = 128  # numbers that two vectors of bytes hold
 GROUPS = 4  # of a window
 GROUP_BYTES = 128
 LOW, HIGH = 0, 64  # offsets in a packed group
-SCALES, SUMS, SCALED_SUMS, FIRST_SUMS = 512, 576, 640, 704  # offsets in a packed window
+SCALES, SUMS, SCALED_SUMS, HALF_SUMS = 512, 576, 640, 704  # offsets in a packed window
 LANE_BLOCKS = [lane // 4 for lane in range(16)]  # of a group, whose lanes are 4 neighbouring bytes
 
 
@@ -123,8 +129,9 @@ class Window:
     """512 weights: (low, high) of 4 groups, and what their sums are multiplied by, one block a lane.
 
     Attributes:
-        factors: <16 x float> scales, and minima where the type has them. parts: of a type whose blocks
-            have two scales within, those as <16 x i32>; then, with minima, minus those of the halves.
+        factors: <16 x float> scales, and minima where the type has them.
+        parts: of a type whose blocks have two scales within, those in pairs, <32 x i16>; then, with minima, minus
+            the integers that are times the minimum.
     """
 
     numbers: list[tuple[Value, Value]]
@@ -148,6 +155,7 @@ class BlockType:
     offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
     has_minimum = False  # whether a number is scale * q + minimum, with q unsigned and no offset
     has_parts = False  # whether numbers 0..15 and 16..31 of a block of 32 have a scale of their own each
+    sums_fit_words = True  # whether 4 products of stored numbers and bytes stay below 2^15
 
     @property
     def is_signed(self) -> bool:
@@ -211,11 +219,17 @@ class BlockType:
                 lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
             return lanes
         assert window is not None
-        for part, scales, offset in zip(numbers, window.parts[:2], (LOW, HIGH), strict=True):
-            own = simd.shuffle(b, scales, scales, [lane // 4 * 4 + g for lane in range(16)])
-            sums = dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
-            lanes = b.add(lanes, b.mul(sums, own))
-        return lanes
+        sums = [
+            dot_bytes(b, lanes, part, load(b, x, VT(I8, 64), offset))
+            for part, offset in zip(numbers, (LOW, HIGH), strict=True)
+        ]
+        pairs = window.parts[0]
+        if self.sums_fit_words:
+            own = [2 * (4 * j + g) + part for j in range(4) for part in (0, 0, 0, 0, 1, 1, 1, 1)]
+            return dot_words(b, narrowed(b, *sums), simd.shuffle(b, pairs, pairs, own))
+        wide = b.bitcast(pairs, VT(I32, 16))
+        wide = simd.shuffle(b, wide, wide, [lane // 4 * 4 + g for lane in range(16)])
+        return b.add(*(b.mul(*both) for both in zip(sums, halves_of_pairs(b, wide), strict=True)))
 
     def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
         """lanes + sums of 4 neighbouring products of stored numbers and those of inputs."""
@@ -228,7 +242,7 @@ class BlockType:
         sums = load(b, x, VT(I32, 16), SUMS)
         if self.has_parts:
             assert window is not None
-            sums = _parts_times(b, window.parts, x)
+            sums = dot_words(b, window.parts[0], load(b, x, VT(I16, 32), HALF_SUMS))
         return b.shl(sums, constant(I32, 16, self.offset_shift))
 
     def add_blocks(
@@ -257,7 +271,8 @@ class BlockType:
             return acc
         scaled_sums = of_x(SCALED_SUMS)
         if self.has_parts:
-            scaled_sums = b.fmul(scales, b.sitofp(_parts_times(b, window.parts[2:], x), VT(F32, 16)))
+            of_minima = dot_words(b, window.parts[1], load(b, x, VT(I16, 32), HALF_SUMS))
+            scaled_sums = b.fmul(scales, b.sitofp(of_minima, VT(F32, 16)))
         return simd.fma(b, window.factors[1], scaled_sums, acc)
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
@@ -289,16 +304,11 @@ class BlockType:
         """Scales, and minima if there are any, of numbers 0..15 and, where they have their own, of 16..31."""
         if not self.has_parts:
             return window.factors[:1], window.factors[1:]
-        parts = [b.sitofp(part, VT(F32, 16)) for part in window.parts]
-        minima = [b.fmul(window.factors[1], b.fneg(part)) for part in parts[2:]]
-        return [b.fmul(window.factors[0], part) for part in parts[:2]], minima
-
-
-def _parts_times(b: Builder, parts: list[Value], x: Value) -> Value:
-    """Minus the sum over a block's numbers of the integer of their half: <16 x i32>."""
-    first = load(b, x, VT(I32, 16), FIRST_SUMS)
-    second = b.sub(load(b, x, VT(I32, 16), SUMS), first)
-    return b.add(*(b.mul(sums, part) for sums, part in zip((first, second), parts[:2], strict=True)))
+        parts = [
+            [b.sitofp(half, VT(F32, 16)) for half in halves_of_pairs(b, pairs)] for pairs in window.parts
+        ]
+        minima = [b.fmul(window.factors[1], b.fneg(half)) for both in parts[1:] for half in both]
+        return [b.fmul(window.factors[0], half) for half in parts[0]], minima
 
 
 F32_TYPE = FloatType("F32", 0, 4)

@@ -129,11 +129,12 @@ def check_pack(k: int) -> None:
         lanes: NDArray[Any] = windows[:, 512 + 64 * vector :][:, :64].copy().view(kind).reshape(-1, 4, 4)
         return lanes.transpose(0, 2, 1).reshape(-1)
 
-    first, both = (part.sum(-1, dtype=np.int32) for part in (got[:, 0], got.reshape(-1, 32)))
+    halves = got.sum(-1, dtype=np.int32)
+    both = halves.sum(-1, dtype=np.int32)
     assert np.array_equal(blocks(0, np.float32), np.append(d, np.zeros(len(both) - n, np.float32)))
     assert np.array_equal(blocks(1, np.int32), -both)
     assert np.array_equal(blocks(2, np.float32)[:n], d * both[:n].astype(np.float32))
-    assert np.array_equal(blocks(3, np.int32), -first)
+    assert np.array_equal(blocks(3, np.int32).view(np.int16).reshape(-1, 2), -halves)
 
 
 def check_mul_mat(type_id: int, n_rows: int, k: int, n_tokens: int) -> None:

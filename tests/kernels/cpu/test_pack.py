@@ -14,8 +14,8 @@ U8 = NDArray[np.uint8]
 Packed = Callable[[F32], U8]
 
 
-def unpack(raw: U8) -> tuple[NDArray[np.int8], list[F32], list[NDArray[np.int32]]]:
-    """Of one packed row, a block a row: numbers [n, 32]; scales and scaled sums; sums, also of first halves."""
+def unpack(raw: U8) -> tuple[NDArray[np.int8], list[F32], NDArray[np.int32], NDArray[np.int16]]:
+    """Of one packed row, a block a row: numbers [n, 32]; scales and scaled sums; sums; those of halves."""
     windows = raw.reshape(-1, 768)
     numbers = windows[:, :512].view(np.int8).reshape(-1, 4, 2, 4, 16).transpose(0, 1, 3, 2, 4).reshape(-1, 32)
     # block 4 g + j of a window lies in lane 4 j + g
@@ -23,21 +23,23 @@ def unpack(raw: U8) -> tuple[NDArray[np.int8], list[F32], list[NDArray[np.int32]
     return (
         numbers,
         [np.ascontiguousarray(vectors[i]).view(np.float32)[:, 0] for i in (0, 2)],
-        [np.ascontiguousarray(vectors[i]).view(np.int32)[:, 0] for i in (1, 3)],
+        np.ascontiguousarray(vectors[1]).view(np.int32)[:, 0],
+        np.ascontiguousarray(vectors[3]).view(np.int16),
     )
 
 
 def check(x: F32, raw: U8) -> None:
     """Every byte of a packed row is what the oracle says, zero past the row's end."""
-    numbers, (scales, scaled_sums), (sums, first_sums) = unpack(raw)
+    numbers, (scales, scaled_sums), sums, half_sums = unpack(raw)
     n = -(-x.size // 512) * 16
     q, d = np.zeros(n * 32, np.int8), np.zeros(n, np.float32)
     q[: x.size], d[: x.size // 32] = ref.quantise(x)
     assert np.array_equal(numbers.reshape(-1), q)
     assert np.array_equal(scales, d)
-    of_first, of_all = (part.sum(1, dtype=np.int32) for part in (numbers[:, :16], numbers))
+    of_halves = numbers.reshape(-1, 2, 16).sum(2, dtype=np.int32)
+    of_all = of_halves.sum(1, dtype=np.int32)
     assert np.array_equal(sums, -of_all)
-    assert np.array_equal(first_sums, -of_first)
+    assert np.array_equal(half_sums, -of_halves)
     assert np.array_equal(scaled_sums, d * of_all.astype(np.float32))
 
 
