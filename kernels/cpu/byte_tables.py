@@ -1,16 +1,13 @@
 """Bytes found in tables: 16 of them in a register, or grids of 4 or 8 neighbours in memory."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-import llvmlite.binding
 import numpy as np
 from llvmlite import ir
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.simd import I1, I8, I64, VT, Builder, Value, call, constant, shuffle
-
-_kept: dict[str, NDArray[np.uint8]] = {}
 
 
 def listed_bytes(b: Builder, table: Sequence[int], places: Value) -> Value:
@@ -33,25 +30,24 @@ def listed_bytes(b: Builder, table: Sequence[int], places: Value) -> Value:
     return out
 
 
-def keep_grid(name: str, grid: NDArray[np.int8]) -> None:
-    """Make a grid, int8 [n, 4 or 8], known to machine code by a name."""
-    _kept[name] = np.ascontiguousarray(grid).view(np.uint8)
-    llvmlite.binding.add_symbol(f"hotcold_grid_{name}", _kept[name].ctypes.data)
+def grid_bytes(b: Builder, name: str, grid: Callable[[], NDArray[np.int8]], places: Value) -> Value:
+    """The grid's entries in these places, <8 x i64> of 8 bytes each or <16 x i32> of 4, as <64 x i8>.
 
-
-def grid_bytes(b: Builder, name: str, places: Value) -> Value:
-    """The grid's entries in these places, <8 x i64> of 8 bytes each or <16 x i32> of 4, as <64 x i8>."""
+    Args:
+        grid: gives int8 [n, 8 or 4], which becomes part of the machine code by its name.
+    """
     n, width = places.type.count, places.type.element.width
-    element = ir.IntType(width)
-    symbol = f"hotcold_grid_{name}"
-    table = b.module.globals.get(symbol)
+    table = b.module.globals.get(name)
     if table is None:
-        table = ir.GlobalVariable(b.module, element, symbol)
+        entries = np.ascontiguousarray(grid()).view(f"i{width // 8}").ravel().tolist()
+        kind = ir.ArrayType(ir.IntType(width), len(entries))
+        table = ir.GlobalVariable(b.module, kind, name)
+        table.initializer = ir.Constant(kind, entries)
+        table.linkage, table.global_constant = "internal", True
     base = simd.splat(b, b.ptrtoint(table, I64), n)
     wide = places if width == 64 else b.zext(places, VT(I64, n))
     addresses = b.add(base, b.mul(wide, constant(I64, n, width // 8)))
-    entries = simd.gather(b, addresses, element)
-    return b.bitcast(entries, VT(I8, 64))
+    return b.bitcast(simd.gather(b, addresses, ir.IntType(width)), VT(I8, 64))
 
 
 def negated(b: Builder, numbers: Value, signs: Value) -> Value:

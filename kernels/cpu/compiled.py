@@ -17,6 +17,7 @@ from numba.core.cpu_options import FastMathOptions
 from numba.core.runtime import rtsys
 
 from hotcold.kernels.cpu.kernel_files import (
+    COUNTER,
     N_CELLS,
     OPS,
     Code,
@@ -274,6 +275,13 @@ def _compiled(name: str) -> Code:
     passes.add_strip_dead_prototype_pass()
     passes.run(module, builder)
     outside = {f.name for f in module.functions if f.is_declaration and not f.name.startswith("llvm.")}
-    if outside - _C_FUNCTIONS:
-        raise AssertionError(f"{name} calls {sorted(outside - _C_FUNCTIONS)}")
+    data = {
+        v.name
+        for v in module.global_variables
+        if v.is_declaration and not v.name.startswith(cells_symbol(""))
+    }
+    if strange := (outside - _C_FUNCTIONS) | (data - {COUNTER}):
+        raise AssertionError(
+            f"{name} names {sorted(strange)}, which a process that loads its file may not have"
+        )
     return packed_code({n: FAMILIES[n] for n in _called(module)}, code._tm.emit_object(module))

@@ -8,14 +8,16 @@ Block j of a half has 4 entries of 8 numbers: 0 and 1 are its first part, 2 and 
 hold entries are in the order of the packed input: (j, 0), (j, 1) for j = 0..3 in the first part.
 """
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 from gguf import quants
 from llvmlite import ir
+from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_tables import grid_bytes, keep_grid, negated
+from hotcold.kernels.cpu.byte_tables import grid_bytes, negated
 from hotcold.kernels.cpu.k_weights import (
     KType,
     field_bits,
@@ -32,16 +34,11 @@ EIGHTHS = 8  # of a step, by which IQ1's numbers count
 ENTRIES = [[(j, entry) for j in range(4) for entry in pair] for pair in ((0, 1), (2, 3))]  # of both parts
 
 
-def _grid(source: Any, factor: int = 1, offset: int = 0) -> None:
-    """Keep the gguf package's grid of a type under its name."""
+def _grid(source: Any, factor: int = 1, offset: int = 0) -> NDArray[np.int8]:
+    """The gguf package's grid of a type, [n, numbers of an entry]; each number times a factor, plus an offset."""
     source.init_grid()
     numbers = np.asarray(source.grid).reshape(source.grid_shape) * factor + offset
-    keep_grid(source.__name__.lower(), numbers.astype(np.int8))
-
-
-for _source in (quants.IQ2_XXS, quants.IQ2_XS, quants.IQ2_S, quants.IQ3_XXS, quants.IQ3_S):
-    _grid(_source)
-_grid(quants.IQ1_S, EIGHTHS, 2 * EIGHTHS)
+    return numbers.astype(np.int8)
 
 
 def picked(b: Builder, v: Value, lanes: list[int], element: Any) -> Value:
@@ -79,9 +76,10 @@ class SignedGrid(KType):
 
     def stored(self, b: Builder, places: list[Value], signs: list[Value]) -> tuple[Value, Value]:
         """Both parts' numbers from the places of their entries and the words of their signs, a bit a number."""
-        name, offset = self.name.lower(), constant(I8, 64, 1 << self.offset_shift)
+        offset = constant(I8, 64, 1 << self.offset_shift)
+        grid = partial(_grid, getattr(quants, self.name))
         first, second = (
-            b.add(offset, negated(b, grid_bytes(b, name, place), word))
+            b.add(offset, negated(b, grid_bytes(b, f"grid_{self.name}", grid, place), word))
             for place, word in zip(places, signs, strict=True)
         )
         return first, second
@@ -239,11 +237,11 @@ class MovedGrid(KType):
 
     def stored(self, b: Builder, places: list[Value], downs: list[Value]) -> tuple[Value, Value]:
         """Both parts' numbers from the places of their entries; `downs`, <8 x i64>: not 0 where an eighth less."""
-        both = []
+        grid, both = partial(_grid, quants.IQ1_S, EIGHTHS, 2 * EIGHTHS), []
         for place, down in zip(places, downs, strict=True):
             less = b.icmp_unsigned("!=", down, constant(I64, 8, 0))
             step = b.select(less, constant(I64, 8, -1), constant(I64, 8, 0x0101010101010101))
-            both.append(b.add(grid_bytes(b, "iq1_s", place), b.bitcast(step, VT(I8, 64))))
+            both.append(b.add(grid_bytes(b, "grid_IQ1", grid, place), b.bitcast(step, VT(I8, 64))))
         return both[0], both[1]
 
 
