@@ -91,11 +91,11 @@ def test_the_oldest_turns_are_dropped(engine: Engine) -> None:
 
 def test_a_question_that_fills_the_context_alone(engine: Engine) -> None:
     ours = chat(engine)
-    with pytest.raises(DoesNotFitError, match="-c"):
+    with pytest.raises(DoesNotFitError, match="raise n_ctx, or shorten"):
         "".join(ours.ask("word " * 200))
     assert ours.messages == []
     assert "".join(ours.ask(QUESTIONS[0]))
-    with pytest.raises(DoesNotFitError, match="-c"):
+    with pytest.raises(DoesNotFitError, match="raise n_ctx, or shorten"):
         "".join(ours.ask("word " * 200))
     assert len(ours.messages) == 2  # a question that is refused costs nothing
 

@@ -4,8 +4,11 @@ import json
 from pathlib import Path
 
 import pytest
-from commands import run
+from commands import process, run
 from table_models import table_model
+
+from hotcold.engine.commands.loading import heed_compiling
+from hotcold.kernels.cpu import machine_code
 
 PROMPT = "It is a truth universally acknowledged"
 GREEDY = ("--temp", "0", "-t", "1")
@@ -214,15 +217,25 @@ def test_where_the_weights_are_is_said(options: tuple[str, ...], where: str) -> 
     assert f"weights {where}" in " ".join(err.split())
 
 
-def test_the_first_run_says_that_it_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.slow
+def test_the_first_run_says_that_it_compiles(tmp_path: Path) -> None:
     """In an empty cache folder nothing is compiled yet; the next run finds it done."""
     arguments = ("generate", "-p", "a", "-n", "1")
     for number, folder in enumerate((tmp_path / "loud", tmp_path / "quiet")):
         folder.mkdir()
-        monkeypatch.setenv("NUMBA_CACHE_DIR", str(folder))
-        said = run(*arguments, *(["-q"] * number)).stderr
+        said = process(*arguments, *(["-q"] * number), NUMBA_CACHE_DIR=str(folder)).stderr
         assert said.count("hotcold: compiling kernels, once") == 1 - number
-    assert "compiling" not in run(*arguments).stderr
+    assert "compiling" not in process(*arguments, NUMBA_CACHE_DIR=str(tmp_path / "loud")).stderr
+
+
+def test_compiling_is_said_once(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(machine_code, "_around", [])
+    for quiet in (False, True):
+        heed_compiling(quiet)
+        for _ in range(2):
+            with machine_code._around[0]():
+                pass
+        assert capsys.readouterr().err.count("hotcold: compiling kernels, once") == 1 - quiet
 
 
 def test_where_everything_is_comes_by_either_name() -> None:

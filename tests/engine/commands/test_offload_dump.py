@@ -99,7 +99,7 @@ def test_the_context_stands_outside_the_budget() -> None:
         (2, ("--like", "opt-30b", "--predictor-rank", "-1"), "such as --predictor-rank 1024"),
         (2, ("--html", ""), "--html: '' or . (the name of a file); name one"),
         (2, ("--like", "opt-30b", "-m", "x"), "both -m and --like"),
-        (2, ("--like", "opt-30b:q2_k"), "type of --like: q2_k (known: f32"),
+        (2, ("--like", "opt-30b:q9_k"), "type of --like: q9_k (known: f32"),
         (2, ("--run", "--sweep", "0,1"), "both --run and --sweep"),
         (2, ("--sweep", "0,1", "--html", "x.html"), "both --sweep and --html"),
         (2, ("--predictor-rank", "64"), "use --like"),

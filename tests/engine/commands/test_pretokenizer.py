@@ -96,7 +96,7 @@ def test_an_unknown_one_ends_with_3_and_a_bad_option_with_2(model: MakeModel, co
     assert "tokenizer.ggml.pre: mystery (known: default" in result.stderr
     result = run(*arguments, "--force-pretokenizer", "other")
     assert result.returncode == 2
-    assert "force_pretokenizer: other" in result.stderr
+    assert "--force-pretokenizer: other" in result.stderr
 
 
 def test_perplexity_and_bench_take_the_option(model: MakeModel, tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert 0 < counted(parts).sum() < counted(whole).sum()
     again = ("profile", "-f", str(text), "-o", str(parts))
     assert "go on with --resume" in run(*again, *OPTIONS).stderr
-    assert "was counted on other texts, or another n_ctx" in run(*again, "--resume", "-c", "48").stderr
+    assert "was counted on other texts, or another -c" in run(*again, "--resume", "-c", "48").stderr
     assert run(*again, "--resume", *OPTIONS).returncode == 0
     assert (counted(parts) == counted(whole)).all()
 

@@ -102,7 +102,7 @@ def test_auto_takes_the_next_card_or_none(
     compiler: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, status: int
 ) -> None:
     small = program(SOURCES / "add.cu")
-    monkeypatch.setattr(cuda_driver, "program", lambda: small)
+    monkeypatch.setattr(cuda_driver, "untyped", lambda: SimpleNamespace(source=small))
     cupy = StubCupy(EmulatedDriver(small), cards=2)
     cupy.statuses[0] = status
     monkeypatch.setattr(devices, "load_cupy", lambda: cupy)
@@ -157,6 +157,7 @@ def test_cpu_and_auto_without_a_card_are_no_device(monkeypatch: pytest.MonkeyPat
 
 def test_auto_says_why_a_card_is_not_used(two_cards: Any, caplog: pytest.LogCaptureFixture) -> None:
     two_cards.cuda.runtime.getDeviceProperties = lambda index: {"name": b"old", "major": 1, "minor": 0}
+    two_cards.cuda.Device = lambda index: SimpleNamespace(use=lambda: None)
     assert open_device(DeviceChoice("auto")) is None
     assert "cuda:0 is not used: architecture of the card: sm_10 (the kernels need sm_61)" in caplog.text
     assert "cuda:1 is not used" in caplog.text
