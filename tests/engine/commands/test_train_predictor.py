@@ -40,6 +40,7 @@ def test_predictors_go_into_a_model(text: Path, tiny: Path, tmp_path: Path) -> N
     assert values[1] < 1.1 * values[0]
 
 
+@pytest.mark.slow
 def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     assert run("train-predictor", "-f", str(text), "-o", str(whole), *OPTIONS).returncode == 0

@@ -39,22 +39,18 @@ def test_the_checkout_runs_too() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["generate", "--temp", "abc"], "--temp"),
-        (["generate", "--bad"], "--bad"),
-        (["generate", "--bad"], "see `hotcold generate --help`"),
-        (["generate", "-p"], "-p"),
-        (["generate", "-p", "hi", "-n"], "see `hotcold generate --help`"),
-        (["generate", "-p", "hi", "-n", "abc"], "'abc'"),
-        (["generat"], "Did you mean 'generate'? See `hotcold --help`"),
-        (["nonsense"], "nonsense"),
-        (["nonsense"], "see `hotcold --help`"),
+        (["generate", "--temp", "abc"], ["--temp", "'abc'"]),
+        (["generate", "--bad"], ["--bad", "see `hotcold generate --help`"]),
+        (["generate", "-p", "hi", "-n"], ["-n", "see `hotcold generate --help`"]),
+        (["generat"], ["Did you mean 'generate'? See `hotcold --help`"]),
+        (["nonsense"], ["nonsense", "see `hotcold --help`"]),
     ],
 )
-def test_bad_usage_is_one_line(arguments: list[str], words: str) -> None:
+def test_bad_usage_is_one_line(arguments: list[str], words: list[str]) -> None:
     command = [sys.executable, "-m", "hotcold", *arguments]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("hotcold: error: ")
-    assert words in done.stderr
+    assert all(word in done.stderr for word in words)
     assert done.stderr.count("\n") == 1
