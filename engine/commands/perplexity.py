@@ -74,7 +74,7 @@ def details(engine: "Engine", result: "Perplexity") -> Iterator[str]:
     """What stands below the value, a line each."""
     from hotcold.engine.measure.perplexity import DEFINITION
 
-    listed, firing = result.activity.shares(engine.model.n_ff)
+    listed, firing = result.activity.shares(engine.model.n_neurons)
     n_chunks = len(result.chunk_nlls)
     yield DEFINITION
     yield f"{n_chunks} chunk{'s' * (n_chunks > 1)} of {result.n_ctx}, {result.n_scored} ids scored"

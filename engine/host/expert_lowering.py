@@ -49,7 +49,6 @@ class _Pairs:
         self.groups = low.areas["groups"]
         self.places = self.groups + sizes.group_bytes(self.n_expert, self.n_pairs)
         self.first, self.second = (low.areas["first"], 4 * self.n_ff), (low.areas["second"], 4 * self.n_ff)
-        self.sums = low.areas["second"], 4 * self.n_embd
 
     @property
     def chosen(self) -> tuple[int, int]:
@@ -81,6 +80,11 @@ class _Pairs:
         )
         return self.low.areas["pairs"], stride
 
+    def sums(self, hidden: tuple[int, int]) -> tuple[int, int]:
+        """Where the experts' vectors go: the area that the hidden vectors are not in."""
+        area = "second" if hidden[0] == self.first[0] else "first"
+        return self.low.areas[area], 4 * self.n_embd
+
     def multiply(self, weight: Weight, bias: Weight | None, x: tuple[int, int], y: tuple[int, int]) -> None:
         """y[p] = the matrix of the pair's expert . x[p] + its bias."""
         z = {} if bias is None else {"z": self.low.store.address(bias)}
@@ -94,7 +98,7 @@ class _Pairs:
             chunks = program.row_chunks(n_rows, self.n_used * stride)
         else:
             chunks = program.panel_chunks(n_rows)
-        fields: Record = {"w": self.low.store.experts(weight), "w_type": int(weight.type), "w_stride": stride}
+        fields = self._matrix(weight)
         fields |= {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1], "n_rows": n_rows, "k": k, **own}
         self.low.emit(code, chunks, **fields, groups=self.groups)
 
@@ -105,6 +109,51 @@ class _Pairs:
         own = {"activation": ACTIVATIONS[activation], "groups": self.groups}
         self.low.emit(program.ACT_MUL, self._chunks(self.n_ff), **fields, k=self.n_ff, **own)
 
+    def up_rows(self, x: tuple[int, int]) -> None:
+        """second = first * (up . x) where first, the gates, is positive; other rows are not read."""
+        gates = {"z": self.first[0], "z_stride": self.first[1]}
+        activation = ACTIVATIONS[self.node.attributes["activation"]]
+        counts = self.low.layer_counts(layer_of(self.node))
+        self.rows(program.EXPERT_UP, self.up, x, self.second, **gates, activation=activation, counts=counts)
+
+    def pieces(self) -> tuple[int, int]:
+        """All of it for one token where a neuron has a row of each matrix; the pairs' vectors."""
+        low, parts = self.low, program.EXPERT_PARTS
+        fields: Record = {
+            "x": low.input_of(self.node, self.gate)[0],
+            "z": low.input_of(self.node, self.up)[0],
+        }
+        for name, weight in (("w", self.gate), ("w1", self.up), ("w2", self.down)):
+            fields |= self._matrix(weight, name)
+        fields |= {"scratch": low.areas["second"], "scratch_stride": 4 * self.n_embd}
+        fields |= {"skip": int(self.node.attributes["skip"]), "n_rows": self.n_ff, "k": self.n_embd}
+        fields |= {"activation": ACTIVATIONS[self.node.attributes["activation"]], "n_parts": parts}
+        counts = low.layer_counts(layer_of(self.node))
+        low.emit(program.EXPERT_PIECES, self.n_used * parts, **fields, groups=self.groups, counts=counts)
+        y, stride = low.areas["first"], 4 * self.n_embd
+        at = {"x": low.areas["second"], "x_stride": stride, "y": y, "y_stride": stride, "k": self.n_embd}
+        chunks = max(1, self.n_embd // 256)
+        low.emit(program.EXPERT_REDUCE, chunks, **at, n_parts=parts, groups=self.groups)
+        return y, stride
+
+    def down_rows(self, hidden: tuple[int, int]) -> tuple[int, int]:
+        """The pairs' sums of rows of down by their hidden values."""
+        y, stride = self.sums(hidden)
+        fields = {"x": hidden[0], "x_stride": hidden[1], "y": y, "y_stride": stride}
+        fields |= {"n_rows": self.n_ff, "k": self.n_embd, "n_parts": program.EXPERT_PARTS}
+        chunks = max(1, self.n_embd // 256)
+        self.low.emit(program.EXPERT_DOWN, chunks, **self._matrix(self.down), **fields, groups=self.groups)
+        return y, stride
+
+    def _matrix(self, weight: Weight, name: str = "w") -> Record:
+        """Fields that say where all experts' matrices lie."""
+        stride = rows.row_bytes(int(weight.type), weight.ne[0])
+        return {
+            name: self.low.store.experts(weight),
+            f"{name}_type": int(weight.type),
+            f"{name}_stride": stride,
+        }
+
     def packed(self, x: tuple[int, int]) -> tuple[int, int]:
         """The hidden vectors as `down` wants them."""
         if not sizes.is_quantised(int(self.down.type)):
@@ -114,13 +163,9 @@ class _Pairs:
         self.low.emit(program.PACK, self._chunks(self.n_ff), **fields, groups=self.groups)
         return y, stride
 
-    def sum(self) -> None:
-        """The sum of each token's experts by their weights."""
-        (x, x_stride), (z, z_stride), (y, y_stride) = (
-            self.sums,
-            self.chosen,
-            self.low.vector(self.node.output),
-        )
+    def add_up(self, vectors: tuple[int, int]) -> None:
+        """The sum of each token's experts' vectors by their weights."""
+        (x, x_stride), (z, z_stride), (y, y_stride) = vectors, self.chosen, self.low.vector(self.node.output)
         fields = {"x": x, "x_stride": x_stride, "z": z, "z_stride": z_stride, "y": y, "y_stride": y_stride}
         own = {"n_used": self.n_used, "pairs": self.places, "k": self.n_embd}
         self.low.emit(program.EXPERT_SUM, max(1, self.n_embd // 256), **fields, **own)
@@ -131,13 +176,25 @@ class _Pairs:
 
 
 def expert_ffn(low: Lowering, node: Node) -> None:
-    pairs = _Pairs(low, node)
+    pairs, transposed = _Pairs(low, node), node.attributes["transposed"]
     pairs.group()
+    if low.one_token and transposed:
+        pairs.add_up(pairs.pieces())
+        return
     x = pairs.vectors(pairs.gate)
     pairs.multiply(pairs.gate, node.find_weight("gate_bias"), x, pairs.first)
     if vector_bytes(pairs.up) != vector_bytes(pairs.gate):
         x = pairs.vectors(pairs.up)
-    pairs.multiply(pairs.up, node.find_weight("up_bias"), x, pairs.second)
-    pairs.hidden(node.attributes["activation"])
-    pairs.multiply(pairs.down, node.find_weight("down_bias"), pairs.packed(pairs.first), pairs.sums)
-    pairs.sum()
+    hidden = pairs.first
+    if node.attributes["skip"]:
+        pairs.up_rows(x)
+        hidden = pairs.second
+    else:
+        pairs.multiply(pairs.up, node.find_weight("up_bias"), x, pairs.second)
+        pairs.hidden(node.attributes["activation"])
+    if transposed:
+        pairs.add_up(pairs.down_rows(hidden))
+        return
+    sums = pairs.sums(hidden)
+    pairs.multiply(pairs.down, node.find_weight("down_bias"), pairs.packed(hidden), sums)
+    pairs.add_up(sums)

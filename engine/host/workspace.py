@@ -73,9 +73,11 @@ def _expert_ffn(node: Node, n_tokens: int) -> dict[str, int]:
     gate = node.weight("gate")
     n_pairs = n_tokens * node.tensor("chosen").shape[1]
     n_embd, n_ff, n_expert = gate.ne
+    vectors = 4 * n_pairs * max(n_ff, n_embd)
+    parts = 4 * n_pairs * program.EXPERT_PARTS * n_embd if node.attributes["transposed"] else 0
     return {
-        "first": 4 * n_pairs * n_ff,
-        "second": 4 * n_pairs * max(n_ff, n_embd),
+        "first": vectors,
+        "second": max(vectors, parts) if n_tokens == 1 else vectors,
         "pairs": n_pairs * max(map(vector_bytes, ffn_matrices(node))),
         "groups": sizes.group_bytes(n_expert, n_pairs) + 8 * n_pairs,
     }

@@ -71,5 +71,18 @@ def sparse_token_bytes(model: Model, mode: str, listed: list[float], firing: lis
     """
     if mode == "off":
         return token_bytes(model)
+    if model.experts is not None:
+        each_layer = zip(model.layers, listed, firing, strict=True)
+        experts = [_expert_ffn_bytes(*each, model.experts.n_ff) for each in each_layer]
+        return dense_bytes(model, predictors=False) + sum(experts)
     ffn = [ffn_bytes(*each) for each in zip(model.layers, listed, firing, strict=True)]
     return dense_bytes(model, predictors=mode == "predictor") + sum(ffn)
+
+
+def _expert_ffn_bytes(layer: Layer, listed: float, firing: float, n_ff: int) -> float:
+    """Bytes of a layer's experts for one token: all their gates, and the rows of neurons that fire."""
+    gate, up, down = layer.ffn_matrices
+    n_bytes = listed * gate.row_bytes + firing * up.row_bytes
+    if layer.ffn_down_exps_t is not None:
+        return n_bytes + firing * down.row_bytes
+    return n_bytes + listed / n_ff * down.n_bytes / layer.n_units

@@ -86,6 +86,8 @@ def _width(file: GGUFFile, key: str) -> int:
 def _gating(file: GGUFFile, key: str, facts: ExpertFacts) -> str:
     if facts.gating:
         return facts.gating
+    if key not in file.metadata and _is_powerinfers(file):
+        return "sigmoid"
     if key not in file.metadata:
         bound = "missing: a router's logits could mean anything"
         raise FileError(f"{file.path.name}: metadata key", key, bound, "convert the model again")
@@ -96,3 +98,12 @@ def _gating(file: GGUFFile, key: str, facts: ExpertFacts) -> str:
             f"{file.path.name}: {key}", number, f"known: {known}", "hotcold cannot run this model"
         )
     return GATING_FUNCTIONS[number]
+
+
+def _is_powerinfers(file: GGUFFile) -> bool:
+    """Whether a file is PowerInfer's, whose down projections have rows as long as the others'.
+
+    Its converter leaves the gating function out where it is the sigmoid.
+    """
+    up, down = (file.tensors.get(f"blk.0.ffn_{part}_exps.weight") for part in ("up", "down"))
+    return up is not None and down is not None and up.ne == down.ne and up.ne[0] != up.ne[1]

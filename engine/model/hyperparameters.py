@@ -63,6 +63,11 @@ class Hyperparameters:
         return (of_all,) if self.windows is None else (of_all, self.windows.rotation)
 
     @property
+    def n_neurons(self) -> int:
+        """Neurons of a layer, those of all its experts together."""
+        return self.n_ff if self.experts is None else self.experts.n_expert * self.experts.n_ff
+
+    @property
     def n_units(self) -> int:
         """How many parts of a layer's FFN are placed by themselves: neurons, or experts."""
         return self.n_ff if self.experts is None else self.experts.n_expert

@@ -56,6 +56,11 @@ class _Tensors:
             )
         return _weight(info)
 
+    def has_rows_by_neuron(self, rule: TensorRule, sizes: Mapping[str, int]) -> bool:
+        """Whether experts' down projections have a row a neuron, as PowerInfer stores them by the same name."""
+        info, ne = self.file.tensors.get(rule.name), tuple(sizes[name] for name in reversed(rule.shape))
+        return info is not None and info.ne != ne and info.ne == (ne[1], ne[0], *ne[2:])
+
     def take_experts(self, name: str, types: frozenset[GGMLQuantizationType], *ne: int) -> Weight:
         """The matrices of all experts: one tensor, or in an old file one an expert, which are alike."""
         role, _, ending = name.partition("_exps")
@@ -115,8 +120,17 @@ def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str,
     """A layer; the file has its down projection with a row an output or with a row a neuron."""
     name = next((rule.name for rule in by_neuron(rules) if rule.role == "ffn_down_t"), "").format(i=i)
     transposed = weights.file.is_powerinfer or weights.has(name)
-    taken = _take(weights, of_layer(by_neuron(rules) if transposed else rules, i), sizes)
+    rules = of_layer(by_neuron(rules) if transposed else rules, i)
+    taken = _take(weights, (_as_stored(weights, rule, sizes) for rule in rules), sizes)
     return Layer(**taken, **_predictor(weights, sizes, i))
+
+
+def _as_stored(weights: _Tensors, rule: TensorRule, sizes: Mapping[str, int]) -> TensorRule:
+    """The rule, or that of experts' down projections the other way round where the file has them so."""
+    if rule.role != "ffn_down_exps" or not weights.has_rows_by_neuron(rule, sizes):
+        return rule
+    outer, *rest = rule.shape
+    return replace(rule, role="ffn_down_exps_t", shape=(outer, *rest[::-1]))
 
 
 def _predictor(weights: _Tensors, sizes: Mapping[str, int], i: int) -> dict[str, Weight]:

@@ -97,6 +97,7 @@ class Layer:
     ffn_gate_exps: Weight | None = None
     ffn_up_exps: Weight | None = None
     ffn_down_exps: Weight | None = None
+    ffn_down_exps_t: Weight | None = None
     ffn_gate_exps_bias: Weight | None = None
     ffn_up_exps_bias: Weight | None = None
     ffn_down_exps_bias: Weight | None = None
@@ -124,7 +125,7 @@ class Layer:
     @property
     def down(self) -> Weight:
         """The down projection as the file has it."""
-        down = self.ffn_down_exps or self.ffn_down or self.ffn_down_t
+        down = self.ffn_down_exps or self.ffn_down_exps_t or self.ffn_down or self.ffn_down_t
         if down is None:
             raise FileError("layer", self.attn_norm.name, "neither ffn_down nor ffn_down_t")
         return down

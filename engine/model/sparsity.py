@@ -45,7 +45,7 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     if wanted == "exact" and not relu:
         bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
         raise SettingError("sparsity", wanted, bound, "use off")
-    if not transposed:
+    if not transposed and model.experts is None:  # experts without spare the rows of `up` alone
         bound = "the file has no ffn_down_t tensors"
         raise SettingError("sparsity", wanted, bound, "use off, or convert the model with hotcold convert")
     return wanted, "asked for"
@@ -53,7 +53,7 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
 
 def _has_row_a_neuron(model: "Model") -> bool:
     """Whether the down projection is transposed in every layer."""
-    return all(layer.ffn_down_t is not None for layer in model.layers)
+    return all((layer.ffn_down_t or layer.ffn_down_exps_t) is not None for layer in model.layers)
 
 
 def can_be_exact(model: "Model") -> bool:

@@ -185,6 +185,37 @@ def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type
 
 
 @compiled
+def expert_pieces(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """Pieces first..last-1 of all active experts' FFNs of one token, as `ffn.ffn_pieces`; how many rows fire."""
+    live = 0
+    for i in range(first // op.n_parts, min((last - 1) // op.n_parts + 1, load_i64(op.groups))):
+        e, _ = _take(op, own, i)
+        own.w1, own.w2 = load_i64(op.w1 + 8 * e), load_i64(op.w2 + 8 * e)
+        own.x, own.z, own.chunks = op.x, op.z, op.n_parts
+        own.scratch = op.scratch + i * op.n_parts * op.scratch_stride
+        begin, end = max(first - i * op.n_parts, 0), min(last - i * op.n_parts, op.n_parts)
+        _, fires = ffn.ffn_pieces(own, begin, end, scratch)
+        live += fires
+    return live
+
+
+@compiled
+def expert_down(op, own, first: int, last: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p, first:last] = sum_r x[p, r] w_e[r, first:last] of every pair, as `ffn.down_rows`."""
+    for i in range(load_i64(op.groups)):
+        _, n = _take(op, own, i)
+        ffn.down_rows(own, first, last, n, scratch)
+
+
+@compiled
+def expert_reduce(op, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p, first:last] = the sum of an expert's pieces, in order."""
+    for p in range(n_pairs(op.groups)):
+        x = op.x + p * op.n_parts * op.x_stride
+        elementwise.reduce_rows(x, op.x_stride, op.n_parts, first, last, op.y + p * op.y_stride)
+
+
+@compiled
 def expert_sum(op, t: int, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
     """y[t] = the sum over the token's experts, in the order of their numbers, of weight times their pair's x.
 

@@ -184,7 +184,30 @@ def expert_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
 def expert_up(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
     first, last = _rows_of(op, c, n)
-    experts.expert_up_rows(op, record(_own_record(at, scratch)), first, last, scratch)
+    live = experts.expert_up_rows(op, record(_own_record(at, scratch)), first, last, scratch)
+    _count(op, c, 0, live)
+
+
+@op_kernel(program.EXPERT_PIECES)
+def expert_pieces(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    live = experts.expert_pieces(op, record(_own_record(at, scratch)), c, c + n, scratch)
+    _count(op, c, 0, live)
+
+
+@op_kernel(program.EXPERT_DOWN)
+def expert_down(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    unit = rows.column_unit(op.w_type)
+    first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, c + n, op.chunks, unit)
+    experts.expert_down(op, record(_own_record(at, scratch)), first, last, scratch)
+
+
+@op_kernel(program.EXPERT_REDUCE)
+def expert_reduce(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    first, last = _cut(op.k, c, op.chunks, ROWS_ALIGNED), _cut(op.k, c + n, op.chunks, ROWS_ALIGNED)
+    experts.expert_reduce(op, first, last)
 
 
 @op_kernel(program.EXPERT_SUM)

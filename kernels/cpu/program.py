@@ -102,6 +102,13 @@ EXPERT_ROWS = _op("groups")
 """w addresses of experts' matrices, x[p], biases z [n_expert, n_rows] or 0 -> y[p, r] = w_e[r] . x[p] + z_e[r]"""
 EXPERT_UP = _op("groups", "activation")
 """w addresses, x[p], gates z[p, r] -> y[p, r] = z (w_e[r] . x[p]) where z > 0"""
+EXPERT_PIECES = _op("groups", "n_parts", "skip", "activation", "listed", "n_listed")
+"""addresses w of gates, w1 of ups, w2 of transposed downs, x, z, one token -> scratch[p n_parts + piece, k], as
+SPARSE_FFN of all of an expert's rows, n_parts pieces an expert; a piece a chunk"""
+EXPERT_DOWN = _op("groups", "n_parts")
+"""w addresses of transposed downs, x[p, n_rows] -> y[p, k] = sum_r x[p, r] w_e[r] in n_parts, zeros skipped"""
+EXPERT_REDUCE = _op("groups", "n_parts")
+"""x[p n_parts + piece, k] -> y[p, k], an expert's pieces added in order"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 
@@ -134,6 +141,7 @@ CHUNK_BYTES = 64 << 10  # weight bytes a chunk aims at: some microseconds of wor
 MAX_CHUNKS = 256
 PANEL = 64  # rows that stay in the second-level cache while all tokens of a batch pass
 PIECES, MAX_PIECES = 16, 32  # of the neurons of an FFN, whose sums are made apart and then added (see ref.py)
+EXPERT_PARTS = 4  # likewise of an expert, of which several share the threads
 PIECE_BYTES = 1 << 20  # weight bytes a piece aims at
 
 

@@ -65,7 +65,7 @@ def _lacks(model: Model, sparsity: str) -> str | None:
         return None
     if model.ffn_activation != "relu":
         return f"{model.ffn_activation} has no exact zeros"
-    if any(layer.ffn_down_t is None for layer in model.layers):
+    if model.experts is None and any(layer.ffn_down_t is None for layer in model.layers):
         return "a layer has no ffn_down_t"
     if sparsity == "predictor" and not model.has_predictors:
         return "the model has no predictors"

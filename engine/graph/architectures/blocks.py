@@ -116,7 +116,14 @@ def router(graph: Graph, layer: Layer, x: Tensor, i: int) -> Tensor:
 
 
 def expert_ffn(
-    graph: Graph, model: Model, layer: Layer, n: Tensor, logits: Tensor, i: int, activation: str
+    graph: Graph,
+    model: Model,
+    layer: Layer,
+    n: Tensor,
+    logits: Tensor,
+    i: int,
+    activation: str,
+    sparsity: str = "off",
 ) -> Tensor:
     """The chosen experts' sum_e w_e down_e (act(gate_e n) * (up_e n)), and the shared expert's, if there is one."""
     if model.experts is None:
@@ -124,10 +131,11 @@ def expert_ffn(
     how: dict[str, Any] = {"n_used": model.experts.n_used, "gating": model.experts.gating}
     how |= {"normed": model.experts.normed, "scale": model.experts.scale}
     chosen = graph.add("top_k", logits, **how, name="ffn_moe_topk", layer=i)
-    matrices = (layer.ffn_gate_exps, layer.ffn_up_exps, layer.ffn_down_exps)
+    matrices = (layer.ffn_gate_exps, layer.ffn_up_exps, layer.down)
     biases = (layer.ffn_gate_exps_bias, layer.ffn_up_exps_bias, layer.ffn_down_exps_bias)
     act: dict[str, Any] = {"activation": activation, "layer": i}
-    h = graph.add("expert_ffn", n, chosen, *matrices, *biases, **act, name="ffn_moe_out")
+    how = {"transposed": layer.ffn_down_exps is None, "skip": sparsity != "off"}
+    h = graph.add("expert_ffn", n, chosen, *matrices, *biases, **act, **how, name="ffn_moe_out")
     if layer.ffn_gate_shexp is None:
         return h
     shared = (layer.ffn_gate_shexp, layer.ffn_up_shexp, layer.ffn_down_shexp)

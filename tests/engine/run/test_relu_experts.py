@@ -1,0 +1,146 @@
+"""Experts behind a ReLU: a down projection with a row a neuron, and rows of silent neurons that are not read."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gguf import GGUFWriter
+from numpy.typing import NDArray
+
+from hotcold.engine.model.load import load_model
+from hotcold.engine.model.sparsity import resolve_sparsity
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.run.executor import Executor
+from hotcold.errors import SettingError
+from hotcold.gguf_io import GGUFFile, blocks, open_gguf
+from hotcold.kernels import ref
+
+F32 = NDArray[np.float32]
+Tensors = dict[str, F32]
+LogitsOf = Callable[[Executor, NDArray[np.int32], int], F32]
+IDS = np.array([7, 300, 41, 5, 260, 12], np.int32)
+
+
+@pytest.fixture(scope="module")
+def tensors(data: Path) -> tuple[dict[str, Any], Tensors]:
+    """The numbers of a SmallThinker whose experts are no squares, and its keys."""
+    with open_gguf(data / "llamacpp" / "smallthinker.window5.q4_0.gguf") as file:
+        kept = {k: v for k, v in file.metadata.items() if k.startswith("smallthinker.")}
+        numbers = {
+            name: np.array(blocks.dequantize(file.data(name), info.type), np.float32).reshape(info.shape)
+            for name, info in file.tensors.items()
+        }
+    kept.pop("smallthinker.attention.sliding_window")
+    return kept, numbers
+
+
+def write(path: Path, metadata: dict[str, Any], tensors: Tensors, by_neuron: bool) -> Path:
+    """The file in F32, with a row a neuron of the down projections or with a row an output."""
+    writer = GGUFWriter(path, "smallthinker")
+    for key, value in metadata.items():
+        add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+        if isinstance(value, int | float):
+            add(key, value)
+    for name, numbers in tensors.items():
+        turned = by_neuron and "ffn_down_exps" in name
+        writer.add_tensor(name, np.ascontiguousarray(numbers.swapaxes(1, 2)) if turned else numbers)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def executor(file: GGUFFile, sparsity: str, n_threads: int = 2) -> Executor:
+    return Executor(plan_for_cpu(load_model(file), Wanted(sparsity, 16, 6, "f32")), file, n_threads)
+
+
+def test_both_ways_round_and_both_modes_give_the_same(
+    tensors: tuple[dict[str, Any], Tensors],
+    tmp_path: Path,
+    logits_of: LogitsOf,
+    distance: Callable[[F32, F32], float],
+) -> None:
+    """The very bits in both modes, in batches and one by one, on any number of threads."""
+    results = []
+    for by_neuron in (False, True):
+        path = write(tmp_path / f"{by_neuron}.gguf", *tensors, by_neuron)
+        seen = set()
+        with open_gguf(path) as file:
+            for sparsity, step, n_threads in (("off", 1, 1), ("off", 6, 3), ("exact", 1, 2), ("exact", 4, 1)):
+                with executor(file, sparsity, n_threads) as it:
+                    logits = logits_of(it, IDS, step)
+                    listed, firing = it.counts.sum((0, 1))
+                seen.add(logits.tobytes())
+                assert listed == len(IDS) * 5 * 2
+                if sparsity == "exact":
+                    assert 0.3 < firing / (listed * 32) < 0.7
+        assert len(seen) == 1
+        results.append(logits)
+    assert distance(results[1], results[0]) <= 1e-5
+
+
+def gates_of_first_layer(metadata: dict[str, Any], t: Tensors, token: int) -> tuple[F32, Any]:
+    """Layer 0 of the first token, which attends to itself alone: the experts' gates, and who is chosen."""
+    x = t["token_embd.weight"][[token]]
+    chosen, _ = ref.top_k((x @ t["blk.0.ffn_gate_inp.weight"].T).astype(np.float32), 2, "softmax")
+    eps = metadata["smallthinker.attention.layer_norm_rms_epsilon"]
+    n = ref.rms_norm(x, t["blk.0.attn_norm.weight"], eps).astype(np.float32)
+    v = (n @ t["blk.0.attn_v.weight"].T).reshape(2, 24)
+    a = np.repeat(v, 2, axis=0).reshape(1, -1) @ t["blk.0.attn_output.weight"].T
+    n = ref.rms_norm((x + a).astype(np.float32), t["blk.0.ffn_norm.weight"], eps).astype(np.float32)
+    return np.einsum("efk,k->ef", t["blk.0.ffn_gate_exps.weight"], n[0]), chosen[0]
+
+
+@pytest.mark.parametrize("by_neuron", [False, True])
+def test_rows_of_silent_neurons_are_not_read(
+    by_neuron: bool, tensors: tuple[dict[str, Any], Tensors], tmp_path: Path, logits_of: LogitsOf
+) -> None:
+    metadata, numbers = tensors
+    gates, chosen = gates_of_first_layer(metadata, numbers, int(IDS[0]))
+    changed = {name: array.copy() for name, array in numbers.items()}
+    for e in range(4):
+        silent = np.flatnonzero(gates[e] < -1e-3) if e in chosen else np.arange(32)
+        changed["blk.0.ffn_up_exps.weight"][e, silent] = np.nan
+        if by_neuron or e not in chosen:
+            changed["blk.0.ffn_down_exps.weight"][e][:, silent] = np.nan
+    results = []
+    for name, some in (("good", numbers), ("nan", changed)):
+        with (
+            open_gguf(write(tmp_path / f"{name}.gguf", metadata, some, by_neuron)) as file,
+            executor(file, "exact") as it,
+        ):
+            results.append(logits_of(it, IDS[:1], 1))
+    assert np.isfinite(results[0]).all()
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_which_modes_there_are(tensors: tuple[dict[str, Any], Tensors], tmp_path: Path, data: Path) -> None:
+    with open_gguf(write(tmp_path / "a.gguf", *tensors, by_neuron=True)) as file:
+        model = load_model(file)
+        assert resolve_sparsity(model, "auto")[0] == "exact"
+        with pytest.raises(SettingError, match="no predictors"):
+            resolve_sparsity(model, "predictor")
+    with open_gguf(write(tmp_path / "b.gguf", *tensors, by_neuron=False)) as file:
+        model = load_model(file)
+        assert resolve_sparsity(model, "auto")[0] == "off"
+        assert resolve_sparsity(model, "exact")[0] == "exact"
+    with (
+        open_gguf(data / "llamacpp" / "mixtral.q4_0.gguf") as file,
+        pytest.raises(SettingError, match="only ReLU has exact zeros"),
+    ):
+        resolve_sparsity(load_model(file), "exact")
+
+
+def test_powerinfers_file_without_a_gating_function_means_the_sigmoid(
+    tensors: tuple[dict[str, Any], Tensors], tmp_path: Path
+) -> None:
+    metadata, numbers = tensors
+    silent = {key: value for key, value in metadata.items() if not key.endswith("expert_gating_func")}
+    with open_gguf(write(tmp_path / "a.gguf", silent, numbers, by_neuron=True)) as file:
+        experts = load_model(file).experts
+    assert experts is not None
+    assert experts.gating == "sigmoid"
