@@ -147,7 +147,7 @@ class _Pairs:
 
     def _matrix(self, weight: Weight, name: str = "w") -> Record:
         """Fields that say where all experts' matrices lie."""
-        stride = rows.row_bytes(int(weight.type), weight.ne[0])
+        stride = sizes.row_bytes(int(weight.type), weight.ne[0])
         return {
             name: self.low.store.experts(weight),
             f"{name}_type": int(weight.type),

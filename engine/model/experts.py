@@ -66,7 +66,7 @@ def read_experts(file: GGUFFile, architecture: str) -> Experts | None:
         n_expert,
         n_used,
         _width(file, key(table.experts.width)),
-        _width(file, key(table.experts.shared_width)) if table.experts.shared_width else 0,
+        _shared_width(file, key(table.experts.shared_width), table.experts),
         _gating(file, key("expert_gating_func"), table.experts),
         table.experts.normed,
     )
@@ -81,6 +81,13 @@ def _width(file: GGUFFile, key: str) -> int:
     n_ff = file.get_int(key)
     _check(file, key, n_ff, MAX_EXPERT_FF)
     return n_ff
+
+
+def _shared_width(file: GGUFFile, key: str, facts: ExpertFacts) -> int:
+    """Rows of the shared expert; 0 without one."""
+    if not facts.shared_width or (facts.may_lack_shared and not file.get_int(key, 0)):
+        return 0
+    return _width(file, key)
 
 
 def _gating(file: GGUFFile, key: str, facts: ExpertFacts) -> str:

@@ -42,6 +42,8 @@ def read_windows(file: GGUFFile, architecture: str, n_layer: int, rotation: Rota
     if facts is None or (key not in file.metadata and not facts.required):
         return None
     size = file.get_int(key)
+    if facts.size and size == 0:
+        return None
     if not 1 <= size <= MAX_WINDOW:
         bound = f"1 to {MAX_WINDOW} positions"
         raise FileError(f"{file.path.name}: {key}", size, bound, "the file is damaged")
@@ -52,7 +54,7 @@ def read_windows(file: GGUFFile, architecture: str, n_layer: int, rotation: Rota
         what = f"{file.path.name}: {architecture}.rope.freq_base_swa"
         raise FileError(what, freq_base, "a finite number above 0", "the file is damaged")
     own = Rotation(freq_base, rotation.scaling) if facts.scaled else Rotation(freq_base)
-    return Windows(size, layers, own)
+    return Windows(facts.size or size, layers, own)
 
 
 def windowed_layers(n_layer: int, period: int, first_sees_all: bool) -> tuple[bool, ...]:

@@ -1,7 +1,8 @@
-"""Mixtures of experts that are architectures of their own: Qwen3-MoE, OLMoE, Qwen2-MoE, SmallThinker.
+"""Mixtures of experts that are architectures of their own: of Qwen, OLMoE, Granite, gpt-oss, SmallThinker.
 
 Qwen2-MoE has a shared expert too, that every token goes to, behind a gate. SmallThinker's router reads the
-layer's input, and its experts are ReLU-gated. Mixtral is a llama with experts, in `llama.py`.
+layer's input, and its experts are ReLU-gated. gpt-oss has biases everywhere, sinks and windows. Mixtral is a llama
+with experts, in `llama.py`.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,8 +13,11 @@ from hotcold.gguf_io.architectures.table import (
     Architecture,
     ExpertFacts,
     TensorRule,
+    WindowFacts,
     expert_matrices,
+    in_layer,
     weight,
+    with_bias,
 )
 
 EXPERT_WIDTH, SHARED_WIDTH = "expert_feed_forward_length", "expert_shared_feed_forward_length"
@@ -34,14 +38,21 @@ def _routed() -> tuple[TensorRule, ...]:
     )
 
 
-def _shared() -> tuple[TensorRule, ...]:
+def _shared(source: str = "mlp.shared_expert", optional: bool = False) -> tuple[TensorRule, ...]:
     """A shared expert."""
-    source = "mlp.shared_expert"
-    return (
-        weight("ffn_gate_shexp", f"{source}.gate_proj", "n_ff_shexp", "n_embd"),
-        weight("ffn_up_shexp", f"{source}.up_proj", "n_ff_shexp", "n_embd"),
-        weight("ffn_down_shexp", f"{source}.down_proj", "n_embd", "n_ff_shexp"),
+    table = (
+        ("ffn_gate_shexp", "gate_proj", "n_ff_shexp", "n_embd"),
+        ("ffn_up_shexp", "up_proj", "n_ff_shexp", "n_embd"),
+        ("ffn_down_shexp", "down_proj", "n_embd", "n_ff_shexp"),
     )
+    return tuple(weight(role, f"{source}.{name}", *shape, optional=optional) for role, name, *shape in table)
+
+
+def _biases_of_experts() -> Iterator[TensorRule]:
+    """A number a row and expert."""
+    for part, size in (("gate", "n_ff_exp"), ("up", "n_ff_exp"), ("down", "n_embd")):
+        role, source = f"ffn_{part}_exps", f"mlp.experts.{part}_proj_bias"
+        yield TensorRule(f"{role}_bias", f"{role}.bias", source, ("n_expert", size))
 
 
 def _normed_rows() -> Iterator[TensorRule]:
@@ -78,4 +89,55 @@ SMALLTHINKER = _experts(
     ),
     ExpertFacts((), "", normed=True, width=EXPERT_WIDTH),
 )
-MIXTURES = (QWEN3MOE, OLMOE, QWEN2MOE, SMALLTHINKER)
+SMALLTHINKER = replace(SMALLTHINKER, windows=WindowFacts(period=4, first_sees_all=True, size=4096))
+"""Layers with a window rotate; the others do so only in models without windows, or of four layers."""
+
+_GRANITE_EXPERTS = layer_of(
+    attention("permute_q", "permute_k", "", optional=False),
+    (
+        weight("ffn_gate_inp", "block_sparse_moe.router.layer", "n_expert", "n_embd"),
+        *expert_matrices("block_sparse_moe.experts", "gate", "up", "down"),
+        *_shared("shared_mlp", optional=True),
+    ),
+)
+GRANITEMOE = replace(
+    gated(
+        "granitemoe",
+        ("silu",),
+        _GRANITE_EXPERTS,
+        ExpertFacts(
+            _GRANITE_EXPERTS,
+            "softmax",
+            normed=True,
+            width="feed_forward_length",
+            shared_width=SHARED_WIDTH,
+            may_lack_shared=True,
+        ),
+        always_experts=True,
+    ),
+    multipliers=True,
+)
+
+_GPT_OSS = in_layer(
+    "model.layers.{i}.",
+    (
+        weight("attn_norm", "input_layernorm", "n_embd"),
+        *attention("same", "same", "qkvo", optional=False),
+        weight("attn_sinks", "self_attn.sinks", "n_head"),
+        weight("post_attention_norm", "post_attention_layernorm", "n_embd"),
+        *with_bias("ffn_gate_inp", "mlp.router", "n_expert", "n_embd"),
+        *expert_matrices("mlp.experts", "gate_proj", "up_proj", "down_proj"),
+        *_biases_of_experts(),
+    ),
+)
+GPT_OSS = replace(
+    gated(
+        "gpt-oss",
+        ("swiglu_oai",),
+        _GPT_OSS,
+        ExpertFacts(_GPT_OSS, "softmax_chosen", normed=False, width=EXPERT_WIDTH),
+        always_experts=True,
+    ),
+    windows=WindowFacts(period=2, required=True),
+)
+MIXTURES = (QWEN3MOE, OLMOE, QWEN2MOE, SMALLTHINKER, GRANITEMOE, GPT_OSS)

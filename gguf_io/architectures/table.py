@@ -63,6 +63,7 @@ class ExpertFacts:
         normed: whether weights are divided by their sum.
         width: the metadata key of an expert's n_ff, without the architecture.
         shared_width: of the shared expert's, if there is one.
+        may_lack_shared: whether a file may be without it.
     """
 
     layer: tuple[TensorRule, ...]
@@ -70,6 +71,7 @@ class ExpertFacts:
     normed: bool
     width: str
     shared_width: str = ""
+    may_lack_shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class WindowFacts:
         required: whether the window is, too.
         freq_base: of the windowed layers' rotation where the file does not say; 0: that of the others.
         scaled: whether a scaling of the rotation is for them too.
+        size: of every window, whatever the file says, which may say 0 for none; 0 where it is the file's.
     """
 
     period: int
@@ -89,6 +92,7 @@ class WindowFacts:
     required: bool = False
     freq_base: float = 0.0
     scaled: bool = True
+    size: int = 0
 
 
 @dataclass(frozen=True)
@@ -229,6 +233,7 @@ def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: i
         "head_dim": head_dim,
         "n_ff": n_ff,
         "n_gate_up": 2 * n_ff,
+        "n_head": n_head,
         "n_head_dim": n_head_dim,
         "n_head_kv_dim": n_head_kv_dim,
         "n_qkv_dim": n_head_dim + 2 * n_head_kv_dim,

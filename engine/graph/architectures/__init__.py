@@ -6,6 +6,7 @@ from hotcold.engine.graph.architectures import (
     bamboo,
     falcon,
     gemma3,
+    gpt_oss,
     granite,
     llama,
     opt,
@@ -32,6 +33,8 @@ BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
     "olmoe": qwen3.build,
     "qwen2moe": qwen2.build,
     "smallthinker": smallthinker.build,
+    "granitemoe": granite.build,
+    "gpt-oss": gpt_oss.build,
 }
 SPARSITIES = ("off", "exact", "predictor")
 

@@ -1,11 +1,13 @@
-"""SmallThinker (Song et al., 2025): ReLU-gated experts.
+"""SmallThinker: ReLU-gated experts, whose router reads the layer's input before any norm (Song et al., 2025).
 
-Their router reads the layer's input before any norm and before attention.
+Of four layers three have a window and rotate; the first sees all, by no positions at all.
 """
 
 from hotcold.engine.graph.architectures.blocks import expert_ffn, router, self_attention
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
+
+PERIOD = 4  # of so many layers the first does not rotate, in a model with windows and more layers
 
 
 def build(graph: Graph, model: Model, sparsity: str) -> None:
@@ -15,7 +17,8 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
     for i, layer in enumerate(model.layers):
         logits = router(graph, layer, x, i)
         n = graph.add("rms_norm", x, layer.attn_norm, eps=eps, name="attn_norm", layer=i)
-        a = self_attention(graph, model, layer, n, i, interleaved=False)
+        rotates = model.windows is None or model.n_layer == PERIOD or i % PERIOD != 0
+        a = self_attention(graph, model, layer, n, i, interleaved=False, rotates=rotates)
         x = graph.add("add", a, x, name="ffn_inp", layer=i)
         n = graph.add("rms_norm", x, layer.ffn_norm, eps=eps, name="ffn_norm", layer=i)
         h = expert_ffn(graph, model, layer, n, logits, i, model.ffn_activation, sparsity)

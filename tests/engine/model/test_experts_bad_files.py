@@ -34,6 +34,10 @@ def refused(path: Path, change: Callable[[GGUFFile], None], *parts: str) -> None
         ("qwen3moe.f16", "expert_feed_forward_length", None, "missing"),
         ("qwen2moe.q4_0", "expert_shared_feed_forward_length", None, "missing"),
         ("smallthinker.f16", "expert_gating_func", None, "missing"),
+        ("gptoss.mxfp4", "attention.sliding_window", 0, "1 to"),
+        ("gptoss.mxfp4", "attention.sliding_window", None, "missing"),
+        ("gptoss.mxfp4", "expert_feed_forward_length", None, "missing"),
+        ("granitemoe.q8_0", "logit_scale", None, "missing"),
         ("smallthinker.f16", "expert_gating_func", 3, "known: 1 softmax, 2 sigmoid"),
     ],
 )

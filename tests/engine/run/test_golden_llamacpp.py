@@ -52,6 +52,9 @@ EXPERTS = {
     "qwen2moe.q4_0": (3e-2, 3e-2),
     "smallthinker.f16": (2e-3, 1e-4),
     "smallthinker.softmax.q8_0": (3e-2, 3e-2),
+    "smallthinker.window5.q4_0": (3e-2, 3e-2),
+    "granitemoe.q8_0": (3e-2, 3e-2),
+    "gptoss.mxfp4": (3e-2, 3e-2),
 }
 RECORDINGS = {
     "qwen2.f16": "biases.npz",

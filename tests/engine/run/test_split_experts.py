@@ -44,6 +44,8 @@ FILES = {
     "mixtral.q4_0": 5e-3,
     "qwen2moe.q4_0": 5e-3,
     "smallthinker.softmax.q8_0": 5e-3,
+    "granitemoe.q8_0": 5e-3,
+    "gptoss.mxfp4": 5e-3,
 }
 
 
