@@ -6,9 +6,19 @@ The weights of its norms are one less in a directory than in a file, which has t
 from dataclasses import replace
 
 from hotcold.gguf_io.architectures.llama import DENSE, gated, normed_heads
-from hotcold.gguf_io.architectures.table import WindowFacts, in_layer, weight
+from hotcold.gguf_io.architectures.table import Architecture, TensorRule, WindowFacts, in_layer, weight
 
-GEMMA3 = replace(
+
+def _with_numbers_that_multiply(architecture: Architecture) -> Architecture:
+    """The same, with 1 added to the weights of norms on their way from a directory."""
+
+    def changed(rules: tuple[TensorRule, ...]) -> tuple[TensorRule, ...]:
+        return tuple(replace(r, layout="plus_one") if r.role.endswith("norm") else r for r in rules)
+
+    return replace(architecture, whole=changed(architecture.whole), layer=changed(architecture.layer))
+
+
+_GEMMA3 = replace(
     gated(
         "gemma3",
         ("gelu", "relu"),
@@ -26,3 +36,4 @@ GEMMA3 = replace(
     ),
     windows=WindowFacts(period=6, freq_base=10000.0, scaled=False),
 )
+GEMMA3 = _with_numbers_that_multiply(_GEMMA3)

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gguf import GGMLQuantizationType
 
-Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts"]
+Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts", "plus_one"]
 
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
@@ -25,6 +25,7 @@ class TensorRule:
     GGUF's `llama` rotates neighbours (2i, 2i + 1). stack_qkv: rows in groups, the queries of one key
     and value head with that head's key and value, become all queries, all keys, all values.
     transpose: rows become columns. stack_experts: one matrix an expert, `{e}` in the source, becomes one tensor.
+    plus_one: 1 is added to every number.
 
     Attributes:
         role: a field of the engine's `Layer` or `Model`.

@@ -29,7 +29,14 @@ def model_metadata(model_dir: Path, model: HFModel, file_type: LlamaFileType) ->
         f"{arch}.{model.architecture.norm_eps}": float32(model.norm_eps),
     }
     metadata |= {f"{arch}.{key}": string(text) for key, text in model.architecture.metadata}
+    metadata |= {f"{arch}.{key}": _typed(value) for key, value in model.keys.items()}
     return metadata | _rope_metadata(model)
+
+
+def _typed(value: float | tuple[bool, ...]) -> MetadataValue:
+    if isinstance(value, tuple):
+        return array(value, GGUFValueType.BOOL)
+    return uint32(value) if isinstance(value, int) else float32(value)
 
 
 def _name(model_dir: Path) -> str:
@@ -45,7 +52,7 @@ def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
         return {}
     arch, rope = model.architecture.name, model.rope
     metadata = {
-        f"{arch}.rope.dimension_count": uint32(model.head_dim),
+        f"{arch}.rope.dimension_count": uint32(model.n_rot or model.head_dim),
         f"{arch}.rope.freq_base": float32(rope.freq_base),
     }
     if model.n_head * model.head_dim != model.n_embd:

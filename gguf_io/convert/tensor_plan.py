@@ -47,7 +47,8 @@ def output_tensor(
         rows = stored.T if layout == "transpose" else stored.reshape(shape)
         order = row_order(layout, shape[0], heads)
         for slab in _slabs(rows, order):
-            yield encode(name, as_float32(slab, source.dtype), type_, warn, importance)
+            numbers = as_float32(slab, source.dtype)
+            yield encode(name, numbers + 1 if layout == "plus_one" else numbers, type_, warn, importance)
 
     return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
 

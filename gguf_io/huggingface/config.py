@@ -6,10 +6,14 @@ from pathlib import Path
 
 from hotcold.gguf_io.huggingface.falcon import read_falcon
 from hotcold.gguf_io.huggingface.fields import Fields
+from hotcold.gguf_io.huggingface.gemma3 import read_gemma3
+from hotcold.gguf_io.huggingface.granite import read_granite
 from hotcold.gguf_io.huggingface.llama import read_bamboo, read_llama, read_mistral
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.opt import read_opt
+from hotcold.gguf_io.huggingface.phi3 import read_phi3
 from hotcold.gguf_io.huggingface.qwen2 import read_qwen2
+from hotcold.gguf_io.huggingface.qwen3 import read_qwen3
 from hotcold.gguf_io.json_object import read_json_object
 
 
@@ -31,6 +35,10 @@ LAYOUTS = {
     "RefinedWebModel": HFLayout("RWForCausalLM", read_falcon),
     "opt": HFLayout("OPTForCausalLM", read_opt),
     "qwen2": HFLayout("Qwen2ForCausalLM", read_qwen2),
+    "qwen3": HFLayout("Qwen3ForCausalLM", read_qwen3),
+    "phi3": HFLayout("Phi3ForCausalLM", read_phi3),
+    "granite": HFLayout("GraniteForCausalLM", read_granite),
+    "gemma3_text": HFLayout("Gemma3ForCausalLM", read_gemma3),
 }
 
 

@@ -6,7 +6,7 @@ from hotcold.gguf_io.architectures.llama import BAMBOO, LLAMA
 from hotcold.gguf_io.architectures.table import Architecture
 from hotcold.gguf_io.huggingface.fields import MAX_LAYERS, Fields
 from hotcold.gguf_io.huggingface.model import HFModel, context_length, head_sizes
-from hotcold.gguf_io.huggingface.rope import read_rope
+from hotcold.gguf_io.huggingface.rope import read_rope, rotated
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "relu": "relu"}
 BIASES = frozenset(rule.role for rule in LLAMA.layer if rule.optional)
@@ -23,7 +23,7 @@ def read_mistral(fields: Fields, sparse: bool) -> HFModel:
     """A Mistral; its sliding window is not kept."""
     fields.only("attention_bias", False, "projections with a bias are not supported")
     model = read_gated(fields, LLAMA)
-    return _without_window(fields, model)
+    return without_window(fields, model)
 
 
 def read_bamboo(fields: Fields, sparse: bool) -> HFModel:
@@ -31,16 +31,24 @@ def read_bamboo(fields: Fields, sparse: bool) -> HFModel:
     fields.only("attention_bias", False, "projections with a bias are not supported")
     fields.choice("hidden_act", {"relu": "relu"}, "relu")
     model = read_gated(fields, BAMBOO, "relu")
-    return _without_window(fields, model)
+    return without_window(fields, model)
 
 
-def read_gated(fields: Fields, architecture: Architecture, activation: str | None = None) -> HFModel:
-    """The hyperparameters that llama-like models share; `activation` is what a config without one means."""
+def read_gated(
+    fields: Fields, architecture: Architecture, activation: str | None = None, partly: bool = False
+) -> HFModel:
+    """The hyperparameters that llama-like models share.
+
+    Args:
+        activation: what a config without one means.
+        partly: whether a part of each head may rotate.
+    """
     n_embd = fields.size("hidden_size")
     n_head, n_head_kv, head_dim = head_sizes(
         fields, n_embd, ("num_attention_heads",), ("num_key_value_heads",)
     )
     n_ctx_train = context_length(fields)
+    n_rot = rotated(fields, head_dim) if partly else head_dim
     return HFModel(
         architecture=architecture,
         n_vocab=fields.size("vocab_size"),
@@ -52,14 +60,15 @@ def read_gated(fields: Fields, architecture: Architecture, activation: str | Non
         n_head_kv=n_head_kv,
         head_dim=head_dim,
         norm_eps=fields.positive("rms_norm_eps"),
-        rope=read_rope(fields, head_dim, n_ctx_train),
+        rope=read_rope(fields, n_rot, n_ctx_train, partly),
+        n_rot=n_rot,
         ffn_activation=fields.choice("hidden_act", ACTIVATIONS, activation),
         tied=fields.flag("tie_word_embeddings", False) if "tie_word_embeddings" in fields.values else None,
         token_ids=fields.token_ids(),
     )
 
 
-def _without_window(fields: Fields, model: HFModel) -> HFModel:
+def without_window(fields: Fields, model: HFModel) -> HFModel:
     """With a warning where attention would leave out positions that GGUF's llama attends to."""
     window = fields.values.get("sliding_window")
     if window is None or fields.size("sliding_window") >= model.n_ctx_train:

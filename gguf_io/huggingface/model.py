@@ -1,6 +1,7 @@
 """A Hugging Face model: its hyperparameters and the table of its tensors."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
 from hotcold.gguf_io.architectures.table import Architecture, sizes_of
@@ -20,6 +21,8 @@ class HFModel:
         tied: the output head is the embedding; None where that shows in the weights.
         token_ids: bos, eos and pad ids of the config, those that it has.
         optional: roles that an architecture's model may lack and that this one has; the head is told by `tied`.
+        n_rot: numbers of a head that rotate; 0 for all.
+        keys: further metadata, without the architecture: whole numbers, floats, or truth values.
         warnings: one line each.
         powerinfer_warnings: those for a file with predictors.
     """
@@ -39,6 +42,8 @@ class HFModel:
     tied: bool | None
     token_ids: dict[str, int]
     optional: frozenset[str] = frozenset()
+    n_rot: int = 0
+    keys: Mapping[str, int | float | tuple[bool, ...]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
 

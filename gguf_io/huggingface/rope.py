@@ -36,8 +36,20 @@ class Rope:
     warning: str = ""
 
 
-def read_rope(fields: Fields, head_dim: int, n_ctx_train: int) -> Rope:
-    """The rotation of heads of `head_dim` elements.
+def rotated(fields: Fields, head_dim: int) -> int:
+    """Elements of a head that rotate, by `partial_rotary_factor`."""
+    share = _settings(fields).positive("partial_rotary_factor", 1.0)
+    n_rot = int(head_dim * share)
+    if not 2 <= n_rot <= head_dim:
+        raise _settings(fields).wrong("partial_rotary_factor", f"2 to {head_dim} elements of a head")
+    return n_rot
+
+
+def read_rope(fields: Fields, head_dim: int, n_ctx_train: int, partly: bool = False) -> Rope:
+    """The rotation of heads of `head_dim` elements, or of as many of theirs.
+
+    Args:
+        partly: whether a part of a head may rotate.
 
     Raises:
         FileError: a kind of scaling that is not known, a rotation of parts of heads, numbers that are
@@ -50,7 +62,7 @@ def read_rope(fields: Fields, head_dim: int, n_ctx_train: int) -> Rope:
     base = settings.positive("rope_theta", DEFAULT_BASE)
     name = settings.named("rope_type", "type")
     kind = settings.values.get(name) or "default"
-    if settings.values.get("partial_rotary_factor", 1.0) != 1.0:
+    if not partly and settings.values.get("partial_rotary_factor", 1.0) != 1.0:
         raise settings.wrong("partial_rotary_factor", "must be 1", "use a model that rotates whole heads")
     if kind == "linear":
         factor = settings.positive("factor")

@@ -36,6 +36,7 @@ class _Model:
         self.threshold = threshold
         self.n_head: int = self.c["num_attention_heads"]
         self.head_dim: int = self.c.get("head_dim", self.c["hidden_size"] // self.n_head)
+        self.n_rot = int(self.head_dim * self.c.get("partial_rotary_factor", 1.0))
 
     def run(self, ids: NDArray[np.int32]) -> F64:
         raise NotImplementedError
@@ -58,17 +59,17 @@ class _Model:
         return h * (hidden @ self.predictors[f"layers.{i}.fc2.weight"].T >= self.threshold)
 
     def rotate(self, x: F64) -> F64:
-        """x [n_tokens, heads, head_dim]; pairs are (i, i + head_dim / 2)."""
-        half = self.head_dim // 2
+        """x [n_tokens, heads, head_dim]; pairs are (i, i + n_rot / 2), the rest stays."""
+        half, rest = self.n_rot // 2, x[..., self.n_rot :]
         angle = np.arange(len(x))[:, None, None] * self.frequencies()
-        a, b = (self.magnitude() * part for part in (x[..., :half], x[..., half:]))
+        a, b = (self.magnitude() * part for part in (x[..., :half], x[..., half : self.n_rot]))
         return np.concatenate(
-            (a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)), -1
+            (a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle), rest), -1
         )
 
     def frequencies(self) -> F64:
         base = self.c.get("rope_theta", 10000.0)
-        f: F64 = base ** -(np.arange(0, self.head_dim, 2) / self.head_dim)
+        f: F64 = base ** -(np.arange(0, self.n_rot, 2) / self.n_rot)
         scaling = self.c.get("rope_scaling") or {}
         kind = scaling.get("rope_type", scaling.get("type"))
         if kind == "linear":
@@ -93,15 +94,17 @@ class _Model:
             return math.sqrt(1 + math.log(self.c["max_position_embeddings"] / n_ctx) / math.log(n_ctx))
         return 1.0
 
-    def attend(self, q: F64, k: F64, v: F64) -> F64:
+    def attend(self, q: F64, k: F64, v: F64, window: int = 1 << 30) -> F64:
         """Causal attention of q [n_tokens, n_head, d] to k and v [n_tokens, n_head_kv, d], heads joined."""
+        scale = self.c.get("attention_multiplier", 1 / math.sqrt(self.head_dim))
         n, group = len(q), q.shape[1] // k.shape[1]
         out = np.zeros_like(q)
         for head in range(q.shape[1]):
             for t in range(n):
-                scores = k[: t + 1, head // group] @ q[t, head] / math.sqrt(self.head_dim)
+                seen = slice(max(0, t + 1 - window), t + 1)
+                scores = k[seen, head // group] @ q[t, head] * scale
                 weights = np.exp(scores - scores.max())
-                out[t, head] = weights / weights.sum() @ v[: t + 1, head // group]
+                out[t, head] = weights / weights.sum() @ v[seen, head // group]
         return out.reshape(n, -1)
 
     def heads(self, x: F64) -> F64:
@@ -161,6 +164,79 @@ class _Llama(_Model):
         return scaled * self.w[f"{name}.weight"]
 
 
+class _Qwen3(_Llama):
+    def rotate(self, x: F64) -> F64:
+        """Queries or keys, each head normed before it rotates: the layer's of q, then of k."""
+        return super().rotate(self.rms_norm(x, next(self.norms)))
+
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        layers = range(self.c["num_hidden_layers"])
+        self.norms = iter([f"model.layers.{i}.self_attn.{letter}_norm" for i in layers for letter in "qk"])
+        return super().run(ids)
+
+
+class _Phi3(_Llama):
+    def linear(self, x: F64, name: str) -> F64:
+        """Rows of the stacked matrices, by the names that they have where each is by itself."""
+        stem, _, part = name.rpartition(".")
+        q, kv = self.n_head * self.head_dim, self.c["num_key_value_heads"] * self.head_dim
+        n_ff = self.c["intermediate_size"]
+        stacked = {
+            "q_proj": ("qkv_proj", slice(0, q)),
+            "k_proj": ("qkv_proj", slice(q, q + kv)),
+            "v_proj": ("qkv_proj", slice(q + kv, q + 2 * kv)),
+            "gate_proj": ("gate_up_proj", slice(0, n_ff)),
+            "up_proj": ("gate_up_proj", slice(n_ff, 2 * n_ff)),
+        }
+        if part not in stacked:
+            return super().linear(x, name)
+        whole, some = stacked[part]
+        y: F64 = x @ self.w[f"{stem}.{whole}.weight"][some].T
+        return y
+
+
+class _Granite(_Llama):
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        """Llama's, with the multipliers as factors of its weights."""
+        factors = {"o_proj.weight": "residual_multiplier", "down_proj.weight": "residual_multiplier"}
+        factors |= {"o_proj.bias": "residual_multiplier"}
+        for name, weight in self.w.items():
+            self.w[name] = weight * self.c.get(factors.get(".".join(name.split(".")[-2:]), ""), 1.0)
+        table = self.w["model.embed_tokens.weight"]
+        head = table if self.c.get("tie_word_embeddings") else self.w["lm_head.weight"]
+        self.w["model.embed_tokens.weight"] = table * self.c["embedding_multiplier"]
+        self.w["lm_head.weight"] = head / self.c["logits_scaling"]
+        self.c = self.c | {"tie_word_embeddings": False}
+        return super().run(ids)
+
+
+class _Gemma3(_Llama):
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        x = self.w["model.embed_tokens.weight"][ids] * math.sqrt(self.c["hidden_size"])
+        period, of_all = self.c.get("sliding_window_pattern", 6), self.c
+        local = {"rope_theta": of_all.get("rope_local_base_freq", 1e4), "rope_scaling": None}
+        for i in range(self.c["num_hidden_layers"]):
+            layer, sees_all = f"model.layers.{i}.", (i + 1) % period == 0
+            self.c = of_all if sees_all else of_all | local
+            n = self.rms_norm(x, f"{layer}input_layernorm")
+            q, k, v = (self.heads(self.linear(n, f"{layer}self_attn.{p}_proj")) for p in "qkv")
+            q, k = (self.rms_norm(y, f"{layer}self_attn.{p}_norm") for p, y in (("q", q), ("k", k)))
+            window = 1 << 30 if sees_all else of_all["sliding_window"]
+            a = self.attend(self.rotate(q), self.rotate(k), v, window)
+            a = self.linear(a, f"{layer}self_attn.o_proj")
+            x = x + self.rms_norm(a, f"{layer}post_attention_layernorm")
+            n = self.rms_norm(x, f"{layer}pre_feedforward_layernorm")
+            gate = self.activation(self.linear(n, f"{layer}mlp.gate_proj"), "gelu")
+            f = self.linear(gate * self.linear(n, f"{layer}mlp.up_proj"), f"{layer}mlp.down_proj")
+            x = x + self.rms_norm(f, f"{layer}post_feedforward_layernorm")
+        head = "model.embed_tokens" if of_all.get("tie_word_embeddings", True) else "lm_head"
+        return self.linear(self.rms_norm(x, "model.norm"), head)
+
+    def rms_norm(self, x: F64, name: str) -> F64:
+        scaled: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c["rms_norm_eps"])
+        return scaled * (1 + self.w[f"{name}.weight"])
+
+
 class _Falcon(_Model):
     def run(self, ids: NDArray[np.int32]) -> F64:
         x = self.w["transformer.word_embeddings.weight"][ids]
@@ -201,4 +277,11 @@ class _OPT(_Model):
         return self.linear(self.layer_norm(x, "model.decoder.final_layer_norm"), "model.decoder.embed_tokens")
 
 
-_KINDS: dict[str, type[_Model]] = {"falcon": _Falcon, "opt": _OPT}
+_KINDS: dict[str, type[_Model]] = {
+    "falcon": _Falcon,
+    "opt": _OPT,
+    "qwen3": _Qwen3,
+    "phi3": _Phi3,
+    "granite": _Granite,
+    "gemma3_text": _Gemma3,
+}

@@ -52,6 +52,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2": LLAMA | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]},
     "falcon-7b": FALCON | {"num_kv_heads": 4},
     "falcon-40b": FALCON | {"num_kv_heads": 2, "new_decoder_architecture": True},
+    "qwen3": LLAMA | {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 24},
+    "phi3": LLAMA | {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"]},
+    "granite": LLAMA
+    | {
+        "model_type": "granite",
+        "architectures": ["GraniteForCausalLM"],
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.12,
+        "logits_scaling": 4.0,
+    },
+    "gemma3": LLAMA
+    | {
+        "model_type": "gemma3_text",
+        "architectures": ["Gemma3ForCausalLM"],
+        "hidden_activation": "gelu_pytorch_tanh",
+        "num_hidden_layers": 7,
+        "head_dim": 24,
+        "query_pre_attn_scalar": 24,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "sliding_window": 4,
+        "tie_word_embeddings": False,
+    },
     "opt": {
         "model_type": "opt",
         "architectures": ["OPTForCausalLM"],
@@ -73,7 +98,7 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
     e, f, v = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
     head_dim = c.get("head_dim", e // c["num_attention_heads"])
     q, kv = head_dim * c["num_attention_heads"], head_dim * c["num_key_value_heads"]
-    biased = {"qwen2": "qkv", "llama": "qkvo" if c.get("attention_bias") else ""}.get(c["model_type"], "")
+    biased = {"qwen2": "qkv"}.get(c["model_type"], "qkvo" if c.get("attention_bias") else "")
     yield "model.embed_tokens.weight", (v, e)
     yield "model.norm.weight", (e,)
     if not c.get("tie_word_embeddings"):
@@ -82,6 +107,18 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
         layer = f"model.layers.{i}."
         yield f"{layer}input_layernorm.weight", (e,)
         yield f"{layer}post_attention_layernorm.weight", (e,)
+        if c["model_type"] in ("qwen3", "gemma3_text"):
+            for letter in "qk":
+                yield f"{layer}self_attn.{letter}_norm.weight", (head_dim,)
+        if c["model_type"] == "gemma3_text":
+            for norm in ("pre_feedforward", "post_feedforward"):
+                yield f"{layer}{norm}_layernorm.weight", (e,)
+        if c["model_type"] == "phi3":
+            yield f"{layer}self_attn.qkv_proj.weight", (q + 2 * kv, e)
+            yield f"{layer}self_attn.o_proj.weight", (e, q)
+            yield f"{layer}mlp.gate_up_proj.weight", (2 * f, e)
+            yield f"{layer}mlp.down_proj.weight", (e, f)
+            continue
         for letter, n in (("q", q), ("k", kv), ("v", kv), ("o", e)):
             yield f"{layer}self_attn.{letter}_proj.weight", (n, q if letter == "o" else e)
             if letter in biased:
