@@ -84,6 +84,8 @@ class Pretokenizer:
         ignore_merges: a word that is a piece as a whole is taken as it is, whatever the merges make of it.
         add_bos: whether BOS goes in front if the file does not say.
         spelled: other patterns by which a tokenizer.json says the same, or near enough for its pieces.
+        of_text: pieces are text with U+2581 for a space, and `<0xXX>` for bytes without a piece; else they are
+            written in characters that stand for bytes.
     """
 
     names: tuple[str, ...]
@@ -91,6 +93,7 @@ class Pretokenizer:
     ignore_merges: bool = False
     add_bos: bool = False
     spelled: tuple[tuple[str, ...], ...] = ()
+    of_text: bool = False
 
 
 def _names(words: str) -> tuple[str, ...]:
@@ -250,8 +253,12 @@ TABLE = (
         ("laguna",), (r"[^\n]+|[\n]+", (CL100K_WORDS % r"\p{N}").replace(CONTRACTIONS, _ASCII_CONTRACTIONS))
     ),
 )
-PRETOKENIZERS = {name: entry for entry in TABLE for name in entry.names}
-KNOWN = f"known: {', '.join(entry.names[0] for entry in TABLE)}, and names of models that cut alike"
+OF_TEXT = (
+    Pretokenizer(("gemma4", "granite-embed-multi-311m"), (r"[^\n]+|[\n]+",), add_bos=True, of_text=True),
+    Pretokenizer(("sarvam-moe",), (r"[^\n]+|[\n]+",), of_text=True),
+)
+PRETOKENIZERS = {name: entry for entry in (*TABLE, *OF_TEXT) for name in entry.names}
+KNOWN = f"known: {', '.join(entry.names[0] for entry in (*TABLE, *OF_TEXT))}, and names of models that cut alike"
 
 
 def check_pretokenizer(name: str) -> None:

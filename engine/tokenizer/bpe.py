@@ -1,7 +1,7 @@
-"""GPT-2's byte-level BPE vocabularies (`tokenizer.ggml.model` = gpt2), run by the tokenizers library.
+"""BPE vocabularies (`tokenizer.ggml.model` = gpt2), run by the tokenizers library.
 
 A piece is written in characters that stand for bytes (GPT-2's `bytes_to_unicode`), and merges name pairs
-of pieces, most important first.
+of pieces, most important first. Pieces of a few models are text instead, see `Pretokenizer.of_text`.
 """
 
 from collections.abc import Callable, Sequence
@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from hotcold.engine.tokenizer.pieces import PieceTokenizer
 from hotcold.engine.tokenizer.vocabulary import (
+    BYTE,
     Vocabulary,
     damaged,
     ids_of_texts,
@@ -24,6 +25,8 @@ from hotcold.gguf_io.oddities import ABSENT_MERGES, EQUAL_PIECES, Oddities
 from hotcold.gguf_io.pretokenizers import DEFAULT, KNOWN, PRETOKENIZERS, Pretokenizer
 
 Merge = tuple[str, str]
+SPACE = "\u2581"
+GEMMA = "gemma4"  # a kind of vocabulary, and its pre-tokenizer
 
 
 class BpeTokenizer(PieceTokenizer):
@@ -38,8 +41,12 @@ class BpeTokenizer(PieceTokenizer):
     ) -> None:
         super().__init__(vocabulary, warnings)
         ids = {text.decode(): token for text, token in ids_of_texts(self.tokens, self.types).items()}
-        self._byte_ids = [ids.get(character) for character in CHARACTER_OF]
+        self._byte_ids = [ids.get(text) for text in self._texts_of_bytes()]
         self._encode = _library_encoder(ids, self.n_vocab, merges, pretokenizer)
+
+    def _texts_of_bytes(self) -> Sequence[str]:
+        """The pieces of single bytes."""
+        return CHARACTER_OF
 
     def _normal_piece(self, text: bytes) -> bytes:
         """Bytes of a piece's characters; one that stands for no byte is itself."""
@@ -68,11 +75,21 @@ class BpeTokenizer(PieceTokenizer):
         return ids
 
 
+class TextBpeTokenizer(BpeTokenizer):
+    """One whose pieces are text; a character without a piece becomes those of its bytes."""
+
+    def _texts_of_bytes(self) -> Sequence[str]:
+        return [f"<0x{byte:02X}>" for byte in range(256)]
+
+    def _normal_piece(self, text: bytes) -> bytes:
+        return text.replace(SPACE.encode(), b" ")
+
+
 def _library_encoder(
     ids: dict[str, int], n_vocab: int, merges: Sequence[Merge], pretokenizer: Pretokenizer
 ) -> Callable[[str], list[int]]:
     """The library's encoder. A byte without a piece comes out as the id behind the last, n_vocab."""
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     missing = "\ue000" * (1 + max(map(len, ids)))  # longer than, so none of, the pieces
     try:
@@ -81,17 +98,19 @@ def _library_encoder(
             merges=list(merges),
             unk_token=missing,
             ignore_merges=pretokenizer.ignore_merges,
+            byte_fallback=pretokenizer.of_text,
         )
     except Exception as error:  # what the library raises has no type of its own
         bound = "the tokenizers library refuses it"
         raise FileError("vocabulary", str(error)[:120], bound, "convert the model again") from error
     library = Tokenizer(bpe)
-    library.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pretokenizer.patterns),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    cuts = [pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pretokenizer.patterns]
+    if pretokenizer.of_text:
+        library.normalizer = normalizers.Replace(" ", SPACE)
+        library.pre_tokenizer = pre_tokenizers.Sequence(cuts)
+    else:
+        of_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        library.pre_tokenizer = pre_tokenizers.Sequence([*cuts, of_bytes])
 
     def encode(text: str) -> list[int]:
         found: list[int] = library.encode(text, add_special_tokens=False).ids
@@ -101,7 +120,7 @@ def _library_encoder(
 
 
 def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | None = None) -> BpeTokenizer:
-    """The tokenizer of a file whose `tokenizer.ggml.model` is gpt2.
+    """The tokenizer of a file whose `tokenizer.ggml.model` is gpt2, or gemma4.
 
     Args:
         force_pretokenizer: one of `PRETOKENIZERS`, whatever the file says.
@@ -114,6 +133,9 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | No
     pretokenizer = PRETOKENIZERS[name]
     oddities = Oddities()
     vocabulary = read_vocabulary(file, oddities, add_bos=pretokenizer.add_bos, n_rows=n_rows)
+    if pretokenizer.of_text and BYTE not in vocabulary.types:
+        bound = "its pieces are text, with <0xXX> for bytes; this vocabulary has none of those"
+        raise FileError(f"{file.path.name}: pre-tokenizer", name, bound, "choose another")
     if "tokenizer.ggml.scores" in file.metadata:
         scores(file, len(vocabulary.tokens))
     tokens = _named(vocabulary.tokens)
@@ -121,11 +143,14 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | No
     warnings += oddities.warnings()
     if not merges:
         warnings += ("tokenizer.ggml.merges has none of use: every byte of a text is a token of its own",)
-    return BpeTokenizer(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
+    kind = TextBpeTokenizer if pretokenizer.of_text else BpeTokenizer
+    return kind(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
 
 
 def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:
     """What the file says, or the default and a warning."""
+    if file.get_str("tokenizer.ggml.model", "") == GEMMA:
+        return GEMMA, ()  # as llama.cpp, whatever else it says
     key = "tokenizer.ggml.pre"
     name = file.get_str(key, "")
     if not name:

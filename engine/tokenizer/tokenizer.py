@@ -65,6 +65,7 @@ class CharacterStream:
 LOADERS: dict[str, Callable[[GGUFFile, str | None, int | None], Tokenizer]] = {
     "llama": sentencepiece_tokenizer.load,
     "gpt2": bpe_tokenizer.load,
+    bpe_tokenizer.GEMMA: bpe_tokenizer.load,
 }
 
 
