@@ -25,7 +25,7 @@ __device__ inline void expert_rows(Rows rows, Input x, const int* slots, const i
 }
 
 #define EXPERT_ROWS(T) \
-KERNEL expert_rows_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ slots, const int* __restrict__ chosen, \
+KERNEL_WIDE expert_rows_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ slots, const int* __restrict__ chosen, \
                        const float* __restrict__ bias, float* __restrict__ y, int n_rows, int n, int n_used, \
                        int per_pair, int has_bias, int bias_stride) { \
     expert_rows(ROWS_##T(w, n), X_##T, slots, chosen, bias, y, n_rows, n_used, per_pair, has_bias, bias_stride); \

@@ -92,42 +92,41 @@ __device__ inline void lay_inputs(MatmulTile& tile, Floats x, int n, int first_t
 constexpr int FLOAT_BITS = 0x4b400000;
 __device__ inline float from_bits(int bits) { return __int_as_float(bits) - 12582912.f; }
 
-// Two units, a block of 32, at a time. n_spans: how many j have a token at all.
+// Two units, a block of 32, at a time; one where each has a minimum. n_spans: how many j have a token at all.
 template <class Rows>
 __device__ inline void multiply(const MatmulTile& tile, Rows, int a, int b, int n_spans,
                                 float (*sum)[REACH]) {
+    constexpr int STEP = Rows::MINIMA == 2 ? 1 : 2;
     UNROLL(1)
-    for (int u = 0; u < UNITS; u += 2) {
-        int4 w[REACH][2];
-        float scale[REACH][2], minimum[REACH];    // of a block; those of sixteens are read where they are used
-        for (int i = 0; i < REACH; i++)
-            for (int k = 0; k < 2; k++) {
+    for (int u = 0; u < UNITS; u += STEP) {
+        int4 w[REACH][STEP];
+        float scale[REACH][STEP], minimum[REACH];
+        for (int i = 0; i < REACH; i++) {
+            for (int k = 0; k < STEP; k++) {
                 w[i][k] = tile.rows[(a + SPAN * i) * UNIT_STRIDE + u + k];
                 scale[i][k] = tile.row_scales[(u + k) * SCALE_STRIDE + a + SPAN * i];
-                if (Rows::MINIMA == 1 && k == 0) minimum[i] = tile.row_minima[u * SCALE_STRIDE + a + SPAN * i];
             }
+            if constexpr (Rows::MINIMA > 0) minimum[i] = tile.row_minima[u * SCALE_STRIDE + a + SPAN * i];
+        }
         for (int j = 0; j < REACH; j++) {
             if (j >= n_spans) break;
-            const int4* x = tile.inputs + (b + SPAN * j) * UNIT_STRIDE + u;
-            int4 low = x[0], high = x[1];
-            float d = tile.input_scales[u / 2 * SCALE_STRIDE + b + SPAN * j], of_low = 0.f, of_high = 0.f;
+            int token = b + SPAN * j;
+            int4 x[STEP];
+            for (int k = 0; k < STEP; k++) x[k] = tile.inputs[token * UNIT_STRIDE + u + k];
+            float d = tile.input_scales[u / 2 * SCALE_STRIDE + token], of_all = 0.f;
             if constexpr (Rows::MINIMA > 0) {
-                of_low = d * tile.input_sums[u * SCALE_STRIDE + b + SPAN * j];
-                of_high = d * tile.input_sums[(u + 1) * SCALE_STRIDE + b + SPAN * j];
+                for (int k = 0; k < STEP; k++) of_all += tile.input_sums[(u + k) * SCALE_STRIDE + token];
+                of_all *= d;
             }
             for (int i = 0; i < REACH; i++) {
-                int product = dot16(w[i][0], low, FLOAT_BITS);
-                if constexpr (Rows::HALF_SCALES) {
-                    sum[i][j] = fmaf(scale[i][0] * d, from_bits(product), sum[i][j]);
+                int product = FLOAT_BITS;
+                for (int k = 0; k < STEP; k++) {
+                    product = dot16(w[i][k], x[k], product);
+                    if (k < STEP - 1 && !Rows::HALF_SCALES) continue;
+                    sum[i][j] = fmaf(scale[i][k] * d, from_bits(product), sum[i][j]);
                     product = FLOAT_BITS;
                 }
-                product = dot16(w[i][1], high, product);
-                sum[i][j] = fmaf(scale[i][1] * d, from_bits(product), sum[i][j]);
-                if constexpr (Rows::MINIMA == 1) sum[i][j] = fmaf(-minimum[i], of_low + of_high, sum[i][j]);
-                if constexpr (Rows::MINIMA == 2) {
-                    const float* minima = tile.row_minima + u * SCALE_STRIDE + a + SPAN * i;
-                    sum[i][j] = fmaf(-minima[SCALE_STRIDE], of_high, fmaf(-minima[0], of_low, sum[i][j]));
-                }
+                if constexpr (Rows::MINIMA > 0) sum[i][j] = fmaf(-minimum[i], of_all, sum[i][j]);
             }
         }
     }

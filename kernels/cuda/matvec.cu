@@ -15,7 +15,7 @@ __device__ inline void matvec(Rows rows, Input x, Epilogue out) {
 }
 
 #define MATVEC(T) \
-KERNEL matvec_##T(PLANES_##T(w), INPUT_##T, const float* __restrict__ bias, const float* residual, \
+KERNEL_WIDE matvec_##T(PLANES_##T(w), INPUT_##T, const float* __restrict__ bias, const float* residual, \
                   float* y, int n_rows, int n, int flags) { \
     matvec(ROWS_##T(w, n), X_##T, Epilogue{bias, residual, y, n_rows, flags}); \
 }
@@ -39,6 +39,7 @@ __device__ inline void matvec_mask(Rows rows, Input x, unsigned* mask, int n_row
     int first = (int)blockIdx.x * 32 + 4 * warp(), token = (int)blockIdx.y;
     x = x.of_token(token, rows.n);
     unsigned bits = 0;
+    UNROLL(1)
     for (int k = 0; k < 4 && first + k < n_rows; k++)
         if (!(rows.dot(first + k, x) < threshold)) bits |= 1u << k;
     bits = block_bits(bits);
@@ -46,7 +47,7 @@ __device__ inline void matvec_mask(Rows rows, Input x, unsigned* mask, int n_row
 }
 
 #define MATVEC_MASK(T) \
-KERNEL matvec_mask_##T(PLANES_##T(w), INPUT_##T, unsigned* __restrict__ mask, int n_rows, int n, \
+KERNEL_WIDE matvec_mask_##T(PLANES_##T(w), INPUT_##T, unsigned* __restrict__ mask, int n_rows, int n, \
                        float threshold) { \
     matvec_mask(ROWS_##T(w, n), X_##T, mask, n_rows, threshold); \
 }

@@ -30,7 +30,7 @@ __device__ inline void matvec3(Rows a, Rows b, Rows c, Input x, Epilogue out_a, 
 }
 
 #define MATVEC3(ENDING, A, B, C) \
-KERNEL matvec3_##ENDING(PLANES_##A(a), PLANES_##B(b), PLANES_##C(c), INPUT_##A, \
+KERNEL_WIDE matvec3_##ENDING(PLANES_##A(a), PLANES_##B(b), PLANES_##C(c), INPUT_##A, \
                    const float* __restrict__ bias_a, const float* __restrict__ bias_b, \
                    const float* __restrict__ bias_c, float* __restrict__ y_a, float* __restrict__ y_b, \
                    float* __restrict__ y_c, int rows_a, int rows_b, int rows_c, int n, int flags) { \

@@ -155,7 +155,7 @@ template <class Type> struct Blocks {
         float s = 0.f;
         UNROLL(1)
         for (int i = lane(); i < n / 64; i += WARP)
-            UNROLL(4)
+            UNROLL(2)                             // four would spill
             for (int k = 0; k < 4; k++) s = add_sixteen(row, i / 2 * 8 + i % 2 + 2 * k, x, s);
         return warp_sum(s);
     }

@@ -103,8 +103,22 @@ struct Q4_1 : Blocks<Q4_1> {
         : Blocks(row_length), scales(scale_plane), minima(minimum_plane), quants(quant_plane),
           stride(stride_of<__half>(n / BLOCK)) {}
 
+    __device__ float dot(int row, Quantised x) const {
+        const uint4* w = quants + (size_t)row * (n / BLOCK);
+        const __half *d = scales + row * stride, *m = minima + row * stride;
+        float s = 0.f;
+        UNROLL(2)
+        for (int b = lane(); b < n / BLOCK; b += WARP) {
+            uint4 q = w[b];
+            int product = dot16(low_nibbles(q), x.q[2 * b], 0);
+            product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
+            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
+            s = fmaf(__half2float(m[b]) * x.d[b], (float)x.sum[b], s);
+        }
+        return warp_sum(s);
+    }
     static constexpr bool HALF_SCALES = false;
-    static constexpr int MINIMA = 1, SPAN = 1;
+    static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         return nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2);
     }
@@ -172,8 +186,24 @@ struct Q5_1 : Blocks<Q5_1> {
         : Blocks(row_length), scales(scale_plane), minima(minimum_plane), high_bits(high_plane),
           quants(quant_plane), stride(stride_of<__half>(n / BLOCK)), high_stride(stride_of<unsigned>(n / BLOCK)) {}
 
+    __device__ float dot(int row, Quantised x) const {
+        const uint4* w = quants + (size_t)row * (n / BLOCK);
+        const unsigned* high = high_bits + row * high_stride;
+        const __half *d = scales + row * stride, *m = minima + row * stride;
+        float s = 0.f;
+        UNROLL(1)                                 // two at once spill on sm_80
+        for (int b = lane(); b < n / BLOCK; b += WARP) {
+            uint4 q = w[b];
+            unsigned bits = high[b];
+            int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
+            product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
+            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
+            s = fmaf(__half2float(m[b]) * x.d[b], (float)x.sum[b], s);
+        }
+        return warp_sum(s);
+    }
     static constexpr bool HALF_SCALES = false;
-    static constexpr int MINIMA = 1, SPAN = 1;
+    static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
         return with_fifth(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2), bits);

@@ -11,9 +11,9 @@
 // bits in word 2 and the upper two above those of words 0 and 1.
 __device__ inline int six_bits_of(const unsigned* words, int b, int kind) {
     int at = 8 * (b % 4);
-    unsigned first = words[kind] >> at;
-    if (b < 4) return (int)(first & 63);
-    return (int)((words[2] >> (at + 4 * kind) & 15) | (first >> 6 & 3) << 4);
+    unsigned first = words[kind] >> at, last = words[2] >> (at + 4 * kind);  // both are loaded: no branch
+    unsigned lower = b < 4 ? first : last, upper = b < 4 ? first >> 4 : first >> 6;
+    return (int)((lower & 15) | (upper & 3) << 4);
 }
 
 template <class Type> struct ScalesAndMinima : Blocks<Type> {
@@ -197,7 +197,7 @@ struct Q3_K : Blocks<Q3_K> {
 
     __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
     static constexpr bool HALF_SCALES = true;
-    static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 4;
+    static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 2;
     __device__ int4 sixteen(int row, int unit) const {
         uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];
         uint4 high = high_bits[(size_t)row * (n / 128) + unit / 16 * 2 + unit % 2];

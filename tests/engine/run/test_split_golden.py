@@ -35,7 +35,10 @@ slow = pytest.mark.slow
 @pytest.mark.parametrize(
     "budget", [pytest.param(name, marks=slow) for name in BUDGETS if "17" not in name] + ["dense + 17%"]
 )
-@pytest.mark.parametrize("outtype", ["q8_0", "q4_0"])
+@pytest.mark.parametrize(
+    "outtype",
+    ["q8_0", "q4_0", "q4_k_m", pytest.param("iq4_nl", marks=slow), pytest.param("q2_k", marks=slow)],
+)
 def test_the_bundled_model_quantised(
     outtype: str,
     budget: str,

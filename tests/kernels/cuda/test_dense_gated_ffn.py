@@ -45,6 +45,17 @@ def test_gated_ffn_hidden(
     assert worst_error(get(device, h), wanted(g, u, activation)) < 1e-5
 
 
+def test_gate_and_up_of_two_types(device: Device, put: Put, get: Get) -> None:
+    types, n_rows, n = (Type.Q4_K, Type.Q6_K), 33, 512
+    gate, up = (random_matrix(kind, n_rows, n, seed) for seed, kind in enumerate(types))
+    x, h = normal(1, n), device.empty((1, n_rows), "f4")
+    given = (*gate.planes(device, put), *up.planes(device, put), *inputs(device, put, types[0], x))
+    work = gated_ffn_hidden(types, 1, n_rows, n)
+    work.launch(device, (*given, h, n_rows, n, ACTIVATIONS["silu"]), device.compute)
+    g, u = (ref.mul_mat(w.values, x, quantised=True) for w in (gate, up))
+    assert worst_error(get(device, h), wanted(g, u, "silu")) < 1e-5
+
+
 def test_the_up_row_of_a_closed_gate_is_not_read(device: Device, put: Put, get: Get) -> None:
     gate, up = np.array([[1], [-1], [0]], "f4").repeat(8, 1), np.full((3, 8), np.nan, "f4")
     up[0] = 2

@@ -131,6 +131,26 @@ def test_sparse_ffn(
     assert_near(get(device, y), ffn.want(active))
 
 
+MIXES = [
+    (Type.Q4_K, Type.Q4_K, Type.Q6_K),
+    pytest.param((Type.Q5_K, Type.Q4_K, Type.F16), marks=pytest.mark.slow),
+    pytest.param((Type.F16, Type.F32, Type.IQ2_S), marks=pytest.mark.slow),
+    pytest.param((Type.IQ4_XS, Type.Q5_0, Type.Q4_1), marks=pytest.mark.slow),
+]
+"""Of gate, up and down."""
+
+
+@pytest.mark.parametrize("types", MIXES, ids=lambda types: "-".join(t.name for t in types))
+@pytest.mark.parametrize("has_gate", [True, False])
+def test_matrices_of_several_types(
+    device: Device, put: Put, get: Get, types: tuple[Type, Type, Type], has_gate: bool
+) -> None:
+    ffn = Ffn(device, put, types if has_gate else types[1:], 150, 768, 2, has_gate=has_gate)
+    active, y = np.random.default_rng(7).random((2, 150)) < 0.5, device.empty((2, 768), "f4")
+    ffn.run(active, y)
+    assert_near(get(device, y), ffn.want(active))
+
+
 @pytest.mark.parametrize("has_gate", [True, False])
 @pytest.mark.parametrize("n", [1, 7, 12, 40])
 def test_rows_of_any_width(device: Device, put: Put, get: Get, n: int, has_gate: bool) -> None:

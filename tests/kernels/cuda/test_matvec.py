@@ -107,6 +107,28 @@ def test_three_matrices_at_once_are_three_products(
         assert get(device, a).tobytes() == get(device, b).tobytes()
 
 
+@pytest.mark.parametrize(
+    "types",
+    [
+        (Type.Q4_K, Type.Q4_K, Type.Q6_K),
+        pytest.param((Type.Q8_0, Type.Q5_K, Type.IQ3_S), marks=pytest.mark.slow),
+        pytest.param((Type.F16, Type.BF16, Type.F32), marks=pytest.mark.slow),
+    ],
+    ids=lambda types: "-".join(t.name for t in types),
+)
+def test_three_matrices_of_several_types(
+    device: Device, put: Put, get: Get, types: tuple[Type, Type, Type]
+) -> None:
+    n, n_rows = 512, (20, 9, 3)
+    matrices = [random_matrix(kind, rows, n, rows) for kind, rows in zip(types, n_rows, strict=True)]
+    x, outs = normal(1, n), [device.empty((1, rows), "f4") for rows in n_rows]
+    given = [plane for matrix in matrices for plane in matrix.planes(device, put)]
+    arguments = (*given, *inputs(device, put, types[0], x), *outs, *outs, *n_rows, n, 0)
+    matvec3(types, 1, n_rows, n).launch(device, arguments, device.compute)
+    for y, matrix in zip(outs, matrices, strict=True):
+        assert worst_error(get(device, y), ref.mul_mat(matrix.values, x, matrix.type in QUANTISED)) < 1e-5
+
+
 @pytest.mark.parametrize("weight_type", each_type())
 @pytest.mark.parametrize(("n_tokens", "n_rows"), [(1, 1), (3, 32), (1, 33), (2, 131)])
 def test_mask(device: Device, put: Put, get: Get, weight_type: Type, n_tokens: int, n_rows: int) -> None:
