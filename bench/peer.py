@@ -38,6 +38,7 @@ from hotcold.gguf_io import open_gguf
 
 N_CTX, PROMPT, DEPTH = 512, 256, 64
 CHUNK = 512  # tokens of a prompt that run together at a depth
+REST = 0.03  # seconds before each turn: OpenMP's threads keep their cores for 10 ms after llama.cpp's token
 
 
 def load_peer(path: Path, n_threads: int, n_ctx: int = N_CTX, n_batch: int = PROMPT) -> Any:
@@ -77,6 +78,7 @@ def alternate(
     end, i = time.perf_counter() + seconds, 0
     while time.perf_counter() < end or i < 5:
         for function, figures in zip((ours, theirs), times, strict=True):
+            time.sleep(REST)
             start = time.perf_counter()
             function(i)
             figures.append(time.perf_counter() - start)
