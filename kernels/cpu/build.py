@@ -10,6 +10,7 @@ import sys
 from typing import IO
 
 from hotcold.kernels.cpu import op_kernels as _op_kernels  # noqa: F401 - what is imported here can be compiled
+from hotcold.kernels.cpu import prefetch_level
 from hotcold.kernels.cpu import sum_shared as _sum_shared  # noqa: F401
 from hotcold.kernels.cpu import walk as _walk  # noqa: F401
 from hotcold.kernels.cpu.compiled import code_of
@@ -23,6 +24,7 @@ _helpers: list[subprocess.Popen[str]] = []
 
 def compile_all(names: list[str]) -> dict[str, Code]:
     """The code of these kernels, which is kept where it can be."""
+    prefetch_level.choose()
     if len(names) >= FEW and folder() is not None:
         _ask_for_help(names[::-1])
     return {name: code_of(name) for name in names}

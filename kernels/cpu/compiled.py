@@ -260,13 +260,14 @@ def code_of(name: str) -> Code:
     """A kernel's code, compiled unless a file holds it, and kept then."""
     code = read(name)
     if code is None:
-        code = _compiled(name)
+        code = new_code(name)
         write(name, code)
     return code
 
 
 @global_compiler_lock  # type: ignore[untyped-decorator]
-def _compiled(name: str) -> Code:
+def new_code(name: str) -> Code:
+    """Compile a kernel, whatever is kept."""
     code, module = registry.cpu_target.target_context.codegen(), _RECIPES[name]()
     for function in module.functions:
         if not function.is_declaration and function.name != symbol_of(name):

@@ -115,6 +115,25 @@ def write(name: str, code: Code) -> None:
         write_code(path, code)
 
 
+_LEVEL = "prefetch.level"
+
+
+@cache
+def noted_level() -> int | None:
+    """The cache level that suits rows, if it was measured for this CPU (see `prefetch_level.py`)."""
+    place = folder()
+    level = read_code(place / _LEVEL) if place is not None else None
+    return int(level) if level is not None else None
+
+
+def note_level(level: int) -> None:
+    """Keep what was measured, if there is a place."""
+    place = folder()
+    if place is not None:
+        write_code(place / _LEVEL, str(level).encode())
+        noted_level.cache_clear()
+
+
 def packed_code(calls: dict[str, Family], machine_code: bytes) -> Code:
     """What a kernel's file holds."""
     table = {name: [family.members, family.always] for name, family in calls.items()}

@@ -70,11 +70,16 @@ def _sums(kind: WeightType) -> Any:
     return float_sums if isinstance(kind, FloatType) else block_sums
 
 
-@family(_TYPES, 8)
-def _dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
+def emit_dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
+    """`dot_rows` of one type."""
     w, stride, n_rows, x, k, ahead, also, out = arguments
     emit_count(b, kind, n_rows, k)
     _sums(kind).emit_rows(b, kind, MatrixRows(w, stride, n_rows, k, ahead), x, also, out)
+
+
+@family(_TYPES, 8)
+def _dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
+    emit_dot_rows(b, kind, *arguments)
 
 
 @family(_TYPES, 9)

@@ -11,7 +11,8 @@ beside it.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import llvmlite.binding
@@ -20,6 +21,8 @@ from numba import types
 from numba.core import config
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic, models, register_model
+
+from hotcold.kernels.cpu.kernel_files import noted_level
 
 Builder = Any  # llvmlite has no types of its own
 Value = Any
@@ -277,14 +280,22 @@ def exp2_up_to_0(b: Builder, x: Value) -> Value:
     return b.bitcast(b.add(b.bitcast(p, VT(I32, n)), bits), VT(F32, n))
 
 
-def stream_locality() -> int:
-    """The cache level that rows are asked into: 3 for the first, 2 for the second.
+_asked_into: list[int] = []
 
-    Measured on Zen 5: the first gives 0.95 to 0.99 of a plain sum's speed where the second gives 0.93 to
-    0.95. On an Intel machine it took that level's few fill buffers from the loads themselves.
-    """
-    cpu = config.CPU_NAME or llvmlite.binding.get_host_cpu_name()
-    return 3 if cpu.startswith("znver") else 2
+
+@contextmanager
+def asking_into(locality: int) -> Iterator[None]:
+    """What is written inside asks for rows into this level."""
+    _asked_into.append(locality)
+    try:
+        yield
+    finally:
+        _asked_into.pop()
+
+
+def stream_locality() -> int:
+    """The cache level that rows are asked into: 3 for the first, 2 for the second, as `prefetch_level.py` measured."""
+    return _asked_into[-1] if _asked_into else noted_level() or 3
 
 
 def emit_prefetch(b: Builder, at: Value, locality: int) -> None:

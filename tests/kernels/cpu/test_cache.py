@@ -227,3 +227,28 @@ def test_a_folder_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "hotcold").chmod(0o777)
     path = folder_in({"NUMBA_CACHE_DIR": str(tmp_path), "TMPDIR": str(tmp_path)})
     assert not path.is_relative_to(tmp_path / "hotcold")
+
+
+LEVEL = """
+import sys
+from hotcold.kernels.cpu import kernel_files, prefetch_level, simd
+before = kernel_files.noted_level()
+prefetch_level.choose()
+with simd.asking_into(7):
+    inside = simd.stream_locality()
+print(before, kernel_files.noted_level(), simd.stream_locality(), inside)
+"""
+
+
+def test_the_level_of_prefetches_is_measured_once(tmp_path: Path) -> None:
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+
+    def run() -> list[str]:
+        done = subprocess.run(
+            [sys.executable, "-c", LEVEL], check=True, env=environment, capture_output=True, text=True
+        )
+        return done.stdout.split()
+
+    before, noted, used, inside = run()
+    assert before == "None" and noted in ("2", "3") and used == noted and inside == "7"
+    assert run() == [noted, noted, noted, "7"]
