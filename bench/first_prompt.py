@@ -72,7 +72,9 @@ def main() -> None:
     for how, found in seconds.items():
         load, prompt = (statistics.median(each) for each in zip(*found, strict=True))
         both = [sum(each) for each in found]
-        print(f"{how:12}{load:8.2f}{prompt:12.2f}  {statistics.median(both):.2f} of {min(both):.2f} to {max(both):.2f}")
+        print(
+            f"{how:12}{load:8.2f}{prompt:12.2f}  {statistics.median(both):.2f} of {min(both):.2f} to {max(both):.2f}"
+        )
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from functools import partial
 from gguf import GGMLQuantizationType
 from gpu_bed import Bed, Weights
 from gpu_case import Case, Sizes
+from gpu_expert_kernels import expert_cases, expert_product_case
 from gpu_vector_kernels import attention_cases, mask_cases, vector_cases
 from gpu_weight_kernels import ffn_cases, product_cases
 
@@ -17,6 +18,7 @@ def groups_of_cases(sizes: Sizes) -> Iterator[tuple[str, Callable[[Bed], Iterato
     """Names, and what makes the cases: those of one group are on the device together."""
     yield "vectors", partial(vector_cases, sizes=sizes)
     yield "masks", partial(mask_cases, sizes=sizes)
+    yield "experts", partial(expert_cases, sizes=sizes)
     for kv_type in KV_TYPES:
         yield f"attention, {kv_type} cache", partial(attention_cases, sizes=sizes, kv_type=kv_type)
     for kind in WEIGHT_TYPES:
@@ -27,3 +29,4 @@ def _typed_cases(bed: Bed, sizes: Sizes, kind: GGMLQuantizationType) -> Iterator
     weights = Weights(bed, kind, sizes.n_ff, sizes.n_embd)
     yield from product_cases(bed, sizes, weights)
     yield from ffn_cases(bed, sizes, weights)
+    yield expert_product_case(bed, weights)

@@ -114,8 +114,8 @@ def test_the_output_is_a_predictor(llama: MakeLlama, folder: Path) -> None:
 def test_a_huge_index_of_layers_is_refused_fast(llama: MakeLlama, out: Path, folder: Path) -> None:
     model = llama(hidden_act="relu")
     model.rewrite(num_hidden_layers=4096)
-    start = time.monotonic()
+    start = time.process_time()
     text = str(refusal(model.folder, out, folder))
     assert "4094 missing" in text
     assert text.endswith("; and 4074 more")
-    assert time.monotonic() - start < 1
+    assert time.process_time() - start < 1

@@ -1,0 +1,84 @@
+"""Cases of kernels of mixtures of experts: who is chosen, their matrices, and the sum of what they give."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import numpy as np
+from gpu_bed import Array, Bed, Weights
+from gpu_case import Case, Sizes, normal, one, sample
+from numpy.typing import NDArray
+
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.scale import scale
+from hotcold.kernels.cuda.top_k import top_k
+from hotcold.kernels.formats import GATINGS
+from hotcold.kernels.weight_table import QUANTISED
+
+N_EXPERT, N_USED = 8, 2
+GATING = "softmax"
+
+
+def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
+    """A batch's choices and sums, and a factor of one token's vector."""
+    tokens, n = sizes.n_tokens, sizes.n_embd
+    text, logits = f"{tokens} x {n}", normal(tokens, N_EXPERT)
+    ids, weights = ref.top_k(logits, N_USED, GATING)
+    work, chosen = top_k(tokens, N_EXPERT, N_USED), bed.empty((tokens, 2 * N_USED), "i4")
+    arguments = bed.put(logits), chosen, N_EXPERT, N_USED, GATINGS[GATING], 0, 1.0
+    launch = work.prepare(bed.device, arguments)
+    want = np.concatenate([ids / N_EXPERT, weights], 1)
+    yield Case(f"{N_USED} of {N_EXPERT}", work, [launch], partial(_choices, bed, chosen), lambda: want)
+
+    x, y, slots = normal(tokens, N_USED, n, seed=2), bed.empty((tokens, n), "f4"), _slots(bed)
+    given = bed.put(x), slots, bed.put(_packed(ids, weights)), y, n, N_USED
+    yield one(bed, text, expert_sum(tokens, N_USED, n), given, y, lambda: (x * weights[..., None]).sum(1))
+    gate = normal(tokens, 1, seed=3)
+    given_gate = bed.put(x[:, 0]), bed.put(gate), y, n
+    yield one(bed, text, mul_sigmoid(tokens, n), given_gate, y, lambda: ref.mul_sigmoid(x[:, 0], gate))
+    scaled = bed.empty((1, n), "f4")
+    yield one(bed, f"{n}", scale(n), (bed.put(x[0, :1]), scaled, n, 0.75), scaled, lambda: 0.75 * x[0, :1])
+
+
+def expert_product_case(bed: Bed, weights: Weights) -> Case:
+    """One token times the matrices of its experts, which are parts of one."""
+    kind, n, n_rows = weights.kind, weights.n, weights.n_rows // N_EXPERT
+    x, ids = normal(1, n), np.array([[1, N_EXPERT - 1]], np.int32)
+    chosen, y = bed.put(_packed(ids, np.ones(ids.shape))), bed.empty((N_USED, n_rows), "f4")
+    work, given, slots = expert_rows(kind, 1, N_USED, n_rows, n), bed.inputs(kind, x), _slots(bed)
+    launches = [
+        work.prepare(
+            bed.device,
+            (
+                *weights.planes(0, copy, N_EXPERT * n_rows),
+                *(*given, slots, chosen, y, y),
+                *(n_rows, n, N_USED, 0, 0, 0),
+            ),
+        )
+        for copy in range(weights.n_copies)
+    ]
+    rows = sample(n_rows)
+
+    def want() -> Array:
+        values = np.concatenate([weights.values(0, e * n_rows + rows) for e in ids[0]])
+        return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
+
+    return Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
+
+
+def _slots(bed: Bed) -> Buffer:
+    """Every expert is there, in its own place."""
+    return bed.put(np.arange(N_EXPERT, dtype=np.int32))
+
+
+def _packed(ids: NDArray[np.int32], weights: Array) -> NDArray[np.int32]:
+    """As `top_k` leaves them: numbers of experts, then their weights."""
+    return np.concatenate([ids, weights.astype(np.float32).view(np.int32)], axis=1)
+
+
+def _choices(bed: Bed, chosen: Buffer) -> Array:
+    """Numbers of experts in shares of all, so that they do not drown the weights; then these."""
+    got = bed.get(chosen).astype(np.int32)
+    return np.concatenate([got[:, :N_USED] / N_EXPERT, got[:, N_USED:].copy().view(np.float32)], axis=1)
