@@ -13,7 +13,8 @@ class Multipliers:
     """A model's multipliers, which are 1 in most.
 
     Attributes:
-        embedding: of a token's row. residual: of what attention and FFN add.
+        embedding: of a token's row.
+        residual: of what attention and FFN add.
         attention: of scores; None for 1 / sqrt(head_dim).
         logits: they are divided by it.
     """

@@ -213,7 +213,7 @@ def test_models_that_cannot_skip_neurons_give_the_cpus_logits(
         smallest, largest = (budget_bytes(model, case, which) for which in ("one layer", "everything"))
         plan = split_plan(model, case, smallest + int(share * (largest - smallest)))
         logits = logits_on(split_device, plan, file)
-        bound = 1.5e-2 if name.endswith("q4_0") else BOUNDS["f32"]  # rounded activations fall at ties
+        bound = 1.5e-2 if name.endswith("q4_0") else BOUNDS["f32"]  # rounded inputs fall at ties
         assert distance(logits, cpu_logits(model, file, case)) <= bound
 
 

@@ -131,7 +131,7 @@ def test_two_teams_in_two_threads_of_one_process() -> None:
 
 
 def test_the_threads_of_a_team_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaves its columns of activations in scratch memory of its own; that is looked at, not time."""
+    """Each leaves its columns of inputs in scratch memory of its own; that is looked at, not time."""
     n_tokens, n_rows, k = 32, 1024, 1024
     data = np.zeros((n_rows, 4 * k), np.uint8)
     x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
