@@ -1,11 +1,13 @@
 """Each kernel's bytes a second beside a plain streaming sum, in one run.
 
-    python bench/ops.py [seconds a figure] [matvec predictor small ffn prompt attention bytes]
+    python bench/ops.py [seconds a figure] [matvec predictor small ffn prompt attention bytes] [types] [one]
 
 Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a kernel and the sum take
 turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
-slows both. A chunk of a prompt's attention takes turns with multiply-adds in registers alone. `bytes` runs the portable code in a build that counts every row it reads, and fails when a
-sparse FFN at 90 % sparsity reads over 10 % more than the formula says.
+slows both. A prompt's tiles take turns with those of Q8_0, a chunk of its attention with multiply-adds in
+registers alone. Types such as Q4_K limit the tables to these; `one` is one thread, and its own time, for a machine
+that others use. `bytes` runs the portable code in a build that counts every row it reads, and fails when a sparse
+FFN at 90 % sparsity reads over 10 % more than the formula says.
 """
 
 import os
@@ -33,9 +35,13 @@ FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
 BLOCK_TYPES = tuple(kind.type_id for kind in weight_types.BLOCK_TYPES)
 NAMES = {type_id: GGMLQuantizationType(type_id).name for type_id in (*FLOAT_TYPES, *BLOCK_TYPES)}
 N_EMBD, N_FF = 4096, 11008
-SPARSE_TYPES = (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID)
+PREDICTOR_TYPES = (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID)
 RANK = 256  # of a predictor, whose second matrix has rows as short as that
 SMALL = (1, 2, 4, 8, 12, 16)  # tokens
+PROMPT = (5632, 2048)  # rows and columns
+
+ONE = "one" in sys.argv
+clock = time.thread_time if ONE else time.perf_counter
 
 Record = dict[str, Any]
 
@@ -79,9 +85,9 @@ def alternate(
     end = time.perf_counter() + seconds
     while time.perf_counter() < end or len(speeds) < 5:
         for function, figures in ((kernel, speeds), (total, sums)):
-            start = time.perf_counter()
+            start = clock()
             n_bytes = function()
-            figures.append(n_bytes / (time.perf_counter() - start) / 1e9)
+            figures.append(n_bytes / (clock() - start) / 1e9)
     ratios = np.array(speeds) / np.array(sums)
     return float(np.median(speeds)), float(np.median(sums)), float(np.median(ratios))
 
@@ -109,7 +115,7 @@ def matvec(type_id: int, n_rows: int, k: int, team: Team, stream: StreamingSum, 
         team.walk(job)
         return copies * size
 
-    line(f"{NAMES[type_id]:5} {n_rows} x {k}", alternate(kernel, lambda: stream.sum(memory), seconds))
+    line(f"{NAMES[type_id]:7} {n_rows} x {k}", alternate(kernel, lambda: stream.sum(memory), seconds))
 
 
 def one_token(records: list[Record]) -> Program:
@@ -170,13 +176,13 @@ def ffn(type_id: int, share: float, team: Team, stream: StreamingSum, seconds: f
     layers = FFN(type_id, share)
     n_bytes = layers.run(team)
     view = layers.memory[: n_bytes // (1 << 20) * (1 << 20)]
-    what = f"{NAMES[type_id]:5} FFN, {share:.0%} listed"
+    what = f"{NAMES[type_id]:7} FFN, {share:.0%} listed"
     line(what, alternate(lambda: layers.run(team), lambda: stream.sum(view), seconds))
 
 
-def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
-    """A matrix times a batch, in GFLOP/s."""
-    n_rows, k = 5632, 2048
+def prompt_job(type_id: int, n_tokens: int) -> tuple[Program, list[Any]]:
+    """A matrix times a batch, and the memory that it reads and writes."""
+    n_rows, k = PROMPT
     memory, _ = ring(type_id, n_rows * sizes.row_bytes(type_id, k))
     x, stride = packed_inputs(n_tokens, k, type_id)
     y = program.aligned(4 * n_rows * n_tokens)
@@ -185,14 +191,21 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     tile = {"code": program.MUL_MAT, "chunks": chunks, **weight("w", memory.ctypes.data, type_id, k), **at}
     job = Program([tile | {"n_rows": n_rows, "k": k}])
     job.run[program.N_TOKENS] = n_tokens
-    team.walk(job)
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end:
-        start = time.perf_counter()
-        team.walk(job)
-        best = min(best, time.perf_counter() - start)
-    gflops = 2 * n_rows * k * n_tokens / best / 1e9
-    print(f"{NAMES[type_id]:5} {n_rows} x {k} by {n_tokens} tokens {gflops:8.0f} GFLOP/s", flush=True)
+    return job, [memory, x, y]
+
+
+def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
+    """A matrix times a batch, in GFLOP/s, in turns with the same of Q8_0."""
+    (job, kept), (base, kept_base) = (prompt_job(t, n_tokens) for t in (type_id, rows.Q8_0_ID))
+
+    def walk(program: Program) -> float:
+        team.walk(program)
+        return float(2 * PROMPT[0] * PROMPT[1] * n_tokens)
+
+    speed, of_base, share = alternate(lambda: walk(job), lambda: walk(base), seconds)
+    what = f"{NAMES[type_id]:7} {PROMPT[0]} x {PROMPT[1]} by {n_tokens} tokens"
+    print(f"{what} {speed:6.0f} GFLOP/s | Q8_0 {of_base:6.0f} | share {share:.2f}", flush=True)
+    del kept, kept_base
 
 
 def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None:
@@ -219,7 +232,7 @@ def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None
             figures.append(time.perf_counter() - start)
     ratios = np.median(np.array(times) / times[0], axis=1)
     figures_ = "  ".join(f"{n}: {ratio:.2f}" for n, ratio in zip(SMALL, ratios, strict=True))
-    print(f"{NAMES[type_id]:5} {n_rows} x {k}, tokens in times of one: {figures_}", flush=True)
+    print(f"{NAMES[type_id]:7} {n_rows} x {k}, tokens in times of one: {figures_}", flush=True)
 
 
 def decode_attention(
@@ -255,7 +268,7 @@ def count_bytes() -> None:
         before = kernel_files.counted_bytes()
         formula = layers.run(team)
         counted = kernel_files.counted_bytes() - before
-        print(f"{NAMES[type_id]:5} FFN at 90 % sparsity: {counted} bytes counted, {formula} by the formula")
+        print(f"{NAMES[type_id]:7} FFN at 90 % sparsity: {counted} bytes counted, {formula} by the formula")
         if not formula <= counted <= 1.1 * formula:
             failed.append(NAMES[type_id])
     team.close()
@@ -273,6 +286,12 @@ def count_in_portable_build() -> None:
         sys.exit(done.returncode)
 
 
+def wanted_types(types: tuple[int, ...]) -> list[int]:
+    """Those that the command line names; all, if it names none."""
+    named = [type_id for type_id in types if NAMES[type_id] in sys.argv]
+    return named or list(types)
+
+
 def attention_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Every type of cache, a token and a chunk of several shapes."""
     peak = Peak(team.n)
@@ -285,33 +304,33 @@ def attention_table(team: Team, stream: StreamingSum, seconds: float) -> None:
 
 def matvec_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Every type, three shapes."""
-    for type_id in (*FLOAT_TYPES, *BLOCK_TYPES):
+    for type_id in wanted_types((*FLOAT_TYPES, *BLOCK_TYPES)):
         for n_rows, k in ((N_FF, N_EMBD), (N_EMBD, N_FF), (2048, 2048)):
             matvec(type_id, n_rows, k, team, stream, seconds)
 
 
 def predictor_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """Rows of a predictor's second matrix."""
-    for type_id in SPARSE_TYPES:
+    for type_id in PREDICTOR_TYPES:
         matvec(type_id, N_FF, RANK, team, stream, seconds)
 
 
 def ffn_table(team: Team, stream: StreamingSum, seconds: float) -> None:
     """A tenth of the neurons, and all."""
-    for type_id in SPARSE_TYPES:
+    for type_id in (rows.F16_ID, *wanted_types(BLOCK_TYPES)):
         for share in (0.1, 1.0):
             ffn(type_id, share, team, stream, seconds)
 
 
 def small_table(team: Team, _: StreamingSum, seconds: float) -> None:
     """Few tokens, every type but two floats."""
-    for type_id in (rows.F16_ID, *BLOCK_TYPES):
+    for type_id in (rows.F16_ID, *wanted_types(BLOCK_TYPES)):
         small(type_id, N_FF, N_EMBD, team, seconds)
 
 
 def prompt_table(team: Team, _: StreamingSum, seconds: float) -> None:
     """Prompts, likewise."""
-    for type_id in (rows.F16_ID, *BLOCK_TYPES):
+    for type_id in (rows.F16_ID, *wanted_types(BLOCK_TYPES)):
         prompt(type_id, 256, team, seconds)
 
 
@@ -328,11 +347,11 @@ TABLES: dict[str, Callable[[Team, StreamingSum, float], None]] = {
 def main() -> None:
     """Print the tables asked for."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    wanted = sys.argv[2:] or [*TABLES, "bytes"]
+    wanted = set(sys.argv[2:]) & {*TABLES, "bytes", "counting"} or {*TABLES, "bytes"}
     if "counting" in wanted:
         count_bytes()
         return
-    n_threads = default_threads()
+    n_threads = 1 if ONE else default_threads()
     print(f"{n_threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     team, stream = Team(n_threads), StreamingSum(n_threads)
     for name, table in TABLES.items():
