@@ -63,7 +63,9 @@ class OffloadDumpCommand:
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
-    full: Annotated[bool, typer.Option("--full", help="List every weight and intermediate, as --json and --html do.")] = False
+    full: Annotated[
+        bool, typer.Option("--full", help="List every weight and intermediate, as --json and --html do.")
+    ] = False
     as_json: Json = False
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the page.")] = False

@@ -6,6 +6,7 @@ docs/offload-dump.md; `schema_version` changes when a field changes its meaning 
 
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 from hotcold.engine.graph.arena import tensor_bytes
@@ -35,6 +36,8 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
             "n_embd": model.n_embd,
             "n_ff": model.n_ff,
             "n_vocab": model.n_vocab,
+            "unit": model.unit,
+            "experts": None if model.experts is None else asdict(model.experts),
             "bytes": sum(entry.n_bytes for entry in plan.weights),
         },
         "settings": {

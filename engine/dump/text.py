@@ -47,7 +47,7 @@ def short_form(report: Report) -> list[str]:
     return [
         head,
         f"{totals['dense_layers']} of {n_layer} layers have their dense part on the GPU",
-        f"{totals['hot_share']:.1%} of the neurons are hot; they cover {totals['coverage']:.1%} of the activations",
+        f"{totals['hot_share']:.1%} of the {report['model']['unit']}s are hot; they cover {totals['coverage']:.1%} of the activations",
         spent,
     ]
 
@@ -80,7 +80,7 @@ def show_summary(report: Report, console: Console) -> None:
     console.print(
         Text(
             f"{model['name']}: {model['architecture']}, {model['n_layer']} layers, "
-            f"n_embd {model['n_embd']}, n_ff {model['n_ff']}, {mib(model['bytes'])}",
+            f"n_embd {model['n_embd']}, {_ffn_of(model)}, {mib(model['bytes'])}",
             "bold",
         )
     )
@@ -88,6 +88,15 @@ def show_summary(report: Report, console: Console) -> None:
     paragraphs(console, short_form(report))
     for note in report["notes"]:
         console.print(Text(f"note: {note}", "yellow"))
+
+
+def _ffn_of(model: Report) -> str:
+    """The sizes of its FFNs, or of its experts."""
+    experts = model["experts"]
+    if experts is None:
+        return f"n_ff {model['n_ff']}"
+    shared = f" and a shared one of {experts['n_ff_shared']}" if experts["n_ff_shared"] else ""
+    return f"{experts['n_expert']} experts of {experts['n_ff']}{shared}, {experts['n_used']} used"
 
 
 def show_totals(report: Report, console: Console) -> None:

@@ -141,7 +141,9 @@ def scale(low: Lowering, node: Node) -> None:
     x = node.tensor("x")
     (at, stride), (y, _) = low.vector(x), low.vector(node.output)
     at_x = {"x": at, "x_stride": stride, "y": y, "y_stride": stride}
-    low.emit(program.SCALE, low.token_chunks(x.shape[1]), **at_x, k=x.shape[1], factor=node.attributes["factor"])
+    low.emit(
+        program.SCALE, low.token_chunks(x.shape[1]), **at_x, k=x.shape[1], factor=node.attributes["factor"]
+    )
 
 
 def add(low: Lowering, node: Node) -> None:

@@ -37,7 +37,9 @@ def host_memory(plan: Plan) -> HostMemory:
     )
     weights = sum(entry.host_bytes for entry in plan.weights if entry.role != "embedding" or head_here)
     here = (cache for cache in plan.caches if cache.side != GPU)
-    return HostMemory(weights, sum(host_layer_kv_bytes(plan.model, c.n_positions, plan.kv_type) for c in here))
+    return HostMemory(
+        weights, sum(host_layer_kv_bytes(plan.model, c.n_positions, plan.kv_type) for c in here)
+    )
 
 
 def memory_note(plan: Plan, root: Path = ROOT) -> str:

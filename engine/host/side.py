@@ -26,7 +26,9 @@ from hotcold.kernels.formats import cos_sin_table
 def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) -> NDArray[np.float32]:
     """(cos, sin) of position * frequency, by the magnitude, float32 [n_rotations, n_ctx, n_rot / 2, 2]."""
     tables = [
-        cos_sin_table(n_ctx, frequencies(model.n_rot, each.freq_base, each.scaling, factors), each.scaling.magnitude)
+        cos_sin_table(
+            n_ctx, frequencies(model.n_rot, each.freq_base, each.scaling, factors), each.scaling.magnitude
+        )
         for each in model.rotations
     ]
     return np.stack(tables)

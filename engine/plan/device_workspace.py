@@ -84,7 +84,10 @@ def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
 
 def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
     """Bytes of each area that serve every node of all graphs, whole cache lines."""
-    sizes = {"cos_sin": aligned(len(model.rotations) * cos_sin_bytes(n_ctx, model.n_rot)), "counts": aligned(4 * model.n_layer)}
+    sizes = {
+        "cos_sin": aligned(len(model.rotations) * cos_sin_bytes(n_ctx, model.n_rot)),
+        "counts": aligned(4 * model.n_layer),
+    }
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:

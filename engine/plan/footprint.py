@@ -78,7 +78,9 @@ BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down", "ffn_gate_inp", *EXPERTS)
 
 def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
     """Attention, norms and biases, and the predictor where the mode uses one."""
-    roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS, *POST_NORMS)] + [("attention", role) for role in ATTENTION]
+    roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS, *POST_NORMS)] + [
+        ("attention", role) for role in ATTENTION
+    ]
     roles += [("bias", f"{role}_bias") for role in BIASED] + [("sinks", "attn_sinks")]
     if sparsity == "predictor":
         roles += [("predictor", "fc1"), ("predictor", "fc2")]

@@ -25,10 +25,12 @@ class Ffn:
     """A layer's FFN.
 
     Attributes:
+        unit: "neuron", or "expert".
         by_neuron: whether neurons are placed one by one, else all or none.
         obstacle: what keeps all of it on the CPU; None if nothing does.
     """
 
+    unit: str
     part: WeightGroup
     by_neuron: bool
     neuron_bytes: int
@@ -52,7 +54,7 @@ def ffns(model: Model, sparsity: str, left: Left) -> tuple[list[Ffn], Left]:
         if not by_neuron:
             left, obstacle = left.pay_for(part, f"the FFN of layer {i}")
         size = neuron_bytes(layer) if by_neuron and part.obstacle is None else 0
-        found.append(Ffn(part, by_neuron, size, obstacle))
+        found.append(Ffn(model.unit, part, by_neuron, size, obstacle))
     return found, left
 
 
@@ -71,7 +73,7 @@ def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], lef
     hot = ranking.hot(n_placed, len(found))
     if n_placed == ranking.ends.size:
         return Hot(hot, "no budget missing")
-    return Hot(hot, f"the next neuron is {mib(int(ranking.ends[n_placed]) - left.n_bytes)} short")
+    return Hot(hot, f"the next {found[0].unit} is {mib(int(ranking.ends[n_placed]) - left.n_bytes)} short")
 
 
 def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
@@ -129,8 +131,8 @@ def _why(i: int, ffn: Ffn, why_cold: str, n_hot: int, n_ff: int) -> str:
     if not ffn.by_neuron:
         return f"whole FFN of layer {i}"
     if n_hot == n_ff:
-        return "all neurons fit"
-    return f"{n_hot} of {n_ff} neurons on the device; {why_cold}" if n_hot else why_cold
+        return f"all {ffn.unit}s fit"
+    return f"{n_hot} of {n_ff} {ffn.unit}s on the device; {why_cold}" if n_hot else why_cold
 
 
 def ffn_entries(model: Model, ffn: Ffn, placed: FfnSplit) -> list[WeightEntry]:

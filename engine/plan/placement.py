@@ -152,7 +152,9 @@ def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[
     caches = []
     for i, (layer, n) in enumerate(zip(model.layers, kv_positions(model, how.n_ctx, n_batch), strict=True)):
         n_bytes, on_host = layer_kv_bytes(model, n, how.kv_type), host_layer_kv_bytes(model, n, how.kv_type)
-        held = f"{n} positions of layer {i}" + (f", a window of {window}" if (window := model.window(i)) else "")
+        held = f"{n} positions of layer {i}" + (
+            f", a window of {window}" if (window := model.window(i)) else ""
+        )
         obstacle = dense_part(layer, how.sparsity).obstacle
         if obstacle is None:
             left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")

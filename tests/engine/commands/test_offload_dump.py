@@ -12,8 +12,8 @@ from commands import Result
 from commands import run as run_command
 
 from hotcold.engine.device import devices
+from hotcold.engine.model.known_shapes import SHAPES
 from hotcold.engine.model.model_path import model_path
-from hotcold.engine.model.shapes import SHAPES
 from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
 DATA = Path(__file__).parent.parent.parent / "data"

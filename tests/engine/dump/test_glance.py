@@ -12,7 +12,8 @@ from hotcold.engine.dump.alike import Kind, bands, kinds, ranges
 from hotcold.engine.dump.glance import show_glance
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.model.model import Model
-from hotcold.engine.model.shapes import Shape, build, like
+from hotcold.engine.model.shape import Shape
+from hotcold.engine.model.shapes import build, like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, parse_size
 from hotcold.engine.plan.wanted import Wanted

@@ -11,7 +11,8 @@ from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, GPU, PlacedGraph, PlacedNode, Sides
 from hotcold.engine.model.model import Model, Weight
-from hotcold.engine.model.shapes import Shape, build
+from hotcold.engine.model.shape import Shape
+from hotcold.engine.model.shapes import build
 
 SMALL = Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu")
 

@@ -15,7 +15,8 @@ from hotcold.engine.graph.place import place
 from hotcold.engine.graph.placed import GPU, PlacedGraph, Sides, results
 from hotcold.engine.graph.quantise import quantise
 from hotcold.engine.graph.split import split
-from hotcold.engine.model.shapes import Shape, build
+from hotcold.engine.model.shape import Shape
+from hotcold.engine.model.shapes import build
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.wanted import Wanted

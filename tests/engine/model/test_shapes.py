@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from gguf import GGMLQuantizationType
 
+from hotcold.engine.model.known_shapes import SHAPES
 from hotcold.engine.model.model import Layer, Weight
-from hotcold.engine.model.shapes import SHAPES, like
+from hotcold.engine.model.shapes import like
 from hotcold.errors import FileError, SettingError
 
 
@@ -43,6 +44,15 @@ def weights_of(layer: Layer) -> list[Weight]:
         ("qwen2-1.5b", 1.544),
         ("qwen2-7b", 7.616),
         ("qwen2-72b", 72.706),
+        ("mixtral-8x7b", 46.70),
+        ("mixtral-8x22b", 140.62),
+        ("qwen3-30b-a3b", 30.53),
+        ("qwen3-235b-a22b", 235.09),
+        ("gpt-oss-20b", 20.91),
+        ("gpt-oss-120b", 116.83),
+        ("smallthinker-21b-a3b", 21.51),
+        ("olmoe-7b", 6.919),
+        ("qwen2-57b-a14b", 57.41),
     ],
 )
 def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
@@ -132,3 +142,46 @@ def test_what_is_no_shape(tmp_path: Path, text: str) -> None:
         like(f"@{path}")
     with pytest.raises(FileError, match="No such file"):
         like(f"@{tmp_path}/none.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "gigabytes"),
+    [("qwen3-30b-a3b:q4_k_m", 18.551), ("gpt-oss-20b:mxfp4", 12.097), ("mixtral-8x7b:q4_0", 26.27)],
+)
+def test_bytes_of_mixtures_of_experts(name: str, gigabytes: float) -> None:
+    """The published files have 18.557, 12.110 and 26.44 GB, vocabularies included (Mixtral's head in Q6_K)."""
+    model = like(name)
+    once = {w.name: w for w in (model.token_embd, model.output, model.output_norm)}
+    weights = [*once.values(), *(w for layer in model.layers for w in weights_of(layer))]
+    assert sum(w.n_bytes for w in weights) / 1e9 == pytest.approx(gigabytes, rel=1e-3)
+
+
+def test_types_inside_a_mixture_of_experts() -> None:
+    layer = like("gpt-oss-20b:mxfp4").layers[0]
+    names = ("attn_q", "ffn_gate_exps", "ffn_gate_inp", "ffn_gate_exps_bias", "attn_sinks")
+    assert [getattr(layer, name).type.name for name in names] == ["Q8_0", "MXFP4", "F32", "F32", "F32"]
+    mixed = like("qwen3-30b-a3b:q4_k_m")
+    assert [mixed.layers[i].down.type.name for i in (0, 6, 47)] == ["Q6_K", "Q4_K", "Q6_K"]
+    assert mixed.output.type.name == "Q6_K"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"n_expert": 8}, "n_expert_used"),
+        ({"n_expert": 8, "n_expert_used": 9}, "n_expert_used"),
+        ({"n_expert": 8, "n_expert_used": 2}, "n_ff_exp"),
+        ({"architecture": "qwen3moe"}, "n_expert"),
+        ({"architecture": "qwen2", "n_expert": 8}, "n_expert"),
+    ],
+)
+def test_bad_experts_are_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(json.dumps(FIELDS | change))
+    with pytest.raises(FileError, match=said):
+        like(f"@{path}")
+
+
+def test_a_router_is_the_predictor_of_experts() -> None:
+    with pytest.raises(SettingError, match="router"):
+        like("smallthinker-4b-a0.6b", 1024)

@@ -4,7 +4,8 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from hotcold.engine.graph import architectures
-from hotcold.engine.model.shapes import Shape, build
+from hotcold.engine.model.shape import Shape
+from hotcold.engine.model.shapes import build
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, device_areas
 from hotcold.kernels.formats import group_sums_bytes, quantised_bytes
 

@@ -15,7 +15,8 @@ from hotcold.engine.dump.report import as_json
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Model
-from hotcold.engine.model.shapes import Shape, build
+from hotcold.engine.model.shape import Shape
+from hotcold.engine.model.shapes import build
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, device_bytes, ffn_part, layer_kv_bytes, neuron_bytes

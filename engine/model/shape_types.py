@@ -1,0 +1,53 @@
+"""The type of each tensor of a shape: one for all matrices, or by the rules of a mix or of a mixture of experts.
+
+Routers, biases and norms are F32, as llama.cpp leaves them. Of `mxfp4` the experts alone are MXFP4 and all else is
+Q8_0, as in the files of gpt-oss. A mix such as `q4_k_m` is what `hotcold convert` makes of it.
+"""
+
+from collections.abc import Callable
+
+from gguf import GGMLQuantizationType
+
+from hotcold.engine.model.model import MATRIX_TYPES
+from hotcold.errors import SettingError
+from hotcold.gguf_io.convert.mixes import MIXES
+from hotcold.gguf_io.convert.outtypes import OUTTYPES, Recipe, output_type
+
+T = GGMLQuantizationType
+TYPES = {t.name.lower(): t for t in sorted(MATRIX_TYPES)}
+TypeOf = Callable[[str, tuple[int, ...]], GGMLQuantizationType]
+"""From a tensor's name and sizes, numbers a row first, to its type."""
+
+
+def check_type(name: str, such_as: str) -> str:
+    """The name of a type or a mix in lower case; SettingError if there is none of it."""
+    if name.lower() not in (*TYPES, *MIXES):
+        bound = f"known: {', '.join((*TYPES, *MIXES))}"
+        raise SettingError("type of --like", name, bound, f"such as --like llama-2-7b:{such_as}")
+    return name.lower()
+
+
+def _stays_f32(name: str, ne: tuple[int, ...]) -> bool:
+    return len(ne) == 1 or name.endswith(".bias") or ".ffn_gate_inp" in name
+
+
+def one_type(kind: GGMLQuantizationType, has_experts: bool) -> TypeOf:
+    """Matrices of this type."""
+
+    def type_of(name: str, ne: tuple[int, ...]) -> GGMLQuantizationType:
+        if _stays_f32(name, ne):
+            return T.F32
+        return T.Q8_0 if kind == T.MXFP4 and has_experts and "_exps" not in name else kind
+
+    return type_of
+
+
+def mixed(mix: str, architecture: str, n_layer: int, *, tied: bool, grouped: bool) -> TypeOf:
+    """Matrices as a mix has them."""
+    kind, file_type = OUTTYPES[mix]
+    recipe = Recipe(mix, kind, T.Q4_0, file_type, architecture, tied, n_layer, grouped)
+
+    def type_of(name: str, ne: tuple[int, ...]) -> GGMLQuantizationType:
+        return T.F32 if _stays_f32(name, ne) else output_type(name, ne[::-1], recipe)
+
+    return type_of
