@@ -4,6 +4,7 @@ import fcntl
 import functools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -82,6 +83,15 @@ def one_compiles_for_all() -> Iterator[None]:
         patch.setattr(build, "cached", locked)
         patch.setattr(nvrtc, "cached", locked)
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_compiles_alone() -> None:
+    """Where the run has several processes no kernel of the CPU is compiled in one more: the cores are busy."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        from hotcold.kernels.cpu import build as cpu_build
+
+        cpu_build.FEW = sys.maxsize
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
