@@ -36,11 +36,29 @@ def budget(n_bytes: int) -> Budget:
     return Budget(str(n_bytes), n_bytes, "as asked for")
 
 
+def _experts(**more: int) -> st.SearchStrategy[dict[str, Any]]:
+    """Sizes of a mixture of experts."""
+    n_expert = st.integers(1, 9)
+    some = n_expert.flatmap(
+        lambda n: st.fixed_dictionaries({"n_expert": st.just(n), "n_expert_used": st.integers(1, n)})
+    )
+    return st.builds(lambda sizes, n: sizes | {"n_ff_exp": 256 * n} | more, some, st.integers(1, 2))
+
+
+MIXTURES = {
+    "qwen3moe": _experts(head_dim=64),
+    "qwen2moe": _experts(n_ff_shexp=512),
+    "granitemoe": _experts(),
+    "gpt-oss": _experts(window=16),
+}
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A model with mixed types, its counts (with many ties), a mode, n_ctx and n_batch."""
-    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2"]))
-    relu = architecture != "llama" or draw(st.booleans())
+    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2", *MIXTURES]))
+    mixture = MIXTURES.get(architecture)
+    relu = mixture is None and (architecture != "llama" or draw(st.booleans()))
     shape = Shape(
         architecture,
         n_layer=draw(st.integers(1, 4)),
@@ -50,7 +68,8 @@ def cases(draw: st.DrawFn) -> Case:
         n_head_kv=draw(st.sampled_from([1, 2, 4])),
         n_vocab=draw(st.integers(1, 300)),
         n_ctx_train=64,
-        ffn_activation="relu" if relu else "silu",
+        ffn_activation="relu" if relu else "silu" if mixture is None else "",
+        **({} if mixture is None else draw(mixture)),
         tied=draw(st.booleans()),
         n_positions=66 if architecture == "opt" else 0,
     )
@@ -60,10 +79,10 @@ def cases(draw: st.DrawFn) -> Case:
         layers = tuple(draw(st.sampled_from(pair)) for pair in zip(model.layers, other.layers, strict=True))
         model = replace(model, layers=layers)
     mode = "off"
-    if model.ffn_activation == "relu":
+    if model.ffn_activation == "relu" and model.experts is None:
         mode = draw(st.sampled_from(["off", "exact", *(["predictor"] if model.has_predictors else [])]))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
-    counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), model.n_ff) for _ in model.layers]
+    counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), model.n_units) for _ in model.layers]
     return model, counts, mode, draw(st.integers(1, 64)), draw(st.sampled_from([1, 2, 7, 32]))
 
 
@@ -366,7 +385,9 @@ def test_an_ffn_may_be_of_any_types(sparsity: str) -> None:
     model = build("small", Shape("llama", 1, 256, 512, 4, 2, 100, 64, "relu"), T.Q4_K, 32)
     layer = model.layers[0]
     assert layer.ffn_gate is not None and layer.ffn_up is not None
-    mixed = replace(layer, ffn_up=replace(layer.ffn_up, type=T.Q6_K), ffn_gate=replace(layer.ffn_gate, type=T.F16))
+    mixed = replace(
+        layer, ffn_up=replace(layer.ffn_up, type=T.Q6_K), ffn_gate=replace(layer.ffn_gate, type=T.F16)
+    )
     assert not ffn_part(mixed, sparsity).obstacle
     q4_k, q6_k = 256 // 256 * (16 + 16 + 16 + 128), 256 // 256 * (128 + 64 + 16 + 16)
     assert neuron_bytes(mixed) == 2 * 256 + q6_k + q4_k
