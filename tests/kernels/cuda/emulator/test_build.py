@@ -56,7 +56,7 @@ def test_a_compiler_that_does_not_run_is_named(tmp_path: Path, monkeypatch: pyte
     broken.chmod(0o755)
     monkeypatch.setenv("CXX", str(broken))
     with pytest.raises(DeviceError, match="does not run"):
-        EmulatedDriver()
+        emulated_build.build("", "fast")
 
 
 def test_an_unknown_build_is_refused() -> None:
@@ -67,14 +67,14 @@ def test_an_unknown_build_is_refused() -> None:
 def test_an_error_in_a_source_names_its_line(compiler: str, fresh_cache: Path, tmp_path: Path) -> None:
     text = TINY.replace("x[0] = 1", "x[0] = what")
     with pytest.raises(DeviceError, match="tiny.cu:2.*what"):
-        EmulatedDriver(program_of(tmp_path, text))
-    assert not list(fresh_cache.iterdir())
+        emulated_build.build(program_of(tmp_path, text), "checked")
+    assert not list(fresh_cache.glob("emulated-*"))
 
 
 def test_float_atomics_do_not_compile(compiler: str, fresh_cache: Path, tmp_path: Path) -> None:
     text = '#include "common.h"\nKERNEL tiny(float* x) { atomicAdd(x, 1.f); }\n'
     with pytest.raises(DeviceError, match="float atomics are not deterministic"):
-        EmulatedDriver(program_of(tmp_path, text))
+        emulated_build.build(program_of(tmp_path, text), "checked")
 
 
 def test_shared_memory_in_a_template_is_refused(compiler: str, fresh_cache: Path, tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_shared_memory_in_a_template_is_refused(compiler: str, fresh_cache: Path
         "    __shared__ int box[N];\n    return box[0];\n}\nKERNEL tiny(int* x) { x[0] = one<3>(); }\n"
     )
     with pytest.raises(DeviceError, match="tiny.cu:3.*stands in a template"):
-        EmulatedDriver(program_of(tmp_path, text))
+        emulated_build.build(program_of(tmp_path, text), "checked")
 
 
 def test_objects_are_cached_and_rebuilt_when_broken(
