@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType
 
 from hotcold.engine.model.model import MATRIX_TYPES
 from hotcold.errors import SettingError
-from hotcold.gguf_io.convert.mixes import MIXES
-from hotcold.gguf_io.convert.outtypes import OUTTYPES, Recipe, output_type
+from hotcold.gguf_io.mixes import MIXES
+from hotcold.gguf_io.outtypes import OUTTYPES, Recipe, output_type
 
 T = GGMLQuantizationType
 TYPES = {t.name.lower(): t for t in sorted(MATRIX_TYPES)}

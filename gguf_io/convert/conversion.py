@@ -9,13 +9,13 @@ from hotcold.gguf_io.convert.inputs import check_inputs, snapshot, source_files
 from hotcold.gguf_io.convert.model_metadata import model_metadata, sparse_metadata
 from hotcold.gguf_io.convert.model_tensors import plan_tensors
 from hotcold.gguf_io.convert.options import ConvertOptions
-from hotcold.gguf_io.convert.outtypes import check_outtype, powerinfer_warnings
 from hotcold.gguf_io.convert.predictors import Predictors, open_predictors
 from hotcold.gguf_io.convert.requantise import requantise
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
 from hotcold.gguf_io.firing_counts import read_counts
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.tokenizer import tokenizer_metadata
+from hotcold.gguf_io.outtypes import check_outtype, powerinfer_warnings
 from hotcold.gguf_io.pretokenizers import check_pretokenizer
 from hotcold.gguf_io.split import gguf_in, is_model_folder
 from hotcold.gguf_io.writer import Contents, Magic, WriteProgress

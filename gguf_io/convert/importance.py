@@ -12,8 +12,8 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.convert.mixes import layer_of
-from hotcold.gguf_io.convert.outtypes import PREDICTORS
+from hotcold.gguf_io.mixes import layer_of
+from hotcold.gguf_io.outtypes import PREDICTORS
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 
 KIND, SUMS, COUNTS = "general.type", ".in_sum2", ".counts"

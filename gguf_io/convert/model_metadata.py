@@ -4,11 +4,11 @@ from pathlib import Path
 
 from gguf import GGUFValueType, LlamaFileType
 
-from hotcold.gguf_io.convert.outtypes import QUANTIZATION_VERSION
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.firing_counts import Counts
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.names import ACTIVATION_COUNTS, FFN_ACTIVATION, SPARSE_THRESHOLD
+from hotcold.gguf_io.outtypes import QUANTIZATION_VERSION
 from hotcold.gguf_io.writer import MetadataValue, array, float32, string, uint32
 
 

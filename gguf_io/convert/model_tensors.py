@@ -18,11 +18,11 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
 )
 from hotcold.gguf_io.convert.importance import read_importance
-from hotcold.gguf_io.convert.outtypes import Recipe, check_rows, output_type, recipe_of
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.weights import open_weights
+from hotcold.gguf_io.outtypes import Recipe, check_rows, output_type, recipe_of
 from hotcold.gguf_io.source_tensor import SourceTensor
 from hotcold.gguf_io.writer import OutputTensor
 

@@ -19,7 +19,10 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
-from hotcold.gguf_io.convert.outtypes import (
+from hotcold.gguf_io.convert.summary import ConvertSummary, write
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
+from hotcold.gguf_io.names import FFN_ACTIVATION
+from hotcold.gguf_io.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
     Recipe,
@@ -30,9 +33,6 @@ from hotcold.gguf_io.convert.outtypes import (
     powerinfer_warnings,
     recipe_of,
 )
-from hotcold.gguf_io.convert.summary import ConvertSummary, write
-from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
-from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.part import ALIGNMENT
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.split import KEYS

@@ -8,7 +8,7 @@ from gguf import GGMLQuantizationType
 
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.convert.options import ConvertOptions
-from hotcold.gguf_io.convert.outtypes import Recipe, intended_type
+from hotcold.gguf_io.outtypes import Recipe, intended_type
 from hotcold.gguf_io.split_writer import planned, write_model
 from hotcold.gguf_io.writer import Contents, OutputTensor
 

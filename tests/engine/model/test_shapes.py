@@ -8,9 +8,15 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from hotcold.engine.model.known_shapes import SHAPES
+from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.model.shapes import like
 from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.convert.conversion import convert
+from hotcold.gguf_io.mixes import MIXES
+
+DATA = Path(__file__).parents[2] / "data" / "llamacpp"
 
 
 def weights_of(layer: Layer) -> list[Weight]:
@@ -163,6 +169,27 @@ def test_types_inside_a_mixture_of_experts() -> None:
     mixed = like("qwen3-30b-a3b:q4_k_m")
     assert [mixed.layers[i].down.type.name for i in (0, 6, 47)] == ["Q6_K", "Q4_K", "Q6_K"]
     assert mixed.output.type.name == "Q6_K"
+
+
+@pytest.mark.parametrize("mix", MIXES)
+@pytest.mark.parametrize("name", ["llama.f32", "falcon.f16", "qwen2.f16"])
+def test_types_of_a_mix_are_those_that_a_conversion_gives(tmp_path: Path, name: str, mix: str) -> None:
+    path, shape = DATA / f"{name}.gguf", tmp_path / "shape.json"
+    with open_gguf(path) as file:
+        model = load_model(file)
+    sizes = {field: getattr(model, field) for field in FIELDS}
+    norms = model.layers[0].attn_norm_2 is not None or model.architecture != "falcon"
+    tied = model.output is model.token_embd
+    shape.write_text(json.dumps(sizes | {"type": mix, "tied": tied, "two_norms": norms}))
+    planned = like(f"@{shape}", 0)
+    once = [planned.token_embd, planned.output_norm, planned.output_norm_bias]
+    once += [] if tied else [planned.output]
+    found: dict[str, tuple[GGMLQuantizationType, int]] = {}
+    for weight in filter(None, [*once, *(w for layer in planned.layers for w in weights_of(layer))]):
+        before = found.get(weight.name, (weight.type, 0))[1]  # where several are stacked in one tensor
+        found[weight.name] = weight.type, before + weight.n_bytes
+    made = convert(path, None, tmp_path / "out.gguf", mix, dry_run=True)
+    assert found == {tensor.name: (tensor.type, tensor.n_bytes) for tensor in made.tensors}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import FileError
 from hotcold.gguf_io.convert.conversion import convert
-from hotcold.gguf_io.convert.outtypes import OUTTYPES
+from hotcold.gguf_io.outtypes import OUTTYPES
 
 MakeLlama = Callable[..., Any]  # the fixture llama
 Save = Callable[[Path, dict[str, NDArray[Any]]], None]  # the fixture save

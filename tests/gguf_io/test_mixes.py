@@ -9,8 +9,8 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from hotcold.errors import SettingError
-from hotcold.gguf_io.convert.mixes import MIXES
-from hotcold.gguf_io.convert.outtypes import (
+from hotcold.gguf_io.mixes import MIXES
+from hotcold.gguf_io.outtypes import (
     OUTTYPES,
     Recipe,
     check_rows,
@@ -22,7 +22,7 @@ from hotcold.gguf_io.writer import OutputTensor
 
 T = GGMLQuantizationType
 RECORDED: list[dict[str, Any]] = json.loads(
-    (Path(__file__).parents[2] / "data" / "quantise" / "mixes.json").read_text()
+    (Path(__file__).parents[1] / "data" / "quantise" / "mixes.json").read_text()
 )
 
 

@@ -15,7 +15,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from hotcold.errors import SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import ARCHITECTURES
-from hotcold.gguf_io.convert.mixes import MIXES, Depth, count_layers, layer_of, mixed_type
+from hotcold.gguf_io.mixes import MIXES, Depth, count_layers, layer_of, mixed_type
 from hotcold.gguf_io.writer import OutputTensor
 
 T = GGMLQuantizationType
