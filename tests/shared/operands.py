@@ -1,6 +1,6 @@
 """Weights and inputs for the kernels' tests, on the host and on a device."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,10 @@ QUICK_TYPES = (Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_K, T
 """Those on which all kernels are tested in a quick run; how the others are read is tested in test_weights.py."""
 
 
-def each_type(*without: Type) -> list[Any]:
-    """Every type that the device has, as a parameter of a test."""
+def each_type(*without: Type, quick: Collection[Type] = QUICK_TYPES) -> list[Any]:
+    """Every type that the device has, as a parameter of a test; slow but for some."""
     return [
-        pytest.param(kind, id=kind.name, marks=[] if kind in QUICK_TYPES else [pytest.mark.slow])
+        pytest.param(kind, id=kind.name, marks=[] if kind in quick else [pytest.mark.slow])
         for kind in WEIGHT_TYPES
         if kind not in without
     ]

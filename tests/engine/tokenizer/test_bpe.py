@@ -157,7 +157,7 @@ def test_only_whole_characters_are_streamed(tokenizers: dict[str, Tokenizer], te
 
 
 def test_long_runs_come_back(tokenizers: dict[str, Tokenizer]) -> None:
-    for text in ("a" * 20_000, " " * 20_000, " " * 20_000 + "x", "\n" * 20_000, "1" * 20_000):
+    for text in ("a" * 5_000, " " * 5_000, " " * 5_000 + "x", "\n" * 5_000, "1" * 5_000):
         for tokenizer in tokenizers.values():
             assert tokenizer.decode(tokenizer.encode(text, add_special=False)).decode() == text
 

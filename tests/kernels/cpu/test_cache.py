@@ -196,12 +196,14 @@ def test_two_processes_may_fill_an_empty_folder_at_once(tmp_path: Path) -> None:
     assert not list(tmp_path.rglob("*.tmp*"))
 
 
+@pytest.mark.slow
 def test_two_processes_may_compile_the_same_kernels(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     pair = [subprocess.Popen([sys.executable, "-c", MATRICES], env=environment) for _ in range(2)]
     assert [process.wait(300) for process in pair] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     """It does not even import what compiles."""
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}

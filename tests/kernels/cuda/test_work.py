@@ -44,6 +44,7 @@ from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 pytestmark = pytest.mark.pairwise
 Type = GGMLQuantizationType
+QUICK = (Type.F16, Type.Q4_0, Type.Q6_K)  # of each a build that watches every byte takes seconds
 Touched = Callable[[Work, tuple[Any, ...]], tuple[int, int]]
 
 
@@ -141,7 +142,7 @@ def test_compact(device: Device, touched: Touched) -> None:
     assert touched(work, (*arguments, *outs, n, 10)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
     rows, n = 20, unpadded(weight_type)
     y = device.empty(rows, "f4")
@@ -152,7 +153,7 @@ def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
     tokens, rows, n = 3, 70, unpadded(weight_type)
     y, residual, bias = device.empty(tokens * rows, "f4"), ones(device, tokens * rows), ones(device, rows)
@@ -163,7 +164,7 @@ def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_matmul_transposed(device: Device, touched: Touched, weight_type: Type) -> None:
     tokens, rows, n = 3, 70, unpadded(weight_type)
     given = (*weights(device, weight_type, rows, n), ones(device, tokens, rows), floats(device, tokens * n))
@@ -171,7 +172,7 @@ def test_matmul_transposed(device: Device, touched: Touched, weight_type: Type) 
     assert touched(work, (*given, rows, n, tokens)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_three_matrices_at_once(device: Device, touched: Touched, weight_type: Type) -> None:
     rows, n, total = (20, 9, 3), unpadded(weight_type), 32
     planes = [plane for count in rows for plane in weights(device, weight_type, count, n)]
@@ -183,7 +184,7 @@ def test_three_matrices_at_once(device: Device, touched: Touched, weight_type: T
         assert touched(work, (*given, *rows, n, flags)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_mask(device: Device, touched: Touched, weight_type: Type) -> None:
     rows, n = 70, unpadded(weight_type)
     mask = device.empty(mask_words(rows), "u4")
@@ -192,7 +193,7 @@ def test_mask(device: Device, touched: Touched, weight_type: Type) -> None:
     assert touched(work, (*given, rows, n, 0.5)) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) -> None:
     """The gates of 12 of 20 rows are shut, and their up rows not read, with ReLU."""
     rows, n = 20, unpadded(weight_type)
@@ -204,7 +205,7 @@ def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) ->
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 @pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
 def test_sparse_gated_ffn(
     device: Device, touched: Touched, weight_type: Type, activation: str, n_open: int
@@ -225,7 +226,7 @@ def test_sparse_gated_ffn(
     assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 @pytest.mark.parametrize("has_bias", [True, False])
 def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
     """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""
@@ -338,7 +339,7 @@ def test_top_k(device: Device, touched: Touched) -> None:
     )
 
 
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 @pytest.mark.parametrize("has_bias", [False, True])
 def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bias: bool) -> None:
     """One token: experts 0 and 2 of three, of which 2 is not here, so one expert's rows are read."""
