@@ -46,6 +46,7 @@ OUTTYPES: dict[str, tuple[GGMLQuantizationType, LlamaFileType]] = {
 FALL_BACKS = {T.Q2_K: T.Q4_0, T.Q3_K: T.Q4_0, T.Q4_K: T.Q5_0, T.Q5_K: T.Q5_1, T.Q6_K: T.Q8_0}
 QUANTIZATION_VERSION = 2
 HEAD, TIED_HEAD = "output.weight", "token_embd.weight"
+ROUTER = ".ffn_gate_inp"
 PREDICTORS = ("fc1.weight", "fc2.weight")
 POWERINFER_OUTTYPES = ("f16", "q4_0")
 POWERINFER_MIN_NEURONS = 1000
@@ -115,9 +116,9 @@ def is_blocked(kind: GGMLQuantizationType) -> bool:
 def output_type(name: str, shape: tuple[int, ...], recipe: Recipe) -> GGMLQuantizationType:
     """The type of tensor `name` of `shape` (NumPy order, as written).
 
-    Norms and other vectors stay F32; where blocks do not divide a row, see FALL_BACKS, or F16.
+    Norms, other vectors and routers stay F32; where blocks do not divide a row, see FALL_BACKS, or F16.
     """
-    if len(shape) < 2:
+    if len(shape) < 2 or ROUTER in name:
         return T.F32
     kind = intended_type(name, shape[-1], recipe)
     if shape[-1] % blocks.block_size(kind) == 0:

@@ -258,7 +258,9 @@ OF_TEXT = (
     Pretokenizer(("sarvam-moe",), (r"[^\n]+|[\n]+",), of_text=True),
 )
 PRETOKENIZERS = {name: entry for entry in (*TABLE, *OF_TEXT) for name in entry.names}
-KNOWN = f"known: {', '.join(entry.names[0] for entry in (*TABLE, *OF_TEXT))}, and names of models that cut alike"
+KNOWN = (
+    f"known: {', '.join(entry.names[0] for entry in (*TABLE, *OF_TEXT))}, and names of models that cut alike"
+)
 
 
 def check_pretokenizer(name: str) -> None:

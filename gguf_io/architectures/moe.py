@@ -76,7 +76,11 @@ QWEN2MOE = _experts(
     "qwen2moe",
     "silu",
     attention("same", "same", "qkv", optional=False),
-    (*_routed(), weight("ffn_gate_inp_shexp", "mlp.shared_expert_gate", "n_embd"), *_shared()),
+    (
+        *_routed(),
+        weight("ffn_gate_inp_shexp", "mlp.shared_expert_gate", "n_embd", layout="one_row"),
+        *_shared(),
+    ),
     ExpertFacts((), "softmax", normed=False, width=EXPERT_WIDTH, shared_width=SHARED_WIDTH),
 )
 SMALLTHINKER = _experts(

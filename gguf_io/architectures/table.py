@@ -11,7 +11,9 @@ from typing import Literal
 
 from gguf import GGMLQuantizationType
 
-Layout = Literal["same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts", "plus_one"]
+Layout = Literal[
+    "same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts", "plus_one", "one_row"
+]
 
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
@@ -25,6 +27,7 @@ class TensorRule:
     GGUF's `llama` rotates neighbours (2i, 2i + 1). stack_qkv: rows in groups, the queries of one key
     and value head with that head's key and value, become all queries, all keys, all values.
     transpose: rows become columns. stack_experts: one matrix an expert, `{e}` in the source, becomes one tensor.
+    one_row: a matrix of one row becomes a vector.
     plus_one: 1 is added to every number.
 
     Attributes:
@@ -45,6 +48,10 @@ class TensorRule:
     @property
     def source_shape(self) -> tuple[str, ...]:
         """Its shape in the source, likewise."""
+        if self.layout == "one_row":
+            return ("one", *self.shape)
+        if self.layout == "stack_experts":
+            return self.shape[1:]
         return self.shape[::-1] if self.layout == "transpose" else self.shape
 
     @property
@@ -234,6 +241,7 @@ def sizes_of(*, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, head_dim: i
         "head_dim": head_dim,
         "n_ff": n_ff,
         "n_gate_up": 2 * n_ff,
+        "one": 1,
         "n_head": n_head,
         "n_head_dim": n_head_dim,
         "n_head_kv_dim": n_head_kv_dim,

@@ -19,7 +19,7 @@ from hotcold.gguf_io.architectures.table import (
 )
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.predictors import Predictors
-from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor
+from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor, stacked_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.weights import open_weights
 from hotcold.gguf_io.outtypes import Recipe, check_rows, output_type, recipe_of
@@ -46,28 +46,42 @@ def plan_tensors(
     _check_weights(model_dir, model, rules, weights, tied)
     if predictors and tied and not model.architecture.powerinfer_ties:
         warn("PowerInfer itself looks for output.weight, which a tied model lacks; hotcold does not")
-    sources: list[tuple[str, SourceTensor, Layout]] = [
-        (rule.name, weights[rule.source], rule.layout) for rule in rules
+    sources: list[tuple[str, list[SourceTensor], Layout]] = [
+        (rule.name, [weights[source] for source in _sources(rule, model)], rule.layout) for rule in rules
     ]
-    sources += [(name, source, "same") for name, source in _extras(model, predictors)]
-    shapes = {name: output_shape(source, layout) for name, source, layout in sources}
+    sources += [(name, [source], "same") for name, source in _extras(model, predictors)]
+    shapes = {name: _stacked_shape(some, layout) for name, some, layout in sources}
     recipe = recipe_of(
         outtype, model.architecture.name, shapes, tied=tied and predictors is None, requantised=False
     )
     importance, heads = read_importance(imatrix, shapes), (model.n_head, model.n_head_kv)
     tensors = []
-    for name, source, layout in sources:
+    for name, some, layout in sources:
         kind = output_type(name, shapes[name], recipe)
-        tensors.append(output_tensor(name, source, layout, heads, kind, warn, importance.get(name)))
+        weighs = importance.get(name)
+        parts = [output_tensor(name, source, layout, heads, kind, warn, weighs) for source in some]
+        tensors.append(stacked_tensor(name, parts) if layout == "stack_experts" else parts[0])
     check_rows(tensors, recipe)
     return tensors, recipe
+
+
+def _sources(rule: TensorRule, model: HFModel) -> list[str]:
+    """The names of what becomes one tensor: one, or one an expert."""
+    if rule.layout != "stack_experts":
+        return [rule.source]
+    return [rule.source.format(e=e) for e in range(model.sizes["n_expert"])]
+
+
+def _stacked_shape(sources: list[SourceTensor], layout: Layout) -> tuple[int, ...]:
+    shape = output_shape(sources[0], layout)
+    return (len(sources), *shape) if layout == "stack_experts" else shape
 
 
 def _rules(model: HFModel, tied: bool) -> Iterator[TensorRule]:
     """Every tensor of the directory, in the order of the file; a ReLU model's down projection by neuron."""
     has = model.optional | (frozenset() if tied else {"output"})
     relu = model.ffn_activation == "relu"
-    layer = by_neuron(model.architecture.layer) if relu else model.architecture.layer
+    layer = by_neuron(model.layer_rules) if relu else model.layer_rules
     layers = (of_layer(layer, i) for i in range(model.n_layer))
     for rule in chain(model.architecture.whole, *layers):
         if rule.role in has or not rule.optional:
@@ -95,8 +109,9 @@ def _check_weights(
     model_dir: Path, model: HFModel, rules: list[TensorRule], weights: dict[str, SourceTensor], tied: bool
 ) -> None:
     """Every tensor is there, none is left over, and each has the shape that config.json says."""
-    needed = {rule.source for rule in rules}
-    if missing := [rule.source for rule in rules if rule.source not in weights]:
+    shapes = {source: rule.source_shape for rule in rules for source in _sources(rule, model)}
+    needed = set(shapes)
+    if missing := [source for source in shapes if source not in weights]:
         raise FileError(
             f"weights of {model_dir}", _listed("no", missing), "config.json needs them", "fetch them again"
         )
@@ -107,12 +122,13 @@ def _check_weights(
         raise FileError(
             f"weights of {model_dir}", _listed("also", left), bound, "use a plain model of that kind"
         )
-    for rule in rules:
-        shape = tuple(model.sizes[symbol] for symbol in rule.source_shape)
-        if weights[rule.source].shape != shape:
-            found = f"shape {list(weights[rule.source].shape)}"
+    sizes = model.sizes
+    for source, symbols in shapes.items():
+        shape = tuple(sizes[symbol] for symbol in symbols)
+        if weights[source].shape != shape:
+            found = f"shape {list(weights[source].shape)}"
             raise FileError(
-                f"{model_dir}: {rule.source}", found, f"config.json says {list(shape)}", "fetch both again"
+                f"{model_dir}: {source}", found, f"config.json says {list(shape)}", "fetch both again"
             )
 
 

@@ -109,7 +109,9 @@ def _to_turn(file: GGUFFile, warn: Callable[[str], None]) -> dict[str, str]:
         warn(f"ffn_down stays as it is, since {', '.join(kinds)} cannot be read: its FFN runs dense")
         return {}
     if not found and not any(name.endswith("ffn_down_t.weight") for name in file.tensors):
-        warn("the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense")
+        warn(
+            "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
+        )
     return {info.name: info.name.replace("ffn_down", "ffn_down_t") for info in found}
 
 

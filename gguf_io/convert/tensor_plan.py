@@ -1,7 +1,7 @@
 """Turns source tensors into output tensors: reordered, in the wanted type, slab by slab."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,20 @@ OTHERS = {kind.name.lower(): kind for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q
 
 def output_shape(source: SourceTensor, layout: Layout) -> tuple[int, ...]:
     """NumPy order, as written."""
+    if layout == "one_row":
+        return source.shape[1:]
     return source.shape[::-1] if layout == "transpose" else source.shape
+
+
+def stacked_tensor(name: str, parts: Sequence[OutputTensor]) -> OutputTensor:
+    """Matrices of one shape and type, one behind the other, as one tensor; made one by one."""
+
+    def chunks() -> Iterator[NDArray[np.uint8]]:
+        for part in parts:
+            yield from part.chunks()
+
+    first = parts[0]
+    return OutputTensor(name, first.type, (*first.ne, len(parts)), len(parts) * first.n_bytes, chunks)
 
 
 def output_tensor(

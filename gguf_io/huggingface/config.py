@@ -10,6 +10,13 @@ from hotcold.gguf_io.huggingface.gemma3 import read_gemma3
 from hotcold.gguf_io.huggingface.granite import read_granite
 from hotcold.gguf_io.huggingface.llama import read_bamboo, read_llama, read_mistral
 from hotcold.gguf_io.huggingface.model import HFModel
+from hotcold.gguf_io.huggingface.moe import (
+    read_mixtral,
+    read_olmoe,
+    read_qwen2_moe,
+    read_qwen3_moe,
+    read_smallthinker,
+)
 from hotcold.gguf_io.huggingface.opt import read_opt
 from hotcold.gguf_io.huggingface.phi3 import read_phi3
 from hotcold.gguf_io.huggingface.qwen2 import read_qwen2
@@ -39,6 +46,11 @@ LAYOUTS = {
     "phi3": HFLayout("Phi3ForCausalLM", read_phi3),
     "granite": HFLayout("GraniteForCausalLM", read_granite),
     "gemma3_text": HFLayout("Gemma3ForCausalLM", read_gemma3),
+    "mixtral": HFLayout("MixtralForCausalLM", read_mixtral),
+    "qwen2_moe": HFLayout("Qwen2MoeForCausalLM", read_qwen2_moe),
+    "qwen3_moe": HFLayout("Qwen3MoeForCausalLM", read_qwen3_moe),
+    "olmoe": HFLayout("OlmoeForCausalLM", read_olmoe),
+    "smallthinker": HFLayout("SmallThinkerForCausalLM", read_smallthinker),
 }
 
 
@@ -56,7 +68,11 @@ def read_config(path: Path, sparse: bool = False) -> HFModel:
     if layout is None:
         bound = f"supported: {', '.join(LAYOUTS)}"
         raise fields.wrong("model_type", bound, "use a model of that architecture")
-    return _layout(fields, layout).read(fields, sparse)
+    model = _layout(fields, layout).read(fields, sparse)
+    if sparse and model.expert_sizes:
+        bound = "no mixture of experts: its router is the predictor"
+        raise fields.wrong("model_type", bound, "convert it without --predictors")
+    return model
 
 
 def _layout(fields: Fields, layout: HFLayout) -> HFLayout:

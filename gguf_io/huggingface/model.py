@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
-from hotcold.gguf_io.architectures.table import Architecture, sizes_of
+from hotcold.gguf_io.architectures.table import Architecture, TensorRule, sizes_of
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.rope import Rope
 
@@ -23,6 +23,7 @@ class HFModel:
         optional: roles that an architecture's model may lack and that this one has; the head is told by `tied`.
         n_rot: numbers of a head that rotate; 0 for all.
         keys: further metadata, without the architecture: whole numbers, floats, or truth values.
+        expert_sizes: sizes of a mixture of experts that shapes name; none without.
         warnings: one line each.
         powerinfer_warnings: those for a file with predictors.
     """
@@ -44,6 +45,7 @@ class HFModel:
     optional: frozenset[str] = frozenset()
     n_rot: int = 0
     keys: Mapping[str, int | float | tuple[bool, ...]] = field(default_factory=dict)
+    expert_sizes: Mapping[str, int] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
 
@@ -57,7 +59,14 @@ class HFModel:
             n_head_kv=self.n_head_kv,
             head_dim=self.head_dim,
         )
-        return sizes | {"n_vocab": self.n_vocab, "n_positions": self.n_ctx_train + N_UNUSED_POSITIONS}
+        sizes |= {"n_vocab": self.n_vocab, "n_positions": self.n_ctx_train + N_UNUSED_POSITIONS}
+        return {**sizes, **self.expert_sizes}
+
+    @property
+    def layer_rules(self) -> tuple[TensorRule, ...]:
+        """The tensors of a layer."""
+        experts = self.architecture.experts
+        return experts.layer if experts is not None and self.expert_sizes else self.architecture.layer
 
 
 def head_sizes(

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from hf_models import HFDirectory, as_float, falcon_n_head_kv, falcon_norms
+from hf_models import EXPERTS, HFDirectory, as_float, expert_sizes, falcon_n_head_kv, falcon_norms
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
@@ -150,18 +150,57 @@ class _Llama(_Model):
             layer = f"model.layers.{i}."
             n = self.rms_norm(x, f"{layer}input_layernorm")
             q, k, v = (self.heads(self.linear(n, f"{layer}self_attn.{p}_proj")) for p in "qkv")
+            before = x
             x = x + self.linear(self.attend(self.rotate(q), self.rotate(k), v), f"{layer}self_attn.o_proj")
             n = self.rms_norm(x, f"{layer}post_attention_layernorm")
-            gate = self.activation(self.linear(n, f"{layer}mlp.gate_proj"), self.c["hidden_act"])
-            up = self.linear(n, f"{layer}mlp.up_proj")
-            h = gate * (np.maximum(up, 0) if self.c["model_type"] == "bamboo" else up)
-            x = x + self.linear(self.masked(h, x, i), f"{layer}mlp.down_proj")
+            x = x + self.ffn(n, x, before, i)
         head = "model.embed_tokens" if self.c.get("tie_word_embeddings") else "lm_head"
         return self.linear(self.rms_norm(x, "model.norm"), head)
 
     def rms_norm(self, x: F64, name: str) -> F64:
         scaled: F64 = x / np.sqrt((x**2).mean(-1, keepdims=True) + self.c["rms_norm_eps"])
         return scaled * self.w[f"{name}.weight"]
+
+    def ffn(self, n: F64, x: F64, before: F64, i: int) -> F64:
+        """Of a layer's normed residual n; x: not normed; before: attention."""
+        layer = f"model.layers.{i}."
+        gate = self.activation(self.linear(n, f"{layer}mlp.gate_proj"), self.c["hidden_act"])
+        up = self.linear(n, f"{layer}mlp.up_proj")
+        h = gate * (np.maximum(up, 0) if self.c["model_type"] == "bamboo" else up)
+        return self.linear(self.masked(h, x, i), f"{layer}mlp.down_proj")
+
+
+class _Experts(_Llama):
+    def ffn(self, n: F64, x: F64, before: F64, i: int) -> F64:
+        """The experts with the largest logits, by their weights; the shared one, if there is one."""
+        kind, (_, n_used, _) = self.c["model_type"], expert_sizes(self.c)
+        where, router, names = EXPERTS[kind]
+        layer = f"model.layers.{i}.{where}."
+        logits = self.linear(before if kind == "smallthinker" else n, layer + router)
+        is_sigmoid = kind == "smallthinker" and not self.c.get("moe_primary_router_apply_softmax")
+        p = 1 / (1 + np.exp(-logits)) if is_sigmoid else np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        out = np.zeros_like(n)
+        for t, weights in enumerate(p):
+            chosen = np.argsort(-weights, kind="stable")[:n_used]
+            total = weights[chosen].sum() if kind in ("mixtral", "qwen3_moe", "smallthinker") else 1.0
+            for e in chosen:
+                out[t] += weights[e] / total * self.gated(n[t : t + 1], f"{layer}experts.{e}.", names)[0]
+        if kind == "qwen2_moe":
+            gate = 1 / (1 + np.exp(-self.linear(n, f"{layer}shared_expert_gate")))
+            out += gate * self.gated(n, f"{layer}shared_expert.", names)
+        return out
+
+    def gated(self, n: F64, where: str, names: tuple[str, str, str]) -> F64:
+        gate, up = (self.linear(n, where + name) for name in names[:2])
+        return self.linear(self.activation(gate, self.c.get("hidden_act", "relu")) * up, where + names[2])
+
+
+class _Olmoe(_Experts):
+    def linear(self, x: F64, name: str) -> F64:
+        """Queries and keys with a norm over all heads together."""
+        y, letter = super().linear(x, name), name[-6:-5]
+        is_normed = name.endswith(("q_proj", "k_proj"))
+        return self.rms_norm(y, f"{name[:-7]}.{letter}_norm") if is_normed else y
 
 
 class _Qwen3(_Llama):
@@ -173,6 +212,10 @@ class _Qwen3(_Llama):
         layers = range(self.c["num_hidden_layers"])
         self.norms = iter([f"model.layers.{i}.self_attn.{letter}_norm" for i in layers for letter in "qk"])
         return super().run(ids)
+
+
+class _Qwen3Moe(_Experts, _Qwen3):
+    pass
 
 
 class _Phi3(_Llama):
@@ -284,4 +327,9 @@ _KINDS: dict[str, type[_Model]] = {
     "phi3": _Phi3,
     "granite": _Granite,
     "gemma3_text": _Gemma3,
+    "mixtral": _Experts,
+    "qwen2_moe": _Experts,
+    "qwen3_moe": _Qwen3Moe,
+    "olmoe": _Olmoe,
+    "smallthinker": _Experts,
 }

@@ -77,6 +77,49 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "sliding_window": 4,
         "tie_word_embeddings": False,
     },
+    "mixtral": LLAMA
+    | {
+        "model_type": "mixtral",
+        "architectures": ["MixtralForCausalLM"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "qwen3_moe": LLAMA
+    | {
+        "model_type": "qwen3_moe",
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "head_dim": 24,
+        "num_experts": 5,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+    },
+    "qwen2_moe": LLAMA
+    | {
+        "model_type": "qwen2_moe",
+        "architectures": ["Qwen2MoeForCausalLM"],
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 64,
+    },
+    "olmoe": LLAMA
+    | {
+        "model_type": "olmoe",
+        "architectures": ["OlmoeForCausalLM"],
+        "num_key_value_heads": 4,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "smallthinker": {k: v for k, v in LLAMA.items() if k not in ("intermediate_size", "hidden_act")}
+    | {
+        "model_type": "smallthinker",
+        "architectures": ["SmallThinkerForCausalLM"],
+        "head_dim": 24,
+        "moe_num_primary_experts": 4,
+        "moe_num_active_primary_experts": 2,
+        "moe_ffn_hidden_size": 32,
+    },
     "opt": {
         "model_type": "opt",
         "architectures": ["OPTForCausalLM"],
@@ -94,11 +137,55 @@ CONFIGS: dict[str, dict[str, Any]] = {
 Shapes = Iterator[tuple[str, tuple[int, ...]]]
 
 
+EXPERTS = {
+    "mixtral": ("block_sparse_moe", "gate", ("w1", "w3", "w2")),
+    "qwen3_moe": ("mlp", "gate", ("gate_proj", "up_proj", "down_proj")),
+    "qwen2_moe": ("mlp", "gate", ("gate_proj", "up_proj", "down_proj")),
+    "olmoe": ("mlp", "gate", ("gate_proj", "up_proj", "down_proj")),
+    "smallthinker": ("block_sparse_moe", "primary_router", ("gate", "up", "down")),
+}
+"""Of a mixture of experts, where they are in a layer, the router's name, and their matrices' names."""
+
+
+def expert_sizes(c: dict[str, Any]) -> tuple[int, int, int]:
+    """Experts, those that a token goes to, and rows of each."""
+    names = (
+        ("num_local_experts", "num_experts", "moe_num_primary_experts"),
+        ("num_experts_per_tok", "moe_num_active_primary_experts"),
+        ("moe_intermediate_size", "moe_ffn_hidden_size", "intermediate_size"),
+    )
+    n_expert, n_used, n_ff = (next(int(c[name]) for name in some if name in c) for some in names)
+    return n_expert, n_used, n_ff
+
+
+def _expert_shapes(c: dict[str, Any], layer: str) -> Shapes:
+    e, (n_expert, _, f) = c["hidden_size"], expert_sizes(c)
+    where, router, (gate, up, down) = EXPERTS[c["model_type"]]
+    yield f"{layer}{where}.{router}.weight", (n_expert, e)
+    for i in range(n_expert):
+        for name, shape in ((gate, (f, e)), (up, (f, e)), (down, (e, f))):
+            yield f"{layer}{where}.experts.{i}.{name}.weight", shape
+    if shared := c.get("shared_expert_intermediate_size"):
+        yield f"{layer}mlp.shared_expert_gate.weight", (1, e)
+        yield f"{layer}mlp.shared_expert.gate_proj.weight", (shared, e)
+        yield f"{layer}mlp.shared_expert.up_proj.weight", (shared, e)
+        yield f"{layer}mlp.shared_expert.down_proj.weight", (e, shared)
+
+
+def _norms_of_heads(c: dict[str, Any], q: int, kv: int, head_dim: int) -> list[tuple[str, int]]:
+    """Norms of queries and keys, and their lengths."""
+    if c["model_type"] == "olmoe":
+        return [("q", q), ("k", kv)]
+    return [(letter, head_dim) for letter in "qk" if c["model_type"] in ("qwen3", "qwen3_moe", "gemma3_text")]
+
+
 def _llama_shapes(c: dict[str, Any]) -> Shapes:
-    e, f, v = c["hidden_size"], c["intermediate_size"], c["vocab_size"]
+    e, f, v = c["hidden_size"], c.get("intermediate_size", 0), c["vocab_size"]
     head_dim = c.get("head_dim", e // c["num_attention_heads"])
     q, kv = head_dim * c["num_attention_heads"], head_dim * c["num_key_value_heads"]
-    biased = {"qwen2": "qkv"}.get(c["model_type"], "qkvo" if c.get("attention_bias") else "")
+    biased = {"qwen2": "qkv", "qwen2_moe": "qkv"}.get(
+        c["model_type"], "qkvo" if c.get("attention_bias") else ""
+    )
     yield "model.embed_tokens.weight", (v, e)
     yield "model.norm.weight", (e,)
     if not c.get("tie_word_embeddings"):
@@ -107,9 +194,8 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
         layer = f"model.layers.{i}."
         yield f"{layer}input_layernorm.weight", (e,)
         yield f"{layer}post_attention_layernorm.weight", (e,)
-        if c["model_type"] in ("qwen3", "gemma3_text"):
-            for letter in "qk":
-                yield f"{layer}self_attn.{letter}_norm.weight", (head_dim,)
+        for letter, n in _norms_of_heads(c, q, kv, head_dim):
+            yield f"{layer}self_attn.{letter}_norm.weight", (n,)
         if c["model_type"] == "gemma3_text":
             for norm in ("pre_feedforward", "post_feedforward"):
                 yield f"{layer}{norm}_layernorm.weight", (e,)
@@ -123,6 +209,9 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
             yield f"{layer}self_attn.{letter}_proj.weight", (n, q if letter == "o" else e)
             if letter in biased:
                 yield f"{layer}self_attn.{letter}_proj.bias", (n,)
+        if c["model_type"] in EXPERTS:
+            yield from _expert_shapes(c, layer)
+            continue
         yield f"{layer}mlp.gate_proj.weight", (f, e)
         yield f"{layer}mlp.up_proj.weight", (f, e)
         yield f"{layer}mlp.down_proj.weight", (e, f)

@@ -51,7 +51,19 @@ def run_attention(device: Device, put: Put) -> None:
     q, cache = put(device, floats(5 * n)), put(device, floats(n_ctx * n))
     positions = put(device, np.arange(295, 300, dtype="i4"))
     scores = Scores.plain(q, n)
-    arguments = (q, cache, cache, positions, device.empty(5 * n, "f4"), 5, 1, 1, n, n_ctx, *scores.of_attention)
+    arguments = (
+        q,
+        cache,
+        cache,
+        positions,
+        device.empty(5 * n, "f4"),
+        5,
+        1,
+        1,
+        n,
+        n_ctx,
+        *scores.of_attention,
+    )
     attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
 
 

@@ -111,11 +111,21 @@ def test_a_hubs_cache(hf_model: MakeModel, tmp_path: Path, out: Path, with_ref: 
 QUANTISED: list[tuple[str, dict[str, tuple[str, int]], dict[str, Any], str]] = [
     ("gptq", {"qweight": ("I32", 4), "qzeros": ("I32", 4), "scales": ("F16", 2)}, {"bits": 4}, "gptq"),
     ("awq", {"qweight": ("I32", 4), "qzeros": ("I32", 4), "scales": ("F16", 2)}, {"bits": 4}, "awq"),
-    ("bitsandbytes", {"weight": ("U8", 1), "weight.absmax": ("F32", 4)}, {"load_in_4bit": True}, "bitsandbytes"),
+    (
+        "bitsandbytes",
+        {"weight": ("U8", 1), "weight.absmax": ("F32", 4)},
+        {"load_in_4bit": True},
+        "bitsandbytes",
+    ),
     ("fp8", {"weight": ("F8_E4M3", 1), "weight_scale_inv": ("F32", 4)}, {}, "fp8"),
     ("", {"weight": ("F8_E5M2", 1)}, {}, "FP8"),
     ("", {"weight": ("I8", 1), "SCB": ("F32", 4)}, {}, "bitsandbytes"),
-    ("compressed-tensors", {"weight_packed": ("I32", 4), "weight_scale": ("BF16", 2)}, {}, "compressed-tensors"),
+    (
+        "compressed-tensors",
+        {"weight_packed": ("I32", 4), "weight_scale": ("BF16", 2)},
+        {},
+        "compressed-tensors",
+    ),
 ]
 
 
@@ -157,7 +167,10 @@ def test_floats_that_were_once_quantised_are_converted(hf_model: MakeModel, out:
     ("files", "words"),
     [
         (
-            {"adapter_config.json": b'{"base_model_name_or_path": "owner/base"}', "adapter_model.safetensors": b""},
+            {
+                "adapter_config.json": b'{"base_model_name_or_path": "owner/base"}',
+                "adapter_model.safetensors": b"",
+            },
             ("an adapter", "merge it into owner/base"),
         ),
         ({"adapter_config.json": b"{}", "config.json": b"{}"}, ("an adapter", "its base model")),
@@ -166,7 +179,10 @@ def test_floats_that_were_once_quantised_are_converted(hf_model: MakeModel, out:
             {"b.gguf": b"GGUF", "a.gguf": b"GGUF", "config.json": b"{}"},
             ("GGUF files: a.gguf and 1 more", "a.gguf itself"),
         ),
-        ({"b.gguf": b"GGUF", "a.gguf": b"GGUF", "README.md": b"#"}, ("a.gguf, b.gguf", "name the file itself")),
+        (
+            {"b.gguf": b"GGUF", "a.gguf": b"GGUF", "README.md": b"#"},
+            ("a.gguf, b.gguf", "name the file itself"),
+        ),
         ({"consolidated.safetensors": b"", "params.json": b"{}"}, ("Mistral's own names",)),
     ],
 )

@@ -61,11 +61,20 @@ DENSE: list[tuple[str, dict[str, Any]]] = [
     ("granite", {"tie_word_embeddings": True, "attention_bias": True}),
     ("gemma3", {}),
     ("gemma3", {"tie_word_embeddings": True, "sliding_window_pattern": 2, "rope_local_base_freq": 500.0}),
+    ("mixtral", {}),
+    ("qwen3_moe", {}),
+    ("qwen3_moe", {"tie_word_embeddings": True}),
+    ("qwen2_moe", {}),
+    ("olmoe", {}),
     ("falcon-7b", {}),
     ("falcon-7b", {"multi_query": False}),
     ("falcon-40b", {}),
     ("falcon-40b", {"num_ln_in_parallel_attn": 1, "rope_theta": 500042.0}),
     ("falcon-40b", {"tie_word_embeddings": True}),
+]
+RELU_EXPERTS: list[tuple[str, dict[str, Any]]] = [
+    ("smallthinker", {}),
+    ("smallthinker", {"moe_primary_router_apply_softmax": True}),
 ]
 RELU: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"hidden_act": "relu"}),
@@ -93,12 +102,12 @@ def check(path: Path, sparsity: str, wanted: NDArray[np.float64]) -> None:
             assert error < 1e-5
 
 
-@pytest.mark.parametrize(("kind", "changes"), [*DENSE, *RELU])
+@pytest.mark.parametrize(("kind", "changes"), [*DENSE, *RELU, *RELU_EXPERTS])
 def test_without_predictors(hf_model: MakeModel, tmp_path: Path, kind: str, changes: dict[str, Any]) -> None:
     model = hf_model(kind, dtype="float32", **changes)
     summary = convert(model.folder, None, tmp_path / "out.gguf", "f32")
     wanted = forward(model, IDS)
-    assert summary.sparse == ((kind, changes) in RELU)
+    assert summary.sparse == ((kind, changes) in [*RELU, *RELU_EXPERTS])
     for sparsity in ("off", "exact") if summary.sparse else ("off",):
         check(tmp_path / "out.gguf", sparsity, wanted)
 

@@ -398,7 +398,9 @@ def test_no_projection_is_turned_unasked(activation: str | None, out: Path) -> N
 
 def test_a_projection_that_cannot_be_read_stays(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And the file says so: it runs dense."""
-    monkeypatch.setattr("hotcold.gguf_io.convert.requantise._is_readable", lambda info: info.type is not T.Q8_0)
+    monkeypatch.setattr(
+        "hotcold.gguf_io.convert.requantise._is_readable", lambda info: info.type is not T.Q8_0
+    )
     source = DATA / "llamacpp" / "llama.q8_0.gguf"
     summary = convert(source, None, out, "q8_0", ffn_activation="relu")
     assert not summary.sparse
