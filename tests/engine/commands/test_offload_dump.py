@@ -18,7 +18,7 @@ from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
 DATA = Path(__file__).parent.parent.parent / "data"
 POWERINFER = DATA / "powerinfer"
-ONE_A_KIND = ("relullama-7b", "llama-2-70b", "bamboo-7b", "falcon-40b", "opt-6.7b", "qwen2-7b")
+ONE_A_KIND = ("relullama-7b", "llama-2-70b", "bamboo-7b", "falcon-40b", "opt-6.7b", "qwen2-7b", "gemma-3-4b", "phi-3-mini")
 
 
 @pytest.fixture(autouse=True)

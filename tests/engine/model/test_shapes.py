@@ -59,6 +59,21 @@ def weights_of(layer: Layer) -> list[Weight]:
         ("smallthinker-21b-a3b", 21.51),
         ("olmoe-7b", 6.919),
         ("qwen2-57b-a14b", 57.41),
+        ("qwen3-0.6b", 0.596),
+        ("qwen3-1.7b", 1.7206),
+        ("qwen3-4b", 4.0225),
+        ("qwen3-8b", 8.1907),
+        ("qwen3-14b", 14.768),
+        ("qwen3-32b", 32.762),
+        ("phi-3-mini", 3.821),
+        ("phi-3-medium", 13.960),
+        ("phi-4-mini", 3.836),
+        ("granite-3-2b", 2.534),
+        ("granite-3-8b", 8.171),
+        ("gemma-3-1b", 0.9999),
+        ("gemma-3-4b", 3.880),
+        ("gemma-3-12b", 11.766),
+        ("gemma-3-27b", 27.009),
     ],
 )
 def test_parameters_are_those_of_the_model(name: str, billions: float) -> None:
@@ -81,6 +96,16 @@ def test_relu_shapes_have_predictors_and_rows_by_neuron() -> None:
     sparse = like("llama-2-7b", 512)
     assert sparse.ffn_activation == "relu" and sparse.layers[0].fc1 and sparse.layers[0].fc1.ne == (4096, 512)
     assert like("falcon-40b", 0).layers[0].fc1 is None
+
+
+def test_windows_and_heads_of_a_shape() -> None:
+    gemma = like("gemma-3-27b")
+    assert [gemma.window(i) for i in range(7)] == [1024] * 5 + [0, 1024]
+    assert gemma.layers[0].attn_q.ne == (5376, 4096) and gemma.layers[0].post_ffw_norm is not None
+    qwen = like("qwen3-0.6b")
+    assert qwen.layers[0].attn_q.ne == (1024, 2048) and qwen.window(0) == 0
+    phi = like("phi-3-mini").layers[0]
+    assert (phi.ffn_gate and phi.ffn_gate.first_row, phi.ffn_up and phi.ffn_up.first_row) == (0, 8192)
 
 
 @pytest.mark.parametrize(
@@ -131,6 +156,9 @@ def test_any_shape_of_a_file(tmp_path: Path) -> None:
         {"architecture": 7},
         {"ffn_activation": "gelu"},
         {"n_positions": -1},
+        {"window": 8},
+        {"head_dim": 3},
+        {"head_dim": 4096},
     ],
 )
 def test_bad_files_are_refused(tmp_path: Path, change: dict[str, object]) -> None:
