@@ -13,17 +13,12 @@ from hotcold.engine.model.hyperparameters import Hyperparameters
 from hotcold.errors import FileError
 from hotcold.gguf_io.architectures.opt import N_UNUSED_POSITIONS
 from hotcold.gguf_io.architectures.table import TensorRule
+from hotcold.kernels.weight_table import WEIGHT_TYPES
 
 T = GGMLQuantizationType
 
 # Which types have kernels for which role.
-MATRIX_TYPES = frozenset(
-    (
-        *(T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1, T.IQ4_NL, T.MXFP4),
-        *(T.Q2_K, T.Q3_K, T.Q4_K, T.Q5_K, T.Q6_K, T.IQ4_XS, T.IQ3_S, T.IQ3_XXS),
-        *(T.IQ2_S, T.IQ2_XS, T.IQ2_XXS, T.IQ1_M, T.IQ1_S, T.TQ2_0, T.TQ1_0),
-    )
-)
+MATRIX_TYPES = frozenset(WEIGHT_TYPES)
 NORM_TYPES = frozenset({T.F32})
 
 

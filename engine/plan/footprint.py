@@ -49,11 +49,18 @@ def obstacle(weight: Weight, types: Collection[GGMLQuantizationType] = WEIGHT_TY
     Args:
         types: those that the kernel in question exists for.
     """
-    if weight.type not in types:
-        return Obstacle(f"the device has no kernel for {weight.type.name}")
+    if problem := type_obstacle(weight.type, types):
+        return problem
     if weight.ne[0] % GGML_QUANT_SIZES[weight.type][0]:
         return Obstacle(f"rows of {weight.ne[0]} are no whole blocks of {weight.type.name}")
     return None
+
+
+def type_obstacle(
+    kind: GGMLQuantizationType, types: Collection[GGMLQuantizationType] = WEIGHT_TYPES
+) -> Obstacle | None:
+    """Why the device has no kernel for any weight of a type; None if it has."""
+    return None if kind in types else Obstacle(f"the device has no kernel for {kind.name}")
 
 
 def part(*weights: tuple[str, Weight]) -> WeightGroup:

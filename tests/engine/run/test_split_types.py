@@ -19,13 +19,25 @@ LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
 QUICK = ("mix.q4_k_m", "n288.q4_k_m")
 TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*TYPES, "tq2_0", "tq1_0"))]
+OLDER = [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+]
 BUDGETS = ("one layer", "dense", "everything")
 OF_LLAMA_CPP, OF_EXACT, OF_EXACT_WIDENED = 5e-2, 3.5e-2, 1e-5  # relative RMS
 
 
-@pytest.fixture(scope="module")
-def recorded(data: Path) -> dict[str, NDArray[np.generic]]:
-    found = dict(np.load(data / "llamacpp-types" / "logits.npz"))
+@pytest.fixture
+def folder(data: Path, name: str) -> Path:
+    """Where a model of this name and its recording are."""
+    found = (data / part for part in ("llamacpp-types", "llamacpp"))
+    return next(path for path in found if (path / f"llama.{name}.gguf").is_file())
+
+
+@pytest.fixture
+def recorded(folder: Path) -> dict[str, NDArray[np.generic]]:
+    found = dict(np.load(folder / "logits.npz"))
+    if folder.name == "llamacpp":
+        return found
     for end in ("", ".exact"):
         found[f"llama.tq1_0{end}"] = found[f"llama.tq2_0{end}"]
     return found
@@ -51,19 +63,19 @@ def run(
     return logits
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, *OLDER])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("step", [1, 24])
 def test_logits_equal_the_recording(
     name: str,
     budget: str,
     step: int,
-    data: Path,
+    folder: Path,
     recorded: dict[str, Logits],
     distance: Distance,
     run: Callable[[Path, str, int], Logits],
 ) -> None:
-    logits = run(data / "llamacpp-types" / f"llama.{name}.gguf", budget, step)
+    logits = run(folder / f"llama.{name}.gguf", budget, step)
     assert distance(logits, recorded[f"llama.{name}"]) <= OF_LLAMA_CPP
     assert distance(logits, recorded[f"llama.{name}.exact"]) <= OF_EXACT
 
@@ -74,11 +86,11 @@ def test_its_numbers_in_f32_are_exact(
     name: str,
     budget: str,
     tmp_path: Path,
-    data: Path,
+    folder: Path,
     recorded: dict[str, Logits],
     distance: Distance,
     run: Callable[[Path, str, int], Logits],
 ) -> None:
-    convert(data / "llamacpp-types" / f"llama.{name}.gguf", None, tmp_path / "wide.gguf", "f32")
+    convert(folder / f"llama.{name}.gguf", None, tmp_path / "wide.gguf", "f32")
     logits = run(tmp_path / "wide.gguf", budget, 24)
     assert distance(logits, recorded[f"llama.{name}.exact"]) <= OF_EXACT_WIDENED
