@@ -26,7 +26,17 @@ SCALE_BYTES = {
     T.Q6_K: slice(208, 210),
     T.IQ4_NL: slice(0, 2),
     T.MXFP4: slice(0, 0),  # its scale is a power of two
-}  # where a block has half floats, of the types that are written
+    T.IQ4_XS: slice(0, 2),
+    T.IQ3_S: slice(0, 2),
+    T.IQ3_XXS: slice(0, 2),
+    T.IQ2_S: slice(0, 2),
+    T.IQ2_XS: slice(0, 2),
+    T.IQ2_XXS: slice(0, 2),
+    T.IQ1_S: slice(0, 2),
+    T.IQ1_M: slice(0, 0),  # its half float is in the high bits of other scales
+    T.TQ1_0: slice(52, 54),
+    T.TQ2_0: slice(64, 66),
+}  # where a block has half floats
 
 
 def block_size(kind: GGMLQuantizationType) -> int:

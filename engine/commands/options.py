@@ -120,6 +120,10 @@ class EngineOptions:
     no_mmap: Annotated[
         bool, typer.Option("--no-mmap", help="Read the file into memory instead of mapping it.")
     ] = RunOptions.no_mmap
+    check_tensors: Annotated[
+        bool,
+        typer.Option("--check-tensors", help="Refuse a file with a NaN or infinite scale, by its block."),
+    ] = RunOptions.check_tensors
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,6 +24,7 @@ from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.check_tensors import check_tensors
 from hotcold.gguf_io.residency import ReadProgress
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def load(
     strict: bool = DEFAULTS.strict,
     mlock: bool = DEFAULTS.mlock,
     no_mmap: bool = DEFAULTS.no_mmap,
+    check_tensors: bool = DEFAULTS.check_tensors,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
@@ -54,7 +56,7 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, ffn_activation, strict, mlock, no_mmap: see `RunOptions`.
+            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, check_tensors: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -77,6 +79,7 @@ def load(
         strict,
         mlock,
         no_mmap,
+        check_tensors,
     )
     return load_with(path, options, progress)
 
@@ -112,6 +115,8 @@ def load_with(
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)
         if options.no_mmap:
             read_into_memory(file, reading)
+        if options.check_tensors:
+            check_tensors(file, n_threads, reading)
         how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())

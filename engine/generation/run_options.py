@@ -25,6 +25,7 @@ class RunOptions:
         strict: refuse whatever would run elsewhere, or with less, than was asked for.
         mlock: keep what the CPU reads of the file in memory, where the system allows it.
         no_mmap: read the file whole into memory instead of mapping it.
+        check_tensors: look at every block first, and refuse a file with a scale that is NaN or infinite.
     """
 
     n_ctx: int | None = None
@@ -40,3 +41,4 @@ class RunOptions:
     strict: bool = False
     mlock: bool = False
     no_mmap: bool = False
+    check_tensors: bool = False
