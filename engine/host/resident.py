@@ -68,7 +68,7 @@ def make_resident(
     """
     said = [note] if (note := memory_note(plan, root)) else []
     here = [entry for entry in plan.weights if entry.host_bytes]
-    everything = ranges_of(file, {entry.tensor for entry in here})
+    everything = ranges_of(file, {name for entry in here for name in entry.weight.names})
     if sum(each.n_bytes for each in everything) <= machine.available_memory(root):
         populate(everything, progress)
     else:
@@ -84,8 +84,11 @@ def _advise(plan: Plan, file: GGUFFile) -> None:
     There reading ahead would bring what nobody wants.
     """
     sparse = plan.sparsity != "off"
-    single = {entry.tensor for entry in plan.weights if entry.role == "ffn"} if sparse else set[str]()
-    rest = {entry.tensor for entry in plan.weights if entry.host_bytes} - single
+    mixture = plan.model.experts is not None
+    ffn = {name for entry in plan.weights if entry.role == "ffn" for name in entry.weight.names}
+    single = ffn if sparse else set[str]()
+    rest = {name for entry in plan.weights if entry.host_bytes for name in entry.weight.names} - single
+    rest -= ffn if mixture else set()  # of experts runs of rows here and there: as the system reads by itself
     advise(ranges_of(file, single), mmap.MADV_RANDOM)
     advise(ranges_of(file, rest), mmap.MADV_SEQUENTIAL)
 

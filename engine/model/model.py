@@ -41,6 +41,11 @@ class Weight:
     stacked: tuple[str, ...] = ()
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors that it lies in."""
+        return self.stacked or (self.name,)
+
+    @property
     def n_rows(self) -> int:
         """Rows of a matrix, or of all matrices that are stacked in it; a vector has one."""
         return math.prod(self.ne[1:])

@@ -22,11 +22,11 @@ class Profile:
     """What was counted.
 
     Attributes:
-        of: "firings" (on how many tokens each neuron of a ReLU fired), or "weight" (of a neuron that is never
+        of: "firings" (on how many tokens each neuron of a ReLU fired, or each expert was chosen), or "weight" (of a neuron that is never
             idle, the sum of |hidden| times the length of its row of `down`).
         n_tokens: that passed.
         n_chunks: into which their texts were cut, of `all_chunks`.
-        counts: float64 [n_layer, n_ff].
+        counts: float64 [n_layer, n_ff], or of experts [n_layer, n_expert].
         first_half: the same, of the first half of the chunks.
         held: what sets of neurons would have held of the firings of the first `n_followed` tokens.
     """
@@ -64,8 +64,9 @@ class Profile:
 def empty(engine: Engine, n_chunks: int) -> Profile:
     """Nothing counted yet of so many chunks."""
     model = engine.model
-    none = np.zeros((model.n_layer, model.n_ff))
-    return Profile(FIRINGS if model.ffn_activation == "relu" else WEIGHT, 0, 0, n_chunks, none, none)
+    none = np.zeros((model.n_layer, model.n_units))
+    fires = model.ffn_activation == "relu" or model.experts is not None
+    return Profile(FIRINGS if fires else WEIGHT, 0, 0, n_chunks, none, none)
 
 
 def measure(
@@ -86,7 +87,7 @@ def measure(
     executor, model = engine.executor, engine.model
     lengths = 1.0 if profile.of == FIRINGS else down_lengths(engine.file, model)
     total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
-    firing, recency = Firing(executor), Recency(model.n_layer, model.n_ff)
+    firing, recency = Firing(executor), Recency(model.n_layer, model.n_units)
 
     def follow() -> None:
         for layer, fired in enumerate(firing.fired):

@@ -51,7 +51,20 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
         first, *others = (weight.row_bytes for weight in ffn_matrices(node))
         listed, firing = (int(n) for n in counted.sum(axis=0))
         return listed * first + firing * sum(others) if n_tokens == 1 else 0
+    if node.op == "expert_ffn":
+        return _expert_bytes(node, counted) if n_tokens == 1 else 0
     return sum(weight.n_bytes for weight in weights_of(node))
+
+
+def _expert_bytes(node: Node, counted: NDArray[np.int64]) -> int:
+    """Of one token's experts; where rows are skipped all gates, and the rows of neurons that fired."""
+    gate, up, down = ffn_matrices(node)
+    chosen, firing = (int(n) for n in counted.sum(axis=0))
+    whole = [chosen * weight.n_bytes // weight.ne[2] for weight in (gate, up, down)]
+    if not node.attributes["skip"]:
+        return sum(whole)
+    n_bytes = whole[0] + firing * up.row_bytes
+    return n_bytes + (firing * down.row_bytes if node.attributes["transposed"] else whole[2])
 
 
 def line(taken: Taken) -> str:

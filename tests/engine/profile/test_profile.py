@@ -129,3 +129,27 @@ def test_what_is_covered_and_how_stable_it_is() -> None:
     profile = Profile(FIRINGS, 10, 4, 4, first + second, first)
     assert profile.covered()[2] == pytest.approx((0.2, 11 / 14))
     assert profile.stability() == pytest.approx((3 / 6, 5 / 6))
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "smallthinker"])
+def test_experts_are_counted_by_their_tokens(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = hf_models.make(tmp_path / "model", kind, dtype="float32")
+    convert(model.folder, None, tmp_path / "out.gguf", "f32")
+    wanted = np.zeros((2, 4))
+    gated = hf_forward._Experts.gated
+
+    def counting(self: Any, n: Any, where: str, names: Any) -> Any:
+        parts = where.split(".")
+        wanted[int(parts[2]), int(parts[-2])] += 1
+        return gated(self, n, where, names)
+
+    monkeypatch.setattr(hf_forward._Experts, "gated", counting)
+    for chunk in CHUNKS:
+        hf_forward.forward(model, chunk)
+    with load(tmp_path / "out.gguf", n_ctx=32, n_batch=4, kv_type="f32") as engine:
+        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+    assert counted.of == FIRINGS
+    assert counted.counts.sum(1).tolist() == [2 * 28, 2 * 28]
+    assert (counted.counts == wanted).all()
