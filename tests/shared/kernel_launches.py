@@ -10,6 +10,7 @@ from hotcold.kernels.cuda.attention import Scores, attention, attention_join, at
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.formats import ACTIVATIONS, n_parts
 
 RELU = ACTIVATIONS["relu"]
@@ -65,6 +66,20 @@ def run_attention(device: Device, put: Put) -> None:
         *scores.of_attention,
     )
     attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
+
+
+def run_attention_window(device: Device, put: Put) -> None:
+    """Position 25 sees 12, which go round the 20 rows of the cache."""
+    n, window = 16, 12
+    q, cache, y = put(device, floats(n)), put(device, floats(20 * n)), device.empty(n, "f4")
+    scores = Scores(q, 0, window, n**-0.5)
+    arguments = (q, cache, cache, put(device, np.array([25], "i4")), y, 1, 1, 1, n, 20, *scores.of_attention)
+    attention("f32", 1, 1, 1, n, 20).launch(device, arguments, device.compute)
+
+
+def run_scale(device: Device, put: Put) -> None:
+    arguments = put(device, floats(300)), device.empty(300, "f4"), 300, 0.5
+    scale(300).launch(device, arguments, device.compute)
 
 
 def run_attention_odd(device: Device, put: Put) -> None:

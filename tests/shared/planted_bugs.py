@@ -6,6 +6,7 @@ from kernel_launches import (
     run_attention,
     run_attention_odd,
     run_attention_parts,
+    run_attention_window,
     run_lanes,
     run_layer_norm,
     run_merge,
@@ -13,6 +14,7 @@ from kernel_launches import (
     run_quantise,
     run_rms_norm,
     run_rope,
+    run_scale,
 )
 from planted_bug import BARRIER, Bug
 
@@ -101,13 +103,30 @@ BUGS = planted_bugs_of_weights.BUGS | {
         "((size_t)row * n_parts + part * 0)",
         r"race, two writes.* by block \d",
     ),
-    "keys read after the end of the context": Bug(
+    "rows read after the end of a window's cache": Bug(
+        "attention.cu",
+        run_attention_window,
+        "return row + i < n_rows ? row + i : row + i - n_rows;",
+        "return row + i;",
+        r"bad memory access to byte \d+ of a buffer of 1280 bytes",
+        ["float4 a = *(const float4*)p;"],
+        "checked",
+        (0, 7, 1234),
+    ),
+    "a maximum written while others of the warp read it": Bug(
         "attention.cu",
         run_attention,
-        "int n_tile = min(longest - start, KEYS);",
-        "int n_tile = KEYS;",
-        r"bad memory access to byte \d+ of a buffer of 19200 bytes",
-        ["float4 a = *(const float4*)p;"],
+        "            __syncwarp();\n            if (lane() == 0)\n",
+        "            if (lane() == 0)\n",
+        "race, ",
+    ),
+    "numbers scaled after the end": Bug(
+        "scale.cu",
+        run_scale,
+        "if (i < n) y[i] = x[i] * factor;",
+        "y[i] = x[i] * factor;",
+        r"bad memory access to byte \d+ of a buffer of 1200 bytes",
+        ["y[i] = x[i] * factor;"],
         "checked",
         (0, 7, 1234),
     ),
