@@ -1,12 +1,13 @@
 """Each kernel's bytes a second beside a plain streaming sum, in one run.
 
-    python bench/ops.py [seconds a figure] [matvec predictor small ffn prompt attention bytes] [types] [one]
+    python bench/ops.py [seconds a figure] [matvec predictor small monotone ffn prompt attention bytes] [types]
+        [one]
 
 Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a kernel and the sum take
 turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
 slows both. A prompt's tiles take turns with those of Q8_0, a chunk of its attention with multiply-adds in
 registers alone. Types such as Q4_K limit the tables to these; `one` is one thread, and its own time, for a machine
-that others use. `bytes` runs the portable code in a build that counts every row it reads, and fails when a sparse
+that others use. `monotone` fails where some tokens take longer than one fewer and one more. `bytes` runs the portable code in a build that counts every row it reads, and fails when a sparse
 FFN at 90 % sparsity reads over 10 % more than the formula says.
 """
 
@@ -38,6 +39,7 @@ N_EMBD, N_FF = 4096, 11008
 PREDICTOR_TYPES = (rows.F16_ID, rows.Q8_0_ID, rows.Q4_0_ID)
 RANK = 256  # of a predictor, whose second matrix has rows as short as that
 SMALL = (1, 2, 4, 8, 12, 16)  # tokens
+EACH, TOLERANCE = tuple(range(1, 19)), 1.05  # tokens, and what a figure may be off by
 PROMPT = (5632, 2048)  # rows and columns
 
 ONE = "one" in sys.argv
@@ -208,31 +210,50 @@ def prompt(type_id: int, n_tokens: int, team: Team, seconds: float) -> None:
     del kept, kept_base
 
 
-def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None:
-    """A matrix times a few tokens, over the whole ring, in times of one token; all in turns."""
+def times_of_batches(
+    type_id: int, n_rows: int, k: int, batches: tuple[int, ...], team: Team, seconds: float
+) -> NDArray[np.float64]:
+    """Seconds of a matrix times each number of tokens, over the whole ring; all in turns: [turn, batch]."""
     size = n_rows * sizes.row_bytes(type_id, k)
     memory, copies = ring(type_id, size)
-    x, stride = packed_inputs(max(SMALL), k, type_id)
-    y = program.aligned(4 * n_rows * max(SMALL))
+    x, stride = packed_inputs(max(batches), k, type_id)
+    y = program.aligned(4 * n_rows * max(batches))
     at = {"x": x.ctypes.data, "x_stride": stride, "y": y.ctypes.data, "y_stride": 4 * n_rows}
     shape = {"chunks": program.row_chunks(n_rows, sizes.row_bytes(type_id, k)), "n_rows": n_rows, "k": k}
     bases = [memory.ctypes.data + i * size for i in range(copies)]
     jobs = []
-    for n in SMALL:
+    for n in batches:
         code = program.MAT_VEC if n == 1 else program.MUL_MAT
         job = Program([{"code": code, **weight("w", base, type_id, k), **shape, **at} for base in bases])
         job.run[program.N_TOKENS] = n
         jobs.append(job)
-    times: list[list[float]] = [[] for _ in SMALL]
-    end = time.perf_counter() + seconds * len(SMALL)
+    times: list[list[float]] = [[] for _ in batches]
+    end = time.perf_counter() + seconds * len(batches)
     while time.perf_counter() < end or len(times[0]) < 5:
         for job, figures in zip(jobs, times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             team.walk(job)
-            figures.append(time.perf_counter() - start)
-    ratios = np.median(np.array(times) / times[0], axis=1)
-    figures_ = "  ".join(f"{n}: {ratio:.2f}" for n, ratio in zip(SMALL, ratios, strict=True))
-    print(f"{NAMES[type_id]:7} {n_rows} x {k}, tokens in times of one: {figures_}", flush=True)
+            figures.append(clock() - start)
+    return np.array(times).T
+
+
+def small(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> None:
+    """A few tokens, in times of one."""
+    times = times_of_batches(type_id, n_rows, k, SMALL, team, seconds)
+    ratios = np.median(times / times[:, :1], axis=0)
+    figures = "  ".join(f"{n}: {ratio:.2f}" for n, ratio in zip(SMALL, ratios, strict=True))
+    print(f"{NAMES[type_id]:7} {n_rows} x {k}, tokens in times of one: {figures}", flush=True)
+
+
+def is_monotone(type_id: int, n_rows: int, k: int, team: Team, seconds: float) -> bool:
+    """Whether n tokens take no longer than n - 1 and one more."""
+    times = np.median(times_of_batches(type_id, n_rows, k, EACH, team, seconds), axis=0)
+    more = times[1:] / (times[:-1] + times[0])
+    figures = "  ".join(f"{n}: {t / times[0]:.2f}" for n, t in zip(EACH, times, strict=True))
+    worst = int(np.argmax(more))
+    print(f"{NAMES[type_id]:7} {n_rows} x {k}, tokens in times of one: {figures}")
+    print(f"        worst: {EACH[worst + 1]} tokens take {more[worst]:.2f} of one fewer and one", flush=True)
+    return bool(more[worst] <= TOLERANCE)
 
 
 def decode_attention(
@@ -328,6 +349,14 @@ def small_table(team: Team, _: StreamingSum, seconds: float) -> None:
         small(type_id, N_FF, N_EMBD, team, seconds)
 
 
+def monotone_table(team: Team, _: StreamingSum, seconds: float) -> None:
+    """1 to 18 tokens, likewise; ends with exit code 1 where more cost more than they should."""
+    types = (rows.F16_ID, *wanted_types(BLOCK_TYPES))
+    failed = [NAMES[t] for t in types if not is_monotone(t, 2048, 2048, team, seconds)]
+    if failed:
+        sys.exit(f"more tokens cost more than one fewer and one: {', '.join(failed)}")
+
+
 def prompt_table(team: Team, _: StreamingSum, seconds: float) -> None:
     """Prompts, likewise."""
     for type_id in (rows.F16_ID, *wanted_types(BLOCK_TYPES)):
@@ -338,6 +367,7 @@ TABLES: dict[str, Callable[[Team, StreamingSum, float], None]] = {
     "matvec": matvec_table,
     "predictor": predictor_table,
     "small": small_table,
+    "monotone": monotone_table,
     "ffn": ffn_table,
     "prompt": prompt_table,
     "attention": attention_table,

@@ -1,11 +1,14 @@
 """What sparsity gains: a ReLU model with predictors beside the same shape dense, in one run.
 
     python bench/sparse.py [--type q4_0] [--ranks 256 1024] [--listed 0.1] [--seconds 10]
+        [--shape 1b|7b] [--layers N] [--batches 1,2,5,64]
 
 Random models of 1.1 billion weights: a dense one, and one with predictors of each rank, whose threshold
 is set so that the wanted share of neurons is listed; about half of those have a positive gate, since
 weights are random. Decoding steps of dense, sparse, and sparse with every listed neuron counted as
-positive take turns. The FFN's own time comes from walking its ops alone.
+positive take turns. The FFN's own time comes from walking its ops alone. --batches takes numbers of tokens that run
+together instead: the sparse model in times of its first batch, and beside the same file run dense. One thread
+is timed by its processor time, which other programs hardly change.
 """
 
 import argparse
@@ -31,6 +34,7 @@ from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program, Team
 
 N_CTX = 256
+SHAPES = {"1b": LlamaShape(), "7b": LlamaShape(4096, 11008, 32, 32, 32)}
 
 
 def listed_share(executor: Executor, ids: NDArray[np.int32]) -> tuple[float, float]:
@@ -102,8 +106,21 @@ def main() -> None:
     parser.add_argument("--listed", type=float, default=0.1)
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--shape", choices=SHAPES, default="1b")
+    parser.add_argument(
+        "--layers", type=int, help="fewer than the shape has: quicker, and much the same ratios"
+    )
+    parser.add_argument("--batches", type=lambda text: [int(n) for n in text.split(",")], default=[])
     arguments = parser.parse_args()
-    kind, shape = GGMLQuantizationType[arguments.type.upper()], LlamaShape()
+    kind, shape = GGMLQuantizationType[arguments.type.upper()], SHAPES[arguments.shape]
+    shape = dataclasses.replace(shape, n_layer=arguments.layers or shape.n_layer)
+    if arguments.batches:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "sparse.gguf"
+            write_sparse(path, shape, kind, arguments.ranks[0])
+            with open_gguf(path) as file:
+                measure_batches(file, arguments)
+        return
     with tempfile.TemporaryDirectory() as folder:
         dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
         write(dense, shape, kind)
@@ -116,7 +133,7 @@ def main() -> None:
 
 def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Namespace) -> None:
     """Alternate the decoding steps; then the FFNs alone."""
-    ids = np.random.default_rng(0).integers(3, LlamaShape().n_vocab, 64).astype(np.int32)
+    ids = np.random.default_rng(0).integers(3, SHAPES[arguments.shape].n_vocab, 64).astype(np.int32)
     n_threads, seconds = arguments.threads, arguments.seconds
     model = with_threshold(load_model(sparse_file), sparse_file, arguments.listed, ids[:4], n_threads)
     with (
@@ -145,6 +162,37 @@ def measure(dense_file: GGUFFile, sparse_file: GGUFFile, arguments: argparse.Nam
         f"{ffn['dense'] / with_predictor:.2f} times with its predictor",
         flush=True,
     )
+
+
+def measure_batches(file: GGUFFile, arguments: argparse.Namespace) -> None:
+    """Some tokens together, sparse and dense in turns."""
+    n_threads, batches, model = arguments.threads, arguments.batches, load_model(file)
+    clock = time.thread_time if n_threads == 1 else time.perf_counter
+    ids = np.random.default_rng(0).integers(3, model.n_vocab, max(batches)).astype(np.int32)
+    model = with_threshold(model, file, arguments.listed, ids[:4], n_threads)
+    print(
+        f"{arguments.type} {arguments.shape}, {model.n_layer} layers, {arguments.listed:.0%} listed, {n_threads} threads"
+    )
+    with (
+        Executor(plan_for_cpu(model, Wanted("predictor", N_CTX, max(batches))), file, n_threads) as sparse,
+        Executor(plan_for_cpu(model, Wanted("off", N_CTX, max(batches))), file, n_threads) as dense,
+    ):
+        first = 0.0
+        for n in batches:
+            times: tuple[list[float], list[float]] = ([], [])
+            end = time.perf_counter() + arguments.seconds
+            while time.perf_counter() < end or len(times[0]) < 5:
+                for executor, figures in zip((sparse, dense), times, strict=True):
+                    start = clock()
+                    executor.run(ids[:n], 0)
+                    figures.append(clock() - start)
+            of_sparse, of_dense = (float(np.median(figures)) for figures in times)
+            first = first or of_sparse
+            print(
+                f"  {n:3} tokens: {of_sparse * 1e3:8.2f} ms, {of_sparse / first:5.2f} times the first; "
+                f"dense {of_dense * 1e3:8.2f} ms, {of_dense / of_sparse:.2f} times as long",
+                flush=True,
+            )
 
 
 def alternate(runs: dict[str, Any], ids: NDArray[np.int32], n_vocab: int, seconds: float) -> dict[str, float]:

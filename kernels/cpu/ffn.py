@@ -203,7 +203,8 @@ def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_ga
             stop = min(t + WORD, n_tokens)
             n_pairs = _note_wanted(op, start, end, t, stop, scratch, times_gate)
             total += n_pairs
-            if few or n_pairs <= DENSE * (end - start) * (stop - t) or not tiles.has_panels(op):
+            is_dense = stop - t > tiles.FEW_TOKENS and n_pairs > DENSE * (end - start) * (stop - t)
+            if not is_dense or not tiles.has_panels(op):
                 _note_rows(end - start, start, scratch)
                 _listed_products(op, t, stop, scratch, times_gate)
             else:
