@@ -13,6 +13,7 @@ from hotcold.engine.commands.chat import ChatCommand
 from hotcold.engine.commands.convert import ConvertCommand
 from hotcold.engine.commands.devices import DevicesCommand
 from hotcold.engine.commands.generate import GenerateCommand
+from hotcold.engine.commands.hub import ListCommand, PullCommand, RemoveCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
@@ -38,6 +39,9 @@ app.command("devices")(DevicesCommand)
 app.command("convert")(ConvertCommand)
 app.command("offload-dump")(OffloadDumpCommand)
 app.command("profile")(ProfileCommand)
+app.command("pull")(PullCommand)
+app.command("list")(ListCommand)
+app.command("rm")(RemoveCommand)
 app.command("train-predictor")(TrainPredictorCommand)
 
 

@@ -30,12 +30,13 @@ WINGS = (
 )
 FORMAT = {"gguf_io"}
 CONVERSION = {"gguf_io/huggingface", "gguf_io/convert"}
+HUB = {"gguf_io/hub"}
 AGREED = {"kernels/formats", "kernels/ref", "kernels/weight_table"}
 CPU = AGREED | {"kernels/cpu"}
 DEVICE = AGREED | {"kernels/cuda", "kernels/cuda/device"}
 # what a wing may import besides wings; who reads the CPU's side never opens the device's
 BELOW = {
-    "commands": CPU | DEVICE | CONVERSION | {"__init__"},
+    "commands": CPU | DEVICE | CONVERSION | HUB | {"__init__"},
     "dump": CPU | DEVICE,
     "measure": CPU,
     "profile": CPU,
@@ -47,7 +48,7 @@ BELOW = {
     "host": CPU,
     "plan": AGREED,
     "graph": AGREED,
-    "model": AGREED,
+    "model": AGREED | HUB,
     "tokenizer": set[str](),
 }
 
@@ -78,6 +79,7 @@ ROOMS: dict[str, set[str]] = {
     "gguf_io": {"gguf_io/quantise"},
     "gguf_io/quantise": set(),
     "gguf_io/huggingface": FORMAT,
+    "gguf_io/hub": FORMAT,
     "gguf_io/convert": FORMAT | {"gguf_io/huggingface"},
     "kernels": set(),
     "kernels/ref": set(),

@@ -4,23 +4,41 @@ import os
 from pathlib import Path
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.hub import PREFIX
 from hotcold.gguf_io.split import gguf_in
 
 BUNDLED_MODEL = "tiny-relu-llama"
 
 
 def model_path(path: str | os.PathLike[str] | None) -> Path:
-    """The model's file: `path`, the one model in the directory `path`, or the bundled model for None.
+    """The file of a model that is named.
+
+    Args:
+        path: the file itself, a directory that holds one model, hf:USER/REPO:QUANT, which is fetched if it is not
+            there, or None for the bundled model.
 
     Raises:
-        FileError: nothing there, or a directory with no .gguf or several.
+        SettingError: a name after hf: that is none.
+        FileError: nothing there, a directory with no .gguf or several, or a hub that does not give it.
     """
     if path is None:
         return _bundled_model()
+    if os.fspath(path).startswith(PREFIX):
+        return _of_a_hub(os.fspath(path))
     given = Path(path).expanduser()
     if not given.is_dir():
         return given
     return gguf_in(given)
+
+
+def _of_a_hub(name: str) -> Path:
+    from hotcold.gguf_io.hub.fetch import fetch
+    from hotcold.gguf_io.hub.kept import find
+    from hotcold.gguf_io.hub.names import parse_reference
+
+    reference = parse_reference(name)
+    kept = find(reference)
+    return kept.paths[0] if kept is not None else fetch(reference)
 
 
 def _bundled_model() -> Path:
