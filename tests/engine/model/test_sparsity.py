@@ -11,8 +11,9 @@ from hotcold.errors import SettingError
 
 
 def model(activation: str = "relu", transposed: bool = True, predictors: bool = False) -> Any:
-    layer = SimpleNamespace(ffn_down_t="weight" if transposed else None)
-    return SimpleNamespace(ffn_activation=activation, has_predictors=predictors, layers=(layer, layer))
+    layer = SimpleNamespace(ffn_down_t="weight" if transposed else None, ffn_down_exps_t=None)
+    layers = (layer, layer)
+    return SimpleNamespace(ffn_activation=activation, has_predictors=predictors, layers=layers, experts=None)
 
 
 @pytest.mark.parametrize(
