@@ -21,7 +21,7 @@ from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor, stacked_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
-from hotcold.gguf_io.huggingface.weights import open_weights
+from hotcold.gguf_io.huggingface.weights import open_weights, own_weights
 from hotcold.gguf_io.outtypes import Recipe, check_rows, output_type, recipe_of
 from hotcold.gguf_io.source_tensor import SourceTensor
 from hotcold.gguf_io.writer import OutputTensor
@@ -40,7 +40,7 @@ def plan_tensors(
     Raises:
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
     """
-    weights = open_weights(model_dir, model.architecture.prefix)
+    weights = own_weights(open_weights(model_dir, model.architecture.prefix), model.renamed, model.beside)
     tied = model.architecture.rule("output").source not in weights if model.tied is None else model.tied
     rules = list(_rules(model, tied))
     _check_weights(model_dir, model, rules, weights, tied)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hotcold.gguf_io.huggingface.falcon import read_falcon
 from hotcold.gguf_io.huggingface.fields import Fields
-from hotcold.gguf_io.huggingface.gemma3 import read_gemma3
+from hotcold.gguf_io.huggingface.gemma3 import read_gemma3, read_gemma3_with_images
 from hotcold.gguf_io.huggingface.granite import read_granite
 from hotcold.gguf_io.huggingface.llama import read_bamboo, read_llama, read_mistral
 from hotcold.gguf_io.huggingface.model import HFModel
@@ -46,6 +46,7 @@ LAYOUTS = {
     "phi3": HFLayout("Phi3ForCausalLM", read_phi3),
     "granite": HFLayout("GraniteForCausalLM", read_granite),
     "gemma3_text": HFLayout("Gemma3ForCausalLM", read_gemma3),
+    "gemma3": HFLayout("Gemma3ForConditionalGeneration", read_gemma3_with_images),
     "mixtral": HFLayout("MixtralForCausalLM", read_mixtral),
     "qwen2_moe": HFLayout("Qwen2MoeForCausalLM", read_qwen2_moe),
     "qwen3_moe": HFLayout("Qwen3MoeForCausalLM", read_qwen3_moe),

@@ -3,6 +3,7 @@
 What a config leaves out means what transformers' Gemma3TextConfig says.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from hotcold.gguf_io.architectures.gemma3 import GEMMA3
@@ -25,6 +26,15 @@ USUAL: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 ACTIVATIONS = {"gelu_pytorch_tanh": "gelu", "relu": "relu"}
+TOKEN_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+RENAMED = (
+    ("model.language_model.model.", "model."),
+    ("model.language_model.lm_head.", "lm_head."),
+    ("model.language_model.", "model."),
+)
+"""Names in a model that reads images too, as older and newer versions of transformers write them; `open_weights`
+puts `model.` in front of the older ones."""
+BESIDE = ("model.vision_tower.", "model.multi_modal_projector.")
 Keys = dict[str, int | float | tuple[bool, ...]]
 
 
@@ -60,6 +70,17 @@ def read_gemma3(fields: Fields, sparse: bool) -> HFModel:
         keys=_windows(fields, n_layer),
         powerinfer_warnings=("PowerInfer itself does not know gemma3, hotcold does",),
     )
+
+
+def read_gemma3_with_images(fields: Fields, sparse: bool) -> HFModel:
+    """The text model of a Gemma 3 that reads images too; what reads them is left out."""
+    text = fields.values.get("text_config")
+    if not isinstance(text, dict):
+        raise fields.wrong("text_config", "an object")
+    ids = {name: fields.values[name] for name in TOKEN_IDS if fields.values.get(name) is not None}
+    model = read_gemma3(Fields(fields.path, ids | text), sparse)
+    left_out = "what reads images is left out: hotcold runs the text model"
+    return replace(model, renamed=RENAMED, beside=BESIDE, warnings=(left_out,))
 
 
 def _check_scale(fields: Fields, wanted: float) -> None:

@@ -24,6 +24,8 @@ class HFModel:
         n_rot: numbers of a head that rotate; 0 for all.
         keys: further metadata, without the architecture: whole numbers, floats, or truth values.
         expert_sizes: sizes of a mixture of experts that shapes name; none without.
+        renamed: what names of tensors begin with, and what they begin with in the architecture's table.
+        beside: what names of tensors begin with that are another model's, such as one of images.
         warnings: one line each.
         powerinfer_warnings: those for a file with predictors.
     """
@@ -46,6 +48,8 @@ class HFModel:
     n_rot: int = 0
     keys: Mapping[str, int | float | tuple[bool, ...]] = field(default_factory=dict)
     expert_sizes: Mapping[str, int] = field(default_factory=dict)
+    renamed: tuple[tuple[str, str], ...] = ()
+    beside: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
 

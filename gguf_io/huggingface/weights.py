@@ -5,7 +5,7 @@ One file, or several, with their index or as their names count them. Safetensors
 
 import re
 from collections import ChainMap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from hotcold.errors import FileError
@@ -84,6 +84,23 @@ def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
     if not any(name.startswith(prefix) for name in found):
         return {name if name.startswith(HEAD) else prefix + name: found[name] for name in found}
     return found
+
+
+def own_weights(
+    tensors: Mapping[str, SourceTensor], renamed: Iterable[tuple[str, str]], beside: tuple[str, ...]
+) -> dict[str, SourceTensor]:
+    """Those of the text model, by the names that it has without others beside it.
+
+    Args:
+        renamed: beginnings of names, and what stands in their place.
+        beside: beginnings of the other models' names.
+    """
+    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)} if beside else tensors
+    return {_renamed(name, renamed): tensor for name, tensor in own.items()}
+
+
+def _renamed(name: str, renamed: Iterable[tuple[str, str]]) -> str:
+    return next((new + name.removeprefix(old) for old, new in renamed if name.startswith(old)), name)
 
 
 def _open(path: Path) -> dict[str, SourceTensor]:

@@ -52,6 +52,7 @@ from conversion_refusals import MakeLlama, refusal
         ({"rope_scaling": {"type": "linear"}}, "factor: missing"),
         ({"rope_scaling": "linear"}, "rope_scaling: 'linear'"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: 0.5"),
+        ({"model_type": "gemma3"}, "text_config: missing"),
         ({"attention_bias": True}, "no model.layers.0.self_attn.q_proj.bias"),
         ({"mlp_bias": True}, "mlp_bias: True (an FFN with biases is not supported)"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no'"),

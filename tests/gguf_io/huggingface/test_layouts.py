@@ -1,5 +1,6 @@
 """What is written for each layout, and which models of a known kind are refused."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,51 @@ def test_names_are_those_of_powerinfers_files(
             for file in (recorded, made)
         ]
         assert keys[0] <= keys[1] <= keys[0] | ours
+
+
+def test_metadata_of_granite_and_gemma3(hf_model: MakeModel, out: Path) -> None:
+    convert(hf_model("granite", "granite").folder, None, out, "f16")
+    with open_gguf(out) as file:
+        scales = [file.metadata[f"granite.{key}"] for key in ("embedding_scale", "residual_scale", "logit_scale")]
+        assert scales == [6.0, pytest.approx(0.4), 4.0]
+        assert file.metadata["granite.attention.scale"] == pytest.approx(0.12)
+    out.unlink()
+    convert(hf_model("gemma3", "gemma3").folder, None, out, "f16")
+    with open_gguf(out) as file:
+        assert file.metadata["gemma3.attention.sliding_window"] == 4
+        assert file.metadata["gemma3.attention.key_length"] == 24
+        assert not {"gemma3.rope.freq_base_swa", "gemma3.attention.sliding_window_pattern"} & {*file.metadata}
+
+
+def test_layers_of_gemma3_in_any_order(hf_model: MakeModel, out: Path) -> None:
+    kinds = ["full_attention", *["sliding_attention"] * 5, "full_attention"]
+    convert(hf_model("gemma3", layer_types=kinds).folder, None, out, "f16")
+    with open_gguf(out) as file:
+        windows = load_model(file).windows
+        assert windows is not None and windows.layers == (False, *[True] * 5, False)
+
+
+@pytest.mark.parametrize("newer", [False, True])
+def test_the_text_model_of_one_that_reads_images(hf_model: MakeModel, tmp_path: Path, newer: bool) -> None:
+    """Its own numbers and names; the tower of images is left out, and that is said."""
+    text, both = hf_model("gemma3", "same"), hf_model("gemma3", "both/same")
+    convert(text.folder, None, tmp_path / "text.gguf", "f16")
+    both.rewrite(**{name: None for name in both.config})
+    own = {name: value for name, value in both.config.items() if name != "architectures"}
+    outer = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": own}
+    (both.folder / "config.json").write_text(json.dumps(outer))
+
+    def renamed(name: str) -> str:
+        if newer:
+            return name.replace("model.", "model.language_model.", 1)
+        return f"language_model.{name}"
+
+    tower = ("model." if newer else "") + "vision_tower.vision_model.embeddings.patch_embedding.weight"
+    images = {tower: np.ones((3, 5), np.float16)}
+    both.save({renamed(name): numbers for name, numbers in both.weights.items()} | images)
+    summary = convert(both.folder, None, tmp_path / "both.gguf", "f16")
+    assert summary.warnings == ("what reads images is left out: hotcold runs the text model",)
+    assert (tmp_path / "both.gguf").read_bytes() == (tmp_path / "text.gguf").read_bytes()
 
 
 def test_metadata_of_falcon_and_opt(hf_model: MakeModel, out: Path) -> None:
