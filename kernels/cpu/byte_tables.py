@@ -7,7 +7,7 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.simd import I1, I8, I64, VT, Builder, Value, call, constant, shuffle
+from hotcold.kernels.cpu.simd import I1, I8, I16, I64, VT, Builder, Value, call, constant, shuffle
 
 
 def listed_bytes(b: Builder, table: Sequence[int], places: Value) -> Value:
@@ -48,6 +48,30 @@ def grid_bytes(b: Builder, name: str, grid: Callable[[], NDArray[np.int8]], plac
     wide = places if width == 64 else b.zext(places, VT(I64, n))
     addresses = b.add(base, b.mul(wide, constant(I64, n, width // 8)))
     return b.bitcast(simd.gather(b, addresses, ir.IntType(width)), VT(I8, 64))
+
+
+def looks_up_words() -> bool:
+    """Whether the target permutes 64 words of two registers, and shifts each byte of 64 by a distance of its own."""
+    return {"avx512f", "avx512bw", "avx512vbmi"} <= simd.target_features()
+
+
+def listed_words(b: Builder, table: Sequence[int], places: Value) -> Value:
+    """table[place] for <32 x i16> places, of 64 words or a power of two times as many, where `looks_up_words`."""
+    parts = [ir.Constant(VT(I16, 32), list(table[i : i + 32])) for i in range(0, len(table), 32)]
+    name = "llvm.x86.avx512.vpermi2var.hi.512"
+    found = [call(b, name, VT(I16, 32), x, places, y) for x, y in zip(parts[::2], parts[1::2], strict=True)]
+    bit = 64
+    while len(found) > 1:
+        upper = b.icmp_unsigned("!=", b.and_(places, constant(I16, 32, bit)), constant(I16, 32, 0))
+        found = [b.select(upper, y, x) for x, y in zip(found[::2], found[1::2], strict=True)]
+        bit *= 2
+    return found[0]
+
+
+def shifted_bytes(b: Builder, words: Value, shifts: Sequence[int]) -> Value:
+    """Byte i of each 8: the 8 bits from bit shifts[i] on of the 64 bits that it is in, where `looks_up_words`."""
+    control = ir.Constant(VT(I8, 64), list(shifts) * 8)
+    return call(b, "llvm.x86.avx512.pmultishift.qb.512", VT(I8, 64), control, b.bitcast(words, VT(I8, 64)))
 
 
 def negated(b: Builder, numbers: Value, signs: Value) -> Value:

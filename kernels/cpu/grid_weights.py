@@ -17,7 +17,14 @@ from llvmlite import ir
 from numpy.typing import NDArray
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_tables import grid_bytes, negated
+from hotcold.kernels.cpu.byte_tables import (
+    grid_bytes,
+    listed_bytes,
+    listed_words,
+    looks_up_words,
+    negated,
+    shifted_bytes,
+)
 from hotcold.kernels.cpu.k_weights import (
     KType,
     field_bits,
@@ -30,6 +37,8 @@ from hotcold.kernels.cpu.k_weights import (
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, call, constant, load
 from hotcold.kernels.cpu.weights import Window
 
+BITS = {8: 2, 4: 3}  # of a number's place among its levels, by the numbers of an entry
+MOST_LOOKED_UP = 512  # entries of a grid; more take longer than gathers
 EIGHTHS = 8  # of a step, by which IQ1's numbers count
 ENTRIES = [[(j, entry) for j in range(4) for entry in pair] for pair in ((0, 1), (2, 3))]  # of both parts
 
@@ -39,6 +48,13 @@ def _grid(source: Any, factor: int = 1, offset: int = 0) -> NDArray[np.int8]:
     source.init_grid()
     numbers = np.asarray(source.grid).reshape(source.grid_shape) * factor + offset
     return numbers.astype(np.int8)
+
+
+def _packed(source: Any, n_bits: int) -> list[int]:
+    """The grid with each entry's numbers as places among their levels, n bits each, in one word."""
+    places = np.searchsorted(source.grid_map, _grid(source))
+    words: list[int] = (places << n_bits * np.arange(places.shape[1])).sum(1).tolist()
+    return words
 
 
 def picked(b: Builder, v: Value, lanes: list[int], element: Any) -> Value:
@@ -74,15 +90,40 @@ class SignedGrid(KType):
 
     offset_shift = 6
 
-    def stored(self, b: Builder, places: list[Value], signs: list[Value]) -> tuple[Value, Value]:
-        """Both parts' numbers from the places of their entries and the words of their signs, a bit a number."""
+    def stored(self, b: Builder, places: Value, signs: list[Value]) -> tuple[Value, Value]:
+        """Both parts' numbers from the places of their entries, i16, and the words of their signs, a bit a number."""
         offset = constant(I8, 64, 1 << self.offset_shift)
-        grid = partial(_grid, getattr(quants, self.name))
         first, second = (
-            b.add(offset, negated(b, grid_bytes(b, f"grid_{self.name}", grid, place), word))
-            for place, word in zip(places, signs, strict=True)
+            b.add(offset, negated(b, part, word))
+            for part, word in zip(self._magnitudes(b, places), signs, strict=True)
         )
         return first, second
+
+    def _magnitudes(self, b: Builder, places: Value) -> list[Value]:
+        """Those of both parts: looked up, packed to words, in registers where they hold the grid, else gathered."""
+        source = getattr(quants, self.name)
+        a_part, size = places.type.count // 2, 128 // places.type.count  # entries, and numbers of one
+        lanes = [list(range(a_part * part, a_part * (part + 1))) for part in (0, 1)]
+        element = I64 if size == 8 else I32
+        if not looks_up_words() or source.grid_shape[0] > MOST_LOOKED_UP:
+            grid = partial(_grid, source)
+            return [
+                grid_bytes(b, f"grid_{self.name}", grid, picked(b, places, some, element)) for some in lanes
+            ]
+        levels, n_bits = source.grid_map, BITS[size]
+        whole = simd.shuffle(b, places, places, [i % (2 * a_part) for i in range(32)])
+        packed = listed_words(b, _packed(source, n_bits), whole)
+        shifts = (
+            [n_bits * i for i in range(8)]
+            if size == 8
+            else [32 * i + n_bits * j for i in (0, 1) for j in range(4)]
+        )
+        table = [*levels, *([0] * (16 - len(levels)))]
+        found = []
+        for some in lanes:
+            codes = shifted_bytes(b, picked(b, packed, some, element), shifts)
+            found.append(listed_bytes(b, table, b.and_(codes, constant(I8, 64, (1 << n_bits) - 1))))
+        return found
 
     def signs_of_sevens(self, b: Builder, words: Value) -> list[Value]:
         """The sign words of both parts from four i32, a block each: 4 times 7 bits, whose eighth makes them even."""
@@ -121,7 +162,7 @@ class IQ2_XXS(SignedGrid):
         q = load(b, at, VT(I8, 32), 2 + 32 * half)
         words = b.bitcast(q, VT(I32, 8))
         words = simd.shuffle(b, words, words, [1, 3, 5, 7])
-        places = [picked(b, q, [8 * j + entry for j, entry in part], I64) for part in ENTRIES]
+        places = picked(b, q, [8 * j + entry for part in ENTRIES for j, entry in part], I16)
         return self.stored(b, places, self.signs_of_sevens(b, words))
 
 
@@ -141,11 +182,8 @@ class IQ2_XS(SignedGrid):
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I16, 16), 2 + 32 * half)
-        places = [
-            fields(b, picked(b, q, [4 * j + entry for j, entry in part], I64), [0] * 8, 511)
-            for part in ENTRIES
-        ]
         lanes = [4 * j + entry for part in ENTRIES for j, entry in part]
+        places = b.and_(simd.shuffle(b, q, q, lanes), constant(I16, 16, 511))
         sevens = b.lshr(picked(b, q, lanes, I32), constant(I32, 16, 9))
         return self.stored(b, places, self.with_parity(b, sevens))
 
@@ -167,11 +205,10 @@ class IQ2_S(SignedGrid):
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I8, 16), self.PLACES + 16 * half)
         upper = load(b, at, VT(I8, 4), self.UPPER + 4 * half)
-        places = []
-        for part in ENTRIES:
-            low = picked(b, q, [4 * j + entry for j, entry in part], I64)
-            high = fields(b, picked(b, upper, [j for j, _ in part], I64), [2 * entry for _, entry in part], 3)
-            places.append(b.or_(low, b.shl(high, constant(I64, 8, 8))))
+        both = [entry for part in ENTRIES for entry in part]
+        low = picked(b, q, [4 * j + entry for j, entry in both], I16)
+        high = fields(b, picked(b, upper, [j for j, _ in both], I16), [2 * entry for _, entry in both], 3)
+        places = b.or_(low, b.shl(high, constant(I16, 16, 8)))
         return self.stored(b, places, self.signs_of_bytes(b, b.add(at, I64(self.SIGNS + 16 * half))))
 
 
@@ -192,9 +229,9 @@ class IQ3_XXS(SignedGrid):
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I8, 32), self.PLACES + 32 * half)
-        places = [
-            picked(b, q, [8 * j + 4 * part + i for j in range(4) for i in range(4)], I32) for part in (0, 1)
-        ]
+        places = picked(
+            b, q, [8 * j + 4 * part + i for part in (0, 1) for j in range(4) for i in range(4)], I16
+        )
         words = load(b, at, VT(I32, 4), self.WORDS + 16 * half)
         return self.stored(b, places, self.signs_of_sevens(b, words))
 
@@ -219,14 +256,10 @@ class IQ3_S(SignedGrid):
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         q = load(b, at, VT(I8, 32), self.PLACES + 32 * half)
         ninths = load(b, at, VT(I8, 4), self.NINTHS + 4 * half)
-        places = []
-        for part in (0, 1):
-            entries = [(j, 4 * part + i) for j in range(4) for i in range(4)]
-            low = picked(b, q, [8 * j + entry for j, entry in entries], I32)
-            high = fields(
-                b, picked(b, ninths, [j for j, _ in entries], I32), [entry for _, entry in entries], 1
-            )
-            places.append(b.or_(low, b.shl(high, constant(I32, 16, 8))))
+        entries = [(j, 4 * part + i) for part in (0, 1) for j in range(4) for i in range(4)]
+        low = picked(b, q, [8 * j + entry for j, entry in entries], I16)
+        high = fields(b, picked(b, ninths, [j for j, _ in entries], I16), [entry for _, entry in entries], 1)
+        places = b.or_(low, b.shl(high, constant(I16, 32, 8)))
         return self.stored(b, places, self.signs_of_bytes(b, b.add(at, I64(self.SIGNS + 16 * half))))
 
 
