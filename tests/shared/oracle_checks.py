@@ -1,7 +1,7 @@
-"""Every CPU kernel against its oracle, as functions that raise.
+"""CPU kernels against their oracles, as functions that raise; attention and experts have files of their own.
 
-A plain module, so that the host's level and every other feature level run the very same checks: pytest
-imports it, and `python oracle_checks.py` runs all of it in a process with another NUMBA_CPU_NAME.
+Plain modules, so that the host's level and every other feature level run the very same checks: pytest imports
+them, and `python all_oracle_checks.py` runs all of them in a process with another NUMBA_CPU_NAME.
 """
 
 from typing import Any
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from random_weights import random_weights
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
-from hotcold.kernels import formats, order_of_sums, ref
-from hotcold.kernels.cpu import elementwise, pack, program, rows, simd, sizes
+from hotcold.kernels import ref
+from hotcold.kernels.cpu import elementwise, pack, program, rows, sizes
 from hotcold.kernels.cpu.team import Program, Team
 
 BOUND = 1e-5
@@ -23,7 +23,6 @@ SPARSE_TYPES = FLOAT_TYPES + BLOCK_TYPES
 ODD = {True: (32, 96, 352, 2048), False: (1, 17, 100, 352)}
 K_TYPES = tuple(i for i, block in rows.BLOCK_SIZE.items() if block == 256)
 OFFSET_TYPES = tuple(i for i, block in rows.BLOCK_SIZE.items() if block == 32 and i not in BLOCK_TYPES)
-
 Array = NDArray[np.float32]
 Record = dict[str, Any]
 
@@ -212,108 +211,6 @@ def check_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
     close(y, ref.rope(x, np.array([9, 10]), frequencies, interleaved), "rope")
 
 
-class Cache:
-    """One layer's keys and values as KV_STORE leaves them, with NaN or the like wherever it writes nothing."""
-
-    def __init__(self, kv_type: int, n_head_kv: int, head_dim: int, n_ctx: int) -> None:
-        self.kv_type, self.n_head_kv, self.head_dim, self.n_ctx = kv_type, n_head_kv, head_dim, n_ctx
-        name = {rows.F16_ID: "f16", rows.F32_ID: "f32", rows.Q8_0_ID: "q8_0"}[kv_type]
-        self.block_bytes = formats.host_kv_block_bytes(name, head_dim)
-        head_bytes = formats.host_kv_bytes(name, n_ctx, head_dim)
-        self.half, self.n_positions = n_head_kv * head_bytes, -(-n_ctx // 64) * 64
-        self.memory = program.aligned(2 * self.half)
-        self.memory[:] = 0xFF
-        self.where = {"w": self.memory.ctypes.data, "w1": self.memory.ctypes.data + self.half}
-        self.where |= {"w_type": kv_type, "w_stride": self.block_bytes, "w1_stride": head_bytes}
-
-    def store(self, k: Array, v: Array, n_past: int = 0) -> None:
-        """Keys and values [n_tokens, n_head_kv, head_dim] at positions from n_past on."""
-        k, v = (np.ascontiguousarray(a) for a in (k, v))
-        record = {
-            "code": program.KV_STORE,
-            "chunks": 2,
-            "n_head_kv": self.n_head_kv,
-            "head_dim": self.head_dim,
-            "n_positions": self.n_positions,
-        }
-        record |= {"x": k.ctypes.data, "z": v.ctypes.data, **self.where}
-        record |= dict.fromkeys(("x_stride", "z_stride"), 4 * self.n_head_kv * self.head_dim)
-        run([record], len(k), N_PAST=n_past)
-
-    def held(self) -> tuple[Array, Array]:
-        """The numbers in it, float32 [positions in whole blocks, n_head_kv, head_dim] each."""
-        return self._numbers(self.memory[: self.half], True), self._numbers(self.memory[self.half :], False)
-
-    def _numbers(self, memory: NDArray[np.uint8], is_keys: bool) -> Array:
-        n, wide = self.head_dim, -(-self.head_dim // 16) * 16
-        blocks = memory.reshape(self.n_head_kv, -1, self.block_bytes)
-        shape = (*blocks.shape[:2], wide, 64) if is_keys else (*blocks.shape[:2], 64, wide)
-        if self.kv_type == rows.Q8_0_ID:
-            scales = blocks[..., : 4 * n].copy().view(np.float16).astype(np.float32)
-            scales = scales.reshape(*shape[:2], n // 32, 64) if is_keys else scales.reshape(*shape[:3], -1)
-            scales = np.repeat(scales, 32, 2 if is_keys else 3)
-            numbers = blocks[..., 4 * n :].copy().view(np.int8).reshape(shape) * scales
-        else:
-            kind = np.float16 if self.kv_type == rows.F16_ID else np.float32
-            numbers = blocks.copy().view(kind).reshape(shape).astype(np.float32)
-        if is_keys:
-            numbers = numbers.swapaxes(2, 3)
-        return np.ascontiguousarray(numbers.reshape(self.n_head_kv, -1, wide)[..., :n].swapaxes(0, 1))
-
-    def attend(
-        self, q: Array, n_past: int, n_threads: int = 2, window: int = 0, sinks: Array | None = None
-    ) -> Array:
-        """ATTENTION, and the join of its parts, of queries [n_tokens, n_head, head_dim]."""
-        n_tokens, n_head, head_dim = q.shape
-        q, y = np.ascontiguousarray(q), np.full(q.shape, np.nan, np.float32)
-        head_sizes = (n_tokens, n_head, self.n_head_kv, head_dim, self.n_ctx)
-        partial = program.aligned(64 + sizes.attention_partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
-        partial[:] = 0xFF
-        record = {"code": program.ATTENTION, "chunks": sizes.attention_chunks(*head_sizes), "n_head": n_head}
-        record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "n_positions": self.n_positions}
-        record |= {"scale": head_dim**-0.5, **self.where}
-        record |= {"x": q.ctypes.data, "y": y.ctypes.data, "scratch": partial.ctypes.data, "k": window}
-        record |= dict.fromkeys(("x_stride", "y_stride"), 4 * n_head * head_dim)
-        if sinks is not None:
-            record["z"] = sinks.ctypes.data
-        join = record | {"code": program.ATTENTION_JOIN, "chunks": n_head}
-        run([record, join], n_tokens, n_threads, N_PAST=n_past)
-        return y
-
-
-def wanted_bits(
-    q: Array, k: Array, v: Array, n_past: int, window: int = 0, sinks: Array | None = None
-) -> Array:
-    """`order_of_sums.attention_in_order` as this CPU level adds."""
-    fma = order_of_sums.fma if "fma" in simd.target_features() else order_of_sums.mul_add
-    return order_of_sums.attention_in_order(q, k, v, n_past, window, sinks, fma)
-
-
-def check_attention(
-    kv_type: int, heads: tuple[int, int], head_dim: int, n_past: int, n_tokens: int, window: int = 0
-) -> None:
-    """Cache and attention: what is held, the distance to the oracle, and the bits of its order of sums."""
-    n_head, n_head_kv = heads
-    n_keys = n_past + n_tokens
-    cache = Cache(kv_type, n_head_kv, head_dim, n_keys + 3)
-    given = [vectors(n_keys, n_head_kv * head_dim, s).reshape(n_keys, n_head_kv, head_dim) for s in (4, 5)]
-    cache.store(given[0], given[1])
-    held = [numbers[:n_keys] for numbers in cache.held()]
-    for numbers, x in zip(held, given, strict=True):
-        if kv_type == rows.Q8_0_ID:
-            bytes_, scales = ref.quantise(x)
-            scales = scales.astype(np.float16).astype(np.float32)
-            x = (bytes_.reshape(*scales.shape, 32) * scales[..., None]).reshape(x.shape)
-        elif kv_type == rows.F16_ID:
-            x = x.astype(np.float16).astype(np.float32)
-        assert np.array_equal(numbers, x)
-    q = vectors(n_tokens, n_head * head_dim, 6).reshape(n_tokens, n_head, head_dim)
-    sinks = vectors(1, n_head, 7)[0] if window else None
-    y = cache.attend(q, n_past, window=window, sinks=sinks)
-    close(y, ref.attention(q, held[0], held[1], n_past, window, sinks), "attention")
-    assert np.array_equal(y, wanted_bits(q, held[0], held[1], n_past, window, sinks)), "attention's bits"
-
-
 def sparse_records(
     types: tuple[int, int, int], k: int, n_ff: int, x: Array, active: NDArray[np.bool_] | None, poison: bool
 ) -> tuple[list[Record], Array, NDArray[np.float64], list[object]]:
@@ -403,169 +300,3 @@ def check_mask(n_ff: int) -> None:
     unpacked = np.unpackbits(bits.view(np.uint8), bitorder="little")
     assert np.array_equal(unpacked[:n_ff].astype(bool), active)
     assert not unpacked[n_ff:].any()
-
-
-def chosen_of(logits: Array, n_used: int, gating: str, normed: bool) -> NDArray[np.uint8]:
-    """What TOP_K makes of logits: of each token numbers, then weights."""
-    n_tokens, n_expert = logits.shape
-    out = np.full((n_tokens, 8 * n_used), 0xFF, np.uint8)
-    record = {"code": program.TOP_K, "chunks": 2, "x": logits.ctypes.data, "x_stride": 4 * n_expert}
-    record |= {"y": out.ctypes.data, "y_stride": 8 * n_used, "n_rows": n_expert, "k": n_used}
-    run([record | {"gating": formats.GATINGS[gating], "normed": int(normed), "weight_scale": 1.5}], n_tokens)
-    return out
-
-
-def check_top_k(n_expert: int, n_used: int, gating: str, normed: bool) -> None:
-    """Numbers and weights of the chosen; two equal logits, of which the first counts."""
-    logits = 2 * vectors(5, n_expert, 11)
-    logits[0, n_expert // 2 :] = logits[0, n_expert // 2]
-    out = chosen_of(logits, n_used, gating, normed)
-    ids, w = ref.top_k(logits, n_used, gating, normed, 1.5)
-    assert np.array_equal(out[:, : 4 * n_used].copy().view(np.int32), ids)
-    close(out[:, 4 * n_used :].copy().view(np.float32), w, "weights of experts")
-
-
-def check_experts(types: tuple[int, int, int], n_tokens: int, activation: str, biased: bool = False) -> None:
-    """The chosen experts alone are read; their sum is the oracle's; a token has the bits that it has alone."""
-    n_expert, n_used, k, n_ff = 7, 3, 96, 160
-    logits = vectors(n_tokens, n_expert, 12)
-    logits[:, 4] = -9
-    ids, w = ref.top_k(logits, n_used, "softmax", True, 1.5)
-    x, shapes = vectors(n_tokens, k, 13), ((n_ff, k), (n_ff, k), (k, n_ff))
-    data, numbers = [], []
-    for i, (kind, (n_rows, n)) in enumerate(zip(types, shapes, strict=True)):
-        raw, values = weights(kind, n_expert * n_rows, n, 20 + i)
-        raw.reshape(n_expert, -1)[np.setdiff1d(np.arange(n_expert), ids)] = 0xFF
-        data.append(raw)
-        numbers.append(values.reshape(n_expert, n_rows, n))
-    biases = [vectors(n_expert, n_rows, 30 + i) if biased else None for i, (n_rows, _) in enumerate(shapes)]
-    quantised = sizes.is_quantised(types[0])
-    assert {sizes.is_quantised(kind) for kind in types} == {quantised}
-    gate, up, down = numbers
-    wanted = ref.expert_ffn(
-        x, (ids, w), gate, up, down, (biases[0], biases[1], biases[2]), activation, quantised
-    )
-    chosen = chosen_of(logits, n_used, "softmax", True)
-    y = _experts(types, data, biases, x, chosen, activation)
-    close(y, wanted, f"experts of {types}")
-    alone = [
-        _experts(types, data, biases, x[t : t + 1], chosen[t : t + 1], activation) for t in range(n_tokens)
-    ]
-    assert np.array_equal(y.view(np.int32), np.concatenate(alone).view(np.int32)), "bits of experts"
-
-
-def _experts(
-    types: tuple[int, int, int],
-    data: list[NDArray[np.uint8]],
-    biases: list[Array | None],
-    x: Array,
-    chosen: NDArray[np.uint8],
-    activation: str,
-) -> Array:
-    """The records of an expert FFN, as `engine/host/expert_lowering.py` makes them, and what they leave."""
-    (n_tokens, k), n_used, n_expert = x.shape, chosen.shape[1] // 8, 7
-    n_ff, n_pairs = len(data[0]) // n_expert, n_tokens * n_used
-    x, chosen = np.ascontiguousarray(x), np.ascontiguousarray(chosen)
-    at, stride = operand(types[0], x)
-    tables = [np.arange(n_expert) * (each.size // n_expert) + each.ctypes.data for each in data]
-    groups = np.full(sizes.group_bytes(n_expert, n_pairs), 0xFF, np.uint8)
-    places = np.full(n_pairs, -9, np.int64)
-    first, second, sums = vectors(n_pairs, n_ff), vectors(n_pairs, n_ff), vectors(n_pairs, k)
-    hidden, gathered, y = (
-        program.aligned(n_pairs * 4096),
-        program.aligned(n_pairs * stride),
-        vectors(n_tokens, k),
-    )
-    where = {"groups": groups.ctypes.data}
-
-    def strided(name: str, address: int, n_bytes: int) -> Record:
-        return {name: address, f"{name}_stride": n_bytes}
-
-    def product(i: int, x: Record, y: Record, shape: tuple[int, int]) -> Record:
-        bias = biases[i]
-        own = {} if bias is None else {"z": bias.ctypes.data}
-        w = {"w": tables[i].ctypes.data, "w_type": types[i], "w_stride": data[i].shape[1]}
-        sizes = {"n_rows": shape[0], "k": shape[1]}
-        return {"code": program.EXPERT_ROWS, "chunks": 3, **w, **x, **y, **own, **sizes, **where}
-
-    choice = strided("x", chosen.ctypes.data, 8 * n_used)
-    group = {"code": program.GROUP, "chunks": 1, **choice, "k": n_used, "n_rows": n_expert}
-    group |= {"w": tables[0].ctypes.data, "y": groups.ctypes.data, "z": places.ctypes.data}
-    gather = {"code": program.GATHER, "chunks": 2, **strided("x", at.ctypes.data, stride), "k": stride // 4}
-    gather |= {**strided("y", gathered.ctypes.data, stride), "n_rows": n_expert, **where}
-    inputs = strided("x", gathered.ctypes.data, stride)
-    gates, ups = strided("y", first.ctypes.data, 4 * n_ff), strided("y", second.ctypes.data, 4 * n_ff)
-    act = {"code": program.ACT_MUL, "chunks": 2, **strided("x", first.ctypes.data, 4 * n_ff), **gates}
-    act |= {**strided("z", second.ctypes.data, 4 * n_ff), "k": n_ff, **where}
-    act["activation"] = formats.ACTIVATIONS[activation]
-    records = [group, gather, product(0, inputs, gates, (n_ff, k)), product(1, inputs, ups, (n_ff, k)), act]
-    down = strided("x", first.ctypes.data, 4 * n_ff)
-    if sizes.is_quantised(types[2]):
-        packed = strided("y", hidden.ctypes.data, sizes.packed_bytes(n_ff))
-        records.append({"code": program.PACK, "chunks": 2, **down, **packed, "k": n_ff, **where})
-        down = strided("x", hidden.ctypes.data, sizes.packed_bytes(n_ff))
-    records.append(product(2, down, strided("y", sums.ctypes.data, 4 * k), (k, n_ff)))
-    total = {"code": program.EXPERT_SUM, "chunks": 3, **strided("x", sums.ctypes.data, 4 * k), "k": k}
-    total |= {**strided("z", chosen.ctypes.data, 8 * n_used), **strided("y", y.ctypes.data, 4 * k)}
-    records.append(total | {"n_used": n_used, "pairs": places.ctypes.data})
-    run(records, n_tokens)
-    return y
-
-
-def check_halves() -> None:
-    """All 65536 halfs widen as NumPy does; rounding agrees near every half and at the extremes."""
-    every = np.arange(65536, dtype=np.uint16)
-    data, out = every.copy(), np.zeros(65536, np.float32)
-    rows.widen_row(rows.F16_ID, data.ctypes.data, 65536, out.ctypes.data)
-    wanted = every.view(np.float16).astype(np.float32)
-    assert np.array_equal(out, wanted, equal_nan=True)
-    finite = wanted[np.isfinite(wanted)]
-    near = np.concatenate([np.nextafter(finite, np.float32(s)) for s in (-np.inf, np.inf)])
-    between = (finite + np.roll(finite, 1)) / 2
-    tail = np.array([65519.9, 65520, 1e10, -1e10, np.inf, -np.inf, 1e-8, 2.0**-25, np.nan], np.float32)
-    x = np.concatenate([finite, near, between, tail]).astype(np.float32)
-    x = np.resize(x, (-(-len(x) // 1024), 1, 1024))
-    cache = Cache(rows.F16_ID, 1, 1024, len(x))
-    cache.store(x, x)
-    with np.errstate(over="ignore"):
-        wanted = x.astype(np.float16).astype(np.float32)
-    for held in cache.held():
-        assert np.array_equal(held[: len(x)], wanted, equal_nan=True)
-
-
-def run_all() -> None:
-    """Every check on a range of sizes; for the feature levels."""
-    check_halves()
-    for type_id in (*SPARSE_TYPES, *OFFSET_TYPES):
-        for k in ODD[sizes.is_quantised(type_id)]:
-            check_rows(type_id, k)
-    for type_id in K_TYPES:
-        check_rows(type_id, 512)
-    for type_id in rows.TYPE_SIZE:
-        check_order(type_id, 768)
-    check_pack(352)
-    for type_id in SPARSE_TYPES:
-        check_mul_mat(type_id, 37, 352, 7)
-        check_sparse_gated_ffn((type_id,) * 3, 1, 0.3)
-        check_sparse_gated_ffn((type_id,) * 3, 5, 0.3)
-    for n in (1, 40, 100):
-        check_elementwise(n)
-    check_rope(20, 12, True)
-    for kv_type, head_dim in ((rows.F16_ID, 24), (rows.F32_ID, 17), (rows.Q8_0_ID, 64)):
-        for n_past, n_tokens, window in ((70, 1, 0), (509, 5, 0), (530, 3, 100), (40, 24, 0)):
-            check_attention(kv_type, (6, 2), head_dim, n_past, n_tokens, window)
-    check_mask(205)
-    run_experts()
-
-
-def run_experts() -> None:
-    """Those of mixtures of experts."""
-    for gating in formats.GATINGS:
-        check_top_k(40, 6, gating, True)
-    for type_id in SPARSE_TYPES:
-        check_experts((type_id,) * 3, 1, "silu")
-        check_experts((type_id,) * 3, 40, "swiglu_oai", biased=True)
-
-
-if __name__ == "__main__":
-    run_all()

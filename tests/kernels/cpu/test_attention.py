@@ -1,5 +1,6 @@
 """Attention over the cache: the same bits whatever passes together, and nothing from beyond what a token sees."""
 
+import attention_checks
 import numpy as np
 import oracle_checks as checks
 import pytest
@@ -22,9 +23,9 @@ def tokens(n: int, n_heads: int, seed: int, head_dim: int = HEAD_DIM) -> F32:
     return checks.vectors(n, n_heads * head_dim, seed).reshape(n, n_heads, head_dim)
 
 
-def filled(kv_type: int, n: int, n_ctx: int | None = None) -> checks.Cache:
+def filled(kv_type: int, n: int, n_ctx: int | None = None) -> attention_checks.Cache:
     """A cache of n positions."""
-    cache = checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, n_ctx or n)
+    cache = attention_checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, n_ctx or n)
     cache.store(tokens(n, N_HEAD_KV, 1), tokens(n, N_HEAD_KV, 2))
     return cache
 
@@ -80,7 +81,7 @@ def test_positions_that_a_token_does_not_see_do_not_matter(kv_type: int, window:
     clean = cache.attend(q[n - n_tokens :], n - n_tokens, window=window)
     for t in (0, 1, 13, n_tokens - 2):
         position = n - n_tokens + t
-        dirty = checks.Cache(kv_type, N_HEAD_KV, head_dim, n)
+        dirty = attention_checks.Cache(kv_type, N_HEAD_KV, head_dim, n)
         bad_k, bad_v = k.copy(), v.copy()
         bad_k[position + 1 :], bad_v[position + 1 :] = np.nan, np.inf
         if window:
@@ -96,7 +97,7 @@ def test_one_bad_number_spoils_its_head_alone(kv_type: int) -> None:
     k, v, q = tokens(70, N_HEAD_KV, 1), tokens(70, N_HEAD_KV, 2), tokens(1, N_HEAD, 3)
     clean = filled(kv_type, 70).attend(q, 69)
     k[30, 1, 5] = np.inf if kv_type == Q8_0_ID else np.nan
-    cache = checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
+    cache = attention_checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
     cache.store(k, v)
     got = cache.attend(q, 69)
     assert np.array_equal(got[:, :3], clean[:, :3])
@@ -111,7 +112,7 @@ def test_scores_far_apart_stay_finite(rising: bool, far: float) -> None:
     q, v = np.ones((1, 1, HEAD_DIM), np.float32), tokens(n, 1, 2)
     scores = np.linspace(-far, far, n)[:: 1 if rising else -1] * HEAD_DIM**-0.5
     k = np.repeat(scores[:, None, None], HEAD_DIM, 2).astype(np.float32)
-    cache = checks.Cache(F32_ID, 1, HEAD_DIM, n)
+    cache = attention_checks.Cache(F32_ID, 1, HEAD_DIM, n)
     cache.store(k, v)
     checks.close(cache.attend(q, n - 1), ref.attention(q, k, v, n - 1), "far apart")
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import oracle_checks
+import all_oracle_checks
 import pytest
 from numba.core.codegen import get_host_cpu_features
 
@@ -60,7 +60,7 @@ def files_at(names: tuple[str, ...]) -> list[Path]:
 @pytest.mark.parametrize("name", LEVELS)
 def test_the_kernels_of_a_level(name: str, tmp_path: Path) -> None:
     """The oracles, and the host's own tests, on code that is compiled once."""
-    run_at(name, tmp_path, Path(oracle_checks.__file__))
+    run_at(name, tmp_path, Path(all_oracle_checks.__file__))
     printed = run_at(name, tmp_path, *PYTEST, *files_at(BY_ADDRESS))
     assert " passed" in printed and "skipped" not in printed
     run_at(name, tmp_path, *PYTEST, *files_at(PROGRAMS))

@@ -1,5 +1,7 @@
 """Every CPU kernel against its oracle on random and odd sizes."""
 
+import attention_checks
+import expert_checks
 import numpy as np
 import oracle_checks as checks
 import pytest
@@ -59,20 +61,20 @@ CACHED += [(rows.Q8_0_ID, d) for d in (32, 64, 96, 128, 192, 256)]
 @pytest.mark.parametrize(("kv_type", "head_dim"), CACHED, ids=lambda v: NAMES.get(v, str(v)))
 def test_attention(kv_type: int, head_dim: int) -> None:
     for n_past, n_tokens in ((0, 1), (0, 5), (63, 1), (70, 3)):
-        checks.check_attention(kv_type, (4, 2), head_dim, n_past, n_tokens)
+        attention_checks.check_attention(kv_type, (4, 2), head_dim, n_past, n_tokens)
 
 
 @pytest.mark.parametrize("kv_type", [rows.F16_ID, rows.F32_ID, rows.Q8_0_ID], ids=NAMES.get)
 @pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (5, 1), (12, 2), (7, 1), (16, 2), (13, 1)])
 @pytest.mark.parametrize(("n_past", "n_tokens"), [(511, 1), (511, 2), (1030, 1), (500, 17), (100, 60)])
 def test_attention_of_groups(kv_type: int, heads: tuple[int, int], n_past: int, n_tokens: int) -> None:
-    checks.check_attention(kv_type, heads, 32, n_past, n_tokens)
+    attention_checks.check_attention(kv_type, heads, 32, n_past, n_tokens)
 
 
 @pytest.mark.parametrize("window", [1, 63, 64, 100, 512, 2000])
 @pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 70), (1030, 1), (1030, 5), (500, 40)])
 def test_attention_of_a_window_and_sinks(window: int, n_past: int, n_tokens: int) -> None:
-    checks.check_attention(rows.F16_ID, (6, 2), 20, n_past, n_tokens, window)
+    attention_checks.check_attention(rows.F16_ID, (6, 2), 20, n_past, n_tokens, window)
 
 
 @pytest.mark.parametrize("type_id", checks.SPARSE_TYPES, ids=NAMES.get)
@@ -97,12 +99,12 @@ def test_mask(n_ff: int) -> None:
 @pytest.mark.parametrize("normed", [False, True])
 @pytest.mark.parametrize(("n_expert", "n_used"), [(1, 1), (8, 2), (5, 5), (128, 8)])
 def test_top_k(n_expert: int, n_used: int, gating: str, normed: bool) -> None:
-    checks.check_top_k(n_expert, n_used, gating, normed)
+    expert_checks.check_top_k(n_expert, n_used, gating, normed)
 
 
 def test_nan_is_chosen_last() -> None:
     logits = np.array([[np.nan, 3, np.nan, 1]], np.float32)
-    chosen = checks.chosen_of(logits, 3, "softmax_chosen", False)
+    chosen = expert_checks.chosen_of(logits, 3, "softmax_chosen", False)
     assert chosen[0, :12].view(np.int32).tolist() == [0, 1, 3]
     assert np.isnan(chosen[0, 12:].view(np.float32)).all()
 
@@ -111,12 +113,12 @@ def test_nan_is_chosen_last() -> None:
 @pytest.mark.parametrize(("activation", "biased"), [("silu", False), ("relu", False), ("swiglu_oai", True)])
 @pytest.mark.parametrize("n_tokens", [1, 2, 40])
 def test_experts(type_id: int, activation: str, biased: bool, n_tokens: int) -> None:
-    checks.check_experts((type_id,) * 3, n_tokens, activation, biased)
+    expert_checks.check_experts((type_id,) * 3, n_tokens, activation, biased)
 
 
 @pytest.mark.parametrize("n_tokens", [1, 9])
 def test_experts_of_mixed_types(n_tokens: int) -> None:
-    checks.check_experts((rows.Q4_0_ID, rows.Q8_0_ID, rows.Q5_0_ID), n_tokens, "silu")
+    expert_checks.check_experts((rows.Q4_0_ID, rows.Q8_0_ID, rows.Q5_0_ID), n_tokens, "silu")
 
 
 def test_mul_sigmoid() -> None:
@@ -129,4 +131,4 @@ def test_mul_sigmoid() -> None:
 
 
 def test_halves() -> None:
-    checks.check_halves()
+    attention_checks.check_halves()
