@@ -12,6 +12,7 @@ from hotcold import Engine, load
 from hotcold.engine.chat.conversation import Chat
 from hotcold.engine.chat.prompt import GUARD, ChatPrompt
 from hotcold.engine.chat.template import ChatTemplate
+from hotcold.engine.generation.generation import ROLLED_OVER
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
 SOURCE = (
@@ -61,6 +62,18 @@ def test_only_what_is_new_runs(engine: Engine) -> None:
     for n in ran[1:]:
         assert n <= 2 + len(engine.tokenizer.encode('</s>\n"Where is Jane?" said Elizabeth.\n'))
     assert before
+
+
+def test_a_window_that_has_moved_on_is_said(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    notices: list[str] = []
+    ours = chat(engine, notices)
+    "".join(ours.ask(QUESTIONS[0]))
+    monkeypatch.setattr(engine.executor, "can_go_on", lambda n_past: n_past == 0)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.executor, "_check_run", lambda *_: None)
+        "".join(ours.ask(QUESTIONS[1]))
+    assert ours.last is not None and ours.last.statistics.n_reused == 0
+    assert notices == [ROLLED_OVER]
 
 
 def test_another_call_takes_the_cache_away(engine: Engine) -> None:
