@@ -46,6 +46,9 @@ class ConvertCommand:
         bool, typer.Option("--dry-run", help="Print the size and every tensor's type; write nothing.")
     ] = False
     ffn_activation: FFNActivation = None
+    sparse_layout: Annotated[
+        bool, typer.Option("--sparse-layout", help="Store a row a neuron of the down projection.")
+    ] = False
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
     quiet: Quiet = False
     version: Version = False
@@ -61,6 +64,7 @@ class ConvertCommand:
                     self.outtype,
                     force_pretokenizer=self.force_pretokenizer,
                     ffn_activation=self.ffn_activation,
+                    sparse_layout=self.sparse_layout,
                     max_bytes=part_bytes(self.split_max_size),
                     imatrix=self.imatrix,
                     force=self.force,

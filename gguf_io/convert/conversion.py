@@ -35,6 +35,7 @@ def convert(
     max_bytes: int | None = None,
     imatrix: Path | None = None,
     dry_run: bool = False,
+    sparse_layout: bool = False,
 ) -> ConvertSummary:
     """Writes `model` to `outfile`, matrices in `outtype`, one of OUTTYPES.
 
@@ -44,6 +45,7 @@ def convert(
         outtype,
         force_pretokenizer=force_pretokenizer,
         ffn_activation=ffn_activation,
+        sparse_layout=sparse_layout,
         max_bytes=max_bytes,
         imatrix=imatrix,
         force=force,
@@ -61,15 +63,15 @@ def convert_with(
     `model` is a directory as Hugging Face has it, or a GGUF file (see `requantise`): itself, any part of one
     that is split, or a folder of those alone. With `predictors` (see `open_predictors`) a ReLU model becomes a
     PowerInfer file: magic PWRI and the down projection transposed. Without them a ReLU model becomes a GGUF with
-    the transposed projection and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it. Counts
-    in `model`/activation go into the metadata.
+    the transposed projection and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it, or with
+    `sparse_layout` one that is transposed too. Counts in `model`/activation go into the metadata.
 
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is one of the inputs, or exists and `force` is false;
             predictors or a pre-tokenizer beside a GGUF file; an unknown pre-tokenizer; an activation that
-            the architecture has not.
+            the architecture has not; a sparse layout of a model whose layers have no FFN of their own.
         FileError: inputs that are missing (all of them in one message), damaged, not supported, or of
             different models, an imatrix too; writing failed.
         DoesNotFitError: the disk is full.
@@ -103,9 +105,7 @@ def _convert_directory(
     check_output(outfile, inputs if options.imatrix is None else [*inputs, options.imatrix], options.force)
     sparse_inputs = _open_predictors(model_dir, predictors, model)
     warnings = _warnings(model, sparse_inputs, options.outtype)
-    tensors, recipe = plan_tensors(
-        model_dir, model, sparse_inputs, options.outtype, options.imatrix, warnings.append
-    )
+    tensors, recipe = plan_tensors(model_dir, model, sparse_inputs, options, warnings.append)
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, options.force_pretokenizer)
     warnings += tokenizer_warnings
     counts = read_counts(model_dir / "activation", model.n_layer, model.n_ff)

@@ -18,8 +18,9 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
 )
 from hotcold.gguf_io.convert.importance import read_importance
+from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.predictors import Predictors
-from hotcold.gguf_io.convert.tensor_plan import output_shape, output_tensor, stacked_tensor
+from hotcold.gguf_io.convert.tensor_plan import no_down, output_shape, output_tensor, stacked_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.weights import open_weights, own_weights
 from hotcold.gguf_io.outtypes import Recipe, check_rows, output_type, recipe_of
@@ -31,18 +32,20 @@ def plan_tensors(
     model_dir: Path,
     model: HFModel,
     predictors: Predictors | None,
-    outtype: str,
-    imatrix: Path | None,
+    options: ConvertOptions,
     warn: Callable[[str], None],
 ) -> tuple[list[OutputTensor], Recipe]:
     """Every tensor of the file in its order, and how it is written; numbers are read when it is.
 
     Raises:
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
+        SettingError: a sparse layout of a model that has no FFN to lay out.
     """
     weights = own_weights(open_weights(model_dir, model.architecture.prefix), model.renamed, model.beside)
     tied = model.architecture.rule("output").source not in weights if model.tied is None else model.tied
-    rules = list(_rules(model, tied))
+    rules = list(_rules(model, tied, options.sparse_layout))
+    if options.sparse_layout and not any(rule.role == "ffn_down_t" for rule in rules):
+        raise no_down(model_dir)
     _check_weights(model_dir, model, rules, weights, tied)
     if predictors and tied and not model.architecture.powerinfer_ties:
         warn("PowerInfer itself looks for output.weight, which a tied model lacks; hotcold does not")
@@ -52,9 +55,9 @@ def plan_tensors(
     sources += [(name, [source], "same") for name, source in _extras(model, predictors)]
     shapes = {name: _stacked_shape(some, layout) for name, some, layout in sources}
     recipe = recipe_of(
-        outtype, model.architecture.name, shapes, tied=tied and predictors is None, requantised=False
+        options.outtype, model.architecture.name, shapes, tied=tied and predictors is None, requantised=False
     )
-    importance, heads = read_importance(imatrix, shapes), (model.n_head, model.n_head_kv)
+    importance, heads = read_importance(options.imatrix, shapes), (model.n_head, model.n_head_kv)
     tensors = []
     for name, some, layout in sources:
         kind = output_type(name, shapes[name], recipe)
@@ -77,11 +80,11 @@ def _stacked_shape(sources: list[SourceTensor], layout: Layout) -> tuple[int, ..
     return (len(sources), *shape) if layout == "stack_experts" else shape
 
 
-def _rules(model: HFModel, tied: bool) -> Iterator[TensorRule]:
+def _rules(model: HFModel, tied: bool, sparse_layout: bool) -> Iterator[TensorRule]:
     """Every tensor of the directory, in the order of the file; a ReLU model's down projection by neuron."""
     has = model.optional | (frozenset() if tied else {"output"})
-    relu = model.ffn_activation == "relu"
-    layer = by_neuron(model.layer_rules) if relu else model.layer_rules
+    turned = sparse_layout or model.ffn_activation == "relu"
+    layer = by_neuron(model.layer_rules) if turned else model.layer_rules
     layers = (of_layer(layer, i) for i in range(model.n_layer))
     for rule in chain(model.architecture.whole, *layers):
         if rule.role in has or not rule.optional:

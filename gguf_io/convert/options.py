@@ -16,6 +16,7 @@ class ConvertOptions:
         outtype: of the matrices, one of OUTTYPES.
         force_pretokenizer: how a BPE vocabulary cuts text into words, whatever a directory says.
         ffn_activation: what the FFN has, whatever the source says; the file then says so.
+        sparse_layout: give the down projection a row a neuron, whatever the FFN's function is.
         max_bytes: splits the model into files whose tensors take no more; None for one file.
         imatrix: an importance matrix, llama.cpp's GGUF file, which says how much an error in each column of a
             matrix weighs.
@@ -27,6 +28,7 @@ class ConvertOptions:
     outtype: str
     force_pretokenizer: str | None = None
     ffn_activation: str | None = None
+    sparse_layout: bool = False
     max_bytes: int | None = None
     imatrix: Path | None = None
     force: bool = False

@@ -2,7 +2,8 @@
 
 Matrices are the two-dimensional tensors whose name ends in `weight`; all others are copied. Metadata,
 magic and order stay as they are, but for the keys that name the type. Where the FFN's function is said to be
-ReLU, the down projection gets a row a neuron, as in a directory's conversion, so that sparse FFNs can run.
+ReLU, or the sparse layout is asked for, the down projection gets a row a neuron, as in a directory's
+conversion, so that sparse FFNs can run.
 """
 
 import re
@@ -20,7 +21,7 @@ from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
-from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode, no_down
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.outtypes import (
     HEAD,
@@ -43,7 +44,8 @@ from hotcold.whole_file import check_output
 T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
-DOWN = re.compile(r"blk\.\d+\.ffn_down\.weight")
+DOWN = re.compile(r"blk\.\d+\.ffn_down\.(weight|bias)")
+ROUNDED_ALIKE = (T.F32, T.F16, T.BF16, T.Q8_0)  # whose rounding is so fine that rounding across it adds little
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
@@ -55,9 +57,10 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
 
     Raises:
         SettingError: unknown `outtype`; `outfile` is `source`, or exists and `force` is false; an activation
-            that the architecture has not; rows that no block of `outtype` divides.
-        FileError: `source` is damaged or no model, has a matrix of a type that cannot be read, or changes
-            while it is read; writing failed.
+            that the architecture has not; rows that no block of `outtype` divides; a sparse layout of a model
+            whose layers have no FFN of their own.
+        FileError: `source` is damaged or no model, has a matrix of a type that cannot be read or not laid out
+            as asked, or changes while it is read; writing failed.
         DoesNotFitError: the disk is full.
     """
     check_outtype(options.outtype)
@@ -80,7 +83,7 @@ def _tensors(
 ) -> tuple[list[OutputTensor], Recipe]:
     """The tensors of the new file, and the recipe that chose their types."""
     tied = HEAD not in file.tensors and not file.is_powerinfer
-    turned = _to_turn(file, warn) if options.ffn_activation == "relu" else {}
+    turned = _to_turn(file, options, warn)
     shapes = {
         turned.get(name, name): info.shape[::-1] if name in turned else info.shape
         for name, info in file.tensors.items()
@@ -101,18 +104,33 @@ def _tensors(
     return tensors, recipe
 
 
-def _to_turn(file: GGUFFile, warn: Callable[[str], None]) -> dict[str, str]:
-    """Down projections with a row an output, and their names with a row a neuron; all of them or none."""
-    found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name) and len(info.ne) == 2]
+def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None]) -> dict[str, str]:
+    """Down projections with a row an output, their biases, and the names of both with a row a neuron.
+
+    All of them or none; none where nobody asks for it.
+    """
+    if not options.sparse_layout and options.ffn_activation != "relu":
+        return {}
+    found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name)]
+    if options.sparse_layout:
+        _check_sources(file, found)
     kinds = sorted({info.type.name for info in found if not _is_readable(info)})
     if kinds:
         warn(f"ffn_down stays as it is, since {', '.join(kinds)} cannot be read: its FFN runs dense")
         return {}
     if not found and not any(name.endswith("ffn_down_t.weight") for name in file.tensors):
-        warn(
-            "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
-        )
+        if options.sparse_layout:
+            raise no_down(file.path)
+        warn("the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense")
     return {info.name: info.name.replace("ffn_down", "ffn_down_t") for info in found}
+
+
+def _check_sources(file: GGUFFile, found: list[TensorInfo]) -> None:
+    for info in found:
+        if info.type not in ROUNDED_ALIKE:
+            bound = "its numbers are rounded in blocks along the other way, and would be rounded across them"
+            step = "for a sparse layout start from F32, F16, BF16 or Q8_0"
+            raise FileError(f"{file.path.name}: type of {info.name}", info.type.name, bound, step)
 
 
 def _metadata(
@@ -179,7 +197,9 @@ def _output_tensor(
 def _turned_tensor(
     file: GGUFFile, info: TensorInfo, name: str, kind: T, warn: Callable[[str], None]
 ) -> OutputTensor:
-    """A matrix with its columns as rows; it is whole in memory while it is written."""
+    """A matrix with its columns as rows, whole in memory while it is written; or a bias, by its new name."""
+    if len(info.ne) == 1:
+        return OutputTensor(name, info.type, info.ne, info.n_bytes, lambda: _slabs(file, info))
     n_rows, n = info.ne
     n_bytes = n_rows * blocks.row_bytes(kind, n)
 

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.errors import FileError
+from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures.table import Layout
 from hotcold.gguf_io.source_tensor import SourceTensor, as_float32
@@ -64,6 +65,12 @@ def output_tensor(
             yield encode(name, numbers + 1 if layout == "plus_one" else numbers, type_, warn, importance)
 
     return OutputTensor(name, type_, shape[::-1], n_bytes, chunks)
+
+
+def no_down(model: Path) -> SettingError:
+    """The refusal of a sparse layout."""
+    bound = f"{model} has no ffn_down of its own in a layer, such as a mixture of experts"
+    return SettingError("sparse_layout", True, bound, "leave it out")
 
 
 def row_order(layout: Layout, n_rows: int, heads: tuple[int, int]) -> NDArray[np.intp] | None:

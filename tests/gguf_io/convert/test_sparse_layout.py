@@ -1,0 +1,128 @@
+"""A down projection with a row a neuron for models that are not ReLU: the same logits."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import run
+from hf_forward import forward
+from numpy.typing import NDArray
+
+from hotcold import load
+from hotcold.errors import FileError, SettingError
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.convert.conversion import convert
+
+MakeModel = Callable[..., Any]  # the fixture hf_model
+DATA = Path(__file__).parents[2] / "data" / "llamacpp"
+IDS = [1, 5, 9, 200, 33, 7]
+FEW_IDS = [1, 30, 4, 7, 39, 30, 2, 11, 0, 25]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out" / "out.gguf"
+
+
+def logits(path: Path, ids: list[int], n_batch: int, **how: Any) -> NDArray[np.float32]:
+    with load(path, n_ctx=32, n_batch=n_batch, kv_type="f32", **how) as engine:
+        assert engine.sparsity == "off"
+        assert not [warning for warning in engine.warnings if "nothing uses" in warning]
+        return engine.logits(ids)
+
+
+def error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    return float(np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum()))
+
+
+@pytest.mark.parametrize(
+    ("name", "outtype"),
+    [
+        ("llama.f32", "f32"),
+        ("llama.f16", "f16"),
+        ("llama.bf16", "bf16"),
+        ("falcon.f16", "f32"),
+        ("qwen2.f16", "f32"),
+        ("llama.q8_0", "f32"),
+    ],
+)
+def test_a_gguf_computes_the_same(name: str, outtype: str, out: Path) -> None:
+    source = DATA / f"{name}.gguf"
+    summary = convert(source, None, out, outtype, sparse_layout=True)
+    assert not summary.sparse
+    with open_gguf(source) as file, open_gguf(out) as got:
+        assert file.metadata.get("hotcold.ffn_activation") == got.metadata.get("hotcold.ffn_activation")
+        assert "blk.1.ffn_down.weight" not in got.tensors
+        assert got.tensors["blk.1.ffn_down_t.weight"].ne == file.tensors["blk.1.ffn_down.weight"].ne[::-1]
+    convert(source, None, out.with_name("plain.gguf"), outtype)
+    wanted = logits(out.with_name("plain.gguf"), IDS, 8, device="cpu")
+    for n_batch in (1, 8):
+        assert error(logits(out, IDS, n_batch, device="cpu"), wanted) < 1e-5
+
+
+def test_it_runs_on_a_device_too(out: Path) -> None:
+    convert(DATA / "llama.f32.gguf", None, out, "f32", sparse_layout=True)
+    wanted = logits(DATA / "llama.f32.gguf", IDS, 8, device="cpu")
+    for budget in ("1MiB", "64MiB"):
+        for n_batch in (1, 8):
+            got = logits(out, IDS, n_batch, device="emulated", vram_budget=budget)
+            assert error(got, wanted) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gemma3", "falcon-7b"])
+def test_a_directory_computes_the_same(hf_model: MakeModel, out: Path, kind: str) -> None:
+    model = hf_model(kind, dtype="float32")
+    convert(model.folder, None, out, "f32", sparse_layout=True)
+    with open_gguf(out) as got:
+        assert "blk.0.ffn_down_t.weight" in got.tensors and "blk.0.ffn_down.weight" not in got.tensors
+    wanted = forward(model, np.array(FEW_IDS, np.int32))
+    for n_batch in (1, 16):
+        assert error(logits(out, FEW_IDS, n_batch, device="cpu"), wanted) < 1e-5
+
+
+def test_what_has_the_layout_already_keeps_it(hf_model: MakeModel, out: Path, tmp_path: Path) -> None:
+    model = hf_model("llama", dtype="float32", hidden_act="relu")
+    convert(model.folder, None, tmp_path / "in.gguf", "f32")
+    convert(tmp_path / "in.gguf", None, out, "f32", sparse_layout=True)
+    assert out.read_bytes() == (tmp_path / "in.gguf").read_bytes()
+
+
+def test_a_bias_goes_with_it(hf_model: MakeModel, out: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    """Of a model that has one, which a file with a row an output names otherwise."""
+    from hotcold.gguf_io.convert import model_tensors
+
+    model = hf_model("opt", dtype="float32")
+    convert(model.folder, None, tmp_path / "wanted.gguf", "f32")
+    monkeypatch.setattr(model_tensors, "by_neuron", lambda rules: rules)
+    convert(model.folder, None, tmp_path / "in.gguf", "f32")
+    convert(tmp_path / "in.gguf", None, out, "f32", sparse_layout=True)
+    with open_gguf(out) as got, open_gguf(tmp_path / "wanted.gguf") as wanted:
+        assert list(got.tensors) == list(wanted.tensors)
+        for name in wanted.tensors:
+            assert np.array_equal(got.data(name), wanted.data(name)), name
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q5_1", "q4_k", "q6_k"])
+def test_blocks_along_the_other_way_are_refused(kind: str, out: Path) -> None:
+    with pytest.raises(
+        FileError, match=r"rounded in blocks along the other way.*start from F32, F16, BF16 or"
+    ):
+        convert(DATA / f"llama.{kind}.gguf", None, out, "f16", sparse_layout=True)
+    assert not out.exists()
+
+
+def test_a_mixture_of_experts_is_refused(hf_model: MakeModel, out: Path) -> None:
+    for source in (DATA / "qwen3moe.f16.gguf", hf_model("qwen3_moe").folder):
+        with pytest.raises(SettingError, match="no ffn_down of its own"):
+            convert(source, None, out, "f16", sparse_layout=True)
+    assert not out.exists()
+
+
+def test_the_command(out: Path) -> None:
+    given = ("convert", str(DATA / "llama.f16.gguf"), "--outfile", str(out), "--sparse-layout", "--dry-run")
+    result = run(*given)
+    assert result.returncode == 0 and "blk.0.ffn_down_t.weight" in result.stdout
+    assert run(*(given[0], str(DATA / "llama.q4_0.gguf"), *given[2:])).returncode == 3
