@@ -19,6 +19,7 @@ UTF8 = re.compile(  # the well-formed sequences of the Unicode standard, table 3
     rb"|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}"
     rb"|\xf4[\x80-\x8f][\x80-\xbf]{2})++"
 )
+KEEPING = (b"<unk>", b"<s>", b"<|endoftext|>")
 LENGTH_BY_LEAD = (1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 3, 4)  # by the upper four bits
 
 
@@ -41,6 +42,7 @@ class PieceTokenizer(ABC):
         self.add_bos = vocabulary.add_bos
         self.warnings = warnings
         self._specials = _specials(self.tokens, self.types)
+        self._dropping = _dropping(self._specials) if vocabulary.drops_spaces else frozenset()
         self._longest = max(1, *map(len, self.tokens))
 
     def encode(
@@ -128,7 +130,7 @@ class PieceTokenizer(ABC):
         for text, token in self._specials:
             if (parse_special or self.types[token] == USER_DEFINED) and text in data:
                 parts = [piece for part in parts for piece in _split_at(part, text, token)]
-        return parts
+        return _without_spaces(parts, self._dropping) if self._dropping else parts
 
 
 def _as_bytes(text: str) -> bytes:
@@ -148,6 +150,22 @@ def _split_at(part: bytes | int, text: bytes, token: int) -> Iterator[bytes | in
             yield token
         if run:
             yield run
+
+
+def _without_spaces(parts: list[bytes | int], dropping: frozenset[int]) -> list[bytes | int]:
+    """The same without the white space behind these tokens."""
+    kept: list[bytes | int] = []
+    for part in parts:
+        if isinstance(part, bytes) and kept and kept[-1] in dropping:
+            part = part.lstrip()
+        if part != b"":
+            kept.append(part)
+    return kept
+
+
+def _dropping(specials: list[tuple[bytes, int]]) -> frozenset[int]:
+    """The tokens of Phi-3 behind which white space is dropped: all special ones but three, as in llama.cpp."""
+    return frozenset(token for text, token in specials if text not in KEEPING)
 
 
 def _utf8_runs(data: bytes) -> Iterator[tuple[bool, bytes]]:

@@ -33,6 +33,7 @@ class Vocabulary:
         bos, eos, unknown: ids, None where the file has none.
         end_ids: ids after which generation ends, besides EOS.
         add_bos: whether BOS is put in front of a text. EOS is never put behind one: each is to go on.
+        drops_spaces: whether white space behind a special piece is dropped.
     """
 
     tokens: Sequence[bytes]
@@ -42,6 +43,7 @@ class Vocabulary:
     unknown: int | None = None
     end_ids: frozenset[int] = frozenset()
     add_bos: bool = True
+    drops_spaces: bool = False
 
 
 def read_vocabulary(
@@ -81,7 +83,14 @@ def read_vocabulary(
         ids["unknown"],
         frozenset(ends),
         flag(file, "add_bos_token", add_bos),
+        drops_spaces=_is_phi3(file),
     )
+
+
+def _is_phi3(file: GGUFFile) -> bool:
+    """By its name, as llama.cpp knows Phi-3: no key says that its special pieces take white space along."""
+    name = file.metadata.get("general.name")
+    return isinstance(name, str) and any(known in name.lower() for known in ("phi-3", "phi3"))
 
 
 def byte_ids(tokens: Sequence[bytes], types: Sequence[int]) -> list[int]:

@@ -290,6 +290,25 @@ def test_a_pretokenizer_is_not_for_these(write: Write) -> None:
         load_tokenizer(file, "gpt-2")
 
 
+def test_white_space_behind_phi3s_special_pieces_is_dropped() -> None:
+    """Behind all but three; without the piece nothing is dropped, and what other models have stays."""
+    pieces = [(b"<s>", CONTROL), (b"<|user|>", CONTROL), (b"a", NORMAL), ("▁".encode(), NORMAL)]
+    pieces += [(b"<think>", USER_DEFINED)]
+    one, other = (small(*pieces, add_space_prefix=False, drops_spaces=drops) for drops in (True, False))
+    texts = ("<|user|>\n  a", "<s> a", "<think> \n<|user|>\n", " a")
+    assert [one.encode(text, parse_special=True) for text in texts] == [[2, 3], [1, 4, 3], [5, 2], [4, 3]]
+    assert other.encode(texts[0], parse_special=True) == [2, 0, 4, 4, 3]
+
+
+@pytest.mark.parametrize(("name", "drops"), [("Phi-3-mini-4k", True), ("my phi3", True), ("Phi-4", False)])
+def test_phi3_is_known_by_its_name(name: str, drops: bool, data: Path) -> None:
+    with open_gguf(data / "llamacpp" / "llama.f32.gguf") as file:
+        file.metadata = {**file.metadata, "general.name": name}
+        ids = load_tokenizer(file).encode("</s>\nA", add_special=False, parse_special=True)
+        plain = load_tokenizer(file).encode("</s>A", add_special=False, parse_special=True)
+    assert (ids == plain) == drops
+
+
 def test_minus_one_is_no_token(write: Write) -> None:
     assert tokenizer_of(write(bos_token_id=0xFFFFFFFF)).bos is None
 
