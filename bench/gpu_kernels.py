@@ -13,6 +13,11 @@ from gpu_weight_kernels import ffn_cases, product_cases
 from hotcold.kernels.formats import KV_TYPES
 from hotcold.kernels.weight_table import WEIGHT_TYPES
 
+COMMON = [
+    getattr(GGMLQuantizationType, name) for name in ("F32", "F16", "Q8_0", "Q4_0", "Q4_K", "Q5_K", "Q6_K")
+]
+"""Types that people have: they come first, so that a short loan of a card has them."""
+
 
 def groups_of_cases(sizes: Sizes) -> Iterator[tuple[str, Callable[[Bed], Iterator[Case]]]]:
     """Names, and what makes the cases: those of one group are on the device together."""
@@ -21,7 +26,7 @@ def groups_of_cases(sizes: Sizes) -> Iterator[tuple[str, Callable[[Bed], Iterato
     yield "experts", partial(expert_cases, sizes=sizes)
     for kv_type in KV_TYPES:
         yield f"attention, {kv_type} cache", partial(attention_cases, sizes=sizes, kv_type=kv_type)
-    for kind in WEIGHT_TYPES:
+    for kind in sorted(WEIGHT_TYPES, key=lambda kind: kind not in COMMON):
         yield kind.name, partial(_typed_cases, sizes=sizes, kind=kind)
 
 
