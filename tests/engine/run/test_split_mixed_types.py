@@ -68,10 +68,8 @@ def test_any_mix_gives_the_cpus_logits(
 ) -> None:
     with open_gguf(mixed_model(MIXES[mix])) as file:
         model, case = model_of(file, 2, sparse_threshold=-100.0), Case(sparsity)
-        assert (
-            model.layers[0].ffn_gate is not None
-            and model.layers[0].ffn_gate.type != model.layers[0].ffn_up.type
-        )
+        gate, up = model.layers[0].ffn_gate, model.layers[0].ffn_up
+        assert gate is not None and up is not None and gate.type != up.type
         hot = some_neurons(model, 300 if sparsity == "predictor" else model.n_units)
         with on_device(plan_with(model, case, hot), file, split_device) as executor:
             assert distance(mixed_logits(executor), cpu_logits(model, file, case)) <= 1.5e-2
