@@ -83,6 +83,7 @@ class Pretokenizer:
         patterns: each cuts what the one before left into its matches and what lies between them.
         ignore_merges: a word that is a piece as a whole is taken as it is, whatever the merges make of it.
         add_bos: whether BOS goes in front if the file does not say.
+        always_bos: BOS goes in front even if the file says that it does not, as in llama.cpp: files of Gemma 4 say so.
         spelled: other patterns by which a tokenizer.json says the same, or near enough for its pieces.
         of_text: pieces are text with U+2581 for a space, and `<0xXX>` for bytes without a piece; else they are
             written in characters that stand for bytes.
@@ -92,6 +93,7 @@ class Pretokenizer:
     patterns: tuple[str, ...]
     ignore_merges: bool = False
     add_bos: bool = False
+    always_bos: bool = False
     spelled: tuple[tuple[str, ...], ...] = ()
     of_text: bool = False
 
@@ -254,7 +256,13 @@ TABLE = (
     ),
 )
 OF_TEXT = (
-    Pretokenizer(("gemma4", "granite-embed-multi-311m"), (r"[^\n]+|[\n]+",), add_bos=True, of_text=True),
+    Pretokenizer(
+        ("gemma4", "granite-embed-multi-311m"),
+        (r"[^\n]+|[\n]+",),
+        add_bos=True,
+        always_bos=True,
+        of_text=True,
+    ),
     Pretokenizer(("sarvam-moe",), (r"[^\n]+|[\n]+",), of_text=True),
 )
 PRETOKENIZERS = {name: entry for entry in (*TABLE, *OF_TEXT) for name in entry.names}

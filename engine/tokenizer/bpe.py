@@ -144,7 +144,8 @@ def load(file: GGUFFile, force_pretokenizer: str | None = None, n_rows: int | No
     if not merges:
         warnings += ("tokenizer.ggml.merges has none of use: every byte of a text is a token of its own",)
     kind = TextBpeTokenizer if pretokenizer.of_text else BpeTokenizer
-    return kind(replace(vocabulary, tokens=tokens), merges, pretokenizer, warnings)
+    add_bos = vocabulary.add_bos or pretokenizer.always_bos
+    return kind(replace(vocabulary, tokens=tokens, add_bos=add_bos), merges, pretokenizer, warnings)
 
 
 def _pretokenizer_name(file: GGUFFile) -> tuple[str, tuple[str, ...]]:

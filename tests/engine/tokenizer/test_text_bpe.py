@@ -53,10 +53,20 @@ TOKENIZER = loaded("sarvam-moe")
 
 
 @pytest.mark.parametrize(
-    ("fields", "begins"), [({"model": "gemma4"}, True), ({"pre": "gemma4"}, True), ({"pre": "sarvam-moe"}, False)]
+    ("fields", "begins"),
+    [
+        ({"model": "gemma4"}, True),
+        ({"pre": "gemma4"}, True),
+        ({"pre": "sarvam-moe"}, False),
+        ({"model": "gemma4", "add_bos": False}, True),
+        ({"pre": "gemma4", "add_bos": False}, True),
+        ({"pre": "granite-embed-multi-311m", "add_bos": False}, True),
+        ({"pre": "sarvam-moe", "add_bos": True}, True),
+        ({"pre": "sarvam-moe", "add_bos": False}, False),
+    ],
 )
 def test_what_the_file_says(tmp_path: Path, fields: dict[str, Any], begins: bool) -> None:
-    """A vocabulary of the kind gemma4 needs no name of a pre-tokenizer."""
+    """A vocabulary of the kind gemma4 needs no name of a pre-tokenizer, and begins a text whatever the file says."""
     path = tmp_path / "m.gguf"
     written(path, **fields)
     with open_gguf(path) as file:
@@ -82,7 +92,13 @@ def test_a_byte_without_a_piece_is_named(tmp_path: Path) -> None:
             tokenizer.encode(text)
 
 
-def written(path: Path, model: str = "gpt2", pre: str | None = None, without: tuple[str, ...] = ()) -> None:
+def written(
+    path: Path,
+    model: str = "gpt2",
+    pre: str | None = None,
+    without: tuple[str, ...] = (),
+    add_bos: bool | None = None,
+) -> None:
     """vocab_text.gguf with other metadata; what is left out of its pieces is a normal one of another text."""
     import gguf
 
@@ -98,6 +114,8 @@ def written(path: Path, model: str = "gpt2", pre: str | None = None, without: tu
     writer.add_token_merges(values["merges"])
     writer.add_bos_token_id(values["bos_token_id"])
     writer.add_eos_token_id(values["eos_token_id"])
+    if add_bos is not None:
+        writer.add_add_bos_token(add_bos)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
