@@ -42,7 +42,7 @@ class PerplexityCommand(EngineOptions, TextOption):
         with open_engine(self, self.quiet) as engine:
             warn(engine, self.quiet)
             result = measured(engine, text, shown=not self.quiet and sys.stderr.isatty())
-            for finding in () if self.quiet else engine.first_prompt.warnings:
+            for finding in () if self.quiet else result.findings:
                 note(f"warning: {finding}")
             if self.as_json:
                 write_line(json.dumps(result.numbers()))

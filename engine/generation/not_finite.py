@@ -22,7 +22,7 @@ def check_finite(logits: NDArray[np.float32], executor: Executor, file: GGUFFile
         raise not_finite("NaN" if np.isnan(logits).any() else "infinity", executor, file)
 
 
-def overflow_warning(executor: Executor, n: int) -> str:
+def overflow_warning(executor: Executor, n: int, spoils: str = "text") -> str:
     """That a key in n positions was too large for its cache, and no logit shows it; "" if there is none.
 
     A score of minus infinity leaves its position out; of values nothing can stay hidden.
@@ -30,7 +30,7 @@ def overflow_warning(executor: Executor, n: int) -> str:
     layer, kv_type = executor.overflow(n), executor.plan.kv_type
     if layer is None:
         return ""
-    return f"a key of layer {layer} is too large for a {kv_type} cache, and the text may be wrong: {REMEDY}"
+    return f"a key of layer {layer} is too large for a {kv_type} cache, and the {spoils} may be wrong: {REMEDY}"
 
 
 def not_finite(what: str, executor: Executor, file: GGUFFile) -> HotcoldError:

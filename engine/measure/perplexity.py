@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.generation.not_finite import check_finite
+from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.measure.activity import Activity, ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -37,6 +37,7 @@ class Perplexity:
         deviation: its standard error.
         chunk_nlls: sums of -ln p, a chunk each.
         n_scored: ids over all chunks.
+        findings: what a user should know of the model, one line each.
     """
 
     value: float
@@ -49,10 +50,13 @@ class Perplexity:
     sparsity: str
     threshold: float | None
     activity: Activity
+    findings: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
         """All of it by name, for JSON."""
-        return asdict(self) | {"definition": DEFINITION}
+        numbers = asdict(self) | {"definition": DEFINITION}
+        del numbers["findings"]
+        return numbers
 
 
 def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -83,12 +87,15 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
             "text", f"{len(ids)} ids", f"a chunk needs n_ctx = {n_ctx}", "lower -c, or take a longer text"
         )
     start, meter = time.perf_counter(), ActivityMeter(engine)
-    nlls: list[NDArray[np.float64]] = []
+    nlls, hidden = list[NDArray[np.float64]](), ""
     first = engine.first_prompt
     for i in range(n_chunks):
         run = engine.executor.run if first.is_over else first.run
         nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy(), run))
         first.is_over = True
+        hidden = hidden or overflow_warning(
+            engine.executor, n_ctx, "perplexity"
+        )  # the next chunk's keys replace these
         if progress is not None:
             progress(i + 1, n_chunks, math.exp(np.concatenate(nlls).mean()))
     every = np.concatenate(nlls)
@@ -104,6 +111,7 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
         sparsity=engine.sparsity,
         threshold=engine.model.sparse_threshold if engine.sparsity == "predictor" else None,
         activity=meter.read(n_chunks * n_ctx),
+        findings=(*first.warnings, *filter(None, (hidden,))),
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from hotcold import load
 from hotcold.engine.generation import Engine
@@ -96,6 +97,30 @@ def test_a_perplexity_of_such_a_model(tiny_model: TinyModel, tmp_path: Path) -> 
     path = scaled(tiny_model("f32", False), tmp_path / "large.gguf", attn_v=1e7, attn_output=1e-7)
     with load(path, n_ctx=32, threads=1) as engine, pytest.raises(SettingError, match="--kv-type f32"):
         measure(engine, b"Elizabeth was so much caught by what passed. " * 8)
+
+
+@pytest.mark.parametrize(("kv_type", "chunk"), [("f16", 0), ("f16", 1), ("q8_0", 1), ("f16", None)])
+def test_a_key_that_hides_its_position_of_a_perplexity_is_said(
+    tiny_model: TinyModel, monkeypatch: pytest.MonkeyPatch, kv_type: str, chunk: int | None
+) -> None:
+    """Whichever chunk it is in, though the next one writes over it."""
+    with load(tiny_model("f32", True), n_ctx=64, threads=1, kv_type=kv_type) as engine:
+        n_over, run = 0, engine.executor.run
+
+        def spoiled(ids: NDArray[np.int32], n_past: int = 0, logits: NDArray[np.float32] | None = None) -> None:
+            nonlocal n_over
+            run(ids, n_past, logits)
+            if n_past + len(ids) == 64:
+                if n_over == chunk:
+                    make_infinite(engine, layer=2, position=3)
+                n_over += 1
+
+        monkeypatch.setattr(engine.executor, "run", spoiled)
+        result = measure(engine, b"Elizabeth was so much caught by what passed. " * 16)
+        assert n_over >= 2
+        said = [f for f in result.findings if f"a key of layer 2 is too large for a {kv_type} cache" in f]
+        assert len(said) == (chunk is not None)
+        assert all("the perplexity may be wrong" in finding for finding in said)
 
 
 @pytest.mark.parametrize(("kv_type", "named"), [("f16", True), ("q8_0", True), ("f32", False)])
