@@ -4,14 +4,16 @@
 
 Writes a random model whose layers have the shape of Qwen3-30B-A3B's, as many as the gigabytes hold, then runs in
 turns: a prompt of 256 and tokens one by one here and in llama.cpp (without it: `--no-peer`), and tokens with a plain
-sum over as many bytes of the same file. Routers are random, so every token goes to other experts. Last, batches of 1
-to 32 tokens beside as many tokens one by one.
+sum over as many bytes of the same file. Routers are random, so every token goes to other experts. Then batches of 1
+to 32 tokens beside as many tokens one by one. Last, layers of SmallThinker-21B-A3B's shape with a row a neuron of the
+down projection, whose gates are positive by half: the experts' nodes with silent neurons skipped, and with all read.
 """
 
 import argparse
 import os
 import tempfile
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Taken, Tracing
 from hotcold.gguf_io import blocks, open_gguf
 from hotcold.gguf_io.writer import Contents, OutputTensor, uint32, write_gguf
 from hotcold.kernels.cpu.stream import StreamingSum
@@ -36,9 +39,15 @@ BATCHES = (1, 2, 4, 8, 16, 32)
 
 @dataclass(frozen=True)
 class ExpertShape:
-    """Hyperparameters of a qwen3moe; the default has Qwen3-30B-A3B's layers."""
+    """Hyperparameters; the default has Qwen3-30B-A3B's layers.
+
+    Attributes:
+        by_neuron: whether the down projection has a row a neuron, and no head has a norm: a smallthinker's.
+    """
 
     n_layer: int
+    architecture: str = "qwen3moe"
+    by_neuron: bool = False
     n_embd: int = 2048
     n_head: int = 32
     n_head_kv: int = 4
@@ -48,6 +57,9 @@ class ExpertShape:
     n_ff: int = 768
     n_vocab: int = 32000
     n_ctx: int = 2048
+
+
+SMALLTHINKER = ExpertShape(6, "smallthinker", True, 2560, 28, 4, n_expert=64, n_used=6, n_ff=768)
 
 
 def layer_tensors(shape: ExpertShape, kind: GGMLQuantizationType, i: int) -> list[OutputTensor]:
@@ -61,7 +73,8 @@ def layer_tensors(shape: ExpertShape, kind: GGMLQuantizationType, i: int) -> lis
         "ffn_up_exps": (e, f, x),
         "ffn_down_exps": (f, e, x),
     }
-    norms = {"attn_norm": e, "ffn_norm": e, "attn_q_norm": d, "attn_k_norm": d}
+    norms = {"attn_norm": e, "ffn_norm": e}
+    norms |= {} if shape.by_neuron else {"attn_q_norm": d, "attn_k_norm": d}
     return [
         *(norm(f"blk.{i}.{name}.weight", n) for name, n in norms.items()),
         tensor(f"blk.{i}.ffn_gate_inp.weight", F32, e, x),
@@ -87,16 +100,22 @@ def write(path: Path, shape: ExpertShape, kind: GGMLQuantizationType) -> int:
         shape.n_vocab,
         shape.n_ctx,
     )
-    values = {key.replace("llama.", "qwen3moe.", 1): value for key, value in metadata(dense).items()}
-    values |= {
-        "qwen3moe.attention.key_length": uint32(shape.head_dim),
-        "qwen3moe.attention.value_length": uint32(shape.head_dim),
-        "qwen3moe.rope.dimension_count": uint32(shape.head_dim),
-        "qwen3moe.expert_count": uint32(shape.n_expert),
-        "qwen3moe.expert_used_count": uint32(shape.n_used),
-        "qwen3moe.expert_feed_forward_length": uint32(shape.n_ff),
+    name = shape.architecture
+    values = {
+        f"{name}.{key[6:]}" if key.startswith("llama.") else key: value
+        for key, value in metadata(dense).items()
     }
-    return write_gguf(path, Contents("qwen3moe", values, out), force=True)
+    numbers = {
+        "attention.key_length": shape.head_dim,
+        "attention.value_length": shape.head_dim,
+        "rope.dimension_count": shape.head_dim,
+        "expert_count": shape.n_expert,
+        "expert_used_count": shape.n_used,
+        "expert_feed_forward_length": shape.n_ff,
+        "expert_gating_func": 1,
+    }
+    values |= {f"{name}.{key}": uint32(value) for key, value in numbers.items()}
+    return write_gguf(path, Contents(name, values, out), force=True)
 
 
 def layer_bytes(kind: GGMLQuantizationType) -> int:
@@ -149,6 +168,42 @@ def _batch(executor: Executor, ids: np.ndarray, n: int) -> tuple[float, float]:
     return float(np.median(times[0])), float(np.median(times[1]))
 
 
+def skipping(path: Path, kind: GGMLQuantizationType, n_threads: int, seconds: float) -> None:
+    """The time that experts' nodes of one token take, with rows of silent neurons skipped and with all read."""
+    write(path, SMALLTHINKER, kind)
+    times: dict[str, list[float]] = {"off": [], "exact": []}
+    with open_gguf(path) as file, ExitStack() as stack:
+        model = load_model(file)
+        both = {
+            mode: stack.enter_context(Executor(plan_for_cpu(model, Wanted(mode, 64, 1)), file, n_threads))
+            for mode in times
+        }
+        ids = np.random.default_rng(0).integers(3, model.n_vocab, 64).astype(np.int32)
+        heard: list[float] = []
+
+        def hear(taken: Taken) -> None:
+            if taken.node.op == "expert_ffn":
+                heard.append(taken.seconds)
+
+        for executor in both.values():
+            executor.taking = Tracing(executor, hear)
+        end, i = time.perf_counter() + seconds, 0
+        while time.perf_counter() < end or i < 5:
+            for mode, executor in both.items():
+                heard.clear()
+                executor.run(ids[i % 64 : i % 64 + 1], i % 64)
+                times[mode].append(sum(heard))
+            i += 1
+        chosen, firing = both["exact"].counts.sum((0, 1))
+    dense, sparse = float(np.median(times["off"])), float(np.median(times["exact"]))
+    share = firing / (chosen * SMALLTHINKER.n_ff)
+    print(
+        f"experts of SmallThinker's shape, {share:.0%} of the gates positive: all rows {dense * 1e3:.2f} ms a token, "
+        f"skipping {sparse * 1e3:.2f} ms, {dense / sparse:.2f} times",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Write a model and compare."""
     parser = argparse.ArgumentParser(
@@ -170,6 +225,7 @@ def main() -> None:
         share_of_sum(path, arguments.threads, arguments.seconds)
         if not arguments.no_peer:
             compare(path, arguments.type, arguments.threads, arguments.seconds, None)
+        skipping(path, kind, arguments.threads, arguments.seconds)
 
 
 if __name__ == "__main__":
