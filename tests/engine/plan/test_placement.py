@@ -53,11 +53,20 @@ MIXTURES = {
 }
 
 
+VARIANTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
+    "qwen3": st.just({"head_dim": 32}),
+    "phi3": st.just({}),
+    "granite": st.just({}),
+    "gemma3": st.fixed_dictionaries({"head_dim": st.just(64), "window": st.integers(0, 80)}),
+}
+
+
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     """A model with mixed types, its counts (with many ties), a mode, n_ctx and n_batch."""
-    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2", *MIXTURES]))
+    architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2", *VARIANTS, *MIXTURES]))
     mixture = MIXTURES.get(architecture)
+    own = draw(mixture or VARIANTS.get(architecture, st.just({})))
     relu = mixture is None and (architecture != "llama" or draw(st.booleans()))
     shape = Shape(
         architecture,
@@ -69,7 +78,7 @@ def cases(draw: st.DrawFn) -> Case:
         n_vocab=draw(st.integers(1, 300)),
         n_ctx_train=64,
         ffn_activation="relu" if relu else "silu" if mixture is None else "",
-        **({} if mixture is None else draw(mixture)),
+        **own,
         tied=draw(st.booleans()),
         n_positions=66 if architecture == "opt" else 0,
     )
@@ -83,7 +92,8 @@ def cases(draw: st.DrawFn) -> Case:
         mode = draw(st.sampled_from(["off", "exact", *(["predictor"] if model.has_predictors else [])]))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
     counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), model.n_units) for _ in model.layers]
-    return model, counts, mode, draw(st.integers(1, 64)), draw(st.sampled_from([1, 2, 7, 32]))
+    n_ctx = draw(st.integers(1, 64 if model.windows is None else 300))
+    return model, counts, mode, n_ctx, draw(st.sampled_from([1, 2, 7, 32]))
 
 
 def everything(model: Model) -> int:
