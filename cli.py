@@ -14,6 +14,7 @@ from hotcold.engine.commands.convert import ConvertCommand
 from hotcold.engine.commands.devices import DevicesCommand
 from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.hub import ListCommand, PullCommand, RemoveCommand
+from hotcold.engine.commands.imatrix import ImatrixCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
@@ -42,6 +43,7 @@ app.command("profile")(ProfileCommand)
 app.command("pull")(PullCommand)
 app.command("list")(ListCommand)
 app.command("rm")(RemoveCommand)
+app.command("imatrix")(ImatrixCommand)
 app.command("train-predictor")(TrainPredictorCommand)
 
 

@@ -44,12 +44,7 @@ class Firing:
     """
 
     def __init__(self, executor: Executor) -> None:
-        if executor.n_batch < FEWEST:
-            raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to count firings", "raise -b")
-        if executor.device is not None:
-            raise SettingError(
-                "device", executor.device.name, "firings are counted on the CPU", "use --device cpu"
-            )
+        check_executor(executor)
         self._executor, model = executor, executor.model
         self._relu = model.ffn_activation == "relu"
         self._counts: Counted = np.zeros((model.n_layer, model.n_units))
@@ -85,6 +80,15 @@ class Firing:
     def stop(self) -> None:
         """Let the executor run as before."""
         self._executor.taking = self._before
+
+
+def check_executor(executor: Executor) -> None:
+    """Refuse an executor whose intermediates cannot be read; SettingError."""
+    if executor.n_batch < FEWEST:
+        raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to look at batches", "raise -b")
+    if executor.device is not None:
+        bound = "what passes is looked at on the CPU"
+        raise SettingError("device", executor.device.name, bound, "use --device cpu")
 
 
 def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:

@@ -1,8 +1,4 @@
-"""Importance matrices: how much an error in each column of a model's matrices weighs.
-
-The form is llama.cpp's: a GGUF file with general.type "imatrix", and for each matrix the sums of squares of its
-inputs, `NAME.in_sum2` [1, columns], and how many were summed, `NAME.counts` [1, 1].
-"""
+"""Importance matrices as conversions use them: the form is in `gguf_io/imatrix.py`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +8,11 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.imatrix import COUNTS, IMATRIX, KIND, SUMS
 from hotcold.gguf_io.mixes import layer_of
 from hotcold.gguf_io.outtypes import PREDICTORS
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 
-KIND, SUMS, COUNTS = "general.type", ".in_sum2", ".counts"
 BY_NEURON = "ffn_down_t.weight"  # whose columns are outputs, of which a matrix says nothing
 
 
@@ -35,7 +31,7 @@ def read_importance(
     found = {}
     with open_gguf(path) as file:
         kind = file.metadata.get(KIND)
-        if kind != "imatrix":
+        if kind != IMATRIX:
             what = f"no {KIND}" if kind is None else f"{KIND} {kind}"
             raise FileError(f"imatrix {path}", what, "an importance matrix has imatrix", "give one")
         for tensor in file.tensors:

@@ -111,7 +111,7 @@ def test_a_damaged_profile_is_named(text: Path, tmp_path: Path, spoil: object, p
         ((), 2, "-f FILE"),
         (("-f", "/none"), 3, "/none"),
         (("-f", "TEXT", "-o", "/proc/none", *OPTIONS), 3, "another with -o"),
-        (("-f", "TEXT", "-o", "OUT", "-b", "3", "-c", "32"), 2, "at least 4 to count firings"),
+        (("-f", "TEXT", "-o", "OUT", "-b", "3", "-c", "32"), 2, "at least 4 to look at batches"),
     ],
 )
 def test_what_cannot_be_counted(

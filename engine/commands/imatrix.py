@@ -1,0 +1,56 @@
+"""`hotcold imatrix`: how much each column of the matrices matters, for `convert --imatrix`."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hotcold.engine.commands.corpus import CorpusOptions, read_corpus
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import Quiet
+from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.whole_file import check_output
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixOptions:
+    """Where it goes."""
+
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="FILE", help="The importance matrix.")] = Path(
+        "imatrix.gguf"
+    )
+    force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImatrixCommand(ImatrixOptions, CorpusOptions):
+    """Sum up what each column of the matrices reads, for convert --imatrix."""
+
+    quiet: Quiet = False
+
+    def run(self) -> None:
+        """Read, load, sum up, write."""
+        from hotcold.engine.model.model_path import model_path
+        from hotcold.gguf_io.imatrix import write_imatrix
+
+        sources = [model_path(self.path), *(path for path in self.texts or () if path.is_file())]
+        check_output(self.out, sources, self.force, option="-o")
+        texts = read_corpus(self)
+        with open_engine(self, self.quiet, device="cpu", sparsity="off") as engine:
+            from hotcold.engine.profile.corpus import chunks
+            from hotcold.engine.profile.importance import measure_importance
+
+            warn(engine, self.quiet)
+            cut = chunks(texts, engine.tokenizer, engine.n_ctx)
+            with progress_bar(not self.quiet and sys.stderr.isatty(), counted="tokens") as bar:
+
+                def advance(done: int, total: int, speed: float) -> None:
+                    if bar is not None:
+                        bar(f"{speed:.0f} tokens/s", done, total)
+
+                importance = measure_importance(engine, cut, texts, advance)
+        write_imatrix(self.out, importance, force=self.force)
+        if not self.quiet:
+            write_line(f"{self.out}: {len(importance.sums)} matrices, {importance.n_tokens} tokens")
