@@ -149,7 +149,8 @@ def weight_row(row: Report) -> Iterator[str]:
 
 def cache_line(row: Report) -> str:
     """One layer's KV cache."""
-    return f"{'KV cache of layer ' + str(row['layer']):<26}{'':<21}{row['bytes']:>13}  {row['device']}"
+    name, held = f"KV cache of layer {row['layer']}", f"{row['positions']} positions"
+    return f"{name:<32}{held:<15}{row['bytes']:>13}  {row['device']}"
 
 
 def _list(numbers: list[int]) -> str:

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from split_runs import Case, Logits, budget_bytes, model_of, on_device, split_plan
 
 import hotcold
+from hotcold.engine.dump.report import as_json
+from hotcold.engine.dump.text import cache_line
 from hotcold.engine.generation.generation import ROLLED_OVER
 from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
@@ -133,3 +135,10 @@ def test_a_prompt_starts_again_where_windows_have_moved_on(data: Path) -> None:
         alone = engine.generate([*IDS[:20].tolist(), 7], 4, temp=0.0, ignore_eos=True)
         list(alone)
         assert far.ids == alone.ids
+
+
+def test_the_dump_shows_what_each_layer_holds(file: GGUFFile) -> None:
+    plan = plan_for_cpu(load_model(file), Wanted("off", 4096, 4, "f16"))
+    rows = as_json(plan, "model")["kv_cache"]
+    assert [row["positions"] for row in rows] == [128] * 5 + [4096]
+    assert cache_line(rows[0]).split() == ["KV", "cache", "of", "layer", "0", "128", "positions", "32768", "cpu"]
