@@ -144,7 +144,8 @@ def weight_row(row: Report) -> Iterator[str]:
     if len(name) > 25:
         yield name
         name = ""
-    yield f"{name:<26}{row['type']:<6}{_list(row['shape']):<15}{row['bytes']:>13}  {side}"
+    kind = f"{row['type']:<5} {_list(row['shape'])}"  # names of types have up to seven letters
+    yield f"{name:<26}{kind:<21}{row['bytes']:>13}  {side}"
 
 
 def cache_line(row: Report) -> str:

@@ -1,7 +1,7 @@
-"""The type of each tensor of a shape: one for all matrices, or by the rules of a mix or of a mixture of experts.
+"""The type of each tensor of a shape: as `hotcold convert` chooses it, or one for all matrices.
 
-Routers, biases and norms are F32, as llama.cpp leaves them. Of `mxfp4` the experts alone are MXFP4 and all else is
-Q8_0, as in the files of gpt-oss. A mix such as `q4_k_m` is what `hotcold convert` makes of it.
+Routers, biases and norms are F32, as llama.cpp leaves them. Of a mixture of experts' `mxfp4` the experts alone are
+MXFP4 and all else is Q8_0, as in the files of gpt-oss. Types that nothing here writes are those of all matrices.
 """
 
 from collections.abc import Callable
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from gguf import GGMLQuantizationType
 
 from hotcold.engine.model.model import MATRIX_TYPES
+from hotcold.engine.model.shape import Shape
 from hotcold.errors import SettingError
 from hotcold.gguf_io.mixes import MIXES
 from hotcold.gguf_io.outtypes import OUTTYPES, Recipe, output_type
@@ -42,10 +43,17 @@ def one_type(kind: GGMLQuantizationType, has_experts: bool) -> TypeOf:
     return type_of
 
 
-def mixed(mix: str, architecture: str, n_layer: int, *, tied: bool, grouped: bool) -> TypeOf:
-    """Matrices as a mix has them."""
-    kind, file_type = OUTTYPES[mix]
-    recipe = Recipe(mix, kind, T.Q4_0, file_type, architecture, tied, n_layer, grouped)
+def kind_of(name: str, shape: Shape) -> GGMLQuantizationType | str:
+    """The outtype of this name where its rules choose, or the type of all matrices."""
+    if name not in OUTTYPES or (name == "mxfp4" and shape.n_expert):
+        return TYPES[name]
+    return name
+
+
+def converted(outtype: str, architecture: str, n_layer: int, *, tied: bool, grouped: bool) -> TypeOf:
+    """Matrices as a conversion to this outtype has them."""
+    kind, file_type = OUTTYPES[outtype]
+    recipe = Recipe(outtype, kind, T.Q4_0, file_type, architecture, tied, n_layer, grouped)
 
     def type_of(name: str, ne: tuple[int, ...]) -> GGMLQuantizationType:
         return T.F32 if _stays_f32(name, ne) else output_type(name, ne[::-1], recipe)

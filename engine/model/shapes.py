@@ -21,7 +21,7 @@ from hotcold.engine.model.model import Layer, Model, Weight, weights_by_role
 from hotcold.engine.model.multipliers import Multipliers
 from hotcold.engine.model.rope import RopeScaling
 from hotcold.engine.model.shape import FREQ_BASE, Shape, check_shape, whole
-from hotcold.engine.model.shape_types import TYPES, TypeOf, check_type, mixed, one_type
+from hotcold.engine.model.shape_types import TypeOf, check_type, converted, kind_of, one_type
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.architectures import ARCHITECTURES
 from hotcold.gguf_io.architectures.table import PREDICTOR, TensorRule, by_neuron, of_layer, sizes_of
@@ -54,7 +54,7 @@ def like(text: str, predictor_rank: int | None = None) -> Model:
             raise SettingError("--like", name, bound, "docs/offload-dump.md lists all; or give @FILE.json")
         shape = SHAPES[name]
     type_name = check_type(type_name or DEFAULT_TYPE, DEFAULT_TYPE)
-    return build(name, shape, TYPES.get(type_name, type_name), predictor_rank)
+    return build(name, shape, kind_of(type_name, shape), predictor_rank)
 
 
 def read_shape(path: Path) -> tuple[Shape, str]:
@@ -92,7 +92,7 @@ def read_shape(path: Path) -> tuple[Shape, str]:
 def build(
     name: str, shape: Shape, kind: GGMLQuantizationType | str, predictor_rank: int | None = None
 ) -> Model:
-    """A model of this shape; every matrix has the type, or the mix's, and vectors are F32."""
+    """A model of this shape; every matrix has the type, or the outtype's, and vectors are F32."""
     check_shape(shape)
     rank = predictor_rank
     if rank is None:
@@ -166,7 +166,7 @@ def _types_of(shape: Shape, kind: GGMLQuantizationType | str) -> TypeOf:
     if not isinstance(kind, str):
         return one_type(kind, has_experts=shape.n_expert > 0)
     grouped = shape.n_head != shape.n_head_kv
-    return mixed(kind, shape.architecture, shape.n_layer, tied=shape.tied, grouped=grouped)
+    return converted(kind, shape.architecture, shape.n_layer, tied=shape.tied, grouped=grouped)
 
 
 def _check_blocks(name: str, shape: Shape, kind: GGMLQuantizationType) -> None:

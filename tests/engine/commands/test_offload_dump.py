@@ -376,3 +376,11 @@ def test_a_card_is_asked_for_its_memory_if_a_budget_needs_it(monkeypatch: pytest
         assert got["budget"]["bytes"] == (1 << 33) - (64 << 20)
     rows = json.loads(run("--json", "--sweep", "0,50%,auto").stdout)["sweep"]
     assert [row["bytes"] for row in rows] == [0, 3 << 31, (1 << 33) - (64 << 20)]
+
+
+@pytest.mark.parametrize("kind", ["q4_k_m", "iq4_nl", "iq2_xxs"])
+def test_types_with_long_names_stand_apart(kind: str) -> None:
+    shown = run("--like", f"llama-3-8b:{kind}", "--full").stdout
+    rows = [line for line in shown.splitlines() if line.startswith("blk.") and line.endswith("  cpu")]
+    assert len(rows) >= 32 * 6 and len({len(row) for row in rows}) == 1
+    assert all(row.split()[2].startswith("[") for row in rows)
