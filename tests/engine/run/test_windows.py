@@ -6,7 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from split_runs import Case, Logits, budget_bytes, model_of, on_device, split_plan
+from split_runs import (
+    Case,
+    Logits,
+    budget_bytes,
+    cpu_logits,
+    mixed_logits,
+    model_of,
+    on_device,
+    plan_with,
+    some_neurons,
+    split_plan,
+)
 
 import hotcold
 from hotcold.engine.dump.report import as_json
@@ -18,6 +29,7 @@ from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.gguf_io.convert.conversion import convert
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.formats import cache_positions
 
@@ -98,6 +110,20 @@ def test_windows_go_round_on_the_device(
     with on_device(plan, file, split_device) as it:
         assert split_device.counters.live_bytes == plan.totals.used
         assert distance(logits_of(it, ids), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("n_hot", [0, 23, 64])
+def test_neurons_of_a_gelu_gated_ffn_are_divided(
+    n_hot: int, data: Path, tmp_path: Path, split_device: Device, distance: Callable[[Logits, Logits], float]
+) -> None:
+    """With a down projection that has a row a neuron; norms follow the merge."""
+    convert(data / "llamacpp" / "gemma3.f16.gguf", None, tmp_path / "rows.gguf", "f16", sparse_layout=True)
+    with open_gguf(tmp_path / "rows.gguf") as rows:
+        model, case = model_of(rows), Case("off", n_ctx=64)
+        plan = plan_with(model, case, some_neurons(model, n_hot))
+        assert [split.n_hot for split in plan.layers] == [n_hot] * 6
+        with on_device(plan, rows, split_device) as it:
+            assert distance(mixed_logits(it), cpu_logits(model, rows, case)) <= 1e-5
 
 
 def test_a_window_that_has_moved_on_cannot_be_cut_back(file: GGUFFile) -> None:
