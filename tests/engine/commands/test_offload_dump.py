@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 import time
@@ -40,12 +41,16 @@ def test_falcon_40b_is_split_in_seconds() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
-def test_full_lists_everything() -> None:
-    result = run("--like", "falcon-40b:q4_0", "--vram-budget", "8GiB", "--full")
+@pytest.mark.parametrize(
+    ("name", "n_layer", "n_ff"),
+    [("falcon-40b:q4_0", 60, 32768), ("relullama-13b:q4_0", 40, 13824), ("opt-6.7b", 32, 16384)],
+)
+def test_full_lists_everything(name: str, n_layer: int, n_ff: int) -> None:
+    result = run("--like", name, "--vram-budget", "8GiB", "--full")
     assert result.returncode == 0
     buckets = [line.split("gpu_bucket [")[1] for line in result.stdout.splitlines() if "gpu_bucket [" in line]
-    assert "gpu_idx [32768, 1, 1, 1]" in result.stdout
-    assert len(buckets) == 60
+    assert f"gpu_idx [{n_ff}, 1, 1, 1]" in result.stdout
+    assert len(buckets) == n_layer
     assert all(int(bucket.split(",")[0]) > 0 for bucket in buckets)
     assert max(map(len, result.stdout.splitlines())) <= 80
 
@@ -160,14 +165,22 @@ def test_a_page_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["x.html"]
 
 
-def test_a_page_that_is_there_is_overwritten_with_force_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("content", "linked"), [("mine", False), ("", False), ("<!DOCTYPE html>older", False), ("mine", True)]
+)
+def test_a_page_that_is_there_is_overwritten_with_force_alone(
+    tmp_path: Path, content: str, linked: bool
+) -> None:
     page = tmp_path / "x.html"
-    page.write_text("mine")
-    wanted = ("--vram-budget", "0", "-c", "64", "--html", str(page))
+    page.write_text(content)
+    named = tmp_path / "link.html" if linked else page
+    if linked:
+        named.symlink_to("x.html")
+    wanted = ("--vram-budget", "0", "-c", "64", "--html", str(named))
     result = run(*wanted)
-    assert result.returncode == 2 and "--force" in result.stderr and page.read_text() == "mine"
+    assert result.returncode == 2 and "--force" in result.stderr and page.read_text() == content
     assert run(*wanted, "--force").returncode == 0
-    assert page.read_text().startswith("<!DOCTYPE html>")
+    assert page.read_text().startswith("<!DOCTYPE html>\n") and named.is_symlink() == linked
 
 
 @pytest.mark.parametrize("kind", ["the model", "a link to it", "a pipe", "a directory"])
@@ -244,6 +257,31 @@ def test_our_index_is_written_used_and_remade_when_stale(tmp_path: Path) -> None
     ]
     stale = run("-m", str(model), "--vram-budget", "5MiB", "-b", "64", "-c", "256")
     assert "is not used: made for another budget" in stale.stderr
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a directory", "a device", "a link to a pipe"])
+def test_an_index_takes_the_place_of_nothing_but_an_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Ours goes to the cache then; PowerInfer looks there alone."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = model_copy(tmp_path)
+    place = index_path(model)
+    if kind == "a directory":
+        place.mkdir()
+    elif kind == "a device":
+        try:
+            os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+        except OSError:
+            pytest.skip("only root makes device nodes")
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        place.symlink_to("pipe") if "link" in kind else (tmp_path / "pipe").rename(place)
+    was = os.lstat(place)
+    for code, arguments in ((0, ()), (0, ("--gpu-index-for", "hotcold")), (3, ("--gpu-index-for", "powerinfer"))):
+        result = run("-m", str(model), *SIX, *arguments)
+        assert result.returncode == code and str(place) in result.stderr
+        assert os.path.samestat(os.lstat(place), was)
 
 
 def test_disabling_the_index_leaves_no_hot_neurons(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """`hotcold profile`: counts in files that a plan reads, kept when it is interrupted, added up."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,25 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
 def test_the_bundled_models_own_counts_are_not_overwritten(text: Path) -> None:
     shown = run("profile", "-f", str(text), *OPTIONS)
     assert shown.returncode == 2 and "activation_0" in shown.stderr and "another with -o" in shown.stderr
+
+
+@pytest.mark.parametrize("name", ["activation_3.npy", "profile.npz", "profile.json"])
+@pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
+def test_counts_take_the_place_of_nothing_but_counts(
+    text: Path, tmp_path: Path, name: str, kind: str
+) -> None:
+    place = tmp_path / "counts" / name
+    place.parent.mkdir()
+    if kind == "a directory":
+        place.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        place.symlink_to("../pipe") if "link" in kind else (tmp_path / "pipe").rename(place)
+    was = os.lstat(place)
+    shown = run("profile", "-f", str(text), "-o", str(place.parent), *OPTIONS, "--force")
+    assert shown.returncode == 3 and str(place) in shown.stderr
+    assert f"is {kind.removeprefix('a link to ')}" in shown.stderr
+    assert os.path.samestat(os.lstat(place), was)
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

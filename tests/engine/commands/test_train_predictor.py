@@ -1,6 +1,7 @@
 """`hotcold train-predictor`: a file that convert and the engine take; what is finished is kept."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,20 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
 def test_settings_that_cannot_be(arguments: tuple[str, ...], code: int, problem: str) -> None:
     shown = run("train-predictor", *arguments)
     assert (shown.returncode, problem in shown.stderr) == (code, True), shown.stderr
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
+def test_predictors_take_the_place_of_nothing_but_a_file(text: Path, tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "p.safetensors"
+    if kind == "a directory":
+        place.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        place.symlink_to("pipe") if "link" in kind else (tmp_path / "pipe").rename(place)
+    was = os.lstat(place)
+    shown = run("train-predictor", "-f", str(text), "-o", str(place), *OPTIONS, "--force")
+    assert shown.returncode == 3 and f"is {kind.removeprefix('a link to ')}" in shown.stderr
+    assert os.path.samestat(os.lstat(place), was)
 
 
 def test_too_little_text_and_neurons_that_are_never_idle(text: Path, tmp_path: Path, data: Path) -> None:
