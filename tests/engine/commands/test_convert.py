@@ -49,6 +49,24 @@ def test_the_option_may_come_first(tmp_path: Path) -> None:
         assert file.is_powerinfer
 
 
+@pytest.mark.parametrize("size", ["2MB", "1.5MiB", "0.0005"])
+def test_parts_of_at_most_so_many_bytes(tmp_path: Path, size: str) -> None:
+    """A number without a unit counts GiB."""
+    result = run(str(TINY), "--outfile", str(tmp_path / "m.gguf"), "--split-max-size", size)
+    made = sorted(tmp_path.iterdir())
+    assert result.returncode == 0 and len(made) > 2
+    assert f"m-00001-of-{len(made):05}.gguf and {len(made) - 1} more parts" in result.stdout
+    with open_gguf(made[-1]) as file:
+        assert len(file.parts) == len(made)
+
+
+@pytest.mark.parametrize("size", ["0", "much", "-1GiB", ""])
+def test_sizes_of_parts_that_mean_nothing(tmp_path: Path, size: str) -> None:
+    result = run(str(TINY), "--outfile", str(tmp_path / "m.gguf"), "--split-max-size", size)
+    assert result.returncode == 2 and result.stderr.startswith("hotcold: error: --split-max-size: ")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_an_existing_file_needs_force(tmp_path: Path) -> None:
     out = tmp_path / "tiny.gguf"
     out.write_text("precious")

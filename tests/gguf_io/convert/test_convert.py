@@ -323,6 +323,27 @@ def test_rope_settings(llama: MakeLlama, out: Path, changes: dict[str, Any]) -> 
     assert metadata["llama.rope.scaling.factor"] == 4.0
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rope_scaling": {"type": "dynamic", "factor": 2.0}},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 4}, "max_position_embeddings": 64},
+        {"rope_parameters": {"rope_type": "dynamic", "factor": 8.0, "rope_theta": 1e4}},
+    ],
+)
+def test_scaling_that_gguf_cannot_say_is_left_out_with_a_warning(
+    llama: MakeLlama, tmp_path: Path, out: Path, changes: dict[str, Any]
+) -> None:
+    """Up to the context of training, dynamic scaling is none."""
+    model = llama(**changes)
+    n_ctx = model.config["max_position_embeddings"]
+    (warning,) = convert(model.folder, None, out, "f16").warnings
+    assert f"rope scaling dynamic is not kept: beyond {n_ctx} positions" in warning
+    plain = llama(max_position_embeddings=n_ctx)
+    convert(plain.folder, None, tmp_path / "plain.gguf", "f16")
+    assert out.read_bytes() == (tmp_path / "plain.gguf").read_bytes()
+
+
 def test_activation_counts_go_into_the_file(llama: MakeLlama, torch_program: Any, out: Path) -> None:
     model = llama(hidden_act="relu")
     (model.folder / "activation").mkdir()

@@ -27,9 +27,10 @@ def refusal(folder: Path, out: Path) -> str:
     return str(caught.value)
 
 
-def halves(weights: Mapping[str, NDArray[Any]]) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
+def shares(weights: Mapping[str, NDArray[Any]], n: int = 2) -> list[dict[str, NDArray[Any]]]:
+    """The weights in n parts, every nth in one."""
     names = list(weights)
-    return {n: weights[n] for n in names[::2]}, {n: weights[n] for n in names[1::2]}
+    return [{name: weights[name] for name in names[i::n]} for i in range(n)]
 
 
 @pytest.fixture
@@ -46,12 +47,11 @@ def plain(hf_model: MakeModel, tmp_path: Path) -> bytes:
     return out.read_bytes()
 
 
-@pytest.mark.parametrize("n_parts", [1, 2])
+@pytest.mark.parametrize("n_parts", [1, 2, 5])
 def test_parts_without_an_index(hf_model: MakeModel, out: Path, plain: bytes, n_parts: int) -> None:
     model = hf_model("llama")
     (model.folder / "model.safetensors").unlink()
-    parts = halves(model.weights) if n_parts == 2 else (model.weights,)
-    for i, part in enumerate(parts, 1):
+    for i, part in enumerate(shares(model.weights, n_parts), 1):
         save_safetensors(model.folder / f"model-{i:05}-of-{n_parts:05}.safetensors", part)
     convert(model.folder, None, out, "f16")
     assert out.read_bytes() == plain
@@ -65,24 +65,28 @@ def test_a_part_that_is_missing_is_named(hf_model: MakeModel, out: Path) -> None
     assert "model-00003-of-00003.safetensors" in text
 
 
+@pytest.mark.parametrize("n_parts", [1, 2])
 def test_parts_of_torch_without_an_index(
-    hf_model: MakeModel, torch_program: Any, out: Path, plain: bytes
+    hf_model: MakeModel, torch_program: Any, out: Path, plain: bytes, n_parts: int
 ) -> None:
     model = hf_model("llama")
     (model.folder / "model.safetensors").unlink()
-    for i, part in enumerate(halves(model.weights), 1):
-        torch_program.save(model.folder / f"pytorch_model-{i:05}-of-00002.bin", part)
+    for i, part in enumerate(shares(model.weights, n_parts), 1):
+        torch_program.save(model.folder / f"pytorch_model-{i:05}-of-{n_parts:05}.bin", part)
     convert(model.folder, None, out, "f16")
     assert out.read_bytes() == plain
 
 
-def test_parts_in_folders_within(hf_model: MakeModel, out: Path, plain: bytes) -> None:
+@pytest.mark.parametrize("places", [("shards/a", "shards/b"), (".", "more"), ("a", "b/c", "d")])
+def test_parts_in_folders_within(
+    hf_model: MakeModel, out: Path, plain: bytes, places: tuple[str, ...]
+) -> None:
     model, homes = hf_model("llama"), dict[str, str]()
     (model.folder / "model.safetensors").unlink()
-    for name, part in zip(("a", "b"), halves(model.weights), strict=True):
-        (model.folder / "shards" / name).mkdir(parents=True)
-        save_safetensors(model.folder / "shards" / name / "model.safetensors", part)
-        homes |= dict.fromkeys(part, f"shards/{name}/model.safetensors")
+    for place, part in zip(places, shares(model.weights, len(places)), strict=True):
+        (model.folder / place).mkdir(parents=True, exist_ok=True)
+        save_safetensors(model.folder / place / "part.safetensors", part)
+        homes |= dict.fromkeys(part, f"{place}/part.safetensors".removeprefix("./"))
     (model.folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": homes}))
     convert(model.folder, None, out, "f16")
     assert out.read_bytes() == plain
@@ -173,8 +177,11 @@ def test_floats_that_were_once_quantised_are_converted(hf_model: MakeModel, out:
             },
             ("an adapter", "merge it into owner/base"),
         ),
+        ({"adapter_config.json": b'{"base_model_name_or_path": ""}'}, ("an adapter", "its base model")),
         ({"adapter_config.json": b"{}", "config.json": b"{}"}, ("an adapter", "its base model")),
         ({"model_index.json": b'{"_class_name": "X"}', "unet/config.json": b"{}"}, ("a diffusion model",)),
+        ({"model_index.json": b"{}", "config.json": b"{}", "model.safetensors": b"x"}, ("a diffusion model",)),
+        ({"model_index.json": b"", "transformer/a.safetensors": b"x"}, ("a diffusion model", "name another")),
         (
             {"b.gguf": b"GGUF", "a.gguf": b"GGUF", "config.json": b"{}"},
             ("GGUF files: a.gguf and 1 more", "a.gguf itself"),

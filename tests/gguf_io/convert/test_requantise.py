@@ -337,7 +337,7 @@ def test_numbers_that_would_become_infinite(gguf_bytes: Any, tmp_path: Path, out
     )
 
 
-@pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}])
+@pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}, {b"general.languages": 8}, {b"a": 9}])
 def test_empty_arrays_are_left_out_with_a_line(
     gguf_bytes: Any, tmp_path: Path, out: Path, keys: dict[bytes, int]
 ) -> None:
