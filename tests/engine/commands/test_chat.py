@@ -319,8 +319,10 @@ def test_exit_ends_it(terminal: Terminal) -> None:
 def test_a_pasted_block_is_one_question(parrot: str) -> None:
     terminal = Terminal("-m", parrot, "-q")
     terminal.wait_for("> ")
-    terminal.say("\x1b[200~one\rtwo\r  a\x1b[201~\r")
-    assert terminal.wait_for("> ").count("Q") == 1
+    for block in ("one\rtwo\r  a", "one\r\r\r/exit\ra", "\r\ta\\\rb\r> a"):
+        terminal.say(f"\x1b[200~{block}\x1b[201~\r")
+        terminal.wait_for("Q")
+        assert "Q" not in terminal.wait_for(r"\n(\x1b\[\?2004h)?> ")
     terminal.say("one\\\ra\r")
     assert terminal.wait_for("> ").count("Q") == 1
     terminal.say(END)

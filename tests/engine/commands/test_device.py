@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import copy
 
 import pytest
-from commands import Result
+from commands import Result, process
 from commands import run as run_command
 
 from hotcold.engine.device import devices
@@ -277,6 +277,23 @@ def test_an_interrupt_leaves_nothing_behind(model: Path, compiler: str) -> None:
     assert running.returncode == 130 and "Traceback" not in err.decode()
     assert lines[-2].endswith("interrupted") and "emulated: VRAM" in lines[-1]
     assert sorted(path.name for path in model.parent.iterdir()) == ["m.gguf"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("generate", "-p", "ab", "-n", "1"), 0),
+        (("bench", "-p", "2", "-n", "1", "-r", "1"), 0),
+        (("generate", "-p", "ab " * 100), 4),
+    ],
+)
+def test_an_emulated_run_leaves_no_temporary_files(
+    model: Path, tmp_path: Path, compiler: str, arguments: tuple[str, ...], code: int
+) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    name, *others = arguments
+    done = process(name, "-m", str(model), *SMALL, *SPLIT, *others, TMPDIR=str(temporary))
+    assert (done.returncode, list(temporary.iterdir())) == (code, []), done.stderr
 
 
 def test_a_bar_while_rows_are_copied(model: Path, compiler: str) -> None:

@@ -1,12 +1,15 @@
 """`hotcold generate`: text on stdout, the rest on stderr."""
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from commands import process, run
 from table_models import table_model
 
+from hotcold.engine.commands import loading
 from hotcold.engine.commands.loading import heed_compiling
 from hotcold.kernels.cpu import machine_code
 
@@ -129,8 +132,9 @@ def test_how_far_a_penalty_looks_back_changes_the_run() -> None:
     assert len(texts) == 3
 
 
-def test_zero_temperature_is_the_likeliest_token_in_every_command_line() -> None:
-    arguments = ("-p", PROMPT, "-n", "48", "--temp", "0", "--json", "--logprobs", "1")
+@pytest.mark.parametrize("prompt", ["Mr. Darcy looked", "the the the the the", "\n\n\n"])
+def test_zero_temperature_is_the_likeliest_token_in_every_command_line(prompt: str) -> None:
+    arguments = ("-p", prompt, "-n", "48", "--temp", "0", "--json", "--logprobs", "1")
     report = json.loads(generate(*arguments)[0])
     assert [one["id"] for one in report["logprobs"]] == report["ids"]
     assert all(one["top_logprobs"][0]["id"] == one["id"] for one in report["logprobs"])
@@ -210,11 +214,63 @@ def test_threshold_of_the_environment() -> None:
 
 @pytest.mark.parametrize(
     ("options", "where"),
-    [((), "stay in the mapped file"), (("--no-mmap",), "are in memory, with the whole file")],
+    [
+        ((), "stay in the mapped file"),
+        (("--mlock",), "stay in the mapped file"),
+        (("--no-mmap",), "are in memory, with the whole file"),
+        (("--no-mmap", "--mlock"), "are in memory, with the whole file"),
+    ],
 )
 def test_where_the_weights_are_is_said(options: tuple[str, ...], where: str) -> None:
     err = generate("-p", PROMPT, "-n", "1", "-v", "-c", "64", *options)[1]
     assert f"weights {where}" in " ".join(err.split())
+
+
+@pytest.mark.parametrize(
+    ("options", "slow"), [((), True), (("--no-mmap",), True), (("--device", "cpu"), True), ((), False)]
+)
+def test_a_bar_shows_what_comes_from_the_disk(
+    monkeypatch: pytest.MonkeyPatch, options: tuple[str, ...], slow: bool
+) -> None:
+    """What is in memory already comes too fast for one."""
+    shown: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def bar(wanted: bool) -> Iterator[Callable[[str, int, int], None]]:
+        yield lambda *said: shown.append(said)
+
+    monkeypatch.setattr(loading, "progress_bar", bar)
+    monkeypatch.setattr(loading, "FROM_DISK", -1.0 if slow else 60.0)
+    generate("-p", "a", "-n", "1", "-c", "32", *options)
+    ends = [(done, total) for words, done, total in shown if words.startswith("the file into memory, ")]
+    assert bool(ends) == slow
+    assert not ends or ends[-1][0] == ends[-1][1]
+
+
+@pytest.mark.parametrize(
+    ("command", "stdin"),
+    [
+        (("generate", "-p", "a", "-n", "1", "-c", "32"), b""),
+        (("chat", "--chat-template", "TEMPLATE", "-n", "1", "-c", "32"), b"a\n"),
+        (("perplexity", "-f", "-", "-c", "8"), b"It is a truth universally acknowledged, that a man."),
+        (("bench", "-p", "1", "-n", "1", "-r", "1"), b""),
+        (
+            ("profile", "-f", "-", "-c", "8", "-b", "4", "-o", "OUT"),
+            b"It is a truth universally acknowledged",
+        ),
+    ],
+)
+def test_every_command_that_runs_a_model_says_what_the_memory_cannot_hold(
+    command: tuple[str, ...], stdin: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "turns.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    names = {"TEMPLATE": str(tmp_path / "turns.jinja"), "OUT": str(tmp_path / "out")}
+    arguments = [names.get(argument, argument) for argument in command]
+    assert "wait for the disk" not in run(*arguments, stdin=stdin).stderr
+    monkeypatch.setattr("hotcold.engine.host.machine.physical_memory", lambda *_: 4 << 20)
+    said = run(*arguments, *(["--force"] if "OUT" in command else []), stdin=stdin)
+    assert said.returncode == 0
+    assert said.stderr.count("every token will wait for the disk") == 1
 
 
 @pytest.mark.slow

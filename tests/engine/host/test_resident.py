@@ -91,8 +91,9 @@ def test_the_tightest_cgroup_counts(
     assert machine.available_memory(place) == available
 
 
-def test_what_does_not_fit_is_said(root: Write) -> None:
-    with open_gguf(DATA / "llama.f16.gguf") as file:
+@pytest.mark.parametrize("name", ["llama.f16", "falcon.f16", "mixtral.q4_0"])
+def test_what_does_not_fit_is_said(root: Write, name: str) -> None:
+    with open_gguf(DATA / f"{name}.gguf") as file:
         plan = plan_of(file)
         wanted = host_memory(plan)
         assert wanted.weights > sum(entry.n_bytes for entry in plan.weights if entry.role == "ffn")
@@ -103,16 +104,19 @@ def test_what_does_not_fit_is_said(root: Write) -> None:
         assert "KV cache" in note and "wait for the disk" in note and "\n" not in note
 
 
-def test_pages_come_in_at_once_or_advice_is_given(root: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sparsity", ["predictor", "exact", "off"])
+def test_pages_come_in_at_once_or_advice_is_given(
+    root: Write, monkeypatch: pytest.MonkeyPatch, sparsity: str
+) -> None:
     """By the tensors that the CPU reads, with progress that ends at all of them."""
     asked: list[tuple[int, int]] = []
     monkeypatch.setattr(residency, "populate_range", lambda each, first, n: asked.append((POPULATE_READ, n)))
     monkeypatch.setattr(residency, "AT_ONCE", 65536)
-    told: list[int] = []
-    monkeypatch.setattr(resident, "advise", lambda ranges, advice: told.append(advice))
+    told: list[tuple[int, bool]] = []
+    monkeypatch.setattr(resident, "advise", lambda ranges, advice: told.append((advice, bool(ranges))))
     heard: list[tuple[int, int, float]] = []
     with open_gguf(model_path(None)) as file:
-        plan = plan_of(file, "predictor")
+        plan = plan_of(file, sparsity)
         assert make_resident(plan, file, progress=lambda *said: heard.append(said)) == ()
         assert not told and len(asked) > 10
         assert sum(n for _, n in asked) >= sum(entry.host_bytes for entry in plan.weights)
@@ -122,7 +126,7 @@ def test_pages_come_in_at_once_or_advice_is_given(root: Write, monkeypatch: pyte
         asked.clear()
         small = {"proc/meminfo": "MemAvailable: 100 kB\n"}
         make_resident(plan, file, root=root(small))
-        assert not asked and told == [mmap.MADV_RANDOM, mmap.MADV_SEQUENTIAL]
+        assert not asked and told == [(mmap.MADV_RANDOM, sparsity != "off"), (mmap.MADV_SEQUENTIAL, True)]
 
 
 def test_an_old_system_reads_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +209,9 @@ def test_what_is_too_large_to_be_read_is_refused(root: Write) -> None:
         read_into_memory(file, root=little)
 
 
-def test_weights_that_cannot_be_locked_are_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resident, "lock", lambda ranges: "Cannot allocate memory")
+@pytest.mark.parametrize("problem", ["Cannot allocate memory", "Operation not permitted"])
+def test_weights_that_cannot_be_locked_are_a_line(monkeypatch: pytest.MonkeyPatch, problem: str) -> None:
+    monkeypatch.setattr(resident, "lock", lambda ranges: problem)
     with open_gguf(DATA / "llama.f16.gguf") as file:
         (line,) = make_resident(plan_of(file), file, keep=True)
-        assert "Cannot allocate memory" in line and "ulimit -l" in line
+        assert problem in line and "ulimit -l" in line

@@ -65,10 +65,13 @@ def test_order_of_places(tmp_path: Path) -> None:
     assert folder_in({"TMPDIR": str(tmp_path)}).is_relative_to(tmp_path)
 
 
-def test_an_unusable_home_falls_back_to_the_temporary_folder(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert folder_in({"HOME": str(blocked), "TMPDIR": str(tmp_path)}).is_relative_to(tmp_path)
+@pytest.mark.parametrize("home", [None, "", "relative", "/proc", "/dev/null", "FILE", "FILE/below"])
+def test_an_unusable_home_falls_back_to_the_temporary_folder(tmp_path: Path, home: str | None) -> None:
+    (tmp_path / "file").write_text("")
+    places = {} if home is None else {"HOME": home.replace("FILE", str(tmp_path / "file"))}
+    (tmp_path / "temporary").mkdir()
+    found = folder_in({**places, "TMPDIR": str(tmp_path / "temporary")})
+    assert found.is_relative_to(tmp_path / "temporary")
 
 
 def test_folders_that_cannot_be_made_are_passed_over(tmp_path: Path) -> None:

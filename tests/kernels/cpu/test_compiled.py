@@ -105,6 +105,15 @@ def test_no_place_at_all(tmp_path: Path) -> None:
     assert not files(tmp_path)
 
 
+@pytest.mark.parametrize("value", ["1", "2", "true"])
+def test_a_command_names_it_too(value: str) -> None:
+    command = [sys.executable, "-m", "hotcold", "generate", "-p", "a", "-n", "1"]
+    environment = os.environ | {"NUMBA_DISABLE_JIT": value}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert f"NUMBA_DISABLE_JIT: {value} (" in done.stderr and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize(
     "code", ["import hotcold.kernels.cpu", "import hotcold; hotcold.load", "from hotcold.cli import main"]
 )
