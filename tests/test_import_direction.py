@@ -66,6 +66,7 @@ LEAVES = {
     "whole_file",
     "cache_folder",
     "code_files",
+    "light_gguf",
     "compiled_code",
 }  # every room may import them
 # what each room may import besides itself and the leaves
@@ -95,6 +96,7 @@ ROOMS: dict[str, set[str]] = {
     "whole_file": set(),
     "cache_folder": set(),
     "code_files": set(),
+    "light_gguf": set(),
     "compiled_code": set(),
 }
 

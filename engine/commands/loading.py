@@ -9,6 +9,7 @@ from hotcold.engine.commands.options import ModelOptions, part
 from hotcold.engine.commands.reports import ended_by_interrupt, note
 from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generation.run_options import RunOptions
+from hotcold.light_gguf import lighten
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
@@ -25,6 +26,7 @@ def open_engine(
         n_ctx: positions where the options leave them open.
         others: fields of `RunOptions` that the command decides.
     """
+    lighten()
     heed_compiling(quiet)
     from hotcold.engine.generation.loading import load_with
 

@@ -24,7 +24,6 @@ from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
-from hotcold.gguf_io.check_tensors import check_tensors
 from hotcold.gguf_io.residency import ReadProgress
 
 if TYPE_CHECKING:
@@ -116,6 +115,8 @@ def load_with(
         if options.no_mmap:
             read_into_memory(file, reading)
         if options.check_tensors:
+            from hotcold.gguf_io.check_tensors import check_tensors  # which takes a moment
+
             check_tensors(file, n_threads, reading)
         how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)
         loaded = load_executor(model, file, how, n_threads, request, progress)
