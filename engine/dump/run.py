@@ -60,6 +60,7 @@ def _rows(
     traffic = token_traffic(plan)
     up, up_bytes, down, down_bytes, waits = copies
     positions = 4 * bool(plan.totals.used)
+    served = f"{'chosen' if plan.model.experts else 'active'} {plan.model.unit}s served there"
     figures: list[tuple[str, str, float | None, float | None]] = [
         ("device memory", "bytes", plan.totals.used, use["vram_used"]),
         ("copied up, a token", "bytes", traffic.to_device + positions, up_bytes),
@@ -67,8 +68,8 @@ def _rows(
         ("copies, a token", "", traffic.copies + bool(positions), up + down),
         ("waits of the host, a token", "", None, waits),
         ("launches, a token", "", None, use["kernel_launches"] / n_tokens),
-        ("neurons on the device", "share", plan.hot_share, use["ffn_device_share"]),
-        ("active neurons served there", "share", plan.coverage, use["active_device_share"]),
+        (f"{plan.model.unit}s on the device", "share", plan.hot_share, use["ffn_device_share"]),
+        (served, "share", plan.coverage, use["active_device_share"]),
         ("loading to the device", "bytes/s", None, load or None),
         ("a token", "s", None, seconds),
     ]
