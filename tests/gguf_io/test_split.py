@@ -85,12 +85,15 @@ def test_the_header_of_every_part_counts(tmp_path: Path) -> None:
         open_gguf(paths[0])
 
 
-def test_a_folder_of_parts_is_one_model(tmp_path: Path) -> None:
-    paths = split(tmp_path, 3)
+@pytest.mark.parametrize("n_parts", [2, 3, 5])
+def test_a_folder_of_parts_is_one_model(tmp_path: Path, n_parts: int) -> None:
+    paths = split(tmp_path, n_parts)
     (tmp_path / "README.md").write_text("not a model")
     assert gguf_in(tmp_path) == paths[0]
     split(tmp_path, 2, "other")
-    with pytest.raises(FileError, match="this has 2: m-00001-of-00003.gguf, other-00001-of-00002.gguf"):
+    with pytest.raises(
+        FileError, match=f"this has 2: m-00001-of-{n_parts:05}.gguf, other-00001-of-00002.gguf"
+    ):
         gguf_in(tmp_path)
 
 

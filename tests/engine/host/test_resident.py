@@ -1,5 +1,6 @@
 """What the CPU reads, and the machine's memory."""
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -129,21 +130,26 @@ def test_pages_come_in_at_once_or_advice_is_given(
         assert not asked and told == [(mmap.MADV_RANDOM, sparsity != "off"), (mmap.MADV_SEQUENTIAL, True)]
 
 
-def test_an_old_system_reads_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("number", "asked"), [(errno.EINVAL, [mmap.MADV_WILLNEED]), (errno.ENOMEM, []), (errno.EFAULT, [])]
+)
+def test_an_old_system_reads_ahead(monkeypatch: pytest.MonkeyPatch, number: int, asked: list[int]) -> None:
+    """And one that cannot reads when a page is touched."""
+
     def refuse(*_: object) -> None:
-        raise OSError(22, "Invalid argument")
+        raise OSError(number, os.strerror(number))
 
     told: list[int] = []
     monkeypatch.setattr(residency, "populate_range", refuse)
     monkeypatch.setattr(residency, "advise", lambda ranges, advice: told.append(advice))
     with open_gguf(DATA / "llama.f16.gguf") as file:
         assert not residency.populate(ranges_of(file, file.tensors))
-    assert told == [mmap.MADV_WILLNEED]
+    assert told == asked
 
 
 def resident_pages(file: GGUFFile) -> int:
     """Pages of the map that are in this process's page table."""
-    address = file.data("output.weight").__array_interface__["data"][0]
+    address = file.data("token_embd.weight").__array_interface__["data"][0]
     lines = Path("/proc/self/smaps").read_text().splitlines()
     inside = False
     for line in lines:
@@ -155,8 +161,9 @@ def resident_pages(file: GGUFFile) -> int:
     raise AssertionError("not mapped")
 
 
-def test_populated_pages_are_in_the_page_table(tmp_path: Path) -> None:
-    with open_gguf(DATA / "llama.f32.gguf") as file:
+@pytest.mark.parametrize("name", ["llama.f32", "llama.q8_0", "mixtral.f16"])
+def test_populated_pages_are_in_the_page_table(name: str) -> None:
+    with open_gguf(DATA / f"{name}.gguf") as file:
         before = resident_pages(file)
         if not residency.populate(ranges_of(file, file.tensors)):
             pytest.skip("the system has no MADV_POPULATE_READ")

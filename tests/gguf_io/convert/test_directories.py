@@ -124,6 +124,12 @@ QUANTISED: list[tuple[str, dict[str, tuple[str, int]], dict[str, Any], str]] = [
     ("fp8", {"weight": ("F8_E4M3", 1), "weight_scale_inv": ("F32", 4)}, {}, "fp8"),
     ("", {"weight": ("F8_E5M2", 1)}, {}, "FP8"),
     ("", {"weight": ("I8", 1), "SCB": ("F32", 4)}, {}, "bitsandbytes"),
+    ("", {"weight": ("U8", 1), "quant_map": ("F32", 4)}, {}, "bitsandbytes"),
+    ("", {"qweight": ("I32", 4), "scales": ("F16", 2)}, {}, "GPTQ or AWQ"),
+    ("", {"weight": ("F8_E4M3", 1), "weight_scale": ("F32", 4)}, {}, "FP8 or compressed-tensors"),
+    ("", {"W_q": ("U8", 1), "scale": ("F16", 2)}, {}, "HQQ"),
+    ("aqlm", {"codes": ("I8", 1), "codebooks": ("F16", 2)}, {}, "aqlm"),
+    ("mxfp4", {"proj_blocks": ("U8", 1), "proj_scales": ("U8", 1)}, {}, "mxfp4"),
     (
         "compressed-tensors",
         {"weight_packed": ("I32", 4), "weight_scale": ("BF16", 2)},

@@ -359,6 +359,19 @@ def test_cupy_writes_into_our_cache_alone(tmp_path: Path) -> None:
     assert left_in(tmp_path, LOOK, CUPY_CACHE_DIR=str(tmp_path / "own")) == ["cache", "own"]
 
 
+@pytest.mark.parametrize(
+    ("home", "left"),
+    [(None, [".cache", ".cache/hotcold", ".cache/hotcold/cupy"]), ("/proc", []), ("relative", []), ("", [])],
+)
+def test_cupy_writes_nothing_of_its_own_into_a_home(
+    tmp_path: Path, home: str | None, left: list[str]
+) -> None:
+    """Where there can be no cache of ours, what it makes goes at the end of the run."""
+    pytest.importorskip("cupy")
+    left_in(tmp_path, LOOK, **({} if home is None else {"HOME": home}))
+    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
+
+
 @pytest.mark.parametrize("error", [OSError(13, "Permission denied"), ImportError("no such library")])
 def test_cupy_that_cannot_be_imported_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(name: str) -> None:
