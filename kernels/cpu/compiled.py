@@ -41,7 +41,7 @@ FASTMATH = {"contract", "nsz"}
 OPTIONS: dict[str, Any] = {"fastmath": FASTMATH, "boundscheck": False, "error_model": "numpy"}
 
 FAMILIES: dict[str, Family] = {OPS: Family({})}
-_RECIPES: dict[str, Callable[[], Any]] = {}  # of kernels: what gives a module of LLVM with the C function
+RECIPES: dict[str, Callable[[], Any]] = {}  # of kernels: what gives a module of LLVM with the C function
 
 # what compiled code may call besides kernels: all of it is in the C library
 _C_FUNCTIONS = {"sched_yield", "memset", "memcpy", "memmove", "sqrt", "sqrtf"}
@@ -150,9 +150,9 @@ def compiled(function: F) -> F:
 
 
 def _recipe(name: str, module: Callable[[], Any]) -> None:
-    if name in _RECIPES:
+    if name in RECIPES:
         raise AssertionError(f"two kernels are called {name}")
-    _RECIPES[name] = module
+    RECIPES[name] = module
 
 
 def entry(name: str, n_arguments: int, result: Any = types.void) -> Callable[[Callable[..., Any]], Any]:
@@ -268,7 +268,7 @@ def code_of(name: str) -> Code:
 @global_compiler_lock  # type: ignore[untyped-decorator]
 def new_code(name: str) -> Code:
     """Compile a kernel, whatever is kept."""
-    code, module = registry.cpu_target.target_context.codegen(), _RECIPES[name]()
+    code, module = registry.cpu_target.target_context.codegen(), RECIPES[name]()
     for function in module.functions:
         if not function.is_declaration and function.name != symbol_of(name):
             function.linkage = "internal"

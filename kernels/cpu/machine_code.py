@@ -29,7 +29,7 @@ def compile_within(around: Callable[[], AbstractContextManager[None]]) -> None:
 
 
 @contextmanager
-def _alone(place: Path) -> Iterator[None]:
+def alone(place: Path) -> Iterator[None]:
     """One process compiles into a folder at a time: the others find done what they would do again."""
     try:
         file = (place / "compiling.lock").open("w")
@@ -49,7 +49,7 @@ def _codes(names: list[str]) -> dict[str, Code]:
     place = folder()
     if place is None:
         return found | _compiled([name for name in names if name not in found])
-    with _alone(place):
+    with alone(place):
         found |= {name: code for name in names if name not in found and (code := read(name)) is not None}
         missing = [name for name in names if name not in found]
         return found | (_compiled(missing) if missing else {})

@@ -5,10 +5,15 @@ import os
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 
 from hotcold.cli import app
+from hotcold.kernels.cpu import build
+from hotcold.kernels.cpu.compiled import RECIPES
+from hotcold.kernels.cpu.kernel_files import file_of, folder
+from hotcold.kernels.cpu.machine_code import alone
 
 
 @dataclass(frozen=True)
@@ -20,8 +25,20 @@ class Result:
     stderr: str
 
 
+@cache
+def compile_kernels() -> None:
+    """Have every kernel compiled, by one process, so that no command says that it compiles."""
+    place, names = folder(), sorted(RECIPES)
+    if place is None or all((file_of(name) or place).exists() for name in names):
+        return
+    with alone(place):
+        build.compile_all(names)
+        build.finish()
+
+
 def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Result:
     """The command in this process, with its three streams replaced."""
+    compile_kernels()
     streams = [io.TextIOWrapper(io.BytesIO(data), "utf-8") for data in (stdin, b"", b"")]
     with pytest.MonkeyPatch.context() as patch:
         for name, stream in zip(("stdin", "stdout", "stderr"), streams, strict=True):
@@ -38,6 +55,7 @@ def run(*arguments: str, stdin: bytes = b"", **environment: str) -> Result:
 
 def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with nothing on stdin."""
+    compile_kernels()
     return subprocess.run(
         [sys.executable, "-m", "hotcold", *arguments],
         stdin=subprocess.DEVNULL,
