@@ -19,6 +19,9 @@ T = GGMLQuantizationType
 
 SLAB_ELEMENTS = 4 << 20
 OTHERS = {kind.name.lower(): kind for kind in (T.F32, T.F16, T.BF16, T.Q8_0, T.Q4_0)}  # for what is too large
+MOST_OF_BLOCKS = 65504.0 * 128 * 32
+"""What Q6_K holds, and no other type with half floats for scales more; squares of much larger numbers, by which
+its search goes, have no float32, and the scale that it finds would be 0."""
 
 
 def output_shape(source: SourceTensor, layout: Layout) -> tuple[int, ...]:
@@ -136,13 +139,19 @@ def encode(
         warn(f"{name} holds NaN or infinity in the source")
     with np.errstate(all="ignore"):  # what becomes infinite is refused by the tensor's name instead
         encoded = blocks.quantize(numbers, type_, importance)
-        if not _holds(encoded.reshape(len(rows), -1)[finite], type_):
-            raise _too_large(name, rows[finite], type_)
+        by_row = encoded.reshape(len(rows), -1)
+        if not finite.all():
+            rows, by_row = rows[finite], by_row[finite]
+        if not _holds(rows, by_row, type_):
+            raise _too_large(name, rows, type_)
     return encoded
 
 
-def _holds(encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> bool:
+def _holds(rows: NDArray[np.float32], encoded: NDArray[np.uint8], type_: GGMLQuantizationType) -> bool:
     """Whether finite numbers have stayed so; scales of blocks and F16 are half floats, which end at 65504."""
+    scaled = type_ in blocks.SCALE_BYTES and blocks.SCALE_BYTES[type_].stop > 0
+    if scaled and rows.size and max(rows.max(), -rows.min()) > MOST_OF_BLOCKS:
+        return False
     return type_ is GGMLQuantizationType.F32 or bool(np.isfinite(_halves(encoded, type_)).all())
 
 
@@ -151,7 +160,7 @@ def _too_large(name: str, rows: NDArray[np.float32], type_: GGMLQuantizationType
     others = {
         outtype: kind
         for outtype, kind in OTHERS.items()
-        if not rows.shape[-1] % blocks.block_size(kind) and _holds(blocks.quantize(rows, kind), kind)
+        if not rows.shape[-1] % blocks.block_size(kind) and _holds(rows, blocks.quantize(rows, kind), kind)
     }
     bound = f"too large for {type_.name}"
     return FileError(

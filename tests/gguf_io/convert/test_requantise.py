@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
+from hotcold.gguf_io.outtypes import OUTTYPES
 
 T = GGMLQuantizationType
 MakeLlama = Callable[..., Any]  # the fixture llama
@@ -335,6 +336,19 @@ def test_numbers_that_would_become_infinite(gguf_bytes: Any, tmp_path: Path, out
     assert (
         text == "tensor output.weight: number: 1000000000.0 (too large for Q6_K); use --outtype f32 or bf16"
     )
+
+
+@pytest.mark.parametrize("number", [1e9, -1e9, 1e15, -3e38])
+@pytest.mark.parametrize("outtype", [name for name in OUTTYPES if name not in ("f32", "bf16", "mxfp4")])
+def test_no_type_loses_a_number_that_it_cannot_hold(
+    gguf_bytes: Any, tmp_path: Path, out: Path, outtype: str, number: float
+) -> None:
+    values = np.ones((2, 256), np.float32)
+    values[1, 3] = number
+    tensors = (gguf_bytes.tensor(b"blk.0.attn_q.weight", (256, 2), 0),)
+    (tmp_path / "in.gguf").write_bytes(written(gguf_bytes, tensors=tensors, data=values.tobytes()))
+    said = f"number: {float(values[1, 3])} (too large for {OUTTYPES[outtype][0].name}); use --outtype f32 or bf16"
+    assert said in str(refusal(tmp_path / "in.gguf", out, outtype))
 
 
 @pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}, {b"general.languages": 8}, {b"a": 9}])
