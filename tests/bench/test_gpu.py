@@ -42,7 +42,7 @@ def test_the_whole_bench_on_the_emulated_device(
     open_emulated: Callable[..., Device], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = (
-        "--device emulated --shape tiny --minutes 60 --seconds 1 --threads 1 --budgets 0% 75% all --folder"
+        "--device emulated --shape tiny --minutes 9 --seconds 1 --threads 1 --budgets 0% 75% all --folder"
     )
     assert gpu.run([*command.split(), str(tmp_path)]) == 0
     text = capsys.readouterr().out
