@@ -109,14 +109,21 @@ def test_an_encoding_may_lack_characters(folder: Path, encoding: str) -> None:
         assert done.returncode == 0, done.stderr
 
 
-def test_stand_ins_look_alike(monkeypatch: pytest.MonkeyPatch) -> None:
-    import io
-
+@pytest.mark.parametrize(
+    ("encoding", "wanted"),
+    [
+        ("ascii", b"###: ? . \xff"),
+        ("latin-1", b"###: \xe9 . \xff"),
+        ("cp1252", b"###: \xe9 \x85 \xff"),
+        ("cp437", b"\xdb\xdb\xdb\xdd \x82 . \xff"),
+    ],
+)
+def test_stand_ins_look_alike(monkeypatch: pytest.MonkeyPatch, encoding: str, wanted: bytes) -> None:
     written = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii"))
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding))
     terminal.prepare_streams()
     terminal.write("███▌ é … \udcff")
-    assert written.getvalue() == b"###: ? . \xff"
+    assert written.getvalue() == wanted
 
 
 NAME = os.fsdecode(b"m\xe9\xff")  # no UTF-8
