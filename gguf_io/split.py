@@ -15,9 +15,7 @@ from hotcold.gguf_io.part import Part, open_part
 
 NUMBER, COUNT, N_TENSORS = "split.no", "split.count", "split.tensors.count"
 KEYS = (NUMBER, COUNT, N_TENSORS)
-NAME = re.compile(
-    r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})(?P<suffix>\.gguf)", re.IGNORECASE | re.DOTALL
-)
+NAME = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE | re.DOTALL)
 MAX_PARTS = 99_999  # five digits
 
 NAMING = "give the parts the names that they came with, such as model-00001-of-00002.gguf"
@@ -25,9 +23,9 @@ TOGETHER = "put all parts into one folder, with the names that they came with"
 FOREIGN = "download all parts again, from one place"
 
 
-def part_name(stem: str, number: int, count: int, suffix: str = ".gguf") -> str:
+def part_name(stem: str, number: int, count: int) -> str:
     """The name of one part; number counts from 1."""
-    return f"{stem}-{number:05}-of-{count:05}{suffix}"
+    return f"{stem}-{number:05}-of-{count:05}.gguf"
 
 
 def open_others(part: Part) -> list[Part]:
@@ -44,7 +42,8 @@ def open_others(part: Part) -> list[Part]:
     if named is None or (int(named["number"]), int(named["count"])) != (own + 1, count):
         bound = f"it is part {own + 1} of {count}, and a part is known by its name"
         raise NotGGUFError("model file", part.path, bound, NAMING)
-    names = [part_name(named["stem"], i + 1, count, named["suffix"]) for i in range(count)]
+    before, behind = named.string[: named.start("number")], named.string[named.end("number") :]
+    names = [f"{before}{i + 1:05}{behind}" for i in range(count)]  # in the letters of this one, -OF- too
     paths = [part.path.with_name(name) for name in names]
     if missing := [path.name for path in paths if not path.exists()]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

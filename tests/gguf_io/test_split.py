@@ -102,6 +102,14 @@ def test_an_ending_in_capitals_is_one(tmp_path: Path) -> None:
     assert gguf_in(tmp_path).name == "MODEL.GGUF"
 
 
+@pytest.mark.parametrize("change", [str.upper, lambda name: name.replace("gguf", "GGUF"), str.title])
+def test_names_of_parts_in_capitals_are_names(tmp_path: Path, change: Callable[[str], str]) -> None:
+    paths = [path.rename(path.with_name(change(path.name))) for path in split(tmp_path, 3, "a model")]
+    for named in (*paths, gguf_in(tmp_path)):
+        with open_gguf(named) as file:
+            assert [part.path for part in file.parts] == paths
+
+
 def test_a_part_behind_a_link_finds_the_others_beside_the_link(tmp_path: Path) -> None:
     """As the cache of a hub has them."""
     (tmp_path / "blobs").mkdir()
