@@ -1,5 +1,6 @@
 """Models that are split into several files."""
 
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -252,6 +253,23 @@ def test_convert_splits(tmp_path: Path, max_bytes: int) -> None:
     converted(files[0], joined)
     converted(WHOLE, tmp_path / "whole.gguf")
     assert joined.read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
+def test_a_part_takes_the_place_of_nothing_but_a_file(tmp_path: Path, kind: str) -> None:
+    n_parts = len(converted(WHOLE, tmp_path / "m.gguf", max_bytes=30_000).files)
+    for path in tmp_path.iterdir():
+        path.unlink()
+    place = tmp_path / part_name("m", 2, n_parts)
+    if kind == "a directory":
+        place.mkdir()
+    else:
+        os.mkfifo(tmp_path / "pipe")
+        place.symlink_to("pipe") if "link" in kind else (tmp_path / "pipe").rename(place)
+    before, was = sorted(tmp_path.iterdir()), os.lstat(place)
+    with pytest.raises(FileError, match=f"is {kind.removeprefix('a link to ')}"):
+        converted(WHOLE, tmp_path / "m.gguf", max_bytes=30_000, force=True)
+    assert sorted(tmp_path.iterdir()) == before and os.path.samestat(os.lstat(place), was)
 
 
 def test_what_fits_one_part_is_not_split(tmp_path: Path) -> None:
