@@ -78,6 +78,11 @@ class Engine(Closing):
             raise SettingError("engine", "closed", next_step="load the model again")
         return self._executor
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it still has its memory."""
+        return self._executor is not None
+
     def logits(self, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.float32]:
         """Logits after each of the tokens, which start at position 0: float32 [n_tokens, n_vocab].
 
@@ -180,12 +185,10 @@ class Engine(Closing):
         n_bytes = len(prompt)  # of a str at least that many
         fewest = self.tokenizer.fewest_tokens(n_bytes)
         if fewest > self.n_ctx:
-            raise DoesNotFitError(
-                "prompt",
-                f"{n_bytes} bytes, so at least {fewest} tokens",
-                f"the context holds {self.n_ctx}",
-                "raise n_ctx, or shorten it",
-            )
+            raise self._too_long("prompt", f"{n_bytes} bytes, so at least {fewest} tokens")
+
+    def _too_long(self, what: str, length: str) -> DoesNotFitError:
+        return DoesNotFitError(what, length, f"the context holds {self.n_ctx}", "raise n_ctx, or shorten it")
 
     def _checked_ids(
         self, ids: Sequence[int] | NDArray[np.integer], what: str = "tokens"
@@ -196,12 +199,7 @@ class Engine(Closing):
                 what, f"{tokens.dtype} {list(tokens.shape)}", "token ids: whole numbers in a row"
             )
         if tokens.size > self.n_ctx:
-            raise DoesNotFitError(
-                what,
-                f"{tokens.size} tokens",
-                f"the context holds {self.n_ctx}",
-                "raise n_ctx, or shorten it",
-            )
+            raise self._too_long(what, f"{tokens.size} tokens")
         outside = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)] if tokens.size else tokens
         if outside.size:
             raise SettingError(
@@ -286,9 +284,13 @@ class Generation(Iterator[str]):
 
     @property
     def findings(self) -> tuple[str, ...]:
-        """What a user should know of the model once it has run, one line each."""
+        """What a user should know of the model once it has run, one line each.
+
+        What its cache shows is among them while the engine is open.
+        """
         of_prompt = () if self._first is None else self._first.warnings
-        return (*of_prompt, *filter(None, (overflow_warning(self._engine.executor, self._n_cached),)))
+        of_cache = overflow_warning(self._engine.executor, self._n_cached) if self._engine.is_open else ""
+        return (*of_prompt, *filter(None, (of_cache,)))
 
     @property
     def lines(self) -> tuple[str, ...]:

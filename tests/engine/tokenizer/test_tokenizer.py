@@ -316,7 +316,7 @@ def test_minus_one_is_no_token(write: Write) -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"model": "t5"}, r"tokenizer\.ggml\.model: t5 \(known: llama, gpt2\)"),
+        ({"model": "t5"}, r"tokenizer\.ggml\.model: t5 \(known: llama, gpt2, gemma4\)"),
         ({"model": None}, r"tokenizer\.ggml\.model"),
         ({"tokens": None}, r"tokenizer\.ggml\.tokens"),
         ({"tokens": [1, 2, 3, 4]}, r"tokenizer\.ggml\.tokens"),

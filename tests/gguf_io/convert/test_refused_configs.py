@@ -12,7 +12,7 @@ from conversion_refusals import MakeLlama, refusal
     [
         (
             {"model_type": "gpt2"},
-            "model_type: 'gpt2' (supported: llama, mistral, bamboo, falcon, RefinedWeb, RefinedWebModel, opt, qwen2)",
+            "model_type: 'gpt2' (supported: llama, mistral, bamboo, falcon, RefinedWeb, RefinedWebModel, opt, ",
         ),
         ({"model_type": ["llama"]}, "model_type: ['llama']"),
         ({"model_type": None}, "model_type: missing"),
