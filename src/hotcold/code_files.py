@@ -1,7 +1,7 @@
 """Where compiled code of one folder of sources is kept, and how its files are trusted. A leaf, as `errors` is.
 
-The folder is named after a hash of all sources beside each other and of what compiles them, so a changed source
-starts an empty one.
+The folder is named after a hash of all sources beside each other, of what compiles them and of the CPU that it is
+compiled for, so a changed source starts an empty one, and so does another machine that shares the folder.
 
 Each file begins with a digest of its name and content. What does not fit it, or cannot be read, is compiled anew
 and written again; what cannot be written is not kept. Either is said once.
@@ -36,6 +36,18 @@ def source_hash(sources: Path) -> str:
     return digest.hexdigest()[:12]
 
 
+def host_cpu() -> str:
+    """LLVM's name of this machine's CPU, and the features that it has and its system lets it use."""
+    # takes LLVM alone: all that loads compiled code has it anyway, and nothing else waits for it
+    from llvmlite import binding
+
+    try:
+        features = binding.get_host_cpu_features().flatten()
+    except RuntimeError:  # LLVM cannot tell them: then Numba compiles for none
+        features = ""
+    return f"{binding.get_host_cpu_name()} {features}"
+
+
 def candidates() -> Iterator[Path]:
     """Parents to try in order: NUMBA_CACHE_DIR, the user's cache folder, the temporary folder."""
     if os.environ.get("NUMBA_CACHE_DIR"):
@@ -51,9 +63,10 @@ def code_folder(sources: Path, variant: str = "") -> Path | None:
     Args:
         variant: what else it is compiled for.
     """
-    levels = [os.environ.get(name, "") for name in ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES")]
+    settings = ("NUMBA_CPU_NAME", "NUMBA_CPU_FEATURES", "NUMBA_ENABLE_AVX")
+    levels = [os.environ.get(name, "") for name in settings]
     # Numba's files know their sources by path, so another installation compiles anew
-    cpu = f"{levels} {variant} {sources}"
+    cpu = f"{host_cpu()} {levels} {variant} {sources}"
     name = f"{source_hash(sources)}-{hashlib.sha256(cpu.encode()).hexdigest()[:6]}"
     for parent in candidates():
         path = parent / "hotcold" / "numba" / name

@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from llvmlite import binding
 
 from hotcold.cache_folder import temporary_folder
 from hotcold.code_files import code_folder, source_hash
@@ -46,6 +47,29 @@ def test_a_process_uses_its_folder(tmp_path: Path) -> None:
     assert process_in(environment) == folder_in(environment)
     levels = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
     assert process_in(environment | levels) != folder_in(environment)
+
+
+def test_another_cpu_uses_another_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Machines that share a home, of the same model too: a hypervisor may hide features."""
+    found = [folder_in({"HOME": str(tmp_path)}) for _ in range(2)]
+    features = binding.get_host_cpu_features()
+    features["avx2"] = not features.get("avx2", False)
+    for name, told in (("get_host_cpu_features", features), ("get_host_cpu_name", "another")):
+        monkeypatch.setattr(binding, name, lambda told=told: told)
+        found.append(folder_in({"HOME": str(tmp_path)}))
+    assert len(set(found)) == 3 and found[0] == found[1]
+    assert {path.parent for path in found} == {found[0].parent}
+
+
+def test_a_cpu_whose_features_are_unknown_has_a_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown() -> None:
+        raise RuntimeError
+
+    here = folder_in({"HOME": str(tmp_path)})
+    monkeypatch.setattr(binding, "get_host_cpu_features", unknown)
+    assert folder_in({"HOME": str(tmp_path)}).parent == here.parent
 
 
 def test_a_changed_source_changes_the_name(tmp_path: Path) -> None:
