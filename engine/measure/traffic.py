@@ -6,7 +6,10 @@ from hotcold.engine.model.model import Layer, Model, Weight
 
 # counted by neuron, or only in the mode that reads them
 FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2"})
-EXPERTS = tuple(f"ffn_{part}_exps{kind}" for part in ("gate", "up", "down") for kind in ("", "_bias"))
+EXPERTS = (
+    *(f"ffn_{part}_exps{kind}" for part in ("gate", "up", "down") for kind in ("", "_bias")),
+    "ffn_down_exps_t",
+)
 
 
 def dense_bytes(model: Model, predictors: bool) -> int:
