@@ -1,6 +1,7 @@
 """Writes the matrices of a GGUF file in another type, as PowerInfer's `quantize` does.
 
-Matrices are the two-dimensional tensors whose name ends in `weight`; all others are copied. Metadata,
+Matrices are the two-dimensional tensors whose name ends in `weight`, and those of a mixture's experts, which are
+stacked in one tensor of three dimensions; all others are copied. Metadata,
 magic and order stay as they are, but for the keys that name the type. Where the FFN's function is said to be
 ReLU, or the sparse layout is asked for, the down projection gets a row a neuron, as in a directory's
 conversion, so that sparse FFNs can run.
@@ -166,7 +167,9 @@ def _powerinfer_warnings(file: GGUFFile, architecture: str, outtype: str) -> lis
 
 
 def _is_matrix(info: TensorInfo) -> bool:
-    return len(info.ne) == 2 and info.name.endswith("weight")
+    return (len(info.ne) == 2 and info.name.endswith("weight")) or (
+        len(info.ne) == 3 and info.name.endswith("_exps.weight")
+    )
 
 
 def _new_type(info: TensorInfo, recipe: Recipe) -> T:

@@ -11,6 +11,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
+from hotcold import load
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
@@ -207,6 +208,22 @@ def test_progress_reaches_the_end(out: Path) -> None:
     convert(golden("opt"), None, out, "q4_0", progress=lambda *step: heard.append(step))
     assert [done for _, done, _ in heard] == sorted(done for _, done, _ in heard)
     assert heard[-1][1] == heard[-1][2] > 0
+
+
+@pytest.mark.parametrize("outtype", ["q8_0", "q4_0"])
+def test_experts_are_rounded_too_and_the_file_runs(outtype: str, out: Path) -> None:
+    source = DATA / "llamacpp" / "mixtral.f16.gguf"
+    convert(source, None, out, outtype)
+    with open_gguf(source) as before, open_gguf(out) as made:
+        stacked = [name for name in made.tensors if name.endswith("_exps.weight")]
+        assert len(stacked) == 3 * before.get_int("llama.block_count")
+        for name in stacked:
+            assert made.tensors[name].type is TYPES[outtype], name
+            assert made.tensors[name].ne == before.tensors[name].ne
+            rounded = blocks.quantize(numbers(before, name), TYPES[outtype])
+            assert np.array_equal(made.data(name).ravel(), rounded.ravel()), name
+    with load(out, n_ctx=8) as engine:
+        assert np.isfinite(engine.logits(np.array([1, 5, 9, 12], np.int32))).all()
 
 
 def test_rows_that_the_type_does_not_divide_stay_f16(llama: MakeLlama, tmp_path: Path) -> None:
