@@ -1,7 +1,7 @@
-"""Counts of firing neurons: how often each neuron of each layer fired on some text.
+"""Counts of firing neurons: how often each neuron of each layer fired on some text, or each expert was chosen.
 
 They lie beside a model as activation/activation_{i}.npy or .pt, and in a GGUF file as the metadata
-arrays hotcold.activation.{i} (u64[n_ff]).
+arrays hotcold.activation.{i} (u64[n_ff]); of a mixture n_expert stands for n_ff.
 """
 
 import os

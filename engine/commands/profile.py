@@ -79,7 +79,9 @@ class ProfileCommand(CountsOptions, CorpusOptions):
 
         chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
         of = kept.CountedOn(engine.file.header_hash(), corpus.digest(chunks))
-        begun = kept.to_resume(folder, of) if self.resume else profile.empty(engine, len(chunks))
+        begun = profile.empty(engine, len(chunks))
+        if self.resume:
+            begun = kept.to_resume(folder, of, begun)
 
         def keep(counted: "Profile") -> None:
             write(folder, counted, of, engine.file.path.name)
@@ -109,6 +111,9 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             raise FileError(
                 "profile", other, f"was counted on another model than {one}", "merge counts of one model"
             )
+        if first.of != second.of:
+            found = f"has {kept.COUNTED[second.of]}, {one} {kept.COUNTED[first.of]}"
+            raise FileError("profile", other, found, "merge counts of one FFN activation")
         both = profile.merged(first, second)
         report = write(self.out, both, kept.CountedOn(of.model, ""), "")
         self._show(both, report, "", self.out)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.profile.firing import FEWEST
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
-from hotcold.errors import FileError
+from hotcold.errors import FileError, SettingError
 
 JSON_LINES = ".jsonl"
 SHORTEST = 2  # ids of a chunk: one alone would go through the graph of a decoded token
@@ -77,8 +78,11 @@ def chunks(texts: Sequence[Text], tokenizer: Tokenizer, n_ctx: int) -> list[NDAr
     Each begins with BOS where the model wants one. What is left of one id is dropped.
 
     Raises:
+        SettingError: n_ctx is too short for batches that can be looked at.
         FileError: there are fewer than `SHORTEST` ids in all.
     """
+    if n_ctx < FEWEST:
+        raise SettingError("-c", n_ctx, f"at least {FEWEST} ids that run together", "such as -c 512")
     wants_bos = tokenizer.add_bos and tokenizer.bos is not None
     head = [tokenizer.bos] if wants_bos else []
     step, found = n_ctx - len(head), []

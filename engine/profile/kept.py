@@ -21,6 +21,7 @@ from hotcold.errors import FileError, SettingError
 from hotcold.whole_file import write_whole
 
 STATE, REPORT = "profile.npz", "profile.json"
+COUNTED = {FIRINGS: "counts of firings", WEIGHT: "sums of |hidden|"}
 LARGEST_WEIGHT = 1 << 40  # of the whole numbers that stand for weights, which are none
 
 
@@ -119,17 +120,19 @@ def _table(array: NDArray[Any]) -> Counted:
     return array
 
 
-def to_resume(folder: Path, of: CountedOn) -> Profile:
-    """The profile to go on with.
+def to_resume(folder: Path, of: CountedOn, begun: Profile) -> Profile:
+    """The profile to go on with, in place of `begun`, in which nothing is counted yet.
 
     Raises:
-        FileError: it is of another model, or of other texts.
+        FileError: it is of another model, of other texts, or of something else than `begun` counts.
     """
     profile, counted_on = read(folder)
     if counted_on.model != of.model:
         raise _foreign(folder, "another model")
     if counted_on.ids != of.ids:
         raise _foreign(folder, "other texts, or another n_ctx")
+    if profile.of != begun.of:
+        raise _foreign(folder, f"another FFN activation: it has {COUNTED[profile.of]}, not {COUNTED[begun.of]}")
     return profile
 
 

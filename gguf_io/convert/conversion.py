@@ -64,7 +64,8 @@ def convert_with(
     that is split, or a folder of those alone. With `predictors` (see `open_predictors`) a ReLU model becomes a
     PowerInfer file: magic PWRI and the down projection transposed. Without them a ReLU model becomes a GGUF with
     the transposed projection and the key hotcold.ffn_activation, a SiLU model a GGUF as llama.cpp reads it, or with
-    `sparse_layout` one that is transposed too. Counts in `model`/activation go into the metadata.
+    `sparse_layout` one that is transposed too. Counts in `model`/activation, of neurons or of a mixture's
+    experts, go into the metadata.
 
     Memory stays near the largest tensor of the source; the file appears whole or not at all.
 
@@ -108,7 +109,7 @@ def _convert_directory(
     tensors, recipe = plan_tensors(model_dir, model, sparse_inputs, options, warnings.append)
     tokenizer, tokenizer_warnings = tokenizer_metadata(model_dir, model, options.force_pretokenizer)
     warnings += tokenizer_warnings
-    counts = read_counts(model_dir / "activation", model.n_layer, model.n_ff)
+    counts = read_counts(model_dir / "activation", model.n_layer, model.n_units)
     metadata = model_metadata(model_dir, model, recipe.file_type) | tokenizer
     metadata |= sparse_metadata(model, sparse_inputs, counts)
     magic: Magic = "PWRI" if sparse_inputs else "GGUF"

@@ -72,7 +72,7 @@ def read_config(path: Path, sparse: bool = False) -> HFModel:
     model = _layout(fields, layout).read(fields, sparse)
     if sparse and model.expert_sizes:
         bound = "no mixture of experts: its router is the predictor"
-        raise fields.wrong("model_type", bound, "convert it without --predictors")
+        raise fields.wrong("model_type", bound, "convert it without predictors")
     return model
 
 

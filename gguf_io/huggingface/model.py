@@ -67,6 +67,11 @@ class HFModel:
         return {**sizes, **self.expert_sizes}
 
     @property
+    def n_units(self) -> int:
+        """How many neurons of a layer, or experts of a mixture's, are counted."""
+        return self.expert_sizes.get("n_expert", self.n_ff)
+
+    @property
     def layer_rules(self) -> tuple[TensorRule, ...]:
         """The tensors of a layer."""
         experts = self.architecture.experts

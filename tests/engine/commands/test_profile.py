@@ -109,6 +109,19 @@ def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
     )
 
 
+def test_firings_and_weights_are_not_added_up(text: Path, tmp_path: Path) -> None:
+    firings, weights = tmp_path / "firings", tmp_path / "weights"
+    assert run("profile", "-f", str(text), "-o", str(firings), *OPTIONS).returncode == 0
+    weights.mkdir()
+    with np.load(firings / "profile.npz") as state:
+        np.savez(weights / "profile.npz", **{**state, "of": "weight"})
+    merged = run("profile", "--merge", str(firings), str(weights), "-o", str(tmp_path / "both"))
+    assert merged.returncode == 3 and "has sums of |hidden|" in merged.stderr
+    assert "merge counts of one FFN activation" in merged.stderr and not list((tmp_path / "both").iterdir())
+    resumed = run("profile", "-f", str(text), "-o", str(weights), *OPTIONS, "--resume")
+    assert resumed.returncode == 3 and "has sums of |hidden|, not counts of firings" in resumed.stderr
+
+
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [(lambda data: data[:200], "is damaged"), (lambda data: b"", "is damaged"), (None, "No such file")],
@@ -132,6 +145,8 @@ def test_a_damaged_profile_is_named(text: Path, tmp_path: Path, spoil: object, p
         (("-f", "/none"), 3, "/none"),
         (("-f", "TEXT", "-o", "/proc/none", *OPTIONS), 3, "another with -o"),
         (("-f", "TEXT", "-o", "OUT", "-b", "3", "-c", "32"), 2, "at least 4 to look at batches"),
+        (("-f", "TEXT", "-o", "OUT", "-c", "1"), 2, "-c: 1 (at least 4"),
+        (("-f", "TEXT", "-o", "OUT", "-c", "3"), 2, "-c: 3 (at least 4"),
     ],
 )
 def test_what_cannot_be_counted(

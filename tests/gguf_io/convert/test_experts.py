@@ -11,6 +11,7 @@ import pytest
 from hotcold.errors import FileError
 from hotcold.gguf_io import blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
+from hotcold.gguf_io.firing_counts import counts_in_metadata
 
 MakeModel = Callable[..., Any]
 
@@ -33,6 +34,22 @@ def test_experts_are_stacked_in_their_order(hf_model: MakeModel, tmp_path: Path)
     for e in range(5):
         source = model.value(f"model.layers.1.mlp.experts.{e}.down_proj.weight")
         assert np.abs(held[e] - source).max() < 0.01 * np.abs(source).max()
+
+
+def test_counts_of_experts_go_into_the_file(hf_model: MakeModel, tmp_path: Path) -> None:
+    model, counts = hf_model("qwen3_moe"), np.arange(10, dtype=np.uint64).reshape(2, 5)
+    (model.folder / "activation").mkdir()
+    for i, layer in enumerate(counts):
+        np.save(model.folder / "activation" / f"activation_{i}.npy", layer)
+    convert(model.folder, None, tmp_path / "out.gguf", "f16")
+    with open_gguf(tmp_path / "out.gguf") as file:
+        held = counts_in_metadata(file.metadata, 2, 5)
+    assert held is not None and np.array_equal(held, counts)
+
+
+def test_predictors_of_a_mixture_are_refused(hf_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"its router is the predictor\); convert it without predictors$"):
+        convert(hf_model("mixtral").folder, tmp_path / "p.safetensors", tmp_path / "out.gguf", "f16")
 
 
 @pytest.mark.parametrize(
