@@ -68,9 +68,7 @@ def _store_numbers(kv_type: int, x: int, n: int, to: int, step: int) -> None:
 def _store_quantised(x: int, scale: int, to: int, step: int) -> None:
     """32 float32 as one block: its scale, and its bytes `step` from one to the next."""
     x0, x1 = load16(x), load16(x + 64)
-    d = operations.to_f32(
-        operations.largest16(operations.max16(operations.abs16(x0), operations.abs16(x1))) / 127.0
-    )
+    d = operations.to_f32(operations.largest_magnitude16(x0, x1) / 127.0)
     inverse = operations.to_f32(0.0)
     if d != 0.0:
         inverse = operations.to_f32(1.0 / d)

@@ -26,16 +26,16 @@ from hotcold.kernels.cpu.simd import (
     exp2_up_to_0,
     exponential,
     f32x16,
-    fabs,
     float_to_half,
     fma,
     fold,
     half_to_float,
     i64x8,
     larger,
+    largest_magnitude,
     load,
     operation,
-    rint,
+    rounded_bytes,
     splat,
     store,
     stream_locality,
@@ -103,14 +103,8 @@ def scatter16_half(b: Builder, at: Value, step: Value, v: Value) -> None:
 
 @operation(types.void, address, types.int64, f32x16)
 def scatter16_bytes(b: Builder, at: Value, step: Value, v: Value) -> None:
-    """16 float32 in the range of int8, rounded to them, `step` bytes from one to the next."""
-    _scatter(b, at, step, b.trunc(b.fptosi(rint(b, v), VT(I32, 16)), VT(I8, 16)))
-
-
-@operation(f32x16, f32x16)
-def abs16(b: Builder, v: Value) -> Value:
-    """|v|."""
-    return fabs(b, v)
+    """16 float32 rounded to int8 (see `simd.rounded_bytes`), `step` bytes from one to the next."""
+    _scatter(b, at, step, rounded_bytes(b, v))
 
 
 @operation(f32x16, address)
@@ -217,10 +211,10 @@ def sum16(b: Builder, v: Value) -> Value:
     return sum_lanes(b, v)
 
 
-@operation(types.float32, f32x16)
-def largest16(b: Builder, v: Value) -> Value:
-    """The largest of 16 lanes."""
-    return fold(b, v, larger)
+@operation(types.float32, f32x16, f32x16)
+def largest_magnitude16(b: Builder, x: Value, y: Value) -> Value:
+    """The largest absolute value of 32 lanes, NaN if one is NaN."""
+    return largest_magnitude(b, x, y)
 
 
 @operation(i64x8)

@@ -48,13 +48,11 @@ def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: 
 def _pack_block(b: Builder, x: Value, window: Value, c: Value) -> None:
     """Round the 32 float32 at x (see ref.quantise) into block c of a packed window."""
     low, high = simd.load(b, x, VT(F32, 16)), simd.load(b, x, VT(F32, 16), 64)
-    top = simd.fold(b, simd.larger(b, simd.fabs(b, low), simd.fabs(b, high)), simd.larger)
-    scale = b.fdiv(top, ir.Constant(F32, 127.0))
+    scale = b.fdiv(simd.largest_magnitude(b, low, high), ir.Constant(F32, 127.0))
     nothing = b.fcmp_ordered("==", scale, ir.Constant(F32, 0.0))
     inverse = b.select(nothing, ir.Constant(F32, 0.0), b.fdiv(ir.Constant(F32, 1.0), scale))
     inverse = simd.splat(b, inverse, 16)
-    q = [b.fptosi(simd.rint(b, b.fmul(half, inverse)), VT(I32, 16)) for half in (low, high)]
-    low, high = (b.trunc(half, VT(I8, 16)) for half in q)
+    low, high = (simd.rounded_bytes(b, b.fmul(half, inverse)) for half in (low, high))
     _place(b, window, c, low, high, scale)
 
 

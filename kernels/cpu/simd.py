@@ -183,6 +183,30 @@ def fold(b: Builder, v: Value, combine: Callable[[Builder, Value, Value], Value]
     return b.extract_element(v, I32(0))
 
 
+def largest_magnitude(b: Builder, x: Value, y: Value) -> Value:
+    """The largest absolute value of all lanes of two float vectors, NaN if one is NaN, which `larger` would drop.
+
+    Without their signs floats are in the order of their bits, and NaN is above all.
+    """
+    n = x.type.count
+
+    def greater(b: Builder, x: Value, y: Value) -> Value:
+        return b.select(b.icmp_signed(">", x, y), x, y)
+
+    bits = (b.and_(b.bitcast(v, VT(I32, n)), constant(I32, n, 0x7FFFFFFF)) for v in (x, y))
+    return b.bitcast(fold(b, greater(b, *bits), greater), F32)
+
+
+def rounded_bytes(b: Builder, x: Value) -> Value:
+    """<n x float> rounded to <n x i8>, ties to even; what lies beyond -127..127, or is no number, gives 0."""
+    n = x.type.count
+    rounded = rint(b, x)
+    # converting anything else is undefined
+    inside = b.fcmp_ordered("<", fabs(b, rounded), constant(F32, n, 128.0))
+    rounded = b.select(inside, rounded, constant(F32, n, 0.0))
+    return b.trunc(b.fptosi(rounded, VT(I32, n)), VT(I8, n))
+
+
 def sum_lanes(b: Builder, v: Value) -> Value:
     """The sum of a float vector's lanes, always in the same order."""
     return fold(b, v, lambda b, x, y: b.fadd(x, y))

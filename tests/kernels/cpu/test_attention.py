@@ -96,12 +96,28 @@ def test_positions_that_a_token_does_not_see_do_not_matter(kv_type: int, window:
 def test_one_bad_number_spoils_its_head_alone(kv_type: int) -> None:
     k, v, q = tokens(70, N_HEAD_KV, 1), tokens(70, N_HEAD_KV, 2), tokens(1, N_HEAD, 3)
     clean = filled(kv_type, 70).attend(q, 69)
-    k[30, 1, 5] = np.inf if kv_type == Q8_0_ID else np.nan
+    k[30, 1, 5] = np.nan
     cache = attention_checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
     cache.store(k, v)
     got = cache.attend(q, 69)
     assert np.array_equal(got[:, :3], clean[:, :3])
     assert np.isnan(got[:, 3:]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 21])
+def test_what_is_no_number_stays_none_in_blocks(value: float, place: int) -> None:
+    """Its block's scale says so; the blocks beside it do not change."""
+    k, v = (tokens(70, N_HEAD_KV, seed, 64) for seed in (1, 2))
+    caches = [attention_checks.Cache(Q8_0_ID, N_HEAD_KV, 64, 70) for _ in range(2)]
+    caches[0].store(k, v)
+    k[66, 1, 32 + place] = v[66, 1, 32 + place] = value
+    caches[1].store(k, v)
+    with np.errstate(invalid="ignore"):  # 0 times infinity
+        held = [cache.held() for cache in caches]
+    for clean, got in zip(*held, strict=True):
+        clean[66, 1, 32:] = np.nan
+        assert np.array_equal(got[:70], clean[:70], equal_nan=True)
 
 
 @pytest.mark.parametrize("rising", [True, False])

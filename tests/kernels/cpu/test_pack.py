@@ -66,6 +66,26 @@ def test_zeros_and_wide_ranges(make_inputs: Callable[..., F32], packed: Packed) 
     check(x[0], packed(x)[0])
 
 
+@pytest.mark.parametrize("value", [np.nan, -np.nan, np.inf])
+@pytest.mark.parametrize("place", [0, 5, 21, 31])
+def test_what_is_no_number_stays_none(
+    value: float, place: int, make_inputs: Callable[..., F32], packed: Packed
+) -> None:
+    """Its block's scales say so, and its numbers are 0; the blocks beside it do not change."""
+    x = make_inputs(1, 32 * 6)
+    held = []
+    for number in (x[0, 96 + place], value):
+        x[0, 96 + place] = number
+        numbers, scales, sums, half_sums = unpack(packed(x)[0])
+        held.append((np.concatenate([numbers, sums[:, None], half_sums], 1), np.stack(scales)))
+    (clean_integers, clean_scales), (integers, got_scales) = held
+    others = np.arange(len(integers)) != 3
+    assert np.array_equal(np.isfinite(got_scales), [others, others])
+    assert np.array_equal(got_scales[:, others], clean_scales[:, others])
+    assert not integers[3].any()
+    assert np.array_equal(integers[others], clean_integers[others])
+
+
 @pytest.mark.parametrize("n_blocks", [1, 3, 4, 9])
 def test_what_is_rounded_elsewhere_packs_to_the_same_bytes(
     n_blocks: int, make_inputs: Callable[..., F32], packed: Packed

@@ -118,9 +118,9 @@ def swap_then_add(cell: int, old: int, new: int) -> tuple[bool, int, int]:
 
 @compiled
 def lanes(x: int) -> tuple[float, float, float]:
-    """Sum, largest and first of 16 float32."""
+    """Sum, largest magnitude and first of 16 float32."""
     v = operations.load16(x)
-    return operations.sum16(v), operations.largest16(v), operations.first16(v)
+    return operations.sum16(v), operations.largest_magnitude16(v, v), operations.first16(v)
 
 
 def mapped(function: Callable[..., Any], x: NDArray[Any], dtype: Any) -> NDArray[Any]:
@@ -274,8 +274,8 @@ def test_dots_of_signed_bytes() -> None:
 
 
 def test_lanes_are_combined() -> None:
-    x = np.array([3, -1, 4, -1, 5, -9, 2, -6, 5, -3, 5, -8, 9, -7, 9, -3], np.float32)
-    assert lanes(x.ctypes.data) == (x.sum(), 9, 3)
+    x = np.array([3, -1, 4, -1, 5, -9, 2, -6, 5, -3, 5, -10, 9, -7, 9, -3], np.float32)
+    assert lanes(x.ctypes.data) == (x.sum(), 10, 3)
     words = np.arange(24) * -7
     assert words_sum(words.ctypes.data, words.size) == words.sum()
 
