@@ -1,6 +1,7 @@
 """Experts behind a ReLU: a down projection with a row a neuron, and rows of silent neurons that are not read."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,21 @@ def test_both_ways_round_and_both_modes_give_the_same(
         assert len(seen) == 1
         results.append(logits)
     assert distance(results[1], results[0]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["mixtral.f16", "granitemoe.q8_0"])
+def test_any_mixture_with_a_relu_spares_rows(name: str, data: Path, logits_of: LogitsOf) -> None:
+    """The very bits of all neurons, from fewer of them: the weights were trained with SiLU, but ReLU is asked for."""
+    seen = set()
+    with open_gguf(data / "llamacpp" / f"{name}.gguf") as file:
+        model = replace(load_model(file), ffn_activation="relu")
+        ids = (IDS % model.n_vocab).astype(np.int32)
+        for sparsity in ("off", "exact"):
+            with Executor(plan_for_cpu(model, Wanted(sparsity, 16, 6, "f32")), file, 2) as it:
+                seen.add(logits_of(it, ids, 6).tobytes())
+                listed, firing = it.counts.sum((0, 1))
+    assert len(seen) == 1 and model.experts is not None
+    assert 0.3 < firing / (listed * model.experts.n_ff) < 0.7
 
 
 def gates_of_first_layer(metadata: dict[str, Any], t: Tensors, token: int) -> tuple[F32, Any]:
