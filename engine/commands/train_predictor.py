@@ -66,6 +66,8 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             raise SettingError("--recall", self.recall, "0.5 to below 1", "such as --recall 0.97")
         if self.steps < 1:
             raise SettingError("--steps", self.steps, "at least 1", "such as --steps 2000")
+        if self.seed < 0:
+            raise SettingError("--seed", self.seed, "0 or more", "such as --seed 1")
         rank = None
         if self.rank != AUTO:
             if (

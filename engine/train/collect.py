@@ -67,10 +67,13 @@ def collect(
     """Let a corpus pass and write what each layer sees; how many tokens these are.
 
     Raises:
-        SettingError: a model whose neurons are never idle. DoesNotFitError: too few tokens, or a full disk.
+        SettingError, DoesNotFitError: as `check_corpus`. DoesNotFitError: a full disk.
     """
     model, n_tokens = engine.model, sum(chunk.size for chunk in chunks)
     check_corpus(model, n_tokens)
+    for layer in range(model.n_layer):  # of a collection that was interrupted, which begins anew
+        for path in _files(folder, layer):
+            path.unlink(missing_ok=True)
     needed, free = needed_bytes(model, n_tokens), shutil.disk_usage(folder).free
     if needed > free:
         bound = f"{free / 1e9:.1f} GB are free in {folder}"
@@ -95,8 +98,12 @@ def check_corpus(model: Model, n_tokens: int) -> None:
     """Refuse what nothing can be learned from.
 
     Raises:
-        SettingError: a model whose neurons are never idle. DoesNotFitError: too few tokens.
+        SettingError: a mixture, or a model whose neurons are never idle. DoesNotFitError: too few tokens.
     """
+    if model.experts is not None:
+        raise SettingError(
+            "model", "its FFN is experts", "a router lists them, no predictor", "use another model"
+        )
     if model.ffn_activation != "relu":
         name = model.ffn_activation.upper()
         raise SettingError(

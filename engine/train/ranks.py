@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.train.predictor import Quality
-from hotcold.errors import SettingError
 
 STEP_OF_RANK = 32
 """Rows of quantised weights are whole blocks."""
@@ -43,17 +42,8 @@ class Costs:
 
 
 def deciding(layer: Layer) -> Weight:
-    """The matrix that decides which neurons fire: gate, or up where there is none.
-
-    Raises:
-        SettingError: the layer's FFN is experts, whose router foresees what is read.
-    """
-    first = layer.ffn_up if layer.ffn_gate is None else layer.ffn_gate
-    if first is None:
-        raise SettingError(
-            "model", "its FFN is experts", "a router lists them, no predictor", "use another model"
-        )
-    return first
+    """The matrix that decides which neurons fire: gate, or up where there is none; of no mixture of experts."""
+    return layer.up if layer.ffn_gate is None else layer.ffn_gate
 
 
 def costs_of(layer: Layer) -> Costs:

@@ -92,7 +92,7 @@ def train_all(
     """
     _open_folder(folder, identity)
     state = folder / STATE
-    if not json.loads(state.read_text())["collected"]:
+    if not _read_state(state)["collected"]:
         data.collect(
             engine, chunks, folder, lambda done, total: progress("inputs of all layers", done, total)
         )
@@ -111,14 +111,28 @@ def train_all(
 def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
     state = folder / STATE
     if state.exists():
-        kept = json.loads(state.read_text())
-        if kept["identity"] != identity:
-            different = [name for name in identity if kept["identity"].get(name) != identity[name]]
+        kept = _read_state(state)["identity"]
+        if kept != identity:
+            different = [name for name in identity if kept.get(name) != identity[name]]
             bound = f"it was begun with another {', '.join(different)}"
             raise FileError("training folder", folder, bound, "delete it, or name another -o")
         return
     folder.mkdir(parents=True, exist_ok=True)
     _write_state(state, identity, collected=False)
+
+
+def _read_state(state: Path) -> dict[str, Any]:
+    """What `_write_state` wrote; FileError unless it is that."""
+    try:
+        kept = json.loads(state.read_bytes())
+    except OSError as error:
+        raise FileError("training folder", state, error.strerror or str(error), "check it") from error
+    except (ValueError, RecursionError):
+        kept = None
+    parts = (kept.get("identity"), kept.get("collected")) if isinstance(kept, dict) else (None, None)
+    if not isinstance(parts[0], dict) or not isinstance(parts[1], bool):
+        raise FileError("training folder", state, "is damaged", f"delete {state.parent}, or name another -o")
+    return dict(zip(("identity", "collected"), parts, strict=True))
 
 
 def _write_state(state: Path, identity: dict[str, Any], collected: bool) -> None:

@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import load_file
 
 from hotcold import load
 from hotcold.engine.measure import perplexity
-from hotcold.engine.train import train
+from hotcold.engine.train import collect, train
 from hotcold.gguf_io.convert.conversion import convert
 
 OPTIONS = ("--rank", "32", "--steps", "2", "-c", "256")
@@ -78,6 +79,7 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
         (("--rank", "many"), 2, "a multiple of 32"),
         (("--recall", "1"), 2, "0.5 to below 1"),
         (("--steps", "0"), 2, "at least 1"),
+        (("--seed", "-1"), 2, "--seed: -1 (0 or more)"),
         ((), 2, "-f FILE"),
     ],
 )
@@ -98,6 +100,42 @@ def test_predictors_take_the_place_of_nothing_but_a_file(text: Path, tmp_path: P
     shown = run("train-predictor", "-f", str(text), "-o", str(place), *OPTIONS, "--force")
     assert shown.returncode == 3 and f"is {kind.removeprefix('a link to ')}" in shown.stderr
     assert os.path.samestat(os.lstat(place), was)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"identity": {}}', b"\xff"])
+def test_a_damaged_state_is_named(text: Path, tmp_path: Path, content: bytes) -> None:
+    state = tmp_path / "p.safetensors.parts" / "state.json"
+    state.parent.mkdir()
+    state.write_bytes(content)
+    shown = run("train-predictor", "-f", str(text), "-o", str(tmp_path / "p.safetensors"), *OPTIONS)
+    assert shown.returncode == 3 and f"{state} (is damaged); delete {state.parent}" in shown.stderr
+
+
+def test_a_collections_own_files_are_not_in_its_way(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk has room for one collection; most of one that was interrupted is on it."""
+    with load(n_ctx=256, sparsity="off") as engine:
+        ids = engine.tokenizer.encode(text.read_bytes())
+        chunks = [np.array(ids[:4096], np.int32)[i : i + 256] for i in range(0, 4096, 256)]
+        size = collect.needed_bytes(engine.model, 4096) + 4096
+        left = tmp_path / "inputs_0.npy"
+        left.write_bytes(bytes(size // 2))
+
+        def usage(folder: Path) -> SimpleNamespace:
+            return SimpleNamespace(free=size - sum(file.stat().st_size for file in folder.iterdir()))
+
+        monkeypatch.setattr("shutil.disk_usage", usage)
+        assert collect.collect(engine, chunks, tmp_path) == 4096
+
+
+def test_a_mixture_is_refused_before_anything_is_collected(text: Path, tmp_path: Path, data: Path) -> None:
+    model = data / "llamacpp" / "smallthinker.f16.gguf"
+    shown = run(
+        "train-predictor", "-m", str(model), "-f", str(text), "-c", "32", "-o", str(tmp_path / "p.safetensors")
+    )
+    assert shown.returncode == 2 and "its FFN is experts" in shown.stderr
+    assert not list(tmp_path.glob("*.parts"))
 
 
 def test_too_little_text_and_neurons_that_are_never_idle(text: Path, tmp_path: Path, data: Path) -> None:
