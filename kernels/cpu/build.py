@@ -7,6 +7,8 @@ end of the list; both pass over what lies there already.
 import json
 import subprocess
 import sys
+from contextlib import suppress
+from threading import Thread
 from typing import IO
 
 from hotcold.kernels.cpu import op_kernels as _op_kernels  # noqa: F401 - what is imported here can be compiled
@@ -47,8 +49,10 @@ def _ask_for_help(names: list[str]) -> None:
     try:
         if not _helpers:
             command = [sys.executable, "-c", START, json.dumps(sys.path)]
+            # it may end after this one, so whoever reads this one's output must not wait for it
+            nowhere = subprocess.DEVNULL
             _helpers.append(
-                subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+                subprocess.Popen(command, stdin=subprocess.PIPE, stdout=nowhere, stderr=nowhere, text=True)
             )
         stdin = _stdin(_helpers[0])
         stdin.write("".join(f"{name}\n" for name in names))
@@ -63,7 +67,7 @@ def _stdin(process: subprocess.Popen[str]) -> IO[str]:
 
 
 def _hang_up(process: subprocess.Popen[str]) -> None:
-    try:
+    with suppress(OSError):
         _stdin(process).close()
-    except OSError:
-        return
+    # a process that has ended stays in the system's table until somebody asks how
+    Thread(target=process.wait, name="hotcold-build", daemon=True).start()
