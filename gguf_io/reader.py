@@ -93,13 +93,6 @@ class GGUFFile(Closing):
             raise self._wrong(key, value, "must be a number")
         return float(value)
 
-    def get_bool(self, key: str, default: bool | None = None) -> bool:
-        """True or false."""
-        value = self._get(key, default)
-        if not isinstance(value, bool):
-            raise self._wrong(key, value, "must be true or false")
-        return value
-
     def get_str(self, key: str, default: str | None = None) -> str:
         """Text."""
         value = self._get(key, default)

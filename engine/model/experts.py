@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.architectures import ARCHITECTURES
-from hotcold.gguf_io.architectures.table import ExpertFacts
+from hotcold.gguf_io.architectures.table import MAX_EXPERTS, ExpertFacts
 
-MAX_EXPERTS = 1 << 14
 MAX_EXPERT_FF = 1 << 20
 GATING_FUNCTIONS = {1: "softmax", 2: "sigmoid"}
 """GGUF's expert_gating_func, as far as an architecture reads it."""

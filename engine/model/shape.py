@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from hotcold.engine.model.experts import MAX_EXPERT_FF, MAX_EXPERTS, Experts
+from hotcold.engine.model.experts import MAX_EXPERT_FF, Experts
 from hotcold.engine.model.hyperparameters import (
     MAX_CTX,
     MAX_EMBD,
@@ -17,6 +17,7 @@ from hotcold.engine.model.windows import Windows, windowed_layers
 from hotcold.engine.settings import one_of
 from hotcold.errors import SettingError
 from hotcold.gguf_io.architectures import ARCHITECTURES
+from hotcold.gguf_io.architectures.table import MAX_EXPERTS
 
 FREQ_BASE = 10000.0
 

@@ -8,6 +8,8 @@ from dataclasses import replace
 from hotcold.gguf_io.architectures.llama import DENSE, gated, normed_heads
 from hotcold.gguf_io.architectures.table import Architecture, TensorRule, WindowFacts, in_layer, weight
 
+LAYERS_OF_27B = 62  # the model whose scores are scaled as if heads were n_embd / n_head wide
+
 
 def _with_numbers_that_multiply(architecture: Architecture) -> Architecture:
     """The same, with 1 added to the weights of norms on their way from a directory."""

@@ -17,6 +17,7 @@ Layout = Literal[
 
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
+MAX_EXPERTS = 1 << 14  # what the engine runs
 
 
 @dataclass(frozen=True)

@@ -42,11 +42,6 @@ class ConvertSummary:
         """How many tensors the file has."""
         return len(self.tensors)
 
-    @property
-    def kept_f16(self) -> tuple[str, ...]:
-        """Those that fell back to F16."""
-        return tuple(name for (_, got), names in self.fell_back.items() if got is T.F16 for name in names)
-
 
 def write(
     outfile: Path,

@@ -6,12 +6,11 @@ What a config leaves out means what transformers' Gemma3TextConfig says.
 from dataclasses import replace
 from typing import Any
 
-from hotcold.gguf_io.architectures.gemma3 import GEMMA3
+from hotcold.gguf_io.architectures.gemma3 import GEMMA3, LAYERS_OF_27B
 from hotcold.gguf_io.huggingface.fields import MAX_LAYERS, Fields
 from hotcold.gguf_io.huggingface.model import HFModel, head_sizes
 from hotcold.gguf_io.huggingface.rope import read_rope
 
-LAYERS_OF_27B = 62  # the model whose scores are scaled as if heads were n_embd / n_head wide
 USUAL: dict[str, Any] = {
     "num_attention_heads": 8,
     "num_key_value_heads": 4,

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 from hotcold.gguf_io.architectures.llama import LLAMA
 from hotcold.gguf_io.architectures.moe import OLMOE, QWEN2MOE, QWEN3MOE, SMALLTHINKER
+from hotcold.gguf_io.architectures.table import MAX_EXPERTS
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.llama import read_gated, without_window
 from hotcold.gguf_io.huggingface.model import HFModel
 
-MAX_EXPERTS = 1 << 14  # what the engine runs
 SOFTMAX, SIGMOID = 1, 2  # GGUF's expert_gating_func
 
 

@@ -68,7 +68,6 @@ def test_typed_getters(typed: GGUFFile) -> None:
     assert typed.get_int("int") == -3
     assert typed.get_float("float") == 0.25
     assert typed.get_float("int") == -3.0
-    assert typed.get_bool("bool") is True
     assert typed.get_str("str") == "text" * 100
     assert typed.get_array("array").tolist() == [1, 2, 3]
     assert typed.get_array("bools").dtype == np.bool_
@@ -77,7 +76,6 @@ def test_typed_getters(typed: GGUFFile) -> None:
 def test_defaults_stand_in_only_for_what_is_missing(typed: GGUFFile) -> None:
     assert typed.get_int("none", 5) == 5
     assert typed.get_float("none", 0.0) == 0.0
-    assert typed.get_bool("none", False) is False
     assert typed.get_str("none", "") == ""
     assert typed.get_array("none", ()) == ()
     assert typed.get_int("int", 5) == -3
@@ -90,7 +88,6 @@ def test_defaults_stand_in_only_for_what_is_missing(typed: GGUFFile) -> None:
     [
         ("get_int", ("float", "bool", "str", "array")),
         ("get_float", ("bool", "str", "array")),
-        ("get_bool", ("int", "float", "str", "array")),
         ("get_str", ("int", "float", "bool", "array")),
         ("get_array", ("int", "float", "bool", "str")),
     ],

@@ -7,8 +7,7 @@ heads were n_embd / n_head wide.
 from hotcold.engine.graph.architectures.blocks import embedding, gated_ffn, mask, self_attention
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.model.model import Model
-
-LAYERS_OF_27B = 62
+from hotcold.gguf_io.architectures.gemma3 import LAYERS_OF_27B
 
 
 def build(graph: Graph, model: Model, sparsity: str) -> None:

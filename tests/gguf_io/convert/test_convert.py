@@ -15,6 +15,7 @@ from hotcold.errors import FileError
 from hotcold.gguf_io.convert.conversion import convert
 from hotcold.gguf_io.outtypes import OUTTYPES
 
+T = GGMLQuantizationType
 MakeLlama = Callable[..., Any]  # the fixture llama
 Save = Callable[[Path, dict[str, NDArray[Any]]], None]  # the fixture save
 
@@ -100,7 +101,7 @@ def test_a_silu_model_is_llama_cpps_file(llama: MakeLlama, out: Path, dtype: str
         "llama.rope.freq_base": 10000.0,
     }
     assert (summary.outfile, summary.architecture, summary.n_tensors) == (out, "llama", len(wanted))
-    assert (summary.n_bytes, summary.kept_f16, summary.warnings) == (out.stat().st_size, (), ())
+    assert (summary.n_bytes, summary.fell_back, summary.warnings) == (out.stat().st_size, {}, ())
     assert not summary.sparse
 
 
@@ -243,13 +244,13 @@ def test_rows_that_the_type_does_not_divide_stay_f16(llama: MakeLlama, out: Path
     model = llama(intermediate_size=72)
     summary = convert(model.folder, None, out, "q8_0")
     _, _, tensors, types = read(out)
-    assert summary.kept_f16 == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    assert summary.fell_back == {(T.Q8_0, T.F16): ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")}
     assert types["blk.0.ffn_down.weight"] == "F16"
     assert types["blk.0.ffn_up.weight"] == "Q8_0"
     assert np.array_equal(
         tensors["blk.0.ffn_down.weight"], model.value("model.layers.0.mlp.down_proj.weight")
     )
-    assert convert(model.folder, None, out, "f16", force=True).kept_f16 == ()
+    assert convert(model.folder, None, out, "f16", force=True).fell_back == {}
 
 
 def test_a_tied_head(llama: MakeLlama, save: Save, out: Path) -> None:

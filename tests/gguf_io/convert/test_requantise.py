@@ -229,7 +229,7 @@ def test_experts_are_rounded_too_and_the_file_runs(outtype: str, out: Path) -> N
 def test_rows_that_the_type_does_not_divide_stay_f16(llama: MakeLlama, tmp_path: Path) -> None:
     convert(llama(intermediate_size=72).folder, None, tmp_path / "f16.gguf", "f16")
     summary = convert(tmp_path / "f16.gguf", None, tmp_path / "q.gguf", "q8_0")
-    assert summary.kept_f16 == ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")
+    assert summary.fell_back == {(T.Q8_0, T.F16): ("blk.0.ffn_down.weight", "blk.1.ffn_down.weight")}
 
 
 def written(gguf_bytes: Any, *pairs: bytes, **fields: Any) -> bytes:
