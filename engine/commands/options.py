@@ -21,7 +21,9 @@ Settings = TypeVar("Settings", RunOptions, GenerationSettings)
 ModelPath = Annotated[
     Path | None,
     typer.Option(
-        "-m", "--model", help="GGUF file, any part of one, or its directory. [default: the bundled model]"
+        "-m",
+        "--model",
+        help="GGUF file, any part of one, its directory, or hf:USER/REPO[:QUANT]. [default: the bundled model]",
     ),
 ]
 NCtx = Annotated[

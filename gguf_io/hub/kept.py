@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.hub.names import Reference, RepoModel, choose, models_of
+from hotcold.gguf_io.hub.names import Reference, RepoModel, choose, is_whole, models_of
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class KeptModel:
 
 
 def kept_models() -> list[KeptModel]:
-    """All, by name; of each repository's newest state."""
+    """All that are whole, by name; of each repository's newest state."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
     try:
-        repos = scan_cache_dir().repos
+        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model"]
     except CacheNotFound:
         return []
     found = []
@@ -43,7 +43,8 @@ def kept_models() -> list[KeptModel]:
                 if path.exists()
             }
             models = models_of((name, path.stat().st_size) for name, path in paths.items())
-            found += [KeptModel(repo.repo_id, m, tuple(paths[name] for name in m.files)) for m in models]
+            whole = filter(is_whole, models)
+            found += [KeptModel(repo.repo_id, m, tuple(paths[name] for name in m.files)) for m in whole]
     return found
 
 

@@ -74,6 +74,12 @@ def models_of(files: Iterable[tuple[str, int]]) -> list[RepoModel]:
     ]
 
 
+def is_whole(model: RepoModel) -> bool:
+    """Whether all parts are there that the name of the first speaks of."""
+    named = PART_NAME.fullmatch(model.files[0])
+    return named is None or len(model.files) == int(named["count"])
+
+
 def choose(reference: Reference, models: Sequence[RepoModel]) -> RepoModel:
     """The model that a reference means: by its quant, else Q4_K_M, else the only one.
 

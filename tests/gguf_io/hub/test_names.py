@@ -3,7 +3,7 @@
 import pytest
 
 from hotcold.errors import FileError, SettingError
-from hotcold.gguf_io.hub.names import Reference, RepoModel, choose, models_of, parse_reference
+from hotcold.gguf_io.hub.names import Reference, RepoModel, choose, is_whole, models_of, parse_reference
 from hotcold.gguf_io.split import part_name
 
 
@@ -40,6 +40,14 @@ def test_parts_are_one_model_and_projectors_none() -> None:
         RepoModel("m-Q4_0", ("m-Q4_0.GGUF",), 10),
         RepoModel("x/m-Q8_0", (part_name("x/m-Q8_0", 1, 2), part_name("x/m-Q8_0", 2, 2)), 20),
     ]
+
+
+def test_a_model_is_whole_with_all_its_parts() -> None:
+    names = [part_name("m", i, 3) for i in (1, 2, 3)]
+    for n, whole in ((1, False), (2, False), (3, True)):
+        (model,) = models_of((name, 1) for name in names[:n])
+        assert is_whole(model) == whole
+    assert is_whole(RepoModel("m", ("m.gguf",), 1))
 
 
 def choice(reference: str, *stems: str) -> str:
