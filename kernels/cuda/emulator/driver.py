@@ -27,6 +27,8 @@ MEMORY_BYTES = 8 << 30
 """What the emulated device says it has; pages are taken from the host when they are touched."""
 _one_launch = threading.Lock()
 """Fibers and signal handlers belong to the process."""
+_stacks = ctypes.c_void_p()
+"""Of the fibers, which all libraries use in turn; null before the first."""
 
 
 @dataclass(frozen=True)
@@ -248,6 +250,9 @@ def _load(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise DeviceError("emulated device", path, f"does not load: {error}", "delete it") from error
     library.emulator_kernel.restype = library.emulator_signature.restype = ctypes.c_char_p
+    library.emulator_stacks.restype = ctypes.c_void_p
+    with _one_launch:
+        _stacks.value = library.emulator_stacks(_stacks)
     return library
 
 

@@ -229,12 +229,15 @@ inline void fiber_main() {
         else rest();
     }
 }
+// One page that says whose fibers stand on the stacks, and the stacks: one for all libraries of the process, since
+// each has hundreds of guard pages, and a process has a limit of maps.
+inline char* make_stacks() {
+    char* shared = (char*)mmap(nullptr, PAGE + STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
+                               MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    for (int i = 0; i < MAX_THREADS; i++) mprotect(shared + PAGE + i * STACK, PAGE, PROT_NONE);
+    return shared;
+}
 inline void make_fibers() {
-    if (!stacks) {
-        stacks = (char*)mmap(nullptr, STACK * MAX_THREADS, PROT_READ | PROT_WRITE,
-                             MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-        for (int i = 0; i < MAX_THREADS; i++) mprotect(stacks + i * STACK, PAGE, PROT_NONE);
-    }
     for (int i = 0; i < MAX_THREADS; i++) {
         // Staggered, or all stacks would share the same few cache lines.
         void** top = (void**)(stacks + (i + 1) * STACK - i % 32 * 320) - 2;
@@ -353,12 +356,20 @@ EXPORTED const char* emulator_kernel(unsigned i) {
 }
 EXPORTED const char* emulator_signature(unsigned i) { return emulator::kernels()[i].signature.c_str(); }
 
+// Give a library the stacks of the process, made by the first one (null); where they are. Before any launch.
+EXPORTED char* emulator_stacks(char* shared) {
+    using namespace emulator;
+    if (!shared) shared = make_stacks();
+    stacks = shared + PAGE;
+    return shared;
+}
+
 // 0, or 1 with a message. grid and block: three numbers each; arguments: addresses of the values.
 EXPORTED int emulator_launch(unsigned kernel, const unsigned* grid, const unsigned* block, size_t shared,
                              void** arguments, int thread_order, char* error, size_t error_size) {
     using namespace emulator;
-    static bool fresh = false;
-    if (!fresh) make_fibers(), fresh = true;
+    const void*& owner = *(const void**)(stacks - PAGE);
+    if (owner != fibers) make_fibers(), owner = fibers;
     grid_size = {grid[0], grid[1], grid[2]}, block_size = {block[0], block[1], block[2]};
     n_threads = block_size.x * block_size.y * block_size.z;
     kernel_name = kernels()[kernel].name, entry = kernels()[kernel].call, entry_arguments = arguments;
@@ -369,6 +380,6 @@ EXPORTED int emulator_launch(unsigned kernel, const unsigned* grid, const unsign
         SignalsCaught caught;
         run_blocks();
     }
-    fresh = !failed;                              // abandoned fibers start anew next time
+    if (failed) owner = nullptr;                  // abandoned fibers start anew next time
     return failed;
 }
