@@ -10,7 +10,9 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import program
 
+Open = Callable[..., Device]
 SOURCE = Path(__file__).with_name("faults.cu")
+MAPS = Path("/proc/self/maps")
 ORDERS = (0, 1, 7, 1234)
 FAULTS = {  # what is said, and in which orders it can be seen
     "returns_before_barrier": ("32 threads wait there, 32 have already returned", ORDERS),
@@ -42,7 +44,7 @@ def marked_lines(kernel: str) -> list[str]:
 
 
 @pytest.mark.parametrize(("kernel", "order"), CASES)
-def test_a_fault_is_named(open_emulated: Callable[..., Device], kernel: str, order: int) -> None:
+def test_a_fault_is_named(open_emulated: Open, kernel: str, order: int) -> None:
     device = open_emulated(source=program(SOURCE), order=order)
     out = device.empty(64, "i4")
     shared = 256 if kernel == "leaves_dynamic_shared" else 0
@@ -56,7 +58,7 @@ def test_a_fault_is_named(open_emulated: Callable[..., Device], kernel: str, ord
 
 @pytest.mark.parametrize("build_kind", ["checked", "fast", "races"])
 def test_the_next_device_works_after_a_fault(
-    open_emulated: Callable[..., Device], seam_source: str, put: Callable[..., object], build_kind: str
+    open_emulated: Open, seam_source: str, put: Callable[..., object], build_kind: str
 ) -> None:
     broken = open_emulated(source=seam_source, build_kind=build_kind)
     arguments = (broken.empty(8, "f4"), broken.empty(1, "f4"), 8)
@@ -67,3 +69,21 @@ def test_the_next_device_works_after_a_fault(
     x = put(device, np.ones(8, "f4"))
     device.launch("scale", 1, 32, (x, device.empty(8, "f4"), 1.0, 8), device.compute)
     device.synchronize()
+
+
+def test_libraries_share_the_stacks_of_their_threads(open_emulated: Open, seam_source: str) -> None:
+    """Each has hundreds of guard pages, and a process that loads a library a type has a limit of maps."""
+    ran, before = [], len(MAPS.read_text().splitlines())
+    for i in range(4):
+        device = open_emulated(source=f"{seam_source}\n// library {i}\n")
+        x, y, host = device.empty(64, "f4"), device.empty(64, "f4"), device.pinned(64, "f4")
+        host.array[:] = np.arange(64)
+        device.upload(x, host, device.compute)
+        device.compute.synchronize()
+        ran.append((device, x, y, host))
+    for device, x, y, host in (*ran, *ran[::-1]):
+        device.launch("scale", 1, 64, (x, y, 2.0, 64), device.compute)
+        device.download(host, y, device.compute)
+        device.compute.synchronize()
+        assert (host.array == 2 * np.arange(64)).all()
+    assert len(MAPS.read_text().splitlines()) - before < 3 * 256
