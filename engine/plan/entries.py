@@ -1,7 +1,9 @@
 """One weight's place, as the plan lists it."""
 
+from dataclasses import fields
+
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT
-from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.footprint import Obstacle, WeightGroup, device_bytes
 from hotcold.engine.plan.plan import WeightEntry
 
@@ -44,7 +46,10 @@ def entry(
 
 def _name(weight: Weight, model: Model, number: int | None) -> str:
     """The tensor's name, with the rows where several weights are stacked in it."""
-    layer: Layer | None = None if number is None else model.layers[number]
-    if layer is None or layer.attn_q.name != layer.attn_k.name or weight.name != layer.attn_q.name:
+    if number is None:
+        return weight.name
+    layer = model.layers[number]
+    others = (getattr(layer, field.name) for field in fields(layer))
+    if not any(each is not None and each != weight and each.name == weight.name for each in others):
         return weight.name
     return f"{weight.name}[{weight.first_row}:{weight.first_row + weight.n_rows}]"

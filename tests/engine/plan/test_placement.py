@@ -16,7 +16,7 @@ from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.shape import Shape
-from hotcold.engine.model.shapes import build
+from hotcold.engine.model.shapes import build, like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import dense_part, device_bytes, ffn_part, layer_kv_bytes, neuron_bytes
@@ -416,3 +416,10 @@ def test_no_type_stays_on_the_cpu_for_want_of_a_kernel(kind: T) -> None:
     plan = placement.plan(model, Wanted("predictor", 64, 8), budget(1 << 30), None)
     assert {entry.side for entry in plan.weights if entry.role != "embedding"} == {"gpu"}
     assert {cache.side for cache in plan.caches} == {"gpu"}
+
+
+def test_matrices_that_are_stacked_in_one_tensor_have_names_of_their_own() -> None:
+    """Phi-3's q, k and v, and its gate and up."""
+    model = like("phi-3-mini:q4_0")
+    names = [entry.name for entry in placement.plan(model, Wanted("off", 64, 8), Budget("0", 0, "")).weights]
+    assert len(names) == len(set(names)) and "blk.31.ffn_up.weight[8192:16384]" in names
