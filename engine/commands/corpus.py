@@ -1,5 +1,7 @@
 """The texts that a command counts or learns on."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,11 +17,13 @@ from hotcold.engine.commands.options import (
     Threads,
 )
 from hotcold.engine.commands.prompt_input import read_file
+from hotcold.engine.commands.terminal import progress_bar
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
     from hotcold.engine.profile.corpus import Text
+    from hotcold.engine.profile.profile import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,18 @@ def read_corpus(options: CorpusOptions) -> "list[Text]":
     from hotcold.engine.profile.corpus import read_texts
 
     return [text for path in options.texts for text in read_texts(path, options.field, _read)]
+
+
+@contextmanager
+def token_bar(shown: bool) -> "Iterator[Progress]":
+    """What hears of the corpus as it passes, and shows a bar."""
+    with progress_bar(shown, counted="tokens") as bar:
+
+        def advance(done: int, total: int, speed: float) -> None:
+            if bar is not None:
+                bar(f"{speed:.0f} tokens/s", done, total)
+
+        yield advance
 
 
 def _read(path: Path) -> bytes:

@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from hotcold.engine.commands.corpus import CorpusOptions, read_corpus
+from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import Quiet
-from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.commands.terminal import write_line
 from hotcold.whole_file import check_output
 
 
@@ -44,12 +44,7 @@ class ImatrixCommand(ImatrixOptions, CorpusOptions):
 
             warn(engine, self.quiet)
             cut = chunks(texts, engine.tokenizer, engine.n_ctx)
-            with progress_bar(not self.quiet and sys.stderr.isatty(), counted="tokens") as bar:
-
-                def advance(done: int, total: int, speed: float) -> None:
-                    if bar is not None:
-                        bar(f"{speed:.0f} tokens/s", done, total)
-
+            with token_bar(not self.quiet and sys.stderr.isatty()) as advance:
                 importance = measure_importance(engine, cut, texts, advance)
         write_imatrix(self.out, importance, force=self.force)
         if not self.quiet:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from hotcold.engine.commands.corpus import CorpusOptions, read_corpus
+from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
-from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.commands.terminal import write_line
 from hotcold.errors import FileError, SettingError
 
 if TYPE_CHECKING:
@@ -88,12 +88,7 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             done = f"{counted.n_chunks} of {counted.all_chunks} chunks are kept in {folder}"
             note(f"{done}; --resume goes on")
 
-        with progress_bar(not self.quiet and sys.stderr.isatty(), counted="tokens") as bar:
-
-            def advance(done: int, total: int, speed: float) -> None:
-                if bar is not None:
-                    bar(f"{speed:.0f} tokens/s", done, total)
-
+        with token_bar(not self.quiet and sys.stderr.isatty()) as advance:
             counted = profile.measure(engine, chunks, begun, advance, keep)
         report = write(folder, counted, of, engine.file.path.name)
         self._show(counted, report, engine.model.ffn_activation, folder)

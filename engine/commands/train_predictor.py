@@ -89,7 +89,7 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
         from hotcold.engine.train import collect, train
 
         chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
-        collect.check_corpus(engine.model, sum(chunk.size for chunk in chunks))
+        collect.check_corpus(engine.executor, sum(chunk.size for chunk in chunks))
         folder = self.out.with_name(f"{self.out.name}.parts")
         identity = {
             "model": engine.file.header_hash(),

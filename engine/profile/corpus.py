@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.profile.firing import FEWEST
+from hotcold.engine.profile.passing import FEWEST
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import FileError, SettingError
 

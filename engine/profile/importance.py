@@ -9,15 +9,14 @@ from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.graph.graph import reading_matrices
-from hotcold.engine.graph.placed import CPU
 from hotcold.engine.profile.corpus import Text
-from hotcold.engine.profile.firing import HIDDEN, Counted, check_executor, hidden_values, run_chunk
+from hotcold.engine.profile.firing import Counted
+from hotcold.engine.profile.passing import HIDDEN, heard, hidden_values, intermediate, run_chunk
 from hotcold.engine.profile.profile import Progress
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.run.trace import Taken, Tracing
+from hotcold.engine.run.trace import Taken
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io.imatrix import Importance
-from hotcold.kernels.cpu import program
 
 
 def measure_importance(
@@ -36,21 +35,17 @@ def measure_importance(
     """
     executor, model, started, done = engine.executor, engine.model, time.perf_counter(), 0
     total = sum(chunk.size for chunk in chunks)
-    check_executor(executor)
     if model.experts is not None:
         bound = "each sees tokens of its own, which are not summed up"
         raise SettingError("model", "a mixture of experts", bound, "convert it without --imatrix")
-    squares, before = _Squares(executor), executor.taking
-    executor.taking = Tracing(executor, squares.hear)
+    squares = _Squares(executor)
     engine.turn += 1
-    try:
+    with heard(executor, squares.hear):
         for chunk in chunks:
             run_chunk(executor, chunk, lambda: None)
             done += chunk.size
             if progress is not None:
                 progress(done, total, done / max(time.perf_counter() - started, 1e-9))
-    finally:
-        executor.taking = before
     for name, sums in squares.sums.items():
         if not np.isfinite(sums).all():
             bound = "what it reads is NaN or infinite"
@@ -89,15 +84,9 @@ class _Squares:
     def hear(self, taken: Taken) -> None:
         """A node has run: what it read is still there."""
         for name, read in self._inputs.get(taken.node.name, {}).items():
-            self._add(self._values(name, read.width), read.names)
+            self._add(intermediate(self._executor, name, read.width), read.names)
         if (down := self._down.get(taken.node.name)) is not None:
             self._add(hidden_values(self._executor, taken.node), {down})
-
-    def _values(self, name: str, width: int) -> NDArray[np.float32]:
-        """An intermediate of the batch that passes, float32 [n_tokens, width]."""
-        host = self._executor.host
-        n, slot = int(host.run[program.N_TOKENS]), self._executor.plan.batch.arenas[CPU].slot(name)
-        return host.arena[slot.offset :][: 4 * n * width].view(np.float32).reshape(n, width)
 
     def _add(self, values: NDArray[np.float32], names: set[str]) -> None:
         squares: Counted = np.einsum("ij,ij->j", values, values, dtype=np.float64)

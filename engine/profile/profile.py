@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.profile.firing import Counted, Firing, down_lengths, run_chunk
+from hotcold.engine.profile.firing import Counted, Firing, down_lengths
+from hotcold.engine.profile.passing import heard, run_chunk
 from hotcold.engine.profile.recency import SHARES, Held, Recency
 
 FIRINGS, WEIGHT = "firings", "weight"
@@ -95,18 +96,17 @@ def measure(
 
     engine.turn += 1
     try:
-        for chunk in chunks[profile.n_chunks :]:
-            run_chunk(executor, chunk, follow)
-            profile = _with(profile, firing.take() * lengths, chunk.size)
-            if progress is not None:
-                seconds = time.perf_counter() - started
-                progress(profile.n_tokens, total, (profile.n_tokens - before) / max(seconds, 1e-9))
+        with heard(executor, firing.hear):
+            for chunk in chunks[profile.n_chunks :]:
+                run_chunk(executor, chunk, follow)
+                profile = _with(profile, firing.take() * lengths, chunk.size)
+                if progress is not None:
+                    seconds = time.perf_counter() - started
+                    progress(profile.n_tokens, total, (profile.n_tokens - before) / max(seconds, 1e-9))
     except BaseException:
         if keep is not None and profile.n_chunks:
             keep(profile)
         raise
-    finally:
-        firing.stop()
     if before:  # the tokens before were not followed
         return profile
     return replace(profile, held=tuple(recency.held(profile.counts)), n_followed=recency.n_tokens)

@@ -15,13 +15,19 @@ from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.graph.graph import Node, layer_of
-from hotcold.engine.graph.placed import CPU
 from hotcold.engine.model.model import Model
-from hotcold.engine.profile.firing import HIDDEN, hidden_values, run_chunk
+from hotcold.engine.profile.passing import (
+    HIDDEN,
+    check_executor,
+    heard,
+    hidden_values,
+    intermediate,
+    n_passing,
+    run_chunk,
+)
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.run.trace import Taken, Tracing
+from hotcold.engine.run.trace import Taken
 from hotcold.errors import DoesNotFitError, SettingError
-from hotcold.kernels.cpu import program
 
 FEWEST_TOKENS = 4096
 LARGEST = float(np.finfo(np.float16).max)
@@ -70,7 +76,7 @@ def collect(
         SettingError, DoesNotFitError: as `check_corpus`. DoesNotFitError: a full disk.
     """
     model, n_tokens = engine.model, sum(chunk.size for chunk in chunks)
-    check_corpus(model, n_tokens)
+    check_corpus(engine.executor, n_tokens)
     for layer in range(model.n_layer):  # of a collection that was interrupted, which begins anew
         for path in _files(folder, layer):
             path.unlink(missing_ok=True)
@@ -81,25 +87,25 @@ def collect(
             "training data", f"{needed / 1e9:.1f} GB", bound, "give less text, or another -o"
         )
     seen = _Seen(engine.executor, folder, n_tokens)
-    before, engine.executor.taking = engine.executor.taking, Tracing(engine.executor, seen.hear)
     engine.turn += 1
-    try:
+    with heard(engine.executor, seen.hear):
         for chunk in chunks:
             run_chunk(engine.executor, chunk, seen.advance)
             if progress is not None:
                 progress(seen.at, n_tokens)
-    finally:
-        engine.executor.taking = before
     seen.flush()
     return n_tokens
 
 
-def check_corpus(model: Model, n_tokens: int) -> None:
+def check_corpus(executor: Executor, n_tokens: int) -> None:
     """Refuse what nothing can be learned from.
 
     Raises:
-        SettingError: a mixture, or a model whose neurons are never idle. DoesNotFitError: too few tokens.
+        SettingError: a mixture, a model whose neurons are never idle, or what `check_executor` refuses.
+        DoesNotFitError: too few tokens.
     """
+    model = executor.model
+    check_executor(executor)
     if model.experts is not None:
         raise SettingError(
             "model", "its FFN is experts", "a router lists them, no predictor", "use another model"
@@ -118,7 +124,7 @@ class _Seen:
 
     def __init__(self, executor: Executor, folder: Path, n_tokens: int) -> None:
         model = executor.model
-        self._executor, self.at, self._n = executor, 0, 0
+        self._executor, self.at = executor, 0
         graph = executor.plan.batch
         self._inputs = _predictors_inputs([placed.node for placed in graph.placed.nodes])
         self._x, self._bits = [], []
@@ -129,19 +135,17 @@ class _Seen:
 
     def hear(self, taken: Taken) -> None:
         node, executor = taken.node, self._executor
-        self._n = int(executor.host.run[program.N_TOKENS])
-        rows = slice(self.at, self.at + self._n)
+        rows = slice(self.at, self.at + n_passing(executor))
         if (layer := self._inputs.get(node.name)) is not None:
-            slot = executor.plan.batch.arenas[CPU].slot(node.tensor("x").name)
-            x = executor.host.arena[slot.offset :][: 4 * self._n * executor.model.n_embd].view(np.float32)
-            self._x[layer][rows] = np.clip(x, -LARGEST, LARGEST).reshape(self._n, -1)
+            x = intermediate(executor, node.tensor("x").name, executor.model.n_embd)
+            self._x[layer][rows] = np.clip(x, -LARGEST, LARGEST)
         if node.op in HIDDEN:
             fired = hidden_values(executor, node) != 0
             self._bits[layer_of(node)][rows] = np.packbits(fired, axis=1, bitorder="little")
 
     def advance(self) -> None:
         """A batch has passed."""
-        self.at += self._n
+        self.at += n_passing(self._executor)
 
     def flush(self) -> None:
         for array in (*self._x, *self._bits):

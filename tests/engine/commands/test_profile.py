@@ -11,7 +11,7 @@ from commands import run
 from numpy.typing import NDArray
 
 from hotcold.engine.profile import profile
-from hotcold.engine.profile.firing import run_chunk
+from hotcold.engine.profile.passing import run_chunk
 from hotcold.gguf_io.firing_counts import read_counts
 
 OPTIONS = ("-c", "32", "-b", "16")

@@ -148,4 +148,6 @@ def test_too_little_text_and_neurons_that_are_never_idle(text: Path, tmp_path: P
         "-o", str(tmp_path / "p.safetensors"),
     )  # fmt: skip
     assert silu.returncode == 2 and "only ReLU has idle neurons" in silu.stderr
+    single = run("train-predictor", "-f", str(text), "-b", "3", "-o", str(tmp_path / "p.safetensors"))
+    assert single.returncode == 2 and "at least 4 to look at batches" in single.stderr
     assert not list(tmp_path.glob("*.parts"))

@@ -1,0 +1,96 @@
+"""What a batch of ids leaves on its way through an executor of the CPU: each node heard of, what it made read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.graph.graph import Node
+from hotcold.engine.graph.placed import CPU
+from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Trace, Tracing
+from hotcold.errors import SettingError
+from hotcold.kernels.cpu import program
+from hotcold.kernels.formats import chosen_bytes
+
+# the area that holds the hidden values when the op of a batch is done
+HIDDEN = {
+    "dense_gated_ffn": "first",
+    "sparse_gated_ffn": "second",
+    "dense_ffn": "first",
+    "sparse_ffn": "first",
+}
+FEWEST = 4  # tokens of a batch, so that no run has one alone
+
+
+def check_executor(executor: Executor) -> None:
+    """Refuse an executor whose intermediates cannot be read.
+
+    Raises:
+        SettingError: n_batch below 4, or an executor on a device.
+    """
+    if executor.n_batch < FEWEST:
+        raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to look at batches", "raise -b")
+    if executor.device is not None:
+        bound = "what passes is looked at on the CPU"
+        raise SettingError("device", executor.device.name, bound, "use --device cpu")
+
+
+@contextmanager
+def heard(executor: Executor, hear: Trace) -> Iterator[None]:
+    """Let somebody hear of each node of the executor's runs, who may then read what it made and what it read.
+
+    Raises:
+        SettingError: see `check_executor`.
+    """
+    check_executor(executor)
+    before, executor.taking = executor.taking, Tracing(executor, hear)
+    try:
+        yield
+    finally:
+        executor.taking = before
+
+
+def run_chunk(executor: Executor, ids: NDArray[np.int32], after: Callable[[], None]) -> None:
+    """Let a chunk of two ids or more pass from an empty cache, no batch of which is one token alone."""
+    at = 0
+    while at < ids.size:
+        n = min(executor.n_batch, ids.size - at)
+        n -= ids.size - at - n == 1
+        executor.run(ids[at : at + n], at)
+        after()
+        at += n
+
+
+def n_passing(executor: Executor) -> int:
+    """Tokens of the batch that passes."""
+    return int(executor.host.run[program.N_TOKENS])
+
+
+def intermediate(executor: Executor, name: str, width: int) -> NDArray[np.float32]:
+    """A batch's intermediate while nothing has taken its place, float32 [n_tokens, width]."""
+    n_tokens = n_passing(executor)
+    return _bytes_of(executor, name, 4 * n_tokens * width).view(np.float32).reshape(n_tokens, width)
+
+
+def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
+    """What a batch's FFN has just multiplied the rows of `down` with, float32 [n_tokens, n_ff]."""
+    n_tokens, n_ff = n_passing(executor), executor.model.n_ff
+    area = executor.host.area(HIDDEN[node.op], 4 * n_tokens * n_ff)
+    return area.view(np.float32).reshape(n_tokens, n_ff)
+
+
+def chosen_experts(executor: Executor, node: Node, n_expert: int) -> NDArray[np.bool_]:
+    """Which experts a batch's router has just chosen, bool [n_tokens, n_expert]."""
+    n_tokens, n_used = n_passing(executor), node.output.shape[1]
+    chosen = _bytes_of(executor, node.output.name, chosen_bytes(n_tokens, n_used)).view(np.int32)
+    fired = np.zeros((n_tokens, n_expert), bool)
+    np.put_along_axis(fired, chosen.reshape(n_tokens, -1)[:, :n_used], True, axis=1)
+    return fired
+
+
+def _bytes_of(executor: Executor, name: str, n_bytes: int) -> NDArray[np.uint8]:
+    """The first bytes of a batch's intermediate in the arena."""
+    at = executor.plan.batch.arenas[CPU].slot(name).offset
+    return executor.host.arena[at : at + n_bytes]
