@@ -56,12 +56,22 @@ class ProfileCommand(CountsOptions, CorpusOptions):
         from hotcold.engine.profile.kept import check_folder
 
         path = model_path(self.path)
-        folder = path.parent / "activation" if self.out is None else self.out
         texts = read_corpus(self)
+        folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
         with open_engine(self, self.quiet, device="cpu", sparsity=self._mode(path)) as engine:
             warn(engine, self.quiet)
             self._count(engine, texts, folder)
+
+    def _folder(self, path: Path) -> Path:
+        """Where a plan finds the counts; the bundled model's folder belongs to the package and stays as it is."""
+        if self.out is not None:
+            return self.out
+        if self.path is None:
+            raise SettingError(
+                "--out", "no folder", "the bundled model has its counts", "name a folder with -o DIR"
+            )
+        return path.parent / "activation"
 
     def _mode(self, path: Path) -> str:
         """The way that sees every neuron and reads the least: predictors would hide what they miss."""

@@ -44,9 +44,19 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
     assert str(out) in dump.stdout
 
 
-def test_the_bundled_models_own_counts_are_not_overwritten(text: Path) -> None:
+def test_nothing_is_written_beside_the_bundled_model(text: Path) -> None:
     shown = run("profile", "-f", str(text), *OPTIONS)
+    assert shown.returncode == 2 and "bundled model" in shown.stderr and "name a folder with -o" in shown.stderr
+
+
+def test_counts_that_are_there_are_not_overwritten(text: Path, tiny: Path, tmp_path: Path) -> None:
+    model = tmp_path / "model.gguf"
+    model.write_bytes((tiny / "tiny-relu-llama.q8_0.gguf").read_bytes())
+    (tmp_path / "activation").mkdir()
+    (tmp_path / "activation" / "activation_0.npy").write_bytes(b"counts")
+    shown = run("profile", "-m", str(model), "-f", str(text), *OPTIONS)
     assert shown.returncode == 2 and "activation_0" in shown.stderr and "another with -o" in shown.stderr
+    assert (tmp_path / "activation" / "activation_0.npy").read_bytes() == b"counts"
 
 
 @pytest.mark.parametrize("name", ["activation_3.npy", "profile.npz", "profile.json"])
