@@ -290,4 +290,5 @@ class RawModule:
             stream = self.cupy.streams[-1].raw
             self.cupy.emulated.prepare(Launch(name, grid, block, args, shared_mem))(stream)
 
+        call.local_size_bytes = 0  # type: ignore[attr-defined]
         return call

@@ -251,6 +251,11 @@ class CudaDriver:
         enqueue(stream)
 
     @translated
+    def local_bytes(self, kernel: str) -> int:
+        """Bytes of local memory of each thread of a kernel: 0 unless its registers spill."""
+        return int(self._function(kernel).local_size_bytes)
+
+    @translated
     def close(self) -> None:
         """Give the pool's memory back."""
         self.pool.free_all_blocks()

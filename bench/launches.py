@@ -1,0 +1,161 @@
+"""What a launch, a copy with its wait and a graph of launches cost, and whether every kernel loads without spills.
+
+python bench/launches.py                        the first card
+python bench/launches.py --device emulated      that the bench itself works; the figures mean nothing
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from gguf import GGMLQuantizationType as Type
+
+from hotcold.engine.device.choice import parse_device
+from hotcold.engine.device.devices import open_device
+from hotcold.kernels.cuda.add import add
+from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
+from hotcold.kernels.cuda.device.device import Device, Prepared
+from hotcold.kernels.cuda.device.units import of_type, untyped
+from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
+from hotcold.kernels.cuda.weights import weight_planes
+from hotcold.kernels.weight_table import WEIGHT_TYPES, device_row_bytes
+
+N = 4096
+IN_A_GRAPH = 200
+TYPES = Type.F16, Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q6_K
+"""Whose kernels are loaded: each takes NVRTC some seconds."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one call, on average.
+
+    Attributes:
+        host: microseconds until the call returns.
+        done: microseconds until the device has done it.
+    """
+
+    what: str
+    host: float
+    done: float
+
+    def __str__(self) -> str:
+        return f"| {self.what} | {self.host:.2f} | {self.done:.2f} |"
+
+
+def cost(what: str, device: Device, call: Callable[[], None], repeats: int) -> Cost:
+    """Call it many times, then wait once."""
+    call()
+    device.compute.synchronize()
+    started = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    host = time.perf_counter() - started
+    device.compute.synchronize()
+    return Cost(what, 1e6 * host / repeats, 1e6 * (time.perf_counter() - started) / repeats)
+
+
+def prepared_add(device: Device) -> Prepared:
+    """y = x + x of 4096 numbers, launched and checked once.
+
+    Raises:
+        RuntimeError: the sum is wrong.
+    """
+    x, y, host = device.empty(N, "f4"), device.empty(N, "f4"), device.pinned(N, "f4")
+    host.array[:] = np.arange(N)
+    device.upload(x, host, device.compute)
+    device.compute.synchronize()  # the page-locked buffer is the copy's until then
+    launch = add(N).prepare(device, (x, x, y, N))
+    device.run(launch, device.compute)
+    device.download(host, y, device.compute)
+    device.compute.synchronize()
+    if not np.array_equal(host.array, 2 * np.arange(N, dtype=np.float32)):
+        raise RuntimeError("add: wrong sums")
+    return launch
+
+
+def prepared_matvec3(device: Device) -> Prepared:
+    """The launch with the most arguments: q, k and v of 4096 in Q4_0."""
+    n_bytes = N * device_row_bytes(Type.Q4_0, N)
+    planes = [weight_planes(device.empty(n_bytes, "u1"), Type.Q4_0, N, N) for _ in range(3)]
+    q, d, sums = device.empty(N, "i1"), device.empty(N // 32, "f4"), device.empty(N // 32, "i4")
+    y = [device.empty(N, "f4") for _ in range(3)]
+    arguments = (*planes[0], *planes[1], *planes[2], q, d, sums, *y, *y, N, N, N, N, 0)
+    return matvec3((Type.Q4_0,) * 3, 1, (N, N, N), N).prepare(device, arguments)
+
+
+def prepared_norm(device: Device) -> Prepared:
+    """A norm whose output is rounded to int8."""
+    x, q = device.empty(N, "f4"), device.empty(N, "i1")
+    d, sums = device.empty(N // 32, "f4"), device.empty(N // 32, "i4")
+    return rms_norm_quantised(1, N).prepare(device, (x, x, q, d, sums, N, 1e-5))
+
+
+def costs(device: Device, repeats: int) -> Iterator[Cost]:
+    """Of launches with few and many arguments, a norm, a copy that is waited for, and a graph."""
+    few, many, norm = prepared_add(device), prepared_matvec3(device), prepared_norm(device)
+    for what, launch in (
+        ("add, 4 arguments", few),
+        ("matvec3 Q4_0, 28 MB", many),
+        ("rms_norm_quantised 4096", norm),
+    ):
+        yield cost(what, device, lambda launch=launch: device.run(launch, device.compute), repeats)  # type: ignore[misc]
+    buffer, host, event = device.empty(N, "f4"), device.pinned(N, "f4"), device.event()
+
+    def copy_and_wait() -> None:
+        device.download(host, buffer, device.compute)
+        event.record(device.compute)
+        event.synchronize()
+
+    yield cost("16 KB down, and the wait for it", device, copy_and_wait, repeats)
+    stream = device.compute.raw
+    if not hasattr(stream, "begin_capture"):
+        return
+    stream.begin_capture()
+    for _ in range(IN_A_GRAPH // 2):
+        device.run(few, device.compute)
+        device.run(norm, device.compute)
+    graph = stream.end_capture()
+    whole = cost("", device, lambda: graph.launch(stream), max(1, repeats // IN_A_GRAPH))
+    yield Cost(f"one of {IN_A_GRAPH} launches in a graph", whole.host / IN_A_GRAPH, whole.done / IN_A_GRAPH)
+
+
+def spills(driver: CudaDriver) -> dict[str, int]:
+    """Bytes of local memory of each kernel that has any; loads every kernel of `TYPES` and those without."""
+    units = untyped(), *(of_type(WEIGHT_TYPES[kind].ending) for kind in TYPES)
+    kernels = [kernel for unit in units for kernel in unit.signatures]
+    started = time.perf_counter()
+    found = {kernel: driver.local_bytes(kernel) for kernel in kernels}
+    print(f"{len(kernels)} kernels load in {time.perf_counter() - started:.1f} s")
+    return {kernel: n_bytes for kernel, n_bytes in found.items() if n_bytes}
+
+
+def run(given: Sequence[str] | None = None) -> int:
+    """Measure and print; 1 if a kernel spills."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--device", default="cuda:0", help="cuda:N, or emulated")
+    parser.add_argument("--repeats", type=int, default=2000, help="of each call")
+    arguments = parser.parse_args(given)
+    started = time.perf_counter()
+    device = open_device(parse_device(arguments.device))
+    if device is None:
+        raise SystemExit("--device cpu: nothing to measure")
+    with device:
+        free, total = device.memory()
+        opened = time.perf_counter() - started
+        print(f"{device.facts.description}: open in {opened:.2f} s, {free} of {total} bytes free\n")
+        spilled = spills(device.driver) if isinstance(device.driver, CudaDriver) else {}
+        print(f"local memory (none is right): {spilled or 'none'}\n")
+        print("| | us of the host | us until done |\n| --- | ---: | ---: |")
+        for each in costs(device, arguments.repeats):
+            print(each, flush=True)
+    return 1 if spilled else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())
