@@ -15,8 +15,9 @@ from llvmlite import ir
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.byte_dots import dot_words, narrowed
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
-from hotcold.kernels.cpu.simd import F32, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.simd import F32, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
 from hotcold.kernels.cpu.weights import (
     BLOCK,
@@ -44,11 +45,36 @@ def _sums_of_four(b: Builder, v: list[Value]) -> Value:
     return pairs(x, y, [0, 1, 16, 17], [2, 3, 18, 19])
 
 
+def _words_of_four(b: Builder, v: list[Value]) -> Value:
+    """As `_sums_of_four` of sums that fit 16 bits, but pairs of words whose sums they are, <32 x i16>.
+
+    A pack and a product with ones add neighbours in fewer instructions than shuffles do.
+    """
+    ones = constant(I16, 32, 1)
+    return narrowed(b, *(dot_words(b, narrowed(b, v[i], v[i + 1]), ones) for i in (0, 2)))
+
+
+def _sums_of_window(b: Builder, kind: BlockType, window: Window, x: Value) -> Value:
+    """The sums of products of a window's 16 blocks, in its lanes, times their parts' integers where they have any."""
+    groups = [(g, n, b.add(x, I64(GROUP_BYTES * g))) for g, n in enumerate(window.numbers)]
+    if kind.has_parts and kind.fits_words(8):
+        sums = zip(*(kind.sums_of_parts(b, numbers, at) for _, numbers, at in groups), strict=True)
+        pairs = window.parts[0]
+        twice = (
+            simd.shuffle(b, pairs, pairs, [i | 1 if part else i & ~1 for i in range(32)]) for part in (0, 1)
+        )
+        return b.add(
+            *(dot_words(b, _words_of_four(b, list(v)), own) for v, own in zip(sums, twice, strict=True))
+        )
+    lanes = [kind.group_lanes(b, window, g, numbers, at) for g, numbers, at in groups]
+    if not kind.has_parts and kind.fits_words(16):
+        return dot_words(b, _words_of_four(b, lanes), constant(I16, 32, 1))
+    return _sums_of_four(b, lanes)
+
+
 def _add_window(b: Builder, kind: BlockType, acc: Value, window: Window, x: Value) -> Value:
     """acc with the window's blocks times the packed window at x."""
-    groups = enumerate(window.numbers)
-    lanes = [kind.group_lanes(b, window, g, n, b.add(x, I64(GROUP_BYTES * g))) for g, n in groups]
-    sums = _sums_of_four(b, lanes)
+    sums = _sums_of_window(b, kind, window, x)
     offsets = kind.offsets(b, window, x)
     return kind.add_blocks(b, acc, sums if offsets is None else b.add(sums, offsets), window, x)
 

@@ -78,3 +78,20 @@ def negated(b: Builder, numbers: Value, signs: Value) -> Value:
     """<64 x i8> numbers, negated where their bit of an i64 is set."""
     bits = b.bitcast(signs, VT(I1, 64))
     return b.select(bits, b.sub(constant(I8, 64, 0), numbers), numbers)
+
+
+def arranged_bits(b: Builder, numbers: Value, bits: Sequence[dict[int, int]]) -> Value:
+    """<64 x i8>, in each byte only some bits of the number there; for every 16 bytes {bit: the bit it comes from}.
+
+    Where the target multiplies bytes by matrices of bits that is one instruction, else a rotation and a mask.
+    """
+    if {"gfni", "avx512f"} <= simd.target_features():
+        rows = [[1 << sources[7 - row] if 7 - row in sources else 0 for row in range(8)] for sources in bits]
+        matrices = ir.Constant(VT(I8, 64), [row for matrix in rows for row in matrix * 2])
+        return call(b, "llvm.x86.vgf2p8affineqb.512", VT(I8, 64), numbers, matrices, I8(0))
+    words = b.bitcast(numbers, VT(I64, 8))
+    moves = [next(bit - source for bit, source in sources.items()) % 64 for sources in bits]
+    left = ir.Constant(VT(I64, 8), [move for move in moves for _ in range(2)])
+    rotated = b.bitcast(call(b, "llvm.fshl.v8i64", VT(I64, 8), words, words, left), VT(I8, 64))
+    masks = [sum(1 << bit for bit in sources) for sources in bits]
+    return b.and_(rotated, ir.Constant(VT(I8, 64), [mask for mask in masks for _ in range(16)]))

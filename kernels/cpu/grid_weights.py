@@ -174,7 +174,6 @@ class IQ2_XS(SignedGrid):
     type_size = 74
     SCALES = 66
     has_parts = True
-    sums_fit_words = False
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
         parts = odd_nibbles(b, blocks, self.SCALES)
@@ -196,7 +195,6 @@ class IQ2_S(SignedGrid):
     type_size = 82
     PLACES, SIGNS, UPPER, SCALES = 2, 34, 66, 74
     has_parts = True
-    sums_fit_words = False
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
         parts = odd_nibbles(b, blocks, self.SCALES)
@@ -317,6 +315,7 @@ class IQ1_M(MovedGrid):
     name = "IQ1_M"
     type_id = 29
     type_size = 56
+    largest = 2 * EIGHTHS + EIGHTHS + 1
     PLACES, UPPER, SCALES = 0, 32, 48
     has_parts = True
 

@@ -10,6 +10,7 @@ from typing import Any
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
+from hotcold.kernels.cpu.byte_tables import arranged_bits
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.weights import BlockType, Window, block_lane, split_nibbles
 from hotcold.kernels.cpu.weights_of_32 import IQ4_NL
@@ -95,7 +96,12 @@ def halfs_of_pair(b: Builder, blocks: list[Value], offset: int) -> Value:
 
 def pairs_of_bits(b: Builder, q: Value) -> Value:
     """Two bits of each of 16 bytes, 4 times: the lowest for block 0, the next ones for block 1, and so on."""
-    return b.and_(shifted(b, q, [0] * 4, [0, 2, 4, 6]), constant(I8, 64, 3))
+    return arranged_bits(b, four_times(b, q), [{0: 2 * j, 1: 2 * j + 1} for j in range(4)])
+
+
+def four_times(b: Builder, q: Value) -> Value:
+    """16 bytes, 4 times."""
+    return simd.shuffle(b, q, q, list(range(16)) * 4)
 
 
 def field_bits(b: Builder, q: Value, places: list[int], shifts: list[int], mask: int) -> Value:
@@ -126,6 +132,7 @@ class Q4_K(KType):
     name = "Q4_K"
     type_id = 12
     type_size = 144
+    largest = 15
     NIBBLES = 16
     has_minimum = True
 
@@ -170,6 +177,7 @@ class Q5_K(Q4_K):
     name = "Q5_K"
     type_id = 13
     type_size = 176
+    largest = 31
     FIFTHS, NIBBLES = 16, 48
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
@@ -191,6 +199,7 @@ class Q6_K(KType):
     name = "Q6_K"
     type_id = 14
     type_size = 210
+    largest = 63
     NIBBLES, PAIRS, PART_SCALES, SCALE = 0, 128, 192, 208
     has_parts = True
     offset_shift = 5
@@ -221,16 +230,25 @@ class Q2_K(KType):
     name = "Q2_K"
     type_id = 10
     type_size = 84
+    largest = 3
     PAIRS, SCALE, MINIMUM = 16, 80, 82
     has_minimum = True
     has_parts = True
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
         both = parts_of_pair(b, loaded_pair(b, blocks, VT(I8, 16), 0), lambda i: i)
-        minima = b.sub(constant(I16, 32, 0), b.lshr(both, constant(I16, 32, 4)))
-        parts = [b.and_(both, constant(I16, 32, 15)), minima]
-        factors = [halfs_of_pair(b, blocks, self.SCALE), b.fneg(halfs_of_pair(b, blocks, self.MINIMUM))]
-        return Window(self.numbers_of(b, blocks), factors, parts)
+        parts = [b.and_(both, constant(I16, 32, 15)), b.lshr(both, constant(I16, 32, 4))]
+        return Window(self.numbers_of(b, blocks), self._factors(b, blocks), parts)
+
+    def _factors(self, b: Builder, blocks: list[Value]) -> list[Value]:
+        """Both blocks' d, and their m."""
+        four = simd.half_to_float(
+            b, simd.concatenate(b, [load(b, at, VT(I16, 2), self.SCALE) for at in blocks])
+        )
+        return [
+            lanes_of_pair(b, [simd.shuffle(b, four, four, [i + j] * 16) for j in (0, 2)], [0] * 8)
+            for i in (0, 1)
+        ]
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half, 0..3."""
@@ -250,6 +268,7 @@ class Q3_K(KType):
     name = "Q3_K"
     type_id = 11
     type_size = 110
+    largest = 7
     THIRDS, PAIRS, PART_SCALES, SCALE = 0, 32, 96, 108
     has_parts = True
     offset_shift = 2
@@ -272,8 +291,8 @@ class Q3_K(KType):
         for part in (0, 1):
             pairs = pairs_of_bits(b, load(b, at, VT(I8, 16), self.PAIRS + 32 * half + 16 * part))
             thirds = load(b, at, VT(I8, 16), self.THIRDS + 16 * part)
-            thirds = shifted(b, thirds, [0] * 4, [4 * half + j - 2 for j in range(4)])
-            out.append(b.or_(pairs, b.and_(thirds, constant(I8, 64, 4))))
+            thirds = arranged_bits(b, four_times(b, thirds), [{2: 4 * half + j} for j in range(4)])
+            out.append(b.or_(pairs, thirds))
         return out[0], out[1]
 
 
@@ -317,6 +336,7 @@ class TQ2_0(KType):
     name = "TQ2_0"
     type_id = 35
     type_size = 66
+    largest = 2
     SCALE = 64
 
     def unpack_pair(self, b: Builder, blocks: list[Value]) -> Window:
@@ -338,6 +358,7 @@ class TQ1_0(KType):
     name = "TQ1_0"
     type_id = 34
     type_size = 54
+    largest = 2
     SCALE = 52
     POWERS = (1, 3, 9, 27, 81)
 

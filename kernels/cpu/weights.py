@@ -155,7 +155,7 @@ class BlockType:
     offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
     has_minimum = False  # whether a number is scale * q + minimum, with q unsigned and no offset
     has_parts = False  # whether numbers 0..15 and 16..31 of a block of 32 have a scale of their own each
-    sums_fit_words = True  # whether 4 products of stored numbers and bytes stay below 2^15
+    largest = 255  # of the stored numbers: says how many of their products fit 16 bits
 
     @property
     def is_signed(self) -> bool:
@@ -166,6 +166,10 @@ class BlockType:
     def window_bytes(self) -> int:
         """Bytes of a row's 512 numbers."""
         return WINDOW // self.block * self.type_size
+
+    def fits_words(self, n_products: int) -> bool:
+        """Whether sums of so many products of stored numbers and bytes stay below 2^15."""
+        return n_products * self.largest * 127 < 1 << 15
 
     def unpack_group(self, b: Builder, row: Value, group: Value, last_block: Value | None = None) -> Group:
         """The weights of a row's group by its number.
@@ -219,17 +223,21 @@ class BlockType:
                 lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
             return lanes
         assert window is not None
-        sums = [
-            dot_bytes(b, lanes, part, load(b, x, VT(I8, 64), offset))
-            for part, offset in zip(numbers, (LOW, HIGH), strict=True)
-        ]
+        sums = self.sums_of_parts(b, numbers, x)
         pairs = window.parts[0]
-        if self.sums_fit_words:
+        if self.fits_words(4):
             own = [2 * (4 * j + g) + part for j in range(4) for part in (0, 0, 0, 0, 1, 1, 1, 1)]
             return dot_words(b, narrowed(b, *sums), simd.shuffle(b, pairs, pairs, own))
         wide = b.bitcast(pairs, VT(I32, 16))
         wide = simd.shuffle(b, wide, wide, [lane // 4 * 4 + g for lane in range(16)])
         return b.add(*(b.mul(*both) for both in zip(sums, halves_of_pairs(b, wide), strict=True)))
+
+    def sums_of_parts(self, b: Builder, numbers: Any, x: Value) -> list[Value]:
+        """As `group_lanes`, numbers 0..15 and 16..31 apart, and neither times its integer."""
+        return [
+            dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
+            for part, offset in zip(numbers, (LOW, HIGH), strict=True)
+        ]
 
     def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
         """lanes + sums of 4 neighbouring products of stored numbers and those of inputs."""

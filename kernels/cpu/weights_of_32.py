@@ -26,6 +26,7 @@ class Q4_0(BlockType):
     name = "Q4_0"
     type_id = 2
     type_size = 18
+    largest = 15
     has_span = True
     offset_shift = 3
 
@@ -103,6 +104,7 @@ class Q4_1(BlockType):
     name = "Q4_1"
     type_id = 3
     type_size = 20
+    largest = 15
     has_span = True
     has_minimum = True
 
@@ -136,6 +138,7 @@ class IQ4_NL(Q4_0):
 
     name = "IQ4_NL"
     type_id = 20
+    largest = 255
     offset_shift = 7
 
     def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
