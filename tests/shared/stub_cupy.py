@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -56,7 +56,6 @@ class StubCupy:
         runtime_version: int = 12090,
     ) -> None:
         self.emulated, self.cards = emulated, cards
-        self.streams: list[Any] = []
         self.used: list[int] = []
         self.lost = False
         self.statuses: dict[int, int] = {}  # of cards that nobody can open
@@ -75,6 +74,7 @@ class StubCupy:
             memcpyDeviceToHost=TO_HOST,
             memcpyDeviceToDevice=WITHIN_DEVICE,
         )
+        self._core = SimpleNamespace(_scalar=SimpleNamespace(CScalar=CScalar))
         self.cuda = SimpleNamespace(
             runtime=runtime,
             driver=SimpleNamespace(CUDADriverError=CUDADriverError),
@@ -233,13 +233,6 @@ class Stream:
         self.ptr = id(self.raw)
         cupy.by_pointer[self.ptr] = self.raw
 
-    def __enter__(self) -> Self:
-        self.cupy.streams.append(self)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.cupy.streams.pop()
-
     def wait_event(self, event: Event) -> None:
         self.cupy.emulated.stream_wait(self.raw, event.raw)
 
@@ -271,24 +264,42 @@ def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     return 1e3 * (end_event.passed - start_event.passed)
 
 
+class CScalar:
+    """A number that is ready for a launch."""
+
+    def __init__(self, x: np.generic) -> None:
+        assert isinstance(x, np.generic), f"{type(x)} has no type of its own"
+        self.number = x
+
+
 class RawModule:
     def __init__(self, cupy: StubCupy, *, path: str) -> None:
         assert type(path) is str
         self.cupy, self.code = cupy, Path(path).read_bytes()
         assert self.code.startswith(b"\x7fELF"), "machine code is an ELF file"
 
-    def get_function(self, name: str) -> Callable[..., None]:
+    def get_function(self, name: str) -> RawKernel:
         assert name.encode() in self.code, f"the machine code has no {name}"
-        parameters = self.cupy.emulated.signatures[name].parameters
+        return RawKernel(self.cupy, name)
 
-        def call(grid: Any, block: Any, args: Any, *, shared_mem: int = 0) -> None:
-            assert all(type(size) is tuple and len(size) == 3 for size in (grid, block, args)[:2])
-            assert type(args) is tuple and len(args) == len(parameters)
-            for value, parameter in zip(args, parameters, strict=True):
-                wanted = np.uint64 if parameter.pointer else np.dtype(parameter.code).type
-                assert type(value) is wanted, f"{parameter.name} of {name} is {type(value)}"
-            stream = self.cupy.streams[-1].raw
-            self.cupy.emulated.prepare(Launch(name, grid, block, args, shared_mem))(stream)
 
-        call.local_size_bytes = 0  # type: ignore[attr-defined]
-        return call
+class RawKernel:
+    local_size_bytes = 0
+
+    def __init__(self, cupy: StubCupy, name: str) -> None:
+        self.cupy, self.name = cupy, name
+        self.parameters = cupy.emulated.signatures[name].parameters
+
+    @property
+    def kernel(self) -> Callable[..., None]:
+        assert self.cupy.used, "compiled for the current device"
+        return self._launch
+
+    def _launch(self, grid: Any, block: Any, args: Any, shared_mem: int = 0, stream: Any = None) -> None:
+        assert all(type(size) is tuple and len(size) == 3 for size in (grid, block))
+        assert type(args) is tuple and len(args) == len(self.parameters) and stream is not None
+        numbers = tuple(value.number if isinstance(value, CScalar) else value for value in args)
+        for value, parameter in zip(numbers, self.parameters, strict=True):
+            wanted = np.uint64 if parameter.pointer else np.dtype(parameter.code).type
+            assert type(value) is wanted, f"{parameter.name} of {self.name} is {type(value)}"
+        self.cupy.emulated.prepare(Launch(self.name, grid, block, numbers, shared_mem))(stream.raw)

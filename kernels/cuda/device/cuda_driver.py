@@ -72,6 +72,16 @@ def cannot_open(card: str, error: Exception) -> HotcoldError:
     return DeviceError(card, error, "it does not answer", "see nvidia-smi, or use --device cpu")
 
 
+def argument_maker(cupy: Any) -> Callable[[Any], Any]:
+    """What makes a number ready for a launch.
+
+    CuPy makes a `CScalar` of every argument of every launch, which costs more than the launch itself where there
+    are twenty; it takes one that is ready as it is. The class is private: without it, numbers stay what they are.
+    """
+    maker = getattr(getattr(getattr(cupy, "_core", None), "_scalar", None), "CScalar", None)
+    return maker if callable(maker) else lambda number: number
+
+
 def usable_cards(cupy: Any) -> int:
     """How many cards CUDA shows.
 
@@ -129,6 +139,7 @@ class CudaDriver:
         self.pool = self.cupy.cuda.MemoryPool()
         self.modules: dict[str, Any] = {}  # by their source
         self.functions: dict[str, Any] = {}
+        self.to_argument = argument_maker(self.cupy)
         self._module(untyped().source if source is None else source)
 
     def _module(self, source: str) -> Any:
@@ -238,11 +249,11 @@ class CudaDriver:
 
         Pointers come as numbers: a prepared launch keeps no memory alive that was freed.
         """
-        function = self._function(launch.kernel)
+        kernel = self._function(launch.kernel).kernel
+        arguments = tuple(map(self.to_argument, launch.arguments))
 
         def enqueue(stream: Any) -> None:
-            with stream:
-                function(launch.grid, launch.block, launch.arguments, shared_mem=launch.shared)
+            kernel(launch.grid, launch.block, arguments, launch.shared, stream)
 
         return functools.partial(self._enqueue, enqueue)
 

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,17 @@ def test_memory_runs_out(open_stub: Open, seam_source: str) -> None:
     with pytest.raises(DoesNotFitError, match="cuda:0.*4096 bytes left.*lower --vram-budget"):
         device.empty(4097, "u1")
     assert device.memory() == (4096, 4096)
+
+
+def test_without_cupys_own_scalars_numbers_stay_numbers(
+    compiler: str, nvrtc: Nvrtc, seam_source: str, put: Put, get: Get
+) -> None:
+    cupy = StubCupy(EmulatedDriver(seam_source))
+    del cupy._core
+    with Device(CudaDriver(source=seam_source, cupy=cupy)) as device:
+        x, y = put(device, np.arange(4, dtype="f4")), device.empty(4, "f4")
+        device.launch("scale", 1, 32, (x, y, 2.0, 4), device.compute)
+        assert get(device, y).tolist() == [0, 2, 4, 6]
 
 
 def test_a_cuda_error_is_ours_and_the_device_still_closes(
@@ -266,11 +278,10 @@ def test_signatures_are_cupys(cupy: Any) -> None:
     inspect.signature(cuda.Event.synchronize).bind(None)
     inspect.signature(cuda.Stream.wait_event).bind(None, None)
     inspect.signature(cuda.Stream.synchronize).bind(None)
-    inspect.signature(cuda.Stream.__enter__).bind(None)
     inspect.signature(cuda.PinnedMemory).bind(512)
     assert "PinnedMemoryPointer(mem, ptrdiff_t offset)" in cuda.PinnedMemoryPointer.__doc__
     assert "str path=None" in cupy.RawModule.__doc__
-    assert "shared_mem=0" in cupy.RawKernel.__call__.__doc__
+    assert isinstance(inspect.getattr_static(cupy.RawKernel, "kernel"), types.GetSetDescriptorType | property)
     arguments = "(intptr_t dst, intptr_t src, size_t size, int kind, intptr_t stream)"
     assert arguments in cuda.runtime.memcpyAsync.__doc__
     assert (cuda.runtime.memcpyHostToDevice, cuda.runtime.memcpyDeviceToHost) == (1, 2)
@@ -301,9 +312,11 @@ def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: st
     module = cupy.RawModule(path=str(build_code(seam_source, 80)))
     function = cuda.Function.__new__(cuda.Function)
     scalars = (np.uint64(1), np.float16(1), np.int32(1), np.uint32(1), np.bool_(True), np.float32(1))
+    ready = tuple(map(cuda_driver.argument_maker(cupy), scalars))
+    assert not any(isinstance(argument, np.generic) for argument in ready)
 
     def launch(*arguments: object) -> None:
-        function((1, 1, 1), (32, 1, 1), arguments, shared_mem=0, stream=cuda.Stream.null)
+        function((1, 1, 1), (32, 1, 1), arguments, 0, cuda.Stream.null)
 
     with pytest.raises(TypeError):
         launch("no number")
@@ -322,6 +335,7 @@ def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: st
         lambda: cuda.runtime.memcpyAsync(1, 2, 3, cuda.runtime.memcpyHostToDevice, 0),
         lambda: module.get_function("scale"),
         lambda: launch(*scalars),
+        lambda: launch(*ready),
     ]
     for call in calls:
         with pytest.raises(cuda.runtime.CUDARuntimeError):
