@@ -2,8 +2,8 @@
 
 It is measured while the first prompt passes, in a few layers and for some neurons. Their rows are copied when
 the model is loaded, and the walk of that prompt has a few records more, which multiply them and keep the masks:
-no stop, no thread of another library, and next to nothing for the prompt to pay. Predictors of other weights
-list what they like, and the text is garbage.
+no stop, no thread of another library, and less than a hundredth of the prompt's time (`bench/recall.py`).
+Predictors of other weights list what they like, and the text is garbage.
 """
 
 from collections.abc import Sequence
@@ -25,9 +25,12 @@ from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import mask_bytes
 
-N_NEURONS, N_TOKENS, FEWEST = 128, 64, 24
-N_LAYERS, SMALL_BYTES = 3, 64 << 20  # of a smaller file more than a layer would be more than 1 % of its work
+N_NEURONS, N_TOKENS, FEWEST = 96, 64, 24
+# of a smaller file more than a layer would be more than 1 % of the work, and so is one where a single token passes,
+# which lets too few neurons fire to tell anything
+N_LAYERS, SMALL_BYTES = 3, 64 << 20
 GOOD_ENOUGH = 0.5
+NOT_TOLD = "whether the predictors belong to the weights is not told"
 ADVICE = (
     "they may belong to other weights: use --sparsity exact, or convert the model with its own predictors"
 )
@@ -35,11 +38,16 @@ ADVICE = (
 
 @dataclass(frozen=True)
 class Recall:
-    """Neurons that fired, those of them that were listed, and the layers that were looked at."""
+    """Neurons that fired, those of them that were listed, and the layers that were looked at.
+
+    Attributes:
+        too_short: the prompt, to be looked at.
+    """
 
     n_firing: int
     n_listed: int
     layers: tuple[int, ...]
+    too_short: bool = False
 
     @property
     def share(self) -> float:
@@ -48,14 +56,16 @@ class Recall:
 
     def line(self) -> str:
         """What -v says: the share, or why there is none."""
+        if self.too_short:
+            return f"{NOT_TOLD}: a first prompt of one token is too short"
         if not self.layers:
-            return "whether the predictors belong to the weights is not told: their layers are on the device"
+            return f"{NOT_TOLD}: their layers are on the device"
         where = (
             f"on the first prompt, in layer{'s' * (len(self.layers) > 1)} {', '.join(map(str, self.layers))}"
         )
         if self.n_firing < FEWEST:
             only = f"only {self.n_firing} sampled neuron{'s' * (self.n_firing != 1)} fired"
-            return f"whether the predictors belong to the weights is not told: {only} {where}"
+            return f"{NOT_TOLD}: {only} {where}"
         share = f"predictors list {self.share:.0%} of the neurons that fire"
         return f"{share}: {self.n_listed} of {self.n_firing} {where}"
 
@@ -112,6 +122,7 @@ class Watching:
 
     Attributes:
         n_tokens: of the last run.
+        added: the records that its walks have more, of the graph of one token (True), and of the one of more.
     """
 
     def __init__(self, executor: Executor, file: GGUFFile, n_layers: int | None = None) -> None:
@@ -121,12 +132,14 @@ class Watching:
             n_layers: to look at; None: what is cheap for the size of the file.
         """
         self.n_tokens = 0
-        if n_layers is None:
-            n_layers = N_LAYERS if file.size >= SMALL_BYTES else 1
-        self._samples = _samples(executor, HostStore(file), n_layers)
+        is_small = n_layers is None and file.size < SMALL_BYTES
+        self._samples = _samples(executor, HostStore(file), n_layers or (1 if is_small else N_LAYERS))
         self._programs: dict[int, Program] = {}
-        self._kept: dict[bool, list[Kept]] = {}  # of the graph of one token, and of the one of more
+        self._kept: dict[bool, list[Kept]] = {}  # as `added`
+        self.added: dict[bool, list[Record]] = {True: [], False: []}
         for graph in executor.plan.graphs if self._samples else ():
+            if is_small and graph.placed.n_tokens == 1:
+                continue
             self._kept[graph.placed.n_tokens == 1] = [
                 kept
                 for walk in executor.walks[graph.placed.n_tokens]
@@ -147,6 +160,7 @@ class Watching:
             at += len(records)
         if kept:
             self._programs[id(walk)] = walk.program.with_more(more)
+            self.added[graph.placed.n_tokens == 1] += [record for _, records in more for record in records]
         return kept
 
     def __call__(self, steps: Sequence[Step], context: Context) -> None:
@@ -162,7 +176,9 @@ class Watching:
     def recall(self) -> Recall:
         """Of the last tokens that have passed."""
         some = slice(max(0, self.n_tokens - N_TOKENS), self.n_tokens)
-        kept = self._kept.get(self.n_tokens == 1, [])
+        kept = self._kept.get(self.n_tokens == 1)
+        if kept is None:
+            return Recall(0, 0, (), too_short=bool(self._samples))
         counts = [each.counts(some) for each in kept]
         layers = tuple(each.sample.layer for each in kept)
         return Recall(sum(firing for firing, _ in counts), sum(listed for _, listed in counts), layers)

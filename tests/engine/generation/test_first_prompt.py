@@ -150,13 +150,29 @@ def test_the_logits_are_those_of_an_ordinary_run(engine: Engine) -> None:
     assert engine.executor.taking is take_all
 
 
-@pytest.mark.parametrize("prompt", [[5], [5, 6]])
-def test_too_few_neurons_are_said(foreign: Path, prompt: list[int]) -> None:
+@pytest.mark.parametrize(
+    ("prompt", "why"),
+    [
+        ([5], "a first prompt of one token is too short$"),
+        ([5, 6], r"only \d+ sampled neurons? fired on the first prompt, in layer 3$"),
+    ],
+)
+def test_too_few_neurons_are_said(foreign: Path, prompt: list[int], why: str) -> None:
     with load(foreign, n_ctx=64, threads=1) as engine:
         list(generation := engine.generate(prompt, 1, temp=0.0))
     assert generation.findings == ()
     (line,) = generation.lines
-    assert re.search(r"not told: only \d+ sampled neurons? fired on the first prompt, in layer 3$", line)
+    assert re.search(f"not told: {why}", line)
+
+
+def test_a_look_adds_less_than_a_hundredth_of_the_weights(engine: Engine) -> None:
+    """Of those that a token reads at the least: without the FFN's, which are listed or not."""
+    watching, model = recall.Watching(engine.executor, engine.file), engine.model
+    assert watching.added[True] == []
+    n_read = sum(r["n_rows"] * r["k"] for r in watching.added[False] if "k" in r)
+    others = [t for t in engine.file.tensors.values() if ".ffn_" not in t.name and t.name != "token_embd.weight"]
+    assert 0 < n_read < 0.01 * sum(int(np.prod(t.ne)) for t in others)
+    assert n_read == recall.N_NEURONS * model.n_embd
 
 
 def test_a_prompt_without_sense_to_the_model_is_said(tiny_model: TinyModel, tmp_path: Path) -> None:
