@@ -13,16 +13,16 @@ from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.train.settings import STEP_OF_RANK, Settings
 from hotcold.errors import SettingError
 from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
     from hotcold.engine.profile.corpus import Text
-    from hotcold.engine.train.train import LayerResult, Settings
+    from hotcold.engine.train.train import LayerResult
 
 AUTO = "auto"
-SMALLEST_RANK = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             warn(engine, self.quiet)
             self._train(engine, texts, settings)
 
-    def _settings(self) -> "Settings":
+    def _settings(self) -> Settings:
         if not 0.5 <= self.recall < 1:
             raise SettingError("--recall", self.recall, "0.5 to below 1", "such as --recall 0.97")
         if self.steps < 1:
@@ -73,18 +73,16 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             if (
                 not self.rank.isascii()
                 or not self.rank.isdigit()
-                or int(self.rank) % SMALLEST_RANK
+                or int(self.rank) % STEP_OF_RANK
                 or not int(self.rank)
             ):
                 raise SettingError(
-                    "--rank", self.rank, f"auto, or a multiple of {SMALLEST_RANK}", "such as --rank 256"
+                    "--rank", self.rank, f"auto, or a multiple of {STEP_OF_RANK}", "such as --rank 256"
                 )
             rank = int(self.rank)
-        from hotcold.engine.train.train import Settings
+        return Settings(self.recall, self.steps, self.seed, rank)
 
-        return Settings(rank, self.recall, self.steps, self.seed)
-
-    def _train(self, engine: "Engine", texts: "list[Text]", settings: "Settings") -> None:
+    def _train(self, engine: "Engine", texts: "list[Text]", settings: Settings) -> None:
         from hotcold.engine.profile import corpus
         from hotcold.engine.train import collect, train
 

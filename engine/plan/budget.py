@@ -153,7 +153,7 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
         raise DoesNotFitError(
             "vram_budget",
             f"{asked}, {budget.n_bytes} bytes",
-            f"{facts.name} has {facts.memory} bytes, {facts.context_bytes} of them for its context",
+            f"{facts.name} has {facts.memory} bytes, {facts.context_bytes} of them for CUDA and others",
             "lower it, or use auto",
         )
     return budget

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.train.collect import Samples
+from hotcold.engine.train.settings import Training
 
 F32 = NDArray[np.float32]
 
@@ -57,20 +58,6 @@ class Trained:
     def rank(self) -> int:
         """Rows of fc1."""
         return int(self.fc1.shape[0])
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a layer is trained, and for what.
-
-    Attributes:
-        recall: wanted of the firing neurons.
-        steps: of BATCH tokens.
-    """
-
-    recall: float
-    steps: int
-    seed: int
 
 
 class Adam:
@@ -135,7 +122,7 @@ def quality(fc1: F32, fc2: F32, samples: Samples, tokens: slice) -> Quality:
 
 
 def train(
-    samples: Samples, rank: int, gate: F32 | None, plan: Plan, progress: Progress | None = None
+    samples: Samples, rank: int, gate: F32 | None, training: Training, progress: Progress | None = None
 ) -> Trained:
     """Train one layer's predictor.
 
@@ -146,31 +133,31 @@ def train(
     n_tokens = samples.x.shape[0]
     n_held = min(math.ceil(HELD_BACK * n_tokens), MOST_HELD_BACK)
     held = slice(n_tokens - n_held, n_tokens)
-    starts = {"random": random_start(samples, rank, plan.seed)}
+    starts = {"random": random_start(samples, rank, training.seed)}
     if gate is not None:
         starts["largest directions"] = directions_start(samples, gate, rank, n_tokens - n_held)
-    runs = {name: _Run(samples, *start, plan, n_tokens - n_held) for name, start in starts.items()}
+    runs = {name: _Run(samples, *start, training, n_tokens - n_held) for name, start in starts.items()}
     if len(runs) > 1:
         for run in runs.values():
-            run.go(min(TRIAL_STEPS, plan.steps))
+            run.go(min(TRIAL_STEPS, training.steps))
     name = min(runs, key=lambda name: runs[name].cost(held))
     best = runs[name]
-    while best.step < plan.steps:
-        best.go(min(best.step + 50, plan.steps))
+    while best.step < training.steps:
+        best.go(min(best.step + 50, training.steps))
         if progress is not None:
-            progress(best.step, plan.steps)
+            progress(best.step, training.steps)
     return Trained(best.fc1, best.fc2, quality(best.fc1, best.fc2, samples, held), name)
 
 
 class _Run:
     """A training under way."""
 
-    def __init__(self, samples: Samples, fc1: F32, fc2: F32, plan: Plan, n_tokens: int) -> None:
+    def __init__(self, samples: Samples, fc1: F32, fc2: F32, training: Training, n_tokens: int) -> None:
         self.fc1, self.fc2, self.step = fc1, fc2, 0
-        self._samples, self._plan, self._n_tokens = samples, plan, n_tokens
+        self._samples, self._training, self._n_tokens = samples, training, n_tokens
         self._adam = Adam(fc1.shape), Adam(fc2.shape)
-        self._random = np.random.default_rng(plan.seed)
-        self._weight, self._recall = FIRST_WEIGHT, plan.recall
+        self._random = np.random.default_rng(training.seed)
+        self._weight, self._recall = FIRST_WEIGHT, training.recall
         self._scale = float(np.sqrt((fc1**2).mean())) * math.sqrt(fc1.shape[1])
 
     def go(self, until: int) -> None:
@@ -178,13 +165,13 @@ class _Run:
         while self.step < until:
             which = np.sort(self._random.integers(0, self._n_tokens, BATCH))
             by_fc1, by_fc2, recall = gradients(self.fc1, self.fc2, *self._samples.batch(which), self._weight)
-            rate = RATE * _schedule(self.step, self._plan.steps)
+            rate = RATE * _schedule(self.step, self._training.steps)
             self._adam[0].update(self.fc1, by_fc1, rate * self._scale / math.sqrt(self.fc1.shape[1]))
             self._adam[1].update(self.fc2, by_fc2, rate)
             self._recall = 0.9 * self._recall + 0.1 * recall
             if self.step >= FOLLOWS_FROM:
                 self._weight = float(
-                    np.clip(self._weight * math.exp(0.5 * (self._plan.recall - self._recall)), *WEIGHTS)
+                    np.clip(self._weight * math.exp(0.5 * (self._training.recall - self._recall)), *WEIGHTS)
                 )
             self.step += 1
 

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.train.predictor import Quality
-
-STEP_OF_RANK = 32
-"""Rows of quantised weights are whole blocks."""
+from hotcold.engine.train.settings import STEP_OF_RANK
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import json
 import shutil
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.train import collect as data
 from hotcold.engine.train.collect import Samples
-from hotcold.engine.train.predictor import F32, Plan, Quality, Trained, train
+from hotcold.engine.train.predictor import F32, Quality, Trained, train
 from hotcold.engine.train.ranks import best_rank, costs_of, deciding
+from hotcold.engine.train.settings import Settings
 from hotcold.errors import FileError
 from hotcold.gguf_io.blocks import dequantize
 from hotcold.whole_file import whole_file, write_whole
@@ -26,28 +27,6 @@ from hotcold.whole_file import whole_file, write_whole
 STATE = "state.json"
 STEPS_OF_A_TRIAL = 0.2
 """Of a training's steps, to see what a rank is good for."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What is trained.
-
-    Attributes:
-        rank: of every layer; None: each layer's own, by the bytes that a token reads.
-        recall: wanted of the firing neurons.
-        steps: a layer.
-        seed: same seed, same predictors.
-    """
-
-    rank: int | None
-    recall: float
-    steps: int
-    seed: int
-
-    @property
-    def plan(self) -> Plan:
-        """Of one layer."""
-        return Plan(self.recall, self.steps, self.seed)
 
 
 @dataclass(frozen=True)
@@ -148,16 +127,16 @@ def _train_layer(
     folder: Path,
     progress: Progress,
 ) -> LayerResult:
-    gate, plan, costs = deciding_matrix(HostStore(engine.file), layer), settings.plan, costs_of(layer)
+    gate, costs = deciding_matrix(HostStore(engine.file), layer), costs_of(layer)
 
     def tried(rank: int) -> Quality:
-        some = Plan(plan.recall, max(1, round(STEPS_OF_A_TRIAL * plan.steps)), plan.seed)
+        some = replace(settings, steps=max(1, round(STEPS_OF_A_TRIAL * settings.steps)))
         return train(
             samples, rank, gate, some, lambda n, all: progress(f"layer {i}, trying rank {rank}", n, all)
         ).quality
 
     rank = best_rank(costs, tried) if settings.rank is None else settings.rank
-    trained = train(samples, rank, gate, plan, lambda n, all: progress(f"layer {i}, rank {rank}", n, all))
+    trained = train(samples, rank, gate, settings, lambda n, all: progress(f"layer {i}, rank {rank}", n, all))
     found = trained.quality
     predicted, exact = costs.predicted(rank, found), costs.exact(found.firing)
     result = LayerResult(i, rank, found.recall, found.listed, found.firing, predicted, exact, trained.start)

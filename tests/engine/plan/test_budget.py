@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hotcold.engine.plan.budget import GIB, MIB, DeviceFacts, parse_budget, parse_size, resolve_budget
+from hotcold.engine.plan.budget import (
+    GIB,
+    MIB,
+    DeviceFacts,
+    facts_of_card,
+    parse_budget,
+    parse_size,
+    resolve_budget,
+)
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 
 CARD = DeviceFacts("a card", 24 * GIB, 512 * MIB)
@@ -59,6 +67,13 @@ def test_a_budget_beyond_the_card_is_refused() -> None:
     assert resolve_budget(parse_budget("23GiB"), CARD).n_bytes == 23 * GIB
     with pytest.raises(DoesNotFitError, match="lower it"):
         resolve_budget(parse_budget("24GiB"), CARD)
+
+
+def test_what_a_card_keeps_back_is_not_called_its_context_alone() -> None:
+    """Its context is there already when it is asked: the margin is what others may take."""
+    card = facts_of_card("a card", 10 * GIB, 24 * GIB)
+    with pytest.raises(DoesNotFitError, match=f"{64 * MIB} of them for CUDA and others"):
+        resolve_budget(parse_budget("24GiB"), card)
 
 
 @given(st.text(max_size=8))

@@ -6,8 +6,9 @@ from numpy.typing import NDArray
 
 from hotcold.engine.train import predictor
 from hotcold.engine.train.collect import Samples
-from hotcold.engine.train.predictor import Adam, Plan, Quality, gradients, quality, train
+from hotcold.engine.train.predictor import Adam, Quality, gradients, quality, train
 from hotcold.engine.train.ranks import Costs, best_rank
+from hotcold.engine.train.settings import Training
 
 N_EMBD, N_FF = 32, 64
 
@@ -66,14 +67,14 @@ def planted() -> tuple[Samples, NDArray[np.float32]]:
 
 def test_what_can_be_foreseen_is_learned(planted: tuple[Samples, NDArray[np.float32]]) -> None:
     samples, gate = planted
-    found = train(samples, 32, gate, Plan(0.97, 250, 1)).quality
+    found = train(samples, 32, gate, Training(0.97, 250, 1)).quality
     assert 0.1 < found.firing < 0.4
     assert found.recall > 0.95 and found.listed < 1.35 * found.firing
 
 
 def test_the_same_seed_trains_the_same(planted: tuple[Samples, NDArray[np.float32]]) -> None:
     samples, gate = planted
-    first, again, other = (train(samples, 32, gate, Plan(0.97, 20, seed)) for seed in (1, 1, 2))
+    first, again, other = (train(samples, 32, gate, Training(0.97, 20, seed)) for seed in (1, 1, 2))
     assert (first.fc1 == again.fc1).all() and (first.fc2 == again.fc2).all()
     assert (first.fc2 != other.fc2).any()
 
