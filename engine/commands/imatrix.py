@@ -1,7 +1,7 @@
 """`hotcold imatrix`: how much each column of the matrices matters, for `convert --imatrix`."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -35,10 +35,11 @@ class ImatrixCommand(ImatrixOptions, CorpusOptions):
         from hotcold.engine.model.model_path import model_path
         from hotcold.gguf_io.imatrix import write_imatrix
 
-        sources = [model_path(self.path), *(path for path in self.texts or () if path.is_file())]
+        path = model_path(self.path)
+        sources = [path, *(text for text in self.texts or () if text.is_file())]
         check_output(self.out, sources, self.force, option="-o")
         texts = read_corpus(self)
-        with open_engine(self, self.quiet, device="cpu", sparsity="off") as engine:
+        with open_engine(replace(self, path=path), self.quiet, device="cpu", sparsity="off") as engine:
             from hotcold.engine.profile.corpus import chunks
             from hotcold.engine.profile.importance import measure_importance
 

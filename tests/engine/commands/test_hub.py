@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from commands import process
+from commands import process, run
 from hub_server import Hub, serving
 
+from hotcold.engine.model import model_path
 from hotcold.gguf_io.split import part_name
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -98,6 +99,24 @@ def test_what_cannot_be_fetched_is_named(hotcold: Run, name: str, code: int, pro
 
 def test_a_token_opens_a_gated_repository(hotcold: Run) -> None:
     assert hotcold("pull", "some/gated-GGUF", HF_TOKEN="hf_right").returncode == 0
+
+
+@pytest.mark.parametrize("command", ["profile", "imatrix"])
+def test_a_name_is_looked_up_once(
+    command: str, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, asked = data / "llamacpp" / "llama.q4_0.gguf", []
+
+    def find(name: str) -> Path:
+        asked.append(name)
+        return path
+
+    monkeypatch.setattr(model_path, "_of_a_hub", find)
+    text = tmp_path / "text.txt"
+    text.write_text("Mr. Darcy " * 9)
+    out = str(tmp_path / "out.gguf")
+    done = run(command, "-m", f"hf:{REPO}", "-f", str(text), "-o", out, "-c", "16", "-b", "8", "-q")
+    assert done.returncode == 0 and asked == [f"hf:{REPO}"], done.stderr
 
 
 @pytest.mark.slow
