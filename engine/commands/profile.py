@@ -59,7 +59,9 @@ class ProfileCommand(CountsOptions, CorpusOptions):
         texts = read_corpus(self)
         folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
-        with open_engine(replace(self, path=path), self.quiet, device="cpu", sparsity=self._mode(path)) as engine:
+        with open_engine(
+            replace(self, path=path), self.quiet, device="cpu", sparsity=self._mode(path)
+        ) as engine:
             warn(engine, self.quiet)
             self._count(engine, texts, folder)
 

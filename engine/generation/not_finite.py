@@ -30,7 +30,9 @@ def overflow_warning(executor: Executor, n: int, spoils: str = "text") -> str:
     layer, kv_type = executor.overflow(n), executor.plan.kv_type
     if layer is None:
         return ""
-    return f"a key of layer {layer} is too large for a {kv_type} cache, and the {spoils} may be wrong: {REMEDY}"
+    return (
+        f"a key of layer {layer} is too large for a {kv_type} cache, and the {spoils} may be wrong: {REMEDY}"
+    )
 
 
 def not_finite(what: str, executor: Executor, file: GGUFFile) -> HotcoldError:

@@ -107,8 +107,14 @@ SHAPES = {
     "granite-3-2b": Shape("granite", 40, 2048, 8192, 32, 8, 49155, 131072, tied=True),
     "granite-3-8b": Shape("granite", 40, 4096, 12800, 32, 8, 49155, 131072, tied=True),
     "gemma-3-1b": Shape("gemma3", 26, 1152, 6912, 4, 1, 262144, 32768, tied=True, head_dim=256, window=512),
-    "gemma-3-4b": Shape("gemma3", 34, 2560, 10240, 8, 4, 262144, 131072, tied=True, head_dim=256, window=1024),
-    "gemma-3-12b": Shape("gemma3", 48, 3840, 15360, 16, 8, 262144, 131072, tied=True, head_dim=256, window=1024),
-    "gemma-3-27b": Shape("gemma3", 62, 5376, 21504, 32, 16, 262144, 131072, tied=True, head_dim=128, window=1024),
+    "gemma-3-4b": Shape(
+        "gemma3", 34, 2560, 10240, 8, 4, 262144, 131072, tied=True, head_dim=256, window=1024
+    ),
+    "gemma-3-12b": Shape(
+        "gemma3", 48, 3840, 15360, 16, 8, 262144, 131072, tied=True, head_dim=256, window=1024
+    ),
+    "gemma-3-27b": Shape(
+        "gemma3", 62, 5376, 21504, 32, 16, 262144, 131072, tied=True, head_dim=128, window=1024
+    ),
     **MIXTURES,
 }

@@ -132,7 +132,9 @@ def to_resume(folder: Path, of: CountedOn, begun: Profile) -> Profile:
     if counted_on.ids != of.ids:
         raise _foreign(folder, "other texts, or another n_ctx")
     if profile.of != begun.of:
-        raise _foreign(folder, f"another FFN activation: it has {COUNTED[profile.of]}, not {COUNTED[begun.of]}")
+        raise _foreign(
+            folder, f"another FFN activation: it has {COUNTED[profile.of]}, not {COUNTED[begun.of]}"
+        )
     return profile
 
 

@@ -46,7 +46,8 @@ T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
 DOWN = re.compile(r"blk\.\d+\.ffn_down\.(weight|bias)")
-ROUNDED_ALIKE = (T.F32, T.F16, T.BF16, T.Q8_0)  # whose rounding is so fine that rounding across it adds little
+# whose rounding is so fine that rounding across it adds little
+ROUNDED_ALIKE = (T.F32, T.F16, T.BF16, T.Q8_0)
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
@@ -122,7 +123,9 @@ def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None
     if not found and not any(name.endswith("ffn_down_t.weight") for name in file.tensors):
         if options.sparse_layout:
             raise no_down(file.path)
-        warn("the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense")
+        warn(
+            "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
+        )
     return {info.name: info.name.replace("ffn_down", "ffn_down_t") for info in found}
 
 

@@ -95,7 +95,11 @@ def own_weights(
         renamed: beginnings of names, and what stands in their place.
         beside: beginnings of the other models' names.
     """
-    own = {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)} if beside else tensors
+    own = (
+        {name: tensor for name, tensor in tensors.items() if not name.startswith(beside)}
+        if beside
+        else tensors
+    )
     return {_renamed(name, renamed): tensor for name, tensor in own.items()}
 
 

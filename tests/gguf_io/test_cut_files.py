@@ -15,7 +15,10 @@ from hotcold.gguf_io.firing_counts import read_counts
 from hotcold.gguf_io.safetensors_file import open_safetensors
 from hotcold.gguf_io.torch_pickle import open_state_dict, open_tensor
 
-ARRAYS: dict[str, NDArray[Any]] = {"a": np.arange(6, dtype=np.float32).reshape(2, 3), "b": np.ones(5, np.float16)}
+ARRAYS: dict[str, NDArray[Any]] = {
+    "a": np.arange(6, dtype=np.float32).reshape(2, 3),
+    "b": np.ones(5, np.float16),
+}
 COUNTS = np.arange(7, dtype=np.int64)
 
 Open = Callable[[Path], Any]

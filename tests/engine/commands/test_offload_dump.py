@@ -19,7 +19,16 @@ from hotcold.gguf_io.gpuidx import index_path, is_foreign
 
 DATA = Path(__file__).parent.parent.parent / "data"
 POWERINFER = DATA / "powerinfer"
-ONE_A_KIND = ("relullama-7b", "llama-2-70b", "bamboo-7b", "falcon-40b", "opt-6.7b", "qwen2-7b", "gemma-3-4b", "phi-3-mini")
+ONE_A_KIND = (
+    "relullama-7b",
+    "llama-2-70b",
+    "bamboo-7b",
+    "falcon-40b",
+    "opt-6.7b",
+    "qwen2-7b",
+    "gemma-3-4b",
+    "phi-3-mini",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +126,11 @@ def test_the_context_stands_outside_the_budget() -> None:
         (2, ("--sweep", "0", "--tensors", "ffn"), "--tensors: ffn (does not go with --sweep)"),
         (2, ("--sweep", "0", "--vram-budget", "0"), "--vram-budget: 0 (does not go with --sweep)"),
         (2, ("--sweep", "0", "--gpu-index-for", "hotcold"), "--gpu-index-for: hotcold (does not go with"),
-        (2, ("--html", "x.html", "--layer", "0"), "--layer: 0 (does not go with --html); leave one of them out"),
+        (
+            2,
+            ("--html", "x.html", "--layer", "0"),
+            "--layer: 0 (does not go with --html); leave one of them out",
+        ),
         (2, ("--html", "x.html", "--tensors", "ffn"), "--tensors: ffn (does not go with --html)"),
         (2, ("-c", "0"), "-c: 0 (a whole number from 1"),
         (2, ("--batch-size", "0"), "--batch-size: 0 (a whole number from 1"),
@@ -278,7 +291,11 @@ def test_an_index_takes_the_place_of_nothing_but_an_index(
         os.mkfifo(tmp_path / "pipe")
         place.symlink_to("pipe") if "link" in kind else (tmp_path / "pipe").rename(place)
     was = os.lstat(place)
-    for code, arguments in ((0, ()), (0, ("--gpu-index-for", "hotcold")), (3, ("--gpu-index-for", "powerinfer"))):
+    for code, arguments in (
+        (0, ()),
+        (0, ("--gpu-index-for", "hotcold")),
+        (3, ("--gpu-index-for", "powerinfer")),
+    ):
         result = run("-m", str(model), *SIX, *arguments)
         assert result.returncode == code and str(place) in result.stderr
         assert os.path.samestat(os.lstat(place), was)

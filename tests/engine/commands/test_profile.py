@@ -46,7 +46,9 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
 
 def test_nothing_is_written_beside_the_bundled_model(text: Path) -> None:
     shown = run("profile", "-f", str(text), *OPTIONS)
-    assert shown.returncode == 2 and "bundled model" in shown.stderr and "name a folder with -o" in shown.stderr
+    assert (
+        shown.returncode == 2 and "bundled model" in shown.stderr and "name a folder with -o" in shown.stderr
+    )
 
 
 def test_counts_that_are_there_are_not_overwritten(text: Path, tiny: Path, tmp_path: Path) -> None:

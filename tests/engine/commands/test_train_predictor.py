@@ -132,7 +132,15 @@ def test_a_collections_own_files_are_not_in_its_way(
 def test_a_mixture_is_refused_before_anything_is_collected(text: Path, tmp_path: Path, data: Path) -> None:
     model = data / "llamacpp" / "smallthinker.f16.gguf"
     shown = run(
-        "train-predictor", "-m", str(model), "-f", str(text), "-c", "32", "-o", str(tmp_path / "p.safetensors")
+        "train-predictor",
+        "-m",
+        str(model),
+        "-f",
+        str(text),
+        "-c",
+        "32",
+        "-o",
+        str(tmp_path / "p.safetensors"),
     )
     assert shown.returncode == 2 and "its FFN is experts" in shown.stderr
     assert not list(tmp_path.glob("*.parts"))

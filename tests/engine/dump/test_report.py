@@ -94,9 +94,7 @@ def test_the_listed_steps_are_those_of_the_executor(sparsity: str) -> None:
         with Executor(plan_for_cpu(model, Wanted(sparsity, 256, 64)), file, 1) as executor:
             for name, n_tokens in (("decode", 1), ("batch", 64)):
                 steps: list[tuple[int, str, str]] = []
-                heard = lambda taken, steps=steps: steps.append(
-                    (taken.step, taken.node.name, taken.node.op)
-                )
+                heard = lambda taken, steps=steps: steps.append((taken.step, taken.node.name, taken.node.op))
                 executor.taking = Tracing(executor, heard)
                 executor.run(np.zeros(n_tokens, np.int32), 0)
                 rows = got["intermediates"][name]

@@ -170,7 +170,9 @@ def test_a_look_adds_less_than_a_hundredth_of_the_weights(engine: Engine) -> Non
     watching, model = recall.Watching(engine.executor, engine.file), engine.model
     assert watching.added[True] == []
     n_read = sum(r["n_rows"] * r["k"] for r in watching.added[False] if "k" in r)
-    others = [t for t in engine.file.tensors.values() if ".ffn_" not in t.name and t.name != "token_embd.weight"]
+    others = [
+        t for t in engine.file.tensors.values() if ".ffn_" not in t.name and t.name != "token_embd.weight"
+    ]
     assert 0 < n_read < 0.01 * sum(int(np.prod(t.ne)) for t in others)
     assert n_read == recall.N_NEURONS * model.n_embd
 
@@ -181,7 +183,11 @@ def test_a_prompt_without_sense_to_the_model_is_said(tiny_model: TinyModel, tmp_
     content = tiny_model("f16", False).read_bytes()
     silu.write_bytes(content.replace(b"hotcold.ffn_activation", b"another.ffn_activation"))
     strange = "~ % { } ; zq xv 9 8 7 " * 12
-    for path, prompt, said in ((silu, strange, True), (silu, "zq xv", False), (tiny_model("f16", False), strange, False)):
+    for path, prompt, said in (
+        (silu, strange, True),
+        (silu, "zq xv", False),
+        (tiny_model("f16", False), strange, False),
+    ):
         with load(path, n_ctx=512, threads=1) as engine:
             generation = engine.generate(prompt, 1, temp=0.0)
             list(generation)

@@ -107,7 +107,9 @@ def test_a_key_that_hides_its_position_of_a_perplexity_is_said(
     with load(tiny_model("f32", True), n_ctx=64, threads=1, kv_type=kv_type) as engine:
         n_over, run = 0, engine.executor.run
 
-        def spoiled(ids: NDArray[np.int32], n_past: int = 0, logits: NDArray[np.float32] | None = None) -> None:
+        def spoiled(
+            ids: NDArray[np.int32], n_past: int = 0, logits: NDArray[np.float32] | None = None
+        ) -> None:
             nonlocal n_over
             run(ids, n_past, logits)
             if n_past + len(ids) == 64:

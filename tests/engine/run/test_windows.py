@@ -57,7 +57,16 @@ def logits_of(it: Executor, ids: NDArray[np.int32] = IDS) -> Logits:
 
 @pytest.mark.parametrize(
     ("window", "n_batch", "n_positions"),
-    [(0, 4, 512), (8, 1, 128), (8, 4, 128), (64, 1, 128), (65, 1, 128), (66, 1, 192), (8, 512, 512), (600, 1, 512)],
+    [
+        (0, 4, 512),
+        (8, 1, 128),
+        (8, 4, 128),
+        (64, 1, 128),
+        (65, 1, 128),
+        (66, 1, 192),
+        (8, 512, 512),
+        (600, 1, 512),
+    ],
 )
 def test_a_cache_holds_a_window_and_a_batch(window: int, n_batch: int, n_positions: int) -> None:
     """Whole blocks, and one more, since a window begins in the middle of one."""
@@ -167,4 +176,14 @@ def test_the_dump_shows_what_each_layer_holds(file: GGUFFile) -> None:
     plan = plan_for_cpu(load_model(file), Wanted("off", 4096, 4, "f16"))
     rows = as_json(plan, "model")["kv_cache"]
     assert [row["positions"] for row in rows] == [128] * 5 + [4096]
-    assert cache_line(rows[0]).split() == ["KV", "cache", "of", "layer", "0", "128", "positions", "32768", "cpu"]
+    assert cache_line(rows[0]).split() == [
+        "KV",
+        "cache",
+        "of",
+        "layer",
+        "0",
+        "128",
+        "positions",
+        "32768",
+        "cpu",
+    ]

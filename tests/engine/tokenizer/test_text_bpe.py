@@ -110,7 +110,9 @@ def written(
         writer.add_tokenizer_pre(pre)
     tokens = [f"left out {i}" if token in without else token for i, token in enumerate(values["tokens"])]
     writer.add_token_list(tokens)
-    writer.add_token_types([1 if t.startswith("left out") else k for t, k in zip(tokens, values["token_type"], strict=True)])
+    writer.add_token_types(
+        [1 if t.startswith("left out") else k for t, k in zip(tokens, values["token_type"], strict=True)]
+    )
     writer.add_token_merges(values["merges"])
     writer.add_bos_token_id(values["bos_token_id"])
     writer.add_eos_token_id(values["eos_token_id"])

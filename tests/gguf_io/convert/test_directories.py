@@ -186,7 +186,10 @@ def test_floats_that_were_once_quantised_are_converted(hf_model: MakeModel, out:
         ({"adapter_config.json": b'{"base_model_name_or_path": ""}'}, ("an adapter", "its base model")),
         ({"adapter_config.json": b"{}", "config.json": b"{}"}, ("an adapter", "its base model")),
         ({"model_index.json": b'{"_class_name": "X"}', "unet/config.json": b"{}"}, ("a diffusion model",)),
-        ({"model_index.json": b"{}", "config.json": b"{}", "model.safetensors": b"x"}, ("a diffusion model",)),
+        (
+            {"model_index.json": b"{}", "config.json": b"{}", "model.safetensors": b"x"},
+            ("a diffusion model",),
+        ),
         ({"model_index.json": b"", "transformer/a.safetensors": b"x"}, ("a diffusion model", "name another")),
         (
             {"b.gguf": b"GGUF", "a.gguf": b"GGUF", "config.json": b"{}"},

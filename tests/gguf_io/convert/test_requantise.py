@@ -368,7 +368,10 @@ def test_no_type_loses_a_number_that_it_cannot_hold(
     assert said in str(refusal(tmp_path / "in.gguf", out, outtype))
 
 
-@pytest.mark.parametrize("keys", [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}, {b"general.languages": 8}, {b"a": 9}])
+@pytest.mark.parametrize(
+    "keys",
+    [{b"general.tags": 8}, {b"hotcold.activation.9": 10, b"z": 4}, {b"general.languages": 8}, {b"a": 9}],
+)
 def test_empty_arrays_are_left_out_with_a_line(
     gguf_bytes: Any, tmp_path: Path, out: Path, keys: dict[bytes, int]
 ) -> None:

@@ -75,7 +75,9 @@ def test_names_are_those_of_powerinfers_files(
 def test_metadata_of_granite_and_gemma3(hf_model: MakeModel, out: Path) -> None:
     convert(hf_model("granite", "granite").folder, None, out, "f16")
     with open_gguf(out) as file:
-        scales = [file.metadata[f"granite.{key}"] for key in ("embedding_scale", "residual_scale", "logit_scale")]
+        scales = [
+            file.metadata[f"granite.{key}"] for key in ("embedding_scale", "residual_scale", "logit_scale")
+        ]
         assert scales == [6.0, pytest.approx(0.4), 4.0]
         assert file.metadata["granite.attention.scale"] == pytest.approx(0.12)
     out.unlink()
