@@ -194,9 +194,9 @@ def skipping(path: Path, kind: GGMLQuantizationType, n_threads: int, seconds: fl
                 executor.run(ids[i % 64 : i % 64 + 1], i % 64)
                 times[mode].append(sum(heard))
             i += 1
-        chosen, firing = both["exact"].counts.sum((0, 1))
+        listed, firing = both["exact"].counts.sum((0, 1))
     dense, sparse = float(np.median(times["off"])), float(np.median(times["exact"]))
-    share = firing / (chosen * SMALLTHINKER.n_ff)
+    share = firing / listed
     print(
         f"experts of SmallThinker's shape, {share:.0%} of the gates positive: all rows {dense * 1e3:.2f} ms a token, "
         f"skipping {sparse * 1e3:.2f} ms, {dense / sparse:.2f} times",

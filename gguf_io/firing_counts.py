@@ -1,7 +1,8 @@
 """Counts of firing neurons: how often each neuron of each layer fired on some text, or each expert was chosen.
 
 They lie beside a model as activation/activation_{i}.npy or .pt, and in a GGUF file as the metadata
-arrays hotcold.activation.{i} (u64[n_ff]); of a mixture n_expert stands for n_ff.
+arrays hotcold.activation.{i} (u64[n_ff]); of a mixture n_expert stands for n_ff, or n_expert n_ff where its neurons
+were counted.
 """
 
 import os
@@ -25,8 +26,10 @@ Counts = Sequence[LayerCounts]
 """Those of every layer."""
 
 
-def read_counts(folder: Path, n_layer: int, n_ff: int) -> tuple[NDArray[np.uint64], ...] | None:
+def read_counts(folder: Path, n_layer: int, *n_ff: int) -> tuple[NDArray[np.uint64], ...] | None:
     """Counts of each layer, each u64[n_ff], or None when `folder` does not exist or holds none.
+
+    Where several n_ff are given, all layers have the same of them.
 
     Of activation_{i}.npy and activation_{i}.pt the first that exists is read, neither of them by
     executing a pickle.
@@ -45,11 +48,13 @@ def read_counts(folder: Path, n_layer: int, n_ff: int) -> tuple[NDArray[np.uint6
     if missing := [str(i) for i, file in enumerate(files) if file is None]:
         listed = ", ".join(missing[:5])
         raise _another_model(folder, f"no file for layer {listed}", f"one for each of {n_layer} layers")
-    return tuple(_checked(str(file), _read(file, n_ff), n_ff) for file in files if file is not None)
+    return _alike(
+        [_checked(str(file), _read(file, n_ff), n_ff) for file in files if file is not None], folder
+    )
 
 
 def counts_in_metadata(
-    metadata: Mapping[str, Any], n_layer: int, n_ff: int
+    metadata: Mapping[str, Any], n_layer: int, *n_ff: int
 ) -> tuple[NDArray[np.uint64], ...] | None:
     """Counts of each layer out of a GGUF file's metadata, each u64[n_ff], or None when it has none.
 
@@ -66,7 +71,20 @@ def counts_in_metadata(
     for key in keys:
         if key not in metadata:
             raise _another_model(key, "missing", f"one for each of {n_layer} layers")
-    return tuple(_checked(key, metadata[key], n_ff) for key in keys)
+    return _alike([_checked(key, metadata[key], n_ff) for key in keys], stem)
+
+
+def _alike(counts: Sequence[NDArray[np.uint64]], origin: object) -> tuple[NDArray[np.uint64], ...]:
+    """Those of all layers, as many in each."""
+    other = next((i for i, each in enumerate(counts) if each.size != counts[0].size), None)
+    if other is not None:
+        found = f"{counts[other].size} numbers in layer {other}"
+        raise _another_model(origin, found, f"layer 0 has {counts[0].size}")
+    return tuple(counts)
+
+
+def _needs(n_ff: tuple[int, ...]) -> str:
+    return "the model needs numbers " + " or ".join(f"[{n}]" for n in n_ff)
 
 
 def _file_of(folder: Path, layer: int) -> Path | None:
@@ -74,18 +92,18 @@ def _file_of(folder: Path, layer: int) -> Path | None:
     return next((path for path in paths if path.exists()), None)
 
 
-def _read(file: Path, n_ff: int) -> NDArray[Any]:
+def _read(file: Path, n_ff: tuple[int, ...]) -> NDArray[Any]:
     if file.suffix == ".npy":
         return _read_npy(file, n_ff)
     tensor = open_tensor(file)
     if tensor.dtype == "BF16":
         raise _another_model(file, "element type BF16", "counts need more digits")
-    if tensor.shape != (n_ff,):
-        raise _another_model(file, f"shape {list(tensor.shape)}", f"the model needs [{n_ff}]")
+    if tensor.shape not in [(n,) for n in n_ff]:
+        raise _another_model(file, f"shape {list(tensor.shape)}", _needs(n_ff))
     return tensor.read()
 
 
-def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
+def _read_npy(file: Path, n_ff: tuple[int, ...]) -> NDArray[Any]:
     """The array of `file`; the header is compared with n_ff before anything is allocated for it."""
     try:
         with file.open("rb") as stream:
@@ -97,9 +115,9 @@ def _read_npy(file: Path, n_ff: int) -> NDArray[Any]:
                 (2, 0): np.lib.format.read_array_header_2_0,
             }
             shape, _, number = read_header[version](stream)
-            if number.kind not in "iuf" or shape != (n_ff,):
-                raise _another_model(file, f"{number} {list(shape)}", f"the model needs numbers [{n_ff}]")
-            found, needed = size - stream.tell(), n_ff * number.itemsize
+            if number.kind not in "iuf" or shape not in [(n,) for n in n_ff]:
+                raise _another_model(file, f"{number} {list(shape)}", _needs(n_ff))
+            found, needed = size - stream.tell(), shape[0] * number.itemsize
             if found < needed:
                 raise TruncatedError(str(file), f"{found} bytes of numbers", f"its header says {needed}", CUT)
             if found > needed:
@@ -130,12 +148,10 @@ def _check_header(file: Path, stream: BinaryIO, size: int) -> None:
         raise TruncatedError(str(file), f"{size} bytes", f"its header ends at byte {end}", CUT)
 
 
-def _checked(origin: str, numbers: Any, n_ff: int) -> NDArray[np.uint64]:
+def _checked(origin: str, numbers: Any, n_ff: tuple[int, ...]) -> NDArray[np.uint64]:
     values = np.asarray(numbers)
-    if values.dtype.kind not in "iuf" or values.shape != (n_ff,):
-        raise _another_model(
-            origin, f"{values.dtype} {list(values.shape)}", f"the model needs numbers [{n_ff}]"
-        )
+    if values.dtype.kind not in "iuf" or values.shape not in [(n,) for n in n_ff]:
+        raise _another_model(origin, f"{values.dtype} {list(values.shape)}", _needs(n_ff))
     if not np.isfinite(values).all():
         raise _another_model(origin, "NaN or infinity", "counts are whole numbers from 0")
     low, high = float(values.min()), float(values.max())

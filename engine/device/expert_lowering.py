@@ -1,21 +1,24 @@
 """From the nodes of a mixture of experts to launches: of each token those of its experts that are on the device."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from hotcold.engine.device.records import DeviceLowering, Input
 from hotcold.engine.graph.graph import Node, ffn_matrices, layer_of
 from hotcold.engine.model.model import Weight
-from hotcold.engine.plan.device_workspace import FFN_TOKENS
+from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
 from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
 from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k as top_k_work
-from hotcold.kernels.formats import ACTIVATIONS, GATINGS, mask_words
+from hotcold.kernels.cuda.work import Work
+from hotcold.kernels.formats import ACTIVATIONS, GATINGS, group_sums_bytes, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 
@@ -85,9 +88,39 @@ class _Pairs:
         work = expert_sum(self.count, self.n_used, n)
         self.low.launch(work, sums, self.slots, self.chosen, y, n, self.n_used)
 
+    # Where single neurons of an expert are here
+
+    def neurons(self, hidden: Buffer) -> None:
+        """hidden = act(gate x) (up x) of the neurons that are here."""
+        gate, up, _ = ffn_matrices(self.node)
+        self._products(expert_gates, gate, hidden)
+        self._products(expert_ups, up, hidden, ACTIVATIONS[self.node.attributes["activation"]])
+
+    def _products(self, sizes: Callable[..., Work], weight: Weight, hidden: Buffer, *activation: int) -> None:
+        n, n_ff, _ = weight.ne
+        x = self.low.tokens_of(self.low.input_of(self.node, weight), self.first, self.count, n)
+        work, planes = (
+            sizes(weight.type, self.count, self.n_used, n_ff, n),
+            self.low.store.matrix(weight).planes,
+        )
+        rest = self.slots, self.chosen, hidden, n_ff, n, self.n_used, *activation
+        self.low.launch(work, *planes, *x, *rest)
+
+    def down(self, hidden: Buffer, sums: Buffer) -> None:
+        """sums = each pair's rows of down by their hidden values."""
+        down, low = self.node.weight("down"), self.low
+        n, n_ff, _ = down.ne
+        partial = low.area("partial", group_sums_bytes(self.n_pairs, n_ff, n) // 4, np.float32)
+        given = *low.store.matrix(down).planes, self.slots, self.chosen, hidden, partial
+        low.launch(expert_down(down.type, self.n_pairs, n_ff, n), *given, n_ff, n, self.n_used)
+        unread = (sums,) * 3
+        low.launch(sum_groups(self.n_pairs, n_ff, n), partial, *unread, sums, n_groups(n_ff), n, 0)
+
 
 def expert_ffn(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     node = nodes[0]
+    if node.attributes["transposed"]:
+        return _by_neuron(low, node)
     gate, up, _ = ffn_matrices(node)
     n_embd, n_ff, _ = gate.ne
     for first in range(0, low.n_tokens, FFN_TOKENS):
@@ -100,5 +133,17 @@ def expert_ffn(low: DeviceLowering, nodes: Sequence[Node]) -> int:
             pairs.multiply(role, x, y, per_pair=False)
         pairs.hidden(gates, ups, n_ff)
         pairs.multiply("down", pairs.rounded(gates, n_ff), sums, per_pair=True)
+        pairs.sum(sums, n_embd)
+    return 1
+
+
+def _by_neuron(low: DeviceLowering, node: Node) -> int:
+    n_embd, n_ff, _ = node.weight("gate").ne
+    for first in range(0, low.n_tokens, NEURON_TOKENS):
+        pairs = _Pairs(low, node, first, min(NEURON_TOKENS, low.n_tokens - first))
+        hidden = low.area("first", pairs.n_pairs * n_ff, np.float32)
+        sums = low.area("second", pairs.n_pairs * n_embd, np.float32)
+        pairs.neurons(hidden)
+        pairs.down(hidden, sums)
         pairs.sum(sums, n_embd)
     return 1

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
-from hotcold.engine.model.model import Weight
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.errors import DeviceError
@@ -138,7 +138,7 @@ class DeviceStore:
     def _send_index(self, staging: "_Staging", offset: int) -> None:
         for split in self.plan.layers:
             if split.n_hot and split.index_bytes and self.slabs.weights is not None:
-                index = split.hot if self.plan.model.experts is None else _slots(split)
+                index = _index(split, self.plan.model)
                 buffer = self.slabs.weights.view(offset, index.size, np.int32)
                 staging.copy(np.ascontiguousarray(index, np.int32), buffer)
                 self._neurons[split.layer] = buffer
@@ -153,7 +153,11 @@ class DeviceStore:
         return self.matrix(weight).planes[0]
 
     def neurons(self, layer: int) -> Buffer:
-        """Numbers of a layer's hot neurons, int32 [n_hot]; of experts each one's place among the hot ones, or -1."""
+        """Numbers of a layer's hot neurons, int32 [n_hot].
+
+        Of experts each one's place among the hot ones, or -1; where neurons of theirs are hot, the first row of each,
+        and the end.
+        """
         return self._neurons[layer]
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
@@ -212,8 +216,13 @@ def loaded_store(
     return store
 
 
-def _slots(split: FfnSplit) -> NDArray[np.int32]:
-    """The place of each expert among those on the device, -1 for the others."""
+def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:
+    """What kernels find a layer's hot rows by: see `DeviceStore.neurons`."""
+    if model.experts is None:
+        return split.hot
+    if model.experts_by_neuron:
+        ends = np.arange(model.experts.n_expert + 1) * model.experts.n_ff
+        return np.searchsorted(split.hot, ends).astype(np.int32)
     slots = np.full(split.n_ff, -1, np.int32)
     slots[split.hot] = np.arange(split.n_hot)
     return slots

@@ -3,14 +3,15 @@
 Pictures are 400 units wide, so that their words can be read at the width of a phone.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
+from hotcold.engine.dump.expert_grid import expert_grid
 from hotcold.engine.dump.report import Report
+from hotcold.engine.dump.svg import WIDTH, line, rect, svg, text
 from hotcold.engine.dump.text import TOTALS, short_form
 from hotcold.engine.plan.budget import mib
 
-WIDTH = 400
 STYLE = """
 :root{--ink:#1b1f24;--paper:#fff;--faint:#6b7280;--line:#d7dce2;--gpu:#c2410c;--cpu:#1d6fb8;--copy:#7c3aed;
 --c0:#c2410c;--c1:#a16207;--c2:#15803d;--c3:#dc2626;--c4:#0e7490;--c5:#6d28d9;--c6:#be185d;--c7:#cbd5e1}
@@ -55,6 +56,7 @@ def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
         "<h2>Hot rows of each layer</h2>",
         f"<p class=faint>Activation counts: {escape(report['frequencies_from'])}</p>",
         hot_rows(report),
+        *expert_grid(report),
         "<h2>Activations covered by a budget</h2>",
         coverage(report, curve),
         "<h2>Intermediates of one decoded token</h2>",
@@ -75,29 +77,6 @@ def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
     )
 
 
-def _svg(height: float, label: str, parts: Iterable[str]) -> str:
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">'
-        + "".join(parts)
-        + "</svg>"
-    )
-
-
-def _rect(x: float, y: float, width: float, height: float, kind: str, title: str) -> str:
-    fill = f'class="{kind}"' if not kind.startswith("--") else f'style="fill:var({kind})"'
-    box = f'x="{x:.2f}" y="{y:.2f}" width="{max(width, 0.3):.2f}" height="{max(height, 0.3):.2f}"'
-    return f"<rect {box} {fill}><title>{escape(title)}</title></rect>"
-
-
-def _text(x: float, y: float, text: str, anchor: str = "start", kind: str = "") -> str:
-    style = f' class="{kind}"' if kind else ""
-    return f'<text x="{x:.2f}" y="{y:.2f}" text-anchor="{anchor}"{style}>{escape(text)}</text>'
-
-
-def _line(x1: float, y1: float, x2: float, y2: float) -> str:
-    return f'<line class="axis" x1="{x1:.2f}" y1="{y1:.2f}" x2="{x2:.2f}" y2="{y2:.2f}"/>'
-
-
 def memory_map(report: Report) -> str:
     """The budget as one bar, and its parts in a table."""
     gpu = report["totals"]["gpu"]
@@ -107,29 +86,29 @@ def memory_map(report: Report) -> str:
     for i, (key, title) in enumerate(TOTALS.items()):
         width = WIDTH * gpu[key] / gpu["budget"]
         if gpu[key]:
-            parts.append(_rect(x, 0, width, 36, f"--c{i}", f"{title}: {gpu[key]} bytes"))
+            parts.append(rect(x, 0, width, 36, f"--c{i}", f"{title}: {gpu[key]} bytes"))
         x += width
         swatch = f'<span class=key style="background:var(--c{i})"></span>'
         rows.append(f"<tr><td>{swatch}{title}<td class=n>{gpu[key]}<td class=n>{mib(gpu[key])}")
     rows.append(f"<tr><th>budget<th class=n>{gpu['budget']}<th class=n>{mib(gpu['budget'])}")
-    return _svg(36, "map of the device's memory", parts) + f"<table>{''.join(rows)}</table>"
+    return svg(36, "map of the device's memory", parts) + f"<table>{''.join(rows)}</table>"
 
 
 def hot_rows(report: Report) -> str:
     """A bar a layer: the share of hot rows, and a mark for the share of firings covered."""
     layers, step = report["layers"], 13
-    parts = [_text(30, 9, "hot rows", kind="faint"), _text(WIDTH - 44, 9, "hot / covers", "middle", "faint")]
+    parts = [text(30, 9, "hot rows", kind="faint"), text(WIDTH - 44, 9, "hot / covers", "middle", "faint")]
     left, right = 30, WIDTH - 92
     for i, row in enumerate(layers):
         y = 14 + i * step
         title = (
             f"layer {row['layer']}: gpu_bucket {row['gpu_bucket'][0]} of {row['gpu_idx'][0]}, {row['why']}"
         )
-        parts.append(_text(24, y + 9, str(row["layer"]), "end", "faint"))
-        parts.append(_rect(left, y + 1, right - left, step - 3, "--c7", title))
-        parts.append(_rect(left, y + 1, (right - left) * row["hot_share"], step - 3, "gpu", title))
-        parts.append(_text(WIDTH - 2, y + 9, f"{row['hot_share']:.1%} / {row['coverage']:.1%}", "end"))
-    return _svg(18 + step * len(layers), "hot rows of each layer", parts)
+        parts.append(text(24, y + 9, str(row["layer"]), "end", "faint"))
+        parts.append(rect(left, y + 1, right - left, step - 3, "--c7", title))
+        parts.append(rect(left, y + 1, (right - left) * row["hot_share"], step - 3, "gpu", title))
+        parts.append(text(WIDTH - 2, y + 9, f"{row['hot_share']:.1%} / {row['coverage']:.1%}", "end"))
+    return svg(18 + step * len(layers), "hot rows of each layer", parts)
 
 
 def coverage(report: Report, curve: Sequence[tuple[int, float]]) -> str:
@@ -143,8 +122,8 @@ def coverage(report: Report, curve: Sequence[tuple[int, float]]) -> str:
     def at(n_bytes: float, share: float) -> tuple[float, float]:
         return left + (right - left) * min(n_bytes / largest, 1.0), bottom - (bottom - top) * share
 
-    parts = [_line(left, at(0, s)[1], right, at(0, s)[1]) for s in (0, 0.25, 0.5, 0.75, 1)]
-    parts += [_text(left - 4, at(0, s)[1] + 3, f"{s:.0%}", "end", "faint") for s in (0, 0.5, 1)]
+    parts = [line(left, at(0, s)[1], right, at(0, s)[1]) for s in (0, 0.25, 0.5, 0.75, 1)]
+    parts += [text(left - 4, at(0, s)[1] + 3, f"{s:.0%}", "end", "faint") for s in (0, 0.5, 1)]
     points = " ".join("{:.1f},{:.1f}".format(*at(*point)) for point in [(0, 0.0), (curve[0][0], 0.0), *curve])
     parts.append(f'<polyline points="{points}" fill="none" style="stroke:var(--gpu)" stroke-width="2"/>')
     x, y = at(here, covered)
@@ -152,9 +131,9 @@ def coverage(report: Report, curve: Sequence[tuple[int, float]]) -> str:
     for share in (0, 0.5, 1):
         place = left + (right - left) * share
         anchor = {0: "start", 0.5: "middle", 1: "end"}[share]
-        parts.append(_text(place, bottom + 14, mib(largest * share), anchor, "faint"))
+        parts.append(text(place, bottom + 14, mib(largest * share), anchor, "faint"))
     said = f"<p class=faint>The dot is this budget: {covered:.1%} covered. Beyond the curve's end all neurons fit.</p>"
-    return _svg(bottom + 20, "coverage against budget", parts) + said
+    return svg(bottom + 20, "coverage against budget", parts) + said
 
 
 def arenas(report: Report, graph: str) -> str:
@@ -175,7 +154,7 @@ def arenas(report: Report, graph: str) -> str:
 def _arena(rows: list[Report], side: str, n_bytes: int, n_steps: int) -> str:
     left, height = 0.0, 110.0
     wide = (WIDTH - left) / n_steps
-    parts = [_line(left, height, WIDTH, height)]
+    parts = [line(left, height, WIDTH, height)]
     for row in rows:
         if row["device"] != side or row["offset"] is None:
             continue
@@ -186,11 +165,11 @@ def _arena(rows: list[Report], side: str, n_bytes: int, n_steps: int) -> str:
         kind = "copy" if row["crosses_bus"] else side
         gap = min(0.6, wide / 4)
         parts.append(
-            _rect(x, y, wide * (row["last_step"] - row["first_step"] + 1) - gap, tall - 0.6, kind, title)
+            rect(x, y, wide * (row["last_step"] - row["first_step"] + 1) - gap, tall - 0.6, kind, title)
         )
-    parts.append(_text(0, height + 12, "step 0", kind="faint"))
-    parts.append(_text(WIDTH, height + 12, f"step {n_steps - 1}", "end", "faint"))
-    return _svg(height + 16, f"arena of the {side}", parts)
+    parts.append(text(0, height + 12, "step 0", kind="faint"))
+    parts.append(text(WIDTH, height + 12, f"step {n_steps - 1}", "end", "faint"))
+    return svg(height + 16, f"arena of the {side}", parts)
 
 
 def weights(report: Report) -> str:

@@ -13,7 +13,7 @@ from hotcold.engine.graph.arena import tensor_bytes
 from hotcold.engine.graph.graph import Tensor
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
-from hotcold.engine.plan.plan import FfnSplit, GraphPlan, Plan, WeightEntry
+from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, GraphPlan, Plan, WeightEntry
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.errors import SettingError
 
@@ -107,6 +107,16 @@ def _layer(split: FfnSplit) -> Report:
         "neuron_bytes": split.neuron_bytes,
         "index_bytes": split.index_bytes,
         "why": split.why,
+        "experts": None if split.experts is None else _experts(split.experts),
+    }
+
+
+def _experts(split: ExpertsSplit) -> Report:
+    return {
+        "rows": split.n_each,
+        "hot": split.hot.tolist(),
+        "counted": split.counted.tolist(),
+        **split.n_by_side,
     }
 
 

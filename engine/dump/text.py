@@ -183,6 +183,8 @@ def split_table(bands: Iterable[Band]) -> Table:
         layers, hot = band.layers, band.shares("hot_share")
         bucket = ", ".join((_span(*map(str, band.n_hot)), "1", "1", "1"))
         rows = f"gpu_idx {_list(band.rows[0]['gpu_idx'])}\ngpu_bucket [{bucket}]"
+        if band.rows[0]["experts"] is not None:
+            rows += f"\nexperts {_sides(band)}"
         covers = _span(*(f"{share:.1%}" for share in band.shares("coverage")))
         table.add_row(
             _span(str(layers[0]), str(layers[-1])),
@@ -193,6 +195,15 @@ def split_table(bands: Iterable[Band]) -> Table:
             f"{band.n_bytes / (1 << 20):.1f}",
         )
     return table
+
+
+def _sides(band: Band) -> str:
+    """How many experts of a layer are on each side, and divided."""
+    words = {"gpu": "on the GPU", "split": "divided", "cpu": "on the CPU"}
+    counts = {side: [row["experts"][side] for row in band.rows] for side in words}
+    return ", ".join(
+        f"{_span(str(min(n)), str(max(n)))} {words[side]}" for side, n in counts.items() if max(n)
+    )
 
 
 def _span(first: str, last: str) -> str:

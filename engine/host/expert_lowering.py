@@ -4,7 +4,10 @@ A pair is a token and one of its experts. One token's pairs all read its one vec
 the order of the pairs first, so that each expert meets its tokens as a batch of their own.
 """
 
+import numpy as np
+
 from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
+from hotcold.engine.host.cold_rows import ColdNeurons
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.workspace import vector_bytes
 from hotcold.engine.model.model import Weight
@@ -60,12 +63,20 @@ class _Pairs:
         x, x_stride = self.chosen
         fields = {"x": x, "x_stride": x_stride, "k": self.n_used, "n_rows": self.n_expert}
         fields |= {"w": self._here(), "y": self.groups, "z": self.places}
+        fields |= {"listed": 0 if self.cold is None else self.cold.n.ctypes.data, "n_listed": self.n_ff}
         self.low.emit(program.GROUP, 1, **fields, counts=self.low.layer_counts(layer_of(self.node)))
 
+    @property
+    def cold(self) -> ColdNeurons | None:
+        """The rows that the node is about, where they are some of the experts'."""
+        return self.low.cold_neurons.get(layer_of(self.node)) if self.node.rows == COLD else None
+
     def _here(self) -> int:
-        """The addresses of the experts that the node is about: all of them, or the cold ones."""
+        """The addresses of the experts that the node is about: all of them, or those with cold rows."""
         if self.node.rows != COLD:
             return self.low.store.experts(self.gate)
+        if self.cold is not None:
+            return self.low.store.experts(self.gate, np.flatnonzero(self.cold.n))
         return self.low.store.experts(self.gate, self.low.cold[layer_of(self.node)].listed[1:])
 
     def vectors(self, weight: Weight) -> tuple[int, int]:
@@ -86,7 +97,11 @@ class _Pairs:
         return self.low.areas[area], 4 * self.n_embd
 
     def multiply(self, weight: Weight, bias: Weight | None, x: tuple[int, int], y: tuple[int, int]) -> None:
-        """y[p] = the matrix of the pair's expert . x[p] + its bias."""
+        """y[p] = the matrix of the pair's expert . x[p] + its bias, 0 in rows that the node is not about."""
+        if self.cold is not None:
+            bits = {"z": self.cold.bits.ctypes.data, "z_stride": self.cold.bits.strides[0]}
+            self.rows(program.EXPERT_LISTED, weight, x, y, **bits)
+            return
         z = {} if bias is None else {"z": self.low.store.address(bias)}
         self.rows(program.EXPERT_ROWS, weight, x, y, **z)
 
@@ -116,6 +131,14 @@ class _Pairs:
         counts = self.low.layer_counts(layer_of(self.node))
         self.rows(program.EXPERT_UP, self.up, x, self.second, **gates, activation=activation, counts=counts)
 
+    @property
+    def are_fused(self) -> bool:
+        """Whether one token takes gate, up and down of a neuron together: behind a ReLU, without biases."""
+        relu = self.node.attributes["activation"] in ("relu", "relu_both")
+        return (
+            relu and self.node.find_weight("gate_bias") is None and self.node.find_weight("up_bias") is None
+        )
+
     def pieces(self) -> tuple[int, int]:
         """All of it for one token where a neuron has a row of each matrix; the pairs' vectors."""
         low, parts = self.low, program.EXPERT_PARTS
@@ -127,6 +150,7 @@ class _Pairs:
             fields |= self._matrix(weight, name)
         fields |= {"scratch": low.areas["second"], "scratch_stride": 4 * self.n_embd}
         fields |= {"skip": int(self.node.attributes["skip"]), "n_rows": self.n_ff, "k": self.n_embd}
+        fields |= {"listed": 0 if self.cold is None else self.cold.listed.ctypes.data}
         fields |= {"activation": ACTIVATIONS[self.node.attributes["activation"]], "n_parts": parts}
         counts = low.layer_counts(layer_of(self.node))
         low.emit(program.EXPERT_PIECES, self.n_used * parts, **fields, groups=self.groups, counts=counts)
@@ -178,7 +202,7 @@ class _Pairs:
 def expert_ffn(low: Lowering, node: Node) -> None:
     pairs, transposed = _Pairs(low, node), node.attributes["transposed"]
     pairs.group()
-    if low.one_token and transposed:
+    if low.one_token and transposed and pairs.are_fused:
         pairs.add_up(pairs.pieces())
         return
     x = pairs.vectors(pairs.gate)

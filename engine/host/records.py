@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hotcold.engine.graph.graph import Node, Tensor
-from hotcold.engine.host.cold_rows import ColdRows
+from hotcold.engine.host.cold_rows import ColdNeurons, ColdRows
 from hotcold.engine.host.stores import HostStore, KVCache
 from hotcold.engine.model.model import Weight
 from hotcold.kernels.cpu import program, sizes
@@ -25,7 +25,8 @@ class Lowering:
         areas: address of each workspace area.
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2] of each rotation; table_bytes of one.
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
-        cold: of each layer whose FFN is split, the rows that are the CPU's.
+        cold: of each layer whose FFN is split, the rows that are the CPU's, or the experts.
+        cold_neurons: of each layer whose experts are split by neurons, the rows that are the CPU's.
     """
 
     n_tokens: int
@@ -37,6 +38,7 @@ class Lowering:
     table_bytes: int
     counts: int
     cold: dict[int, ColdRows]
+    cold_neurons: dict[int, ColdNeurons]
     records: list[Record] = field(default_factory=list)
 
     @property

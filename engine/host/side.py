@@ -10,7 +10,7 @@ from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.graph.segments import segments
 from hotcold.engine.host import workspace
-from hotcold.engine.host.cold_rows import cold_rows
+from hotcold.engine.host.cold_rows import ColdNeurons, ColdRows, cold_neurons, cold_rows
 from hotcold.engine.host.lowering import lower
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.steps import Walk
@@ -51,7 +51,14 @@ class HostSide:
         """
         model, n_ctx = plan.model, plan.n_ctx
         self.store, self.arena = store, arena
-        self._cold = {s.layer: cold_rows(s.hot, s.n_ff) for s in plan.layers if 0 < s.n_hot < s.n_ff}
+        divided = [split for split in plan.layers if 0 < split.n_hot < split.n_ff]
+        self._cold, self._cold_neurons = dict[int, ColdRows](), dict[int, ColdNeurons]()
+        for split in divided:
+            if model.experts is not None and model.experts_by_neuron:
+                own = cold_neurons(split.hot, model.experts.n_expert, model.experts.n_ff)
+                self._cold_neurons[split.layer] = own
+            else:
+                self._cold[split.layer] = cold_rows(split.hot, split.n_ff)
         self._kv_cache = allocate_kv_cache(plan)
         weight = model.rope_factors(n_ctx)
         factors = None if weight is None else store.rows(weight).view(np.float32)[0]
@@ -84,6 +91,7 @@ class HostSide:
             table_bytes=self.rope_table[0].nbytes,
             counts=self.counts.ctypes.data,
             cold=self._cold,
+            cold_neurons=self._cold_neurons,
         )
 
     def area(self, name: str, n_bytes: int) -> NDArray[np.uint8]:

@@ -44,10 +44,9 @@ class ActivityMeter:
         self._before = self._counts()
 
     def _counts(self) -> NDArray[np.int64]:
-        """Of each layer, neurons listed and firing; of experts all of those that were chosen are listed."""
+        """Of each layer, neurons listed and firing; of experts all neurons of those that were chosen are listed."""
         counts: NDArray[np.int64] = self._engine.executor.counts.sum(1)
-        experts = self._engine.model.experts
-        return counts if experts is None else counts * np.array([experts.n_ff, 1])
+        return counts
 
     def read(self, n_tokens: int) -> Activity:
         """Averages over the n_tokens that ran since the start."""

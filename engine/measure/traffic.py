@@ -40,7 +40,7 @@ def _always_read(layer: Layer) -> list[Weight]:
 def expert_bytes(layer: Layer) -> int:
     """Bytes of one expert of a layer: its matrices and biases."""
     weights: list[Weight | None] = [getattr(layer, role) for role in EXPERTS]
-    return sum(weight.n_bytes for weight in weights if weight is not None) // layer.n_units
+    return sum(weight.n_bytes for weight in weights if weight is not None) // layer.n_expert
 
 
 def ffn_bytes(layer: Layer, listed: float, firing: float) -> float:
@@ -88,4 +88,4 @@ def _expert_ffn_bytes(layer: Layer, listed: float, firing: float, n_ff: int) -> 
     n_bytes = listed * gate.row_bytes + firing * up.row_bytes
     if layer.ffn_down_exps_t is not None:
         return n_bytes + firing * down.row_bytes
-    return n_bytes + listed / n_ff * down.n_bytes / layer.n_units
+    return n_bytes + listed / n_ff * down.n_bytes / layer.n_expert

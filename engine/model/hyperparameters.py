@@ -67,16 +67,6 @@ class Hyperparameters:
         """Neurons of a layer, those of all its experts together."""
         return self.n_ff if self.experts is None else self.experts.n_expert * self.experts.n_ff
 
-    @property
-    def unit(self) -> str:
-        """What of an FFN is placed by itself: "neuron", or "expert"."""
-        return "neuron" if self.experts is None else "expert"
-
-    @property
-    def n_units(self) -> int:
-        """How many parts of a layer's FFN are placed by themselves: neurons, or experts."""
-        return self.n_ff if self.experts is None else self.experts.n_expert
-
 
 def _bounded(file: GGUFFile, key: str, largest: int, default: int | None = None) -> int:
     value = file.get_int(key, default)

@@ -231,6 +231,7 @@ def load_model(file: GGUFFile) -> Model:
     )
     unused = [name for name in file.tensors if name not in weights.taken]
     _refuse_biases(file, unused)
+    _refuse_both_ways_round(file, model)
     return replace(model, warnings=(*file.warnings, *_warnings(file, unused)))
 
 
@@ -244,6 +245,18 @@ def _refuse_biases(file: GGUFFile, unused: list[str]) -> None:
                 "no such bias can be run in this architecture",
                 "hotcold cannot run this model",
             )
+
+
+def _refuse_both_ways_round(file: GGUFFile, model: Model) -> None:
+    """Experts are placed by neurons in all layers or in none."""
+    by_neuron = [layer.ffn_down_exps_t is not None for layer in model.layers]
+    if any(by_neuron) and not all(by_neuron):
+        one, other = by_neuron.index(True), by_neuron.index(False)
+        what, bound = (
+            f"{file.path.name}: experts' down projections of layer {one}",
+            f"as those of layer {other}",
+        )
+        raise FileError(what, "the other way round", bound, "convert the model again")
 
 
 def _warnings(file: GGUFFile, unused: list[str]) -> list[str]:

@@ -114,8 +114,13 @@ class Layer:
 
     @property
     def n_units(self) -> int:
-        """How many neurons, or experts, the FFN has."""
-        return self.up.ne[-1]
+        """How many parts of the FFN are placed by themselves: see `Model.unit`."""
+        return self.up.n_rows if self.ffn_down_exps is None else self.n_expert
+
+    @property
+    def n_expert(self) -> int:
+        """How many experts the layer has; 1 without."""
+        return self.up.ne[2] if len(self.up.ne) > 2 else 1
 
     @property
     def up(self) -> Weight:
@@ -164,6 +169,26 @@ class Model(Hyperparameters):
             self.rope_factors_long if n_ctx > self.rope_scaling.n_ctx_orig else self.rope_factors_short
         )
         return self.rope_freqs or by_length
+
+    @property
+    def unit(self) -> str:
+        """What of an FFN is placed by itself: "neuron", or "expert".
+
+        Experts go by neurons too where each neuron has a row of the down projection: expert e's row r is neuron
+        e n_ff + r.
+        """
+        return "neuron" if self.experts is None or self.experts_by_neuron else "expert"
+
+    @property
+    def experts_by_neuron(self) -> bool:
+        """Whether there are experts whose down projections have a row a neuron."""
+        return any(layer.ffn_down_exps_t is not None for layer in self.layers)
+
+    @property
+    def n_units(self) -> int:
+        """How many parts of a layer's FFN are placed by themselves: neurons, or experts."""
+        experts = self.experts
+        return self.n_neurons if experts is None or self.experts_by_neuron else experts.n_expert
 
     @property
     def n_positions(self) -> int | None:

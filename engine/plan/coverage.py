@@ -11,6 +11,7 @@ from hotcold.engine.plan.footprint import (
     layer_kv_bytes,
     neuron_bytes,
 )
+from hotcold.engine.plan.neurons import counts_of
 from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.reserve import reserve_for
 from hotcold.engine.plan.wanted import Wanted
@@ -33,7 +34,7 @@ def coverage_curve(
     ffns = [(layer, ffn_part(layer, how.sparsity)) for layer in model.layers]
     if any(layer.ffn_down is not None or part.obstacle is not None for layer, part in ffns):
         return []
-    counts = [np.ones(model.n_units) if frequencies is None else frequencies[i] for i in range(model.n_layer)]
+    counts = counts_of(model, frequencies)
     ranking = rank(list(counts), [neuron_bytes(layer) for layer in model.layers])
     values = np.asarray(np.stack([np.asarray(c, np.float64) for c in counts]))[
         ranking.layers, ranking.neurons

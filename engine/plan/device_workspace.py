@@ -30,6 +30,9 @@ from hotcold.kernels.formats import (
 from hotcold.kernels.weight_table import QUANTISED, share_an_input
 
 FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
+NEURON_TOKENS = (
+    8  # likewise experts of which single neurons are there: each of their pairs has sums of groups
+)
 
 
 def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
@@ -70,7 +73,17 @@ def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
     """Of some tokens at a time, vectors of each of their experts; x of all of them stays rounded meanwhile."""
     gate, down = node.weight("gate"), node.weight("down")
     n_embd, n_ff, _ = gate.ne
-    n_pairs = min(n_tokens, FFN_TOKENS) * node.tensor("chosen").shape[1]
+    n_used = node.tensor("chosen").shape[1]
+    if node.attributes["transposed"]:
+        n_pairs = min(n_tokens, NEURON_TOKENS) * n_used
+        of_groups = group_sums_bytes(n_pairs, n_ff, n_embd)
+        return {
+            "first": 4 * n_pairs * n_ff,
+            "second": 4 * n_pairs * n_embd,
+            "partial": of_groups,
+            "quantised": quantised,
+        }
+    n_pairs = min(n_tokens, FFN_TOKENS) * n_used
     hidden = quantised_bytes(n_pairs, n_ff) if down.type in QUANTISED else 0
     sums = 4 * n_pairs * max(n_ff, n_embd)
     return {

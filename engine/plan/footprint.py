@@ -112,10 +112,10 @@ def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
 def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
     if layer.ffn_gate_inp is not None:
-        if layer.ffn_down_exps is None:
-            return Obstacle("the device has no kernel for experts with a row a neuron of the down projection")
         if layer.up.stacked:
             return Obstacle("its experts are tensors of their own: convert the file for a device")
+        if layer.ffn_down_exps is None and (layer.ffn_gate_exps_bias or layer.ffn_down_exps_bias):
+            return Obstacle("the device has no kernel for neurons of experts that have biases")
         if (layer.ffn_gate_exps_bias or layer.ffn_down_exps_bias) and dense_part(layer, sparsity).obstacle:
             return Obstacle("its biases stay on the CPU with the dense part")
         return None

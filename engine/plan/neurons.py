@@ -10,7 +10,7 @@ from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.entries import entry
 from hotcold.engine.plan.footprint import Obstacle, WeightGroup, ffn_part, neuron_bytes
-from hotcold.engine.plan.plan import FfnSplit, Ids, WeightEntry
+from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, Ids, WeightEntry
 from hotcold.engine.plan.ranking import rank
 from hotcold.engine.plan.reserve import layer_index_bytes
 from hotcold.engine.plan.spending import Left
@@ -59,8 +59,21 @@ def ffns(model: Model, sparsity: str, left: Left) -> tuple[list[Ffn], Left]:
 
 
 def counts_of(model: Model, frequencies: Counts | None) -> list[NDArray[np.generic]]:
-    """Counts of each layer's neurons, all alike where there are none."""
-    return [np.ones(model.n_units)] * model.n_layer if frequencies is None else list(frequencies)
+    """Counts of each layer's neurons, all alike where there are none; an expert's counts for all of its neurons.
+
+    Raises:
+        SettingError: counts that are not the model's.
+    """
+    if frequencies is None:
+        return [np.ones(model.n_units)] * model.n_layer
+    shapes = {counts.shape for counts in frequencies}
+    if len(frequencies) == model.n_layer and shapes == {(model.n_units,)}:
+        return list(frequencies)
+    experts = model.experts
+    if experts is not None and len(frequencies) == model.n_layer and shapes == {(experts.n_expert,)}:
+        return [np.repeat(counts, experts.n_ff) for counts in frequencies]
+    bound = f"{model.n_layer} layers of {model.n_units} {model.unit}s"
+    raise SettingError("activation counts", f"{len(frequencies)} layers", bound)
 
 
 def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
@@ -116,6 +129,14 @@ def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArr
         n_bytes=int(ids.size) * ffn.neuron_bytes if ffn.by_neuron else whole_bytes,
         index_bytes=layer_index_bytes(model.layers[i], n_ff, sparsity),
         why=_why(i, ffn, hot.why, int(ids.size), n_ff),
+        experts=None if model.experts is None else _of_experts(model.experts.n_expert, ids, counted),
+    )
+
+
+def _of_experts(n_expert: int, hot: Ids, counted: NDArray[np.float64]) -> ExpertsSplit:
+    n_each = counted.size // n_expert
+    return ExpertsSplit(
+        n_each, np.bincount(hot // n_each, minlength=n_expert), counted.reshape(n_expert, n_each).sum(1)
     )
 
 

@@ -12,6 +12,9 @@ What the device has no kernel for stays on the CPU and does not stop what comes 
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.model.model import Model
@@ -29,7 +32,7 @@ from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan,
 from hotcold.engine.plan.reserve import Reserve, fitting_reserve, nothing_reserved
 from hotcold.engine.plan.spending import Left
 from hotcold.engine.plan.wanted import Wanted
-from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io.firing_counts import Counts
 
 NO_BUDGET = "the budget is 0: everything stays on the CPU"
@@ -58,13 +61,32 @@ def plan(
 
     Raises:
         DoesNotFitError: a budget above 0 into which not even one layer's dense part fits; the text has
-            the sum that is needed.
+            the sum that is needed. Or more hot neurons than there is room for.
         SettingError: counts, or hot neurons, that are not the model's.
     """
-    _check_counts(model, frequencies)
     origin = frequencies_from or ("counts" if frequencies else UNIFORM)
-    counts, sparsity = counts_of(model, frequencies), how.sparsity
-    reserve, left = _reserved(model, how, budget)
+    counts = counts_of(model, frequencies)
+    reserve = _reserve(model, how, budget)
+    while True:
+        made = _placed(model, how, budget, reserve, counts, origin, device, hot)
+        arena = max(graph.arenas[GPU].n_bytes for graph in (made.decode, made.batch))
+        if arena <= reserve.arena:
+            return made
+        reserve = _with_arena(reserve, arena, budget)
+
+
+def _placed(
+    model: Model,
+    how: Wanted,
+    budget: Budget,
+    reserve: Reserve,
+    counts: list[NDArray[np.generic]],
+    origin: str,
+    device: DeviceFacts | None,
+    hot: Sequence[Ids] | None,
+) -> Plan:
+    """The plan with this reserve."""
+    sparsity, left = how.sparsity, _left(budget, reserve)
     dense, left = _dense(model, sparsity, left)
     caches, left = _caches(model, how, reserve.n_batch, left)
     head, left = _head(model, left)
@@ -103,22 +125,25 @@ def plan(
     )
 
 
-def _check_counts(model: Model, frequencies: Counts | None) -> None:
-    if frequencies is None:
-        return
-    shapes = [counts.shape for counts in frequencies]
-    if shapes != [(model.n_units,)] * model.n_layer:
-        raise SettingError(
-            "activation counts", f"{len(shapes)} layers", f"{model.n_layer} layers of {model.n_units} neurons"
-        )
-
-
-def _reserved(model: Model, how: Wanted, budget: Budget) -> tuple[Reserve, Left]:
-    """What is taken off a budget first, and what is left of it."""
+def _reserve(model: Model, how: Wanted, budget: Budget) -> Reserve:
+    """What is taken off a budget first."""
     if not budget.n_bytes:
-        return nothing_reserved(model, how.sparsity, how.n_batch), Left(0).end(NO_BUDGET)
-    reserve = fitting_reserve(model, budget, how.sparsity, how.n_ctx, how.n_batch)
-    return reserve, Left(budget.n_bytes - reserve.n_bytes)
+        return nothing_reserved(model, how.sparsity, how.n_batch)
+    return fitting_reserve(model, budget, how.sparsity, how.n_ctx, how.n_batch)
+
+
+def _with_arena(reserve: Reserve, arena: int, budget: Budget) -> Reserve:
+    """The reserve for layers on either side that leave other gaps in the arena than was reckoned with."""
+    larger = replace(reserve, arena=arena)
+    if larger.n_bytes > budget.n_bytes:
+        bound = f"arena, work areas and index take {larger.n_bytes}"
+        raise DoesNotFitError("vram_budget", f"{budget.n_bytes} bytes", bound, "raise it, or lower n_ctx")
+    return larger
+
+
+def _left(budget: Budget, reserve: Reserve) -> Left:
+    """What is left of it."""
+    return Left(budget.n_bytes - reserve.n_bytes) if budget.n_bytes else Left(0).end(NO_BUDGET)
 
 
 def _mapped(model: Model) -> list[WeightEntry]:
@@ -178,9 +203,6 @@ def _graphs(
     sides, (one, many) = sides_of(weights, caches), reserve.graphs
     decode = GraphPlan(one, *run_passes(one, sides))
     batch = decode if many is one else GraphPlan(many, *run_passes(many, sides))
-    arena = max(graph.arenas[GPU].n_bytes for graph in (decode, batch))
-    if arena > reserve.arena:  # never seen; a plan must not pass its cap in silence
-        raise DoesNotFitError("arena", f"{arena} bytes", f"{reserve.arena} were reserved", "report this")
     return decode, batch
 
 

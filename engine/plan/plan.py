@@ -65,6 +65,27 @@ class CacheEntry:
 
 
 @dataclass(frozen=True)
+class ExpertsSplit:
+    """What of each expert of a layer is on the device.
+
+    Attributes:
+        n_each: neurons of an expert that are placed one by one; 1 where experts go whole.
+        hot: how many of them are on the device, int64 [n_expert].
+        counted: firings of all of them, or how often each was chosen, float64 [n_expert].
+    """
+
+    n_each: int
+    hot: NDArray[np.int64]
+    counted: NDArray[np.float64]
+
+    @property
+    def n_by_side(self) -> dict[str, int]:
+        """How many experts are on each side, or divided."""
+        n_gpu, n_cpu = int((self.hot == self.n_each).sum()), int((self.hot == 0).sum())
+        return {GPU: n_gpu, SPLIT: self.hot.size - n_gpu - n_cpu, CPU: n_cpu}
+
+
+@dataclass(frozen=True)
 class FfnSplit:
     """Which neurons of a layer are on the device.
 
@@ -74,6 +95,7 @@ class FfnSplit:
         covered, measured: firings counted for the hot neurons, and for all.
         n_bytes: of the hot rows.
         index_bytes: of the numbers of the hot rows, as many as there may be.
+        experts: None without.
     """
 
     layer: int
@@ -85,6 +107,7 @@ class FfnSplit:
     n_bytes: int
     index_bytes: int
     why: str
+    experts: ExpertsSplit | None = field(default=None, compare=False)
 
     @property
     def n_hot(self) -> int:

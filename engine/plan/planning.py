@@ -42,7 +42,7 @@ class Source:
 def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> Source:
     """Counts of --activation, else beside the model, else in the file."""
     model = source.model
-    size = (model.n_layer, model.n_units)
+    size = (model.n_layer, model.n_units, *(() if model.experts is None else (model.experts.n_expert,)))
     if folder is not None:
         counts = read_counts(folder, *size)
         if counts is None:

@@ -3,7 +3,9 @@
 Each is as large as when everything is on the device, so it does not depend on what a plan puts there.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import permutations
 
 from hotcold.engine.graph import architectures, passes
 from hotcold.engine.graph.arena import aligned
@@ -38,13 +40,13 @@ class Reserve:
         return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
 
 
-def _all_on_device(model: Model, sparsity: str, divided: str) -> Sides:
-    """Everything on the device that can be, with every FFN that goes by neurons on this side."""
+def _all_on_device(model: Model, sparsity: str, divided: tuple[str, ...]) -> Sides:
+    """Everything on the device that can be, with FFNs that go by neurons on these sides, layer by layer in turns."""
     sides: dict[str, str] = {}
-    for layer in model.layers:
+    for i, layer in enumerate(model.layers):
         sides |= {w.name: GPU for _, w in _placeable(dense_part(layer, sparsity))}
         ffn = _placeable(ffn_part(layer, sparsity))
-        sides |= {w.name: divided if layer.ffn_down is None else GPU for _, w in ffn}
+        sides |= {w.name: divided[i % len(divided)] if layer.ffn_down is None else GPU for _, w in ffn}
     head = head_part(model)
     sides |= {w.name: GPU for role, w in _placeable(head) if role != "head"}
     return Sides(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
@@ -68,18 +70,25 @@ def _graphs(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
 def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
     """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
     graphs = _graphs(model, sparsity, n_batch)
-    variants = [_all_on_device(model, sparsity, divided) for divided in (CPU, SPLIT, GPU)]
+    variants = [_all_on_device(model, sparsity, divided) for divided in _divisions(model)]
     arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
     arena = max(each.n_bytes for each in arenas)
     index = sum(layer_index_bytes(layer, model.n_units, sparsity) for layer in model.layers)
     return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
 
 
+def _divisions(model: Model) -> Iterable[tuple[str, ...]]:
+    """Where FFNs may be: all alike, and those of mixtures, whose layers have few hot units, in turns too."""
+    yield from ((CPU,), (SPLIT,), (GPU,))
+    if model.experts is not None:
+        yield from permutations((CPU, SPLIT, GPU), 2)
+
+
 def layer_index_bytes(layer: Layer, n_ff: int, sparsity: str) -> int:
-    """Bytes of the numbers of a layer's hot rows, were all of them hot."""
-    return (
-        0 if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle else aligned(INDEX_BYTES * n_ff)
-    )
+    """Bytes of the numbers of a layer's hot rows, were all of them hot; of neurons of experts, where each one's begin."""
+    if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle:
+        return 0
+    return aligned(INDEX_BYTES * (n_ff if layer.ffn_down_exps_t is None else layer.n_expert + 1))
 
 
 def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:

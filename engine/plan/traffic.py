@@ -90,6 +90,7 @@ def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
 def _experts(split: FfnSplit, plan: Plan, n_used: int) -> tuple[float, float]:
     """Bytes of a layer's chosen experts on the host and on the device, if they are chosen as they were counted."""
     layer = plan.model.layers[split.layer]
-    hot = n_used * split.covered / split.measured if split.measured else 0.0
+    read = n_used * (layer.n_units // layer.n_expert)  # experts, or all of their neurons
+    hot = read * split.covered / split.measured if split.measured else 0.0
     host = sum(weight.n_bytes for weight in layer.ffn_matrices) / layer.n_units
-    return (n_used - hot) * host, hot * split.neuron_bytes
+    return (read - hot) * host, hot * split.neuron_bytes

@@ -59,12 +59,12 @@ def weight_bytes(node: Node, n_tokens: int, counted: NDArray[np.int64]) -> int:
 def _expert_bytes(node: Node, counted: NDArray[np.int64]) -> int:
     """Of one token's experts; where rows are skipped all gates, and the rows of neurons that fired."""
     gate, up, down = ffn_matrices(node)
-    chosen, firing = (int(n) for n in counted.sum(axis=0))
-    whole = [chosen * weight.n_bytes // weight.ne[2] for weight in (gate, up, down)]
-    if not node.attributes["skip"]:
-        return sum(whole)
-    n_bytes = whole[0] + firing * up.row_bytes
-    return n_bytes + (firing * down.row_bytes if node.attributes["transposed"] else whole[2])
+    listed, firing = (int(n) for n in counted.sum(axis=0))
+    read = firing if node.attributes["skip"] else listed
+    n_bytes = listed * gate.row_bytes + read * up.row_bytes
+    if node.attributes["transposed"]:
+        return n_bytes + read * down.row_bytes
+    return n_bytes + listed * down.n_bytes // gate.n_rows
 
 
 def line(taken: Taken) -> str:

@@ -18,8 +18,8 @@ class DeviceUse:
         vram_planned, vram_used: bytes; what the device's allocator says is used.
         kernel_launches: so far.
         ffn_device_share: part of all neurons whose rows are on the device.
-        listed_device, listed_host: neurons that a predictor listed, or experts that a router chose, on either side,
-            for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
+        listed_device, listed_host: neurons that a predictor listed, or those of the experts that a router chose, on
+            either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
             of all neurons the same.
     """
 
@@ -91,8 +91,9 @@ class DeviceMeter:
             listed_host = int(executor.counts[..., 0].sum())
         if plan.model.experts is not None:
             listed_host = int(executor.counts[..., 0].sum())
-            chosen = executor.n_tokens * plan.model.n_layer * plan.model.experts.n_used
-            self._listed = chosen - listed_host
+            experts = plan.model.experts
+            chosen = executor.n_tokens * plan.model.n_layer * experts.n_used
+            self._listed = chosen * experts.n_ff - listed_host
         return DeviceUse(
             device.name,
             plan.totals.used,

@@ -97,7 +97,7 @@ def _weigh(logits: int, n_expert: int, n_used: int, gating: int, normed: int, sc
 
 @compiled
 def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def]
-    """Put the pairs of n_tokens tokens in order; how many there are.
+    """Put the pairs of n_tokens tokens in order; how many neurons they have.
 
     Args:
         op: x: what `top_k` chose, of op.k experts each; w: addresses of op.n_rows experts' first matrix, 0 for
@@ -111,7 +111,7 @@ def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def
         for i in range(op.k):
             e = load_i32(op.x + t * op.x_stride + 4 * i)
             store_i64(counts + 8 * e, load_i64(counts + 8 * e) + 1)
-    n_active, total = 0, 0
+    n_active, total, listed = 0, 0, 0
     for e in range(op.n_rows):
         n = load_i64(counts + 8 * e) if load_i64(op.w + 8 * e) != 0 else 0
         store_i64(counts + 8 * e, total)  # from here on: the expert's next pair
@@ -122,6 +122,7 @@ def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def
             store_i64(entry + 16, n)
             n_active += 1
             total += n
+            listed += n * (load_i64(op.listed + 8 * e) if op.listed else op.n_listed)
     store_i64(op.y, n_active)
     store_i64(op.y + 8, total)
     tokens = pair_tokens(op.y, op.n_rows)
@@ -133,7 +134,7 @@ def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def
                 store_i64(counts + 8 * e, pair + 1)
                 store_i64(tokens + 8 * pair, t)
             store_i64(op.z + 8 * (t * op.k + i), pair)
-    return total
+    return listed
 
 
 @compiled
@@ -175,6 +176,15 @@ def expert_rows(op, own, first: int, last: int, scratch: int) -> None:  # type: 
 
 
 @compiled
+def expert_listed_rows(op, own, first: int, last: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p, r] = w_e[r] . x[p] where bit r of expert e is set, else 0, as GATE_ROWS."""
+    for i in range(load_i64(op.groups)):
+        e, n = _take(op, own, i)
+        own.z, own.z_stride = op.z + e * op.z_stride, 0
+        ffn.wanted_rows(own, first, last, n, scratch, False)
+
+
+@compiled
 def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
     """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] > 0, else 0, as UP_ROWS; how many."""
     live = 0
@@ -192,6 +202,9 @@ def expert_pieces(op, own, first: int, last: int, scratch: int) -> int:  # type:
         e, _ = _take(op, own, i)
         own.w1, own.w2 = load_i64(op.w1 + 8 * e), load_i64(op.w2 + 8 * e)
         own.x, own.z, own.chunks = op.x, op.z, op.n_parts
+        if op.listed:
+            own.n_listed = op.listed + 8 * e * (op.n_rows + 1)
+            own.listed = own.n_listed + 8
         own.scratch = op.scratch + i * op.n_parts * op.scratch_stride
         begin, end = max(first - i * op.n_parts, 0), min(last - i * op.n_parts, op.n_parts)
         _, fires = ffn.ffn_pieces(own, begin, end, scratch)

@@ -180,6 +180,13 @@ def expert_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     experts.expert_rows(op, record(_own_record(at, scratch)), first, last, scratch)
 
 
+@op_kernel(program.EXPERT_LISTED)
+def expert_listed(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    first, last = _rows_of(op, c, n)
+    experts.expert_listed_rows(op, record(_own_record(at, scratch)), first, last, scratch)
+
+
 @op_kernel(program.EXPERT_UP)
 def expert_up(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)

@@ -93,18 +93,22 @@ MUL_SIGMOID = _op()
 """x[t, k], z[t, 1] -> y[t, k] = x sigmoid(z)"""
 TOP_K = _op("gating", "normed", "weight_scale")
 """x[t, n_rows] logits -> y[t] = k experts' int32 numbers, ascending, and then their float32 weights"""
-GROUP = _op()
+GROUP = _op("listed", "n_listed")
 """x[t] what TOP_K chose, w [n_rows] addresses of experts' matrices, 0 where not here -> y = groups: pairs (token,
-expert) in the order of their experts; z[t, k] = the pair of each choice, or -1"""
+expert) in the order of their experts; z[t, k] = the pair of each choice, or -1. A pair counts as n_listed neurons, or
+as its expert's of int64 [n_rows] at `listed`."""
 GATHER = _op("groups")
 """x[t, k] of 4 bytes -> y[p, k] = x of the pair's token, of n_rows experts"""
 EXPERT_ROWS = _op("groups")
 """w addresses of experts' matrices, x[p], biases z [n_expert, n_rows] or 0 -> y[p, r] = w_e[r] . x[p] + z_e[r]"""
+EXPERT_LISTED = _op("groups")
+"""w addresses, x[p], bits z [n_expert, z_stride] -> y[p, r] = w_e[r] . x[p] where the expert's bit is set, else 0"""
 EXPERT_UP = _op("groups", "activation")
 """w addresses, x[p], gates z[p, r] -> y[p, r] = z (w_e[r] . x[p]) where z > 0"""
 EXPERT_PIECES = _op("groups", "n_parts", "skip", "activation", "listed", "n_listed")
 """addresses w of gates, w1 of ups, w2 of transposed downs, x, z, one token -> scratch[p n_parts + piece, k], as
-SPARSE_FFN of all of an expert's rows, n_parts pieces an expert; a piece a chunk"""
+SPARSE_FFN of an expert's rows, n_parts pieces an expert; a piece a chunk. listed: int64 [n_expert, n_rows + 1], of each
+expert how many rows, and which, ascending; 0 = all"""
 EXPERT_DOWN = _op("groups", "n_parts")
 """w addresses of transposed downs, x[p, n_rows] -> y[p, k] = sum_r x[p, r] w_e[r] in n_parts, zeros skipped"""
 EXPERT_REDUCE = _op("groups", "n_parts")

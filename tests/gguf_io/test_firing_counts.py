@@ -120,7 +120,7 @@ def test_every_changed_byte_of_the_header(tmp_path: Path) -> None:
 
 def test_a_pt_of_another_length(tmp_path: Path, torch_program: Any) -> None:
     torch_program.save(tmp_path / "activation_0.pt", np.zeros(9))
-    assert "shape [9] (the model needs [8])" in refusal(tmp_path)
+    assert "shape [9] (the model needs numbers [8])" in refusal(tmp_path)
     torch_program.save(tmp_path / "activation_0.pt", np.zeros(8, np.uint16))
     assert "BF16" in refusal(tmp_path)
 

@@ -23,6 +23,7 @@ from hotcold.engine.plan.reserve import reserve_for
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, blocks
+from hotcold.gguf_io.firing_counts import Counts
 from hotcold.kernels.cuda.device.device import Device
 
 Logits = NDArray[np.float32]
@@ -62,10 +63,16 @@ def cpu_executor(model: Model, file: GGUFFile, case: Case) -> Executor:
     )
 
 
-def split_plan(model: Model, case: Case, n_bytes: int, hot: Sequence[Ids] | None = None) -> Plan:
+def split_plan(
+    model: Model,
+    case: Case,
+    n_bytes: int,
+    hot: Sequence[Ids] | None = None,
+    frequencies: Counts | None = None,
+) -> Plan:
     """The plan for a budget; `hot` names the neurons in place of the ranking."""
     how = Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type)
-    return placement.plan(model, how, Budget(str(n_bytes), n_bytes, "a test"), hot=hot)
+    return placement.plan(model, how, Budget(str(n_bytes), n_bytes, "a test"), frequencies, hot=hot)
 
 
 def budget_bytes(model: Model, case: Case, name: str) -> int:

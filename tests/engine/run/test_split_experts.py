@@ -124,7 +124,7 @@ def test_the_share_of_chosen_experts_that_the_device_served(
         meter = DeviceMeter(executor)
         mixed_logits(executor)
         use = meter.read()
-    assert use.listed_device + use.listed_host == len(IDS) * model.n_layer * 2
+    assert use.listed_device + use.listed_host == len(IDS) * model.n_layer * 2 * 96
     shares = {0: (0.0, 0.0), 4: (1.0, 1.0)}.get(n_hot, (0.05, 0.6))
     assert shares[0] <= use.active_device_share <= shares[1]
 

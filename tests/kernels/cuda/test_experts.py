@@ -9,10 +9,12 @@ from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, w
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
-from hotcold.kernels.formats import GATINGS
+from hotcold.kernels.formats import ACTIVATIONS, GATINGS, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 pytestmark = pytest.mark.pairwise
@@ -81,6 +83,47 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
+
+
+STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none of experts 1 and 4
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+def test_neurons_of_experts(device: Device, put: Put, get: Get, weight_type: Type, activation: str) -> None:
+    """Gate, up and down of the rows that are here, and of no others: what is behind the last one is NaN."""
+    n_tokens, n_ff, n = 2, 70, 256
+    n_pairs, n_here = n_tokens * N_USED, int(STARTS[-1])
+    gate, up, down = (random_matrix(weight_type, n_here, n, seed=i) for i in (1, 2, 3))
+    ids, weights = np.array([[0, 2, 4], [1, 3, 5]], np.int32), np.ones((2, N_USED))
+    x = normal(n_tokens, n)
+    of_x, lists = (
+        inputs(device, put, weight_type, x),
+        (put(device, STARTS), put(device, packed(ids, weights))),
+    )
+    hidden = put(device, np.full((n_pairs, n_ff), np.nan, "f4"))
+    rest = *lists, hidden, n_ff, n, N_USED
+    expert_gates(weight_type, n_tokens, N_USED, n_ff, n).launch(
+        device, (*gate.planes(device, put), *of_x, *rest), device.compute
+    )
+    expert_ups(weight_type, n_tokens, N_USED, n_ff, n).launch(
+        device, (*up.planes(device, put), *of_x, *rest, ACTIVATIONS[activation]), device.compute
+    )
+    partial, y = device.empty((n_pairs, n_groups(n_ff), n), "f4"), device.empty((n_pairs, n), "f4")
+    work = expert_down(weight_type, n_pairs, n_ff, n)
+    given = *down.planes(device, put), *lists, hidden, partial
+    work.launch(device, (*given, n_ff, n, N_USED), device.compute)
+    sum_groups(n_pairs, n_ff, n).launch(device, (partial, y, y, y, y, n_groups(n_ff), n, 0), device.compute)
+    want_hidden, want = np.full((n_pairs, n_ff), np.nan), np.zeros((n_pairs, n))
+    for pair, e in enumerate(ids.reshape(-1).tolist()):
+        rows, token = slice(STARTS[e], STARTS[e + 1]), x[[pair // N_USED]]
+        g, u = (ref.mul_mat(w.values[rows], token, weight_type in QUANTISED) for w in (gate, up))
+        h = ref.gated(g, u, activation)[0]
+        want_hidden[pair, : h.size], want[pair] = h, h @ down.values[rows]
+    got = get(device, hidden)
+    assert np.array_equal(np.isnan(got), np.isnan(want_hidden))
+    assert worst_error(np.nan_to_num(got), np.nan_to_num(want_hidden)) < 1e-5
+    assert worst_error(get(device, y), want) < 1e-5
 
 
 def test_expert_sum(device: Device, put: Put, get: Get) -> None:

@@ -20,6 +20,7 @@ from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
+from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
@@ -350,6 +351,25 @@ def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bi
     given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
     rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
     assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
+def test_neurons_of_experts(device: Device, touched: Touched, weight_type: Type) -> None:
+    """One token's experts 0 and 2: of 0 there are 16 rows, of 2 none; all gates are open."""
+    n, n_ff = unpadded(weight_type), 64
+    starts, chosen = (
+        filled(device, np.array([0, 16, 20, 20], "i4")),
+        filled(device, np.array([0, 2, 0, 0], "i4")),
+    )
+    hidden, partial = ones(device, 2, n_ff), device.empty((2, 1, n), "f4")
+    matrix, x = weights(device, weight_type, 20, n), inputs(device, weight_type, n)
+    lists = starts, chosen, hidden
+    for work, arguments in (
+        (expert_gates(weight_type, 1, 2, n_ff, n, 16), (*matrix, *x, *lists, n_ff, n, 2)),
+        (expert_ups(weight_type, 1, 2, n_ff, n, 16), (*matrix, *x, *lists, n_ff, n, 2, 1)),
+        (expert_down(weight_type, 2, n_ff, n, 16), (*matrix, *lists, partial, n_ff, n, 2)),
+    ):
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written), work.kernel
 
 
 def test_expert_sum_and_gate(device: Device, touched: Touched) -> None:
