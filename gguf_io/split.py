@@ -7,6 +7,7 @@ of them together. Everything else that the metadata says is in the first.
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from hotcold.errors import FileError
@@ -97,7 +98,7 @@ def gguf_in(folder: Path) -> Path:
         FileError: the folder cannot be read, or holds no model or several.
     """
     try:
-        found = _ggufs(folder)
+        found = ggufs_in(folder)
     except OSError as error:
         raise FileError("model directory", folder, error.strerror or "cannot be read") from error
     models: dict[object, Path] = {}
@@ -106,19 +107,35 @@ def gguf_in(folder: Path) -> Path:
         models.setdefault((named["stem"], named["count"]) if named else path.name, path)
     if len(models) == 1:
         return found[0]
-    names = f": {', '.join(path.name for path in list(models.values())[:5])}" if models else ""
-    more = ", …" if len(models) > 5 else ""
-    bound = f"a directory needs exactly one .gguf file, this has {len(models)}{names}{more}"
+    shown = list(models.values()) or ggufs_below(folder)
+    names = f": {', '.join(str(path.relative_to(folder)) for path in shown[:5])}" if shown else ""
+    more = ", …" if len(shown) > 5 else ""
+    where = " of its own, but in folders" if shown and not models else ""
+    bound = f"a directory needs exactly one .gguf file, this has {len(models)}{where}{names}{more}"
     raise FileError("model directory", folder, bound, "name the file itself")
 
 
 def is_model_folder(folder: Path) -> bool:
     """Whether a folder holds GGUF files, and no model as Hugging Face has it."""
     try:
-        return bool(_ggufs(folder)) and not (folder / "config.json").exists()
+        return bool(ggufs_in(folder)) and not (folder / "config.json").exists()
     except OSError:
         return False
 
 
-def _ggufs(folder: Path) -> list[Path]:
+def ggufs_in(folder: Path) -> list[Path]:
+    """The GGUF files of a folder, however their ending is written.
+
+    Raises:
+        OSError: it cannot be listed.
+    """
     return sorted(entry for entry in folder.iterdir() if entry.suffix.lower() == ".gguf" and entry.is_file())
+
+
+def ggufs_below(folder: Path) -> list[Path]:
+    """Those of its folders, as repositories have the parts of large models."""
+    found = list[Path]()
+    for each in sorted(folder.iterdir()):
+        with suppress(OSError):
+            found += ggufs_in(each) if each.is_dir() else []
+    return found

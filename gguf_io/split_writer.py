@@ -36,7 +36,7 @@ def shares(tensors: Sequence[OutputTensor], max_bytes: int) -> list[list[OutputT
 def part_paths(path: Path, count: int) -> list[Path]:
     """The files of a model in `count` parts: `path` with each part's number behind the name."""
     named = NAME.fullmatch(path.name)
-    stem = named["stem"] if named else path.name.removesuffix(".gguf")
+    stem = named["stem"] if named else path.stem if path.suffix.lower() == ".gguf" else path.name
     return [path.with_name(part_name(stem, i + 1, count)) for i in range(count)]
 
 

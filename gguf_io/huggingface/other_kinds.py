@@ -10,6 +10,7 @@ from pathlib import Path
 from hotcold.errors import FileError
 from hotcold.gguf_io.json_object import read_json_object
 from hotcold.gguf_io.other_formats import DOWNLOAD, NO_DOWNLOAD, other_format
+from hotcold.gguf_io.split import ggufs_below, ggufs_in
 
 ADAPTER, PIPELINE, MISTRALS = "adapter_config.json", "model_index.json", "consolidated.safetensors"
 N_HEAD = 64  # bytes that tell what a file is
@@ -55,15 +56,10 @@ def refuse_other_kinds(model_dir: Path, weights: Iterable[Path]) -> None:
         bound = "it changes a model and is none"
         next_step = f"merge it into {base} first (peft: merge_and_unload), and convert that"
         raise FileError(f"{model_dir}", "an adapter", bound, next_step)
-    if found := sorted(path.name for path in model_dir.glob("*.gguf")):
+    if found := ggufs_in(model_dir) or ggufs_below(model_dir):
         more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-        bound = "they need no config.json"
-        raise FileError(
-            f"{model_dir}",
-            f"GGUF files: {found[0]}{more}",
-            bound,
-            f"run or convert {model_dir / found[0]} itself",
-        )
+        files, bound = f"GGUF files: {found[0].relative_to(model_dir)}{more}", "they need no config.json"
+        raise FileError(f"{model_dir}", files, bound, f"run or convert {found[0]} itself")
     if (model_dir / MISTRALS).is_file():
         bound = "its tensors have Mistral's own names"
         raise FileError(

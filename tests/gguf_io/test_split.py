@@ -220,6 +220,43 @@ def test_convert_joins_the_parts(tmp_path: Path, named: str) -> None:
     assert out.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.parametrize("n_parts", [2, 5, 21])
+@pytest.mark.parametrize("change", [str, str.upper])
+def test_convert_joins_parts_behind_links(
+    tmp_path: Path, n_parts: int, change: Callable[[str], str]
+) -> None:
+    """As a hub's cache has them, and whatever their names are written in."""
+    for name in ("blobs", "snapshot"):
+        (tmp_path / name).mkdir()
+    for i, path in enumerate(split(tmp_path, n_parts)):
+        path.rename(tmp_path / "blobs" / str(i))
+        (tmp_path / "snapshot" / change(path.name)).symlink_to(tmp_path / "blobs" / str(i))
+    converted(tmp_path / "snapshot", tmp_path / "out.gguf")
+    converted(WHOLE, tmp_path / "whole.gguf")
+    assert (tmp_path / "out.gguf").read_bytes() == (tmp_path / "whole.gguf").read_bytes()
+
+
+@pytest.mark.parametrize("max_bytes", [5_000, 60_000])
+def test_parts_of_one_size_become_parts_of_another(tmp_path: Path, max_bytes: int) -> None:
+    old = converted(WHOLE, tmp_path / "old.gguf", max_bytes=30_000).files
+    new = converted(old[-1], tmp_path / "new.GGUF", max_bytes=max_bytes).files
+    wanted = converted(WHOLE, tmp_path / "wanted.gguf", max_bytes=max_bytes).files
+    assert [path.name.replace("new", "wanted") for path in new] == [path.name for path in wanted]
+    assert [path.read_bytes() for path in new] == [path.read_bytes() for path in wanted]
+
+
+@pytest.mark.parametrize("n", [1, 2, 7])
+def test_models_in_folders_within_are_named(tmp_path: Path, n: int) -> None:
+    for i in range(n):
+        (tmp_path / f"Q{i}").mkdir()
+        (tmp_path / f"Q{i}" / "m.gguf").write_bytes(b"GGUF")
+    with pytest.raises(FileError) as caught:
+        gguf_in(tmp_path)
+    text = str(caught.value)
+    assert "this has 0 of its own, but in folders: Q0/m.gguf" in text and text.endswith("name the file itself")
+    assert ("Q4/m.gguf, …" in text) == (n == 7)
+
+
 def test_no_part_is_overwritten_by_what_is_made_of_it(tmp_path: Path) -> None:
     paths = split(tmp_path, 3)
     before = [path.read_bytes() for path in paths]

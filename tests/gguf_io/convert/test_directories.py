@@ -199,6 +199,18 @@ def test_floats_that_were_once_quantised_are_converted(hf_model: MakeModel, out:
             {"b.gguf": b"GGUF", "a.gguf": b"GGUF", "README.md": b"#"},
             ("a.gguf, b.gguf", "name the file itself"),
         ),
+        (
+            {"b.GGUF": b"GGUF", "c.Gguf": b"GGUF", "config.json": b"{}"},
+            ("GGUF files: b.GGUF and 1 more", "b.GGUF itself"),
+        ),
+        (
+            {f"m-0000{i}-of-00002.gguf": b"GGUF" for i in (1, 2)} | {"config.json": b"{}"},
+            ("GGUF files: m-00001-of-00002.gguf and 1 more", "m-00001-of-00002.gguf itself"),
+        ),
+        (
+            {"Q8_0/m.gguf": b"GGUF", "Q4_0/m.gguf": b"GGUF", "README.md": b"#"},
+            ("GGUF files: Q4_0/m.gguf and 1 more", "Q4_0/m.gguf itself"),
+        ),
         ({"consolidated.safetensors": b"", "params.json": b"{}"}, ("Mistral's own names",)),
     ],
 )
