@@ -13,12 +13,20 @@ from hotcold.gguf_io.writer import MetadataValue, array, uint32
 FILE = "generation_config.json"
 
 
-def end_metadata(model_dir: Path, tokens: Sequence[bytes], eos: int | None) -> dict[str, MetadataValue]:
-    """Keys for the ids that end a text besides `eos`; the first of them is EOS if there is no other.
+def end_metadata(
+    model_dir: Path, tokens: Sequence[bytes], eos: int | None
+) -> tuple[dict[str, MetadataValue], tuple[str, ...]]:
+    """Keys for the ids that end a text besides `eos`, and warnings; the first is EOS if there is no other.
 
     llama.cpp has a key for the end of a turn and one for that of a message; a key of our own has the rest.
     """
-    ids = [n for n in dict.fromkeys(_listed(model_dir)) if n != eos and n < len(tokens)]
+    ids, warnings = list[int](), list[str]()
+    for name, value in _listed(model_dir):
+        if type(value) is not int or not 0 <= value < len(tokens):
+            said = f"{name}: eos_token_id {value!r} is none of the {len(tokens)} pieces, and ends nothing"
+            warnings.append(said)
+        elif value != eos and value not in ids:
+            ids.append(value)
     first = ids.pop(0) if eos is None and ids else None
     message = next((n for n in ids if tokens[n] == MESSAGE_END_PIECE), None)
     turns = [n for n in ids if tokens[n] in TURN_END_PIECES]
@@ -32,13 +40,13 @@ def end_metadata(model_dir: Path, tokens: Sequence[bytes], eos: int | None) -> d
     }
     if rest := [n for n in ids if n not in found.values()]:
         metadata[END_IDS] = array(rest, GGUFValueType.UINT32)
-    return metadata
+    return metadata, tuple(dict.fromkeys(warnings))
 
 
-def _listed(model_dir: Path) -> Iterator[int]:
-    """`eos_token_id` of both files that have it."""
+def _listed(model_dir: Path) -> Iterator[tuple[str, object]]:
+    """What both files name as `eos_token_id`, but for null, with the file's name."""
     for name in ("config.json", FILE):
         listed = optional_json(model_dir / name).get("eos_token_id")
-        for number in listed if isinstance(listed, list) else [listed]:
-            if type(number) is int and number >= 0:
-                yield number
+        for value in listed if isinstance(listed, list) else [listed]:
+            if value is not None and value != -1:  # an old word for none
+                yield name, value

@@ -58,9 +58,10 @@ def tokenizer_metadata(
     settings = read_settings(model_dir)
     metadata, vocabulary, warnings = _vocabulary(model_dir, model, settings, force_pretokenizer)
     eos = metadata.get("tokenizer.ggml.eos_token_id")
-    metadata |= ends.end_metadata(model_dir, vocabulary.tokens, None if eos is None else eos.value)
+    end_ids, of_ends = ends.end_metadata(model_dir, vocabulary.tokens, None if eos is None else eos.value)
+    metadata |= end_ids
     metadata |= hf_chat_template.chat_template_metadata(model_dir, settings)
-    return metadata, (*warnings, *vocabulary.oddities.warnings())
+    return metadata, (*warnings, *of_ends, *vocabulary.oddities.warnings())
 
 
 def _vocabulary(

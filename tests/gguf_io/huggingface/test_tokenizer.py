@@ -228,6 +228,21 @@ def test_every_id_that_ends_a_text_is_kept(
         assert load_tokenizer(file).end_ids == ends
 
 
+@pytest.mark.parametrize(
+    ("config", "generation", "lost"),
+    [([2, 40], None, [("config.json", "40")]), (2, [2, 41, -7], [("generation_config.json", "41"), ("generation_config.json", "-7")]),
+     ([2, "</s>"], [2, 1.5], [("config.json", "'</s>'"), ("generation_config.json", "1.5")]), (2, [2, -1, None], [])],
+)  # fmt: skip
+def test_an_id_that_can_end_nothing_is_said(
+    llama: MakeLlama, config: Any, generation: Any, lost: list[tuple[str, str]]
+) -> None:
+    model = llama(eos_token_id=config)
+    (model.folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    found = convert(model.folder, None, model.folder / "out.gguf", "f16").warnings
+    said = "{}: eos_token_id {} is none of the 40 pieces, and ends nothing"
+    assert [line for line in found if "eos_token_id" in line] == [said.format(*each) for each in lost]
+
+
 def test_a_special_id_beyond_the_vocabulary(llama: MakeLlama) -> None:
     assert "eos id: 40 (the vocabulary has 40 tokens)" in refusal(llama(eos_token_id=40).folder)
 
