@@ -61,8 +61,9 @@ class Chat:
         self.messages: list[Message] = []
         self.last: Generation | None = None
         self._stopped = False
-        # a bad template or setting is to show before the first question
-        self._generation(self._ids([self._question("")]))
+        # a bad template or setting is to show before the first question, of which some templates make no token
+        if ids := self._ids([self._question("")]):
+            self._generation(ids)
 
     def ask(self, text: str) -> Iterator[str]:
         """The answer, piece by piece; question and answer become part of the conversation.

@@ -94,6 +94,16 @@ def test_a_line_that_ends_in_a_backslash_goes_on(parrot: str, lines: bytes, ques
     assert len(done.stdout.splitlines()) == questions
 
 
+@pytest.mark.parametrize("before", [b"", b"/clear\n", b"/help\n"])
+def test_a_template_that_writes_nothing_of_its_own(tmp_path: Path, before: bytes) -> None:
+    """Neither BOS nor a mark: the empty question, with which it is tried, has no token."""
+    content = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    vocabulary = ["a", "Q", "<|end|>"]
+    model = bpe_table_model(tmp_path / "m.gguf", vocabulary, {"a": "Q"}, content)
+    done = piped(before + b"a\n", "-m", str(model), "-n", "1", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "Q\n", "")
+
+
 def test_a_mark_in_front_of_the_questions_is_no_text(parrot: str) -> None:
     usual, marked = (piped(mark + b"a\n", "-m", parrot, "-v") for mark in (b"", b"\xef\xbb\xbf"))
     tokens = [re.search(r"(\d+) prompt tokens", done.stderr) for done in (usual, marked)]
