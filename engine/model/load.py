@@ -126,11 +126,16 @@ def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str,
 
 
 def _as_stored(weights: _Tensors, rule: TensorRule, sizes: Mapping[str, int]) -> TensorRule:
-    """The rule, or that of experts' down projections the other way round where the file has them so."""
-    if rule.role != "ffn_down_exps" or not weights.has_rows_by_neuron(rule, sizes):
+    """The rule, or that of experts' down projections the other way round where the file has them so.
+
+    Ours say so by their name; PowerInfer's have the usual one.
+    """
+    if rule.role != "ffn_down_exps":
         return rule
-    outer, *rest = rule.shape
-    return replace(rule, role="ffn_down_exps_t", shape=(outer, *rest[::-1]))
+    (turned,) = by_neuron((rule,), experts=True)
+    if weights.has(turned.name):
+        return turned
+    return replace(turned, name=rule.name) if weights.has_rows_by_neuron(rule, sizes) else rule
 
 
 def _predictor(weights: _Tensors, sizes: Mapping[str, int], i: int) -> dict[str, Weight]:

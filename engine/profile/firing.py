@@ -2,7 +2,8 @@
 
 A ReLU's neuron fires on a token if its hidden value, what it multiplies its row of `down` with, is not zero. A
 SiLU's or GELU's is never idle: it matters by the sum of |hidden| times the length of that row. Of a mixture of
-experts, experts are counted in place of neurons: one fires on a token that it is chosen for.
+experts whose down projections have a row an output, experts are counted in place of neurons: one fires on a token
+that it is chosen for.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from hotcold.engine.graph.graph import layer_of
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.engine.profile.passing import HIDDEN, chosen_experts, hidden_values
+from hotcold.engine.profile.passing import HIDDEN, chosen_experts, hidden_of_experts, hidden_values
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken
 from hotcold.gguf_io import GGUFFile
@@ -28,8 +29,7 @@ class Firing:
     """Adds up what an executor's runs do while it hears of their nodes.
 
     Attributes:
-        fired: of each layer's last batch, bool [n_tokens, n_ff], or [n_tokens, n_expert]; empty for dense models of
-            other functions than ReLU.
+        fired: of each layer's last batch, bool [n_tokens, n_units]; empty for neurons of other functions than ReLU.
     """
 
     def __init__(self, executor: Executor) -> None:
@@ -41,11 +41,16 @@ class Firing:
     def hear(self, taken: Taken) -> None:
         """A node of a batch has run."""
         node, experts = taken.node, self._executor.model.experts
-        if node.op == "top_k" and experts is not None:
-            self._note(layer_of(node), chosen_experts(self._executor, node, experts.n_expert))
-        if node.op not in HIDDEN or experts is not None:
-            return
-        layer, hidden = layer_of(node), hidden_values(self._executor, node)
+        if experts is not None and self._executor.model.experts_by_neuron:
+            if node.op == "expert_ffn":
+                self._add(layer_of(node), hidden_of_experts(self._executor, node))
+        elif experts is not None:
+            if node.op == "top_k":
+                self._note(layer_of(node), chosen_experts(self._executor, node, experts.n_expert))
+        elif node.op in HIDDEN:
+            self._add(layer_of(node), hidden_values(self._executor, node))
+
+    def _add(self, layer: int, hidden: NDArray[np.float32]) -> None:
         if self._relu:
             self._note(layer, hidden != 0)
         else:
@@ -72,8 +77,9 @@ def down_lengths(file: GGUFFile, model: Model) -> Counted:
 
 
 def _lengths(store: HostStore, layer: Layer) -> Counted:
-    if layer.ffn_down_t is not None:
-        squares = np.concatenate([(rows**2).sum(1) for rows in _slabs(store, layer.ffn_down_t)])
+    by_neuron = layer.ffn_down_t or layer.ffn_down_exps_t
+    if by_neuron is not None:
+        squares = np.concatenate([(rows**2).sum(1) for rows in _slabs(store, by_neuron)])
     else:
         squares = np.sum([(rows**2).sum(0) for rows in _slabs(store, layer.down)], axis=0)
     lengths: Counted = np.sqrt(squares)

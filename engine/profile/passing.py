@@ -11,7 +11,7 @@ from hotcold.engine.graph.placed import CPU
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Trace, Tracing
 from hotcold.errors import SettingError
-from hotcold.kernels.cpu import program
+from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.formats import chosen_bytes
 
 # the area that holds the hidden values when the op of a batch is done
@@ -79,6 +79,28 @@ def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
     n_tokens, n_ff = n_passing(executor), executor.model.n_ff
     area = executor.host.area(HIDDEN[node.op], 4 * n_tokens * n_ff)
     return area.view(np.float32).reshape(n_tokens, n_ff)
+
+
+def hidden_of_experts(executor: Executor, node: Node) -> NDArray[np.float32]:
+    """The same of the experts of a batch, float32 [n_tokens, n_expert n_ff], 0 where an expert was not chosen."""
+    n_tokens, (_, n_ff, n_expert) = n_passing(executor), node.weight("gate").ne
+    n_pairs = n_tokens * node.tensor("chosen").shape[1]
+    area = executor.host.area("second" if node.attributes["skip"] else "first", 4 * n_pairs * n_ff)
+    of_pairs = area.view(np.float32).reshape(n_pairs, n_ff)
+    experts, tokens = pairs_of(executor.host.area("groups", sizes.group_bytes(n_expert, n_pairs)), n_expert)
+    hidden = np.zeros((n_tokens, n_expert, n_ff), np.float32)
+    hidden[tokens, experts] = of_pairs
+    return hidden.reshape(n_tokens, -1)
+
+
+def pairs_of(groups: NDArray[np.uint8], n_expert: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The expert and the token of each pair, out of what GROUP writes (see `kernels/cpu/experts.py`)."""
+    words = groups.view(np.int64)
+    n_active, n_pairs = words[:2].tolist()
+    head, entry = sizes.GROUP_HEAD // 8, sizes.GROUP_ENTRY // 8
+    active = words[head : head + entry * n_active].reshape(n_active, entry)
+    tokens = words[head + entry * n_expert :][:n_pairs]
+    return np.repeat(active[:, 0], active[:, 2]), tokens
 
 
 def chosen_experts(executor: Executor, node: Node, n_expert: int) -> NDArray[np.bool_]:

@@ -27,7 +27,7 @@ class Profile:
             idle, the sum of |hidden| times the length of its row of `down`).
         n_tokens: that passed.
         n_chunks: into which their texts were cut, of `all_chunks`.
-        counts: float64 [n_layer, n_ff], or of experts [n_layer, n_expert].
+        counts: float64 [n_layer, n_ff], or of experts [n_layer, n_expert]; of their neurons [n_layer, n_expert n_ff].
         first_half: the same, of the first half of the chunks.
         held: what sets of neurons would have held of the firings of the first `n_followed` tokens.
     """
@@ -66,7 +66,7 @@ def empty(engine: Engine, n_chunks: int) -> Profile:
     """Nothing counted yet of so many chunks."""
     model = engine.model
     none = np.zeros((model.n_layer, model.n_units))
-    fires = model.ffn_activation == "relu" or model.experts is not None
+    fires = model.ffn_activation == "relu" or model.unit == "expert"
     return Profile(FIRINGS if fires else WEIGHT, 0, 0, n_chunks, none, none)
 
 

@@ -12,8 +12,18 @@ from typing import Literal
 from gguf import GGMLQuantizationType
 
 Layout = Literal[
-    "same", "permute_q", "permute_k", "stack_qkv", "transpose", "stack_experts", "plus_one", "one_row"
+    "same",
+    "permute_q",
+    "permute_k",
+    "stack_qkv",
+    "transpose",
+    "stack_experts",
+    "stack_turned",
+    "plus_one",
+    "one_row",
 ]
+OF_EACH: dict[Layout, Layout] = {"stack_experts": "same", "stack_turned": "transpose"}
+"""What happens to one expert's matrix where those of all are stacked."""
 
 RMS_EPS = "attention.layer_norm_rms_epsilon"
 LAYER_NORM_EPS = "attention.layer_norm_epsilon"
@@ -27,7 +37,8 @@ class TensorRule:
     permute_q and permute_k: rows of each head go from "first half, second half" to pairs, since
     GGUF's `llama` rotates neighbours (2i, 2i + 1). stack_qkv: rows in groups, the queries of one key
     and value head with that head's key and value, become all queries, all keys, all values.
-    transpose: rows become columns. stack_experts: one matrix an expert, `{e}` in the source, becomes one tensor.
+    transpose: rows become columns. stack_experts: one matrix an expert, `{e}` in the source, becomes one tensor;
+    stack_turned: each transposed.
     one_row: a matrix of one row becomes a vector.
     plus_one: 1 is added to every number.
 
@@ -53,6 +64,8 @@ class TensorRule:
             return ("one", *self.shape)
         if self.layout == "stack_experts":
             return self.shape[1:]
+        if self.layout == "stack_turned":
+            return self.shape[:0:-1]
         return self.shape[::-1] if self.layout == "transpose" else self.shape
 
     @property
@@ -219,12 +232,20 @@ def of_layer(rules: Iterable[TensorRule], i: int) -> tuple[TensorRule, ...]:
     return tuple(replace(rule, name=rule.name.format(i=i), source=rule.source.format(i=i)) for rule in rules)
 
 
-def by_neuron(rules: Iterable[TensorRule]) -> tuple[TensorRule, ...]:
-    """The same rules with a down projection that has a row a neuron, as sparse models want it."""
-    return tuple(map(_by_neuron, rules))
+def by_neuron(rules: Iterable[TensorRule], experts: bool = False) -> tuple[TensorRule, ...]:
+    """The same rules with a down projection that has a row a neuron, as sparse models want it.
+
+    Args:
+        experts: whether those of experts have one too.
+    """
+    return tuple(_by_neuron(rule, experts) for rule in rules)
 
 
-def _by_neuron(rule: TensorRule) -> TensorRule:
+def _by_neuron(rule: TensorRule, experts: bool) -> TensorRule:
+    if rule.role == "ffn_down_exps" and experts:
+        n_expert, *rest = rule.shape
+        shape, name = (n_expert, *rest[::-1]), rule.name.replace("_exps", "_exps_t")
+        return replace(rule, role="ffn_down_exps_t", name=name, shape=shape, layout="stack_turned")
     name = rule.name.replace("ffn_down", "ffn_down_t")
     if rule.role == "ffn_down":
         return replace(rule, role="ffn_down_t", name=name, shape=rule.shape[::-1], layout="transpose")

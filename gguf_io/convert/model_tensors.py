@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import FileError
 from hotcold.gguf_io.architectures.table import (
+    OF_EACH,
     PREDICTOR,
     ROPE_FACTORS,
     Layout,
@@ -44,7 +45,7 @@ def plan_tensors(
     weights = own_weights(open_weights(model_dir, model.architecture.prefix), model.renamed, model.beside)
     tied = model.architecture.rule("output").source not in weights if model.tied is None else model.tied
     rules = list(_rules(model, tied, options.sparse_layout))
-    if options.sparse_layout and not any(rule.role == "ffn_down_t" for rule in rules):
+    if options.sparse_layout and not any(rule.role in ("ffn_down_t", "ffn_down_exps_t") for rule in rules):
         raise no_down(model_dir)
     _check_weights(model_dir, model, rules, weights, tied)
     if predictors and tied and not model.architecture.powerinfer_ties:
@@ -62,29 +63,33 @@ def plan_tensors(
     for name, some, layout in sources:
         kind = output_type(name, shapes[name], recipe)
         weighs = importance.get(name)
-        parts = [output_tensor(name, source, layout, heads, kind, warn, weighs) for source in some]
-        tensors.append(stacked_tensor(name, parts) if layout == "stack_experts" else parts[0])
+        of_each = OF_EACH.get(layout, layout)
+        parts = [output_tensor(name, source, of_each, heads, kind, warn, weighs) for source in some]
+        tensors.append(stacked_tensor(name, parts) if layout in OF_EACH else parts[0])
     check_rows(tensors, recipe)
     return tensors, recipe
 
 
 def _sources(rule: TensorRule, model: HFModel) -> list[str]:
     """The names of what becomes one tensor: one, or one an expert."""
-    if rule.layout != "stack_experts":
+    if rule.layout not in OF_EACH:
         return [rule.source]
     return [rule.source.format(e=e) for e in range(model.sizes["n_expert"])]
 
 
 def _stacked_shape(sources: list[SourceTensor], layout: Layout) -> tuple[int, ...]:
-    shape = output_shape(sources[0], layout)
-    return (len(sources), *shape) if layout == "stack_experts" else shape
+    shape = output_shape(sources[0], OF_EACH.get(layout, layout))
+    return (len(sources), *shape) if layout in OF_EACH else shape
 
 
 def _rules(model: HFModel, tied: bool, sparse_layout: bool) -> Iterator[TensorRule]:
-    """Every tensor of the directory, in the order of the file; a ReLU model's down projection by neuron."""
+    """Every tensor of the directory, in the order of the file; a ReLU model's down projection by neuron.
+
+    That of experts only where it is asked for: llama.cpp reads no other.
+    """
     has = model.optional | (frozenset() if tied else {"output"})
     turned = sparse_layout or model.ffn_activation == "relu"
-    layer = by_neuron(model.layer_rules) if turned else model.layer_rules
+    layer = by_neuron(model.layer_rules, experts=sparse_layout) if turned else model.layer_rules
     layers = (of_layer(layer, i) for i in range(model.n_layer))
     for rule in chain(model.architecture.whole, *layers):
         if rule.role in has or not rule.optional:

@@ -7,6 +7,7 @@ ReLU, or the sparse layout is asked for, the down projection gets a row a neuron
 conversion, so that sparse FFNs can run.
 """
 
+import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,8 +47,10 @@ T = GGMLQuantizationType
 ARCHITECTURE = "general.architecture"
 INDEX_ARCHITECTURE = "generic.gpu_index"
 DOWN = re.compile(r"blk\.\d+\.ffn_down\.(weight|bias)")
+DOWN_OF_EXPERTS = re.compile(r"blk\.\d+\.ffn_down_exps\.weight")
 # whose rounding is so fine that rounding across it adds little
 ROUNDED_ALIKE = (T.F32, T.F16, T.BF16, T.Q8_0)
+BY_NEURON = ("ffn_down_t.weight", "ffn_down_exps_t.weight")
 OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
@@ -74,7 +77,7 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
         tensors, recipe = _tensors(file, architecture, options, warnings.append)
         metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
         said = options.ffn_activation or file.metadata.get(FFN_ACTIVATION)
-        by_neuron = any(tensor.name == "blk.0.ffn_down_t.weight" for tensor in tensors)
+        by_neuron = any(tensor.name.endswith(BY_NEURON) for tensor in tensors)
         sparse = file.is_powerinfer or (said == "relu" and by_neuron)
         contents = Contents(architecture, metadata, tensors, "PWRI" if file.is_powerinfer else "GGUF")
         return write(outfile, contents, recipe, options, warnings, sparse)
@@ -87,7 +90,7 @@ def _tensors(
     tied = HEAD not in file.tensors and not file.is_powerinfer
     turned = _to_turn(file, options, warn)
     shapes = {
-        turned.get(name, name): info.shape[::-1] if name in turned else info.shape
+        turned.get(name, name): _turned_shape(info) if name in turned else info.shape
         for name, info in file.tensors.items()
     }
     recipe = recipe_of(options.outtype, architecture, shapes, tied=tied, requantised=True)
@@ -109,24 +112,42 @@ def _tensors(
 def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None]) -> dict[str, str]:
     """Down projections with a row an output, their biases, and the names of both with a row a neuron.
 
-    All of them or none; none where nobody asks for it.
+    All of them or none; none where nobody asks for it. Those of experts only for the sparse layout, since llama.cpp
+    reads no other.
     """
     if not options.sparse_layout and options.ffn_activation != "relu":
         return {}
     found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name)]
     if options.sparse_layout:
+        found += [info for info in file.tensors.values() if _has_a_row_an_output(file, info)]
         _check_sources(file, found)
     kinds = sorted({info.type.name for info in found if not _is_readable(info)})
     if kinds:
         warn(f"ffn_down stays as it is, since {', '.join(kinds)} cannot be read: its FFN runs dense")
         return {}
-    if not found and not any(name.endswith("ffn_down_t.weight") for name in file.tensors):
+    powerinfers = options.sparse_layout and any(map(DOWN_OF_EXPERTS.fullmatch, file.tensors))
+    if not found and not powerinfers and not any(name.endswith(BY_NEURON) for name in file.tensors):
         if options.sparse_layout:
             raise no_down(file.path)
         warn(
             "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
         )
-    return {info.name: info.name.replace("ffn_down", "ffn_down_t") for info in found}
+    return {
+        info.name: re.sub("ffn_down(_exps)?", lambda matched: f"{matched[0]}_t", info.name) for info in found
+    }
+
+
+def _has_a_row_an_output(file: GGUFFile, info: TensorInfo) -> bool:
+    """Whether it is the down projection of experts, and not the other way round as PowerInfer has it."""
+    if not DOWN_OF_EXPERTS.fullmatch(info.name):
+        return False
+    up = file.tensors.get(info.name.replace("down", "up"))
+    return up is None or up.ne != info.ne or up.ne[0] == up.ne[1]
+
+
+def _turned_shape(info: TensorInfo) -> tuple[int, ...]:
+    """NumPy order, of the matrix or of each expert's with rows as columns."""
+    return (*info.shape[:-2], *info.shape[-2:][::-1])
 
 
 def _check_sources(file: GGUFFile, found: list[TensorInfo]) -> None:
@@ -171,7 +192,7 @@ def _powerinfer_warnings(file: GGUFFile, architecture: str, outtype: str) -> lis
 
 def _is_matrix(info: TensorInfo) -> bool:
     return (len(info.ne) == 2 and info.name.endswith("weight")) or (
-        len(info.ne) == 3 and info.name.endswith("_exps.weight")
+        len(info.ne) == 3 and info.name.endswith(("_exps.weight", "_exps_t.weight"))
     )
 
 
@@ -203,19 +224,21 @@ def _output_tensor(
 def _turned_tensor(
     file: GGUFFile, info: TensorInfo, name: str, kind: T, warn: Callable[[str], None]
 ) -> OutputTensor:
-    """A matrix with its columns as rows, whole in memory while it is written; or a bias, by its new name."""
+    """A matrix with its columns as rows, whole in memory while it is written, as each expert's; or a bias, renamed."""
     if len(info.ne) == 1:
         return OutputTensor(name, info.type, info.ne, info.n_bytes, lambda: _slabs(file, info))
-    n_rows, n = info.ne
-    n_bytes = n_rows * blocks.row_bytes(kind, n)
+    n_rows, n, *n_expert = info.ne
+    n_bytes = math.prod((n_rows, *n_expert)) * blocks.row_bytes(kind, n)
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
-        whole = np.concatenate([blocks.dequantize(rows, info.type) for rows in _slabs(file, info)])
-        step = max(1, SLAB_ELEMENTS // max(1, n))
-        for first in range(0, n_rows, step):
-            yield encode(name, np.ascontiguousarray(whole[:, first : first + step].T), kind, warn)
+        for e in range(math.prod(n_expert)):
+            rows = _slabs(file, info, e * n, (e + 1) * n)
+            whole = np.concatenate([blocks.dequantize(some, info.type) for some in rows])
+            step = max(1, SLAB_ELEMENTS // max(1, n))
+            for first in range(0, n_rows, step):
+                yield encode(name, np.ascontiguousarray(whole[:, first : first + step].T), kind, warn)
 
-    return OutputTensor(name, kind, (n, n_rows), n_bytes, chunks)
+    return OutputTensor(name, kind, (n, n_rows, *n_expert), n_bytes, chunks)
 
 
 def _check_readable(file: GGUFFile, info: TensorInfo) -> None:
@@ -232,11 +255,17 @@ def _is_readable(info: TensorInfo) -> bool:
     return True
 
 
-def _slabs(file: GGUFFile, info: TensorInfo) -> Iterator[NDArray[np.uint8]]:
-    """Rows of the tensor in order, read from the file: pages of its map would stay in memory."""
+def _slabs(
+    file: GGUFFile, info: TensorInfo, begin: int = 0, end: int | None = None
+) -> Iterator[NDArray[np.uint8]]:
+    """Rows of the tensor in order, or those from begin to before end, read from the file.
+
+    Pages of its map would stay in memory.
+    """
     step, path = max(1, SLAB_ELEMENTS // max(1, info.ne[0])), file.path_of(info.name)
-    for first in range(0, info.n_rows, step):
-        n_rows = min(step, info.n_rows - first)
+    stop = info.n_rows if end is None else end
+    for first in range(begin, stop, step):
+        n_rows = min(step, stop - first)
         offset = info.offset + first * info.row_bytes
         try:
             rows = np.fromfile(path, np.uint8, n_rows * info.row_bytes, offset=offset)

@@ -72,7 +72,7 @@ def output_tensor(
 
 def no_down(model: Path) -> SettingError:
     """The refusal of a sparse layout."""
-    bound = f"{model} has no ffn_down of its own in a layer, such as a mixture of experts"
+    bound = f"{model} has no ffn_down of its own in a layer, such as a mixture with one tensor an expert"
     return SettingError("sparse_layout", True, bound, "leave it out")
 
 

@@ -153,3 +153,39 @@ def test_experts_are_counted_by_their_tokens(
     assert counted.of == FIRINGS
     assert counted.counts.sum(1).tolist() == [2 * 28, 2 * 28]
     assert (counted.counts == wanted).all()
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "smallthinker"])
+def test_neurons_of_experts_are_counted_where_each_has_a_row(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of a ReLU by the tokens on which they fire, of a SiLU by their weight."""
+    model = hf_models.make(tmp_path / "model", kind, dtype="float32")
+    convert(model.folder, None, tmp_path / "out.gguf", "f32", sparse_layout=True)
+    of_layers: list[dict[int, Any]] = [{}, {}]
+
+    def counting(self: Any, n: Any, where: str, names: Any) -> Any:
+        gate, up = (self.linear(n, where + name) for name in names[:2])
+        h, down = (
+            self.activation(gate, self.c.get("hidden_act", "relu")) * up,
+            model.value(f"{where}{names[2]}.weight"),
+        )
+        counted = h[0] != 0 if kind == "smallthinker" else np.abs(h[0]) * np.sqrt((down**2).sum(0))
+        own, e = of_layers[int(where.split(".")[2])], int(where.split(".")[-2])
+        own[e] = own.get(e, 0) + counted.astype(np.float64)
+        return self.linear(h, where + names[2])
+
+    monkeypatch.setattr(hf_forward._Experts, "gated", counting)
+    for chunk in CHUNKS:
+        hf_forward.forward(model, chunk)
+    with load(tmp_path / "out.gguf", n_ctx=32, n_batch=4, kv_type="f32") as engine:
+        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+        assert engine.model.experts is not None
+        n_expert, n_ff = engine.model.experts.n_expert, engine.model.experts.n_ff
+    none = np.zeros(n_ff)
+    wanted = np.array([np.concatenate([own.get(e, none) for e in range(n_expert)]) for own in of_layers])
+    assert counted.of == (FIRINGS if kind == "smallthinker" else WEIGHT)
+    if kind == "smallthinker":
+        assert (counted.counts == wanted).all() and 0 < wanted.sum()
+    else:
+        assert counted.counts == pytest.approx(wanted, rel=1e-4, abs=1e-6)

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run
+from expert_files import Tensors, numbers_of, write_mixture
 from hf_forward import forward
 from numpy.typing import NDArray
 
@@ -72,12 +73,13 @@ def test_it_runs_on_a_device_too(out: Path) -> None:
             assert error(got, wanted) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["llama", "phi3", "gemma3", "falcon-7b"])
+@pytest.mark.parametrize("kind", ["llama", "phi3", "gemma3", "falcon-7b", "mixtral", "qwen2_moe"])
 def test_a_directory_computes_the_same(hf_model: MakeModel, out: Path, kind: str) -> None:
     model = hf_model(kind, dtype="float32")
     convert(model.folder, None, out, "f32", sparse_layout=True)
+    part = "ffn_down_exps" if kind in ("mixtral", "qwen2_moe") else "ffn_down"
     with open_gguf(out) as got:
-        assert "blk.0.ffn_down_t.weight" in got.tensors and "blk.0.ffn_down.weight" not in got.tensors
+        assert f"blk.0.{part}_t.weight" in got.tensors and f"blk.0.{part}.weight" not in got.tensors
     wanted = forward(model, np.array(FEW_IDS, np.int32))
     for n_batch in (1, 16):
         assert error(logits(out, FEW_IDS, n_batch, device="cpu"), wanted) < 1e-5
@@ -96,7 +98,7 @@ def test_a_bias_goes_with_it(hf_model: MakeModel, out: Path, tmp_path: Path, mon
 
     model = hf_model("opt", dtype="float32")
     convert(model.folder, None, tmp_path / "wanted.gguf", "f32")
-    monkeypatch.setattr(model_tensors, "by_neuron", lambda rules: rules)
+    monkeypatch.setattr(model_tensors, "by_neuron", lambda rules, experts: rules)
     convert(model.folder, None, tmp_path / "in.gguf", "f32")
     convert(tmp_path / "in.gguf", None, out, "f32", sparse_layout=True)
     with open_gguf(out) as got, open_gguf(tmp_path / "wanted.gguf") as wanted:
@@ -114,10 +116,44 @@ def test_blocks_along_the_other_way_are_refused(kind: str, out: Path) -> None:
     assert not out.exists()
 
 
-def test_a_mixture_of_experts_is_refused(hf_model: MakeModel, out: Path) -> None:
-    for source in (DATA / "qwen3moe.f16.gguf", hf_model("qwen3_moe").folder):
-        with pytest.raises(SettingError, match="no ffn_down of its own"):
-            convert(source, None, out, "f16", sparse_layout=True)
+@pytest.mark.parametrize("name", ["mixtral.f16", "granitemoe.q8_0", "smallthinker.f16"])
+def test_experts_get_a_row_a_neuron(name: str, out: Path) -> None:
+    """Squares too, as those of the last two; what has the layout keeps it."""
+    source, plain = DATA / f"{name}.gguf", out.with_name("plain.gguf")
+    convert(source, None, out, "f32", sparse_layout=True)
+    convert(source, None, plain, "f32")
+    with open_gguf(plain) as file, open_gguf(out) as got:
+        before, after = (f.data(f"blk.1.ffn_down_exps{t}.weight") for f, t in ((file, ""), (got, "_t")))
+        shape = file.tensors["blk.1.ffn_down_exps.weight"].shape
+        turned = after.view(np.float32).reshape(shape[0], shape[2], shape[1]).swapaxes(1, 2)
+        assert np.array_equal(turned, before.view(np.float32).reshape(shape))
+    results = []
+    for path in (plain, out):
+        with load(path, n_ctx=32, n_batch=4, kv_type="f32", device="cpu") as engine:
+            assert engine.model.unit == ("neuron" if path == out else "expert")
+            results.append(engine.logits(IDS))
+    assert error(results[1], results[0]) < 1e-5
+    convert(out, None, out.with_name("again.gguf"), "f32", sparse_layout=True)
+    assert out.with_name("again.gguf").read_bytes() == out.read_bytes()
+
+
+def test_powerinfers_experts_are_not_turned_back(tmp_path: Path, out: Path) -> None:
+    given = numbers_of(DATA / "smallthinker.window5.q4_0.gguf")
+    source = write_mixture(tmp_path / "in.gguf", *given, by_neuron=True)
+    convert(source, None, out, "f32", sparse_layout=True)
+    with open_gguf(source) as file, open_gguf(out) as got:
+        assert list(got.tensors) == list(file.tensors)
+
+
+def test_a_mixture_with_one_tensor_an_expert_is_refused(tmp_path: Path, out: Path) -> None:
+    architecture, metadata, tensors = numbers_of(DATA / "mixtral.q4_0.gguf")
+    alone: Tensors = {}
+    for name, numbers in tensors.items():
+        stem, is_stacked, _ = name.partition("_exps")
+        alone |= {f"{stem}.{e}.weight": n for e, n in enumerate(numbers)} if is_stacked else {name: numbers}
+    source = write_mixture(tmp_path / "in.gguf", architecture, metadata, alone, by_neuron=False)
+    with pytest.raises(SettingError, match="no ffn_down of its own"):
+        convert(source, None, out, "f16", sparse_layout=True)
     assert not out.exists()
 
 
