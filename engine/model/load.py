@@ -122,6 +122,12 @@ def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str,
     transposed = weights.file.is_powerinfer or weights.has(name)
     rules = of_layer(by_neuron(rules) if transposed else rules, i)
     taken = _take(weights, (_as_stored(weights, rule, sizes) for rule in rules), sizes)
+    biases = [weight.name for role, weight in taken.items() if role.endswith("_exps_bias")]
+    if "ffn_down_exps_t" in taken and biases:
+        bound = "no kernel reads biases of experts by neuron"
+        raise FileError(
+            f"{weights.file.path.name}: tensor", biases[0], bound, "convert it without --sparse-layout"
+        )
     return Layer(**taken, **_predictor(weights, sizes, i))
 
 

@@ -76,7 +76,7 @@ def intermediate(executor: Executor, name: str, width: int) -> NDArray[np.float3
 
 def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
     """What a batch's FFN has just multiplied the rows of `down` with, float32 [n_tokens, n_ff]."""
-    n_tokens, n_ff = n_passing(executor), executor.model.n_ff
+    n_tokens, n_ff = n_passing(executor), node.weight("up").ne[1]
     area = executor.host.area(HIDDEN[node.op], 4 * n_tokens * n_ff)
     return area.view(np.float32).reshape(n_tokens, n_ff)
 
@@ -84,13 +84,21 @@ def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
 def hidden_of_experts(executor: Executor, node: Node) -> NDArray[np.float32]:
     """The same of the experts of a batch, float32 [n_tokens, n_expert n_ff], 0 where an expert was not chosen."""
     n_tokens, (_, n_ff, n_expert) = n_passing(executor), node.weight("gate").ne
-    n_pairs = n_tokens * node.tensor("chosen").shape[1]
-    area = executor.host.area("second" if node.attributes["skip"] else "first", 4 * n_pairs * n_ff)
-    of_pairs = area.view(np.float32).reshape(n_pairs, n_ff)
-    experts, tokens = pairs_of(executor.host.area("groups", sizes.group_bytes(n_expert, n_pairs)), n_expert)
+    experts, tokens, of_pairs = hidden_of_pairs(executor, node)
     hidden = np.zeros((n_tokens, n_expert, n_ff), np.float32)
     hidden[tokens, experts] = of_pairs
     return hidden.reshape(n_tokens, -1)
+
+
+def hidden_of_pairs(
+    executor: Executor, node: Node
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """The expert and the token of each pair of a batch, and their hidden values, float32 [n_pairs, n_ff]."""
+    _, n_ff, n_expert = node.weight("gate").ne
+    n_pairs = n_passing(executor) * node.tensor("chosen").shape[1]
+    area = executor.host.area("second" if node.attributes["skip"] else "first", 4 * n_pairs * n_ff)
+    groups = executor.host.area("groups", sizes.group_bytes(n_expert, n_pairs))
+    return *pairs_of(groups, n_expert), area.view(np.float32).reshape(n_pairs, n_ff)
 
 
 def pairs_of(groups: NDArray[np.uint8], n_expert: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

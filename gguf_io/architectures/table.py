@@ -11,6 +11,8 @@ from typing import Literal
 
 from gguf import GGMLQuantizationType
 
+from hotcold.gguf_io import down_names
+
 Layout = Literal[
     "same",
     "permute_q",
@@ -244,9 +246,9 @@ def by_neuron(rules: Iterable[TensorRule], experts: bool = False) -> tuple[Tenso
 def _by_neuron(rule: TensorRule, experts: bool) -> TensorRule:
     if rule.role == "ffn_down_exps" and experts:
         n_expert, *rest = rule.shape
-        shape, name = (n_expert, *rest[::-1]), rule.name.replace("_exps", "_exps_t")
+        shape, name = (n_expert, *rest[::-1]), down_names.by_neuron(rule.name)
         return replace(rule, role="ffn_down_exps_t", name=name, shape=shape, layout="stack_turned")
-    name = rule.name.replace("ffn_down", "ffn_down_t")
+    name = down_names.by_neuron(rule.name)
     if rule.role == "ffn_down":
         return replace(rule, role="ffn_down_t", name=name, shape=rule.shape[::-1], layout="transpose")
     return replace(rule, name=name) if rule.role == "ffn_down_bias" else rule

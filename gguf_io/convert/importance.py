@@ -8,27 +8,27 @@ from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
+from hotcold.gguf_io.down_names import by_neuron, is_by_neuron
 from hotcold.gguf_io.imatrix import COUNTS, IMATRIX, KIND, SUMS
 from hotcold.gguf_io.mixes import layer_of
 from hotcold.gguf_io.outtypes import PREDICTORS
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 
-BY_NEURON = "ffn_down_t.weight"  # whose columns are outputs, of which a matrix says nothing
-
 
 def read_importance(
     path: Path | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, NDArray[np.float32]]:
-    """Mean squares of inputs, float32 [columns], of the matrices of a model with these shapes that have them.
+    """Mean squares of inputs, float32 [matrices, columns], of a model's tensors of these shapes that have them.
 
-    Without a path none have. A matrix none of whose inputs was seen weighs all alike.
+    Experts' matrices, which are one tensor, have a row each. Without a path none have. A matrix none of whose
+    inputs was seen weighs all alike. A down projection with a row a neuron has none: its columns are outputs.
 
     Raises:
         FileError: no importance matrix, a damaged one, or one of another model.
     """
     if path is None:
         return {}
-    found = {}
+    found, seen = {}, set[str]()
     with open_gguf(path) as file:
         kind = file.metadata.get(KIND)
         if kind != IMATRIX:
@@ -37,21 +37,24 @@ def read_importance(
         for tensor in file.tensors:
             if tensor.endswith(SUMS):
                 name = tensor.removesuffix(SUMS)
-                found[name] = _mean(path, file, name)
-                _check_shape(path, name, found[name], shapes)
+                mean = _mean(path, file, name)
+                if _is_of(path, name, mean, shapes):
+                    found[name] = mean
+                seen.add(name)
     for name, shape in shapes.items():
-        if _has_inputs(name, shape) and name not in found:
+        if _has_inputs(name, shape) and name not in seen:
             raise _another_model(path, f"nothing for {name}", f"the model has {name}")
     return found
 
 
 def _mean(path: Path, file: GGUFFile, name: str) -> NDArray[np.float32]:
     sums, counts = (_numbers(path, file, name + end) for end in (SUMS, COUNTS))
-    if counts.size != 1:
-        raise FileError(
-            f"{path}: {name}", f"{counts.size} counts", "one matrix has one", "use another imatrix"
-        )
-    mean = sums / counts[0] if counts[0] > 0 else np.ones_like(sums)
+    sums = sums.reshape(-1, sums.shape[-1])
+    if counts.size != len(sums):
+        bound = f"one for each of {len(sums)} matrices"
+        raise FileError(f"{path}: {name}", f"{counts.size} counts", bound, "use another imatrix")
+    counts = counts.reshape(-1, 1)
+    mean = np.where(counts > 0, sums / np.where(counts > 0, counts, 1), np.float32(1))
     if not np.isfinite(mean).all() or (mean < 0).any():
         raise FileError(f"{path}: {name}", "NaN, infinite or below 0", "squares are not", "make it again")
     return mean
@@ -62,23 +65,34 @@ def _numbers(path: Path, file: GGUFFile, name: str) -> NDArray[np.float32]:
     if info is None or info.type is not GGMLQuantizationType.F32:
         what = "missing" if info is None else info.type.name
         raise FileError(f"{path}: {name}", what, "an imatrix has it in F32", "make it again")
-    return np.array(file.data(name).view(np.float32).reshape(-1))
+    return np.array(file.data(name).view(np.float32).reshape(info.shape))
 
 
-def _check_shape(
-    path: Path, name: str, mean: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]]
-) -> None:
-    by_neuron = name.replace("ffn_down.weight", BY_NEURON)
-    if name not in shapes and by_neuron not in shapes:
+def _is_of(path: Path, name: str, mean: NDArray[np.float32], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the mean squares are of the columns of the model's tensor: else they are of its rows, as neurons.
+
+    Raises:
+        FileError: they are of neither.
+    """
+    shape = shapes.get(name, shapes.get(by_neuron(name)))
+    if shape is None:
         raise _another_model(path, name, "the model has no such matrix")
-    n = shapes[name][-1] if name in shapes else shapes[by_neuron][0]
-    if mean.size != n:
-        raise _another_model(path, f"{mean.size} columns of {name}", f"the model's has {n}")
+    n_matrices = shape[0] if len(shape) > 2 else 1
+    wanted = {"columns": (n_matrices, shape[-1])} if name in shapes else {}
+    if name not in shapes or (len(shape) > 2 and by_neuron(name) != name):  # see `down_names`
+        wanted["neurons"] = (n_matrices, shape[-2])
+    if mean.shape not in wanted.values():
+        found, (n, n_columns) = f"{mean.shape[1]} columns of {name}", next(iter(wanted.values()))
+        bound = f"the model's has {n_columns}"
+        if mean.shape[1] == n_columns:
+            found, bound = f"{len(mean)} matrices of {name}", f"the model has {n}"
+        raise _another_model(path, found, bound)
+    return mean.shape == wanted.get("columns")
 
 
 def _has_inputs(name: str, shape: tuple[int, ...]) -> bool:
     in_layer = layer_of(name) is not None and name.endswith("weight") and len(shape) > 1
-    return in_layer and not name.endswith((*PREDICTORS, BY_NEURON))
+    return in_layer and not name.endswith(PREDICTORS) and not is_by_neuron(name)
 
 
 def _another_model(path: Path, found: str, bound: str) -> FileError:

@@ -62,9 +62,11 @@ def plan_tensors(
     tensors = []
     for name, some, layout in sources:
         kind = output_type(name, shapes[name], recipe)
-        weighs = importance.get(name)
-        of_each = OF_EACH.get(layout, layout)
-        parts = [output_tensor(name, source, of_each, heads, kind, warn, weighs) for source in some]
+        of_each, weighs = OF_EACH.get(layout, layout), importance.get(name, [None] * len(some))
+        parts = [
+            output_tensor(name, source, of_each, heads, kind, warn, own)
+            for source, own in zip(some, weighs, strict=True)
+        ]
         tensors.append(stacked_tensor(name, parts) if layout in OF_EACH else parts[0])
     check_rows(tensors, recipe)
     return tensors, recipe

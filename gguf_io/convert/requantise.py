@@ -24,6 +24,7 @@ from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode, no_down
+from hotcold.gguf_io.down_names import by_neuron
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.outtypes import (
     HEAD,
@@ -77,8 +78,8 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
         tensors, recipe = _tensors(file, architecture, options, warnings.append)
         metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
         said = options.ffn_activation or file.metadata.get(FFN_ACTIVATION)
-        by_neuron = any(tensor.name.endswith(BY_NEURON) for tensor in tensors)
-        sparse = file.is_powerinfer or (said == "relu" and by_neuron)
+        turned = any(tensor.name.endswith(BY_NEURON) for tensor in tensors)
+        sparse = file.is_powerinfer or (said == "relu" and turned)
         contents = Contents(architecture, metadata, tensors, "PWRI" if file.is_powerinfer else "GGUF")
         return write(outfile, contents, recipe, options, warnings, sparse)
 
@@ -119,6 +120,7 @@ def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None
         return {}
     found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name)]
     if options.sparse_layout:
+        _check_biases(file)
         found += [info for info in file.tensors.values() if _has_a_row_an_output(file, info)]
         _check_sources(file, found)
     kinds = sorted({info.type.name for info in found if not _is_readable(info)})
@@ -132,9 +134,13 @@ def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None
         warn(
             "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
         )
-    return {
-        info.name: re.sub("ffn_down(_exps)?", lambda matched: f"{matched[0]}_t", info.name) for info in found
-    }
+    return {info.name: by_neuron(info.name) for info in found}
+
+
+def _check_biases(file: GGUFFile) -> None:
+    if biases := [name for name in file.tensors if name.endswith("_exps.bias")]:
+        bound = f"{file.path.name} has {biases[0]}, and no kernel reads biases of experts by neuron"
+        raise SettingError("sparse_layout", True, bound, "leave it out")
 
 
 def _has_a_row_an_output(file: GGUFFile, info: TensorInfo) -> bool:
@@ -212,11 +218,15 @@ def _output_tensor(
     n_bytes = info.n_rows * blocks.row_bytes(kind, info.ne[0])
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
-        for rows in _slabs(file, info):
-            if kind is info.type:
-                yield rows
-            else:
-                yield encode(info.name, blocks.dequantize(rows, info.type), kind, warn, importance)
+        n_matrices = 1 if importance is None else len(importance)
+        n = info.n_rows // n_matrices
+        for i in range(n_matrices):
+            own = None if importance is None else importance[i]
+            for rows in _slabs(file, info, i * n, (i + 1) * n):
+                if kind is info.type:
+                    yield rows
+                else:
+                    yield encode(info.name, blocks.dequantize(rows, info.type), kind, warn, own)
 
     return OutputTensor(info.name, kind, info.ne, n_bytes, chunks)
 

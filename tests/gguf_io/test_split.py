@@ -222,9 +222,7 @@ def test_convert_joins_the_parts(tmp_path: Path, named: str) -> None:
 
 @pytest.mark.parametrize("n_parts", [2, 5, 21])
 @pytest.mark.parametrize("change", [str, str.upper])
-def test_convert_joins_parts_behind_links(
-    tmp_path: Path, n_parts: int, change: Callable[[str], str]
-) -> None:
+def test_convert_joins_parts_behind_links(tmp_path: Path, n_parts: int, change: Callable[[str], str]) -> None:
     """As a hub's cache has them, and whatever their names are written in."""
     for name in ("blobs", "snapshot"):
         (tmp_path / name).mkdir()
@@ -253,7 +251,9 @@ def test_models_in_folders_within_are_named(tmp_path: Path, n: int) -> None:
     with pytest.raises(FileError) as caught:
         gguf_in(tmp_path)
     text = str(caught.value)
-    assert "this has 0 of its own, but in folders: Q0/m.gguf" in text and text.endswith("name the file itself")
+    assert "this has 0 of its own, but in folders: Q0/m.gguf" in text and text.endswith(
+        "name the file itself"
+    )
     assert ("Q4/m.gguf, …" in text) == (n == 7)
 
 

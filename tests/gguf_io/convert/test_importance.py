@@ -62,7 +62,7 @@ def test_each_column_weighs_its_mean_square(tmp_path: Path) -> None:
 def test_inputs_that_were_never_seen_weigh_alike(tmp_path: Path) -> None:
     name = "blk.0.ffn_up.weight"
     path = write_imatrix(tmp_path / "i.gguf", {name: (np.zeros((1, 8), np.float32), 0.0)})
-    assert read_importance(path, {name: (4, 8)})[name].tolist() == [1.0] * 8
+    assert read_importance(path, {name: (4, 8)})[name].tolist() == [[1.0] * 8]
 
 
 def test_the_down_projection_by_neuron_has_none(tmp_path: Path) -> None:

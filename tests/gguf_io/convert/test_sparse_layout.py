@@ -12,6 +12,7 @@ from hf_forward import forward
 from numpy.typing import NDArray
 
 from hotcold import load
+from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
@@ -143,6 +144,19 @@ def test_powerinfers_experts_are_not_turned_back(tmp_path: Path, out: Path) -> N
     convert(source, None, out, "f32", sparse_layout=True)
     with open_gguf(source) as file, open_gguf(out) as got:
         assert list(got.tensors) == list(file.tensors)
+
+
+def test_experts_with_biases_are_refused(out: Path, monkeypatch: Any) -> None:
+    from hotcold.gguf_io.convert import requantise
+
+    source, name = DATA / "gptoss.mxfp4.gguf", "blk.0.ffn_down_exps"
+    with pytest.raises(SettingError, match=r"ffn_gate_exps\.bias, and no kernel reads biases of experts"):
+        convert(source, None, out, "f16", sparse_layout=True)
+    assert not out.exists()
+    monkeypatch.setattr(requantise, "_to_turn", lambda *_: {f"{name}.weight": f"{name}_t.weight"})
+    convert(source, None, out, "f32")
+    with pytest.raises(FileError, match=r"without --sparse-layout"), open_gguf(out) as file:
+        load_model(file)
 
 
 def test_a_mixture_with_one_tensor_an_expert_is_refused(tmp_path: Path, out: Path) -> None:
