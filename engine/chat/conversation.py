@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import Any
 
-from hotcold.engine.chat.prompt import ChatPrompt, system_message
+from hotcold.engine.chat.prompt import ChatPrompt, folded, system_message
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.chat.thoughts import without_thoughts
 from hotcold.engine.generation.generation import ROLLED_OVER, Engine, Generation
@@ -125,10 +125,8 @@ class Chat:
 
     def _ids(self, turns: list[Message]) -> list[int]:
         """Of the prompt; turns begin with a question."""
-        if self._folds:
-            first = self._system + "\n\n" + turns[0]["content"]
-            return self._prompt.ids([turns[0] | {"content": first}, *turns[1:]])
-        return self._prompt.ids([*system_message(self._system), *turns])
+        messages = [*system_message(self._system), *turns]
+        return self._prompt.ids(folded(messages) if self._folds else messages)
 
     def _generation(self, ids: list[int], after: Generation | None = None) -> Generation:
         return self._engine.generate_with(ids, self._settings, after)

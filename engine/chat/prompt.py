@@ -83,3 +83,12 @@ class ChatPrompt:
 def system_message(text: str) -> list[Message]:
     """The message in front of all turns; none for no text."""
     return [{"role": "system", "content": text}] if text else []
+
+
+def folded(messages: Sequence[Message]) -> list[Message]:
+    """The same for a template without a system role: what the system says stands in front of the first turn."""
+    systems = [message["content"] for message in messages if message["role"] == "system"]
+    turns = [message for message in messages if message["role"] != "system"]
+    if not systems or not turns:
+        return turns
+    return [turns[0] | {"content": "\n\n".join([*systems, turns[0]["content"]])}, *turns[1:]]

@@ -28,29 +28,45 @@ def without_thoughts(pieces: Iterable[str], opened: str = "") -> Iterator[str]:
     Args:
         opened: what `opened_thought` says of the prompt. A thought that nothing closes is left out whole.
     """
-    closing, held, fresh = MARKS.get(opened.strip(), ""), "", bool(opened)
+    parted = Parted(opened)
     for piece in pieces:
-        held += piece
+        yield from (text for is_thought, text in parted.feed(piece) if not is_thought)
+    yield from (text for is_thought, text in parted.end() if not is_thought)
+
+
+class Parted:
+    """Text in pieces goes in; thoughts and answers come out as (is a thought, text), without their marks.
+
+    Blank lines that a thought begins with, or that stand behind its end, come out of neither.
+    """
+
+    def __init__(self, opened: str = "") -> None:
+        """Begin inside the thought that `opened` opens, if it is not empty; see `opened_thought`."""
+        self._closing = MARKS.get(opened.strip(), "")
+        self._held, self._fresh = "", bool(opened)
+
+    def feed(self, piece: str) -> list[tuple[bool, str]]:
+        """What is certain now."""
+        self._held += piece
+        parts = list[tuple[bool, str]]()
         while True:
-            if closing:
-                before, found, after = held.partition(closing)
-                held = after if found else before[_unsure(before, [closing]) :]
-                if not found:
-                    break
-                closing, fresh = "", True
-            if fresh:
-                held = held.lstrip("\n")
-                fresh = not held
-            mark = min((mark for mark in MARKS if mark in held), key=held.index, default="")
-            end = held.index(mark) if mark else _unsure(held, MARKS)
-            if held[:end]:
-                yield held[:end]
+            if self._fresh:
+                self._held = self._held.lstrip("\n")
+                self._fresh = not self._held
+            marks = [self._closing] if self._closing else list(MARKS)
+            mark = min((mark for mark in marks if mark in self._held), key=self._held.index, default="")
+            end = self._held.index(mark) if mark else _unsure(self._held, marks)
+            if self._held[:end]:
+                parts.append((bool(self._closing), self._held[:end]))
+            self._held = self._held[end + len(mark) :]
             if not mark:
-                held = held[end:]
-                break
-            held, closing = held[end + len(mark) :], MARKS[mark]
-    if held and not closing:
-        yield held
+                return parts
+            self._closing, self._fresh = "" if self._closing else MARKS[mark], True
+
+    def end(self) -> list[tuple[bool, str]]:
+        """What was held back: no mark can come of it any more."""
+        held, self._held = self._held, ""
+        return [(bool(self._closing), held)] if held else []
 
 
 def _unsure(text: str, marks: Iterable[str]) -> int:

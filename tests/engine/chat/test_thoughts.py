@@ -2,7 +2,7 @@
 
 import pytest
 
-from hotcold.engine.chat.thoughts import opened_thought, without_thoughts
+from hotcold.engine.chat.thoughts import Parted, opened_thought, without_thoughts
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,24 @@ def test_thoughts_are_left_out(text: str, opened: str, shown: str, cut: int) -> 
 
 def test_what_cannot_be_a_mark_is_not_held_back() -> None:
     assert list(without_thoughts(["a", "b <", "c"])) == ["a", "b ", "<c"]
+
+
+@pytest.mark.parametrize(
+    ("text", "opened", "thought", "answer"),
+    [
+        ("\nhm\n</think>\n\nYes.", "<think>", "hm\n", "Yes."),
+        ("So <think>\n\na</think>b <thinking>c", "", "ac", "So b "),
+        ("a </thin", "<think>", "a </thin", ""),
+        ("a <thin", "", "", "a <thin"),
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 3, 100])
+def test_thoughts_are_parted_from_answers(
+    text: str, opened: str, thought: str, answer: str, cut: int
+) -> None:
+    parted = Parted(opened)
+    parts = [part for i in range(0, len(text), cut) for part in parted.feed(text[i : i + cut])]
+    parts += parted.end()
+    assert "".join(each for is_thought, each in parts if is_thought) == thought
+    assert "".join(each for is_thought, each in parts if not is_thought) == answer
+    assert all(each for _, each in parts)
