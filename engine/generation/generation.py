@@ -10,16 +10,14 @@ from numpy.typing import NDArray
 
 from hotcold.closing import Closing
 from hotcold.engine.generation.first_prompt import FirstPrompt
-from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
-from hotcold.engine.generation.sampling import Sampler
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
+from hotcold.engine.generation.token_sequence import TokenSequence
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
-from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
-from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer
+from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 
@@ -165,20 +163,38 @@ class Engine(Closing):
         """
         settings = settings.checked()
         if isinstance(prompt, str | bytes):
-            self.check_length(prompt)
             own_bos = settings.parse_special and self.tokenizer.brings_bos(prompt)
-            encoded = self.tokenizer.encode(
-                prompt, add_special=not own_bos, parse_special=settings.parse_special
-            )
-            ids = self._checked_ids(encoded, "prompt")
+            ids = self.prompt_ids(prompt, parse_special=settings.parse_special)
         else:
-            own_bos, ids = False, self._checked_ids(prompt, "prompt")
-        if not ids.size:
-            raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
+            own_bos, ids = False, self.checked_prompt(prompt)
         generation = Generation(self, ids, settings, after)
         if own_bos:
             generation.warnings = ("the prompt begins with BOS, so none is put in front of it",)
         return generation
+
+    def prompt_ids(self, text: str | bytes, *, parse_special: bool) -> list[int]:
+        """Ids of a prompt's text, with BOS in front if the model wants it and the text does not bring it.
+
+        Raises:
+            SettingError, DoesNotFitError: see `generate`.
+        """
+        self.check_length(text)
+        own_bos = parse_special and self.tokenizer.brings_bos(text)
+        return self.checked_prompt(
+            self.tokenizer.encode(text, add_special=not own_bos, parse_special=parse_special)
+        )
+
+    def checked_prompt(self, ids: Sequence[int]) -> list[int]:
+        """The ids of a prompt, if they are such.
+
+        Raises:
+            SettingError, DoesNotFitError: see `generate`.
+        """
+        checked = self._checked_ids(ids, "prompt")
+        if not checked.size:
+            raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
+        found: list[int] = checked.tolist()
+        return found
 
     def check_length(self, prompt: str | bytes) -> None:
         """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
@@ -257,24 +273,17 @@ class Generation(Iterator[str]):
     def __init__(
         self,
         engine: Engine,
-        prompt_ids: NDArray[np.int32],
+        prompt_ids: Sequence[int],
         settings: GenerationSettings,
         after: "Generation | None" = None,
     ) -> None:
         """`settings` are checked, so they have a seed."""
-        self._engine, self._sampler = engine, Sampler(settings)
-        self._stops = StopStrings(checked_stops(settings.stop))
-        room = engine.n_ctx - prompt_ids.size
-        self._limit, self._limit_reason = room, "context"
-        if 0 <= settings.max_tokens <= room:
-            self._limit, self._limit_reason = settings.max_tokens, "length"
-        self._banned = sorted(engine.tokenizer.end_ids) if settings.ignore_eos else []
-        self._characters, self._special = CharacterStream(), settings.special
+        self._engine, self.sampling = engine, settings
+        self.statistics = Statistics(engine.load_seconds, len(prompt_ids))
+        self._sequence = TokenSequence(engine.tokenizer, prompt_ids, settings, engine.n_ctx, self.statistics)
+        self.prompt_ids, self.ids = self._sequence.prompt_ids, self._sequence.ids
+        self.logprobs = self._sequence.logprobs
         self._logits = np.empty((1, engine.model.n_vocab), np.float32)
-        self.prompt_ids, self.ids = prompt_ids.tolist(), list[int]()
-        self.logprobs, self._n_logprobs = list[TokenLogprobs](), settings.logprobs
-        self.statistics = Statistics(engine.load_seconds, prompt_ids.size)
-        self.sampling = settings
         self._first: FirstPrompt | None = None  # if this is the engine's first prompt, once it has passed
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
@@ -328,14 +337,12 @@ class Generation(Iterator[str]):
                 statistics.use = self._engine.device_meter.read().since(before)
 
     def _run_pieces(self) -> Iterator[str]:
-        statistics = self.statistics
-        if self._limit:
+        if self._sequence.has_room:
             self._run_prompt()
-        while not statistics.stop_reason and not self._stopped:
+        while not self._stopped and self._sequence.has_room:
             if piece := self._next_piece():
                 yield piece
-        rest = self._stops.feed(self._characters.end())
-        if rest := rest + self._stops.end():
+        if rest := self._sequence.end():
             yield rest
 
     def _run_prompt(self) -> None:
@@ -356,45 +363,14 @@ class Generation(Iterator[str]):
     def _next_piece(self) -> str:
         """Choose a token and return what text can be shown after it, maybe none."""
         statistics = self.statistics
-        if statistics.n_generated == self._limit:
-            statistics.stop_reason = self._limit_reason
-            return ""
         self._engine.check_turn(self._turn)
-        started = time.perf_counter()
-        if self.ids:
+        started, executor = time.perf_counter(), self._engine.executor
+        if decodes := bool(self.ids):
             n_past = statistics.n_prompt + statistics.n_generated - 1
-            self._engine.executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
+            executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
             self._n_cached = n_past + 1
             statistics.n_decoded += 1
-        token = self._choose()
-        statistics.decode_seconds += time.perf_counter() - started if self.ids else 0.0
-        if token in self._engine.tokenizer.end_ids:
-            statistics.stop_reason = "eos"
-            return self._text(token) if self._special else ""
-        self.ids.append(token)
-        if self._n_logprobs:
-            self.logprobs.append(token_logprobs(self._vocabulary_logits(), token, self._n_logprobs))
-        statistics.n_generated += 1
-        text = self._text(token)
-        if self._stops.found:
-            statistics.stop_reason = "stop"
-        return text
-
-    def _text(self, token: int) -> str:
-        """What can be shown after a token; a control piece that is not shown can end the text too."""
-        tokenizer, characters = self._engine.tokenizer, self._characters
-        piece = tokenizer.piece(token, special=True)
-        if self._special or tokenizer.piece(token):
-            return self._stops.feed(characters.feed(piece))
-        return self._stops.feed(piece.decode(errors="replace"), hidden=True)
-
-    def _vocabulary_logits(self) -> NDArray[np.float32]:
-        """The last logits of what the vocabulary has: float32 [n_vocab], a view."""
-        return self._logits[0, : self._engine.tokenizer.n_vocab]
-
-    def _choose(self) -> int:
-        logits = self._vocabulary_logits()
-        check_finite(logits, self._engine.executor, self._engine.file)
-        allowed = logits.copy() if self._banned else logits
-        allowed[self._banned] = -np.inf
-        return self._sampler.sample(allowed, self.ids, self.prompt_ids)
+        check_finite(self._logits[0, : self._engine.tokenizer.n_vocab], executor, self._engine.file)
+        piece = self._sequence.accept(self._logits[0])
+        statistics.decode_seconds += time.perf_counter() - started if decodes else 0.0
+        return piece

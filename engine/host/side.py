@@ -94,6 +94,16 @@ class HostSide:
             cold_neurons=self._cold_neurons,
         )
 
+    def last_states(self, graph: GraphPlan) -> NDArray[np.float32] | None:
+        """What a graph's last node reads, float32 [n_tokens, n_embd], as the last run left it; None on a device."""
+        last = graph.placed.nodes[-1]
+        slots = {entry.name: entry for entry in graph.arenas[CPU].slots}
+        x = last.node.tensor("x")
+        if last.side != CPU or x.name not in slots:
+            return None
+        n_bytes, begin = 4 * x.shape[0] * x.shape[1], slots[x.name].offset
+        return self.arena[begin : begin + n_bytes].view(np.float32).reshape(x.shape)
+
     def area(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """The first bytes of a workspace area, as the last node left them."""
         return self._areas[name][:n_bytes]

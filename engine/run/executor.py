@@ -198,6 +198,18 @@ class Executor(Closing):
                 side.settle()
             raise
 
+    def last_states(self, n_tokens: int) -> NDArray[np.float32]:
+        """What the head has read of the last run's tokens, of which there were n: float32 [n, n_embd], a view.
+
+        Raises:
+            SettingError: it lies on a device.
+        """
+        graph = self.graph(n_tokens)
+        found = self.host.last_states(graph)
+        if found is None:
+            raise SettingError("states of tokens", "on the device", "they are read on the CPU", "use --device cpu")
+        return found[:n_tokens]
+
     def steps(self, n_tokens: int) -> list[Step]:
         """The steps of a run; those of the last few other lengths than 1 and n_batch are kept.
 

@@ -1,0 +1,28 @@
+"""What a model makes of a text as one vector: the mean of the states that its head reads."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.generation.generation import Engine
+
+
+def mean_state(engine: Engine, ids: Sequence[int]) -> NDArray[np.float32]:
+    """The mean over all tokens of the normed states behind the last layer, of length 1: float32 [n_embd].
+
+    Args:
+        ids: 1 to n_ctx of them.
+
+    Raises:
+        SettingError: the states lie on a device.
+    """
+    engine.take_turn()
+    tokens, n_batch = np.array(ids, np.int32), engine.n_batch
+    total = np.zeros(engine.model.n_embd)
+    for start in range(0, tokens.size, n_batch):
+        batch = tokens[start : start + n_batch]
+        engine.executor.run(batch, start)
+        total += engine.executor.last_states(batch.size).astype(np.float64).sum(axis=0)
+    length = float(np.linalg.norm(total))
+    return (total / (length or 1.0)).astype(np.float32)

@@ -1,0 +1,91 @@
+"""A prompt and the tokens chosen after it: choosing, showing, ending. What runs the model is not its concern."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
+from hotcold.engine.generation.sampling import Sampler
+from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.engine.generation.statistics import Statistics
+from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
+from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer
+
+
+class TokenSequence:
+    """Takes logits, one token's after the other; gives the text that can be shown.
+
+    Attributes:
+        prompt_ids, ids: tokens of the prompt, and tokens chosen so far.
+        settings: in use, with the seed.
+        logprobs: of each chosen token, if they were asked for.
+        statistics: of which it keeps n_generated and stop_reason.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: Sequence[int],
+        settings: GenerationSettings,
+        n_ctx: int,
+        statistics: Statistics,
+    ) -> None:
+        """Begin behind a prompt of at most n_ctx tokens; `settings` are checked, so they have a seed.
+
+        Raises:
+            SettingError: a stop string that is empty or no text.
+        """
+        self._tokenizer, self._sampler = tokenizer, Sampler(settings)
+        self._stops = StopStrings(checked_stops(settings.stop))
+        room = n_ctx - len(prompt_ids)
+        self._limit, self._limit_reason = room, "context"
+        if 0 <= settings.max_tokens <= room:
+            self._limit, self._limit_reason = settings.max_tokens, "length"
+        self._banned = sorted(tokenizer.end_ids) if settings.ignore_eos else []
+        self._characters = CharacterStream()
+        self.prompt_ids, self.ids, self.settings = list(prompt_ids), list[int](), settings
+        self.logprobs, self.statistics = list[TokenLogprobs](), statistics
+
+    @property
+    def has_room(self) -> bool:
+        """Whether a further token may be chosen; where not, the statistics say why it ended."""
+        if self.statistics.n_generated == self._limit:
+            self.statistics.stop_reason = self._limit_reason
+        return not self.statistics.stop_reason
+
+    def accept(self, logits: NDArray[np.float32]) -> str:
+        """Choose a token and give the text that can be shown after it, maybe none.
+
+        Args:
+            logits: float32 [n_vocab], all finite; the tokenizer's part of them counts.
+        """
+        statistics = self.statistics
+        logits = logits[: self._tokenizer.n_vocab]
+        allowed = logits.copy() if self._banned else logits
+        allowed[self._banned] = -np.inf
+        token = self._sampler.sample(allowed, self.ids, self.prompt_ids)
+        if token in self._tokenizer.end_ids:
+            statistics.stop_reason = "eos"
+            return self._text(token) if self.settings.special else ""
+        self.ids.append(token)
+        if self.settings.logprobs:
+            self.logprobs.append(token_logprobs(logits, token, self.settings.logprobs))
+        statistics.n_generated += 1
+        text = self._text(token)
+        if self._stops.found:
+            statistics.stop_reason = "stop"
+        return text
+
+    def end(self) -> str:
+        """Text that was held back: nothing follows it any more."""
+        rest = self._stops.feed(self._characters.end())
+        return rest + self._stops.end()
+
+    def _text(self, token: int) -> str:
+        """What can be shown after a token; a control piece that is not shown can end the text too."""
+        tokenizer, characters = self._tokenizer, self._characters
+        piece = tokenizer.piece(token, special=True)
+        if self.settings.special or tokenizer.piece(token):
+            return self._stops.feed(characters.feed(piece))
+        return self._stops.feed(piece.decode(errors="replace"), hidden=True)
