@@ -20,6 +20,7 @@ from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.profile import ProfileCommand
 from hotcold.engine.commands.reports import note, reported
+from hotcold.engine.commands.serve import ServeCommand
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.errors import INTERRUPTED
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 app.command("generate")(GenerateCommand)
 app.command("chat")(ChatCommand)
+app.command("serve")(ServeCommand)
 app.command("perplexity")(PerplexityCommand)
 app.command("bench")(BenchCommand)
 app.command("devices")(DevicesCommand)

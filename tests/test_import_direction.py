@@ -18,7 +18,7 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "transformers"}
 # wings of one line do not know each other; each knows all below it
 WINGS = (
     ("commands",),
-    ("train",),
+    ("train", "serve"),
     ("dump", "measure", "profile", "chat"),
     ("generation",),
     ("run",),
@@ -42,6 +42,7 @@ BELOW = {
     "profile": CPU,
     "train": CPU,
     "chat": set[str](),
+    "serve": set[str](),
     "generation": CPU | DEVICE,
     "run": CPU | DEVICE,
     "device": CPU | DEVICE | {"kernels/cuda/emulator"},

@@ -1,0 +1,163 @@
+"""`hotcold serve`: a model behind HTTP, for OpenAI's clients."""
+
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.options import EngineOptions, Quiet, Verbose
+from hotcold.engine.commands.reports import note, wrapped
+from hotcold.errors import INTERRUPTED, SettingError
+
+if TYPE_CHECKING:
+    import uvicorn
+
+MAX_CONNECTIONS = 512
+MAX_HEADERS = 64 << 10  # bytes
+MISSING = "pip install 'hotcold[serve]'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenOptions:
+    """Where requests come from, and who may ask."""
+
+    host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 need --api-key.")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8080
+    api_key: Annotated[
+        str | None,
+        typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
+    ] = None
+    chat_template: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Jinja template. [default: the model's]")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServeCommand(EngineOptions, ListenOptions):
+    """Answer over HTTP, as OpenAI's clients expect it."""
+
+    verbose: Verbose = False
+    quiet: Quiet = False
+
+    def run(self) -> None:
+        """Listen, load, answer until SIGTERM or Ctrl-C; answers that are under way are brought to their end."""
+        try:
+            import uvicorn
+
+            from hotcold.engine.serve.app import ServeOptions, app
+        except ModuleNotFoundError as error:
+            raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
+        with bound(self.host, self.port) as listening:
+            say_who_may_ask(listening.getsockname()[0], self.api_key)
+            with open_engine(self, self.quiet) as engine:
+                warn(engine, self.quiet)
+                for line in engine.description() if self.verbose else ():
+                    note(wrapped(line))
+                options = ServeOptions(
+                    api_key=self.api_key or "",
+                    chat_template=self.chat_template,
+                    only_local=is_loopback(listening.getsockname()[0]),
+                )
+                application = app(engine, options)
+                config = uvicorn.Config(
+                    application,
+                    loop="asyncio",
+                    http="h11",
+                    ws="none",
+                    lifespan="on",
+                    log_config=None,
+                    access_log=False,
+                    server_header=False,
+                    limit_concurrency=MAX_CONNECTIONS,
+                    h11_max_incomplete_event_size=MAX_HEADERS,
+                )
+                try:
+                    number = serve(config, listening, self.quiet)
+                finally:
+                    application.close()
+        if number == signal.SIGINT:
+            raise typer.Exit(INTERRUPTED)
+
+
+@contextmanager
+def bound(host: str, port: int) -> Iterator[socket.socket]:
+    """A socket at an address, which is refused before a model is loaded for nothing.
+
+    Raises:
+        SettingError: an address that is none, or in use.
+    """
+    if not 0 <= port <= 65535:
+        raise SettingError("port", port, "0 to 65535", "such as --port 8080")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listening = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise SettingError("host", host, error.strerror or str(error), "such as --host 127.0.0.1") from error
+    with listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listening.bind(address)
+        except OSError as error:
+            where = f"{host}:{port}"
+            raise SettingError("address", where, error.strerror or "", "choose another --port") from error
+        yield listening
+
+
+def is_loopback(address: str) -> bool:
+    """Whether only this machine reaches an address."""
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
+def say_who_may_ask(address: str, api_key: str | None) -> None:
+    """Warn where everybody may; also with -q, since it is about what others can do."""
+    if not is_loopback(address) and not api_key:
+        note(f"warning: everybody who reaches {address} may ask; --api-key KEY lets in who knows it")
+
+
+def serve(config: "uvicorn.Config", listening: socket.socket, quiet: bool) -> int:
+    """Answer until a signal comes, and give its number."""
+    import uvicorn
+
+    heard = list[int]()
+
+    class Server(uvicorn.Server):
+        """One that says where it listens, and leaves it to us what a signal means."""
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if not quiet:
+                host, port = listening.getsockname()[:2]
+                note(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}")
+
+        @contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            before = {number: signal.signal(number, self.hear) for number in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+        def hear(self, number: int, frame: FrameType | None) -> None:
+            """The first one lets answers end, a second one stops them."""
+            if heard and not quiet:
+                note("answers are stopped")
+            heard.append(number)
+            self.force_exit, self.should_exit = self.should_exit, True
+
+    server: Any = Server(config)
+    server.run([listening])
+    return heard[0] if heard else 0

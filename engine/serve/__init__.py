@@ -1,0 +1,1 @@
+"""A model behind HTTP, as OpenAI's clients expect it: requests in, answers out, one model, one queue."""

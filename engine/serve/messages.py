@@ -1,0 +1,57 @@
+"""The messages of a chat request, as turns that a template writes."""
+
+from typing import Any
+
+from hotcold.engine.chat.template import Message
+from hotcold.engine.serve.fields import Fields, wrong
+from hotcold.errors import SettingError
+
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
+MAX_MESSAGES = 4096
+
+
+def parse_messages(fields: Fields) -> list[Message]:
+    """Turns of a conversation; which order of roles is right is the template's to say.
+
+    Raises:
+        SettingError: no messages, one without a known role or without text, or with more than text.
+    """
+    example = '[{"role": "user", "content": "text"}]'
+    given = fields.get("messages")
+    if not isinstance(given, list) or not given:
+        raise fields.wrong("messages", "a list with at least one message", example)
+    if len(given) > MAX_MESSAGES:
+        raise SettingError("messages", len(given), f"at most {MAX_MESSAGES}", "leave the oldest out")
+    messages = [_message(each, f"messages[{i}]") for i, each in enumerate(given)]
+    if all(message["role"] == "system" for message in messages):
+        raise SettingError("messages", "system alone", "a user's too", f"such as {example}")
+    return messages
+
+
+def _message(given: Any, name: str) -> Message:
+    if not isinstance(given, dict):
+        raise wrong(name, given, "an object", '{"role": "user", "content": "text"}')
+    fields = Fields(given, name)
+    role = fields.get("role")
+    if not isinstance(role, str) or role not in ROLES:
+        raise fields.wrong("role", f"known: {', '.join(ROLES)}", '"user"')
+    content = fields.get("content")
+    if content is None and role == "assistant":
+        content = ""
+    if isinstance(content, list):
+        content = "".join(_part(part, f"{name}.content[{i}]") for i, part in enumerate(content))
+    if not isinstance(content, str):
+        raise fields.wrong("content", "a string, or a list of text parts", '"text"')
+    return {"role": ROLES[role], "content": content}
+
+
+def _part(part: Any, name: str) -> str:
+    example = '{"type": "text", "text": "text"}'
+    if not isinstance(part, dict):
+        raise wrong(name, part, "an object", example)
+    kind, text = part.get("type"), part.get("text")
+    if kind != "text":
+        raise wrong(f"{name}.type", kind, "text alone: the model sees and hears nothing", example)
+    if not isinstance(text, str):
+        raise wrong(f"{name}.text", text, "a string", example)
+    return text

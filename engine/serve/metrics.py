@@ -1,0 +1,54 @@
+"""Counts of the server in Prometheus's text format."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from hotcold.engine.generation.generation import Generation
+from hotcold.engine.serve.worker import Worker
+
+
+class Metrics:
+    """What is counted while requests are answered."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        registry = self._registry
+        self.requests = Counter(
+            "hotcold_requests", "Requests by endpoint and status.", ("path", "status"), registry=registry
+        )
+        self._prompt = Counter("hotcold_prompt_tokens", "Of prompts, reused ones too.", registry=registry)
+        self._reused = Counter("hotcold_reused_tokens", "Of those, found in the KV cache.", registry=registry)
+        self._generated = Counter("hotcold_generated_tokens", "Tokens chosen.", registry=registry)
+        self._prompt_seconds = Counter("hotcold_prompt_seconds", "That prompts ran.", registry=registry)
+        self._decode_seconds = Counter("hotcold_decode_seconds", "That tokens ran alone.", registry=registry)
+        self._ended = Counter(
+            "hotcold_answers", "Answers by what ended them.", ("reason",), registry=registry
+        )
+        self._length = Histogram(
+            "hotcold_answer_tokens",
+            "Tokens of an answer.",
+            buckets=(1, 4, 16, 64, 256, 1024, 4096),
+            registry=registry,
+        )
+
+    def watch(self, worker: Worker) -> None:
+        """Tell of a worker's queue too."""
+        registry = self._registry
+        waiting = Gauge("hotcold_waiting", "Answers that have not begun.", registry=registry)
+        waiting.set_function(lambda: worker.n_waiting)
+        running = Gauge("hotcold_running", "Answers under way.", registry=registry)
+        running.set_function(lambda: worker.n_running)
+
+    def ended(self, generation: Generation) -> None:
+        """Count a generation that has ended."""
+        done = generation.statistics
+        self._prompt.inc(done.n_prompt)
+        self._reused.inc(done.n_reused)
+        self._generated.inc(done.n_generated)
+        self._prompt_seconds.inc(done.prompt_seconds)
+        self._decode_seconds.inc(done.decode_seconds)
+        self._ended.labels(done.stop_reason or "stopped").inc()
+        self._length.observe(done.n_generated)
+
+    def text(self) -> bytes:
+        """All of it."""
+        return generate_latest(self._registry)

@@ -1,0 +1,143 @@
+"""A request's reply: its answers, whole or in chunks."""
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hotcold.engine.chat.thoughts import Parted
+from hotcold.engine.generation.logprobs import TokenLogprobs
+from hotcold.engine.generation.statistics import Statistics
+from hotcold.engine.serve.answer import Answer, merged
+from hotcold.engine.serve.asked import Asked
+from hotcold.engine.serve.forms import Form, finish_reason, usage
+from hotcold.engine.serve.prompts import Prompt
+from hotcold.engine.serve.worker import Worker
+
+
+@dataclass
+class Taken:
+    """What has come of one answer so far.
+
+    Attributes:
+        parts: its text, by the name of the message's field.
+        told: of the tokens whose probabilities nobody was told yet.
+        n_told: characters of the tokens before.
+    """
+
+    parted: Parted | None
+    parts: dict[str, str] = field(default_factory=dict)
+    told: list[TokenLogprobs] = field(default_factory=list)
+    n_told: int = 0
+
+    def feed(self, text: str) -> dict[str, str]:
+        """The parts that a piece of text brings."""
+        return self._joined([(False, text)] if self.parted is None else self.parted.feed(text))
+
+    def end(self) -> dict[str, str]:
+        """The parts that were held back."""
+        return self._joined([] if self.parted is None else self.parted.end())
+
+    def _joined(self, parts: Sequence[tuple[bool, str]]) -> dict[str, str]:
+        new = dict[str, str]()
+        for is_thought, text in parts:
+            name = "reasoning_content" if is_thought else "content"
+            if text:
+                new[name] = new.get(name, "") + text
+                self.parts[name] = self.parts.get(name, "") + text
+        return new
+
+
+class Reply:
+    """The answers to a request's prompts, n to each, which begin to run when they are asked for."""
+
+    def __init__(
+        self, worker: Worker, asked: Asked, prompts: Sequence[Prompt], form: Form, *, echo: bool = False
+    ) -> None:
+        """Take what is asked for; `echo`: each answer begins with its prompt."""
+        self._worker, self._asked, self._form = worker, asked, form
+        self._prompts = [prompt for prompt in prompts for _ in range(asked.n)]
+        self._n_prompts, self._echo = len(prompts), echo
+
+    def _begin(self) -> tuple[list[Answer], list[Taken]]:
+        settings = self._asked.each(self._n_prompts)
+        answers = [
+            Answer(self._worker, prompt.ids, each)
+            for prompt, each in zip(self._prompts, settings, strict=True)
+        ]
+        taken = [Taken(Parted(prompt.opened) if self._form.is_chat else None) for prompt in self._prompts]
+        return answers, taken
+
+    async def whole(self) -> dict[str, Any]:
+        """One object, when all answers have ended.
+
+        Raises:
+            HotcoldError: the engine failed.
+        """
+        answers, taken = self._begin()
+        told: list[list[TokenLogprobs]] = [[] for _ in answers]
+        async for i, piece in merged(answers):
+            if piece is None:
+                taken[i].end()
+            else:
+                taken[i].feed(piece.text)
+                told[i] += piece.logprobs
+        statistics = ended(answers)
+        choices = []
+        for i, each in enumerate(taken):
+            if self._echo:
+                each.parts["content"] = self._prompts[i].text + each.parts.get("content", "")
+            n_before = len(self._prompts[i].text) if self._echo else 0
+            finish = finish_reason(statistics[i])
+            choices.append(self._form.choice(i, each.parts, told[i], finish, chunk=False, n_before=n_before))
+        counts = usage(statistics, self._n_prompts)
+        return {**self._form.head(chunk=False), "choices": choices, "usage": counts}
+
+    async def chunks(self) -> AsyncIterator[dict[str, Any]]:
+        """Objects as the answers come.
+
+        Raises:
+            HotcoldError: the engine failed.
+        """
+        answers, taken = self._begin()
+
+        def choice(i: int, parts: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+            each = taken[i]
+            told, each.told = each.told, []
+            made = self._form.choice(i, parts, told, finish, chunk=True, n_before=each.n_told)
+            each.n_told += sum(map(len, (made["logprobs"] or {}).get("tokens", ())))
+            return self._chunk(made)
+
+        for i, prompt in enumerate(self._prompts):
+            if self._form.is_chat:
+                yield choice(i, {"role": "assistant", "content": ""})
+            elif self._echo:
+                taken[i].n_told = len(prompt.text)
+                yield choice(i, {"content": prompt.text})
+        async for i, piece in merged(answers):
+            if piece is None:
+                for made in _last(i, taken[i], answers[i], choice):
+                    yield made
+            else:
+                taken[i].told += piece.logprobs
+                if parts := taken[i].feed(piece.text):
+                    yield choice(i, parts)
+        if self._asked.include_usage:
+            yield self._chunk() | {"usage": usage(ended(answers), self._n_prompts)}
+
+    def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
+        counts = {"usage": None} if self._asked.include_usage else {}
+        return {**self._form.head(chunk=True), "choices": [*choices], **counts}
+
+
+def _last(
+    i: int, taken: Taken, answer: Answer, choice: Callable[..., dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """What an answer's end brings: text that was held back, and the reason."""
+    if parts := taken.end():
+        yield choice(i, parts)
+    yield choice(i, {}, finish_reason(ended([answer])[0]))
+
+
+def ended(answers: Sequence[Answer]) -> list[Statistics]:
+    """What each has done; all of them have ended."""
+    return [answer.done.statistics for answer in answers if answer.done is not None]

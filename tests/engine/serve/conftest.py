@@ -1,0 +1,28 @@
+"""The bundled model, served with a chat template."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from serving import CHAT_TEMPLATE, Served, served
+
+from hotcold import Engine, load
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with load(n_ctx=160, threads=1, kv_type="f32", sparsity="off") as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("template") / "chat.jinja"
+    path.write_text(CHAT_TEMPLATE)
+    return path
+
+
+@pytest.fixture(scope="module")
+def server(engine: Engine, template: Path) -> Iterator[Served]:
+    with served(engine, chat_template=template, ping_seconds=0.02) as server:
+        yield server

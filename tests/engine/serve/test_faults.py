@@ -1,0 +1,171 @@
+"""Clients that vanish, a full queue, thoughts, pings, a device that fails, an end while answers run."""
+
+import json
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from serving import Served, served, until
+
+from hotcold import Engine
+from hotcold.engine.generation import generation
+from hotcold.engine.generation.not_finite import check_finite
+from hotcold.errors import DeviceError
+
+CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+LONG = {"prompt": "Emma", "max_tokens": -1, "ignore_eos": True}
+
+
+def metric(server: Served, name: str) -> float:
+    lines = server.ask("/metrics").body.decode().splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name))
+
+
+def n_workers() -> int:
+    return sum(thread.name == "hotcold-serve" for thread in threading.enumerate())
+
+
+@pytest.fixture
+def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes a moment, so that something can happen meanwhile."""
+    def wait(*arguments: Any) -> None:
+        time.sleep(0.03)
+        check_finite(*arguments)
+
+    monkeypatch.setattr(generation, "check_finite", wait)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_nobody_waits_for_is_stopped(server: Served, slowly: None, stream: bool) -> None:
+    before = metric(server, 'hotcold_answers_total{reason="stopped"}')
+    for _ in range(3):
+        connection = server.open(TEXT, LONG | {"stream": stream})
+        until(lambda: metric(server, "hotcold_running") == 1)
+        connection.close()
+        until(lambda: metric(server, "hotcold_running") == 0)
+    assert metric(server, 'hotcold_answers_total{reason="stopped"}') == before + 3
+
+
+def test_an_answer_that_waits_can_be_given_up(server: Served, slowly: None) -> None:
+    first, second = server.open(TEXT, LONG), server.open(TEXT, LONG)
+    until(lambda: metric(server, "hotcold_waiting") == 1)
+    ended = metric(server, "hotcold_answers_total")
+    second.close()
+    time.sleep(0.1)
+    first.close()
+    until(lambda: metric(server, "hotcold_waiting") + metric(server, "hotcold_running") == 0)
+    assert metric(server, "hotcold_answers_total") == ended + 1
+    assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
+
+
+def test_a_full_queue_is_said(engine: Engine, slowly: None) -> None:
+    with served(engine, max_waiting=1) as server:
+        held = [server.open(TEXT, LONG) for _ in range(2)]
+        until(lambda: metric(server, "hotcold_waiting") == 1)
+        told = server.ask(TEXT, LONG)
+        assert told.status == 429 and told.json["error"]["code"] == "queue_full"
+        assert told.headers["retry-after"] and "at most 2 at a time" in told.message
+        for connection in held:
+            connection.close()
+        until(lambda: server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200)
+
+
+def test_many_vanish(server: Served) -> None:
+    for i in range(40):
+        connection = server.open(TEXT, LONG | {"stream": i % 2 == 0})
+        if i % 3 == 0:
+            connection.recv(100)
+        connection.close()
+    until(lambda: metric(server, "hotcold_waiting") + metric(server, "hotcold_running") == 0)
+    assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
+    assert n_workers() == 1
+
+
+def test_a_stream_says_that_it_is_there(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wait(*arguments: Any) -> None:
+        time.sleep(0.2)
+        check_finite(*arguments)
+
+    monkeypatch.setattr(generation, "check_finite", wait)
+    told = server.ask(TEXT, {"prompt": "Emma", "max_tokens": 2, "stream": True})
+    assert told.headers["content-type"].startswith("text/event-stream")
+    assert b": ping\n\n" in told.body and told.events
+
+
+def test_a_device_that_fails_is_said_and_the_next_request_answered(
+    server: Served, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise DeviceError("device", "cuda", "it does not answer", "look at dmesg")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.executor, "run", fail)
+        patch.setattr(engine.first_prompt, "run", fail)
+        told = server.ask(TEXT, {"prompt": "Emma"})
+        assert told.status == 503 and "it does not answer" in told.message
+        streamed = server.ask(TEXT, {"prompt": "Emma", "stream": True})
+        assert streamed.status == 200 and b"[DONE]" not in streamed.body
+        last = streamed.body.decode().strip().rpartition("data: ")[2]
+        assert "it does not answer" in json.loads(last)["error"]["message"]
+    assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
+
+
+def test_what_nobody_foresaw_is_a_500(
+    server: Served, engine: Engine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise ZeroDivisionError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "generate_with", fail)
+        told = server.ask(TEXT, {"prompt": "Emma"})
+    assert told.status == 500 and "ZeroDivisionError" in told.message and "secret" not in told.message
+    assert "a request failed" in caplog.text
+    assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
+
+
+def test_thoughts_come_apart(engine: Engine, tmp_path: Path) -> None:
+    """The template opens a thought, and nothing closes it: all of the answer is one."""
+    path = tmp_path / "thinking.jinja"
+    path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n")
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hm"}], "max_tokens": 8, "temperature": 0}
+    with served(engine, chat_template=path) as server:
+        message = server.ask(CHAT, asked).json["choices"][0]["message"]
+        assert message["content"] == "" and message["reasoning_content"]
+        events = server.ask(CHAT, asked | {"stream": True}).events
+        deltas = [event["choices"][0]["delta"] for event in events]
+        thought = "".join(delta.get("reasoning_content", "") for delta in deltas)
+        assert thought == message["reasoning_content"]
+        assert not any(delta.get("content") for delta in deltas)
+
+
+def test_a_template_without_the_system_role_is_told(engine: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "plain.jinja"
+    path.write_text("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
+    system, user = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hm?"}
+    with served(engine, chat_template=path) as server:
+        told = server.ask(CHAT, {"messages": [system, user], "max_tokens": 1})
+        assert "no system role" in told.headers["warning"]
+        n = len(engine.tokenizer.encode("Be brief.\n\nHm?"))
+        assert told.json["usage"]["prompt_tokens"] == n
+
+
+def test_a_context_that_is_full_ends_with_length(server: Served, engine: Engine) -> None:
+    told = server.ask(TEXT, LONG | {"temperature": 0})
+    assert told.json["choices"][0]["finish_reason"] == "length"
+    assert told.json["usage"]["total_tokens"] == engine.n_ctx
+
+
+def test_the_end_stops_what_runs(engine: Engine, slowly: None) -> None:
+    before = n_workers()
+    with served(engine) as server:
+        connection = server.open(TEXT, LONG | {"max_tokens": 20})
+        until(lambda: metric(server, "hotcold_running") == 1)
+    answer = b""
+    while part := connection.recv(65536):
+        answer += part
+    assert b'"finish_reason":"length"' in answer  # it was brought to its end
+    assert n_workers() == before
+    assert engine.is_open
