@@ -111,15 +111,14 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
         event.synchronize()
 
     yield cost("16 KB down, and the wait for it", device, copy_and_wait, repeats)
-    stream = device.compute.raw
-    if not hasattr(stream, "begin_capture"):
-        return
-    stream.begin_capture()
-    for _ in range(IN_A_GRAPH // 2):
-        device.run(few, device.compute)
-        device.run(norm, device.compute)
-    graph = stream.end_capture()
-    whole = cost("", device, lambda: graph.launch(stream), max(1, repeats // IN_A_GRAPH))
+
+    def many_launches() -> None:
+        for _ in range(IN_A_GRAPH // 2):
+            device.run(few, device.compute)
+            device.run(norm, device.compute)
+
+    graph = device.capture(many_launches, device.compute)
+    whole = cost("", device, lambda: device.run_graph(graph, device.compute), max(1, repeats // IN_A_GRAPH))
     yield Cost(f"one of {IN_A_GRAPH} launches in a graph", whole.host / IN_A_GRAPH, whole.done / IN_A_GRAPH)
 
 

@@ -32,33 +32,36 @@ Type = GGMLQuantizationType
 SMALL = LlamaShape(n_embd=64, n_ff=256, n_layer=32, n_head=2, n_head_kv=2, n_vocab=512, n_ctx=256)
 MIDDLE = LlamaShape(n_embd=2048, n_ff=5632, n_layer=4, n_head=16, n_head_kv=16, n_vocab=512, n_ctx=256)
 WIDE = LlamaShape(n_embd=4096, n_ff=11008, n_layer=2, n_head=32, n_head_kv=32, n_vocab=512, n_ctx=256)
-GOAL_MICROSECONDS = 100
+GOAL_MICROSECONDS = 8
 
 
 def python_time(kind: Type, folder: Path, n_tokens: int = 200) -> float:
-    """Microseconds of Python per split layer and token; printed."""
+    """Microseconds of Python per split layer and token, in graphs; printed beside those of single launches."""
     how = Wanted("predictor", SMALL.n_ctx, 8)
     with random_relu_model(folder, SMALL, kind, 32) as (file, model), Device(StubDriver()) as device:
         budget = half_the_neurons(whole_plan(model, device, how))
         plan = plan_for(model, device, how, budget)
         with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
-            logits, times = np.empty((1, model.n_vocab), np.float32), []
+            logits = np.empty((1, model.n_vocab), np.float32)
+            times: tuple[list[float], list[float]] = [], []
             for i in range(n_tokens):
+                device.has_graphs = bool(i % 2)
                 started = time.perf_counter()
                 executor.run(np.array([5], np.int32), i, logits)
-                times.append(time.perf_counter() - started)
+                times[i % 2].append(time.perf_counter() - started)
             layers, steps = split_layers(executor), executor.steps(1)
             launches = sum(len(step.launches) for step in steps if isinstance(step, Launches))
             walks = sum(isinstance(step, Walk) for step in steps)
-    micro = float(np.median(times)) / layers * 1e6
-    print(f"| {kind.name} | {launches / layers:.1f} | {walks / layers:.1f} | {micro:.1f} |", flush=True)
-    return micro
+    alone, together = (float(np.median(of)) / layers * 1e6 for of in times)
+    per_layer = f"{launches / layers:.1f} | {walks / layers:.1f}"
+    print(f"| {kind.name} | {per_layer} | {alone:.1f} | {together:.1f} |", flush=True)
+    return together
 
 
 def python_table(folder: Path) -> bool:
     """Whether the goal is met."""
-    print("| type | launches a layer | walks a layer | Python, us a layer and token |")
-    print("| --- | ---: | ---: | ---: |")
+    print("| type | launches a layer | walks a layer | Python, us a layer and token | in graphs |")
+    print("| --- | ---: | ---: | ---: | ---: |")
     return max([python_time(kind, folder) for kind in (Type.F16, Type.Q4_0)]) < GOAL_MICROSECONDS
 
 

@@ -96,6 +96,17 @@ class StubDriver:
         """Nothing to give back."""
 
 
+    def begin_capture(self, stream: Any) -> None:
+        """Nothing to write down."""
+
+    def end_capture(self, stream: Any) -> Any:
+        """Nothing was written down."""
+        return ()
+
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        """Nothing to do."""
+
+
 class SleepingDriver(StubDriver):
     """A stub whose streams are threads, and whose kernels take their time there, asleep.
 
@@ -149,7 +160,21 @@ class SleepingDriver(StubDriver):
             if seconds:
                 time.sleep(seconds)
 
-        return lambda stream: stream.work.put(sleep)
+        return lambda stream: stream.put(sleep)
+
+    def begin_capture(self, stream: Any) -> None:
+        """Keep what comes."""
+        stream.captured = []
+
+    def end_capture(self, stream: Any) -> Any:
+        """What came."""
+        captured, stream.captured = stream.captured, None
+        return captured
+
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        """Do it in its order."""
+        for work in graph:
+            stream.put(work)
 
     def close(self) -> None:
         """End the threads."""
@@ -171,8 +196,16 @@ class _Line:
 
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
+        self.captured: list[Callable[[], Any]] | None = None
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
+
+    def put(self, work: Callable[[], Any]) -> None:
+        """Do it after all before it, or keep it for a graph."""
+        if self.captured is not None:
+            self.captured.append(work)
+        else:
+            self.work.put(work)
 
     def _serve(self) -> None:
         while (work := self.work.get()) is not None:

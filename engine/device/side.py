@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.replay import in_graphs
 from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.arena import bytes_together
@@ -34,6 +35,7 @@ class DeviceSide:
         self.store, self.device, self.stream = store, device, device.compute
         self.event = device.event()
         self.pinned: list[Pinned] = []
+        self._replayed: dict[bool, tuple[Sequence[Step], list[Step]]] = {}  # by whether logits are wanted
         try:
             self.arena = self._pinned(arena_bytes, np.uint8)
             self.positions = self._pinned(plan.n_batch, np.int32)
@@ -86,6 +88,16 @@ class DeviceSide:
             else:
                 steps += [self._copy(p, graph, n_tokens) for p in nodes]
         return steps
+
+    def replayed(self, steps: Sequence[Step], wants_logits: bool) -> Sequence[Step]:
+        """The steps of a run of one token, as graphs where the device is to have them."""
+        if not self.device.has_graphs:
+            return steps
+        of, replays = self._replayed.get(wants_logits, (None, []))
+        if of is not steps:
+            replays = in_graphs(steps, self.device)
+            self._replayed[wants_logits] = steps, replays
+        return replays
 
     def _waits(self, before: list[Step]) -> Iterator[WaitFor]:
         """The wait, if one is due, before the host goes on: for copies down, and for copies up behind them."""

@@ -1,5 +1,8 @@
 """The device's steps of a run: launches, copies and waits, with walks of the CPU's team in between.
 
+A step enqueues its copies and launches, and may have something to do behind them: record an event, wait. For one
+token, the steps up to the next such end are captured once and replayed as one graph.
+
 All work of the device goes to one stream, in the order of the nodes. So a copy down, the event behind it
 and the hot rows' launches are enqueued first; then the host waits for the event alone, walks the cold
 rows, and enqueues the copy up and the merge behind the hot rows.
@@ -9,8 +12,10 @@ must be over before: the wait for a copy down is also one for every copy up befo
 would go on without such a wait, `WaitFor` stands in its way.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context
@@ -18,38 +23,66 @@ from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned
 from hotcold.kernels.cuda.device.device import Device, Prepared
 
 
+class DeviceStep(ABC):
+    """A step whose copies and launches are the same ones in every run.
+
+    Attributes:
+        nodes: that it carries out.
+        has_end: whether the host has something to do behind them.
+    """
+
+    nodes: tuple[Node, ...]
+    has_end: ClassVar[bool] = False
+
+    @abstractmethod
+    def enqueue(self, context: Context) -> None:
+        """The copies and launches."""
+
+    def finish(self, context: Context) -> None:  # noqa: B027 (most have no end)
+        """What comes behind them, on the host."""
+
+    def run(self, context: Context) -> None:
+        """Both."""
+        self.enqueue(context)
+        self.finish(context)
+
+
 @dataclass(frozen=True)
-class Launches:
+class Launches(DeviceStep):
     """Nodes that were fused, and their launches."""
 
     device: Device
     nodes: tuple[Node, ...]
     launches: tuple[Prepared, ...]
 
-    def run(self, context: Context) -> None:
-        """Enqueue them."""
+    def enqueue(self, context: Context) -> None:
+        """The launches."""
         for launch in self.launches:
             self.device.run(launch, self.device.compute)
 
 
 @dataclass(frozen=True)
-class CopyDown:
+class CopyDown(DeviceStep):
     """From the device's arena to the host's; `event` is recorded behind it."""
 
+    has_end: ClassVar[bool] = True
     device: Device
     nodes: tuple[Node, ...]
     host: Pinned
     buffer: Buffer
     event: Event
 
-    def run(self, context: Context) -> None:
-        """Enqueue both."""
+    def enqueue(self, context: Context) -> None:
+        """The copy."""
         self.device.download(self.host, self.buffer, self.device.compute)
+
+    def finish(self, context: Context) -> None:
+        """Record the event."""
         self.event.record(self.device.compute)
 
 
 @dataclass(frozen=True)
-class CopyUp:
+class CopyUp(DeviceStep):
     """From the host's arena to the device's."""
 
     device: Device
@@ -57,8 +90,8 @@ class CopyUp:
     host: Pinned
     buffer: Buffer
 
-    def run(self, context: Context) -> None:
-        """Enqueue it."""
+    def enqueue(self, context: Context) -> None:
+        """The copy."""
         self.device.upload(self.buffer, self.host, self.device.compute)
 
 
@@ -79,7 +112,7 @@ class WaitFor:
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(DeviceStep):
     """The head on the device, for the tokens whose logits are wanted, and the copy to the run's array.
 
     One token at a time: the head is large, and mostly one is wanted.
@@ -92,6 +125,7 @@ class Logits:
         launches: of one token, by its number in the batch; prepared once.
     """
 
+    has_end: ClassVar[bool] = True
     device: Device
     nodes: tuple[Node, ...]
     rounding: tuple[Prepared, ...]
@@ -100,17 +134,27 @@ class Logits:
     event: Event
     launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
-    def run(self, context: Context) -> None:
-        """Wait for each token's logits."""
+    def enqueue(self, context: Context) -> None:
+        """The rounding, and the first token's launches and copy."""
         if context.logits is None:
             return
-        device, first = self.device, context.n_tokens - len(context.logits)
         for launch in self.rounding:
-            device.run(launch, device.compute)
+            self.device.run(launch, self.device.compute)
+        self._enqueue_token(context.n_tokens - len(context.logits))
+
+    def _enqueue_token(self, token: int) -> None:
+        for launch in self.launches(token):
+            self.device.run(launch, self.device.compute)
+        self.device.download(self.host, self.buffer, self.device.compute)
+
+    def finish(self, context: Context) -> None:
+        """Wait for the first token's logits, then take the others one by one."""
+        if context.logits is None:
+            return
+        first = context.n_tokens - len(context.logits)
         for i, row in enumerate(context.logits):
-            for launch in self.launches(first + i):
-                device.run(launch, device.compute)
-            device.download(self.host, self.buffer, device.compute)
-            self.event.record(device.compute)
+            if i > 0:
+                self._enqueue_token(first + i)
+            self.event.record(self.device.compute)
             self.event.synchronize()
             row[:] = self.host.array

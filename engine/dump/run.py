@@ -68,6 +68,7 @@ def _rows(
         ("copies, a token", "", traffic.copies + bool(positions), up + down),
         ("waits of the host, a token", "", None, waits),
         ("launches, a token", "", None, use["kernel_launches"] / n_tokens),
+        ("of graphs, a token", "", None, use["graph_launches"] / n_tokens),
         (f"{plan.model.unit}s on the device", "share", plan.hot_share, use["ffn_device_share"]),
         (served, "share", plan.coverage, use["active_device_share"]),
         ("loading to the device", "bytes/s", None, load or None),

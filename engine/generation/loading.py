@@ -47,6 +47,7 @@ def load(
     strict: bool = DEFAULTS.strict,
     mlock: bool = DEFAULTS.mlock,
     no_mmap: bool = DEFAULTS.no_mmap,
+    no_graphs: bool = DEFAULTS.no_graphs,
     check_tensors: bool = DEFAULTS.check_tensors,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
@@ -55,7 +56,7 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, check_tensors: see `RunOptions`.
+            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -78,6 +79,7 @@ def load(
         strict,
         mlock,
         no_mmap,
+        no_graphs,
         check_tensors,
     )
     return load_with(path, options, progress)
@@ -121,6 +123,8 @@ def load_with(
         how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
+        if executor.device is not None:
+            executor.device.has_graphs = not options.no_graphs
         memory = make_resident(executor.plan, file, options.mlock, reading)
     except BaseException:
         file.close()

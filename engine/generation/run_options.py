@@ -25,6 +25,7 @@ class RunOptions:
         strict: refuse whatever would run elsewhere, or with less, than was asked for.
         mlock: keep what the CPU reads of the file in memory, where the system allows it.
         no_mmap: read the file whole into memory instead of mapping it.
+        no_graphs: launch each kernel of a device by itself.
         check_tensors: look at every block first, and refuse a file with a scale that is NaN or infinite.
     """
 
@@ -41,4 +42,5 @@ class RunOptions:
     strict: bool = False
     mlock: bool = False
     no_mmap: bool = False
+    no_graphs: bool = False
     check_tensors: bool = False

@@ -5,6 +5,7 @@ The executor knows nodes, not architectures. Both graphs are lowered once; a run
 the team, with a device also launches and copies.
 """
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -188,7 +189,9 @@ class Executor(Closing):
     def _run_both(self, side: "DeviceSide", n_past: int, context: Context) -> None:
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
-            steps = self.steps(context.n_tokens)
+            steps: Sequence[Step] = self.steps(context.n_tokens)
+            if context.n_tokens == 1 and self.taking is take_all:  # others look at single steps
+                steps = side.replayed(steps, context.logits is not None)
             side.send_positions(n_past, context.n_tokens)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen

@@ -16,7 +16,7 @@ class DeviceUse:
     Attributes:
         device: as in --device; "cpu" where there is none.
         vram_planned, vram_used: bytes; what the device's allocator says is used.
-        kernel_launches: so far.
+        kernel_launches, graph_launches: so far; kernels also as parts of graphs.
         ffn_device_share: part of all neurons whose rows are on the device.
         listed_device, listed_host: neurons that a predictor listed, or those of the experts that a router chose, on
             either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
@@ -27,6 +27,7 @@ class DeviceUse:
     vram_planned: int = 0
     vram_used: int = 0
     kernel_launches: int = 0
+    graph_launches: int = 0
     ffn_device_share: float = 0.0
     listed_device: int = 0
     listed_host: int = 0
@@ -44,6 +45,7 @@ class DeviceUse:
             self.vram_planned,
             self.vram_used,
             self.kernel_launches - earlier.kernel_launches,
+            self.graph_launches - earlier.graph_launches,
             self.ffn_device_share,
             self.listed_device - earlier.listed_device,
             self.listed_host - earlier.listed_host,
@@ -66,6 +68,7 @@ class DeviceUse:
             "vram_planned": self.vram_planned,
             "vram_used": self.vram_used,
             "kernel_launches": self.kernel_launches,
+            "graph_launches": self.graph_launches,
             "ffn_device_share": self.ffn_device_share,
             "active_device_share": self.active_device_share,
         }
@@ -99,6 +102,7 @@ class DeviceMeter:
             plan.totals.used,
             device.counters.live_bytes,
             sum(device.counters.launches.values()),
+            device.counters.graph_launches,
             plan.hot_share,
             self._listed,
             listed_host,

@@ -74,6 +74,7 @@ class StubCupy:
             memcpyDeviceToHost=TO_HOST,
             memcpyDeviceToDevice=WITHIN_DEVICE,
         )
+        self.__version__ = "of tests"
         self._core = SimpleNamespace(_scalar=SimpleNamespace(CScalar=CScalar))
         self.cuda = SimpleNamespace(
             runtime=runtime,
@@ -238,6 +239,20 @@ class Stream:
 
     def synchronize(self) -> None:
         _guard(self.cupy, lambda: self.cupy.emulated.wait_stream(self.raw))
+
+    def begin_capture(self, mode: int | None = None) -> None:
+        self.cupy.emulated.begin_capture(self.raw)
+
+    def end_capture(self) -> Graph:
+        return Graph(self.cupy, self.cupy.emulated.end_capture(self.raw))
+
+
+class Graph:
+    def __init__(self, cupy: StubCupy, captured: Any) -> None:
+        self.cupy, self.captured = cupy, captured
+
+    def launch(self, stream: Stream) -> None:
+        _guard(self.cupy, lambda: self.cupy.emulated.launch_graph(self.captured, stream.raw))
 
 
 class Event:

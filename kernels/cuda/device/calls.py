@@ -1,5 +1,7 @@
 """What was asked of a device: counted, and written down for who wants to read it."""
 
+from __future__ import annotations
+
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -10,7 +12,8 @@ class Counters:
 
     Attributes:
         h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
-        launches: how often each kernel was launched.
+        launches: how often each kernel was launched, also as a part of graphs.
+        graph_launches: how often a graph was launched.
         host_waits: how often the host waited for the device.
         stream_waits: how often a stream was told to wait for another.
         live_bytes, peak_bytes: device memory that the driver's allocator holds, and held at most.
@@ -22,11 +25,20 @@ class Counters:
     d2h_calls: int = 0
     d2h_bytes: int = 0
     launches: Counter[str] = field(default_factory=Counter)
+    graph_launches: int = 0
     host_waits: int = 0
     stream_waits: int = 0
     live_bytes: int = 0
     peak_bytes: int = 0
     pinned_bytes: int = 0
+
+    def add_work(self, other: Counters) -> None:
+        """Count another's copies and launches too."""
+        self.h2d_calls += other.h2d_calls
+        self.h2d_bytes += other.h2d_bytes
+        self.d2h_calls += other.d2h_calls
+        self.d2h_bytes += other.d2h_bytes
+        self.launches.update(other.launches)
 
 
 @dataclass(frozen=True)
@@ -34,7 +46,7 @@ class Call:
     """One thing that was asked of a device.
 
     Attributes:
-        what: a kernel, "h2d", "d2h", "record", "wait" (a stream's) or "host waits".
+        what: a kernel, "h2d", "d2h", "graph" (its parts come after it), "record", "wait" (a stream's) or "host waits".
         stream: its name.
     """
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
 from hotcold.kernels.cuda.device.cache import quiet_directory
-from hotcold.kernels.cuda.device.driver import Facts, Launch
+from hotcold.kernels.cuda.device.driver import CaptureError, Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_code
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.units import Kernels, unit_of, untyped
@@ -260,6 +260,25 @@ class CudaDriver:
     @translated
     def _enqueue(self, enqueue: Callable[[Any], None], stream: Any) -> None:
         enqueue(stream)
+
+    @translated
+    def begin_capture(self, stream: Any) -> None:
+        """cudaStreamBeginCapture."""
+        if not hasattr(stream, "begin_capture"):
+            raise CaptureError(
+                "CuPy", self.cupy.__version__, "it has no graphs", "update it, or add --no-graphs"
+            )
+        stream.begin_capture()
+
+    @translated
+    def end_capture(self, stream: Any) -> Any:
+        """cudaStreamEndCapture and cudaGraphInstantiate."""
+        return stream.end_capture()
+
+    @translated
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        """cudaGraphLaunch."""
+        graph.launch(stream)
 
     @translated
     def local_bytes(self, kernel: str) -> int:

@@ -28,7 +28,7 @@ from hotcold.kernels.cuda.device.buffers import (
     shape_of,
 )
 from hotcold.kernels.cuda.device.calls import Call, Counters
-from hotcold.kernels.cuda.device.driver import Driver, Launch
+from hotcold.kernels.cuda.device.driver import CaptureError, Driver, Launch
 from hotcold.kernels.cuda.device.signatures import (
     Parameter,
     Signature,
@@ -52,6 +52,23 @@ class Prepared:
     enqueue: Callable[[Any], None]
 
 
+@dataclass(frozen=True)
+class Graph:
+    """Copies and launches that were captured, to be enqueued together any number of times.
+
+    Attributes:
+        raw: the driver's.
+        allocations: that it reads and writes.
+        counted: the work in it.
+        calls: the same in its order.
+    """
+
+    raw: Any
+    allocations: tuple[Allocation, ...]
+    counted: Counters
+    calls: tuple[Call, ...]
+
+
 class Device(Closing):
     """One device: checks and counts every call, and passes it on to its driver.
 
@@ -60,6 +77,7 @@ class Device(Closing):
         compute, copy: the two streams that every device has.
         counters: what was done.
         log: everything asked of the device, in order, while it is a list; None by default.
+        has_graphs: whether runs are to capture what they enqueue; set by whoever opens the device.
     """
 
     def __init__(self, driver: Driver) -> None:
@@ -68,7 +86,8 @@ class Device(Closing):
         self.log: list[Call] | None = None
         self.allocations: dict[int, Allocation] = {}
         self.pinned_allocations: dict[int, Allocation] = {}
-        self.closed = False
+        self.closed, self.has_graphs = False, True
+        self._captured: dict[int, Allocation] | None = None
         self._failures: dict[str, int] = {}
         self.compute, self.copy = self.stream("compute"), self.stream("copy")
 
@@ -213,7 +232,51 @@ class Device(Closing):
         self.counters.launches[prepared.kernel] += 1
         if self.log is not None:
             self.note(prepared.kernel, stream.name)
+        if self._captured is not None:
+            self._captured |= {id(used): used for used in prepared.allocations}
         prepared.enqueue(stream.raw)
+
+    # Graphs
+
+    def capture(self, enqueue: Callable[[], object], stream: Stream) -> Graph:
+        """A graph of what `enqueue` enqueues on a stream; nothing of it is done or counted yet.
+
+        Raises:
+            CaptureError: the device has no graphs, or something other than copies and launches was asked for.
+        """
+        self.check_open()
+        counters, log, failures = self.counters, self.log, self._failures
+        self.counters, self.log, self._failures, self._captured = Counters(), [], {}, {}
+        try:
+            self.driver.begin_capture(stream.raw)
+            try:
+                enqueue()
+            finally:
+                raw = self.driver.end_capture(stream.raw)
+            return Graph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
+        except DeviceError as error:
+            raise CaptureError(f"graph of {self.name}", error, "not captured", "add --no-graphs") from error
+        finally:
+            self.counters, self.log, self._failures, self._captured = counters, log, failures, None
+
+    def run_graph(self, graph: Graph, stream: Stream) -> None:
+        """Enqueue a graph; its work is counted as if it had been enqueued piece by piece."""
+        if self._failures or self.closed or stream.device is not self:
+            self._begin_all(graph, stream)
+        for allocation in graph.allocations:
+            if allocation.device is not self or not allocation.alive:
+                allocation.check(self)
+        self.counters.graph_launches += 1
+        self.counters.add_work(graph.counted)
+        if self.log is not None:
+            self.note("graph", stream.name)
+            self.log += graph.calls
+        self.driver.launch_graph(graph.raw, stream.raw)
+
+    def _begin_all(self, graph: Graph, stream: Stream) -> None:
+        """What every piece of a graph would have asked first."""
+        for call in graph.calls:
+            self._begin(call.what if call.what in FAILURES else "launch", stream)
 
     # Tests and statistics
 
@@ -277,6 +340,8 @@ class Device(Closing):
             raise DeviceError("copy", kinds, "needs a Buffer and a Pinned buffer of the device")
         buffer.allocation.check(self)
         host.allocation.check(self)
+        if self._captured is not None:
+            self._captured |= {id(side.allocation): side.allocation for side in (buffer, host)}
         if buffer.n_bytes != host.n_bytes:
             raise DeviceError("copy", f"{host.n_bytes} bytes on the host", f"{buffer.n_bytes} on the device")
 

@@ -15,6 +15,10 @@ class KernelFault(DeviceError):
     """A kernel did what no kernel may: the emulated device names it, its block, thread and line."""
 
 
+class CaptureError(DeviceError):
+    """A graph cannot be made: the driver or CuPy has none, or refuses what is in it."""
+
+
 @dataclass(frozen=True)
 class Facts:
     """What a device is.
@@ -108,6 +112,15 @@ class Driver(Protocol):
 
     def prepare(self, launch: Launch) -> Callable[[Any], None]:
         """What enqueues the launch when it is called with a stream, any number of times."""
+
+    def begin_capture(self, stream: Any) -> None:
+        """From here on the stream's copies and launches are written down and not done."""
+
+    def end_capture(self, stream: Any) -> Any:
+        """What was written down, as a graph."""
+
+    def launch_graph(self, graph: Any, stream: Any) -> None:
+        """Enqueue all of a graph, in its order."""
 
     def close(self) -> None:
         """Give everything back."""

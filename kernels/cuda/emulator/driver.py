@@ -1,6 +1,7 @@
 """The driver without a card: the CUDA sources, compiled by g++ and run on the CPU."""
 
 import ctypes
+import functools
 import os
 import re
 import shutil
@@ -15,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.errors import DeviceError, SettingError
-from hotcold.kernels.cuda.device.driver import Facts, KernelFault, Launch
+from hotcold.kernels.cuda.device.driver import CaptureError, Facts, KernelFault, Launch
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.units import Kernels, unit_of
 from hotcold.kernels.cuda.emulator.build import BUILDS, build, find_compiler
 from hotcold.kernels.cuda.emulator.memory import POISON, Allocator
-from hotcold.kernels.cuda.emulator.streams import Mark, Streams, WorkQueue
+from hotcold.kernels.cuda.emulator.streams import Enqueue, Mark, Streams, Work, WorkQueue
 
 MESSAGE_BYTES = 1000
 MEMORY_BYTES = 8 << 30
@@ -78,6 +79,7 @@ class EmulatedDriver:
 
     def allocate(self, n_bytes: int) -> NDArray[np.uint8]:
         """Poisoned bytes between guard pages."""
+        self._check_no_capture("an allocation")
         return self.memory.allocate(n_bytes)
 
     def release(self, array: Any) -> None:
@@ -98,6 +100,7 @@ class EmulatedDriver:
 
     def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
         """Host memory, poisoned and guarded too."""
+        self._check_no_capture("an allocation")
         array = self.host.allocate(n_bytes)
         return array, array
 
@@ -116,20 +119,27 @@ class EmulatedDriver:
         return Mark()
 
     def record(self, event: Mark, stream: WorkQueue) -> None:
-        """Mark the end of a stream."""
+        """Mark the end of a stream.
+
+        CUDA would take an event into a graph; the host could not wait for it.
+        """
+        self._check_no_capture("an event that the host waits for")
         event.record(stream)
 
     def stream_wait(self, stream: WorkQueue, event: Mark) -> None:
         """Later work of the stream comes after the event."""
+        self._check_no_capture("a wait of one stream for another")
         stream.wait(event)
 
     def wait_event(self, event: Mark) -> None:
         """The host waits for an event."""
+        self._check_no_capture("a wait")
         self._check_alive()
         event.synchronize()
 
     def wait_stream(self, stream: WorkQueue) -> None:
         """The host waits for all work of a stream."""
+        self._check_no_capture("a wait")
         self._check_alive()
         stream.run_to(stream.n_added)
 
@@ -142,12 +152,32 @@ class EmulatedDriver:
 
     def upload(self, address: int, host: int, n_bytes: int, stream: WorkQueue) -> None:
         """Copy later, when the host may already have changed its side."""
-        self._enqueue(stream, lambda: self._copy(address, host, n_bytes, host, address))
+        self._copy_later(stream, lambda: self._copy(address, host, n_bytes, host, address), host, n_bytes)
 
     def download(self, host: int, address: int, n_bytes: int, stream: WorkQueue) -> None:
         """Copy later; until then the host reads poison."""
-        ctypes.memset(host, POISON, n_bytes)
-        self._enqueue(stream, lambda: self._copy(host, address, n_bytes, host, address))
+
+        def poison() -> None:
+            ctypes.memset(host, POISON, n_bytes)
+
+        copy = functools.partial(self._copy, host, address, n_bytes, host, address)
+        self._copy_later(stream, copy, host, n_bytes, poison)
+
+    def _copy_later(
+        self, stream: WorkQueue, copy: Work, host: int, n_bytes: int, first: Work = lambda: None
+    ) -> None:
+        """Enqueue a copy; `first` is done on the host at once, as often as the copy is enqueued."""
+        if stream.captured is not None and not self.host.covers(host, n_bytes):
+            raise CaptureError("copy in a graph", f"{n_bytes} bytes", "the host's memory is not page-locked")
+
+        def enqueue(to: WorkQueue) -> None:
+            first()
+            self._enqueue(to, copy)
+
+        if stream.captured is not None:
+            stream.captured.append(enqueue)
+        else:
+            enqueue(stream)
 
     def _copy(self, to: int, source: int, n_bytes: int, host: int, address: int) -> None:
         if not self.memory.covers(address, n_bytes) or not self.host.covers(host, n_bytes):
@@ -179,7 +209,41 @@ class EmulatedDriver:
             if failed:
                 self._lose(said.value.decode(errors="replace"))
 
-        return lambda stream: self._enqueue(stream, run)
+        def enqueue(stream: WorkQueue) -> None:
+            if stream.captured is not None:
+                stream.captured.append(enqueue)
+            else:
+                self._enqueue(stream, run)
+
+        return enqueue
+
+    # Graphs
+
+    def begin_capture(self, stream: WorkQueue) -> None:
+        """From here on the stream's work is written down."""
+        self._check_alive()
+        self._check_no_capture("another capture")
+        stream.captured = []
+
+    def end_capture(self, stream: WorkQueue) -> list[Enqueue]:
+        """What was written down; it is a graph as it is."""
+        captured, stream.captured = stream.captured, None
+        if captured is None:
+            raise CaptureError("capture", "ended", "none was begun")
+        return captured
+
+    def launch_graph(self, graph: list[Enqueue], stream: WorkQueue) -> None:
+        """Enqueue it piece by piece, in its order."""
+        self._check_no_capture("a graph")
+        for enqueue in graph:
+            enqueue(stream)
+
+    def _check_no_capture(self, what: str) -> None:
+        """CUDA ends a capture in which this is asked for."""
+        if any(stream.captured is not None for stream in self.streams.all):
+            raise CaptureError(
+                "capture", what, "a graph holds copies and launches alone", "ask before or after"
+            )
 
     def _library(self, kernel: str) -> Library:
         """The compiled unit that a kernel is in."""

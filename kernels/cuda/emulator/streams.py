@@ -15,6 +15,8 @@ from hotcold.errors import SettingError
 
 POLICIES = ("eager", "late", "random")
 Work = Callable[[], None]
+Enqueue = Callable[["WorkQueue"], None]
+"""Adds work to a stream."""
 
 
 class Streams:
@@ -45,12 +47,17 @@ class Streams:
 
 
 class WorkQueue:
-    """Work in order; `n_added` and `n_run` count it from the beginning."""
+    """Work in order; `n_added` and `n_run` count it from the beginning.
+
+    Attributes:
+        captured: while a graph is made, what it is to enqueue; None else.
+    """
 
     def __init__(self, streams: Streams, eagerness: float) -> None:
         self.streams, self.eagerness = streams, eagerness
         self.queue: deque[Work] = deque()
         self.n_added = self.n_run = 0
+        self.captured: list[Enqueue] | None = None
 
     def enqueue(self, work: Work) -> None:
         """Add work; the policy says whether some runs now."""

@@ -83,12 +83,12 @@ def test_bits_do_not_depend_on_threads(n_threads: int, f16: GGUFFile, open_emula
 
 
 def token_log(executor: Executor, device: Device) -> list[str]:
-    """What a decoded token asks of the device, in order."""
+    """What a decoded token asks of the device, in order; what graphs hold stands in their place."""
     logits = np.empty((1, executor.model.n_vocab), np.float32)
     executor.run(IDS[:3], 0, None)
     device.log = []
     executor.run(IDS[3:4], 3, logits)
-    entries = [entry.what for entry in device.log]
+    entries = [entry.what for entry in device.log if entry.what != "graph"]
     assert {entry.stream for entry in device.log} == {"compute"}
     device.log = None
     return entries

@@ -224,6 +224,7 @@ def cupy() -> Any:
 
 
 NAMES = {
+    "__version__",
     "ndarray",
     "RawModule",
     "cuda.Device",
@@ -278,6 +279,8 @@ def test_signatures_are_cupys(cupy: Any) -> None:
     inspect.signature(cuda.Event.synchronize).bind(None)
     inspect.signature(cuda.Stream.wait_event).bind(None, None)
     inspect.signature(cuda.Stream.synchronize).bind(None)
+    assert all(hasattr(cuda.Stream, name) for name in ("begin_capture", "end_capture"))
+    assert "launch" in dir(cuda.Graph)
     inspect.signature(cuda.PinnedMemory).bind(512)
     assert "PinnedMemoryPointer(mem, ptrdiff_t offset)" in cuda.PinnedMemoryPointer.__doc__
     assert "str path=None" in cupy.RawModule.__doc__

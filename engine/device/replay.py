@@ -1,0 +1,79 @@
+"""Runs of one token as graphs: what the device's steps enqueue is captured once and launched as a whole.
+
+A graph takes its arguments from where it was captured, and they are the same for every token: positions, ids of
+listed rows and all other numbers that change lie in memory of the device. It ends where the host has something to do:
+at an event that it waits for later, at a wait, at a walk.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from hotcold.engine.device.steps import DeviceStep
+from hotcold.engine.graph.graph import Node
+from hotcold.engine.host.steps import Context, Step
+from hotcold.kernels.cuda.device.device import Device, Graph
+from hotcold.kernels.cuda.device.driver import CaptureError
+
+log = logging.getLogger("hotcold.engine")
+
+
+@dataclass
+class Replay:
+    """Steps of the device, of which the last alone may have an end on the host; captured by the first run.
+
+    Attributes:
+        steps: that it carries out.
+    """
+
+    device: Device
+    steps: tuple[DeviceStep, ...]
+    _graph: Graph | None = field(default=None, repr=False)
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Of all its steps."""
+        return tuple(node for step in self.steps for node in step.nodes)
+
+    def run(self, context: Context) -> None:
+        """Launch the graph, then do what the last step does on the host."""
+        if self._graph is None and self.device.has_graphs:
+            self._capture(context)
+        if self._graph is None:
+            self._enqueue(context)
+        else:
+            self.device.run_graph(self._graph, self.device.compute)
+        self.steps[-1].finish(context)
+
+    def _enqueue(self, context: Context) -> None:
+        for step in self.steps:
+            step.enqueue(context)
+
+    def _capture(self, context: Context) -> None:
+        """Make the graph; a device that has none goes on without, and that is said once."""
+        try:
+            self._graph = self.device.capture(lambda: self._enqueue(context), self.device.compute)
+        except CaptureError as error:
+            self.device.has_graphs = False
+            log.warning("without graphs, launches one by one: %s", error)
+
+
+def in_graphs(steps: Sequence[Step], device: Device) -> list[Step]:
+    """The steps of a run of one token, with those of the device together as far as one graph can hold them."""
+    found: list[Step] = []
+    part: list[DeviceStep] = []
+    for step in steps:
+        if not isinstance(step, DeviceStep):
+            found += _replays(part, device)
+            found.append(step)
+            part = []
+            continue
+        part.append(step)
+        if step.has_end:
+            found += _replays(part, device)
+            part = []
+    return found + _replays(part, device)
+
+
+def _replays(part: list[DeviceStep], device: Device) -> list[Step]:
+    return [Replay(device, tuple(part))] if part else []

@@ -1,0 +1,195 @@
+"""Split runs as graphs: the bits of runs without, as few graphs as the host's waits allow, and a way back."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from split_runs import (
+    IDS,
+    Case,
+    OpenEmulated,
+    mixed_logits,
+    model_of,
+    on_device,
+    plan_named,
+    plan_with,
+    some_neurons,
+)
+
+from hotcold.engine.device import replay
+from hotcold.engine.device.replay import Replay
+from hotcold.engine.device.steps import CopyDown, DeviceStep, Logits
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Tracing
+from hotcold.gguf_io import GGUFFile, open_gguf
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.driver import CaptureError
+
+FILES = ("powerinfer/llama-f16.powerinfer", "powerinfer/opt-q4_0.powerinfer", "llamacpp/qwen3moe.f16")
+
+
+@pytest.fixture
+def file(data: Path) -> Iterator[GGUFFile]:
+    with open_gguf(data / "powerinfer" / "llama-q4_0.powerinfer.gguf") as opened:
+        yield opened
+
+
+@pytest.fixture
+def plan(file: GGUFFile) -> Plan:
+    model = model_of(file)
+    return plan_with(model, Case("predictor"), some_neurons(model, model.n_ff // 2))
+
+
+@pytest.mark.parametrize("budget", ["half", "dense", "dense + 50%", "everything"])
+@pytest.mark.parametrize("name", FILES)
+def test_the_bits_of_a_run_without(name: str, budget: str, data: Path, open_emulated: OpenEmulated) -> None:
+    with open_gguf(data / f"{name}.gguf") as file:
+        model = model_of(file)
+        plan = plan_named(model, Case("predictor" if "powerinfer" in name else "off"), budget)
+        found = []
+        for has_graphs in (False, True):
+            device = open_emulated(build_kind="fast", policy="late")
+            device.has_graphs = has_graphs
+            with on_device(plan, file, device) as executor:
+                found.append(mixed_logits(executor).tobytes())
+            assert bool(device.counters.graph_launches) == has_graphs == device.has_graphs
+    assert found[0] == found[1]
+
+
+def graphs_of_a_token(executor: Executor, device: Device) -> list[int]:
+    counted = []
+    logits = np.empty((1, executor.model.n_vocab), np.float32)
+    for i, wanted in enumerate((logits, logits, None)):
+        before = device.counters.graph_launches
+        executor.run(IDS[i : i + 1], i, wanted)
+        counted.append(device.counters.graph_launches - before)
+    return counted
+
+
+def test_a_split_layer_is_two_graphs(plan: Plan, file: GGUFFile, open_emulated: OpenEmulated) -> None:
+    """Up to the event behind the copy down, and the hot rows beside the cold ones; the head ends the last."""
+    device = open_emulated(build_kind="fast")
+    with on_device(plan, file, device) as executor:
+        n = executor.model.n_layer
+        assert graphs_of_a_token(executor, device) == [2 * n + 1] * 3
+
+
+def test_everything_on_the_device_is_one_graph(file: GGUFFile, open_emulated: OpenEmulated) -> None:
+    device = open_emulated(build_kind="fast")
+    with on_device(plan_named(model_of(file), Case("predictor"), "everything"), file, device) as executor:
+        assert graphs_of_a_token(executor, device) == [1, 1, 1]
+
+
+def test_who_looks_at_single_steps_gets_them(plan: Plan, file: GGUFFile, open_emulated: OpenEmulated) -> None:
+    device, heard = open_emulated(build_kind="fast"), list[str]()
+    with on_device(plan, file, device) as executor:
+        executor.taking = Tracing(executor, lambda taken: heard.append(taken.node.name))
+        executor.run(IDS[:1], 0, np.empty((1, executor.model.n_vocab), np.float32))
+    assert device.counters.graph_launches == 0
+    assert heard == [p.node.name for p in plan.decode.placed.nodes]
+
+
+def test_a_device_without_graphs_runs_without_and_says_so_once(
+    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, caplog: pytest.LogCaptureFixture
+) -> None:
+    logits = []
+    for refuses in (False, True):
+        device = open_emulated(build_kind="fast")
+        if refuses:
+            device.driver.begin_capture = refuse  # type: ignore[method-assign]
+        with on_device(plan, file, device) as executor, caplog.at_level(logging.WARNING, "hotcold.engine"):
+            logits.append(mixed_logits(executor).tobytes())
+        assert device.has_graphs != refuses
+    assert logits[0] == logits[1]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("without graphs, launches one by one") and "it has no graphs" in said
+
+
+def refuse(stream: object) -> None:
+    raise CaptureError("driver", "old", "it has no graphs")
+
+
+# Bugs that are put in, each of which has to be seen
+
+
+def finish_nothing(self: DeviceStep, context: object) -> None:
+    """As if the host had nothing to do."""
+
+
+def all_in_one(steps: Sequence[object], device: Device) -> list[object]:
+    """Over the walks, as if the cold rows came from nowhere."""
+    of_device = tuple(step for step in steps if isinstance(step, DeviceStep))
+    rest = [step for step in steps if not isinstance(step, DeviceStep)]
+    return [*rest, Replay(device, of_device)]
+
+
+def walks_first(steps: Sequence[object], device: Device) -> list[object]:
+    """The graphs in their order, but behind the walks between them."""
+    replays = CORRECT(steps, device)  # type: ignore[arg-type]
+    return sorted(replays, key=lambda step: isinstance(step, Replay))
+
+
+def without_the_last_of_each(steps: Sequence[object], device: Device) -> list[object]:
+    """Graphs that lack their last piece, whose end on the host is kept."""
+    replays = CORRECT(steps, device)  # type: ignore[arg-type]
+    for step in replays:
+        if isinstance(step, Replay):
+            step._enqueue = lambda context, step=step: [s.enqueue(context) for s in step.steps[:-1]]  # type: ignore
+    return list(replays)
+
+
+def captured_anew(self: Replay, context: object) -> None:
+    """The first run's work is done twice: captured, and once more beside the graph."""
+    CAPTURE(self, context)  # type: ignore[arg-type]
+    self._enqueue(context)  # type: ignore[arg-type]
+
+
+CORRECT, CAPTURE = replay.in_graphs, Replay._capture
+Plant = Callable[[pytest.MonkeyPatch], None]
+BUGS: dict[str, Plant] = {
+    "no event behind a copy down": lambda patch: patch.setattr(CopyDown, "finish", finish_nothing),
+    "nobody waits for the logits": lambda patch: patch.setattr(Logits, "finish", finish_nothing),
+    "a graph goes on behind a copy down": lambda patch: patch.setattr(CopyDown, "has_end", False),
+    "one graph over the walks": lambda patch: patch.setattr(
+        "hotcold.engine.device.side.in_graphs", all_in_one
+    ),
+    "walks before the graphs": lambda patch: patch.setattr(
+        "hotcold.engine.device.side.in_graphs", walks_first
+    ),
+    "a graph lacks its last piece": lambda patch: patch.setattr(
+        "hotcold.engine.device.side.in_graphs", without_the_last_of_each
+    ),
+    "the first run is done twice": lambda patch: patch.setattr(Replay, "_capture", captured_anew),
+    "a graph without the logits serves who wants them": lambda patch: patch.setattr(
+        "hotcold.engine.device.side.DeviceSide.replayed", one_for_all
+    ),
+}
+
+
+def one_for_all(self: object, steps: Sequence[object], wants_logits: bool) -> Sequence[object]:
+    """The first kind of run is everybody's."""
+    kept = self.__dict__.setdefault("one_for_all", CORRECT(steps, self.device))  # type: ignore
+    return kept  # type: ignore[no-any-return]
+
+
+def bits(plan: Plan, file: GGUFFile, device: Device) -> tuple[bytes, int]:
+    """Logits of some tokens, of which the first has nobody who wants its own; and the launches."""
+    logits = np.full((4, plan.model.n_vocab), np.nan, np.float32)
+    with on_device(plan, file, device) as executor:
+        executor.run(IDS[:1], 0, None)
+        for i in range(1, 5):
+            executor.run(IDS[i : i + 1], i, logits[i - 1 : i])
+    return logits.tobytes(), sum(device.counters.launches.values())
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_bug_in_the_graphs_is_seen(
+    bug: str, plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = bits(plan, file, open_emulated(build_kind="fast", policy="late"))
+    BUGS[bug](monkeypatch)
+    found = bits(plan, file, open_emulated(build_kind="fast", policy="late"))
+    assert found != wanted
