@@ -95,7 +95,6 @@ class StubDriver:
     def close(self) -> None:
         """Nothing to give back."""
 
-
     def begin_capture(self, stream: Any) -> None:
         """Nothing to write down."""
 

@@ -122,9 +122,9 @@ class EngineOptions:
     no_mmap: Annotated[
         bool, typer.Option("--no-mmap", help="Read the file into memory instead of mapping it.")
     ] = RunOptions.no_mmap
-    no_graphs: Annotated[
-        bool, typer.Option("--no-graphs", help="Launch each kernel of a GPU by itself.")
-    ] = RunOptions.no_graphs
+    no_graphs: Annotated[bool, typer.Option("--no-graphs", help="Launch each kernel of a GPU by itself.")] = (
+        RunOptions.no_graphs
+    )
     check_tensors: Annotated[
         bool,
         typer.Option("--check-tensors", help="Refuse a file with a NaN or infinite scale, by its block."),
