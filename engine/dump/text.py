@@ -145,7 +145,7 @@ def weight_row(row: Report) -> Iterator[str]:
         yield name
         name = ""
     kind = f"{row['type']:<5} {_list(row['shape'])}"  # names of types have up to seven letters
-    yield f"{name:<26}{kind:<21}{row['bytes']:>13}  {side}"
+    yield f"{name:<26}{kind} {row['bytes']:>{33 - len(kind)}}  {side}"  # a long shape takes of the bytes' room
 
 
 def cache_line(row: Report) -> str:

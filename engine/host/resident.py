@@ -47,10 +47,10 @@ def memory_note(plan: Plan, root: Path = ROOT) -> str:
     wanted, memory = host_memory(plan), machine.physical_memory(root)
     if wanted.n_bytes <= memory:
         return ""
+    cache = f" and up to {_gib(wanted.kv_cache)} of KV cache" if wanted.kv_cache else ""
     return (
-        f"the CPU reads {_gib(wanted.weights)} of weights and up to {_gib(wanted.kv_cache)} of KV cache, and this "
-        f"machine has {_gib(memory)} of memory for it: every token will wait for the disk; take a smaller type or "
-        "context (-c), or put more on a device"
+        f"the CPU reads {_gib(wanted.weights)} of weights{cache}, and this machine has {_gib(memory)} of memory "
+        "for it: every token will wait for the disk; take a smaller type or context (-c), or put more on a device"
     )
 
 

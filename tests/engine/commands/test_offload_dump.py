@@ -51,6 +51,18 @@ def test_falcon_40b_is_split_in_seconds() -> None:
 
 
 @pytest.mark.parametrize(
+    "name", ["qwen3-30b-a3b:q4_k_m", "llama-3-70b:q4_k_m", "gpt-oss-20b:mxfp4", "gemma-3-27b:q4_0"]
+)
+@pytest.mark.parametrize("budget", ["0", "12GiB"])
+def test_a_glance_has_at_most_80_columns(name: str, budget: str) -> None:
+    """Long shapes of experts beside long shares of split ones too."""
+    result = run("--like", name, "--vram-budget", budget)
+    assert result.returncode == 0 and max(map(len, result.stdout.splitlines())) <= 80
+    note = [line for line in result.stderr.splitlines() if "wait for the disk" in line]
+    assert not any("0.0 GiB of KV cache" in line for line in note)
+
+
+@pytest.mark.parametrize(
     ("name", "n_layer", "n_ff"),
     [("falcon-40b:q4_0", 60, 32768), ("relullama-13b:q4_0", 40, 13824), ("opt-6.7b", 32, 16384)],
 )
