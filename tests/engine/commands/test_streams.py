@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hotcold.engine.commands import terminal
 from hotcold.engine.model.model_path import model_path
 from hotcold.errors import FileError
 
+DATA = Path(__file__).parents[2] / "data" / "llamacpp"
 TEXT = "It is a truth universally acknowledged, that a single man in possession of a good fortune. " * 30
 COMMANDS = {
     "generate": ("generate", "-p", "She", "-n", "2", "--temp", "0"),
@@ -215,6 +217,74 @@ def test_an_interrupt_while_kernels_are_compiled(tmp_path: Path, seconds: float)
     out, err = running.communicate(timeout=60)
     assert (running.returncode, out, err) == (130, b"", b"")
     assert subprocess.run(command, env=environment, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "-p", "She", "-v"),
+        *(
+            pytest.param(each, marks=pytest.mark.slow)
+            for each in (
+                ("perplexity", "-f", "TEXT", "-c", "64"),
+                ("bench", "-p", "8", "-n", "4", "-r", "1"),
+                ("chat", "--chat-template", "TEMPLATE"),
+                ("profile", "-f", "TEXT", "-o", "counts"),
+                ("generate", "-p", "She", "--device", "emulated", "--vram-budget", "6MiB"),
+            )
+        ),
+    ],
+)
+def test_an_interrupt_as_soon_as_it_is_said_that_kernels_are_compiled(
+    folder: Path, tmp_path: Path, arguments: tuple[str, ...]
+) -> None:
+    """No line more, no text, and no process that goes on compiling."""
+    running = subprocess.Popen(
+        [sys.executable, "-m", "hotcold", *arguments],
+        **{name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")},
+        cwd=folder,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        start_new_session=True,
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if b"compiling kernels, once" in line:
+            break
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does: all processes of the command hear it
+    out, err = running.communicate(timeout=60)
+    assert (running.returncode, out, err) == (130, b"", b"")
+    for _ in range(50):
+        try:
+            os.killpg(running.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("a process of the command is still there")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("generate", "-p", "a", "-n", "2"),
+        ("chat", "--chat-template", "TEMPLATE", "-n", "2"),
+        ("offload-dump", "--vram-budget", "6MiB", "--html", "page.html", "--force"),
+        ("convert", str(DATA / "llama.f16.gguf"), "--outfile", "out.gguf", "--outtype", "q8_0", "--force"),
+        pytest.param(("bench", "-p", "4", "-n", "2", "-r", "1"), marks=pytest.mark.slow),
+        pytest.param(("perplexity", "-f", "TEXT", "-c", "64"), marks=pytest.mark.slow),
+    ],
+)
+def test_nowhere_for_temporary_files(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...]
+) -> None:
+    """As where TMPDIR and all that stands in for it are read-only; nobody needs them who has a cache."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    with pytest.raises(FileNotFoundError):
+        tempfile.gettempdir()
+    done = run(*arguments, stdin=b"She\n")
+    assert done.returncode == 0 and "error" not in done.stderr
 
 
 def test_no_bar_is_drawn_before_there_is_progress(monkeypatch: pytest.MonkeyPatch) -> None:
