@@ -241,7 +241,9 @@ def test_an_interrupt_as_soon_as_it_is_said_that_kernels_are_compiled(
     """No line more, no text, and no process that goes on compiling."""
     running = subprocess.Popen(
         [sys.executable, "-m", "hotcold", *arguments],
-        **{name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         cwd=folder,
         env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
         start_new_session=True,
