@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -65,3 +66,13 @@ def process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
         check=False,
         timeout=300,
     )
+
+
+def left_in(folder: Path, code: str, **environment: str) -> list[str]:
+    """What a process leaves in a folder that is its home and its place for temporary files."""
+    places = {name: str(folder) for name in ("HOME", "TMPDIR")}
+    without = {
+        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "CUPY_CACHE_DIR")
+    }
+    subprocess.run([sys.executable, "-c", code], check=True, env=without | places | environment)
+    return sorted(path.name for path in folder.iterdir())

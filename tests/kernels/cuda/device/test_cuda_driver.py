@@ -1,14 +1,8 @@
-"""The CUDA driver without a card: on a stand-in for CuPy, and against the installed CuPy's names."""
+"""The CUDA driver without a card, on a stand-in for CuPy."""
 
-import importlib
-import inspect
-import os
-import re
 import subprocess
 import sys
-import types
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +11,15 @@ import stub_cupy
 from stub_cupy import StubCupy
 
 from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
-from hotcold.kernels.cuda.device import cache, cuda_driver
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.device.nvrtc import Nvrtc, build_code
+from hotcold.kernels.cuda.device.nvrtc import Nvrtc
 from hotcold.kernels.cuda.device.slabs import allocate_slabs
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 Open = Callable[..., Device]
 Put = Callable[..., Any]
 Get = Callable[..., Any]
-
-
-# On the stand-in: what the driver passes to CuPy is executed
 
 
 def test_a_kernel_runs(open_stub: Open, seam_source: str, put: Put, get: Get) -> None:
@@ -213,209 +203,3 @@ def test_a_missing_cupy_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch)
 def test_cupy_is_not_imported_with_the_module() -> None:
     code = "import sys, hotcold.kernels.cuda.device.cuda_driver; sys.exit('cupy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-# Against the installed CuPy
-
-
-@pytest.fixture
-def cupy() -> Any:
-    return pytest.importorskip("cupy")
-
-
-NAMES = {
-    "__version__",
-    "ndarray",
-    "RawModule",
-    "cuda.Device",
-    "cuda.Event",
-    "cuda.MemoryPool",
-    "cuda.PinnedMemory",
-    "cuda.PinnedMemoryPointer",
-    "cuda.Stream",
-    "cuda.driver.CUDADriverError",
-    "cuda.memory.OutOfMemoryError",
-    "cuda.runtime.CUDARuntimeError",
-    "cuda.runtime.driverGetVersion",
-    "cuda.runtime.getDeviceCount",
-    "cuda.runtime.getDeviceProperties",
-    "cuda.runtime.memGetInfo",
-    "cuda.runtime.memcpyAsync",
-    "cuda.runtime.memcpyDeviceToHost",
-    "cuda.runtime.memcpyHostToDevice",
-    "cuda.runtime.runtimeGetVersion",
-}
-
-
-def used_names() -> set[str]:
-    """Every name under cupy in cuda_driver.py, with its two short hands `cuda` and `runtime`."""
-    text = re.sub(r"^from hotcold.*$", "", Path(cuda_driver.__file__).read_text(), flags=re.MULTILINE)
-    text = text.replace("runtime = self.cupy.cuda.runtime", "")
-    text = text.replace("runtime = cupy.cuda.runtime", "")
-    text = text.replace("cuda = self.cupy.cuda", "")
-    found = re.findall(
-        r"\b(cupy|cuda|runtime)\.((?:\w+\.)*\w+)", re.sub(r'""".*?"""', "", text, flags=re.DOTALL)
-    )
-    under = {"cupy": "", "cuda": "cuda.", "runtime": "cuda.runtime."}
-    return {under[root] + name for root, name in found}
-
-
-def test_the_list_of_names_is_complete() -> None:
-    assert used_names() == NAMES
-
-
-def test_every_name_exists(cupy: Any) -> None:
-    for name in NAMES:
-        place = cupy
-        for part in name.split("."):
-            place = getattr(place, part)
-
-
-def test_signatures_are_cupys(cupy: Any) -> None:
-    cuda = cupy.cuda
-    inspect.signature(cuda.Stream.__init__).bind(None, non_blocking=True)
-    inspect.signature(cuda.Event.__init__).bind(None, disable_timing=True)
-    inspect.signature(cuda.Event.record).bind(None, None)
-    inspect.signature(cuda.Event.synchronize).bind(None)
-    inspect.signature(cuda.Stream.wait_event).bind(None, None)
-    inspect.signature(cuda.Stream.synchronize).bind(None)
-    assert all(hasattr(cuda.Stream, name) for name in ("begin_capture", "end_capture"))
-    assert "launch" in dir(cuda.Graph)
-    inspect.signature(cuda.PinnedMemory).bind(512)
-    assert "PinnedMemoryPointer(mem, ptrdiff_t offset)" in cuda.PinnedMemoryPointer.__doc__
-    assert "str path=None" in cupy.RawModule.__doc__
-    assert isinstance(inspect.getattr_static(cupy.RawKernel, "kernel"), types.GetSetDescriptorType | property)
-    arguments = "(intptr_t dst, intptr_t src, size_t size, int kind, intptr_t stream)"
-    assert arguments in cuda.runtime.memcpyAsync.__doc__
-    assert (cuda.runtime.memcpyHostToDevice, cuda.runtime.memcpyDeviceToHost) == (1, 2)
-    assert "~Stream.ptr" in cuda.Stream.__doc__
-    assert issubclass(cuda.runtime.CUDARuntimeError, Exception)
-    assert cuda.runtime.CUDARuntimeError(cuda_driver.OUT_OF_MEMORY).status == cuda_driver.OUT_OF_MEMORY
-    assert "emory" in str(cuda.runtime.CUDARuntimeError(cuda_driver.OUT_OF_MEMORY))
-
-
-def test_arrays_behave_as_the_seam_needs(cupy: Any) -> None:
-    host = np.zeros(64, "u1")
-    memory = cupy.cuda.UnownedMemory(host.ctypes.data, host.nbytes, host, 0)
-    array = cupy.ndarray((64,), np.uint8, cupy.cuda.MemoryPointer(memory, 0))
-    part = array[16:48].view(np.dtype("f4")).reshape((2, 4))
-    assert (part.shape, part.dtype, part.nbytes) == ((2, 4), np.float32, 32)
-    assert int(part.data.ptr) == host.ctypes.data + 16 and part.data.mem is memory
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: str) -> None:
-    """Without a driver CuPy checks the arguments, then fails in CUDA: a TypeError would be ours.
-
-    A launch converts its arguments only when it need not ask CUDA for the current stream before.
-    """
-    cuda = cupy.cuda
-    if cuda.is_available():
-        pytest.skip("a card is here: the gpu tests run the calls themselves")
-    module = cupy.RawModule(path=str(build_code(seam_source, 80)))
-    function = cuda.Function.__new__(cuda.Function)
-    scalars = (np.uint64(1), np.float16(1), np.int32(1), np.uint32(1), np.bool_(True), np.float32(1))
-    ready = tuple(map(cuda_driver.argument_maker(cupy), scalars))
-    assert not any(isinstance(argument, np.generic) for argument in ready)
-
-    def launch(*arguments: object) -> None:
-        function((1, 1, 1), (32, 1, 1), arguments, 0, cuda.Stream.null)
-
-    with pytest.raises(TypeError):
-        launch("no number")
-    calls: list[Callable[[], object]] = [
-        lambda: cuda.Stream(non_blocking=True),
-        lambda: cuda.Event(disable_timing=True),
-        lambda: cuda.PinnedMemoryPointer(cuda.PinnedMemory(512), 0),
-        lambda: cuda.MemoryPool().malloc(512),
-        lambda: cuda.MemoryPool().free_all_blocks(),
-        lambda: cuda.MemoryPool().total_bytes(),
-        lambda: cuda.Device(0).use(),
-        lambda: cuda.Device(0).synchronize(),
-        lambda: cuda.runtime.getDeviceCount(),
-        lambda: cuda.runtime.getDeviceProperties(0),
-        lambda: cuda.runtime.memGetInfo(),
-        lambda: cuda.runtime.memcpyAsync(1, 2, 3, cuda.runtime.memcpyHostToDevice, 0),
-        lambda: module.get_function("scale"),
-        lambda: launch(*scalars),
-        lambda: launch(*ready),
-    ]
-    for call in calls:
-        with pytest.raises(cuda.runtime.CUDARuntimeError):
-            call()
-    assert isinstance(cuda.runtime.driverGetVersion(), int) and isinstance(
-        cuda.runtime.runtimeGetVersion(), int
-    )
-
-
-def test_without_a_driver_the_error_says_so(cupy: Any) -> None:
-    if cupy.cuda.is_available():
-        pytest.skip("a card is here")
-    with pytest.raises(DeviceError) as caught:
-        CudaDriver()
-    assert caught.value.exit_code == 5 and "--device cpu" in str(caught.value)
-
-
-def left_in(folder: Path, code: str, **environment: str) -> list[str]:
-    """What a process leaves in a folder that is its home and its place for temporary files."""
-    places = {name: str(folder) for name in ("HOME", "TMPDIR")}
-    without = {
-        name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "CUPY_CACHE_DIR")
-    }
-    subprocess.run([sys.executable, "-c", code], check=True, env=without | places | environment)
-    return sorted(path.name for path in folder.iterdir())
-
-
-LOOK = "from hotcold.kernels.cuda.device.cuda_driver import load_cupy\nload_cupy()"
-
-
-def test_cupy_writes_into_our_cache_alone(tmp_path: Path) -> None:
-    pytest.importorskip("cupy")
-    assert left_in(tmp_path, LOOK, XDG_CACHE_HOME=str(tmp_path / "cache")) == ["cache"]
-    assert [path.name for path in (tmp_path / "cache" / "hotcold").iterdir()] == ["cupy"]
-    assert left_in(tmp_path, LOOK, CUPY_CACHE_DIR=str(tmp_path / "own")) == ["cache", "own"]
-
-
-@pytest.mark.parametrize(
-    ("home", "left"),
-    [(None, [".cache", ".cache/hotcold", ".cache/hotcold/cupy"]), ("/proc", []), ("relative", []), ("", [])],
-)
-def test_cupy_writes_nothing_of_its_own_into_a_home(
-    tmp_path: Path, home: str | None, left: list[str]
-) -> None:
-    """Where there can be no cache of ours, what it makes goes at the end of the run."""
-    pytest.importorskip("cupy")
-    left_in(tmp_path, LOOK, **({} if home is None else {"HOME": home}))
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
-
-
-@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), ImportError("no such library")])
-def test_cupy_that_cannot_be_imported_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(name: str) -> None:
-        raise error
-
-    monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(DeviceError, match=f"CuPy: not importable.*{error.args[-1]}"):
-        cuda_driver.load_cupy()
-
-
-def test_a_run_without_a_cache_leaves_nothing_behind(tmp_path: Path) -> None:
-    code = (
-        "from hotcold.kernels.cuda.device.cache import cached\n"
-        "path = cached('kernels', 'abc', '.so', lambda: b'code')\n"
-        "assert path.read_bytes() == b'code' and path == cached('kernels', 'abc', '.so', lambda: 1 / 0)"
-    )
-    assert left_in(tmp_path, code, HOME="/proc/none") == []
-
-
-def test_a_full_disk_keeps_a_kernel_for_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-
-    def full(path: Path, content: bytes) -> None:
-        if path.is_relative_to(tmp_path):
-            raise DoesNotFitError(f"writing {path}", "No space left on device")
-        path.write_bytes(content)
-
-    monkeypatch.setattr(cache, "write_whole", full)
-    path = cache.cached("kernels", "def", ".so", lambda: b"code")
-    assert path.read_bytes() == b"code" and not list((tmp_path / "hotcold").iterdir())
