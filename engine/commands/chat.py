@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, GenerationOptions, Quiet, Verbose
+from hotcold.engine.commands.options import EngineOptions, GenerationOptions, HeadOptions, Quiet, Verbose
 from hotcold.engine.commands.prompt_input import BYTE_ORDER_MARK, unescaped_text
 from hotcold.engine.commands.reports import note, wrapped
 
@@ -29,7 +29,7 @@ class AnswerOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatCommand(GenerationOptions, EngineOptions, AnswerOptions):
+class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
     """Ask and answer. On a terminal, or a question a line from a pipe; /help lists its commands."""
 
     verbose: Verbose = False

@@ -11,6 +11,7 @@ from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import (
     EngineOptions,
     GenerationOptions,
+    HeadOptions,
     Json,
     Quiet,
     Verbose,
@@ -53,7 +54,7 @@ class PromptOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateCommand(GenerationOptions, EngineOptions, PromptOptions):
+class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptions):
     """Go on from a prompt. Text goes to stdout, statistics to stderr."""
 
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False

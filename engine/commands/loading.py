@@ -30,6 +30,8 @@ def open_engine(
     heed_compiling(quiet)
     from hotcold.engine.generation.loading import load_with
 
+    if not hasattr(options, "head_sparsity"):  # who measures a model looks at all of its logits
+        others.setdefault("head_sparsity", "off")
     how = part(RunOptions, options, n_ctx=n_ctx if options.n_ctx is None else options.n_ctx, **others)
     with progress_bar(not quiet and sys.stderr.isatty()) as bar:
 

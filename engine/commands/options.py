@@ -132,6 +132,16 @@ class EngineOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HeadOptions:
+    """Which rows of the head are computed: an argument of `hotcold.load`."""
+
+    head_sparsity: Annotated[
+        str,
+        typer.Option(metavar="{auto,off}", help="Compute the head's rows that a profile in the file lists."),
+    ] = RunOptions.head_sparsity
+
+
+@dataclass(frozen=True, kw_only=True)
 class GenerationOptions:
     """How tokens are chosen and when a text ends: arguments of `Engine.generate`, by its names."""
 

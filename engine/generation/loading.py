@@ -49,6 +49,7 @@ def load(
     no_mmap: bool = DEFAULTS.no_mmap,
     no_graphs: bool = DEFAULTS.no_graphs,
     check_tensors: bool = DEFAULTS.check_tensors,
+    head_sparsity: str = DEFAULTS.head_sparsity,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
@@ -56,7 +57,8 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors: see `RunOptions`.
+            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors, head_sparsity: see
+            `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -81,6 +83,7 @@ def load(
         no_mmap,
         no_graphs,
         check_tensors,
+        head_sparsity,
     )
     return load_with(path, options, progress)
 
@@ -103,6 +106,7 @@ def load_with(
     request = parse_request(options.device, options.vram_budget, options.strict)
     check_kv_type(options.kv_type)
     one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
+    one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
     file = open_gguf(model_path(path))
@@ -110,7 +114,7 @@ def load_with(
         model = with_activation(load_model(file), file, options.ffn_activation)
         check_kv_type(options.kv_type, model)
         threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
-        model = replace(model, sparse_threshold=threshold)
+        model = replace(model, sparse_threshold=threshold, sparse_head=options.head_sparsity == "auto")
         mode, reason = resolve_sparsity(model, options.sparsity)
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)

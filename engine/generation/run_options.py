@@ -14,6 +14,8 @@ class RunOptions:
         n_batch: prompt tokens that run together, clamped to n_ctx.
         threads: None: the physical cores within the process's affinity and quota.
         sparsity: "auto", "exact", "off" or "predictor"; see `sparsity.resolve_sparsity`.
+        head_sparsity: "auto": of a model with a profile of the head (SmallThinker's) a token by itself computes the
+            rows that this lists, on the CPU alone; the other logits are -infinity. "off": all of them.
         sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
         device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N" or "emulated".
@@ -44,3 +46,4 @@ class RunOptions:
     no_mmap: bool = False
     no_graphs: bool = False
     check_tensors: bool = False
+    head_sparsity: str = "auto"

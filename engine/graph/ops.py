@@ -120,8 +120,9 @@ OPS: Mapping[str, Op] = {
     "scale": _op("x=f32:E", "f32:E"),
     # a + b
     "add": _op("a=f32:E b=f32:E", "f32:E", WITH_NEXT),
-    # weight . x in the run's own array
-    "logits": _op("weight=w:E,V x=f32:E", "f32:V", WITH_HEAD),
+    # weight . x in the run's own array; where there is a profile, -infinity but where that is positive, or all of it
+    # where none is
+    "logits": _op("weight=w:E,V x=f32:E ?profile=f32:V", "f32:V", WITH_HEAD),
 }
 
 FFN_OPS = ("dense_gated_ffn", "sparse_gated_ffn", "dense_ffn", "sparse_ffn")

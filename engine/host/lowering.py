@@ -70,8 +70,13 @@ def mul_mat(low: Lowering, node: Node) -> None:
 
 
 def logits(low: Lowering, node: Node) -> None:
-    weight = node.weight("weight")
-    low.matrix(weight, low.input_of(node, weight), (0, 4 * weight.ne[1]), program.LOGITS)
+    weight, profile = node.weight("weight"), node.find_tensor("profile")
+    if profile is None:
+        low.matrix(weight, low.input_of(node, weight), (0, 4 * weight.ne[1]), program.LOGITS)
+        return
+    z, _ = low.vector(profile)
+    low.emit(program.KEEP_SOME, 1, x=z, k=profile.shape[1])
+    low.matrix(weight, low.input_of(node, weight), (0, 4 * weight.ne[1]), program.SPARSE_LOGITS, z=z)
 
 
 def rope(low: Lowering, node: Node) -> None:

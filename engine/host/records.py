@@ -95,8 +95,10 @@ class Lowering:
         stride = sizes.row_bytes(int(weight.type), weight.ne[0])
         return {name: self.store.address(weight), f"{name}_type": int(weight.type), f"{name}_stride": stride}
 
-    def matrix(self, weight: Weight, x: tuple[int, int], y: tuple[int, int], code: int | None = None) -> None:
-        """Append y = weight . x for every token."""
+    def matrix(
+        self, weight: Weight, x: tuple[int, int], y: tuple[int, int], code: int | None = None, **own: int
+    ) -> None:
+        """Append y = weight . x for every token, by an op that may have fields of its own."""
         k, n_rows = weight.ne
         if code is None:
             code = program.MAT_VEC if self.one_token else program.MUL_MAT
@@ -104,7 +106,7 @@ class Lowering:
         if code == program.MUL_MAT:
             chunks = program.panel_chunks(n_rows)
         at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
-        self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at)
+        self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at, **own)
 
     def bias(self, bias: Weight | None, y: tuple[int, int]) -> None:
         """Append y += bias for every token, if there is one."""

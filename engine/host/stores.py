@@ -32,7 +32,11 @@ class HostStore:
         """The weight's rows, uint8 [n_rows, bytes a row], read only."""
         if weight.name not in self._views:
             self._views[weight.name] = self._file.data(weight.name)
-        return self._views[weight.name][weight.first_row : weight.first_row + weight.n_rows]
+        whole = self._views[weight.name]
+        if weight.row_bytes == whole.shape[1]:
+            return whole[weight.first_row : weight.first_row + weight.n_rows]
+        first = weight.first_row * weight.row_bytes  # a part with rows of another length
+        return whole.reshape(-1)[first : first + weight.n_bytes].reshape(weight.n_rows, -1)
 
     def address(self, weight: Weight) -> int:
         """Address of the weight's first row."""

@@ -1,10 +1,11 @@
 """A model out of a file: its tensors taken by role, each checked against the hyperparameters."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 
 import numpy as np
-from gguf import GGMLQuantizationType
+from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from hotcold.engine.model.hyperparameters import MAX_VOCAB, read_hyperparameters
 from hotcold.engine.model.model import MATRIX_TYPES, NORM_TYPES, Layer, Model, Weight, weights_by_role
@@ -21,6 +22,8 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
     sizes_of,
 )
+
+HEAD_PROFILE = "lm_head_profiler.weight"
 
 
 class _Tensors:
@@ -225,6 +228,7 @@ def load_model(file: GGUFFile) -> Model:
     if h.experts is not None and architecture.experts is not None:
         layer, sizes = architecture.experts.layer, sizes | h.experts.sizes
     factors = _rope_factors(weights, h.n_rot)
+    head_fc1, head_fc2 = _head_profile(weights, h.n_embd, n_vocab)
     model = Model(
         **{field.name: getattr(h, field.name) for field in fields(h)},
         n_vocab=n_vocab,
@@ -239,11 +243,30 @@ def load_model(file: GGUFFile) -> Model:
         rope_factors_short=factors.get("rope_factors_short"),
         layers=tuple(_layer(weights, layer, sizes, i) for i in range(h.n_layer)),
         warnings=file.warnings,
+        head_fc1=head_fc1,
+        head_fc2=head_fc2,
     )
     unused = [name for name in file.tensors if name not in weights.taken]
     _refuse_biases(file, unused)
     _refuse_both_ways_round(file, model)
     return replace(model, warnings=(*file.warnings, *_warnings(file, unused)))
+
+
+def _head_profile(weights: _Tensors, n_embd: int, n_vocab: int) -> tuple[Weight | None, Weight | None]:
+    """SmallThinker's profile of the head: H rows of n_embd and then n_vocab rows of H, in one tensor."""
+    info = weights.file.tensors.get(HEAD_PROFILE)
+    if info is None:
+        return None, None
+    rank, rest = divmod(math.prod(info.ne), n_embd + n_vocab)
+    block, size = GGML_QUANT_SIZES[info.type]
+    if rest or not rank or rank % block or n_embd % block:
+        bound = f"rows of n_embd = {n_embd}, then n_vocab = {n_vocab} rows of as many numbers"
+        what = f"{weights.file.path.name}: shape of {HEAD_PROFILE}"
+        raise FileError(what, _shape(info.ne), bound, "the file is damaged")
+    whole = weights.take(HEAD_PROFILE, MATRIX_TYPES, *info.ne)
+    n_bytes = [rank * n // block * size for n in (n_embd, n_vocab)]
+    fc1 = replace(whole, ne=(n_embd, rank), n_bytes=n_bytes[0])
+    return fc1, replace(whole, ne=(rank, n_vocab), n_bytes=n_bytes[1], first_row=n_embd)
 
 
 def _refuse_biases(file: GGUFFile, unused: list[str]) -> None:

@@ -144,6 +144,9 @@ class Model(Hyperparameters):
         n_ctx_train: no more than a table of learned positions has room for.
         position_embd: learned positions, whose first two rows belong to none; None with rotation.
         output: the head; `token_embd` again in a tied model.
+        head_fc1, head_fc2: of SmallThinker's profile of the head: rows of `output` that matter to a vector x are those
+            where head_fc2 (head_fc1 x) is positive.
+        sparse_head: whether a token by itself computes those alone.
         rope_freqs: factors that divide the rotation's frequencies, float32 [n_rot / 2].
         rope_factors_long, rope_factors_short: likewise, without rope_freqs; which of them is a matter of n_ctx.
         has_predictors: whether every layer has fc1 and fc2.
@@ -162,6 +165,9 @@ class Model(Hyperparameters):
     rope_factors_short: Weight | None
     layers: tuple[Layer, ...]
     warnings: tuple[str, ...]
+    head_fc1: Weight | None = None
+    head_fc2: Weight | None = None
+    sparse_head: bool = True
 
     def rope_factors(self, n_ctx: int) -> Weight | None:
         """The factors of the rotation in a context of n_ctx positions."""

@@ -66,6 +66,8 @@ def plan(
     """
     origin = frequencies_from or ("counts" if frequencies else UNIFORM)
     counts = counts_of(model, frequencies)
+    if budget.n_bytes:  # no device has a kernel for some rows of the head
+        model = replace(model, sparse_head=False)
     reserve = _reserve(model, how, budget)
     while True:
         made = _placed(model, how, budget, reserve, counts, origin, device, hot)
@@ -153,6 +155,12 @@ def _mapped(model: Model) -> list[WeightEntry]:
         if factors is not None:
             why = "its factors are worked into the rotation's table"
             entries.append(entry(model, "rope", factors, why))
+    for name, fc in (("rows of the profile", model.head_fc1), ("rows of the vocabulary", model.head_fc2)):
+        if fc is not None:
+            why = (
+                "which rows of the head a token reads" if model.sparse_head else "the whole head is computed"
+            )
+            entries.append(replace(entry(model, "predictor", fc, why), name=f"{fc.name} {name}"))
     if model.position_embd is not None:
         entries.append(entry(model, "embedding", model.position_embd, "positions stay mapped"))
     return entries

@@ -200,3 +200,13 @@ def copy(x: int, n: int, y: int) -> None:
         store16(y + i, load16(x + i))
     for i in range(4 * whole, 4 * n, 4):
         store_f32(y + i, load_f32(x + i))
+
+
+@compiled
+def keep_some(x: int, n: int) -> None:
+    """Let all of n numbers be 1 where none is positive."""
+    for i in range(n):
+        if load_f32(x + 4 * i) > 0:
+            return
+    for i in range(n):
+        store_f32(x + 4 * i, operations.to_f32(1.0))

@@ -77,6 +77,20 @@ def mul_mat(at: int, c: int, n: int, run: int, scratch: int) -> None:
     tiles.mul_mat(op, first, last, n_tokens, x, y, op.y_stride, scratch)
 
 
+@op_kernel(program.KEEP_SOME)
+def keep_some(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    elementwise.keep_some(op.x, op.k)
+
+
+@op_kernel(program.SPARSE_LOGITS)
+def sparse_logits(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op, y = record(at), load_i64(run + 8 * LOGITS_ADDRESS)
+    if y != 0:
+        first, last = _rows_of(op, c, n)
+        rows.positive_rows(op.w_type, op.w, op.w_stride, first, last, op.x, op.k, op.z, y)
+
+
 @op_kernel(program.GATED)
 def gated(at: int, c: int, n: int, run: int, scratch: int) -> None:
     # gates lie in y, ups in this op's scratch, until the chunk is complete

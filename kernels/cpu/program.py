@@ -87,6 +87,10 @@ RELU = _op()
 """x[t, k] -> y[t, k] = max(x, 0)"""
 GELU = _op()
 """x[t, k] -> y[t, k] = gelu(x)"""
+KEEP_SOME = _op()
+"""x[k], one token: 1 everywhere where none is positive"""
+SPARSE_LOGITS = _op()
+"""w [n_rows, k], x, z [n_rows], one token -> its logits where z is positive, -infinity elsewhere"""
 SCALE = _op("factor")
 """x[t, k] -> y[t, k] = factor x"""
 MUL_SIGMOID = _op()

@@ -4,6 +4,7 @@ The loops along a row are written in `float_sums.py` and `block_sums.py`; the nj
 the type id at run time, once a call.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -121,6 +122,31 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int, also: int = 0) -> 
     out = _float_room()
     _dot_rows(type_id, w, 0, 1, x, k, ahead, also, out)
     return operations.load_f32(out)
+
+
+@compiled
+def positive_rows(
+    type_id: int, w: int, stride: int, first: int, last: int, x: int, k: int, z: int, out: int
+) -> None:
+    """out[r] = row r . x for those of rows first..last-1 with z[r] > 0, -infinity for the others, which are not read."""
+    r = _next_positive(z, first, last)
+    for i in range(first, min(r, last)):
+        operations.store_f32(out + 4 * i, operations.to_f32(-math.inf))
+    while r < last:
+        later = _next_positive(z, r + 1, last)
+        ahead = (min(later, last - 1) - r) * stride
+        operations.store_f32(out + 4 * r, dot_row(type_id, w + r * stride, x, k, ahead))
+        for i in range(r + 1, later):
+            operations.store_f32(out + 4 * i, operations.to_f32(-math.inf))
+        r = later
+
+
+@compiled
+def _next_positive(z: int, first: int, last: int) -> int:
+    """The first of rows first..last-1 with z > 0; last if there is none."""
+    while first < last and not operations.load_f32(z + 4 * first) > 0:
+        first += 1
+    return first
 
 
 @compiled

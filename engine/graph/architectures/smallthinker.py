@@ -1,6 +1,7 @@
 """SmallThinker: ReLU-gated experts, whose router reads the layer's input before any norm (Song et al., 2025).
 
-Of four layers three have a window and rotate; the first sees all, by no positions at all.
+Of four layers three have a window and rotate; the first sees all, by no positions at all. A file may have a profile of
+the head, which says for a token by itself which rows of it to compute.
 """
 
 from hotcold.engine.graph.architectures.blocks import expert_ffn, router, self_attention
@@ -24,4 +25,8 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
         h = expert_ffn(graph, model, layer, n, logits, i, model.ffn_activation, sparsity)
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
-    graph.add("logits", model.output, x, name="result_output")
+    profile = None
+    if model.sparse_head and graph.n_tokens == 1 and model.head_fc1 is not None:
+        profile = graph.add("mul_mat", model.head_fc1, x, name="head_profile_in")
+        profile = graph.add("mul_mat", model.head_fc2, profile, name="head_profile")
+    graph.add("logits", model.output, x, profile, name="result_output")

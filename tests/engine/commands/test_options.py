@@ -13,7 +13,7 @@ from hotcold.engine.commands.convert import ConvertCommand
 from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.option_names import in_options, option_names
-from hotcold.engine.commands.options import EngineOptions, GenerationOptions, part
+from hotcold.engine.commands.options import EngineOptions, GenerationOptions, HeadOptions, part
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.loading import load
 from hotcold.engine.generation.run_options import RunOptions
@@ -25,7 +25,8 @@ def test_the_engine_options_are_what_load_takes() -> None:
     parameters = inspect.signature(load).parameters
     names = {field.name for field in fields(RunOptions)}
     assert names | {"path", "progress"} == set(parameters)
-    assert {field.name for field in fields(EngineOptions)} == names | {"path"}
+    of_commands = {field.name for kind in (EngineOptions, HeadOptions) for field in fields(kind)}
+    assert of_commands == names | {"path"}
     assert all(parameters[name].default == value for name, value in vars(RunOptions()).items())
     assert part(RunOptions, EngineOptions()) == RunOptions()
 
