@@ -11,12 +11,12 @@ from pathlib import Path
 def user_caches() -> list[Path]:
     """The user's cache folders, the first one first.
 
-    XDG_CACHE_HOME, and .cache in HOME, where they are set to a full path.
+    XDG_CACHE_HOME, and .cache in HOME, where they are set to a full path. A home that is not there is none, and is
+    not made: root could.
     """
-    places = (("XDG_CACHE_HOME", ""), ("HOME", ".cache"))
-    return [
-        Path(os.environ[name], below) for name, below in places if os.path.isabs(os.environ.get(name, ""))
-    ]
+    cache, home = (os.environ.get(name, "") for name in ("XDG_CACHE_HOME", "HOME"))
+    found = [Path(cache)] if os.path.isabs(cache) else []
+    return [*found, Path(home, ".cache")] if os.path.isabs(home) and os.path.isdir(home) else found
 
 
 @cache

@@ -81,6 +81,7 @@ def test_a_changed_source_changes_the_name(tmp_path: Path) -> None:
 
 def test_order_of_places(tmp_path: Path) -> None:
     places = {name: tmp_path / name for name in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME", "HOME")}
+    places["HOME"].mkdir()
     environment = {name: str(path) for name, path in places.items()}
     for name, path in places.items():
         expected = path / ".cache" if name == "HOME" else path
@@ -98,9 +99,20 @@ def test_an_unusable_home_falls_back_to_the_temporary_folder(tmp_path: Path, hom
     assert found.is_relative_to(tmp_path / "temporary")
 
 
+@pytest.mark.parametrize("home", ["gone", "gone/below", "link"])
+def test_a_home_that_is_not_there_is_not_made(tmp_path: Path, home: str) -> None:
+    """Such as /nonexistent, the home of many system users, which root could make."""
+    (tmp_path / "link").symlink_to("gone")
+    (tmp_path / "temporary").mkdir()
+    found = folder_in({"HOME": str(tmp_path / home), "TMPDIR": str(tmp_path / "temporary")})
+    assert found.is_relative_to(tmp_path / "temporary")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "temporary"]
+
+
 def test_folders_that_cannot_be_made_are_passed_over(tmp_path: Path) -> None:
     """/proc takes no folders, not even from root."""
     usable = tmp_path / "home"
+    usable.mkdir()
     environment = {"NUMBA_CACHE_DIR": "/proc", "XDG_CACHE_HOME": "/proc/1", "HOME": str(usable)}
     assert folder_in(environment).is_relative_to(usable / ".cache")
 
@@ -147,6 +159,7 @@ def test_a_read_only_folder_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
 @pytest.mark.parametrize("above", [0, 1, 2])
 def test_a_folder_of_another_user_is_not_trusted(above: int, tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir()
     environment = {"HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path)}
     path = folder_in(environment)
     os.chown([path, *path.parents][above], 12345, 12345)
