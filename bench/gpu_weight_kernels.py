@@ -109,8 +109,11 @@ def _down_case(bed: Bed, sizes: Sizes, weights: Weights) -> Case:
     kind, n_rows, n, tokens = weights.kind, weights.n_rows, weights.n, sizes.n_tokens
     h, y = normal(tokens, n_rows, seed=9), bed.empty((tokens, n), "f4")
     given, work = bed.put(h), matmul_transposed(kind, tokens, n_rows, n)
+    all_rows, groups = (bed.empty(1, "i4"),) * 2, n_groups(n_rows)
     launches = [
-        work.prepare(bed.device, (*weights.planes(2, copy), given, y, n_rows, n, tokens))
+        work.prepare(
+            bed.device, (*weights.planes(2, copy), given, *all_rows, y, n_rows, n, tokens, groups, 0)
+        )
         for copy in range(weights.n_copies)
     ]
 

@@ -137,7 +137,7 @@ def cos_sin_bytes(n_ctx: int, n_rot: int) -> int:
 LONGEST_AT_ONCE = 1024
 """The longest context that one launch of attention reads for a single token."""
 POSITIONS_A_PART, MOST_PARTS = 256, 32
-ROWS_A_GROUP, MOST_GROUPS = 64, 128
+ROWS_A_GROUP, MOST_GROUPS, MOST_ROWS = 64, 128, 256
 
 
 def n_parts(n_ctx: int) -> int:
@@ -167,9 +167,10 @@ def attention_sums_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) 
 def n_groups(n_rows: int) -> int:
     """Into how many groups a sparse FFN cuts the active of n_rows: min(ceil(n_rows / 64), 128).
 
-    A function of the plan alone, so that sums have the same order in every run.
+    More only where a group would have over 256 rows. A function of the plan alone, so that sums have the same
+    order in every run.
     """
-    return min(max(1, -(-n_rows // ROWS_A_GROUP)), MOST_GROUPS)
+    return max(1, min(-(-n_rows // ROWS_A_GROUP), MOST_GROUPS), -(-n_rows // MOST_ROWS))
 
 
 def group_sums_bytes(n_tokens: int, n_rows: int, n: int) -> int:

@@ -86,6 +86,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels": set(),
     "kernels/ref": set(),
     "kernels/order_of_sums": {"kernels/ref"},
+    "kernels/order_of_device_sums": {"kernels/ref", "kernels/order_of_sums"},
     "kernels/formats": set(),
     "kernels/weight_table": set(),
     "kernels/cpu": AGREED,

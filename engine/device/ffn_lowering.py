@@ -127,13 +127,15 @@ def _by_batch(
     added = low.vector(residual) if residual is not None else y
     for first in range(0, low.n_tokens, FFN_TOKENS):
         count = min(FFN_TOKENS, low.n_tokens - first)
-        if mask is not None:  # the products read every row, so only the count is of use
-            _list_rows(low, nodes[0], rows, first, count)
+        lists = low.positions(), low.positions()  # unread where all rows count
+        if mask is not None:  # the products read every row; the lists say in which groups down sums
+            lists = _list_rows(low, nodes[0], rows, first, count)
         h = low.area("first", count * rows.n_rows, np.float32)
         hidden_of(first, count, h)
         (some_y,), (some_added,) = (low.tokens_of((each,), first, count, n) for each in (y, added))
-        work = matmul_transposed(down.weight.type, count, rows.n_rows, n)
-        low.launch(work, *down.planes, h, some_y, rows.n_rows, n, count)
+        work = matmul_transposed(down.weight.type, count, rows.n_rows, n, mask is not None)
+        groups = n_groups(rows.n_rows), int(mask is not None)
+        low.launch(work, *down.planes, h, *lists, some_y, rows.n_rows, n, count, *groups)
         if flags:
             low.launch(merge(count, n, flags), some_y, bias, some_y, some_added, some_y, n, flags)
     return taken

@@ -47,23 +47,14 @@ __device__ inline void expert_down(Rows down, const int* starts, const int* chos
     Tile& tile = shared_tile();
     Here here = rows_here(starts, chosen, n_used);
     int size = (here.n + (int)gridDim.x - 1) / (int)gridDim.x;
-    int first = min((int)blockIdx.x * size, here.n), last = min(first + size, here.n);
+    int first = min((int)blockIdx.x * size, here.n), n_tile = min(size, here.n - first);
     hidden += (size_t)blockIdx.y * n_ff, partial += ((size_t)blockIdx.y * gridDim.x + blockIdx.x) * down.n;
-    for (int start = first; start == first || start < last; start += TILE) {
-        int n_tile = min(last - start, TILE);
-        for (int i = threadIdx.x; i < n_tile; i += blockDim.x)
-            tile.hidden[i] = hidden[start + i], tile.row[i] = here.first + start + i;
-        __syncthreads();                          // every hidden value is there
-        if (warp() == 0) drop_zeros(tile, n_tile);
-        __syncthreads();                          // and the list of those that count
-        for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
-            float sum[8] = {};
-            if (8 * unit + 8 <= down.n) add_tile(tile, down, unit, sum);
-            else add_tile_end(tile, down, unit, sum);
-            put_sums(down, unit, sum, partial, start != first);
-        }
-        __syncthreads();                          // the tile is about to be written again
-    }
+    for (int i = threadIdx.x; i < n_tile; i += blockDim.x)
+        tile.hidden[i] = hidden[first + i], tile.row[i] = here.first + first + i;
+    __syncthreads();                              // every hidden value is there
+    if (warp() == 0) drop_zeros(tile, n_tile);
+    __syncthreads();                              // and the list of those that count
+    sum_tile(tile, down, partial);
 }
 
 #define EXPERT_NEURONS(T) \

@@ -9,7 +9,10 @@ from hotcold.kernels.weight_table import QUANTISED, device_row_bytes, weight_typ
 
 TILE_SIDE = 64
 """Rows, and tokens, of the tile of y that a block of threads works out."""
-TILE_BYTES, MINIMA_BYTES = 2 * TILE_SIDE * 9 * 16 + (8 + 4) * (TILE_SIDE + 4) * 4, 2 * 8 * (TILE_SIDE + 4) * 4
+TILE_BYTES, MINIMA_BYTES = (
+    2 * TILE_SIDE * 9 * 16 + 4 * 8 + 2 * 8 * (TILE_SIDE + 4) * 4,
+    2 * 8 * (TILE_SIDE + 4) * 4,
+)
 """Dynamic shared memory of a block, the struct MatmulTile: without its last two arrays, and of those, which
 types with minima use."""
 

@@ -1,14 +1,14 @@
 // The walk over the active rows that the sparse FFNs, with and without a gate, share.
 //
 // The active rows are cut into as many groups as the grid has blocks, by their number alone. A group
-// is taken in tiles: first each warp works out the hidden values of whole rows, then rows whose value
+// fits a tile: first each warp works out the hidden values of whole rows, then rows whose value
 // is zero are dropped, then each thread sums eight columns of the down rows over the tile, in ascending
-// order. sum_groups adds the groups.
+// order. sum_groups adds the groups. matmul_transposed.cu has the same order, group by group, for a batch.
 #pragma once
 #include "activations.h"
 #include "weights.h"
 
-constexpr int TILE = 256;                         // rows whose hidden values lie in shared memory
+constexpr int TILE = 256;                         // rows of the largest group; their hidden values lie in shared memory
 struct Tile { float hidden[TILE]; int row[TILE], n_live; };
 __device__ static inline Tile& shared_tile() {
     __shared__ Tile tile;
@@ -53,21 +53,24 @@ template <class Rows> __device__ inline void add_tile_end(const Tile& tile, Rows
     }
 }
 
-// The eight sums to their columns, or onto what is there. Columns 0 to 3 of a unit lie side by side,
-// and 4 to 7.
-template <class Rows>
-__device__ inline void put_sums(Rows down, int unit, const float* sum, float* partial, bool onto) {
+// The eight sums to their columns. Columns 0 to 3 of a unit lie side by side, and 4 to 7.
+template <class Rows> __device__ inline void put_sums(Rows down, int unit, const float* sum, float* partial) {
     for (int k = 0; k < 8; k += 4) {
         int column = down.column(unit, k);
         if (down.n % 4 == 0) {
-            if (column >= down.n) continue;
-            float4* to = (float4*)(partial + column);
-            float4 s = {sum[k], sum[k + 1], sum[k + 2], sum[k + 3]};
-            if (onto) s = {to->x + s.x, to->y + s.y, to->z + s.z, to->w + s.w};
-            *to = s;
+            if (column < down.n) *(float4*)(partial + column) = {sum[k], sum[k + 1], sum[k + 2], sum[k + 3]};
         } else
-            for (int j = 0; j < 4 && column + j < down.n; j++)
-                partial[column + j] = onto ? partial[column + j] + sum[k + j] : sum[k + j];
+            for (int j = 0; j < 4 && column + j < down.n; j++) partial[column + j] = sum[k + j];
+    }
+}
+
+// A block's sums of its tile.
+template <class Rows> __device__ inline void sum_tile(const Tile& tile, Rows down, float* partial) {
+    for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
+        float sum[8] = {};
+        if (8 * unit + 8 <= down.n) add_tile(tile, down, unit, sum);
+        else add_tile_end(tile, down, unit, sum);
+        put_sums(down, unit, sum, partial);
     }
 }
 
@@ -79,24 +82,15 @@ __device__ inline void sum_rows(Hidden hidden, Rows down, const int* ids, const 
     Tile& tile = shared_tile();
     int token = (int)blockIdx.y, n_active = count[token];
     int size = (n_active + (int)gridDim.x - 1) / (int)gridDim.x;
-    int first = min((int)blockIdx.x * size, n_active), last = min(first + size, n_active);
+    int first = min((int)blockIdx.x * size, n_active), n_tile = min(size, n_active - first);
     ids += (size_t)token * n_rows, partial += ((size_t)token * gridDim.x + blockIdx.x) * down.n;
-    for (int start = first; start == first || start < last; start += TILE) {
-        int n_tile = min(last - start, TILE);
-        for (int i = warp(); i < n_tile; i += n_warps()) {
-            int row = ids[start + i];
-            float h = hidden(row);
-            if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;
-        }
-        __syncthreads();                          // every hidden value is there
-        if (warp() == 0) drop_zeros(tile, n_tile);
-        __syncthreads();                          // and the list of those that count
-        for (int unit = threadIdx.x; unit < down.n_units(); unit += blockDim.x) {
-            float sum[8] = {};
-            if (8 * unit + 8 <= down.n) add_tile(tile, down, unit, sum);
-            else add_tile_end(tile, down, unit, sum);
-            put_sums(down, unit, sum, partial, start != first);
-        }
-        __syncthreads();                          // the tile is about to be written again
+    for (int i = warp(); i < n_tile; i += n_warps()) {
+        int row = ids[first + i];
+        float h = hidden(row);
+        if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;
     }
+    __syncthreads();                              // every hidden value is there
+    if (warp() == 0) drop_zeros(tile, n_tile);
+    __syncthreads();                              // and the list of those that count
+    sum_tile(tile, down, partial);
 }

@@ -9,11 +9,18 @@
 //   HALF_SCALES          whether the two sixteens of a block of 32 may have different scales
 //   MINIMA               0: there are none; 1: one a block of 32; 2: one a sixteen
 //   SPAN                 how many neighbouring blocks of 32 lie in the same bytes: a lane takes them together
+//   QUARTERS             whether each sixteen shares its bytes with three others of 128 weights: a lane takes
+//                        sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7
 //   ROWS_AT_ONCE         of a transposed matrix, that a thread has on the way: as many as registers hold
 //
-// `Blocks` makes the rest of it: `dot`, the product of one row with an input, one warp together, where the
-// lanes take pieces in turn and add their sums in a fixed order; `eight`, eight weights of a row as floats,
-// for products with a transposed matrix, and `column`, where they belong. A type may have its own.
+// `Blocks` makes the rest of it: `dot`, the product of one row with an input, one warp together; `eight`, eight
+// weights of a row as floats, for products with a transposed matrix, and `column`, where they belong. A type may
+// have its own.
+//
+// The order of a product's sums is one for a warp and for a tile of matmul.cu. What a lane takes at a time is a
+// piece: SPAN blocks, four sixteens, or eight floats. Piece p adds to chain p % 32 by fmaf, number after number, and
+// the chains are added in their order. A warp has a chain in each lane; a tile takes the pieces of chain 0, then
+// those of chain 1, as `Pieces` lists them, in units of sixteen weights or of four floats.
 //
 // The types lie in weights_32.h (blocks of 32), weights_k.h (of 256), weights_grid.h (whose numbers are points of a
 // grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
@@ -56,6 +63,21 @@ __device__ inline size_t padded(size_t bytes) { return (bytes + 15) / 16 * 16; }
 // From row to row of a plane with so many values of type T a row.
 template <class T> __device__ inline size_t stride_of(int n_values) { return padded(n_values * sizeof(T)) / sizeof(T); }
 
+// The pieces of a row, chain after chain.
+struct Pieces {
+    int n;
+    __device__ int length(int chain) const { return (n - chain + WARP - 1) / WARP; }
+    // The i-th of them, and whether it is its chain's last. The first n % 32 chains have one more than the others.
+    __device__ int at(int i, bool& is_last) const {
+        int rest = n % WARP, shorter = n / WARP, in_longer = rest * (shorter + 1);
+        bool is_longer = i < in_longer;
+        if (!is_longer) i -= in_longer;
+        int count = is_longer ? shorter + 1 : shorter, chain = i / count, place = i % count;
+        is_last = place == count - 1;
+        return (is_longer ? chain : chain + rest) + WARP * place;
+    }
+};
+
 // ---- plain types: one plane of values ----------------------------------------------------------
 
 __device__ inline float bf16(unsigned bits) { return __int_as_float((int)(bits << 16)); }
@@ -92,7 +114,7 @@ template <class T> struct Plain {
     int n;
     size_t stride;                                // values from row to row
 
-    static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8;
+    static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8, LAID_UNITS = 2;
     __device__ Plain(const T* plane, int row_length)
         : values(plane), n(row_length), stride(padded((size_t)row_length * sizeof(T)) / sizeof(T)) {}
 
@@ -113,9 +135,13 @@ template <class T> struct Plain {
                 load8(w + 8 * i, v);
                 for (int k = 0; k < 8; k++) s = fmaf(v[k], x[8 * i + k], s);
             }
-        if (8 * whole + lane() < n) s = fmaf(value(w[8 * whole + lane()]), x[8 * whole + lane()], s);
-        return warp_sum(s);
+        if (lane() == whole % WARP)               // a last piece that has no eight
+            for (int i = 8 * whole; i < n; i++) s = fmaf(value(w[i]), x[i], s);
+        return sum_of_lanes(s);
     }
+    __device__ Pieces pieces() const { return {n_units()}; }
+    __device__ static constexpr int piece_units() { return 2; }  // of four floats
+    __device__ static int unit_of(int piece, int k) { return 2 * piece + k; }
     __device__ int n_units() const { return (n + 7) / 8; }
     __device__ int column(int unit, int k) const { return 8 * unit + k; }
     __device__ void eight(int row, int unit, float* w) const {
@@ -135,29 +161,35 @@ template <class T> struct Plain {
 __device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0x01010101, 0x01010101}, 0); }
 
 template <class Type> struct Blocks {
-    static constexpr int ROWS_AT_ONCE = 8;
+    static constexpr int ROWS_AT_ONCE = 8, LAID_UNITS = 1;
+    static constexpr bool QUARTERS = false;
     int n;                                        // weights of a row
 
     __device__ explicit Blocks(int row_length) : n(row_length) {}
     __device__ const Type& type() const { return *static_cast<const Type*>(this); }
 
+    __device__ static constexpr int piece_units() { return Type::QUARTERS ? 4 : 2 * Type::SPAN; }
+    __device__ Pieces pieces() const { return {n / 16 / piece_units()}; }
+    __device__ static int unit_of(int piece, int k) {
+        return Type::QUARTERS ? piece / 2 * 8 + piece % 2 + 2 * k : piece_units() * piece + k;
+    }
+
     __device__ float dot(int row, Quantised x) const {
+        if constexpr (Type::QUARTERS) return dot_of_quarters(row, x);
         float s = 0.f;
         UNROLL(1)
         for (int first = lane() * Type::SPAN; first < n / BLOCK; first += WARP * Type::SPAN)
             UNROLL(2)
             for (int b = first; b < first + Type::SPAN; b++) s = add_block(row, b, x, s);
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
-    // The same for types whose two-bit numbers share bytes with three other sixteens of 128 weights: a lane
-    // takes sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7.
     __device__ float dot_of_quarters(int row, Quantised x) const {
         float s = 0.f;
         UNROLL(1)
         for (int i = lane(); i < n / 64; i += WARP)
             UNROLL(2)                             // four would spill
-            for (int k = 0; k < 4; k++) s = add_sixteen(row, i / 2 * 8 + i % 2 + 2 * k, x, s);
-        return warp_sum(s);
+            for (int k = 0; k < 4; k++) s = add_sixteen(row, unit_of(i, k), x, s);
+        return sum_of_lanes(s);
     }
     __device__ float add_block(int row, int b, Quantised x, float s) const {
         if constexpr (Type::HALF_SCALES || Type::MINIMA == 2)
@@ -165,13 +197,13 @@ template <class Type> struct Blocks {
         int product = dot16(type().sixteen(row, 2 * b), x.q[2 * b], 0);
         product = dot16(type().sixteen(row, 2 * b + 1), x.q[2 * b + 1], product);
         s = fmaf(type().scale(row, 2 * b) * x.d[b], (float)product, s);
-        if constexpr (Type::MINIMA == 1) s = fmaf(-type().minimum(row, 2 * b) * x.d[b], (float)x.sum[b], s);
+        if constexpr (Type::MINIMA == 1) s = fmaf(-type().minimum(row, 2 * b), x.d[b] * (float)x.sum[b], s);
         return s;
     }
     __device__ float add_sixteen(int row, int unit, Quantised x, float s) const {
         int4 q = x.q[unit];
         s = fmaf(type().scale(row, unit) * x.d[unit / 2], (float)dot16(type().sixteen(row, unit), q, 0), s);
-        if constexpr (Type::MINIMA == 2) s = fmaf(-type().minimum(row, unit) * x.d[unit / 2], (float)sum16(q), s);
+        if constexpr (Type::MINIMA == 2) s = fmaf(-type().minimum(row, unit), x.d[unit / 2] * (float)sum16(q), s);
         return s;
     }
 

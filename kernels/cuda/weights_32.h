@@ -28,7 +28,7 @@ struct Q8_0 : Blocks<Q8_0> {
             int product = dot16(w[2 * b + 1], x.q[2 * b + 1], dot16(w[2 * b], x.q[2 * b], 0));
             s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
     static constexpr bool HALF_SCALES = false;
     static constexpr int MINIMA = 0, SPAN = 1;
@@ -68,7 +68,7 @@ struct Q4_0 : Blocks<Q4_0> {
             product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
             s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
     static constexpr bool HALF_SCALES = false;
     static constexpr int MINIMA = 0, SPAN = 1;
@@ -113,9 +113,9 @@ struct Q4_1 : Blocks<Q4_1> {
             int product = dot16(low_nibbles(q), x.q[2 * b], 0);
             product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
             s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-            s = fmaf(__half2float(m[b]) * x.d[b], (float)x.sum[b], s);
+            s = fmaf(__half2float(m[b]), x.d[b] * (float)x.sum[b], s);
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
     static constexpr bool HALF_SCALES = false;
     static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;
@@ -159,7 +159,7 @@ struct Q5_0 : Blocks<Q5_0> {
             product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
             s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 16 * x.sum[b]), s);
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
     static constexpr bool HALF_SCALES = false;
     static constexpr int MINIMA = 0, SPAN = 1;
@@ -198,9 +198,9 @@ struct Q5_1 : Blocks<Q5_1> {
             int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
             product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
             s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-            s = fmaf(__half2float(m[b]) * x.d[b], (float)x.sum[b], s);
+            s = fmaf(__half2float(m[b]), x.d[b] * (float)x.sum[b], s);
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
     static constexpr bool HALF_SCALES = false;
     static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;

@@ -123,9 +123,9 @@ struct Q6_K : Blocks<Q6_K> {
                 s = fmaf(scale, (float)dot16(w, x.q[unit], 0), s);
             }
         }
-        return warp_sum(s);
+        return sum_of_lanes(s);
     }
-    static constexpr bool HALF_SCALES = true;
+    static constexpr bool HALF_SCALES = true, QUARTERS = true;
     static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         int half = unit / 8, g = unit % 8;
@@ -158,8 +158,7 @@ struct Q2_K : Blocks<Q2_K> {
         : Blocks(row_length), group_scales(group_plane), quants(quant_plane), scales(scale_plane),
           minima(minimum_plane), stride(stride_of<__half>(n / 256)) {}
 
-    __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
-    static constexpr bool HALF_SCALES = true;
+    static constexpr bool HALF_SCALES = true, QUARTERS = true;
     static constexpr int MINIMA = 2, SPAN = 1, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];
@@ -195,8 +194,7 @@ struct Q3_K : Blocks<Q3_K> {
           scales(scale_plane), stride(stride_of<__half>(n / 256)),
           group_stride(stride_of<unsigned char>(12 * (n / 256))) {}
 
-    __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
-    static constexpr bool HALF_SCALES = true;
+    static constexpr bool HALF_SCALES = true, QUARTERS = true;
     static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 2;
     __device__ int4 sixteen(int row, int unit) const {
         uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];

@@ -15,8 +15,7 @@ struct TQ2_0 : Blocks<TQ2_0> {
     __device__ TQ2_0(const uint4* quant_plane, const __half* scale_plane, int row_length)
         : Blocks(row_length), quants(quant_plane), scales(scale_plane), stride(stride_of<__half>(n / 256)) {}
 
-    __device__ float dot(int row, Quantised x) const { return dot_of_quarters(row, x); }
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, QUARTERS = true;
     static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         uint4 q = quants[(size_t)row * (n / 64) + unit / 8 * 2 + unit % 2];

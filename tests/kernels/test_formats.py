@@ -16,3 +16,10 @@ def test_the_cache_of_the_host_has_whole_blocks(kv_type: str, number: float, hea
 
 def test_odd_heads_are_filled_up_to_whole_vectors() -> None:
     assert formats.host_kv_block_bytes("f16", 17) == formats.host_kv_block_bytes("f16", 32) == 64 * 32 * 2
+
+
+@pytest.mark.parametrize(
+    ("n_rows", "groups"), [(0, 1), (64, 1), (65, 2), (8192, 128), (32768, 128), (32769, 129)]
+)
+def test_no_group_has_more_rows_than_a_tile(n_rows: int, groups: int) -> None:
+    assert formats.n_groups(n_rows) == groups

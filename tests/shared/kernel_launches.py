@@ -131,7 +131,8 @@ def run_matmul_transposed(device: Device, put: Put) -> None:
     tokens, rows, n = 2, 40, 64
     down, h, y = (put(device, floats(size)) for size in (rows * n, tokens * rows, tokens * n))
     work = matmul_transposed(GGMLQuantizationType.F32, tokens, rows, n)
-    work.launch(device, (down, h, y, rows, n, tokens), device.compute)
+    lists = put(device, np.tile(np.arange(rows, dtype="i4"), tokens)), put(device, np.array([rows, 1], "i4"))
+    work.launch(device, (down, h, *lists, y, rows, n, tokens, 3, 1), device.compute)
 
 
 def run_matmul(device: Device, put: Put) -> None:
@@ -142,7 +143,7 @@ def run_matmul(device: Device, put: Put) -> None:
 
 
 def run_gated_ffn(device: Device, put: Put) -> None:
-    rows, n, groups = 600, 64, 2  # more rows in a group than a tile holds
+    rows, n, groups = 500, 64, 2
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
     ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
     partial = device.empty(groups * n, "f4")
@@ -162,11 +163,15 @@ def run_ffn(device: Device, put: Put) -> None:
     )
 
 
-def run_sum_groups(device: Device, put: Put) -> None:
-    n, groups = 64, 9
+def run_sum_groups(device: Device, put: Put, groups: int = 9) -> None:
+    n = 64
     partial, addend = put(device, floats(groups * n)), put(device, floats(n))
     arguments = (partial, addend, addend, addend, device.empty(n, "f4"), groups, n, 11)
-    device.launch("sum_groups", 2, 256, arguments, device.compute)
+    device.launch("sum_groups", 2, 256, arguments, device.compute, shared=4 * 32 * min(groups, 128))
+
+
+def run_many_groups(device: Device, put: Put) -> None:
+    run_sum_groups(device, put, 140)
 
 
 def run_experts(device: Device, put: Put) -> None:

@@ -8,6 +8,7 @@ from kernel_launches import (
     run_ffn,
     run_gated_ffn,
     run_hidden_masked_gated,
+    run_many_groups,
     run_matmul,
     run_matmul_transposed,
     run_matvec,
@@ -43,23 +44,16 @@ BUGS = {
     "no barrier after the hidden values": Bug(
         "sparse_gated_ffn.cu",
         run_gated_ffn,
-        "__syncthreads();                          // every hidden value is there",
+        "__syncthreads();                              // every hidden value is there",
         "// every hidden value is there",
         "race, |before anybody wrote",
     ),
     "no barrier after the list of rows that count": Bug(
         "sparse_ffn.cu",
         run_ffn,
-        "__syncthreads();                          // and the list of those that count",
+        "__syncthreads();                              // and the list of those that count",
         "// and the list of those that count",
         "race, |before anybody wrote",
-    ),
-    "no barrier before the next tile": Bug(
-        "sparse_gated_ffn.cu",
-        run_gated_ffn,
-        "__syncthreads();                          // the tile is",
-        "// the tile is",
-        "race, ",
     ),
     "no __syncwarp before rows move up": Bug(
         "sparse_ffn.cu",
@@ -97,9 +91,16 @@ BUGS = {
     "no barrier before the warps' sums are added": Bug(
         "sum_groups.cu",
         run_sum_groups,
-        "of_warp[warp()][lane()] = s;\n" + BARRIER,
-        "of_warp[warp()][lane()] = s;\n",
+        "* n + column];\n    " + BARRIER,
+        "* n + column];\n",
         "race, |before anybody wrote",
+    ),
+    "no barrier before the next groups": Bug(
+        "sum_groups.cu",
+        run_many_groups,
+        BARRIER + "                          // they are",
+        "    // they are",
+        "race, ",
     ),
     "all blocks sum the same columns": Bug(
         "sum_groups.cu",
@@ -184,8 +185,8 @@ BUGS = {
     "down rows added before they are there": Bug(
         "matmul_transposed.cu",
         run_matmul_transposed,
-        "n_rows);\n        __syncthreads();\n        UNROLL",
-        "n_rows);\n        UNROLL",
+        "groups.begins(row);\n        __syncthreads();\n",
+        "groups.begins(row);\n",
         "race, |before anybody wrote",
     ),
     "inputs after the last token": Bug(

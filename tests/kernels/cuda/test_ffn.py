@@ -168,18 +168,6 @@ def test_the_sum_of_no_active_row_is_zero(device: Device, put: Put, get: Get, ha
     assert (get(device, y) == 0).all()
 
 
-@pytest.mark.parametrize("n", [32, 30])
-def test_a_group_may_have_more_rows_than_a_tile(device: Device, put: Put, get: Get, n: int) -> None:
-    n_rows = 600  # of one group, by a grid of our own
-    ffn, y, partial = Ffn(device, put, Type.F32, n_rows, n), device.empty(n, "f4"), device.empty(n, "f4")
-    planes = [plane for w in ffn.weights for plane in w.planes(device, put)]
-    lists = put(device, np.arange(n_rows, dtype="i4")), put(device, np.array([n_rows], "i4"))
-    arguments = (*planes, put(device, ffn.x), *lists, partial, n_rows, n, ACTIVATIONS["relu"])
-    device.launch("sparse_gated_ffn_f32", 1, 256, arguments, device.compute)
-    device.launch("sum_groups", (1, 1), 256, (partial, y, y, y, y, 1, n, 0), device.compute)
-    assert error(get(device, y)[None], ffn.want(np.ones((1, n_rows), bool))) < 1e-5
-
-
 @pytest.mark.parametrize("has_gate", [True, False])
 @pytest.mark.parametrize("weight_type", each_type())
 def test_rows_that_are_not_active_are_never_read(
@@ -237,7 +225,7 @@ def test_the_bits_do_not_depend_on_order_or_build(
 
 
 @pytest.mark.parametrize("flags", range(8))
-@pytest.mark.parametrize(("n_rows", "n"), [(1, 1), (64 * 11, 70), (64 * 127 + 1, 33)])
+@pytest.mark.parametrize(("n_rows", "n"), [(1, 1), (64 * 11, 70), (64 * 127 + 1, 33), (256 * 150, 5)])
 def test_sum_groups(device: Device, put: Put, get: Get, n_rows: int, n: int, flags: int) -> None:
     """The bits of adding bias, other and residual to the bare sum, in this order."""
     named = [HAS_BIAS * (flags & 1), HAS_OTHER * (flags >> 1 & 1), HAS_RESIDUAL * (flags >> 2)]

@@ -11,6 +11,7 @@ from operands import Array, Get, Put, Type, block_of, each_type, normal, random_
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.formats import n_groups
 from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
@@ -24,9 +25,10 @@ def product(put: Put, get: Get) -> Product:
     def run(device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int) -> tuple[Array, Array]:
         down, h = random_matrix(weight_type, n_rows, n), normal(n_tokens, n_rows)
         y = device.empty((n_tokens, n), "f4")
-        arguments = (*down.planes(device, put), put(device, h), y, n_rows, n, n_tokens)
+        all_rows = (put(device, np.zeros(1, "i4")),) * 2
+        arguments = (*down.planes(device, put), put(device, h), *all_rows, y, n_rows, n, n_tokens)
         work = matmul_transposed(weight_type, n_tokens, n_rows, n)
-        work.launch(device, arguments, device.compute)
+        work.launch(device, (*arguments, n_groups(n_rows), 0), device.compute)
         return get(device, y), h.astype("f8") @ down.values.astype("f8")
 
     return run
@@ -69,7 +71,8 @@ def test_the_kernel_uses_the_shared_memory_that_is_planned(
     device, n_tokens, n_rows, n = open_emulated(), 64, 32, 32
     planes, h = random_matrix(Type.F32, n_rows, n).planes(device, put), put(device, np.ones((64, 32), "f4"))
     work = matmul_transposed(Type.F32, n_tokens, n_rows, n)
-    arguments = (*planes, h, device.empty((n_tokens, n), "f4"), n_rows, n, n_tokens)
+    lists, y = (put(device, np.zeros(64, "i4")),) * 2, device.empty((n_tokens, n), "f4")
+    arguments = (*planes, h, *lists, y, n_rows, n, n_tokens, 1, 0)
     replace(work, shared=work.shared - missing).launch(device, arguments, device.compute)
     with pytest.raises(KernelFault, match="bad memory access") if missing else nullcontext():
         device.synchronize()

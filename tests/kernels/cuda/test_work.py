@@ -168,9 +168,13 @@ def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 def test_matmul_transposed(device: Device, touched: Touched, weight_type: Type) -> None:
     tokens, rows, n = 3, 70, unpadded(weight_type)
-    given = (*weights(device, weight_type, rows, n), ones(device, tokens, rows), floats(device, tokens * n))
-    work = matmul_transposed(weight_type, tokens, rows, n)
-    assert touched(work, (*given, rows, n, tokens)) == (work.bytes_read, work.bytes_written)
+    given = (*weights(device, weight_type, rows, n), ones(device, tokens, rows))
+    ids, count = np.tile(np.arange(rows, dtype="i4"), tokens), np.full(tokens, rows, "i4")
+    rest = filled(device, ids), filled(device, count), floats(device, tokens * n), rows, n, tokens
+    for has_list in (False, True):
+        work = matmul_transposed(weight_type, tokens, rows, n, has_list)
+        arguments = (*given, *rest, n_groups(rows), int(has_list))
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))

@@ -1,0 +1,80 @@
+"""On runs with a device, too, a token's logits do not depend on batches, threads or reuse."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from split_runs import Case, OpenEmulated, budget_bytes, model_of, on_device, split_plan
+
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.run.executor import Executor
+from hotcold.gguf_io import open_gguf
+
+Logits = NDArray[np.float32]
+LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
+
+N_TOKENS = 65
+BATCHES = ((1, 1), (3, 2), (16, 3), (37, 4), (65, 2))
+"""Tokens a run, and threads."""
+SHARES = {"split": 0.5, "all": 1.0}
+"""Of what lies between the smallest budget and everything."""
+
+TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
+DENSE = [
+    *(f"llamacpp/llama.{kind}" for kind in TYPES),
+    *(f"llamacpp/{name}" for name in ("falcon.norm2.q4_0", "gemma3.q4_0", "phi3.longrope.q8_0")),
+]
+MIXTURES = ["llamacpp/mixtral.q4_0", "llamacpp/qwen2moe.q4_0"]
+SPARSE = [f"powerinfer/{name}.powerinfer" for name in ("llama-q4_0", "bamboo-f16", "falcon-q4_0", "opt-f16")]
+MODES = [(name, "off") for name in (*DENSE, *MIXTURES, *SPARSE)] + [
+    (name, mode) for name in SPARSE for mode in ("exact", "predictor")
+]
+CASES = [(*mode, where) for mode in MODES for where in SHARES]
+QUICK = (
+    ("llamacpp/llama.q4_k", "off", "split"),
+    ("llamacpp/gemma3.q4_0", "off", "all"),
+    ("llamacpp/qwen2moe.q4_0", "off", "split"),
+    ("powerinfer/llama-q4_0.powerinfer", "predictor", "split"),
+    ("powerinfer/llama-q4_0.powerinfer", "predictor", "all"),
+    ("powerinfer/opt-f16.powerinfer", "exact", "split"),
+)
+
+
+def plan_of(model: Model, case: Case, share: float) -> Plan:
+    smallest, largest = (budget_bytes(model, case, which) for which in ("one layer", "everything"))
+    return split_plan(model, case, smallest + int(share * (largest - smallest)))
+
+
+def reused_logits(executor: Executor, ids: NDArray[np.int32]) -> Logits:
+    """The same in runs of many sizes, over a cache that other tokens have filled."""
+    out, start = np.zeros((len(ids), executor.model.n_vocab), np.float32), 0
+    executor.run(ids[::-1].copy(), 0, None)
+    for stop in (*np.cumsum((7, 1, 2, 30, 1)), len(ids)):
+        executor.run(ids[start:stop], start, out[start:stop])
+        start = stop
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "sparsity", "where"),
+    [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
+)
+def test_logits_do_not_depend_on_batches_threads_or_reuse(
+    name: str, sparsity: str, where: str, data: Path, open_emulated: OpenEmulated, logits_of: LogitsOf
+) -> None:
+    """Of one plan: what lies on the device says whose order of sums a row has."""
+    with open_gguf(data / f"{name}.gguf") as file:
+        model, seen = model_of(file), dict[bytes, tuple[int, int]]()
+        plan = plan_of(model, Case(sparsity, "f16", 128, N_TOKENS), SHARES[where])
+        ids = np.random.default_rng(0).integers(3, min(model.n_vocab, 200), N_TOKENS).astype(np.int32)
+        for n_batch, n_threads in BATCHES:
+            with on_device(plan, file, open_emulated(build_kind="fast"), n_threads) as executor:
+                logits = logits_of(executor, ids, n_batch)
+                assert np.isfinite(logits).all()
+                seen[logits.tobytes()] = n_batch, n_threads
+                if n_batch == N_TOKENS:
+                    seen[reused_logits(executor, ids).tobytes()] = 0, n_threads
+    assert len(seen) == 1, seen.values()

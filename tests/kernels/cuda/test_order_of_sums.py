@@ -1,0 +1,166 @@
+"""A token's numbers on the device do not depend on its company: one order of sums alone and in a batch."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from operands import Array, Get, Matrix, Put, Type, block_of, each_type, inputs, normal, random_matrix
+
+from hotcold.kernels import order_of_device_sums as order
+from hotcold.kernels import ref
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
+from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.cuda.matvec import matvec
+from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
+from hotcold.kernels.cuda.sum_groups import sum_groups
+from hotcold.kernels.cuda.weights import kernel_name
+from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.weight_table import QUANTISED, weight_type_row
+
+Open = Callable[..., Device]
+F32 = NDArray[np.float32]
+BATCHES = (2, 3, 5, 16, 17, 33, 64, 65)
+
+
+def lengths(weight_type: Type) -> tuple[int, ...]:
+    """Rows of fewer pieces than chains, of as many, and of chains that are not equally long."""
+    if weight_type not in QUANTISED:
+        return (1, 7, 100, 256, 1025)
+    return (256, 768, 2304) if block_of(weight_type) == 256 else (32, 576, 1056)
+
+
+@pytest.fixture
+def device(open_emulated: Open) -> Device:
+    return open_emulated(build_kind="fast")
+
+
+def batch(device: Device, put: Put, get: Get, w: Matrix, x: F32) -> F32:
+    """Products of all tokens at once."""
+    (n_tokens, n), n_rows = x.shape, len(w.rows)
+    y = device.empty((n_tokens, n_rows), "f4")
+    given = (*w.planes(device, put), *inputs(device, put, w.type, x), y, y, y, n_rows, n, 0, n_tokens)
+    matmul(w.type, n_tokens, n_rows, n).launch(device, given, device.compute)
+    return get(device, y)
+
+
+def alone(device: Device, put: Put, get: Get, w: Matrix, x: F32) -> F32:
+    """Products of each token."""
+    (n_tokens, n), n_rows = x.shape, len(w.rows)
+    y = device.empty((n_tokens, n_rows), "f4")
+    given = (*w.planes(device, put), *inputs(device, put, w.type, x), y, y, y, n_rows, n, 0)
+    matvec(w.type, n_tokens, n_rows, n).launch(device, given, device.compute)
+    return get(device, y)
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+def test_products(device: Device, put: Put, get: Get, weight_type: Type) -> None:
+    for n in lengths(weight_type):
+        w, x = random_matrix(weight_type, 67, n), normal(max(BATCHES), n)
+        want = alone(device, put, get, w, x)
+        for n_tokens in BATCHES:
+            assert batch(device, put, get, w, x[:n_tokens]).tobytes() == want[:n_tokens].tobytes(), n
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+def test_products_have_the_bits_of_the_oracle(
+    open_emulated: Open, device: Device, put: Put, get: Get, weight_type: Type
+) -> None:
+    for n in lengths(weight_type):
+        w, x = random_matrix(weight_type, 3, n), normal(1, n)
+        if weight_type in QUANTISED:
+            want = order.device_dots_of_blocks(weight_type, *units(open_emulated, put, get, w), x[0])
+        else:
+            want = order.device_dots_of_floats(w.values, x[0])
+        assert alone(device, put, get, w, x).tobytes() == want.tobytes(), n
+
+
+def units(open_emulated: Open, put: Put, get: Get, w: Matrix) -> tuple[Array, F32, F32 | None]:
+    """Numbers, scales and minima of each sixteen, as kernels read them."""
+    row, (n_rows, n) = weight_type_row(w.type), w.values.shape
+    device = open_emulated(source=program(Path(__file__).with_name("units.cu"), types=[(row.ending,)]))
+    outs = [device.empty((n_rows, n), "i1"), *(device.empty((n_rows, n // 16), "f4") for _ in range(2))]
+    device.launch(
+        kernel_name("units", w.type), n_rows, 32, (*w.planes(device, put), *outs, n), device.compute
+    )
+    numbers, scales, minima = (get(device, out) for out in outs)
+    return numbers.reshape(n_rows, -1, 16).astype("i4"), scales, minima if row.has_minima else None
+
+
+# FFNs with a row a neuron
+
+
+class Ffn:
+    """A gated FFN of random weights and inputs, of which each token's rows are listed."""
+
+    def __init__(self, device: Device, put: Put, weight_type: Type, n_rows: int, n: int, listed: Array):
+        self.device, self.put, self.type, self.n_rows, self.n = device, put, weight_type, n_rows, n
+        self.listed, self.x = listed, normal(len(listed), n)
+        self.weights = [random_matrix(weight_type, n_rows, n, seed) for seed in (4, 5, 6)]
+        self.planes = [w.planes(device, put) for w in self.weights]
+        ids = np.full(listed.shape, -1, "i4")
+        for token, rows in enumerate(ref.active_rows(listed, np.arange(n_rows, dtype="i4"))):
+            ids[token, : len(rows)] = rows
+        self.lists = put(device, ids), put(device, listed.sum(1, dtype="i4"))
+        self.given, self.relu = inputs(device, put, weight_type, self.x), ACTIVATIONS["relu"]
+
+    def each(self) -> Any:
+        """Every token as it is alone: y."""
+        device, tokens, groups = self.device, len(self.x), n_groups(self.n_rows)
+        partial, y = device.empty((tokens, groups, self.n), "f4"), device.empty((tokens, self.n), "f4")
+        planes = [plane for of_one in self.planes for plane in of_one]
+        work = sparse_gated_ffn((self.type,) * 3, tokens, self.n_rows, self.n)
+        arguments = (*planes, *self.given, *self.lists, partial, self.n_rows, self.n, self.relu)
+        work.launch(device, arguments, device.compute)
+        work = sum_groups(tokens, self.n_rows, self.n)
+        work.launch(device, (partial, y, y, y, y, groups, self.n, 0), device.compute)
+        return y
+
+    def together(self, has_list: bool) -> Any:
+        """All tokens at once: hidden values and y."""
+        device, tokens, (rows, n) = self.device, len(self.x), (self.n_rows, self.n)
+        gate, up = (device.empty((tokens, rows), "f4") for _ in range(2))
+        y, words = device.empty((tokens, n), "f4"), -(-rows // 32)
+        for planes, h in zip(self.planes[:2], (gate, up), strict=True):
+            arguments = (*planes, *self.given, h, h, h, rows, n, 0, tokens)
+            matmul(self.type, tokens, rows, n).launch(device, arguments, device.compute)
+        padded = np.pad(self.listed, ((0, 0), (0, 32 * words - rows)))
+        mask = self.put(device, ref.mask_bits(padded))
+        neurons = self.put(device, np.arange(rows, dtype="i4"))
+        arguments = (gate, up, mask, neurons, gate, rows, words, 1, self.relu)
+        hidden_masked_gated(tokens, rows, rows).launch(device, arguments, device.compute)
+        work = matmul_transposed(self.type, tokens, rows, n, has_list)
+        numbers = rows, n, tokens, n_groups(rows), int(has_list)
+        work.launch(device, (*self.planes[2], gate, *self.lists, y, *numbers), device.compute)
+        return gate, y
+
+
+SHARES = (0.0, 0.02, 0.3, 0.9, 1.0)
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("n_rows", [50, 333])
+def test_listed_rows(device: Device, put: Put, get: Get, weight_type: Type, n_rows: int) -> None:
+    """Tokens with lists of several lengths, in a batch of more than a tile."""
+    shares = np.resize(SHARES, 65)[:, None]
+    listed = np.random.default_rng(3).random((65, n_rows)) < shares
+    ffn = Ffn(device, put, weight_type, n_rows, block_of(weight_type), listed)
+    hidden, y = (get(device, out) for out in ffn.together(has_list=True))
+    assert y.tobytes() == get(device, ffn.each()).tobytes()
+    down = ffn.weights[2].values
+    if weight_type not in QUANTISED:  # whose numbers the kernel makes by fma, not the gguf package
+        for token in range(len(SHARES)):
+            rows = np.flatnonzero(listed[token]).tolist()
+            want = order.device_rows(hidden[token], down, rows, n_groups(n_rows))
+            assert y[token].tobytes() == want.tobytes()
+
+
+def test_all_rows_without_a_list(device: Device, put: Put, get: Get) -> None:
+    """The groups are those of a list of all rows."""
+    ffn = Ffn(device, put, Type.F16, 333, 40, np.ones((3, 333), bool))
+    assert get(device, ffn.together(has_list=False)[1]).tobytes() == get(device, ffn.each()).tobytes()
