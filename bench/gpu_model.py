@@ -12,6 +12,7 @@ from split_layer import Times, measure, split_layers
 
 from hotcold.engine.device.store import loaded_store
 from hotcold.engine.model.model import Model
+from hotcold.engine.plan.cards import card_like, estimate
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -39,6 +40,7 @@ class Row:
         planned, allocated: bytes on the device.
         load_rate: GB/s.
         decode, prompt: tokens a second.
+        modelled: tokens a second that the card's published figures promise; 0 for a card that is in no table.
         launches, copies, copied: a decoded token's, and the bytes of its copies.
         n_split: layers that are split, and their times; None without any.
         error: why there are no figures.
@@ -57,6 +59,7 @@ class Row:
     copied: float = 0.0
     n_split: int = 0
     split: Times | None = None
+    modelled: float = 0.0
     error: str = ""
     failed: bool = False
 
@@ -102,6 +105,7 @@ def _row(
         prompt = _prompt(executor, each)
         n_split = split_layers(executor)
         split = measure(executor, each) if n_split else None
+    card = card_like(device.facts.description)
     return Row(
         text,
         plan.totals.used,
@@ -115,6 +119,7 @@ def _row(
         used.h2d_bytes + used.d2h_bytes,
         n_split,
         split,
+        modelled=1 / estimate(plan, card).token if card is not None else 0.0,
     )
 
 

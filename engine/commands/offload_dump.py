@@ -33,8 +33,8 @@ NEEDS = {  # what changes nothing without another option
 }
 OF_A_PLAN = ("tensors", "layer", "full", "gpu_index_for", "reset_gpu_index", "disable_gpu_index")
 EXCLUDES = {  # what does not go with another option
-    "run_it": (*OF_A_PLAN, "device_memory"),
-    "sweep": (*OF_A_PLAN, "vram_budget"),
+    "run_it": (*OF_A_PLAN, "device_memory", "card"),
+    "sweep": (*OF_A_PLAN, "vram_budget", "card"),
     "disable_gpu_index": ("gpu_index_for", "reset_gpu_index"),
 }
 
@@ -54,6 +54,9 @@ class OffloadDumpCommand:
     predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None
     vram_budget: Annotated[
         str | None, typer.Option(help="8 (GiB), 8GiB, 6000MiB, 80%, auto, or 0: the CPU alone.")
+    ] = None
+    card: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Model a token's time on a card, such as rtx4090.")
     ] = None
     device_memory: Annotated[str | None, typer.Option(metavar="SIZE", help="Stands in for a card.")] = None
     n_ctx: NCtx = RunOptions.n_ctx
@@ -102,7 +105,7 @@ class OffloadDumpCommand:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
         how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type)
-        facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep)
+        facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep, self.card)
         if self.run_it:
             run_plan(self, source, how)
             return
@@ -134,6 +137,8 @@ def show_plan(
     )
     whole = reports.as_json(plan, source.name)
     report = reports.select(whole, options.tensors, options.layer)
+    if options.card is not None:
+        report["card"] = reports.card_model(plan, options.card)
     said = list(lines)
     if options.gpu_index_for is not None:
         said.append(dump.write_index_for(options.gpu_index_for, plan, source, how))
@@ -168,7 +173,7 @@ def refuse_ignored(options: OffloadDumpCommand) -> None:
         if name in given and option.removeprefix("--") not in given:
             bound = f"changes nothing without {option}"
             raise SettingError(names[name], _shown(given[name]), bound, f"add {needed}")
-    of_a_page = {} if "as_json" in given else {"html": ("tensors", "layer")}  # a page shows everything
+    of_a_page = {} if "as_json" in given else {"html": ("tensors", "layer", "card")}  # a page shows every row
     for name, excluded in (EXCLUDES | of_a_page).items():
         for other in excluded:
             if name in given and other in given:

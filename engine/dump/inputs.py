@@ -22,6 +22,7 @@ from hotcold.engine.plan.budget import (
     parse_size,
     resolve_budget,
 )
+from hotcold.engine.plan.cards import card_named
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import CPU_ALONE, Source, identity, make_plan, with_counts
@@ -59,12 +60,14 @@ def open_source(
         return with_counts(source, activation, file)
 
 
-def facts_for(device_memory: str | None, budget: str | None) -> DeviceFacts | None:
-    """The device that --device-memory stands in for, else the first card if a budget needs to know.
+def facts_for(device_memory: str | None, budget: str | None, card: str | None = None) -> DeviceFacts | None:
+    """The device that --device-memory or --card stands in for, else the first card if a budget needs to know.
 
     Args:
         budget: one, or several of a sweep.
     """
+    if card is not None and device_memory is None:
+        return DeviceFacts(card, card_named(card).memory)
     if device_memory is not None:
         memory = parse_size(device_memory, "--device-memory")
         if not memory:
@@ -74,8 +77,8 @@ def facts_for(device_memory: str | None, budget: str | None) -> DeviceFacts | No
         return None
     from hotcold.engine.device.devices import first_card
 
-    card = first_card()
-    return facts_of_card(card.name, card.memory_free, card.memory_total) if card else None
+    found = first_card()
+    return facts_of_card(found.name, found.memory_free, found.memory_total) if found else None
 
 
 def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:

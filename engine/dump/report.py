@@ -13,6 +13,7 @@ from hotcold.engine.graph.arena import tensor_bytes
 from hotcold.engine.graph.graph import Tensor
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
+from hotcold.engine.plan.cards import PROMPT, card_named, estimate
 from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, GraphPlan, Plan, WeightEntry
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.errors import SettingError
@@ -66,6 +67,27 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
         "traffic": _traffic(plan),
         "totals": _totals(plan),
         "notes": list(plan.notes),
+    }
+
+
+def card_model(plan: Plan, name: str) -> Report:
+    """What a card of the table would take for the plan, by arithmetic.
+
+    Raises:
+        SettingError: a name that is not in the table.
+    """
+    card = card_named(name)
+    found = estimate(plan, card)
+    return {
+        "name": name,
+        "title": card.title,
+        "measured": False,
+        "token_seconds": found.token,
+        "memory_seconds": found.memory,
+        "waits_seconds": found.waits,
+        "prompt_tokens": PROMPT,
+        "prompt_seconds": found.prompt,
+        "launches": found.launches,
     }
 
 

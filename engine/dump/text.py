@@ -104,6 +104,9 @@ def show_totals(report: Report, console: Console) -> None:
     heading(console, "Totals")
     console.print(totals_table(report))
     paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
+    if "card" in report:
+        heading(console, f"On a {report['card']['title']}: a model, nothing of it was measured")
+        paragraphs(console, card_lines(report["card"]))
 
 
 def heading(console: Console, text: str) -> None:
@@ -285,6 +288,17 @@ def traffic_lines(report: Report) -> Iterator[str]:
         f"over the bus {traffic['to_device_bytes']} bytes up, {traffic['to_host_bytes']} down, "
         f"in {traffic['copies']} copies"
     )
+
+
+def card_lines(card: Report) -> Iterator[str]:
+    """What a card would take, by arithmetic."""
+    token, prompt, n = card["token_seconds"], card["prompt_seconds"], card["prompt_tokens"]
+    yield (
+        f"a token: {1e3 * token:.1f} ms, {1 / token:.0f} tokens/s; of it {1e3 * card['memory_seconds']:.1f} ms "
+        f"for the card's memory at its full speed, {1e3 * card['waits_seconds']:.1f} ms of waiting for the CPU, "
+        f"and {card['launches']} launches"
+    )
+    yield f"a prompt of {n} tokens: {prompt:.2f} s, {n / prompt:.0f} tokens/s"
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:

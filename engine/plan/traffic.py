@@ -44,7 +44,7 @@ def token_traffic(plan: Plan) -> TokenTraffic:
     host = sum(_read_on(entry, plan, CPU) for entry in plan.weights)
     device = sum(_read_on(entry, plan, GPU) for entry in plan.weights)
     for split in plan.layers:
-        cold, hot = _ffn(split, plan)
+        cold, hot = ffn_traffic(split, plan)
         host, device = host + cold, device + hot
     moved = bus(plan.decode.placed)
     return TokenTraffic(
@@ -69,7 +69,7 @@ def _read_on(entry: WeightEntry, plan: Plan, side: str) -> float:
     return entry.device_bytes if side == GPU else entry.n_bytes
 
 
-def _ffn(split: FfnSplit, plan: Plan) -> tuple[float, float]:
+def ffn_traffic(split: FfnSplit, plan: Plan) -> tuple[float, float]:
     """Bytes of a layer's FFN on the host and on the device."""
     layer, peak = plan.model.layers[split.layer], plan.peak_count or 1.0
     if plan.model.experts is not None:

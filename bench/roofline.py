@@ -1,0 +1,68 @@
+"""What eight cards would take for a model, by arithmetic alone: budgets from nothing to the whole card.
+
+    python bench/roofline.py --like relullama-7b:q4_0
+
+The model is in engine/plan/cards.py; `hotcold offload-dump --card NAME` says the same of one card and budget. When a
+card runs, `bench/gpu.py` prints the model beside what it measures.
+"""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from hotcold.engine.dump.inputs import open_source
+from hotcold.engine.plan.budget import DeviceFacts, parse_budget, resolve_budget
+from hotcold.engine.plan.cards import CARDS, PROMPT, estimate
+from hotcold.engine.plan.planning import make_plan, wanted
+from hotcold.errors import DoesNotFitError
+
+SHARES = "25%", "50%", "auto"
+"""Of a card's memory."""
+
+
+def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
+    """A line of the table for each card and budget."""
+    source, lines = open_source(path, like, None, None), []
+    how = wanted(source, "auto", n_ctx, PROMPT, "f16")
+    for name, card in CARDS.items():
+        for share in SHARES:
+            facts = DeviceFacts(name, card.memory)
+            try:
+                plan = make_plan(source, how, resolve_budget(parse_budget(share), facts), facts)
+            except DoesNotFitError:
+                lines.append(f"| {card.title} | {share} | does not fit | | | | |")
+                continue
+            found = estimate(plan, card)
+            cells = [
+                card.title,
+                share,
+                f"{plan.hot_share:.0%}",
+                f"{1 / found.token:.0f}",
+                f"{1e3 * found.memory:.1f}",
+            ]
+            cells += [f"{1e3 * found.waits:.1f}", f"{PROMPT / found.prompt:.0f}"]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def run(given: Sequence[str] | None = None) -> int:
+    """Print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("-m", dest="path", type=Path, help="a file")
+    parser.add_argument("--like", help="or a well-known model; relullama-7b:q4_0 by default")
+    parser.add_argument("-c", dest="n_ctx", type=int, default=1024, help="positions; half of them are read")
+    arguments = parser.parse_args(given)
+    like = arguments.like or ("relullama-7b:q4_0" if arguments.path is None else None)
+    print("A model: nothing in this table was measured.\n")
+    print(
+        "| card | budget | hot | tokens/s | ms for the bytes | ms of waiting for the CPU | prompt, tokens/s |"
+    )
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    print("\n".join(rows(like, arguments.path, arguments.n_ctx)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(run())

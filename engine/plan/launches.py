@@ -1,0 +1,68 @@
+"""How many kernels a decoded token launches on the device, by its graph.
+
+The lowering decides (`engine/device/lowering.py`); this follows its fusions without a device, for the model of a card.
+"""
+
+from hotcold.engine.graph.graph import Node
+from hotcold.engine.graph.pack import pack
+from hotcold.engine.graph.placed import GPU
+from hotcold.engine.plan.plan import Plan
+from hotcold.kernels.formats import is_split
+from hotcold.kernels.weight_table import QUANTISED
+
+SEVERAL = {
+    "predictor": 2,
+    "sparse_gated_ffn": 3,
+    "dense_gated_ffn": 3,
+    "sparse_ffn": 3,
+    "dense_ffn": 3,
+    "expert_ffn": 4,
+}
+"""Kernels of an op that takes more than one."""
+TAKEN_BY_THE_ONE_BEFORE = {
+    ("mul_mat", "add"),
+    ("merge", "add"),
+    *((ffn, "add") for ffn in SEVERAL if ffn.endswith("ffn")),
+    ("rope", "rope"),
+    ("rope", "kv_store"),
+    ("rms_norm", "quantise"),
+    ("layer_norm", "quantise"),
+    ("rms_norm", "pack"),
+    ("layer_norm", "pack"),
+}
+"""Of two nodes that follow each other, those that are one launch."""
+
+
+def launches_of_a_token(plan: Plan) -> int:
+    """Kernels, with the head's."""
+    placed = pack(plan.decode.placed, GPU, QUANTISED.__contains__)
+    nodes = [p.node for p in placed.nodes if p.side == GPU]
+    count, before = 0, ""
+    for i, node in enumerate(nodes):
+        if (
+            node.op != "copy"
+            and (before, node.op) not in TAKEN_BY_THE_ONE_BEFORE
+            and not _is_of_three(nodes, i)
+        ):
+            count += SEVERAL.get(node.op, 1) + _more(node, plan)
+        before = node.op
+    return count
+
+
+def _more(node: Node, plan: Plan) -> int:
+    """What an op takes beside: a second pass over a long context, the rounding of a vector of its own."""
+    if node.op == "attention":
+        return int(is_split(1, plan.n_ctx))
+    rounds = {"predictor": "fc2", "logits": "weight"}.get(node.op)
+    return int(rounds is not None and node.weight(rounds).type in QUANTISED)
+
+
+def _is_of_three(nodes: list[Node], i: int) -> bool:
+    """Whether a product is the second or third of q, k and v, which one launch does."""
+
+    def reads(j: int) -> str | None:
+        is_product = 0 <= j < len(nodes) and nodes[j].op == "mul_mat"
+        return nodes[j].tensor("x").name if is_product else None
+
+    x = reads(i)
+    return x is not None and reads(i - 1) == x

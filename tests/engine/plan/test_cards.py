@@ -1,0 +1,92 @@
+"""The model of a card: its launches are the lowering's, and its times move as those of a card would."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from commands import run
+from split_runs import IDS, Case, OpenEmulated, model_of, on_device, plan_named
+
+from hotcold.engine.plan.cards import CARDS, card_like, estimate
+from hotcold.engine.plan.launches import launches_of_a_token
+from hotcold.engine.plan.plan import Plan
+from hotcold.gguf_io import GGUFFile, open_gguf
+
+CARD = CARDS["rtx4090"]
+
+
+@pytest.fixture
+def file(data: Path) -> Iterator[GGUFFile]:
+    with open_gguf(data / "powerinfer" / "llama-q4_0.powerinfer.gguf") as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("budget", ["nothing", "half", "dense + 17%", "everything"])
+@pytest.mark.parametrize("name", ["llama-f16", "llama-q4_0", "falcon-q4_0", "opt-f16"])
+def test_launches_are_those_of_a_run(name: str, budget: str, data: Path, open_emulated: OpenEmulated) -> None:
+    with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
+        plan = plan_named(model_of(file), Case("predictor"), budget)
+        device = open_emulated(build_kind="fast")
+        if budget == "nothing":
+            assert launches_of_a_token(plan) == 0
+            return
+        with on_device(plan, file, device) as executor:
+            logits = np.empty((1, plan.model.n_vocab), np.float32)
+            executor.run(IDS[:1], 0, logits)
+            before = sum(device.counters.launches.values())
+            executor.run(IDS[1:2], 1, logits)
+            counted = sum(device.counters.launches.values()) - before
+    assert abs(launches_of_a_token(plan) - counted) <= 0.1 * counted
+
+
+def named(file: GGUFFile, budget: str) -> Plan:
+    return plan_named(model_of(file), Case("predictor"), budget)
+
+
+def test_a_faster_part_makes_no_token_slower(file: GGUFFile) -> None:
+    for budget in ("half", "dense + 17%", "everything"):
+        plan = named(file, budget)
+        usual = estimate(plan, CARD)
+        assert estimate(plan, replace(CARD, gbps=2 * CARD.gbps)).token < usual.token
+        assert estimate(plan, replace(CARD, ghz=2 * CARD.ghz)).prompt <= usual.prompt
+        assert 0 < usual.memory < usual.token and 0 <= usual.waits < usual.token
+
+
+def test_what_is_on_the_card_makes_nobody_wait(file: GGUFFile) -> None:
+    plan = named(file, "everything")
+    embedding = next(entry for entry in plan.weights if entry.role == "embedding")
+    row = embedding.n_bytes / embedding.n_rows
+    assert estimate(plan, CARD).waits == pytest.approx(row / 40e9)
+    assert estimate(named(file, "dense + 17%"), CARD).waits > 1e-5
+
+
+def test_without_a_budget_the_card_does_nothing(file: GGUFFile) -> None:
+    found = estimate(named(file, "nothing"), CARD)
+    assert found.launches == found.memory == 0 and found.waits == found.token > 0
+
+
+@pytest.mark.parametrize(
+    ("description", "name"),
+    [
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4060 Ti", "rtx4060ti"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA A100 80GB PCIe", "a100"),
+        ("emulated device on the CPU", None),
+    ],
+)
+def test_a_card_is_known_by_its_drivers_name(description: str, name: str | None) -> None:
+    assert card_like(description) == (None if name is None else CARDS[name])
+
+
+def test_the_dump_shows_it_and_says_that_it_is_a_model() -> None:
+    shown = run("offload-dump", "--card", "rtx3060", "-q")
+    assert shown.returncode == 0 and "nothing of it was measured" in shown.stdout
+    assert max(map(len, shown.stdout.splitlines())) <= 80 and "a token: " in shown.stdout
+
+
+def test_a_card_that_nobody_knows() -> None:
+    shown = run("offload-dump", "--card", "rtx9", "-q")
+    assert shown.returncode == 2 and "rtx4090" in shown.stderr
