@@ -10,11 +10,14 @@ from numpy.typing import NDArray
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.device import Prepared
+from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.top_k import top_k
-from hotcold.kernels.formats import GATINGS
+from hotcold.kernels.cuda.work import Work
+from hotcold.kernels.formats import ACTIVATIONS, GATINGS, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 N_EXPERT, N_USED = 8, 2
@@ -66,6 +69,44 @@ def expert_product_case(bed: Bed, weights: Weights) -> Case:
         return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
 
     return Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
+
+
+def expert_neuron_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
+    """The same of experts with a row a neuron, all of which are there: gates, then ups, then the sums of down rows."""
+    kind, n, n_ff = weights.kind, weights.n, weights.n_rows // N_EXPERT
+    x, ids = normal(1, n), np.array([[1, N_EXPERT - 1]], np.int32)
+    chosen, given = bed.put(_packed(ids, np.ones(ids.shape))), bed.inputs(kind, x)
+    starts = bed.put(n_ff * np.arange(N_EXPERT + 1, dtype=np.int32))
+    gates, before = bed.empty((N_USED, n_ff), "f4"), normal(N_USED, n_ff, seed=4)
+    hidden, live = bed.put(before), bed.put(before)
+    partial_sums = bed.empty((N_USED, n_groups(n_ff), n), "f4")
+    rows, text = sample(n_ff), f"{N_USED} x {n_ff} x {n}"
+
+    def launches(work: Work, *arguments: object) -> list[Prepared]:
+        planes = (weights.planes(0, copy, N_EXPERT * n_ff) for copy in range(weights.n_copies))
+        return [work.prepare(bed.device, (*of_copy, *arguments)) for of_copy in planes]
+
+    def products() -> Array:
+        values = np.concatenate([weights.values(0, e * n_ff + rows) for e in ids[0]])
+        return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
+
+    def sums() -> Array:
+        values = [weights.values(0, e * n_ff + np.arange(n_ff)).astype(np.float64) for e in ids[0]]
+        return np.stack([h @ down for h, down in zip(before.astype(np.float64), values, strict=True)])
+
+    work = expert_gates(kind, 1, N_USED, n_ff, n)
+    of_gates = launches(work, *given, starts, chosen, gates, n_ff, n, N_USED)
+    yield Case(text, work, of_gates, lambda: bed.get(gates)[:, rows], products)
+    work, activation = expert_ups(kind, 1, N_USED, n_ff, n), ACTIVATIONS["silu"]
+    of_ups = launches(work, *given, starts, chosen, hidden, n_ff, n, N_USED, activation)
+
+    def opened() -> Array:
+        return ref.gated(before[:, rows].astype(np.float64), products(), "silu")
+
+    yield Case(text, work, of_ups, lambda: bed.get(hidden)[:, rows], opened)
+    work = expert_down(kind, N_USED, n_ff, n)
+    of_down = launches(work, starts, chosen, live, partial_sums, n_ff, n, N_USED)
+    yield Case(text, work, of_down, lambda: bed.get(partial_sums).sum(1, dtype=np.float64), sums)
 
 
 def _slots(bed: Bed) -> Buffer:
