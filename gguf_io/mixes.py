@@ -5,13 +5,22 @@ ones, where an error does most, and every third between. The facts are those of 
 """
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType
 
 T = GGMLQuantizationType
+ALONE = re.compile(r"blk\.0\.ffn_up\.\d+\.weight")  # an old file's matrix of an expert
 LAYER = re.compile(r"blk\.(\d+)\.")
+FEW_EXPERTS = 8
+OF_ONE_TYPE = (
+    "q2_k",
+    "q3_k",
+    "q4_k",
+    "q5_k",
+    "iq4_nl",
+)  # which are no file types of llama.cpp, or not by its rules
 N_LAYER_70B = 80  # its eight query heads a key head make values small: they may be finer
 
 
@@ -23,12 +32,14 @@ class Depth:
         layer: its layer's number.
         n_layer: of the model.
         grouped: whether there are fewer key and value heads than query heads.
+        n_expert: of each layer; 0 without.
     """
 
     layer: int
     n_layer: int
     architecture: str
     grouped: bool
+    n_expert: int = 0
 
     @property
     def is_falcon(self) -> bool:
@@ -57,9 +68,29 @@ def count_layers(names: Iterable[str]) -> int:
     return max((layer + 1 for name in names if (layer := layer_of(name)) is not None), default=0)
 
 
-def mixed_type(mix: str, usual: T, name: str, depth: Depth) -> T:
-    """The type of a layer's matrix in a mix of MIXES whose other matrices are `usual`."""
-    values, down, attn_output = MIXES[mix]
+def count_experts(shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """How many experts a layer has whose tensors have these shapes, NumPy order; 0 without.
+
+    They are stacked in one tensor, or in an old file one tensor each.
+    """
+    stacked = (shape[0] for name, shape in shapes.items() if "_exps" in name and len(shape) > 2)
+    alone = sum(ALONE.fullmatch(name) is not None for name in shapes)
+    return max(alone, *stacked, 0)
+
+
+def mixed_type(outtype: str, usual: T, name: str, depth: Depth) -> T:
+    """The type of a layer's matrix whose other matrices are `usual`: by a mix of MIXES, or by the number of experts.
+
+    Beside eight experts attention is so small a part that finer keys and values cost next to nothing.
+    """
+    small = depth.n_expert == FEW_EXPERTS and outtype not in OF_ONE_TYPE
+    if small and any(f"{role}.weight" in name for role in ("attn_k", "attn_v", "attn_qkv")):
+        return T.Q8_0
+    if outtype not in MIXES:
+        return usual
+    if small and "attn_output.weight" in name:
+        return T.Q5_K if usual in (T.Q3_K, T.Q4_K) else usual
+    values, down, attn_output = MIXES[outtype]
     if "attn_v.weight" in name or "attn_qkv.weight" in name:
         kind = values(depth) or usual
         large = depth.n_layer == N_LAYER_70B and depth.grouped and depth.architecture in ("llama", "qwen2")

@@ -3,7 +3,8 @@
 The outtype is meant for matrices; a mix gives some of them more bits (see `mixes`). The output head of a block
 type loses less: it is Q6_K, or Q8_0 where that does not fit, by the rule of llama.cpp's and PowerInfer's
 `quantize`. Where there is none, the embedding is the head, and is treated alike, as llama.cpp does it;
-PowerInfer does not, nor its files here. Where a block does not divide a row, llama.cpp's next type with blocks
+PowerInfer does not, nor its files here. Of a mixture of experts `mxfp4` means the experts alone, and Q8_0 for all
+else, as llama.cpp has it. Where a block does not divide a row, llama.cpp's next type with blocks
 of 32 takes its place, or F16.
 """
 
@@ -15,7 +16,7 @@ from gguf import GGMLQuantizationType, LlamaFileType
 from hotcold.errors import SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import ARCHITECTURES
-from hotcold.gguf_io.mixes import MIXES, Depth, count_layers, layer_of, mixed_type
+from hotcold.gguf_io.mixes import Depth, count_experts, count_layers, layer_of, mixed_type
 from hotcold.gguf_io.writer import OutputTensor
 
 T = GGMLQuantizationType
@@ -62,7 +63,7 @@ class Recipe:
         predictors: the type of predictors.
         tied: whether the embedding is to be treated as the head.
         n_layer: of the model.
-        grouped: as in `Depth`.
+        grouped, n_expert: as in `Depth`.
     """
 
     outtype: str
@@ -73,6 +74,7 @@ class Recipe:
     tied: bool
     n_layer: int
     grouped: bool
+    n_expert: int = 0
 
 
 def check_outtype(name: str) -> None:
@@ -105,6 +107,7 @@ def recipe_of(
         tied=tied,
         n_layer=count_layers(shapes),
         grouped=q is not None and k is not None and q[0] != k[0],
+        n_expert=count_experts(shapes),
     )
 
 
@@ -131,14 +134,16 @@ def intended_type(name: str, n: int, recipe: Recipe) -> GGMLQuantizationType:
     """The type of matrix `name` with rows of n, whether or not its blocks divide them."""
     if not is_blocked(recipe.kind):
         return recipe.kind
+    if recipe.kind is T.MXFP4 and recipe.n_expert:
+        return T.MXFP4 if "_exps" in name else T.Q8_0
     if name == (TIED_HEAD if recipe.tied else HEAD):
         return _head_type(n, recipe.kind, recipe.architecture)
     if name.endswith(PREDICTORS):
         return recipe.predictors
     layer = layer_of(name)
-    if layer is None or recipe.outtype not in MIXES:
+    if layer is None:
         return recipe.kind
-    depth = Depth(layer, recipe.n_layer, recipe.architecture, recipe.grouped)
+    depth = Depth(layer, recipe.n_layer, recipe.architecture, recipe.grouped, recipe.n_expert)
     return mixed_type(recipe.outtype, recipe.kind, name, depth)
 
 

@@ -1,7 +1,6 @@
 """The type of each tensor of a shape: as `hotcold convert` chooses it, or one for all matrices.
 
-Routers, biases and norms are F32, as llama.cpp leaves them. Of a mixture of experts' `mxfp4` the experts alone are
-MXFP4 and all else is Q8_0, as in the files of gpt-oss. Types that nothing here writes are those of all matrices.
+Routers, biases and norms are F32, as llama.cpp leaves them. Types that nothing here writes are those of all matrices.
 """
 
 from collections.abc import Callable
@@ -32,28 +31,25 @@ def _stays_f32(name: str, ne: tuple[int, ...]) -> bool:
     return len(ne) == 1 or name.endswith(".bias") or ".ffn_gate_inp" in name
 
 
-def one_type(kind: GGMLQuantizationType, has_experts: bool) -> TypeOf:
+def one_type(kind: GGMLQuantizationType) -> TypeOf:
     """Matrices of this type."""
 
     def type_of(name: str, ne: tuple[int, ...]) -> GGMLQuantizationType:
-        if _stays_f32(name, ne):
-            return T.F32
-        return T.Q8_0 if kind == T.MXFP4 and has_experts and "_exps" not in name else kind
+        return T.F32 if _stays_f32(name, ne) else kind
 
     return type_of
 
 
-def kind_of(name: str, shape: Shape) -> GGMLQuantizationType | str:
+def kind_of(name: str) -> GGMLQuantizationType | str:
     """The outtype of this name where its rules choose, or the type of all matrices."""
-    if name not in OUTTYPES or (name == "mxfp4" and shape.n_expert):
-        return TYPES[name]
-    return name
+    return name if name in OUTTYPES else TYPES[name]
 
 
-def converted(outtype: str, architecture: str, n_layer: int, *, tied: bool, grouped: bool) -> TypeOf:
-    """Matrices as a conversion to this outtype has them."""
+def converted(outtype: str, shape: Shape) -> TypeOf:
+    """Matrices of a model of this shape as a conversion to the outtype has them."""
     kind, file_type = OUTTYPES[outtype]
-    recipe = Recipe(outtype, kind, T.Q4_0, file_type, architecture, tied, n_layer, grouped)
+    model = shape.architecture, shape.tied, shape.n_layer, shape.n_head != shape.n_head_kv, shape.n_expert
+    recipe = Recipe(outtype, kind, T.Q4_0, file_type, *model)
 
     def type_of(name: str, ne: tuple[int, ...]) -> GGMLQuantizationType:
         return T.F32 if _stays_f32(name, ne) else output_type(name, ne[::-1], recipe)

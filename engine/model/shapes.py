@@ -54,7 +54,7 @@ def like(text: str, predictor_rank: int | None = None) -> Model:
             raise SettingError("--like", name, bound, "docs/offload-dump.md lists all; or give @FILE.json")
         shape = SHAPES[name]
     type_name = check_type(type_name or DEFAULT_TYPE, DEFAULT_TYPE)
-    return build(name, shape, kind_of(type_name, shape), predictor_rank)
+    return build(name, shape, kind_of(type_name), predictor_rank)
 
 
 def read_shape(path: Path) -> tuple[Shape, str]:
@@ -164,9 +164,8 @@ def build(
 def _types_of(shape: Shape, kind: GGMLQuantizationType | str) -> TypeOf:
     """The types of its tensors."""
     if not isinstance(kind, str):
-        return one_type(kind, has_experts=shape.n_expert > 0)
-    grouped = shape.n_head != shape.n_head_kv
-    return converted(kind, shape.architecture, shape.n_layer, tied=shape.tied, grouped=grouped)
+        return one_type(kind)
+    return converted(kind, shape)
 
 
 def _check_blocks(name: str, shape: Shape, kind: GGMLQuantizationType) -> None:
@@ -189,7 +188,7 @@ def _optional(shape: Shape) -> dict[str, bool]:
 
 
 def _layer(rules: Iterable[TensorRule], sizes: Mapping[str, int], types: TypeOf, i: int) -> Layer:
-    predictor, of_predictor = of_layer(PREDICTOR, i) if sizes["rank"] else (), one_type(PREDICTOR_TYPE, False)
+    predictor, of_predictor = of_layer(PREDICTOR, i) if sizes["rank"] else (), one_type(PREDICTOR_TYPE)
     return Layer(**_weights(of_layer(rules, i), sizes, types), **_weights(predictor, sizes, of_predictor))
 
 

@@ -9,7 +9,7 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from hotcold.errors import SettingError
-from hotcold.gguf_io.mixes import MIXES
+from hotcold.gguf_io.mixes import MIXES, OF_ONE_TYPE
 from hotcold.gguf_io.outtypes import (
     OUTTYPES,
     Recipe,
@@ -20,15 +20,18 @@ from hotcold.gguf_io.outtypes import (
 )
 from hotcold.gguf_io.writer import OutputTensor
 
+PLAIN = ("f32", "f16", "bf16")
 T = GGMLQuantizationType
 RECORDED: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "data" / "quantise" / "mixes.json").read_text()
 )
 
 
-def shape_of(role: str, model: list[Any]) -> tuple[int, int]:
+def shape_of(role: str, model: list[Any]) -> tuple[int, ...]:
     """NumPy order."""
-    _, _, n_embd, n_ff, n_head, n_head_kv, _ = model
+    _, _, n_embd, n_ff, n_head, n_head_kv, _, *n_expert = model
+    if "_exps" in role:
+        return (*n_expert, *shape_of(role.replace("_exps", ""), model[:7]))
     n_kv = n_embd // n_head * n_head_kv
     rows = {
         "attn_k.weight": n_kv,
@@ -42,7 +45,7 @@ def shape_of(role: str, model: list[Any]) -> tuple[int, int]:
     return rows.get(role, n_embd), n_ff if role == "ffn_down.weight" else n_embd
 
 
-def matrices(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int], str]]:
+def matrices(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[int, ...], str]]:
     """Name, shape and type of each."""
     for role, runs in entry["types"].items():
         kinds = [kind for run in runs.split(", ") for kind in [run.split()[1]] * int(run.split()[0])]
@@ -54,7 +57,7 @@ def matrices(entry: dict[str, Any]) -> Iterator[tuple[str, tuple[int, int], str]
 @pytest.mark.parametrize("entry", RECORDED, ids=lambda e: f"{e['model'][0]}{e['model'][1:4]}-{e['outtype']}")
 def test_types_are_llama_cpps(entry: dict[str, Any]) -> None:
     shapes = {name: shape for name, shape, _ in matrices(entry)}
-    architecture, n_layer, *_, tied = entry["model"]
+    architecture, n_layer, _, _, _, _, tied, *_ = entry["model"]
     recipe = recipe_of(entry["outtype"], architecture, shapes, tied=tied, requantised=True)
     assert recipe.n_layer == n_layer
     for name, shape, kind in matrices(entry):
@@ -62,8 +65,24 @@ def test_types_are_llama_cpps(entry: dict[str, Any]) -> None:
 
 
 def test_every_mix_is_recorded() -> None:
-    assert {entry["outtype"] for entry in RECORDED} == {*MIXES, "q6_k"}
+    for n_expert, more in ((None, {"q6_k"}), (8, {*OUTTYPES} - {*PLAIN, *OF_ONE_TYPE})):
+        recorded = {e["outtype"] for e in RECORDED if (*e["model"][7:], None)[0] == n_expert}
+        assert recorded == {*MIXES, *more}
     assert MIXES.keys() <= OUTTYPES.keys()
+
+
+def test_experts_of_an_old_file_are_counted() -> None:
+    names = [f"blk.{i}.ffn_{role}.{e}.weight" for i in (0, 1) for role in ("up", "down") for e in range(8)]
+    made = recipe_of("q4_k_m", "llama", dict.fromkeys(names, (256, 256)), tied=False, requantised=True)
+    assert made.n_expert == 8
+    assert output_type("blk.1.attn_k.weight", (64, 256), made) is T.Q8_0
+
+
+@pytest.mark.parametrize("outtype", OF_ONE_TYPE)
+def test_what_is_no_file_type_of_llama_cpp_has_one_type(outtype: str) -> None:
+    shapes = {"blk.0.ffn_up_exps.weight": (8, 256, 256)}
+    made = recipe_of(outtype, "llama", shapes, tied=False, requantised=True)
+    assert output_type("blk.0.attn_v.weight", (64, 256), made) is OUTTYPES[outtype][0]
 
 
 def recipe(outtype: str, requantised: bool = True, architecture: str = "llama") -> Recipe:

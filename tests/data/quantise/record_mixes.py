@@ -23,8 +23,17 @@ FILE_TYPES = {
     "q3_k_m": LlamaFileType.MOSTLY_Q3_K_M,
     "q6_k": LlamaFileType.MOSTLY_Q6_K,
 }
+OF_MIXTURES = FILE_TYPES | {
+    "q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "q5_1": LlamaFileType.MOSTLY_Q5_1,
+    "q5_0": LlamaFileType.MOSTLY_Q5_0,
+    "q4_1": LlamaFileType.MOSTLY_Q4_1,
+    "q4_0": LlamaFileType.MOSTLY_Q4_0,
+    "mxfp4": LlamaFileType.MOSTLY_MXFP4_MOE,
+}
+Model = tuple[str, int, int, int, int, int, bool] | tuple[str, int, int, int, int, int, bool, int]
 # architecture, n_layer, n_embd, n_ff, n_head, n_head_kv, whether the embedding is the head
-MODELS = (
+MODELS: tuple[Model, ...] = (
     ("llama", 11, 256, 256, 8, 2, False),
     ("llama", 32, 256, 256, 8, 8, True),
     ("llama", 80, 256, 256, 8, 2, False),
@@ -34,9 +43,22 @@ MODELS = (
     ("llama", 3, 128, 344, 4, 2, False),
 )
 
+# likewise, and how many experts
+MIXTURES: tuple[Model, ...] = (
+    ("llama", 11, 256, 256, 8, 2, False, 8),
+    ("llama", 11, 256, 256, 8, 2, True, 4),
+)
+
 
 def shapes(
-    architecture: str, n_layer: int, n_embd: int, n_ff: int, n_head: int, n_head_kv: int, tied: bool
+    architecture: str,
+    n_layer: int,
+    n_embd: int,
+    n_ff: int,
+    n_head: int,
+    n_head_kv: int,
+    tied: bool,
+    n_expert: int = 0,
 ) -> dict[str, tuple[int, ...]]:
     """Every tensor of such a model, NumPy order."""
     n_kv = n_embd // n_head * n_head_kv
@@ -57,14 +79,19 @@ def shapes(
             "ffn_norm.weight": (n_embd,),
             "ffn_gate.weight": (n_ff, n_embd),
         }
+    if n_expert:
+        for role, shape in (("up", (n_ff, n_embd)), ("gate", (n_ff, n_embd)), ("down", (n_embd, n_ff))):
+            del layer[f"ffn_{role}.weight"]
+            layer[f"ffn_{role}_exps.weight"] = (n_expert, *shape)
+        layer["ffn_gate_inp.weight"] = (n_expert, n_embd)
     if not tied:
         whole["output.weight"] = (64, n_embd)
     return whole | {f"blk.{i}.{name}": shape for i in range(n_layer) for name, shape in layer.items()}
 
 
-def write(path: Path, model: tuple[str, int, int, int, int, int, bool]) -> None:
+def write(path: Path, model: Model) -> None:
     """A model of zeros."""
-    architecture, n_layer, n_embd, n_ff, n_head, n_head_kv, _ = model
+    architecture, n_layer, n_embd, n_ff, n_head, n_head_kv, _, *experts = model
     writer = GGUFWriter(path, architecture)
     writer.add_block_count(n_layer)
     writer.add_context_length(64)
@@ -72,6 +99,9 @@ def write(path: Path, model: tuple[str, int, int, int, int, int, bool]) -> None:
     writer.add_feed_forward_length(n_ff)
     writer.add_head_count(n_head)
     writer.add_head_count_kv(n_head_kv)
+    for n_expert in experts:
+        writer.add_expert_count(n_expert)
+        writer.add_expert_used_count(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_layer_norm_eps(1e-5)
     writer.add_tokenizer_model("llama")
@@ -104,9 +134,10 @@ def main() -> None:
     recorded = []
     with tempfile.TemporaryDirectory() as folder:
         source, made = Path(folder, "in.gguf"), Path(folder, "out.gguf")
-        for model in MODELS:
+        wanted = [(model, FILE_TYPES) for model in MODELS] + [(model, OF_MIXTURES) for model in MIXTURES]
+        for model, file_types in wanted:
             write(source, model)
-            for outtype, file_type in FILE_TYPES.items():
+            for outtype, file_type in file_types.items():
                 params = llama_cpp.llama_model_quantize_default_params()
                 params.ftype = int(file_type)
                 assert not llama_cpp.llama_model_quantize(
