@@ -2,15 +2,21 @@
 
 import fcntl
 import functools
+import gc
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Each process of a run has a core: the threads of BLAS would keep another busy, for the most part with waiting.
+# Here, since NumPy reads it once, and processes that tests start inherit it.
+os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
 from pairwise import covering
 
 from hotcold.errors import DeviceError
@@ -41,6 +47,17 @@ def _read_programs_once() -> None:
     """Hundreds of devices are opened with the same few programs: what a text says is kept."""
     for module, name in ((signatures, "expand"), (signatures, "_parameter"), (build, "check_shared_memory")):
         setattr(module, name, functools.cache(getattr(module, name)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Tens of thousands of cases stay until the end: garbage is not looked for among them again and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)
