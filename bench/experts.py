@@ -6,7 +6,8 @@ Writes a random model whose layers have the shape of Qwen3-30B-A3B's, as many as
 turns: a prompt of 256 and tokens one by one here and in llama.cpp (without it: `--no-peer`), and tokens with a plain
 sum over as many bytes of the same file. Routers are random, so every token goes to other experts. Then batches of 1
 to 32 tokens beside as many tokens one by one. Last, layers of SmallThinker-21B-A3B's shape with a row a neuron of the
-down projection, whose gates are positive by half: the experts' nodes with silent neurons skipped, and with all read.
+down projection, whose gates are positive by half: the experts' nodes with silent neurons skipped, with all read, and
+of a file with a row an output.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import os
 import tempfile
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +43,7 @@ class ExpertShape:
     """Hyperparameters; the default has Qwen3-30B-A3B's layers.
 
     Attributes:
-        by_neuron: whether the down projection has a row a neuron, and no head has a norm: a smallthinker's.
+        by_neuron: whether the down projection has a row a neuron.
     """
 
     n_layer: int
@@ -71,10 +72,10 @@ def layer_tensors(shape: ExpertShape, kind: GGMLQuantizationType, i: int) -> lis
         "attn_output": (q, e),
         "ffn_gate_exps": (e, f, x),
         "ffn_up_exps": (e, f, x),
-        "ffn_down_exps": (f, e, x),
+        "ffn_down_exps": (e, f, x) if shape.by_neuron else (f, e, x),
     }
     norms = {"attn_norm": e, "ffn_norm": e}
-    norms |= {} if shape.by_neuron else {"attn_q_norm": d, "attn_k_norm": d}
+    norms |= {"attn_q_norm": d, "attn_k_norm": d} if shape.architecture == "qwen3moe" else {}
     return [
         *(norm(f"blk.{i}.{name}.weight", n) for name, n in norms.items()),
         tensor(f"blk.{i}.ffn_gate_inp.weight", F32, e, x),
@@ -169,15 +170,22 @@ def _batch(executor: Executor, ids: np.ndarray, n: int) -> tuple[float, float]:
 
 
 def skipping(path: Path, kind: GGMLQuantizationType, n_threads: int, seconds: float) -> None:
-    """The time that experts' nodes of one token take, with rows of silent neurons skipped and with all read."""
-    write(path, SMALLTHINKER, kind)
-    times: dict[str, list[float]] = {"off": [], "exact": []}
-    with open_gguf(path) as file, ExitStack() as stack:
-        model = load_model(file)
-        both = {
-            mode: stack.enter_context(Executor(plan_for_cpu(model, Wanted(mode, 64, 1)), file, n_threads))
-            for mode in times
-        }
+    """The time that experts' nodes of one token take, with rows of silent neurons skipped and with all read.
+
+    The last of the three is a file whose down projections have a row an output, all of it read.
+    """
+    times: dict[str, list[float]] = {"off": [], "exact": [], "other": []}
+    with ExitStack() as stack:
+        files = []
+        for by_neuron in (True, False):
+            each = path.with_name(f"{by_neuron}.gguf")
+            write(each, replace(SMALLTHINKER, by_neuron=by_neuron), kind)
+            files.append(stack.enter_context(open_gguf(each)))
+        both = {}
+        for mode, file in zip(times, (files[0], files[0], files[1]), strict=True):
+            model = load_model(file)
+            plan = plan_for_cpu(model, Wanted("exact" if mode == "exact" else "off", 64, 1))
+            both[mode] = stack.enter_context(Executor(plan, file, n_threads))
         ids = np.random.default_rng(0).integers(3, model.n_vocab, 64).astype(np.int32)
         heard: list[float] = []
 
@@ -195,11 +203,12 @@ def skipping(path: Path, kind: GGMLQuantizationType, n_threads: int, seconds: fl
                 times[mode].append(sum(heard))
             i += 1
         listed, firing = both["exact"].counts.sum((0, 1))
-    dense, sparse = float(np.median(times["off"])), float(np.median(times["exact"]))
+    dense, sparse, other = (float(np.median(times[mode])) for mode in ("off", "exact", "other"))
     share = firing / listed
     print(
         f"experts of SmallThinker's shape, {share:.0%} of the gates positive: all rows {dense * 1e3:.2f} ms a token, "
-        f"skipping {sparse * 1e3:.2f} ms, {dense / sparse:.2f} times",
+        f"skipping {sparse * 1e3:.2f} ms, {dense / sparse:.2f} times | down with a row an output, all rows "
+        f"{other * 1e3:.2f} ms, {other / sparse:.2f} times",
         flush=True,
     )
 
