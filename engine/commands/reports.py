@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 import typer
 
+from hotcold.cache_folder import remove_temporary_folder
 from hotcold.engine.commands.option_names import in_options
 from hotcold.engine.commands.terminal import OutputError, columns, forget
 from hotcold.errors import INTERRUPTED, HotcoldError
@@ -75,7 +76,12 @@ def ended_by_interrupt() -> Iterator[None]:
     if before == signal.SIG_IGN:
         yield
         return
-    signal.signal(signal.SIGINT, lambda number, frame: os._exit(INTERRUPTED))
+
+    def end(number: int, frame: object) -> None:
+        remove_temporary_folder()
+        os._exit(INTERRUPTED)
+
+    signal.signal(signal.SIGINT, end)
     try:
         yield
     finally:

@@ -35,6 +35,8 @@ def leave() -> None:
             stream.flush()
         except (OSError, ValueError):
             continue
+    if (folders := sys.modules.get("hotcold.cache_folder")) is not None:
+        folders.remove_temporary_folder()
     os._exit(INTERRUPTED)
 
 

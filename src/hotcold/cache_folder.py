@@ -19,6 +19,9 @@ def user_caches() -> list[Path]:
     return [*found, Path(home, ".cache")] if os.path.isabs(home) and os.path.isdir(home) else found
 
 
+_made: list[Path] = []
+
+
 @cache
 def temporary_folder() -> Path | None:
     """A folder for this run alone, which is removed at its end; None if there can be none."""
@@ -26,8 +29,15 @@ def temporary_folder() -> Path | None:
         folder = Path(tempfile.mkdtemp(prefix="hotcold-"))
     except OSError:
         return None
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _made.append(folder)
+    atexit.register(remove_temporary_folder)
     return folder
+
+
+def remove_temporary_folder() -> None:
+    """At the end of the run, and by whoever ends it without Python's own end."""
+    while _made:
+        shutil.rmtree(_made.pop(), ignore_errors=True)
 
 
 def temporary_root() -> Path | None:

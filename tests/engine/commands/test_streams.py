@@ -265,6 +265,38 @@ def test_an_interrupt_as_soon_as_it_is_said_that_kernels_are_compiled(
         pytest.fail("a process of the command is still there")
 
 
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "more",
+    [(), pytest.param(("--device", "emulated", "--vram-budget", "6MiB"), marks=pytest.mark.slow)],
+    ids=["CPU", "emulated"],
+)
+def test_an_interrupt_leaves_no_folder_of_the_run_alone(
+    tmp_path: Path, more: tuple[str, ...], seconds: float
+) -> None:
+    """Where neither the home nor the temporary folder can hold kernels, which are then kept for one run."""
+    (tmp_path / f"hotcold-{os.getuid()}").write_text("in the way")
+    environment = {
+        name: text for name, text in os.environ.items() if not name.endswith(("CACHE_DIR", "CACHE_HOME"))
+    }
+    running = subprocess.Popen(
+        [sys.executable, "-m", "hotcold", "generate", "-p", "She", *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment | {"HOME": "/proc", "TMPDIR": str(tmp_path)},
+    )
+    assert running.stderr is not None
+    for line in running.stderr:
+        if b"compiling kernels, once" in line:
+            break
+    time.sleep(seconds)
+    assert len(list(tmp_path.iterdir())) > 1
+    running.send_signal(signal.SIGINT)
+    _, err = running.communicate(timeout=60)
+    assert (err, running.returncode) == (b"", 130)
+    assert [path.name for path in tmp_path.iterdir()] == [f"hotcold-{os.getuid()}"]
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
