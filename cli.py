@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from hotcold.engine.commands.bench import BenchCommand
+from hotcold.engine.commands.calibrate import CalibrateCommand
 from hotcold.engine.commands.chat import ChatCommand
 from hotcold.engine.commands.convert import ConvertCommand
 from hotcold.engine.commands.devices import DevicesCommand
@@ -42,6 +43,7 @@ app.command("devices")(DevicesCommand)
 app.command("convert")(ConvertCommand)
 app.command("offload-dump")(OffloadDumpCommand)
 app.command("profile")(ProfileCommand)
+app.command("calibrate")(CalibrateCommand)
 app.command("pull")(PullCommand)
 app.command("list")(ListCommand)
 app.command("rm")(RemoveCommand)

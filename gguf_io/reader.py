@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.closing import Closing
@@ -41,6 +42,7 @@ class GGUFFile(Closing):
         self.value_types: ValueTypes = first.value_types
         self.tensors: dict[str, TensorInfo] = {}
         self._part_of: dict[str, Part] = {}
+        self._added: dict[str, NDArray[np.uint8]] = {}
         for part in parts:
             self.tensors |= part.tensors
             self._part_of |= dict.fromkeys(part.tensors, part)
@@ -62,7 +64,17 @@ class GGUFFile(Closing):
         if info is None:
             bound = f"not among the {len(self.tensors)} tensors of the file"
             raise TensorTableError(f"{self.path.name}: tensor", name, bound, CONVERT)
+        if name in self._added:
+            return self._added[name]
         return self._part_of[name].rows(info)
+
+    def add(self, name: str, numbers: NDArray[np.float32]) -> None:
+        """Serve an array, float32 and contiguous, as if it were a tensor of the file; it may change later on."""
+        rows = numbers.reshape(-1, numbers.shape[-1])
+        self.tensors[name] = TensorInfo(
+            name, GGMLQuantizationType.F32, numbers.shape[::-1], offset=0, n_bytes=numbers.nbytes
+        )
+        self._added[name] = rows.view(np.uint8)
 
     def path_of(self, name: str) -> Path:
         """The file that a tensor lies in."""
@@ -121,7 +133,7 @@ class GGUFFile(Closing):
 
     def close(self) -> None:
         """Let go of the maps; they are unmapped when the last view of them is gone."""
-        self.tensors, self._part_of = {}, {}
+        self.tensors, self._part_of, self._added = {}, {}, {}
         self.metadata = {}
         for part in self.parts:
             part.close()

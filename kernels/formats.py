@@ -24,6 +24,10 @@ ACTIVATIONS = {"relu": 0, "silu": 1, "relu_both": 2, "gelu": 3, "swiglu_oai": 4}
 """The functions between up (and gate) and down, by the numbers that kernels take; activations.h has the
 same. relu_both is the ReLU of gate and of up, swiglu_oai gpt-oss's rule (see `ref.gated`)."""
 
+EXACT_POSITIONS = 8
+"""So many positions of every context run with all neurons where thresholds leave others out; activations.h has the
+same. What comes first is what everything behind looks back at."""
+
 GATINGS = {"softmax": 0, "sigmoid": 1, "softmax_chosen": 2}
 """How a router's logits become weights, by the numbers that kernels take (see `ref.top_k`)."""
 

@@ -17,6 +17,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.kernels.formats import EXACT_POSITIONS
+
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
 
@@ -245,6 +247,19 @@ def gated(gate: F64, up: F64, activation: str) -> F64:
     return ACTIVATIONS[activation](gate) * up
 
 
+def keep_large(gate: F64, least: F32 | None, activation: str, n_past: int = EXACT_POSITIONS) -> F64:
+    """act(gate) where |act(gate)| is not below `least`, else 0; at the first EXACT_POSITIONS positions all of it.
+
+    Args:
+        gate: [n_tokens, n_ff]; token t stands at position n_past + t. least: [n_ff]; None: all matter.
+    """
+    v = ACTIVATIONS[activation](gate)
+    if least is None:
+        return v
+    is_exact = n_past + np.arange(len(v)) < EXACT_POSITIONS
+    return np.where(is_exact[:, None] | ~(np.abs(v) < least), v, 0)
+
+
 def listed(h: F64, active: NDArray[np.bool_] | None) -> F64:
     """Hidden values, with 0 for the neurons that are not active.
 
@@ -262,6 +277,7 @@ def sparse_gated_ffn(
     active: NDArray[np.bool_] | None = None,
     quantised: bool = False,
     activation: str = "relu",
+    small: tuple[F32, int] | None = None,
 ) -> F64:
     """Gated FFN over the active neurons: sum_i act(gate_i x) (up_i x) down_t_i.
 
@@ -272,8 +288,10 @@ def sparse_gated_ffn(
         x: [n_tokens, n_embd]. gate, up, down_t: [n_ff, n_embd].
         active: bool [n_tokens, n_ff]; None means all.
         quantised: whether gate and up are, so that x is rounded first.
+        small: leaves out neurons with a small gate: `least` and `n_past` of `keep_large`.
     """
-    h = gated(mul_mat(gate, x, quantised), mul_mat(up, x, quantised), activation)
+    g, u = mul_mat(gate, x, quantised), mul_mat(up, x, quantised)
+    h = gated(g, u, activation) if small is None else keep_large(g, small[0], activation, small[1]) * u
     return listed(h, active) @ down_t.astype(np.float64)
 
 

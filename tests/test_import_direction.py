@@ -18,7 +18,7 @@ FRAMEWORKS = {"torch", "jax", "tensorflow", "transformers"}
 # wings of one line do not know each other; each knows all below it
 WINGS = (
     ("commands",),
-    ("train", "serve"),
+    ("train", "calibrate", "serve"),
     ("dump", "measure", "profile", "chat"),
     ("generation",),
     ("run",),
@@ -41,6 +41,7 @@ BELOW = {
     "measure": CPU,
     "profile": CPU,
     "train": CPU,
+    "calibrate": CPU,
     "chat": set[str](),
     "serve": set[str](),
     "generation": CPU | DEVICE,
@@ -84,7 +85,7 @@ ROOMS: dict[str, set[str]] = {
     "gguf_io/hub": FORMAT,
     "gguf_io/convert": FORMAT | {"gguf_io/huggingface"},
     "kernels": set(),
-    "kernels/ref": set(),
+    "kernels/ref": {"kernels/formats"},
     "kernels/order_of_sums": {"kernels/ref"},
     "kernels/order_of_device_sums": {"kernels/ref", "kernels/order_of_sums"},
     "kernels/formats": set(),

@@ -12,18 +12,28 @@ from hotcold.engine.generation.run_options import RunOptions
 from hotcold.light_gguf import lighten
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
     from hotcold.engine.generation.generation import Engine
 
 FROM_DISK = 0.3  # seconds; what is in memory already takes less
 
 
 def open_engine(
-    options: ModelOptions, quiet: bool = False, n_ctx: int | None = None, **others: Any
+    options: ModelOptions,
+    quiet: bool = False,
+    n_ctx: int | None = None,
+    tensors: "Mapping[str, NDArray[np.float32]] | None" = None,
+    **others: Any,
 ) -> "Engine":
     """The model, ready to run; a bar shows what is read from disk, and rows that are copied to a device.
 
     Args:
         n_ctx: positions where the options leave them open.
+        tensors: see `load_with`.
         others: fields of `RunOptions` that the command decides.
     """
     lighten()
@@ -43,7 +53,7 @@ def open_engine(
             if bar is not None and seconds > FROM_DISK:
                 bar(f"the file into memory, {done / seconds / 1e9:.1f} GB/s", done, total)
 
-        return load_with(options.path, how, advance, read)
+        return load_with(options.path, how, advance, read, tensors)
 
 
 def heed_compiling(quiet: bool) -> None:

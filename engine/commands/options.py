@@ -33,7 +33,10 @@ Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Of the CPU
 NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
 KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
-    str, typer.Option(metavar="{auto,exact,off,predictor}", help="Which neurons of the FFN are computed.")
+    str,
+    typer.Option(
+        metavar="{auto,exact,off,predictor,threshold}", help="Which neurons of the FFN are computed."
+    ),
 ]
 DeviceName = Annotated[
     str, typer.Option("--device", metavar="{auto,cuda[:N],emulated,cpu}", help="What hot rows run on.")

@@ -35,7 +35,7 @@ class Engine(Closing):
     threads and closes the file.
 
     Attributes:
-        sparsity: "off", "exact" or "predictor".
+        sparsity: "off", "exact", "predictor" or "threshold".
         sparsity_reason: why, in words.
         warnings: what a user should know of the file and the settings, one line each.
         load_seconds: what loading took.

@@ -3,13 +3,18 @@
 import os
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.host.machine import thread_count
 from hotcold.engine.host.resident import make_resident, read_into_memory
+from hotcold.engine.model.calibration import threshold_note
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.ffn_activation import hint_by_name, with_activation
 from hotcold.engine.model.load import load_model
@@ -93,10 +98,12 @@ def load_with(
     options: RunOptions,
     progress: "LoadProgress | None" = None,
     reading: ReadProgress | None = None,
+    tensors: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> Engine:
     """`load` with its options as one value.
 
     Args:
+        tensors: more than the file has, or in place of its own; the engine sees what becomes of them.
         reading: hears of the file on its way into memory: bytes there, bytes in all, seconds.
 
     Raises:
@@ -110,6 +117,8 @@ def load_with(
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
     file = open_gguf(model_path(path))
+    for name, numbers in (tensors or {}).items():
+        file.add(name, numbers)
     try:
         model = with_activation(load_model(file), file, options.ffn_activation)
         check_kv_type(options.kv_type, model)
@@ -147,6 +156,7 @@ def load_with(
             *([context.warning] if context.warning else []),
             *loaded.warnings,
             *memory,
+            *([threshold_note(file)] if mode == "threshold" and not tensors else []),
         ),
         device=loaded.device,
         load_seconds=time.perf_counter() - started,

@@ -13,7 +13,7 @@ class RunOptions:
         n_ctx: positions of the KV cache; None: the model's own length up to 4096.
         n_batch: prompt tokens that run together, clamped to n_ctx.
         threads: None: the physical cores within the process's affinity and quota.
-        sparsity: "auto", "exact", "off" or "predictor"; see `sparsity.resolve_sparsity`.
+        sparsity: "auto", "exact", "off", "predictor" or "threshold"; see `sparsity.resolve_sparsity`.
         head_sparsity: "auto": of a model with a profile of the head (SmallThinker's) a token by itself computes the
             rows that this lists, on the CPU alone; the other logits are -infinity. "off": all of them.
         sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment

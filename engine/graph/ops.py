@@ -97,8 +97,8 @@ OPS: Mapping[str, Op] = {
     # mask of neurons to look at: those whose output reaches `threshold`
     "predictor": _op("x=f32:E fc1=w:E,R fc2=w:R,F", "mask:F"),
     # down . (act(gate . x) * (up . x)), down with a row a neuron, over the neurons that the mask lists and
-    # that fire; activation (relu_both: relu(up . x) too)
-    "sparse_gated_ffn": _op("x=f32:E ?mask=mask:F gate=w:E,F up=w:E,F down=w:E,F", "f32:E"),
+    # that fire, or whose act(gate . x) reaches its threshold; activation (relu_both: relu(up . x) too)
+    "sparse_gated_ffn": _op("x=f32:E ?mask=mask:F gate=w:E,F up=w:E,F down=w:E,F ?threshold=w:F", "f32:E"),
     # the same over all neurons, down either way round: transposed
     "dense_gated_ffn": _op("x=f32:E gate=w:E,F up=w:E,F down=w", "f32:E"),
     # down . act(up . x + up_bias) + down_bias; activation
@@ -108,10 +108,11 @@ OPS: Mapping[str, Op] = {
     # the n_used experts that a router's logits choose, with their weights; gating, normed, scale
     "top_k": _op("logits=f32:X", "chosen:@n_used"),
     # sum of the chosen experts' down_e . (act(gate_e . x) * (up_e . x)) by their weights, each product with its
-    # bias if it has one; activation; transposed: down has a row a neuron; skip: neurons without a positive gate
+    # bias if it has one; activation; transposed: down has a row a neuron; skip: neurons without a positive gate, or with
+    # one below its threshold
     "expert_ffn": _op(
         "x=f32:E chosen=chosen:K gate=w:E,F,X up=w:E,F,X down=w "
-        "?gate_bias=w:F,X ?up_bias=w:F,X ?down_bias=w:E,X",
+        "?gate_bias=w:F,X ?up_bias=w:F,X ?down_bias=w:E,X ?threshold=w:F,X",
         "f32:E",
     ),
     # x * sigmoid(gate), one gate a token

@@ -124,8 +124,16 @@ class _Pairs:
         own = {"activation": ACTIVATIONS[activation], "groups": self.groups}
         self.low.emit(program.ACT_MUL, self._chunks(self.n_ff), **fields, k=self.n_ff, **own)
 
+    def close_small(self) -> None:
+        """first = act(first) where it reaches its threshold, else 0; gates stay as they are without thresholds."""
+        if least := self.low.thresholds(self.node):
+            (x, stride), chunks = self.first, program.row_chunks(self.n_ff, 4 * self.n_pairs)
+            fields = {"x": x, "x_stride": stride, "y": x, "y_stride": stride, "n_rows": self.n_ff}
+            fields |= {"k": self.n_expert, "activation": ACTIVATIONS[self.node.attributes["activation"]]}
+            self.low.emit(program.EXPERT_THRESHOLD, chunks, **fields, **least, groups=self.groups)
+
     def up_rows(self, x: tuple[int, int]) -> None:
-        """second = first * (up . x) where first, the gates, is positive; other rows are not read."""
+        """second = first * (up . x) where first, the gates, says so; other rows are not read."""
         gates = {"z": self.first[0], "z_stride": self.first[1]}
         activation = ACTIVATIONS[self.node.attributes["activation"]]
         counts = self.low.layer_counts(layer_of(self.node))
@@ -152,6 +160,7 @@ class _Pairs:
         fields |= {"skip": int(self.node.attributes["skip"]), "n_rows": self.n_ff, "k": self.n_embd}
         fields |= {"listed": 0 if self.cold is None else self.cold.listed.ctypes.data}
         fields |= {"activation": ACTIVATIONS[self.node.attributes["activation"]], "n_parts": parts}
+        fields |= low.thresholds(self.node)
         counts = low.layer_counts(layer_of(self.node))
         low.emit(program.EXPERT_PIECES, self.n_used * parts, **fields, groups=self.groups, counts=counts)
         y, stride = low.areas["first"], 4 * self.n_embd
@@ -211,6 +220,7 @@ def expert_ffn(low: Lowering, node: Node) -> None:
         x = pairs.vectors(pairs.up)
     hidden = pairs.first
     if node.attributes["skip"]:
+        pairs.close_small()
         pairs.up_rows(x)
         hidden = pairs.second
     else:

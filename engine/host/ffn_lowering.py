@@ -123,7 +123,7 @@ def _gated_pieces(low: Lowering, node: Node, skip: bool) -> None:
     gate, up, down_t = ffn_matrices(node)
     x, z = low.input_of(node, gate)[0], low.input_of(node, up)[0]
     activation = ACTIVATIONS[node.attributes["activation"]]
-    own = {**low.weight(up, "w1"), "x": x, "z": z, "activation": activation}
+    own = {**low.weight(up, "w1"), "x": x, "z": z, "activation": activation, **low.thresholds(node)}
     _pieces(low, node, gate, down_t, own, skip)
 
 
@@ -165,9 +165,12 @@ def sparse_gated_ffn(low: Lowering, node: Node) -> None:
     gates, hidden = (low.areas["first"], 4 * n_ff), (low.areas["second"], 4 * n_ff)
     counted = bits | {"counts": counts} if bits else {}
     _rows_of(low, gate, low.input_of(node, gate), gates, counted)
-    positive = {"z": gates[0], "z_stride": gates[1], "counts": counts, "all_listed": int(not bits)}
-    positive |= {"activation": ACTIVATIONS[node.attributes["activation"]]}
-    _row_op(low, program.UP_ROWS, up, low.input_of(node, up), hidden, positive)
+    rule = {"activation": ACTIVATIONS[node.attributes["activation"]]}
+    if least := low.thresholds(node):
+        at = {"x": gates[0], "x_stride": gates[1], "y": gates[0], "y_stride": gates[1]}
+        low.emit(program.THRESHOLD, low.token_chunks(n_ff), **at, **least, **rule, n_rows=n_ff)
+    wanted = {"z": gates[0], "z_stride": gates[1], "counts": counts, "all_listed": int(not bits)} | rule
+    _row_op(low, program.UP_ROWS, up, low.input_of(node, up), hidden, wanted)
     _down_rows(low, node, down_t, hidden)
 
 

@@ -108,6 +108,11 @@ class Lowering:
         at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
         self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at, **own)
 
+    def thresholds(self, node: Node) -> Record:
+        """Fields of what an FFN's neurons have to reach; none where there are no thresholds."""
+        weight = node.find_weight("threshold")
+        return {} if weight is None else {"least": self.store.address(weight)}
+
     def bias(self, bias: Weight | None, y: tuple[int, int]) -> None:
         """Append y += bias for every token, if there is one."""
         if bias is not None:

@@ -38,6 +38,13 @@ class HostStore:
         first = weight.first_row * weight.row_bytes  # a part with rows of another length
         return whole.reshape(-1)[first : first + weight.n_bytes].reshape(weight.n_rows, -1)
 
+    def expert_rows(self, weight: Weight, e: int) -> NDArray[np.uint8]:
+        """One expert's rows of a weight that has those of all, uint8 [n_rows, bytes a row], read only."""
+        if weight.stacked:
+            return self._file.data(weight.stacked[e])
+        n = weight.n_rows // weight.ne[-1]
+        return self.rows(weight)[e * n : (e + 1) * n]
+
     def address(self, weight: Weight) -> int:
         """Address of the weight's first row."""
         return self._first_byte(self.rows(weight))

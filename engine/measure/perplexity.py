@@ -78,20 +78,30 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
         SettingError: n_ctx below 4.
     """
     n_ctx = engine.n_ctx
-    if n_ctx < 4:
-        raise SettingError("n_ctx", n_ctx, "at least 4 for a perplexity", "raise -c")
     ids = np.array(engine.tokenizer.encode(text), np.int32)
     n_chunks = len(ids) // n_ctx
     if not n_chunks:
         raise DoesNotFitError(
             "text", f"{len(ids)} ids", f"a chunk needs n_ctx = {n_ctx}", "lower -c, or take a longer text"
         )
+    return of_chunks(engine, ids[: n_chunks * n_ctx].reshape(n_chunks, n_ctx), progress)
+
+
+def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress | None = None) -> Perplexity:
+    """The same of a text that is cut already.
+
+    Args:
+        chunks: int32 [n_chunks, n_ctx].
+    """
+    n_chunks, n_ctx = chunks.shape
+    if n_ctx < 4:
+        raise SettingError("n_ctx", n_ctx, "at least 4 for a perplexity", "raise -c")
     start, meter = time.perf_counter(), ActivityMeter(engine)
     nlls, hidden = list[NDArray[np.float64]](), ""
     first = engine.first_prompt
-    for i in range(n_chunks):
+    for i, chunk in enumerate(chunks):
         run = engine.executor.run if first.is_over else first.run
-        nlls.append(_chunk(engine, ids[i * n_ctx : (i + 1) * n_ctx].copy(), run))
+        nlls.append(_chunk(engine, chunk.copy(), run))
         first.is_over = True
         hidden = hidden or overflow_warning(
             engine.executor, n_ctx, "perplexity"

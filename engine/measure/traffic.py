@@ -5,7 +5,7 @@ from dataclasses import fields
 from hotcold.engine.model.model import Layer, Model, Weight
 
 # counted by neuron, or only in the mode that reads them
-FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2"})
+FFN_ROLES = frozenset({"ffn_gate", "ffn_up", "ffn_down", "ffn_down_t", "fc1", "fc2", "ffn_threshold"})
 EXPERTS = (
     *(f"ffn_{part}_exps{kind}" for part in ("gate", "up", "down") for kind in ("", "_bias")),
     "ffn_down_exps_t",
@@ -70,10 +70,24 @@ def sparse_token_bytes(model: Model, mode: str, listed: list[float], firing: lis
     """Bytes of an average token.
 
     Args:
-        mode: "off", "exact" or "predictor". listed, firing: neurons a token, for each layer.
+        mode: "off", "exact", "predictor" or "threshold". listed, firing: neurons a token, for each layer.
     """
     if mode == "off":
         return token_bytes(model)
+    least = 0.0
+    if mode == "threshold":
+        weights = (layer.ffn_threshold for layer in model.layers)
+        least = sum(weight.n_bytes * _part_used(model) for weight in weights if weight is not None)
+    return least + _rows_bytes(model, mode, listed, firing)
+
+
+def _part_used(model: Model) -> float:
+    """Of all experts, those that a token goes to."""
+    return 1.0 if model.experts is None else model.experts.n_used / model.experts.n_expert
+
+
+def _rows_bytes(model: Model, mode: str, listed: list[float], firing: list[float]) -> float:
+    """Without the thresholds."""
     if model.experts is not None:
         each_layer = zip(model.layers, listed, firing, strict=True)
         experts = [_expert_ffn_bytes(*each, model.experts.n_ff) for each in each_layer]

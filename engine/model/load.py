@@ -22,6 +22,7 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
     sizes_of,
 )
+from hotcold.gguf_io.names import threshold_name
 
 HEAD_PROFILE = "lm_head_profiler.weight"
 
@@ -131,7 +132,27 @@ def _layer(weights: _Tensors, rules: tuple[TensorRule, ...], sizes: Mapping[str,
         raise FileError(
             f"{weights.file.path.name}: tensor", biases[0], bound, "convert it without --sparse-layout"
         )
-    return Layer(**taken, **_predictor(weights, sizes, i))
+    return Layer(**taken, **_predictor(weights, sizes, i), ffn_threshold=_threshold(weights, sizes, i))
+
+
+def _threshold(weights: _Tensors, sizes: Mapping[str, int], i: int) -> Weight | None:
+    """A number a neuron, in every layer or in none; of experts one an expert's neuron."""
+    has_experts = "n_expert" in sizes
+    if not weights.has(threshold_name(0, has_experts)):
+        return None
+    ne = (sizes["n_ff_exp"], sizes["n_expert"]) if has_experts else (sizes["n_ff"],)
+    weight = weights.take(threshold_name(i, has_experts), NORM_TYPES, *ne)
+    numbers = weights.file.data(weight.name).view(np.float32)
+    if not (numbers >= 0).all() or not np.isfinite(numbers).all():
+        bad = numbers[~((numbers >= 0) & np.isfinite(numbers))]
+        bound = "finite numbers from 0 on"
+        raise FileError(
+            f"{weights.file.path.name}: threshold in {weight.name}",
+            float(bad[0]),
+            bound,
+            "calibrate it again",
+        )
+    return weight
 
 
 def _as_stored(weights: _Tensors, rule: TensorRule, sizes: Mapping[str, int]) -> TensorRule:

@@ -62,7 +62,8 @@ class Layer:
 
     `ffn_down_t` has a row a neuron; a file holds it or `ffn_down`. `ffn_down_bias` belongs to either. A layer with
     experts has their matrices, `_exps`, and their router, `ffn_gate_inp`, in place of an FFN; and it may have an
-    FFN that every token goes to, `_shexp`, with a gate of its own.
+    FFN that every token goes to, `_shexp`, with a gate of its own. `ffn_threshold` has a number a neuron, of all
+    experts where there are some.
     """
 
     attn_norm: Weight
@@ -77,6 +78,7 @@ class Layer:
     ffn_down_t: Weight | None = None
     fc1: Weight | None = None
     fc2: Weight | None = None
+    ffn_threshold: Weight | None = None
     attn_norm_bias: Weight | None = None
     attn_norm_2: Weight | None = None
     attn_norm_2_bias: Weight | None = None
@@ -168,6 +170,11 @@ class Model(Hyperparameters):
     head_fc1: Weight | None = None
     head_fc2: Weight | None = None
     sparse_head: bool = True
+
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether every layer has a threshold for each of its neurons."""
+        return all(layer.ffn_threshold is not None for layer in self.layers)
 
     def rope_factors(self, n_ctx: int) -> Weight | None:
         """The factors of the rotation in a context of n_ctx positions."""

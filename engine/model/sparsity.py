@@ -10,7 +10,9 @@ from hotcold.errors import SettingError
 if TYPE_CHECKING:
     from hotcold.engine.model.model import Model
 
-SPARSITY_CHOICES = ("auto", "exact", "off", "predictor")
+SPARSITY_CHOICES = ("auto", "exact", "off", "predictor", "threshold")
+SMOOTH = ("silu", "gelu")
+"""Functions without zeros of their own, of whose neurons thresholds say which matter."""
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 
 
@@ -18,11 +20,11 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     """How the FFN runs, and why.
 
     Args:
-        wanted: "auto", "exact", "off" or "predictor". Auto takes the predictor where the file has one,
+        wanted: "auto", "exact", "off", "predictor" or "threshold", which is never a default. Auto takes the predictor where the file has one,
             exact for a ReLU model that keeps a row a neuron of its down projection, else off.
 
     Returns:
-        ("off" | "exact" | "predictor", reason in words).
+        ("off" | "exact" | "predictor" | "threshold", reason in words).
 
     Raises:
         SettingError: an unknown word, or a mode that this file cannot run in.
@@ -45,10 +47,26 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     if wanted == "exact" and not relu:
         bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
         raise SettingError("sparsity", wanted, bound, "use off")
+    if wanted == "threshold":
+        _check_gate(model)
     if not transposed and model.experts is None:  # experts without spare the rows of `up` alone
         bound = "the file has no ffn_down_t tensors"
-        raise SettingError("sparsity", wanted, bound, "use off, or convert the model with hotcold convert")
+        step = "use off, or convert the model with hotcold convert"
+        raise SettingError("sparsity", wanted, bound, step + " --sparse-layout" * (not relu))
+    if wanted == "threshold" and not model.has_thresholds:
+        bound = "the file has no thresholds"
+        raise SettingError("sparsity", wanted, bound, "measure them first with hotcold calibrate")
     return wanted, "asked for"
+
+
+def _check_gate(model: "Model") -> None:
+    """Refuse an FFN of whose neurons no threshold can say which matter."""
+    if model.ffn_activation not in SMOOTH:
+        bound = f"the FFN is {model.ffn_activation.upper()}, thresholds are for SiLU and GELU"
+        next_step = "use exact, which costs nothing" if model.ffn_activation == "relu" else "use off"
+        raise SettingError("sparsity", "threshold", bound, next_step)
+    if any(layer.ffn_gate is None and layer.ffn_gate_exps is None for layer in model.layers):
+        raise SettingError("sparsity", "threshold", "the FFN has no gate to look at first", "use off")
 
 
 def _has_row_a_neuron(model: "Model") -> bool:

@@ -22,7 +22,7 @@ class WeightEntry:
     Attributes:
         name: of the tensor in the file, with its rows where it is a part of one; or of a tied head.
         tensor: the tensor in the file.
-        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "router", "shared", "ffn" or
+        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "threshold", "router", "shared", "ffn" or
             "head".
         n_bytes: in the file; 0 for the head of a tied model, whose bytes are the embedding's.
         n_rows, device_rows: all rows, and those on the device.

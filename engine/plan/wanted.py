@@ -8,7 +8,7 @@ class Wanted:
     """Settings that a plan is made for, checked.
 
     Attributes:
-        sparsity: "off", "exact" or "predictor".
+        sparsity: "off", "exact", "predictor" or "threshold".
         n_ctx: positions of the KV cache.
         n_batch: most tokens of one run.
         kv_type: of the KV cache's numbers.

@@ -73,19 +73,29 @@ class Firing:
 def down_lengths(file: GGUFFile, model: Model) -> Counted:
     """The length of what each neuron adds to the residual where its hidden value is 1: float64 [n_layer, n_ff]."""
     store = HostStore(file)
-    return np.stack([_lengths(store, layer) for layer in model.layers])
+    return np.stack([layer_lengths(store, layer).reshape(-1) for layer in model.layers])
 
 
-def _lengths(store: HostStore, layer: Layer) -> Counted:
-    by_neuron = layer.ffn_down_t or layer.ffn_down_exps_t
-    if by_neuron is not None:
-        squares = np.concatenate([(rows**2).sum(1) for rows in _slabs(store, by_neuron)])
+def layer_lengths(store: HostStore, layer: Layer) -> Counted:
+    """The same of one layer: float64 [n_expert, n_ff], or [1, n_ff] without experts."""
+    weight, by_neuron = layer.down, (layer.ffn_down_t or layer.ffn_down_exps_t) is not None
+    if layer.ffn_down_exps is None and layer.ffn_down_exps_t is None:
+        matrices = [store.rows(weight)]
     else:
-        squares = np.sum([(rows**2).sum(0) for rows in _slabs(store, layer.down)], axis=0)
+        matrices = [store.expert_rows(weight, e) for e in range(weight.ne[2])]
+    return np.stack([_lengths(rows, weight, by_neuron) for rows in matrices])
+
+
+def _lengths(rows: NDArray[np.uint8], weight: Weight, by_neuron: bool) -> Counted:
+    slabs = _slabs(rows, weight)
+    if by_neuron:
+        squares = np.concatenate([(slab**2).sum(1) for slab in slabs])
+    else:
+        squares = np.sum([(slab**2).sum(0) for slab in slabs], axis=0)
     lengths: Counted = np.sqrt(squares)
     return lengths
 
 
-def _slabs(store: HostStore, weight: Weight) -> Sequence[Counted]:
-    rows, step = store.rows(weight), max(1, SLAB_ELEMENTS // weight.ne[0])
+def _slabs(rows: NDArray[np.uint8], weight: Weight) -> Sequence[Counted]:
+    step = max(1, SLAB_ELEMENTS // weight.ne[0])
     return [dequantize(rows[i : i + step], weight.type).astype(np.float64) for i in range(0, len(rows), step)]

@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFValueType
+from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError, SettingError
 from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import check_activation
+from hotcold.gguf_io.convert.copied import architecture_of, metadata_of, slabs
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
@@ -37,22 +37,17 @@ from hotcold.gguf_io.outtypes import (
     powerinfer_warnings,
     recipe_of,
 )
-from hotcold.gguf_io.part import ALIGNMENT
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
-from hotcold.gguf_io.split import KEYS
 from hotcold.gguf_io.tensors import TensorInfo
 from hotcold.gguf_io.writer import Contents, MetadataValue, OutputTensor, string, uint32
 from hotcold.whole_file import check_output
 
 T = GGMLQuantizationType
-ARCHITECTURE = "general.architecture"
-INDEX_ARCHITECTURE = "generic.gpu_index"
 DOWN = re.compile(r"blk\.\d+\.ffn_down\.(weight|bias)")
 DOWN_OF_EXPERTS = re.compile(r"blk\.\d+\.ffn_down_exps\.weight")
 # whose rounding is so fine that rounding across it adds little
 ROUNDED_ALIKE = (T.F32, T.F16, T.BF16, T.Q8_0)
 BY_NEURON = ("ffn_down_t.weight", "ffn_down_exps_t.weight")
-OWN_KEYS = (ARCHITECTURE, ALIGNMENT, *KEYS)  # which are the written file's own
 
 
 def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertSummary:
@@ -73,7 +68,7 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
     check_output(outfile, [source] if options.imatrix is None else [source, options.imatrix], options.force)
     with open_gguf(source) as file:
         check_output(outfile, [part.path for part in file.parts], options.force)
-        architecture = _architecture(file)
+        architecture = architecture_of(file)
         warnings = [*file.warnings, *_powerinfer_warnings(file, architecture, options.outtype)]
         tensors, recipe = _tensors(file, architecture, options, warnings.append)
         metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
@@ -168,26 +163,13 @@ def _metadata(
     file: GGUFFile, architecture: str, recipe: Recipe, ffn_activation: str | None, warn: Callable[[str], None]
 ) -> dict[str, MetadataValue]:
     """The file's metadata, but for what names its types and, if it is given, its activation."""
-    empty = [key for key in file.metadata if _is_empty(file, key)]
-    for key in empty:
-        warn(f"{key} is an empty array, which is left out")
-    metadata = {key: _value(file, key) for key in file.metadata if key not in (*OWN_KEYS, *empty)}
+    metadata = metadata_of(file, warn)
     metadata["general.file_type"] = uint32(int(recipe.file_type))
     metadata["general.quantization_version"] = uint32(QUANTIZATION_VERSION)
     if ffn_activation is not None:
         check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
         metadata[FFN_ACTIVATION] = string(ffn_activation)
     return metadata
-
-
-def _architecture(file: GGUFFile) -> str:
-    """Its name, once the file is known to be a whole model."""
-    name = file.get_str(ARCHITECTURE)
-    if name == INDEX_ARCHITECTURE:
-        raise FileError(str(file.path), name, "a split index has no matrices", "give the model beside it")
-    if not file.tensors:
-        raise FileError(str(file.path), "0 tensors", "a model has some", "give a model file")
-    return name
 
 
 def _powerinfer_warnings(file: GGUFFile, architecture: str, outtype: str) -> list[str]:
@@ -222,7 +204,7 @@ def _output_tensor(
         n = info.n_rows // n_matrices
         for i in range(n_matrices):
             own = None if importance is None else importance[i]
-            for rows in _slabs(file, info, i * n, (i + 1) * n):
+            for rows in slabs(file, info, i * n, (i + 1) * n):
                 if kind is info.type:
                     yield rows
                 else:
@@ -236,13 +218,13 @@ def _turned_tensor(
 ) -> OutputTensor:
     """A matrix with its columns as rows, whole in memory while it is written, as each expert's; or a bias, renamed."""
     if len(info.ne) == 1:
-        return OutputTensor(name, info.type, info.ne, info.n_bytes, lambda: _slabs(file, info))
+        return OutputTensor(name, info.type, info.ne, info.n_bytes, lambda: slabs(file, info))
     n_rows, n, *n_expert = info.ne
     n_bytes = math.prod((n_rows, *n_expert)) * blocks.row_bytes(kind, n)
 
     def chunks() -> Iterator[NDArray[np.uint8]]:
         for e in range(math.prod(n_expert)):
-            rows = _slabs(file, info, e * n, (e + 1) * n)
+            rows = slabs(file, info, e * n, (e + 1) * n)
             whole = np.concatenate([blocks.dequantize(some, info.type) for some in rows])
             step = max(1, SLAB_ELEMENTS // max(1, n))
             for first in range(0, n_rows, step):
@@ -265,28 +247,6 @@ def _is_readable(info: TensorInfo) -> bool:
     return True
 
 
-def _slabs(
-    file: GGUFFile, info: TensorInfo, begin: int = 0, end: int | None = None
-) -> Iterator[NDArray[np.uint8]]:
-    """Rows of the tensor in order, or those from begin to before end, read from the file.
-
-    Pages of its map would stay in memory.
-    """
-    step, path = max(1, SLAB_ELEMENTS // max(1, info.ne[0])), file.path_of(info.name)
-    stop = info.n_rows if end is None else end
-    for first in range(begin, stop, step):
-        n_rows = min(step, stop - first)
-        offset = info.offset + first * info.row_bytes
-        try:
-            rows = np.fromfile(path, np.uint8, n_rows * info.row_bytes, offset=offset)
-        except OSError as error:
-            raise FileError(str(path), error.strerror or "cannot be read", "", "check it") from error
-        if rows.size != n_rows * info.row_bytes:
-            bound = f"{n_rows * info.row_bytes} were there when it was opened"
-            raise FileError(f"{path}: {info.name}", f"{rows.size} bytes", bound, "keep the file as it is")
-        yield rows.reshape(n_rows, info.row_bytes)
-
-
 def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
     """A warning where rounded numbers are rounded again or spread out."""
     pairs = zip(tensors, file.tensors.values(), strict=True)
@@ -295,19 +255,3 @@ def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
     if not kinds:
         return []
     return [f"{file.path.name} is in {', '.join(kinds)} already: start from F16 or F32 for the best result"]
-
-
-def _is_empty(file: GGUFFile, key: str) -> bool:
-    """Whether it is an array of nothing, which no GGUF writer makes and no reader misses."""
-    return file.value_types[key][0] is GGUFValueType.ARRAY and not len(file.metadata[key])
-
-
-def _value(file: GGUFFile, key: str) -> MetadataValue:
-    kind, element = file.value_types[key]
-    value: Any = file.metadata[key]
-    if kind is not GGUFValueType.ARRAY:
-        return MetadataValue(kind, value)
-    if element is GGUFValueType.ARRAY:
-        bound = "cannot be written"
-        raise FileError(f"{file.path}: {key}", "an array of arrays", bound, "use a file without that key")
-    return MetadataValue(kind, value.tolist() if isinstance(value, np.ndarray) else list(value), element)

@@ -152,6 +152,33 @@ def act_mul(x: int, z: int, n: int, activation: int, y: int) -> None:
 
 
 @compiled
+def _large(x, least, activation: int):  # type: ignore[no-untyped-def]
+    """act(x) in 16 lanes where it matters, silu or gelu; else 0."""
+    v = operations.gelu16(x) if activation == GELU_ACTIVATION else operations.silu16(x)
+    return operations.keep_large16(v, least)
+
+
+@compiled
+def large(x: float, least: float, activation: int) -> float:
+    """`keep_large` of one number."""
+    v = _large(operations.splat16(x), operations.splat16(least), activation)
+    return operations.first16(v)
+
+
+@compiled
+def keep_large(x: int, least: int, n: int, activation: int, y: int) -> None:
+    """y = act(x) where |act(x)| is not below `least`, else 0; with `least` 0 all are kept."""
+    zeros, whole = operations.zero(), n & ~15
+    for i in range(0, 4 * whole, 64):
+        store16(y + i, _large(load16(x + i), load16(least + i) if least else zeros, activation))
+    for i in range(4 * whole, 4 * n, 4):
+        store_f32(
+            y + i,
+            large(load_f32(x + i), load_f32(least + i) if least else operations.to_f32(0.0), activation),
+        )
+
+
+@compiled
 def rope(x: int, table: int, n_head: int, head_dim: int, n_pairs: int, interleaved: int, y: int) -> None:
     """Rotate the first 2 n_pairs numbers of each head; the table holds (cos, sin) for each pair."""
     step, distance = (8, 4) if interleaved else (4, 4 * n_pairs)

@@ -15,6 +15,7 @@ from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 from hotcold.kernels.cpu.program import SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
 from hotcold.kernels.cpu.sizes import GROUP_ENTRY, GROUP_HEAD
+from hotcold.kernels.formats import EXACT_POSITIONS
 
 SMALLEST_SUM = 2.0**-14  # that weights are divided by
 
@@ -186,7 +187,7 @@ def expert_listed_rows(op, own, first: int, last: int, scratch: int) -> None:  #
 
 @compiled
 def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
-    """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] > 0, else 0, as UP_ROWS; how many."""
+    """y[p, r] = z[p, r] (w_e[r] . x[p]) where z[p, r] is wanted, else 0, as UP_ROWS; how many."""
     live = 0
     for i in range(load_i64(op.groups)):
         _, n = _take(op, own, i)
@@ -195,8 +196,27 @@ def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type
 
 
 @compiled
-def expert_pieces(op, own, first: int, last: int, scratch: int) -> int:  # type: ignore[no-untyped-def]
-    """Pieces first..last-1 of all active experts' FFNs of one token, as `ffn.ffn_pieces`; how many rows fire."""
+def expert_threshold(op, first: int, last: int, n_past: int) -> None:  # type: ignore[no-untyped-def]
+    """y[p, r] = act(x[p, r]) of every pair where it matters, rows first..last-1, as THRESHOLD; else 0."""
+    tokens = pair_tokens(op.groups, op.k)
+    for i in range(load_i64(op.groups)):
+        entry = op.groups + GROUP_HEAD + GROUP_ENTRY * i
+        e, start = load_i64(entry), load_i64(entry + 8)
+        for p in range(start, start + load_i64(entry + 16)):
+            least = op.least + 4 * (e * op.n_rows + first)
+            if n_past + load_i64(tokens + 8 * p) < EXACT_POSITIONS:
+                least = 0
+            x, y = op.x + p * op.x_stride + 4 * first, op.y + p * op.y_stride + 4 * first
+            elementwise.keep_large(x, least, last - first, op.activation, y)
+
+
+@compiled
+def expert_pieces(op, own, first: int, last: int, is_exact: bool, scratch: int) -> int:  # type: ignore[no-untyped-def]
+    """Pieces first..last-1 of all active experts' FFNs of one token, as `ffn.ffn_pieces`; how many rows fire.
+
+    Args:
+        is_exact: whether all rows matter, whatever `least` says.
+    """
     live = 0
     for i in range(first // op.n_parts, min((last - 1) // op.n_parts + 1, load_i64(op.groups))):
         e, _ = _take(op, own, i)
@@ -207,7 +227,8 @@ def expert_pieces(op, own, first: int, last: int, scratch: int) -> int:  # type:
             own.listed = own.n_listed + 8
         own.scratch = op.scratch + i * op.n_parts * op.scratch_stride
         begin, end = max(first - i * op.n_parts, 0), min(last - i * op.n_parts, op.n_parts)
-        _, fires = ffn.ffn_pieces(own, begin, end, scratch)
+        least = 0 if is_exact or op.least == 0 else op.least + 4 * e * op.n_rows
+        _, fires = ffn.ffn_pieces(own, least, begin, end, scratch)
         live += fires
     return live
 

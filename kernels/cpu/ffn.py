@@ -3,7 +3,7 @@
 from hotcold.kernels.cpu import elementwise, operations, panels, rows, tiles
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_f32, store_i64
-from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
+from hotcold.kernels.cpu.program import GELU_ACTIVATION, RELU_BOTH_ACTIVATION, SILU_ACTIVATION
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, ROWS, dot_row
 
 LISTED = 240  # most listed rows between the gate, up and down passes
@@ -66,13 +66,20 @@ def first_of_piece(op, piece: int) -> int:  # type: ignore[no-untyped-def]
 
 
 @compiled
-def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+def is_smooth(activation: int) -> bool:
+    """Whether it has no zeros of its own, so that thresholds say which neurons matter."""
+    return activation == SILU_ACTIVATION or activation == GELU_ACTIVATION
+
+
+@compiled
+def ffn_pieces(op, least: int, first: int, last: int, scratch: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
     """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
 
     Gates are read, then `up` and `down_t` only where the gate is positive, unless op.skip is 0, which reads
     all. While a row is worked on, others are asked for: the gate some rows ahead, and the row of `up`, then
     of `down_t`, that the last product has shown to be wanted. Without a gate (op.w1 is 0) op.w is `up`,
-    op.z its bias or 0, and the sum is of relu(up x + bias) down_t.
+    op.z its bias or 0, and the sum is of relu(up x + bias) down_t. With silu or gelu in place of relu, rows
+    with |act(gate x)| below their number at `least` are left out; 0 for none.
 
     Returns:
         how many rows are listed, and how many have a positive gate, or `up` without one, or were all read.
@@ -88,7 +95,7 @@ def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # t
     for p in range(passes):
         start = begin + (end - begin) * p // passes
         stop = begin + (end - begin) * (p + 1) // passes
-        n_live = _gates(op, start, stop, end, live, gates)
+        n_live = _gates(op, least, start, stop, end, live, gates)
         total += n_live
         if op.w1 != 0:
             n_live = _times_up(op, live, gates, n_live)
@@ -107,7 +114,9 @@ def ffn_pieces(op, first: int, last: int, scratch: int) -> tuple[int, int]:  # t
 
 
 @compiled
-def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  # type: ignore[no-untyped-def]
+def _gates(  # type: ignore[no-untyped-def]
+    op, least: int, start: int, stop: int, end: int, live: int, gates: int
+) -> int:
     """List those of the rows at start..stop-1 of the list that go on, with their gates; how many."""
     second, second_stride = (op.w1, op.w1_stride) if op.w1 != 0 else (op.w2, op.w2_stride)
     far, wanted, n = rows_ahead(op.w_stride), 0, 0
@@ -120,10 +129,15 @@ def _gates(op, start: int, stop: int, end: int, live: int, gates: int) -> int:  
         g = dot_row(op.w_type, row, op.x, op.k, ahead, wanted - row if wanted else 0)
         if op.w1 == 0 and op.z != 0:
             g += load_f32(op.z + 4 * r)
-        wanted = 0
-        if g > 0 or op.skip == 0:
+        wanted, zero = 0, operations.to_f32(0.0)
+        if is_smooth(op.activation):
+            g = elementwise.large(g, load_f32(least + 4 * r) if least else zero, op.activation)
+            goes_on = g != 0
+        else:
+            goes_on, g = g > 0 or op.skip == 0, max(g, zero)
+        if goes_on:
             store_i64(live + 8 * n, r)
-            store_f32(gates + 4 * n, max(g, operations.to_f32(0.0)))
+            store_f32(gates + 4 * n, g)
             n += 1
             wanted = second + r * second_stride
     if wanted:
@@ -191,8 +205,8 @@ def bit(bits: int, i: int) -> bool:
 def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
     """GATE_ROWS and, with `times_gate`, UP_ROWS of rows first..last-1; gives how many products are wanted.
 
-    y[t, r] = w[r] . x[t] for the tokens whose mask has bit r; or z[t, r] times that for those with z[t, r] > 0; 0 for
-    the others. A row is read once for 64 tokens, and decoded for 16. Where tokens want many of a segment's
+    y[t, r] = w[r] . x[t] for the tokens whose mask has bit r; or z[t, r] times that for those with z[t, r] > 0, of
+    silu and gelu not 0; 0 for the others. A row is read once for 64 tokens, and decoded for 16. Where tokens want many of a segment's
     products, all of them are made in tiles, as for a dense matrix.
     """
     few, total = n_tokens <= FEW_TOKENS, 0
@@ -219,7 +233,8 @@ def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_ga
 def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
     """Which of the n rows from `start` on, which share a word of the mask, token t wants."""
     if times_gate:
-        return positive(op.z + t * op.z_stride + 4 * start, n)
+        z = op.z + t * op.z_stride + 4 * start
+        return not_zero(z, n) if is_smooth(op.activation) else positive(z, n)
     word, shift = load_i64(op.z + t * op.z_stride + start // WORD * 8), start % WORD
     if shift:
         word = (word >> shift) & ~(-1 << (WORD - shift))
@@ -299,7 +314,7 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
 
 @compiled
 def _gated_up(up: float, gate: float, activation: int) -> float:
-    """A positive gate times `up`, or times its ReLU."""
+    """A gate times `up`, or times its ReLU."""
     return (max(up, operations.to_f32(0.0)) if activation == RELU_BOTH_ACTIVATION else up) * gate
 
 

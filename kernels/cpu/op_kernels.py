@@ -26,6 +26,7 @@ from hotcold.kernels.cpu.program import (
     THREAD_SCRATCH_BYTES,
     TOKEN_IDS,
 )
+from hotcold.kernels.formats import EXACT_POSITIONS
 
 
 @compiled
@@ -143,7 +144,8 @@ def join_parts(at: int, c: int, n: int, run: int, scratch: int) -> None:
 @op_kernel(program.SPARSE_FFN)
 def sparse_ffn(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
-    listed, live = ffn.ffn_pieces(op, c, c + n, scratch)
+    least = op.least if load_i64(run + 8 * N_PAST) >= EXACT_POSITIONS else 0
+    listed, live = ffn.ffn_pieces(op, least, c, c + n, scratch)
     _count(op, c, listed, live)
 
 
@@ -212,8 +214,16 @@ def expert_up(at: int, c: int, n: int, run: int, scratch: int) -> None:
 @op_kernel(program.EXPERT_PIECES)
 def expert_pieces(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
-    live = experts.expert_pieces(op, record(_own_record(at, scratch)), c, c + n, scratch)
+    is_exact = load_i64(run + 8 * N_PAST) < EXACT_POSITIONS
+    live = experts.expert_pieces(op, record(_own_record(at, scratch)), c, c + n, is_exact, scratch)
     _count(op, c, 0, live)
+
+
+@op_kernel(program.EXPERT_THRESHOLD)
+def expert_threshold(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    first, last = _rows_of(op, c, n)
+    experts.expert_threshold(op, first, last, load_i64(run + 8 * N_PAST))
 
 
 @op_kernel(program.EXPERT_DOWN)
@@ -333,6 +343,12 @@ def relu(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[
 @_token_kernel(program.GELU)
 def gelu(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
     elementwise.gelu(x, op.k, y)
+
+
+@_token_kernel(program.THRESHOLD)
+def threshold(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
+    least = op.least if load_i64(run + 8 * N_PAST) + t >= EXACT_POSITIONS else 0
+    elementwise.keep_large(x, least, op.n_rows, op.activation, y)
 
 
 @_token_kernel(program.MASK)

@@ -26,6 +26,7 @@ from hotcold.kernels.cpu.simd import (
     exp2_up_to_0,
     exponential,
     f32x16,
+    fabs,
     float_to_half,
     fma,
     fold,
@@ -171,6 +172,12 @@ def max16(b: Builder, x: Value, y: Value) -> Value:
 def min16(b: Builder, x: Value, y: Value) -> Value:
     """The smaller of both; x where it is NaN."""
     return b.select(b.fcmp_ordered(">", x, y), y, x)
+
+
+@operation(f32x16, f32x16, f32x16)
+def keep_large16(b: Builder, x: Value, least: Value) -> Value:
+    """x where |x| is not below `least`, which a NaN never is; else 0."""
+    return b.select(b.fcmp_ordered("<", fabs(b, x), least), constant(F32, 16, 0.0), x)
 
 
 @operation(f32x16, f32x16)

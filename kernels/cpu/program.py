@@ -61,11 +61,12 @@ GATED = _op("activation")
 """w gate, w1 up, x, z -> y[r] = act(w[r] . x) (w1[r] . z), one token"""
 ACT_MUL = _op("activation", "groups")
 """x, z [t, k] -> y[t, k] = act(x) z; with groups pairs take the place of tokens"""
-SPARSE_FFN = _op("listed", "n_listed", "skip", "activation")
+SPARSE_FFN = _op("listed", "n_listed", "skip", "activation", "least")
 """w gate, w1 up, w2 down_t, x, z -> scratch[chunk, n_embd], one token, a piece of the neurons a chunk
 
 listed: rows, ascending, their number at n_listed, or 0 = all. skip: neurons without a positive gate. Without a gate
-w1 is 0, w up and z its bias or 0."""
+w1 is 0, w up and z its bias or 0. With silu or gelu neurons with |act(gate)| below their number at `least` are left
+out, from position EXACT_POSITIONS on."""
 REDUCE = _op("n_parts")
 """x = n_parts vectors of stride x_stride -> y[k], added in order"""
 MASK = _op("listed", "n_listed", "threshold")
@@ -77,10 +78,14 @@ AND_BITS = _op()
 GATE_ROWS = _op()
 """w, x[t], bits z[t] -> y[t, r] = w[r] . x[t] where the bit is set"""
 UP_ROWS = _op("all_listed", "activation")
-"""w, x[t], gates z[t, r] -> y[t, r] = z (w[r] . x[t]) where z > 0; all_listed: every gate was"""
+"""w, x[t], gates z[t, r] -> y[t, r] = z (w[r] . x[t]) where z > 0, or what THRESHOLD left of it; all_listed: every
+gate was"""
 FIRE_ROWS = _op("all_listed")
 """x[t, n_rows], bias w or 0, bits z[t] or 0 -> y[t, r] = max(x + w, 0) where the bit is set; all_listed: every row
 was"""
+THRESHOLD = _op("activation", "least")
+"""x[t, n_rows], least [n_rows] -> y[t, r] = act(x) where |act(x)| is not below it or t is at one of the first
+EXACT_POSITIONS positions, else 0; silu or gelu"""
 DOWN_ROWS = _op("n_parts")
 """w [n_rows, k], x[t, n_rows] -> y[t, k] = sum_r x[t, r] w[r] in n_parts, zeros skipped"""
 RELU = _op()
@@ -109,7 +114,7 @@ EXPERT_LISTED = _op("groups")
 """w addresses, x[p], bits z [n_expert, z_stride] -> y[p, r] = w_e[r] . x[p] where the expert's bit is set, else 0"""
 EXPERT_UP = _op("groups", "activation")
 """w addresses, x[p], gates z[p, r] -> y[p, r] = z (w_e[r] . x[p]) where z > 0"""
-EXPERT_PIECES = _op("groups", "n_parts", "skip", "activation", "listed", "n_listed")
+EXPERT_PIECES = _op("groups", "n_parts", "skip", "activation", "listed", "n_listed", "least")
 """addresses w of gates, w1 of ups, w2 of transposed downs, x, z, one token -> scratch[p n_parts + piece, k], as
 SPARSE_FFN of an expert's rows, n_parts pieces an expert; a piece a chunk. listed: int64 [n_expert, n_rows + 1], of each
 expert how many rows, and which, ascending; 0 = all"""
@@ -117,6 +122,8 @@ EXPERT_DOWN = _op("groups", "n_parts")
 """w addresses of transposed downs, x[p, n_rows] -> y[p, k] = sum_r x[p, r] w_e[r] in n_parts, zeros skipped"""
 EXPERT_REDUCE = _op("groups", "n_parts")
 """x[p n_parts + piece, k] -> y[p, k], an expert's pieces added in order"""
+EXPERT_THRESHOLD = _op("groups", "activation", "least")
+"""x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 

@@ -15,6 +15,7 @@ import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import elementwise, pack, program, rows, sizes
 from hotcold.kernels.cpu.team import Program, Team
+from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS
 
 BOUND = 1e-5
 FLOAT_TYPES = (rows.F32_ID, rows.F16_ID, rows.BF16_ID)
@@ -211,21 +212,42 @@ def check_rope(head_dim: int, n_rot: int, interleaved: bool) -> None:
     close(y, ref.rope(x, np.array([9, 10]), frequencies, interleaved), "rope")
 
 
+def least_of(gate: Array, x: Array, activation: str, quantised: bool) -> Array:
+    """A threshold a neuron that about half of the tokens reach, none of them narrowly: float32 [n_ff]."""
+    v = np.abs(ref.ACTIVATIONS[activation](ref.mul_mat(gate, x, quantised)))
+    least = np.random.default_rng(11).uniform(0, 2, v.shape[1]) * np.median(v, axis=0)
+    least[(np.abs(v - least) < 1e-2 * least).any(0)] = 0
+    return np.asarray(least, np.float32)
+
+
 def sparse_records(
-    types: tuple[int, int, int], k: int, n_ff: int, x: Array, active: NDArray[np.bool_] | None, poison: bool
+    types: tuple[int, int, int],
+    k: int,
+    n_ff: int,
+    x: Array,
+    active: NDArray[np.bool_] | None,
+    poison: bool,
+    activation: str = "relu",
+    n_past: int = 0,
 ) -> tuple[list[Record], Array, NDArray[np.float64], list[object]]:
     """Records of a sparse FFN for one token or several, its result, and what the oracle says.
 
     Args:
         poison: fill every row that must not be read with NaN.
+        activation: with silu or gelu there are thresholds, of tokens from n_past on.
     """
     n_tokens = len(x)
     (gate, g), (up, u), (down, d) = (weights(kind, n_ff, k, 10 + i) for i, kind in enumerate(types))
     quantised = sizes.is_quantised(types[0])
     assert quantised == sizes.is_quantised(types[1])
-    wanted = ref.sparse_gated_ffn(x, g, u, d, active, quantised)
+    least = None if activation == "relu" else least_of(g, x, activation, quantised)
+    wanted = ref.sparse_gated_ffn(
+        x, g, u, d, active, quantised, activation, None if least is None else (least, n_past)
+    )
     listed = np.ones((n_tokens, n_ff), bool) if active is None else active
-    firing = listed & (ref.mul_mat(g, x, quantised) > 0)
+    products = ref.mul_mat(g, x, quantised)
+    gates = products if least is None else ref.keep_large(products, least, activation, n_past)
+    firing = listed & (gates > 0 if least is None else gates != 0)
     if poison:
         gate[~listed.any(0)] = 0xFF
         up[~firing.any(0)] = 0xFF
@@ -237,7 +259,9 @@ def sparse_records(
     bits[:, :n_ff] = listed
     mask = np.packbits(bits, axis=1, bitorder="little").copy()
     area, second = vectors(max(n_tokens, program.PIECES), max(n_ff, k)), vectors(n_tokens, n_ff)
-    keep: list[object] = [gate, up, down, at, y, counts, mask, area, second, firing]
+    keep: list[object] = [gate, up, down, at, y, counts, mask, area, second, firing, least]
+    rule = {"activation": ACTIVATIONS[activation]}
+    thresholds = {} if least is None else {"least": least.ctypes.data}
     shape = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data}
     if n_tokens == 1:
         numbers = np.flatnonzero(listed[0]).astype(np.int64)
@@ -246,6 +270,7 @@ def sparse_records(
         which = {} if active is None else {"listed": numbers.ctypes.data, "n_listed": length.ctypes.data}
         three = matrix("w", gate, types[0]) | matrix("w1", up, types[1]) | matrix("w2", down, types[2])
         ffn = {"code": program.SPARSE_FFN, "chunks": program.PIECES, **three, **shape, **which, "skip": 1}
+        ffn |= rule | thresholds
         ffn |= {
             "x": at.ctypes.data,
             "z": at.ctypes.data,
@@ -258,9 +283,19 @@ def sparse_records(
     inner = {"y": area.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
     where = {"z": mask.ctypes.data, "z_stride": mask.shape[1]}
     first = {"code": program.GATE_ROWS, "chunks": 4, **matrix("w", gate, types[0]), **shape, **inner, **where}
-    gates = {"z": area.ctypes.data, "z_stride": 4 * n_ff}
+    at_gates = {"z": area.ctypes.data, "z_stride": 4 * n_ff}
+    small = {"x": area.ctypes.data, "x_stride": 4 * n_ff, "y": area.ctypes.data, "y_stride": 4 * n_ff}
+    close_small = {"code": program.THRESHOLD, "chunks": 2, "n_rows": n_ff, **small, **rule, **thresholds}
     hidden = {"y": second.ctypes.data, "y_stride": 4 * n_ff, "x": at.ctypes.data, "x_stride": stride}
-    then = {"code": program.UP_ROWS, "chunks": 4, **matrix("w", up, types[1]), **shape, **hidden, **gates}
+    then = {
+        "code": program.UP_ROWS,
+        "chunks": 4,
+        **matrix("w", up, types[1]),
+        **shape,
+        **hidden,
+        **at_gates,
+        **rule,
+    }
     out = {"x": second.ctypes.data, "x_stride": 4 * n_ff, "y": y.ctypes.data, "y_stride": 4 * k}
     last = {
         "code": program.DOWN_ROWS,
@@ -270,7 +305,7 @@ def sparse_records(
         **shape,
         **out,
     }
-    return [first, then, last], y, wanted, keep
+    return [first, *([] if least is None else [close_small]), then, last], y, wanted, keep
 
 
 def check_sparse_gated_ffn(types: tuple[int, int, int], n_tokens: int, share: float) -> None:
@@ -285,6 +320,27 @@ def check_sparse_gated_ffn(types: tuple[int, int, int], n_tokens: int, share: fl
     assert isinstance(counts, np.ndarray)
     assert isinstance(firing, np.ndarray)
     assert counts.sum(0).tolist() == [active.sum(), firing.sum()]
+
+
+def check_thresholds(
+    types: tuple[int, int, int], n_tokens: int, activation: str, n_past: int, share: float = 1.0
+) -> None:
+    """Rows of neurons below their thresholds are not read, but at the first positions all are."""
+    k, n_ff = 96, 205
+    x = vectors(n_tokens, k, 7)
+    x *= 0.2
+    active = np.random.default_rng(8).random((n_tokens, n_ff)) < share
+    poison = n_past >= EXACT_POSITIONS or share < 1
+    records, y, wanted, keep = sparse_records(types, k, n_ff, x, active, poison, activation, n_past)
+    run(records, n_tokens, N_PAST=n_past)
+    close(y, wanted, f"thresholds with {activation}")
+    counts, firing = keep[5], keep[9]
+    assert isinstance(counts, np.ndarray)
+    assert isinstance(firing, np.ndarray)
+    assert counts.sum(0).tolist() == [active.sum(), firing.sum()]
+    n_exact = min(max(EXACT_POSITIONS - n_past, 0), n_tokens)
+    assert firing[:n_exact].sum() == active[:n_exact].sum()
+    assert n_exact == n_tokens or 0.2 < firing[n_exact:].sum() / active[n_exact:].sum() < 0.8
 
 
 def check_mask(n_ff: int) -> None:

@@ -36,15 +36,15 @@ BUILD: dict[str, Callable[[Graph, Model, str], None]] = {
     "granitemoe": granite.build,
     "gpt-oss": gpt_oss.build,
 }
-SPARSITIES = ("off", "exact", "predictor")
+SPARSITIES = ("off", "exact", "predictor", "threshold")
 
 
 def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
     """The model's graph for n_tokens tokens, frozen.
 
     Args:
-        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) or "predictor" (look only at
-            those that the predictor lists).
+        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) "predictor" (look only at
+            those that the predictor lists) or "threshold" (skip those whose gate is below its threshold).
 
     Raises:
         FileError: an architecture without a graph.
@@ -66,7 +66,10 @@ def _lacks(model: Model, sparsity: str) -> str | None:
     """What keeps the model from running so; None if nothing does."""
     if sparsity == "off":
         return None
-    if model.ffn_activation != "relu":
+    if sparsity == "threshold":
+        if not model.has_thresholds:
+            return "the model has no thresholds"
+    elif model.ffn_activation != "relu":
         return f"{model.ffn_activation} has no exact zeros"
     if model.experts is None and any(layer.ffn_down_t is None for layer in model.layers):
         return "a layer has no ffn_down_t"

@@ -92,8 +92,15 @@ def gated_ffn(
     act: dict[str, Any] = {"activation": activation, "name": "ffn_out", "layer": i}
     gate, up = layer.ffn_gate, layer.ffn_up
     if sparsity != "off":
-        return graph.add("sparse_gated_ffn", n, listed, gate, up, layer.ffn_down_t, **act)
+        return graph.add(
+            "sparse_gated_ffn", n, listed, gate, up, layer.ffn_down_t, _thresholds(layer, sparsity), **act
+        )
     return graph.add("dense_gated_ffn", n, gate, up, layer.down, transposed=layer.ffn_down is None, **act)
+
+
+def _thresholds(layer: Layer, sparsity: str) -> Weight | None:
+    """What neurons have to reach, in the mode that asks."""
+    return layer.ffn_threshold if sparsity == "threshold" else None
 
 
 def ffn(
@@ -135,7 +142,8 @@ def expert_ffn(
     biases = (layer.ffn_gate_exps_bias, layer.ffn_up_exps_bias, layer.ffn_down_exps_bias)
     act: dict[str, Any] = {"activation": activation, "layer": i}
     how = {"transposed": layer.ffn_down_exps is None, "skip": sparsity != "off"}
-    h = graph.add("expert_ffn", n, chosen, *matrices, *biases, **act, **how, name="ffn_moe_out")
+    least = _thresholds(layer, sparsity)
+    h = graph.add("expert_ffn", n, chosen, *matrices, *biases, least, **act, **how, name="ffn_moe_out")
     if layer.ffn_gate_shexp is None:
         return h
     shared = (layer.ffn_gate_shexp, layer.ffn_up_shexp, layer.ffn_down_shexp)

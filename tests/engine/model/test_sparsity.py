@@ -40,7 +40,8 @@ def test_sparsity_follows_the_file(kind: Any, wanted: str, mode: str) -> None:
         (model(), "predictor", "sparsity: predictor .*no predictors"),
         (model("silu", transposed=False), "exact", "sparsity: exact .*SILU"),
         (model(transposed=False), "exact", "sparsity: exact .*no ffn_down_t"),
-        (model(), "some", "sparsity: some .*auto, exact, off, predictor"),
+        (model(), "some", "sparsity: some .*auto, exact, off, predictor, threshold"),
+        (model(), "threshold", "RELU, thresholds are for SiLU and GELU.; use exact"),
     ],
 )
 def test_sparsity_that_the_file_cannot_run_in_is_refused(kind: Any, wanted: str, message: str) -> None:

@@ -7,7 +7,7 @@ import oracle_checks as checks
 import pytest
 
 from hotcold.kernels import formats, ref
-from hotcold.kernels.cpu import program, rows, sizes
+from hotcold.kernels.cpu import elementwise, program, rows, sizes
 
 pytestmark = pytest.mark.pairwise
 NAMES = {0: "F32", 1: "F16", 30: "BF16", 8: "Q8_0", 2: "Q4_0", 6: "Q5_0", 14: "Q6_K"}
@@ -88,6 +88,28 @@ def test_sparse_gated_ffn_reads_firing_rows_alone(type_id: int, n_tokens: int, s
 def test_sparse_gated_ffn_of_mixed_types(n_tokens: int) -> None:
     checks.check_sparse_gated_ffn((rows.F16_ID, rows.F32_ID, rows.Q4_0_ID), n_tokens, 0.4)
     checks.check_sparse_gated_ffn((rows.Q4_0_ID, rows.Q8_0_ID, rows.BF16_ID), n_tokens, 0.4)
+
+
+@pytest.mark.parametrize("type_id", [rows.F32_ID, rows.Q4_0_ID], ids=NAMES.get)
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(8, 1), (7, 1), (0, 1), (100, 5), (5, 5), (0, 20)])
+@pytest.mark.parametrize("share", [0.5, 1.0])
+def test_neurons_below_their_thresholds_are_not_read(
+    type_id: int, activation: str, n_past: int, n_tokens: int, share: float
+) -> None:
+    checks.check_thresholds((type_id,) * 3, n_tokens, activation, n_past, share)
+
+
+def test_thresholds_of_mixed_types() -> None:
+    checks.check_thresholds((rows.Q4_0_ID, rows.Q8_0_ID, rows.BF16_ID), 5, "silu", 20)
+
+
+def test_nan_reaches_every_threshold() -> None:
+    x = np.array([np.nan, 3.0, 0.5], np.float32)
+    y, least = np.zeros(3, np.float32), np.full(3, 2.0, np.float32)
+    elementwise.keep_large(x.ctypes.data, least.ctypes.data, 3, program.SILU_ACTIVATION, y.ctypes.data)
+    assert np.isnan(y[0])
+    checks.close(y[1:], np.array([3 / (1 + np.exp(-3.0)), 0]), "keep_large")
 
 
 @pytest.mark.parametrize("n_ff", [1, 63, 64, 65, 205])
