@@ -9,6 +9,7 @@ from hotcold.engine.device.store import loaded_store
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.side_times import SideTimes
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cuda.device.calls import Counters
@@ -35,7 +36,8 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
         meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)
         n_prompt = min(PROMPT, plan.n_batch, plan.n_ctx - 1)
         executor.run(np.arange(n_prompt, dtype=np.int32) % plan.model.n_vocab, 0, logits)
-        before, counted = meter.read(), _copies(device)
+        before, counted, times = meter.read(), _copies(device), SideTimes()
+        executor.taking = times
         n_tokens = min(DECODED, plan.n_ctx - n_prompt)
         started = time.perf_counter()
         for i in range(n_tokens):
@@ -45,20 +47,25 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
         counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
         use = meter.read().since(before)
         load = store.loaded_bytes / load_seconds if store is not None else 0.0
-    return _rows(plan, use.numbers(), counted, n_tokens, seconds, load)
+    return _rows(plan, use.numbers(), (counted, times.walks / n_tokens), n_tokens, seconds, load)
 
 
 def _copies(device: Device | None) -> list[float]:
-    """Copies and bytes up, copies and bytes down, waits of the host."""
+    """Copies and bytes up, copies and bytes down, waits of the host and their seconds."""
     c = device.counters if device is not None else Counters()
-    return [c.h2d_calls, c.h2d_bytes, c.d2h_calls, c.d2h_bytes, c.host_waits]
+    return [c.h2d_calls, c.h2d_bytes, c.d2h_calls, c.d2h_bytes, c.host_waits, c.waiting]
 
 
 def _rows(
-    plan: Plan, use: dict[str, Any], copies: list[float], n_tokens: int, seconds: float, load: float
+    plan: Plan,
+    use: dict[str, Any],
+    host: tuple[list[float], float],
+    n_tokens: int,
+    seconds: float,
+    load: float,
 ) -> list[Row]:
     traffic = token_traffic(plan)
-    up, up_bytes, down, down_bytes, waits = copies
+    (up, up_bytes, down, down_bytes, waits, waiting), walks = host
     positions = 4 * bool(plan.totals.used)
     served = f"{'chosen' if plan.model.experts else 'active'} {plan.model.unit}s served there"
     figures: list[tuple[str, str, float | None, float | None]] = [
@@ -73,6 +80,9 @@ def _rows(
         (served, "share", plan.coverage, use["active_device_share"]),
         ("loading to the device", "bytes/s", None, load or None),
         ("a token", "s", None, seconds),
+        ("  the CPU's part", "s", None, walks),
+        ("  waiting for the device", "s", None, waiting),
+        ("  enqueueing, and the rest", "s", None, seconds - walks - waiting),
     ]
     return [
         {"name": name, "unit": unit, "planned": planned, "measured": measured}

@@ -19,6 +19,7 @@ from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan, Plan
+from hotcold.engine.run.side_times import SideTimes
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
@@ -190,7 +191,7 @@ class Executor(Closing):
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
             steps: Sequence[Step] = self.steps(context.n_tokens)
-            if context.n_tokens == 1 and self.taking is take_all:  # others look at single steps
+            if context.n_tokens == 1 and not self._looks_at_steps():
                 steps = side.replayed(steps, context.logits is not None)
             side.send_positions(n_past, context.n_tokens)
             self.taking(steps, context)
@@ -210,8 +211,14 @@ class Executor(Closing):
         graph = self.graph(n_tokens)
         found = self.host.last_states(graph)
         if found is None:
-            raise SettingError("states of tokens", "on the device", "they are read on the CPU", "use --device cpu")
+            raise SettingError(
+                "states of tokens", "on the device", "they are read on the CPU", "use --device cpu"
+            )
         return found[:n_tokens]
+
+    def _looks_at_steps(self) -> bool:
+        """Whether somebody wants to see the device's steps one by one, which a graph does not show."""
+        return self.taking is not take_all and not isinstance(self.taking, SideTimes)
 
     def steps(self, n_tokens: int) -> list[Step]:
         """The steps of a run; those of the last few other lengths than 1 and n_batch are kept.

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -131,7 +134,8 @@ class Stream:
         self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.name)
-        self.device.driver.wait_stream(self.raw)
+        with waiting(self.device):
+            self.device.driver.wait_stream(self.raw)
 
 
 class Event:
@@ -152,7 +156,16 @@ class Event:
         self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.stream_name)
-        self.device.driver.wait_event(self.raw)
+        with waiting(self.device):
+            self.device.driver.wait_event(self.raw)
+
+
+@contextmanager
+def waiting(device: Owner) -> Iterator[None]:
+    """Count the seconds in which the host waits for a device."""
+    started = time.perf_counter()
+    yield
+    device.counters.waiting += time.perf_counter() - started
 
 
 def _check_pair(event: Event, stream: Stream) -> None:

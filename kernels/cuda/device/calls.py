@@ -15,6 +15,7 @@ class Counters:
         launches: how often each kernel was launched, also as a part of graphs.
         graph_launches: how often a graph was launched.
         host_waits: how often the host waited for the device.
+        waiting: seconds that it waited.
         stream_waits: how often a stream was told to wait for another.
         live_bytes, peak_bytes: device memory that the driver's allocator holds, and held at most.
         pinned_bytes: page-locked host memory that is allocated now.
@@ -27,6 +28,7 @@ class Counters:
     launches: Counter[str] = field(default_factory=Counter)
     graph_launches: int = 0
     host_waits: int = 0
+    waiting: float = 0.0
     stream_waits: int = 0
     live_bytes: int = 0
     peak_bytes: int = 0

@@ -225,6 +225,11 @@ def test_offload_dump_run(run: Run, compiler: str) -> None:
     assert report["device"] == "emulated" and result.returncode == 0
     for name in ("device memory", "copied up, a token", "copied down, a token", "copies, a token"):
         assert rows[name]["measured"] == rows[name]["planned"] > 0, name
+    parts = ("  the CPU's part", "  waiting for the device", "  enqueueing, and the rest")
+    seconds = [rows[name]["measured"] for name in parts]
+    assert min(seconds) > 0 and sum(seconds) == pytest.approx(rows["a token"]["measured"])
+    assert seconds[1] > seconds[0] > 0  # the emulated device is the slower side
+    assert rows["of graphs, a token"]["measured"] > 1
     text = run("offload-dump", "--run", *SPLIT).stdout
     assert "on emulated, VRAM budget 1400KiB" in text and "planned" in text and "measured" in text
     assert max(map(len, text.splitlines())) <= 80
