@@ -69,7 +69,9 @@ def test_it_refuses_to_begin() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         result = run("serve", "--port", port)
-        assert result.returncode == 2 and f"address: 127.0.0.1:{port} (Address already in use)" in result.stderr
+        assert (
+            result.returncode == 2 and f"address: 127.0.0.1:{port} (Address already in use)" in result.stderr
+        )
     result = run("serve", "--port", "65536")
     assert result.returncode == 2 and "--port: 65536 (0 to 65535)" in result.stderr
     result = run("serve", "--host", "no.such.host.invalid")

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from expert_files import numbers_of, write_mixture
+from numpy.typing import NDArray
 from split_runs import (
     IDS,
     Case,
@@ -22,11 +24,14 @@ from split_runs import (
 )
 
 from hotcold.engine.device.store import loaded_store
+from hotcold.engine.graph.graph import layer_of
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.footprint import neuron_bytes
 from hotcold.engine.plan.plan import Plan
+from hotcold.engine.profile.passing import chosen_experts, heard
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.trace import Taken
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
@@ -127,6 +132,56 @@ def test_the_share_of_chosen_experts_that_the_device_served(
     assert use.listed_device + use.listed_host == len(IDS) * model.n_layer * 2 * 96
     shares = {0: (0.0, 0.0), 4: (1.0, 1.0)}.get(n_hot, (0.05, 0.6))
     assert shares[0] <= use.active_device_share <= shares[1]
+
+
+def chosen_by(model: Model, file: GGUFFile, ids: NDArray[np.int32]) -> list[NDArray[np.bool_]]:
+    """Of each layer, the experts that one of these tokens goes to."""
+    assert model.experts is not None
+    n_expert, found = model.experts.n_expert, dict[int, NDArray[np.bool_]]()
+    with cpu_executor(model, file, CASE) as executor:
+
+        def hear(taken: Taken) -> None:
+            if taken.node.op == "top_k":
+                found[layer_of(taken.node)] = np.asarray(
+                    chosen_experts(executor, taken.node, n_expert).any(0)
+                )
+
+        with heard(executor, hear):
+            executor.run(ids, 0)
+    return [found[i] for i in range(model.n_layer)]
+
+
+@pytest.mark.parametrize("by_neuron", [False, True])
+@pytest.mark.parametrize("n_hot", [2, 5])
+def test_experts_that_are_not_chosen_are_read_on_neither_side(
+    n_hot: int, by_neuron: bool, data: Path, tmp_path: Path, split_device: Device
+) -> None:
+    """NaN in all their rows, in the map and on the device: nothing changes, in a batch and token by token."""
+    given = numbers_of(data / "llamacpp" / "qwen3moe.f16.gguf")
+    ids, results = np.array([7, 300, 41, 5], np.int32), []
+    good = write_mixture(tmp_path / "good.gguf", *given, by_neuron=by_neuron)
+    with open_gguf(good) as file:
+        model = model_of(file)
+        chosen = chosen_by(model, file, ids)
+        for i, some in enumerate(chosen):
+            assert 2 <= some.sum() < some.size
+            for part in ("gate", "up", "down"):
+                given[2][f"blk.{i}.ffn_{part}_exps.weight"][~some] = np.nan
+    each = model.n_units // 8
+    hot = []
+    for rng in map(np.random.default_rng, range(model.n_layer)):
+        experts = np.sort(rng.permutation(8)[:n_hot])
+        hot.append(np.add.outer(experts * each, np.arange(each)).reshape(-1).astype(np.int32))
+    plan = plan_with(model, CASE, hot)
+    for path in (good, write_mixture(tmp_path / "nan.gguf", *given, by_neuron=by_neuron)):
+        with open_gguf(path) as file, on_device(plan, file, split_device) as executor:
+            logits = np.zeros((8, model.n_vocab), np.float32)
+            executor.run(ids, 0, logits[:4])
+            for i in range(4):
+                executor.run(ids[i : i + 1], i, logits[4 + i : 5 + i])
+        results.append(logits)
+    assert np.isfinite(results[0]).all()
+    assert results[0].tobytes() == results[1].tobytes()
 
 
 @pytest.mark.parametrize("n_hot", [1, 3])

@@ -80,7 +80,11 @@ def text(**fields: Any) -> dict[str, Any]:
         (CHAT, chat(messages=[{"role": "user", "content": [IMAGE]}]), "text alone: the model sees and hears"),
         (CHAT, chat(messages=[{"role": "user", "content": [1]}]), "messages[0].content[0]: 1"),
         (CHAT, chat(messages=[{"role": "system", "content": "a"}]), "system alone"),
-        (CHAT, chat(messages=[USER, {"role": "tool", "content": "a"}]), "refuses this conversation: no tools"),
+        (
+            CHAT,
+            chat(messages=[USER, {"role": "tool", "content": "a"}]),
+            "refuses this conversation: no tools",
+        ),
         (CHAT, chat(messages=[{"role": "user", "content": "Hm? " * 400}]), "the context holds 160"),
         (CHAT, chat(tools=[{"type": "function"}]), "tools"),
         (CHAT, chat(tool_choice="required"), 'tool_choice: "required"'),
@@ -108,7 +112,9 @@ def test_unknown_fields_are_named_in_a_header(server: Served) -> None:
     told = server.ask(TEXT, text(model="gpt-5", user="me", mirostat=2, **{'a"\n\u20ac': 1}))
     assert told.status == 200
     warning = told.headers["warning"]
-    assert warning.startswith('299 hotcold "') and "'mirostat'" in warning and "'gpt-5' is not here" in warning
+    assert (
+        warning.startswith('299 hotcold "') and "'mirostat'" in warning and "'gpt-5' is not here" in warning
+    )
     assert warning.count('"') == 2 and "user" not in warning
     assert "warning" not in server.ask(TEXT, text()).headers
 
@@ -183,7 +189,10 @@ def test_tokens_and_back(server: Served, engine: Engine) -> None:
 def test_lone_surrogates_are_answered(server: Served) -> None:
     told = server.ask(TEXT, b'{"prompt": "a\\ud800b", "max_tokens": 1, "echo": true}')
     assert told.status == 200 and told.json["choices"][0]["text"].startswith("a\ud800b")
-    assert server.ask(CHAT, b'{"messages": [{"role": "user", "content": "\\udcff"}], "max_tokens": 1}').status < 500
+    assert (
+        server.ask(CHAT, b'{"messages": [{"role": "user", "content": "\\udcff"}], "max_tokens": 1}').status
+        < 500
+    )
 
 
 async def asked(application: Any, path: str, body: bytes) -> int:
@@ -209,10 +218,28 @@ async def asked(application: Any, path: str, body: bytes) -> int:
 
 def mutated(body: dict[str, Any], dice: random.Random) -> bytes:
     """A request with something wrong in it, mostly."""
-    odd: list[Any] = [None, True, -1, 0, 1e308, 1 << 64, "", "a", "\ud800", [], [[]], {}, {"a": 1}, [None], ["", 1]]
+    odd: list[Any] = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        1 << 64,
+        "",
+        "a",
+        "\ud800",
+        [],
+        [[]],
+        {},
+        {"a": 1},
+        [None],
+        ["", 1],
+    ]
     body = dict(body)
     for _ in range(dice.randint(1, 3)):
-        body[dice.choice([*body, "stop", "n", "seed", "logprobs", "stream", "top_k", "role"])] = dice.choice(odd)
+        body[dice.choice([*body, "stop", "n", "seed", "logprobs", "stream", "top_k", "role"])] = dice.choice(
+            odd
+        )
     data = bytearray(json.dumps(body).encode())
     if dice.random() < 0.4:
         for _ in range(dice.randint(1, 4)):

@@ -30,6 +30,7 @@ def n_workers() -> int:
 @pytest.fixture
 def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every step takes a moment, so that something can happen meanwhile."""
+
     def wait(*arguments: Any) -> None:
         time.sleep(0.03)
         check_finite(*arguments)
@@ -130,7 +131,11 @@ def test_thoughts_come_apart(engine: Engine, tmp_path: Path) -> None:
     """The template opens a thought, and nothing closes it: all of the answer is one."""
     path = tmp_path / "thinking.jinja"
     path.write_text("{% for m in messages %}{{ m.content }}{% endfor %}<think>\n")
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "Hm"}], "max_tokens": 8, "temperature": 0}
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "Hm"}],
+        "max_tokens": 8,
+        "temperature": 0,
+    }
     with served(engine, chat_template=path) as server:
         message = server.ask(CHAT, asked).json["choices"][0]["message"]
         assert message["content"] == "" and message["reasoning_content"]

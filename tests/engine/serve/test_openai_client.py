@@ -29,7 +29,9 @@ def client(server: Served) -> Iterator[openai.OpenAI]:
         yield client
 
 
-def gone_on(engine: Engine, prompt: str | list[int], max_tokens: int, **settings: Any) -> tuple[str, Generation]:
+def gone_on(
+    engine: Engine, prompt: str | list[int], max_tokens: int, **settings: Any
+) -> tuple[str, Generation]:
     """What the engine itself says; the prompt's text has no control pieces."""
     generation = engine.generate(prompt, max_tokens, parse_special=False, **settings)
     return "".join(generation), generation
