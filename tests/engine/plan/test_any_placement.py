@@ -12,7 +12,7 @@ from plan_checks import budget, check_sums, hot
 
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.graph.offsets import placed_lifetimes
-from hotcold.engine.model.model import Model
+from hotcold.engine.model.model import Layer, Model
 from hotcold.engine.model.shape import Shape
 from hotcold.engine.model.shapes import build
 from hotcold.engine.plan import placement
@@ -39,6 +39,7 @@ MIXTURES = {
     "qwen2moe": _experts(n_ff_shexp=512),
     "granitemoe": _experts(),
     "gpt-oss": _experts(window=16),
+    "smallthinker": _experts(),
 }
 VARIANTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "qwen3": st.just({"head_dim": 32}),
@@ -46,6 +47,14 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "granite": st.just({}),
     "gemma3": st.fixed_dictionaries({"head_dim": st.just(64), "window": st.integers(0, 80)}),
 }
+
+
+def _by_neuron(layer: Layer) -> Layer:
+    """The layer with its experts' down projections the other way round."""
+    down = layer.ffn_down_exps
+    assert down is not None
+    n_ff, n_embd, n_expert = down.ne
+    return replace(layer, ffn_down_exps=None, ffn_down_exps_t=replace(down, ne=(n_embd, n_ff, n_expert)))
 
 
 @st.composite
@@ -74,11 +83,16 @@ def cases(draw: st.DrawFn) -> Case:
         other = build("any", shape, draw(st.sampled_from(KINDS)), 32 if model.has_predictors else 0)
         layers = tuple(draw(st.sampled_from(pair)) for pair in zip(model.layers, other.layers, strict=True))
         model = replace(model, layers=layers)
+    if model.experts is not None and draw(st.booleans()):
+        model = replace(model, layers=tuple(map(_by_neuron, model.layers)))
     mode = "off"
-    if model.ffn_activation == "relu" and model.experts is None:
+    if model.ffn_activation == "relu":
         mode = draw(st.sampled_from(["off", "exact", *(["predictor"] if model.has_predictors else [])]))
     rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
-    counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), model.n_units) for _ in model.layers]
+    n_counts = model.n_units
+    if model.experts is not None and draw(st.booleans()):  # an expert's, for all of its neurons
+        n_counts = model.experts.n_expert
+    counts = [rng.integers(0, draw(st.sampled_from([1, 3, 10000])), n_counts) for _ in model.layers]
     n_ctx = draw(st.integers(1, 64 if model.windows is None else 300))
     return model, counts, mode, n_ctx, draw(st.sampled_from([1, 2, 7, 32]))
 
