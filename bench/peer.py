@@ -4,7 +4,8 @@
     python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--depths 512,4096]
         [--batches 1,2,4,8,16] [--powerinfer PATH-OF-MAIN] [--seconds 10]
 
-Without --model random models of 1.1 billion weights are written. --sparse also decodes a ReLU model of that
+Without --model random models of 1.1 billion weights are written: of one type, or, by the name of a mix such as q4_k_m, of
+the types that `hotcold convert` gives its matrices. --sparse also decodes a ReLU model of that
 shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
 speed. --depths takes numbers of positions instead: at each, a chunk of 512 prompt tokens that ends there and
 a token after it, llama.cpp with flash attention. --batches takes numbers of tokens that run together, as in
@@ -26,7 +27,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from random_model import LlamaShape, write, write_sparse
+from random_model import LlamaShape, write, write_mix, write_sparse
 from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
@@ -35,6 +36,7 @@ from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.mixes import MIXES
 
 N_CTX, PROMPT, DEPTH = 512, 256, 64
 CHUNK = 512  # tokens of a prompt that run together at a depth
@@ -250,7 +252,10 @@ def main() -> None:
     if arguments.models:
         return
     for name in arguments.types:
-        kind = GGMLQuantizationType[name.upper()]
+        mixed = name in MIXES
+        if mixed and (arguments.sparse or arguments.powerinfer):
+            sys.exit(f"--sparse and --powerinfer take one type, not the mix {name}")
+        kind = GGMLQuantizationType.F16 if mixed else GGMLQuantizationType[name.upper()]
         with tempfile.TemporaryDirectory() as folder:
             dense, sparse = Path(folder) / "dense.gguf", Path(folder) / "sparse.gguf"
             if arguments.sparse or arguments.powerinfer:
@@ -259,7 +264,10 @@ def main() -> None:
                 how = arguments.threads, arguments.seconds
                 compare_powerinfer(sparse, arguments.powerinfer, name, kind, *how)
                 continue
-            write(dense, LlamaShape(), kind)
+            if mixed:
+                write_mix(dense, LlamaShape(), name)
+            else:
+                write(dense, LlamaShape(), kind)
             compare_file(dense, name, arguments, sparse if arguments.sparse else None)
 
 

@@ -14,6 +14,7 @@ from gguf import GGMLQuantizationType, GGUFValueType, TokenType
 from numpy.typing import NDArray
 
 from hotcold.gguf_io import blocks
+from hotcold.gguf_io.outtypes import output_type, recipe_of
 from hotcold.gguf_io.writer import (
     Contents,
     MetadataValue,
@@ -186,6 +187,20 @@ def metadata(shape: LlamaShape) -> dict[str, MetadataValue]:
 def write(path: Path, shape: LlamaShape, kind: GGMLQuantizationType) -> int:
     """Write a dense random llama; its size in bytes."""
     return write_gguf(path, Contents("llama", metadata(shape), tensors(shape, kind)), force=True)
+
+
+def write_mix(path: Path, shape: LlamaShape, outtype: str) -> int:
+    """The same with the types that a conversion to this outtype gives its matrices; its size in bytes."""
+    plain = tensors(shape, GGMLQuantizationType.F16)
+    shapes = {each.name: each.ne[::-1] for each in plain}
+    recipe = recipe_of(outtype, "llama", shapes, tied=False, requantised=True)
+    mixed = [
+        tensor(each.name, output_type(each.name, each.ne[::-1], recipe), *each.ne)
+        if len(each.ne) > 1
+        else each
+        for each in plain
+    ]
+    return write_gguf(path, Contents("llama", metadata(shape), mixed), force=True)
 
 
 def write_sparse(
