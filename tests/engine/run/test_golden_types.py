@@ -18,7 +18,8 @@ from hotcold.kernels.cpu import rows
 
 Logits = NDArray[np.float32]
 
-TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+IQ2_AND_IQ1 = ("iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
+TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq3_xxs") + IQ2_AND_IQ1
 MIXES = ("mix.q4_k_m", "n288.q4_k_m")
 NAMES = [f"llama.{name}" for name in (*TYPES, "tq2_0", "tq1_0", *MIXES)]
 OF_LLAMA_CPP, OF_EXACT, OF_EXACT_WIDENED = 5e-2, 3.5e-2, 1e-5  # relative RMS
