@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import cpu_operands as checks
 import numpy as np
-import oracle_checks as checks
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray

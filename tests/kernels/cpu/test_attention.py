@@ -1,17 +1,133 @@
 """Attention over the cache: the same bits whatever passes together, and nothing from beyond what a token sees."""
 
-import attention_checks
+import cpu_operands as checks
 import numpy as np
-import oracle_checks as checks
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.kernels import ref
-from hotcold.kernels.cpu import program, sizes
+import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
+from hotcold.kernels import formats, order_of_sums, ref
+from hotcold.kernels.cpu import program, rows, simd, sizes
 from hotcold.kernels.cpu.rows import F16_ID, F32_ID, Q8_0_ID
 
-F32 = NDArray[np.float32]
+pytestmark = pytest.mark.pairwise
 
+
+class Cache:
+    """One layer's keys and values as KV_STORE leaves them, with NaN or the like wherever it writes nothing."""
+
+    def __init__(self, kv_type: int, n_head_kv: int, head_dim: int, n_ctx: int) -> None:
+        self.kv_type, self.n_head_kv, self.head_dim, self.n_ctx = kv_type, n_head_kv, head_dim, n_ctx
+        name = {rows.F16_ID: "f16", rows.F32_ID: "f32", rows.Q8_0_ID: "q8_0"}[kv_type]
+        self.block_bytes = formats.host_kv_block_bytes(name, head_dim)
+        head_bytes = formats.host_kv_bytes(name, n_ctx, head_dim)
+        self.half, self.n_positions = n_head_kv * head_bytes, -(-n_ctx // 64) * 64
+        self.memory = program.aligned(2 * self.half)
+        self.memory[:] = 0xFF
+        self.where = {"w": self.memory.ctypes.data, "w1": self.memory.ctypes.data + self.half}
+        self.where |= {"w_type": kv_type, "w_stride": self.block_bytes, "w1_stride": head_bytes}
+
+    def store(self, k: checks.Array, v: checks.Array, n_past: int = 0) -> None:
+        """Keys and values [n_tokens, n_head_kv, head_dim] at positions from n_past on."""
+        k, v = (np.ascontiguousarray(a) for a in (k, v))
+        record = {
+            "code": program.KV_STORE,
+            "chunks": 2,
+            "n_head_kv": self.n_head_kv,
+            "head_dim": self.head_dim,
+            "n_positions": self.n_positions,
+        }
+        record |= {"x": k.ctypes.data, "z": v.ctypes.data, **self.where}
+        record |= dict.fromkeys(("x_stride", "z_stride"), 4 * self.n_head_kv * self.head_dim)
+        checks.run([record], len(k), N_PAST=n_past)
+
+    def held(self) -> tuple[checks.Array, checks.Array]:
+        """The numbers in it, float32 [positions in whole blocks, n_head_kv, head_dim] each."""
+        return self._numbers(self.memory[: self.half], True), self._numbers(self.memory[self.half :], False)
+
+    def _numbers(self, memory: NDArray[np.uint8], is_keys: bool) -> checks.Array:
+        n, wide = self.head_dim, -(-self.head_dim // 16) * 16
+        blocks = memory.reshape(self.n_head_kv, -1, self.block_bytes)
+        shape = (*blocks.shape[:2], wide, 64) if is_keys else (*blocks.shape[:2], 64, wide)
+        if self.kv_type == rows.Q8_0_ID:
+            scales = blocks[..., : 4 * n].copy().view(np.float16).astype(np.float32)
+            scales = scales.reshape(*shape[:2], n // 32, 64) if is_keys else scales.reshape(*shape[:3], -1)
+            scales = np.repeat(scales, 32, 2 if is_keys else 3)
+            numbers = blocks[..., 4 * n :].copy().view(np.int8).reshape(shape) * scales
+        else:
+            kind = np.float16 if self.kv_type == rows.F16_ID else np.float32
+            numbers = blocks.copy().view(kind).reshape(shape).astype(np.float32)
+        if is_keys:
+            numbers = numbers.swapaxes(2, 3)
+        return np.ascontiguousarray(numbers.reshape(self.n_head_kv, -1, wide)[..., :n].swapaxes(0, 1))
+
+    def attend(
+        self,
+        q: checks.Array,
+        n_past: int,
+        n_threads: int = 2,
+        window: int = 0,
+        sinks: checks.Array | None = None,
+    ) -> checks.Array:
+        """ATTENTION, and the join of its parts, of queries [n_tokens, n_head, head_dim]."""
+        n_tokens, n_head, head_dim = q.shape
+        q, y = np.ascontiguousarray(q), np.full(q.shape, np.nan, np.float32)
+        head_sizes = (n_tokens, n_head, self.n_head_kv, head_dim, self.n_ctx)
+        partial = program.aligned(64 + sizes.attention_partial_bytes(n_tokens, n_head, head_dim, self.n_ctx))
+        partial[:] = 0xFF
+        record = {"code": program.ATTENTION, "chunks": sizes.attention_chunks(*head_sizes), "n_head": n_head}
+        record |= {"n_head_kv": self.n_head_kv, "head_dim": head_dim, "n_positions": self.n_positions}
+        record |= {"scale": head_dim**-0.5, **self.where}
+        record |= {"x": q.ctypes.data, "y": y.ctypes.data, "scratch": partial.ctypes.data, "k": window}
+        record |= dict.fromkeys(("x_stride", "y_stride"), 4 * n_head * head_dim)
+        if sinks is not None:
+            record["z"] = sinks.ctypes.data
+        join = record | {"code": program.ATTENTION_JOIN, "chunks": n_head}
+        checks.run([record, join], n_tokens, n_threads, N_PAST=n_past)
+        return y
+
+
+def wanted_bits(
+    q: checks.Array,
+    k: checks.Array,
+    v: checks.Array,
+    n_past: int,
+    window: int = 0,
+    sinks: checks.Array | None = None,
+) -> checks.Array:
+    """`order_of_sums.attention_in_order` as this CPU level adds."""
+    fma = order_of_sums.fma if "fma" in simd.target_features() else order_of_sums.mul_add
+    return order_of_sums.attention_in_order(q, k, v, n_past, window, sinks, fma)
+
+
+def check_attention(
+    kv_type: int, heads: tuple[int, int], head_dim: int, n_past: int, n_tokens: int, window: int = 0
+) -> None:
+    """Cache and attention: what is held, the distance to the oracle, and the bits of its order of sums."""
+    n_head, n_head_kv = heads
+    n_keys = n_past + n_tokens
+    cache = Cache(kv_type, n_head_kv, head_dim, n_keys + 3)
+    given = [
+        checks.vectors(n_keys, n_head_kv * head_dim, s).reshape(n_keys, n_head_kv, head_dim) for s in (4, 5)
+    ]
+    cache.store(given[0], given[1])
+    held = [numbers[:n_keys] for numbers in cache.held()]
+    for numbers, x in zip(held, given, strict=True):
+        if kv_type == rows.Q8_0_ID:
+            bytes_, scales = ref.quantise(x)
+            scales = scales.astype(np.float16).astype(np.float32)
+            x = (bytes_.reshape(*scales.shape, 32) * scales[..., None]).reshape(x.shape)
+        elif kv_type == rows.F16_ID:
+            x = x.astype(np.float16).astype(np.float32)
+        assert np.array_equal(numbers, x)
+    q = checks.vectors(n_tokens, n_head * head_dim, 6).reshape(n_tokens, n_head, head_dim)
+    sinks = checks.vectors(1, n_head, 7)[0] if window else None
+    y = cache.attend(q, n_past, window=window, sinks=sinks)
+    checks.close(y, ref.attention(q, held[0], held[1], n_past, window, sinks), "attention")
+    assert np.array_equal(y, wanted_bits(q, held[0], held[1], n_past, window, sinks)), "attention's bits"
+
+
+F32 = NDArray[np.float32]
 kv_types = pytest.mark.parametrize(
     "kv_type",
     [pytest.param(F16_ID, id="f16"), pytest.param(F32_ID, id="f32"), pytest.param(Q8_0_ID, id="q8_0")],
@@ -23,9 +139,9 @@ def tokens(n: int, n_heads: int, seed: int, head_dim: int = HEAD_DIM) -> F32:
     return checks.vectors(n, n_heads * head_dim, seed).reshape(n, n_heads, head_dim)
 
 
-def filled(kv_type: int, n: int, n_ctx: int | None = None) -> attention_checks.Cache:
+def filled(kv_type: int, n: int, n_ctx: int | None = None) -> Cache:
     """A cache of n positions."""
-    cache = attention_checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, n_ctx or n)
+    cache = Cache(kv_type, N_HEAD_KV, HEAD_DIM, n_ctx or n)
     cache.store(tokens(n, N_HEAD_KV, 1), tokens(n, N_HEAD_KV, 2))
     return cache
 
@@ -81,7 +197,7 @@ def test_positions_that_a_token_does_not_see_do_not_matter(kv_type: int, window:
     clean = cache.attend(q[n - n_tokens :], n - n_tokens, window=window)
     for t in (0, 1, 13, n_tokens - 2):
         position = n - n_tokens + t
-        dirty = attention_checks.Cache(kv_type, N_HEAD_KV, head_dim, n)
+        dirty = Cache(kv_type, N_HEAD_KV, head_dim, n)
         bad_k, bad_v = k.copy(), v.copy()
         bad_k[position + 1 :], bad_v[position + 1 :] = np.nan, np.inf
         if window:
@@ -97,7 +213,7 @@ def test_one_bad_number_spoils_its_head_alone(kv_type: int) -> None:
     k, v, q = tokens(70, N_HEAD_KV, 1), tokens(70, N_HEAD_KV, 2), tokens(1, N_HEAD, 3)
     clean = filled(kv_type, 70).attend(q, 69)
     k[30, 1, 5] = np.nan
-    cache = attention_checks.Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
+    cache = Cache(kv_type, N_HEAD_KV, HEAD_DIM, 70)
     cache.store(k, v)
     got = cache.attend(q, 69)
     assert np.array_equal(got[:, :3], clean[:, :3])
@@ -109,7 +225,7 @@ def test_one_bad_number_spoils_its_head_alone(kv_type: int) -> None:
 def test_what_is_no_number_stays_none_in_blocks(value: float, place: int) -> None:
     """Its block's scale says so; the blocks beside it do not change."""
     k, v = (tokens(70, N_HEAD_KV, seed, 64) for seed in (1, 2))
-    caches = [attention_checks.Cache(Q8_0_ID, N_HEAD_KV, 64, 70) for _ in range(2)]
+    caches = [Cache(Q8_0_ID, N_HEAD_KV, 64, 70) for _ in range(2)]
     caches[0].store(k, v)
     k[66, 1, 32 + place] = v[66, 1, 32 + place] = value
     caches[1].store(k, v)
@@ -128,7 +244,7 @@ def test_scores_far_apart_stay_finite(rising: bool, far: float) -> None:
     q, v = np.ones((1, 1, HEAD_DIM), np.float32), tokens(n, 1, 2)
     scores = np.linspace(-far, far, n)[:: 1 if rising else -1] * HEAD_DIM**-0.5
     k = np.repeat(scores[:, None, None], HEAD_DIM, 2).astype(np.float32)
-    cache = attention_checks.Cache(F32_ID, 1, HEAD_DIM, n)
+    cache = Cache(F32_ID, 1, HEAD_DIM, n)
     cache.store(k, v)
     checks.close(cache.attend(q, n - 1), ref.attention(q, k, v, n - 1), "far apart")
 
@@ -145,3 +261,48 @@ def test_nothing_is_cut_in_one_part() -> None:
     assert sizes.attention_partial_bytes(4, 32, 128, sizes.PART) == 0
     assert sizes.attention_partial_bytes(1, 1, 128, sizes.PART + 1) == 2 * (128 + 4 * 128)
     assert 1 <= sizes.attention_chunks(512, 71, 1, 64, 1 << 20) <= program.MAX_CHUNKS
+
+
+NAMES = {0: "F32", 1: "F16", 8: "Q8_0"}
+CACHED = [(t, d) for t in (rows.F16_ID, rows.F32_ID) for d in (1, 2, 17, 24, 64, 80, 96, 112, 128, 192, 256)]
+CACHED += [(rows.Q8_0_ID, d) for d in (32, 64, 96, 128, 192, 256)]
+
+
+@pytest.mark.parametrize(("kv_type", "head_dim"), CACHED, ids=lambda v: NAMES.get(v, str(v)))
+def test_attention(kv_type: int, head_dim: int) -> None:
+    for n_past, n_tokens in ((0, 1), (0, 5), (63, 1), (70, 3)):
+        check_attention(kv_type, (4, 2), head_dim, n_past, n_tokens)
+
+
+@pytest.mark.parametrize("kv_type", [rows.F16_ID, rows.F32_ID, rows.Q8_0_ID], ids=NAMES.get)
+@pytest.mark.parametrize("heads", [(1, 1), (2, 1), (3, 1), (5, 1), (12, 2), (7, 1), (16, 2), (13, 1)])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(511, 1), (511, 2), (1030, 1), (500, 17), (100, 60)])
+def test_attention_of_groups(kv_type: int, heads: tuple[int, int], n_past: int, n_tokens: int) -> None:
+    check_attention(kv_type, heads, 32, n_past, n_tokens)
+
+
+@pytest.mark.parametrize("window", [1, 63, 64, 100, 512, 2000])
+@pytest.mark.parametrize(("n_past", "n_tokens"), [(0, 1), (0, 70), (1030, 1), (1030, 5), (500, 40)])
+def test_attention_of_a_window_and_sinks(window: int, n_past: int, n_tokens: int) -> None:
+    check_attention(rows.F16_ID, (6, 2), 20, n_past, n_tokens, window)
+
+
+def test_halves() -> None:
+    """All 65536 halfs widen as NumPy does; rounding agrees near every half and at the extremes."""
+    every = np.arange(65536, dtype=np.uint16)
+    data, out = every.copy(), np.zeros(65536, np.float32)
+    rows.widen_row(rows.F16_ID, data.ctypes.data, 65536, out.ctypes.data)
+    wanted = every.view(np.float16).astype(np.float32)
+    assert np.array_equal(out, wanted, equal_nan=True)
+    finite = wanted[np.isfinite(wanted)]
+    near = np.concatenate([np.nextafter(finite, np.float32(s)) for s in (-np.inf, np.inf)])
+    between = (finite + np.roll(finite, 1)) / 2
+    tail = np.array([65519.9, 65520, 1e10, -1e10, np.inf, -np.inf, 1e-8, 2.0**-25, np.nan], np.float32)
+    x = np.concatenate([finite, near, between, tail]).astype(np.float32)
+    x = np.resize(x, (-(-len(x) // 1024), 1, 1024))
+    cache = Cache(rows.F16_ID, 1, 1024, len(x))
+    cache.store(x, x)
+    with np.errstate(over="ignore"):
+        wanted = x.astype(np.float16).astype(np.float32)
+    for held in cache.held():
+        assert np.array_equal(held[: len(x)], wanted, equal_nan=True)

@@ -4,8 +4,8 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
+import cpu_operands as checks
 import numpy as np
-import oracle_checks as checks
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray

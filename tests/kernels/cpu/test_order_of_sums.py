@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import cpu_operands as checks
 import numpy as np
-import oracle_checks as checks
 import pytest
 import sparse_ffn_cases as sparse
 from gguf import GGMLQuantizationType

@@ -6,8 +6,8 @@ import threading
 import time
 from typing import Any
 
+import cpu_operands as checks
 import numpy as np
-import oracle_checks as checks
 import pytest
 
 from hotcold.kernels.cpu import program, rows
