@@ -8,7 +8,7 @@ from gpu_bed import Array, Bed, Weights
 from gpu_case import Case, Sizes, normal, one, sample
 from numpy.typing import NDArray
 
-from hotcold.kernels import ref
+from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
@@ -28,7 +28,7 @@ def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     """A batch's choices and sums, and a factor of one token's vector."""
     tokens, n = sizes.n_tokens, sizes.n_embd
     text, logits = f"{tokens} x {n}", normal(tokens, N_EXPERT)
-    ids, weights = ref.top_k(logits, N_USED, GATING)
+    ids, weights = ref_experts.top_k(logits, N_USED, GATING)
     work, chosen = top_k(tokens, N_EXPERT, N_USED), bed.empty((tokens, 2 * N_USED), "i4")
     arguments = bed.put(logits), chosen, N_EXPERT, N_USED, GATINGS[GATING], 0, 1.0
     launch = work.prepare(bed.device, arguments)
@@ -40,7 +40,9 @@ def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     yield one(bed, text, expert_sum(tokens, N_USED, n), given, y, lambda: (x * weights[..., None]).sum(1))
     gate = normal(tokens, 1, seed=3)
     given_gate = bed.put(x[:, 0]), bed.put(gate), y, n
-    yield one(bed, text, mul_sigmoid(tokens, n), given_gate, y, lambda: ref.mul_sigmoid(x[:, 0], gate))
+    yield one(
+        bed, text, mul_sigmoid(tokens, n), given_gate, y, lambda: ref_experts.mul_sigmoid(x[:, 0], gate)
+    )
     scaled = bed.empty((1, n), "f4")
     yield one(bed, f"{n}", scale(n), (bed.put(x[0, :1]), scaled, n, 0.75), scaled, lambda: 0.75 * x[0, :1])
 

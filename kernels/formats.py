@@ -29,7 +29,7 @@ EXACT_POSITIONS = 8
 same. What comes first is what everything behind looks back at."""
 
 GATINGS = {"softmax": 0, "sigmoid": 1, "softmax_chosen": 2}
-"""How a router's logits become weights, by the numbers that kernels take (see `ref.top_k`)."""
+"""How a router's logits become weights, by the numbers that kernels take (see `ref_experts.top_k`)."""
 
 
 def chosen_bytes(n_tokens: int, n_used: int) -> int:

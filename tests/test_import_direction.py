@@ -86,6 +86,7 @@ ROOMS: dict[str, set[str]] = {
     "gguf_io/convert": FORMAT | {"gguf_io/huggingface"},
     "kernels": set(),
     "kernels/ref": {"kernels/formats"},
+    "kernels/ref_experts": {"kernels/ref"},
     "kernels/order_of_sums": {"kernels/ref"},
     "kernels/order_of_device_sums": {"kernels/ref", "kernels/order_of_sums"},
     "kernels/formats": set(),

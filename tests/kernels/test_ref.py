@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.kernels import order_of_sums, ref
+from hotcold.kernels import order_of_sums, ref, ref_experts
 
 
 def f32(*values: object) -> NDArray[np.float32]:
@@ -213,27 +213,27 @@ def test_dense_gated_ffn_with_relu_equals_sparse_gated_ffn(quantised: bool) -> N
 
 def test_top_k_takes_the_largest_and_of_equal_ones_the_first() -> None:
     logits = f32([1, 3, 2, 3, 0])
-    ids, weights = ref.top_k(logits, 3, "softmax")
+    ids, weights = ref_experts.top_k(logits, 3, "softmax")
     total = 2 * math.exp(3) + math.exp(2) + math.e + 1
     assert ids.tolist() == [[1, 2, 3]]
     assert np.allclose(weights, [[math.exp(3) / total, math.exp(2) / total, math.exp(3) / total]])
-    assert ref.top_k(f32([5, 5, 5]), 2, "softmax")[0].tolist() == [[0, 1]]
-    _, normed = ref.top_k(logits, 3, "softmax", normed=True, scale=2)
+    assert ref_experts.top_k(f32([5, 5, 5]), 2, "softmax")[0].tolist() == [[0, 1]]
+    _, normed = ref_experts.top_k(logits, 3, "softmax", normed=True, scale=2)
     assert np.allclose(normed, 2 * weights / weights.sum())
-    assert np.allclose(normed, 2 * ref.top_k(logits, 3, "softmax_chosen")[1])
-    _, sigmoid = ref.top_k(logits, 2, "sigmoid")
+    assert np.allclose(normed, 2 * ref_experts.top_k(logits, 3, "softmax_chosen")[1])
+    _, sigmoid = ref_experts.top_k(logits, 2, "sigmoid")
     assert np.allclose(sigmoid, 1 / (1 + math.exp(-3)))
-    _, tiny = ref.top_k(f32([-20, -30]), 1, "sigmoid", normed=True)
+    _, tiny = ref_experts.top_k(f32([-20, -30]), 1, "sigmoid", normed=True)
     assert np.allclose(tiny, math.exp(-20) * 2**14)
 
 
 def test_expert_ffn_weighs_the_chosen_alone() -> None:
     gate, up, down = (np.array([[[1]], [[2]], [[np.nan]]], np.float32) for _ in range(3))
     chosen = np.array([[0, 1]], np.int32), np.array([[0.25, 3]])
-    y = ref.expert_ffn(f32([1]), chosen, gate, up, down, activation="relu")
+    y = ref_experts.expert_ffn(f32([1]), chosen, gate, up, down, activation="relu")
     assert y.tolist() == [[0.25 * 1 + 3 * 8]]
     bias = f32([1], [10], [0])
-    biased = ref.expert_ffn(f32([1]), chosen, gate, up, down, (bias, bias, bias), "relu")
+    biased = ref_experts.expert_ffn(f32([1]), chosen, gate, up, down, (bias, bias, bias), "relu")
     assert biased.tolist() == [[0.25 * (2 * 2 + 1) + 3 * (12 * 12 * 2 + 10)]]
 
 

@@ -17,7 +17,7 @@ from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels import ref
+from hotcold.kernels import ref, ref_experts
 
 F32 = NDArray[np.float32]
 LogitsOf = Callable[[Executor, NDArray[np.int32], int], F32]
@@ -84,7 +84,7 @@ def test_any_mixture_with_a_relu_spares_rows(name: str, data: Path, logits_of: L
 def gates_of_first_layer(metadata: dict[str, Any], t: Tensors, token: int) -> tuple[F32, Any]:
     """Layer 0 of the first token, which attends to itself alone: the experts' gates, and who is chosen."""
     x = t["token_embd.weight"][[token]]
-    chosen, _ = ref.top_k((x @ t["blk.0.ffn_gate_inp.weight"].T).astype(np.float32), 2, "softmax")
+    chosen, _ = ref_experts.top_k((x @ t["blk.0.ffn_gate_inp.weight"].T).astype(np.float32), 2, "softmax")
     eps = metadata["smallthinker.attention.layer_norm_rms_epsilon"]
     n = ref.rms_norm(x, t["blk.0.attn_norm.weight"], eps).astype(np.float32)
     v = (n @ t["blk.0.attn_v.weight"].T).reshape(2, 24)

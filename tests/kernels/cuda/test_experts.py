@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, worst_error
 
-from hotcold.kernels import ref
+from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import expert_rows
@@ -29,7 +29,7 @@ def packed(ids: NDArray[np.int32], weights: NDArray[Any]) -> NDArray[np.int32]:
 
 
 def chosen_of(n_tokens: int) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
-    return ref.top_k(normal(n_tokens, N_EXPERT, seed=5), N_USED, "softmax")
+    return ref_experts.top_k(normal(n_tokens, N_EXPERT, seed=5), N_USED, "softmax")
 
 
 @pytest.mark.parametrize("gating", GATINGS)
@@ -43,7 +43,7 @@ def test_top_k(
     chosen = device.empty((3, 2 * n_used), "i4")
     arguments = (put(device, logits), chosen, n_expert, n_used, GATINGS[gating], int(normed), 1.5)
     top_k(3, n_expert, n_used).launch(device, arguments, device.compute)
-    got, (ids, weights) = get(device, chosen), ref.top_k(logits, n_used, gating, normed, 1.5)
+    got, (ids, weights) = get(device, chosen), ref_experts.top_k(logits, n_used, gating, normed, 1.5)
     raw = np.ascontiguousarray(got).astype("i4")
     assert (raw[:, :n_used] == ids).all()
     assert worst_error(raw[:, n_used:].copy().view("f4"), weights) < 1e-6
@@ -142,4 +142,4 @@ def test_expert_sum(device: Device, put: Put, get: Get) -> None:
 def test_mul_sigmoid(device: Device, put: Put, get: Get) -> None:
     x, gate, y = normal(3, 300), normal(3, 1, seed=2), device.empty((3, 300), "f4")
     mul_sigmoid(3, 300).launch(device, (put(device, x), put(device, gate), y, 300), device.compute)
-    assert worst_error(get(device, y), ref.mul_sigmoid(x, gate)) < 1e-6
+    assert worst_error(get(device, y), ref_experts.mul_sigmoid(x, gate)) < 1e-6
