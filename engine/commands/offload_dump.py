@@ -10,7 +10,17 @@ import typer
 from hotcold.engine.commands import terminal
 from hotcold.engine.commands.loading import heed_compiling
 from hotcold.engine.commands.option_names import option_names
-from hotcold.engine.commands.options import DeviceName, Json, KVType, ModelPath, NBatch, NCtx, Quiet, Sparsity
+from hotcold.engine.commands.options import (
+    DeviceName,
+    Json,
+    KVType,
+    ModelPath,
+    NBatch,
+    NCtx,
+    NSlots,
+    Quiet,
+    Sparsity,
+)
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import SettingError
@@ -62,6 +72,7 @@ class OffloadDumpCommand:
     n_ctx: NCtx = RunOptions.n_ctx
     n_batch: NBatch = RunOptions.n_batch
     kv_type: KVType = RunOptions.kv_type
+    n_slots: NSlots = RunOptions.n_slots
     sparsity: Sparsity = RunOptions.sparsity
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
@@ -104,7 +115,7 @@ class OffloadDumpCommand:
         if self.html is not None:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
-        how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type)
+        how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type, self.n_slots)
         facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep, self.card)
         if self.run_it:
             run_plan(self, source, how)

@@ -31,6 +31,9 @@ NCtx = Annotated[
 ]
 Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Of the CPU. [default: physical cores]")]
 NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
+NSlots = Annotated[
+    int, typer.Option("--slots", metavar="N", help="Answers at a time, each with a KV cache of its own.")
+]
 KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
     str,

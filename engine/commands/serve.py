@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, Quiet, Verbose
+from hotcold.engine.commands.options import EngineOptions, HeadOptions, NSlots, Quiet, Verbose
 from hotcold.engine.commands.reports import note, wrapped
+from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import INTERRUPTED, SettingError
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class ListenOptions:
         "127.0.0.1"
     )
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8080
+    n_slots: NSlots = RunOptions.n_slots
     api_key: Annotated[
         str | None,
         typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
@@ -43,7 +45,7 @@ class ListenOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(EngineOptions, ListenOptions):
+class ServeCommand(HeadOptions, EngineOptions, ListenOptions):
     """Answer over HTTP, as OpenAI's clients expect it."""
 
     verbose: Verbose = False

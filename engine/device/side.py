@@ -67,9 +67,10 @@ class DeviceSide:
         ].copy()
         return counts
 
-    def send_positions(self, n_past: int, n: int) -> None:
-        """Enqueue the copy of the run's positions."""
-        self.positions.array[:n] = np.arange(n_past, n_past + n, dtype=np.int32)
+    def send_positions(self, positions: NDArray[np.integer]) -> None:
+        """Enqueue the copy of the positions of a run's tokens."""
+        n = positions.size
+        self.positions.array[:n] = positions
         host, buffer = self.positions.view(0, n, np.int32), self.store.areas["positions"]
         self.device.upload(buffer.view(0, n, np.int32), host, self.stream)
 

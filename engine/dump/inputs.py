@@ -159,5 +159,6 @@ def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
         source = with_counts(source, None, engine.file)
     except FileError as error:
         said.append(str(error))
-    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, engine.executor.plan.kv_type)
+    plan = engine.executor.plan
+    how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, plan.kv_type, plan.n_slots)
     return said, make_plan(source, how, CPU_ALONE, None)

@@ -46,6 +46,7 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
             "n_ctx": plan.n_ctx,
             "n_batch": plan.n_batch,
             "kv_type": plan.kv_type,
+            "n_slots": plan.n_slots,
         },
         "budget": _budget(plan),
         "weights": [_weight(entry) for entry in plan.weights],
@@ -53,6 +54,7 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
             {
                 "layer": c.layer,
                 "positions": c.n_positions,
+                "slots": plan.n_slots,
                 "bytes": c.n_bytes,
                 "device": c.side,
                 "why": c.why,

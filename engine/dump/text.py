@@ -154,6 +154,8 @@ def weight_row(row: Report) -> Iterator[str]:
 def cache_line(row: Report) -> str:
     """One layer's KV cache."""
     name, held = f"KV cache of layer {row['layer']}", f"{row['positions']} positions"
+    if row["slots"] > 1:
+        held = f"{row['slots']} x {held}"
     return f"{name:<32}{held:<15}{row['bytes']:>13}  {row['device']}"
 
 

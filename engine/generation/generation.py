@@ -242,6 +242,15 @@ class Engine(Closing):
         self.turn += 1
         return self.turn
 
+    def run_prompt(
+        self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None, slot: int = 0
+    ) -> None:
+        """Let a slice of a prompt pass, as `Executor.run`; the first prompt tells something of the model."""
+        if self.first_prompt.is_over or slot:
+            self.executor.run(ids, n_past, logits, slot)
+        else:
+            self.first_prompt.run(ids, n_past, logits)
+
     def check_turn(self, turn: int) -> None:
         """Raise SettingError if another call has written the KV cache since."""
         if turn != self.turn:
@@ -351,11 +360,10 @@ class Generation(Iterator[str]):
         ids = np.array(self.prompt_ids, np.int32)
         self._n_cached = self.statistics.n_reused
         engine, first = self._engine, self._engine.first_prompt
-        run = engine.executor.run if first.is_over else first.run
         while self._n_cached < ids.size and not self._stopped:
             batch = ids[self._n_cached : self._n_cached + n_batch]
             last = self._n_cached + batch.size == ids.size
-            run(batch, self._n_cached, self._logits if last else None)
+            engine.run_prompt(batch, self._n_cached, self._logits if last else None)
             self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
         self._first, first.is_over = None if first.is_over else first, True

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 from hotcold.engine.generation.generation import Engine
 
 
-def mean_state(engine: Engine, ids: Sequence[int]) -> NDArray[np.float32]:
+def mean_state(engine: Engine, ids: Sequence[int], slot: int = 0) -> NDArray[np.float32]:
     """The mean over all tokens of the normed states behind the last layer, of length 1: float32 [n_embd].
 
     Args:
-        ids: 1 to n_ctx of them.
+        ids: 1 to n_ctx of them. slot: whose caches they go through.
 
     Raises:
         SettingError: the states lie on a device.
@@ -22,7 +22,7 @@ def mean_state(engine: Engine, ids: Sequence[int]) -> NDArray[np.float32]:
     total = np.zeros(engine.model.n_embd)
     for start in range(0, tokens.size, n_batch):
         batch = tokens[start : start + n_batch]
-        engine.executor.run(batch, start)
+        engine.executor.run(batch, start, None, slot)
         total += engine.executor.last_states(batch.size).astype(np.float64).sum(axis=0)
     length = float(np.linalg.norm(total))
     return (total / (length or 1.0)).astype(np.float32)

@@ -21,12 +21,12 @@ from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.footprint import check_kv_type
-from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.plan.wanted import MAX_SLOTS, Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor
 from hotcold.engine.run.request import parse_request
 from hotcold.engine.run.trace import Tracing, print_node
-from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of
+from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of, whole_number
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.residency import ReadProgress
@@ -55,6 +55,7 @@ def load(
     no_graphs: bool = DEFAULTS.no_graphs,
     check_tensors: bool = DEFAULTS.check_tensors,
     head_sparsity: str = DEFAULTS.head_sparsity,
+    n_slots: int = DEFAULTS.n_slots,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
@@ -62,8 +63,8 @@ def load(
     Args:
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
-            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors, head_sparsity: see
-            `RunOptions`.
+            force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors, head_sparsity,
+            n_slots: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -89,6 +90,7 @@ def load(
         no_graphs,
         check_tensors,
         head_sparsity,
+        n_slots,
     )
     return load_with(path, options, progress)
 
@@ -116,6 +118,7 @@ def load_with(
     one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
+    n_slots = whole_number("n_slots", options.n_slots, 1, MAX_SLOTS, such_as="--slots 4")
     file = open_gguf(model_path(path))
     for name, numbers in (tensors or {}).items():
         file.add(name, numbers)
@@ -133,7 +136,8 @@ def load_with(
             from hotcold.gguf_io.check_tensors import check_tensors  # which takes a moment
 
             check_tensors(file, n_threads, reading)
-        how = Wanted(mode, context.n_ctx, batch_length(options.n_batch, context.n_ctx), options.kv_type)
+        n_batch = max(batch_length(options.n_batch, context.n_ctx), n_slots)
+        how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
         if executor.device is not None:

@@ -22,12 +22,12 @@ def check_finite(logits: NDArray[np.float32], executor: Executor, file: GGUFFile
         raise not_finite("NaN" if np.isnan(logits).any() else "infinity", executor, file)
 
 
-def overflow_warning(executor: Executor, n: int, spoils: str = "text") -> str:
-    """That a key in n positions was too large for its cache, and no logit shows it; "" if there is none.
+def overflow_warning(executor: Executor, n: int, spoils: str = "text", slot: int = 0) -> str:
+    """That a key in n positions of a slot was too large for its cache, and no logit shows it; "" if there is none.
 
     A score of minus infinity leaves its position out; of values nothing can stay hidden.
     """
-    layer, kv_type = executor.overflow(n), executor.plan.kv_type
+    layer, kv_type = executor.overflow(n, slot), executor.plan.kv_type
     if layer is None:
         return ""
     return (

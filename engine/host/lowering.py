@@ -25,7 +25,8 @@ def positions(low: Lowering, node: Node) -> None:
     table = node.weight("weight")
     y, stride = low.vector(node.output)
     at = {"y": y, "y_stride": stride, "first": node.attributes["first"]}
-    low.emit(program.POSITIONS, low.token_chunks(table.ne[0]), **low.weight(table), **at, k=table.ne[0])
+    how = {**low.weight(table), **at, "k": table.ne[0]}
+    low.emit_by_position(program.POSITIONS, low.token_chunks(table.ne[0]), 1, **how)
 
 
 def rms_norm(low: Lowering, node: Node) -> None:
@@ -84,9 +85,10 @@ def rope(low: Lowering, node: Node) -> None:
     at, stride = low.vector(x)
     y, _ = low.vector(node.output)
     n_pairs = node.attributes["n_rot"] // 2
-    low.emit(
+    low.emit_by_position(
         program.ROPE,
         low.token_chunks(x.shape[1]),
+        1,
         x=at,
         x_stride=stride,
         y=y,
@@ -104,9 +106,10 @@ def kv_store(low: Lowering, node: Node) -> None:
     k, v = node.tensor("k"), node.tensor("v")
     cache, layer = low.kv_cache, layer_of(node)
     (x, x_stride), (z, z_stride) = low.vector(k), low.vector(v)
-    low.emit(
+    low.emit_by_position(
         program.KV_STORE,
         low.token_chunks(2 * k.shape[1]),
+        1,
         x=x,
         x_stride=x_stride,
         z=z,
@@ -136,8 +139,16 @@ def attention(low: Lowering, node: Node) -> None:
         "z": 0 if sinks is None else low.store.address(sinks),
         **cache.fields(layer),
     }
-    chunks = sizes.attention_chunks(low.n_tokens, n_head, cache.n_head_kv, head_dim, cache.n_ctx)
-    low.emit(program.ATTENTION, chunks, **fields)
+    shape = (n_head, cache.n_head_kv, head_dim, cache.n_ctx)
+    if low.runs and sizes.attention_parts(cache.n_ctx) > 1:
+        # the parts' sums of a token are joined before the next one writes its own
+        for t, run in enumerate(low.runs):
+            of_one = fields | {"x": x + t * x_stride, "y": y + t * y_stride}
+            low.emit(program.ATTENTION, sizes.attention_chunks(1, *shape), run=run, **of_one)
+            low.emit(program.ATTENTION_JOIN, n_head, run=run, **of_one)
+        return
+    chunks, chunks_of_one = (sizes.attention_chunks(n, *shape) for n in (low.n_tokens, 1))
+    low.emit_by_position(program.ATTENTION, chunks, chunks_of_one, **fields)
     if sizes.attention_parts(cache.n_ctx) > 1:
         low.emit(program.ATTENTION_JOIN, n_head, **fields)
 

@@ -1,6 +1,7 @@
 """The CPU's part of a run: its memory, and its nodes as programs that the thread team walks."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,8 @@ class HostSide:
         rope_table: float32 [n_rotations, n_ctx, n_rot / 2, 2]; the device has a copy.
         counts: int64 [n_layer, MAX_CHUNKS, 2], see `Executor`.
         run: the run parameters, which all programs share.
+        runs: those of each token of a run whose tokens belong to sequences of their own.
+        slot_bytes: from one sequence's caches to the next one's.
     """
 
     def __init__(self, plan: Plan, store: HostStore, arena: NDArray[np.uint8]) -> None:
@@ -68,10 +71,19 @@ class HostSide:
         sizes = [workspace.graph_area_bytes(each.graph, n_ctx) for each in plan.graphs]
         self._areas = {area: program.aligned(max(size[area] for size in sizes)) for area in workspace.AREAS}
         self.run = np.zeros(program.N_PARAMETERS, np.int64)
+        self.runs = np.zeros((plan.n_slots, program.N_PARAMETERS), np.int64)
+        self.slot_bytes = self._kv_cache.slot_bytes
 
-    def walks(self, graph: GraphPlan) -> list[Walk]:
-        """The CPU's part of a graph, in order: a walk between any two things that the device does."""
-        low, walks = self.lowering(graph), []
+    def walks(self, graph: GraphPlan, n_apart: int = 0) -> list[Walk]:
+        """The CPU's part of a graph, in order: a walk between any two things that the device does.
+
+        Args:
+            n_apart: tokens that each belong to a sequence of its own, in row i that of `runs[i]`; 0: all to one.
+        """
+        low, walks = self.lowering(graph), list[Walk]()
+        if n_apart:
+            runs = tuple(self.runs[i].ctypes.data for i in range(n_apart))
+            low = replace(low, n_tokens=n_apart, runs=runs)
         for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: sizes.is_quantised(int(type_)))):
             if kind == CPU:
                 lowered = lower([p.node for p in nodes], low)
@@ -108,9 +120,9 @@ class HostSide:
         """The first bytes of a workspace area, as the last node left them."""
         return self._areas[name][:n_bytes]
 
-    def overflow(self, n_keys: int | None) -> int | None:
+    def overflow(self, n_keys: int | None, slot: int = 0) -> int | None:
         """See `KVCache.overflow`."""
-        return self._kv_cache.overflow(n_keys)
+        return self._kv_cache.overflow(n_keys, slot)
 
     def program(self, records: list[Record]) -> Program:
         """Records that the team walks in one go."""

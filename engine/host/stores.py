@@ -74,11 +74,13 @@ class HostStore:
 class KVCache:
     """Keys and values of every layer, [2, n_head_kv] of each, every head laid out as `kv_cache` says.
 
+    Each of several sequences has such caches, one behind the other.
+
     The memory becomes resident as positions are written.
 
     Attributes:
         n_positions: that each layer holds.
-        starts: where each layer's memory begins, and the end.
+        starts: where each layer's memory begins, and the end, in the first sequence's caches.
     """
 
     n_ctx: int
@@ -89,8 +91,13 @@ class KVCache:
     starts: tuple[int, ...]
     memory: NDArray[np.uint8]
 
+    @property
+    def slot_bytes(self) -> int:
+        """From one sequence's caches to the next one's."""
+        return self.starts[-1]
+
     def fields(self, layer: int) -> dict[str, int]:
-        """Record fields that say where a layer's keys and values lie."""
+        """Record fields that say where a layer's keys and values lie, those of the first sequence."""
         first, last = self.starts[layer : layer + 2]
         keys = self.memory.ctypes.data + first
         return {
@@ -102,19 +109,24 @@ class KVCache:
             "n_positions": -(-self.n_positions[layer] // HOST_KV_POSITIONS) * HOST_KV_POSITIONS,
         }
 
-    def overflow(self, n_keys: int | None = None) -> int | None:
+    def overflow(self, n_keys: int | None = None, slot: int = 0) -> int | None:
         """The first layer with a key or value that "f16" or "q8_0" cannot hold; None without.
 
         Args:
-            n_keys: keys of so many positions alone; None: keys and values of all.
+            n_keys: keys of so many positions of one slot alone; None: keys and values of all.
         """
         if self.kv_type == "f32":
             return None
-        return first_infinite(range(len(self.n_positions)), lambda layer: self._halves(layer, n_keys))
+        slots = range(self.memory.size // self.slot_bytes) if n_keys is None else (slot,)
 
-    def _halves(self, layer: int, n_keys: int | None) -> list[NDArray[Any]]:
+        def halves(layer: int) -> list[NDArray[Any]]:
+            return [half for each in slots for half in self._halves(layer, each, n_keys)]
+
+        return first_infinite(range(len(self.n_positions)), halves)
+
+    def _halves(self, layer: int, slot: int, n_keys: int | None) -> list[NDArray[Any]]:
         """What of a layer's memory is float16: the numbers, or in q8_0 the scales in front of them."""
-        first, last = self.starts[layer : layer + 2]
+        first, last = (slot * self.slot_bytes + start for start in self.starts[layer : layer + 2])
         shape = (2, self.n_head_kv, -1, host_kv_block_bytes(self.kv_type, self.head_dim))
         blocks, n = self.memory[first:last].reshape(shape), HOST_KV_POSITIONS * self.head_dim
         if self.kv_type == "q8_0":
@@ -148,5 +160,5 @@ def allocate_kv_cache(plan: Plan) -> KVCache:
     model, held = plan.model, tuple(cache.n_positions for cache in plan.caches)
     sizes = (host_layer_kv_bytes(model, n, plan.kv_type) for n in held)
     starts = tuple(accumulate(sizes, initial=0))
-    memory = program.aligned(starts[-1])
+    memory = program.aligned(starts[-1] * plan.n_slots)
     return KVCache(plan.n_ctx, model.n_head_kv, model.head_dim, plan.kv_type, held, starts, memory)

@@ -21,6 +21,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.engine.plan.entries import entry, part_entries
 from hotcold.engine.plan.footprint import (
+    Obstacle,
     dense_part,
     head_part,
     host_layer_kv_bytes,
@@ -124,6 +125,7 @@ def _placed(
         decode=graphs[0],
         batch=graphs[1],
         notes=tuple(notes),
+        n_slots=how.n_slots,
     )
 
 
@@ -184,11 +186,12 @@ def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[
     """Each layer's KV cache, which is of use beside its layer alone."""
     caches = []
     for i, (layer, n) in enumerate(zip(model.layers, kv_positions(model, how.n_ctx, n_batch), strict=True)):
-        n_bytes, on_host = layer_kv_bytes(model, n, how.kv_type), host_layer_kv_bytes(model, n, how.kv_type)
+        n_bytes = layer_kv_bytes(model, n, how.kv_type)
+        on_host = how.n_slots * host_layer_kv_bytes(model, n, how.kv_type)
         held = f"{n} positions of layer {i}" + (
             f", a window of {window}" if (window := model.window(i)) else ""
         )
-        obstacle = dense_part(layer, how.sparsity).obstacle
+        obstacle = dense_part(layer, how.sparsity).obstacle or _of_slots(how.n_slots)
         if obstacle is None:
             left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")
         if obstacle is None:
@@ -196,6 +199,12 @@ def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[
         else:
             caches.append(CacheEntry(i, n, on_host, CPU, obstacle.reason))
     return tuple(caches), left
+
+
+def _of_slots(n_slots: int) -> Obstacle | None:
+    if n_slots == 1:
+        return None
+    return Obstacle(f"{n_slots} sequences: the device has kernels for one")
 
 
 def _head(model: Model, left: Left) -> tuple[list[WeightEntry], Left]:

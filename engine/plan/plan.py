@@ -54,7 +54,8 @@ class CacheEntry:
     """One layer's KV cache.
 
     Attributes:
-        n_positions: that it holds: all of the context, or a window's with a batch's.
+        n_positions: that it holds for a sequence: all of the context, or a window's with a batch's.
+        n_bytes: for all sequences.
     """
 
     layer: int
@@ -165,6 +166,7 @@ class Plan:
 
     Attributes:
         n_batch: tokens that a prompt's run takes; lowered only if nothing fits otherwise.
+        n_slots: sequences that have a KV cache of their own, of n_ctx positions.
         frequencies_from: where the firing counts came from, in words.
         peak_count: the largest count of any neuron: the text had at least that many tokens.
         workspace: bytes of each area on the device.
@@ -189,6 +191,7 @@ class Plan:
     decode: GraphPlan
     batch: GraphPlan
     notes: tuple[str, ...]
+    n_slots: int = 1
 
     @property
     def graphs(self) -> tuple[GraphPlan, ...]:

@@ -12,7 +12,8 @@ from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.gpu_index import plan_with_index
 from hotcold.engine.plan.plan import Ids, Plan
-from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.plan.wanted import MAX_SLOTS, Wanted
+from hotcold.engine.settings import whole_number
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, read_counts
@@ -58,12 +59,15 @@ def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> S
     return replace(source, frequencies_from=placement.UNIFORM)
 
 
-def wanted(source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str) -> Wanted:
+def wanted(
+    source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str, n_slots: int = 1
+) -> Wanted:
     """The settings, each checked and worked out for the model."""
     check_kv_type(kv_type, source.model)
     mode, _ = resolve_sparsity(source.model, sparsity)
     length = context_length(n_ctx, source.model.n_ctx_train).n_ctx
-    return Wanted(mode, length, batch_length(n_batch, length), kv_type)
+    slots = whole_number("n_slots", n_slots, 1, MAX_SLOTS, such_as="--slots 4")
+    return Wanted(mode, length, max(batch_length(n_batch, length), slots), kv_type, slots)
 
 
 CPU_ALONE = Budget("0", 0, "the CPU alone")

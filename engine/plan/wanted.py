@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+MAX_SLOTS = 64
+
 
 @dataclass(frozen=True)
 class Wanted:
@@ -12,9 +14,11 @@ class Wanted:
         n_ctx: positions of the KV cache.
         n_batch: most tokens of one run.
         kv_type: of the KV cache's numbers.
+        n_slots: sequences that have a KV cache of their own.
     """
 
     sparsity: str
     n_ctx: int
     n_batch: int
     kv_type: str = "f16"
+    n_slots: int = 1

@@ -41,6 +41,7 @@ class Executor(Closing):
         model: of the plan.
         n_ctx: positions of the KV cache.
         n_batch: most tokens of one run.
+        n_slots: sequences that have a KV cache of their own; a run's tokens belong to one, or each to another.
         n_threads: of the team.
         host: the CPU's memory and programs.
         walks: the CPU's part of a run, by number of tokens of its graph (1, n_batch).
@@ -67,7 +68,9 @@ class Executor(Closing):
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
         self.device_store, self.taking, self.n_tokens = device_store, take_all, 0
-        self._oldest = 0  # position up to which a window's cache has been written over
+        self.n_slots = plan.n_slots
+        self._oldest = [0] * plan.n_slots  # position up to which a window's cache has been written over
+        self._steps_apart = dict[int, list[Step]]()
         self._side: DeviceSide | None = None
         self._team: Team | None = None
         try:
@@ -125,14 +128,15 @@ class Executor(Closing):
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
         return np.zeros(self.model.n_layer, np.uint32) if self._side is None else self._side.counts()
 
-    def overflow(self, n_keys: int | None = None) -> int | None:
+    def overflow(self, n_keys: int | None = None, slot: int = 0) -> int | None:
         """The first layer with a key or value that its cache could not hold; None without.
 
         Args:
-            n_keys: keys of so many positions alone; None: keys and values of all.
+            n_keys: keys of so many positions of one slot alone; None: keys and values of all.
         """
-        stores = (self.host, self.device_store)
-        found = [store.overflow(n_keys) for store in stores if store is not None]
+        found = [self.host.overflow(n_keys, slot)]
+        if self.device_store is not None:
+            found.append(self.device_store.overflow(n_keys))
         return min((layer for layer in found if layer is not None), default=None)
 
     @property
@@ -140,60 +144,107 @@ class Executor(Closing):
         """What the plan was carried out on; None on the CPU alone."""
         return self._side.device if self._side is not None else None
 
-    def can_go_on(self, n_past: int) -> bool:
-        """Whether the caches still hold what a token at position n_past sees.
+    def can_go_on(self, n_past: int, slot: int = 0) -> bool:
+        """Whether a slot's caches still hold what a token at position n_past sees.
 
         Those of layers with a window hold the last positions alone; what they have written over is gone, and only
         a text that starts again at position 0 brings it back.
         """
         windows = self.model.windows
-        return windows is None or max(0, n_past + 1 - windows.size) >= self._oldest or n_past == 0
+        return windows is None or max(0, n_past + 1 - windows.size) >= self._oldest[slot] or n_past == 0
 
-    def _written(self, n_past: int, n: int) -> None:
+    def _written(self, n_past: int, n: int, slot: int) -> None:
         """Keep in mind what n positions from n_past on have written over."""
         held = min((cache.n_positions for cache in self.plan.caches), default=self.n_ctx)
-        before = self._oldest if n_past else 0
-        self._oldest = max(before, n_past + n - held)
+        before = self._oldest[slot] if n_past else 0
+        self._oldest[slot] = max(before, n_past + n - held)
 
-    def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:
-        """Let tokens pass, at positions n_past, n_past + 1 and so on.
+    def run(
+        self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None, slot: int = 0
+    ) -> None:
+        """Let tokens of one sequence pass, at positions n_past, n_past + 1 and so on.
 
         Args:
             ids: int32 [n], 1 <= n <= n_batch, each below n_vocab.
             logits: float32 [n_out, n_vocab], filled with the logits after the last n_out tokens; None
                 for tokens whose logits nobody wants.
+            slot: whose caches are the sequence's.
 
         Raises:
-            SettingError: no or too many tokens, an id outside the vocabulary, a wrong array.
+            SettingError: no or too many tokens, an id outside the vocabulary, a wrong array, no such slot.
             DoesNotFitError: positions beyond n_ctx, or behind what a window's cache holds.
             DeviceError: the device fails; the positions of this run then hold nothing of use.
         """
-        if self._team is None:
+        self._check_run(ids, logits)
+        self._check_place(n_past, ids.size, slot)
+        self._written(n_past, ids.size, slot)
+        self.host.run[program.KV_OFFSET] = slot * self.host.slot_bytes
+        self._take(ids, np.arange(n_past, n_past + ids.size), self.steps(ids.size), logits)
+
+    def run_apart(
+        self,
+        ids: NDArray[np.int32],
+        n_past: Sequence[int],
+        slots: Sequence[int],
+        logits: NDArray[np.float32],
+    ) -> None:
+        """Let one token of each of several sequences pass; what each gives does not depend on the others.
+
+        Args:
+            ids: int32 [n], 2 <= n <= n_slots. n_past: the position of each. slots: of each, no two the same.
+            logits: float32 [n, n_vocab], filled.
+
+        Raises:
+            SettingError, DoesNotFitError, DeviceError: see `run`.
+        """
+        self._check_run(ids, logits)
+        n = ids.size
+        if not n == len(n_past) == len(set(slots)) == len(slots) == logits.shape[0] or n < 2:
+            raise SettingError("sequences of one run", n, "2 or more, each with a position and a slot of its own")
+        for position, slot, run in zip(n_past, slots, self.host.runs, strict=False):
+            self._check_place(position, 1, slot)
+            self._written(position, 1, slot)
+            run[program.N_TOKENS], run[program.N_PAST] = 1, position
+            run[program.KV_OFFSET] = slot * self.host.slot_bytes
+        if n not in self._steps_apart:
+            walks = self.host.walks(self.plan.batch, n)
+            side = self._side
+            self._steps_apart[n] = [*walks] if side is None else side.steps(self.plan.batch, n, walks)
+        self._take(ids, np.array(n_past), self._steps_apart[n], logits)
+
+    def _take(
+        self,
+        ids: NDArray[np.int32],
+        positions: NDArray[np.integer],
+        steps: Sequence[Step],
+        logits: NDArray[np.float32] | None,
+    ) -> None:
+        """A run's steps, with its parameters."""
+        team = self._team
+        if team is None:
             raise SettingError("executor", "closed", next_step="load the model again")
-        self._check_run(ids, n_past, logits)
-        self._written(n_past, ids.size)
         ids = np.ascontiguousarray(ids, np.int32)
-        n_out = 0 if logits is None else logits.shape[0]
         run = self.host.run
         self.n_tokens += ids.size
         run[program.N_TOKENS] = ids.size
-        run[program.N_PAST] = n_past
+        run[program.N_PAST] = positions[0]
         run[program.TOKEN_IDS] = ids.ctypes.data
         run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
-        run[program.LOGITS_FROM] = ids.size - n_out
-        context = Context(self._team, ids.size, logits)
+        run[program.LOGITS_FROM] = ids.size - (0 if logits is None else logits.shape[0])
+        context = Context(team, ids.size, logits)
         if self._side is None:
-            self.taking(self.steps(ids.size), context)
+            self.taking(steps, context)
         else:
-            self._run_both(self._side, n_past, context)
+            self._run_both(self._side, positions, steps, context)
 
-    def _run_both(self, side: "DeviceSide", n_past: int, context: Context) -> None:
+    def _run_both(
+        self, side: "DeviceSide", positions: NDArray[np.integer], steps: Sequence[Step], context: Context
+    ) -> None:
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
-            steps: Sequence[Step] = self.steps(context.n_tokens)
             if context.n_tokens == 1 and not self._looks_at_steps():
                 steps = side.replayed(steps, context.logits is not None)
-            side.send_positions(n_past, context.n_tokens)
+            side.send_positions(positions)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen
                 side.settle()
@@ -234,20 +285,27 @@ class Executor(Closing):
             self._steps[n_tokens] = self._make_steps(n_tokens)
         return self._steps[n_tokens]
 
-    def _check_run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None) -> None:
+    def _check_place(self, n_past: int, n: int, slot: int) -> None:
+        """Refuse positions that a slot's caches do not hold."""
+        if not 0 <= slot < self.n_slots:
+            raise SettingError("slot", slot, f"0 to {self.n_slots - 1}", "load the model with more n_slots")
+        if n_past < 0 or n_past + n > self.n_ctx:
+            raise DoesNotFitError(
+                "positions in use", n_past + n, f"the context holds {self.n_ctx}", "raise n_ctx"
+            )
+        if not self.can_go_on(n_past, slot):
+            bound = f"a window's cache holds what positions from {self._oldest[slot]} on see"
+            raise DoesNotFitError("position to go on from", n_past, bound, "start again at position 0")
+
+    def _check_run(self, ids: NDArray[np.int32], logits: NDArray[np.float32] | None) -> None:
+        if self._team is None:
+            raise SettingError("executor", "closed", next_step="load the model again")
         n, n_vocab = ids.size, self.model.n_vocab
         if not 1 <= n <= self.n_batch:
             raise SettingError("tokens of one run", n, f"1 to n_batch = {self.n_batch}")
         if ids.min() < 0 or ids.max() >= n_vocab:
             bad = int(ids.min()) if ids.min() < 0 else int(ids.max())
             raise SettingError("token id", bad, f"the vocabulary has 0 to {n_vocab - 1}")
-        if n_past < 0 or n_past + n > self.n_ctx:
-            raise DoesNotFitError(
-                "positions in use", n_past + n, f"the context holds {self.n_ctx}", "raise n_ctx"
-            )
-        if not self.can_go_on(n_past):
-            bound = f"a window's cache holds what positions from {self._oldest} on see"
-            raise DoesNotFitError("position to go on from", n_past, bound, "start again at position 0")
         if logits is None:
             return
         shape = (min(logits.shape[0], n), n_vocab)

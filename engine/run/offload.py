@@ -95,7 +95,7 @@ def _on_device(
 
 def _check_cache(model: Model, how: Wanted) -> None:
     held = kv_positions(model, how.n_ctx, how.n_batch)
-    wanted = sum(host_layer_kv_bytes(model, n, how.kv_type) for n in held)
+    wanted = how.n_slots * sum(host_layer_kv_bytes(model, n, how.kv_type) for n in held)
     memory = machine.physical_memory()
     if wanted > memory:
         raise DoesNotFitError(

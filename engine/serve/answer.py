@@ -6,13 +6,13 @@ from contextlib import suppress
 from typing import Any
 
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.worker import Done, Event, Piece, Task, Work, Worker, answering
+from hotcold.engine.serve.worker import Continuation, Done, Event, Piece, Task, Wanted, Worker
 
 
 class Heard:
     """The events of a task, for one coroutine."""
 
-    def __init__(self, worker: Worker, work: Work) -> None:
+    def __init__(self, worker: Worker, wanted: Wanted) -> None:
         """Let it wait for its turn.
 
         Raises:
@@ -25,7 +25,7 @@ class Heard:
             with suppress(RuntimeError):  # the loop may have ended
                 loop.call_soon_threadsafe(self._events.put_nowait, event)
 
-        self._task = Task(work, deliver)
+        self._task = Task(wanted, deliver)
         worker.submit(self._task)
 
     def stop(self) -> None:
@@ -53,7 +53,7 @@ class Answer(Heard):
 
     def __init__(self, worker: Worker, ids: Sequence[int], settings: GenerationSettings) -> None:
         """Let it wait for its turn."""
-        super().__init__(worker, answering(ids, settings))
+        super().__init__(worker, Continuation(ids, settings))
         self.done: Done | None = None
 
     async def pieces(self) -> AsyncIterator[Piece]:

@@ -175,13 +175,13 @@ class Server:
         is_taken = True
         try:
             reply, warnings = await make()
-            headers = warning_headers((*told, *warnings))
+            told = (*told, *warnings)
             if stream:
                 is_taken = False
                 chunks = self._until_free(reply.chunks())
-                return EventStream(chunks, headers, self._options.ping_seconds)
+                return EventStream(chunks, warning_headers(told), self._options.ping_seconds)
             answer = await until_gone(request.receive, reply.whole())
-            return json_response(answer or {}, headers=headers)
+            return json_response(answer or {}, headers=warning_headers((*told, *reply.warnings)))
         finally:
             if is_taken:
                 self.worker.free_place()
@@ -297,14 +297,9 @@ class Server:
         return Response(self._metrics.text(), headers={"Content-Type": PROMETHEUS})
 
 
-def _embed(prompts: list[Prompt], worker: Worker, task: Task) -> None:
+def _embed(prompts: list[Prompt], engine: Engine, slot: int, task: Task) -> list[NDArray[np.float32]]:
     """The work of an embedding request."""
-    states = list[NDArray[np.float32]]()
-    for prompt in prompts:
-        if task.is_stopped:
-            break
-        states.append(mean_state(worker.engine, prompt.ids))
-    task.deliver(states)
+    return [mean_state(engine, prompt.ids, slot) for prompt in prompts if not task.is_stopped]
 
 
 def _written(state: NDArray[np.float32], form: str) -> str | list[float]:

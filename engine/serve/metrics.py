@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from hotcold.engine.generation.generation import Generation
+from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.serve.worker import Worker
 
 
@@ -38,9 +38,8 @@ class Metrics:
         running = Gauge("hotcold_running", "Answers under way.", registry=registry)
         running.set_function(lambda: worker.n_running)
 
-    def ended(self, generation: Generation) -> None:
-        """Count a generation that has ended."""
-        done = generation.statistics
+    def ended(self, done: Statistics) -> None:
+        """Count an answer that has ended."""
         self._prompt.inc(done.n_prompt)
         self._reused.inc(done.n_reused)
         self._generated.inc(done.n_generated)

@@ -48,7 +48,11 @@ class Taken:
 
 
 class Reply:
-    """The answers to a request's prompts, n to each, which begin to run when they are asked for."""
+    """The answers to a request's prompts, n to each, which begin to run when they are asked for.
+
+    Attributes:
+        warnings: what has shown once all have ended, one line each.
+    """
 
     def __init__(
         self, worker: Worker, asked: Asked, prompts: Sequence[Prompt], form: Form, *, echo: bool = False
@@ -57,6 +61,7 @@ class Reply:
         self._worker, self._asked, self._form = worker, asked, form
         self._prompts = [prompt for prompt in prompts for _ in range(asked.n)]
         self._n_prompts, self._echo = len(prompts), echo
+        self.warnings: tuple[str, ...] = ()
 
     def _begin(self) -> tuple[list[Answer], list[Taken]]:
         settings = self._asked.each(self._n_prompts)
@@ -82,6 +87,8 @@ class Reply:
                 taken[i].feed(piece.text)
                 told[i] += piece.logprobs
         statistics = ended(answers)
+        found = (warning for answer in answers if answer.done for warning in answer.done.warnings)
+        self.warnings = tuple(dict.fromkeys(found))
         choices = []
         for i, each in enumerate(taken):
             if self._echo:

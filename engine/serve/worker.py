@@ -1,22 +1,29 @@
-"""The thread that the engine belongs to: it takes tasks from a bounded queue and answers one after the other.
+"""The thread that the engine belongs to: tasks from a bounded queue, as many at a time as there are slots.
 
-What a slot has run stays in the KV cache: a task that begins like the last one runs only the rest.
+Each round lets a slice of one prompt pass, and one token of every answer that is under way, all in one run.
+What an answer says does not depend on the others: neither do its logits, and each chooses by its own seed.
 """
 
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from hotcold.closing import Closing
-from hotcold.engine.generation.generation import Engine, Generation
+from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.logprobs import TokenLogprobs
+from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.engine.generation.slot import Slot, step
 from hotcold.engine.generation.statistics import Statistics
+from hotcold.engine.generation.token_sequence import TokenSequence
 from hotcold.errors import HotcoldError
 
-MAX_WAITING = 64  # requests beside the one that is answered
+MAX_WAITING = 64  # requests beside those that are answered
+SLICE = 64  # tokens of a prompt that pass between two of the answers beside it
 
 
 class Busy(HotcoldError):
@@ -40,7 +47,7 @@ class Done:
     """An answer's end.
 
     Attributes:
-        statistics: of its generation.
+        statistics: of its sequence.
         warnings: what a user should know, one line each.
     """
 
@@ -49,7 +56,19 @@ class Done:
 
 
 Event = Piece | Done | BaseException
-Work = Callable[["Worker", "Task"], None]
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """What is wanted of the model: to go on from a prompt. `settings` are checked."""
+
+    ids: Sequence[int]
+    settings: GenerationSettings
+
+
+Work = Callable[[Engine, int, "Task"], Any]
+"""Something else to do with the engine and a slot, whose caches it may write; its result is delivered."""
+Wanted = Continuation | Work
 
 
 @dataclass(eq=False)
@@ -57,49 +76,59 @@ class Task:
     """One thing to do for a request.
 
     Attributes:
-        work: does it, in the worker's thread.
-        deliver: hears of its events there; the last one is no Piece.
-        is_stopped: whether nobody waits for it any more.
+        wanted: it.
+        deliver: hears of its events, in the worker's thread; the last one is no Piece.
+        is_stopped: whether nobody waits for it any more; to be set from any thread.
     """
 
-    work: Work
+    wanted: Wanted
     deliver: Callable[[Any], None]
     is_stopped: bool = False
-    _stop: list[Callable[[], None]] = field(default_factory=list)
 
     def stop(self) -> None:
-        """End it after the step that runs at this moment; from any thread."""
+        """End it after the step that runs at this moment."""
         self.is_stopped = True
-        for stop in self._stop:
-            stop()
 
-    def stops(self, stop: Callable[[], None]) -> None:
-        """What `stop` has to call as well from here on."""
-        self._stop.append(stop)
-        if self.is_stopped:
-            stop()
+
+@dataclass(eq=False)
+class Running:
+    """An answer under way.
+
+    Attributes:
+        in_prompt: whether its prompt has yet to pass.
+        n_told: tokens whose probabilities were delivered.
+    """
+
+    task: Task
+    slot: Slot
+    sequence: TokenSequence
+    in_prompt: bool = True
+    n_told: int = 0
 
 
 class Worker(Closing):
-    """Runs tasks in a thread of its own, in the order in which they came.
+    """Does tasks in a thread of its own: each begins in the order in which they came.
 
     Attributes:
         engine: which nobody else may run meanwhile.
-        ended: hears of every generation that has ended.
+        ended: hears of every answer that has ended.
     """
 
     def __init__(
         self,
         engine: Engine,
         max_waiting: int = MAX_WAITING,
-        ended: Callable[[Generation], None] = lambda generation: None,
+        ended: Callable[[Statistics], None] = lambda statistics: None,
     ) -> None:
         self.engine, self.ended = engine, ended
-        self._max_waiting, self._n_places = max_waiting, 0
+        n_slots = engine.executor.n_slots
+        self._max_places, self._n_places = max_waiting + n_slots, 0
         self._tasks, self._changed = deque[Task](), threading.Condition()
-        self._running: Task | None = None
+        self._free = [Slot(engine, i) for i in range(n_slots)]  # those that rest longest first
+        self._running = list[Running]()
+        self._logits = np.empty((n_slots, engine.model.n_vocab), np.float32)
+        self._turn = -1
         self._is_closed = False
-        self._last: Generation | None = None
         self._thread: threading.Thread | None = None
 
     def take_place(self) -> None:
@@ -109,11 +138,9 @@ class Worker(Closing):
             Busy: all are taken. Closed: the server is ending.
         """
         with self._changed:
-            if self._is_closed:
-                raise Closed("server", "ending", "it takes no further requests", "ask again later")
-            most = self._max_waiting + 1
-            if self._n_places >= most:
-                bound = f"at most {most} at a time"
+            self._check_open()
+            if self._n_places >= self._max_places:
+                bound = f"at most {self._max_places} at a time"
                 raise Busy("requests that wait or are answered", self._n_places, bound, "ask again later")
             self._n_places += 1
 
@@ -122,6 +149,10 @@ class Worker(Closing):
         with self._changed:
             self._n_places -= 1
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise Closed("server", "ending", "it takes no further requests", "ask again later")
+
     @property
     def n_waiting(self) -> int:
         """Tasks that have not begun."""
@@ -129,8 +160,8 @@ class Worker(Closing):
 
     @property
     def n_running(self) -> int:
-        """Tasks that are under way."""
-        return int(self._running is not None)
+        """Answers that are under way."""
+        return len(self._running)
 
     def submit(self, task: Task) -> None:
         """Let a task wait for its turn.
@@ -139,8 +170,7 @@ class Worker(Closing):
             Closed: the server is ending.
         """
         with self._changed:
-            if self._is_closed:
-                raise Closed("server", "ending", "it takes no further requests", "ask again later")
+            self._check_open()
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="hotcold-serve", daemon=True)
                 self._thread.start()
@@ -151,7 +181,7 @@ class Worker(Closing):
         """Stop what runs and what waits, and end the thread."""
         with self._changed:
             self._is_closed = True
-            for task in (*self._tasks, *filter(None, (self._running,))):
+            for task in (*self._tasks, *(running.task for running in self._running)):
                 task.stop()
             self._changed.notify()
             thread = self._thread
@@ -159,41 +189,130 @@ class Worker(Closing):
             thread.join()
 
     def _run(self) -> None:
-        while (task := self._next()) is not None:
-            try:
-                if task.is_stopped:
-                    raise Closed("request", "stopped", "before its turn", "ask again")
-                task.work(self, task)
-            except BaseException as error:  # noqa: BLE001 - one task's failure is its own
-                task.deliver(error)
-            finally:
-                self._running = None
+        while self._is_wanted():
+            while self._free and self._tasks:
+                self._begin(self._tasks.popleft())
+            for running in [each for each in self._running if each.task.is_stopped]:
+                self._finish(running)
+            self._run_slice()
+            self._run_step()
 
-    def _next(self) -> Task | None:
+    def _is_wanted(self) -> bool:
+        """Wait for something to do; False at the end."""
         with self._changed:
-            while not self._tasks and not self._is_closed:
+            while not (self._tasks or self._running or self._is_closed):
                 self._changed.wait()
-            self._running = self._tasks.popleft() if self._tasks else None
-            return self._running
+            return bool(self._tasks or self._running)
 
-    def answer(self, task: Task, ids: Sequence[int], settings: GenerationSettings) -> None:
-        """Let a prompt pass, and deliver what the model goes on with."""
-        generation = self.engine.generate_with(ids, settings, self._last)
-        self._last = generation
-        task.stops(generation.stop)
-        told = 0
+    def _begin(self, task: Task) -> None:
+        """Give a task a slot; what needs no steps is done at once."""
         try:
-            for text in generation:
-                task.deliver(Piece(text, tuple(generation.logprobs[told:])))
-                told = len(generation.logprobs)
-        finally:
-            self.ended(generation)
-        if len(generation.logprobs) > told:
-            task.deliver(Piece("", tuple(generation.logprobs[told:])))
-        warnings = (*generation.warnings, *generation.findings)
-        task.deliver(Done(generation.statistics, warnings))
+            if task.is_stopped or self._is_closed:
+                raise Closed("request", "stopped", "before its turn", "ask again")
+            self._heed_others()
+            if isinstance(task.wanted, Continuation):
+                self._begin_answer(task, task.wanted)
+            else:
+                slot = self._free[0]
+                slot.forget()
+                task.deliver(task.wanted(self.engine, slot.number, task))
+                self._turn = self.engine.turn
+        except BaseException as error:  # noqa: BLE001 - one task's failure is its own
+            task.deliver(error)
 
+    def _heed_others(self) -> None:
+        """Whoever has used the engine otherwise, between tasks, has written the first slot's caches."""
+        if self._turn != self.engine.turn:
+            for slot in self._free:
+                if slot.number == 0:
+                    slot.forget()
+        self._turn = self.engine.take_turn()
 
-def answering(ids: Sequence[int], settings: GenerationSettings) -> Work:
-    """The work of one answer."""
-    return lambda worker, task: worker.answer(task, ids, settings)
+    def _begin_answer(self, task: Task, wanted: Continuation) -> None:
+        engine = self.engine
+        statistics = Statistics(engine.load_seconds, len(wanted.ids))
+        sequence = TokenSequence(engine.tokenizer, wanted.ids, wanted.settings, engine.n_ctx, statistics)
+        slot = self._slot_for(wanted.ids)
+        slot.begin(sequence)
+        self._free.remove(slot)
+        running = Running(task, slot, sequence)
+        with self._changed:
+            self._running.append(running)
+        if not sequence.has_room:
+            self._finish(running)
+
+    def _slot_for(self, ids: Sequence[int]) -> Slot:
+        """The free slot that holds most of a prompt's beginning, if half of it; else the one that rests longest."""
+        best = max(self._free, key=lambda slot: slot.n_alike(ids))
+        return best if 2 * best.n_alike(ids) >= len(ids) else self._free[0]
+
+    def _run_slice(self) -> None:
+        """Let some of the first prompt that is not through pass."""
+        running = next((each for each in self._running if each.in_prompt), None)
+        if running is None:
+            return
+        n_batch = self.engine.n_batch
+        most = n_batch if len(self._running) == 1 else min(n_batch, SLICE)
+        try:
+            running.in_prompt = not running.slot.run_slice(most, self._logits[:1])
+        except BaseException as error:  # noqa: BLE001 - one task's failure is its own
+            self._fail([running], error)
+            return
+        if not running.in_prompt:
+            self._accept(running, 0)
+
+    def _run_step(self) -> None:
+        """Let one token of every answer that has begun pass."""
+        some = [each for each in self._running if not each.in_prompt]
+        if not some:
+            return
+        try:
+            step(self.engine, [each.slot for each in some], self._logits[: len(some)])
+        except BaseException as error:  # noqa: BLE001 - it is told to all whom it concerns
+            self._fail(some, error)
+            return
+        for row, running in enumerate(some):
+            self._accept(running, row)
+
+    def _accept(self, running: Running, row: int) -> None:
+        """Choose a token, deliver what it brings, and end the answer where it ends."""
+        engine, sequence = self.engine, running.sequence
+        logits = self._logits[row]
+        try:
+            check_finite(logits[: engine.tokenizer.n_vocab], engine.executor, engine.file)
+            text = sequence.accept(logits)
+        except BaseException as error:  # noqa: BLE001 - one task's failure is its own
+            self._fail([running], error)
+            return
+        if not sequence.has_room:
+            self._finish(running, text)
+        elif text:
+            self._deliver(running, text)
+
+    def _deliver(self, running: Running, text: str) -> None:
+        told = running.sequence.logprobs[running.n_told :]
+        running.n_told += len(told)
+        running.task.deliver(Piece(text, tuple(told)))
+
+    def _finish(self, running: Running, text: str = "") -> None:
+        """Deliver what is left of an answer and its end, and free its slot."""
+        sequence, slot = running.sequence, running.slot
+        if (text := text + sequence.end()) or len(sequence.logprobs) > running.n_told:
+            self._deliver(running, text)
+        found = overflow_warning(self.engine.executor, len(slot.held), slot=slot.number)
+        first = self.engine.first_prompt.warnings if slot.is_first else ()
+        self._release(running)
+        running.task.deliver(Done(sequence.statistics, (*slot.warnings, *first, *filter(None, (found,)))))
+
+    def _fail(self, some: Sequence[Running], error: BaseException) -> None:
+        """Tell an error to those whose answers it ends; their caches may hold anything."""
+        for running in some:
+            running.slot.forget()
+            self._release(running)
+            running.task.deliver(error)
+
+    def _release(self, running: Running) -> None:
+        self.ended(running.sequence.statistics)
+        with self._changed:
+            self._running.remove(running)
+        self._free.append(running.slot)

@@ -30,7 +30,7 @@ from hotcold.kernels.cpu.attention_tiles import (
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.kv_cache import BLOCK as TILE
 from hotcold.kernels.cpu.operations import load16, load_f32, load_i64, store16, store_f32, store_i64
-from hotcold.kernels.cpu.program import N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
+from hotcold.kernels.cpu.program import KV_OFFSET, N_PAST, N_TOKENS, THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.sizes import MOST_WIDE_ROWS, PART, SPLIT_TOKENS, STATE
 
 MAX_HEAD_DIM = 1024
@@ -136,12 +136,13 @@ def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, posit
 
 @compiled
 def _sum_part(  # type: ignore[no-untyped-def]
-    op, head_kv: int, n_rows: int, part: int, q: int, positions: int, records: int, spare: int
+    op, head_kv: int, n_rows: int, part: int, q: int, positions: int, records: int, spare: int, cache: int
 ) -> None:
     """Maxima, totals and sums of a block of rows over one part of the positions.
 
     Args:
         q, positions: of the rows. spare: memory for a register tile, see `attend`, and a widened one.
+        cache: bytes from the first sequence's caches to these.
     """
     head_dim, window, block_bytes, n_blocks = op.head_dim, op.k, op.w_stride, op.n_positions // TILE
     n_vectors = kv_cache.padded(head_dim) // 16
@@ -156,7 +157,7 @@ def _sum_part(  # type: ignore[no-untyped-def]
     start = max(part * PART, _sees(load_i64(positions), window) // TILE * TILE)
     end = min((part + 1) * PART, load_i64(positions + 8 * (n_rows - 1)) + 1)
     for first in range(start, end, TILE):
-        at = head_kv * op.w1_stride + first // TILE % n_blocks * block_bytes
+        at = cache + head_kv * op.w1_stride + first // TILE % n_blocks * block_bytes
         k, v, ahead = op.w + at, op.w1 + at, block_bytes
         if widened:
             widen(op.w_type, True, k, head_dim, wide_k, ahead)
@@ -207,7 +208,7 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
         run: address of the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
     """
     n_tokens, n_past = load_i64(run + 8 * N_TOKENS), load_i64(run + 8 * N_PAST)
-    n_head_kv, window = op.n_head_kv, op.k
+    n_head_kv, window, cache = op.n_head_kv, op.k, load_i64(run + 8 * KV_OFFSET)
     group = op.n_head // n_head_kv
     n_rows, block = n_tokens * group, _rows_of_block(n_tokens, group, n_head_kv, kv_cache.padded(op.head_dim))
     n_blocks = (n_rows + block - 1) // block
@@ -233,12 +234,12 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
         _prepare(op, head_kv, row, n, n_past, scratch, positions)
         if cut:
             to = op.scratch + ((head_kv * n_parts + part) * n_rows + row) * record
-            _sum_part(op, head_kv, n, first_part + part, scratch, positions, to, spare)
+            _sum_part(op, head_kv, n, first_part + part, scratch, positions, to, spare, cache)
             continue
         for r in range(n):
             clear(totals + record * r, n_vectors)
         for part in range(first_part, first_part + n_parts):
-            _sum_part(op, head_kv, n, part, scratch, positions, own, spare)
+            _sum_part(op, head_kv, n, part, scratch, positions, own, spare, cache)
             for r in range(n):
                 if _meets(load_i64(positions + 8 * r), window, part):
                     join(totals + record * r, own + record * r, n_vectors)

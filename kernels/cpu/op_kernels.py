@@ -18,6 +18,7 @@ from hotcold.kernels.cpu import (
 from hotcold.kernels.cpu.compiled import compiled, op_kernel, record
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_i64
 from hotcold.kernels.cpu.program import (
+    KV_OFFSET,
     LOGITS_ADDRESS,
     LOGITS_FROM,
     N_PAST,
@@ -320,7 +321,8 @@ def rope(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[
 def kv_store(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
     position = (load_i64(run + 8 * N_PAST) + t) % op.n_positions
     for head in range(op.n_head_kv):
-        k, v, to = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim, head * op.w1_stride
+        k, v = x + 4 * head * op.head_dim, z + 4 * head * op.head_dim
+        to = load_i64(run + 8 * KV_OFFSET) + head * op.w1_stride
         keys, values = op.w + to, op.w1 + to
         kv_cache.store_head(op.w_type, k, v, op.head_dim, position, keys, values, op.w_stride)
 

@@ -7,6 +7,9 @@ the number of tokens alone, never on the threads, so neither do the bits.
 Each op is one entry below: what it reads -> what it writes (t: token, r: row), and the fields that only some ops
 have. A stride of 0 gives every token the same vector, such as a bias.
 
+A record with an address `run` has run parameters of its own there: tokens of one batch may belong to several
+sequences, each with its positions and its caches.
+
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
 `counts`, if that is not 0.
 """
@@ -131,14 +134,14 @@ RELU_ACTIVATION, SILU_ACTIVATION, GELU_ACTIVATION = (ACTIVATIONS[name] for name 
 RELU_BOTH_ACTIVATION, SWIGLU_OAI_ACTIVATION = ACTIVATIONS["relu_both"], ACTIVATIONS["swiglu_oai"]
 SIGMOID_GATING, SOFTMAX_CHOSEN_GATING = GATINGS["sigmoid"], GATINGS["softmax_chosen"]
 
-# run parameters, int64 each
-N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM = range(5)
+# run parameters, int64 each; KV_OFFSET is what the caches of the tokens' sequence lie behind those of the first
+N_TOKENS, N_PAST, TOKEN_IDS, LOGITS_ADDRESS, LOGITS_FROM, KV_OFFSET = range(6)
 N_PARAMETERS = 8
 
 # The first cache line holds the two cells that threads meet at; the rest is only read.
 _CELLS = ["claim", "done", *(f"_cell{i}" for i in range(6))]
 _FIELDS = [
-    *("code", "chunks"),
+    *("code", "chunks", "run"),
     *("w", "w_type", "w_stride", "w1", "w1_type", "w1_stride", "w2", "w2_type", "w2_stride"),
     *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
     *("scratch", "scratch_stride", "counts"),

@@ -14,6 +14,7 @@ from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.option_names import in_options, option_names
 from hotcold.engine.commands.options import EngineOptions, GenerationOptions, HeadOptions, part
+from hotcold.engine.commands.serve import ServeCommand
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.loading import load
 from hotcold.engine.generation.run_options import RunOptions
@@ -26,7 +27,9 @@ def test_the_engine_options_are_what_load_takes() -> None:
     names = {field.name for field in fields(RunOptions)}
     assert names | {"path", "progress"} == set(parameters)
     of_commands = {field.name for kind in (EngineOptions, HeadOptions) for field in fields(kind)}
-    assert of_commands == names | {"path"}
+    # several answers at a time are for those who serve
+    assert of_commands | {"n_slots"} == names | {"path"}
+    assert "n_slots" in {field.name for field in fields(ServeCommand)}
     assert all(parameters[name].default == value for name, value in vars(RunOptions()).items())
     assert part(RunOptions, EngineOptions()) == RunOptions()
 

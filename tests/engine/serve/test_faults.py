@@ -10,8 +10,8 @@ import pytest
 from serving import Served, served, until
 
 from hotcold import Engine
-from hotcold.engine.generation import generation
 from hotcold.engine.generation.not_finite import check_finite
+from hotcold.engine.serve import worker
 from hotcold.errors import DeviceError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -35,7 +35,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.03)
         check_finite(*arguments)
 
-    monkeypatch.setattr(generation, "check_finite", wait)
+    monkeypatch.setattr(worker, "check_finite", wait)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -89,7 +89,7 @@ def test_a_stream_says_that_it_is_there(server: Served, monkeypatch: pytest.Monk
         time.sleep(0.2)
         check_finite(*arguments)
 
-    monkeypatch.setattr(generation, "check_finite", wait)
+    monkeypatch.setattr(worker, "check_finite", wait)
     told = server.ask(TEXT, {"prompt": "Emma", "max_tokens": 2, "stream": True})
     assert told.headers["content-type"].startswith("text/event-stream")
     assert b": ping\n\n" in told.body and told.events
@@ -120,7 +120,7 @@ def test_what_nobody_foresaw_is_a_500(
         raise ZeroDivisionError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "generate_with", fail)
+        patch.setattr(worker, "TokenSequence", fail)
         told = server.ask(TEXT, {"prompt": "Emma"})
     assert told.status == 500 and "ZeroDivisionError" in told.message and "secret" not in told.message
     assert "a request failed" in caplog.text

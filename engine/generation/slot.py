@@ -1,0 +1,96 @@
+"""A slot: a KV cache, what it holds, and the sequence that goes on in it, a slice or a token at a time."""
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.generation.generation import ROLLED_OVER, Engine
+from hotcold.engine.generation.token_sequence import TokenSequence
+
+
+class Slot:
+    """One of an engine's KV caches.
+
+    Attributes:
+        number: of its caches.
+        held: ids whose keys and values are there.
+        sequence: what goes on in it, or went on last; None before the first.
+        warnings: what a user should know of this sequence, one line each.
+        is_first: whether its prompt was the engine's first, which tells something of the model.
+    """
+
+    def __init__(self, engine: Engine, number: int) -> None:
+        self._engine, self.number = engine, number
+        self.held, self.warnings = list[int](), tuple[str, ...]()
+        self.sequence: TokenSequence | None = None
+        self.is_first = False
+
+    def n_alike(self, ids: Sequence[int]) -> int:
+        """How many ids at the beginning of `ids` are held, and need not run again for what follows them."""
+        n = next((i for i, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), None)
+        return min(len(self.held), len(ids) - 1) if n is None else min(n, len(ids) - 1)
+
+    def forget(self) -> None:
+        """Hold nothing: somebody else writes the caches."""
+        self.held = []
+
+    def begin(self, sequence: TokenSequence) -> None:
+        """Let a sequence take the place of what was here; what both begin with alike does not run again."""
+        n_reused = self.n_alike(sequence.prompt_ids)
+        self.sequence, self.warnings, self.is_first = sequence, (), False
+        if not self._engine.executor.can_go_on(n_reused, self.number):
+            n_reused, self.warnings = 0, (ROLLED_OVER,)
+        self.held = self.held[:n_reused]
+        sequence.statistics.n_reused = n_reused
+
+    @property
+    def next_id(self) -> int:
+        """The token chosen last, which has to pass next."""
+        assert self.sequence is not None
+        return self.sequence.ids[-1]
+
+    def run_slice(self, most: int, logits: NDArray[np.float32]) -> bool:
+        """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there.
+
+        Args:
+            logits: float32 [1, n_vocab].
+
+        Raises:
+            DeviceError: the device fails.
+        """
+        assert self.sequence is not None
+        started, n_past = time.perf_counter(), len(self.held)
+        ids = self.sequence.prompt_ids[n_past : n_past + most]
+        is_last = n_past + len(ids) == len(self.sequence.prompt_ids)
+        self._engine.run_prompt(np.array(ids, np.int32), n_past, logits if is_last else None, self.number)
+        self.held += ids
+        if is_last and not self.number and not self._engine.first_prompt.is_over:
+            self.is_first = self._engine.first_prompt.is_over = True
+        self.sequence.statistics.prompt_seconds += time.perf_counter() - started
+        return is_last
+
+
+def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> None:
+    """Let the next token of each slot's sequence pass, all in one run.
+
+    Args:
+        logits: float32 [n_slots, n_vocab], filled with those after each.
+
+    Raises:
+        DeviceError: the device fails.
+    """
+    ids = np.array([slot.next_id for slot in slots], np.int32)
+    started = time.perf_counter()
+    if len(slots) == 1:
+        engine.executor.run(ids, len(slots[0].held), logits, slots[0].number)
+    else:
+        places = [len(slot.held) for slot in slots], [slot.number for slot in slots]
+        engine.executor.run_apart(ids, *places, logits)
+    seconds = time.perf_counter() - started
+    for slot, token in zip(slots, ids.tolist(), strict=True):
+        slot.held.append(token)
+        if slot.sequence is not None:
+            slot.sequence.statistics.n_decoded += 1
+            slot.sequence.statistics.decode_seconds += seconds

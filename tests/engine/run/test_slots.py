@@ -1,0 +1,154 @@
+"""Several sequences in one run: the bits of each are those that it has alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from split_runs import on_device
+
+from hotcold.engine.dump.report import as_json
+from hotcold.engine.dump.text import cache_line
+from hotcold.engine.model.load import load_model
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.placement import plan
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.run.executor import Executor
+from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.gguf_io import open_gguf
+from hotcold.kernels.cuda.device.device import Device
+
+N_SLOTS, N_CTX, N_STEPS = 3, 48, 6
+Logits = NDArray[np.float32]
+
+
+def prompts(n_vocab: int) -> list[NDArray[np.int32]]:
+    """Of several lengths."""
+    dice = np.random.default_rng(7)
+    return [dice.integers(0, n_vocab, n).astype(np.int32) for n in (5, 11, 1)]
+
+
+def alone(executor: Executor, prompt: NDArray[np.int32], n_steps: int, slot: int = 0) -> list[Logits]:
+    """Logits after a prompt, and after each of the likeliest tokens that follow it."""
+    found = [np.empty((1, executor.model.n_vocab), np.float32)]
+    executor.run(prompt, 0, found[0], slot)
+    for i in range(n_steps):
+        found.append(np.empty_like(found[0]))
+        executor.run(np.array([found[-2][0].argmax()], np.int32), prompt.size + i, found[-1], slot)
+    return found
+
+
+def together(executor: Executor, each: list[NDArray[np.int32]], order: list[int]) -> list[list[Logits]]:
+    """The same of several sequences, whose tokens pass together, in slots of this order."""
+    found = [alone(executor, prompt, 0, slot) for prompt, slot in zip(each, order, strict=True)]
+    for i in range(N_STEPS):
+        logits = np.empty((len(each), executor.model.n_vocab), np.float32)
+        ids = np.array([logits_of[-1][0].argmax() for logits_of in found], np.int32)
+        executor.run_apart(ids, [prompt.size + i for prompt in each], order, logits)
+        for row, logits_of in zip(logits, found, strict=True):
+            logits_of.append(row[None])
+    return found
+
+
+def opened(path: Path, sparsity: str, kv_type: str, n_ctx: int = N_CTX, n_threads: int = 2) -> Executor:
+    file = open_gguf(path)
+    how = Wanted(sparsity, n_ctx, 16, kv_type, N_SLOTS)
+    return Executor(plan_for_cpu(load_model(file), how), file, n_threads)
+
+
+CASES = [
+    ("llamacpp/llama.q4_k", "off", "f16"),
+    ("llamacpp/llama.f32", "off", "f32"),
+    ("llamacpp/gemma3.q4_0", "off", "f16"),
+    ("llamacpp/qwen2moe.q4_0", "off", "f32"),
+    ("llamacpp/mixtral.q4_0", "off", "f16"),
+    ("powerinfer/llama-q4_0.powerinfer", "predictor", "f16"),
+    ("powerinfer/bamboo-f16.powerinfer", "exact", "f32"),
+    ("powerinfer/falcon-q4_0.powerinfer", "predictor", "f16"),
+    ("powerinfer/opt-f16.powerinfer", "predictor", "f16"),
+]
+
+
+@pytest.mark.parametrize(("name", "sparsity", "kv_type"), CASES)
+def test_bits_do_not_depend_on_neighbours(name: str, sparsity: str, kv_type: str, data: Path) -> None:
+    with opened(data / f"{name}.gguf", sparsity, kv_type) as executor:
+        each = prompts(executor.model.n_vocab)
+        wanted = [alone(executor, prompt, N_STEPS) for prompt in each]
+        for order in ([0, 1, 2], [2, 0, 1], [1, 2]):
+            some = each[: len(order)]
+            for found, of_one in zip(together(executor, some, order), wanted, strict=False):
+                assert [a.tobytes() for a in found] == [a.tobytes() for a in of_one]
+
+
+def test_parts_of_a_long_context_are_joined_for_each(data: Path) -> None:
+    dice = np.random.default_rng(1)
+    with opened(data / "llamacpp" / "llama.f16.gguf", "off", "f16", 600) as executor:
+        each = [dice.integers(3, 200, n).astype(np.int32) for n in (540, 8, 513)]
+        wanted = [long_alone(executor, prompt) for prompt in each]
+        for slot, prompt in enumerate(each):
+            for start in range(0, prompt.size - 1, 16):
+                executor.run(prompt[start : min(start + 16, prompt.size - 1)], start, None, slot)
+        logits = np.empty((3, executor.model.n_vocab), np.float32)
+        executor.run_apart(
+            np.array([p[-1] for p in each], np.int32), [p.size - 1 for p in each], [0, 1, 2], logits
+        )
+    assert [row.tobytes() for row in logits] == [row.tobytes() for row in wanted]
+
+
+def long_alone(executor: Executor, prompt: NDArray[np.int32]) -> Logits:
+    logits = np.empty((1, executor.model.n_vocab), np.float32)
+    for start in range(0, prompt.size, 16):
+        executor.run(prompt[start : start + 16], start, logits)
+    row: Logits = logits[0]
+    return row
+
+
+def test_a_slot_that_is_none_is_refused(data: Path) -> None:
+    with opened(data / "llamacpp" / "llama.f16.gguf", "off", "f16") as executor:
+        logits = np.empty((2, executor.model.n_vocab), np.float32)
+        two = np.array([3, 4], np.int32)
+        with pytest.raises(SettingError, match="slot: 3"):
+            executor.run(two, 0, None, 3)
+        for places in (([0, 0], [1, 1]), ([0], [1]), ([0, 0, 0], [0, 1, 2])):
+            with pytest.raises(SettingError, match="sequences of one run"):
+                executor.run_apart(two, *places, logits)
+        with pytest.raises(DoesNotFitError, match="context holds 48"):
+            executor.run_apart(two, [0, 48], [0, 1], logits)
+
+
+def test_a_plan_counts_every_slot(data: Path) -> None:
+    with open_gguf(data / "llamacpp" / "llama.f16.gguf") as file:
+        model = load_model(file)
+        one, three = (plan_for_cpu(model, Wanted("off", N_CTX, 16, "f16", n)) for n in (1, 3))
+    assert [cache.n_bytes for cache in three.caches] == [3 * cache.n_bytes for cache in one.caches]
+    assert as_json(three, "")["settings"]["n_slots"] == 3
+    assert "3 x 48 positions" in cache_line(as_json(three, "")["kv_cache"][0])
+
+
+def test_slots_of_windows_move_on_by_themselves(data: Path) -> None:
+    with opened(data / "llamacpp" / "gemma3.f16.gguf", "off", "f16", 512) as executor:
+        long = np.arange(3, 203, dtype=np.int32)
+        for start in range(0, 200, 16):
+            executor.run(long[start : start + 16], start, None, 1)
+        assert not executor.can_go_on(60, 1) and executor.can_go_on(60, 0)
+
+
+def test_with_a_device_attention_stays_on_the_cpu(
+    split_device: Device, data: Path, distance: Callable[[Logits, Logits], float]
+) -> None:
+    """The rows on the device serve every sequence; what knows positions is where the caches are.
+
+    A device's sums of one token and of several are of other orders, unlike the CPU's.
+    """
+    with open_gguf(data / "powerinfer" / "llama-f16.powerinfer.gguf") as file:
+        model, how = load_model(file), Wanted("predictor", N_CTX, 16, "f16", N_SLOTS)
+        divided = plan(model, how, Budget("1", 1 << 22, ""), None)
+        assert {cache.side for cache in divided.caches} == {"cpu"} and divided.totals.hot_rows
+        with on_device(divided, file, split_device) as executor:
+            each = prompts(model.n_vocab)
+            wanted = [alone(executor, prompt, N_STEPS) for prompt in each]
+            for found, of_one in zip(together(executor, each, [2, 0, 1]), wanted, strict=True):
+                for a, b in zip(found, of_one, strict=True):
+                    assert distance(a, b) < 1e-5  # of float32's sums in another order
