@@ -160,7 +160,7 @@ def _split_attention(
     sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
     scores = attention_sizes.Scores.plain(y, dim)
     part = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
-    join = attention_sizes.attention_join(n_head, dim, n_ctx, n_ctx)
+    join = attention_sizes.attention_join(n_head, dim, n_ctx)
     launches = [
         part.prepare(bed.device, (given, *cache, position, sums, *sizes.heads, n_ctx, parts, *scores.of_part))
         for cache in caches

@@ -140,19 +140,17 @@ def cos_sin_bytes(n_ctx: int, n_rot: int) -> int:
 
 LONGEST_AT_ONCE = 1024
 """The longest context that one launch of attention reads for a single token."""
-POSITIONS_A_PART, MOST_PARTS = 256, 32
+POSITIONS_A_PART = 256
 ROWS_A_GROUP, MOST_GROUPS, MOST_ROWS = 64, 128, 256
 
 
 def n_parts(n_ctx: int) -> int:
-    """Into how many parts attention cuts the positions.
+    """How many parts of 256 positions attention gives blocks of their own: those that n_ctx positions may touch.
 
-    min(ceil(n_ctx / 256), 32), or 1 up to LONGEST_AT_ONCE.
-
-    A function of the context's size alone, so that a launch can be prepared once. The parts of a token
-    share out the positions that it reads; those that get none do nothing.
+    1 up to LONGEST_AT_ONCE. Parts begin at multiples of 256, and what a window sees may begin within one. A function
+    of the context's size alone, so that a launch can be prepared once; blocks without positions do nothing.
     """
-    return 1 if n_ctx <= LONGEST_AT_ONCE else min(-(-n_ctx // POSITIONS_A_PART), MOST_PARTS)
+    return 1 if n_ctx <= LONGEST_AT_ONCE else -(-n_ctx // POSITIONS_A_PART) + 1
 
 
 def is_split(n_tokens: int, n_ctx: int) -> bool:

@@ -193,7 +193,7 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
     partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
     work = attention_sizes.attention_part(kv_type, *heads, n_rows, n_rows)
     low.launch(work, q, keys, values, low.positions(), partial, *heads, n_rows, parts, *scores.of_part)
-    join = attention_sizes.attention_join(model.n_head, model.head_dim, n_rows, n_rows)
+    join = attention_sizes.attention_join(model.n_head, model.head_dim, n_rows)
     low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, parts, *scores.of_join)
     return 1
 

@@ -3,22 +3,33 @@
 // is one more score of a head, which takes a share and has no value.
 //
 // A block takes up to four queries of one key/value head, so that what it loads serves all of them: the
-// queries are those of the head's group for one token, then for the next. It takes the positions in tiles
-// (online softmax; Milakov and Gimelshein, 2018): warps share out the keys and write the scores, one warp a
-// query turns them into weights relative to the running maximum, and then each thread sums four columns of
-// every n-th value. For one token of a long context the positions are also cut into parts, one block each,
-// and attention_join weighs the parts' sums.
+// queries are those of the head's group for one token, then for the next. It takes the positions in parts, which
+// begin at multiples of 256: warps share out the keys and write the scores, one warp a query turns them into weights
+// relative to the part's maximum, and then each thread sums four columns of every n-th value. A query's parts are
+// joined in their order (online softmax; Milakov and Gimelshein, 2018): behind each other by one block, or, for one
+// token of a long context, by attention_join, from blocks that take a part each. So the bits of an answer know
+// nothing but the query, and the positions that it reads.
 #include "weights.h"
 
-constexpr int QUERIES = 4, KEYS = 256;            // at once in a block; in a tile
+constexpr int QUERIES = 4, KEYS = 256;            // at once in a block; in a part
 constexpr int LANES = 4;                          // that multiply one key together
-constexpr int PART_UNIT = 64;                     // a part is so many positions, or a multiple
 constexpr float LOWEST = -3.402823466e38f;        // the maximum of no scores: a number that can be subtracted
 
-// Of each query: the largest score so far and the total of the weights, which registers have no room for, what
-// earlier sums are to be multiplied by, and the positions that it reads.
+// The largest score of some positions, the total of their weights, and a sum of values by weights.
+struct Sum {
+    float top, total, of_values;
+    // These positions and others behind them.
+    __device__ Sum joined(Sum next) const {
+        float larger = fmaxf(top, next.top), mine = expf(top - larger), its = expf(next.top - larger);
+        return {larger, fmaf(next.total, its, total * mine), fmaf(next.of_values, its, of_values * mine)};
+    }
+};
+__device__ inline Sum sum_of_nothing() { return {LOWEST, 0.f, 0.f}; }
+
+// Of each query: what the parts behind it gave, what its part does, for which registers have no room, and the
+// positions that it reads.
 struct Softmax {
-    float top[QUERIES], total[QUERIES], correction[QUERIES];
+    float top[QUERIES], total[QUERIES], part_top[QUERIES], part_total[QUERIES];
     int begin[QUERIES], end[QUERIES];
 };
 __device__ static inline Softmax& shared_softmax() {
@@ -92,30 +103,36 @@ struct Queries {
 struct Sinks {
     const float* scores;
     int there;
-    // The answer from a sum of values, weighted relative to `top`, and the total of its weights.
-    __device__ float answer(int head, float sum, float top, float total) const {
-        if (!there) return sum / total;
-        float larger = fmaxf(top, scores[head]), factor = expf(top - larger);
-        return sum * factor / fmaf(total, factor, expf(scores[head] - larger));
+    __device__ float answer(int head, Sum all) const {
+        if (!there) return all.of_values / all.total;
+        float larger = fmaxf(all.top, scores[head]), factor = expf(all.top - larger);
+        return all.of_values * factor / fmaf(all.total, factor, expf(scores[head] - larger));
     }
 };
 
-// Where a query's sums go: the answer itself, or a part's maximum, total and sums.
+// Where a query's sums go: the answer itself, in whose place the sum of the parts so far stands meanwhile, or a
+// part's maximum, total and sums.
 struct Answer {
     float* y;
     Sinks sinks;
     int n, n_head;
-    __device__ void put(int row, int column, float sum, float top, float total) const {
-        y[(size_t)row * n + column] = sinks.answer(row % n_head, sum, top, total);
+    // Gives top and total of all parts so far.
+    __device__ Sum put(int row, int column, Sum before, Sum part, bool is_first, bool is_last) const {
+        float& place = y[(size_t)row * n + column];
+        before.of_values = is_first ? 0.f : place;
+        Sum all = before.joined(part);
+        place = is_last ? sinks.answer(row % n_head, all) : all.of_values;
+        return all;
     }
 };
 struct PartAnswer {
     float* partial;
     int n, part, n_parts;
-    __device__ void put(int row, int column, float sum, float top, float total) const {
+    __device__ Sum put(int row, int column, Sum, Sum sum, bool, bool) const {
         float* record = partial + ((size_t)row * n_parts + part) * (n + 2);
-        if (column == 0) record[0] = top, record[1] = total;
-        record[2 + column] = sum;
+        if (column == 0) record[0] = sum.top, record[1] = sum.total;
+        record[2 + column] = sum.of_values;
+        return sum;
     }
 };
 
@@ -123,12 +140,12 @@ struct PartAnswer {
 // neighbours do not meet in a bank.
 template <int Q> constexpr int UNIT = 8 * Q + 4;
 
-// scores[KEYS][Q] of the n_tile positions from that of `row` on.
+// scores[KEYS][Q] of the part's positions `from` to `to` - 1, the first of which lies in `row`.
 template <int Q, class T>
-__device__ inline void score(Cache<T> cache, const float* x, float* scores, int row, int n_tile) {
+__device__ inline void score(Cache<T> cache, const float* x, float* scores, int row, int from, int to) {
     int share = lane() % LANES, n_eights = (cache.n + 7) / 8;
-    for (int first = warp() * (WARP / LANES); first < n_tile; first += n_warps() * (WARP / LANES)) {
-        int i = first + lane() / LANES, of_key = cache.after(row, min(i, n_tile - 1));
+    for (int first = from + warp() * (WARP / LANES); first < to; first += n_warps() * (WARP / LANES)) {
+        int i = first + lane() / LANES, of_key = cache.after(row, min(i, to - 1) - from);
         float s[Q] = {}, key[8], four[4];
         UNROLL(Q == 1 ? 2 : 1)                    // more would spill
         for (int unit = share; unit < n_eights; unit += LANES) {
@@ -140,27 +157,24 @@ __device__ inline void score(Cache<T> cache, const float* x, float* scores, int 
         }
         for (int j = 0; j < Q; j++) {
             for (int d = LANES / 2; d; d /= 2) s[j] += __shfl_xor_sync(ALL_LANES, s[j], d);
-            if (share == 0 && i < n_tile) scores[i * Q + j] = s[j];
+            if (share == 0 && i < to) scores[i * Q + j] = s[j];
         }
     }
 }
 
-// One warp's query: every Q-th score, from `low` to n - 1, becomes a weight, relative to the maximum up to here;
-// the rest of the tile gets none. Gives what earlier sums are to be multiplied by.
-template <int Q>
-__device__ inline float soften(float* scores, int low, int n, int n_tile, float& top, float& total) {
-    float before = top, sum = 0.f;
-    n = min(n, n_tile);
+// One warp's query: every Q-th score, from `low` to n - 1, becomes a weight, relative to the part's maximum; the
+// others before `to` get none.
+template <int Q> __device__ inline void soften(float* scores, int low, int n, int to, float& top, float& total) {
+    float sum = 0.f;
+    n = min(n, to), top = LOWEST;
     for (int i = lane(); i < n; i += WARP)
         if (i >= low) top = fmaxf(top, scores[i * Q]);
     top = warp_max(top);
-    for (int i = lane(); i < n_tile; i += WARP) {
+    for (int i = lane(); i < to; i += WARP) {
         scores[i * Q] = low <= i && i < n ? expf(scores[i * Q] - top) : 0.f;
         sum += scores[i * Q];
     }
-    float correction = expf(before - top);
-    total = fmaf(total, correction, warp_sum(sum));
-    return correction;
+    total = warp_sum(sum);
 }
 
 // Queries `first`, ... `first` + Q - 1 over their positions from begin to end - 1. After the last query it
@@ -178,49 +192,46 @@ __device__ inline void attend(Cache<T> cache, Queries queries, Out out, int firs
         int from = max(queries.begin(i), begin), to = min(queries.end(i), end);
         least = min(least, from), longest = max(longest, to);
         if (threadIdx.x == 0) softmax.begin[j] = from, softmax.end[j] = to;
-        if (threadIdx.x == 0) softmax.top[j] = LOWEST, softmax.total[j] = 0.f;
+        if (threadIdx.x == 0) softmax.top[j] = LOWEST, softmax.total[j] = 0.f;  // of nothing
         for (int k = threadIdx.x; k < 8 * n_eights; k += blockDim.x)
             x[k / 8 * UNIT<Q> + k % 8 * Q + j] = k < n ? queries.q[(size_t)queries.row(i) * n + k] * scale : 0.f;
     }
     __syncthreads();
-    float sum[Q][4] = {}, value[4];
-    int n_seen = longest - least, row = least % cache.n_rows;
-    for (int start = 0; start < n_seen; start += KEYS) {
-        int n_tile = min(n_seen - start, KEYS);
-        score<Q>(cache, x, scores, row, n_tile);
+    for (int part = least / KEYS * KEYS; part < longest; part += KEYS) {
+        int from = max(least - part, 0), to = min(longest - part, KEYS), row = (part + from) % cache.n_rows;
+        score<Q>(cache, x, scores, row, from, to);
         __syncthreads();
         if (warp() < Q) {
-            float top = softmax.top[warp()], total = softmax.total[warp()];
-            float correction = soften<Q>(scores + warp(), softmax.begin[warp()] - least - start,
-                                          softmax.end[warp()] - least - start, n_tile, top, total);
-            __syncwarp();
-            if (lane() == 0)
-                softmax.correction[warp()] = correction, softmax.top[warp()] = top, softmax.total[warp()] = total;
+            float top, total;
+            soften<Q>(scores + warp(), softmax.begin[warp()] - part, softmax.end[warp()] - part, to, top, total);
+            if (lane() == 0) softmax.part_top[warp()] = top, softmax.part_total[warp()] = total;
         }
         __syncthreads();
-        for (int j = 0; j < Q; j++)
-            for (int k = 0; k < 4; k++) sum[j][k] *= softmax.correction[j];
+        float sum[Q][4] = {}, value[4];
+        int begin_of_group = group + (from + n_groups - 1 - group) / n_groups * n_groups;  // the first from `from` on
         UNROLL(Q == 1 ? 4 : 1)
-        for (int i = group < n_groups ? group : n_tile; i < n_tile; i += n_groups) {
-            cache.values.template load<4>(cache.after(row, i), unit, value);
+        for (int i = group < n_groups ? begin_of_group : to; i < to; i += n_groups) {
+            cache.values.template load<4>(cache.after(row, i - from), unit, value);
             for (int j = 0; j < Q; j++) {
                 float weight = scores[i * Q + j];
                 if (weight == 0.f) continue;      // of a position that the query may not read, perhaps
                 for (int k = 0; k < 4; k++) sum[j][k] = fmaf(weight, value[k], sum[j][k]);
             }
         }
-        row = cache.after(row, n_tile);
-        __syncthreads();                          // the scores are about to be written again
-    }
-    for (int j = 0; j < Q; j++) {
-        for (int k = 0; k < 4; k++) sums[4 * threadIdx.x + k] = sum[j][k];
-        __syncthreads();
-        for (int column = threadIdx.x; column < n && first + j < queries.n; column += blockDim.x) {
-            float s = sums[column];
-            for (int g = 1; g < n_groups; g++) s += sums[4 * g * n_units + column];
-            out.put(queries.row(first + j), column, s, softmax.top[j], softmax.total[j]);
+        UNROLL(Q)                                 // or `sum` would lie in memory
+        for (int j = 0; j < Q; j++) {
+            for (int k = 0; k < 4; k++) sums[4 * threadIdx.x + k] = sum[j][k];
+            __syncthreads();
+            Sum before{softmax.top[j], softmax.total[j], 0.f}, all = before;
+            for (int column = threadIdx.x; column < n && first + j < queries.n; column += blockDim.x) {
+                float s = sums[column];
+                for (int g = 1; g < n_groups; g++) s += sums[4 * g * n_units + column];
+                Sum of_part{softmax.part_top[j], softmax.part_total[j], s};
+                all = out.put(queries.row(first + j), column, before, of_part, part <= least, part + KEYS >= longest);
+            }
+            __syncthreads();                      // the sums, and the scores, are about to be written again
+            if (threadIdx.x == 0) softmax.top[j] = all.top, softmax.total[j] = all.total;
         }
-        __syncthreads();                          // the sums are about to be written again
     }
 }
 template <class T, class Out>
@@ -228,12 +239,6 @@ __device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int
                                    float scale) {
     if (first + 1 < queries.n) attend<QUERIES>(cache, queries, out, first, begin, end, scale);
     else attend<1>(cache, queries, out, first, begin, end, scale);
-}
-
-// How many positions a part has, for a token that reads n_keys.
-__device__ inline int part_length(int n_keys, int n_parts) {
-    int even = (n_keys + n_parts - 1) / n_parts;
-    return (even + PART_UNIT - 1) / PART_UNIT * PART_UNIT;
 }
 
 // q[n_tokens][n_head][head_dim], keys and values[n_head_kv][n_rows][head_dim] -> y like q. Token t reads
@@ -249,7 +254,7 @@ __device__ inline void attention(const float* q, const T* keys, const T* values,
 }
 
 // The same for one token and a part of its positions -> partial[n_head][n_parts][2 + head_dim]: maximum,
-// total and sums. Parts after the token's last position are left alone.
+// total and sums. The first part is that of the first position that it reads; those after its last one are left alone.
 // grid: (n_parts, queries of a key/value head / 4 * n_head_kv).
 template <class T>
 __device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
@@ -257,12 +262,11 @@ __device__ inline void attention_part(const float* q, const T* keys, const T* va
                                       int n_parts, int window, float scale) {
     int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x;
     Queries queries(q, positions, 1, n_head, n_head_kv, kv_head, window);
-    int length = part_length(queries.end(0) - queries.begin(0), n_parts);
-    int begin = queries.begin(0) + part * length;
+    int begin = (queries.begin(0) / KEYS + part) * KEYS;
     if (begin < queries.end(0))
         attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
                     PartAnswer{partial, head_dim, part, n_parts}, (int)blockIdx.y / n_head_kv * QUERIES,
-                    begin, begin + length, scale);
+                    begin, begin + KEYS, scale);
 }
 
 #define ATTENTION(NAME, T) \
@@ -289,17 +293,14 @@ KERNEL attention_join(const float* __restrict__ partial, const int* __restrict__
                       const float* __restrict__ sinks, int has_sinks, int window) {
     int i = thread_of_row(), head = i / head_dim, column = i % head_dim;
     if (head >= n_head) return;
-    int n_keys = window ? min(positions[0] + 1, window) : positions[0] + 1;
-    int length = part_length(n_keys, n_parts);
-    int n_used = (n_keys + length - 1) / length, stride = head_dim + 2;
+    int begin = window ? max(positions[0] + 1 - window, 0) : 0;
+    int n_used = positions[0] / KEYS - begin / KEYS + 1, stride = head_dim + 2;
     partial += (size_t)head * n_parts * stride;
-    float top = partial[0], total = 0.f, sum = 0.f;
-    for (int part = 1; part < n_used; part++) top = fmaxf(top, partial[part * stride]);
+    Sum all = sum_of_nothing();
+    UNROLL(4)
     for (int part = 0; part < n_used; part++) {
         const float* record = partial + part * stride;
-        float weight = expf(record[0] - top);
-        total = fmaf(record[1], weight, total);
-        sum = fmaf(record[2 + column], weight, sum);
+        all = all.joined({record[0], record[1], record[2 + column]});
     }
-    y[i] = Sinks{sinks, has_sinks}.answer(head, sum, top, total);
+    y[i] = Sinks{sinks, has_sinks}.answer(head, all);
 }

@@ -1,17 +1,17 @@
 """Sizes of attention.cu.
 
 One launch of `attention` serves any batch and any context. One token of a long context would keep few
-multiprocessors busy, so its positions are cut into parts: `attention_part`, then `attention_join`.
-`formats.is_split` says which way a launch goes.
+multiprocessors busy, so its parts get blocks of their own: `attention_part`, then `attention_join`.
+`formats.is_split` says which way a launch goes; the bits are the same.
 """
 
 from dataclasses import dataclass
 from typing import Any
 
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import kv_row_bytes, n_parts
+from hotcold.kernels.formats import POSITIONS_A_PART, kv_row_bytes, n_parts
 
-QUERIES, KEYS, PART_UNIT = 4, 256, 64  # as attention.cu has them
+QUERIES, KEYS = 4, POSITIONS_A_PART  # as attention.cu has them
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,9 @@ class Scores:
         return self.sinks, self.has_sinks, self.window
 
 
-def parts_in_use(n_keys: int, n_ctx: int) -> int:
-    """How many parts get positions of a token that reads n_keys: each gets equally many, whole 64."""
-    length = PART_UNIT * cover(cover(n_keys, n_parts(n_ctx)), PART_UNIT)
-    return cover(n_keys, length)
+def parts_in_use(n_keys: int) -> int:
+    """How many parts have positions of a token that reads n_keys from the first on."""
+    return cover(n_keys, KEYS)
 
 
 def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int) -> Work:
@@ -62,32 +61,33 @@ def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim
 
     Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of the
     cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
-    query. The grid does not depend on n_keys.
+    query, and reads these again where there is more than a part. The grid does not depend on n_keys.
 
     Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_rows, head_dim]), positions, y,
     n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` has.
     """
     vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
     grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
-    reads = vectors + 4 * n_tokens + of_cache * n_keys
+    reads = vectors * (1 + (n_keys > KEYS)) + 4 * n_tokens + of_cache * n_keys
     return Work(f"attention_{kv_type}", grid, BLOCK, reads, vectors, _shared_bytes(head_dim))
 
 
 def attention_part(kv_type: str, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
     """One token: one block of threads for four queries of a key/value head and a part of the positions.
 
-    Reads as `attention`. Writes 4 (head_dim + 2) bytes a head and part in use.
+    Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a head and part in use.
 
     Arguments of the kernel: q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_rows,
     n_parts(n_rows), window, scale.
     """
     whole = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys)
     grid = (n_parts(n_ctx), whole.grid[0] * n_head_kv)
-    writes = 4 * n_head * parts_in_use(n_keys, n_ctx) * (head_dim + 2)
-    return Work(f"attention_part_{kv_type}", grid, BLOCK, whole.bytes_read, writes, whole.shared)
+    writes = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2)
+    reads = whole.bytes_read - 4 * n_head * head_dim * (n_keys > KEYS)
+    return Work(f"attention_part_{kv_type}", grid, BLOCK, reads, writes, whole.shared)
 
 
-def attention_join(n_head: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
+def attention_join(n_head: int, head_dim: int, n_keys: int) -> Work:
     """The second reduce, of one token: one thread a number of y.
 
     Reads the parts in use and 4 bytes, writes 4 head_dim a head.
@@ -95,7 +95,7 @@ def attention_join(n_head: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
     Arguments of the kernel: partial, positions, y, n_head, head_dim, n_parts(n_rows), sinks, has_sinks,
     window.
     """
-    reads = 4 * n_head * parts_in_use(n_keys, n_ctx) * (head_dim + 2) + 4
+    reads = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2) + 4
     grid = (cover(n_head * head_dim, BLOCK), 1)
     return Work("attention_join", grid, BLOCK, reads, 4 * n_head * head_dim)
 

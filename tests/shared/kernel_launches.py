@@ -90,18 +90,18 @@ def run_attention_odd(device: Device, put: Put) -> None:
 
 
 def run_attention_parts(device: Device, put: Put) -> None:
-    n, n_ctx = 16, 1100  # five parts, of which position 150 uses three
+    n, n_ctx = 16, 1100  # six parts, of which position 550 uses three
     q, cache, position = (
         put(device, floats(2 * n)),
         put(device, floats(n_ctx * n)),
-        put(device, np.array([150], "i4")),
+        put(device, np.array([550], "i4")),
     )
-    partial, y, parts = device.empty(2 * 5 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
+    partial, y, parts = device.empty(2 * 6 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
     scores = Scores.plain(q, n)
     arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts, *scores.of_part)
-    attention_part("f32", 2, 1, n, n_ctx, 151).launch(device, arguments, device.compute)
+    attention_part("f32", 2, 1, n, n_ctx, 551).launch(device, arguments, device.compute)
     joined = (partial, position, y, 2, n, parts, *scores.of_join)
-    attention_join(2, n, n_ctx, 151).launch(device, joined, device.compute)
+    attention_join(2, n, 551).launch(device, joined, device.compute)
 
 
 def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:

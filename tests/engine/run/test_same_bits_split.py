@@ -78,3 +78,24 @@ def test_logits_do_not_depend_on_batches_threads_or_reuse(
                 if n_batch == N_TOKENS:
                     seen[reused_logits(executor, ids).tobytes()] = 0, n_threads
     assert len(seen) == 1, seen.values()
+
+
+def test_logits_of_a_long_context_do_not_depend_on_batches(data: Path, open_emulated: OpenEmulated) -> None:
+    """Where a token's parts have blocks of their own, and a batch takes them behind each other."""
+    n_before, n_after = 1025, 12
+    with open_gguf(data / "llamacpp/llama.q8_0.gguf") as file:
+        model = model_of(file, 1)
+        plan = plan_of(model, Case("off", "f16", 1100, 512), SHARES["all"])
+        ids = np.random.default_rng(0).integers(3, 200, n_before + n_after).astype(np.int32)
+        seen = set()
+        with on_device(plan, file, open_emulated(build_kind="fast")) as executor:
+            for start in range(0, n_before, 512):
+                executor.run(ids[start : min(start + 512, n_before)], start, None)
+            for sizes in ((n_after,), (1,) * n_after, (5, 1, 6)):
+                logits, start = np.zeros((n_after, model.n_vocab), np.float32), 0
+                for size in sizes:
+                    some = ids[n_before + start :][:size]
+                    executor.run(some, n_before + start, logits[start : start + size])
+                    start += size
+                seen.add(logits.tobytes())
+    assert len(seen) == 1

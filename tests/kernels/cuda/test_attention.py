@@ -1,7 +1,8 @@
 """Attention over the KV cache against its oracle."""
 
+import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part, parts_in_use
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.formats import KV_TYPES, LONGEST_AT_ONCE, attention_sums_bytes, is_split, n_parts
+from hotcold.kernels.order_of_device_sums import device_attention
 
 pytestmark = pytest.mark.pairwise
 Open = Callable[..., Device]
@@ -21,6 +23,13 @@ Open = Callable[..., Device]
 
 def close(got: Array, want: Array) -> bool:
     return bool(np.abs(got - want).max() <= 1e-5 * max(1.0, np.abs(want).max()))
+
+
+def exp(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """expf of the C library, which the emulated device calls."""
+    function = ctypes.CDLL("libm.so.6").expf
+    function.argtypes, function.restype = [ctypes.c_float], ctypes.c_float
+    return np.array([function(v) for v in x.ravel().tolist()], np.float32).reshape(x.shape)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class Case:
     window: int = 0
     has_sinks: bool = False
     scale: float | None = None
+    of_batch: "Case | None" = None
 
     @property
     def head_dim(self) -> int:
@@ -53,6 +63,8 @@ class Case:
 
     @property
     def q(self) -> NDArray[np.float32]:
+        if self.of_batch is not None:
+            return self.of_batch.q[self.n_past - self.of_batch.n_past :][: self.n_tokens]
         return 2 * normal(self.n_tokens, self.n_head, self.head_dim)
 
     @property
@@ -75,16 +87,26 @@ class Case:
 
     def cache(self, seed: int) -> Array:
         """As it is stored: position p in row p modulo n_ctx, NaN where none is."""
+        if self.of_batch is not None:
+            return self.of_batch.cache(seed)
         rows = np.full((self.n_head_kv, self.n_ctx, self.head_dim), np.nan, np.float32)
         held = np.arange(max(0, self.n_keys - self.n_ctx), self.n_keys)
         rows[:, held % self.n_ctx] = self.rows(seed)[:, held]
         return ref.cached(self.kv_type, rows)
 
+    def held(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Keys and values of every position as the cache gives them, [n_keys, n_head_kv, head_dim]."""
+        keys, values = (rounded(self.kv_type, self.rows(seed)) for seed in (2, 3))
+        return keys[:, : self.n_keys].swapaxes(0, 1), values[:, : self.n_keys].swapaxes(0, 1)
+
     def want(self) -> NDArray[np.float64]:
-        held = (rounded(self.kv_type, self.rows(seed)) for seed in (2, 3))
-        keys, values = (numbers[:, : self.n_keys].swapaxes(0, 1) for numbers in held)
         sinks = self.sinks if self.has_sinks else None
-        return ref.attention(self.q, keys, values, self.n_past, self.window, sinks, self.scale)
+        return ref.attention(self.q, *self.held(), self.n_past, self.window, sinks, self.scale)
+
+    def in_order(self) -> NDArray[np.float32]:
+        """With the sums in the order of the device, and the exponential function of the emulated one."""
+        sinks, scale = self.sinks if self.has_sinks else None, self.scores(None).scale
+        return device_attention(self.q, *self.held(), self.n_past, self.window, sinks, scale, exp)
 
 
 def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array:
@@ -101,9 +123,7 @@ def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array
     work = attention_part(case.kv_type, *case.sizes, case.n_keys)
     work.launch(device, (*given, partial, *case.sizes, parts, *scores.of_part), device.compute)
     arguments = (partial, positions, y, case.n_head, case.head_dim, parts, *scores.of_join)
-    attention_join(case.n_head, case.head_dim, case.n_ctx, case.n_keys).launch(
-        device, arguments, device.compute
-    )
+    attention_join(case.n_head, case.head_dim, case.n_keys).launch(device, arguments, device.compute)
     return get(device, y)
 
 
@@ -144,8 +164,8 @@ def test_attention(
     ("n_past", "n_head", "n_head_kv", "head_dim", "n_ctx"),
     [
         pytest.param(0, 2, 2, 64, 1025, id="one position"),
-        pytest.param(63, 2, 1, 12, 2000, id="one part"),
-        pytest.param(64, 5, 1, 7, 2000, id="two parts"),
+        pytest.param(255, 2, 1, 12, 2000, id="one part"),
+        pytest.param(256, 5, 1, 7, 2000, id="two parts"),
         pytest.param(1999, 6, 2, 24, 2000, id="every position"),
         pytest.param(1100, 5, 1, 80, 1200, id="two blocks of queries"),
         pytest.param(4999, 2, 1, 16, 9000, id="thousands"),
@@ -223,20 +243,36 @@ def test_a_batch_of_512(open_emulated: Open, put: Put, get: Get, n_head: int, n_
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize(
+    ("n_past", "heads", "n_ctx", "window", "has_sinks"),
+    [
+        pytest.param(254, (3, 3), 300, 0, False, id="two parts"),
+        pytest.param(1020, (4, 2), 1100, 0, True, id="many parts"),
+        pytest.param(560, (3, 1), 330, 300, False, id="a window"),
+        pytest.param(1500, (2, 2), 1100, 1090, True, id="a window of many parts"),
+    ],
+)
 def test_a_token_gets_the_same_bits_alone_and_in_a_batch(
-    open_emulated: Open, put: Put, get: Get, kv_type: str
+    open_emulated: Open,
+    put: Put,
+    get: Get,
+    kv_type: str,
+    n_past: int,
+    heads: tuple[int, int],
+    n_ctx: int,
+    window: int,
+    has_sinks: bool,
 ) -> None:
-    batch = Case(kv_type, 254, 6, 3, 3, 80, 300)
-    device = open_emulated()
+    """Also from parts that have blocks of their own, and in the bits of the oracle."""
+    batch = Case(kv_type, n_past, 6, *heads, 80, n_ctx, window, has_sinks)
+    device = open_emulated(build_kind="fast")
     y = attend(device, put, get, batch, split=False)
-    keys, values = put(device, batch.cache(2)), put(device, batch.cache(3))
-    work = attention(kv_type, 1, *batch.sizes[:3], batch.n_keys)
+    assert y.tobytes() == batch.in_order().tobytes()
     for token in range(6):
-        q, position = put(device, batch.q[token]), put(device, batch.positions[token : token + 1])
-        alone = device.empty(q.shape, "f4")
-        given = (q, keys, values, position, alone, 1, *batch.sizes, *batch.scores(q).of_attention)
-        work.launch(device, given, device.compute)
-        assert get(device, alone).tobytes() == y[token].tobytes()
+        # of the batch's cache, whose later positions the token does not see
+        alone = replace(batch, n_past=n_past + token, n_tokens=1, of_batch=batch)
+        for split in {False, is_split(1, n_ctx)}:
+            assert attend(device, put, get, alone, split).tobytes() == y[token].tobytes()
 
 
 @pytest.mark.parametrize("spoiled", ["keys", "values"])
@@ -282,7 +318,7 @@ def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put
         attention_part("f16", *case.sizes, 1600).prepare(
             device, (q, keys, values, position, partial, *case.sizes, n, *scores.of_part)
         ),
-        attention_join(2, 16, 1600, 1600).prepare(device, (partial, position, y, 2, 16, n, *scores.of_join)),
+        attention_join(2, 16, 1600).prepare(device, (partial, position, y, 2, 16, n, *scores.of_join)),
     ]
     for n_past in (1500, 70, 0, 900):
         device.upload(position, host_of(device, n_past), device.compute)
@@ -302,7 +338,7 @@ def host_of(device: Device, position: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("n_ctx", "parts"), [(1, 1), (LONGEST_AT_ONCE, 1), (1025, 5), (4096, 16), (8192, 32), (1 << 20, 32)]
+    ("n_ctx", "parts"), [(1, 1), (LONGEST_AT_ONCE, 1), (1025, 6), (4096, 17), (1 << 20, 4097)]
 )
 def test_parts_depend_on_the_context_alone(n_ctx: int, parts: int) -> None:
     assert n_parts(n_ctx) == parts
@@ -311,8 +347,6 @@ def test_parts_depend_on_the_context_alone(n_ctx: int, parts: int) -> None:
     assert attention_sums_bytes(2, 3, 64, n_ctx) == 0
 
 
-@pytest.mark.parametrize(
-    ("n_keys", "in_use"), [(1, 1), (64, 1), (65, 2), (1024, 16), (1025, 9), (4095, 16), (4096, 16)]
-)
-def test_parts_share_out_the_positions_in_whole_units(n_keys: int, in_use: int) -> None:
-    assert parts_in_use(n_keys, 4096) == in_use
+@pytest.mark.parametrize(("n_keys", "in_use"), [(1, 1), (256, 1), (257, 2), (4096, 16)])
+def test_parts_are_of_256_positions(n_keys: int, in_use: int) -> None:
+    assert parts_in_use(n_keys) == in_use

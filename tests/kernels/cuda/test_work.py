@@ -323,15 +323,15 @@ def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
 
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> None:
-    """Position 150 of 1100: three of five parts are in use."""
-    parts, position = n_parts(1100), filled(device, np.array([150], "i4"))
+    """Position 550 of 1100: three of six parts are in use."""
+    parts, position = n_parts(1100), filled(device, np.array([550], "i4"))
     partial, q, y = device.empty((4, parts, 34), "f4"), ones(device, 4, 32), device.empty((4, 32), "f4")
     keys, values = (cache(device, kv_type, 2, 1100, 32) for _ in range(2))
-    work = attention_part(kv_type, 4, 2, 32, 1100, 151)
+    work = attention_part(kv_type, 4, 2, 32, 1100, 551)
     scores = Scores.plain(q, 32)
     arguments = (q, keys, values, position, partial, 4, 2, 32, 1100, parts, *scores.of_part)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
-    work = attention_join(4, 32, 1100, 151)
+    work = attention_join(4, 32, 551)
     joined = (partial, position, y, 4, 32, parts, *scores.of_join)
     assert touched(work, joined) == (work.bytes_read, work.bytes_written)
 
