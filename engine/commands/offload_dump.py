@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from hotcold.engine.plan.planning import Source
     from hotcold.engine.plan.wanted import Wanted
 
-GBPS = "For --sweep: bandwidth, 10^9 bytes a second. [default: {:g}]"
+GBPS = "For --sweep: bandwidth, 10^9 bytes a second. [default: {:.1f}]"
 HOST_GBPS, DEVICE_GBPS, BUS_GBPS = 40.0, 900.0, 25.0
 NEEDS = {  # what changes nothing without another option
     "host_gbps": "--sweep LIST",
@@ -44,7 +44,7 @@ NEEDS = {  # what changes nothing without another option
 OF_A_PLAN = ("tensors", "layer", "full", "gpu_index_for", "reset_gpu_index", "disable_gpu_index")
 EXCLUDES = {  # what does not go with another option
     "run_it": (*OF_A_PLAN, "device_memory", "card"),
-    "sweep": (*OF_A_PLAN, "vram_budget", "card"),
+    "sweep": (*OF_A_PLAN, "card"),  # --vram-budget is no contradiction: the sweep has rows of its own
     "disable_gpu_index": ("gpu_index_for", "reset_gpu_index"),
 }
 
@@ -116,7 +116,7 @@ class OffloadDumpCommand:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
         how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type, self.n_slots)
-        facts = dump.facts_for(self.device_memory, self.vram_budget or self.sweep, self.card)
+        facts = dump.facts_for(self.device_memory, self.sweep or self.vram_budget, self.card)
         if self.run_it:
             run_plan(self, source, how)
             return

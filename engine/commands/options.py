@@ -29,7 +29,7 @@ ModelPath = Annotated[
 NCtx = Annotated[
     int | None, typer.Option("-c", "--ctx-size", help="Positions. [default: the model's length, up to 4096]")
 ]
-Threads = Annotated[int | None, typer.Option("-t", "--threads", help="Of the CPU. [default: physical cores]")]
+Threads = Annotated[int | None, typer.Option("-t", "--threads", help="[default: physical cores]")]
 NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens that run together.")]
 NSlots = Annotated[
     int, typer.Option("--slots", metavar="N", help="Answers at a time, each with a KV cache of its own.")
