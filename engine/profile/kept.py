@@ -50,9 +50,8 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
     try:
         folder.mkdir(parents=True)
     except OSError as error:
-        raise FileError(
-            "folder for counts", folder, error.strerror or "cannot be made", "name another with -o"
-        ) from error
+        why = "is no folder" if isinstance(error, FileExistsError) else error.strerror or "cannot be made"
+        raise FileError("folder for counts", folder, why, "name another with -o") from error
 
 
 def whole_numbers(profile: Profile) -> NDArray[np.uint64]:

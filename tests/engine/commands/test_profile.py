@@ -80,6 +80,21 @@ def test_counts_take_the_place_of_nothing_but_counts(
     assert os.path.samestat(os.lstat(place), was)
 
 
+@pytest.mark.parametrize("kind", ["a file", "a pipe", "a link to a pipe", "a link to a file"])
+def test_a_folder_for_counts_takes_the_place_of_nothing(text: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "counts"
+    place = tmp_path / "other" if "link" in kind else out
+    os.mkfifo(place) if "pipe" in kind else place.write_text("old")
+    if "link" in kind:
+        out.symlink_to("other")
+    before = sorted((path.name, os.lstat(path)) for path in tmp_path.iterdir())
+    done = run("profile", "-f", str(text), "-o", str(out), "--force")
+    wanted = f"hotcold: error: folder for counts: {out} (is no folder); name another with -o\n"
+    assert (done.returncode, done.stderr) == (3, wanted)
+    now = sorted((path.name, os.lstat(path)) for path in tmp_path.iterdir())
+    assert all(a == b and os.path.samestat(x, y) for (a, x), (b, y) in zip(before, now, strict=True))
+
+
 def test_an_interrupted_run_goes_on_where_it_was(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
