@@ -66,7 +66,7 @@ def type_obstacle(
 def part(*weights: tuple[str, Weight]) -> WeightGroup:
     """Weights that are placed together, with their bytes where the device can hold them."""
     problems = (
-        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias", "sinks", "threshold") else WEIGHT_TYPES)
+        obstacle(weight, VECTOR_TYPES if role in ("norm", "bias", "sinks") else WEIGHT_TYPES)
         for role, weight in weights
     )
     problem = next(filter(None, problems), None)
@@ -84,13 +84,11 @@ BIASED = (*NORMS, *ATTENTION, "ffn_up", "ffn_down", "ffn_gate_inp", *EXPERTS)
 
 
 def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
-    """Attention, norms and biases, and the predictor or the thresholds where the mode uses them."""
+    """Attention, norms and biases, and the predictor where the mode uses one."""
     roles = [("norm", role) for role in (*NORMS, *HEAD_NORMS, *POST_NORMS)] + [
         ("attention", role) for role in ATTENTION
     ]
     roles += [("bias", f"{role}_bias") for role in BIASED] + [("sinks", "attn_sinks")]
-    if sparsity == "threshold":
-        roles += [("threshold", "ffn_threshold")]
     if sparsity == "predictor":
         roles += [("predictor", "fc1"), ("predictor", "fc2")]
     roles += [("router", role) for role in ROUTERS] + [("shared", role) for role in SHARED]
@@ -113,8 +111,6 @@ def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:
 
 def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     """What keeps an FFN on the CPU although matrices of its types could be multiplied."""
-    if sparsity == "threshold":
-        return Obstacle("the device has no kernel for thresholds")
     if layer.ffn_gate_inp is not None:
         if layer.up.stacked:
             return Obstacle("its experts are tensors of their own: convert the file for a device")

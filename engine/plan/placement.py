@@ -175,6 +175,9 @@ def _dense(model: Model, sparsity: str, left: Left) -> tuple[list[WeightEntry], 
         what, part = f"dense part of layer {i}", dense_part(layer, sparsity)
         left, obstacle = left.pay_for(part, what)
         entries += part_entries(model, part, what, obstacle, i)
+        if sparsity == "threshold" and layer.ffn_threshold is not None:
+            why = "the device computes all of its neurons"
+            entries.append(entry(model, "threshold", layer.ffn_threshold, why, layer=i))
         if sparsity != "predictor":
             why = f"sparsity {sparsity} uses no predictor"
             unused = filter(None, (layer.fc1, layer.fc2))
