@@ -23,9 +23,10 @@ from hotcold.engine.commands.terminal import write
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
 from hotcold.errors import INTERRUPTED, SettingError
+from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
-    from hotcold.engine.generation.generation import Engine, Generation
+    from hotcold.engine.generation.generation import Engine, Generation, Held
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,10 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
     """Go on from a prompt. Text goes to stdout, statistics to stderr."""
 
     echo: Annotated[bool, typer.Option("--echo", help="Print the prompt too.")] = False
+    session: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Keep the KV cache there; the next prompt runs what is new in it."),
+    ] = None
     verbose: Verbose = False
     quiet: Quiet = False
     as_json: Json = False
@@ -71,8 +76,11 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
         if self.logprobs and not self.as_json:
             raise SettingError("--logprobs", self.logprobs, "the text has no place for them", "add --json")
         text = read_prompt(self.prompt, self.file, escapes=self.escape, keep_newline=self.keep_newline)
+        if self.session is not None:
+            check_output(self.session, force=True, option="--session")
         with open_engine(self, self.quiet) as engine:
-            generation = engine.generate_with(text, self.generation_settings())
+            held = None if self.session is None else restored(engine, self.session)
+            generation = engine.generate_with(text, self.generation_settings(), held)
             if not self.quiet:
                 describe(engine, generation, self.verbose)
             shown = text.decode(errors="replace") if self.echo else ""
@@ -80,8 +88,24 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
             if not self.quiet:
                 for line in (*found(generation, self.verbose), *generation.statistics.lines()):
                     note(line)
+            if self.session is not None:
+                save(engine, generation.held, self.session)
         if interrupted:
             raise typer.Exit(INTERRUPTED)
+
+
+def restored(engine: "Engine", path: Path) -> "Held | None":
+    """What a session's file brings, if there is one."""
+    from hotcold.engine.generation.session import restore
+
+    return restore(engine, path) if path.exists() else None
+
+
+def save(engine: "Engine", held: "Held", path: Path) -> None:
+    """Write a session's file."""
+    from hotcold.engine.generation import session
+
+    session.save(engine, held, path)
 
 
 def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, HeadOptions, NSlots, Quiet, Verbose
+from hotcold.engine.commands.options import EngineOptions, NSlots, Quiet, Verbose
 from hotcold.engine.commands.reports import note, wrapped
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import INTERRUPTED, SettingError
@@ -45,7 +45,7 @@ class ListenOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeCommand(HeadOptions, EngineOptions, ListenOptions):
+class ServeCommand(EngineOptions, ListenOptions):
     """Answer over HTTP, as OpenAI's clients expect it."""
 
     verbose: Verbose = False
@@ -61,7 +61,8 @@ class ServeCommand(HeadOptions, EngineOptions, ListenOptions):
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)
-            with open_engine(self, self.quiet) as engine:
+            # a part of the head for a token by itself: which tokens run by themselves depends on other requests
+            with open_engine(self, self.quiet, head_sparsity="off") as engine:
                 warn(engine, self.quiet)
                 for line in engine.description() if self.verbose else ():
                     note(wrapped(line))

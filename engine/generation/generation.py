@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,7 @@ from hotcold.engine.generation.first_prompt import FirstPrompt
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
-from hotcold.engine.generation.token_sequence import TokenSequence
+from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
@@ -115,7 +116,7 @@ class Engine(Closing):
         parse_special: bool = DEFAULTS.parse_special,
         special: bool = DEFAULTS.special,
         logprobs: int = DEFAULTS.logprobs,
-        after: "Generation | None" = None,
+        after: "Generation | Held | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
 
@@ -124,8 +125,8 @@ class Engine(Closing):
             max_tokens, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
                 frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs: see
                 `GenerationSettings`.
-            after: the last generation of this engine; what its text and this prompt begin with alike
-                is in the KV cache and does not run again.
+            after: the last generation of this engine, or what a session file brought; what its text and this
+                prompt begin with alike is in the KV cache and does not run again.
 
         Raises:
             SettingError: a value out of its bounds, an empty prompt.
@@ -154,7 +155,7 @@ class Engine(Closing):
         self,
         prompt: str | bytes | Sequence[int],
         settings: GenerationSettings,
-        after: "Generation | None" = None,
+        after: "Generation | Held | None" = None,
     ) -> "Generation":
         """`generate` with its settings as one value.
 
@@ -266,6 +267,14 @@ class Engine(Closing):
             self.file.close()
 
 
+@dataclass(frozen=True)
+class Held:
+    """What an engine's KV cache holds: ids, and the turn of the call that left them there."""
+
+    ids: Sequence[int]
+    turn: int
+
+
 class Generation(Iterator[str]):
     """The text of one `Engine.generate`, piece by piece; only whole characters come out.
 
@@ -284,7 +293,7 @@ class Generation(Iterator[str]):
         engine: Engine,
         prompt_ids: Sequence[int],
         settings: GenerationSettings,
-        after: "Generation | None" = None,
+        after: "Generation | Held | None" = None,
     ) -> None:
         """`settings` are checked, so they have a seed."""
         self._engine, self.sampling = engine, settings
@@ -319,19 +328,17 @@ class Generation(Iterator[str]):
         """End the text after the step that runs at this moment."""
         self._stopped = True
 
-    def n_reusable(self, ids: Sequence[int]) -> int:
-        """How many ids at the beginning of `ids` this generation has left in the KV cache."""
-        if self._turn != self._engine.turn:
-            return 0
-        held = (self.prompt_ids + self.ids)[: self._n_cached]
-        return next(
-            (i for i, (a, b) in enumerate(zip(held, ids, strict=False)) if a != b), min(len(held), len(ids))
-        )
+    @property
+    def held(self) -> Held:
+        """What it has left in the KV cache."""
+        return Held((self.prompt_ids + self.ids)[: self._n_cached], self._turn)
 
     def _run(self) -> Iterator[str]:
         statistics = self.statistics
         if self._after is not None:  # the last token runs again: its logits are needed
-            n_reused = min(self._after.n_reusable(self.prompt_ids), len(self.prompt_ids) - 1)
+            after = self._after if isinstance(self._after, Held) else self._after.held
+            held = after.ids if after.turn == self._engine.turn else ()
+            n_reused = min(n_alike(held, self.prompt_ids), len(self.prompt_ids) - 1)
             if self._engine.executor.can_go_on(n_reused):
                 statistics.n_reused = n_reused
             else:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import ROLLED_OVER, Engine
-from hotcold.engine.generation.token_sequence import TokenSequence
+from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
 
 
 class Slot:
@@ -29,8 +29,7 @@ class Slot:
 
     def n_alike(self, ids: Sequence[int]) -> int:
         """How many ids at the beginning of `ids` are held, and need not run again for what follows them."""
-        n = next((i for i, (a, b) in enumerate(zip(self.held, ids, strict=False)) if a != b), None)
-        return min(len(self.held), len(ids) - 1) if n is None else min(n, len(ids) - 1)
+        return min(n_alike(self.held, ids), len(ids) - 1)
 
     def forget(self) -> None:
         """Hold nothing: somebody else writes the caches."""

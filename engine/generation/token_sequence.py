@@ -89,3 +89,9 @@ class TokenSequence:
         if self.settings.special or tokenizer.piece(token):
             return self._stops.feed(characters.feed(piece))
         return self._stops.feed(piece.decode(errors="replace"), hidden=True)
+
+
+def n_alike(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many ids both begin with."""
+    shorter = min(len(one), len(other))
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), shorter)

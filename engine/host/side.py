@@ -124,6 +124,10 @@ class HostSide:
         """See `KVCache.overflow`."""
         return self._kv_cache.overflow(n_keys, slot)
 
+    def blocks(self, n: int, slot: int) -> list[NDArray[np.uint8]]:
+        """See `KVCache.blocks`."""
+        return self._kv_cache.blocks(n, slot)
+
     def program(self, records: list[Record]) -> Program:
         """Records that the team walks in one go."""
         return Program(records, self.run)

@@ -109,6 +109,16 @@ class KVCache:
             "n_positions": -(-self.n_positions[layer] // HOST_KV_POSITIONS) * HOST_KV_POSITIONS,
         }
 
+    def blocks(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
+        """What a slot's caches hold of the first n positions, of each layer: uint8 [2, n_head_kv, blocks, bytes], views."""
+        found = []
+        for layer, n_positions in enumerate(self.n_positions):
+            first, last = (slot * self.slot_bytes + start for start in self.starts[layer : layer + 2])
+            shape = (2, self.n_head_kv, -1, host_kv_block_bytes(self.kv_type, self.head_dim))
+            held = -(-min(n, n_positions) // HOST_KV_POSITIONS)
+            found.append(self.memory[first:last].reshape(shape)[:, :, :held])
+        return found
+
     def overflow(self, n_keys: int | None = None, slot: int = 0) -> int | None:
         """The first layer with a key or value that "f16" or "q8_0" cannot hold; None without.
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.closing import Closing
 from hotcold.engine.graph.graph import Node, check
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.records import Record
 from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.steps import Context, Step, take_all
@@ -24,6 +25,7 @@ from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Team
+from hotcold.kernels.formats import EXACT_POSITIONS
 
 if TYPE_CHECKING:
     from hotcold.engine.device.side import DeviceSide
@@ -144,6 +146,24 @@ class Executor(Closing):
         """What the plan was carried out on; None on the CPU alone."""
         return self._side.device if self._side is not None else None
 
+    def cached(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
+        """What a slot's caches hold of the first n positions, an array a layer: views, to be read and written.
+
+        Raises:
+            SettingError: some lie on a device.
+        """
+        if any(cache.side == GPU for cache in self.plan.caches):
+            raise SettingError("KV cache", "on the device", "it is read on the CPU", "use --device cpu")
+        return self.host.blocks(n, slot)
+
+    def set_oldest(self, position: int, slot: int = 0) -> None:
+        """Say up to which position windows' caches have been written over, where `cached` was written."""
+        self._oldest[slot] = position
+
+    def oldest(self, slot: int = 0) -> int:
+        """Up to which position windows' caches have been written over."""
+        return self._oldest[slot]
+
     def can_go_on(self, n_past: int, slot: int = 0) -> bool:
         """Whether a slot's caches still hold what a token at position n_past sees.
 
@@ -206,6 +226,11 @@ class Executor(Closing):
             self._written(position, 1, slot)
             run[program.N_TOKENS], run[program.N_PAST] = 1, position
             run[program.KV_OFFSET] = slot * self.host.slot_bytes
+        if self.plan.sparsity == "threshold" and min(n_past) < EXACT_POSITIONS:
+            # of which all neurons run, by the position of the run's first token
+            for i, slot in enumerate(slots):
+                self.run(ids[i : i + 1], n_past[i], logits[i : i + 1], slot)
+            return
         if n not in self._steps_apart:
             walks = self.host.walks(self.plan.batch, n)
             side = self._side

@@ -1,0 +1,136 @@
+"""A session's file: the next prompt runs only what is new in it, and no other file passes for one."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import run
+
+from hotcold import Engine, load
+from hotcold.engine.generation.session import restore, save
+from hotcold.errors import DoesNotFitError, FileError
+
+PROMPT = "It is a truth universally acknowledged, that a single man in possession of"
+MORE = PROMPT + " a good fortune"
+
+
+def text_of(engine: Engine, prompt: str, held: Any = None) -> tuple[str, int]:
+    generation = engine.generate(prompt, 12, temp=0.0, after=held)
+    return "".join(generation), generation.statistics.n_reused
+
+
+def saved(engine: Engine, path: Path, prompt: str = PROMPT) -> None:
+    generation = engine.generate(prompt, 4, temp=0.0)
+    "".join(generation)
+    save(engine, generation.held, path)
+
+
+@pytest.mark.parametrize("kv_type", ["f16", "f32", "q8_0"])
+@pytest.mark.parametrize(("n_ctx", "sparsity"), [(64, "auto"), (300, "off")])
+def test_a_restored_session_goes_on_as_if_nothing_had_been(
+    tmp_path: Path, kv_type: str, n_ctx: int, sparsity: str
+) -> None:
+    path = tmp_path / "one.session"
+    how: dict[str, Any] = {"threads": 1, "kv_type": kv_type, "sparsity": sparsity}
+    with load(n_ctx=64, **how) as engine:
+        wanted, _ = text_of(engine, MORE)
+        n_prompt = len(engine.tokenizer.encode(PROMPT))
+        saved(engine, path)
+    with load(n_ctx=n_ctx, n_batch=16, **how) as engine:
+        text_of(engine, "Emma")
+        text, n_reused = text_of(engine, MORE, restore(engine, path))
+        assert text == wanted and n_prompt - 1 <= n_reused <= n_prompt
+        held = restore(engine, path)
+        text_of(engine, "Emma")
+        assert text_of(engine, MORE, held) == (wanted, 0)  # somebody else has used the cache since
+
+
+def test_windows_are_restored_as_they_were(data: Path, tmp_path: Path) -> None:
+    path = tmp_path / "one.session"
+    ids = list(range(3, 203))
+    with load(data / "llamacpp" / "gemma3.f16.gguf", n_ctx=512, n_batch=16, threads=1) as engine:
+        wanted = list(engine.generate([*ids, 7, 8], 6, temp=0.0, ignore_eos=True))
+        generation = engine.generate(ids, 1, temp=0.0)
+        "".join(generation)
+        save(engine, generation.held, path)
+    with load(data / "llamacpp" / "gemma3.f16.gguf", n_ctx=512, n_batch=16, threads=1) as engine:
+        after = engine.generate([*ids, 7, 8], 6, temp=0.0, ignore_eos=True, after=restore(engine, path))
+        assert list(after) == wanted and after.statistics.n_reused == 200
+        assert not engine.executor.can_go_on(60)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: b"", "no session's file"),
+        (lambda data: b"To be or not", "no session's file"),
+        (lambda data: data[:40], "damaged"),
+        (lambda data: data[:-1], "damaged"),
+        (lambda data: data + b"x", "damaged"),
+        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
+        (lambda data: data.replace(b'"ids": [1,', b'"ids": [[],', 1), "damaged"),
+        (lambda data: data.replace(b'"kv_type": "f16"', b'"kv_type": "f32"', 1), "kv_type f32, not f16"),
+        (lambda data: data.replace(b'"model": "', b'"model": "0', 1)[:-1], "damaged"),
+    ],
+)
+def test_what_is_no_session_is_refused(
+    tmp_path: Path, change: Callable[[bytes], bytes], said: str
+) -> None:
+    path = tmp_path / "one.session"
+    with load(n_ctx=64, threads=1) as engine:
+        saved(engine, path)
+        path.write_bytes(change(path.read_bytes()))
+        with pytest.raises(FileError, match=said):
+            restore(engine, path)
+
+
+def test_a_session_belongs_to_its_model_and_settings(
+    tmp_path: Path, tiny_model: Callable[[str, bool], Path]
+) -> None:
+    path = tmp_path / "one.session"
+    with load(tiny_model("f16", False), n_ctx=64, threads=1) as engine:
+        saved(engine, path)
+    with load(n_ctx=64, threads=1) as engine, pytest.raises(FileError, match="of another model"):
+        restore(engine, path)
+    cases: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"n_ctx": 64, "kv_type": "q8_0"}, FileError, "kv_type f16, not q8_0"),
+        ({"n_ctx": 8}, DoesNotFitError, "context holds 8"),
+    ]
+    for how, error, said in cases:
+        with load(tiny_model("f16", False), threads=1, **how) as engine, pytest.raises(error, match=said):
+            restore(engine, path)
+
+
+def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "one.session"
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with load(n_ctx=64, threads=1) as engine:
+        saved(engine, path)
+        before = path.read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(DoesNotFitError, match="No space left"):
+                saved(engine, path, MORE)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_command_keeps_it(tmp_path: Path) -> None:
+    path = str(tmp_path / "one.session")
+    options = ("-c", "64", "-n", "8", "--temp", "0", "-t", "1")
+    plain = run("generate", "-p", MORE, *options)
+    first = run("generate", "-p", PROMPT, *options, "--session", path)
+    assert first.returncode == 0 and "reused" not in first.stderr
+    again = run("generate", "-p", MORE, *options, "--session", path)
+    assert again.returncode == 0 and again.stdout == plain.stdout and " reused)" in again.stderr
+    (tmp_path / "one.session").write_text("something else")
+    result = run("generate", "-p", MORE, *options, "--session", path)
+    assert result.returncode == 3 and "no session's file" in result.stderr
+    assert (tmp_path / "one.session").read_text() == "something else"
+    result = run("generate", "-p", MORE, *options, "--session", str(tmp_path))
+    assert result.returncode == 3 and "is a directory" in result.stderr
