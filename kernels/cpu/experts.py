@@ -13,7 +13,7 @@ import math
 from hotcold.kernels.cpu import elementwise, ffn, operations, tiles
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
-from hotcold.kernels.cpu.program import SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
+from hotcold.kernels.cpu.program import N_PARAMETERS, N_PAST, SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
 from hotcold.kernels.cpu.sizes import GROUP_ENTRY, GROUP_HEAD
 from hotcold.kernels.formats import EXACT_POSITIONS
 
@@ -204,7 +204,11 @@ def expert_threshold(op, first: int, last: int, n_past: int) -> None:  # type: i
         e, start = load_i64(entry), load_i64(entry + 8)
         for p in range(start, start + load_i64(entry + 16)):
             least = op.least + 4 * (e * op.n_rows + first)
-            if n_past + load_i64(tokens + 8 * p) < EXACT_POSITIONS:
+            t = load_i64(tokens + 8 * p)
+            position = n_past + t
+            if op.apart:
+                position = load_i64(op.apart + 8 * (N_PARAMETERS * t + N_PAST))
+            if position < EXACT_POSITIONS:
                 least = 0
             x, y = op.x + p * op.x_stride + 4 * first, op.y + p * op.y_stride + 4 * first
             elementwise.keep_large(x, least, last - first, op.activation, y)

@@ -125,8 +125,9 @@ EXPERT_DOWN = _op("groups", "n_parts")
 """w addresses of transposed downs, x[p, n_rows] -> y[p, k] = sum_r x[p, r] w_e[r] in n_parts, zeros skipped"""
 EXPERT_REDUCE = _op("groups", "n_parts")
 """x[p n_parts + piece, k] -> y[p, k], an expert's pieces added in order"""
-EXPERT_THRESHOLD = _op("groups", "activation", "least")
-"""x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD"""
+EXPERT_THRESHOLD = _op("groups", "activation", "least", "apart")
+"""x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD; apart: address of the run parameters of each
+token's sequence, one behind the other, or 0 for one sequence"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 
