@@ -3,6 +3,7 @@
 What takes a moment to import (NumPy, Numba, gguf, rich's progress bars) is imported when a command runs.
 """
 
+import logging
 import sys
 from typing import Any
 
@@ -20,7 +21,7 @@ from hotcold.engine.commands.offload_dump import OffloadDumpCommand
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.profile import ProfileCommand
-from hotcold.engine.commands.reports import note, reported
+from hotcold.engine.commands.reports import LoggedNotes, note, reported
 from hotcold.engine.commands.serve import ServeCommand
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
@@ -65,6 +66,7 @@ def hotcold_command(version: Version = False) -> None:
 def main() -> None:
     """Entry point of the `hotcold` command: usage errors come in one line, as all others do."""
     prepare_streams()
+    logging.getLogger("hotcold").addHandler(LoggedNotes(logging.WARNING))
     try:
         code = app(standalone_mode=False)
     except OSError as error:  # of --help and --version, which are printed outside of a command

@@ -1,6 +1,7 @@
 """What a command says beside its output, and how it ends early: one line and an exit code."""
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -67,6 +68,14 @@ def _fail(text: str, exit_code: int) -> None:
         traceback.print_exc()
     note(f"error: {text}")
     raise typer.Exit(exit_code) from None
+
+
+class LoggedNotes(logging.Handler):
+    """What hotcold's loggers warn of, in the form of all other lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Say it."""
+        note(f"warning: {record.getMessage()}")
 
 
 @contextlib.contextmanager

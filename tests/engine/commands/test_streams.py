@@ -199,6 +199,16 @@ def test_a_suffix_in_capitals_is_one(tmp_path: Path, suffix: str) -> None:
         assert run("generate", "-m", str(path), "-p", "a", "-n", "1", "-q").returncode == 0
 
 
+@pytest.mark.parametrize("streams", ["", "2>&1"])
+def test_what_is_logged_looks_like_all_other_lines(folder: Path, streams: str) -> None:
+    """Such as a cache that cannot be written: a library's logger would print its bare text."""
+    code = "from hotcold import cli; import logging; log = logging.getLogger('hotcold.cpu')\n"
+    code += "cli.app = lambda **_: (log.info('a'), log.warning('%s is cut', 'b'), 0)[-1]; cli.main()"
+    command = ["bash", "-c", f'"$@" {streams}', "-", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout + done.stderr == "hotcold: warning: b is cut\n"
+
+
 def test_an_output_error_is_a_file_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     with pytest.raises(FileError, match="standard output: closed"):
