@@ -119,9 +119,9 @@ def is_blocked(kind: GGMLQuantizationType) -> bool:
 def output_type(name: str, shape: tuple[int, ...], recipe: Recipe) -> GGMLQuantizationType:
     """The type of tensor `name` of `shape` (NumPy order, as written).
 
-    Norms, other vectors and routers stay F32; where blocks do not divide a row, see FALL_BACKS, or F16.
+    Norms, other vectors, biases and routers stay F32; where blocks do not divide a row, see FALL_BACKS, or F16.
     """
-    if len(shape) < 2 or ROUTER in name:
+    if len(shape) < 2 or ROUTER in name or name.endswith(".bias"):
         return T.F32
     kind = intended_type(name, shape[-1], recipe)
     if shape[-1] % blocks.block_size(kind) == 0:

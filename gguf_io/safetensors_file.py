@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 from hotcold.errors import FileError
 from hotcold.gguf_io.errors import CUT, TruncatedError
 from hotcold.gguf_io.json_object import parse_json_object
-from hotcold.gguf_io.source_tensor import STORED_TYPES, SourceTensor
+from hotcold.gguf_io.source_tensor import BYTES, STORED_TYPES, SourceTensor
 
 MAX_HEADER_BYTES = 100_000_000
+ELEMENTS = {**STORED_TYPES, BYTES: np.dtype("u1")}
+"""Element types that are read; whose bytes may be what is the layout's matter."""
 
 
 def open_safetensors(path: Path) -> dict[str, SourceTensor]:
@@ -26,7 +28,7 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
 
     Raises:
         TruncatedError: the file ends within its header or its last tensor.
-        FileError: no readable file, a damaged header, an element type other than F32, F16, BF16,
+        FileError: no readable file, a damaged header, an element type other than F32, F16, BF16, U8,
             or ranges that overlap, leave holes or end before the file does.
     """
     header, data_start, size = _read_header(path)
@@ -38,7 +40,7 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
         if begin != end:
             raise _damaged(path, f"{name} starts at byte {begin}", f"the tensor before it ends at {end}")
         end = finish
-        tensors[name] = SourceTensor(name, shape, dtype, _reader(path, data_start + begin, shape, dtype))
+        tensors[name] = _tensor(path, name, data_start + begin, shape, dtype)
     if data_start + end > size:
         raise _cut(path, f"{size} bytes", f"its header describes {data_start + end}")
     if data_start + end < size:
@@ -77,12 +79,12 @@ def _checked_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], 
     dtype, shape, offsets = (fields.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not (_are_sizes(shape) and _are_sizes(offsets) and len(offsets) == 2):
         raise _damaged(path, f"entry of {name}", "needs a shape and two data_offsets, none of them negative")
-    if not isinstance(dtype, str) or dtype not in STORED_TYPES:
+    if not isinstance(dtype, str) or dtype not in ELEMENTS:
         raise FileError(
             f"{path}: {name}", f"element type {dtype}", "F32, F16 or BF16", "convert the original weights"
         )
     begin, end = offsets
-    n_bytes = math.prod(shape) * STORED_TYPES[dtype].itemsize
+    n_bytes = math.prod(shape) * ELEMENTS[dtype].itemsize
     if end - begin != n_bytes:
         raise _damaged(path, f"{name} has {end - begin} bytes", f"shape {shape} of {dtype} takes {n_bytes}")
     return tuple(shape), dtype, begin, end
@@ -92,19 +94,23 @@ def _are_sizes(value: Any) -> TypeGuard[list[int]]:
     return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
 
 
-def _reader(path: Path, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
-    def read() -> NDArray[Any]:
+def _tensor(path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: str) -> SourceTensor:
+    def read(begin: int, shape: tuple[int, ...]) -> NDArray[Any]:
         count = math.prod(shape)
         try:
-            numbers = np.fromfile(path, STORED_TYPES[dtype], count, offset=offset)
+            numbers = np.fromfile(path, ELEMENTS[dtype], count, offset=begin)
         except OSError as error:
             raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
         if numbers.size != count:
             bound = f"{count} were there when it was opened"
-            raise _cut(path, f"{numbers.size} numbers from byte {offset}", bound)
+            raise _cut(path, f"{numbers.size} numbers from byte {begin}", bound)
         return numbers.reshape(shape)
 
-    return read
+    def read_entries(first: int, last: int) -> NDArray[Any]:
+        n_bytes = math.prod(shape[1:]) * ELEMENTS[dtype].itemsize
+        return read(offset + first * n_bytes, (last - first, *shape[1:]))
+
+    return SourceTensor(name, shape, dtype, lambda: read(offset, shape), read_entries)
 
 
 def _cut(path: Path, value: str, bound: str) -> TruncatedError:

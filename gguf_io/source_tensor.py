@@ -15,6 +15,8 @@ STORED_TYPES: dict[str, np.dtype[Any]] = {
     "F16": np.dtype("<f2"),
     "BF16": np.dtype("<u2"),
 }
+BYTES = "U8"
+"""Of MXFP4's blocks and scales, which are no numbers yet."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,19 @@ class SourceTensor:
         shape: NumPy order, row length last.
         dtype: "F32", "F16" or "BF16".
         read: reads the whole tensor, shape `shape`, in `STORED_TYPES[dtype]` (BF16 as its 16 bits).
+        read_entries: reads entries first to last - 1 of its first dimension; None where the file can be read in one
+            piece alone.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[], NDArray[Any]]
+    read_entries: Callable[[int, int], NDArray[Any]] | None = None
+
+    def entries(self, first: int, last: int) -> NDArray[Any]:
+        """Entries first to last - 1 of the first dimension."""
+        return self.read()[first:last] if self.read_entries is None else self.read_entries(first, last)
 
 
 def as_float32(stored: NDArray[Any], dtype: str) -> NDArray[np.float32]:

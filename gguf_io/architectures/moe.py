@@ -127,7 +127,7 @@ _GPT_OSS = in_layer(
     (
         weight("attn_norm", "input_layernorm", "n_embd"),
         *attention("same", "same", "qkvo", optional=False),
-        weight("attn_sinks", "self_attn.sinks", "n_head"),
+        TensorRule("attn_sinks", "attn_sinks.weight", "self_attn.sinks", ("n_head",)),
         weight("post_attention_norm", "post_attention_layernorm", "n_embd"),
         *with_bias("ffn_gate_inp", "mlp.router", "n_expert", "n_embd"),
         *expert_matrices("mlp.experts", "gate_proj", "up_proj", "down_proj"),

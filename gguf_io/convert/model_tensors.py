@@ -23,6 +23,7 @@ from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.convert.tensor_plan import no_down, output_shape, output_tensor, stacked_tensor
 from hotcold.gguf_io.huggingface.model import HFModel
+from hotcold.gguf_io.huggingface.stacked import GPT_OSS, name_in_directory, taken_apart
 from hotcold.gguf_io.huggingface.weights import open_weights, own_weights
 from hotcold.gguf_io.outtypes import Recipe, check_rows, output_type, recipe_of
 from hotcold.gguf_io.source_tensor import SourceTensor
@@ -42,7 +43,9 @@ def plan_tensors(
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
         SettingError: a sparse layout of a model that has no FFN to lay out.
     """
-    weights = own_weights(open_weights(model_dir, model.architecture.prefix), model.renamed, model.beside)
+    files = open_weights(model_dir, model.architecture.prefix, mxfp4=model.stacks == GPT_OSS)
+    own = own_weights(files, model.renamed, model.beside)
+    weights = taken_apart(own, model.stacks, model.sizes.get("n_expert", 0))
     tied = model.architecture.rule("output").source not in weights if model.tied is None else model.tied
     rules = list(_rules(model, tied, options.sparse_layout))
     if options.sparse_layout and not any(rule.role in ("ffn_down_t", "ffn_down_exps_t") for rule in rules):
@@ -121,7 +124,8 @@ def _check_weights(
     """Every tensor is there, none is left over, and each has the shape that config.json says."""
     shapes = {source: rule.source_shape for rule in rules for source in _sources(rule, model)}
     needed = set(shapes)
-    if missing := [source for source in shapes if source not in weights]:
+    absent = (name_in_directory(source, model.stacks) for source in shapes if source not in weights)
+    if missing := list(dict.fromkeys(absent)):
         raise FileError(
             f"weights of {model_dir}", _listed("no", missing), "config.json needs them", "fetch them again"
         )
@@ -137,9 +141,8 @@ def _check_weights(
         shape = tuple(sizes[symbol] for symbol in symbols)
         if weights[source].shape != shape:
             found = f"shape {list(weights[source].shape)}"
-            raise FileError(
-                f"{model_dir}: {source}", found, f"config.json says {list(shape)}", "fetch both again"
-            )
+            what = f"{model_dir}: {name_in_directory(source, model.stacks)}"
+            raise FileError(what, found, f"config.json says {list(shape)}", "fetch both again")
 
 
 def _listed(word: str, names: list[str]) -> str:

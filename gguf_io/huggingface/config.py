@@ -7,10 +7,11 @@ from pathlib import Path
 from hotcold.gguf_io.huggingface.falcon import read_falcon
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.gemma3 import read_gemma3, read_gemma3_with_images
-from hotcold.gguf_io.huggingface.granite import read_granite
+from hotcold.gguf_io.huggingface.granite import read_granite, read_granite_moe
 from hotcold.gguf_io.huggingface.llama import read_bamboo, read_llama, read_mistral
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.moe import (
+    read_gpt_oss,
     read_mixtral,
     read_olmoe,
     read_qwen2_moe,
@@ -45,6 +46,9 @@ LAYOUTS = {
     "qwen3": HFLayout("Qwen3ForCausalLM", read_qwen3),
     "phi3": HFLayout("Phi3ForCausalLM", read_phi3),
     "granite": HFLayout("GraniteForCausalLM", read_granite),
+    "granitemoe": HFLayout("GraniteMoeForCausalLM", read_granite_moe),
+    "granitemoeshared": HFLayout("GraniteMoeSharedForCausalLM", read_granite_moe),
+    "gpt_oss": HFLayout("GptOssForCausalLM", read_gpt_oss),
     "gemma3_text": HFLayout("Gemma3ForCausalLM", read_gemma3),
     "gemma3": HFLayout("Gemma3ForConditionalGeneration", read_gemma3_with_images),
     "mixtral": HFLayout("MixtralForCausalLM", read_mixtral),

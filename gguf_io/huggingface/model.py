@@ -25,6 +25,7 @@ class HFModel:
         keys: further metadata, without the architecture: whole numbers, floats, or truth values.
         expert_sizes: sizes of a mixture of experts that shapes name; none without.
         renamed: what names of tensors begin with, and what they begin with in the architecture's table.
+        stacks: how experts are stacked in the directory, see `stacked.taken_apart`; "" where they are not.
         beside: what names of tensors begin with that are another model's, such as one of images.
         warnings: one line each.
         powerinfer_warnings: those for a file with predictors.
@@ -50,6 +51,7 @@ class HFModel:
     expert_sizes: Mapping[str, int] = field(default_factory=dict)
     renamed: tuple[tuple[str, str], ...] = ()
     beside: tuple[str, ...] = ()
+    stacks: str = ""
     warnings: tuple[str, ...] = ()
     powerinfer_warnings: tuple[str, ...] = ()
 

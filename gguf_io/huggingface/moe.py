@@ -1,18 +1,20 @@
-"""Mixtures of experts in Hugging Face's layout: Mixtral, Qwen's, OLMoE, SmallThinker."""
+"""Mixtures of experts in Hugging Face's layout: Mixtral, Qwen's, OLMoE, SmallThinker, gpt-oss."""
 
 from dataclasses import replace
 
 from hotcold.gguf_io.architectures.llama import LLAMA
-from hotcold.gguf_io.architectures.moe import OLMOE, QWEN2MOE, QWEN3MOE, SMALLTHINKER
+from hotcold.gguf_io.architectures.moe import GPT_OSS, OLMOE, QWEN2MOE, QWEN3MOE, SMALLTHINKER
 from hotcold.gguf_io.architectures.table import MAX_EXPERTS
 from hotcold.gguf_io.huggingface.fields import Fields
 from hotcold.gguf_io.huggingface.llama import read_gated, without_window
 from hotcold.gguf_io.huggingface.model import HFModel
+from hotcold.gguf_io.huggingface.stacked import GPT_OSS as STACKED
 
 SOFTMAX, SIGMOID = 1, 2  # GGUF's expert_gating_func
+SWIGLU_LIMIT = 7.0  # of gpt-oss's gate and up, for which GGUF has no key
 
 
-def _with_experts(fields: Fields, model: HFModel, n_expert: str, n_used: str, n_ff: str) -> HFModel:
+def with_experts(fields: Fields, model: HFModel, n_expert: str, n_used: str, n_ff: str) -> HFModel:
     """The model with its experts, by the names of their numbers."""
     count = fields.size(n_expert, largest=MAX_EXPERTS)
     used = fields.size(n_used, largest=count)
@@ -26,7 +28,7 @@ def read_mixtral(fields: Fields, sparse: bool) -> HFModel:
     """A Mixtral."""
     fields.only("attention_bias", False, "projections with a bias are not supported")
     model = without_window(fields, read_gated(fields, LLAMA))
-    model = _with_experts(fields, model, "num_local_experts", "num_experts_per_tok", "intermediate_size")
+    model = with_experts(fields, model, "num_local_experts", "num_experts_per_tok", "intermediate_size")
     return replace(model, keys={k: v for k, v in model.keys.items() if k != "expert_feed_forward_length"})
 
 
@@ -48,7 +50,7 @@ def read_qwen3_moe(fields: Fields, sparse: bool) -> HFModel:
             "norm_topk_prob", "true: qwen3moe's weights of experts add up to 1", "use another model"
         )
     model = read_gated(fields, QWEN3MOE)
-    return _with_experts(fields, model, "num_experts", "num_experts_per_tok", "moe_intermediate_size")
+    return with_experts(fields, model, "num_experts", "num_experts_per_tok", "moe_intermediate_size")
 
 
 def read_qwen2_moe(fields: Fields, sparse: bool) -> HFModel:
@@ -57,7 +59,7 @@ def read_qwen2_moe(fields: Fields, sparse: bool) -> HFModel:
     _every_layer_alike(fields)
     fields.only("norm_topk_prob", False, "qwen2moe's weights of experts are as they are")
     model = read_gated(fields, QWEN2MOE)
-    model = _with_experts(fields, model, "num_experts", "num_experts_per_tok", "moe_intermediate_size")
+    model = with_experts(fields, model, "num_experts", "num_experts_per_tok", "moe_intermediate_size")
     shared = fields.size("shared_expert_intermediate_size")
     keys = {**model.keys, "expert_shared_feed_forward_length": shared}
     return replace(model, keys=keys, expert_sizes={**model.expert_sizes, "n_ff_shexp": shared})
@@ -70,7 +72,7 @@ def read_olmoe(fields: Fields, sparse: bool) -> HFModel:
     if fields.values.get("clip_qkv") is not None:
         raise fields.wrong("clip_qkv", "none: queries and keys are not cut off", "use another model")
     model = read_gated(fields, OLMOE)
-    return _with_experts(fields, model, "num_experts", "num_experts_per_tok", "intermediate_size")
+    return with_experts(fields, model, "num_experts", "num_experts_per_tok", "intermediate_size")
 
 
 def read_smallthinker(fields: Fields, sparse: bool) -> HFModel:
@@ -81,7 +83,7 @@ def read_smallthinker(fields: Fields, sparse: bool) -> HFModel:
         "hidden_act": "relu",
     }
     fields = Fields(fields.path, values)
-    model = _with_experts(fields, read_gated(fields, SMALLTHINKER), *names)
+    model = with_experts(fields, read_gated(fields, SMALLTHINKER), *names)
     keys = {**model.keys, "expert_gating_func": _gating(fields)}
     if any(_layout(fields, "sliding_window_layout", model.n_layer)):
         keys["attention.sliding_window"] = fields.size("sliding_window_size")
@@ -111,3 +113,25 @@ def _check_layouts(fields: Fields, n_layer: int, has_windows: bool) -> None:
     rotating = wanted if has_windows and n_layer != 4 else [1] * n_layer
     if fields.values.get("rope_layout") is not None and _layout(fields, "rope_layout", n_layer) != rotating:
         raise fields.wrong("rope_layout", f"{rotating[:8]} and so on", "use another model")
+
+
+def read_gpt_oss(fields: Fields, sparse: bool) -> HFModel:
+    """A gpt-oss, whose experts are published as MXFP4."""
+    if not fields.flag("attention_bias", True):
+        raise fields.wrong("attention_bias", "true: gpt-oss's projections have biases", "use another model")
+    if fields.positive("swiglu_limit", SWIGLU_LIMIT) != SWIGLU_LIMIT:
+        raise fields.wrong("swiglu_limit", f"{SWIGLU_LIMIT:g}", "use another model")
+    scaling = fields.values.get("rope_scaling")
+    if isinstance(scaling, dict) and scaling.get("truncate") is False:
+        # llama.cpp rounds the ends of YaRN's ramp in every gpt-oss, and GGUF has no key that says otherwise
+        fields = Fields(fields.path, fields.values | {"rope_scaling": {**scaling, "truncate": True}})
+    model = replace(read_gated(fields, GPT_OSS, "silu"), ffn_activation="swiglu_oai", stacks=STACKED)
+    used = fields.named("num_experts_per_tok", "experts_per_token")
+    model = with_experts(fields, model, "num_local_experts", used, "intermediate_size")
+    kinds = fields.values.get("layer_types")
+    wanted = ["full_attention" if i % 2 else "sliding_attention" for i in range(model.n_layer)]
+    if kinds is not None and kinds != wanted:
+        raise fields.wrong(
+            "layer_types", "sliding_attention and full_attention in turns", "use another model"
+        )
+    return replace(model, keys={**model.keys, "attention.sliding_window": fields.size("sliding_window")})

@@ -19,6 +19,7 @@ SAFE, TORCH = "model.safetensors", "pytorch_model.bin"
 HEAD = "lm_head."
 
 
+MXFP4_NAMES = ("_proj_blocks", "_proj_scales")
 PARTS = re.compile(r"(model|pytorch_model)-(\d{5})-of-(\d{5})\.(safetensors|bin)")
 
 
@@ -58,10 +59,11 @@ def _parts(model_dir: Path) -> tuple[Path, ...]:
     return tuple(model_dir / f"{stem}-{i:05}-of-{n_parts}.{ending}" for i in range(1, int(n_parts) + 1))
 
 
-def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
+def open_weights(model_dir: Path, prefix: str, mxfp4: bool = False) -> dict[str, SourceTensor]:
     """Every tensor of `model_dir` by name; headers are read and checked, numbers are not.
 
-    `prefix` begins all names but the head's; a checkpoint of the model without its head leaves it out.
+    `prefix` begins all names but the head's; a checkpoint of the model without its head leaves it out. `mxfp4`: the
+    layout knows blocks of MXFP4, as gpt-oss's experts are published.
 
     Raises:
         FileError: a file is missing or damaged, a name occurs in two of them, or the index names a
@@ -71,7 +73,8 @@ def open_weights(model_dir: Path, prefix: str) -> dict[str, SourceTensor]:
     homes: dict[str, Path] = {}
     files = weight_files(model_dir)
     types = [element_types(path) for path in files if path.suffix == ".safetensors"]
-    refuse_quantised(model_dir, dict(ChainMap(*types)))
+    named = dict(ChainMap(*types))
+    refuse_quantised(model_dir, {n: t for n, t in named.items() if not (mxfp4 and n.endswith(MXFP4_NAMES))})
     for path in files:
         for name, tensor in _open(path).items():
             if name in found:

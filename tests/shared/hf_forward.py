@@ -253,6 +253,74 @@ class _Granite(_Llama):
         return super().run(ids)
 
 
+class _GraniteMoe(_Granite):
+    def __init__(self, model: HFDirectory, *rest: Any) -> None:
+        super().__init__(model, *rest)
+        for name in self.w:
+            if name.endswith("output_linear.weight"):
+                self.w[name] = self.w[name] * self.c["residual_multiplier"]
+
+    def ffn(self, n: F64, x: F64, before: F64, i: int) -> F64:
+        layer = f"model.layers.{i}."
+        where, out = f"{layer}block_sparse_moe.", np.zeros_like(n)
+        first, second = (self.w[f"{where}{name}_linear.weight"] for name in ("input", "output"))
+        for t, logits in enumerate(self.linear(n, f"{where}router.layer")):
+            chosen = np.argsort(-logits, kind="stable")[: self.c["num_experts_per_tok"]]
+            weights = np.exp(logits[chosen] - logits[chosen].max())
+            for e, weight in zip(chosen, weights / weights.sum(), strict=True):
+                out[t] += weight * self.halves(first[e] @ n[t]) @ second[e].T
+        if self.c.get("shared_intermediate_size"):
+            shared = self.halves(self.linear(n, f"{layer}shared_mlp.input_linear"))
+            out += self.linear(shared, f"{layer}shared_mlp.output_linear")
+        return out
+
+    def halves(self, x: F64) -> F64:
+        gate, up = np.split(x, 2, axis=-1)
+        h: F64 = self.activation(gate, "silu") * up
+        return h
+
+
+class _GptOss(_Llama):
+    def attend(self, q: F64, k: F64, v: F64, window: int = 1 << 30) -> F64:
+        """Every second layer has a window; a head's sink is one more score, of nothing."""
+        i = self.layer
+        self.layer += 1
+        window = window if i % 2 else self.c["sliding_window"]
+        n, group, out = len(q), q.shape[1] // k.shape[1], np.zeros_like(q)
+        for head, t in np.ndindex(q.shape[1], n):
+            seen = slice(max(0, t + 1 - window), t + 1)
+            scores = np.append(k[seen, head // group] @ q[t, head] / math.sqrt(self.head_dim), 0)
+            scores[-1] = self.w[f"model.layers.{i}.self_attn.sinks"][head]
+            weights = np.exp(scores - scores.max())
+            out[t, head] = (weights / weights.sum())[:-1] @ v[seen, head // group]
+        return out.reshape(n, -1)
+
+    def run(self, ids: NDArray[np.int32]) -> F64:
+        self.layer = 0
+        return super().run(ids)
+
+    def matrix(self, name: str, e: int) -> F64:
+        """An expert's, out of pairs of codes and their scales."""
+        table = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6])
+        blocks, scales = (self.w[f"{name}_{kind}"][e].astype(int) for kind in ("blocks", "scales"))
+        rows = np.stack([table[blocks % 16], table[blocks // 16]], -1).reshape(*scales.shape, 32)
+        numbers: F64 = (rows * 2.0 ** (scales[..., None] - 127)).reshape(len(rows), -1)
+        return numbers
+
+    def ffn(self, n: F64, x: F64, before: F64, i: int) -> F64:
+        where, out = f"model.layers.{i}.mlp.", np.zeros_like(n)
+        first, second = f"{where}experts.gate_up_proj", f"{where}experts.down_proj"
+        for t, logits in enumerate(self.linear(n, f"{where}router")):
+            chosen = np.argsort(-logits, kind="stable")[: self.c["num_experts_per_tok"]]
+            weights = np.exp(logits[chosen] - logits[chosen].max())
+            for e, weight in zip(chosen, weights / weights.sum(), strict=True):
+                both = self.matrix(first, e) @ n[t] + self.w[f"{first}_bias"][e]
+                gate, up = np.minimum(both[::2], 7), np.clip(both[1::2], -7, 7)
+                h = (up + 1) * gate / (1 + np.exp(-1.702 * gate))
+                out[t] += weight * (self.matrix(second, e) @ h + self.w[f"{second}_bias"][e])
+        return out
+
+
 class _Gemma3(_Llama):
     def run(self, ids: NDArray[np.int32]) -> F64:
         x = self.w["model.embed_tokens.weight"][ids] * math.sqrt(self.c["hidden_size"])
@@ -326,6 +394,9 @@ _KINDS: dict[str, type[_Model]] = {
     "qwen3": _Qwen3,
     "phi3": _Phi3,
     "granite": _Granite,
+    "granitemoe": _GraniteMoe,
+    "granitemoeshared": _GraniteMoe,
+    "gpt_oss": _GptOss,
     "gemma3_text": _Gemma3,
     "mixtral": _Experts,
     "qwen2_moe": _Experts,

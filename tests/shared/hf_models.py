@@ -120,6 +120,34 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "moe_num_active_primary_experts": 2,
         "moe_ffn_hidden_size": 32,
     },
+    "granite_moe": LLAMA
+    | {
+        "model_type": "granitemoeshared",
+        "architectures": ["GraniteMoeSharedForCausalLM"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "intermediate_size": 32,
+        "shared_intermediate_size": 64,
+        "embedding_multiplier": 6.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.12,
+        "logits_scaling": 4.0,
+    },
+    "gpt_oss": LLAMA
+    | {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "num_hidden_layers": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+        "head_dim": 32,
+        "attention_bias": True,
+        "sliding_window": 4,
+        "rope_theta": 150000.0,
+        "rope_scaling": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 16},
+        "swiglu_limit": 7.0,
+        "quantization_config": {"quant_method": "mxfp4"},
+    },
     "opt": {
         "model_type": "opt",
         "architectures": ["OPTForCausalLM"],
@@ -145,6 +173,7 @@ EXPERTS = {
     "smallthinker": ("block_sparse_moe", "primary_router", ("gate", "up", "down")),
 }
 """Of a mixture of experts, where they are in a layer, the router's name, and their matrices' names."""
+STACKED = ("granitemoe", "granitemoeshared", "gpt_oss")
 
 
 def expert_sizes(c: dict[str, Any]) -> tuple[int, int, int]:
@@ -159,6 +188,9 @@ def expert_sizes(c: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def _expert_shapes(c: dict[str, Any], layer: str) -> Shapes:
+    if c["model_type"] in STACKED:
+        yield from _stacked_shapes(c, layer)
+        return
     e, (n_expert, _, f) = c["hidden_size"], expert_sizes(c)
     where, router, (gate, up, down) = EXPERTS[c["model_type"]]
     yield f"{layer}{where}.{router}.weight", (n_expert, e)
@@ -170,6 +202,26 @@ def _expert_shapes(c: dict[str, Any], layer: str) -> Shapes:
         yield f"{layer}mlp.shared_expert.gate_proj.weight", (shared, e)
         yield f"{layer}mlp.shared_expert.up_proj.weight", (shared, e)
         yield f"{layer}mlp.shared_expert.down_proj.weight", (e, shared)
+
+
+def _stacked_shapes(c: dict[str, Any], layer: str) -> Shapes:
+    """Experts that are one tensor a layer: of Granite, and of gpt-oss, whose numbers are those of MXFP4 blocks."""
+    e, (n_expert, _, f) = c["hidden_size"], expert_sizes(c)
+    if c["model_type"] == "gpt_oss":
+        yield f"{layer}self_attn.sinks", (c["num_attention_heads"],)
+        yield f"{layer}mlp.router.weight", (n_expert, e)
+        yield f"{layer}mlp.router.bias", (n_expert,)
+        for name, rows, n in (("gate_up_proj", 2 * f, e), ("down_proj", e, f)):
+            yield f"{layer}mlp.experts.{name}_blocks", (n_expert, rows, n // 32, 16)
+            yield f"{layer}mlp.experts.{name}_scales", (n_expert, rows, n // 32)
+            yield f"{layer}mlp.experts.{name}_bias", (n_expert, rows)
+        return
+    yield f"{layer}block_sparse_moe.router.layer.weight", (n_expert, e)
+    yield f"{layer}block_sparse_moe.input_linear.weight", (n_expert, 2 * f, e)
+    yield f"{layer}block_sparse_moe.output_linear.weight", (n_expert, e, f)
+    if shared := c.get("shared_intermediate_size"):
+        yield f"{layer}shared_mlp.input_linear.weight", (2 * shared, e)
+        yield f"{layer}shared_mlp.output_linear.weight", (e, shared)
 
 
 def _norms_of_heads(c: dict[str, Any], q: int, kv: int, head_dim: int) -> list[tuple[str, int]]:
@@ -209,7 +261,7 @@ def _llama_shapes(c: dict[str, Any]) -> Shapes:
             yield f"{layer}self_attn.{letter}_proj.weight", (n, q if letter == "o" else e)
             if letter in biased:
                 yield f"{layer}self_attn.{letter}_proj.bias", (n,)
-        if c["model_type"] in EXPERTS:
+        if c["model_type"] in (*EXPERTS, *STACKED):
             yield from _expert_shapes(c, layer)
             continue
         yield f"{layer}mlp.gate_proj.weight", (f, e)
@@ -272,9 +324,13 @@ SHAPES = {"falcon": _falcon_shapes, "opt": _opt_shapes}  # all others are like l
 
 def _numbers(name: str, shape: tuple[int, ...], random: np.random.Generator) -> NDArray[np.float64]:
     """Numbers of about the sizes that a trained model has."""
+    if name.endswith("_blocks"):
+        return random.integers(0, 256, shape).astype(np.float64)
+    if name.endswith("_scales"):
+        return random.integers(122, 125, shape).astype(np.float64)
     numbers = random.standard_normal(shape)
-    if len(shape) == 2:
-        return numbers if "embed" in name else numbers / math.sqrt(shape[1])
+    if len(shape) >= 2 and not name.endswith("_bias"):
+        return numbers if "embed" in name else numbers / math.sqrt(shape[-1])
     return 0.1 * numbers if name.endswith("bias") else 1 + 0.1 * numbers
 
 
@@ -294,7 +350,7 @@ def as_float(stored: NDArray[Any]) -> NDArray[np.float32]:
 
 def save_safetensors(path: Path, tensors: Mapping[str, NDArray[Any]]) -> None:
     """Writes `tensors` as safetensors (uint16 arrays are BF16, which the library's NumPy side lacks)."""
-    names = {"<f4": "F32", "<f2": "F16", "<u2": "BF16"}
+    names = {"<f4": "F32", "<f2": "F16", "<u2": "BF16", "|u1": "U8"}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, array in tensors.items():
@@ -356,7 +412,12 @@ def make(folder: Path, kind: str, dtype: str = "float16", n_pieces: int = 40, **
     config = CONFIGS[kind] | changes
     random = np.random.default_rng(1)
     shapes = SHAPES.get(config["model_type"], _llama_shapes)(config)
-    weights = {name: rounded(_numbers(name, shape, random), dtype) for name, shape in shapes}
+    weights = {
+        name: _numbers(name, shape, random).astype(np.uint8)
+        if name.endswith(("_blocks", "_scales"))
+        else rounded(_numbers(name, shape, random), dtype)
+        for name, shape in shapes
+    }
     folder.mkdir(parents=True, exist_ok=True)
     directory = HFDirectory(folder, config, weights)
     directory.save(weights)
