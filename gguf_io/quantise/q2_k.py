@@ -10,7 +10,7 @@ from hotcold.gguf_io.quantise.affine import Search, affine_scale, divide_above
 from hotcold.gguf_io.quantise.halves import put_half
 from hotcold.gguf_io.quantise.jit import kernel
 from hotcold.gguf_io.quantise.search import (
-    ZERO,
+    by_the_largest,
     floats,
     importance_weights,
     ordered_sum,
@@ -55,19 +55,7 @@ def plain_groups(
         part = slice(j * GROUP, (j + 1) * GROUP)
         weights[:] = np.abs(x[part])
         scales[j], below[j] = affine_scale(x[part], weights, PLAIN, True, levels[part], trial)
-    return put_half(block, D, by_the_largest(scales)), put_half(block, M, by_the_largest(below))
-
-
-@kernel
-def by_the_largest(x: np.ndarray) -> np.float32:
-    """Rounds x in place to whole 15ths of its largest number; returns one 15th."""
-    most = ZERO
-    for number in x:
-        most = max(most, number)
-    factor = SCALE_TOP / most if most > 0 else ZERO
-    for j in range(len(x)):
-        x[j] = np.rint(factor * x[j])
-    return most / SCALE_TOP
+    return put_half(block, D, by_the_largest(scales, SCALE_TOP)), put_half(block, M, by_the_largest(below, SCALE_TOP))
 
 
 @kernel

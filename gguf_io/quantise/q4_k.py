@@ -10,7 +10,7 @@ from hotcold.gguf_io.quantise.affine import Search, affine_scale, divide_above
 from hotcold.gguf_io.quantise.halves import put_half
 from hotcold.gguf_io.quantise.jit import kernel
 from hotcold.gguf_io.quantise.search import (
-    ZERO,
+    by_the_largest,
     floats,
     importance_weights,
     ordered_sum,
@@ -79,20 +79,17 @@ def plain_groups(
         scales[j], below[j] = affine_scale(
             group, weights, plain, False, levels[j * GROUP : (j + 1) * GROUP], trial
         )
-    d = put_half(block, 0, by_the_largest(scales))
-    return d, put_half(block, 2, by_the_largest(below))
+    d = put_half(block, 0, bytes_by_the_largest(scales))
+    return d, put_half(block, 2, bytes_by_the_largest(below))
 
 
 @kernel
-def by_the_largest(x: np.ndarray) -> np.float32:
-    """Rounds x in place to whole 63rds of its largest number; returns one 63rd."""
-    most = ZERO
-    for number in x:
-        most = max(most, number)
-    factor = SCALE_TOP / most if most > 0 else ZERO
+def bytes_by_the_largest(x: np.ndarray) -> np.float32:
+    """Whole 63rds as `by_the_largest` makes them, kept in bytes, as ggml does."""
+    unit = by_the_largest(x, SCALE_TOP)
     for j in range(len(x)):
-        x[j] = min(np.float32(np.int64(np.rint(factor * x[j])) & 255), SCALE_TOP)
-    return most / SCALE_TOP
+        x[j] = min(np.float32(np.int64(x[j]) & 255), SCALE_TOP)
+    return unit
 
 
 @kernel

@@ -42,6 +42,18 @@ def largest(x: np.ndarray) -> np.float32:
 
 
 @kernel
+def by_the_largest(x: np.ndarray, top: np.float32) -> np.float32:
+    """Rounds x in place to whole parts of which its largest number has `top`; returns one part."""
+    most = ZERO
+    for number in x:
+        most = max(most, number)
+    factor = top / most if most > 0 else ZERO
+    for j in range(len(x)):
+        x[j] = np.rint(factor * x[j])
+    return most / top
+
+
+@kernel
 def squares(x: np.ndarray, weights: np.ndarray) -> None:
     """weights = x^2: how a group's errors are weighed without an importance matrix."""
     for i in range(len(x)):
