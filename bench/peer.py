@@ -20,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +45,7 @@ CHUNK = 512  # tokens of a prompt that run together at a depth
 REST = 0.03  # seconds before each turn: OpenMP's threads keep their cores for 10 ms after llama.cpp's token
 
 
-def load_peer(path: Path, n_threads: int, n_ctx: int = N_CTX, n_batch: int = PROMPT) -> Any:
+def load_peer(path: Path, n_threads: int, n_ctx: int, n_batch: int) -> Any:
     """llama.cpp's model of this file; with flash attention, which is its faster way."""
     try:
         import llama_cpp
@@ -88,28 +90,61 @@ def alternate(
     return float(np.median(times[0])), float(np.median(times[1]))
 
 
-def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path | None) -> None:
-    """Prompt and decode of one file; of the sparse file, decode beside the dense file's peer."""
-    peer = load_peer(path, n_threads)
+@dataclass(frozen=True)
+class Both:
+    """One file open in both programs.
+
+    Attributes:
+        ids: random tokens of its vocabulary, as many as run together at most.
+        logits: room for one token's.
+    """
+
+    ours: Executor
+    peer: Any
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+
+    def times(self, first: int, last: int, seconds: float) -> tuple[float, float]:
+        """Seconds that tokens first to last - 1 take together at their positions, here and there."""
+        some = self.ids[first:last]
+        return alternate(
+            lambda _: self.ours.run(some, first, self.logits),
+            lambda _: peer_run(self.peer, some, first),
+            seconds,
+        )
+
+
+@contextmanager
+def both(path: Path, n_threads: int, n_ctx: int, n_batch: int) -> Iterator[Both]:
+    """Open a file in both programs."""
+    peer = load_peer(path, n_threads, n_ctx, n_batch)
     with (
         open_gguf(path) as file,
-        Executor(plan_for_cpu(load_model(file), Wanted("off", N_CTX, PROMPT)), file, n_threads) as executor,
+        Executor(plan_for_cpu(load_model(file), Wanted("off", n_ctx, n_batch)), file, n_threads) as executor,
     ):
         n_vocab = executor.model.n_vocab
-        ids = np.random.default_rng(0).integers(3, n_vocab, PROMPT).astype(np.int32)
-        logits = np.zeros((1, n_vocab), np.float32)
+        ids = np.random.default_rng(0).integers(3, n_vocab, max(n_batch, n_ctx)).astype(np.int32)
+        yield Both(executor, peer, ids, np.zeros((1, n_vocab), np.float32))
+
+
+def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path | None) -> None:
+    """Prompt and decode of one file; of the sparse file, decode beside the dense file's peer."""
+    with both(path, n_threads, N_CTX, PROMPT) as opened:
+        peer, ids, logits = opened.peer, opened.ids, opened.logits
 
         def token(i: int) -> None:
-            executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
+            opened.ours.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
 
-        def prompt(_: int) -> None:
-            executor.run(ids, 0, logits)
+        def peer_token(i: int) -> None:
+            peer_run(peer, ids[i % DEPTH : i % DEPTH + 1], i % DEPTH)
 
-        ours, theirs = alternate(prompt, lambda _: peer_prompt(peer, ids), seconds)
-        report(name, f"prompt of {PROMPT}", PROMPT / ours, PROMPT / theirs)
         ours, theirs = alternate(
-            token, lambda i: peer_run(peer, ids[i % DEPTH : i % DEPTH + 1], i % DEPTH), seconds
+            lambda _: opened.ours.run(ids[:PROMPT], 0, logits),
+            lambda _: peer_prompt(peer, ids[:PROMPT]),
+            seconds,
         )
+        report(name, f"prompt of {PROMPT}", PROMPT / ours, PROMPT / theirs)
+        ours, theirs = alternate(token, peer_token, seconds)
         report(name, "decode", 1 / ours, 1 / theirs)
     if sparse is None:
         return
@@ -120,35 +155,19 @@ def compare(path: Path, name: str, n_threads: int, seconds: float, sparse: Path 
             def sparse_token(i: int) -> None:
                 executor.run(ids[i % DEPTH : i % DEPTH + 1], i % DEPTH, logits)
 
-            ours, theirs = alternate(
-                sparse_token, lambda i: peer_run(peer, ids[i % DEPTH : i % DEPTH + 1], i % DEPTH), seconds
-            )
+            ours, theirs = alternate(sparse_token, peer_token, seconds)
             report(name, "decode, sparse beside dense", 1 / ours, 1 / theirs)
 
 
 def compare_batches(path: Path, name: str, n_threads: int, seconds: float, batches: list[int]) -> None:
     """Some tokens together from the first position on; speeds, and each side's time in times of its first batch's."""
-    peer, most = load_peer(path, n_threads), max(batches)
-    with (
-        open_gguf(path) as file,
-        Executor(plan_for_cpu(load_model(file), Wanted("off", N_CTX, most)), file, n_threads) as executor,
-    ):
-        n_vocab = executor.model.n_vocab
-        ids = np.random.default_rng(0).integers(3, n_vocab, most).astype(np.int32)
-        logits = np.zeros((1, n_vocab), np.float32)
+    with both(path, n_threads, N_CTX, max(batches)) as opened:
         first: tuple[float, float] | None = None
         for n in batches:
-            times = _times_of(executor, peer, ids[:n], logits, seconds)
+            times = opened.times(0, n, seconds)
             first = first or times
             relative = " and ".join(f"{t / t0:.2f}" for t, t0 in zip(times, first, strict=True))
             report(name, f"{n} at once, x {relative}", n / times[0], n / times[1])
-
-
-def _times_of(
-    executor: Executor, peer: Any, ids: NDArray[np.int32], logits: NDArray[np.float32], seconds: float
-) -> tuple[float, float]:
-    """Seconds that some tokens together take here and there."""
-    return alternate(lambda _: executor.run(ids, 0, logits), lambda _: peer_run(peer, ids, 0), seconds)
 
 
 def compare_powerinfer(
@@ -193,33 +212,18 @@ def powerinfer_speed(main: Path, path: Path, n_threads: int) -> float:
 
 def compare_depths(path: Path, name: str, n_threads: int, seconds: float, depths: list[int]) -> None:
     """A chunk that ends at each depth, and a token after it; both fill their caches on the way."""
-    n_ctx = max(depths) + 1
-    peer = load_peer(path, n_threads, n_ctx, CHUNK)
-    with (
-        open_gguf(path) as file,
-        Executor(plan_for_cpu(load_model(file), Wanted("off", n_ctx, CHUNK)), file, n_threads) as executor,
-    ):
-        n_vocab = executor.model.n_vocab
-        ids = np.random.default_rng(0).integers(3, n_vocab, n_ctx).astype(np.int32)
-        logits = np.zeros((1, n_vocab), np.float32)
-
-        def both(first: int, last: int) -> tuple[float, float]:
-            some = ids[first:last]
-            return alternate(
-                lambda _: executor.run(some, first, logits), lambda _: peer_run(peer, some, first), seconds
-            )
-
+    with both(path, n_threads, max(depths) + 1, CHUNK) as opened:
         filled = 0
         for depth in sorted(depths):
             start = max(0, depth - CHUNK)
             for first in range(filled, start, CHUNK):
-                some = ids[first : min(first + CHUNK, start)]
-                executor.run(some, first)
-                peer_run(peer, some, first)
-            ours, theirs = both(start, depth)
+                some = opened.ids[first : min(first + CHUNK, start)]
+                opened.ours.run(some, first)
+                peer_run(opened.peer, some, first)
+            ours, theirs = opened.times(start, depth, seconds)
             n = depth - start
             report(name, f"chunk of {n} up to {depth}", n / ours, n / theirs)
-            ours, theirs = both(depth, depth + 1)
+            ours, theirs = opened.times(depth, depth + 1, seconds)
             report(name, f"decode at {depth}", 1 / ours, 1 / theirs)
             filled = depth
 
