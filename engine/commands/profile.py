@@ -12,8 +12,9 @@ from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
-from hotcold.engine.commands.terminal import write_line
+from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.errors import FileError, SettingError
+from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
@@ -31,6 +32,10 @@ class CountsOptions:
         typer.Option(
             "-o", "--out", metavar="DIR", help="For the counts. [default: activation/ beside the model]"
         ),
+    ] = None
+    into: Annotated[
+        Path | None,
+        typer.Option("--into", metavar="FILE", help="The model once more, with the counts in it."),
     ] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False
     force: Annotated[bool, typer.Option("--force", help="Replace counts that are there.")] = False
@@ -56,6 +61,8 @@ class ProfileCommand(CountsOptions, CorpusOptions):
         from hotcold.engine.profile.kept import check_folder
 
         path = model_path(self.path)
+        if self.into is not None:
+            check_output(self.into, [path], self.force, option="--into")
         texts = read_corpus(self)
         folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
@@ -63,12 +70,16 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             replace(self, path=path), self.quiet, device="cpu", sparsity=self._mode(path)
         ) as engine:
             warn(engine, self.quiet)
-            self._count(engine, texts, folder)
+            counted = self._count(engine, texts, folder)
+        if self.into is not None:
+            self._write(path, self.into, counted)
 
     def _folder(self, path: Path) -> Path:
         """Where a plan finds the counts; the bundled model's folder belongs to the package and stays as it is."""
         if self.out is not None:
             return self.out
+        if self.into is not None:
+            return self.into.with_name(f"{self.into.name}.counts")
         if self.path is None:
             raise SettingError(
                 "--out", "no folder", "the bundled model has its counts", "name a folder with -o DIR"
@@ -86,7 +97,18 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             model = with_activation(load_model(file), file, self.ffn_activation)
             return "exact" if can_be_exact(model) else "off"
 
-    def _count(self, engine: "Engine", texts: "list[Text]", folder: Path) -> None:
+    def _write(self, path: Path, into: Path, counted: "Profile") -> None:
+        from hotcold.engine.profile.kept import whole_numbers
+        from hotcold.gguf_io.convert.copied import with_more
+        from hotcold.gguf_io.convert.model_metadata import counts_metadata
+
+        with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
+            keys = counts_metadata([*whole_numbers(counted)])
+            with_more(path, into, keys, {}, force=self.force, progress=progress)
+        if not self.quiet:
+            note(f"{into} has the counts: plans of it find them by themselves")
+
+    def _count(self, engine: "Engine", texts: "list[Text]", folder: Path) -> "Profile":
         from hotcold.engine.profile import corpus, kept, profile
 
         chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
@@ -104,6 +126,7 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             counted = profile.measure(engine, chunks, begun, advance, keep)
         report = write(folder, counted, of, engine.file.path.name)
         self._show(counted, report, engine.model.ffn_activation, folder)
+        return counted
 
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile

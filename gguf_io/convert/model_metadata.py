@@ -79,6 +79,12 @@ def sparse_metadata(
         metadata[FFN_ACTIVATION] = string(model.ffn_activation)
     if predictors is not None and predictors.threshold is not None:
         metadata[SPARSE_THRESHOLD] = float32(predictors.threshold)
-    for i, layer in enumerate(counts or ()):
-        metadata[ACTIVATION_COUNTS.format(i=i)] = array(layer.tolist(), GGUFValueType.UINT64)
-    return metadata
+    return metadata | counts_metadata(counts or ())
+
+
+def counts_metadata(counts: Counts) -> dict[str, MetadataValue]:
+    """Firing counts as a plan finds them in a file."""
+    names = (ACTIVATION_COUNTS.format(i=i) for i in range(len(counts)))
+    return {
+        name: array(layer.tolist(), GGUFValueType.UINT64) for name, layer in zip(names, counts, strict=True)
+    }

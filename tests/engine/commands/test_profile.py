@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hotcold.engine.profile import profile
 from hotcold.engine.profile.passing import run_chunk
-from hotcold.gguf_io.firing_counts import read_counts
+from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io.firing_counts import counts_in_metadata, read_counts
 
 OPTIONS = ("-c", "32", "-b", "16")
 
@@ -182,3 +183,21 @@ def test_what_cannot_be_counted(
     names = {"TEXT": str(text), "OUT": str(tmp_path / "out")}
     shown = run("profile", *(names.get(argument, argument) for argument in arguments))
     assert (shown.returncode, problem in shown.stderr) == (code, True), shown.stderr
+
+
+def test_counts_go_into_the_model(text: Path, tiny: Path, tmp_path: Path) -> None:
+    """A plan of the new file has the neurons that a plan with the folder has; the tensors are the same bytes."""
+    into, model = tmp_path / "with.gguf", tiny / "tiny-relu-llama.q8_0.gguf"
+    shown = run("profile", "-m", str(model), "-f", str(text), "--into", str(into), *OPTIONS)
+    assert shown.returncode == 0 and "plans of it find them by themselves" in shown.stderr, shown.stderr
+    with open_gguf(into) as file, open_gguf(model) as source:
+        found = counts_in_metadata(file.metadata, 6, 1024)
+        assert found is not None and (np.stack(found) == counted(tmp_path / "with.gguf.counts")).all()
+        assert [*file.tensors] == [*source.tensors]
+        assert all((file.data(name) == source.data(name)).all() for name in source.tensors)
+    dump = run("offload-dump", "-m", str(into), "--vram-budget", "6MiB", "--json")
+    assert "the model's file" in dump.stdout
+    again = run("profile", "-m", str(model), "-f", str(text), "--into", str(into), *OPTIONS)
+    assert again.returncode == 2 and "exists already" in again.stderr
+    onto = run("profile", "-m", str(into), "-f", str(text), "--into", str(into), "--force", *OPTIONS)
+    assert onto.returncode == 2 and "with.gguf" in onto.stderr and into.exists()
