@@ -2,9 +2,11 @@
 
 import bisect
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
+from hotcold.engine.chat.channels import as_thoughts, writes_channels
 from hotcold.engine.chat.prompt import ChatPrompt, folded, system_message
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.chat.thoughts import without_thoughts
@@ -57,7 +59,10 @@ class Chat:
             notify(
                 "the chat template has no system role: the system's text goes in front of the first question"
             )
-        self._settings = GenerationSettings(max_tokens=max_tokens, seed=seed, **generating).checked()
+        settings = GenerationSettings(max_tokens=max_tokens, seed=seed, **generating).checked()
+        self._shows_marks = settings.special
+        self._has_channels = writes_channels(template.source) and not settings.special
+        self._settings = replace(settings, special=True) if self._has_channels else settings
         self.messages: list[Message] = []
         self.last: Generation | None = None
         self._stopped = False
@@ -68,7 +73,8 @@ class Chat:
     def ask(self, text: str) -> Iterator[str]:
         """The answer, piece by piece; question and answer become part of the conversation.
 
-        A mark such as `<think>` that the template has written in front of it comes first.
+        A mark such as `<think>` that the template has written in front of it comes first. Of an answer in channels
+        (gpt-oss's) all but the final one stands between `<think>` and `</think>`.
 
         Raises:
             DoesNotFitError: a question that does not fit the context on its own.
@@ -92,14 +98,15 @@ class Chat:
             self._notify(f"the context of {self._engine.n_ctx} is full, the answer ends here; -c sets more")
 
     def _answer(self, question: Message, generation: Generation, opened: str) -> Iterator[str]:
-        """The text of a generation, which becomes a turn whatever ends it."""
+        """The text of a generation, which becomes a turn whatever ends it; of one in channels the final one."""
         pieces: list[str] = []
         try:
-            for piece in generation:
+            for piece in as_thoughts(generation) if self._has_channels else generation:
                 pieces.append(piece)
                 yield piece
         finally:
-            answer = self._without_marks(generation) if self._settings.special else "".join(pieces)
+            answer = "".join(without_thoughts(pieces) if self._has_channels else pieces)
+            answer = self._without_marks(generation) if self._shows_marks else answer
             self.messages += [question, {"role": "assistant", "content": opened + answer}]
             self._prompt.remember(generation, answer)
 

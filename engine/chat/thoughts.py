@@ -69,6 +69,31 @@ class Parted:
         return [(bool(self._closing), held)] if held else []
 
 
+class Unsure:
+    """Text in pieces goes in; marks, and the text between them, come out, each whole."""
+
+    def __init__(self, marks: Iterable[str]) -> None:
+        """Look for these marks."""
+        self._marks, self._held = tuple(marks), ""
+
+    def feed(self, piece: str) -> Iterator[str]:
+        """What is certain now."""
+        self._held += piece
+        while True:
+            found = [mark for mark in self._marks if mark in self._held]
+            mark = min(found, key=self._held.index, default="")
+            end = self._held.index(mark) if mark else _unsure(self._held, self._marks)
+            text, self._held = self._held[:end], self._held[end + len(mark) :]
+            yield from filter(None, (text, mark))
+            if not mark:
+                return
+
+    def end(self) -> Iterator[str]:
+        """What was held back: no mark can come of it any more."""
+        held, self._held = self._held, ""
+        yield from filter(None, [held])
+
+
 def _unsure(text: str, marks: Iterable[str]) -> int:
     """Where in `text` its end begins that may become one of the marks; its length if none may."""
     ends = [len(text) - n for mark in marks for n in range(1, len(mark)) if text.endswith(mark[:n])]

@@ -126,7 +126,9 @@ def load_with(
         model = with_activation(load_model(file), file, options.ffn_activation)
         check_kv_type(options.kv_type, model)
         threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
-        model = replace(model, sparse_threshold=threshold, sparse_head=options.head_sparsity == "auto" and n_slots == 1)
+        model = replace(
+            model, sparse_threshold=threshold, sparse_head=options.head_sparsity == "auto" and n_slots == 1
+        )
         mode, reason = resolve_sparsity(model, options.sparsity)
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)

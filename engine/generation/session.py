@@ -68,7 +68,10 @@ def restore(engine: Engine, path: Path) -> Held:
             data = file.read(sum(each.nbytes for each in blocks) + 1)
     except OSError as error:
         raise FileError("--session", path, error.strerror or "cannot be read", REMEDY) from error
-    if len(data) != sum(each.nbytes for each in blocks) or hashlib.sha256(data).hexdigest() != header["sha256"]:
+    if (
+        len(data) != sum(each.nbytes for each in blocks)
+        or hashlib.sha256(data).hexdigest() != header["sha256"]
+    ):
         raise FileError("--session", path, "damaged", REMEDY)
     at = 0
     for each in blocks:
@@ -119,4 +122,6 @@ def _check(header: dict[str, Any], engine: Engine, path: Path) -> None:
     n = len(header["ids"])
     if n > engine.n_ctx:
         bound = f"the context holds {engine.n_ctx}"
-        raise DoesNotFitError("--session", f"{path} of {n} tokens", bound, "raise n_ctx, or name another file")
+        raise DoesNotFitError(
+            "--session", f"{path} of {n} tokens", bound, "raise n_ctx, or name another file"
+        )

@@ -220,7 +220,9 @@ class Executor(Closing):
         self._check_run(ids, logits)
         n = ids.size
         if not n == len(n_past) == len(set(slots)) == len(slots) == logits.shape[0] or n < 2:
-            raise SettingError("sequences of one run", n, "2 or more, each with a position and a slot of its own")
+            raise SettingError(
+                "sequences of one run", n, "2 or more, each with a position and a slot of its own"
+            )
         for position, slot, run in zip(n_past, slots, self.host.runs, strict=False):
             self._check_place(position, 1, slot)
             self._written(position, 1, slot)

@@ -15,4 +15,6 @@ def test_clients_are_counted() -> None:
         both = serve.measure(server.port, 2, 0.5, 6)
     assert seen.n_tokens and len(seen.first) >= 1 and len(both.first) >= 2
     assert both.n_tokens <= len(both.first) + len(both.gaps)
-    assert serve.milliseconds([0.001, 0.001]).split() == ["1.0", "1.0"] and serve.milliseconds([]).split() == ["-", "-"]
+    assert serve.milliseconds([0.001, 0.001]).split() == ["1.0", "1.0"] and serve.milliseconds(
+        []
+    ).split() == ["-", "-"]

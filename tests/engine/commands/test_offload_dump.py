@@ -171,7 +171,9 @@ def test_a_sweep_has_a_row_a_budget() -> None:
     assert covered == sorted(covered) and covered[-1] == 1.0
     text = run("--sweep", "0,1KiB,6MiB").stdout
     assert "estimate" in text and max(map(len, text.splitlines())) <= 80
-    assert run("--sweep", "0,1KiB,6MiB", "--vram-budget", "8GiB").stdout == text  # as docs/own-model.md has it
+    assert (
+        run("--sweep", "0,1KiB,6MiB", "--vram-budget", "8GiB").stdout == text
+    )  # as docs/own-model.md has it
 
 
 def test_a_page_is_written_and_nothing_else_is_left(tmp_path: Path) -> None:

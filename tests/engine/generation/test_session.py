@@ -76,9 +76,7 @@ def test_windows_are_restored_as_they_were(data: Path, tmp_path: Path) -> None:
         (lambda data: data.replace(b'"model": "', b'"model": "0', 1)[:-1], "damaged"),
     ],
 )
-def test_what_is_no_session_is_refused(
-    tmp_path: Path, change: Callable[[bytes], bytes], said: str
-) -> None:
+def test_what_is_no_session_is_refused(tmp_path: Path, change: Callable[[bytes], bytes], said: str) -> None:
     path = tmp_path / "one.session"
     with load(n_ctx=64, threads=1) as engine:
         saved(engine, path)

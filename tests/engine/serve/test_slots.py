@@ -93,7 +93,9 @@ def test_a_prompt_goes_where_most_of_it_is(server: Served) -> None:
         assert told["prompt_tokens"] - 4 <= cached < told["prompt_tokens"]
 
 
-def test_a_failing_step_is_told_to_all_whom_it_concerns(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_step_is_told_to_all_whom_it_concerns(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         time.sleep(0.05)
         raise DeviceError("device", "cuda", "it does not answer")
