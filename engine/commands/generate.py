@@ -1,7 +1,7 @@
 """`hotcold generate`: text that goes on from a prompt, as it comes or as one JSON object."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +22,7 @@ from hotcold.engine.commands.reports import note, wrapped
 from hotcold.engine.commands.terminal import write
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
-from hotcold.errors import INTERRUPTED, SettingError
+from hotcold.errors import INTERRUPTED, FileError, SettingError
 from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
@@ -46,6 +46,12 @@ class PromptOptions:
     max_tokens: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens; -1: until the context is full.")
     ] = GenerationSettings.max_tokens
+    json_schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="JSON schema that the text follows.")
+    ] = None
+    grammar_file: Annotated[
+        Path | None, typer.Option("--grammar", metavar="FILE", help="Lark or GBNF that the text follows.")
+    ] = None
     parse_special: Annotated[
         bool,
         typer.Option(
@@ -76,11 +82,13 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
         if self.logprobs and not self.as_json:
             raise SettingError("--logprobs", self.logprobs, "the text has no place for them", "add --json")
         text = read_prompt(self.prompt, self.file, escapes=self.escape, keep_newline=self.keep_newline)
+        grammar = grammar_of(self.json_schema, self.grammar_file)
         if self.session is not None:
             check_output(self.session, force=True, option="--session")
         with open_engine(self, self.quiet) as engine:
             held = None if self.session is None else restored(engine, self.session)
-            generation = engine.generate_with(text, self.generation_settings(), held)
+            settings = replace(self.generation_settings(), grammar=grammar)
+            generation = engine.generate_with(text, settings, held)
             if not self.quiet:
                 describe(engine, generation, self.verbose)
             shown = text.decode(errors="replace") if self.echo else ""
@@ -92,6 +100,28 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
                 save(engine, generation.held, self.session)
         if interrupted:
             raise typer.Exit(INTERRUPTED)
+
+
+def grammar_of(schema: Path | None, grammar: Path | None) -> str:
+    """What a text has to follow, of the file that says it; "" for none."""
+    if schema is None and grammar is None:
+        return ""
+    if schema is not None and grammar is not None:
+        raise SettingError("--json-schema", str(schema), "not together with --grammar", "leave one of them out")
+    from hotcold.engine.generation import constraint
+
+    make = constraint.of_grammar if schema is None else constraint.of_schema
+    return make(read_text(schema or grammar or Path()), "--grammar" if schema is None else "--json-schema")
+
+
+def read_text(path: Path) -> str:
+    """A small text of a file."""
+    try:
+        return path.read_text("utf-8-sig")
+    except OSError as error:
+        raise FileError("file", path, error.strerror or "cannot be read", "name another") from error
+    except UnicodeDecodeError as error:
+        raise FileError("file", path, "no UTF-8", "give a text file") from error
 
 
 def restored(engine: "Engine", path: Path) -> "Held | None":

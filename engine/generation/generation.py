@@ -116,6 +116,7 @@ class Engine(Closing):
         parse_special: bool = DEFAULTS.parse_special,
         special: bool = DEFAULTS.special,
         logprobs: int = DEFAULTS.logprobs,
+        grammar: str = DEFAULTS.grammar,
         after: "Generation | Held | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
@@ -123,7 +124,7 @@ class Engine(Closing):
         Args:
             prompt: text, or token ids.
             max_tokens, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
-                frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs: see
+                frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs, grammar: see
                 `GenerationSettings`.
             after: the last generation of this engine, or what a session file brought; what its text and this
                 prompt begin with alike is in the KV cache and does not run again.
@@ -148,6 +149,7 @@ class Engine(Closing):
             parse_special,
             special,
             logprobs,
+            grammar,
         )
         return self.generate_with(prompt, settings, after)
 

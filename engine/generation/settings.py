@@ -94,6 +94,7 @@ class GenerationSettings(SamplingSettings):
         special: whether control pieces that the model chooses are shown, that which ends the text too.
         logprobs: how many of the likeliest tokens are told with each token, with their log probabilities;
             0: none, and nothing of the token itself.
+        grammar: that the text follows, as `constraint.of_schema` or `constraint.of_grammar` makes it; "": any text.
     """
 
     max_tokens: int = 128
@@ -102,6 +103,7 @@ class GenerationSettings(SamplingSettings):
     parse_special: bool = True
     special: bool = False
     logprobs: int = 0
+    grammar: str = ""
 
     def checked(self) -> Self:
         """The same settings, with a seed.

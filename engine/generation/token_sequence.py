@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.generation.constraint import Constraint
 from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
 from hotcold.engine.generation.sampling import Sampler
 from hotcold.engine.generation.settings import GenerationSettings
@@ -34,7 +35,7 @@ class TokenSequence:
         """Begin behind a prompt of at most n_ctx tokens; `settings` are checked, so they have a seed.
 
         Raises:
-            SettingError: a stop string that is empty or no text.
+            SettingError: a stop string that is empty or no text, or a grammar that is none.
         """
         self._tokenizer, self._sampler = tokenizer, Sampler(settings)
         self._stops = StopStrings(checked_stops(settings.stop))
@@ -42,7 +43,8 @@ class TokenSequence:
         self._limit, self._limit_reason = room, "context"
         if 0 <= settings.max_tokens <= room:
             self._limit, self._limit_reason = settings.max_tokens, "length"
-        self._banned = sorted(tokenizer.end_ids) if settings.ignore_eos else []
+        self._constraint = Constraint(tokenizer, settings.grammar) if settings.grammar else None
+        self._banned = sorted(tokenizer.end_ids) if settings.ignore_eos and not settings.grammar else []
         self._characters = CharacterStream()
         self.prompt_ids, self.ids, self.settings = list(prompt_ids), list[int](), settings
         self.logprobs, self.statistics = list[TokenLogprobs](), statistics
@@ -57,17 +59,24 @@ class TokenSequence:
     def accept(self, logits: NDArray[np.float32]) -> str:
         """Choose a token and give the text that can be shown after it, maybe none.
 
+        A text that follows a grammar ends where nothing can follow.
+
         Args:
             logits: float32 [n_vocab], all finite; the tokenizer's part of them counts.
         """
         statistics = self.statistics
         logits = logits[: self._tokenizer.n_vocab]
-        allowed = logits.copy() if self._banned else logits
+        allowed = logits.copy() if self._banned or self._constraint else logits
         allowed[self._banned] = -np.inf
+        if self._constraint is not None and not self._constraint.forbid(allowed):
+            statistics.stop_reason = "eos"
+            return ""
         token = self._sampler.sample(allowed, self.ids, self.prompt_ids)
         if token in self._tokenizer.end_ids:
             statistics.stop_reason = "eos"
             return self._text(token) if self.settings.special else ""
+        if self._constraint is not None:
+            self._constraint.accept(token)
         self.ids.append(token)
         if self.settings.logprobs:
             self.logprobs.append(token_logprobs(logits, token, self.settings.logprobs))

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hotcold.engine.generation.constraint import check_grammar
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.hidden_states import mean_state
 from hotcold.engine.generation.settings import GenerationSettings
@@ -144,6 +145,7 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             write = partial(self._prompts.of_chat, messages)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
+            await self._worked_out(asked.settings.grammar)
             return Reply(self.worker, asked, [prompt], form), prompt.warnings
 
         return await self._replied(request, reply, asked.stream, self._told(fields))
@@ -158,10 +160,17 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             encode = partial(self._prompts.of_text, fields, parse_special=asked.settings.parse_special)
             prompts: list[Prompt] = await anyio.to_thread.run_sync(encode)
+            await self._worked_out(asked.settings.grammar)
             return Reply(self.worker, asked, prompts, form, echo=echo), ()
 
         fields.get("prompt")
         return await self._replied(request, reply, asked.stream, self._told(fields))
+
+    async def _worked_out(self, grammar: str) -> None:
+        """Have a grammar worked out before its answer takes a slot."""
+        if grammar:
+            check = partial(check_grammar, self._engine.tokenizer, grammar)
+            await anyio.to_thread.run_sync(check, limiter=self._templates)
 
     async def _replied(
         self,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from hotcold.engine.generation.constraint import ANY_OBJECT, of_grammar, of_schema
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.fields import Fields
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
@@ -95,6 +96,7 @@ def settings_of(
         special=fields.flag("special"),
         parse_special=not is_chat and fields.flag("parse_special"),
         logprobs=0 if top_logprobs is None else max(1, top_logprobs),
+        grammar=grammar_of(fields),
     )
     try:
         if any(not stop for stop in settings.stop):
@@ -102,6 +104,41 @@ def settings_of(
         return settings.checked()
     except SettingError as error:
         raise in_fields(error, NAMES) from error
+
+
+def grammar_of(fields: Fields) -> str:
+    """What an answer has to follow: of `response_format`, or of llama-server's `json_schema` or `grammar`.
+
+    Raises:
+        SettingError: none of the forms, or several; a schema that is no object.
+    """
+    form, schema, grammar = fields.get("response_format"), fields.get("json_schema"), fields.text("grammar")
+    if form is not None:
+        if schema is not None:
+            raise fields.wrong("json_schema", "not together with response_format", "null")
+        schema = _schema_of(form, fields)
+    if schema is not None and grammar:
+        raise fields.wrong("grammar", "not together with a schema", '""')
+    if schema is not None:
+        return of_schema(schema)
+    return of_grammar(grammar) if grammar else ""
+
+
+def _schema_of(form: Any, fields: Fields) -> Any:
+    """The schema of a response format; None for text."""
+    example = '{"type": "json_object"}'
+    if not isinstance(form, dict):
+        raise fields.wrong("response_format", "an object", example)
+    inner = Fields(form, "response_format")
+    kind = inner.one_of("type", ("text", "json_object", "json_schema"))
+    if kind != "json_schema":
+        return None if kind == "text" else ANY_OBJECT
+    described = inner.get("json_schema")
+    if not isinstance(described, dict) or not isinstance(described.get("schema"), dict):
+        raise inner.wrong(
+            "json_schema", "an object with a schema", '{"name": "x", "schema": {"type": "object"}}'
+        )
+    return described["schema"]
 
 
 def in_fields(error: HotcoldError, names: Mapping[str, str]) -> HotcoldError:
@@ -138,6 +175,5 @@ def _refuse_what_is_not_here(fields: Fields, is_chat: bool) -> None:
     for field in ("tool_choice", "function_call"):
         fields.refuse(field, ("none", "auto"), later, "leave it out")
     fields.refuse("parallel_tool_calls", (True,), later, "leave it out")
-    fields.refuse("response_format", ({"type": "text"},), later, "ask for JSON in a message")
     fields.refuse("modalities", (["text"],), "text alone", "leave it out")
     fields.refuse("audio", (), "text alone", "leave it out")

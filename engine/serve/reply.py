@@ -69,7 +69,9 @@ class Reply:
             Answer(self._worker, prompt.ids, each)
             for prompt, each in zip(self._prompts, settings, strict=True)
         ]
-        taken = [Taken(Parted(prompt.opened) if self._form.is_chat else None) for prompt in self._prompts]
+        # what follows a grammar has no place for a thought
+        parts = self._form.is_chat and not self._asked.settings.grammar
+        taken = [Taken(Parted(prompt.opened) if parts else None) for prompt in self._prompts]
         return answers, taken
 
     async def whole(self) -> dict[str, Any]:
