@@ -21,9 +21,13 @@ def writes_channels(template: str) -> bool:
     return CHANNEL in template and MESSAGE in template
 
 
-def as_thoughts(pieces: Iterable[str]) -> Iterator[str]:
-    """An answer in pieces, its control pieces shown, with the marks of a thought in place of channels."""
-    channels = Channels()
+def as_thoughts(pieces: Iterable[str], control: Iterable[str] = ()) -> Iterator[str]:
+    """An answer in pieces, its control pieces shown, with the marks of a thought in place of channels.
+
+    Args:
+        control: texts of all control pieces; those that are no part of channels are left out.
+    """
+    channels = Channels(control)
     for piece in pieces:
         yield from filter(None, [channels.feed(piece)])
     yield from filter(None, [channels.end()])
@@ -32,9 +36,10 @@ def as_thoughts(pieces: Iterable[str]) -> Iterator[str]:
 class Channels:
     """Text with channels goes in, text with marks of thoughts comes out."""
 
-    def __init__(self) -> None:
-        """Begin with an answer that has said no channel yet."""
-        self._held = Unsure((START, CHANNEL, MESSAGE, *ENDS))
+    def __init__(self, control: Iterable[str] = ()) -> None:
+        """Begin with an answer that has said no channel yet; `control`: see `as_thoughts`."""
+        self._others = {*control} - {START, CHANNEL, MESSAGE, *ENDS}
+        self._held = Unsure((START, CHANNEL, MESSAGE, *ENDS, *self._others))
         self._header: str | None = None  # what has been read of a header; None outside
         self._thinks = False
 
@@ -57,6 +62,8 @@ class Channels:
         elif part in ENDS:
             closing, self._thinks, self._header = CLOSING + "\n\n" if self._thinks else "", False, None
             return closing
+        elif part in self._others:
+            return ""
         elif self._header is None:
             return part
         else:

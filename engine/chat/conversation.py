@@ -101,7 +101,8 @@ class Chat:
         """The text of a generation, which becomes a turn whatever ends it; of one in channels the final one."""
         pieces: list[str] = []
         try:
-            for piece in as_thoughts(generation) if self._has_channels else generation:
+            control = self._engine.tokenizer.special_texts() if self._has_channels else []
+            for piece in as_thoughts(generation, control) if self._has_channels else generation:
                 pieces.append(piece)
                 yield piece
         finally:
