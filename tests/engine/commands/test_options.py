@@ -39,7 +39,7 @@ def test_the_generation_options_are_what_generate_takes() -> None:
     names = {field.name for field in fields(GenerationSettings)}
     assert names | {"self", "prompt", "after"} == set(parameters)
     assert {field.name for field in fields(GenerateCommand)} >= names - {"grammar"}  # which files say
-    of_generate_alone = {"max_tokens", "parse_special", "logprobs"}
+    of_generate_alone = {"max_tokens", "parse_special", "logprobs", "grammar"}
     assert {field.name for field in fields(GenerationOptions)} == names - of_generate_alone | {"escape"}
     assert all(parameters[name].default == value for name, value in vars(GenerationSettings()).items())
     assert GenerationOptions().generation_settings() == GenerationSettings()
