@@ -1,6 +1,6 @@
 """The sparse FFN of a ReLU model, gated or not: only rows of neurons that fire are read."""
 
-from hotcold.kernels.cpu import elementwise, operations, panels, rows, tiles
+from hotcold.kernels.cpu import elementwise, operations, rows, tiles
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.program import GELU_ACTIVATION, RELU_BOTH_ACTIVATION, SILU_ACTIVATION
@@ -215,17 +215,29 @@ def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_ga
         end = min(start + segment, last)
         for t in range(0, n_tokens, WORD):
             stop = min(t + WORD, n_tokens)
-            n_pairs = _note_wanted(op, start, end, t, stop, scratch, times_gate)
+            n_pairs = _count_wanted(op, start, end, t, stop, times_gate)
             total += n_pairs
-            is_dense = stop - t > tiles.FEW_TOKENS and n_pairs > DENSE * (end - start) * (stop - t)
-            if not is_dense or not tiles.has_panels(op):
-                _note_rows(end - start, start, scratch)
-                _listed_products(op, t, stop, scratch, times_gate)
-            else:
+            if n_pairs > DENSE * (end - start) * (stop - t) and tiles.has_tiles(op, stop - t):
                 x, y = op.x + t * op.x_stride, op.y + t * op.y_stride
-                panels.mul_panels(op, start, end, stop - t, x, y, op.y_stride, scratch)
+                tiles.mul_mat(op, start, end, stop - t, x, y, op.y_stride, scratch)
                 for token in range(t, stop):
                     _keep_wanted(op, start, end, token, times_gate)
+            else:
+                _note_wanted(op, start, end, t, stop, scratch, times_gate)
+                _note_rows(end - start, start, scratch)
+                _listed_products(op, t, stop, scratch, times_gate)
+    return total
+
+
+@compiled
+def _count_wanted(op, start: int, end: int, t: int, stop: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
+    """How many products with rows start..end-1 the tokens t..stop-1 want."""
+    r, total = start, 0
+    while r < end:
+        n = min(end, (r // WORD + 1) * WORD) - r
+        for token in range(t, stop):
+            total += operations.count_bits(_wanted_word(op, r, n, token, times_gate))
+        r += n
     return total
 
 
@@ -242,9 +254,9 @@ def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # ty
 
 
 @compiled
-def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, times_gate: bool) -> int:  # type: ignore[no-untyped-def]
-    """Set bit i of a row's word for each token t + i < stop that wants it, clear y; how many bits."""
-    words, total = scratch + _ROW_WORDS, 0
+def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, times_gate: bool) -> None:  # type: ignore[no-untyped-def]
+    """Set bit i of a row's word for each token t + i < stop that wants it, and clear y."""
+    words = scratch + _ROW_WORDS
     for i in range(end - start):
         store_i64(words + 8 * i, 0)
     r = start
@@ -252,14 +264,12 @@ def _note_wanted(op, start: int, end: int, t: int, stop: int, scratch: int, time
         n = min(end, (r // WORD + 1) * WORD) - r
         for token in range(t, stop):
             word = _wanted_word(op, r, n, token, times_gate)
-            total += operations.count_bits(word)
             elementwise.clear(op.y + token * op.y_stride + 4 * r, n)
             while word != 0:
                 at = words + 8 * (r - start + operations.lowest_bit(word))
                 word &= word - 1
                 store_i64(at, load_i64(at) | 1 << (token - t))
         r += n
-    return total
 
 
 @compiled
@@ -324,16 +334,29 @@ def _keep_wanted(op, start: int, end: int, t: int, times_gate: bool) -> None:  #
     r, y = start, op.y + t * op.y_stride
     while r < end:
         n = min(end, (r // WORD + 1) * WORD) - r
-        word = _wanted_word(op, r, n, t, times_gate)
-        for i in range(r, r + n):
-            v = operations.to_f32(0.0)
-            if word & 1:
-                v = load_f32(y + 4 * i)
-                if times_gate:
-                    v = _gated_up(v, load_f32(op.z + t * op.z_stride + 4 * i), op.activation)
-            store_f32(y + 4 * i, v)
-            word >>= 1
+        word, gates = _wanted_word(op, r, n, t, times_gate), op.z + t * op.z_stride
+        if n < WORD:
+            _keep_some(word, n, y + 4 * r, gates + 4 * r, op.activation, times_gate)
+        elif not times_gate:
+            operations.keep_word(y + 4 * r, word)
+        elif op.activation == RELU_BOTH_ACTIVATION:
+            operations.gate_positive_word(y + 4 * r, gates + 4 * r, word)
+        else:
+            operations.gate_word(y + 4 * r, gates + 4 * r, word)
         r += n
+
+
+@compiled
+def _keep_some(word: int, n: int, y: int, gates: int, activation: int, times_gate: bool) -> None:
+    """The same of less than a word's products."""
+    for i in range(n):
+        v = operations.to_f32(0.0)
+        if word & 1:
+            v = load_f32(y + 4 * i)
+            if times_gate:
+                v = _gated_up(v, load_f32(gates + 4 * i), activation)
+        store_f32(y + 4 * i, v)
+        word >>= 1
 
 
 @compiled

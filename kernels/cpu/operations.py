@@ -305,6 +305,33 @@ def word_not_zero(b: Builder, at: Value) -> Value:
     return _word(b, at, lambda v: b.fcmp_unordered("!=", v, constant(F32, 16, 0.0)))
 
 
+def _keep(b: Builder, at: Value, word: Value, make: Callable[[Value, int], Value]) -> None:
+    """Of 64 floats at an address make(16 of them, their offset) where a bit of the word is set, else 0."""
+    for i in range(4):
+        bits = b.bitcast(b.trunc(b.lshr(word, I64(16 * i)), I16), VT(I1, 16))
+        v = make(load(b, at, VT(F32, 16), 64 * i), 64 * i)
+        store(b, b.select(bits, v, constant(F32, 16, 0.0)), at, 64 * i)
+
+
+@operation(types.void, address, types.int64)
+def keep_word(b: Builder, y: Value, word: Value) -> None:
+    """Of 64 floats keep those whose bit is set; the others become 0."""
+    _keep(b, y, word, lambda v, _: v)
+
+
+@operation(types.void, address, address, types.int64)
+def gate_word(b: Builder, y: Value, z: Value, word: Value) -> None:
+    """The same, times 64 floats at z."""
+    _keep(b, y, word, lambda v, offset: b.fmul(v, load(b, z, VT(F32, 16), offset)))
+
+
+@operation(types.void, address, address, types.int64)
+def gate_positive_word(b: Builder, y: Value, z: Value, word: Value) -> None:
+    """The same, where a float at y below 0 counts as 0."""
+    zero = constant(F32, 16, 0.0)
+    _keep(b, y, word, lambda v, offset: b.fmul(larger(b, zero, v), load(b, z, VT(F32, 16), offset)))
+
+
 @operation(types.int64, types.int64)
 def lowest_bit(b: Builder, word: Value) -> Value:
     """Number of the lowest bit that is set; 64 for none."""

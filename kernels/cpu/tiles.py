@@ -26,6 +26,14 @@ def has_panels(op) -> bool:  # type: ignore[no-untyped-def]
 
 
 @compiled
+def has_tiles(op, n_tokens: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether so many tokens meet a record's matrix in tiles."""
+    if rows.is_block_type(op.w_type):
+        return n_tokens > FEW_TOKENS and has_panels(op)
+    return n_tokens > FEW_FLOAT_TOKENS
+
+
+@compiled
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
     is_block = rows.is_block_type(op.w_type)

@@ -193,8 +193,8 @@ def mask_bits(listed: Bools) -> U8:
     return np.packbits(wide, axis=1, bitorder="little")
 
 
-def batch(case: GatedFFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
-    """GATE_ROWS, UP_ROWS and DOWN_ROWS for several tokens: the result, and the counts."""
+def batch(case: GatedFFN, walk: Walk, n_threads: int = 1, chunks: int = 5) -> tuple[F32, Any]:
+    """GATE_ROWS, UP_ROWS and DOWN_ROWS for several tokens, in so many chunks: the result, and the counts."""
     (n_tokens, k), n_ff = case.x.shape, case.n_ff
     (x, x_stride), (z, z_stride) = (checks.operand(t, case.x) for t in case.types[:2])
     bits, gates, hidden, y = (
@@ -203,7 +203,7 @@ def batch(case: GatedFFN, walk: Walk, n_threads: int = 1) -> tuple[F32, Any]:
         filled(n_tokens, k),
     )
     counts = np.zeros((16, 2), np.int64)
-    both = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data, "chunks": 5}
+    both = {"n_rows": n_ff, "k": k, "counts": counts.ctypes.data, "chunks": chunks}
     gate = {"code": program.GATE_ROWS, **both, **checks.matrix("w", case.raw[0], case.types[0])}
     gate |= {"x": x.ctypes.data, "x_stride": x_stride, "z": bits.ctypes.data, "z_stride": bits.strides[0]}
     up = {"code": program.UP_ROWS, **both, **checks.matrix("w", case.raw[1], case.types[1])}

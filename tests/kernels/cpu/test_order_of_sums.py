@@ -246,9 +246,9 @@ def test_sparse_gated_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
         ):
             whole = sparse.GatedFFN(types, 203, x, sparse.listed_neurons(count, 33, 203), both)
             alone = np.stack([sparse.one_token(part(whole, t), run_ops, True)[0] for t in range(33)])
-            for n in (2, 5, 16, 33):
+            for n, chunks in ((2, 5), (5, 5), (16, 5), (33, 5), (33, 1)):  # the last has whole words of rows
                 some = part(whole, slice(0, n))
-                got, counts = sparse.batch(some, run_ops, 1 + n % 3)
+                got, counts = sparse.batch(some, run_ops, 1 + n % 3, chunks)
                 assert np.array_equal(got.view(np.int32), alone[:n].view(np.int32)), (k, count, n)
                 assert counts == [some.listed.sum(), whole.firing[:n].sum()]
 
