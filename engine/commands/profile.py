@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,15 +11,20 @@ import typer
 
 from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import Json, Quiet
+from hotcold.engine.commands.options import Json, Quiet, part
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.commands.workers import WorkerOptions, Workers, workers_of
+from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import FileError, SettingError
 from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from hotcold.engine.generation.generation import Engine
     from hotcold.engine.profile.corpus import Text
+    from hotcold.engine.profile.counting import ChunkCounts, Task
     from hotcold.engine.profile.kept import CountedOn
     from hotcold.engine.profile.profile import Profile
 
@@ -46,7 +52,7 @@ class CountsOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileCommand(CountsOptions, CorpusOptions):
+class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
     """Which neurons fire, counted on texts of one's own, for plans to know the hot ones."""
 
     quiet: Quiet = False
@@ -66,11 +72,10 @@ class ProfileCommand(CountsOptions, CorpusOptions):
         texts = read_corpus(self)
         folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
-        with open_engine(
-            replace(self, path=path), self.quiet, device="cpu", sparsity=self._mode(path)
-        ) as engine:
+        own, mode = replace(self, path=path), self._mode(path)
+        with workers_of(self) as workers, open_engine(own, self.quiet, device="cpu", sparsity=mode) as engine:
             warn(engine, self.quiet)
-            counted = self._count(engine, texts, folder)
+            counted = self._count(engine, texts, folder, workers)
         if self.into is not None:
             self._write(path, self.into, counted)
 
@@ -108,7 +113,9 @@ class ProfileCommand(CountsOptions, CorpusOptions):
         if not self.quiet:
             note(f"{into} has the counts: plans of it find them by themselves")
 
-    def _count(self, engine: "Engine", texts: "list[Text]", folder: Path) -> "Profile":
+    def _count(
+        self, engine: "Engine", texts: "list[Text]", folder: Path, workers: Workers | None
+    ) -> "Profile":
         from hotcold.engine.profile import corpus, kept, profile
 
         chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
@@ -123,10 +130,21 @@ class ProfileCommand(CountsOptions, CorpusOptions):
             note(f"{done}; --resume goes on")
 
         with token_bar(not self.quiet and sys.stderr.isatty()) as advance:
-            counted = profile.measure(engine, chunks, begun, advance, keep)
+            by = None if workers is None else partial(self._counted, engine, workers)
+            counted = profile.measure(engine, chunks, begun, advance, keep, by)
         report = write(folder, counted, of, engine.file.path.name)
         self._show(counted, report, engine.model.ffn_activation, folder)
         return counted
+
+    def _counted(
+        self, engine: "Engine", workers: Workers, tasks: "Iterable[Task]"
+    ) -> "Iterator[ChunkCounts]":
+        """The tasks' counts, by workers who each run the model as it runs here."""
+        from hotcold.engine.profile.counting import counted_by, workers_model
+
+        each = engine.n_threads if self.scheduler is not None else max(1, engine.n_threads // self.workers)
+        how = part(RunOptions, self, threads=each, device="cpu", sparsity=engine.sparsity)
+        return counted_by(workers.pool, workers_model(engine, how), tasks, workers.ahead)
 
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile

@@ -1,16 +1,17 @@
 """A model's neurons on a corpus: what each layer's do, how few of them do most, and whether these are stable."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.profile.firing import Counted, Firing, down_lengths
-from hotcold.engine.profile.passing import heard, run_chunk
-from hotcold.engine.profile.recency import SHARES, Held, Recency
+from hotcold.engine.profile.counting import ChunkCounts, Counter, Task
+from hotcold.engine.profile.firing import Counted, down_lengths
+from hotcold.engine.profile.passing import check_executor
+from hotcold.engine.profile.recency import MOST_TOKENS, SHARES, Held, Recency
 
 FIRINGS, WEIGHT = "firings", "weight"
 
@@ -76,33 +77,31 @@ def measure(
     profile: Profile,
     progress: Progress | None = None,
     keep: Callable[[Profile], None] | None = None,
+    by: Callable[[Iterable[Task]], Iterator[ChunkCounts]] | None = None,
 ) -> Profile:
     """Let the chunks pass that a profile has not counted yet, and count them too.
 
     Args:
+        by: counts chunks in their order, in place of this engine.
         keep: takes what is counted when this is interrupted or fails, whole chunks alone.
 
     Raises:
         SettingError: n_batch below 4, or an engine on a device.
     """
-    executor, model = engine.executor, engine.model
+    model = engine.model
     lengths = 1.0 if profile.of == FIRINGS else down_lengths(engine.file, model)
     total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
-    firing, recency = Firing(executor), Recency(model.n_layer, model.n_units)
-
-    def follow() -> None:
-        for layer, fired in enumerate(firing.fired):
-            recency.add(layer, fired)
-
+    check_executor(engine.executor)
+    recency, tasks = Recency(model.n_layer, model.n_units), _tasks(chunks[profile.n_chunks :])
     engine.turn += 1
     try:
-        with heard(executor, firing.hear):
-            for chunk in chunks[profile.n_chunks :]:
-                run_chunk(executor, chunk, follow)
-                profile = _with(profile, firing.take() * lengths, chunk.size)
-                if progress is not None:
-                    seconds = time.perf_counter() - started
-                    progress(profile.n_tokens, total, (profile.n_tokens - before) / max(seconds, 1e-9))
+        for counted in map(Counter(engine).count, tasks) if by is None else by(tasks):
+            for layer, bits in enumerate(counted.fired):
+                recency.add(layer, np.unpackbits(bits, axis=1, count=model.n_units).astype(bool))
+            profile = _with(profile, counted.counts * lengths, counted.n_tokens)
+            if progress is not None:
+                seconds = time.perf_counter() - started
+                progress(profile.n_tokens, total, (profile.n_tokens - before) / max(seconds, 1e-9))
     except BaseException:
         if keep is not None and profile.n_chunks:
             keep(profile)
@@ -110,6 +109,14 @@ def measure(
     if before:  # the tokens before were not followed
         return profile
     return replace(profile, held=tuple(recency.held(profile.counts)), n_followed=recency.n_tokens)
+
+
+def _tasks(chunks: Sequence[NDArray[np.int32]]) -> Iterator[Task]:
+    """Chunks to count; the first tokens are followed one by one."""
+    left = MOST_TOKENS
+    for chunk in chunks:
+        yield Task(chunk, min(left, chunk.size))
+        left -= min(left, chunk.size)
 
 
 def _with(profile: Profile, counts: Counted, n_tokens: int) -> Profile:

@@ -10,7 +10,7 @@ import pytest
 from commands import run
 from numpy.typing import NDArray
 
-from hotcold.engine.profile import profile
+from hotcold.engine.profile import counting
 from hotcold.engine.profile.passing import run_chunk
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.firing_counts import counts_in_metadata, read_counts
@@ -110,7 +110,7 @@ def test_an_interrupted_run_goes_on_where_it_was(
         run_chunk(executor, ids, after)
 
     with monkeypatch.context() as patch:
-        patch.setattr(profile, "run_chunk", run_two)
+        patch.setattr(counting, "run_chunk", run_two)
         stopped = run("profile", "-f", str(text), "-o", str(parts), *OPTIONS)
     assert stopped.returncode == 130 and "2 of" in stopped.stderr and "--resume goes on" in stopped.stderr
     assert 0 < counted(parts).sum() < counted(whole).sum()
