@@ -66,7 +66,6 @@ template <class T> __device__ inline size_t stride_of(int n_values) { return pad
 // The pieces of a row, chain after chain.
 struct Pieces {
     int n;
-    __device__ int length(int chain) const { return (n - chain + WARP - 1) / WARP; }
     // The i-th of them, and whether it is its chain's last. The first n % 32 chains have one more than the others.
     __device__ int at(int i, bool& is_last) const {
         int rest = n % WARP, shorter = n / WARP, in_longer = rest * (shorter + 1);

@@ -93,10 +93,13 @@ def test_every_budget_gives_the_cpus_logits(
         assert distance(got, cpu_logits(model, file, case)) <= bound
 
 
-def test_a_batch_of_more_tokens_than_go_at_once(written: Callable[[str], Path], split_device: Device) -> None:
-    """Beside its tokens one by one, with neurons of every expert on both sides."""
-    with open_gguf(written("relu f32")) as file:
-        model, case = model_of(file), Case("exact", n_batch=len(IDS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_of_more_tokens_than_go_at_once(
+    kind: str, written: Callable[[str], Path], split_device: Device
+) -> None:
+    """The bits of its tokens one by one, with neurons of every expert on both sides."""
+    with open_gguf(written(kind)) as file:
+        model, case = model_of(file), Case(KINDS[kind][2], n_batch=len(IDS))
         plan = plan_with(model, case, some_neurons(model, model.n_units // 2))
         batch = np.zeros((len(IDS), model.n_vocab), np.float32)
         alone = np.zeros_like(batch)
@@ -105,7 +108,7 @@ def test_a_batch_of_more_tokens_than_go_at_once(written: Callable[[str], Path], 
         with on_device(plan, file, split_device) as executor:
             for i in range(len(IDS)):
                 executor.run(IDS[i : i + 1], i, alone[i : i + 1])
-    assert np.allclose(batch, alone, atol=1e-5)
+    assert batch.tobytes() == alone.tobytes()
 
 
 @pytest.mark.parametrize("sparsity", ["exact", "off"])
