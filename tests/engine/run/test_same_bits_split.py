@@ -23,11 +23,11 @@ SHARES = {"split": 0.5, "all": 1.0}
 """Of what lies between the smallest budget and everything."""
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
-OTHER_TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq3_xxs", "iq2_s", "iq2_xs", "iq2_xxs")
-OTHER_TYPES += ("iq1_m", "iq1_s", "tq2_0", "tq1_0", "mix.q4_k_m", "n288.q4_k_m")
+SMALLEST = ("iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s", "tq2_0", "tq1_0")
+OTHER_TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq3_xxs", *SMALLEST)
 DENSE = [
     *(f"llamacpp/llama.{kind}" for kind in TYPES),
-    *(f"llamacpp-types/llama.{kind}" for kind in OTHER_TYPES),
+    *(f"llamacpp-types/llama.{kind}" for kind in (*OTHER_TYPES, "mix.q4_k_m", "n288.q4_k_m")),
     *(f"llamacpp/{name}" for name in ("falcon.norm2.q4_0", "gemma3.q4_0", "phi3.longrope.q8_0")),
 ]
 MIXTURES = ["llamacpp/mixtral.q4_0", "llamacpp/qwen2moe.q4_0"]
