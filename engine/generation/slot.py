@@ -31,6 +31,14 @@ class Slot:
         """How many ids at the beginning of `ids` are held, and need not run again for what follows them."""
         return min(n_alike(self.held, ids), len(ids) - 1)
 
+    @property
+    def n_passed(self) -> int:
+        """Tokens of the sequence's prompt that have passed here."""
+        if self.sequence is None:
+            return 0
+        n = min(len(self.held), len(self.sequence.prompt_ids))
+        return max(0, n - self.sequence.statistics.n_reused)
+
     def forget(self) -> None:
         """Hold nothing: somebody else writes the caches."""
         self.held = []

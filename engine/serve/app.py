@@ -25,10 +25,12 @@ from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.answer import Heard
 from hotcold.engine.serve.asked import in_fields, parse_asked
 from hotcold.engine.serve.fields import Fields, parse_body
+from hotcold.engine.serve.figures import figures
 from hotcold.engine.serve.forms import Form
 from hotcold.engine.serve.guard import Guard, read_body
 from hotcold.engine.serve.messages import parse_messages
 from hotcold.engine.serve.metrics import Metrics
+from hotcold.engine.serve.page import page
 from hotcold.engine.serve.prompts import Prompt, Prompts, is_whole
 from hotcold.engine.serve.reply import Reply
 from hotcold.engine.serve.responses import (
@@ -90,6 +92,8 @@ def app(engine: Engine, options: ServeOptions | None = None) -> Guard:
         "/detokenize": ("POST", server.detokenize),
         "/health": ("GET", server.health),
         "/metrics": ("GET", server.metrics_text),
+        "/figures": ("GET", server.figures),
+        "/": ("GET", server.page),
     }
 
     @asynccontextmanager
@@ -118,6 +122,7 @@ class Server:
         self.worker = Worker(engine, options.max_waiting, self._metrics.ended)
         self._metrics.watch(self.worker)
         self._prompts = Prompts(engine, options.chat_template)
+        self._page = page()
         self._templates = anyio.CapacityLimiter(MAX_TEMPLATES)
 
     def counted(self, path: str, endpoint: Endpoint) -> Endpoint:
@@ -300,6 +305,19 @@ class Server:
     async def health(self, request: Request) -> Response:
         """GET /health."""
         return json_response({"status": "ok"})
+
+    async def figures(self, request: Request) -> Response:
+        """GET /figures: what the page shows."""
+        run, generated = self._metrics.n_run, self._metrics.n_generated
+        told = figures(
+            self._engine, self.worker, run + self.worker.n_prompt, generated + self.worker.n_generated
+        )
+        return json_response(told, headers={"Cache-Control": "no-store"})
+
+    async def page(self, request: Request) -> Response:
+        """GET /: the page."""
+        body, headers = self._page
+        return Response(body, headers=headers)
 
     async def metrics_text(self, request: Request) -> Response:
         """GET /metrics."""

@@ -7,7 +7,11 @@ from hotcold.engine.serve.worker import Worker
 
 
 class Metrics:
-    """What is counted while requests are answered."""
+    """What is counted while requests are answered.
+
+    Attributes:
+        n_run, n_generated: tokens of prompts that had to run, and tokens chosen, in answers that have ended.
+    """
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -30,6 +34,8 @@ class Metrics:
             registry=registry,
         )
 
+        self.n_run, self.n_generated = 0, 0
+
     def watch(self, worker: Worker) -> None:
         """Tell of a worker's queue too."""
         registry = self._registry
@@ -40,6 +46,8 @@ class Metrics:
 
     def ended(self, done: Statistics) -> None:
         """Count an answer that has ended."""
+        self.n_run += done.n_prompt - done.n_reused
+        self.n_generated += done.n_generated
         self._prompt.inc(done.n_prompt)
         self._reused.inc(done.n_reused)
         self._generated.inc(done.n_generated)

@@ -163,6 +163,16 @@ class Worker(Closing):
         """Answers that are under way."""
         return len(self._running)
 
+    @property
+    def n_generated(self) -> int:
+        """Tokens chosen so far in answers under way."""
+        return sum(running.sequence.statistics.n_generated for running in tuple(self._running))
+
+    @property
+    def n_prompt(self) -> int:
+        """Tokens of prompts that have passed for answers under way."""
+        return sum(running.slot.n_passed for running in tuple(self._running))
+
     def submit(self, task: Task) -> None:
         """Let a task wait for its turn.
 

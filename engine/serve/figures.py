@@ -1,0 +1,64 @@
+"""What the page shows of a running engine: memory by kind, tokens so far, neurons that fired in each layer."""
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.serve.worker import Worker
+
+ON_DEVICE = {
+    "weights": "dense weights",
+    "predictors": "predictors",
+    "kv_cache": "KV cache",
+    "hot_rows": "hot rows",
+    "index": "index",
+    "arena": "intermediates",
+    "workspace": "work areas",
+    "padding": "padding",
+}
+
+
+def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_tokens: int) -> dict[str, Any]:
+    """All of it as it is at this moment; counts only grow, so that what changed says what happens.
+
+    Neurons are counted where rows are on the CPU and sparse; a layer's `fired` stays 0 elsewhere.
+    """
+    executor = engine.executor
+    plan, counts = executor.plan, executor.counts.sum(axis=1)
+    return {
+        "time": time.time(),
+        "device": executor.device.name if executor.device is not None else "cpu",
+        "budget": plan.totals.budget,
+        "memory": memory(plan),
+        "slots": executor.n_slots,
+        "running": worker.n_running,
+        "waiting": worker.n_waiting,
+        "tokens": executor.n_tokens,
+        "prompt_tokens_run": prompt_tokens_run,
+        "generated_tokens": generated_tokens,
+        "layers": [
+            {
+                "layer": split.layer,
+                "n_ff": split.n_ff,
+                "hot_share": split.n_hot / split.n_ff,
+                "listed": int(listed),
+                "fired": int(fired),
+            }
+            for split, (listed, fired) in zip(plan.layers, counts, strict=True)
+        ],
+    }
+
+
+def memory(plan: Plan) -> list[dict[str, Any]]:
+    """Bytes by kind: of the budget where there is one, else of the CPU."""
+    if plan.totals.budget:
+        totals = asdict(plan.totals) | {"padding": plan.totals.padding}
+        return [{"name": words, "bytes": int(totals[name])} for name, words in ON_DEVICE.items()]
+    arena = max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes)
+    return [
+        {"name": "weights in the file", "bytes": sum(entry.host_bytes for entry in plan.weights)},
+        {"name": "KV cache", "bytes": sum(cache.n_bytes for cache in plan.caches)},
+        {"name": "intermediates", "bytes": arena},
+    ]

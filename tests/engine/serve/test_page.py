@@ -1,0 +1,147 @@
+"""The page at `/`: nothing from elsewhere, text stays text, figures change; in a browser where there is one."""
+
+import base64
+import hashlib
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from browser import NO_BROWSER, Page, opened
+from serving import Served, served
+
+from hotcold import Engine, load
+
+SAYS_SCRIPT = "<script>document.title='forged'</script><b>bold</b>"
+
+
+def test_nothing_comes_from_elsewhere(server: Served) -> None:
+    told = server.ask("/")
+    text, policy = told.body.decode(), told.headers["content-security-policy"]
+    assert told.status == 200 and told.headers["x-content-type-options"] == "nosniff"
+    assert not re.search(
+        r"https?:|//\w|<link|<img|<iframe|\ssrc=|\shref=|\sstyle=|\son\w+=|innerHTML|eval\(", text
+    )
+    for kind in ("script", "style"):
+        (inside,) = re.findall(rf"<{kind}>(.*?)</{kind}>", text, re.DOTALL)
+        digest = base64.b64encode(hashlib.sha256(inside.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+
+
+def test_figures_grow_with_what_runs(server: Served, engine: Engine) -> None:
+    before = server.ask("/figures").json
+    told = server.ask("/v1/completions", {"prompt": "Emma is", "max_tokens": 9, "ignore_eos": True}).json
+    after = server.ask("/figures").json
+    assert after["generated_tokens"] - before["generated_tokens"] == 9
+    cached = told["usage"]["prompt_tokens_details"]["cached_tokens"]
+    ran = told["usage"]["prompt_tokens"] - cached
+    assert after["prompt_tokens_run"] - before["prompt_tokens_run"] == ran
+    assert after["tokens"] - before["tokens"] == ran + 8
+    assert after["budget"] == 0 and after["slots"] == 1 and after["device"] == "cpu"
+    by_name = {kind["name"]: kind["bytes"] for kind in after["memory"]}
+    plan = engine.executor.plan
+    assert by_name["KV cache"] == sum(cache.n_bytes for cache in plan.caches)
+    assert len(after["layers"]) == engine.model.n_layer
+
+
+def test_figures_of_sparse_layers_count_what_fires() -> None:
+    with load(n_ctx=64, threads=1, sparsity="predictor") as engine, served(engine) as server:
+        before = server.ask("/figures").json["layers"]
+        server.ask("/v1/completions", {"prompt": "Emma is", "max_tokens": 4, "ignore_eos": True})
+        after = server.ask("/figures").json["layers"]
+    for old, new in zip(before, after, strict=True):
+        assert 0 < new["fired"] - old["fired"] <= new["listed"] - old["listed"] <= 10 * new["n_ff"]
+
+
+@pytest.fixture(scope="module")
+def page(server: Served) -> Iterator[Page]:
+    if NO_BROWSER:
+        pytest.skip("no browser")
+    with opened(f"http://127.0.0.1:{server.port}/") as page:
+        page.until("document.getElementById('name').textContent.startsWith('tiny')")
+        yield page
+
+
+def say(page: Page, text: str) -> None:
+    page.run(
+        f"document.getElementById('text').value = {text!r}; document.getElementById('form').requestSubmit()"
+    )
+
+
+def test_a_browser_chats_and_sees_figures(page: Page) -> None:
+    page.size(1280, 900)
+    page.run("document.getElementById('temperature').value = 0; document.getElementById('most').value = 12")
+    say(page, "Are you well?")
+    page.until("document.querySelectorAll('.turn').length == 2 && !document.getElementById('send').disabled")
+    first = page.run("document.querySelectorAll('.turn')[1].textContent")
+    assert len(first) > 8
+    page.until("/[1-9]/.test(document.querySelectorAll('#now td')[9].textContent)")
+    assert page.run("document.querySelectorAll('#kinds tr').length") == 3
+    assert page.run("document.querySelectorAll('#memory i').length") == 3
+    assert not page.said
+
+
+def test_what_somebody_writes_stays_text(page: Page) -> None:
+    n = page.run("document.querySelectorAll('.turn').length")
+    say(page, SAYS_SCRIPT)
+    page.until(
+        f"document.querySelectorAll('.turn').length == {n + 2} && !document.getElementById('send').disabled"
+    )
+    assert page.run(f"document.querySelectorAll('.turn')[{n}].textContent") == SAYS_SCRIPT
+    assert (
+        page.run("document.title") == "hotcold"
+        and page.run("document.querySelectorAll('.turn b').length") == 0
+    )
+
+
+def test_stop_ends_an_answer(page: Page, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    import time
+
+    from hotcold.engine.generation.not_finite import check_finite
+    from hotcold.engine.serve import worker
+
+    def slowly(*arguments: Any) -> None:
+        time.sleep(0.05)
+        check_finite(*arguments)
+
+    monkeypatch.setattr(worker, "check_finite", slowly)
+    page.run("document.getElementById('clear').click(); document.getElementById('most').value = -1")
+    say(page, "Where is Jane?")
+    page.until("document.querySelectorAll('.turn')[1]?.textContent.length > 3")
+    page.run("document.getElementById('stop').click()")
+    page.until("!document.getElementById('send').disabled")
+    assert b"hotcold_running 0.0" in wait_for_rest(server)
+    assert page.run("document.querySelectorAll('.turn.error').length") == 0
+
+
+def wait_for_rest(server: Served) -> bytes:
+    from serving import until
+
+    until(lambda: b"hotcold_running 0.0" in server.ask("/metrics").body)
+    return server.ask("/metrics").body
+
+
+def test_it_fits_a_phone(page: Page) -> None:
+    for width in (390, 1280):
+        page.size(width, 844)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert page.run("document.getElementById('send').getBoundingClientRect().right") <= width
+
+
+def test_an_error_is_shown(page: Page) -> None:
+    page.run("document.getElementById('clear').click(); document.getElementById('most').value = 5")
+    say(page, "Emma " * 300)
+    page.until("document.querySelectorAll('.turn.error').length == 1")
+    assert "context holds" in page.run("document.querySelector('.turn.error').textContent")
+    say(page, "Emma?")
+    page.until("document.querySelectorAll('.turn').length == 4 && !document.getElementById('send').disabled")
+    assert page.run("document.querySelectorAll('.turn.error').length") == 1
+
+
+def test_memory_of_a_device_is_shown_against_its_budget(open_emulated: Any) -> None:
+    with load(n_ctx=64, threads=1, device="emulated", vram_budget="6MiB") as engine, served(engine) as server:
+        told = server.ask("/figures").json
+    assert told["budget"] == 6 << 20 and told["device"] == "emulated"
+    assert 0 < sum(kind["bytes"] for kind in told["memory"]) <= told["budget"]
+    assert any(layer["hot_share"] for layer in told["layers"])
