@@ -12,7 +12,7 @@ from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.top_k import top_k
@@ -47,30 +47,26 @@ def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     yield one(bed, f"{n}", scale(n), (bed.put(x[0, :1]), scaled, n, 0.75), scaled, lambda: 0.75 * x[0, :1])
 
 
-def expert_product_case(bed: Bed, weights: Weights) -> Case:
-    """One token times the matrices of its experts, which are parts of one."""
+def expert_product_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
+    """One token times the matrices of its experts, which are parts of one; then by the kernel for many tokens."""
     kind, n, n_rows = weights.kind, weights.n, weights.n_rows // N_EXPERT
     x, ids = normal(1, n), np.array([[1, N_EXPERT - 1]], np.int32)
     chosen, y = bed.put(_packed(ids, np.ones(ids.shape))), bed.empty((N_USED, n_rows), "f4")
-    work, given, slots = expert_rows(kind, 1, N_USED, n_rows, n), bed.inputs(kind, x), _slots(bed)
-    launches = [
-        work.prepare(
-            bed.device,
-            (
-                *weights.planes(0, copy, N_EXPERT * n_rows),
-                *(*given, slots, chosen, y, y),
-                *(n_rows, n, N_USED, 0, 0, 0),
-            ),
-        )
-        for copy in range(weights.n_copies)
-    ]
-    rows = sample(n_rows)
+    given, rows = (
+        (*bed.inputs(kind, x), _slots(bed), chosen, y, y, n_rows, n, N_USED, 0, 0, 0),
+        sample(n_rows),
+    )
+    planes = [weights.planes(0, copy, N_EXPERT * n_rows) for copy in range(weights.n_copies)]
 
     def want() -> Array:
         values = np.concatenate([weights.values(0, e * n_rows + rows) for e in ids[0]])
         return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
 
-    return Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
+    by_pair = expert_rows(kind, 1, N_USED, n_rows, n)
+    by_expert = expert_rows_of_batch(kind, 1, (N_USED, N_EXPERT), n_rows, n, N_USED)
+    for work, more in ((by_pair, ()), (by_expert, (N_USED,))):
+        launches = [work.prepare(bed.device, (*of_copy, *given, *more)) for of_copy in planes]
+        yield Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
 
 
 def expert_neuron_cases(bed: Bed, weights: Weights) -> Iterator[Case]:

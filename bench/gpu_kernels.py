@@ -6,7 +6,7 @@ from functools import partial
 from gguf import GGMLQuantizationType
 from gpu_bed import Bed, Weights
 from gpu_case import Case, Sizes
-from gpu_expert_kernels import expert_cases, expert_neuron_cases, expert_product_case
+from gpu_expert_kernels import expert_cases, expert_neuron_cases, expert_product_cases
 from gpu_vector_kernels import attention_cases, mask_cases, vector_cases
 from gpu_weight_kernels import ffn_cases, product_cases
 
@@ -34,5 +34,5 @@ def _typed_cases(bed: Bed, sizes: Sizes, kind: GGMLQuantizationType) -> Iterator
     weights = Weights(bed, kind, sizes.n_ff, sizes.n_embd)
     yield from product_cases(bed, sizes, weights)
     yield from ffn_cases(bed, sizes, weights)
-    yield expert_product_case(bed, weights)
+    yield from expert_product_cases(bed, weights)
     yield from expert_neuron_cases(bed, weights)

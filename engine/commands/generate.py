@@ -107,7 +107,9 @@ def grammar_of(schema: Path | None, grammar: Path | None) -> str:
     if schema is None and grammar is None:
         return ""
     if schema is not None and grammar is not None:
-        raise SettingError("--json-schema", str(schema), "not together with --grammar", "leave one of them out")
+        raise SettingError(
+            "--json-schema", str(schema), "not together with --grammar", "leave one of them out"
+        )
     from hotcold.engine.generation import constraint
 
     make = constraint.of_grammar if schema is None else constraint.of_schema

@@ -10,7 +10,7 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
@@ -50,13 +50,16 @@ class _Pairs:
     def multiply(self, role: str, x: Input, y: Buffer, per_pair: bool) -> None:
         """y[pair] = the matrix of this role of the pair's expert . x + its bias."""
         weight, bias = self.node.weight(role), self.node.find_weight(f"{role}_bias")
-        n, n_rows, _ = weight.ne
+        n, n_rows, n_expert = weight.ne
         kind = {"per_pair": per_pair, "has_bias": bias is not None}
-        work = expert_rows(weight.type, self.count, self.n_used, n_rows, n, **kind)
         biases, stride = (y, 0) if bias is None else self._biases(bias)
         rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
-        planes = self.low.store.matrix(weight).planes
-        self.low.launch(work, *planes, *x, self.slots, self.chosen, *rest)
+        given = *self.low.store.matrix(weight).planes, *x, self.slots, self.chosen, *rest
+        if self.n_pairs > n_expert:  # then some experts have several
+            work = expert_rows_of_batch(weight.type, self.count, (self.n_used, n_expert), n_rows, n, **kind)
+            self.low.launch(work, *given, self.n_pairs)
+        else:
+            self.low.launch(expert_rows(weight.type, self.count, self.n_used, n_rows, n, **kind), *given)
 
     def _biases(self, bias: Weight) -> tuple[Buffer, int]:
         """All experts' biases, and the floats from one to the next."""

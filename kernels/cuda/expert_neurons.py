@@ -29,7 +29,9 @@ def expert_gates(
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; starts, chosen (int32), hidden, n_ff, n, n_used.
     """
-    return _products("expert_gates", weight_type, n_tokens, n_used, n_ff, n, n_here, n_here)
+    return _products(
+        kernel_name("expert_gates", weight_type), weight_type, n_tokens, n_used, n_ff, n, n_here, n_here
+    )
 
 
 def expert_ups(
@@ -52,12 +54,14 @@ def expert_ups(
     """
     here = n_tokens * n_used * n_ff if n_here is None else n_here
     opened = here if n_open is None else n_open
-    work = _products("expert_ups", weight_type, n_tokens, n_used, n_ff, n, here, opened)
+    work = _products(
+        kernel_name("expert_ups", weight_type), weight_type, n_tokens, n_used, n_ff, n, here, opened
+    )
     return Work(work.kernel, work.grid, work.block, work.bytes_read + 4 * here, work.bytes_written)
 
 
 def _products(
-    family: str,
+    kernel: str,
     weight_type: GGMLQuantizationType,
     n_tokens: int,
     n_used: int,
@@ -74,7 +78,7 @@ def _products(
         + input_bytes(weight_type, n_tokens, n)
         + INDEX_BYTES * n_pairs
     )
-    return Work(kernel_name(family, weight_type), (cover(n_ff, BLOCK // 32), n_pairs), BLOCK, reads, 4 * here)
+    return Work(kernel, (cover(n_ff, BLOCK // 32), n_pairs), BLOCK, reads, 4 * here)
 
 
 def expert_down(

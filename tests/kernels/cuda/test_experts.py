@@ -10,7 +10,7 @@ from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, w
 from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows
+from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
@@ -83,6 +83,13 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
+    batch = expert_rows_of_batch(
+        weight_type, n_tokens, (N_USED, N_EXPERT), n_rows, n, per_pair=per_pair, has_bias=has_bias
+    )
+    again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
+    others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
+    batch.launch(device, (*given, *others, n_tokens * N_USED), device.compute)
+    assert get(device, again).tobytes() == got.tobytes()
 
 
 STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none of experts 1 and 4
