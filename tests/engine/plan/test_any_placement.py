@@ -62,7 +62,7 @@ def cases(draw: st.DrawFn) -> Case:
     """A model with mixed types, its counts (with many ties), a mode, n_ctx and n_batch."""
     architecture = draw(st.sampled_from(["llama", "bamboo", "falcon", "opt", "qwen2", *VARIANTS, *MIXTURES]))
     mixture = MIXTURES.get(architecture)
-    own = draw(mixture or VARIANTS.get(architecture, st.just({})))
+    own = draw((VARIANTS | MIXTURES).get(architecture, st.just({})))
     relu = mixture is None and (architecture != "llama" or draw(st.booleans()))
     shape = Shape(
         architecture,
