@@ -10,7 +10,7 @@ its number, its first pair, and how many; from `pair_tokens` on the token of eac
 
 import math
 
-from hotcold.kernels.cpu import elementwise, ffn, operations, tiles
+from hotcold.kernels.cpu import elementwise, ffn, ffn_batch, ffn_down, operations, tiles
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, load_i32, load_i64, store_f32, store_i32, store_i64
 from hotcold.kernels.cpu.program import N_PARAMETERS, N_PAST, SIGMOID_GATING, SOFTMAX_CHOSEN_GATING
@@ -182,7 +182,7 @@ def expert_listed_rows(op, own, first: int, last: int, scratch: int) -> None:  #
     for i in range(load_i64(op.groups)):
         e, n = _take(op, own, i)
         own.z, own.z_stride = op.z + e * op.z_stride, 0
-        ffn.wanted_rows(own, first, last, n, scratch, False)
+        ffn_batch.wanted_rows(own, first, last, n, scratch, False)
 
 
 @compiled
@@ -191,7 +191,7 @@ def expert_up_rows(op, own, first: int, last: int, scratch: int) -> int:  # type
     live = 0
     for i in range(load_i64(op.groups)):
         _, n = _take(op, own, i)
-        live += ffn.wanted_rows(own, first, last, n, scratch, True)
+        live += ffn_batch.wanted_rows(own, first, last, n, scratch, True)
     return live
 
 
@@ -239,10 +239,10 @@ def expert_pieces(op, own, first: int, last: int, is_exact: bool, scratch: int) 
 
 @compiled
 def expert_down(op, own, first: int, last: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
-    """y[p, first:last] = sum_r x[p, r] w_e[r, first:last] of every pair, as `ffn.down_rows`."""
+    """y[p, first:last] = sum_r x[p, r] w_e[r, first:last] of every pair, as `ffn_down.down_rows`."""
     for i in range(load_i64(op.groups)):
         _, n = _take(op, own, i)
-        ffn.down_rows(own, first, last, n, scratch)
+        ffn_down.down_rows(own, first, last, n, scratch)
 
 
 @compiled

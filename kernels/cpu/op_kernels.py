@@ -8,10 +8,13 @@ from hotcold.kernels.cpu import (
     elementwise,
     experts,
     ffn,
+    ffn_batch,
+    ffn_down,
     kv_cache,
     operations,
     pack,
     program,
+    row_lists,
     rows,
     tiles,
 )
@@ -110,7 +113,7 @@ def wanted_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op, n_tokens = record(at), load_i64(run + 8 * N_TOKENS)
     first, last = _rows_of(op, c, n)
     times_gate = op.code == program.UP_ROWS
-    n_wanted = ffn.wanted_rows(op, first, last, n_tokens, scratch, times_gate)
+    n_wanted = ffn_batch.wanted_rows(op, first, last, n_tokens, scratch, times_gate)
     if times_gate:
         _count(op, c, (last - first) * n_tokens * op.all_listed, n_wanted)
     else:
@@ -121,7 +124,7 @@ def wanted_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
 def fire_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op, n_tokens = record(at), load_i64(run + 8 * N_TOKENS)
     first, last = _rows_of(op, c, n)
-    live = ffn.fire_rows(op, first, last, n_tokens)
+    live = ffn_batch.fire_rows(op, first, last, n_tokens)
     _count(op, c, (last - first) * n_tokens * op.all_listed, live)
 
 
@@ -162,7 +165,7 @@ def down_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
     unit = rows.column_unit(op.w_type)
     first, last = _cut(op.k, c, op.chunks, unit), _cut(op.k, c + n, op.chunks, unit)
-    ffn.down_rows(op, first, last, load_i64(run + 8 * N_TOKENS), scratch)
+    ffn_down.down_rows(op, first, last, load_i64(run + 8 * N_TOKENS), scratch)
 
 
 # ---- experts ------------------------------------------------------------------------
@@ -355,19 +358,19 @@ def threshold(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ig
 
 @_token_kernel(program.MASK)
 def mask(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
-    n = ffn.mask_token(x, op.n_rows, op.threshold, y, op.listed)
+    n = row_lists.mask_token(x, op.n_rows, op.threshold, y, op.listed)
     if op.n_listed:
         store_i64(op.n_listed, n)
 
 
 @_token_kernel(program.LIST_ROWS)
 def list_rows(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
-    store_i64(op.n_listed, ffn.list_bits(z, op.x, op.n_rows, op.listed))
+    store_i64(op.n_listed, row_lists.list_bits(z, op.x, op.n_rows, op.listed))
 
 
 @_token_kernel(program.AND_BITS)
 def and_bits(op, t: int, x: int, y: int, z: int, run: int) -> None:  # type: ignore[no-untyped-def]
-    ffn.and_bits(z, op.x, op.n_rows, y)
+    row_lists.and_bits(z, op.x, op.n_rows, y)
 
 
 @_token_kernel(program.SCALE)

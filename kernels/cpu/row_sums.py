@@ -1,6 +1,7 @@
 """Sums of scaled rows and rows as float32: the one order of sums of `order_of_sums.rows_in_order`, as IR."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from llvmlite import ir
 from numba import types
@@ -62,51 +63,55 @@ def _emit_windows(b: Builder, n_blocks: Value, emit: Callable[[Value, Value, Val
         emit(whole, left, b.sub(n_blocks, I64(1)))
 
 
-def emit_add_rows(
-    b: Builder,
-    kind: WeightType,
-    acc: Value,
-    rows: Value,
-    coefficients: Value,
-    first: Value,
-    last: Value,
-    ahead: Value,
-) -> None:
+@dataclass(frozen=True)
+class Addition:
+    """ROWS rows, each times its coefficient, on top of sums.
+
+    Attributes:
+        acc: address of the sums.
+        rows: address of the rows' addresses.
+        coefficients: address of theirs.
+        first: column that sums begin with.
+        last: column that they end before.
+        ahead: address of how many bytes from each row lies what is asked for.
+    """
+
+    acc: Value
+    rows: Value
+    coefficients: Value
+    first: Value
+    last: Value
+    ahead: Value
+
+
+def emit_add_rows(b: Builder, kind: WeightType, what: Addition) -> None:
     """acc[first:last] += sum over ROWS rows of coefficient * row."""
-    emit_count(b, kind, I64(ROWS), b.sub(last, first))
+    emit_count(b, kind, I64(ROWS), b.sub(what.last, what.first))
     if isinstance(kind, FloatType):
-        _emit_add_floats(b, kind, acc, rows, coefficients, first, last, ahead)
+        _emit_add_floats(b, kind, what)
     else:
-        _emit_add_blocks(b, kind, acc, rows, coefficients, first, last, ahead)
+        _emit_add_blocks(b, kind, what)
 
 
-def _emit_add_blocks(
-    b: Builder,
-    kind: BlockType,
-    acc: Value,
-    rows: Value,
-    coefficients: Value,
-    first: Value,
-    last: Value,
-    ahead: Value,
-) -> None:
+def _emit_add_blocks(b: Builder, kind: BlockType, what: Addition) -> None:
     """A window of all rows is decoded, then added block by block."""
+    first, last = what.first, what.last
     begin = b.mul(b.udiv(first, I64(kind.block)), I64(kind.type_size))
     room = simd.room(b, ir.ArrayType(I8, ROWS * DECODED_BYTES))
-    factors = [simd.splat(b, simd.load(b, coefficients, F32, 4 * r), 16) for r in range(ROWS)]
+    factors = [simd.splat(b, simd.load(b, what.coefficients, F32, 4 * r), 16) for r in range(ROWS)]
 
     def add_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
         with cgutils.for_range(b, I64(ROWS)) as loop:
             r = b.mul(loop.index, I64(8))
-            row = b.add(simd.load(b, b.add(rows, r), I64, align=8), begin)
-            later = b.add(row, simd.load(b, b.add(ahead, r), I64, align=8))
+            row = b.add(simd.load(b, b.add(what.rows, r), I64, align=8), begin)
+            later = b.add(row, simd.load(b, b.add(what.ahead, r), I64, align=8))
             later = b.add(later, b.mul(window, I64(kind.window_bytes)))
             simd.emit_prefetches(b, later, kind.window_bytes)
             to = b.add(room, b.mul(loop.index, I64(DECODED_BYTES)))
             _emit_decoded(b, kind, row, window, last_block, to)
         column = b.add(first, b.mul(window, I64(BLOCKS * BLOCK)))
         with cgutils.for_range(b, n_blocks) as loop:
-            out = b.add(acc, b.mul(b.add(column, b.mul(loop.index, I64(BLOCK))), I64(4)))
+            out = b.add(what.acc, b.mul(b.add(column, b.mul(loop.index, I64(BLOCK))), I64(4)))
             sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in (0, 1)]
             for r in range(ROWS):
                 values = _emit_block(b, kind, b.add(room, I64(DECODED_BYTES * r)), loop.index)
@@ -117,23 +122,14 @@ def _emit_add_blocks(
     _emit_windows(b, b.udiv(b.sub(last, first), I64(BLOCK)), add_window)
 
 
-def _emit_add_floats(
-    b: Builder,
-    kind: FloatType,
-    acc: Value,
-    rows: Value,
-    coefficients: Value,
-    first: Value,
-    last: Value,
-    ahead: Value,
-) -> None:
+def _emit_add_floats(b: Builder, kind: FloatType, what: Addition) -> None:
     """Sixteen numbers at a time, then those that are left."""
-    size = 16 * kind.type_size
+    size, acc, first, last = 16 * kind.type_size, what.acc, what.first, what.last
     n = b.udiv(b.sub(last, first), I64(16))
     begin = b.mul(first, I64(kind.type_size))
-    starts = [b.add(simd.load(b, rows, I64, 8 * r), begin) for r in range(ROWS)]
-    later = [b.add(start, simd.load(b, ahead, I64, 8 * r)) for r, start in enumerate(starts)]
-    coefficient = [simd.load(b, coefficients, F32, 4 * r) for r in range(ROWS)]
+    starts = [b.add(simd.load(b, what.rows, I64, 8 * r), begin) for r in range(ROWS)]
+    later = [b.add(start, simd.load(b, what.ahead, I64, 8 * r)) for r, start in enumerate(starts)]
+    coefficient = [simd.load(b, what.coefficients, F32, 4 * r) for r in range(ROWS)]
     factors = [simd.splat(b, c, 16) for c in coefficient]
 
     def add_step(i: Value) -> None:

@@ -185,7 +185,7 @@ ROWS = row_sums.ROWS
 
 @family(_TYPES, 6)
 def _add_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
-    row_sums.emit_add_rows(b, kind, *arguments)
+    row_sums.emit_add_rows(b, kind, row_sums.Addition(*arguments))
 
 
 @compiled

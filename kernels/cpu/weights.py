@@ -93,7 +93,6 @@ class FloatType:
     type_id: int  # GGUF's number
     type_size: int  # bytes a weight
     block = 1  # numbers a block
-    in_sparse_ffn = True
 
     def load16(self, b: Builder, at: Value) -> Value:
         """16 weights as <16 x float>."""

@@ -30,7 +30,7 @@ from sparse_ffn_cases import (
 )
 
 from hotcold.kernels import ref
-from hotcold.kernels.cpu import ffn, program, rows
+from hotcold.kernels.cpu import ffn, program, row_lists, rows
 
 
 @pytest.mark.parametrize("count", COUNTS)
@@ -178,23 +178,23 @@ def test_mask_token(n_ff: int) -> None:
     z[n_ff // 2] = np.nan
     for threshold in (0.5, -1e30, 1e30, np.inf):
         bits, listed = np.full(-(-n_ff // 64), -1), np.full(n_ff + 1, -7)
-        n = ffn.mask_token(z.ctypes.data, n_ff, threshold, bits.ctypes.data, listed.ctypes.data)
+        n = row_lists.mask_token(z.ctypes.data, n_ff, threshold, bits.ctypes.data, listed.ctypes.data)
         active = ~(z < threshold)
         assert listed[:n].tolist() == np.flatnonzero(active).tolist()
         assert (listed[n:] == -7).all()
         assert np.array_equal(bits.view(np.uint8), mask_bits(active[None])[0])
-        assert [ffn.bit(bits.ctypes.data, i) for i in range(n_ff)] == active.tolist()
+        assert [row_lists.bit(bits.ctypes.data, i) for i in range(n_ff)] == active.tolist()
         again = np.full(-(-n_ff // 64), -1)
-        assert ffn.mask_token(z.ctypes.data, n_ff, threshold, again.ctypes.data, 0) == n
+        assert row_lists.mask_token(z.ctypes.data, n_ff, threshold, again.ctypes.data, 0) == n
         assert np.array_equal(again, bits)
 
 
 def test_a_threshold_is_met_by_the_float_that_it_rounds_to() -> None:
     z, bits = np.array([0.1], np.float32), np.zeros(1, np.int64)
     assert float(z[0]) > 0.1  # as a double; the threshold is rounded as z was
-    assert ffn.mask_token(z.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 1
+    assert row_lists.mask_token(z.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 1
     below = np.nextafter(z, np.float32(0))
-    assert ffn.mask_token(below.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 0
+    assert row_lists.mask_token(below.ctypes.data, 1, 0.1, bits.ctypes.data, 0) == 0
 
 
 @pytest.mark.parametrize("type_id", sorted(rows.TYPE_SIZE), ids=lambda t: GGMLQuantizationType(t).name)
