@@ -76,6 +76,7 @@ ROOMS: dict[str, set[str]] = {
     "__init__": {"engine/generation"},
     "__main__": {"cli"},
     "cli": {"engine/commands"},
+    "serve": {"engine/serve"},
     "engine": set(),
     "engine/settings": set(),
     **{f"engine/{name}": wings_below(name) | BELOW[name] | FORMAT | {"engine/settings"} for name in BELOW},

@@ -3,7 +3,7 @@
 import base64
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -145,13 +145,16 @@ class Server:
         fields = parse_body(await read_body(request))
         asked = parse_asked(fields, is_chat=True, defaults=CHAT)
         messages = parse_messages(fields)
+        control = None if asked.settings.grammar else self._prompts.control
+        if control is not None:  # channels are told apart by control pieces
+            asked = replace(asked, settings=replace(asked.settings, special=True))
         form = Form(self.name, self._engine.tokenizer, asked.top_logprobs, is_chat=True)
 
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             write = partial(self._prompts.of_chat, messages)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
             await self._worked_out(asked.settings.grammar)
-            return Reply(self.worker, asked, [prompt], form), prompt.warnings
+            return Reply(self.worker, asked, [prompt], form, control=control), prompt.warnings
 
         return await self._replied(request, reply, asked.stream, self._told(fields))
 

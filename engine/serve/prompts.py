@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from hotcold.engine.chat.channels import writes_channels
 from hotcold.engine.chat.prompt import ChatPrompt, folded
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.generation.generation import Engine
@@ -47,6 +48,14 @@ class Prompts:
             if template is not None:
                 raise
             self._template = error
+
+    @property
+    def control(self) -> tuple[str, ...] | None:
+        """Texts of all control pieces, of a model that answers in channels; None of any other."""
+        template = self._template
+        if isinstance(template, FileError) or not writes_channels(template.source):
+            return None
+        return tuple(self._engine.tokenizer.special_texts())
 
     @property
     def has_template(self) -> bool:

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hotcold.engine.chat.channels import Channels
 from hotcold.engine.chat.thoughts import Parted
 from hotcold.engine.generation.logprobs import TokenLogprobs
 from hotcold.engine.generation.statistics import Statistics
@@ -25,17 +26,21 @@ class Taken:
     """
 
     parted: Parted | None
+    channels: Channels | None = None
     parts: dict[str, str] = field(default_factory=dict)
     told: list[TokenLogprobs] = field(default_factory=list)
     n_told: int = 0
 
     def feed(self, text: str) -> dict[str, str]:
         """The parts that a piece of text brings."""
+        if self.channels is not None:
+            text = self.channels.feed(text)
         return self._joined([(False, text)] if self.parted is None else self.parted.feed(text))
 
     def end(self) -> dict[str, str]:
         """The parts that were held back."""
-        return self._joined([] if self.parted is None else self.parted.end())
+        rest = [] if self.channels is None or self.parted is None else self.parted.feed(self.channels.end())
+        return self._joined(rest if self.parted is None else [*rest, *self.parted.end()])
 
     def _joined(self, parts: Sequence[tuple[bool, str]]) -> dict[str, str]:
         new = dict[str, str]()
@@ -55,12 +60,25 @@ class Reply:
     """
 
     def __init__(
-        self, worker: Worker, asked: Asked, prompts: Sequence[Prompt], form: Form, *, echo: bool = False
+        self,
+        worker: Worker,
+        asked: Asked,
+        prompts: Sequence[Prompt],
+        form: Form,
+        *,
+        echo: bool = False,
+        control: Sequence[str] | None = None,
     ) -> None:
-        """Take what is asked for; `echo`: each answer begins with its prompt."""
+        """Take what is asked for.
+
+        Args:
+            echo: each answer begins with its prompt.
+            control: texts of control pieces, of a model that answers in channels.
+        """
         self._worker, self._asked, self._form = worker, asked, form
         self._prompts = [prompt for prompt in prompts for _ in range(asked.n)]
         self._n_prompts, self._echo = len(prompts), echo
+        self._control = control
         self.warnings: tuple[str, ...] = ()
 
     def _begin(self) -> tuple[list[Answer], list[Taken]]:
@@ -71,7 +89,11 @@ class Reply:
         ]
         # what follows a grammar has no place for a thought
         parts = self._form.is_chat and not self._asked.settings.grammar
-        taken = [Taken(Parted(prompt.opened) if parts else None) for prompt in self._prompts]
+        control = self._control
+        taken = [
+            Taken(Parted(prompt.opened) if parts else None, None if control is None else Channels(control))
+            for prompt in self._prompts
+        ]
         return answers, taken
 
     async def whole(self) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """Clients that vanish, a full queue, thoughts, pings, a device that fails, an end while answers run."""
 
+import asyncio
+import itertools
 import json
 import threading
 import time
@@ -8,8 +10,10 @@ from typing import Any
 
 import pytest
 from serving import Served, served, until
+from table_models import table_model
 
-from hotcold import Engine
+import hotcold.serve
+from hotcold import Engine, load
 from hotcold.engine.generation.not_finite import check_finite
 from hotcold.engine.serve import worker
 from hotcold.errors import DeviceError
@@ -174,3 +178,50 @@ def test_the_end_stops_what_runs(engine: Engine, slowly: None) -> None:
     assert b'"finish_reason":"length"' in answer  # it was brought to its end
     assert n_workers() == before
     assert engine.is_open
+
+
+def test_channels_come_apart(tmp_path: Path) -> None:
+    """What a model of gpt-oss's kind says in its final channel is the answer, all others are thoughts."""
+    marks = ["<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
+    chain = ["a", "<|channel|>", "analysis", "<|message|>", "h", "<|end|>", "Y", "</s>"]
+    following = dict(itertools.pairwise(chain))
+    path = table_model(tmp_path / "m.gguf", following, control=marks, user_defined=["analysis"])
+    template = tmp_path / "channels.jinja"
+    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{# <|channel|>analysis<|message|> #}")
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 20}
+    with load(path, threads=1) as engine, served(engine, chat_template=template) as server:
+        choice = server.ask(CHAT, asked).json["choices"][0]
+        events = server.ask(CHAT, asked | {"stream": True}).events
+    assert choice["message"] == {"role": "assistant", "content": "Y", "reasoning_content": "h"}
+    assert choice["finish_reason"] == "stop"
+    deltas = [event["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("content", "") for delta in deltas) == "Y"
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "h"
+
+
+def test_an_application_of_the_library(engine: Engine) -> None:
+    """It answers without a lifespan, and its end leaves the engine as it was."""
+    application = hotcold.serve.app(engine)
+    try:
+        sent = asyncio.run(asked_of(application, TEXT, {"prompt": "Emma", "max_tokens": 2}))
+        assert sent[0]["status"] == 200
+    finally:
+        application.close()
+    assert engine.is_open and "".join(engine.generate("Emma", 2))
+
+
+async def asked_of(application: Any, path: str, body: dict[str, Any]) -> list[Any]:
+    """What an application sends."""
+    incoming, sent = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}], list[Any]()
+    scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
+
+    async def receive() -> Any:
+        if incoming:
+            return incoming.pop()
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    await application(scope, receive, send)
+    return sent
