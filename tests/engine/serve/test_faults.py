@@ -187,8 +187,14 @@ def test_channels_come_apart(tmp_path: Path) -> None:
     following = dict(itertools.pairwise(chain))
     path = table_model(tmp_path / "m.gguf", following, control=marks, user_defined=["analysis"])
     template = tmp_path / "channels.jinja"
-    template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}{# <|channel|>analysis<|message|> #}")
-    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "a"}], "temperature": 0, "max_tokens": 20}
+    template.write_text(
+        "{% for m in messages %}{{ m.content }}{% endfor %}{# <|channel|>analysis<|message|> #}"
+    )
+    asked: dict[str, Any] = {
+        "messages": [{"role": "user", "content": "a"}],
+        "temperature": 0,
+        "max_tokens": 20,
+    }
     with load(path, threads=1) as engine, served(engine, chat_template=template) as server:
         choice = server.ask(CHAT, asked).json["choices"][0]
         events = server.ask(CHAT, asked | {"stream": True}).events
@@ -212,7 +218,10 @@ def test_an_application_of_the_library(engine: Engine) -> None:
 
 async def asked_of(application: Any, path: str, body: dict[str, Any]) -> list[Any]:
     """What an application sends."""
-    incoming, sent = [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}], list[Any]()
+    incoming, sent = (
+        [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}],
+        list[Any](),
+    )
     scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": []}
 
     async def receive() -> Any:
