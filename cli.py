@@ -25,6 +25,7 @@ from hotcold.engine.commands.reports import LoggedNotes, note, reported
 from hotcold.engine.commands.serve import ServeCommand
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
+from hotcold.engine.commands.tune import TuneCommand
 from hotcold.errors import INTERRUPTED
 
 app = typer.Typer(
@@ -50,6 +51,7 @@ app.command("list")(ListCommand)
 app.command("rm")(RemoveCommand)
 app.command("imatrix")(ImatrixCommand)
 app.command("train-predictor")(TrainPredictorCommand)
+app.command("tune")(TuneCommand)
 
 
 def run(command: Command, **of_hotcold: Any) -> None:
