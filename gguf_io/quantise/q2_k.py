@@ -55,9 +55,8 @@ def plain_groups(
         part = slice(j * GROUP, (j + 1) * GROUP)
         weights[:] = np.abs(x[part])
         scales[j], below[j] = affine_scale(x[part], weights, PLAIN, True, levels[part], trial)
-    return put_half(block, D, by_the_largest(scales, SCALE_TOP)), put_half(
-        block, M, by_the_largest(below, SCALE_TOP)
-    )
+    d = put_half(block, D, by_the_largest(scales, SCALE_TOP))
+    return d, put_half(block, M, by_the_largest(below, SCALE_TOP))
 
 
 @kernel
