@@ -71,6 +71,7 @@ def test_hyperparameters_of_an_ordinary_model(dense: GGUFFile) -> None:
         "sparse_threshold": 0.0,
         "n_vocab": 600,
         "has_predictors": False,
+        "sparse_head": True,
     }
 
 
