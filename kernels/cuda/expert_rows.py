@@ -52,8 +52,8 @@ def expert_rows_of_batch(
 ) -> Work:
     """The products of `expert_rows`, one warp a row and expert, which takes the expert's pairs in turn.
 
-    Reads the rows of each expert that is here and chosen once; the inputs; what was chosen; the slots of all
-    experts; and the biases. Writes 4 n_rows a pair.
+    Reads the rows of each expert that is here and chosen once; the inputs; what was chosen; the slots of as many
+    experts as may be; and the biases. Writes 4 n_rows a pair.
 
     Args:
         choice: n_used and n_expert.
@@ -63,7 +63,8 @@ def expert_rows_of_batch(
     """
     n_used, n_expert = choice
     n_pairs, here = n_tokens * n_used, n_expert if n_here is None else n_here
-    reads = here * n_rows * (device_row_bytes(weight_type, n) + 4 * has_bias) + 4 * n_pairs + 4 * n_expert
+    reads = here * n_rows * (device_row_bytes(weight_type, n) + 4 * has_bias) + 4 * n_pairs
+    reads += 4 * min(n_pairs, n_expert)
     reads += input_bytes(weight_type, n_pairs if per_pair else n_tokens, n)
     grid = (cover(n_rows, BLOCK // 32), n_expert)
     return Work(kernel_name("expert_rows_of_batch", weight_type), grid, BLOCK, reads, 4 * n_pairs * n_rows)
