@@ -89,6 +89,7 @@ class SignedGrid(KType):
     """Magnitudes of a grid, with signs: d (2 s + 1) / 2^n times them, s a scale of 32 or of 16 numbers."""
 
     offset_shift = 6
+    is_slow = True
 
     def stored(self, b: Builder, places: Value, signs: list[Value]) -> tuple[Value, Value]:
         """Both parts' numbers from the places of their entries, i16, and the words of their signs, a bit a number."""
@@ -265,6 +266,7 @@ class MovedGrid(KType):
     """-1, 0 or 1, an eighth more or less: d (2 s + 1) times it, s a scale of 32 or of 16 numbers."""
 
     offset_shift = 4
+    is_slow = True
 
     def stored(self, b: Builder, places: list[Value], downs: list[Value]) -> tuple[Value, Value]:
         """Both parts' numbers from the places of their entries; `downs`, <8 x i64>: not 0 where an eighth less."""

@@ -357,6 +357,7 @@ class TQ1_0(KType):
 
     name = "TQ1_0"
     type_id = 34
+    is_slow = True
     type_size = 54
     largest = 2
     SCALE = 52

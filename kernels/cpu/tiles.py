@@ -1,10 +1,13 @@
 """Matrices times several tokens: rows that a few tokens share, and tiles for prompts."""
 
+import numpy as np
+
 from hotcold.kernels.cpu import panels, rows
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.operations import load_f32, store_f32, store_i64
 from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
+from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
@@ -16,6 +19,10 @@ MAX_K = (
     // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
 )
 
+_IS_SLOW = np.zeros(1 + max(BY_ID), np.bool_)  # by GGUF's type numbers, where compiled code reads it
+for _kind in BLOCK_TYPES:
+    _IS_SLOW[_kind.type_id] = _kind.is_slow
+
 _COLUMNS, _DOTS = 0, 128  # this file's part of a thread's scratch memory, in bytes
 
 
@@ -26,24 +33,32 @@ def has_panels(op) -> bool:  # type: ignore[no-untyped-def]
 
 
 @compiled
+def _at_once(op) -> int:  # type: ignore[no-untyped-def]
+    """How many tokens share a row that is decoded once."""
+    return min(MAX_COLUMNS, max(2, COLUMN_BYTES // op.x_stride))
+
+
+@compiled
 def has_tiles(op, n_tokens: int) -> bool:  # type: ignore[no-untyped-def]
-    """Whether so many tokens meet a record's matrix in tiles."""
-    if rows.is_block_type(op.w_type):
-        return n_tokens > FEW_TOKENS and has_panels(op)
-    return n_tokens > FEW_FLOAT_TOKENS
+    """Whether so many tokens meet a record's matrix in tiles.
+
+    Of a type whose rows take longer to decode than to multiply, rows are never decoded twice.
+    """
+    if not rows.is_block_type(op.w_type):
+        return n_tokens > FEW_FLOAT_TOKENS
+    few = min(FEW_TOKENS, _at_once(op)) if _IS_SLOW[op.w_type] else FEW_TOKENS
+    return n_tokens > few and has_panels(op)
 
 
 @compiled
 def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """y[t, r] = w[r] . x[t] for rows first..last-1 and n_tokens tokens; x: packed for a block type."""
-    is_block = rows.is_block_type(op.w_type)
-    few = FEW_TOKENS if is_block else FEW_FLOAT_TOKENS
     if n_tokens == 1:
         w = op.w + first * op.w_stride
         dot_rows(op.w_type, w, op.w_stride, last - first, x, op.k, rows.AHEAD, y + 4 * first)
-    elif n_tokens <= few or (is_block and not has_panels(op)):
+    elif not has_tiles(op, n_tokens):
         _few_tokens(op, first, last, n_tokens, x, y, y_stride, scratch)
-    elif is_block:
+    elif rows.is_block_type(op.w_type):
         panels.mul_panels(op, first, last, n_tokens, x, y, y_stride, scratch)
     else:
         _float_tiles(op, first, last, n_tokens, x, y, y_stride, scratch)
@@ -55,7 +70,7 @@ def _few_tokens(  # type: ignore[no-untyped-def]
 ) -> None:
     """A run of rows is read from memory once; as many tokens at a time as the cache holds."""
     columns = scratch + _COLUMNS
-    most = min(MAX_COLUMNS, max(2, COLUMN_BYTES // op.x_stride))
+    most = _at_once(op)
     passes = (n_tokens + most - 1) // most
     for r in range(first, last, RUN):
         w, n_rows = op.w + r * op.w_stride, min(RUN, last - r)
