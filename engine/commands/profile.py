@@ -17,7 +17,7 @@ from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.engine.commands.workers import WorkerOptions, Workers, workers_of
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import FileError, SettingError
-from hotcold.whole_file import check_output
+from hotcold.whole_file import check_output, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -43,6 +43,7 @@ class CountsOptions:
         Path | None,
         typer.Option("--into", metavar="FILE", help="The model once more, with the counts in it."),
     ] = None
+    html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write one page with pictures.")] = None
     resume: Annotated[bool, typer.Option("--resume", help="Go on with what was interrupted.")] = False
     force: Annotated[bool, typer.Option("--force", help="Replace counts that are there.")] = False
     merge: Annotated[
@@ -60,6 +61,8 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
 
     def run(self) -> None:
         """Read, load, count, write, print."""
+        if self.html is not None:
+            check_output(self.html, [], self.force, option="--html")
         if self.merge is not None:
             self._merge(*self.merge)
             return
@@ -167,6 +170,10 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         self._show(both, report, "", self.out)
 
     def _show(self, counted: "Profile", report: "dict[str, object]", activation: str, folder: Path) -> None:
+        if self.html is not None:
+            from hotcold.engine.dump.profile_page import page
+
+            write_whole(self.html, page(report).encode(errors="replace"), option="--html")
         if self.as_json:
             write_line(json.dumps(report))
             return

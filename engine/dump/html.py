@@ -67,11 +67,16 @@ def page(report: Report, curve: Sequence[tuple[int, float]]) -> str:
         "<h2>Weights</h2>",
         weights(report),
     ]
+    return document(f"{name}: offload dump", parts)
+
+
+def document(title: str, parts: Sequence[str]) -> str:
+    """A page of these parts; the title is escaped already."""
     return (
         "<!DOCTYPE html>\n<html lang=en><head><meta charset=utf-8>"
         '<meta name=viewport content="width=device-width,initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        f"<title>{name}: offload dump</title><style>{STYLE}</style></head><body>\n"
+        f"<title>{title}</title><style>{STYLE}</style></head><body>\n"
         + "\n".join(parts)
         + "\n</body></html>\n"
     )

@@ -47,7 +47,8 @@ def lines(profile: Profile, activation: str) -> Iterator[str]:
     firing, never, half = profile.firing, (profile.counts == 0).mean(1), half_by(profile)
     if firing is None:
         yield f"{activation.upper()}: no neuron is ever idle, so a token reads every row, wherever it lies;"
-        yield "counted is how much each matters: |hidden| times the length of its row of down"
+        yield "counted is how much each matters: |hidden| times the length of its row of down;"
+        yield "hotcold calibrate measures what leaving out those that add little costs"
         yield "layer  half of it by"
         yield from (f"{i:>5}  {part:>13.1%}" for i, part in enumerate(half))
     else:

@@ -2,6 +2,7 @@
 
 import json
 import os
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from commands import run
 from numpy.typing import NDArray
+from threshold_models import model_file
 
 from hotcold.engine.profile import counting
 from hotcold.engine.profile.passing import run_chunk
@@ -201,3 +203,47 @@ def test_counts_go_into_the_model(text: Path, tiny: Path, tmp_path: Path) -> Non
     assert again.returncode == 2 and "exists already" in again.stderr
     onto = run("profile", "-m", str(into), "-f", str(text), "--into", str(into), "--force", *OPTIONS)
     assert onto.returncode == 2 and "with.gguf" in onto.stderr and into.exists()
+
+
+class _Tags(HTMLParser):
+    """Every tag that is opened, and all values of attributes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.values: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.values += [value or "" for _, value in attrs]
+
+
+def test_the_page_shows_every_layer_and_fetches_nothing(text: Path, tmp_path: Path) -> None:
+    page = tmp_path / "profile.html"
+    command = ("profile", "-f", str(text), "-o", str(tmp_path / "counts"), "--html", str(page), *OPTIONS)
+    assert run(*command).returncode == 0
+    report, html, found = (
+        json.loads((tmp_path / "counts" / "profile.json").read_text()),
+        page.read_text(),
+        _Tags(),
+    )
+    found.feed(html)
+    assert not {"script", "link", "img", "iframe"} & {*found.tags}
+    assert not any("http" in value or "url(" in value for value in found.values)
+    assert html.count("of the neurons fire") == 12 and found.tags.count("polyline") == 2
+    assert all(f"{share:.1%}" in html for share in report["firing"])
+    assert all(f"{each['recent']:.1%}" in html for each in report["held"])
+    assert f"{report['second_half']['by_its_own']:.1%}" in html
+    again = run(*command, "--resume")
+    assert again.returncode == 2 and "exists already" in again.stderr
+
+
+def test_the_page_of_neurons_that_are_never_idle(tmp_path: Path) -> None:
+    path, _ = model_file(tmp_path, "llama")
+    text = tmp_path / "text.txt"
+    text.write_text("".join(chr(0x4E00 + i % 30) for i in range(200)))
+    page = tmp_path / "profile.html"
+    shown = run("profile", "-m", str(path), "-f", str(text), "--html", str(page), *OPTIONS)
+    assert shown.returncode == 0 and "hotcold calibrate measures" in shown.stdout
+    assert "never idle" not in page.read_text() and "No neuron is ever idle" in page.read_text()
+    assert page.read_text().count("<polyline") == 1
