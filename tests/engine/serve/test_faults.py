@@ -1,8 +1,10 @@
 """Clients that vanish, a full queue, thoughts, pings, a device that fails, an end while answers run."""
 
 import asyncio
+import gc
 import itertools
 import json
+import os
 import threading
 import time
 from pathlib import Path
@@ -77,8 +79,9 @@ def test_a_full_queue_is_said(engine: Engine, slowly: None) -> None:
         until(lambda: server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200)
 
 
-def test_many_vanish(server: Served) -> None:
-    for i in range(40):
+@pytest.mark.parametrize("n", [40, pytest.param(1000, marks=pytest.mark.slow)])
+def test_many_vanish(server: Served, n: int) -> None:
+    for i in range(n):
         connection = server.open(TEXT, LONG | {"stream": i % 2 == 0})
         if i % 3 == 0:
             connection.recv(100)
@@ -86,6 +89,23 @@ def test_many_vanish(server: Served) -> None:
     until(lambda: metric(server, "hotcold_waiting") + metric(server, "hotcold_running") == 0)
     assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
     assert n_workers() == 1
+
+
+@pytest.mark.slow
+def test_memory_stays_flat(server: Served) -> None:
+    """Two thousand requests, streamed and whole, some of them refused."""
+    taken = list[int]()
+    for i in range(2000):
+        body = {"prompt": f"Emma {i}", "max_tokens": 2, "stream": i % 2 == 0, "temperature": (0.5, -1)[i % 5 == 4]}
+        assert server.ask(TEXT, body).status == (400 if i % 5 == 4 else 200)
+        if i % 500 == 499:
+            gc.collect()
+            taken.append(resident_bytes())
+    assert taken[-1] - taken[0] < 1500 * 1024  # less than a KiB a request
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_a_stream_says_that_it_is_there(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
