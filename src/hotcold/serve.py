@@ -8,5 +8,6 @@ See docs/serving.md.
 """
 
 from hotcold.engine.serve.app import ServeOptions, app
+from hotcold.engine.serve.shared import Shared
 
-__all__ = ["ServeOptions", "app"]
+__all__ = ["ServeOptions", "Shared", "app"]

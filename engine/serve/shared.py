@@ -1,0 +1,72 @@
+"""One engine for several threads and coroutines: as many answers at a time as it has slots, the others wait."""
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+from hotcold.closing import Closing
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.settings import GenerationSettings
+from hotcold.engine.serve.answer import Answer
+from hotcold.engine.serve.worker import Continuation, Done, Event, Piece, Task, Worker
+
+Prompt = str | bytes | Sequence[int]
+
+
+class Shared(Closing):
+    """An engine that anybody in this process may ask, and nobody otherwise runs meanwhile.
+
+    Closing it, or leaving it as a context manager, stops what runs; the engine stays open.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._worker = engine, Worker(engine)
+
+    def generate(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+        """Text that goes on from `prompt`, in pieces; from any thread. Who stops to listen ends it.
+
+        Args:
+            settings: of `Engine.generate`.
+
+        Raises:
+            SettingError, DoesNotFitError: see `Engine.generate`, before the first piece.
+            Closed: it is closed.
+        """
+        events = SimpleQueue[Event]()
+        task = Task(self._wanted(prompt, settings), events.put)
+        self._worker.submit(task)
+        return _pieces(task, events)
+
+    async def stream(self, prompt: Prompt, **settings: Any) -> AsyncIterator[str]:
+        """The same for a coroutine."""
+        wanted = self._wanted(prompt, settings)
+        answer = Answer(self._worker, wanted.ids, wanted.settings)
+        try:
+            async for piece in answer.pieces():
+                if piece.text:
+                    yield piece.text
+        finally:
+            answer.stop()
+
+    def _wanted(self, prompt: Prompt, settings: dict[str, Any]) -> Continuation:
+        checked = GenerationSettings(**settings).checked()
+        if isinstance(prompt, str | bytes):
+            ids = self._engine.prompt_ids(prompt, parse_special=checked.parse_special)
+        else:
+            ids = self._engine.checked_prompt(prompt)
+        return Continuation(ids, checked)
+
+    def close(self) -> None:
+        """End what runs and what waits."""
+        self._worker.close()
+
+
+def _pieces(task: Task, events: "SimpleQueue[Event]") -> Iterator[str]:
+    try:
+        while not isinstance(event := events.get(), Done):
+            if isinstance(event, BaseException):
+                raise event
+            if isinstance(event, Piece) and event.text:
+                yield event.text
+    finally:
+        task.stop()

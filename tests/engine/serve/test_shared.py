@@ -1,0 +1,62 @@
+"""One engine for several threads and coroutines: each has the text that it has alone."""
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from hotcold import Engine, load
+from hotcold.engine.serve.shared import Shared
+from hotcold.engine.serve.worker import Closed
+from hotcold.errors import DoesNotFitError, SettingError
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[Engine]:
+    with load(n_ctx=128, threads=1, n_slots=3) as engine:
+        yield engine
+
+
+def asked(i: int) -> dict[str, Any]:
+    return {"prompt": ("Emma", "Mr. Darcy looked", [1, 270, 265])[i % 3], "max_tokens": 15, "seed": i}
+
+
+def test_threads_have_what_the_engine_says_alone(engine: Engine) -> None:
+    wanted = ["".join(engine.generate(**asked(i))) for i in range(9)]
+    with Shared(engine) as shared, ThreadPoolExecutor(9) as pool:
+        assert list(pool.map(lambda i: "".join(shared.generate(**asked(i))), range(9))) == wanted
+    assert "".join(engine.generate(**asked(1))) == wanted[1]
+
+
+def test_coroutines_too(engine: Engine) -> None:
+    wanted = ["".join(engine.generate(**asked(i))) for i in range(5)]
+
+    async def one(shared: Shared, i: int) -> str:
+        return "".join([piece async for piece in shared.stream(**asked(i))])
+
+    async def all_of_them(shared: Shared) -> list[str]:
+        return await asyncio.gather(*(one(shared, i) for i in range(5)))
+
+    with Shared(engine) as shared:
+        assert asyncio.run(all_of_them(shared)) == wanted
+
+
+def test_who_stops_to_listen_makes_room(engine: Engine) -> None:
+    with Shared(engine) as shared:
+        for _ in range(6):  # twice as many as there are slots
+            pieces = shared.generate("Emma", max_tokens=-1, ignore_eos=True)
+            next(pieces)
+            del pieces
+        assert "".join(shared.generate("Emma", max_tokens=3))
+
+
+def test_what_is_wrong_is_said_at_once(engine: Engine) -> None:
+    with Shared(engine) as shared:
+        with pytest.raises(SettingError, match="temp"):
+            shared.generate("Emma", temp=-1)
+        with pytest.raises(DoesNotFitError, match="128"):
+            shared.generate("Emma " * 300)
+    with pytest.raises(Closed):
+        shared.generate("Emma")
