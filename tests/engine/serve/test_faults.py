@@ -96,7 +96,12 @@ def test_memory_stays_flat(server: Served) -> None:
     """Two thousand requests, streamed and whole, some of them refused."""
     taken = list[int]()
     for i in range(2000):
-        body = {"prompt": f"Emma {i}", "max_tokens": 2, "stream": i % 2 == 0, "temperature": (0.5, -1)[i % 5 == 4]}
+        body = {
+            "prompt": f"Emma {i}",
+            "max_tokens": 2,
+            "stream": i % 2 == 0,
+            "temperature": (0.5, -1)[i % 5 == 4],
+        }
         assert server.ask(TEXT, body).status == (400 if i % 5 == 4 else 200)
         if i % 500 == 499:
             gc.collect()
