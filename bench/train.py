@@ -112,7 +112,7 @@ def report(shape: Shape) -> list[str]:
         steps.append((now - last) / min(50, done))
         last = now
 
-    trained = train(samples, shape.rank, gate, Training(0.97, shape.steps, 1), hear)
+    trained = train(samples, shape.rank, gate, Training(0.97, shape.steps, 1), hear, default_threads())
     seconds = time.perf_counter() - begin
     tiles.append(tile_gflops(default_threads()))
     n_run = shape.steps + min(TRIAL_STEPS, shape.steps)  # both starts are tried, one goes on

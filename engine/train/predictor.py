@@ -2,7 +2,8 @@
 
 The form is PowerInfer's: no biases, x the residual before the FFN's norm. The loss is cross entropy in which a firing
 neuron's term counts more; how much more follows the recall that is wanted, as the training goes. AdamW
-(arXiv:1711.05101) with a warm-up and a cosine. The same seed gives the same numbers on the same machine.
+(arXiv:1711.05101) with a warm-up and a cosine. The same seed gives the same numbers on the same machine, by any number
+of threads.
 """
 
 import math
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.engine.train.blocks import Each, in_turn, threads
 from hotcold.engine.train.collect import Samples
 from hotcold.engine.train.settings import Training
 
@@ -26,6 +28,7 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 FIRST_WEIGHT, WEIGHTS = 8.0, (1.0, 60.0)
 FOLLOWS_FROM = 100  # steps
 TRIAL_STEPS = 60
+TOKENS, ROWS, RANKS = 128, 512, 64  # of a block
 
 Progress = Callable[[int, int], None]
 """Hears of steps done and in all."""
@@ -67,62 +70,94 @@ class Adam:
         self._mean, self._square = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
         self._step = 0
 
-    def update(self, matrix: F32, gradient: F32, rate: float) -> None:
+    def update(self, matrix: F32, gradient: F32, rate: float, each: Each = in_turn) -> None:
         """Change the matrix in place; the gradient is used up."""
         self._step += 1
         first, second = BETAS
-        self._mean *= first
-        self._mean += (1 - first) * gradient
-        np.square(gradient, out=gradient)
-        gradient *= 1 - second
-        self._square *= second
-        self._square += gradient
-        np.sqrt(self._square, out=gradient)
-        gradient *= 1 / math.sqrt(1 - second**self._step)
-        gradient += EPSILON
-        np.divide(self._mean, gradient, out=gradient)
-        gradient *= rate / (1 - first**self._step)
-        matrix -= gradient
+        by_square = 1 / math.sqrt(1 - second**self._step)
+        rate /= 1 - first**self._step
+
+        def some(rows: slice) -> None:
+            mean, square, step = self._mean[rows], self._square[rows], gradient[rows]
+            mean *= first
+            mean += (1 - first) * step
+            np.square(step, out=step)
+            step *= 1 - second
+            square *= second
+            square += step
+            np.sqrt(square, out=step)
+            step *= by_square
+            step += EPSILON
+            np.divide(mean, step, out=step)
+            step *= rate
+            matrix[rows] -= step
+
+        each(some, len(matrix), RANKS)
 
 
-def gradients(fc1: F32, fc2: F32, x: F32, fired: NDArray[np.bool_], weight: float) -> tuple[F32, F32, float]:
+def gradients(
+    fc1: F32, fc2: F32, x: F32, fired: NDArray[np.bool_], weight: float, each: Each = in_turn
+) -> tuple[F32, F32, float]:
     """Of the mean loss over a batch by both matrices, and the batch's recall.
 
     loss = softplus(z) where a neuron rests, weight * softplus(-z) where it fires, z = fc2 relu(fc1 x).
     """
-    hidden: F32 = x @ fc1.T
-    np.maximum(hidden, 0, out=hidden)
-    z: F32 = hidden @ fc2.T
-    n_firing = int(np.count_nonzero(fired))
-    recall = int(np.count_nonzero((z >= 0) & fired)) / max(n_firing, 1)
-    np.clip(z, -30, 30, out=z)
-    np.negative(z, out=z)
-    np.exp(z, out=z)
-    z += 1
-    np.reciprocal(z, out=z)  # sigmoid(z), the slope of softplus(z)
-    z -= fired
-    z *= np.where(fired, np.float32(weight), np.float32(1))
-    z /= np.float32(z.size)
-    slope: F32 = z @ fc2
-    slope[hidden == 0] = 0
-    by_fc1: F32 = slope.T @ x
-    by_fc2: F32 = z.T @ hidden
-    return by_fc1, by_fc2, recall
+    (n_tokens, n_ff), rank = fired.shape, len(fc1)
+    hidden, slope = (np.empty((n_tokens, rank), np.float32) for _ in range(2))
+    by_z = np.empty((n_tokens, n_ff), np.float32)
+    by_fc1, by_fc2 = np.empty_like(fc1), np.empty_like(fc2)
+    scale = np.float32(1 / by_z.size)
+
+    def forwards(tokens: slice) -> tuple[int, int]:
+        h, z, fires = hidden[tokens], by_z[tokens], fired[tokens]
+        np.matmul(x[tokens], fc1.T, out=h)
+        np.maximum(h, 0, out=h)
+        np.matmul(h, fc2.T, out=z)
+        found = int(np.count_nonzero((z >= 0) & fires))
+        np.clip(z, -30, 30, out=z)
+        np.negative(z, out=z)
+        np.exp(z, out=z)
+        z += 1
+        np.reciprocal(z, out=z)  # sigmoid(z), the slope of softplus(z)
+        z -= fires
+        z *= np.where(fires, np.float32(weight) * scale, scale)
+        np.matmul(z, fc2, out=slope[tokens])
+        slope[tokens][h == 0] = 0
+        return found, int(np.count_nonzero(fires))
+
+    def of_fc1(rows: slice) -> None:
+        np.matmul(slope[:, rows].T, x, out=by_fc1[rows])
+
+    def of_fc2(rows: slice) -> None:
+        np.matmul(by_z[:, rows].T, hidden, out=by_fc2[rows])
+
+    found, n_firing = map(sum, zip(*each(forwards, n_tokens, TOKENS), strict=True))
+    each(of_fc1, rank, RANKS)
+    each(of_fc2, n_ff, ROWS)
+    return by_fc1, by_fc2, found / max(n_firing, 1)
 
 
-def quality(fc1: F32, fc2: F32, samples: Samples, tokens: slice) -> Quality:
+def quality(fc1: F32, fc2: F32, samples: Samples, tokens: slice, each: Each = in_turn) -> Quality:
     """How a predictor does on some tokens."""
-    firing, listed, both, n = 0, 0, 0, 0
-    for at in range(tokens.start, tokens.stop, BATCH):
-        x, fired = samples.batch(slice(at, min(at + BATCH, tokens.stop)))
+
+    def some(part: slice) -> tuple[int, int, int, int]:
+        x, fired = samples.batch(slice(tokens.start + part.start, tokens.start + part.stop))
         says = np.maximum(x @ fc1.T, 0) @ fc2.T >= 0
-        firing, listed = firing + int(np.count_nonzero(fired)), listed + int(np.count_nonzero(says))
-        both, n = both + int(np.count_nonzero(says & fired)), n + fired.size
+        both, n_listed = np.count_nonzero(says & fired), np.count_nonzero(says)
+        return int(np.count_nonzero(fired)), int(n_listed), int(both), fired.size
+
+    counts = each(some, tokens.stop - tokens.start, TOKENS)
+    firing, listed, both, n = map(sum, zip(*counts, strict=True))
     return Quality(both / max(firing, 1), listed / max(n, 1), firing / max(n, 1))
 
 
 def train(
-    samples: Samples, rank: int, gate: F32 | None, training: Training, progress: Progress | None = None
+    samples: Samples,
+    rank: int,
+    gate: F32 | None,
+    training: Training,
+    progress: Progress | None = None,
+    n_threads: int = 1,
 ) -> Trained:
     """Train one layer's predictor.
 
@@ -130,13 +165,20 @@ def train(
         gate: float32 [n_ff, n_embd], what decides which neurons fire, its norm's weight multiplied in; a start
             from its largest directions is tried beside a random one. None: random alone.
     """
+    with threads(n_threads) as each:
+        return _train(samples, rank, gate, training, progress, each)
+
+
+def _train(
+    samples: Samples, rank: int, gate: F32 | None, training: Training, progress: Progress | None, each: Each
+) -> Trained:
     n_tokens = samples.x.shape[0]
     n_held = min(math.ceil(HELD_BACK * n_tokens), MOST_HELD_BACK)
     held = slice(n_tokens - n_held, n_tokens)
     starts = {"random": random_start(samples, rank, training.seed)}
     if gate is not None:
         starts["largest directions"] = directions_start(samples, gate, rank, n_tokens - n_held)
-    runs = {name: _Run(samples, *start, training, n_tokens - n_held) for name, start in starts.items()}
+    runs = {name: _Run(samples, *start, training, n_tokens - n_held, each) for name, start in starts.items()}
     if len(runs) > 1:
         for run in runs.values():
             run.go(min(TRIAL_STEPS, training.steps))
@@ -146,15 +188,17 @@ def train(
         best.go(min(best.step + 50, training.steps))
         if progress is not None:
             progress(best.step, training.steps)
-    return Trained(best.fc1, best.fc2, quality(best.fc1, best.fc2, samples, held), name)
+    return Trained(best.fc1, best.fc2, quality(best.fc1, best.fc2, samples, held, each), name)
 
 
 class _Run:
     """A training under way."""
 
-    def __init__(self, samples: Samples, fc1: F32, fc2: F32, training: Training, n_tokens: int) -> None:
+    def __init__(
+        self, samples: Samples, fc1: F32, fc2: F32, training: Training, n_tokens: int, each: Each
+    ) -> None:
         self.fc1, self.fc2, self.step = fc1, fc2, 0
-        self._samples, self._training, self._n_tokens = samples, training, n_tokens
+        self._samples, self._training, self._n_tokens, self._each = samples, training, n_tokens, each
         self._adam = Adam(fc1.shape), Adam(fc2.shape)
         self._random = np.random.default_rng(training.seed)
         self._weight, self._recall = FIRST_WEIGHT, training.recall
@@ -164,10 +208,13 @@ class _Run:
         """Take steps up to a number of them."""
         while self.step < until:
             which = np.sort(self._random.integers(0, self._n_tokens, BATCH))
-            by_fc1, by_fc2, recall = gradients(self.fc1, self.fc2, *self._samples.batch(which), self._weight)
+            x, fired = self._samples.batch(which)
+            by_fc1, by_fc2, recall = gradients(self.fc1, self.fc2, x, fired, self._weight, self._each)
             rate = RATE * _schedule(self.step, self._training.steps)
-            self._adam[0].update(self.fc1, by_fc1, rate * self._scale / math.sqrt(self.fc1.shape[1]))
-            self._adam[1].update(self.fc2, by_fc2, rate)
+            self._adam[0].update(
+                self.fc1, by_fc1, rate * self._scale / math.sqrt(self.fc1.shape[1]), self._each
+            )
+            self._adam[1].update(self.fc2, by_fc2, rate, self._each)
             self._recall = 0.9 * self._recall + 0.1 * recall
             if self.step >= FOLLOWS_FROM:
                 self._weight = float(
@@ -177,7 +224,7 @@ class _Run:
 
     def cost(self, tokens: slice) -> float:
         """Share of all neurons that are listed, and of those that are missed as much as each counts at first."""
-        found = quality(self.fc1, self.fc2, self._samples, tokens)
+        found = quality(self.fc1, self.fc2, self._samples, tokens, self._each)
         return found.listed + FIRST_WEIGHT * found.firing * (1 - found.recall)
 
 

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from hotcold.engine.train import predictor
+from hotcold.engine.train.blocks import threads
 from hotcold.engine.train.collect import Samples
 from hotcold.engine.train.predictor import Adam, Quality, gradients, quality, train
 from hotcold.engine.train.ranks import Costs, best_rank
@@ -77,6 +79,20 @@ def test_the_same_seed_trains_the_same(planted: tuple[Samples, NDArray[np.float3
     first, again, other = (train(samples, 32, gate, Training(0.97, 20, seed)) for seed in (1, 1, 2))
     assert (first.fc1 == again.fc1).all() and (first.fc2 == again.fc2).all()
     assert (first.fc2 != other.fc2).any()
+
+
+def blas_threads() -> list[int]:
+    return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_any_number_of_threads_trains_the_same(planted: tuple[Samples, NDArray[np.float32]]) -> None:
+    samples, gate = planted
+    with threadpool_limits(2, "blas"):
+        one, three = (train(samples, 32, gate, Training(0.97, 20, 1), n_threads=n) for n in (1, 3))
+        with threads(2) as each:
+            in_each = each(lambda part: blas_threads(), 5, 2)
+    assert (one.fc1 == three.fc1).all() and (one.fc2 == three.fc2).all() and one.quality == three.quality
+    assert len(in_each) == 3 and all(in_each) and all(n == 1 for found in in_each for n in found)
 
 
 def test_a_start_from_the_gates_directions_lists_what_fires(
