@@ -11,11 +11,10 @@ import typer
 
 from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import Json, Quiet, part
+from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
-from hotcold.engine.commands.workers import WorkerOptions, Workers, workers_of
-from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_workers, workers_of
 from hotcold.errors import FileError, SettingError
 from hotcold.whole_file import check_output, write_whole
 
@@ -143,11 +142,10 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         self, engine: "Engine", workers: Workers, tasks: "Iterable[Task]"
     ) -> "Iterator[ChunkCounts]":
         """The tasks' counts, by workers who each run the model as it runs here."""
-        from hotcold.engine.profile.counting import counted_by, workers_model
+        from hotcold.engine.profile.counting import count_by_worker
 
-        each = engine.n_threads if self.scheduler is not None else max(1, engine.n_threads // self.workers)
-        how = part(RunOptions, self, threads=each, device="cpu", sparsity=engine.sparsity)
-        return counted_by(workers.pool, workers_model(engine, how), tasks, workers.ahead)
+        model = model_of_workers(self, engine)
+        return workers.in_order(partial(count_by_worker, model), tasks)
 
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile

@@ -13,6 +13,7 @@ from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
+from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_workers, workers_of
 from hotcold.engine.train.settings import STEP_OF_RANK, Settings
 from hotcold.errors import SettingError
 from hotcold.whole_file import check_output
@@ -42,7 +43,7 @@ class TrainingOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainPredictorCommand(TrainingOptions, CorpusOptions):
+class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
     """Train predictors of which neurons fire, for a ReLU model."""
 
     quiet: Quiet = False
@@ -57,9 +58,12 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             )
         check_output(self.out, force=self.force, option="-o")
         texts = read_corpus(self)
-        with open_engine(self, self.quiet, device="cpu", sparsity="off") as engine:
+        with (
+            workers_of(self) as workers,
+            open_engine(self, self.quiet, device="cpu", sparsity="off") as engine,
+        ):
             warn(engine, self.quiet)
-            self._train(engine, texts, settings)
+            self._train(engine, texts, settings, workers)
 
     def _settings(self) -> Settings:
         if not 0.5 <= self.recall < 1:
@@ -82,7 +86,10 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             rank = int(self.rank)
         return Settings(self.recall, self.steps, self.seed, rank)
 
-    def _train(self, engine: "Engine", texts: "list[Text]", settings: Settings) -> None:
+    def _train(
+        self, engine: "Engine", texts: "list[Text]", settings: Settings, workers: Workers | None
+    ) -> None:
+        from hotcold.engine.generation.worker import Shared
         from hotcold.engine.profile import corpus
         from hotcold.engine.train import collect, train
 
@@ -94,6 +101,7 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
             "texts": corpus.digest(chunks),
             "settings": asdict(settings),
         }
+        by = Shared(workers.in_order, model_of_workers(self, engine)) if workers is not None else None
         shown = not self.quiet and sys.stderr.isatty()
         if not self.as_json:
             write_line(HEAD)
@@ -104,7 +112,7 @@ class TrainPredictorCommand(TrainingOptions, CorpusOptions):
                     bar(what, done, total)
 
             try:
-                results = train.train_all(engine, chunks, settings, folder, identity, advance, self._show)
+                results = train.train_all(engine, chunks, settings, folder, identity, advance, self._show, by)
             except BaseException:
                 if folder.is_dir():
                     note(f"what is finished is kept in {folder}; the same command goes on")

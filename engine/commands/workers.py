@@ -1,17 +1,31 @@
 """Work in several processes: of this machine, or of a Dask cluster."""
 
 import multiprocessing
+import os
 import signal
-from collections.abc import Iterator
-from concurrent.futures import CancelledError, Executor, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from importlib import metadata
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
-from hotcold.errors import HotcoldError, SettingError
+from hotcold.engine.commands.options import part
+from hotcold.engine.commands.reports import note
+from hotcold.engine.generation.run_options import RunOptions
+from hotcold.errors import FileError, HotcoldError, SettingError
+
+if TYPE_CHECKING:
+    from hotcold.engine.generation.generation import Engine
+    from hotcold.engine.generation.worker import WorkersModel
+
+TaskT = TypeVar("TaskT")
+ResultT = TypeVar("ResultT")
 
 MOST = 1024
 AHEAD = 2  # tasks a worker that wait for it
@@ -22,18 +36,77 @@ TIMEOUT = "10s"
 class WorkerOptions:
     """Who does it."""
 
-    workers: Annotated[int, typer.Option(metavar="N", help="Processes that share the texts.")] = 1
+    workers: Annotated[int, typer.Option(metavar="N", help="Processes that share the work.")] = 1
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster that does it: tcp://HOST:8786.")
     ] = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Workers:
-    """Where tasks are handed to, and how many of them at once."""
+    """Where tasks are handed to.
 
-    pool: Executor
+    Attributes:
+        start: gives a pool, and another one when all of it ended with one of its processes.
+        ahead: how many tasks are under way.
+        gone: names those who have ended since it was last asked.
+    """
+
+    start: Callable[[], Executor]
     ahead: int
+    gone: Callable[[], list[str]]
+
+    def __post_init__(self) -> None:
+        self._pool = self.start()
+
+    def in_order(self, function: Callable[[TaskT], ResultT], tasks: Iterable[TaskT]) -> Iterator[ResultT]:
+        """What the tasks give, in their order; those of a process that ends are done once more.
+
+        Raises:
+            HotcoldError: a task's processes ended twice.
+        """
+        waiting: deque[tuple[TaskT, Future[ResultT]]] = deque()
+        try:
+            for task in tasks:
+                waiting.append((task, self._submit(function, task)))
+                if len(waiting) >= self.ahead:
+                    yield self._first(function, waiting)
+            while waiting:
+                yield self._first(function, waiting)
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _submit(self, function: Callable[[TaskT], ResultT], task: TaskT) -> Future[ResultT]:
+        try:
+            return self._pool.submit(function, task)
+        except BrokenExecutor as error:  # heard of when its turn comes
+            failed: Future[ResultT] = Future()
+            failed.set_exception(error)
+            return failed
+
+    def _first(
+        self, function: Callable[[TaskT], ResultT], waiting: deque[tuple[TaskT, Future[ResultT]]]
+    ) -> ResultT:
+        for is_last in (False, True):
+            try:
+                result = waiting[0][1].result()
+            except BrokenExecutor as error:
+                self._pool.shutdown()  # all have ended then, and have exit codes
+                names = " and ".join(self.gone()) or "a process"
+                if is_last:
+                    raise _lost(names) from error
+                note(f"{names} ended in the middle of its work, which is done once more")
+                self._pool = self.start()
+                tasks = [task for task, _ in waiting]
+                waiting.clear()
+                waiting.extend((task, self._submit(function, task)) for task in tasks)
+            else:
+                break
+        for name in self.gone():
+            note(f"{name} is gone; what it was doing is done once more")
+        waiting.popleft()
+        return result
 
 
 @contextmanager
@@ -58,20 +131,62 @@ def workers_of(options: WorkerOptions) -> Iterator[Workers | None]:
             yield workers
 
 
+class _Processes(ProcessPoolExecutor):
+    """Processes of this machine that can be named when they have ended."""
+
+    def __init__(self, n: int) -> None:
+        self._others, self._seen = set(multiprocessing.active_children()), set[BaseProcess]()
+        super().__init__(n, multiprocessing.get_context("spawn"), _begin)
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **named: Any) -> Future[Any]:
+        """As any pool's; it may start a process."""
+        future = super().submit(function, *args, **named)
+        self._seen |= set(multiprocessing.active_children()) - self._others
+        return future
+
+    def gone(self) -> list[str]:
+        """Who ended, and not by the SIGTERM with which a broken pool ends the rest."""
+        codes = {one.pid: one.exitcode for one in self._seen}
+        return [_ended(pid, code) for pid, code in codes.items() if code not in (None, 0, -signal.SIGTERM)]
+
+    def stop(self) -> None:
+        """Do not wait for what is under way."""
+        for one in self._seen:
+            one.terminate()
+
+
+def _ended(pid: int | None, code: int | None) -> str:
+    how = f"code {code}" if code is None or code >= 0 else f"signal {-code}"
+    return f"process {pid} ({how})"
+
+
 @contextmanager
 def _processes(n: int) -> Iterator[Workers]:
-    pool = ProcessPoolExecutor(n, multiprocessing.get_context("spawn"), _leave_interrupts)
+    pools = list[_Processes]()
+
+    def start() -> Executor:
+        pools.append(_Processes(n))
+        return pools[-1]
+
     try:
-        yield Workers(pool, AHEAD * n)
-    except BrokenProcessPool as error:
-        raise _lost("a process") from error
+        yield Workers(start, AHEAD * n, lambda: pools[-1].gone())
+    except BaseException:
+        pools[-1].stop()
+        raise
     finally:
-        pool.shutdown(cancel_futures=True)
+        for pool in pools:
+            pool.shutdown(cancel_futures=True)
 
 
-def _leave_interrupts() -> None:
-    """Ctrl-C is for the process that shares out the work."""
+def _begin() -> None:
+    """Ctrl-C is for the process that shares out the work; when that is no more, neither is this one."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_with(process: BaseProcess) -> None:
+    process.join()
+    os._exit(1)
 
 
 @contextmanager
@@ -87,13 +202,45 @@ def _cluster(address: str) -> Iterator[Workers]:
         bound = f"no Dask scheduler answers there: {error}"
         raise SettingError("--scheduler", address, bound, "start one with `dask scheduler`") from error
     with client:
-        n = len(client.scheduler_info(n_workers=-1)["workers"])
-        if not n:
-            raise SettingError("--scheduler", address, "has no workers", "start some with `dask worker`")
+        _check_versions(address, client)
+        known = _addresses(client)
+
+        def gone() -> list[str]:
+            nonlocal known
+            before, known = known, _addresses(client)
+            return [f"worker {name}" for name in sorted(before - known)]
+
         try:
-            yield Workers(client.get_executor(), AHEAD * n)
+            yield Workers(client.get_executor, AHEAD * len(known), gone)
         except (KilledWorker, CancelledError) as error:
             raise _lost("workers of the cluster, one after the other,") from error
+
+
+def _addresses(client: Any) -> set[str]:
+    return set(client.scheduler_info(n_workers=-1)["workers"])
+
+
+def _check_versions(address: str, client: Any) -> None:
+    """Refuse workers without hotcold, or with another one than this."""
+    from hotcold import __version__ as own
+
+    found: dict[str, Any] = client.run(metadata.version, "hotcold", on_error="return")
+    if not found:
+        raise SettingError("--scheduler", address, "has no workers", "start some with `dask worker`")
+    for worker, version in sorted(found.items()):
+        if version != own:
+            has = "no hotcold" if isinstance(version, Exception) else f"hotcold {version}"
+            bound = f"has {has}; this is {own}"
+            raise FileError("worker", worker, bound, "install one version everywhere")
+
+
+def model_of_workers(how: WorkerOptions, engine: "Engine") -> "WorkersModel":
+    """What workers open: the engine's model as it runs here; processes of this machine share its threads."""
+    from hotcold.engine.generation.worker import workers_model
+
+    each = engine.n_threads if how.scheduler is not None else max(1, engine.n_threads // how.workers)
+    options = part(RunOptions, how, threads=each, device="cpu", sparsity=engine.sparsity)
+    return workers_model(engine, options)
 
 
 def _lost(who: str) -> HotcoldError:

@@ -5,8 +5,9 @@ and bits [n_tokens, n_ff / 8] of each layer, as .npy files that are mapped.
 """
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.worker import Shared, WorkersModel, one_at_a_time, opened
 from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.model.model import Model
 from hotcold.engine.profile.passing import (
@@ -68,9 +70,16 @@ def open_samples(folder: Path, layer: int, n_ff: int) -> Samples:
 
 
 def collect(
-    engine: Engine, chunks: Sequence[NDArray[np.int32]], folder: Path, progress: Progress | None = None
+    engine: Engine,
+    chunks: Sequence[NDArray[np.int32]],
+    folder: Path,
+    progress: Progress | None = None,
+    by: Shared | None = None,
 ) -> int:
     """Let a corpus pass and write what each layer sees; how many tokens these are.
+
+    Args:
+        by: lets the chunks pass, in place of this engine.
 
     Raises:
         SettingError, DoesNotFitError: as `check_corpus`. DoesNotFitError: a full disk.
@@ -86,14 +95,18 @@ def collect(
         raise DoesNotFitError(
             "training data", f"{needed / 1e9:.1f} GB", bound, "give less text, or another -o"
         )
-    seen = _Seen(engine.executor, folder, n_tokens)
+    rows = _Rows(model, folder, n_tokens)
     engine.turn += 1
-    with heard(engine.executor, seen.hear):
-        for chunk in chunks:
-            run_chunk(engine.executor, chunk, seen.advance)
-            if progress is not None:
-                progress(seen.at, n_tokens)
-    seen.flush()
+    seen: Iterator[ChunkSamples]
+    if by is None:
+        seen = map(_Collector(engine).collect, chunks)
+    else:
+        seen = by.in_order(partial(collect_by_worker, by.model), chunks)
+    for of_chunk in seen:
+        rows.write(of_chunk)
+        if progress is not None:
+            progress(rows.at, n_tokens)
+    rows.flush()
     return n_tokens
 
 
@@ -119,33 +132,69 @@ def check_corpus(executor: Executor, n_tokens: int) -> None:
         raise DoesNotFitError("texts", f"{n_tokens} ids", f"at least {FEWEST_TOKENS}", "give more text")
 
 
-class _Seen:
-    """Writes what passes through each layer."""
+@dataclass(frozen=True)
+class ChunkSamples:
+    """Of a chunk: float16 x [n_layer, n_tokens, n_embd], and what fired, uint8 [n_layer, n_tokens, n_ff / 8]."""
 
-    def __init__(self, executor: Executor, folder: Path, n_tokens: int) -> None:
-        model = executor.model
-        self._executor, self.at = executor, 0
-        graph = executor.plan.batch
+    x: NDArray[np.float16]
+    bits: NDArray[np.uint8]
+
+
+def collect_by_worker(model: WorkersModel, ids: NDArray[np.int32]) -> ChunkSamples:
+    """What a worker does; errors: see `opened`."""
+    with one_at_a_time:
+        return _Collector(opened(model)).collect(ids)
+
+
+class _Collector:
+    """Sees what passes through each layer of an engine."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._executor = engine.executor
+        graph = self._executor.plan.batch
         self._inputs = _predictors_inputs([placed.node for placed in graph.placed.nodes])
+
+    def collect(self, ids: NDArray[np.int32]) -> ChunkSamples:
+        """Let a chunk pass."""
+        executor, model, at = self._executor, self._executor.model, 0
+        x = np.empty((model.n_layer, ids.size, model.n_embd), np.float16)
+        bits = np.empty((model.n_layer, ids.size, -(-model.n_ff // 8)), np.uint8)
+
+        def hear(taken: Taken) -> None:
+            node, rows = taken.node, slice(at, at + n_passing(executor))
+            if (layer := self._inputs.get(node.name)) is not None:
+                values = intermediate(executor, node.tensor("x").name, model.n_embd)
+                x[layer, rows] = np.clip(values, -LARGEST, LARGEST)
+            if node.op in HIDDEN:
+                fired = hidden_values(executor, node) != 0
+                bits[layer_of(node), rows] = np.packbits(fired, axis=1, bitorder="little")
+
+        def advance() -> None:
+            nonlocal at
+            at += n_passing(executor)
+
+        with heard(executor, hear):
+            run_chunk(executor, ids, advance)
+        return ChunkSamples(x, bits)
+
+
+class _Rows:
+    """The files of all layers."""
+
+    def __init__(self, model: Model, folder: Path, n_tokens: int) -> None:
+        self.at = 0
         self._x, self._bits = [], []
         for layer in range(model.n_layer):
             x, bits = _files(folder, layer)
             self._x.append(open_memmap(x, "w+", np.float16, (n_tokens, model.n_embd)))
             self._bits.append(open_memmap(bits, "w+", np.uint8, (n_tokens, -(-model.n_ff // 8))))
 
-    def hear(self, taken: Taken) -> None:
-        node, executor = taken.node, self._executor
-        rows = slice(self.at, self.at + n_passing(executor))
-        if (layer := self._inputs.get(node.name)) is not None:
-            x = intermediate(executor, node.tensor("x").name, executor.model.n_embd)
-            self._x[layer][rows] = np.clip(x, -LARGEST, LARGEST)
-        if node.op in HIDDEN:
-            fired = hidden_values(executor, node) != 0
-            self._bits[layer_of(node)][rows] = np.packbits(fired, axis=1, bitorder="little")
-
-    def advance(self) -> None:
-        """A batch has passed."""
-        self.at += n_passing(self._executor)
+    def write(self, of: ChunkSamples) -> None:
+        """The next chunk's."""
+        rows = slice(self.at, self.at + of.x.shape[1])
+        for layer, (x, bits) in enumerate(zip(self._x, self._bits, strict=True)):
+            x[rows], bits[rows] = of.x[layer], of.bits[layer]
+        self.at = rows.stop
 
     def flush(self) -> None:
         for array in (*self._x, *self._bits):

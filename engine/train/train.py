@@ -1,10 +1,12 @@
 """Predictors for every layer of a model, one after the other; what is finished is kept, and gone on from."""
 
 import json
+import platform
 import shutil
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +15,13 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.worker import Shared, WorkersModel, one_at_a_time, opened
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.train import collect as data
-from hotcold.engine.train.collect import Samples
 from hotcold.engine.train.predictor import F32, Quality, Trained, train
 from hotcold.engine.train.ranks import best_rank, costs_of, deciding
-from hotcold.engine.train.settings import Settings
+from hotcold.engine.train.settings import Settings, Training
 from hotcold.errors import FileError
 from hotcold.gguf_io.blocks import dequantize
 from hotcold.whole_file import whole_file, write_whole
@@ -59,12 +61,14 @@ def train_all(
     identity: dict[str, Any],
     progress: Progress,
     finished: Callable[[LayerResult], None],
+    by: Shared | None = None,
 ) -> list[LayerResult]:
     """Train every layer's predictor; the folder keeps what is needed to go on.
 
     Args:
         identity: of the model, the texts and the settings, which a folder to go on in has to agree with.
         finished: hears of each layer.
+        by: does it in place of this engine, layers side by side.
 
     Raises:
         FileError: the folder is of something else. SettingError, DoesNotFitError: see `collect`.
@@ -73,18 +77,38 @@ def train_all(
     state = folder / STATE
     if not _read_state(state)["collected"]:
         data.collect(
-            engine, chunks, folder, lambda done, total: progress("inputs of all layers", done, total)
+            engine, chunks, folder, lambda done, total: progress("inputs of all layers", done, total), by
         )
         _write_state(state, identity, collected=True)
-    results = []
-    for i, layer in enumerate(engine.model.layers):
-        result = _kept(folder, i)
-        if result is None:
-            samples = data.open_samples(folder, i, engine.model.n_ff)
-            result = _train_layer(engine, layer, i, samples, settings, folder, progress)
-        results.append(result)
-        finished(result)
+    n_layer, results = engine.model.n_layer, []
+    kept = [_kept(folder, i) for i in range(n_layer)]
+    missing = [i for i, result in enumerate(kept) if result is None]
+    trained: Iterator[LayerResult]
+    if by is None:
+        trained = (_train_layer(engine, i, settings, folder, progress) for i in missing)
+    else:
+        trained = by.in_order(partial(train_by_worker, by.model, folder.resolve(), settings), missing)
+        progress("layers", n_layer - len(missing), n_layer)
+    for result in kept:
+        results.append(next(trained) if result is None else result)
+        finished(results[-1])
+        if by is not None:
+            progress("layers", len(results), n_layer)
     return results
+
+
+def train_by_worker(model: WorkersModel, folder: Path, settings: Settings, layer: int) -> LayerResult:
+    """What a worker does: a layer, of samples in a folder that it sees, and there it keeps what it found.
+
+    Raises:
+        FileError: it does not see the folder. Others: see `opened`.
+    """
+    with one_at_a_time:
+        engine = opened(model)
+        if not (folder / STATE).exists():
+            bound = f"{platform.node()} does not see it"
+            raise FileError("training folder", folder, bound, "name an -o on a disk that all workers share")
+        return _train_layer(engine, layer, settings, folder, lambda what, done, total: None)
 
 
 def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
@@ -118,25 +142,21 @@ def _write_state(state: Path, identity: dict[str, Any], collected: bool) -> None
     write_whole(state, json.dumps({"identity": identity, "collected": collected}).encode(), option="-o")
 
 
-def _train_layer(
-    engine: Engine,
-    layer: Layer,
-    i: int,
-    samples: Samples,
-    settings: Settings,
-    folder: Path,
-    progress: Progress,
-) -> LayerResult:
+def _train_layer(engine: Engine, i: int, settings: Settings, folder: Path, progress: Progress) -> LayerResult:
+    layer, samples = engine.model.layers[i], data.open_samples(folder, i, engine.model.n_ff)
     gate, costs = deciding_matrix(HostStore(engine.file), layer), costs_of(layer)
+
+    def trained_for(rank: int, training: Training, what: str) -> Trained:
+        return train(
+            samples, rank, gate, training, lambda n, all: progress(what, n, all), n_threads=engine.n_threads
+        )
 
     def tried(rank: int) -> Quality:
         some = replace(settings, steps=max(1, round(STEPS_OF_A_TRIAL * settings.steps)))
-        return train(
-            samples, rank, gate, some, lambda n, all: progress(f"layer {i}, trying rank {rank}", n, all)
-        ).quality
+        return trained_for(rank, some, f"layer {i}, trying rank {rank}").quality
 
     rank = best_rank(costs, tried) if settings.rank is None else settings.rank
-    trained = train(samples, rank, gate, settings, lambda n, all: progress(f"layer {i}, rank {rank}", n, all))
+    trained = trained_for(rank, settings, f"layer {i}, rank {rank}")
     found = trained.quality
     predicted, exact = costs.predicted(rank, found), costs.exact(found.firing)
     result = LayerResult(i, rank, found.recall, found.listed, found.firing, predicted, exact, trained.start)

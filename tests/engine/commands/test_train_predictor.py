@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,8 +14,10 @@ from commands import run
 from safetensors.numpy import load_file
 
 from hotcold import load
+from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.engine.measure import perplexity
 from hotcold.engine.train import collect, train
+from hotcold.engine.train.train import LayerResult
 from hotcold.gguf_io.convert.conversion import convert
 
 OPTIONS = ("--rank", "32", "--steps", "2", "-c", "256")
@@ -69,6 +72,38 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
     assert (
         first["layers.3.fc1.weight"].shape == (32, 256) and first["layers.3.fc1.weight"].dtype == np.float16
     )
+
+
+@pytest.mark.slow
+def test_any_workers_train_the_same(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here, in two processes, and by a cluster of two workers, one of which is killed after the second layer."""
+    distributed = pytest.importorskip("distributed")
+    shown, n_shown, pids = TrainPredictorCommand._show, 0, dict[str, int]()
+
+    def show(command: TrainPredictorCommand, result: LayerResult) -> None:
+        nonlocal n_shown
+        n_shown += 1
+        if n_shown == 2 and pids:
+            os.kill(next(iter(pids.values())), signal.SIGKILL)
+        shown(command, result)
+
+    def trained(name: str, *options: str) -> tuple[str, dict[str, Any]]:
+        nonlocal n_shown
+        n_shown, out = 0, tmp_path / f"{name}.safetensors"
+        done = run("train-predictor", "-f", str(text), "-o", str(out), *OPTIONS, *options)
+        assert done.returncode == 0 and n_shown == 6, done.stderr
+        return done.stderr, load_file(out)
+
+    monkeypatch.setattr(TrainPredictorCommand, "_show", show)
+    _, here = trained("here")
+    _, by_two = trained("two", "--workers", "2")
+    cluster = distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None)
+    with cluster, distributed.Client(cluster) as client:
+        pids |= client.run(os.getpid)
+        told, by_cluster = trained("cluster", "--scheduler", cluster.scheduler_address)
+    assert f"worker {next(iter(pids))} is gone" in told and len(here) == 12
+    for other in (by_two, by_cluster):
+        assert all((here[name] == other[name]).all() for name in here)
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,8 @@
 import json
 import os
 import signal
-import sys
-import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ from threshold_models import model_file
 from hotcold import load
 from hotcold.engine.commands.workers import WorkerOptions, workers_of
 from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.generation.worker import workers_model
 from hotcold.engine.profile import profile as profiles
-from hotcold.engine.profile.counting import Task, count_by_worker, counted_by, workers_model
+from hotcold.engine.profile.counting import Task, count_by_worker
 from hotcold.engine.profile.profile import measure
-from hotcold.errors import FileError, HotcoldError, SettingError
+from hotcold.errors import FileError
 
 OPTIONS = RunOptions(n_ctx=32, n_batch=16, device="cpu", threads=1, kv_type="f32")
 ARGUMENTS = ("-c", "32", "-b", "16")
@@ -62,23 +62,23 @@ def test_weights_do_not_depend_on_who_counts(tmp_path: Path) -> None:
         assert two is not None
         model, begun = workers_model(engine, OPTIONS), profiles.empty(engine, 9)
         alone = measure(engine, chunks(), begun)
-        shared = measure(
-            engine, chunks(), begun, by=lambda tasks: counted_by(two.pool, model, tasks, two.ahead)
-        )
+        shared = measure(engine, chunks(), begun, by=partial(two.in_order, partial(count_by_worker, model)))
     assert alone.of == profiles.WEIGHT and (alone.counts == shared.counts).all()
     assert (alone.first_half == shared.first_half).all() and alone.n_tokens == shared.n_tokens
 
 
-def test_a_cluster_whose_worker_dies_counts_the_same(tiny: Path) -> None:
+@pytest.mark.slow
+def test_a_cluster_whose_worker_dies_counts_the_same(tiny: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A real scheduler and two workers on this machine; one is killed when a third is counted."""
     distributed = pytest.importorskip("distributed")
-    ids, n_done = chunks(), 0
+    ids, n_done, killed = chunks(), 0, 0
 
     def kill_one(done: int, total: int, speed: float) -> None:
-        nonlocal n_done
+        nonlocal n_done, killed
         n_done += 1
         if n_done == 3:
-            os.kill(next(iter(pids.values())), signal.SIGKILL)
+            killed = next(iter(pids.values()))
+            os.kill(killed, signal.SIGKILL)
 
     cluster = distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
@@ -95,64 +95,18 @@ def test_a_cluster_whose_worker_dies_counts_the_same(tiny: Path) -> None:
                 ids,
                 profiles.empty(engine, 9),
                 kill_one,
-                by=lambda tasks: counted_by(workers.pool, model, tasks, workers.ahead),
+                by=partial(workers.in_order, partial(count_by_worker, model)),
             )
     assert n_done == 9 and (alone.counts == shared.counts).all() and alone.held == shared.held
+    (dead,) = [address for address, pid in pids.items() if pid == killed]
+    assert f"worker {dead} is gone; what it was doing is done once more" in capfd.readouterr().err
 
 
 def test_workers_of_another_version_or_another_file_are_refused(tiny: Path) -> None:
     with load(n_ctx=32) as engine:
         model = workers_model(engine, OPTIONS)
     task = Task(np.array([1, 5, 6, 7], np.int32), 0)
-    with pytest.raises(FileError, match=r"hotcold of a worker: .* \(0.0.1 counts\)"):
+    with pytest.raises(FileError, match=r"hotcold of a worker: .*process \d+; 0.0.1 is what asks"):
         count_by_worker(replace(model, version="0.0.1"), task)
     with pytest.raises(FileError, match="is another file than the one here"):
         count_by_worker(replace(model, header="0" * 64), task)
-
-
-def _end() -> None:
-    os._exit(1)
-
-
-def test_processes_that_die_are_told_of() -> None:
-    with (
-        pytest.raises(HotcoldError, match="a process ended in the middle of it.*what is finished is kept"),
-        workers_of(WorkerOptions(workers=2)) as workers,
-    ):
-        assert workers is not None
-        workers.pool.submit(_end).result()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--workers", "0"), "--workers: 0"),
-        (("--workers", "2", "--scheduler", "tcp://127.0.0.1:1"), "leave one of both out"),
-    ],
-)
-def test_workers_that_make_no_sense_are_refused(
-    text: Path, tmp_path: Path, arguments: Any, words: str
-) -> None:
-    shown = run("profile", "-f", str(text), "-o", str(tmp_path / "out"), *ARGUMENTS, *arguments)
-    assert shown.returncode == 2 and words in shown.stderr
-
-
-def test_a_cluster_without_its_package_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "distributed", None)
-    with (
-        pytest.raises(SettingError, match="pip install 'hotcold.cluster.'"),
-        workers_of(WorkerOptions(scheduler="tcp://127.0.0.1:1")),
-    ):
-        pass
-
-
-def test_a_scheduler_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed")
-    monkeypatch.setattr("hotcold.engine.commands.workers.TIMEOUT", "1s")
-    started = time.perf_counter()
-    with (
-        pytest.raises(SettingError, match="tcp://127.0.0.1:1 .no Dask scheduler answers there"),
-        workers_of(WorkerOptions(scheduler="tcp://127.0.0.1:1")),
-    ):
-        pass
-    assert time.perf_counter() - started < 30
