@@ -109,12 +109,13 @@ class CalibrateCommand(LevelOptions, CorpusOptions):
         return Found(points, kept)
 
     def _write(self, path: Path, outfile: Path, thresholds: "Thresholds", kept: "Calibration") -> None:
-        from hotcold.gguf_io.convert.copied import with_more
+        from hotcold.gguf_io.convert.copied import new_tensor, with_more
         from hotcold.gguf_io.writer import float32
 
+        tensors = [new_tensor(name, numbers) for name, numbers in thresholds.items()]
         keys = {key: float32(value) for key, value in kept.keys().items()}
         with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
-            with_more(path, outfile, keys, thresholds, force=self.force, progress=progress)
+            with_more(path, outfile, keys, tensors, force=self.force, progress=progress)
         if not (self.quiet or self.as_json):
             what = f"leaves out {kept.left_out:.0%}, costs {kept.cost:.2%}"
             write_line(f"{outfile}: {what}; it runs so with --sparsity threshold")

@@ -111,7 +111,7 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
 
         with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
             keys = counts_metadata([*whole_numbers(counted)])
-            with_more(path, into, keys, {}, force=self.force, progress=progress)
+            with_more(path, into, keys, [], force=self.force, progress=progress)
         if not self.quiet:
             note(f"{into} has the counts: plans of it find them by themselves")
 

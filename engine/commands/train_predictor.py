@@ -33,6 +33,9 @@ class TrainingOptions:
     out: Annotated[
         Path, typer.Option("-o", "--out", metavar="FILE", help="The predictors, .safetensors.")
     ] = Path("predictors.safetensors")
+    into: Annotated[
+        Path | None, typer.Option("--into", metavar="FILE", help="The model once more, with its predictors.")
+    ] = None
     rank: Annotated[
         str, typer.Option(metavar="N", help="Of every layer; auto: each layer's own, for the fewest bytes.")
     ] = AUTO
@@ -63,7 +66,12 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             open_engine(self, self.quiet, device="cpu", sparsity="off") as engine,
         ):
             warn(engine, self.quiet)
+            if self.into is not None:
+                check_output(self.into, [engine.file.path], self.force, option="--into")
+                _check_rows(engine, self.into)
             self._train(engine, texts, settings, workers)
+            if self.into is not None:
+                self._write(engine, self.into)
 
     def _settings(self) -> Settings:
         if not 0.5 <= self.recall < 1:
@@ -127,9 +135,38 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
                 f"predictors are in {self.out}; hotcold convert MODEL_DIR {self.out.name} puts them into a model"
             )
 
+    def _write(self, engine: "Engine", into: Path) -> None:
+        """The predictors in the type of what they stand for, if that is one that any matrix can have."""
+        from safetensors.numpy import load_file
+
+        from hotcold.engine.train.ranks import deciding
+        from hotcold.gguf_io.convert.copied import new_tensor, with_more
+        from hotcold.gguf_io.convert.requantise import ROUNDED_ALIKE
+
+        found, tensors = load_file(self.out), []
+        for i, layer in enumerate(engine.model.layers):
+            kind = deciding(layer).type
+            kind = kind if kind in ROUNDED_ALIKE else ROUNDED_ALIKE[-1]
+            for name in ("fc1", "fc2"):
+                numbers = found[f"layers.{i}.{name}.weight"].astype("float32")
+                tensors.append(new_tensor(f"blk.{i}.{name}.weight", numbers, kind))
+        with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
+            with_more(engine.file.path, into, {}, tensors, magic="PWRI", force=self.force, progress=progress)
+        if not self.quiet:
+            note(f"{into} has its predictors and runs with them by itself")
+
     def _show(self, result: "LayerResult") -> None:
         if not self.as_json:
             write_line(row(result))
+
+
+def _check_rows(engine: "Engine", into: Path) -> None:
+    """Refuse what no file with predictors can be made of."""
+    from hotcold.engine.model.sparsity import can_be_exact
+
+    if engine.model.experts is not None or not can_be_exact(engine.model):
+        bound = "predictors are for a ReLU model with a row a neuron of its down projection"
+        raise SettingError("--into", into, bound, "convert the model with --sparse-layout first")
 
 
 HEAD = "layer  rank  recall  listed   fire  FFN bytes a token, of exact's"

@@ -1,6 +1,6 @@
 """What goes from a GGUF file into another as it is: its metadata, and its tensors slab by slab."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,13 @@ from gguf import GGMLQuantizationType, GGUFValueType
 from numpy.typing import NDArray
 
 from hotcold.errors import FileError
-from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode
 from hotcold.gguf_io.part import ALIGNMENT
 from hotcold.gguf_io.reader import GGUFFile, open_gguf
 from hotcold.gguf_io.split import KEYS
 from hotcold.gguf_io.split_writer import write_model
 from hotcold.gguf_io.tensors import TensorInfo
-from hotcold.gguf_io.writer import Contents, MetadataValue, OutputTensor, WriteProgress
+from hotcold.gguf_io.writer import Contents, Magic, MetadataValue, OutputTensor, WriteProgress
 from hotcold.whole_file import check_output
 
 ARCHITECTURE = "general.architecture"
@@ -27,14 +27,18 @@ def with_more(
     source: Path,
     outfile: Path,
     metadata: Mapping[str, MetadataValue],
-    tensors: Mapping[str, NDArray[np.float32]],
+    tensors: Sequence[OutputTensor],
     *,
+    magic: Magic | None = None,
     force: bool = False,
     progress: WriteProgress | None = None,
 ) -> tuple[Path, ...]:
     """Write a model's file once more with these keys and tensors, in place of those of the same names.
 
     All parts of one that is split become one file. It appears whole or not at all.
+
+    Args:
+        magic: None keeps the source's.
 
     Raises:
         SettingError: `outfile` is `source` or one of its parts, or exists and `force` is false.
@@ -44,11 +48,11 @@ def with_more(
     check_output(outfile, [source], force)
     with open_gguf(source) as file:
         check_output(outfile, [part.path for part in file.parts], force)
-        kept = [_copied(file, info) for info in file.tensors.values() if info.name not in tensors]
-        more = [_tensor(name, numbers) for name, numbers in tensors.items()]
+        names = {tensor.name for tensor in tensors}
+        kept = [_copied(file, info) for info in file.tensors.values() if info.name not in names]
         keys = {**metadata_of(file), **metadata}
-        magic = "PWRI" if file.is_powerinfer else "GGUF"
-        contents = Contents(architecture_of(file), keys, [*kept, *more], magic)  # type: ignore[arg-type]
+        own: Magic = "PWRI" if file.is_powerinfer else "GGUF"
+        contents = Contents(architecture_of(file), keys, [*kept, *tensors], magic or own)
         paths, _ = write_model(outfile, contents, force=force, progress=progress)
         return tuple(paths)
 
@@ -57,11 +61,12 @@ def _copied(file: GGUFFile, info: TensorInfo) -> OutputTensor:
     return OutputTensor(info.name, info.type, info.ne, info.n_bytes, lambda: slabs(file, info))
 
 
-def _tensor(name: str, numbers: NDArray[np.float32]) -> OutputTensor:
-    rows = numbers.reshape(-1, numbers.shape[-1]).view(np.uint8)
-    return OutputTensor(
-        name, GGMLQuantizationType.F32, numbers.shape[::-1], numbers.nbytes, lambda: iter([rows])
-    )
+def new_tensor(
+    name: str, numbers: NDArray[np.float32], kind: GGMLQuantizationType = GGMLQuantizationType.F32
+) -> OutputTensor:
+    """A tensor of these numbers, rounded to the type."""
+    rows = encode(name, numbers.reshape(-1, numbers.shape[-1]), kind, lambda text: None)
+    return OutputTensor(name, kind, numbers.shape[::-1], rows.nbytes, lambda: iter([rows]))
 
 
 def architecture_of(file: GGUFFile) -> str:

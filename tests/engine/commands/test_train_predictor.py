@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from commands import run
 from safetensors.numpy import load_file
+from threshold_models import model_file
 
 from hotcold import load
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.engine.measure import perplexity
 from hotcold.engine.train import collect, train
 from hotcold.engine.train.train import LayerResult
+from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
 
 OPTIONS = ("--rank", "32", "--steps", "2", "-c", "256")
@@ -194,3 +196,33 @@ def test_too_little_text_and_neurons_that_are_never_idle(text: Path, tmp_path: P
     single = run("train-predictor", "-f", str(text), "-b", "3", "-o", str(tmp_path / "p.safetensors"))
     assert single.returncode == 2 and "at least 4 to look at batches" in single.stderr
     assert not list(tmp_path.glob("*.parts"))
+
+
+@pytest.mark.slow
+def test_training_writes_the_model_with_its_predictors(text: Path, tiny: Path, tmp_path: Path) -> None:
+    """From a file without, the tensors that convert writes from the same predictors."""
+    plain, out, into = tmp_path / "plain.gguf", tmp_path / "p.safetensors", tmp_path / "with.gguf"
+    convert(tiny, None, plain, "q8_0")
+    command = ("train-predictor", "-m", str(plain), "-f", str(text), "-o", str(out), "--into", str(into))
+    shown = run(*command, *OPTIONS)
+    assert shown.returncode == 0 and "runs with them by itself" in shown.stderr, shown.stderr
+    convert(tiny, out, tmp_path / "wanted.gguf", "q8_0")
+    with open_gguf(into) as file, open_gguf(tmp_path / "wanted.gguf") as wanted:
+        assert file.is_powerinfer and {*file.tensors} == {*wanted.tensors}
+        assert all((file.data(name) == wanted.data(name)).all() for name in wanted.tensors)
+    with load(into, n_ctx=32) as engine:
+        assert engine.sparsity == "predictor"
+
+
+def test_a_model_that_no_predictors_go_into_is_refused(text: Path, tiny: Path, tmp_path: Path) -> None:
+    path, _ = model_file(tmp_path, "llama", sparse_layout=False, hidden_act="relu")
+    ids = tmp_path / "text.txt"
+    ids.write_text("".join(chr(0x4E00 + i % 30) for i in range(100)))
+    command = ("train-predictor", "-m", str(path), "-f", str(ids), "-o", str(tmp_path / "p.safetensors"))
+    shown = run(*command, "-c", "32", "--into", str(path))
+    assert shown.returncode == 2 and "out.gguf" in shown.stderr
+    silu, _ = model_file(tmp_path / "silu", "llama")
+    command = ("train-predictor", "-m", str(silu), "-f", str(ids), "-o", str(tmp_path / "p.safetensors"))
+    shown = run(*command, "-c", "32", "--into", str(tmp_path / "with.gguf"))
+    assert shown.returncode == 2 and "a ReLU model with a row a neuron" in shown.stderr
+    assert not (tmp_path / "with.gguf").exists()
