@@ -6,7 +6,9 @@ again without having seen a piece there. Not covered is a piece that somebody's 
 only make up together, where the one ends and the other begins.
 """
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from hotcold.engine.chat.template import ChatTemplate, Message
 from hotcold.engine.chat.thoughts import opened_thought
@@ -43,13 +45,17 @@ class ChatPrompt:
             return False
         return text.strip() in written.replace(GUARD, "")
 
-    def ids(self, messages: Sequence[Message]) -> list[int]:
+    def ids(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> list[int]:
         """The prompt of a conversation, with BOS in front if the model wants it.
+
+        Args:
+            tools: see `ChatTemplate.render`.
 
         Raises:
             FileError: a template that is bad, or refuses the conversation.
         """
-        (text,) = self._template.render([self._guarded(message) for message in messages])
+        guarded = [self._guarded(message) for message in messages]
+        (text,) = self._template.render(guarded, tools=self._guarded_values([*tools]))
         self._written = text
         if self._known_text and text.startswith(self._known_text):
             rest = self._encode(text[len(self._known_text) :])
@@ -77,7 +83,17 @@ class ChatPrompt:
         content = message["content"].replace(GUARD, "")
         for text in self._forbidden.get(message["role"], self._forbidden_elsewhere):
             content = content.replace(text, text[0] + GUARD + text[1:])
-        return message | {"content": content}
+        others = {name: value for name, value in message.items() if name not in ("role", "content")}
+        guarded = self._guarded_values(others) if others else {}
+        return {"role": message["role"], "content": content, **guarded}
+
+    def _guarded_values(self, values: Any) -> Any:
+        """JSON with the guard in every string of it, names too."""
+        text = json.dumps(values, ensure_ascii=False).replace(GUARD, "")
+        for mark in self._forbidden_elsewhere if values else ():
+            first, rest = (json.dumps(part, ensure_ascii=False)[1:-1] for part in (mark[0], mark[1:]))
+            text = text.replace(first + rest, first + GUARD + rest)
+        return json.loads(text)
 
 
 def system_message(text: str) -> list[Message]:

@@ -17,7 +17,7 @@ MAX_TEMPLATE_BYTES = 1 << 20
 SECONDS = 5.0  # for a rendering, of which an ordinary one takes a tenth of a second
 PROGRAM = Path(__file__).with_name("template_process.py")
 
-Message = dict[str, str]  # role ("system", "user", "assistant") and content
+Message = dict[str, Any]  # role ("system", "user", "assistant", "tool") and content; calls of tools, if there are some
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,11 @@ class ChatTemplate:
     eos_token: str = ""
     seconds: float = SECONDS
 
-    def render(self, *conversations: Sequence[Message]) -> list[str]:
+    def render(self, *conversations: Sequence[Message], tools: Sequence[Any] = ()) -> list[str]:
         """A text for each conversation, up to where the answer begins.
+
+        Args:
+            tools: that the model may call, as OpenAI's interface has them.
 
         Raises:
             FileError: a template that is wrong, refuses the messages, reaches outside its sandbox, or
@@ -48,7 +51,7 @@ class ChatTemplate:
             "bos_token": self.bos_token,
             "eos_token": self.eos_token,
             "add_generation_prompt": True,
-            "tools": None,
+            "tools": [*tools] or None,
             "documents": None,
         }
         answer = self._run(

@@ -41,6 +41,7 @@ from hotcold.engine.serve.responses import (
     until_gone,
     warning_headers,
 )
+from hotcold.engine.serve.tools import parse_tools
 from hotcold.engine.serve.worker import MAX_WAITING, Task, Worker
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -133,6 +134,9 @@ class Server:
                 response = await endpoint(request)
             except DoesNotFitError as error:
                 response = error_response(in_fields(error, {}))
+            except RecursionError:
+                deep = SettingError("body", "nested too deep", "", "send a flatter one")
+                response = error_response(deep)
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told in the same form
                 response = error_response(error)
             self._metrics.requests.labels(path, str(response.status_code)).inc()
@@ -144,17 +148,21 @@ class Server:
         """POST /v1/chat/completions."""
         fields = parse_body(await read_body(request))
         asked = parse_asked(fields, is_chat=True, defaults=CHAT)
-        messages = parse_messages(fields)
+        messages, tools = parse_messages(fields), parse_tools(fields)
+        if tools and asked.settings.grammar:
+            raise fields.wrong("tools", "not together with response_format or a grammar", "[]")
         control = None if asked.settings.grammar else self._prompts.control
         if control is not None:  # channels are told apart by control pieces
             asked = replace(asked, settings=replace(asked.settings, special=True))
         form = Form(self.name, self._engine.tokenizer, asked.top_logprobs, is_chat=True)
 
         async def reply() -> tuple[Reply, tuple[str, ...]]:
-            write = partial(self._prompts.of_chat, messages)
+            write = partial(self._prompts.of_chat, messages, tools)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
             await self._worked_out(asked.settings.grammar)
-            return Reply(self.worker, asked, [prompt], form, control=control), prompt.warnings
+            return Reply(
+                self.worker, asked, [prompt], form, control=control, calls=bool(tools)
+            ), prompt.warnings
 
         return await self._replied(request, reply, asked.stream, self._told(fields))
 

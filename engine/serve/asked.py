@@ -170,10 +170,7 @@ def _refuse_what_is_not_here(fields: Fields, is_chat: bool) -> None:
         fields.refuse("suffix", (), later, "leave it out")
         fields.whole("best_of", 1, 1, 1)
         return
-    for field in ("tools", "functions"):
-        fields.refuse(field, (), later, "describe them in a message")
-    for field in ("tool_choice", "function_call"):
-        fields.refuse(field, ("none", "auto"), later, "leave it out")
-    fields.refuse("parallel_tool_calls", (True,), later, "leave it out")
+    fields.refuse("functions", (), "replaced by tools", "send tools")
+    fields.refuse("function_call", ("none", "auto"), "replaced by tool_choice", "leave it out")
     fields.refuse("modalities", (["text"],), "text alone", "leave it out")
     fields.refuse("audio", (), "text alone", "leave it out")

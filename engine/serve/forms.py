@@ -63,7 +63,7 @@ class Form:
     def choice(
         self,
         index: int,
-        parts: dict[str, str],
+        parts: dict[str, Any],
         told: Sequence[TokenLogprobs],
         finish: str | None,
         *,
@@ -73,13 +73,14 @@ class Form:
         """One answer, or a piece of it.
 
         Args:
-            parts: `content`, and `reasoning_content` where there is some; a completion has `content` alone.
+            parts: `content`, and `reasoning_content` and `tool_calls` where there are some; a completion has
+                `content` alone.
             n_before: characters of the answer that came before.
         """
         ending = {"logprobs": self.logprobs(told, n_before), "finish_reason": finish}
         if not self.is_chat:
             return {"index": index, "text": parts.get("content", ""), **ending}
-        message: dict[str, str] = parts if chunk else {"role": "assistant", "content": "", **parts}
+        message: dict[str, Any] = parts if chunk else {"role": "assistant", "content": "", **parts}
         return {"index": index, "delta" if chunk else "message": message, **ending}
 
     def logprobs(self, told: Sequence[TokenLogprobs], n_before: int) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ from typing import Any
 
 from hotcold.engine.chat.template import Message
 from hotcold.engine.serve.fields import Fields, wrong
+from hotcold.engine.serve.tools import parse_calls
 from hotcold.errors import SettingError
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
@@ -42,7 +43,13 @@ def _message(given: Any, name: str) -> Message:
         content = "".join(_part(part, f"{name}.content[{i}]") for i, part in enumerate(content))
     if not isinstance(content, str):
         raise fields.wrong("content", "a string, or a list of text parts", '"text"')
-    return {"role": ROLES[role], "content": content}
+    message: Message = {"role": ROLES[role], "content": content}
+    calls = fields.get("tool_calls")
+    if calls and role == "assistant":
+        message["tool_calls"] = parse_calls(calls, f"{name}.tool_calls")
+    if role == "tool":
+        message |= {part: text for part in ("tool_call_id", "name") if (text := fields.text(part))}
+    return message
 
 
 def _part(part: Any, name: str) -> str:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from hotcold.engine.chat.channels import writes_channels
 from hotcold.engine.chat.prompt import ChatPrompt, folded
@@ -11,6 +12,7 @@ from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.serve.asked import MAX_PROMPTS
 from hotcold.engine.serve.fields import Fields
+from hotcold.engine.serve.tools import knows_tools
 from hotcold.errors import FileError, SettingError
 
 
@@ -62,7 +64,7 @@ class Prompts:
         """Whether it can write a conversation."""
         return isinstance(self._template, ChatTemplate)
 
-    def of_chat(self, messages: Sequence[Message]) -> Prompt:
+    def of_chat(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Prompt:
         """A conversation as the template writes it; what a message says never becomes a control piece.
 
         Raises:
@@ -70,6 +72,9 @@ class Prompts:
             SettingError, DoesNotFitError: see `Engine.generate`.
         """
         template = self._found()
+        if tools and not knows_tools(template.source):
+            bound = "the chat template knows none, or calls them in a way that is not here"
+            raise SettingError("tools", len(tools), bound, "describe them in a message")
         self._engine.check_length("".join(message["content"] for message in messages))
         warnings: tuple[str, ...] = ()
         if any(message["role"] == "system" for message in messages) and not self._keeps_system:
@@ -78,7 +83,7 @@ class Prompts:
                 "the chat template has no system role: the system's text is in front of the first message",
             )
         prompt = ChatPrompt(self._engine.tokenizer, template)
-        ids = prompt.ids(messages)
+        ids = prompt.ids(messages, tools)
         return Prompt(self._engine.checked_prompt(ids), "", prompt.opened, warnings)
 
     def of_text(self, fields: Fields, *, parse_special: bool) -> list[Prompt]:

@@ -12,6 +12,7 @@ from hotcold.engine.serve.answer import Answer, merged
 from hotcold.engine.serve.asked import Asked
 from hotcold.engine.serve.forms import Form, finish_reason, usage
 from hotcold.engine.serve.prompts import Prompt
+from hotcold.engine.serve.tools import Calls
 from hotcold.engine.serve.worker import Worker
 
 
@@ -27,29 +28,55 @@ class Taken:
 
     parted: Parted | None
     channels: Channels | None = None
-    parts: dict[str, str] = field(default_factory=dict)
+    calls: Calls | None = None
+    parts: dict[str, Any] = field(default_factory=dict)
     told: list[TokenLogprobs] = field(default_factory=list)
     n_told: int = 0
 
-    def feed(self, text: str) -> dict[str, str]:
+    def feed(self, text: str) -> dict[str, Any]:
         """The parts that a piece of text brings."""
         if self.channels is not None:
             text = self.channels.feed(text)
         return self._joined([(False, text)] if self.parted is None else self.parted.feed(text))
 
-    def end(self) -> dict[str, str]:
+    def end(self) -> dict[str, Any]:
         """The parts that were held back."""
         rest = [] if self.channels is None or self.parted is None else self.parted.feed(self.channels.end())
-        return self._joined(rest if self.parted is None else [*rest, *self.parted.end()])
-
-    def _joined(self, parts: Sequence[tuple[bool, str]]) -> dict[str, str]:
-        new = dict[str, str]()
-        for is_thought, text in parts:
-            name = "reasoning_content" if is_thought else "content"
-            if text:
-                new[name] = new.get(name, "") + text
-                self.parts[name] = self.parts.get(name, "") + text
+        new = self._joined(rest if self.parted is None else [*rest, *self.parted.end()])
+        for item in () if self.calls is None else self.calls.end():
+            self._add(new, "content", item)
         return new
+
+    def finish(self, statistics: Statistics) -> str:
+        """Why the answer ended."""
+        reason = finish_reason(statistics)
+        return "tool_calls" if reason == "stop" and "tool_calls" in self.parts else reason
+
+    def message(self) -> dict[str, Any]:
+        """All parts, as a whole message has them."""
+        calls = self.parts.get("tool_calls")
+        if calls is None:
+            return self.parts
+        whole = [{name: part for name, part in call.items() if name != "index"} for call in calls]
+        return {"content": None, **self.parts, "tool_calls": whole}
+
+    def _joined(self, parts: Sequence[tuple[bool, str]]) -> dict[str, Any]:
+        new = dict[str, Any]()
+        for is_thought, text in parts:
+            if is_thought or self.calls is None:
+                self._add(new, "reasoning_content" if is_thought else "content", text)
+            else:
+                for item in self.calls.feed(text):
+                    self._add(new, "content", item)
+        return new
+
+    def _add(self, new: dict[str, Any], name: str, item: str | dict[str, Any]) -> None:
+        """Put text, or a call, into the new parts and into all of them."""
+        for parts in (new, self.parts):
+            if isinstance(item, dict):
+                parts["tool_calls"] = [*parts.get("tool_calls", []), item]
+            elif item:
+                parts[name] = parts.get(name, "") + item
 
 
 class Reply:
@@ -68,17 +95,19 @@ class Reply:
         *,
         echo: bool = False,
         control: Sequence[str] | None = None,
+        calls: bool = False,
     ) -> None:
         """Take what is asked for.
 
         Args:
             echo: each answer begins with its prompt.
             control: texts of control pieces, of a model that answers in channels.
+            calls: whether the model may call tools.
         """
         self._worker, self._asked, self._form = worker, asked, form
         self._prompts = [prompt for prompt in prompts for _ in range(asked.n)]
         self._n_prompts, self._echo = len(prompts), echo
-        self._control = control
+        self._control, self._calls = control, calls
         self.warnings: tuple[str, ...] = ()
 
     def _begin(self) -> tuple[list[Answer], list[Taken]]:
@@ -91,7 +120,11 @@ class Reply:
         parts = self._form.is_chat and not self._asked.settings.grammar
         control = self._control
         taken = [
-            Taken(Parted(prompt.opened) if parts else None, None if control is None else Channels(control))
+            Taken(
+                Parted(prompt.opened) if parts else None,
+                None if control is None else Channels(control),
+                Calls() if self._calls else None,
+            )
             for prompt in self._prompts
         ]
         return answers, taken
@@ -118,8 +151,10 @@ class Reply:
             if self._echo:
                 each.parts["content"] = self._prompts[i].text + each.parts.get("content", "")
             n_before = len(self._prompts[i].text) if self._echo else 0
-            finish = finish_reason(statistics[i])
-            choices.append(self._form.choice(i, each.parts, told[i], finish, chunk=False, n_before=n_before))
+            finish = each.finish(statistics[i])
+            choices.append(
+                self._form.choice(i, each.message(), told[i], finish, chunk=False, n_before=n_before)
+            )
         counts = usage(statistics, self._n_prompts)
         return {**self._form.head(chunk=False), "choices": choices, "usage": counts}
 
@@ -131,7 +166,7 @@ class Reply:
         """
         answers, taken = self._begin()
 
-        def choice(i: int, parts: dict[str, str], finish: str | None = None) -> dict[str, Any]:
+        def choice(i: int, parts: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
             each = taken[i]
             told, each.told = each.told, []
             made = self._form.choice(i, parts, told, finish, chunk=True, n_before=each.n_told)
@@ -166,7 +201,7 @@ def _last(
     """What an answer's end brings: text that was held back, and the reason."""
     if parts := taken.end():
         yield choice(i, parts)
-    yield choice(i, {}, finish_reason(ended([answer])[0]))
+    yield choice(i, {}, taken.finish(ended([answer])[0]))
 
 
 def ended(answers: Sequence[Answer]) -> list[Statistics]:

@@ -86,7 +86,7 @@ def text(**fields: Any) -> dict[str, Any]:
             "refuses this conversation: no tools",
         ),
         (CHAT, chat(messages=[{"role": "user", "content": "Hm? " * 400}]), "the context holds 160"),
-        (CHAT, chat(tools=[{"type": "function"}]), "tools"),
+        (CHAT, chat(tools=[{"type": "function", "function": {"name": "f"}}]), "the chat template knows none"),
         (CHAT, chat(tool_choice="required"), 'tool_choice: "required"'),
         (CHAT, chat(response_format=7), "response_format: 7 (an object)"),
         (

@@ -1,0 +1,123 @@
+"""Tools of a chat: what a request offers, and the calls that a model writes, as Hermes and Qwen do.
+
+    <tool_call>
+    {"name": "weather", "arguments": {"town": "Bath"}}
+    </tool_call>
+
+How tools are described to the model is its template's; of those that know tools only such as write these marks are
+served.
+"""
+
+import json
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from hotcold.engine.chat.thoughts import Unsure
+from hotcold.engine.serve.fields import Fields, wrong
+from hotcold.errors import SettingError
+
+OPENING, CLOSING = "<tool_call>", "</tool_call>"
+MAX_TOOLS = 128
+EXAMPLE = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]'
+
+
+def knows_tools(template: str) -> bool:
+    """Whether a template describes tools, to a model that calls them between our marks."""
+    return "tools" in template and OPENING in template
+
+
+def parse_tools(fields: Fields) -> list[dict[str, Any]]:
+    """The tools that a request offers; none where it does not want any called.
+
+    Raises:
+        SettingError: no list of functions with names, or a choice that is not here.
+    """
+    fields.refuse("tool_choice", ("none", "auto"), "known: auto, none", 'such as "auto"')
+    fields.flag("parallel_tool_calls")
+    given = fields.get("tools")
+    if given is None or given == []:
+        return []
+    if not isinstance(given, list):
+        raise fields.wrong("tools", "a list of functions", EXAMPLE)
+    if len(given) > MAX_TOOLS:
+        raise SettingError("tools", len(given), f"at most {MAX_TOOLS}", "leave some out")
+    for i, tool in enumerate(given):
+        function = tool.get("function") if isinstance(tool, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise wrong(f"tools[{i}]", tool, "a function with a name", EXAMPLE)
+    return [] if fields.get("tool_choice") == "none" else given
+
+
+def parse_calls(given: Any, name: str) -> list[dict[str, Any]]:
+    """The calls of an assistant's turn, as templates expect them: arguments as an object where they are one.
+
+    Raises:
+        SettingError: no list of calls.
+    """
+    example = '[{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]'
+    if not isinstance(given, list):
+        raise wrong(name, given, "a list of calls", example)
+    calls = []
+    for i, call in enumerate(given):
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise wrong(f"{name}[{i}]", call, "a call of a function by its name", example)
+        arguments = function.get("arguments", "{}")
+        if isinstance(arguments, str):
+            try:
+                arguments = json.loads(arguments)
+            except (ValueError, RecursionError) as error:
+                raise wrong(f"{name}[{i}].function.arguments", arguments, "JSON", '"{}"') from error
+        of_call = {"name": function["name"], "arguments": arguments}
+        calls.append({"id": str(call.get("id", "")), "type": "function", "function": of_call})
+    return calls
+
+
+class Calls:
+    """Text in pieces goes in; text and whole calls come out. What is no call between the marks stays text."""
+
+    def __init__(self) -> None:
+        self._held, self._n = Unsure((OPENING, CLOSING)), 0
+        self._inside: str | None = None  # what has been read of a call; None outside
+
+    def feed(self, text: str) -> Iterator[str | dict[str, Any]]:
+        """What is certain now."""
+        for part in self._held.feed(text):
+            yield from self._take(part)
+
+    def end(self) -> Iterator[str | dict[str, Any]]:
+        """What was held back: a call that nothing closes is one too, if it is whole."""
+        for part in self._held.end():
+            yield from self._take(part)
+        if self._inside is not None:
+            yield from self._take(CLOSING, "")
+
+    def _take(self, part: str, closing: str = CLOSING) -> Iterator[str | dict[str, Any]]:
+        if part == OPENING and self._inside is None:
+            self._inside = ""
+        elif part == CLOSING and self._inside is not None:
+            inside, self._inside = self._inside, None
+            yield self._call(inside) or OPENING + inside + closing
+        elif self._inside is not None:
+            self._inside += part
+        elif not self._n or part.strip():  # blank lines between calls are no text
+            yield part
+
+    def _call(self, text: str) -> dict[str, Any] | None:
+        try:
+            found = json.loads(text)
+            name, arguments = found["name"], found.get("arguments", {})
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return None
+        if not isinstance(name, str):
+            return None
+        function = {"name": name, "arguments": json.dumps(arguments)}
+        self._n += 1
+        index = self._n - 1
+        return {
+            "index": index,
+            "id": f"call_{secrets.token_hex(12)}",
+            "type": "function",
+            "function": function,
+        }

@@ -1,0 +1,153 @@
+"""Tools: described by the template, called between its marks, told as OpenAI's clients expect it."""
+
+import itertools
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+from serving import Served, served
+from table_models import table_model
+
+from hotcold import load
+from hotcold.engine.serve.tools import Calls
+
+CHAT = "/v1/chat/completions"
+CALL = '{"name": "weather", "arguments": {"town": "Bath"}}'
+TOOLS: Any = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]
+TEMPLATE = (
+    "{% if tools %}<tools>{{ tools | tojson }}{% endif %}{% for m in messages %}{{ m.content }}"
+    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}"
+    "{% endfor %}a"
+)
+USER: Any = {"role": "user", "content": "How is it in Bath?"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model that calls a tool whatever it is asked."""
+    folder: Path = tmp_path_factory.mktemp("tools")
+    marks = ["<tool_call>", "</tool_call>", CALL]
+    following = dict(itertools.pairwise(["a", *marks[:1], CALL, *marks[1:2], "</s>"]))
+    path = table_model(
+        folder / "m.gguf", following, user_defined=marks, control=["<|x|>"], chat_template=TEMPLATE
+    )
+    with load(path, threads=1, n_ctx=512) as engine, served(engine) as server:
+        yield server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_comes_back_as_one(server: Served, stream: bool) -> None:
+    with openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as client:
+        answer: Any = client.chat.completions.create(
+            model="m", messages=[USER], tools=TOOLS, tool_choice="auto", temperature=0, stream=stream
+        )
+        if stream:
+            chunks = [chunk.choices[0] for chunk in answer]
+            calls = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+            assert not any(chunk.delta.content for chunk in chunks)
+            assert calls[0].index == 0 and chunks[-1].finish_reason == "tool_calls"
+        else:
+            calls = answer.choices[0].message.tool_calls
+            assert answer.choices[0].message.content is None
+            assert answer.choices[0].finish_reason == "tool_calls"
+    (call,) = calls
+    assert call.type == "function" and call.id.startswith("call_") and call.function.name == "weather"
+    assert json.loads(call.function.arguments) == {"town": "Bath"}
+
+
+def test_without_tools_it_is_text(server: Served) -> None:
+    bodies: list[dict[str, Any]] = [{}, {"tools": TOOLS, "tool_choice": "none"}, {"tools": []}]
+    for body in bodies:
+        choice = server.ask(CHAT, {"messages": [USER], "temperature": 0} | body).json["choices"][0]
+        assert choice["message"]["content"] == f"<tool_call>{CALL}</tool_call>"
+        assert choice["finish_reason"] == "stop"
+
+
+def n_prompt(server: Served, messages: list[Any], tools: Any = ()) -> int:
+    told = server.ask(CHAT, {"messages": messages, "tools": [*tools], "max_tokens": 1})
+    assert told.status == 200, told.message
+    n: int = told.json["usage"]["prompt_tokens"]
+    return n
+
+
+def test_the_template_sees_tools_calls_and_results(server: Served) -> None:
+    plain = n_prompt(server, [USER])
+    assert n_prompt(server, [USER], TOOLS) > plain + 20
+    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Bath"}'}}]
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
+    result = {"role": "tool", "tool_call_id": "1", "content": "rain"}
+    with_call = n_prompt(server, turns)
+    assert with_call > plain + 5 and n_prompt(server, [*turns, result]) > with_call
+
+
+def test_control_pieces_of_tools_stay_text(server: Served) -> None:
+    def described(text: str) -> Any:
+        return [{"type": "function", "function": {"name": "f", "description": text, text: 1}}]
+
+    marked, same_length = n_prompt(server, [USER], described("<|x|>")), n_prompt(server, [USER], described("<_x_>"))
+    assert marked == same_length  # a control piece would be one token
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("a<tool_call>\n" + CALL + "\n</tool_call>\n<tool_call>" + CALL + "</tool_call>", ["a", 0, 1]),
+        ("<tool_call>" + CALL, [0]),
+        ("<tool_call>{</tool_call>b", ["<tool_call>{</tool_call>b"]),
+        ("<tool_call>[1]</tool_call>", ["<tool_call>[1]</tool_call>"]),
+        ('<tool_call>{"name": 1}</tool_call>', ['<tool_call>{"name": 1}</tool_call>']),
+        ("<tool_call>{", ["<tool_call>{"]),
+        ("a < b <tool", ["a < b <tool"]),
+        ("a</tool_call>", ["a</tool_call>"]),
+    ],
+)
+@pytest.mark.parametrize("cut", [1, 4, 1000])
+def test_calls_are_found_however_they_are_cut(text: str, told: list[Any], cut: int) -> None:
+    calls = Calls()
+    items = [item for i in range(0, len(text), cut) for item in calls.feed(text[i : i + cut])]
+    joined = list[Any]()
+    for item in (*items, *calls.end()):
+        if isinstance(item, dict):
+            assert json.loads(item["function"]["arguments"]) == {"town": "Bath"}
+            joined.append(item["index"])
+        elif joined and isinstance(joined[-1], str):
+            joined[-1] += item
+        else:
+            joined.append(item)
+    assert joined == told
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"tools": 7}, "tools: 7 (a list of functions)"),
+        ({"tools": [7]}, "tools[0]: 7 (a function with a name)"),
+        ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
+        ({"tools": TOOLS * 129}, "tools: 129 (at most 128)"),
+        ({"tools": TOOLS, "tool_choice": "required"}, 'tool_choice: "required" (known: auto, none)'),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "not together with response_format"),
+        ({"functions": TOOLS}, "functions"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": 7}]}, "messages[1].tool_calls: 7"),
+        ({"messages": [USER, {"role": "assistant", "tool_calls": [{}]}]}, "messages[1].tool_calls[0]"),
+    ],
+)
+def test_what_is_wrong_is_said(server: Served, body: dict[str, Any], said: str) -> None:
+    told = server.ask(CHAT, {"messages": [USER], "max_tokens": 1} | body)
+    assert told.status == 400 and said in told.message, told.message
+
+
+def test_arguments_have_to_be_json(server: Served) -> None:
+    call = {"function": {"name": "f", "arguments": "{"}}
+    told = server.ask(CHAT, {"messages": [USER, {"role": "assistant", "tool_calls": [call]}]})
+    assert told.status == 400 and "messages[1].tool_calls[0].function.arguments" in told.message
+
+
+@pytest.mark.parametrize("depth", [200, 600, 900, 985])
+def test_a_tool_that_is_nested_deep_is_no_500(server: Served, depth: int) -> None:
+    nested = "[" * depth + "]" * depth
+    body = '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "tools": [{"function": {"name": "f", '
+    told = server.ask(CHAT, (body + f'"parameters": {nested}' + "}}]}").encode())
+    assert told.status in (200, 400)
