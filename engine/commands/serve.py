@@ -30,7 +30,7 @@ MISSING = "pip install 'hotcold[serve]'"
 class ListenOptions:
     """Where requests come from, and who may ask."""
 
-    host: Annotated[str, typer.Option(help="Address to listen on; others than 127.0.0.1 need --api-key.")] = (
+    host: Annotated[str, typer.Option(help="Address to listen on; beyond this machine give --api-key.")] = (
         "127.0.0.1"
     )
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8080

@@ -19,6 +19,10 @@ from typing import Any
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
+class BrowserError(Exception):
+    """There is a browser, but it does not run here."""
+
+
 class Page:
     """One page; what is said over the interface is a message and its answer, in a socket's frames (RFC 6455)."""
 
@@ -115,7 +119,8 @@ def opened(url: str) -> Iterator[Page]:
 def _port(path: Path) -> int:
     end = time.monotonic() + 60
     while not path.exists() or not path.read_text().strip():
-        assert time.monotonic() < end, "the browser does not start"
+        if time.monotonic() > end:
+            raise BrowserError("the browser does not start")
         time.sleep(0.05)
     return int(path.read_text().split()[0])
 

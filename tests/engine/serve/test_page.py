@@ -4,10 +4,11 @@ import base64
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from browser import NO_BROWSER, Page, opened
+from browser import NO_BROWSER, BrowserError, Page, opened
 from serving import Served, served
 
 from hotcold import Engine, load
@@ -58,7 +59,11 @@ def test_figures_of_sparse_layers_count_what_fires() -> None:
 def page(server: Served) -> Iterator[Page]:
     if NO_BROWSER:
         pytest.skip("no browser")
-    with opened(f"http://127.0.0.1:{server.port}/") as page:
+    with ExitStack() as stack:
+        try:
+            page = stack.enter_context(opened(f"http://127.0.0.1:{server.port}/"))
+        except BrowserError as error:
+            pytest.skip(str(error))
         page.until("document.getElementById('name').textContent.startsWith('tiny')")
         yield page
 
