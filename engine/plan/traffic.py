@@ -78,7 +78,8 @@ def ffn_traffic(split: FfnSplit, plan: Plan) -> tuple[float, float]:
     all_hot, all_cold = split.n_hot, split.n_ff - split.n_hot
     host = device = 0.0
     for i, weight in enumerate(layer.ffn_matrices):
-        whole = plan.sparsity == "off" or (plan.sparsity in ("exact", "threshold") and i == 0)
+        # what thresholds leave out is in no counts: all is what a token reads at most
+        whole = plan.sparsity in ("off", "threshold") or (plan.sparsity == "exact" and i == 0)
         hot, cold = (all_hot, all_cold) if whole else (firing_hot, firing_cold)
         if weight is layer.ffn_down:
             hot, cold = weight.n_rows * bool(all_hot), weight.n_rows * (not all_hot)

@@ -8,8 +8,12 @@ from numpy.typing import NDArray
 from split_runs import Case, budget_bytes, cpu_executor, on_device, plan_with, some_neurons, split_plan
 from threshold_models import IDS, forward, model_file
 
+from hotcold.engine.calibrate.levels import none_yet
 from hotcold.engine.graph.graph import COLD, HOT
 from hotcold.engine.model.load import load_model
+from hotcold.engine.plan.planning import plan_for_cpu
+from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cuda.device.device import Device
@@ -76,3 +80,18 @@ def test_a_device_that_holds_all_computes_all(
             numbers[...] = 0
         with cpu_executor(model, file, CASE) as executor:
             assert np.allclose(got, logits(executor, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_a_plan_says_what_a_token_reads_at_most(tmp_path: Path) -> None:
+    """Thresholds are in no counts, so all rows are told, as those of a dense model."""
+    path, _ = model_file(tmp_path, "llama")
+    with open_gguf(path) as file:
+        for name, numbers in none_yet(2, 96, 0).items():
+            file.add(name, numbers)
+        model = load_model(file)
+    of_mode = {}
+    for mode in ("off", "threshold"):
+        how = Wanted(mode, 32, 4, "f32")
+        of_mode[mode] = token_traffic(plan_for_cpu(model, how)).host_bytes
+    thresholds = sum(layer.ffn_threshold.n_bytes for layer in model.layers if layer.ffn_threshold is not None)
+    assert of_mode["threshold"] == of_mode["off"] + thresholds > of_mode["off"]
