@@ -21,7 +21,13 @@ from hotcold.gguf_io.architectures.table import (
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.predictors import Predictors
-from hotcold.gguf_io.convert.tensor_plan import no_down, output_shape, output_tensor, stacked_tensor
+from hotcold.gguf_io.convert.tensor_plan import (
+    check_biases,
+    no_down,
+    output_shape,
+    output_tensor,
+    stacked_tensor,
+)
 from hotcold.gguf_io.huggingface.model import HFModel
 from hotcold.gguf_io.huggingface.stacked import GPT_OSS, name_in_directory, taken_apart
 from hotcold.gguf_io.huggingface.weights import open_weights, own_weights
@@ -41,7 +47,7 @@ def plan_tensors(
 
     Raises:
         FileError: a tensor that is missing, left over, or of another shape than config.json says.
-        SettingError: a sparse layout of a model that has no FFN to lay out.
+        SettingError: a sparse layout of a model that has no FFN to lay out, or experts with biases.
     """
     files = open_weights(model_dir, model.architecture.prefix, mxfp4=model.stacks == GPT_OSS)
     own = own_weights(files, model.renamed, model.beside)
@@ -50,6 +56,8 @@ def plan_tensors(
     rules = list(_rules(model, tied, options.sparse_layout))
     if options.sparse_layout and not any(rule.role in ("ffn_down_t", "ffn_down_exps_t") for rule in rules):
         raise no_down(model_dir)
+    if options.sparse_layout:
+        check_biases(model_dir, (rule.name for rule in rules))
     _check_weights(model_dir, model, rules, weights, tied)
     if predictors and tied and not model.architecture.powerinfer_ties:
         warn("PowerInfer itself looks for output.weight, which a tied model lacks; hotcold does not")

@@ -23,7 +23,7 @@ from hotcold.gguf_io.convert.copied import architecture_of, metadata_of, slabs
 from hotcold.gguf_io.convert.importance import read_importance
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
-from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, encode, no_down
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, check_biases, encode, no_down
 from hotcold.gguf_io.down_names import by_neuron
 from hotcold.gguf_io.names import FFN_ACTIVATION
 from hotcold.gguf_io.outtypes import (
@@ -115,7 +115,7 @@ def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None
         return {}
     found = [info for info in file.tensors.values() if DOWN.fullmatch(info.name)]
     if options.sparse_layout:
-        _check_biases(file)
+        check_biases(file.path, file.tensors)
         found += [info for info in file.tensors.values() if _has_a_row_an_output(file, info)]
         _check_sources(file, found)
     kinds = sorted({info.type.name for info in found if not _is_readable(info)})
@@ -130,12 +130,6 @@ def _to_turn(file: GGUFFile, options: ConvertOptions, warn: Callable[[str], None
             "the file has no ffn_down of its own in a layer, such as a mixture of experts: its FFN runs dense"
         )
     return {info.name: by_neuron(info.name) for info in found}
-
-
-def _check_biases(file: GGUFFile) -> None:
-    if biases := [name for name in file.tensors if name.endswith("_exps.bias")]:
-        bound = f"{file.path.name} has {biases[0]}, and no kernel reads biases of experts by neuron"
-        raise SettingError("sparse_layout", True, bound, "leave it out")
 
 
 def _has_a_row_an_output(file: GGUFFile, info: TensorInfo) -> bool:

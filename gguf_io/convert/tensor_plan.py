@@ -1,7 +1,7 @@
 """Turns source tensors into output tensors: reordered, in the wanted type, slab by slab."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,13 @@ def no_down(model: Path) -> SettingError:
     """The refusal of a sparse layout."""
     bound = f"{model} has no ffn_down of its own in a layer, such as a mixture with one tensor an expert"
     return SettingError("sparse_layout", True, bound, "leave it out")
+
+
+def check_biases(model: Path, names: Iterable[str]) -> None:
+    """SettingError if a sparse layout is for experts with biases, which have some among these names."""
+    if biases := [name for name in names if name.endswith("_exps.bias")]:
+        bound = f"{model.name} has {biases[0]}, and no kernel reads biases of experts by neuron"
+        raise SettingError("sparse_layout", True, bound, "leave it out")
 
 
 def row_order(layout: Layout, n_rows: int, heads: tuple[int, int]) -> NDArray[np.intp] | None:
