@@ -103,21 +103,18 @@ def tile_gflops(n_threads: int) -> float:
 def report(shape: Shape) -> list[str]:
     """Train one layer; what it took, a line each."""
     samples, gate = planted(shape)
-    tiles, steps = [tile_gflops(default_threads())], list[float]()
-    begin = last = time.perf_counter()
+    tiles, heard = [tile_gflops(default_threads())], list[tuple[int, float]]()
+    begin = time.perf_counter()
 
     def hear(done: int, total: int) -> None:
-        nonlocal last
-        now = time.perf_counter()
-        steps.append((now - last) / min(50, done))
-        last = now
+        heard.append((done, time.perf_counter()))
 
     trained = train(samples, shape.rank, gate, Training(0.97, shape.steps, 1), hear, default_threads())
     seconds = time.perf_counter() - begin
     tiles.append(tile_gflops(default_threads()))
     n_run = shape.steps + min(TRIAL_STEPS, shape.steps)  # both starts are tried, one goes on
-    # the last interval has steps alone; where all were a trial, they are a part of the whole
-    step = steps[-1] if shape.steps > TRIAL_STEPS else seconds / n_run
+    (first, since), (last, until) = heard[0], heard[-1]  # after the trial, steps alone
+    step = (until - since) / (last - first) if last > first else seconds / n_run
     gflops, found = shape.step_flop / step / 1e9, trained.quality
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     hours = 32 * (4 * 100_000 / BATCH) * step / 3600

@@ -184,6 +184,8 @@ def _train(
             run.go(min(TRIAL_STEPS, training.steps))
     name = min(runs, key=lambda name: runs[name].cost(held))
     best = runs[name]
+    if progress is not None:
+        progress(best.step, training.steps)
     while best.step < training.steps:
         best.go(min(best.step + 50, training.steps))
         if progress is not None:
