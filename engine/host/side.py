@@ -83,7 +83,7 @@ class HostSide:
         low, walks = self.lowering(graph), list[Walk]()
         if n_apart:
             runs = tuple(self.runs[i].ctypes.data for i in range(n_apart))
-            low = replace(low, n_tokens=n_apart, runs=runs)
+            low = replace(low, runs=runs)  # how the device lays out a batch depends on the graph's n_tokens
         for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: sizes.is_quantised(int(type_)))):
             if kind == CPU:
                 lowered = lower([p.node for p in nodes], low)
@@ -107,8 +107,8 @@ class HostSide:
         )
 
     def last_states(self, graph: GraphPlan) -> NDArray[np.float32] | None:
-        """What a graph's last node reads, float32 [n_tokens, n_embd], as the last run left it; None on a device."""
-        last = graph.placed.nodes[-1]
+        """What a graph's head reads, float32 [n_tokens, n_embd], as the last run left it; None on a device."""
+        last = next(p for p in graph.placed.nodes if p.node.op == "logits")
         slots = {entry.name: entry for entry in graph.arenas[CPU].slots}
         x = last.node.tensor("x")
         if last.side != CPU or x.name not in slots:

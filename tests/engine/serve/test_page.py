@@ -147,6 +147,8 @@ def test_an_error_is_shown(page: Page) -> None:
 def test_memory_of_a_device_is_shown_against_its_budget(open_emulated: Any) -> None:
     with load(n_ctx=64, threads=1, device="emulated", vram_budget="6MiB") as engine, served(engine) as server:
         told = server.ask("/figures").json
+        refused = server.ask("/v1/embeddings", {"input": "Emma"})
+    assert refused.status == 400 and "on the device" in refused.message
     assert told["budget"] == 6 << 20 and told["device"] == "emulated"
     assert 0 < sum(kind["bytes"] for kind in told["memory"]) <= told["budget"]
     assert any(layer["hot_share"] for layer in told["layers"])
