@@ -75,38 +75,51 @@ def collect(
     folder: Path,
     progress: Progress | None = None,
     by: Shared | None = None,
+    begun: int = 0,
+    keep: Callable[[int], None] | None = None,
 ) -> int:
     """Let a corpus pass and write what each layer sees; how many tokens these are.
 
     Args:
         by: lets the chunks pass, in place of this engine.
+        begun: chunks that are in the folder.
+        keep: takes how many are, at the end or when this is interrupted or fails.
 
     Raises:
         SettingError, DoesNotFitError: as `check_corpus`. DoesNotFitError: a full disk.
     """
     model, n_tokens = engine.model, sum(chunk.size for chunk in chunks)
     check_corpus(engine.executor, n_tokens)
-    for layer in range(model.n_layer):  # of a collection that was interrupted, which begins anew
-        for path in _files(folder, layer):
+    files = [path for layer in range(model.n_layer) for path in _files(folder, layer)]
+    if not all(path.exists() for path in files):
+        begun = 0
+    if not begun:
+        for path in files:
             path.unlink(missing_ok=True)
-    needed, free = needed_bytes(model, n_tokens), shutil.disk_usage(folder).free
+    needed = 0 if begun else needed_bytes(model, n_tokens)
+    free = shutil.disk_usage(folder).free
     if needed > free:
         bound = f"{free / 1e9:.1f} GB are free in {folder}"
         raise DoesNotFitError(
             "training data", f"{needed / 1e9:.1f} GB", bound, "give less text, or another -o"
         )
-    rows = _Rows(model, folder, n_tokens)
+    rows = _Rows(model, folder, n_tokens, sum(chunk.size for chunk in chunks[:begun]))
     engine.turn += 1
     seen: Iterator[ChunkSamples]
     if by is None:
-        seen = map(_Collector(engine).collect, chunks)
+        seen = map(_Collector(engine).collect, chunks[begun:])
     else:
-        seen = by.in_order(partial(collect_by_worker, by.model), chunks)
-    for of_chunk in seen:
-        rows.write(of_chunk)
-        if progress is not None:
-            progress(rows.at, n_tokens)
-    rows.flush()
+        seen = by.in_order(partial(collect_by_worker, by.model), chunks[begun:])
+    try:
+        for of_chunk in seen:
+            rows.write(of_chunk)
+            begun += 1
+            if progress is not None:
+                progress(rows.at, n_tokens)
+    finally:
+        rows.flush()
+        if keep is not None:
+            keep(begun)
     return n_tokens
 
 
@@ -181,13 +194,13 @@ class _Collector:
 class _Rows:
     """The files of all layers."""
 
-    def __init__(self, model: Model, folder: Path, n_tokens: int) -> None:
-        self.at = 0
+    def __init__(self, model: Model, folder: Path, n_tokens: int, at: int) -> None:
+        self.at, mode = at, "r+" if at else "w+"
         self._x, self._bits = [], []
         for layer in range(model.n_layer):
             x, bits = _files(folder, layer)
-            self._x.append(open_memmap(x, "w+", np.float16, (n_tokens, model.n_embd)))
-            self._bits.append(open_memmap(bits, "w+", np.uint8, (n_tokens, -(-model.n_ff // 8))))
+            self._x.append(open_memmap(x, mode, np.float16, (n_tokens, model.n_embd)))
+            self._bits.append(open_memmap(bits, mode, np.uint8, (n_tokens, -(-model.n_ff // 8))))
 
     def write(self, of: ChunkSamples) -> None:
         """The next chunk's."""

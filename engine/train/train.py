@@ -75,11 +75,16 @@ def train_all(
     """
     _open_folder(folder, identity)
     state = folder / STATE
-    if not _read_state(state)["collected"]:
+    if (begun := _read_state(state)["collected"]) < len(chunks):
         data.collect(
-            engine, chunks, folder, lambda done, total: progress("inputs of all layers", done, total), by
+            engine,
+            chunks,
+            folder,
+            lambda done, total: progress("inputs of all layers", done, total),
+            by,
+            begun,
+            lambda done: _write_state(state, identity, done),
         )
-        _write_state(state, identity, collected=True)
     n_layer, results = engine.model.n_layer, []
     kept = [_kept(folder, i) for i in range(n_layer)]
     missing = [i for i, result in enumerate(kept) if result is None]
@@ -121,7 +126,7 @@ def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
             raise FileError("training folder", folder, bound, "delete it, or name another -o")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _write_state(state, identity, collected=False)
+    _write_state(state, identity, 0)
 
 
 def _read_state(state: Path) -> dict[str, Any]:
@@ -133,12 +138,13 @@ def _read_state(state: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         kept = None
     parts = (kept.get("identity"), kept.get("collected")) if isinstance(kept, dict) else (None, None)
-    if not isinstance(parts[0], dict) or not isinstance(parts[1], bool):
+    if not isinstance(parts[0], dict) or not isinstance(parts[1], int) or parts[1] < 0:
         raise FileError("training folder", state, "is damaged", f"delete {state.parent}, or name another -o")
     return dict(zip(("identity", "collected"), parts, strict=True))
 
 
-def _write_state(state: Path, identity: dict[str, Any], collected: bool) -> None:
+def _write_state(state: Path, identity: dict[str, Any], collected: int) -> None:
+    """What the folder is of, and how many chunks are collected."""
     write_whole(state, json.dumps({"identity": identity, "collected": collected}).encode(), option="-o")
 
 

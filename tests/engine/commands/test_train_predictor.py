@@ -139,7 +139,7 @@ def test_predictors_take_the_place_of_nothing_but_a_file(text: Path, tmp_path: P
     assert os.path.samestat(os.lstat(place), was)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"identity": {}}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"identity": {}}', b'{"identity": {}, "collected": -1}', b"\xff"])
 def test_a_damaged_state_is_named(text: Path, tmp_path: Path, content: bytes) -> None:
     state = tmp_path / "p.safetensors.parts" / "state.json"
     state.parent.mkdir()
@@ -164,6 +164,31 @@ def test_a_collections_own_files_are_not_in_its_way(
 
         monkeypatch.setattr("shutil.disk_usage", usage)
         assert collect.collect(engine, chunks, tmp_path) == 4096
+
+
+def test_a_collection_goes_on_where_it_was(text: Path, tmp_path: Path) -> None:
+    whole, parts, passed = tmp_path / "whole", tmp_path / "parts", list[int]()
+    with load(n_ctx=256, sparsity="off") as engine:
+        ids = engine.tokenizer.encode(text.read_bytes())
+        chunks = [np.array(ids[:4096], np.int32)[i : i + 256] for i in range(0, 4096, 256)]
+
+        def stop(done: int, total: int) -> None:
+            passed.append(done)
+            if len(passed) == 5:
+                raise KeyboardInterrupt
+
+        for folder in (whole, parts):
+            folder.mkdir()
+        collect.collect(engine, chunks, whole)
+        kept = list[int]()
+        with pytest.raises(KeyboardInterrupt):
+            collect.collect(engine, chunks, parts, stop, keep=kept.append)
+        assert kept == [5]
+        assert collect.collect(engine, chunks, parts, stop, begun=5, keep=kept.append) == 4096
+    assert kept == [5, 16] and passed == [*range(256, 4097, 256)]
+    for layer in range(6):
+        for name in (f"inputs_{layer}.npy", f"fired_{layer}.npy"):
+            assert (whole / name).read_bytes() == (parts / name).read_bytes()
 
 
 def test_a_mixture_is_refused_before_anything_is_collected(text: Path, tmp_path: Path, data: Path) -> None:
