@@ -1,12 +1,12 @@
 """The time of a token in each mode that a model can run in: predicted from statistics and speeds, beside a measured one.
 
 Speeds are this machine's on this model: the nodes of some tokens are timed one by one, and a line through the FFNs of a
-mode tells what one takes to start and what a byte takes. The dense mode's whole token says what timing nodes apart adds.
-A sparse mode's token is then
+mode tells what one takes to start and what a byte takes. The dense mode's whole token says by what factor its nodes
+take longer, or less, in one walk. A sparse mode's token is then
 
-    dense token - its FFNs + predictors + sum over layers (start + bytes / speed)
+    dense token - its FFNs + sum over layers (start + bytes / speed)
 
-with the bytes of the neurons that a prompt of other tokens lists and fires. All times are the least of some rounds over
+with the bytes of predictors, and of the neurons that a prompt of other tokens lists and fires. All times are the least of some rounds over
 the same tokens, so that another program's turn does not count.
 """
 
@@ -28,7 +28,7 @@ SEED, FIRST_ID = 0, 3
 N_PROMPT, N_TOKENS = 64, 8
 ROUNDS, SECONDS = 6, 2.0  # at least, and then on until a mode has had so long
 N_CTX = N_PROMPT + N_TOKENS
-FFN_NODES, PREDICTOR_NODES = ("ffn_out-", "ffn_moe_out-"), ("mlp_pre_out-",)
+FFN_NODES = "ffn_out-", "ffn_moe_out-"
 Times = dict[tuple[str, int], float]
 """The least seconds of a node at a position."""
 
@@ -71,12 +71,12 @@ def tune(engines: Mapping[str, Engine]) -> list[ModeTime]:
     stats = {mode: _prompt(engine, ids[:N_PROMPT]) for mode, engine in engines.items()}
     measured = _measured(engines, ids)
     dense = _means(_traced(engines["off"], ids)[0])
-    walk = max(0.0, (sum(dense.values()) - measured["off"]) / len(dense))  # what timing a node by itself adds
+    whole = measured["off"] / sum(dense.values())  # of the nodes' times, what they take in one walk
     ffns = [dense[name] for name in dense if name.startswith(FFN_NODES)]
-    rest = measured["off"] - sum(ffns) + walk * len(ffns)
+    rest = measured["off"] - whole * sum(ffns)
     found = []
     for mode, engine in engines.items():
-        predicted = measured["off"] if mode == "off" else rest + _ffns(engine, stats[mode], walk, ids)
+        predicted = measured["off"] if mode == "off" else rest + whole * _ffns(engine, stats[mode], ids)
         listed, firing = stats[mode].listed, stats[mode].firing
         total = sparse_token_bytes(engine.model, mode, list(listed), list(firing))
         found.append(
@@ -154,14 +154,17 @@ def _line(n_bytes: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[f
     return 0.0, float(seconds.sum() / n_bytes.sum())
 
 
-def _ffns(engine: Engine, stats: Activity, walk: float, ids: NDArray[np.int32]) -> float:
+def _ffns(engine: Engine, stats: Activity, ids: NDArray[np.int32]) -> float:
     """Seconds of a sparse mode's FFNs, from the bytes of what a prompt lists and fires, and of its predictors."""
     times, n_bytes = _traced(engine, ids)
     means, bytes_of = _means(times), _ffn_bytes(engine, stats)
     names = [name for name in means if name.startswith(FFN_NODES)]
     start, of_byte = _line(*(np.array([each[name] for name in names]) for each in (n_bytes, means)))
-    predictors = [seconds - walk for name, seconds in means.items() if name.startswith(PREDICTOR_NODES)]
-    return sum(start - walk + of_byte * read for read in bytes_of) + sum(predictors)
+    predictors = [
+        layer.fc1.n_bytes + layer.fc2.n_bytes for layer in engine.model.layers if layer.fc1 and layer.fc2
+    ]
+    read = sum(bytes_of) + sum(predictors) * (engine.sparsity == "predictor")
+    return len(bytes_of) * start + of_byte * read
 
 
 def _ffn_bytes(engine: Engine, stats: Activity) -> list[float]:
