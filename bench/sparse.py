@@ -63,7 +63,7 @@ def with_threshold(
 
 def walk_alone(executor: Executor, op: str, seconds: float) -> float:
     """Median time of one token's nodes of this op alone."""
-    nodes = [records for node, records in executor.lowered[1] if node.op == op]
+    nodes = [records for node, records in executor.run_steps.lowered[1] if node.op == op]
     job, team = Program([record for records in nodes for record in records]), Team(executor.n_threads)
     job.run[program.N_TOKENS] = 1
     times: list[float] = []
@@ -80,7 +80,7 @@ class AllListed:
     """One-token runs of a sparse executor that read up and down rows of every listed neuron."""
 
     def __init__(self, executor: Executor) -> None:
-        records = [record for _, records in executor.lowered[1] for record in records]
+        records = [record for _, records in executor.run_steps.lowered[1] for record in records]
         whole = [r | {"skip": 0} if r["code"] == program.SPARSE_FFN else r for r in records]
         self._job, self._team = Program(whole), Team(executor.n_threads)
 

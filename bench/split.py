@@ -49,7 +49,7 @@ def python_time(kind: Type, folder: Path, n_tokens: int = 200) -> float:
                 started = time.perf_counter()
                 executor.run(np.array([5], np.int32), i, logits)
                 times[i % 2].append(time.perf_counter() - started)
-            layers, steps = split_layers(executor), executor.steps(1)
+            layers, steps = split_layers(executor), executor.run_steps.of(1)
             launches = sum(len(step.launches) for step in steps if isinstance(step, Launches))
             walks = sum(isinstance(step, Walk) for step in steps)
     alone, together = (float(np.median(of)) / layers * 1e6 for of in times)

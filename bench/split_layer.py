@@ -102,7 +102,7 @@ class Stopwatch:
 
 def split_layers(executor: Executor) -> int:
     """How many layers of a token are split."""
-    return len(list(parts(executor.steps(1))))
+    return len(list(parts(executor.run_steps.of(1))))
 
 
 def measure(executor: Executor, seconds: float) -> Times:

@@ -341,7 +341,7 @@ class Generation(Iterator[str]):
             after = self._after if isinstance(self._after, Held) else self._after.held
             held = after.ids if after.turn == self._engine.turn else ()
             n_reused = min(n_alike(held, self.prompt_ids), len(self.prompt_ids) - 1)
-            if self._engine.executor.can_go_on(n_reused):
+            if self._engine.executor.slots.can_go_on(n_reused):
                 statistics.n_reused = n_reused
             else:
                 self.warnings = (*self.warnings, ROLLED_OVER)

@@ -23,6 +23,16 @@ def mean_state(engine: Engine, ids: Sequence[int], slot: int = 0) -> NDArray[np.
     for start in range(0, tokens.size, n_batch):
         batch = tokens[start : start + n_batch]
         engine.executor.run(batch, start, None, slot)
-        total += engine.executor.last_states(batch.size).astype(np.float64).sum(axis=0)
+        total += last_states(engine, batch.size).astype(np.float64).sum(axis=0)
     length = float(np.linalg.norm(total))
     return (total / (length or 1.0)).astype(np.float32)
+
+
+def last_states(engine: Engine, n_tokens: int) -> NDArray[np.float32]:
+    """Those of the last run's tokens, of which there were n: float32 [n_tokens, n_embd], a view.
+
+    Raises:
+        SettingError: they lie on a device.
+    """
+    executor = engine.executor
+    return executor.host.last_states(executor.run_steps.graph(n_tokens), n_tokens)

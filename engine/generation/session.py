@@ -32,13 +32,13 @@ def save(engine: Engine, held: Held, path: Path) -> None:
         FileError, DoesNotFitError: see `whole_file`.
     """
     engine.check_turn(held.turn)
-    blocks = [np.ascontiguousarray(each) for each in engine.executor.cached(len(held.ids))]
+    blocks = [np.ascontiguousarray(each) for each in engine.executor.host.blocks(len(held.ids))]
     digest = hashlib.sha256()
     for each in blocks:
         digest.update(each.data)
     header = _wanted(engine) | {
         "ids": [int(token) for token in held.ids],
-        "oldest": engine.executor.oldest(),
+        "oldest": engine.executor.slots.oldest(),
         "sha256": digest.hexdigest(),
     }
     text = json.dumps(header).encode()
@@ -64,7 +64,7 @@ def restore(engine: Engine, path: Path) -> Held:
             (length,) = struct.unpack("<I", start[len(MAGIC) :])
             header = _header(file.read(min(length, MAX_HEADER)), path)
             _check(header, engine, path)
-            blocks = engine.executor.cached(len(header["ids"]))
+            blocks = engine.executor.host.blocks(len(header["ids"]))
             data = file.read(sum(each.nbytes for each in blocks) + 1)
     except OSError as error:
         raise FileError("--session", path, error.strerror or "cannot be read", REMEDY) from error
@@ -77,7 +77,7 @@ def restore(engine: Engine, path: Path) -> Held:
     for each in blocks:
         each[...] = np.frombuffer(data, np.uint8, each.size, at).reshape(each.shape)
         at += each.size
-    engine.executor.set_oldest(header["oldest"])
+    engine.executor.slots.set_oldest(header["oldest"])
     return Held(header["ids"], engine.take_turn())
 
 

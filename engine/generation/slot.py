@@ -47,7 +47,7 @@ class Slot:
         """Let a sequence take the place of what was here; what both begin with alike does not run again."""
         n_reused = self.n_alike(sequence.prompt_ids)
         self.sequence, self.warnings, self.is_first = sequence, (), False
-        if not self._engine.executor.can_go_on(n_reused, self.number):
+        if not self._engine.executor.slots.can_go_on(n_reused, self.number):
             n_reused, self.warnings = 0, (ROLLED_OVER,)
         self.held = self.held[:n_reused]
         sequence.statistics.n_reused = n_reused

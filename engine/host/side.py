@@ -19,6 +19,7 @@ from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.rope import frequencies
 from hotcold.engine.plan.plan import GraphPlan, Plan
+from hotcold.errors import SettingError
 from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import cos_sin_table
@@ -33,6 +34,9 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
         for each in model.rotations
     ]
     return np.stack(tables)
+
+
+ON_THE_CPU = "use --device cpu"
 
 
 class HostSide:
@@ -63,6 +67,7 @@ class HostSide:
             else:
                 self._cold[split.layer] = cold_rows(split.hot, split.n_ff)
         self._kv_cache = allocate_kv_cache(plan)
+        self._has_caches_elsewhere = any(cache.side != CPU for cache in plan.caches)
         weight = model.rope_factors(n_ctx)
         factors = None if weight is None else store.rows(weight).view(np.float32)[0]
         self.rope_table = rope_table(model, n_ctx, factors)
@@ -106,15 +111,19 @@ class HostSide:
             cold_neurons=self._cold_neurons,
         )
 
-    def last_states(self, graph: GraphPlan) -> NDArray[np.float32] | None:
-        """What a graph's head reads, float32 [n_tokens, n_embd], as the last run left it; None on a device."""
+    def last_states(self, graph: GraphPlan, n_tokens: int) -> NDArray[np.float32]:
+        """What the head has read of the last run's tokens, of which there were n: float32 [n, n_embd], a view.
+
+        Raises:
+            SettingError: it lies on a device.
+        """
         last = next(p for p in graph.placed.nodes if p.node.op == "logits")
         slots = {entry.name: entry for entry in graph.arenas[CPU].slots}
         x = last.node.tensor("x")
         if last.side != CPU or x.name not in slots:
-            return None
-        n_bytes, begin = 4 * x.shape[0] * x.shape[1], slots[x.name].offset
-        return self.arena[begin : begin + n_bytes].view(np.float32).reshape(x.shape)
+            raise SettingError("states of tokens", "on the device", "they are read on the CPU", ON_THE_CPU)
+        n_bytes, begin = 4 * n_tokens * x.shape[1], slots[x.name].offset
+        return self.arena[begin : begin + n_bytes].view(np.float32).reshape(n_tokens, -1)
 
     def area(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """The first bytes of a workspace area, as the last node left them."""
@@ -124,8 +133,14 @@ class HostSide:
         """See `KVCache.overflow`."""
         return self._kv_cache.overflow(n_keys, slot)
 
-    def blocks(self, n: int, slot: int) -> list[NDArray[np.uint8]]:
-        """See `KVCache.blocks`."""
+    def blocks(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
+        """What a slot's caches hold of the first n positions, an array a layer: views, to be read and written.
+
+        Raises:
+            SettingError: some lie on a device.
+        """
+        if self._has_caches_elsewhere:
+            raise SettingError("KV cache", "on the device", "it is read on the CPU", ON_THE_CPU)
         return self._kv_cache.blocks(n, slot)
 
     def program(self, records: list[Record]) -> Program:

@@ -142,7 +142,7 @@ class Watching:
                 continue
             self._kept[graph.placed.n_tokens == 1] = [
                 kept
-                for walk in executor.walks[graph.placed.n_tokens]
+                for walk in executor.run_steps.walks[graph.placed.n_tokens]
                 for kept in self._longer(walk, graph, executor)
             ]
 

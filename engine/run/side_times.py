@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 
-from hotcold.engine.host.steps import Context, Step, Walk
+from hotcold.engine.host.steps import Context, Step, Taking, Walk, take_all
 
 
 class SideTimes:
@@ -25,3 +25,8 @@ class SideTimes:
                 self.walks += time.perf_counter() - started
             else:
                 step.run(context)
+
+
+def takes_graphs(taking: Taking) -> bool:
+    """Whether who takes the steps needs none of the device's by itself, which a graph does not show."""
+    return taking is take_all or isinstance(taking, SideTimes)

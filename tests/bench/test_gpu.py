@@ -118,7 +118,7 @@ def test_the_parts_of_a_token_are_its_split_layers(tmp_path: Path) -> None:
             assert split_layers(executor) == 0
         plan = plan_for(model, device, how, half_the_neurons(whole))
         with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
-            steps = executor.steps(1)
+            steps = executor.run_steps.of(1)
             assert split_layers(executor) == shape.n_layer
             for begin, end in parts(steps):
                 kinds = [type(step) for step in steps[begin:end]]

@@ -68,9 +68,9 @@ def test_a_window_that_has_moved_on_is_said(engine: Engine, monkeypatch: pytest.
     notices: list[str] = []
     ours = chat(engine, notices)
     "".join(ours.ask(QUESTIONS[0]))
-    monkeypatch.setattr(engine.executor, "can_go_on", lambda n_past, slot=0: n_past == 0)
+    monkeypatch.setattr(engine.executor.slots, "can_go_on", lambda n_past, slot=0: n_past == 0)
     with monkeypatch.context() as patch:
-        patch.setattr(engine.executor, "_check_place", lambda *_: None)
+        patch.setattr(engine.executor.slots, "take", lambda *_: None)
         "".join(ours.ask(QUESTIONS[1]))
     assert ours.last is not None and ours.last.statistics.n_reused == 0
     assert notices == [ROLLED_OVER]

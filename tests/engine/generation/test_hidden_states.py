@@ -3,7 +3,7 @@
 import numpy as np
 
 from hotcold import load
-from hotcold.engine.generation.hidden_states import mean_state
+from hotcold.engine.generation.hidden_states import last_states, mean_state
 from hotcold.gguf_io.blocks import dequantize
 
 IDS = [1, 270, 265, 400, 17, 23]
@@ -12,7 +12,7 @@ IDS = [1, 270, 265, 400, 17, 23]
 def test_the_head_of_the_states_gives_the_logits() -> None:
     with load(n_ctx=16, threads=1, sparsity="off") as engine:
         logits = engine.logits(IDS)
-        states = engine.executor.last_states(len(IDS)).copy()
+        states = last_states(engine, len(IDS)).copy()
         mean = mean_state(engine, IDS)
         output = engine.model.output
         head = dequantize(engine.file.data(output.name), output.type)

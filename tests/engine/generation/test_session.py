@@ -59,7 +59,7 @@ def test_windows_are_restored_as_they_were(data: Path, tmp_path: Path) -> None:
     with load(data / "llamacpp" / "gemma3.f16.gguf", n_ctx=512, n_batch=16, threads=1) as engine:
         after = engine.generate([*ids, 7, 8], 6, temp=0.0, ignore_eos=True, after=restore(engine, path))
         assert list(after) == wanted and after.statistics.n_reused == 200
-        assert not engine.executor.can_go_on(60)
+        assert not engine.executor.slots.can_go_on(60)
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_slots_of_windows_move_on_by_themselves(data: Path) -> None:
         long = np.arange(3, 203, dtype=np.int32)
         for start in range(0, 200, 16):
             executor.run(long[start : start + 16], start, None, 1)
-        assert not executor.can_go_on(60, 1) and executor.can_go_on(60, 0)
+        assert not executor.slots.can_go_on(60, 1) and executor.slots.can_go_on(60, 0)
 
 
 @pytest.mark.parametrize("name", ["llama-f16", "llama-q4_0"])

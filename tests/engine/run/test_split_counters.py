@@ -116,7 +116,7 @@ def test_launches_of_a_layer(
 
 def launches_of_first_layer(executor: Executor) -> int:
     """Of a token; the embedding and the head, which are in no layer, left out."""
-    steps = [step for step in executor._steps[1] if isinstance(step, Launches)]
+    steps = [step for step in executor.run_steps.kept[1] if isinstance(step, Launches)]
     return sum(len(step.launches) for step in steps if step.nodes[0].name.endswith("-0"))
 
 

@@ -67,12 +67,12 @@ def test_every_step_of_a_token_is_needed(plan: Plan, file: GGUFFile, open_emulat
     """Launches, copies, waits and walks; what a step has left from the run before is another token's."""
     with on_device(plan, file, open_emulated(build_kind="fast", policy="late")) as executor:
         executor.run(IDS[:2], 0, None)
-        wanted, steps = run_token(executor, 2).tobytes(), executor._steps[1]
+        wanted, steps = run_token(executor, 2).tobytes(), executor.run_steps.kept[1]
         assert len(steps) > 20
         for i, step in enumerate(steps):
-            executor._steps[1] = steps
+            executor.run_steps.kept[1] = steps
             run_token(executor, 7)
-            executor._steps[1] = steps[:i] + steps[i + 1 :]
+            executor.run_steps.kept[1] = steps[:i] + steps[i + 1 :]
             assert run_token(executor, 2).tobytes() != wanted, step
 
 

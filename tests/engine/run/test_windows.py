@@ -138,11 +138,16 @@ def test_neurons_of_a_gelu_gated_ffn_are_divided(
 def test_a_window_that_has_moved_on_cannot_be_cut_back(file: GGUFFile) -> None:
     with executor(file, 4) as it:
         logits = logits_of(it, IDS[:200])
-        assert it.can_go_on(200) and it.can_go_on(80) and not it.can_go_on(78) and it.can_go_on(0)
+        assert (
+            it.slots.can_go_on(200)
+            and it.slots.can_go_on(80)
+            and not it.slots.can_go_on(78)
+            and it.slots.can_go_on(0)
+        )
         with pytest.raises(DoesNotFitError, match="position to go on from: 40 .*start again at position 0"):
             it.run(IDS[40:44], 40)
         assert logits_of(it, IDS[:60]).tobytes() == logits[:60].tobytes()
-        assert it.can_go_on(30)
+        assert it.slots.can_go_on(30)
         it.run(IDS[30:34], 30)
 
 

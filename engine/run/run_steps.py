@@ -1,0 +1,65 @@
+"""The steps of runs by their number of tokens, made once and kept."""
+
+from typing import TYPE_CHECKING
+
+from hotcold.engine.graph.graph import Node
+from hotcold.engine.host.records import Record
+from hotcold.engine.host.side import HostSide
+from hotcold.engine.host.steps import Step
+from hotcold.engine.plan.plan import GraphPlan, Plan
+
+if TYPE_CHECKING:
+    from hotcold.engine.device.side import DeviceSide
+
+TAILS = 8  # lengths of a prompt's last batch whose launches are kept
+
+
+class RunSteps:
+    """What a run consists of.
+
+    Attributes:
+        walks: the CPU's part of a run, by number of tokens of its graph (1, n_batch).
+        kept: the steps of runs of one sequence, by number of tokens.
+    """
+
+    def __init__(self, plan: Plan, host: HostSide, side: "DeviceSide | None") -> None:
+        self._plan, self._host, self._side = plan, host, side
+        self.walks = {graph.placed.n_tokens: host.walks(graph) for graph in plan.graphs}
+        self.kept = {n: self._make(n) for n in self.walks}
+        self._apart = dict[int, list[Step]]()
+
+    @property
+    def lowered(self) -> dict[int, list[tuple[Node, list[Record]]]]:
+        """By number of tokens (1, n_batch), every node of the CPU with its op records."""
+        return {n: [pair for walk in walks for pair in walk.lowered] for n, walks in self.walks.items()}
+
+    def graph(self, n_tokens: int) -> GraphPlan:
+        """The graph that a run of so many tokens goes through."""
+        return self._plan.decode if n_tokens == 1 else self._plan.batch
+
+    def of(self, n_tokens: int) -> list[Step]:
+        """A run of one sequence; those of the last few other lengths than 1 and n_batch are kept.
+
+        The CPU's programs take any number of tokens; only launches and copies are made for one.
+        """
+        if self._side is None and n_tokens > 1:
+            n_tokens = self._plan.n_batch
+        if n_tokens not in self.kept:
+            tails = [n for n in self.kept if n not in self.walks]
+            if len(tails) >= TAILS:
+                del self.kept[tails[0]]
+            self.kept[n_tokens] = self._make(n_tokens)
+        return self.kept[n_tokens]
+
+    def apart(self, n: int) -> list[Step]:
+        """A run of one token of each of n sequences."""
+        if n not in self._apart:
+            batch = self._plan.batch
+            walks = self._host.walks(batch, n)
+            self._apart[n] = [*walks] if self._side is None else self._side.steps(batch, n, walks)
+        return self._apart[n]
+
+    def _make(self, n_tokens: int) -> list[Step]:
+        graph = self.graph(n_tokens)
+        walks = self.walks[graph.placed.n_tokens]
+        return [*walks] if self._side is None else self._side.steps(graph, n_tokens, walks)
