@@ -17,7 +17,9 @@ MAX_TEMPLATE_BYTES = 1 << 20
 SECONDS = 5.0  # for a rendering, of which an ordinary one takes a tenth of a second
 PROGRAM = Path(__file__).with_name("template_process.py")
 
-Message = dict[str, Any]  # role ("system", "user", "assistant", "tool") and content; calls of tools, if there are some
+Message = dict[
+    str, Any
+]  # role ("system", "user", "assistant", "tool") and content; calls of tools, if there are some
 
 
 @dataclass(frozen=True)

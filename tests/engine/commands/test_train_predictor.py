@@ -139,7 +139,9 @@ def test_predictors_take_the_place_of_nothing_but_a_file(text: Path, tmp_path: P
     assert os.path.samestat(os.lstat(place), was)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"identity": {}}', b'{"identity": {}, "collected": -1}', b"\xff"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"identity": {}}', b'{"identity": {}, "collected": -1}', b"\xff"]
+)
 def test_a_damaged_state_is_named(text: Path, tmp_path: Path, content: bytes) -> None:
     state = tmp_path / "p.safetensors.parts" / "state.json"
     state.parent.mkdir()

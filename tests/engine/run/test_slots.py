@@ -135,9 +135,7 @@ def test_slots_of_windows_move_on_by_themselves(data: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-f16", "llama-q4_0"])
-def test_with_a_device_attention_stays_on_the_cpu(
-    split_device: Device, data: Path, name: str
-) -> None:
+def test_with_a_device_attention_stays_on_the_cpu(split_device: Device, data: Path, name: str) -> None:
     """The rows on the device serve every sequence; what knows positions is where the caches are."""
     with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
         model, how = load_model(file), Wanted("predictor", N_CTX, 16, "f16", N_SLOTS)

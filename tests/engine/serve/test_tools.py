@@ -76,7 +76,9 @@ def n_prompt(server: Served, messages: list[Any], tools: Any = ()) -> int:
 def test_the_template_sees_tools_calls_and_results(server: Served) -> None:
     plain = n_prompt(server, [USER])
     assert n_prompt(server, [USER], TOOLS) > plain + 20
-    calls = [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Bath"}'}}]
+    calls = [
+        {"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"town": "Bath"}'}}
+    ]
     turns = [USER, {"role": "assistant", "content": None, "tool_calls": calls}]
     result = {"role": "tool", "tool_call_id": "1", "content": "rain"}
     with_call = n_prompt(server, turns)
@@ -87,7 +89,10 @@ def test_control_pieces_of_tools_stay_text(server: Served) -> None:
     def described(text: str) -> Any:
         return [{"type": "function", "function": {"name": "f", "description": text, text: 1}}]
 
-    marked, same_length = n_prompt(server, [USER], described("<|x|>")), n_prompt(server, [USER], described("<_x_>"))
+    marked, same_length = (
+        n_prompt(server, [USER], described("<|x|>")),
+        n_prompt(server, [USER], described("<_x_>")),
+    )
     assert marked == same_length  # a control piece would be one token
 
 
