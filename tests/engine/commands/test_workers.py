@@ -91,11 +91,18 @@ def test_a_scheduler_that_is_not_there_is_named(
 @pytest.mark.slow
 def test_workers_of_a_cluster_are_asked_for_their_version(monkeypatch: pytest.MonkeyPatch) -> None:
     distributed = pytest.importorskip("distributed")
+    forget = "import importlib.metadata as m\ndef version(name): raise m.PackageNotFoundError(name)\nm.version = version"
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None) as cluster:
         (name,) = cluster.scheduler_info["workers"]
-        monkeypatch.setattr("hotcold.__version__", "0.0.1")
-        with (
-            pytest.raises(FileError, match=f"worker: {name} .has hotcold .*; this is 0.0.1"),
-            workers_of(WorkerOptions(scheduler=cluster.scheduler_address)),
+        for given, words in (
+            ("0.0.1", "has hotcold .*; this is 0.0.1"),
+            ("0.0.2", "has no hotcold; this is 0.0.2"),
         ):
-            pass
+            monkeypatch.setattr("hotcold.__version__", given)
+            with (
+                pytest.raises(FileError, match=f"worker: {name} .{words}"),
+                workers_of(WorkerOptions(scheduler=cluster.scheduler_address)),
+            ):
+                pass
+            with distributed.Client(cluster) as client:
+                client.run(exec, forget, {})
