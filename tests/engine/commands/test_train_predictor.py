@@ -54,11 +54,11 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
     command = ("train-predictor", "-f", str(text), "-o", str(parts))
     ranks: list[int] = []
 
-    def two_layers(samples: Any, rank: int, *others: Any) -> Any:
+    def two_layers(samples: Any, rank: int, *others: Any, **named: Any) -> Any:
         if len(ranks) == 2:
             raise KeyboardInterrupt
         ranks.append(rank)
-        return trained(samples, rank, *others)
+        return trained(samples, rank, *others, **named)
 
     trained: Callable[..., Any] = vars(train)["train"]
     with monkeypatch.context() as patch:
