@@ -36,7 +36,7 @@ def test_every_file_and_bench_that_a_step_names_is_there() -> None:
     ],
 )
 def test_what_becomes_of_a_step(tmp_path: Path, program: str, problem: str) -> None:
-    seconds = 5.0 if "sleep" in program else 60.0
+    seconds = 1.0 if "sleep" in program else 60.0
     outcome = contact.run_step(python("step", program, seconds), tmp_path, 600)
     assert outcome.problem == problem
     assert (tmp_path / "step.txt").read_text() == outcome.printed

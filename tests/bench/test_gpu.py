@@ -53,6 +53,7 @@ def test_the_whole_bench_on_the_emulated_device(
     assert not list(tmp_path.iterdir()), "the model is deleted"
 
 
+@pytest.mark.slow
 def test_every_kernel_has_a_case() -> None:
     with Device(StubDriver()) as device:
         bed, seen = Bed(device, 1), set()

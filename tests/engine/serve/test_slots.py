@@ -111,7 +111,10 @@ def test_a_prompt_passes_in_slices_beside_others(engine: Engine, monkeypatch: py
     """An answer goes on while a long prompt passes: between two of its slices it gets a token."""
     order, run_slice, step = list[str](), slots.Slot.run_slice, slots.step
 
+    submitted = threading.Event()
+
     def noted_slice(self: Any, most: int, logits: Any) -> bool:
+        assert submitted.wait(60)  # else the first answer may have ended before the second prompt came
         order.append(f"slice {most}")
         return run_slice(self, most, logits)
 
@@ -137,6 +140,7 @@ def test_a_prompt_passes_in_slices_beside_others(engine: Engine, monkeypatch: py
     with Worker(engine) as ours:
         for each in ids:
             ours.submit(Task(Continuation(each, settings), deliver))
+        submitted.set()
         assert done.wait(60)
     assert not any(isinstance(event, BaseException) for event in events)
     slices = [i for i, what in enumerate(order) if what == "slice 8"]

@@ -131,6 +131,7 @@ def test_a_folder_of_a_process_is_removed_at_its_end(tmp_path: Path) -> None:
     assert found.parent == tmp_path and not found.exists()
 
 
+@pytest.mark.slow
 def test_a_process_without_any_place_runs() -> None:
     """No home, and no folder for temporary files: nothing is kept."""
     code = "import tempfile\ntempfile._candidate_tempdir_list = lambda: ['/proc']\n" + RELU
@@ -195,6 +196,7 @@ print("numba" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     """`relu` lies in another file than the vector operation that it calls, whose change must show."""
     package = SOURCES.parents[1]
@@ -223,6 +225,7 @@ def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     assert printed == ["0.0 3.0", "0.0 3.0", "1.0 3.0", "1.0 3.0"]
 
 
+@pytest.mark.slow
 def test_two_processes_may_fill_an_empty_folder_at_once(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     for _ in range(2):

@@ -68,7 +68,7 @@ SPOILED: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize(
-    "how", ["a bit flipped", "empty", *(pytest.param(how, marks=slow) for how in ("halved", "zeros", "text"))]
+    "how", ["a bit flipped", *(pytest.param(how, marks=slow) for how in ("empty", "halved", "zeros", "text"))]
 )
 def test_a_broken_file_is_made_again_with_a_notice(folder: Path, how: str) -> None:
     run(folder)  # what the test before it has left is mended
@@ -99,6 +99,7 @@ def test_what_cannot_be_written_is_not_kept(tmp_path: Path, number: int) -> None
     assert not files(tmp_path)
 
 
+@slow
 def test_no_place_at_all(tmp_path: Path) -> None:
     before = "from hotcold.kernels.cpu import kernel_files\nkernel_files.folder = lambda: None"
     assert run(tmp_path, before) == (True, "")
