@@ -52,9 +52,12 @@ def archive_of_the_tree(path: Path) -> None:
                 archive.write(file, file.relative_to(ROOT))
 
 
+SUFFIXES = ".py", ".cu", ".h", ".html"
+
+
 def expected() -> set[str]:
     """Every file that a wheel has to have."""
-    inside = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in (".py", ".cu", ".h")]
+    inside = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES]
     own = [p.name for p in (ROOT / "src" / "hotcold").glob("*.py")]
     model = "models/tiny-relu-llama/tiny-relu-llama.q8_0.gguf"
     names = [*(str(path.relative_to(ROOT)) for path in inside), *own, "py.typed", "cli.py", model]

@@ -113,16 +113,16 @@ BUGS = {
     "rows of an expert that is not here": Bug(
         "expert_rows.cu",
         run_experts,
-        "if (slot >= 0) {",
-        "{",
+        "float v = 0.f;\n    if (slot >= 0) {",
+        "float v = 0.f;\n    {",
         "bad memory access to (0x|byte -)",  # as the rows before the first happen to be a guard page or not
         build_kind="checked",
     ),
     "every choice writes the first one's products": Bug(
         "expert_rows.cu",
         run_experts,
-        "y[(size_t)pair * n_rows + row] = v;",
-        "y[(size_t)token * n_rows + row] = v;",
+        "y[(size_t)pair * n_rows + row] = v;\n}",
+        "y[(size_t)token * n_rows + row] = v;\n}",
         r"race, two writes",
     ),
     "all tokens write the first one's experts": Bug(
