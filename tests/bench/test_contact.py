@@ -66,6 +66,7 @@ def test_other_ids_than_the_cpus_are_seen() -> None:
     assert "text-split" in contact.ids_differ([*alike, text("text-split", [1, 3])])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_launches_are_timed_through_the_cuda_driver() -> None:
     with Device(CudaDriver(0, cupy=StubCupy(EmulatedDriver()))) as device:

@@ -38,11 +38,9 @@ MODES = [(name, "off") for name in (*DENSE, *MIXTURES, *SPARSE)] + [
 CASES = [(*mode, where) for mode in MODES for where in SHARES]
 QUICK = (
     ("llamacpp-types/llama.mix.q4_k_m", "off", "split"),
-    ("llamacpp/gemma3.q4_0", "off", "all"),
     ("llamacpp/qwen2moe.q4_0", "off", "split"),
     ("powerinfer/llama-q4_0.powerinfer", "predictor", "split"),
-    ("powerinfer/llama-q4_0.powerinfer", "predictor", "all"),
-    ("powerinfer/opt-f16.powerinfer", "exact", "split"),
+    ("powerinfer/opt-f16.powerinfer", "exact", "all"),
 )
 
 

@@ -56,12 +56,18 @@ def test_an_answer_that_nobody_waits_for_is_stopped(server: Served, slowly: None
     assert metric(server, 'hotcold_answers_total{reason="stopped"}') == before + 3
 
 
-def test_an_answer_that_waits_can_be_given_up(server: Served, slowly: None) -> None:
-    first, second = server.open(TEXT, LONG), server.open(TEXT, LONG)
+def test_an_answer_that_waits_can_be_given_up(
+    server: Served, slowly: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given_up, stop = list[worker.Task](), worker.Task.stop
+    monkeypatch.setattr(worker.Task, "stop", lambda task: (stop(task), given_up.append(task)))
+    first = server.open(TEXT, LONG)
+    until(lambda: metric(server, "hotcold_running") == 1)
+    second = server.open(TEXT, LONG)
     until(lambda: metric(server, "hotcold_waiting") == 1)
     ended = metric(server, "hotcold_answers_total")
     second.close()
-    time.sleep(0.1)
+    until(lambda: len(given_up) == 1)
     first.close()
     until(lambda: metric(server, "hotcold_waiting") + metric(server, "hotcold_running") == 0)
     assert metric(server, "hotcold_answers_total") == ended + 1

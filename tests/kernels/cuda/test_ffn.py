@@ -206,7 +206,7 @@ def test_a_nan_shows_where_its_row_is_read(
 
 
 @pytest.mark.parametrize("has_gate", [True, False])
-@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("weight_type", each_type(quick=[Type.Q4_0]))
 def test_the_bits_do_not_depend_on_order_or_build(
     open_emulated: Callable[..., Device], put: Put, get: Get, weight_type: Type, has_gate: bool
 ) -> None:
