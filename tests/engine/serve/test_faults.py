@@ -60,7 +60,12 @@ def test_an_answer_that_waits_can_be_given_up(
     server: Served, slowly: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given_up, stop = list[worker.Task](), worker.Task.stop
-    monkeypatch.setattr(worker.Task, "stop", lambda task: (stop(task), given_up.append(task)))
+
+    def noted(task: worker.Task) -> None:
+        stop(task)
+        given_up.append(task)
+
+    monkeypatch.setattr(worker.Task, "stop", noted)
     first = server.open(TEXT, LONG)
     until(lambda: metric(server, "hotcold_running") == 1)
     second = server.open(TEXT, LONG)
