@@ -49,11 +49,13 @@ class Workers:
     Attributes:
         start: gives a pool, and another one when all of it ended with one of its processes.
         ahead: how many tasks are under way.
-        gone: names those who have ended since it was last asked.
+        ended: names those with whom a pool ended.
+        gone: names those who have left a pool that goes on, since it was last asked.
     """
 
     start: Callable[[], Executor]
     ahead: int
+    ended: Callable[[], list[str]]
     gone: Callable[[], list[str]]
 
     def __post_init__(self) -> None:
@@ -93,7 +95,7 @@ class Workers:
                 result = waiting[0][1].result()
             except BrokenExecutor as error:
                 self._pool.shutdown()  # all have ended then, and have exit codes
-                names = " and ".join(self.gone()) or "a process"
+                names = " and ".join(self.ended()) or "a process"
                 if is_last:
                     raise _lost(names) from error
                 note(f"{names} ended in the middle of its work, which is done once more")
@@ -144,7 +146,7 @@ class _Processes(ProcessPoolExecutor):
         self._seen |= set(multiprocessing.active_children()) - self._others
         return future
 
-    def gone(self) -> list[str]:
+    def ended(self) -> list[str]:
         """Who ended, and not by the SIGTERM with which a broken pool ends the rest."""
         codes = {one.pid: one.exitcode for one in self._seen}
         return [_ended(pid, code) for pid, code in codes.items() if code not in (None, 0, -signal.SIGTERM)]
@@ -169,7 +171,8 @@ def _processes(n: int) -> Iterator[Workers]:
         return pools[-1]
 
     try:
-        yield Workers(start, AHEAD * n, lambda: pools[-1].gone())
+        # a pool of this machine ends with any of its processes: nobody leaves one that goes on
+        yield Workers(start, AHEAD * n, ended=lambda: pools[-1].ended(), gone=list)
     except BaseException:
         pools[-1].stop()
         raise
@@ -211,7 +214,7 @@ def _cluster(address: str) -> Iterator[Workers]:
             return [f"worker {name}" for name in sorted(before - known)]
 
         try:
-            yield Workers(client.get_executor, AHEAD * len(known), gone)
+            yield Workers(client.get_executor, AHEAD * len(known), ended=gone, gone=gone)
         except (KilledWorker, CancelledError) as error:
             raise _lost("workers of the cluster, one after the other,") from error
 
