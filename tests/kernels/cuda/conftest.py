@@ -56,7 +56,7 @@ QUICK_ORDERS = (0, 1234)
             if order not in QUICK_ORDERS
         ),
         *(pytest.param(f"races-{order}", marks=pytest.mark.slow) for order in ORDERS[:3]),
-        "stub-0",
+        pytest.param("stub-0", marks=pytest.mark.slow),  # NVRTC compiles every type for it
         pytest.param("cuda", marks=pytest.mark.gpu),
     ]
 )
