@@ -216,7 +216,7 @@ def test_an_output_error_is_a_file_error(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [3, 7, 11])
+@pytest.mark.parametrize("seconds", [1.5, 2, 3])  # compiling takes nine seconds where nothing else runs
 def test_an_interrupt_while_kernels_are_compiled(tmp_path: Path, seconds: float) -> None:
     """Quiet, with 130, and the next run works."""
     environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
@@ -275,15 +275,12 @@ def test_an_interrupt_as_soon_as_it_is_said_that_kernels_are_compiled(
         pytest.fail("a process of the command is still there")
 
 
-@pytest.mark.parametrize("seconds", [0.5, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "more",
     [(), pytest.param(("--device", "emulated", "--vram-budget", "6MiB"), marks=pytest.mark.slow)],
     ids=["CPU", "emulated"],
 )
-def test_an_interrupt_leaves_no_folder_of_the_run_alone(
-    tmp_path: Path, more: tuple[str, ...], seconds: float
-) -> None:
+def test_an_interrupt_leaves_no_folder_of_the_run_alone(tmp_path: Path, more: tuple[str, ...]) -> None:
     """Where neither the home nor the temporary folder can hold kernels, which are then kept for one run."""
     (tmp_path / f"hotcold-{os.getuid()}").write_text("in the way")
     environment = {
@@ -299,7 +296,7 @@ def test_an_interrupt_leaves_no_folder_of_the_run_alone(
     for line in running.stderr:
         if b"compiling kernels, once" in line:
             break
-    time.sleep(seconds)
+    time.sleep(0.5)
     assert len(list(tmp_path.iterdir())) > 1
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
