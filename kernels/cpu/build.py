@@ -11,6 +11,7 @@ from contextlib import suppress
 from threading import Thread
 from typing import IO
 
+from hotcold.cache_folder import is_for_this_run
 from hotcold.kernels.cpu import op_kernels as _op_kernels  # noqa: F401 - what is imported here can be compiled
 from hotcold.kernels.cpu import prefetch_level
 from hotcold.kernels.cpu import sum_shared as _sum_shared  # noqa: F401
@@ -27,7 +28,7 @@ _helpers: list[subprocess.Popen[str]] = []
 def compile_all(names: list[str]) -> dict[str, Code]:
     """The code of these kernels, which is kept where it can be."""
     prefetch_level.choose()
-    if len(names) >= FEW and folder() is not None:
+    if len(names) >= FEW and not is_for_this_run(folder()):  # what is this run's alone no other process finds
         _ask_for_help(names[::-1])
     return {name: code_of(name) for name in names}
 

@@ -35,6 +35,11 @@ def temporary_folder() -> Path | None:
     return folder
 
 
+def is_for_this_run(folder: Path | None) -> bool:
+    """Whether nothing is kept there: it is this run's own folder, or none."""
+    return folder is None or folder in _made
+
+
 def remove_temporary_folder() -> None:
     """At the end of the run, and by whoever ends it without Python's own end.
 

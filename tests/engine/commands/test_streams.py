@@ -275,12 +275,15 @@ def test_an_interrupt_as_soon_as_it_is_said_that_kernels_are_compiled(
         pytest.fail("a process of the command is still there")
 
 
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "more",
     [(), pytest.param(("--device", "emulated", "--vram-budget", "6MiB"), marks=pytest.mark.slow)],
     ids=["CPU", "emulated"],
 )
-def test_an_interrupt_leaves_no_folder_of_the_run_alone(tmp_path: Path, more: tuple[str, ...]) -> None:
+def test_an_interrupt_leaves_no_folder_of_the_run_alone(
+    tmp_path: Path, more: tuple[str, ...], seconds: float
+) -> None:
     """Where neither the home nor the temporary folder can hold kernels, which are then kept for one run."""
     (tmp_path / f"hotcold-{os.getuid()}").write_text("in the way")
     environment = {
@@ -296,7 +299,7 @@ def test_an_interrupt_leaves_no_folder_of_the_run_alone(tmp_path: Path, more: tu
     for line in running.stderr:
         if b"compiling kernels, once" in line:
             break
-    time.sleep(0.5)
+    time.sleep(seconds)
     assert len(list(tmp_path.iterdir())) > 1
     running.send_signal(signal.SIGINT)
     _, err = running.communicate(timeout=60)
