@@ -8,6 +8,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from gguf import GGMLQuantizationType as Type
@@ -102,7 +103,7 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
         ("matvec3 Q4_0, 28 MB", many),
         ("rms_norm_quantised 4096", norm),
     ):
-        yield cost(what, device, lambda launch=launch: device.run(launch, device.compute), repeats)  # type: ignore[misc]
+        yield cost(what, device, partial(device.run, launch, device.compute), repeats)
     buffer, host, event = device.empty(N, "f4"), device.pinned(N, "f4"), device.event()
 
     def copy_and_wait() -> None:

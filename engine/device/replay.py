@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from hotcold.engine.device.steps import DeviceStep
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
-from hotcold.kernels.cuda.device.device import Device, Graph
+from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
 
 log = logging.getLogger("hotcold.engine")
@@ -28,7 +28,7 @@ class Replay:
 
     device: Device
     steps: tuple[DeviceStep, ...]
-    _graph: Graph | None = field(default=None, repr=False)
+    _graph: CapturedGraph | None = field(default=None, repr=False)
 
     @property
     def nodes(self) -> tuple[Node, ...]:

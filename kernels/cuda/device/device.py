@@ -53,7 +53,7 @@ class Prepared:
 
 
 @dataclass(frozen=True)
-class Graph:
+class CapturedGraph:
     """Copies and launches that were captured, to be enqueued together any number of times.
 
     Attributes:
@@ -238,7 +238,7 @@ class Device(Closing):
 
     # Graphs
 
-    def capture(self, enqueue: Callable[[], object], stream: Stream) -> Graph:
+    def capture(self, enqueue: Callable[[], object], stream: Stream) -> CapturedGraph:
         """A graph of what `enqueue` enqueues on a stream; nothing of it is done or counted yet.
 
         Raises:
@@ -253,13 +253,13 @@ class Device(Closing):
                 enqueue()
             finally:
                 raw = self.driver.end_capture(stream.raw)
-            return Graph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
+            return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
         except DeviceError as error:
             raise CaptureError(f"graph of {self.name}", error, "not captured", "add --no-graphs") from error
         finally:
             self.counters, self.log, self._failures, self._captured = counters, log, failures, None
 
-    def run_graph(self, graph: Graph, stream: Stream) -> None:
+    def run_graph(self, graph: CapturedGraph, stream: Stream) -> None:
         """Enqueue a graph; its work is counted as if it had been enqueued piece by piece."""
         if self._failures or self.closed or stream.device is not self:
             self._begin_all(graph, stream)
@@ -273,7 +273,7 @@ class Device(Closing):
             self.log += graph.calls
         self.driver.launch_graph(graph.raw, stream.raw)
 
-    def _begin_all(self, graph: Graph, stream: Stream) -> None:
+    def _begin_all(self, graph: CapturedGraph, stream: Stream) -> None:
         """What every piece of a graph would have asked first."""
         for call in graph.calls:
             self._begin(call.what if call.what in FAILURES else "launch", stream)

@@ -174,10 +174,7 @@ class EmulatedDriver:
             first()
             self._enqueue(to, copy)
 
-        if stream.captured is not None:
-            stream.captured.append(enqueue)
-        else:
-            enqueue(stream)
+        _now_or_captured(stream, enqueue)
 
     def _copy(self, to: int, source: int, n_bytes: int, host: int, address: int) -> None:
         if not self.memory.covers(address, n_bytes) or not self.host.covers(host, n_bytes):
@@ -209,13 +206,7 @@ class EmulatedDriver:
             if failed:
                 self._lose(said.value.decode(errors="replace"))
 
-        def enqueue(stream: WorkQueue) -> None:
-            if stream.captured is not None:
-                stream.captured.append(enqueue)
-            else:
-                self._enqueue(stream, run)
-
-        return enqueue
+        return lambda stream: _now_or_captured(stream, lambda to: self._enqueue(to, run))
 
     # Graphs
 
@@ -306,6 +297,14 @@ class EmulatedDriver:
         found = self.memory.describe(address)
         before = "to " if word == "to" else ""
         return f"{before}{found}" if found else f"{word} {address:#x}"
+
+
+def _now_or_captured(stream: WorkQueue, enqueue: Enqueue) -> None:
+    """Enqueue work, or keep it for the graph that is being made."""
+    if stream.captured is not None:
+        stream.captured.append(enqueue)
+    else:
+        enqueue(stream)
 
 
 def _load(path: Path) -> ctypes.CDLL:

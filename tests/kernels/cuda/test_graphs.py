@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.add import add
 from hotcold.kernels.cuda.device.buffers import Buffer
-from hotcold.kernels.cuda.device.device import Device, Graph
+from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
 
 Open = Callable[..., Device]
@@ -24,7 +24,7 @@ def opened(request: pytest.FixtureRequest, open_emulated: Open, open_stub: Open)
     return open_stub() if request.param == "stub" else open_emulated(policy=request.param)
 
 
-def doubling(device: Device, x: Buffer) -> Graph:
+def doubling(device: Device, x: Buffer) -> CapturedGraph:
     """x = x + x."""
     launch = add(N).prepare(device, (x, x, x, N))
     return device.capture(lambda: device.run(launch, device.compute), device.compute)
