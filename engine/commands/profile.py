@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from hotcold.engine.generation.generation import Engine
     from hotcold.engine.profile.corpus import Text
-    from hotcold.engine.profile.counting import ChunkCounts, Task
+    from hotcold.engine.profile.counting import Chunk, ChunkCounts
     from hotcold.engine.profile.kept import CountedOn
     from hotcold.engine.profile.profile import Profile
 
@@ -139,13 +139,13 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         return counted
 
     def _counted(
-        self, engine: "Engine", workers: Workers, tasks: "Iterable[Task]"
+        self, engine: "Engine", workers: Workers, chunks: "Iterable[Chunk]"
     ) -> "Iterator[ChunkCounts]":
-        """The tasks' counts, by workers who each run the model as it runs here."""
+        """The chunks' counts, by workers who each run the model as it runs here."""
         from hotcold.engine.profile.counting import count_by_worker
 
         model = model_of_workers(self, engine)
-        return workers.in_order(partial(count_by_worker, model), tasks)
+        return workers.in_order(partial(count_by_worker, model), chunks)
 
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile

@@ -135,7 +135,7 @@ def serve(config: "uvicorn.Config", listening: socket.socket, quiet: bool) -> in
 
     heard = list[int]()
 
-    class Server(uvicorn.Server):
+    class UvicornServer(uvicorn.Server):
         """One that says where it listens, and leaves it to us what a signal means."""
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -161,6 +161,6 @@ def serve(config: "uvicorn.Config", listening: socket.socket, quiet: bool) -> in
             heard.append(number)
             self.force_exit, self.should_exit = self.should_exit, True
 
-    server: Any = Server(config)
+    server: Any = UvicornServer(config)
     server.run([listening])
     return heard[0] if heard else 0

@@ -97,7 +97,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
     def _train(
         self, engine: "Engine", texts: "list[Text]", settings: Settings, workers: Workers | None
     ) -> None:
-        from hotcold.engine.generation.worker import Shared
+        from hotcold.engine.generation.worker import ModelWorkers
         from hotcold.engine.profile import corpus
         from hotcold.engine.train import collect, train
 
@@ -109,7 +109,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             "texts": corpus.digest(chunks),
             "settings": asdict(settings),
         }
-        by = Shared(workers.in_order, model_of_workers(self, engine)) if workers is not None else None
+        by = ModelWorkers(workers.in_order, model_of_workers(self, engine)) if workers is not None else None
         shown = not self.quiet and sys.stderr.isatty()
         if not self.as_json:
             write_line(HEAD)

@@ -48,8 +48,8 @@ class InOrder(Protocol):
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Work that workers share, and the model that it is about."""
+class ModelWorkers:
+    """Workers, and the model that each of them opens."""
 
     in_order: InOrder
     model: WorkersModel

@@ -17,7 +17,7 @@ PART_ALIGNMENT = 16  # of what lies side by side, so that kernels can read vecto
 
 
 @dataclass(frozen=True)
-class Slot:
+class ArenaSlot:
     """One intermediate's place.
 
     Attributes:
@@ -43,11 +43,11 @@ class Arena:
         peak_step: the step at which most of it is in use.
     """
 
-    slots: tuple[Slot, ...]
+    slots: tuple[ArenaSlot, ...]
     n_bytes: int
     peak_step: int
 
-    def slot(self, name: str) -> Slot:
+    def slot(self, name: str) -> ArenaSlot:
         """The place of one intermediate."""
         return next(slot for slot in self.slots if slot.name == name)
 
@@ -88,26 +88,26 @@ class Span:
 
 def arrange(spans: Sequence[Span], n_steps: int) -> Arena:
     """An arena for spans in the order of their first steps; those without bytes get no slot."""
-    living: list[Slot] = []
-    placed: list[Slot] = []
+    living: list[ArenaSlot] = []
+    placed: list[ArenaSlot] = []
     for span in spans:
         if not span.n_bytes:
             continue
         living = [slot for slot in living if slot.last_step >= span.first_step]
         offset = _best_gap(living, span.n_bytes)
-        slot = Slot(span.name, offset, span.n_bytes, span.first_step, span.last_step)
+        slot = ArenaSlot(span.name, offset, span.n_bytes, span.first_step, span.last_step)
         living.append(slot)
         placed.append(slot)
     successors = _successors(placed)
     slots = tuple(
-        Slot(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
+        ArenaSlot(e.name, e.offset, e.n_bytes, e.first_step, e.last_step, tuple(names))
         for e, names in zip(placed, successors, strict=True)
     )
     total = max((slot.offset + slot.n_bytes for slot in slots), default=0)
     return Arena(slots, total, _peak_step(slots, n_steps))
 
 
-def _peak_step(slots: tuple[Slot, ...], n_steps: int) -> int:
+def _peak_step(slots: tuple[ArenaSlot, ...], n_steps: int) -> int:
     """The first step at which most bytes are in use."""
     changes = [0] * (n_steps + 1)
     for slot in slots:
@@ -117,7 +117,7 @@ def _peak_step(slots: tuple[Slot, ...], n_steps: int) -> int:
     return in_use.index(max(in_use)) if in_use else 0
 
 
-def _best_gap(living: list[Slot], n_bytes: int) -> int:
+def _best_gap(living: list[ArenaSlot], n_bytes: int) -> int:
     """Offset of the smallest gap between living slots that holds n_bytes, else behind them all."""
     best, best_size, end = -1, 0, 0
     for slot in sorted(living, key=lambda slot: slot.offset):
@@ -128,7 +128,7 @@ def _best_gap(living: list[Slot], n_bytes: int) -> int:
     return end if best < 0 else best
 
 
-def _successors(placed: list[Slot]) -> list[list[str]]:
+def _successors(placed: list[ArenaSlot]) -> list[list[str]]:
     """For each slot the names of those that take its bytes next.
 
     Each byte of the arena belongs to the last slot that took it, so a slot succeeds those whose

@@ -3,7 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hotcold.engine.graph.arena import Arena, Slot, Span, aligned, arrange, bytes_together, places_together
+from hotcold.engine.graph.arena import (
+    Arena,
+    ArenaSlot,
+    Span,
+    aligned,
+    arrange,
+    bytes_together,
+    places_together,
+)
 from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU, PlacedGraph, is_own_array, results
@@ -75,12 +83,12 @@ def _apart(
     arena: Arena, members: Mapping[str, tuple[Tensor, ...]], spans: Mapping[str, tuple[int, int]]
 ) -> Arena:
     """The arena with a slot for each of what lies side by side."""
-    slots: list[Slot] = []
+    slots: list[ArenaSlot] = []
     for slot in arena.slots:
         group = members[slot.name]
         places = [*places_together(group), slot.n_bytes]
         reused_by = tuple(member.name for name in slot.reused_by for member in members[name])
         for member, start, end in zip(group, places, places[1:], strict=False):
             first, last = spans[member.name]
-            slots.append(Slot(member.name, slot.offset + start, end - start, first, last, reused_by))
+            slots.append(ArenaSlot(member.name, slot.offset + start, end - start, first, last, reused_by))
     return replace(arena, slots=tuple(slots))

@@ -17,7 +17,7 @@ from hotcold.engine.profile.passing import heard, run_chunk
 
 
 @dataclass(frozen=True)
-class Task:
+class Chunk:
     """A chunk, and how many of its tokens are followed one by one."""
 
     ids: NDArray[np.int32]
@@ -44,9 +44,9 @@ class Counter:
     def __init__(self, engine: Engine) -> None:
         self._executor, self._firing = engine.executor, Firing(engine.executor)
 
-    def count(self, task: Task) -> ChunkCounts:
+    def count(self, chunk: Chunk) -> ChunkCounts:
         """Let a chunk pass."""
-        n_layer, left = self._executor.model.n_layer, task.n_followed
+        n_layer, left = self._executor.model.n_layer, chunk.n_followed
         bits: list[list[NDArray[np.uint8]]] = [[] for _ in range(n_layer)]
 
         def follow() -> None:
@@ -56,14 +56,14 @@ class Counter:
             left -= min(left, len(self._firing.fired[0]))
 
         with heard(self._executor, self._firing.hear):
-            run_chunk(self._executor, task.ids, follow)
-        return ChunkCounts(self._firing.take(), task.ids.size, tuple(map(np.concatenate, bits)))
+            run_chunk(self._executor, chunk.ids, follow)
+        return ChunkCounts(self._firing.take(), chunk.ids.size, tuple(map(np.concatenate, bits)))
 
 
-def count_by_worker(model: WorkersModel, task: Task) -> ChunkCounts:
+def count_by_worker(model: WorkersModel, chunk: Chunk) -> ChunkCounts:
     """What a worker does; errors: see `opened`."""
     with one_at_a_time:
-        return _counter(opened(model)).count(task)
+        return _counter(opened(model)).count(chunk)
 
 
 @lru_cache(maxsize=1)

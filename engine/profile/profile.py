@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.profile.counting import ChunkCounts, Counter, Task
+from hotcold.engine.profile.counting import Chunk, ChunkCounts, Counter
 from hotcold.engine.profile.firing import Counted, down_lengths
 from hotcold.engine.profile.passing import check_executor
-from hotcold.engine.profile.recency import MOST_TOKENS, SHARES, Held, Recency
+from hotcold.engine.profile.recency import MOST_TOKENS, SHARES, HitRates, Recency
 
 FIRINGS, WEIGHT = "firings", "weight"
 
@@ -30,7 +30,7 @@ class Profile:
         n_chunks: into which their texts were cut, of `all_chunks`.
         counts: float64 [n_layer, n_ff], or of experts [n_layer, n_expert]; of their neurons [n_layer, n_expert n_ff].
         first_half: the same, of the first half of the chunks.
-        held: what sets of neurons would have held of the firings of the first `n_followed` tokens.
+        hit_rates: of sets of neurons, by the firings of the first `n_followed` tokens.
     """
 
     of: str
@@ -39,7 +39,7 @@ class Profile:
     all_chunks: int
     counts: Counted
     first_half: Counted
-    held: tuple[Held, ...] = ()
+    hit_rates: tuple[HitRates, ...] = ()
     n_followed: int = 0
 
     @property
@@ -77,7 +77,7 @@ def measure(
     profile: Profile,
     progress: Progress | None = None,
     keep: Callable[[Profile], None] | None = None,
-    by: Callable[[Iterable[Task]], Iterator[ChunkCounts]] | None = None,
+    by: Callable[[Iterable[Chunk]], Iterator[ChunkCounts]] | None = None,
 ) -> Profile:
     """Let the chunks pass that a profile has not counted yet, and count them too.
 
@@ -92,10 +92,10 @@ def measure(
     lengths = 1.0 if profile.of == FIRINGS else down_lengths(engine.file, model)
     total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
     check_executor(engine.executor)
-    recency, tasks = Recency(model.n_layer, model.n_units), _tasks(chunks[profile.n_chunks :])
+    recency, to_count = Recency(model.n_layer, model.n_units), _with_followed(chunks[profile.n_chunks :])
     engine.turn += 1
     try:
-        for counted in map(Counter(engine).count, tasks) if by is None else by(tasks):
+        for counted in map(Counter(engine).count, to_count) if by is None else by(to_count):
             for layer, bits in enumerate(counted.fired):
                 recency.add(layer, np.unpackbits(bits, axis=1, count=model.n_units).astype(bool))
             profile = _with(profile, counted.counts * lengths, counted.n_tokens)
@@ -108,14 +108,14 @@ def measure(
         raise
     if before:  # the tokens before were not followed
         return profile
-    return replace(profile, held=tuple(recency.held(profile.counts)), n_followed=recency.n_tokens)
+    return replace(profile, hit_rates=tuple(recency.hit_rates(profile.counts)), n_followed=recency.n_tokens)
 
 
-def _tasks(chunks: Sequence[NDArray[np.int32]]) -> Iterator[Task]:
-    """Chunks to count; the first tokens are followed one by one."""
+def _with_followed(chunks: Sequence[NDArray[np.int32]]) -> Iterator[Chunk]:
+    """The chunks; the first tokens are followed one by one."""
     left = MOST_TOKENS
     for chunk in chunks:
-        yield Task(chunk, min(left, chunk.size))
+        yield Chunk(chunk, min(left, chunk.size))
         left -= min(left, chunk.size)
 
 

@@ -10,7 +10,7 @@ SHARES = 0.05, 0.1, 0.2, 0.3, 0.5
 
 
 @dataclass(frozen=True)
-class Held:
+class HitRates:
     """Of the firings that were followed, how many find their neuron in a set of `share` of all neurons.
 
     Attributes:
@@ -58,7 +58,7 @@ class Recency:
             self._now[layer] += 1
             last[row] = now + 1
 
-    def held(self, counts: NDArray[np.float64]) -> list[Held]:
+    def hit_rates(self, counts: NDArray[np.float64]) -> list[HitRates]:
         """By size of the set; `counts` [n_layer, n_ff] say which neurons fire most."""
         total, n_ff = self._since.sum(), counts.shape[1]
         if not total:
@@ -68,6 +68,6 @@ class Recency:
         sizes = [max(1, round(share * n_ff)) for share in SHARES]
         hits = self._since[:n_ff].cumsum()
         return [
-            Held(share, float(hottest[n - 1] / total), float(hits[n - 1] / total))
+            HitRates(share, float(hottest[n - 1] / total), float(hits[n - 1] / total))
             for share, n in zip(SHARES, sizes, strict=True)
         ]

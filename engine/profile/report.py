@@ -23,7 +23,7 @@ def as_json(profile: Profile, model: str) -> dict[str, Any]:
         "never": (profile.counts == 0).mean(1).tolist(),
         "half_by": half_by(profile).tolist(),
         "covered": [{"share": share, "covered": part} for share, part in profile.covered()],
-        "held": [{"share": h.share, "fixed": h.fixed, "recent": h.recent} for h in profile.held],
+        "held": [{"share": h.share, "fixed": h.fixed, "recent": h.recent} for h in profile.hit_rates],
         "n_followed": profile.n_followed,
         "second_half": {"by_first_half": by_first, "by_its_own": own} if _has_halves(profile) else None,
     }
@@ -58,10 +58,10 @@ def lines(profile: Profile, activation: str) -> Iterator[str]:
         )
         yield f"  all  {firing.mean():>15.1%}"
     yield ""
-    if profile.held:
+    if profile.hit_rates:
         followed = f"of the first {profile.n_followed}"
         yield f"the hottest    hold   {followed:>17}   a cache of the last used"
-        for (share, part), held in zip(profile.covered(), profile.held, strict=True):
+        for (share, part), held in zip(profile.covered(), profile.hit_rates, strict=True):
             yield f"{share:>11.0%}  {part:>6.1%}   {held.fixed:>17.1%}   {held.recent:>24.1%}"
     else:
         yield "the hottest   hold"

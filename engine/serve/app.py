@@ -24,7 +24,7 @@ from hotcold.engine.generation.hidden_states import mean_state
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.answer import Heard
 from hotcold.engine.serve.asked import in_fields, parse_asked
-from hotcold.engine.serve.fields import Fields, parse_body
+from hotcold.engine.serve.fields import RequestFields, parse_body
 from hotcold.engine.serve.figures import figures
 from hotcold.engine.serve.forms import Form
 from hotcold.engine.serve.guard import Guard, read_body
@@ -218,7 +218,7 @@ class Server:
         finally:
             self.worker.free_place()
 
-    def _told(self, fields: Fields) -> tuple[str, ...]:
+    def _told(self, fields: RequestFields) -> tuple[str, ...]:
         """What the warning header says of a request's fields."""
         told = [f"unknown field {name!r} is left out" for name in fields.unknown]
         model = fields.get("model")
@@ -231,7 +231,7 @@ class Server:
         fields = parse_body(await read_body(request))
         form = fields.one_of("encoding_format", ("float", "base64"))
         fields.refuse("dimensions", (self._engine.model.n_embd,), "all of them are told", "leave it out")
-        given = Fields({"prompt": fields.get("input")})
+        given = RequestFields({"prompt": fields.get("input")})
         told = self._told(fields)
         self.worker.take_place()
         try:

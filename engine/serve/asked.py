@@ -7,7 +7,7 @@ from typing import Any
 
 from hotcold.engine.generation.constraint import ANY_OBJECT, of_grammar, of_schema
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.fields import Fields
+from hotcold.engine.serve.fields import RequestFields
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
 
 MAX_N, MAX_STOPS, MAX_LOGPROBS, MAX_PROMPTS = 16, 16, 20, 64
@@ -52,7 +52,7 @@ class Asked:
         return found
 
 
-def parse_asked(fields: Fields, *, is_chat: bool, defaults: GenerationSettings) -> Asked:
+def parse_asked(fields: RequestFields, *, is_chat: bool, defaults: GenerationSettings) -> Asked:
     """What a chat or a completion asks for.
 
     Raises:
@@ -64,7 +64,7 @@ def parse_asked(fields: Fields, *, is_chat: bool, defaults: GenerationSettings) 
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise fields.wrong("stream_options", "an object", '{"include_usage": true}')
-    of_stream = Fields(options or {}, "stream_options")
+    of_stream = RequestFields(options or {}, "stream_options")
     return Asked(
         settings_of(fields, defaults, is_chat=is_chat, top_logprobs=top_logprobs),
         fields.whole("n", 1, 1, MAX_N),
@@ -75,7 +75,7 @@ def parse_asked(fields: Fields, *, is_chat: bool, defaults: GenerationSettings) 
 
 
 def settings_of(
-    fields: Fields, defaults: GenerationSettings, *, is_chat: bool, top_logprobs: int | None
+    fields: RequestFields, defaults: GenerationSettings, *, is_chat: bool, top_logprobs: int | None
 ) -> GenerationSettings:
     """Settings of the engine, checked.
 
@@ -106,7 +106,7 @@ def settings_of(
         raise in_fields(error, NAMES) from error
 
 
-def grammar_of(fields: Fields) -> str:
+def grammar_of(fields: RequestFields) -> str:
     """What an answer has to follow: of `response_format`, or of llama-server's `json_schema` or `grammar`.
 
     Raises:
@@ -124,12 +124,12 @@ def grammar_of(fields: Fields) -> str:
     return of_grammar(grammar) if grammar else ""
 
 
-def _schema_of(form: Any, fields: Fields) -> Any:
+def _schema_of(form: Any, fields: RequestFields) -> Any:
     """The schema of a response format; None for text."""
     example = '{"type": "json_object"}'
     if not isinstance(form, dict):
         raise fields.wrong("response_format", "an object", example)
-    inner = Fields(form, "response_format")
+    inner = RequestFields(form, "response_format")
     kind = inner.one_of("type", ("text", "json_object", "json_schema"))
     if kind != "json_schema":
         return None if kind == "text" else ANY_OBJECT
@@ -150,7 +150,7 @@ def in_fields(error: HotcoldError, names: Mapping[str, str]) -> HotcoldError:
     return type(error)(thing, error.value, error.bound, next_step)
 
 
-def _top_logprobs(fields: Fields, is_chat: bool) -> int | None:
+def _top_logprobs(fields: RequestFields, is_chat: bool) -> int | None:
     if not is_chat:
         if fields.get("logprobs") is None:
             return None
@@ -163,7 +163,7 @@ def _top_logprobs(fields: Fields, is_chat: bool) -> int | None:
     return None
 
 
-def _refuse_what_is_not_here(fields: Fields, is_chat: bool) -> None:
+def _refuse_what_is_not_here(fields: RequestFields, is_chat: bool) -> None:
     later = "not here yet"
     fields.refuse("logit_bias", (), later, "leave it out")
     if not is_chat:

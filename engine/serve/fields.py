@@ -25,7 +25,7 @@ def shown(value: object) -> str:
     return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
 
 
-class Fields:
+class RequestFields:
     """A JSON object whose fields are asked for by name and type; null is as good as nothing."""
 
     def __init__(self, body: Mapping[str, Any], path: str = "") -> None:
@@ -133,7 +133,7 @@ def wrong(name: str, value: object, bound: str, example: str) -> SettingError:
     return SettingError(name, shown(value), bound, f"such as {example}")
 
 
-def parse_body(data: bytes) -> Fields:
+def parse_body(data: bytes) -> RequestFields:
     """The JSON object of a request.
 
     Raises:
@@ -147,4 +147,4 @@ def parse_body(data: bytes) -> Fields:
         raise SettingError("body", f"{len(data)} bytes", f"no JSON: {error}", "send a JSON object") from error
     if not isinstance(body, dict):
         raise SettingError("body", shown(body), "a JSON object", 'such as {"prompt": "text"}')
-    return Fields(body)
+    return RequestFields(body)

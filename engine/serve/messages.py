@@ -3,7 +3,7 @@
 from typing import Any
 
 from hotcold.engine.chat.template import Message
-from hotcold.engine.serve.fields import Fields, wrong
+from hotcold.engine.serve.fields import RequestFields, wrong
 from hotcold.engine.serve.tools import parse_calls
 from hotcold.errors import SettingError
 
@@ -11,7 +11,7 @@ ROLES = {"system": "system", "developer": "system", "user": "user", "assistant":
 MAX_MESSAGES = 4096
 
 
-def parse_messages(fields: Fields) -> list[Message]:
+def parse_messages(fields: RequestFields) -> list[Message]:
     """Turns of a conversation; which order of roles is right is the template's to say.
 
     Raises:
@@ -32,7 +32,7 @@ def parse_messages(fields: Fields) -> list[Message]:
 def _message(given: Any, name: str) -> Message:
     if not isinstance(given, dict):
         raise wrong(name, given, "an object", '{"role": "user", "content": "text"}')
-    fields = Fields(given, name)
+    fields = RequestFields(given, name)
     role = fields.get("role")
     if not isinstance(role, str) or role not in ROLES:
         raise fields.wrong("role", f"known: {', '.join(ROLES)}", '"user"')

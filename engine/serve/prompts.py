@@ -11,7 +11,7 @@ from hotcold.engine.chat.prompt import ChatPrompt, folded
 from hotcold.engine.chat.template import ChatTemplate, Message, load_template
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.serve.asked import MAX_PROMPTS
-from hotcold.engine.serve.fields import Fields
+from hotcold.engine.serve.fields import RequestFields
 from hotcold.engine.serve.tools import knows_tools
 from hotcold.errors import FileError, SettingError
 
@@ -86,7 +86,7 @@ class Prompts:
         ids = prompt.ids(messages, tools)
         return Prompt(self._engine.checked_prompt(ids), "", prompt.opened, warnings)
 
-    def of_text(self, fields: Fields, *, parse_special: bool) -> list[Prompt]:
+    def of_text(self, fields: RequestFields, *, parse_special: bool) -> list[Prompt]:
         """Those of a completion: a string, a list of strings, token ids, or a list of lists of them.
 
         Raises:

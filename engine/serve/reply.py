@@ -17,7 +17,7 @@ from hotcold.engine.serve.worker import Worker
 
 
 @dataclass
-class Taken:
+class AnswerSoFar:
     """What has come of one answer so far.
 
     Attributes:
@@ -110,7 +110,7 @@ class Reply:
         self._control, self._calls = control, calls
         self.warnings: tuple[str, ...] = ()
 
-    def _begin(self) -> tuple[list[Answer], list[Taken]]:
+    def _begin(self) -> tuple[list[Answer], list[AnswerSoFar]]:
         settings = self._asked.each(self._n_prompts)
         answers = [
             Answer(self._worker, prompt.ids, each)
@@ -120,7 +120,7 @@ class Reply:
         parts = self._form.is_chat and not self._asked.settings.grammar
         control = self._control
         taken = [
-            Taken(
+            AnswerSoFar(
                 Parted(prompt.opened) if parts else None,
                 None if control is None else Channels(control),
                 Calls() if self._calls else None,
@@ -196,7 +196,7 @@ class Reply:
 
 
 def _last(
-    i: int, taken: Taken, answer: Answer, choice: Callable[..., dict[str, Any]]
+    i: int, taken: AnswerSoFar, answer: Answer, choice: Callable[..., dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """What an answer's end brings: text that was held back, and the reason."""
     if parts := taken.end():

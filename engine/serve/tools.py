@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from hotcold.engine.chat.thoughts import Unsure
-from hotcold.engine.serve.fields import Fields, wrong
+from hotcold.engine.serve.fields import RequestFields, wrong
 from hotcold.errors import SettingError
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
@@ -27,7 +27,7 @@ def knows_tools(template: str) -> bool:
     return "tools" in template and OPENING in template
 
 
-def parse_tools(fields: Fields) -> list[dict[str, Any]]:
+def parse_tools(fields: RequestFields) -> list[dict[str, Any]]:
     """The tools that a request offers; none where it does not want any called.
 
     Raises:

@@ -15,7 +15,7 @@ from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.generation.worker import Shared, WorkersModel, one_at_a_time, opened
+from hotcold.engine.generation.worker import ModelWorkers, WorkersModel, one_at_a_time, opened
 from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.model.model import Model
 from hotcold.engine.profile.passing import (
@@ -74,7 +74,7 @@ def collect(
     chunks: Sequence[NDArray[np.int32]],
     folder: Path,
     progress: Progress | None = None,
-    by: Shared | None = None,
+    by: ModelWorkers | None = None,
     begun: int = 0,
     keep: Callable[[int], None] | None = None,
 ) -> int:

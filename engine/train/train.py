@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.generation.worker import Shared, WorkersModel, one_at_a_time, opened
+from hotcold.engine.generation.worker import ModelWorkers, WorkersModel, one_at_a_time, opened
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Weight
 from hotcold.engine.train import collect as data
@@ -61,7 +61,7 @@ def train_all(
     identity: dict[str, Any],
     progress: Progress,
     finished: Callable[[LayerResult], None],
-    by: Shared | None = None,
+    by: ModelWorkers | None = None,
 ) -> list[LayerResult]:
     """Train every layer's predictor; the folder keeps what is needed to go on.
 

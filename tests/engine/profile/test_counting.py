@@ -18,7 +18,7 @@ from hotcold.engine.commands.workers import WorkerOptions, workers_of
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.generation.worker import workers_model
 from hotcold.engine.profile import profile as profiles
-from hotcold.engine.profile.counting import Task, count_by_worker
+from hotcold.engine.profile.counting import Chunk, count_by_worker
 from hotcold.engine.profile.profile import measure
 from hotcold.errors import FileError
 
@@ -97,7 +97,7 @@ def test_a_cluster_whose_worker_dies_counts_the_same(tiny: Path, capfd: pytest.C
                 kill_one,
                 by=partial(workers.in_order, partial(count_by_worker, model)),
             )
-    assert n_done == 9 and (alone.counts == shared.counts).all() and alone.held == shared.held
+    assert n_done == 9 and (alone.counts == shared.counts).all() and alone.hit_rates == shared.hit_rates
     (dead,) = [address for address, pid in pids.items() if pid == killed]
     assert f"worker {dead} is gone; what it was doing is done once more" in capfd.readouterr().err
 
@@ -105,8 +105,8 @@ def test_a_cluster_whose_worker_dies_counts_the_same(tiny: Path, capfd: pytest.C
 def test_workers_of_another_version_or_another_file_are_refused(tiny: Path) -> None:
     with load(n_ctx=32) as engine:
         model = workers_model(engine, OPTIONS)
-    task = Task(np.array([1, 5, 6, 7], np.int32), 0)
+    chunk = Chunk(np.array([1, 5, 6, 7], np.int32), 0)
     with pytest.raises(FileError, match=r"hotcold of a worker: .*process \d+; 0.0.1 is what asks"):
-        count_by_worker(replace(model, version="0.0.1"), task)
+        count_by_worker(replace(model, version="0.0.1"), chunk)
     with pytest.raises(FileError, match="is another file than the one here"):
-        count_by_worker(replace(model, header="0" * 64), task)
+        count_by_worker(replace(model, header="0" * 64), chunk)

@@ -83,7 +83,7 @@ def test_the_weight_of_neurons_that_are_never_idle(tmp_path: Path, monkeypatch: 
     ]
     with load(tmp_path / "out.gguf", n_ctx=32, kv_type="f32") as engine:
         counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
-    assert counted.of == WEIGHT and counted.firing is None and not counted.held
+    assert counted.of == WEIGHT and counted.firing is None and not counted.hit_rates
     assert counted.counts == pytest.approx(np.array(wanted), rel=1e-5)
 
 
@@ -115,7 +115,7 @@ def test_a_cache_hits_what_a_plain_one_hits(seed: int, n_ff: int, n_tokens: int)
         for some in np.array_split(fired[layer], 3):
             recency.add(layer, some)
     counts = fired.sum(1).astype(np.float64)
-    held, total = recency.held(counts), fired.sum()
+    held, total = recency.hit_rates(counts), fired.sum()
     assert bool(held) == bool(total)
     for share, each in zip(SHARES, held, strict=False):
         size = max(1, round(share * n_ff))
