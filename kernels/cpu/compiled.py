@@ -99,7 +99,7 @@ class _Compiler(dispatcher._FunctionCompiler):  # type: ignore[misc, name-define
         return result
 
 
-class Part(registry.CPUDispatcher):  # type: ignore[misc]
+class KernelFunction(registry.CPUDispatcher):  # type: ignore[misc]
     """A function that kernels call, compiled within them. Python can call it too, which compiles it anew."""
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -143,7 +143,7 @@ class Part(registry.CPUDispatcher):  # type: ignore[misc]
 
 def compiled(function: F) -> F:
     """A function that kernels call; its types are those that it is called with."""
-    return Part(function)
+    return KernelFunction(function)
 
 
 # ---- kernels ------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def entry(name: str, n_arguments: int, result: Any = types.void) -> Callable[[Ca
     """A decorator for a kernel that Python calls, of int64 arguments (see `machine_code.entry`)."""
 
     def wrap(function: Callable[..., Any]) -> Any:
-        part = Part(function)
+        part = KernelFunction(function)
         kinds = (types.int64,) * n_arguments
         _recipe(name, partial(part.module, kinds, result, symbol_of(name)))
         return part
