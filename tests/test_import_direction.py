@@ -65,6 +65,7 @@ LIBRARY = {"", "load", "Engine", "__version__"}  # what the package itself offer
 LEAVES = {
     "closing",
     "errors",
+    "text_file",
     "whole_file",
     "cache_folder",
     "code_files",
@@ -98,6 +99,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels/cuda/emulator": AGREED | {"kernels/cuda/device"},
     "closing": set(),
     "errors": set(),
+    "text_file": set(),
     "whole_file": set(),
     "cache_folder": set(),
     "code_files": set(),

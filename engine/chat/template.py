@@ -11,6 +11,7 @@ from typing import Any
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
+from hotcold.text_file import read_text
 
 KEY = "tokenizer.chat_template"
 MAX_TEMPLATE_BYTES = 1 << 20
@@ -103,10 +104,11 @@ def load_template(file: GGUFFile, tokenizer: Tokenizer, path: Path | None = None
     Raises:
         FileError: there is none, or it cannot be read.
     """
-    origin, source = _in_metadata(file) if path is None else _in_file(path)
-    if len(source) > MAX_TEMPLATE_BYTES:
-        bound = f"at most {MAX_TEMPLATE_BYTES}"
-        raise FileError(f"chat template of {origin}", f"{len(source)} characters", bound)
+    origin, source = (
+        _in_metadata(file)
+        if path is None
+        else (path.name, read_text(path, MAX_TEMPLATE_BYTES, "chat template"))
+    )
     bos, eos = (
         "" if token is None else tokenizer.piece(token, special=True).decode(errors="replace")
         for token in (tokenizer.bos, tokenizer.eos)
@@ -124,15 +126,8 @@ def _in_metadata(file: GGUFFile) -> tuple[str, str]:
             "a chat needs to know how this model marks its turns",
             "give a Jinja template with --chat-template FILE, or use hotcold generate",
         )
-    return name, file.get_str(KEY)
-
-
-def _in_file(path: Path) -> tuple[str, str]:
-    try:
-        with path.open("rb") as stream:
-            return path.name, stream.read(MAX_TEMPLATE_BYTES + 1).decode("utf-8-sig")
-    except OSError as error:
-        reason = error.strerror or "cannot be read"
-        raise FileError("chat template", path, reason, "name a Jinja file") from error
-    except UnicodeDecodeError as error:
-        raise FileError("chat template", path, "no UTF-8", "give a text file") from error
+    source = file.get_str(KEY)
+    if len(source) > MAX_TEMPLATE_BYTES:
+        bound = f"at most {MAX_TEMPLATE_BYTES}"
+        raise FileError(f"chat template of {name}", f"{len(source)} characters", bound)
+    return name, source

@@ -22,7 +22,8 @@ from hotcold.engine.commands.reports import note, wrapped
 from hotcold.engine.commands.terminal import write
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
-from hotcold.errors import INTERRUPTED, FileError, SettingError
+from hotcold.errors import INTERRUPTED, SettingError
+from hotcold.text_file import read_text
 from hotcold.whole_file import check_output
 
 if TYPE_CHECKING:
@@ -104,7 +105,8 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
 
 def grammar_of(schema: Path | None, grammar: Path | None) -> str:
     """What a text has to follow, of the file that says it; "" for none."""
-    if schema is None and grammar is None:
+    path = schema or grammar
+    if path is None:
         return ""
     if schema is not None and grammar is not None:
         raise SettingError(
@@ -112,18 +114,10 @@ def grammar_of(schema: Path | None, grammar: Path | None) -> str:
         )
     from hotcold.engine.generation import constraint
 
-    make = constraint.of_grammar if schema is None else constraint.of_schema
-    return make(read_text(schema or grammar or Path()), "--grammar" if schema is None else "--json-schema")
-
-
-def read_text(path: Path) -> str:
-    """A small text of a file."""
-    try:
-        return path.read_text("utf-8-sig")
-    except OSError as error:
-        raise FileError("file", path, error.strerror or "cannot be read", "name another") from error
-    except UnicodeDecodeError as error:
-        raise FileError("file", path, "no UTF-8", "give a text file") from error
+    make, option = (
+        (constraint.of_grammar, "--grammar") if schema is None else (constraint.of_schema, "--json-schema")
+    )
+    return make(read_text(path, constraint.MAX_BYTES, f"file of {option}"), option)
 
 
 def restored(engine: "Engine", path: Path) -> "Held | None":

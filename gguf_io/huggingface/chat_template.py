@@ -9,6 +9,7 @@ from gguf import GGUFValueType
 from hotcold.errors import FileError
 from hotcold.gguf_io.huggingface.vocabulary import optional_json, utf8
 from hotcold.gguf_io.writer import MetadataValue, array, string
+from hotcold.text_file import read_text
 
 FILE, OLD_FILE = "chat_template.jinja", "chat_template.json"
 KEY = "tokenizer.chat_template"
@@ -39,7 +40,7 @@ def chat_template_metadata(model_dir: Path, settings: Mapping[str, Any]) -> dict
 def _templates(model_dir: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Templates by name; the one without a name is "default"."""
     if (model_dir / FILE).is_file():
-        return {"default": _read(model_dir / FILE)}
+        return {"default": read_text(model_dir / FILE, MAX_BYTES, "chat template")}
     origin = model_dir / (OLD_FILE if (model_dir / OLD_FILE).is_file() else "tokenizer_config.json")
     found = (
         optional_json(origin).get("chat_template")
@@ -63,13 +64,3 @@ def _templates(model_dir: Path, settings: Mapping[str, Any]) -> dict[str, str]:
 
 def _is_name(name: str) -> bool:
     return name.isascii() and name.replace("_", "").replace("-", "").isalnum() and len(name) <= 64
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return file.read(MAX_BYTES + 1).decode()
-    except OSError as error:
-        raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
-    except UnicodeDecodeError as error:
-        raise FileError(str(path), "no UTF-8", "a Jinja template", "fetch the file again") from error

@@ -8,7 +8,7 @@ import pytest
 from commands import run
 
 from hotcold import load
-from hotcold.engine.generation.constraint import of_grammar
+from hotcold.engine.generation.constraint import MAX_BYTES, of_grammar
 from hotcold.errors import SettingError
 
 OPTIONS = ("-c", "96", "-n", "60", "-t", "1", "--seed", "3", "-p", "Emma ")
@@ -36,6 +36,9 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert told.returncode == 2 and "leave one of them out" in told.stderr
     bad.write_bytes(b"\xff")
     assert run("generate", *OPTIONS, "--grammar", str(bad)).returncode == 3
+    bad.write_bytes(b"#" * (MAX_BYTES + 1))
+    told = run("generate", *OPTIONS, "--grammar", str(bad))
+    assert told.returncode == 3 and "at most 262144 bytes" in told.stderr
     bad.write_text("start: x")
     told = run("generate", *OPTIONS, "--grammar", str(bad))
     assert told.returncode == 2 and "unknown name" in told.stderr

@@ -44,4 +44,4 @@ def test_templates_that_are_refused(bpe: Callable[..., Path], content: Any, text
     folder = bpe(trained(GPT2), chat_template=content)
     assert text in refusal(folder)
     (folder / "chat_template.jinja").write_bytes(b"\xff")
-    assert "chat_template.jinja: no UTF-8" in refusal(folder)
+    assert "chat_template.jinja (no UTF-8)" in refusal(folder)
