@@ -1,6 +1,5 @@
-"""The folder of a run alone goes at its end, whoever still writes there."""
+"""The folder of a run alone goes at its end."""
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,25 +9,16 @@ import pytest
 from hotcold import cache_folder
 
 
-def test_what_is_written_while_the_folder_goes_goes_too(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a thread that compiles does, when Ctrl-C ends the run."""
+def test_the_folder_goes_with_what_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     cache_folder.temporary_folder.cache_clear()
-    folder, remove, late = cache_folder.temporary_folder(), shutil.rmtree, ["one", "two"]
-    assert folder is not None and folder.parent == tmp_path
-
-    def with_a_late_file(path: Path, ignore_errors: bool = False) -> None:
-        remove(path, ignore_errors=ignore_errors)
-        if late:
-            path.mkdir(exist_ok=True)
-            (path / late.pop()).touch()
-
-    monkeypatch.setattr(shutil, "rmtree", with_a_late_file)
+    folder = cache_folder.temporary_folder()
+    assert folder is not None and folder.parent == tmp_path and cache_folder.is_for_this_run(folder)
+    (folder / "kernels").mkdir()
+    (folder / "kernels" / "one").touch()
     cache_folder.remove_temporary_folder()
     cache_folder.temporary_folder.cache_clear()
-    assert not late and not folder.exists()
+    assert not folder.exists()
 
 
 def test_there_may_be_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,6 @@ def user_caches() -> list[Path]:
     return [*found, Path(home, ".cache")] if os.path.isabs(home) and os.path.isdir(home) else found
 
 
-TRIES = 20  # until a folder is gone
 _made: list[Path] = []
 
 
@@ -41,16 +40,9 @@ def is_for_this_run(folder: Path | None) -> bool:
 
 
 def remove_temporary_folder() -> None:
-    """At the end of the run, and by whoever ends it without Python's own end.
-
-    A thread may be writing there, whose file then comes behind the others: so it is looked at again.
-    """
+    """At the end of the run, and by whoever ends it without Python's own end."""
     while _made:
-        folder = _made.pop()
-        for _ in range(TRIES):
-            shutil.rmtree(folder, ignore_errors=True)
-            if not folder.exists():
-                break
+        shutil.rmtree(_made.pop(), ignore_errors=True)
 
 
 def temporary_root() -> Path | None:
