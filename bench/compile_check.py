@@ -49,10 +49,10 @@ def table(needs: dict[str, dict[int, Resources]]) -> str:
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 
-def put_into(page: str, text: str) -> str:
+def put_into(page: str, text: str, begin: str = BEGIN, end: str = END) -> str:
     """The page with the text between its two marks."""
-    before, rest = page.split(BEGIN)
-    return before + BEGIN + text + END + rest.split(END)[1]
+    before, rest = page.split(begin)
+    return before + begin + text + end + rest.split(end)[1]
 
 
 def main() -> None:

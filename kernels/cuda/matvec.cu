@@ -1,7 +1,7 @@
 // y = W x: one warp a row, the rows in planes as planes.py lays them out.
 //
-// A warp waits for nothing but its row. How many of its 16-byte loads are under way at once is the compiler's choice:
-// for Q4_0 on sm_86 to sm_120 ptxas loads the second only after the first has been used.
+// A warp waits for nothing but its row. How many of its 16-byte loads are under way at once is the compiler's choice;
+// bench/instructions.py counts them.
 #include "epilogue.h"
 #include "parameters.h"
 
