@@ -12,7 +12,7 @@ from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.top_k import top_k
@@ -62,8 +62,8 @@ def expert_product_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
         values = np.concatenate([weights.values(0, e * n_rows + rows) for e in ids[0]])
         return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
 
-    by_pair = expert_rows(kind, 1, N_USED, n_rows, n)
-    by_expert = expert_rows_of_batch(kind, 1, (N_USED, N_EXPERT), n_rows, n, N_USED)
+    of_token = ExpertProducts(kind, 1, N_USED, n_rows, n)
+    by_pair, by_expert = expert_rows(of_token), expert_rows_of_batch(of_token, N_EXPERT, N_USED)
     for work, more in ((by_pair, ()), (by_expert, (N_USED,))):
         launches = [work.prepare(bed.device, (*of_copy, *given, *more)) for of_copy in planes]
         yield Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
@@ -92,17 +92,18 @@ def expert_neuron_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
         values = [weights.values(0, e * n_ff + np.arange(n_ff)).astype(np.float64) for e in ids[0]]
         return np.stack([h @ down for h, down in zip(before.astype(np.float64), values, strict=True)])
 
-    work = expert_gates(kind, 1, N_USED, n_ff, n)
+    of_token = ExpertProducts(kind, 1, N_USED, n_ff, n)
+    work = expert_gates(of_token)
     of_gates = launches(work, *given, starts, chosen, gates, n_ff, n, N_USED)
     yield Case(text, work, of_gates, lambda: bed.get(gates)[:, rows], products)
-    work, activation = expert_ups(kind, 1, N_USED, n_ff, n), ACTIVATIONS["silu"]
+    work, activation = expert_ups(of_token), ACTIVATIONS["silu"]
     of_ups = launches(work, *given, starts, chosen, hidden, n_ff, n, N_USED, activation)
 
     def opened() -> Array:
         return ref.gated(before[:, rows].astype(np.float64), products(), "silu")
 
     yield Case(text, work, of_ups, lambda: bed.get(hidden)[:, rows], opened)
-    work = expert_down(kind, N_USED, n_ff, n)
+    work = expert_down(of_token)
     of_down = launches(work, starts, chosen, live, partial_sums, n_ff, n, N_USED)
     yield Case(text, work, of_down, lambda: bed.get(partial_sums).sum(1, dtype=np.float64), sums)
 

@@ -10,7 +10,7 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
@@ -51,15 +51,19 @@ class _Pairs:
         """y[pair] = the matrix of this role of the pair's expert . x + its bias."""
         weight, bias = self.node.weight(role), self.node.find_weight(f"{role}_bias")
         n, n_rows, n_expert = weight.ne
+        products = self._products_of(weight)
         kind = {"per_pair": per_pair, "has_bias": bias is not None}
         biases, stride = (y, 0) if bias is None else self._biases(bias)
         rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
         given = *self.low.store.matrix(weight).planes, *x, self.slots, self.chosen, *rest
         if self.n_pairs > n_expert:  # then some experts have several
-            work = expert_rows_of_batch(weight.type, self.count, (self.n_used, n_expert), n_rows, n, **kind)
-            self.low.launch(work, *given, self.n_pairs)
+            self.low.launch(expert_rows_of_batch(products, n_expert, **kind), *given, self.n_pairs)
         else:
-            self.low.launch(expert_rows(weight.type, self.count, self.n_used, n_rows, n, **kind), *given)
+            self.low.launch(expert_rows(products, **kind), *given)
+
+    def _products_of(self, weight: Weight) -> ExpertProducts:
+        n, n_rows, _ = weight.ne
+        return ExpertProducts(weight.type, self.count, self.n_used, n_rows, n)
 
     def _biases(self, bias: Weight) -> tuple[Buffer, int]:
         """All experts' biases, and the floats from one to the next."""
@@ -102,10 +106,7 @@ class _Pairs:
     def _products(self, sizes: Callable[..., Work], weight: Weight, hidden: Buffer, *activation: int) -> None:
         n, n_ff, _ = weight.ne
         x = self.low.tokens_of(self.low.input_of(self.node, weight), self.first, self.count, n)
-        work, planes = (
-            sizes(weight.type, self.count, self.n_used, n_ff, n),
-            self.low.store.matrix(weight).planes,
-        )
+        work, planes = sizes(self._products_of(weight)), self.low.store.matrix(weight).planes
         rest = self.slots, self.chosen, hidden, n_ff, n, self.n_used, *activation
         self.low.launch(work, *planes, *x, *rest)
 
@@ -115,7 +116,7 @@ class _Pairs:
         n, n_ff, _ = down.ne
         partial = low.area("partial", group_sums_bytes(self.n_pairs, n_ff, n) // 4, np.float32)
         given = *low.store.matrix(down).planes, self.slots, self.chosen, hidden, partial
-        low.launch(expert_down(down.type, self.n_pairs, n_ff, n), *given, n_ff, n, self.n_used)
+        low.launch(expert_down(self._products_of(down)), *given, n_ff, n, self.n_used)
         unread = (sums,) * 3
         low.launch(sum_groups(self.n_pairs, n_ff, n), partial, *unread, sums, n_groups(n_ff), n, 0)
 

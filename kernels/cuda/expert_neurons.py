@@ -1,25 +1,15 @@
 """Sizes of expert_neurons.cu."""
 
-from gguf import GGMLQuantizationType
-
-from hotcold.kernels.cuda.matvec import input_bytes
+from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.weights import kernel_name
-from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.cuda.work import BLOCK, Work
 from hotcold.kernels.formats import group_sums_bytes, n_groups
-from hotcold.kernels.weight_table import device_row_bytes
 
 INDEX_BYTES = 12
 """A pair reads its expert's number, and where its rows begin and end."""
 
 
-def expert_gates(
-    weight_type: GGMLQuantizationType,
-    n_tokens: int,
-    n_used: int,
-    n_ff: int,
-    n: int,
-    n_here: int | None = None,
-) -> Work:
+def expert_gates(products: ExpertProducts, n_here: int | None = None) -> Work:
     """hidden[pair, i] = gate_i x of each row of a token's experts that is on the device, one warp a row.
 
     Reads those rows, for each token again; the inputs; and of each pair which rows are its. Writes 4 a row.
@@ -29,20 +19,11 @@ def expert_gates(
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; starts, chosen (int32), hidden, n_ff, n, n_used.
     """
-    return _products(
-        kernel_name("expert_gates", weight_type), weight_type, n_tokens, n_used, n_ff, n, n_here, n_here
-    )
+    here = _all_rows(products) if n_here is None else n_here
+    return products.work("expert_gates", products.n_pairs, _bytes_read(products, here), here)
 
 
-def expert_ups(
-    weight_type: GGMLQuantizationType,
-    n_tokens: int,
-    n_used: int,
-    n_ff: int,
-    n: int,
-    n_here: int | None = None,
-    n_open: int | None = None,
-) -> Work:
+def expert_ups(products: ExpertProducts, n_here: int | None = None, n_open: int | None = None) -> Work:
     """hidden[pair, i] = act(hidden[pair, i]) (up_i x); up is read where a gate is open.
 
     Reads beside what `expert_gates` does 4 bytes a row that is here.
@@ -52,43 +33,22 @@ def expert_ups(
 
     Arguments of the kernel: as `expert_gates`, and the activation's number in activations.py.
     """
-    here = n_tokens * n_used * n_ff if n_here is None else n_here
-    opened = here if n_open is None else n_open
-    work = _products(
-        kernel_name("expert_ups", weight_type), weight_type, n_tokens, n_used, n_ff, n, here, opened
-    )
-    return Work(work.kernel, work.grid, work.block, work.bytes_read + 4 * here, work.bytes_written)
+    here = _all_rows(products) if n_here is None else n_here
+    reads = _bytes_read(products, here if n_open is None else n_open) + 4 * here
+    return products.work("expert_ups", products.n_pairs, reads, here)
 
 
-def _products(
-    kernel: str,
-    weight_type: GGMLQuantizationType,
-    n_tokens: int,
-    n_used: int,
-    n_ff: int,
-    n: int,
-    n_here: int | None,
-    n_read: int | None,
-) -> Work:
-    n_pairs = n_tokens * n_used
-    here = n_pairs * n_ff if n_here is None else n_here
-    read = here if n_read is None else n_read
-    reads = (
-        read * device_row_bytes(weight_type, n)
-        + input_bytes(weight_type, n_tokens, n)
-        + INDEX_BYTES * n_pairs
-    )
-    return Work(kernel, (cover(n_ff, BLOCK // 32), n_pairs), BLOCK, reads, 4 * here)
+def _all_rows(products: ExpertProducts) -> int:
+    return products.n_pairs * products.n_rows
 
 
-def expert_down(
-    weight_type: GGMLQuantizationType,
-    n_pairs: int,
-    n_ff: int,
-    n: int,
-    n_here: int | None = None,
-    n_live: int | None = None,
-) -> Work:
+def _bytes_read(products: ExpertProducts, n_rows: int) -> int:
+    """Of so many rows, the inputs and the pairs' indices."""
+    inputs = products.input_bytes(products.n_tokens)
+    return n_rows * products.row_bytes + inputs + INDEX_BYTES * products.n_pairs
+
+
+def expert_down(products: ExpertProducts, n_here: int | None = None, n_live: int | None = None) -> Work:
     """Sums of hidden[pair, i] down_i, one block of threads a group of a pair's rows; `sum_groups` adds these.
 
     Reads 4 bytes a row that is here, the down row of each that is not zero, and of each pair which rows are its.
@@ -99,10 +59,9 @@ def expert_down(
 
     Arguments of the kernel: the weight's planes, starts, chosen (int32), hidden, partial, n_ff, n, n_used.
     """
-    here = n_pairs * n_ff if n_here is None else n_here
+    n_pairs, n_ff = products.n_pairs, products.n_rows
+    here = _all_rows(products) if n_here is None else n_here
     live = here if n_live is None else n_live
-    reads = live * device_row_bytes(weight_type, n) + 4 * here + INDEX_BYTES * n_pairs
-    grid = (n_groups(n_ff), n_pairs)
-    return Work(
-        kernel_name("expert_down", weight_type), grid, BLOCK, reads, group_sums_bytes(n_pairs, n_ff, n)
-    )
+    reads = live * products.row_bytes + 4 * here + INDEX_BYTES * n_pairs
+    kernel, grid = kernel_name("expert_down", products.weight_type), (n_groups(n_ff), n_pairs)
+    return Work(kernel, grid, BLOCK, reads, group_sums_bytes(n_pairs, n_ff, products.n))

@@ -1,5 +1,7 @@
 """Sizes of expert_rows.cu."""
 
+from dataclasses import dataclass
+
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
@@ -8,16 +10,43 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.weight_table import device_row_bytes
 
 
+@dataclass(frozen=True)
+class ExpertProducts:
+    """Products of experts' matrices with the tokens that go to them.
+
+    Attributes:
+        weight_type: of the matrices, with `n_rows` rows of `n` numbers each.
+        n_used: experts a token.
+    """
+
+    weight_type: GGMLQuantizationType
+    n_tokens: int
+    n_used: int
+    n_rows: int
+    n: int
+
+    @property
+    def n_pairs(self) -> int:
+        """Tokens with one of their experts."""
+        return self.n_tokens * self.n_used
+
+    @property
+    def row_bytes(self) -> int:
+        """Of a row on the device."""
+        return device_row_bytes(self.weight_type, self.n)
+
+    def input_bytes(self, n_inputs: int) -> int:
+        """Of so many vectors as the matrices want them."""
+        return input_bytes(self.weight_type, n_inputs, self.n)
+
+    def work(self, kernel: str, per_row: int, bytes_read: int, n_written: int) -> Work:
+        """A warp a row of each of `per_row` pairs or experts, which writes `n_written` numbers in all."""
+        grid = (cover(self.n_rows, BLOCK // 32), per_row)
+        return Work(kernel_name(kernel, self.weight_type), grid, BLOCK, bytes_read, 4 * n_written)
+
+
 def expert_rows(
-    weight_type: GGMLQuantizationType,
-    n_tokens: int,
-    n_used: int,
-    n_rows: int,
-    n: int,
-    n_here: int | None = None,
-    *,
-    per_pair: bool = False,
-    has_bias: bool = False,
+    products: ExpertProducts, n_here: int | None = None, *, per_pair: bool = False, has_bias: bool = False
 ) -> Work:
     """y[pair] = W_e x + bias_e of each token's experts that are on the device, one warp a row and pair.
 
@@ -31,20 +60,16 @@ def expert_rows(
     Arguments of the kernel: the weight's planes; x, or q, d and sum; slots, chosen (int32), bias, y, n_rows, n,
     n_used, per_pair, has_bias, and the floats from one expert's bias to the next one's.
     """
-    n_pairs = n_tokens * n_used
+    n_pairs = products.n_pairs
     here = n_pairs if n_here is None else n_here
-    reads = here * n_rows * (device_row_bytes(weight_type, n) + 4 * has_bias) + 8 * n_pairs
-    reads += input_bytes(weight_type, here if per_pair else n_tokens, n)
-    grid = (cover(n_rows, BLOCK // 32), n_pairs)
-    return Work(kernel_name("expert_rows", weight_type), grid, BLOCK, reads, 4 * n_pairs * n_rows)
+    reads = here * products.n_rows * (products.row_bytes + 4 * has_bias) + 8 * n_pairs
+    reads += products.input_bytes(here if per_pair else products.n_tokens)
+    return products.work("expert_rows", n_pairs, reads, n_pairs * products.n_rows)
 
 
 def expert_rows_of_batch(
-    weight_type: GGMLQuantizationType,
-    n_tokens: int,
-    choice: tuple[int, int],
-    n_rows: int,
-    n: int,
+    products: ExpertProducts,
+    n_expert: int,
     n_here: int | None = None,
     *,
     per_pair: bool = False,
@@ -56,15 +81,13 @@ def expert_rows_of_batch(
     experts as may be; and the biases. Writes 4 n_rows a pair.
 
     Args:
-        choice: n_used and n_expert.
+        n_expert: of the layer.
         n_here: experts that are on the device and chosen; all if not given.
 
     Arguments of the kernel: as `expert_rows`, and the number of pairs.
     """
-    n_used, n_expert = choice
-    n_pairs, here = n_tokens * n_used, n_expert if n_here is None else n_here
-    reads = here * n_rows * (device_row_bytes(weight_type, n) + 4 * has_bias) + 4 * n_pairs
+    n_pairs, here = products.n_pairs, n_expert if n_here is None else n_here
+    reads = here * products.n_rows * (products.row_bytes + 4 * has_bias) + 4 * n_pairs
     reads += 4 * min(n_pairs, n_expert)
-    reads += input_bytes(weight_type, n_pairs if per_pair else n_tokens, n)
-    grid = (cover(n_rows, BLOCK // 32), n_expert)
-    return Work(kernel_name("expert_rows_of_batch", weight_type), grid, BLOCK, reads, 4 * n_pairs * n_rows)
+    reads += products.input_bytes(n_pairs if per_pair else products.n_tokens)
+    return products.work("expert_rows_of_batch", n_expert, reads, n_pairs * products.n_rows)

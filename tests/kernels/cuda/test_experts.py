@@ -10,7 +10,7 @@ from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, w
 from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
@@ -72,7 +72,8 @@ def test_expert_rows(
     given_bias = put(device, bias if has_bias else np.full_like(bias, np.nan))
     given = (*w.planes(device, put), *inputs(device, put, weight_type, x), put(device, SLOTS))
     rest = put(device, packed(ids, weights)), given_bias, y, n_rows, n, N_USED
-    work = expert_rows(weight_type, n_tokens, N_USED, n_rows, n, per_pair=per_pair, has_bias=has_bias)
+    products = ExpertProducts(weight_type, n_tokens, N_USED, n_rows, n)
+    work = expert_rows(products, per_pair=per_pair, has_bias=has_bias)
     work.launch(device, (*given, *rest, int(per_pair), int(has_bias), n_rows), device.compute)
     want, of_expert = np.zeros((n_tokens * N_USED, n_rows)), w.values.reshape(len(here), n_rows, n)
     for pair, e in enumerate(ids.reshape(-1).tolist()):
@@ -83,9 +84,7 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
-    batch = expert_rows_of_batch(
-        weight_type, n_tokens, (N_USED, N_EXPERT), n_rows, n, per_pair=per_pair, has_bias=has_bias
-    )
+    batch = expert_rows_of_batch(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
     again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
     others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
     batch.launch(device, (*given, *others, n_tokens * N_USED), device.compute)
@@ -110,14 +109,13 @@ def test_neurons_of_experts(device: Device, put: Put, get: Get, weight_type: Typ
     )
     hidden = put(device, np.full((n_pairs, n_ff), np.nan, "f4"))
     rest = *lists, hidden, n_ff, n, N_USED
-    expert_gates(weight_type, n_tokens, N_USED, n_ff, n).launch(
-        device, (*gate.planes(device, put), *of_x, *rest), device.compute
-    )
-    expert_ups(weight_type, n_tokens, N_USED, n_ff, n).launch(
+    products = ExpertProducts(weight_type, n_tokens, N_USED, n_ff, n)
+    expert_gates(products).launch(device, (*gate.planes(device, put), *of_x, *rest), device.compute)
+    expert_ups(products).launch(
         device, (*up.planes(device, put), *of_x, *rest, ACTIVATIONS[activation]), device.compute
     )
     partial, y = device.empty((n_pairs, n_groups(n_ff), n), "f4"), device.empty((n_pairs, n), "f4")
-    work = expert_down(weight_type, n_pairs, n_ff, n)
+    work = expert_down(products)
     given = *down.planes(device, put), *lists, hidden, partial
     work.launch(device, (*given, n_ff, n, N_USED), device.compute)
     sum_groups(n_pairs, n_ff, n).launch(device, (partial, y, y, y, y, n_groups(n_ff), n, 0), device.compute)

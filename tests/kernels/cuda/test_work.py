@@ -21,7 +21,7 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
@@ -351,11 +351,12 @@ def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bi
     n, n_rows = unpadded(weight_type), 16
     slots, chosen = filled(device, np.array([0, 1, -1], "i4")), filled(device, np.array([0, 2, 0, 0], "i4"))
     bias, y = ones(device, 3, n_rows), device.empty((2, n_rows), "f4")
-    work = expert_rows(weight_type, 1, 2, n_rows, n, 1, has_bias=has_bias)
+    products = ExpertProducts(weight_type, 1, 2, n_rows, n)
+    work = expert_rows(products, 1, has_bias=has_bias)
     given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
     rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
     assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
-    work = expert_rows_of_batch(weight_type, 1, (2, 3), n_rows, n, 1, has_bias=has_bias)
+    work = expert_rows_of_batch(products, 3, 1, has_bias=has_bias)
     assert touched(work, (*given, *rest, 2)) == (work.bytes_read, work.bytes_written)
 
 
@@ -370,10 +371,11 @@ def test_neurons_of_experts(device: Device, touched: Touched, weight_type: Type)
     hidden, partial = ones(device, 2, n_ff), device.empty((2, 1, n), "f4")
     matrix, x = weights(device, weight_type, 20, n), inputs(device, weight_type, n)
     lists = starts, chosen, hidden
+    products = ExpertProducts(weight_type, 1, 2, n_ff, n)
     for work, arguments in (
-        (expert_gates(weight_type, 1, 2, n_ff, n, 16), (*matrix, *x, *lists, n_ff, n, 2)),
-        (expert_ups(weight_type, 1, 2, n_ff, n, 16), (*matrix, *x, *lists, n_ff, n, 2, 1)),
-        (expert_down(weight_type, 2, n_ff, n, 16), (*matrix, *lists, partial, n_ff, n, 2)),
+        (expert_gates(products, 16), (*matrix, *x, *lists, n_ff, n, 2)),
+        (expert_ups(products, 16), (*matrix, *x, *lists, n_ff, n, 2, 1)),
+        (expert_down(products, 16), (*matrix, *lists, partial, n_ff, n, 2)),
     ):
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written), work.kernel
 
