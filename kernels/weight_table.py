@@ -147,6 +147,11 @@ def n_blocks(weight_type: GGMLQuantizationType, n: int) -> int:
     return n // block_size
 
 
+def block_bytes(weight_type: GGMLQuantizationType) -> int:
+    """Bytes of a block in a file."""
+    return int(GGML_QUANT_SIZES[weight_type][1])
+
+
 def plane_row_bytes(weight_type: GGMLQuantizationType, n: int) -> tuple[int, ...]:
     """Bytes of a row of n weights in each plane on the device (a plane a field), padding included."""
     blocks = n_blocks(weight_type, n)

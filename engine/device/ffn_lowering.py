@@ -9,8 +9,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.records import DeviceLowering
-from hotcold.engine.device.store import DeviceMatrix
 from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices, layer_of
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS

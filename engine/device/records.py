@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from hotcold.engine.device.store import DeviceMatrix, DeviceStore
+from hotcold.engine.device.matrix import DeviceMatrix
+from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import Node, Tensor, tensors_of
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU

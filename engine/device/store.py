@@ -1,20 +1,17 @@
 """Where the numbers of a model lie while it runs: the device's side.
 
 Three slabs, as large as the plan says: weights with the index of hot rows, KV cache, arena with the
-kernels' workspace. Weights are repacked on their way, through one page-locked staging buffer of two
-halves: while one is copied the other is filled.
+kernels' workspace. Weights are repacked on their way (`staging.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Callable, Iterator
 
 import numpy as np
-from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.arena import aligned
+from hotcold.engine.device.matrix import DeviceMatrix, matrix_at
+from hotcold.engine.device.staging import Staging
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
 from hotcold.engine.model.model import Model, Weight
@@ -22,37 +19,13 @@ from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda import planes
+from hotcold.kernels.cpu.team import Team
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
-from hotcold.kernels.cuda.planes import Plane
-from hotcold.kernels.cuda.weights import weight_planes
 
-STAGING_BYTES = 32 << 20
-GATHERED_BYTES = 512 << 10  # of the file's rows at once: they are still in the cache when they are repacked
 LoadProgress = Callable[[int, int, float], None]
 """Hears bytes that are on the device, bytes in all, and seconds since the start."""
-
-
-@dataclass(frozen=True)
-class DeviceMatrix:
-    """Rows of a weight on the device.
-
-    Attributes:
-        weight: of the file.
-        n_rows: on the device.
-        planes: as kernels take them.
-    """
-
-    weight: Weight
-    n_rows: int
-    planes: tuple[Buffer, ...]
-
-    @property
-    def n(self) -> int:
-        """Length of a row."""
-        return self.weight.ne[0]
 
 
 class DeviceStore:
@@ -84,24 +57,28 @@ class DeviceStore:
                 offset += n_bytes
         return slab.view(0, self.plan.totals.arena, np.uint8), areas
 
-    def load(self, host: HostStore, progress: LoadProgress | None = None) -> None:
+    def load(self, host: HostStore, progress: LoadProgress | None = None, n_threads: int = 1) -> None:
         """Copy every row that the plan puts on the device; where that fails nothing is left there.
+
+        Args:
+            n_threads: that gather and repack.
 
         Raises:
             DoesNotFitError: no page-locked memory for the staging buffer.
             DeviceError: a copy failed.
         """
         try:
-            self._load(host, progress)
+            with Team(n_threads) as team:
+                self._load(host, progress, team)
         except BaseException:
             self.free()
             raise
 
-    def _load(self, host: HostStore, progress: LoadProgress | None) -> None:
+    def _load(self, host: HostStore, progress: LoadProgress | None, team: Team) -> None:
         if self.slabs.weights is None:
             return
         total, started = sum(entry.device_bytes for entry in self.plan.weights), time.perf_counter()
-        with _Staging(self.device, min(STAGING_BYTES, aligned(2 * total))) as staging:
+        with Staging(self.device, max(total, 1), team) as staging:
             offset = 0
             for entry in self.plan.weights:
                 if not entry.device_rows:
@@ -122,7 +99,7 @@ class DeviceStore:
             raise DeviceError("slab of weights", "none", "the plan puts rows there")
         packed = weights.view(offset, entry.device_bytes, np.uint8)
         weight, n_rows = entry.weight, entry.device_rows
-        matrix = DeviceMatrix(weight, n_rows, weight_planes(packed, weight.type, n_rows, weight.ne[0]))
+        matrix = matrix_at(packed, weight, n_rows)
         self._matrices[_key(weight, entry.role == "head")] = matrix
         return matrix
 
@@ -135,7 +112,7 @@ class DeviceStore:
         rows: NDArray[np.int32] = np.add.outer(split.hot * np.int32(n), np.arange(n, dtype=np.int32))
         return rows.reshape(-1)
 
-    def _send_index(self, staging: "_Staging", offset: int) -> None:
+    def _send_index(self, staging: Staging, offset: int) -> None:
         for split in self.plan.layers:
             if split.n_hot and split.index_bytes and self.slabs.weights is not None:
                 index = _index(split, self.plan.model)
@@ -192,7 +169,7 @@ class DeviceStore:
 
     def send(self, array: NDArray[np.generic], buffer: Buffer) -> None:
         """Copy a small array of the host's to the device, and wait for it."""
-        with _Staging(self.device, aligned(2 * array.nbytes)) as staging:
+        with Staging(self.device, array.nbytes) as staging:
             staging.copy(array, buffer)
 
     def free(self) -> None:
@@ -201,7 +178,11 @@ class DeviceStore:
 
 
 def loaded_store(
-    device: Device | None, plan: Plan, file: GGUFFile, progress: LoadProgress | None = None
+    device: Device | None,
+    plan: Plan,
+    file: GGUFFile,
+    progress: LoadProgress | None = None,
+    n_threads: int = 1,
 ) -> DeviceStore | None:
     """What the plan puts on the device, allocated and copied; None if that is nothing, or there is none.
 
@@ -212,7 +193,7 @@ def loaded_store(
     if device is None or not plan.totals.used:
         return None
     store = DeviceStore(device, plan)
-    store.load(HostStore(file), progress)
+    store.load(HostStore(file), progress, n_threads)
     return store
 
 
@@ -230,79 +211,3 @@ def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:
 
 def _key(weight: Weight, head: bool) -> tuple[str, int, str]:
     return weight.name, weight.first_row, "head" if head else ""
-
-
-class _Staging:
-    """A page-locked buffer of two halves, filled in turn; each waits for its last copy."""
-
-    def __init__(self, device: Device, n_bytes: int) -> None:
-        self.device, self.half = device, n_bytes // 2
-        self.pinned = device.pinned(n_bytes, np.uint8)
-        self.events = [device.event(), device.event()]
-        self.turn = 0
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.device.copy.synchronize()
-        finally:
-            self.pinned.free()
-
-    def send(
-        self, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
-    ) -> Iterator[int]:
-        """Copy rows of the file to a matrix; the bytes of each copy."""
-        placed = planes.planes(matrix.weight.type, matrix.n_rows, matrix.n)
-        at_once = max(1, self.half // sum(plane.row_bytes for plane in placed))
-        for first in range(0, matrix.n_rows, at_once):
-            last = min(first + at_once, matrix.n_rows)
-            staged = self._next((last - first) * sum(plane.row_bytes for plane in placed))
-            parts = planes.planes(matrix.weight.type, last - first, matrix.n)
-            _to_planes(rows, chosen, first, last, matrix.weight.type, parts, staged)
-            for part, buffer in zip(parts, matrix.planes, strict=True):
-                n_bytes = (last - first) * part.row_bytes
-                self._upload(part.offset, n_bytes, buffer, first * part.row_bytes)
-                yield n_bytes
-            self.events[self.turn].record(self.device.copy)
-
-    def copy(self, array: NDArray[np.generic], buffer: Buffer) -> None:
-        """Copy an array of at most half the staging buffer's bytes, or in pieces of that."""
-        raw = array.reshape(-1).view(np.uint8)
-        for first in range(0, raw.size, self.half):
-            piece = raw[first : first + self.half]
-            self._next(piece.size)[:] = piece
-            self._upload(0, piece.size, buffer, first)
-            self.events[self.turn].record(self.device.copy)
-
-    def _next(self, n_bytes: int) -> NDArray[np.uint8]:
-        """The next half's first n bytes, free to be written."""
-        self.turn ^= 1
-        self.events[self.turn].synchronize()
-        start = self.turn * self.half
-        staged: NDArray[np.uint8] = self.pinned.array[start : start + n_bytes]
-        return staged
-
-    def _upload(self, start: int, n_bytes: int, buffer: Buffer, offset: int) -> None:
-        host = self.pinned.view(self.turn * self.half + start, n_bytes, np.uint8)
-        self.device.upload(buffer.view(offset, n_bytes, np.uint8), host, self.device.copy)
-
-
-def _to_planes(
-    rows: NDArray[np.uint8],
-    chosen: NDArray[np.int32] | None,
-    first: int,
-    last: int,
-    weight_type: GGMLQuantizationType,
-    parts: Sequence[Plane],
-    out: NDArray[np.uint8],
-) -> None:
-    """Repack rows first to last, or those that the list names there, a few at a time."""
-    at_once = max(1, GATHERED_BYTES // rows.shape[1])
-    for start in range(first, last, at_once):
-        end = min(start + at_once, last)
-        some = rows[start:end] if chosen is None else rows[chosen[start:end]]
-        for part in parts:
-            begin, stop = (part.offset + (row - first) * part.row_bytes for row in (start, end))
-            planes.to_plane(some, weight_type, part, out[begin:stop])

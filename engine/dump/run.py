@@ -30,7 +30,7 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
         DoesNotFitError, DeviceError: see `loaded_store` and `Executor`.
     """
     started = time.perf_counter()
-    store = loaded_store(device, plan, file)
+    store = loaded_store(device, plan, file, n_threads=n_threads)
     with Executor(plan, file, n_threads, store) as executor:
         load_seconds = time.perf_counter() - started
         meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)

@@ -87,7 +87,7 @@ def _on_device(
     placed = place_on(device, source, how, request)
     with _host_memory(how):
         if placed.store is not None:
-            placed.store.load(HostStore(file), progress)
+            placed.store.load(HostStore(file), progress, n_threads)
         executor = Executor(placed.plan, file, n_threads, placed.store)
     emulated = (EMULATED,) if device.name == "emulated" else ()
     return Loaded(executor, device, (*emulated, *said, *placed.lines))

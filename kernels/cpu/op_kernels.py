@@ -17,6 +17,7 @@ from hotcold.kernels.cpu import (
     row_lists,
     rows,
     tiles,
+    to_planes,
 )
 from hotcold.kernels.cpu.compiled import compiled, op_kernel, record
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_i64
@@ -126,6 +127,12 @@ def fire_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     first, last = _rows_of(op, c, n)
     live = ffn_batch.fire_rows(op, first, last, n_tokens)
     _count(op, c, (last - first) * n_tokens * op.all_listed, live)
+
+
+@op_kernel(program.TO_PLANES)
+def planes(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    to_planes.repack(op, _cut(op.n_rows, c, op.chunks, 1), _cut(op.n_rows, c + n, op.chunks, 1))
 
 
 # ---- ops that are cut in other ways ------------------------------------------------

@@ -130,6 +130,9 @@ EXPERT_THRESHOLD = _op("groups", "activation", "least", "apart")
 token's sequence, one behind the other, or 0 for one sequence"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
+TO_PLANES = _op("listed", "n_parts")
+"""w rows of a file, those that int32 [n_rows] at `listed` name, or 0 = the first n_rows -> y, n_parts planes, as the
+entries at x say (see `to_planes.py`); k blocks a row, z_stride bytes a block"""
 
 RELU_ACTIVATION, SILU_ACTIVATION, GELU_ACTIVATION = (ACTIVATIONS[name] for name in ("relu", "silu", "gelu"))
 RELU_BOTH_ACTIVATION, SWIGLU_OAI_ACTIVATION = ACTIVATIONS["relu_both"], ACTIVATIONS["swiglu_oai"]

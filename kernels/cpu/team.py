@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hotcold.closing import Closing
 from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cpu import machine_code, program
 from hotcold.kernels.cpu.program import THREAD_SCRATCH_BYTES
@@ -59,7 +60,7 @@ Job = tuple[Program, int]
 """A program and the number of the round that is to be walked."""
 
 
-class Team:
+class Team(Closing):
     """n threads, the caller among them; one walk at a time.
 
     The caller takes part, so with n = 1 there is no other thread. Threads sleep between walks.

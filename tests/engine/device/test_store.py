@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 from split_runs import Case, model_of, plan_with, some_neurons
 
-from hotcold.engine.device import store as device_store
+from hotcold.engine.device import staging as device_staging
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import Plan
@@ -34,25 +34,24 @@ def wanted(plan: Plan, host: HostStore) -> Bytes:
 
 
 @pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0", "q4_0"])
-@pytest.mark.parametrize(("staging", "gathered"), [(32 << 20, 512 << 10), (5000, 1), (40000, 3000)])
+@pytest.mark.parametrize(("staging", "n_threads"), [(32 << 20, 1), (10000, 2), (40000, 3)])
 def test_every_row_of_the_plan_is_loaded(
     open_emulated: Callable[..., Device],
     tiny_model: Callable[[str, bool], Path],
     monkeypatch: pytest.MonkeyPatch,
     outtype: str,
     staging: int,
-    gathered: int,
+    n_threads: int,
 ) -> None:
-    """Also where the staging buffer holds a few rows only, and a piece of it is gathered row by row."""
-    monkeypatch.setattr(device_store, "STAGING_BYTES", staging)
-    monkeypatch.setattr(device_store, "GATHERED_BYTES", gathered)
+    """Also where a part of the staging buffer holds a few rows only."""
+    monkeypatch.setattr(device_staging, "STAGING_BYTES", staging)
     heard: list[tuple[int, int]] = []
     with open_gguf(tiny_model(outtype, True)) as file:
         model, host = model_of(file), HostStore(file)
         plan = plan_with(model, Case("predictor"), some_neurons(model, 77))
         device = open_emulated(build_kind="fast")
         store = DeviceStore(device, plan)
-        store.load(host, lambda done, total, seconds: heard.append((done, total)))
+        store.load(host, lambda done, total, seconds: heard.append((done, total)), n_threads)
         want = wanted(plan, host)
         assert store.slabs.weights is not None
         assert store.slabs.weights.array[: want.size].tobytes() == want.tobytes()
