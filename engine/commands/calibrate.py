@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from hotcold.engine.calibrate.levels import Thresholds
     from hotcold.engine.generation.generation import Engine
     from hotcold.engine.model.calibration import Calibration
+    from hotcold.gguf_io import GGUFFile
 
 MOST = 1000  # percent
 LONGEST_BAR = 30
@@ -52,6 +53,8 @@ class CalibrateCommand(LevelOptions, CorpusOptions):
     def run(self) -> None:
         """Read, load, measure, print, write."""
         from hotcold.engine.model.model_path import model_path
+        from hotcold.engine.profile.corpus import chunks
+        from hotcold.gguf_io import open_gguf
 
         if not 0 < self.cost <= MOST:
             raise SettingError("--cost", self.cost, f"above 0, at most {MOST} percent", "such as --cost 1")
@@ -59,12 +62,13 @@ class CalibrateCommand(LevelOptions, CorpusOptions):
         if self.outfile is not None:
             check_output(self.outfile, [path], self.force)
         texts = read_corpus(self)
-        thresholds = none_yet(path, self.ffn_activation)
-        with open_engine(self, self.quiet, device="cpu", sparsity="threshold", tensors=thresholds) as engine:
-            from hotcold.engine.profile.corpus import chunks
-
-            warn(engine, self.quiet)
-            found = self._measure(engine, thresholds, chunks(texts, engine.tokenizer, engine.n_ctx))
+        with open_gguf(path) as file:
+            thresholds = none_yet(file, self.ffn_activation)
+            with open_engine(
+                self, self.quiet, file=file, tensors=thresholds, device="cpu", sparsity="threshold"
+            ) as engine:
+                warn(engine, self.quiet)
+                found = self._measure(engine, thresholds, chunks(texts, engine.tokenizer, engine.n_ctx))
         if self.as_json:
             write_line(
                 json.dumps({"kept": found.kept.left_out, "points": [p.numbers() for p in found.points]})
@@ -129,15 +133,13 @@ class Found:
     kept: "Calibration"
 
 
-def none_yet(path: Path, ffn_activation: str | None) -> "dict[str, NDArray[np.float32]]":
+def none_yet(file: "GGUFFile", ffn_activation: str | None) -> "dict[str, NDArray[np.float32]]":
     """Thresholds of 0 for every neuron of a model, which may yet turn out to be one that cannot have any."""
     from hotcold.engine.calibrate.levels import none_yet
     from hotcold.engine.model.ffn_activation import with_activation
     from hotcold.engine.model.load import load_model
-    from hotcold.gguf_io import open_gguf
 
-    with open_gguf(path) as file:
-        model = with_activation(load_model(file), file, ffn_activation)
+    model = with_activation(load_model(file), file, ffn_activation)
     experts = model.experts
     return none_yet(
         model.n_layer, *((model.n_ff, 0) if experts is None else (experts.n_ff, experts.n_expert))

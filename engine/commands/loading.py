@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from hotcold.engine.generation.generation import Engine
+    from hotcold.gguf_io import GGUFFile
 
 FROM_DISK = 0.3  # seconds; what is in memory already takes less
 
@@ -26,6 +27,7 @@ def open_engine(
     options: ModelOptions,
     quiet: bool = False,
     n_ctx: int | None = None,
+    file: "GGUFFile | None" = None,
     tensors: "Mapping[str, NDArray[np.float32]] | None" = None,
     **others: Any,
 ) -> "Engine":
@@ -33,6 +35,7 @@ def open_engine(
 
     Args:
         n_ctx: positions where the options leave them open.
+        file: the model's, where it is open; the engine closes it.
         tensors: see `load_with`.
         others: fields of `RunOptions` that the command decides.
     """
@@ -53,7 +56,7 @@ def open_engine(
             if bar is not None and seconds > FROM_DISK:
                 bar(f"the file into memory, {done / seconds / 1e9:.1f} GB/s", done, total)
 
-        return load_with(options.path, how, advance, read, tensors)
+        return load_with(options.path if file is None else file, how, advance, read, tensors)
 
 
 def heed_compiling(quiet: bool) -> None:

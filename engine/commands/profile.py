@@ -2,7 +2,7 @@
 
 import json
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from hotcold.engine.profile.counting import Chunk, ChunkCounts
     from hotcold.engine.profile.kept import CountedOn
     from hotcold.engine.profile.profile import Profile
+    from hotcold.gguf_io import GGUFFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +68,7 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             return
         from hotcold.engine.model.model_path import model_path
         from hotcold.engine.profile.kept import check_folder
+        from hotcold.gguf_io import open_gguf
 
         path = model_path(self.path)
         if self.into is not None:
@@ -74,8 +76,11 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         texts = read_corpus(self)
         folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
-        own, mode = replace(self, path=path), self._mode(path)
-        with workers_of(self) as workers, open_engine(own, self.quiet, device="cpu", sparsity=mode) as engine:
+        with (
+            open_gguf(path) as file,
+            workers_of(self) as workers,
+            open_engine(self, self.quiet, file=file, device="cpu", sparsity=self._mode(file)) as engine,
+        ):
             warn(engine, self.quiet)
             counted = self._count(engine, texts, folder, workers)
         if self.into is not None:
@@ -93,16 +98,14 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             )
         return path.parent / "activation"
 
-    def _mode(self, path: Path) -> str:
+    def _mode(self, file: "GGUFFile") -> str:
         """The way that sees every neuron and reads the least: predictors would hide what they miss."""
         from hotcold.engine.model.ffn_activation import with_activation
         from hotcold.engine.model.load import load_model
         from hotcold.engine.model.sparsity import can_be_exact
-        from hotcold.gguf_io import open_gguf
 
-        with open_gguf(path) as file:
-            model = with_activation(load_model(file), file, self.ffn_activation)
-            return "exact" if can_be_exact(model) else "off"
+        model = with_activation(load_model(file), file, self.ffn_activation)
+        return "exact" if can_be_exact(model) else "off"
 
     def _write(self, path: Path, into: Path, counted: "Profile") -> None:
         from hotcold.engine.profile.kept import whole_numbers

@@ -28,7 +28,7 @@ from hotcold.engine.run.request import parse_request
 from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of, whole_number
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
-from hotcold.gguf_io import open_gguf
+from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.gguf_io.residency import ReadProgress
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def load(
 
 
 def load_with(
-    path: str | os.PathLike[str] | None,
+    path: str | os.PathLike[str] | GGUFFile | None,
     options: RunOptions,
     progress: "LoadProgress | None" = None,
     reading: ReadProgress | None = None,
@@ -105,6 +105,7 @@ def load_with(
     """`load` with its options as one value.
 
     Args:
+        path: see `load`; or the file itself, open, which is closed with the engine, or if there is none.
         tensors: more than the file has, or in place of its own; the engine sees what becomes of them.
         reading: hears of the file on its way into memory: bytes there, bytes in all, seconds.
 
@@ -119,7 +120,7 @@ def load_with(
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
     n_slots = whole_number("n_slots", options.n_slots, 1, MAX_SLOTS, such_as="--slots 4")
-    file = open_gguf(model_path(path))
+    file = path if isinstance(path, GGUFFile) else open_gguf(model_path(path))
     for name, numbers in (tensors or {}).items():
         file.add(name, numbers)
     try:

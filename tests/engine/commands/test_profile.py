@@ -16,6 +16,7 @@ from hotcold.engine.profile import counting
 from hotcold.engine.profile.passing import run_chunk
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.firing_counts import counts_in_metadata, read_counts
+from hotcold.gguf_io.part import Part, open_part
 
 OPTIONS = ("-c", "32", "-b", "16")
 
@@ -45,6 +46,23 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
     assert f"{np.mean(report['firing']):.1%}" in shown.stdout
     dump = run("offload-dump", "--activation", str(out), "--vram-budget", "6MiB", "--json")
     assert str(out) in dump.stdout
+
+
+@pytest.mark.parametrize(("command", "code"), [(("profile", "-o", "counts"), 0), (("calibrate",), 2)])
+def test_the_header_is_parsed_once(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], code: int
+) -> None:
+    """Both look at the model before they decide how it runs; calibrate refuses the bundled one, which is ReLU."""
+    parsed = list[Path]()
+
+    def noted(path: Path) -> Part:
+        parsed.append(path)
+        return open_part(path)
+
+    monkeypatch.setattr("hotcold.gguf_io.reader.open_part", noted)
+    monkeypatch.chdir(tmp_path)
+    shown = run(*command, "-f", str(text), *OPTIONS)
+    assert shown.returncode == code and len(parsed) == 1, shown.stderr
 
 
 def test_nothing_is_written_beside_the_bundled_model(text: Path) -> None:
