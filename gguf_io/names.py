@@ -5,6 +5,7 @@ FFN_ACTIVATION = "hotcold.ffn_activation"
 END_IDS = "hotcold.end_token_ids"  # ids that end a text, for which llama.cpp has no key
 ACTIVATION_COUNTS = "hotcold.activation.{i}"
 CALIBRATED = "hotcold.threshold.{what}"  # see engine/model/calibration.py
+EXACT_LAYERS = "hotcold.exact_layers"  # of a file with predictors, the layers that have none, ascending
 
 
 def threshold_name(i: int, has_experts: bool) -> str:

@@ -31,7 +31,7 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
         FileError: no readable file, a damaged header, an element type other than F32, F16, BF16, U8,
             or ranges that overlap, leave holes or end before the file does.
     """
-    header, data_start, size = _read_header(path)
+    header, _, data_start, size = _read_header(path)
     entries = [(name, *_checked_entry(path, name, entry)) for name, entry in header.items()]
     entries.sort(key=lambda entry: entry[3])
     end = 0
@@ -48,13 +48,21 @@ def open_safetensors(path: Path) -> dict[str, SourceTensor]:
     return tensors
 
 
+def metadata_text(path: Path, key: str) -> str | None:
+    """A text that the header has beside the tensors; FileError as `open_safetensors`."""
+    entries = _read_header(path)[1]
+    value = entries.get(key) if isinstance(entries, dict) else None
+    return value if isinstance(value, str) else None
+
+
 def element_types(path: Path) -> dict[str, str]:
     """What the header says of each tensor's element type, known or not; FileError as `open_safetensors`."""
     entries = _read_header(path)[0].items()
     return {name: str(entry.get("dtype")) for name, entry in entries if isinstance(entry, dict)}
 
 
-def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+def _read_header(path: Path) -> tuple[dict[str, Any], Any, int, int]:
+    """Entries of the tensors, what stands beside them, where the numbers begin, and the file's size."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -70,8 +78,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     except OSError as error:
         raise FileError(str(path), error.strerror or "cannot be read", "", "check the path") from error
     header = parse_json_object(content, f"header of {path}")
-    header.pop("__metadata__", None)
-    return header, 8 + n_header, size
+    beside = header.pop("__metadata__", None)
+    return header, beside, 8 + n_header, size
 
 
 def _checked_entry(path: Path, name: str, entry: Any) -> tuple[tuple[int, ...], str, int, int]:

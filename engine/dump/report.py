@@ -13,6 +13,7 @@ from hotcold.engine.graph.arena import tensor_bytes
 from hotcold.engine.graph.graph import Tensor
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
+from hotcold.engine.model.sparsity import sparsity_of
 from hotcold.engine.plan.cards import PROMPT, card_named, estimate
 from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, GraphPlan, Plan, WeightEntry
 from hotcold.engine.plan.traffic import token_traffic
@@ -62,7 +63,7 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
             for c in plan.caches
         ],
         "frequencies_from": plan.frequencies_from,
-        "layers": [_layer(split) for split in plan.layers],
+        "layers": [_layer(split, plan) for split in plan.layers],
         "intermediates": {name: list(_intermediates(graph)) for name, graph in graphs.items()},
         "arenas": {name: _arenas(graph) for name, graph in graphs.items()},
         "workspace": plan.workspace,
@@ -120,9 +121,10 @@ def _weight(entry: WeightEntry) -> Report:
     }
 
 
-def _layer(split: FfnSplit) -> Report:
+def _layer(split: FfnSplit, plan: Plan) -> Report:
     return {
         "layer": split.layer,
+        "sparsity": sparsity_of(plan.model.layers[split.layer], plan.sparsity),
         "gpu_idx": [split.n_ff, 1, 1, 1],
         "gpu_bucket": [split.n_hot, 1, 1, 1],
         "hot_share": split.n_hot / split.n_ff,

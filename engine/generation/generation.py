@@ -231,6 +231,8 @@ class Engine(Closing):
         model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
         if self.sparsity == "predictor":
             run += f", threshold {model.sparse_threshold:g}"
+            if exact := model.exact_layers:
+                run += f"; without a predictor, so exact: layers {', '.join(map(str, exact))}"
         template = ("the file has a chat template: hotcold chat uses it",)
         shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
         return (

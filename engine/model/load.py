@@ -22,7 +22,7 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
     sizes_of,
 )
-from hotcold.gguf_io.names import threshold_name
+from hotcold.gguf_io.names import EXACT_LAYERS, threshold_name
 
 HEAD_PROFILE = "lm_head_profiler.weight"
 
@@ -31,7 +31,7 @@ class _Tensors:
     """Takes weights out of a file by name, and remembers which have been taken."""
 
     def __init__(self, file: GGUFFile) -> None:
-        self.file, self.taken = file, set[str]()
+        self.file, self.taken, self.exact_layers = file, set[str](), frozenset[int]()
 
     def has(self, name: str) -> bool:
         return name in self.file.tensors
@@ -169,8 +169,16 @@ def _as_stored(weights: _Tensors, rule: TensorRule, sizes: Mapping[str, int]) ->
 
 
 def _predictor(weights: _Tensors, sizes: Mapping[str, int], i: int) -> dict[str, Weight]:
-    """fc1 [n_embd, rank] and fc2 [rank, n_ff]; the rank may differ from layer to layer."""
+    """fc1 [n_embd, rank] and fc2 [rank, n_ff]; the rank may differ from layer to layer, and some may have none."""
     rules = of_layer(PREDICTOR, i)
+    is_exact = weights.file.is_powerinfer and i in weights.exact_layers
+    for name in filter(weights.has, (rule.name for rule in rules if is_exact)):
+        bound = f"{EXACT_LAYERS} says that there is none"
+        raise FileError(
+            f"{weights.file.path.name}: predictor of layer {i}", name, bound, "convert the model again"
+        )
+    if is_exact:
+        return {}
     if weights.file.is_powerinfer:
         rank = _rank(weights.file, rules[0].name, sizes["n_embd"])
         return _take(weights, rules, {**sizes, "rank": rank})
@@ -184,6 +192,27 @@ def _predictor(weights: _Tensors, sizes: Mapping[str, int], i: int) -> dict[str,
     return {}
 
 
+def _exact_layers(file: GGUFFile, n_layer: int) -> frozenset[int]:
+    """Layers of a file with predictors of which it says that they have none; FileError unless it says that well."""
+    value = file.metadata.get(EXACT_LAYERS)
+    if value is None or not file.is_powerinfer:
+        return frozenset()
+    what = f"{file.path.name}: {EXACT_LAYERS}"
+    numbers = value.tolist() if isinstance(value, np.ndarray) and value.dtype.kind in "iu" else [n_layer]
+    if numbers != sorted(set(numbers)) or not all(0 <= i < n_layer for i in numbers):
+        raise FileError(what, _few(value), f"layers, ascending, each below {n_layer}", "convert it again")
+    if len(numbers) == n_layer:
+        raise FileError(
+            what, f"all {n_layer} layers", "a PWRI file has some predictors", "convert it without"
+        )
+    return frozenset(numbers)
+
+
+def _few(value: object) -> str:
+    """An array, cut short."""
+    return ", ".join(map(str, list(value)[:8])) if isinstance(value, np.ndarray) else "strings"
+
+
 def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
     """Rows of fc1."""
     info = file.tensors.get(name)
@@ -191,7 +220,7 @@ def _rank(file: GGUFFile, name: str, n_embd: int) -> int:
         raise FileError(
             f"{file.path.name}: tensor",
             name,
-            "missing: a PWRI file has a predictor in every layer",
+            f"missing: a PWRI file has a predictor in every layer that {EXACT_LAYERS} does not name",
             "convert the model again with its predictors",
         )
     if len(info.ne) != 2:
@@ -242,6 +271,7 @@ def load_model(file: GGUFFile) -> Model:
     sizes = sizes_of(
         n_embd=h.n_embd, n_ff=h.n_ff, n_head=h.n_head, n_head_kv=h.n_head_kv, head_dim=h.head_dim
     )
+    weights.exact_layers = _exact_layers(file, h.n_layer)
     once = _take(weights, architecture.whole, {**sizes, "n_vocab": n_vocab, "n_positions": n_positions})
     if n_positions:
         h = replace(h, n_ctx_train=min(h.n_ctx_train, n_positions - N_UNUSED_POSITIONS))

@@ -151,7 +151,7 @@ class Model(Hyperparameters):
         sparse_head: whether a token by itself computes those alone.
         rope_freqs: factors that divide the rotation's frequencies, float32 [n_rot / 2].
         rope_factors_long, rope_factors_short: likewise, without rope_freqs; which of them is a matter of n_ctx.
-        has_predictors: whether every layer has fc1 and fc2.
+        has_predictors: whether layers have fc1 and fc2; one without runs in the exact mode where others use theirs.
         warnings: what a user should know of the file, such as tensors that nothing uses.
     """
 
@@ -170,6 +170,11 @@ class Model(Hyperparameters):
     head_fc1: Weight | None = None
     head_fc2: Weight | None = None
     sparse_head: bool = True
+
+    @property
+    def exact_layers(self) -> tuple[int, ...]:
+        """Layers of a model with predictors that have none."""
+        return tuple(i for i, layer in enumerate(self.layers) if self.has_predictors and layer.fc1 is None)
 
     @property
     def has_thresholds(self) -> bool:

@@ -8,7 +8,7 @@ from hotcold.engine.settings import finite_number, one_of
 from hotcold.errors import SettingError
 
 if TYPE_CHECKING:
-    from hotcold.engine.model.model import Model
+    from hotcold.engine.model.model import Layer, Model
 
 SPARSITY_CHOICES = ("auto", "exact", "off", "predictor", "threshold")
 SMOOTH = ("silu", "gelu")
@@ -57,6 +57,11 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
         bound = "the file has no thresholds"
         raise SettingError("sparsity", wanted, bound, "measure them first with hotcold calibrate")
     return wanted, "asked for"
+
+
+def sparsity_of(layer: "Layer", sparsity: str) -> str:
+    """The mode that a layer runs in: exact where others use their predictors and it has none."""
+    return "exact" if sparsity == "predictor" and layer.fc1 is None else sparsity
 
 
 def _check_gate(model: "Model") -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from hotcold.engine.graph.copies import bus
 from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.model.sparsity import sparsity_of
 from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
 from hotcold.kernels.weight_table import device_row_bytes
 
@@ -76,10 +77,10 @@ def ffn_traffic(split: FfnSplit, plan: Plan) -> tuple[float, float]:
         return _experts(split, plan, plan.model.experts.n_used)
     firing_hot, firing_cold = split.covered / peak, (split.measured - split.covered) / peak
     all_hot, all_cold = split.n_hot, split.n_ff - split.n_hot
-    host = device = 0.0
+    host, device, mode = 0.0, 0.0, sparsity_of(layer, plan.sparsity)
     for i, weight in enumerate(layer.ffn_matrices):
         # what thresholds leave out is in no counts: all is what a token reads at most
-        whole = plan.sparsity in ("off", "threshold") or (plan.sparsity == "exact" and i == 0)
+        whole = mode in ("off", "threshold") or (mode == "exact" and i == 0)
         hot, cold = (all_hot, all_cold) if whole else (firing_hot, firing_cold)
         if weight is layer.ffn_down:
             hot, cold = weight.n_rows * bool(all_hot), weight.n_rows * (not all_hot)

@@ -18,8 +18,8 @@ class DeviceUse:
         vram_planned, vram_used: bytes; what the device's allocator says is used.
         kernel_launches, graph_launches: so far; kernels also as parts of graphs.
         ffn_device_share: part of all neurons whose rows are on the device.
-        listed_device, listed_host: neurons that a predictor listed, or those of the experts that a router chose, on
-            either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
+        listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the experts
+            that a router chose, on either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
             of all neurons the same.
     """
 
@@ -79,7 +79,7 @@ class DeviceMeter:
 
     def __init__(self, executor: "Executor") -> None:
         self._executor = executor
-        self._listed, self._seen = 0, np.zeros(1, np.uint32)
+        self._listed, self._seen, self._tokens = 0, np.zeros(executor.model.n_layer, np.uint32), 0
 
     def read(self) -> DeviceUse:
         """The use so far."""
@@ -89,7 +89,12 @@ class DeviceMeter:
         listed_host = 0
         if plan.sparsity == "predictor":
             counts = executor.device_counts()
-            self._listed += int((counts - self._seen).sum(dtype=np.int64))
+            exact = list(
+                plan.model.exact_layers
+            )  # which look at all of their neurons, and whose batches count none
+            new = np.delete(counts - self._seen, exact).sum(dtype=np.int64)
+            n_tokens, self._tokens = executor.n_tokens - self._tokens, executor.n_tokens
+            self._listed += int(new) + n_tokens * sum(plan.layers[i].n_hot for i in exact)
             self._seen = counts
             listed_host = int(executor.counts[..., 0].sum())
         if plan.model.experts is not None:

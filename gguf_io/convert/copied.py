@@ -1,6 +1,6 @@
 """What goes from a GGUF file into another as it is: its metadata, and its tensors slab by slab."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def with_more(
     metadata: Mapping[str, MetadataValue],
     tensors: Sequence[OutputTensor],
     *,
+    without: Collection[str] = (),
     magic: Magic | None = None,
     force: bool = False,
     progress: WriteProgress | None = None,
@@ -38,6 +39,7 @@ def with_more(
     All parts of one that is split become one file. It appears whole or not at all.
 
     Args:
+        without: keys and tensors that are left out.
         magic: None keeps the source's.
 
     Raises:
@@ -48,9 +50,10 @@ def with_more(
     check_output(outfile, [source], force)
     with open_gguf(source) as file:
         check_output(outfile, [part.path for part in file.parts], force)
-        names = {tensor.name for tensor in tensors}
+        names = {tensor.name for tensor in tensors} | {*without}
         kept = [_copied(file, info) for info in file.tensors.values() if info.name not in names]
-        keys = {**metadata_of(file), **metadata}
+        kept_keys = {key: value for key, value in metadata_of(file).items() if key not in without}
+        keys = {**kept_keys, **metadata}
         own: Magic = "PWRI" if file.is_powerinfer else "GGUF"
         contents = Contents(architecture_of(file), keys, [*kept, *tensors], magic or own)
         paths, _ = write_model(outfile, contents, force=force, progress=progress)

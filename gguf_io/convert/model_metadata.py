@@ -1,5 +1,6 @@
 """The metadata of a converted model, but for its tokenizer."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from gguf import GGUFValueType, LlamaFileType
@@ -7,7 +8,7 @@ from gguf import GGUFValueType, LlamaFileType
 from hotcold.gguf_io.convert.predictors import Predictors
 from hotcold.gguf_io.firing_counts import Counts
 from hotcold.gguf_io.huggingface.model import HFModel
-from hotcold.gguf_io.names import ACTIVATION_COUNTS, FFN_ACTIVATION, SPARSE_THRESHOLD
+from hotcold.gguf_io.names import ACTIVATION_COUNTS, EXACT_LAYERS, FFN_ACTIVATION, SPARSE_THRESHOLD
 from hotcold.gguf_io.outtypes import QUANTIZATION_VERSION
 from hotcold.gguf_io.writer import MetadataValue, array, float32, string, uint32
 
@@ -73,13 +74,20 @@ def _rope_metadata(model: HFModel) -> dict[str, MetadataValue]:
 def sparse_metadata(
     model: HFModel, predictors: Predictors | None, counts: Counts | None
 ) -> dict[str, MetadataValue]:
-    """The activation of a ReLU model without predictors, their threshold, and firing counts."""
+    """The activation of a ReLU model without predictors; their threshold, which layers have none; firing counts."""
     metadata = {}
     if predictors is None and model.ffn_activation == "relu":
         metadata[FFN_ACTIVATION] = string(model.ffn_activation)
     if predictors is not None and predictors.threshold is not None:
         metadata[SPARSE_THRESHOLD] = float32(predictors.threshold)
+    if predictors is not None and predictors.exact_layers:
+        metadata[EXACT_LAYERS] = exact_layers_metadata(predictors.exact_layers)
     return metadata | counts_metadata(counts or ())
+
+
+def exact_layers_metadata(layers: Sequence[int]) -> MetadataValue:
+    """The value of EXACT_LAYERS."""
+    return array(list(layers), GGUFValueType.UINT32)
 
 
 def counts_metadata(counts: Counts) -> dict[str, MetadataValue]:

@@ -115,7 +115,7 @@ def _extras(model: HFModel, predictors: Predictors | None) -> Iterator[tuple[str
         if model.rope is not None and rule.role in model.rope.factors:
             yield rule.name, _vector(rule.role, model.rope.factors[rule.role])
     for i, layer in enumerate(predictors.layers if predictors else ()):
-        for rule, source in zip(of_layer(PREDICTOR, i), layer, strict=True):
+        for rule, source in zip(of_layer(PREDICTOR, i), layer or (), strict=layer is not None):
             yield rule.name, source
 
 

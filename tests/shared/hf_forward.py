@@ -53,7 +53,7 @@ class _Model:
 
     def masked(self, h: F64, x: F64, i: int) -> F64:
         """h [n_tokens, n_ff], zero where layer i's predictor on x is below the threshold."""
-        if not self.predictors:
+        if f"layers.{i}.fc1.weight" not in self.predictors:
             return h
         hidden = np.maximum(x @ self.predictors[f"layers.{i}.fc1.weight"].T, 0)
         return h * (hidden @ self.predictors[f"layers.{i}.fc2.weight"].T >= self.threshold)

@@ -8,6 +8,7 @@ from typing import Any
 
 from hotcold.engine.graph.graph import Graph, Tensor
 from hotcold.engine.model.model import Layer, Model, Weight
+from hotcold.engine.model.sparsity import sparsity_of
 from hotcold.errors import FileError
 
 
@@ -78,8 +79,8 @@ def _normed(
 
 
 def mask(graph: Graph, model: Model, layer: Layer, x: Tensor, i: int, sparsity: str) -> Tensor | None:
-    """Neurons that the predictor lists for the un-normed x; None in modes that use no predictor."""
-    if sparsity != "predictor":
+    """Neurons that the predictor lists for the un-normed x; None where the layer uses no predictor."""
+    if sparsity_of(layer, sparsity) != "predictor":
         return None
     threshold = model.sparse_threshold
     return graph.add("predictor", x, layer.fc1, layer.fc2, threshold=threshold, name="mlp_pre_out", layer=i)
