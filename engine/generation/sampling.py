@@ -30,13 +30,14 @@ class Sampler:
             logits: float32 [n_vocab], unchanged. ids: chosen so far. prompt_ids: in front of them.
         """
         settings = self.settings
-        values = logits.astype(np.float64)
+        values: NDArray[np.floating] = logits
         if settings.penalizes:
-            penalize(values, last_ids(prompt_ids, ids, settings.repeat_last_n), settings)
+            values = penalized = logits.astype(np.float64)
+            penalize(penalized, last_ids(prompt_ids, ids, settings.repeat_last_n), settings)
         if settings.temp == 0:
             return int(np.argmax(values))
         likely = most_likely(values, settings.top_k)
-        p = softmax(values[likely], settings.temp)
+        p = softmax(values[likely].astype(np.float64), settings.temp)
         p = p[: min(kept_by_top_p(p, settings.top_p), kept_by_min_p(p, settings.min_p))]
         cumulative = np.cumsum(p)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
@@ -67,7 +68,7 @@ def penalize(values: NDArray[np.float64], recent: Sequence[int], settings: Sampl
         values[ids] = np.clip(np.clip(changed, -LARGEST, LARGEST) - taken, -LARGEST, LARGEST)
 
 
-def most_likely(values: NDArray[np.float64], top_k: int) -> NDArray[np.int64]:
+def most_likely(values: NDArray[np.floating], top_k: int) -> NDArray[np.int64]:
     """Ids by falling value, `top_k` of them (0: all); equal values by rising id."""
     n = values.size
     if 0 < top_k < n:
