@@ -1,94 +1,112 @@
-"""One task of the worker as a coroutine hears it: its events as they come, and its end when nobody waits."""
+"""Tasks of the worker as a coroutine hears them: their events as they come, and their end when nobody waits."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.worker import Continuation, Done, Event, Piece, Task, Wanted, Worker
+from hotcold.engine.serve.worker import Continuation, Done, Piece, Task, Wanted, Worker
+
+
+class Post:
+    """Takes events from the worker's thread into a loop's: all of a round at once, for each wakes the loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._call, self._events = loop.call_soon_threadsafe, deque[tuple[Callable[[Any], None], Any]]()
+        self._is_called = False
+
+    def put(self, hear: Callable[[Any], None], event: Any) -> None:
+        """Have `hear` called in the loop after the next `wake`; from any thread."""
+        self._events.append((hear, event))
+
+    def wake(self) -> None:
+        """Have everything given out that was put; from any thread."""
+        if not self._is_called:
+            self._is_called = True
+            with suppress(RuntimeError):  # the loop may have ended
+                self._call(self._give_out)
+
+    def _give_out(self) -> None:
+        self._is_called = False  # before: what is put from here on is woken for again
+        while self._events:
+            hear, event = self._events.popleft()
+            hear(event)
+
+
+_posts: WeakKeyDictionary[asyncio.AbstractEventLoop, Post] = WeakKeyDictionary()
+
+
+def post_of(loop: asyncio.AbstractEventLoop) -> Post:
+    """The one of a loop."""
+    if loop not in _posts:
+        _posts[loop] = Post(loop)
+    return _posts[loop]
 
 
 class Heard:
-    """The events of a task, for one coroutine."""
+    """The events of some tasks, for one coroutine."""
 
-    def __init__(self, worker: Worker, wanted: Wanted) -> None:
-        """Let it wait for its turn.
+    def __init__(self, worker: Worker, some: Sequence[Wanted]) -> None:
+        """Let them wait for their turns.
 
         Raises:
             Closed: the server is ending.
         """
-        self._events = asyncio.Queue[Any]()
-        loop = asyncio.get_running_loop()
+        self._events, self._tasks = asyncio.Queue[tuple[int, Any]](), list[Task]()
+        post = post_of(asyncio.get_running_loop())
+        try:
+            for i, wanted in enumerate(some):
+                deliver = partial(post.put, partial(self._hear, i))
+                worker.submit(task := Task(wanted, deliver, post.wake))
+                self._tasks.append(task)
+        except BaseException:
+            self.stop()
+            raise
 
-        def deliver(event: Any) -> None:
-            with suppress(RuntimeError):  # the loop may have ended
-                loop.call_soon_threadsafe(self._events.put_nowait, event)
-
-        self._task = Task(wanted, deliver)
-        worker.submit(self._task)
+    def _hear(self, i: int, event: Any) -> None:
+        self._events.put_nowait((i, event))
 
     def stop(self) -> None:
-        """End it after the step that runs at this moment."""
-        self._task.stop()
+        """End them after the step that runs at this moment."""
+        for task in self._tasks:
+            task.stop()
 
-    async def next(self) -> Any:
-        """The next event.
+    async def next(self) -> tuple[int, Any]:
+        """The next event, behind its task's number.
 
         Raises:
             HotcoldError: the task failed.
         """
-        event = await self._events.get()
+        i, event = await self._events.get()
         if isinstance(event, BaseException):
             raise event
-        return event
+        return i, event
 
 
-class Answer(Heard):
-    """One answer to one prompt.
+class Answers(Heard):
+    """Answers to some prompts.
 
     Attributes:
-        done: its end, once it has come.
+        ends: of each, once it has come.
     """
 
-    def __init__(self, worker: Worker, ids: Sequence[int], settings: GenerationSettings) -> None:
-        """Let it wait for its turn."""
-        super().__init__(worker, Continuation(ids, settings))
-        self.done: Done | None = None
+    def __init__(self, worker: Worker, some: Sequence[tuple[Sequence[int], GenerationSettings]]) -> None:
+        """Let them wait for their turns: ids of each prompt, and how it goes on."""
+        super().__init__(worker, [Continuation(ids, settings) for ids, settings in some])
+        self.ends: list[Done | None] = [None] * len(some)
 
-    async def pieces(self) -> AsyncIterator[Piece]:
-        """What comes, until the end.
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece | None]]:
+        """What comes, with the answer's number, until all have ended; None at the end of each.
 
         Raises:
-            HotcoldError: the engine failed.
+            HotcoldError: the engine failed; who listens no longer has to `stop` what goes on.
         """
-        while self.done is None:
-            event: Event = await self.next()
+        while None in self.ends:
+            i, event = await self.next()
             if isinstance(event, Done):
-                self.done = event
-            elif isinstance(event, Piece):
-                yield event
-
-
-async def merged(answers: Sequence[Answer]) -> AsyncIterator[tuple[int, Piece | None]]:
-    """Pieces of several answers as they come, with the answer's number; None at its end.
-
-    Raises:
-        HotcoldError: the engine failed; all answers are stopped then, as when nobody listens on.
-    """
-    running = {i: aiter(answer.pieces()) for i, answer in enumerate(answers)}
-    coming = {asyncio.ensure_future(anext(pieces, None)): i for i, pieces in running.items()}
-    try:
-        while coming:
-            done, _ = await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
-            for task in sorted(done, key=coming.__getitem__):
-                i, piece = coming.pop(task), task.result()
-                if piece is not None:
-                    coming[asyncio.ensure_future(anext(running[i], None))] = i
-                yield i, piece
-    finally:
-        for answer in answers:
-            answer.stop()
-        for task in coming:
-            task.cancel()
-        await asyncio.gather(*coming, return_exceptions=True)
+                self.ends[i] = event
+            yield i, event if isinstance(event, Piece) else None

@@ -238,9 +238,9 @@ class Server:
             prompts = await anyio.to_thread.run_sync(
                 partial(self._prompts.of_text, given, parse_special=False)
             )
-            heard = Heard(self.worker, partial(_embed, prompts))
+            heard = Heard(self.worker, [partial(_embed, prompts)])
             try:
-                states = await until_gone(request.receive, heard.next())
+                told_states = await until_gone(request.receive, heard.next())
             finally:
                 heard.stop()
         finally:
@@ -248,7 +248,7 @@ class Server:
         n = sum(len(prompt.ids) for prompt in prompts)
         data = [
             {"object": "embedding", "index": i, "embedding": _written(state, form)}
-            for i, state in enumerate(() if states is None else states)
+            for i, state in enumerate(() if told_states is None else told_states[1])
         ]
         counts = {"prompt_tokens": n, "total_tokens": n}
         whole = {"object": "list", "data": data, "model": self.name, "usage": counts}

@@ -8,12 +8,12 @@ from hotcold.engine.chat.channels import Channels
 from hotcold.engine.chat.thoughts import Parted
 from hotcold.engine.generation.logprobs import TokenLogprobs
 from hotcold.engine.generation.statistics import Statistics
-from hotcold.engine.serve.answer import Answer, merged
+from hotcold.engine.serve.answer import Answers
 from hotcold.engine.serve.asked import Asked
 from hotcold.engine.serve.forms import Form, finish_reason, usage
 from hotcold.engine.serve.prompts import Prompt
 from hotcold.engine.serve.tools import Calls
-from hotcold.engine.serve.worker import Worker
+from hotcold.engine.serve.worker import Done, Worker
 
 
 @dataclass
@@ -110,12 +110,10 @@ class Reply:
         self._control, self._calls = control, calls
         self.warnings: tuple[str, ...] = ()
 
-    def _begin(self) -> tuple[list[Answer], list[AnswerSoFar]]:
+    def _begin(self) -> tuple[Answers, list[AnswerSoFar]]:
         settings = self._asked.each(self._n_prompts)
-        answers = [
-            Answer(self._worker, prompt.ids, each)
-            for prompt, each in zip(self._prompts, settings, strict=True)
-        ]
+        ids = [prompt.ids for prompt in self._prompts]
+        answers = Answers(self._worker, list(zip(ids, settings, strict=True)))
         # what follows a grammar has no place for a thought
         parts = self._form.is_chat and not self._asked.settings.grammar
         control = self._control
@@ -136,15 +134,18 @@ class Reply:
             HotcoldError: the engine failed.
         """
         answers, taken = self._begin()
-        told: list[list[TokenLogprobs]] = [[] for _ in answers]
-        async for i, piece in merged(answers):
-            if piece is None:
-                taken[i].end()
-            else:
-                taken[i].feed(piece.text)
-                told[i] += piece.logprobs
-        statistics = ended(answers)
-        found = (warning for answer in answers if answer.done for warning in answer.done.warnings)
+        told: list[list[TokenLogprobs]] = [[] for _ in taken]
+        try:
+            async for i, piece in answers.pieces():
+                if piece is None:
+                    taken[i].end()
+                else:
+                    taken[i].feed(piece.text)
+                    told[i] += piece.logprobs
+        finally:
+            answers.stop()
+        statistics = ended(answers.ends)
+        found = (warning for end in answers.ends if end for warning in end.warnings)
         self.warnings = tuple(dict.fromkeys(found))
         choices = []
         for i, each in enumerate(taken):
@@ -173,22 +174,25 @@ class Reply:
             each.n_told += sum(map(len, (made["logprobs"] or {}).get("tokens", ())))
             return self._chunk(made)
 
-        for i, prompt in enumerate(self._prompts):
-            if self._form.is_chat:
-                yield choice(i, {"role": "assistant", "content": ""})
-            elif self._echo:
-                taken[i].n_told = len(prompt.text)
-                yield choice(i, {"content": prompt.text})
-        async for i, piece in merged(answers):
-            if piece is None:
-                for made in _last(i, taken[i], answers[i], choice):
-                    yield made
-            else:
-                taken[i].told += piece.logprobs
-                if parts := taken[i].feed(piece.text):
-                    yield choice(i, parts)
+        try:
+            for i, prompt in enumerate(self._prompts):
+                if self._form.is_chat:
+                    yield choice(i, {"role": "assistant", "content": ""})
+                elif self._echo:
+                    taken[i].n_told = len(prompt.text)
+                    yield choice(i, {"content": prompt.text})
+            async for i, piece in answers.pieces():
+                if piece is None:
+                    for made in _last(i, taken[i], answers.ends[i], choice):
+                        yield made
+                else:
+                    taken[i].told += piece.logprobs
+                    if parts := taken[i].feed(piece.text):
+                        yield choice(i, parts)
+        finally:
+            answers.stop()
         if self._asked.include_usage:
-            yield self._chunk() | {"usage": usage(ended(answers), self._n_prompts)}
+            yield self._chunk() | {"usage": usage(ended(answers.ends), self._n_prompts)}
 
     def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
         counts = {"usage": None} if self._asked.include_usage else {}
@@ -196,14 +200,14 @@ class Reply:
 
 
 def _last(
-    i: int, taken: AnswerSoFar, answer: Answer, choice: Callable[..., dict[str, Any]]
+    i: int, taken: AnswerSoFar, end: Done | None, choice: Callable[..., dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """What an answer's end brings: text that was held back, and the reason."""
     if parts := taken.end():
         yield choice(i, parts)
-    yield choice(i, {}, taken.finish(ended([answer])[0]))
+    yield choice(i, {}, taken.finish(ended([end])[0]))
 
 
-def ended(answers: Sequence[Answer]) -> list[Statistics]:
-    """What each has done; all of them have ended."""
-    return [answer.done.statistics for answer in answers if answer.done is not None]
+def ended(ends: Sequence[Done | None]) -> list[Statistics]:
+    """What each answer has done; all of them have ended."""
+    return [end.statistics for end in ends if end is not None]

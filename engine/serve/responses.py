@@ -16,6 +16,7 @@ from hotcold.errors import DeviceError, DoesNotFitError, FileError, HotcoldError
 Result = TypeVar("Result")
 STALL_SECONDS = 60.0  # a client that takes nothing for so long is gone
 MAX_WARNING = 400  # characters
+ENCODER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
 class Problem(HotcoldError):
@@ -28,7 +29,7 @@ class Problem(HotcoldError):
 
 def encoded(value: Mapping[str, Any]) -> bytes:
     """JSON in ASCII: a lone surrogate of somebody's request must not make an answer impossible."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":")).encode("ascii")
+    return ENCODER.encode(value).encode("ascii")
 
 
 def json_response(
@@ -80,14 +81,17 @@ def error_response(error: Exception) -> Response:
     return json_response(error_object(error), status, headers)
 
 
-async def until_gone(receive: Receive, work: Coroutine[Any, Any, Result]) -> Result | None:
-    """The result of `work`, which is cancelled when the client has gone; None then."""
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+async def until_gone(
+    receive: Receive, work: Coroutine[Any, Any, Result], *watching: Coroutine[Any, Any, None]
+) -> Result | None:
+    """The result of `work`, which is cancelled when the client has gone, or one of `watching` ends; None then."""
+    working = asyncio.ensure_future(work)
+    others = [asyncio.ensure_future(each) for each in (_gone(receive), *watching)]
     try:
-        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((working, *others), return_when=asyncio.FIRST_COMPLETED)
         return working.result() if working.done() else None
     finally:
-        for task in (working, leaving):
+        for task in (working, *others):
             task.cancel()
             with suppress(asyncio.CancelledError, Exception):
                 await task
@@ -99,7 +103,10 @@ async def _gone(receive: Receive) -> None:
 
 
 class EventStream(Response):
-    """Server-sent events: objects as they come, a comment whenever nothing came for a while, `[DONE]` at the end."""
+    """Server-sent events: objects as they come, a comment whenever nothing came for a while, `[DONE]` at the end.
+
+    Every token comes through here, so there is no task, timer or future for each.
+    """
 
     media_type = "text/event-stream"
 
@@ -109,46 +116,54 @@ class EventStream(Response):
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
         self._objects, self._ping_seconds = objects, ping_seconds
+        self._since, self._is_sending, self._alone = 0.0, False, asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, as long as there is somebody."""
-        await until_gone(receive, self._send_all(send))
+        """Send it, as long as there is somebody who takes it."""
+        self._since = asyncio.get_running_loop().time()
+        await until_gone(receive, self._send_all(send), self._watch(send))
 
     async def _send_all(self, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        try:
-            async with asyncio.timeout(None) as clock:
-                async for data in self._events():
-                    clock.reschedule(asyncio.get_running_loop().time() + STALL_SECONDS)
-                    await send({"type": "http.response.body", "body": data, "more_body": True})
-                    clock.reschedule(None)
-                await send({"type": "http.response.body", "body": b"", "more_body": False})
-        except TimeoutError:
-            pass
+        async with self._alone:
+            await send(
+                {"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers}
+            )
+        async for data in self._events():
+            await self._send(send, data)
+        async with self._alone:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _send(self, send: Send, data: bytes) -> None:
+        """Send a part, and keep in mind since when the client has not taken it, or had nothing to take."""
+        async with self._alone:
+            self._since, self._is_sending = asyncio.get_running_loop().time(), True
+            await send({"type": "http.response.body", "body": data, "more_body": True})
+            self._since, self._is_sending = asyncio.get_running_loop().time(), False
+
+    async def _watch(self, send: Send) -> None:
+        """Say that the stream is still there; end when its client has taken nothing for a minute."""
+        while True:
+            passed = asyncio.get_running_loop().time() - self._since
+            if self._is_sending and passed >= STALL_SECONDS:
+                return
+            if not self._is_sending and passed >= self._ping_seconds:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(STALL_SECONDS):
+                        await self._send(send, b": ping\n\n")
+            else:
+                bound = STALL_SECONDS if self._is_sending else self._ping_seconds
+                await asyncio.sleep(bound - passed)
 
     async def _events(self) -> AsyncIterator[bytes]:
+        """Objects as events; the status is sent, so what is left of an error is to say it in the stream."""
         objects = aiter(self._objects)
-        coming = asyncio.ensure_future(anext(objects, None))
         try:
-            while True:
-                done, _ = await asyncio.wait((coming,), timeout=self._ping_seconds)
-                if not done:
-                    yield b": ping\n\n"
-                    continue
-                try:
-                    value = coming.result()
-                except Exception as error:  # noqa: BLE001 - the status is sent: what is left is to say it in the stream
-                    yield b"data: " + encoded(error_object(error)) + b"\n\n"
-                    return
-                if value is None:
-                    yield b"data: [DONE]\n\n"
-                    return
+            async for value in objects:
                 yield b"data: " + encoded(value) + b"\n\n"
-                coming = asyncio.ensure_future(anext(objects, None))
+            yield b"data: [DONE]\n\n"
+        except Exception as error:  # noqa: BLE001 - told to the client, as in a whole answer
+            yield b"data: " + encoded(error_object(error)) + b"\n\n"
         finally:
-            coming.cancel()
-            with suppress(asyncio.CancelledError, Exception):
-                await coming
             close = getattr(objects, "aclose", None)
             if close is not None:
                 await close()

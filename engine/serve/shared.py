@@ -7,7 +7,7 @@ from typing import Any
 from hotcold.closing import Closing
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.answer import Answer
+from hotcold.engine.serve.answer import Answers
 from hotcold.engine.serve.worker import Continuation, Done, Event, Piece, Task, Worker
 
 Prompt = str | bytes | Sequence[int]
@@ -40,13 +40,13 @@ class Shared(Closing):
     async def stream(self, prompt: Prompt, **settings: Any) -> AsyncIterator[str]:
         """The same for a coroutine."""
         wanted = self._wanted(prompt, settings)
-        answer = Answer(self._worker, wanted.ids, wanted.settings)
+        answers = Answers(self._worker, [(wanted.ids, wanted.settings)])
         try:
-            async for piece in answer.pieces():
-                if piece.text:
+            async for _, piece in answers.pieces():
+                if piece is not None and piece.text:
                     yield piece.text
         finally:
-            answer.stop()
+            answers.stop()
 
     def _wanted(self, prompt: Prompt, settings: dict[str, Any]) -> Continuation:
         checked = GenerationSettings(**settings).checked()

@@ -78,11 +78,14 @@ class Task:
     Attributes:
         wanted: it.
         deliver: hears of its events, in the worker's thread; the last one is no Piece.
+        wake: is called when it has heard of some, behind all that a round brought to anybody: whoever wakes up
+            takes the interpreter from the worker.
         is_stopped: whether nobody waits for it any more; to be set from any thread.
     """
 
     wanted: Wanted
     deliver: Callable[[Any], None]
+    wake: Callable[[], None] = lambda: None
     is_stopped: bool = False
 
     def stop(self) -> None:
@@ -127,6 +130,7 @@ class Worker(Closing):
         self._free = [Slot(engine, i) for i in range(n_slots)]  # those that rest longest first
         self._running = list[Running]()
         self._logits = np.empty((n_slots, engine.model.n_vocab), np.float32)
+        self._to_wake = set[Callable[[], None]]()
         self._turn = -1
         self._is_closed = False
         self._thread: threading.Thread | None = None
@@ -204,8 +208,17 @@ class Worker(Closing):
                 self._begin(self._tasks.popleft())
             for running in [each for each in self._running if each.task.is_stopped]:
                 self._finish(running)
-            self._run_slice()
-            self._run_step()
+            for part in (self._wake, self._run_slice, self._wake, self._run_step, self._wake):
+                part()
+
+    def _tell(self, task: Task, event: Any) -> None:
+        """Deliver something, and have who hears of it woken soon."""
+        task.deliver(event)
+        self._to_wake.add(task.wake)
+
+    def _wake(self) -> None:
+        while self._to_wake:
+            self._to_wake.pop()()
 
     def _is_wanted(self) -> bool:
         """Wait for something to do; False at the end."""
@@ -225,10 +238,10 @@ class Worker(Closing):
             else:
                 slot = self._free[0]
                 slot.forget()
-                task.deliver(task.wanted(self.engine, slot.number, task))
+                self._tell(task, task.wanted(self.engine, slot.number, task))
                 self._turn = self.engine.turn
         except BaseException as error:  # noqa: BLE001 - one task's failure is its own
-            task.deliver(error)
+            self._tell(task, error)
 
     def _heed_others(self) -> None:
         """Whoever has used the engine otherwise, between tasks, has written the first slot's caches."""
@@ -302,7 +315,7 @@ class Worker(Closing):
     def _deliver(self, running: Running, text: str) -> None:
         told = running.sequence.logprobs[running.n_told :]
         running.n_told += len(told)
-        running.task.deliver(Piece(text, tuple(told)))
+        self._tell(running.task, Piece(text, tuple(told)))
 
     def _finish(self, running: Running, text: str = "") -> None:
         """Deliver what is left of an answer and its end, and free its slot."""
@@ -312,14 +325,14 @@ class Worker(Closing):
         found = overflow_warning(self.engine.executor, len(slot.held), slot=slot.number)
         first = self.engine.first_prompt.warnings if slot.is_first else ()
         self._release(running)
-        running.task.deliver(Done(sequence.statistics, (*slot.warnings, *first, *filter(None, (found,)))))
+        self._tell(running.task, Done(sequence.statistics, (*slot.warnings, *first, *filter(None, (found,)))))
 
     def _fail(self, some: Sequence[Running], error: BaseException) -> None:
         """Tell an error to those whose answers it ends; their caches may hold anything."""
         for running in some:
             running.slot.forget()
             self._release(running)
-            running.task.deliver(error)
+            self._tell(running.task, error)
 
     def _release(self, running: Running) -> None:
         self.ended(running.sequence.statistics)
