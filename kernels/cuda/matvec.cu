@@ -32,18 +32,19 @@ __device__ static inline unsigned block_bits(unsigned bits) {
 }
 
 // Which rows of W x are not below the threshold (so NaN is not), row i in bit i % 32 of word i / 32.
-// mask[n_tokens][words of a token]; bits after the last row are 0. One block of eight warps a word.
-// grid: (words of a token, tokens).
+// mask[n_tokens][words of a token]; bits after the last row are 0. One block of eight warps a word. Tokens are the
+// fast side of the grid, so that all of them read a word's rows while the cache has them.
+// grid: (tokens, words of a token).
 template <class Rows, class Input>
 __device__ inline void matvec_mask(Rows rows, Input x, unsigned* mask, int n_rows, float threshold) {
-    int first = (int)blockIdx.x * 32 + 4 * warp(), token = (int)blockIdx.y;
+    int first = (int)blockIdx.y * 32 + 4 * warp(), token = (int)blockIdx.x;
     x = x.of_token(token, rows.n);
     unsigned bits = 0;
     UNROLL(1)
     for (int k = 0; k < 4 && first + k < n_rows; k++)
         if (!(rows.dot(first + k, x) < threshold)) bits |= 1u << k;
     bits = block_bits(bits);
-    if (threadIdx.x == 0) mask[(size_t)token * gridDim.x + blockIdx.x] = bits;
+    if (threadIdx.x == 0) mask[(size_t)token * gridDim.y + blockIdx.y] = bits;
 }
 
 #define MATVEC_MASK(T) \

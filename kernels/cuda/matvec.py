@@ -39,11 +39,12 @@ def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int
 def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
     """not (W x < threshold), row i in bit i % 32 of word i // 32: a predictor's second matrix.
 
-    One block of threads a word and token. Reads the weight and the input, writes `mask_words` a
+    One block of threads a token and word, those of a word side by side. Reads the weight and the input, writes `mask_words` a
     token; the bits after the last row are 0.
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; mask (uint32), n_rows, n, threshold.
     """
     reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
-    grid = (mask_words(n_rows), n_tokens)
-    return Work(kernel_name("matvec_mask", weight_type), grid, BLOCK, reads, 4 * n_tokens * grid[0])
+    words = mask_words(n_rows)
+    writes = 4 * n_tokens * words
+    return Work(kernel_name("matvec_mask", weight_type), (n_tokens, words), BLOCK, reads, writes)

@@ -1,29 +1,32 @@
 // RMSNorm: y = x / sqrt(mean(x^2) + eps) * weight, one block of threads a token.
 #include "quantise.h"
+#include "row_walk.h"
 
 __device__ inline float inverse_rms(const float* x, int n, float eps) {
     float s = 0.f;
-    for (int i = threadIdx.x; i < n; i += blockDim.x) s = fmaf(x[i], x[i], s);
+    walk_row(x, n, [&](float v) { s = fmaf(v, v, s); });
     return 1.f / sqrtf(block_sum(s) / (float)n + eps);
 }
 
 // x[n_tokens][n], weight[n] -> y[n_tokens][n].
-KERNEL rms_norm(const float* __restrict__ x, const float* __restrict__ weight, float* __restrict__ y,
+KERNEL rms_norm(const float4* __restrict__ row, const float* __restrict__ weight, float* __restrict__ y,
                 int n, float eps) {
-    x += (size_t)blockIdx.x * n, y += (size_t)blockIdx.x * n;
+    const float* x = (const float*)row + (size_t)blockIdx.x * n;
+    y += (size_t)blockIdx.x * n;
     float r = inverse_rms(x, n, eps);
     for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * r * weight[i];
 }
 
 // The same, rounded as `quantise` would round y: the bits of rms_norm followed by quantise.
-KERNEL rms_norm_quantised(const float* __restrict__ x, const float* __restrict__ weight,
+KERNEL rms_norm_quantised(const float4* __restrict__ x, const float4* __restrict__ weight,
                           signed char* __restrict__ q, float* __restrict__ d, int* __restrict__ sum,
                           int n, float eps) {
-    x += (size_t)blockIdx.x * n;
-    float r = inverse_rms(x, n, eps);
-    int n_blocks = n / BLOCK, first = (int)blockIdx.x * n_blocks;
-    for (int b = warp(); b < n_blocks; b += n_warps()) {
-        int i = b * BLOCK + lane();
-        quantise_block(x[i] * r * weight[i], first + b, q, d, sum);
+    size_t first = (size_t)blockIdx.x * n;
+    x += first / IN_A_LANE;
+    float r = inverse_rms((const float*)x, n, eps);
+    for (int i = warp() * AT_ONCE_ROUNDED; i < n; i += n_warps() * AT_ONCE_ROUNDED) {
+        int at = i + lane() * IN_A_LANE, four = min(at, n - IN_A_LANE) / IN_A_LANE;
+        float4 v = x[four], w = weight[four];
+        quantise_four({v.x * r * w.x, v.y * r * w.y, v.z * r * w.z, v.w * r * w.w}, first + at, at < n, q, d, sum);
     }
 }

@@ -124,7 +124,7 @@ def run_matvec(device: Device, put: Put) -> None:
 def run_matvec_mask(device: Device, put: Put) -> None:
     rows, n = 64, 64
     w, x = put(device, floats(rows * n)), put(device, floats(n))
-    device.launch("matvec_mask_f32", 2, 256, (w, x, device.empty(2, "u4"), rows, n, 0.5), device.compute)
+    device.launch("matvec_mask_f32", (1, 2), 256, (w, x, device.empty(2, "u4"), rows, n, 0.5), device.compute)
 
 
 def run_matmul_transposed(device: Device, put: Put) -> None:
