@@ -14,10 +14,11 @@ from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.hidden_masked import hidden_of_experts
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.top_k import top_k
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import ACTIVATIONS, GATINGS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, GATINGS, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 N_EXPERT, N_USED = 8, 2
@@ -38,6 +39,7 @@ def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     x, y, slots = normal(tokens, N_USED, n, seed=2), bed.empty((tokens, n), "f4"), _slots(bed)
     given = bed.put(x), slots, bed.put(_packed(ids, weights)), y, n, N_USED
     yield one(bed, text, expert_sum(tokens, N_USED, n), given, y, lambda: (x * weights[..., None]).sum(1))
+    yield _threshold_case(bed, sizes, ids)
     gate = normal(tokens, 1, seed=3)
     given_gate = bed.put(x[:, 0]), bed.put(gate), y, n
     yield one(
@@ -45,6 +47,21 @@ def expert_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     )
     scaled = bed.empty((1, n), "f4")
     yield one(bed, f"{n}", scale(n), (bed.put(x[0, :1]), scaled, n, 0.75), scaled, lambda: 0.75 * x[0, :1])
+
+
+def _threshold_case(bed: Bed, sizes: Sizes, ids: NDArray[np.int32]) -> Case:
+    """A batch's hidden values, about half of which stay below their experts' thresholds."""
+    tokens, n_ff = sizes.n_tokens, sizes.n_ff // N_EXPERT
+    gate, up = normal(tokens * N_USED, n_ff, seed=6), normal(tokens * N_USED, n_ff, seed=7)
+    least = np.abs(normal(N_EXPERT, n_ff, seed=8)) / 3
+    positions, of_pairs = np.arange(EXACT_POSITIONS, EXACT_POSITIONS + tokens), least[ids.reshape(-1)]
+    act = ref.silu(gate.astype(np.float64))
+    hidden = np.where(np.abs(act) < of_pairs, 0, act * up)
+    h, lists = bed.empty(gate.shape, "f4"), (_slots(bed), bed.put(_packed(ids, np.ones(ids.shape))))
+    work = hidden_of_experts(tokens, N_USED, n_ff, n_open=int((hidden != 0).sum()))
+    given = bed.put(gate), bed.put(up), *lists, bed.put(least), bed.put(positions.astype(np.int32))
+    numbers = n_ff, N_USED, ACTIVATIONS["silu"]
+    return one(bed, f"{tokens} x {N_USED} x {n_ff}", work, (*given, h, *numbers), h, lambda: hidden)
 
 
 def expert_product_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
@@ -97,7 +114,7 @@ def expert_neuron_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
     of_gates = launches(work, *given, starts, chosen, gates, n_ff, n, N_USED)
     yield Case(text, work, of_gates, lambda: bed.get(gates)[:, rows], products)
     work, activation = expert_ups(of_token), ACTIVATIONS["silu"]
-    of_ups = launches(work, *given, starts, chosen, hidden, n_ff, n, N_USED, activation)
+    of_ups = launches(work, *given, starts, chosen, hidden, n_ff, n, N_USED, activation, hidden, chosen, 0)
 
     def opened() -> Array:
         return ref.gated(before[:, rows].astype(np.float64), products(), "silu")

@@ -101,7 +101,7 @@ def mask_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     n_listed, n_open = int(active.sum()), int((active & (gate > 0)).sum())
     work, numbers = hidden_masked_gated(tokens, n_ff, n_ff, True, n_listed, n_open), (h, n_ff, words, 1)
     relued = lambda: ref.listed(ref.gated(*wide, "relu"), active)
-    yield one(bed, text, work, (*given, mask, neurons, *numbers, relu), h, relued)
+    yield one(bed, text, work, (*given, mask, neurons, *numbers, relu, given[0], neurons, 0), h, relued)
     work = hidden_masked(tokens, n_ff, n_ff, True, True, n_listed)
     biased = lambda: ref.listed(ref.relu(wide[1] + bias), active)
     yield one(bed, text, work, (given[1], bed.put(bias), mask, neurons, *numbers, 1, relu), h, biased)

@@ -1,6 +1,6 @@
 """Cases of kernels with weights: products of one vector and of a batch, and the sparse FFN."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import numpy as np
@@ -20,6 +20,7 @@ from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import (
     ACTIVATIONS,
+    EXACT_POSITIONS,
     mask_words,
     n_groups,
 )
@@ -145,6 +146,35 @@ def _three_case(
     return Case(" + ".join(map(str, counts)) + f" x {n}", work, launches, got, want)
 
 
+def _threshold_case(
+    bed: Bed,
+    weights: Weights,
+    given: Sequence[Buffer],
+    x: NDArray[np.float32],
+    listing: tuple[NDArray[np.int64], tuple[Buffer, Buffer], Buffer, Callable[[], Array]],
+) -> Case:
+    """The same of a SiLU model, with thresholds of which about half of the listed neurons stay well below."""
+    kind, n_rows, n, quantised = weights.kind, weights.n_rows, weights.n, weights.kind in QUANTISED
+    rows, lists, sums, reduced = listing
+    gate, up, down = (weights.values(which, rows) for which in range(3))
+    act = ref.silu(ref.mul_mat(gate, x, quantised))[0]
+    is_small = np.random.default_rng(9).random(len(rows)) < 0.5
+    least = np.zeros(n_rows, np.float32)
+    least[rows] = np.abs(act) * np.where(is_small, 2, 0.5)
+    thresholds = bed.put(least), bed.put(np.array([EXACT_POSITIONS], np.int32)), 1
+    n_open, silu = int((~is_small).sum()), ACTIVATIONS["silu"]
+    work = sparse_gated_ffn((kind, kind, kind), 1, n_rows, n, len(rows), n_open, has_least=True)
+    launches = []
+    for copy in range(weights.n_copies):
+        planes = [p for which in range(3) for p in weights.planes(which, copy)]
+        arguments = (*planes, *given, *lists, sums, n_rows, n, silu, *thresholds)
+        launches.append(work.prepare(bed.device, arguments))
+    oracle = partial(
+        ref.sparse_gated_ffn, x, gate, up, down, None, quantised, "silu", (least[rows], EXACT_POSITIONS)
+    )
+    return Case(f"{n_open} of {len(rows)} of {n_rows} x {n}", work, launches, reduced, oracle)
+
+
 def _sparse_cases(
     bed: Bed, weights: Weights, given: Sequence[Buffer], x: NDArray[np.float32]
 ) -> Iterator[Case]:
@@ -168,11 +198,13 @@ def _sparse_cases(
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
-        launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, n_rows, n, relu)))
+        unread = sums, lists[1], 0
+        launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, n_rows, n, relu, *unread)))
     gate, up, down = values
     yield Case(
         text, work, launches, reduced, partial(ref.sparse_gated_ffn, x, gate, up, down, None, quantised)
     )
+    yield _threshold_case(bed, weights, given, x, (rows, lists, sums, reduced))
 
     bias, neurons = normal(n_rows, seed=8), bed.put(np.arange(n_rows, dtype=np.int32))
     n_open = int((first + bias[rows] > 0).sum())

@@ -1,6 +1,7 @@
 """From the nodes of a mixture of experts to launches: of each token those of its experts that are on the device."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, exper
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
-from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
+from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated, hidden_of_experts
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k as top_k_work
@@ -70,11 +71,17 @@ class _Pairs:
         return self.low.store.vector(bias), device_row_bytes(bias.type, bias.ne[0]) // 4
 
     def hidden(self, gates: Buffer, ups: Buffer, n_ff: int) -> None:
-        """gates = act(gates) * ups."""
+        """gates = act(gates) * ups, 0 below a threshold."""
         low, activation = self.low, ACTIVATIONS[self.node.attributes["activation"]]
+        *least, has_least = low.least(self.node, self.first, self.count)
+        if has_least:
+            work = hidden_of_experts(self.count, self.n_used, n_ff)
+            given = gates, ups, self.slots, self.chosen, *least, gates, n_ff, self.n_used, activation
+            low.launch(work, *given)
+            return
         work = hidden_masked_gated(self.n_pairs, n_ff, n_ff, has_mask=False)
         unread = low.area("all", mask_words(n_ff), np.uint32), low.positions()
-        low.launch(work, gates, ups, *unread, gates, n_ff, 0, 0, activation)
+        low.launch(work, gates, ups, *unread, gates, n_ff, 0, 0, activation, *least, 0)
 
     def rounded(self, h: Buffer, n_ff: int) -> Input:
         """Hidden vectors as `down` wants them."""
@@ -101,24 +108,28 @@ class _Pairs:
         """hidden = act(gate x) (up x) of the neurons that are here."""
         gate, up, _ = ffn_matrices(self.node)
         self._products(expert_gates, gate, hidden)
-        self._products(expert_ups, up, hidden, ACTIVATIONS[self.node.attributes["activation"]])
+        least = self.low.least(self.node, self.first, self.count)
+        ups = partial(expert_ups, has_least=bool(least[-1]))
+        self._products(ups, up, hidden, ACTIVATIONS[self.node.attributes["activation"]], *least)
 
-    def _products(self, sizes: Callable[..., Work], weight: Weight, hidden: Buffer, *activation: int) -> None:
+    def _products(
+        self, sizes: Callable[..., Work], weight: Weight, hidden: Buffer, *more: int | Buffer
+    ) -> None:
         n, n_ff, _ = weight.ne
         x = self.low.tokens_of(self.low.input_of(self.node, weight), self.first, self.count, n)
         work, planes = sizes(self._products_of(weight)), self.low.store.matrix(weight).planes
-        rest = self.slots, self.chosen, hidden, n_ff, n, self.n_used, *activation
+        rest = self.slots, self.chosen, hidden, n_ff, n, self.n_used, *more
         self.low.launch(work, *planes, *x, *rest)
 
     def down(self, hidden: Buffer, sums: Buffer) -> None:
         """sums = each pair's rows of down by their hidden values."""
         down, low = self.node.weight("down"), self.low
         n, n_ff, _ = down.ne
-        partial = low.area("partial", group_sums_bytes(self.n_pairs, n_ff, n) // 4, np.float32)
-        given = *low.store.matrix(down).planes, self.slots, self.chosen, hidden, partial
+        groups = low.area("partial", group_sums_bytes(self.n_pairs, n_ff, n) // 4, np.float32)
+        given = *low.store.matrix(down).planes, self.slots, self.chosen, hidden, groups
         low.launch(expert_down(self._products_of(down)), *given, n_ff, n, self.n_used)
         unread = (sums,) * 3
-        low.launch(sum_groups(self.n_pairs, n_ff, n), partial, *unread, sums, n_groups(n_ff), n, 0)
+        low.launch(sum_groups(self.n_pairs, n_ff, n), groups, *unread, sums, n_groups(n_ff), n, 0)
 
 
 def expert_ffn(low: DeviceLowering, nodes: Sequence[Node]) -> int:

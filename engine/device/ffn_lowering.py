@@ -41,9 +41,10 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if low.n_tokens == 1 and share_an_input((of_gate, of_up)):
         ids, counted = _list_rows(low, node, gate, 0, 1)
         partial = _partial(low, gate)
-        work = sparse_gated_ffn((of_gate, of_up, of_down), 1, gate.n_rows, gate.n)
+        least = low.least(node)
+        work = sparse_gated_ffn((of_gate, of_up, of_down), 1, gate.n_rows, gate.n, has_least=bool(least[-1]))
         planes = *gate.planes, *up.planes, *down.planes
-        low.launch(work, *planes, *inputs[0], ids, counted, partial, gate.n_rows, gate.n, activation)
+        low.launch(work, *planes, *inputs[0], ids, counted, partial, gate.n_rows, gate.n, activation, *least)
         return _sum(low, nodes, partial, gate.n_rows, None)
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
@@ -52,9 +53,12 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.product(gate, x_of_gate, h, n_tokens=count)
         low.product(up, x_of_up, ups, n_tokens=count)
         bits, words = _mask_of(low, mask, first, count)
-        work = hidden_masked_gated(count, gate.n_rows, low.model.n_ff, mask is not None)
+        least = low.least(node, first, count)
+        work = hidden_masked_gated(
+            count, gate.n_rows, low.model.n_ff, mask is not None, has_least=bool(least[-1])
+        )
         lists = bits, low.store.neurons(layer_of(node))
-        low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation)
+        low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation, *least)
 
     return _by_batch(low, nodes, mask, (gate, down), None, hidden_of)
 
@@ -178,7 +182,7 @@ def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         low.product(gates, low.input_of(node, gate), first)
         low.product(ups, low.input_of(node, up), second)
         work = hidden_masked_gated(low.n_tokens, n_ff, n_ff, has_mask=False)
-        low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation)
+        low.launch(work, first, second, *_unread(low, n_ff), first, n_ff, 0, 0, activation, *low.least(node))
     return _down_by_outputs(low, nodes, down, None, first)
 
 

@@ -8,7 +8,7 @@ from numpy.typing import DTypeLike
 
 from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.store import DeviceStore
-from hotcold.engine.graph.graph import Node, Tensor, tensors_of
+from hotcold.engine.graph.graph import Node, Tensor, layer_of, tensors_of
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Weight
@@ -88,9 +88,17 @@ class DeviceLowering:
         """A part of the workspace."""
         return self.store.areas[name].view(offset, count, dtype)
 
-    def positions(self) -> Buffer:
-        """Positions of the run's tokens, int32 [n_tokens]."""
-        return self.area("positions", self.n_tokens, np.int32)
+    def positions(self, first: int = 0, count: int | None = None) -> Buffer:
+        """Positions of the run's tokens, int32 [n_tokens], or of count of them from `first` on."""
+        return self.area("positions", count or self.n_tokens, np.int32, 4 * first)
+
+    def least(self, node: Node, first: int = 0, count: int | None = None) -> tuple[Buffer, Buffer, int]:
+        """The last arguments of kernels that leave small neurons out: thresholds, positions, whether there are any."""
+        positions, layer = self.positions(first, count), layer_of(node)
+        found = self.store.thresholds(layer) if node.find_weight("threshold") is not None else None
+        if found is None:
+            return self.area("counts", 1, np.float32), positions, 0
+        return found, positions, 1
 
     def cos_sin(self, table: int) -> Buffer:
         """A rotation's table, float32 [n_ctx, n_rot / 2, 2]; any buffer for a model without one."""

@@ -44,6 +44,7 @@ class DeviceStore:
         self.arena, self.areas = self._arena_views()
         self._matrices: dict[tuple[str, int, str], DeviceMatrix] = {}
         self._neurons: dict[int, Buffer] = {}
+        self._thresholds: dict[int, Buffer] = {}
         self.loaded_bytes, self.load_seconds = 0, 0.0
 
     def _arena_views(self) -> tuple[Buffer | None, dict[str, Buffer]]:
@@ -89,7 +90,7 @@ class DeviceStore:
                     self.loaded_bytes += n_bytes
                     if progress is not None:
                         progress(self.loaded_bytes, total, time.perf_counter() - started)
-            self._send_index(staging, offset)
+            self._send_index(staging, offset, host)
         self.load_seconds = time.perf_counter() - started
 
     def _place(self, entry: WeightEntry, offset: int) -> DeviceMatrix:
@@ -112,7 +113,8 @@ class DeviceStore:
         rows: NDArray[np.int32] = np.add.outer(split.hot * np.int32(n), np.arange(n, dtype=np.int32))
         return rows.reshape(-1)
 
-    def _send_index(self, staging: Staging, offset: int) -> None:
+    def _send_index(self, staging: Staging, offset: int, host: HostStore) -> None:
+        """Of each layer the numbers of its hot rows, and their thresholds."""
         for split in self.plan.layers:
             if split.n_hot and split.index_bytes and self.slabs.weights is not None:
                 index = _index(split, self.plan.model)
@@ -120,6 +122,12 @@ class DeviceStore:
                 staging.copy(np.ascontiguousarray(index, np.int32), buffer)
                 self._neurons[split.layer] = buffer
             offset += split.index_bytes
+            if split.n_hot and split.threshold_bytes and self.slabs.weights is not None:
+                least = _thresholds(split, self.plan.model, host)
+                buffer = self.slabs.weights.view(offset, least.size, np.float32)
+                staging.copy(least, buffer)
+                self._thresholds[split.layer] = buffer
+            offset += split.threshold_bytes
 
     def matrix(self, weight: Weight, head: bool = False) -> DeviceMatrix:
         """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place."""
@@ -136,6 +144,10 @@ class DeviceStore:
         and the end.
         """
         return self._neurons[layer]
+
+    def thresholds(self, layer: int) -> Buffer | None:
+        """What a layer's hot neurons have to reach, float32 [n_hot], of whole experts [n_hot, n_ff]; None without."""
+        return self._thresholds.get(layer)
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
@@ -207,6 +219,14 @@ def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:
     slots = np.full(split.n_ff, -1, np.int32)
     slots[split.hot] = np.arange(split.n_hot)
     return slots
+
+
+def _thresholds(split: FfnSplit, model: Model, host: HostStore) -> NDArray[np.float32]:
+    """What the hot neurons of a layer have to reach, in their order."""
+    weight = model.layers[split.layer].ffn_threshold
+    assert weight is not None  # the plan has bytes for them
+    numbers = host.rows(weight).view(np.float32).reshape(split.n_ff, -1)
+    return np.ascontiguousarray(numbers[split.hot]).reshape(-1)
 
 
 def _key(weight: Weight, head: bool) -> tuple[str, int, str]:

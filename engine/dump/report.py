@@ -132,6 +132,7 @@ def _layer(split: FfnSplit, plan: Plan) -> Report:
         "bytes": split.n_bytes,
         "neuron_bytes": split.neuron_bytes,
         "index_bytes": split.index_bytes,
+        "threshold_bytes": split.threshold_bytes,
         "why": split.why,
         "experts": None if split.experts is None else _experts(split.experts),
     }
@@ -217,6 +218,7 @@ def _totals(plan: Plan) -> Report:
         "kv_cache",
         "hot_rows",
         "index",
+        "thresholds",
         "arena",
         "workspace",
         "padding",

@@ -22,6 +22,7 @@ TOTALS = {
     "kv_cache": "KV cache",
     "hot_rows": "hot rows",
     "index": "their index",
+    "thresholds": "their thresholds",
     "arena": "arena",
     "workspace": "workspace",
     "padding": "padding",
@@ -255,6 +256,8 @@ def totals_table(report: Report) -> Table:
     table.add_column("MiB", justify="right", footer=_mib(gpu["budget"]))
     table.add_column("", style="red")
     for key, title in TOTALS.items():
+        if key == "thresholds" and not gpu[key]:  # of one mode alone
+            continue
         share = gpu[key] / gpu["budget"] if gpu["budget"] else 0.0
         table.add_row(title, str(gpu[key]), _mib(gpu[key]), bar(share, 24))
     return table

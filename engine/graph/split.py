@@ -26,9 +26,8 @@ def _divided(p: PlacedNode) -> list[PlacedNode]:
 def _part_operands(node: Node, rows: str) -> tuple[tuple[Operand, ...], tuple[str, ...]]:
     """A partial node's operands and their roles; the bias of the down projection is the hot part's alone.
 
-    An expert's belongs to the expert, wherever it is. Thresholds are the cold part's: the device computes all of its
-    neurons.
+    An expert's belongs to the expert, wherever it is.
     """
-    others = "threshold" if rows == HOT else "" if node.op == "expert_ffn" else "down_bias"
+    others = "down_bias" if rows == COLD and node.op != "expert_ffn" else ""
     kept = [i for i, role in enumerate(node.roles) if role != others]
     return tuple(node.inputs[i] for i in kept), tuple(node.roles[i] for i in kept)

@@ -12,7 +12,7 @@ from hotcold.engine.plan.entries import entry
 from hotcold.engine.plan.footprint import Obstacle, WeightGroup, ffn_part, neuron_bytes
 from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, Ids, WeightEntry
 from hotcold.engine.plan.ranking import rank
-from hotcold.engine.plan.reserve import layer_index_bytes
+from hotcold.engine.plan.reserve import layer_index_bytes, layer_threshold_bytes
 from hotcold.engine.plan.spending import Left
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.gguf_io.firing_counts import Counts
@@ -128,6 +128,7 @@ def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArr
         measured=float(counted.sum()),
         n_bytes=int(ids.size) * ffn.neuron_bytes if ffn.by_neuron else whole_bytes,
         index_bytes=layer_index_bytes(model.layers[i], n_ff, sparsity),
+        threshold_bytes=layer_threshold_bytes(model.layers[i], sparsity),
         why=_why(i, ffn, hot.why, int(ids.size), n_ff),
         experts=None if model.experts is None else _of_experts(model.experts.n_expert, ids, counted),
     )

@@ -105,7 +105,7 @@ def _placed(
     chosen = hot_neurons(found, counts, left) if hot is None else given_neurons(found, hot, left)
     layers = tuple(split(model, sparsity, i, ffn, chosen, counts[i]) for i, ffn in enumerate(found))
     if not budget.n_bytes:
-        layers = tuple(replace(layer, index_bytes=0) for layer in layers)
+        layers = tuple(replace(layer, index_bytes=0, threshold_bytes=0) for layer in layers)
     of_ffns = [e for ffn, layer in zip(found, layers, strict=True) for e in ffn_entries(model, ffn, layer)]
     weights = (*_mapped(model), *dense, *head, *of_ffns)
     graphs = _graphs(reserve, weights, caches)
@@ -180,7 +180,7 @@ def _dense(model: Model, sparsity: str, left: Left) -> tuple[list[WeightEntry], 
         left, obstacle = left.pay_for(part, what)
         entries += part_entries(model, part, what, obstacle, i)
         if sparsity == "threshold" and layer.ffn_threshold is not None:
-            why = "the device computes all of its neurons"
+            why = "mapped; those of neurons on the device lie there too, behind their index"
             entries.append(entry(model, "threshold", layer.ffn_threshold, why, layer=i))
         if sparsity != "predictor":
             why = f"sparsity {sparsity} uses no predictor"
@@ -246,6 +246,7 @@ def _totals(
         kv_cache=sum(cache.n_bytes for cache in caches if cache.side == GPU),
         hot_rows=sum(layer.n_bytes for layer in layers),
         index=reserve.index,
+        thresholds=reserve.thresholds,
         arena=reserve.arena,
         workspace=sum(reserve.workspace.values()),
     )

@@ -95,7 +95,7 @@ class FfnSplit:
         neuron_bytes: of one neuron's rows on the device, repacked.
         covered, measured: firings counted for the hot neurons, and for all.
         n_bytes: of the hot rows.
-        index_bytes: of the numbers of the hot rows, as many as there may be.
+        index_bytes, threshold_bytes: of the numbers and of the thresholds of the hot rows, as many as there may be.
         experts: None without.
     """
 
@@ -107,6 +107,7 @@ class FfnSplit:
     measured: float
     n_bytes: int
     index_bytes: int
+    threshold_bytes: int
     why: str
     experts: ExpertsSplit | None = field(default=None, compare=False)
 
@@ -126,13 +127,14 @@ class Totals:
     kv_cache: int
     hot_rows: int
     index: int
+    thresholds: int
     arena: int
     workspace: int
 
     @property
     def slabs(self) -> tuple[int, int, int]:
-        """Bytes of the three allocations: all kinds of weights and the index, KV cache, arena and workspace."""
-        weights = self.weights + self.predictors + self.hot_rows + self.index
+        """Bytes of the three allocations: all kinds of weights with index and thresholds, KV cache, arena and workspace."""
+        weights = self.weights + self.predictors + self.hot_rows + self.index + self.thresholds
         return weights, self.kv_cache, self.arena + self.workspace
 
     @property

@@ -1,4 +1,4 @@
-"""What is taken off a budget before anything is placed: arena, workspace, and the index of all layers.
+"""What is taken off a budget before anything is placed: arena, workspace, index and thresholds of all layers.
 
 Each is as large as when everything is on the device, so it does not depend on what a plan puts there.
 """
@@ -33,11 +33,12 @@ class Reserve:
     arena: int
     workspace: dict[str, int]
     index: int
+    thresholds: int
 
     @property
     def n_bytes(self) -> int:
         """All of it, with the most that the allocator may add to the three slabs."""
-        return self.arena + sum(self.workspace.values()) + self.index + 3 * (GRANULE - 1)
+        return self.arena + sum(self.workspace.values()) + self.index + self.thresholds + 3 * (GRANULE - 1)
 
 
 def _all_on_device(model: Model, sparsity: str, divided: tuple[str, ...]) -> Sides:
@@ -58,7 +59,7 @@ def _placeable(part: WeightGroup) -> tuple[tuple[str, Weight], ...]:
 
 def nothing_reserved(model: Model, sparsity: str, n_batch: int) -> Reserve:
     """The reserve of a plan that puts nothing on a device."""
-    return Reserve(n_batch, _graphs(model, sparsity, n_batch), 0, {}, 0)
+    return Reserve(n_batch, _graphs(model, sparsity, n_batch), 0, {}, 0, 0)
 
 
 def _graphs(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
@@ -74,7 +75,8 @@ def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserv
     arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
     arena = max(each.n_bytes for each in arenas)
     index = sum(layer_index_bytes(layer, model.n_units, sparsity) for layer in model.layers)
-    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index)
+    thresholds = sum(layer_threshold_bytes(layer, sparsity) for layer in model.layers)
+    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index, thresholds)
 
 
 def _divisions(model: Model) -> Iterable[tuple[str, ...]]:
@@ -89,6 +91,14 @@ def layer_index_bytes(layer: Layer, n_ff: int, sparsity: str) -> int:
     if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle:
         return 0
     return aligned(INDEX_BYTES * (n_ff if layer.ffn_down_exps_t is None else layer.n_expert + 1))
+
+
+def layer_threshold_bytes(layer: Layer, sparsity: str) -> int:
+    """Bytes of the thresholds of a layer's hot rows, were all of them hot."""
+    weight = layer.ffn_threshold
+    if sparsity != "threshold" or weight is None or ffn_part(layer, sparsity).obstacle:
+        return 0
+    return aligned(4 * weight.n_rows * weight.ne[0])
 
 
 def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:

@@ -86,7 +86,7 @@ def ffn_traffic(split: FfnSplit, plan: Plan) -> tuple[float, float]:
             hot, cold = weight.n_rows * bool(all_hot), weight.n_rows * (not all_hot)
         host += cold * weight.row_bytes
         device += hot * device_row_bytes(weight.type, weight.ne[0]) if hot else 0.0
-    return host, device
+    return host, device + 4 * all_hot * (plan.sparsity == "threshold")
 
 
 def _experts(split: FfnSplit, plan: Plan, n_used: int) -> tuple[float, float]:

@@ -14,6 +14,7 @@ ON_DEVICE = {
     "kv_cache": "KV cache",
     "hot_rows": "hot rows",
     "index": "index",
+    "thresholds": "thresholds",
     "arena": "intermediates",
     "workspace": "work areas",
     "padding": "padding",

@@ -20,6 +20,17 @@ __device__ inline float activated(float v, int activation) {
 __device__ inline bool is_closed(float gate, int activation) {
     return gate <= 0.f && (activation == RELU_ACTIVATION || activation == RELU_BOTH_ACTIVATION);
 }
+// What |act(gate)| of a row has to reach, values[row], or up and down need not be read; nothing where is_there is 0,
+// and at the first positions of a context. positions[token] says where a token stands. A NaN reaches everything.
+constexpr int EXACT_POSITIONS = 8;                // formats.py has the same
+struct Least {
+    const float* values;
+    const int* positions;
+    int is_there;
+    __device__ bool leaves_out(float gate, int row, int token, int activation) const {
+        return is_there && positions[token] >= EXACT_POSITIONS && fabsf(activated(gate, activation)) < values[row];
+    }
+};
 // g sigmoid(1.702 g) (u + 1) of g = min(gate, 7) and u = up kept within -7 and 7, as gpt-oss has it.
 __device__ inline float swiglu_oai(float gate, float up) {
     float g = gate > 7.f ? 7.f : gate, u = up > 7.f ? 7.f : up < -7.f ? -7.f : up;

@@ -25,15 +25,16 @@ __device__ inline void expert_gates(Rows rows, Input x, const int* starts, const
     if (lane() == 0) hidden[(size_t)blockIdx.y * n_ff + i] = v;
 }
 
-// hidden[pair][i] = act(hidden[pair][i]) (up_i . x), up read where that is not zero anyway. Same grid.
+// hidden[pair][i] = act(hidden[pair][i]) (up_i . x), up read where that is not zero anyway, or left out for being
+// below the row's threshold. Same grid.
 template <class Rows, class Input>
 __device__ inline void expert_ups(Rows rows, Input x, const int* starts, const int* chosen, float* hidden, int n_ff,
-                                  int n_used, int activation) {
+                                  int n_used, int activation, Least least) {
     int i = thread_of_row() / WARP;
     Here here = rows_here(starts, chosen, n_used);
     if (i >= here.n) return;                      // a whole warp leaves, and no barrier follows
     float gate = hidden[(size_t)blockIdx.y * n_ff + i], v = 0.f;
-    if (!is_closed(gate, activation))
+    if (!is_closed(gate, activation) && !least.leaves_out(gate, here.first + i, here.token, activation))
         v = gated(gate, rows.dot(here.first + i, x.of_token(here.token, rows.n)), activation);
     __syncwarp();                                 // all have read what is about to be written
     if (lane() == 0) hidden[(size_t)blockIdx.y * n_ff + i] = v;
@@ -65,8 +66,10 @@ KERNEL_WIDE expert_gates_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ s
 } \
 KERNEL_WIDE expert_ups_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ starts, \
                            const int* __restrict__ chosen, float* __restrict__ hidden, int n_ff, int n, int n_used, \
-                           int activation) { \
-    expert_ups(ROWS_##T(w, n), X_##T, starts, chosen, hidden, n_ff, n_used, activation); \
+                           int activation, const float* __restrict__ least, \
+                           const int* __restrict__ positions, int has_least) { \
+    expert_ups(ROWS_##T(w, n), X_##T, starts, chosen, hidden, n_ff, n_used, activation, \
+               Least{least, positions, has_least}); \
 } \
 KERNEL_WIDE expert_down_##T(PLANES_##T(w), const int* __restrict__ starts, const int* __restrict__ chosen, \
                             const float* __restrict__ hidden, float* __restrict__ partial, int n_ff, int n, \

@@ -23,18 +23,26 @@ def expert_gates(products: ExpertProducts, n_here: int | None = None) -> Work:
     return products.work("expert_gates", products.n_pairs, _bytes_read(products, here), here)
 
 
-def expert_ups(products: ExpertProducts, n_here: int | None = None, n_open: int | None = None) -> Work:
+def expert_ups(
+    products: ExpertProducts,
+    n_here: int | None = None,
+    n_open: int | None = None,
+    *,
+    has_least: bool = False,
+) -> Work:
     """hidden[pair, i] = act(hidden[pair, i]) (up_i x); up is read where a gate is open.
 
-    Reads beside what `expert_gates` does 4 bytes a row that is here.
+    Reads beside what `expert_gates` does 4 bytes a row that is here; with thresholds 4 more, and 4 a token.
 
     Args:
         n_open: of the n_here rows, those whose hidden value does not end at the gate; all if not given.
 
-    Arguments of the kernel: as `expert_gates`, and the activation's number in activations.py.
+    Arguments of the kernel: as `expert_gates`, the activation's number in activations.py, and least, positions,
+    has_least as `sparse_gated_ffn` has them, a threshold a row that is here.
     """
     here = _all_rows(products) if n_here is None else n_here
     reads = _bytes_read(products, here if n_open is None else n_open) + 4 * here
+    reads += 4 * (here + products.n_tokens) * has_least
     return products.work("expert_ups", products.n_pairs, reads, here)
 
 

@@ -18,24 +18,28 @@ def sparse_gated_ffn(
     n: int,
     n_active: int | None = None,
     n_open: int | None = None,
+    *,
+    has_least: bool = False,
 ) -> Work:
     """One block of threads a group and token.
 
     Reads, a token: the input, 4 bytes and a gate row for each of the n_active rows, an up and a down row
-    for each of the n_open whose hidden value is not zero (all of them if not given; silu opens all).
-    Writes the workspace. (Each token reads its rows anew: this kernel is for few tokens.)
+    for each of the n_open whose hidden value is not zero (all of them if not given; silu opens all but those below
+    their thresholds). With thresholds 4 bytes more for each active row and each token's position. Writes the workspace. (Each token reads its rows anew: this kernel is for few tokens.)
 
     Args:
         weight_types: of gate, up and down; gate and up both quantised, or none.
 
     Arguments of the kernel: the planes of gate, up and down; x, or q, d and sum; ids, count, partial,
-    n_rows, n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`).
+    n_rows, n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`), least, positions, has_least. least[n_rows]
+    is what |act(gate)| has to reach for up and down to be read, but at the first `EXACT_POSITIONS` of
+    positions[n_tokens]; without thresholds any float and int buffers are given for both.
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open
     of_gate, of_up, of_down = (device_row_bytes(kind, n) for kind in weight_types)
     rows = active * of_gate + opened * (of_up + of_down)
-    reads = n_tokens * (rows + 4 * active + 4)
+    reads = n_tokens * (rows + 4 * active + 4 + (4 * active + 4) * has_least)
     reads += max(input_bytes(kind, n_tokens, n) for kind in weight_types[:2])
     grid = (n_groups(n_rows), n_tokens)
     writes = group_sums_bytes(n_tokens, n_rows, n)

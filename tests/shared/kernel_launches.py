@@ -147,7 +147,7 @@ def run_gated_ffn(device: Device, put: Put) -> None:
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
     ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
     partial = device.empty(groups * n, "f4")
-    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU)
+    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU, partial, ids, 0)
     device.launch("sparse_gated_ffn_f32", groups, 256, rows_and_ids, device.compute)
 
 
@@ -201,8 +201,19 @@ def run_hidden_masked_gated(device: Device, put: Put) -> None:
     n = 512
     gate, mask = put(device, floats(2 * n)), put(device, np.full(2 * n // 32, 0xFFFFFFFF, "u4"))
     neurons, h = put(device, np.arange(n, dtype="i4")), device.empty(2 * n, "f4")
-    arguments = (gate, gate, mask, neurons, h, n, n // 32, 1, RELU)
+    arguments = (gate, gate, mask, neurons, h, n, n // 32, 1, RELU, gate, neurons, 0)
     device.launch("hidden_masked_gated", (2, 2), 256, arguments, device.compute)
+
+
+def run_hidden_of_experts(device: Device, put: Put) -> None:
+    """Two tokens with two of three experts each; the last one's thresholds are the last ones that are there."""
+    n, gate = 256, put(device, floats(4 * 256))
+    slots, chosen = np.array([0, -1, 1], "i4"), np.array([[0, 1, 0, 0], [1, 2, 0, 0]], "i4")
+    positions = put(device, np.array([8, 9], "i4"))
+    given = gate, gate, put(device, slots), put(device, chosen), put(device, floats(2 * n)), positions
+    device.launch(
+        "hidden_of_experts", (1, 4), 256, (*given, device.empty(4 * n, "f4"), n, 2, 1), device.compute
+    )
 
 
 def run_layer_norm(device: Device, put: Put) -> None:

@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
-from hotcold.kernels.formats import ACTIVATIONS, GATINGS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, GATINGS, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 pytestmark = pytest.mark.pairwise
@@ -95,8 +95,10 @@ STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none
 
 
 @pytest.mark.parametrize("weight_type", each_type())
-@pytest.mark.parametrize("activation", ["relu", "silu"])
-def test_neurons_of_experts(device: Device, put: Put, get: Get, weight_type: Type, activation: str) -> None:
+@pytest.mark.parametrize(("activation", "has_least"), [("relu", False), ("silu", False), ("silu", True)])
+def test_neurons_of_experts(
+    device: Device, put: Put, get: Get, weight_type: Type, activation: str, has_least: bool
+) -> None:
     """Gate, up and down of the rows that are here, and of no others: what is behind the last one is NaN."""
     n_tokens, n_ff, n = 2, 70, 256
     n_pairs, n_here = n_tokens * N_USED, int(STARTS[-1])
@@ -108,11 +110,14 @@ def test_neurons_of_experts(device: Device, put: Put, get: Get, weight_type: Typ
         (put(device, STARTS), put(device, packed(ids, weights))),
     )
     hidden = put(device, np.full((n_pairs, n_ff), np.nan, "f4"))
+    large = np.abs(normal(n_here, seed=9)) * np.float32(1 if has_least else np.inf)
+    positions = np.arange(EXACT_POSITIONS - 1, EXACT_POSITIONS - 1 + n_tokens, dtype="i4")
+    least = put(device, large), put(device, positions), int(has_least)
     rest = *lists, hidden, n_ff, n, N_USED
     products = ExpertProducts(weight_type, n_tokens, N_USED, n_ff, n)
     expert_gates(products).launch(device, (*gate.planes(device, put), *of_x, *rest), device.compute)
     expert_ups(products).launch(
-        device, (*up.planes(device, put), *of_x, *rest, ACTIVATIONS[activation]), device.compute
+        device, (*up.planes(device, put), *of_x, *rest, ACTIVATIONS[activation], *least), device.compute
     )
     partial, y = device.empty((n_pairs, n_groups(n_ff), n), "f4"), device.empty((n_pairs, n), "f4")
     work = expert_down(products)
@@ -123,7 +128,8 @@ def test_neurons_of_experts(device: Device, put: Put, get: Get, weight_type: Typ
     for pair, e in enumerate(ids.reshape(-1).tolist()):
         rows, token = slice(STARTS[e], STARTS[e + 1]), x[[pair // N_USED]]
         g, u = (ref.mul_mat(w.values[rows], token, weight_type in QUANTISED) for w in (gate, up))
-        h = ref.gated(g, u, activation)[0]
+        small = large[rows] if has_least else None
+        h = (ref.keep_large(g, small, activation, int(positions[pair // N_USED])) * u)[0]
         want_hidden[pair, : h.size], want[pair] = h, h @ down.values[rows]
     got = get(device, hidden)
     assert np.array_equal(np.isnan(got), np.isnan(want_hidden))

@@ -15,7 +15,7 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
-from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 pytestmark = pytest.mark.pairwise
@@ -39,7 +39,9 @@ class Ffn:
         activation: str = "relu",
         has_gate: bool = True,
         has_bias: bool = True,
+        small: tuple[NDArray[np.float32], int] | None = None,
     ) -> None:
+        self.small = small
         self.device, self.put, self.activation = device, put, activation
         n_matrices = 3 if has_gate else 2
         self.types = weight_types if isinstance(weight_types, tuple) else (weight_types,) * n_matrices
@@ -71,15 +73,25 @@ class Ffn:
         lists = put(device, ids), put(device, active.sum(1, dtype="i4"))
         return (*planes, *inputs(device, put, self.types[0], self.x), *bias, *lists)
 
-    def _numbers(self) -> tuple[int, ...]:
+    def _numbers(self) -> tuple[Any, ...]:
         activation = ACTIVATIONS[self.activation]
-        return (activation,) if self.has_gate else (int(self.has_bias), activation)
+        return (activation, *self._least()) if self.has_gate else (int(self.has_bias), activation)
+
+    def _least(self) -> tuple[Any, ...]:
+        """Thresholds and positions; without any, numbers that would leave everything out."""
+        device, put, n_tokens = self.device, self.put, len(self.x)
+        if self.small is None:
+            return put(device, np.full(self.n_rows, np.inf, "f4")), put(device, np.full(n_tokens, 9, "i4")), 0
+        least, n_past = self.small
+        return put(device, least), put(device, np.arange(n_past, n_past + n_tokens, dtype="i4")), 1
 
     def want(self, active: NDArray[np.bool_]) -> NDArray[np.float64]:
         values, quantised = [w.values for w in self.weights], self.types[0] in QUANTISED
         if self.has_gate:
             gate, up, down = values
-            return ref.sparse_gated_ffn(self.x, gate, up, down, active, quantised, self.activation)
+            return ref.sparse_gated_ffn(
+                self.x, gate, up, down, active, quantised, self.activation, self.small
+            )
         bias = self.bias[self.neurons] if self.has_bias else None
         up, down = values
         return ref.sparse_ffn(self.x, up, bias, down, active, quantised, self.activation)
@@ -107,6 +119,35 @@ def test_sparse_gated_ffn(
     active = np.random.default_rng(7).random((2, n_rows)) < share
     ffn.run(active, y)
     assert_near(get(device, y), ffn.want(active))
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+@pytest.mark.parametrize("activation", ["silu", "gelu"])
+@pytest.mark.parametrize(("n_rows", "n_blocks", "share"), SIZES)
+def test_sparse_gated_ffn_above_thresholds(
+    device: Device,
+    put: Put,
+    get: Get,
+    weight_type: Type,
+    activation: str,
+    n_rows: int,
+    n_blocks: int,
+    share: float,
+) -> None:
+    """The first token stands at the last position of which all neurons run; down rows of small ones are NaN."""
+    n = n_blocks * block_of(weight_type)
+    small = (np.zeros(n_rows, np.float32), EXACT_POSITIONS - 1)
+    ffn = Ffn(device, put, weight_type, n_rows, n, 2, activation, small=small)
+    act = ref.ACTIVATIONS[activation](ref.mul_mat(ffn.weights[0].values, ffn.x, weight_type in QUANTISED))
+    is_small = np.random.default_rng(5).random(n_rows) < 0.5
+    small[0][:] = np.abs(act[1]) * np.where(is_small, 2, 0.5)
+    active, y = np.random.default_rng(7).random((2, n_rows)) < share, device.empty((2, n), "f4")
+    ffn.run(active, y)
+    want = ffn.want(active)
+    assert_near(get(device, y), want)
+    ffn.small = None
+    if (is_small & active[1]).any():
+        assert not np.allclose(ffn.want(active)[1], want[1], rtol=1e-4)
 
 
 @pytest.mark.parametrize("weight_type", each_type())

@@ -115,7 +115,18 @@ class Ffn:
         partial, y = device.empty((tokens, groups, self.n), "f4"), device.empty((tokens, self.n), "f4")
         planes = [plane for of_one in self.planes for plane in of_one]
         work = sparse_gated_ffn((self.type,) * 3, tokens, self.n_rows, self.n)
-        arguments = (*planes, *self.given, *self.lists, partial, self.n_rows, self.n, self.relu)
+        arguments = (
+            *planes,
+            *self.given,
+            *self.lists,
+            partial,
+            self.n_rows,
+            self.n,
+            self.relu,
+            partial,
+            self.lists[1],
+            0,
+        )
         work.launch(device, arguments, device.compute)
         work = sum_groups(tokens, self.n_rows, self.n)
         work.launch(device, (partial, y, y, y, y, groups, self.n, 0), device.compute)
@@ -132,7 +143,7 @@ class Ffn:
         padded = np.pad(self.listed, ((0, 0), (0, 32 * words - rows)))
         mask = self.put(device, ref.mask_bits(padded))
         neurons = self.put(device, np.arange(rows, dtype="i4"))
-        arguments = (gate, up, mask, neurons, gate, rows, words, 1, self.relu)
+        arguments = (gate, up, mask, neurons, gate, rows, words, 1, self.relu, gate, neurons, 0)
         hidden_masked_gated(tokens, rows, rows).launch(device, arguments, device.compute)
         work = matmul_transposed(self.type, tokens, rows, n, has_list)
         numbers = rows, n, tokens, n_groups(rows), int(has_list)

@@ -23,7 +23,7 @@ from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
-from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
+from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated, hidden_of_experts
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -228,7 +228,11 @@ def test_sparse_gated_ffn(
     work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, n_active=30, n_open=n_open)
     unread = (n_open - 20) * device_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
     arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
-    assert touched(work, arguments) == (work.bytes_read - unread, work.bytes_written)
+    assert touched(work, (*arguments, partial, ids, 0)) == (work.bytes_read - unread, work.bytes_written)
+    if activation == "silu":  # of which the ten neurons whose gates are zero are left out
+        work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, n_active=30, n_open=20, has_least=True)
+        least = filled(device, np.full(rows, 1e-20, "f4")), filled(device, np.array([8], "i4")), 1
+        assert touched(work, (*arguments, *least)) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
@@ -268,8 +272,15 @@ def test_hidden_masked_gated(device: Device, touched: Touched, has_mask: bool, h
     up, bias, h = ones(device, tokens, rows), ones(device, rows), device.empty((tokens, rows), "f4")
     n_listed = tokens * rows // (2 if has_mask else 1)
     work = hidden_masked_gated(tokens, rows, rows, has_mask, n_listed, n_listed - tokens * rows // 8)
-    arguments = (filled(device, gate), up, *listing, h, rows, words, int(has_mask), ACTIVATIONS["relu"])
+    given = (filled(device, gate), up, *listing, h, rows, words, int(has_mask))
+    arguments = (*given, ACTIVATIONS["relu"], up, listing[1], 0)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    n_open = n_listed - tokens * rows // 8  # silu(-1) is below 0.5, silu(1) is not
+    work = hidden_masked_gated(tokens, rows, rows, has_mask, n_listed, n_open, has_least=True)
+    least = filled(device, np.full(rows, 0.5, "f4")), filled(device, np.array([8, 9], "i4")), 1
+    unread = 4 * rows // 2 * has_mask  # thresholds of neurons that no token lists
+    got = touched(work, (*given, ACTIVATIONS["silu"], *least))
+    assert got == (work.bytes_read - unread, work.bytes_written)
     work = hidden_masked(tokens, rows, rows, has_mask, has_bias, n_listed)
     numbers = rows, words, int(has_mask), int(has_bias), ACTIVATIONS["relu"]
     unread = 4 * rows // 2 if has_mask and has_bias else 0  # biases of neurons that no token lists
@@ -371,13 +382,28 @@ def test_neurons_of_experts(device: Device, touched: Touched, weight_type: Type)
     hidden, partial = ones(device, 2, n_ff), device.empty((2, 1, n), "f4")
     matrix, x = weights(device, weight_type, 20, n), inputs(device, weight_type, n)
     lists = starts, chosen, hidden
+    large = np.repeat([0, 1e9], [6, 14]).astype("f4")  # six of the 16 reach their thresholds
+    least = filled(device, large), filled(device, np.array([8], "i4")), 1
     products = ExpertProducts(weight_type, 1, 2, n_ff, n)
     for work, arguments in (
         (expert_gates(products, 16), (*matrix, *x, *lists, n_ff, n, 2)),
-        (expert_ups(products, 16), (*matrix, *x, *lists, n_ff, n, 2, 1)),
+        (expert_ups(products, 16), (*matrix, *x, *lists, n_ff, n, 2, 1, hidden, chosen, 0)),
         (expert_down(products, 16), (*matrix, *lists, partial, n_ff, n, 2)),
+        (expert_ups(products, 16, 6, has_least=True), (*matrix, *x, *lists, n_ff, n, 2, 1, *least)),
     ):
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written), work.kernel
+
+
+def test_hidden_of_experts(device: Device, touched: Touched) -> None:
+    """One token's experts 0 and 2, of which 2 is not here; a quarter of the other's gates stay below."""
+    gate, n_ff = np.ones((2, 320), "f4"), 320
+    gate[:, ::4] = -1
+    lists = filled(device, np.array([0, 1, -1], "i4")), filled(device, np.array([0, 2, 0, 0], "i4"))
+    least = filled(device, np.full((2, n_ff), 0.5, "f4")), filled(device, np.array([8], "i4"))
+    work = hidden_of_experts(1, 2, n_ff, 1, 240)
+    arguments = (filled(device, gate), ones(device, 2, n_ff), *lists, *least, device.empty((2, n_ff), "f4"))
+    got = touched(work, (*arguments, n_ff, 2, ACTIVATIONS["silu"]))
+    assert got == (work.bytes_read, work.bytes_written)
 
 
 def test_expert_sum_and_gate(device: Device, touched: Touched) -> None:
