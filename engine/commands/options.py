@@ -34,6 +34,9 @@ NBatch = Annotated[int, typer.Option("-b", "--batch-size", help="Prompt tokens t
 NSlots = Annotated[
     int, typer.Option("--slots", metavar="N", help="Answers at a time, each with a KV cache of its own.")
 ]
+Draft = Annotated[
+    str, typer.Option("--draft", metavar="{off,ngram}", help="Guess what a text repeats, to run it at once.")
+]
 KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
     str,
@@ -186,6 +189,7 @@ class GenerationOptions:
     special: Annotated[
         bool, typer.Option("--special", help="Show control pieces, and what ends the text.")
     ] = GenerationSettings.special
+    draft: Draft = GenerationSettings.draft
 
     def generation_settings(self) -> GenerationSettings:
         """As the engine has them."""

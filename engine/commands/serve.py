@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, NSlots, Quiet, Verbose
+from hotcold.engine.commands.options import Draft, EngineOptions, NSlots, Quiet, Verbose
 from hotcold.engine.commands.reports import note, wrapped
 from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.generation.settings import DRAFTS, GenerationSettings
+from hotcold.engine.settings import one_of
 from hotcold.errors import INTERRUPTED, SettingError
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class ListenOptions:
     )
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8080
     n_slots: NSlots = RunOptions.n_slots
+    draft: Draft = GenerationSettings.draft
     api_key: Annotated[
         str | None,
         typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
@@ -59,6 +62,7 @@ class ServeCommand(EngineOptions, ListenOptions):
             from hotcold.engine.serve.app import ServeOptions, app
         except ModuleNotFoundError as error:
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
+        one_of("draft", self.draft, DRAFTS)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)
             # a part of the head for a token by itself: which tokens run by themselves depends on other requests
@@ -69,6 +73,7 @@ class ServeCommand(EngineOptions, ListenOptions):
                 options = ServeOptions(
                     api_key=self.api_key or "",
                     chat_template=self.chat_template,
+                    draft=self.draft,
                     only_local=is_loopback(listening.getsockname()[0]),
                 )
                 application = app(engine, options)

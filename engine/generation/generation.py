@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.closing import Closing
+from hotcold.engine.generation.draft import MAX_DRAFT, RunCosts
 from hotcold.engine.generation.first_prompt import FirstPrompt
+from hotcold.engine.generation.lookahead import rows_that_stand, run_ahead
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
+from hotcold.engine.generation.prompt_length import check_length, checked_ids
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
@@ -19,7 +22,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
-from hotcold.errors import DeviceError, DoesNotFitError, SettingError
+from hotcold.errors import DeviceError, SettingError
 from hotcold.gguf_io import GGUFFile
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ class Engine(Closing):
         warnings: what a user should know of the file and the settings, one line each.
         load_seconds: what loading took.
         first_prompt: runs it, and then has what it says of the model.
+        run_costs: what runs of a few tokens take.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class Engine(Closing):
         self.device_meter = DeviceMeter(executor)
         self.turn = 0  # calls that wrote the KV cache
         self.first_prompt = FirstPrompt(executor, file)
+        self.run_costs = RunCosts()
 
     @property
     def executor(self) -> Executor:
@@ -89,7 +94,7 @@ class Engine(Closing):
             SettingError: an id that is no whole number within the vocabulary.
             DoesNotFitError: more tokens than n_ctx.
         """
-        tokens = self._checked_ids(ids)
+        tokens = checked_ids("tokens", ids, self.model.n_vocab, self.n_ctx)
         self.turn += 1
         logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
         for start in range(0, tokens.size, self.n_batch):
@@ -117,6 +122,7 @@ class Engine(Closing):
         special: bool = DEFAULTS.special,
         logprobs: int = DEFAULTS.logprobs,
         grammar: str = DEFAULTS.grammar,
+        draft: str = DEFAULTS.draft,
         after: "Generation | Held | None" = None,
     ) -> "Generation":
         """Text that goes on from `prompt`, as an iterator of pieces; it runs as it is iterated.
@@ -124,8 +130,8 @@ class Engine(Closing):
         Args:
             prompt: text, or token ids.
             max_tokens, temp, top_k, top_p, min_p, repeat_penalty, repeat_last_n, presence_penalty,
-                frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs, grammar: see
-                `GenerationSettings`.
+                frequency_penalty, seed, stop, ignore_eos, parse_special, special, logprobs, grammar,
+                draft: see `GenerationSettings`.
             after: the last generation of this engine, or what a session file brought; what its text and this
                 prompt begin with alike is in the KV cache and does not run again.
 
@@ -150,6 +156,7 @@ class Engine(Closing):
             special,
             logprobs,
             grammar,
+            draft,
         )
         return self.generate_with(prompt, settings, after)
 
@@ -164,7 +171,7 @@ class Engine(Closing):
         Raises:
             SettingError, DoesNotFitError: see `generate`.
         """
-        settings = settings.checked()
+        settings = self.checked_settings(settings)
         if isinstance(prompt, str | bytes):
             own_bos = settings.parse_special and self.tokenizer.brings_bos(prompt)
             ids = self.prompt_ids(prompt, parse_special=settings.parse_special)
@@ -174,6 +181,17 @@ class Engine(Closing):
         if own_bos:
             generation.warnings = ("the prompt begins with BOS, so none is put in front of it",)
         return generation
+
+    def checked_settings(self, settings: GenerationSettings) -> GenerationSettings:
+        """The same settings, with a seed.
+
+        Raises:
+            SettingError: a value out of its bounds, or one that this model cannot have.
+        """
+        if settings.draft != "off" and self.executor.model.lists_head_rows:
+            bound = "not with a head of which a token by itself computes some rows"
+            raise SettingError("draft", settings.draft, bound, "add --head-sparsity off")
+        return settings.checked()
 
     def prompt_ids(self, text: str | bytes, *, parse_special: bool) -> list[int]:
         """Ids of a prompt's text, with BOS in front if the model wants it and the text does not bring it.
@@ -193,7 +211,7 @@ class Engine(Closing):
         Raises:
             SettingError, DoesNotFitError: see `generate`.
         """
-        checked = self._checked_ids(ids, "prompt")
+        checked = checked_ids("prompt", ids, self.model.n_vocab, self.n_ctx)
         if not checked.size:
             raise SettingError("prompt", "0 tokens", "at least 1", "give some text")
         found: list[int] = checked.tolist()
@@ -201,30 +219,7 @@ class Engine(Closing):
 
     def check_length(self, prompt: str | bytes) -> None:
         """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
-        n_bytes = len(prompt)  # of a str at least that many
-        fewest = self.tokenizer.fewest_tokens(n_bytes)
-        if fewest > self.n_ctx:
-            raise self._too_long("prompt", f"{n_bytes} bytes, so at least {fewest} tokens")
-
-    def _too_long(self, what: str, length: str) -> DoesNotFitError:
-        return DoesNotFitError(what, length, f"the context holds {self.n_ctx}", "raise n_ctx, or shorten it")
-
-    def _checked_ids(
-        self, ids: Sequence[int] | NDArray[np.integer], what: str = "tokens"
-    ) -> NDArray[np.int32]:
-        tokens = np.asarray(ids)
-        if tokens.size and (tokens.dtype.kind not in "iu" or tokens.ndim != 1):
-            raise SettingError(
-                what, f"{tokens.dtype} {list(tokens.shape)}", "token ids: whole numbers in a row"
-            )
-        if tokens.size > self.n_ctx:
-            raise self._too_long(what, f"{tokens.size} tokens")
-        outside = tokens[(tokens < 0) | (tokens >= self.model.n_vocab)] if tokens.size else tokens
-        if outside.size:
-            raise SettingError(
-                "token id", int(outside[0]), f"the vocabulary has 0 to {self.model.n_vocab - 1}"
-            )
-        return tokens.astype(np.int32)
+        check_length(prompt, self.tokenizer, self.n_ctx)
 
     def description(self) -> tuple[str, ...]:
         """What runs, and how, a line each."""
@@ -305,7 +300,8 @@ class Generation(Iterator[str]):
         self._sequence = TokenSequence(engine.tokenizer, prompt_ids, settings, engine.n_ctx, self.statistics)
         self.prompt_ids, self.ids = self._sequence.prompt_ids, self._sequence.ids
         self.logprobs = self._sequence.logprobs
-        self._logits = np.empty((1, engine.model.n_vocab), np.float32)
+        n_rows = 1 if settings.draft == "off" else 1 + MAX_DRAFT
+        self._logits = np.empty((n_rows, engine.model.n_vocab), np.float32)
         self._first: FirstPrompt | None = None  # if this is the engine's first prompt, once it has passed
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._pieces = self._run()
@@ -374,22 +370,28 @@ class Generation(Iterator[str]):
         while self._n_cached < ids.size and not self._stopped:
             batch = ids[self._n_cached : self._n_cached + n_batch]
             last = self._n_cached + batch.size == ids.size
-            engine.run_prompt(batch, self._n_cached, self._logits if last else None)
+            engine.run_prompt(batch, self._n_cached, self._logits[:1] if last else None)
             self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
         self._first, first.is_over = None if first.is_over else first, True
 
     def _next_piece(self) -> str:
-        """Choose a token and return what text can be shown after it, maybe none."""
-        statistics = self.statistics
+        """Let the last token pass, choose what follows, and return what text can be shown then, maybe none."""
         self._engine.check_turn(self._turn)
-        started, executor = time.perf_counter(), self._engine.executor
-        if decodes := bool(self.ids):
-            n_past = statistics.n_prompt + statistics.n_generated - 1
-            executor.run(np.array(self.ids[-1:], np.int32), n_past, self._logits)
-            self._n_cached = n_past + 1
+        if not self.ids:  # of the first choice the prompt has brought the logits
+            return self._accept(0)
+        engine, sequence, statistics = self._engine, self._sequence, self.statistics
+        started, n_past, text = time.perf_counter(), statistics.n_prompt + statistics.n_generated - 1, ""
+        draft = run_ahead(engine.executor, engine.run_costs, sequence, n_past, self._logits)
+        for row in rows_that_stand(sequence, draft):
+            self._n_cached = n_past + 1 + row
             statistics.n_decoded += 1
-        check_finite(self._logits[0, : self._engine.tokenizer.n_vocab], executor, self._engine.file)
-        piece = self._sequence.accept(self._logits[0])
-        statistics.decode_seconds += time.perf_counter() - started if decodes else 0.0
-        return piece
+            text += self._accept(row)
+        statistics.decode_seconds += time.perf_counter() - started
+        return text
+
+    def _accept(self, row: int) -> str:
+        """Choose by a row of logits; text that can be shown then."""
+        logits, engine = self._logits[row], self._engine
+        check_finite(logits[: engine.tokenizer.n_vocab], engine.executor, engine.file)
+        return self._sequence.accept(logits)

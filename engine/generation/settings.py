@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
-from hotcold.engine.settings import number_within, whole_number
+from hotcold.engine.settings import number_within, one_of, whole_number
 
 MAX_SEED = (1 << 64) - 1
 MAX_TOP_K = 1 << 30
 MAX_TOKENS = 1 << 30
 MAX_LAST_N = 1 << 24
 MAX_LOGPROBS = 1 << 20
+DRAFTS = ("off", "ngram")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,8 @@ class GenerationSettings(SamplingSettings):
         logprobs: how many of the likeliest tokens are told with each token, with their log probabilities;
             0: none, and nothing of the token itself.
         grammar: that the text follows, as `constraint.of_schema` or `constraint.of_grammar` makes it; "": any text.
+        draft: "ngram": where a text repeats itself several tokens pass in one run, as far as they are those that
+            are chosen anyway; "off": one at a time. The text is the same.
     """
 
     max_tokens: int = 128
@@ -104,6 +107,7 @@ class GenerationSettings(SamplingSettings):
     special: bool = False
     logprobs: int = 0
     grammar: str = ""
+    draft: str = "off"
 
     def checked(self) -> Self:
         """The same settings, with a seed.
@@ -113,4 +117,5 @@ class GenerationSettings(SamplingSettings):
         """
         whole_number("max_tokens", self.max_tokens, -1, MAX_TOKENS, such_as="-n 128")
         whole_number("logprobs", self.logprobs, 0, MAX_LOGPROBS, such_as="--logprobs 5")
+        one_of("draft", self.draft, DRAFTS)
         return super().checked()

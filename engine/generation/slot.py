@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import ROLLED_OVER, Engine
+from hotcold.engine.generation.lookahead import run_ahead
 from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
 
 
@@ -79,25 +80,30 @@ class Slot:
         return is_last
 
 
-def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> None:
-    """Let the next token of each slot's sequence pass, all in one run.
+def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> list[int]:
+    """Let the next token of each slot's sequence pass, all in one run; of one alone with a draft, where one pays.
 
     Args:
-        logits: float32 [n_slots, n_vocab], filled with those after each.
+        logits: float32 [at least n_slots, n_vocab], filled with those after each, or after it and each of its draft.
+
+    Returns:
+        The draft: see `rows_that_stand`.
 
     Raises:
         DeviceError: the device fails.
     """
-    ids = np.array([slot.next_id for slot in slots], np.int32)
-    started = time.perf_counter()
-    if len(slots) == 1:
-        engine.executor.run(ids, len(slots[0].held), logits, slots[0].number)
+    started, draft = time.perf_counter(), list[int]()
+    ids = [slot.next_id for slot in slots]
+    if len(slots) == 1 and (alone := slots[0].sequence) is not None:
+        place = len(slots[0].held), logits, slots[0].number
+        draft = run_ahead(engine.executor, engine.run_costs, alone, *place)
     else:
         places = [len(slot.held) for slot in slots], [slot.number for slot in slots]
-        engine.executor.run_apart(ids, *places, logits)
+        engine.executor.run_apart(np.array(ids, np.int32), *places, logits[: len(ids)])
     seconds = time.perf_counter() - started
-    for slot, token in zip(slots, ids.tolist(), strict=True):
+    for slot, token in zip(slots, ids, strict=True):
         slot.held.append(token)
         if slot.sequence is not None:
             slot.sequence.statistics.n_decoded += 1
             slot.sequence.statistics.decode_seconds += seconds
+    return draft

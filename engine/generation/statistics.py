@@ -22,8 +22,10 @@ class Statistics:
         n_prompt: tokens of the prompt.
         n_reused: of those, found in the KV cache.
         n_generated: tokens chosen, without one that ended the text.
-        n_decoded: tokens that ran through the model alone; the first choice comes out of the prompt's
-            run.
+        n_decoded: tokens that ran through the model behind the prompt, each to choose the next one; the first
+            choice comes out of the prompt's run.
+        n_drafted: tokens that ran with one of those since they may have followed it.
+        n_draft_accepted: of those, the ones that did, which count among n_decoded.
         decode_seconds: for those, choosing included.
         stop_reason: a key of STOP_REASONS; "" before the end.
         use: of the device, in this generation, known at its end.
@@ -37,6 +39,8 @@ class Statistics:
     decode_seconds: float = 0.0
     stop_reason: str = ""
     n_reused: int = 0
+    n_drafted: int = 0
+    n_draft_accepted: int = 0
     use: DeviceUse = field(default_factory=DeviceUse)
 
     @property
@@ -46,7 +50,7 @@ class Statistics:
 
     @property
     def decode_tokens_per_second(self) -> float:
-        """Of the tokens that ran alone; 0 before the first."""
+        """Of the tokens behind the prompt; 0 before the first."""
         return self.n_decoded / self.decode_seconds if self.decode_seconds else 0.0
 
     def line(self) -> str:
@@ -59,8 +63,11 @@ class Statistics:
         )
 
     def lines(self) -> tuple[str, ...]:
-        """That line, and one of the device if one was used."""
-        return tuple(filter(None, (self.line(), self.use.line())))
+        """That line, one of drafts if there were some, and one of the device if one was used."""
+        drafts = (
+            f"drafts: {self.n_draft_accepted} of {self.n_drafted} tokens accepted" if self.n_drafted else ""
+        )
+        return tuple(filter(None, (self.line(), drafts, self.use.line())))
 
     def numbers(self) -> dict[str, Any]:
         """All of it, by name."""

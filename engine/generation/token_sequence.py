@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.constraint import Constraint
+from hotcold.engine.generation.draft import NgramDrafts, RunCosts
 from hotcold.engine.generation.logprobs import TokenLogprobs, token_logprobs
 from hotcold.engine.generation.sampling import Sampler
 from hotcold.engine.generation.settings import GenerationSettings
@@ -46,6 +47,7 @@ class TokenSequence:
         self._constraint = Constraint(tokenizer, settings.grammar) if settings.grammar else None
         self._banned = sorted(tokenizer.end_ids) if settings.ignore_eos and not settings.grammar else []
         self._characters = CharacterStream()
+        self._drafts = NgramDrafts(prompt_ids) if settings.draft == "ngram" else None
         self.prompt_ids, self.ids, self.settings = list(prompt_ids), list[int](), settings
         self.logprobs, self.statistics = list[TokenLogprobs](), statistics
 
@@ -55,6 +57,12 @@ class TokenSequence:
         if self.statistics.n_generated == self._limit:
             self.statistics.stop_reason = self._limit_reason
         return not self.statistics.stop_reason
+
+    def draft(self, most: int, costs: RunCosts) -> list[int]:
+        """Up to `most` tokens that may follow, where it pays to let them pass with the last one; all have room."""
+        if self._drafts is None:
+            return []
+        return self._drafts.draft(min(most, self._limit - self.statistics.n_generated - 1), costs)
 
     def accept(self, logits: NDArray[np.float32]) -> str:
         """Choose a token and give the text that can be shown after it, maybe none.
@@ -78,6 +86,8 @@ class TokenSequence:
         if self._constraint is not None:
             self._constraint.accept(token)
         self.ids.append(token)
+        if self._drafts is not None:
+            self._drafts.append(token)
         if self.settings.logprobs:
             self.logprobs.append(token_logprobs(logits, token, self.settings.logprobs))
         statistics.n_generated += 1

@@ -177,6 +177,11 @@ class Model(Hyperparameters):
         return tuple(i for i, layer in enumerate(self.layers) if self.has_predictors and layer.fc1 is None)
 
     @property
+    def lists_head_rows(self) -> bool:
+        """Whether a token by itself computes some rows of the head alone."""
+        return self.sparse_head and self.head_fc1 is not None
+
+    @property
     def has_thresholds(self) -> bool:
         """Whether every layer has a threshold for each of its neurons."""
         return all(layer.ffn_threshold is not None for layer in self.layers)

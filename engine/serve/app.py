@@ -60,6 +60,7 @@ class ServeOptions:
         model: its name; "" for that of its file.
         api_key: what a client has to know; "" for nothing.
         chat_template: a file in place of the model's own template.
+        draft: see `GenerationSettings`; of an answer that nothing runs beside.
         max_waiting: requests that wait beside the one that is answered; more are refused.
         ping_seconds: after which a stream says that it is still there.
         only_local: whether requests under another name than this machine's own are refused.
@@ -68,6 +69,7 @@ class ServeOptions:
     model: str = ""
     api_key: str = ""
     chat_template: Path | None = None
+    draft: str = GenerationSettings.draft
     max_waiting: int = MAX_WAITING
     ping_seconds: float = 15.0
     only_local: bool = False
@@ -80,6 +82,7 @@ def app(engine: Engine, options: ServeOptions | None = None) -> Guard:
 
     Raises:
         FileError: a chat template that is missing or no template.
+        SettingError: drafts that are unknown, or that the model cannot have.
     """
     options = options or ServeOptions()
     server = Server(engine, options)
@@ -118,6 +121,7 @@ class Server:
 
     def __init__(self, engine: Engine, options: ServeOptions) -> None:
         self._engine, self._options = engine, options
+        engine.checked_settings(GenerationSettings(draft=options.draft))
         self.name = options.model or engine.file.path.stem
         self._metrics = Metrics()
         self.worker = Worker(engine, options.max_waiting, self._metrics.ended)
@@ -147,7 +151,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         """POST /v1/chat/completions."""
         fields = parse_body(await read_body(request))
-        asked = parse_asked(fields, is_chat=True, defaults=CHAT)
+        asked = parse_asked(fields, is_chat=True, defaults=replace(CHAT, draft=self._options.draft))
         messages, tools = parse_messages(fields), parse_tools(fields)
         if tools and asked.settings.grammar:
             raise fields.wrong("tools", "not together with response_format or a grammar", "[]")
@@ -169,7 +173,7 @@ class Server:
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
         fields = parse_body(await read_body(request))
-        asked = parse_asked(fields, is_chat=False, defaults=COMPLETION)
+        asked = parse_asked(fields, is_chat=False, defaults=replace(COMPLETION, draft=self._options.draft))
         echo = fields.flag("echo")
         form = Form(self.name, self._engine.tokenizer, asked.top_logprobs, is_chat=False)
 

@@ -27,7 +27,12 @@ def usage(all_statistics: Sequence[Statistics], n_prompts: int = 1) -> dict[str,
     n_each = len(all_statistics) // n_prompts
     n_prompt = sum(each.n_prompt for each in all_statistics[::n_each])
     n_new = sum(each.n_generated for each in all_statistics)
+    drafted, accepted = (
+        sum(each) for each in zip(*((s.n_drafted, s.n_draft_accepted) for s in all_statistics), strict=True)
+    )
+    details = {"accepted_prediction_tokens": accepted, "rejected_prediction_tokens": drafted - accepted}
     return {
+        **({"completion_tokens_details": details} if drafted else {}),
         "prompt_tokens": n_prompt,
         "completion_tokens": n_new,
         "total_tokens": n_prompt + n_new,

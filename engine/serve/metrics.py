@@ -22,8 +22,14 @@ class Metrics:
         self._prompt = Counter("hotcold_prompt_tokens", "Of prompts, reused ones too.", registry=registry)
         self._reused = Counter("hotcold_reused_tokens", "Of those, found in the KV cache.", registry=registry)
         self._generated = Counter("hotcold_generated_tokens", "Tokens chosen.", registry=registry)
+        self._drafted = Counter("hotcold_drafted_tokens", "Tokens of drafts.", registry=registry)
+        self._accepted = Counter(
+            "hotcold_accepted_draft_tokens", "Of those, the ones that stand.", registry=registry
+        )
         self._prompt_seconds = Counter("hotcold_prompt_seconds", "That prompts ran.", registry=registry)
-        self._decode_seconds = Counter("hotcold_decode_seconds", "That tokens ran alone.", registry=registry)
+        self._decode_seconds = Counter(
+            "hotcold_decode_seconds", "That tokens ran behind prompts.", registry=registry
+        )
         self._ended = Counter(
             "hotcold_answers", "Answers by what ended them.", ("reason",), registry=registry
         )
@@ -51,6 +57,8 @@ class Metrics:
         self._prompt.inc(done.n_prompt)
         self._reused.inc(done.n_reused)
         self._generated.inc(done.n_generated)
+        self._drafted.inc(done.n_drafted)
+        self._accepted.inc(done.n_draft_accepted)
         self._prompt_seconds.inc(done.prompt_seconds)
         self._decode_seconds.inc(done.decode_seconds)
         self._ended.labels(done.stop_reason or "stopped").inc()

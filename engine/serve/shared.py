@@ -49,7 +49,7 @@ class Shared(Closing):
             answers.stop()
 
     def _wanted(self, prompt: Prompt, settings: dict[str, Any]) -> Continuation:
-        checked = GenerationSettings(**settings).checked()
+        checked = self._engine.checked_settings(GenerationSettings(**settings))
         if isinstance(prompt, str | bytes):
             ids = self._engine.prompt_ids(prompt, parse_special=checked.parse_special)
         else:

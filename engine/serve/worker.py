@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from hotcold.closing import Closing
+from hotcold.engine.generation.draft import MAX_DRAFT
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.logprobs import TokenLogprobs
+from hotcold.engine.generation.lookahead import rows_that_stand
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.slot import Slot, step
@@ -129,7 +131,7 @@ class Worker(Closing):
         self._tasks, self._changed = deque[Task](), threading.Condition()
         self._free = [Slot(engine, i) for i in range(n_slots)]  # those that rest longest first
         self._running = list[Running]()
-        self._logits = np.empty((n_slots, engine.model.n_vocab), np.float32)
+        self._logits = np.empty((max(n_slots, 1 + MAX_DRAFT), engine.model.n_vocab), np.float32)
         self._to_wake = set[Callable[[], None]]()
         self._turn = -1
         self._is_closed = False
@@ -285,17 +287,23 @@ class Worker(Closing):
             self._accept(running, 0)
 
     def _run_step(self) -> None:
-        """Let one token of every answer that has begun pass."""
+        """Let one token of every answer that has begun pass; of one alone with what may follow it."""
         some = [each for each in self._running if not each.in_prompt]
         if not some:
             return
         try:
-            step(self.engine, [each.slot for each in some], self._logits[: len(some)])
+            draft = step(self.engine, [each.slot for each in some], self._logits)
         except BaseException as error:  # noqa: BLE001 - it is told to all whom it concerns
             self._fail(some, error)
             return
-        for row, running in enumerate(some):
-            self._accept(running, row)
+        for first, running in enumerate(some):
+            for row in rows_that_stand(running.sequence, draft):
+                if row:
+                    running.slot.held.append(draft[row - 1])
+                    running.sequence.statistics.n_decoded += 1
+                self._accept(running, first + row)
+                if running not in self._running:
+                    break
 
     def _accept(self, running: Running, row: int) -> None:
         """Choose a token, deliver what it brings, and end the answer where it ends."""

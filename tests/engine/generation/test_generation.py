@@ -34,7 +34,9 @@ class ScriptedExecutor:
         self.overflow = lambda n_keys=None: None
         self.runs: list[tuple[list[int], int, int]] = []
 
-    def run(self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None) -> None:
+    def run(
+        self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None, slot: int = 0
+    ) -> None:
         n_out = 0 if logits is None else len(logits)
         self.runs.append((ids.tolist(), n_past, n_out))
         if logits is not None:
@@ -312,7 +314,7 @@ def test_as_many_log_probabilities_as_there_are_pieces() -> None:
 def test_a_model_that_computes_no_numbers_is_named(value: float, name: str) -> None:
     engine = scripted([0])
     executor: Any = engine.executor
-    executor.run = lambda ids, n_past, logits=None: logits.fill(value)
+    executor.run = lambda ids, n_past, logits=None, slot=0: logits.fill(value)
     with pytest.raises(FileError, match=rf"scripted\.gguf.*computes {name}"):
         list(engine.generate("a", ignore_eos=True))
 

@@ -66,10 +66,10 @@ def test_several_run_at_a_time(server: Served, monkeypatch: pytest.MonkeyPatch) 
     wanted = text_of(server, {"prompt": "Emma", "temperature": 0, "max_tokens": 60, "ignore_eos": True})
     taken, step = list[int](), slots.step
 
-    def slowly(engine: Engine, some: Any, logits: Any) -> None:
+    def slowly(engine: Engine, some: Any, logits: Any) -> list[int]:
         taken.append(len(some))
         time.sleep(0.01)
-        step(engine, some, logits)
+        return step(engine, some, logits)
 
     monkeypatch.setattr(worker, "step", slowly)
     long = {"prompt": "Emma", "temperature": 0, "max_tokens": -1, "ignore_eos": True}
@@ -118,9 +118,9 @@ def test_a_prompt_passes_in_slices_beside_others(engine: Engine, monkeypatch: py
         order.append(f"slice {most}")
         return run_slice(self, most, logits)
 
-    def noted_step(engine: Engine, some: Any, logits: Any) -> None:
+    def noted_step(engine: Engine, some: Any, logits: Any) -> list[int]:
         order.append(f"step {len(some)}")
-        step(engine, some, logits)
+        return step(engine, some, logits)
 
     monkeypatch.setattr(slots.Slot, "run_slice", noted_slice)
     monkeypatch.setattr(worker, "step", noted_step)
