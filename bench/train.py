@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 import hotcold.kernels.cpu  # noqa: F401  sets the folder of compiled code
 from hotcold.engine.host.machine import default_threads
-from hotcold.engine.train.collect import Samples
-from hotcold.engine.train.predictor import BATCH, TRIAL_STEPS, train
-from hotcold.engine.train.settings import Training
+from hotcold.engine.train.arithmetic import threads
+from hotcold.engine.train.gate import gate_of_matrix
+from hotcold.engine.train.predictor import TRIAL_STEPS, train
+from hotcold.engine.train.samples import Samples
+from hotcold.engine.train.settings import BATCH, Training
 from hotcold.kernels.cpu import program, rows
 from hotcold.kernels.cpu.team import Program, Team
 
@@ -109,7 +111,8 @@ def report(shape: Shape) -> list[str]:
     def hear(done: int, total: int) -> None:
         heard.append((done, time.perf_counter()))
 
-    trained = train(samples, shape.rank, gate, Training(0.97, shape.steps, 1), hear, default_threads())
+    with threads(default_threads()) as on:
+        trained = train(samples, shape.rank, gate_of_matrix(gate), Training(0.97, shape.steps, 1), hear, on)
     seconds = time.perf_counter() - begin
     tiles.append(tile_gflops(default_threads()))
     n_run = shape.steps + min(TRIAL_STEPS, shape.steps)  # both starts are tried, one goes on

@@ -29,6 +29,7 @@ def open_engine(
     n_ctx: int | None = None,
     file: "GGUFFile | None" = None,
     tensors: "Mapping[str, NDArray[np.float32]] | None" = None,
+    populate: bool = True,
     **others: Any,
 ) -> "Engine":
     """The model, ready to run; a bar shows what is read from disk, and rows that are copied to a device.
@@ -36,7 +37,7 @@ def open_engine(
     Args:
         n_ctx: positions where the options leave them open.
         file: the model's, where it is open; the engine closes it.
-        tensors: see `load_with`.
+        tensors, populate: see `load_with`.
         others: fields of `RunOptions` that the command decides.
     """
     lighten()
@@ -56,7 +57,7 @@ def open_engine(
             if bar is not None and seconds > FROM_DISK:
                 bar(f"the file into memory, {done / seconds / 1e9:.1f} GB/s", done, total)
 
-        return load_with(options.path if file is None else file, how, advance, read, tensors)
+        return load_with(options.path if file is None else file, how, advance, read, tensors, populate)
 
 
 def heed_compiling(quiet: bool) -> None:

@@ -14,7 +14,8 @@ from hotcold.engine.commands.options import Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_workers, workers_of
-from hotcold.engine.train.settings import STEP_OF_RANK, Settings
+from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.train.settings import STEP_OF_RANK, Place, Settings
 from hotcold.errors import SettingError
 from hotcold.whole_file import check_output
 
@@ -42,6 +43,12 @@ class TrainingOptions:
     recall: Annotated[float, typer.Option(help="Share of firing neurons that are to be listed.")] = 0.97
     steps: Annotated[int, typer.Option(help="Of 1024 tokens, for each layer.")] = 2000
     seed: Annotated[int, typer.Option(help="Same seed, same predictors.")] = 1
+    device: Annotated[
+        str, typer.Option(metavar="{auto,cuda[:N],cpu}", help="What trains, with CuPy on a card.")
+    ] = RunOptions.device
+    memory: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Most that each process may take, such as 2GiB.")
+    ] = None
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False
 
 
@@ -54,7 +61,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
 
     def run(self) -> None:
         """Read, load, collect, train, write, print."""
-        settings = self._settings()
+        settings, place = self._settings(), self._place()
         if self.out.suffix != ".safetensors":
             raise SettingError(
                 "-o", self.out, "a name that ends in .safetensors", "such as -o predictors.safetensors"
@@ -63,14 +70,15 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
         texts = read_corpus(self)
         with (
             workers_of(self) as workers,
-            open_engine(self, self.quiet, device="cpu", sparsity="off") as engine,
+            open_engine(
+                self, self.quiet, device="cpu", sparsity="off", populate=not place.gives_back
+            ) as engine,
         ):
             warn(engine, self.quiet)
             if self.into is not None:
                 check_output(self.into, [engine.file.path], self.force, option="--into")
                 _check_rows(engine, self.into)
-            self._train(engine, texts, settings, workers)
-            if self.into is not None:
+            if self._train(engine, texts, settings, place, workers) and self.into is not None:
                 self._write(engine, self.into)
 
     def _settings(self) -> Settings:
@@ -92,24 +100,55 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
                     "--rank", self.rank, f"auto, or a multiple of {STEP_OF_RANK}", "such as --rank 256"
                 )
             rank = int(self.rank)
-        return Settings(self.recall, self.steps, self.seed, rank)
+        return Settings(self.recall, self.steps, self.seed, rank=rank)
+
+    def _place(self) -> Place:
+        from hotcold.engine.device.choice import parse_device
+        from hotcold.engine.plan.budget import parse_size
+
+        parse_device(self.device)
+        if self.memory is not None:
+            parse_size(self.memory, "--memory")
+        return Place(self.out.with_name(f"{self.out.name}.parts"), self.device, self.memory is not None)
+
+    def _within(self, engine: "Engine", settings: Settings) -> Settings:
+        """The settings that keep to --memory; what was chosen for it is told."""
+        if self.memory is None:
+            return settings
+        from hotcold.engine.plan.budget import parse_size
+        from hotcold.engine.train.memory import Bound, own_bytes, within
+
+        bound = Bound(parse_size(self.memory, "--memory"), own_bytes())
+        each = engine.n_threads if self.scheduler is not None else max(1, engine.n_threads // self.workers)
+        is_shared = self.workers > 1 or self.scheduler is not None
+        settings, said = within(bound, engine.executor.plan, settings, each, self.workers if is_shared else 0)
+        if not self.quiet:
+            note(f"--memory: {said}")
+        return settings
 
     def _train(
-        self, engine: "Engine", texts: "list[Text]", settings: Settings, workers: Workers | None
-    ) -> None:
+        self,
+        engine: "Engine",
+        texts: "list[Text]",
+        settings: Settings,
+        place: Place,
+        workers: Workers | None,
+    ) -> bool:
+        """Whether there are any predictors."""
         from hotcold.engine.generation.worker import ModelWorkers
         from hotcold.engine.profile import corpus
         from hotcold.engine.train import collect, train
 
         chunks = corpus.chunks(texts, engine.tokenizer, engine.n_ctx)
         collect.check_corpus(engine.executor, sum(chunk.size for chunk in chunks))
-        folder = self.out.with_name(f"{self.out.name}.parts")
+        settings = self._within(engine, settings)
         identity = {
             "model": engine.file.header_hash(),
             "texts": corpus.digest(chunks),
             "settings": asdict(settings),
         }
-        by = ModelWorkers(workers.in_order, model_of_workers(self, engine)) if workers is not None else None
+        model = model_of_workers(self, engine, populate=not place.gives_back)
+        by = ModelWorkers(workers.in_order, model) if workers is not None else None
         shown = not self.quiet and sys.stderr.isatty()
         if not self.as_json:
             write_line(HEAD)
@@ -120,38 +159,62 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
                     bar(what, done, total)
 
             try:
-                results = train.train_all(engine, chunks, settings, folder, identity, advance, self._show, by)
+                results = train.train_all(engine, chunks, settings, place, identity, advance, self._show, by)
             except BaseException:
-                if folder.is_dir():
-                    note(f"what is finished is kept in {folder}; the same command goes on")
+                if place.folder.is_dir():
+                    note(f"what is finished is kept in {place.folder}; the same command goes on")
                 raise
-        train.write_predictors(folder, engine.model.n_layer, self.out)
+        is_written = train.write_predictors(place.folder, results, self.out)
+        self._tell(results, is_written)
+        return is_written
+
+    def _tell(self, results: "list[LayerResult]", is_written: bool) -> None:
         if self.as_json:
             write_line(json.dumps({"layers": [asdict(result) for result in results]}))
         elif not self.quiet:
             for line in summary(results):
                 write_line(line)
-            note(
-                f"predictors are in {self.out}; hotcold convert MODEL_DIR {self.out.name} puts them into a model"
-            )
+        if not self.quiet:
+            note(self._told(results) if is_written else NO_PREDICTORS)
+
+    def _told(self, results: "list[LayerResult]") -> str:
+        exact = [str(result.layer) for result in results if not result.rank]
+        but = f", of all layers but {', '.join(exact)}, which read less as exact" if exact else ""
+        return f"predictors are in {self.out}{but}; hotcold convert MODEL_DIR {self.out.name} puts them into a model"
 
     def _write(self, engine: "Engine", into: Path) -> None:
         """The predictors in the type of what they stand for, if that is one that any matrix can have."""
         from safetensors.numpy import load_file
 
-        from hotcold.engine.train.ranks import deciding
+        from hotcold.engine.train.gate import deciding
         from hotcold.gguf_io.convert.copied import new_tensor, with_more
+        from hotcold.gguf_io.convert.model_metadata import exact_layers_metadata
         from hotcold.gguf_io.convert.requantise import ROUNDED_ALIKE
+        from hotcold.gguf_io.names import EXACT_LAYERS
 
-        found, tensors = load_file(self.out), []
+        found, tensors, exact = load_file(self.out), [], list[int]()
         for i, layer in enumerate(engine.model.layers):
+            if f"layers.{i}.fc1.weight" not in found:
+                exact.append(i)
+                continue
             kind = deciding(layer).type
             kind = kind if kind in ROUNDED_ALIKE else ROUNDED_ALIKE[-1]
             for name in ("fc1", "fc2"):
                 numbers = found[f"layers.{i}.{name}.weight"].astype("float32")
                 tensors.append(new_tensor(f"blk.{i}.{name}.weight", numbers, kind))
+        keys = {EXACT_LAYERS: exact_layers_metadata(exact)} if exact else {}
+        gone = [EXACT_LAYERS, *(f"blk.{i}.{name}.weight" for i in exact for name in ("fc1", "fc2"))]
         with progress_bar(not self.quiet and sys.stderr.isatty()) as progress:
-            with_more(engine.file.path, into, {}, tensors, magic="PWRI", force=self.force, progress=progress)
+            with_more(
+                engine.file.path,
+                into,
+                keys,
+                tensors,
+                without=gone,
+                magic="PWRI",
+                force=self.force,
+                progress=progress,
+            )
         if not self.quiet:
             note(f"{into} has its predictors and runs with them by itself")
 
@@ -169,20 +232,33 @@ def _check_rows(engine: "Engine", into: Path) -> None:
         raise SettingError("--into", into, bound, "convert the model with --sparse-layout first")
 
 
-HEAD = "layer  rank  recall  listed   fire  FFN bytes a token, of exact's"
+NO_PREDICTORS = (
+    "no layer reads less with a predictor, so none are written: --sparsity exact is the mode of this model"
+)
+HEAD = """                                      FFN bytes a token,  signs of gate and input:
+layer  rank  recall  listed   fire  start      of exact's  recall  listed  bytes"""
 
 
 def row(result: "LayerResult") -> str:
     """A layer of the table."""
-    share = result.predicted_bytes / result.exact_bytes
-    worse = "  (exact reads less)" if share > 1 else ""
-    head = f"{result.layer:>5}  {result.rank:>4}  {result.recall:>6.1%}  {result.listed:>6.1%}  {result.firing:>5.1%}"
-    return f"{head}  {share:>29.2f}{worse}"
+    rank, start = (str(result.rank), result.start[:6]) if result.rank else ("none", "")
+    head = (
+        f"{result.layer:>5}  {rank:>4}  {result.recall:>6.1%}  {result.listed:>6.1%}  {result.firing:>5.1%}"
+    )
+    share, signs = (each / result.exact_bytes for each in (result.predicted_bytes, result.signs_bytes))
+    others = f"{result.signs_recall:>6.1%}  {result.signs_listed:>6.1%}  {signs:>5.2f}"
+    return f"{head}  {start:<6}  {share:>12.2f}{'!' if share > 1 else ' '} {others}"
 
 
 def summary(results: "list[LayerResult]") -> list[str]:
     """What all layers gain."""
-    predicted, exact = (sum(getattr(r, name) for r in results) for name in ("predicted_bytes", "exact_bytes"))
-    return [
-        f"all layers: {predicted / 1e6:.2f} MB of the FFNs a token with predictors, {exact / 1e6:.2f} MB without"
+    names = ("predicted_bytes", "exact_bytes", "signs_bytes")
+    predicted, exact, signs = (sum(getattr(r, name) for r in results) / 1e6 for name in names)
+    said = [
+        f"all layers: {predicted:.2f} MB of the FFNs a token with predictors, {exact:.2f} MB without,",
+        f"            {signs:.2f} MB by signs, which no file form holds",
     ]
+    worse = [str(r.layer) for r in results if r.predicted_bytes > r.exact_bytes]
+    return said + (
+        [f"!: layers {', '.join(worse)} read less as exact; --rank auto leaves them out"] if worse else []
+    )

@@ -237,13 +237,13 @@ def _check_versions(address: str, client: Any) -> None:
             raise FileError("worker", worker, bound, "install one version everywhere")
 
 
-def model_of_workers(how: WorkerOptions, engine: "Engine") -> "WorkersModel":
+def model_of_workers(how: WorkerOptions, engine: "Engine", populate: bool = True) -> "WorkersModel":
     """What workers open: the engine's model as it runs here; processes of this machine share its threads."""
     from hotcold.engine.generation.worker import workers_model
 
     each = engine.n_threads if how.scheduler is not None else max(1, engine.n_threads // how.workers)
     options = part(RunOptions, how, threads=each, device="cpu", sparsity=engine.sparsity)
-    return workers_model(engine, options)
+    return workers_model(engine, options, populate)
 
 
 def _lost(who: str) -> HotcoldError:

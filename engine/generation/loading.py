@@ -101,6 +101,7 @@ def load_with(
     progress: "LoadProgress | None" = None,
     reading: ReadProgress | None = None,
     tensors: Mapping[str, NDArray[np.float32]] | None = None,
+    populate: bool = True,
 ) -> Engine:
     """`load` with its options as one value.
 
@@ -108,6 +109,7 @@ def load_with(
         path: see `load`; or the file itself, open, which is closed with the engine, or if there is none.
         tensors: more than the file has, or in place of its own; the engine sees what becomes of them.
         reading: hears of the file on its way into memory: bytes there, bytes in all, seconds.
+        populate: bring what the CPU reads of it there at once, if it fits.
 
     Raises:
         SettingError, FileError, DoesNotFitError, DeviceError: see `load`.
@@ -145,7 +147,7 @@ def load_with(
         executor = _traced(loaded.executor, debug_level())
         if executor.device is not None:
             executor.device.has_graphs = not options.no_graphs
-        memory = make_resident(executor.plan, file, options.mlock, reading)
+        memory = make_resident(executor.plan, file, options.mlock, reading) if populate else ()
     except BaseException:
         file.close()
         raise

@@ -25,19 +25,20 @@ class WorkersModel:
     Attributes:
         path: of the model, as the worker sees it. header: SHA-256 of its header.
         version: of hotcold.
+        populate: as `load_with` has it.
     """
 
     path: str
     header: str
     version: str
     options: RunOptions
+    populate: bool = True
 
 
-def workers_model(engine: Engine, options: RunOptions) -> WorkersModel:
+def workers_model(engine: Engine, options: RunOptions, populate: bool = True) -> WorkersModel:
     """What this engine's model is to workers."""
-    return WorkersModel(
-        str(engine.file.path.resolve()), engine.file.header_hash(), metadata.version("hotcold"), options
-    )
+    path, version = str(engine.file.path.resolve()), metadata.version("hotcold")
+    return WorkersModel(path, engine.file.header_hash(), version, options, populate)
 
 
 class InOrder(Protocol):
@@ -70,7 +71,7 @@ def opened(model: WorkersModel) -> Engine:
     if version != model.version:
         bound = f"on {here}; {model.version} is what asks"
         raise FileError("hotcold of a worker", version, bound, "install one version everywhere")
-    engine = load_with(model.path, model.options)
+    engine = load_with(model.path, model.options, populate=model.populate)
     if engine.file.header_hash() != model.header:
         engine.close()
         bound = f"on {here} is another file than the one here"

@@ -4,14 +4,19 @@ It is written to a folder as the corpus passes, since all layers' do not fit mem
 and bits [n_tokens, n_ff / 8] of each layer, as .npy files that are mapped.
 """
 
+import mmap
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from io import BytesIO, FileIO
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from numpy.lib.format import open_memmap
+from numpy.lib import format as lib_format
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
@@ -29,7 +34,10 @@ from hotcold.engine.profile.passing import (
 )
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken
+from hotcold.engine.train.samples import files_of
 from hotcold.errors import DoesNotFitError, SettingError
+from hotcold.gguf_io.residency import advise, ranges_of
+from hotcold.whole_file import write_error
 
 FEWEST_TOKENS = 4096
 LARGEST = float(np.finfo(np.float16).max)
@@ -38,35 +46,9 @@ Progress = Callable[[int, int], None]
 """Hears of tokens done and in all."""
 
 
-@dataclass(frozen=True)
-class Samples:
-    """Of one layer: float16 x [n_tokens, n_embd], and which neurons fired as bits, uint8 [n_tokens, n_ff / 8]."""
-
-    x: NDArray[np.float16]
-    bits: NDArray[np.uint8]
-    n_ff: int
-
-    def batch(self, which: NDArray[np.int64] | slice) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Some tokens: x by its root mean square, on which no predictor's sign depends, and what fired."""
-        x = self.x[which].astype(np.float32)
-        x /= np.sqrt((x * x).mean(1, keepdims=True) + 1e-12)
-        fired = np.unpackbits(self.bits[which], axis=1, count=self.n_ff, bitorder="little").view(np.bool_)
-        return x, fired
-
-
 def needed_bytes(model: Model, n_tokens: int) -> int:
     """Of the folder."""
     return model.n_layer * n_tokens * (2 * model.n_embd + -(-model.n_ff // 8))
-
-
-def _files(folder: Path, layer: int) -> tuple[Path, Path]:
-    return folder / f"inputs_{layer}.npy", folder / f"fired_{layer}.npy"
-
-
-def open_samples(folder: Path, layer: int, n_ff: int) -> Samples:
-    """What `collect` wrote of a layer, mapped."""
-    x, bits = (np.load(path, mmap_mode="r") for path in _files(folder, layer))
-    return Samples(x, bits, n_ff)
 
 
 def collect(
@@ -77,6 +59,7 @@ def collect(
     by: ModelWorkers | None = None,
     begun: int = 0,
     keep: Callable[[int], None] | None = None,
+    gives_back: bool = False,
 ) -> int:
     """Let a corpus pass and write what each layer sees; how many tokens these are.
 
@@ -84,13 +67,14 @@ def collect(
         by: lets the chunks pass, in place of this engine.
         begun: chunks that are in the folder.
         keep: takes how many are, at the end or when this is interrupted or fails.
+        gives_back: whether pages of the model's file leave this process's memory layer by layer.
 
     Raises:
         SettingError, DoesNotFitError: as `check_corpus`. DoesNotFitError: a full disk.
     """
     model, n_tokens = engine.model, sum(chunk.size for chunk in chunks)
     check_corpus(engine.executor, n_tokens)
-    files = [path for layer in range(model.n_layer) for path in _files(folder, layer)]
+    files = [path for layer in range(model.n_layer) for path in files_of(folder, layer)]
     if not all(path.exists() for path in files):
         begun = 0
     if not begun:
@@ -103,24 +87,53 @@ def collect(
         raise DoesNotFitError(
             "training data", f"{needed / 1e9:.1f} GB", bound, "give less text, or another -o"
         )
-    rows = _Rows(model, folder, n_tokens, sum(chunk.size for chunk in chunks[:begun]))
     engine.turn += 1
-    seen: Iterator[ChunkSamples]
-    if by is None:
-        seen = map(_Collector(engine).collect, chunks[begun:])
-    else:
-        seen = by.in_order(partial(collect_by_worker, by.model), chunks[begun:])
     try:
-        for of_chunk in seen:
-            rows.write(of_chunk)
+        _collect(engine, chunks, folder, begun, progress, by, keep, gives_back)
+    except OSError as error:
+        kept = "what has passed is kept"
+        raise write_error(folder, error, kept, "-o") from error
+    return n_tokens
+
+
+def _collect(
+    engine: Engine,
+    chunks: Sequence[NDArray[np.int32]],
+    folder: Path,
+    begun: int,
+    progress: Progress | None,
+    by: ModelWorkers | None,
+    keep: Callable[[int], None] | None,
+    gives_back: bool,
+) -> None:
+    """The chunks from `begun` on."""
+    n_tokens = sum(chunk.size for chunk in chunks)
+    rows = _Rows(engine.model, folder, n_tokens, sum(chunk.size for chunk in chunks[:begun]))
+
+    def written(ids: NDArray[np.int32]) -> int:
+        collector.collect(ids, rows)
+        return ids.size
+
+    def handed_over(found: ChunkSamples) -> int:
+        rows.write(found)
+        return int(found.x.shape[1])
+
+    collector = _Collector(engine, gives_back)
+    seen: Iterator[int]
+    if by is None:
+        seen = map(written, chunks[begun:])
+    else:
+        seen = map(handed_over, by.in_order(partial(collect_by_worker, by.model, gives_back), chunks[begun:]))
+    try:
+        for n in seen:
+            rows.at += n
             begun += 1
             if progress is not None:
                 progress(rows.at, n_tokens)
     finally:
-        rows.flush()
+        rows.close()
         if keep is not None:
             keep(begun)
-    return n_tokens
 
 
 def check_corpus(executor: Executor, n_tokens: int) -> None:
@@ -152,35 +165,60 @@ class ChunkSamples:
     x: NDArray[np.float16]
     bits: NDArray[np.uint8]
 
+    def put_x(self, layer: int, at: int, rows: NDArray[np.float16]) -> None:
+        """Some tokens of a layer."""
+        self.x[layer, at : at + len(rows)] = rows
 
-def collect_by_worker(model: WorkersModel, ids: NDArray[np.int32]) -> ChunkSamples:
+    def put_bits(self, layer: int, at: int, rows: NDArray[np.uint8]) -> None:
+        """Likewise."""
+        self.bits[layer, at : at + len(rows)] = rows
+
+
+class Into(Protocol):
+    """Takes what is heard of a chunk."""
+
+    def put_x(self, layer: int, at: int, rows: NDArray[np.float16]) -> None:
+        """Inputs of a layer, from the chunk's token `at` on."""
+
+    def put_bits(self, layer: int, at: int, rows: NDArray[np.uint8]) -> None:
+        """What fired, likewise."""
+
+
+def collect_by_worker(model: WorkersModel, gives_back: bool, ids: NDArray[np.int32]) -> ChunkSamples:
     """What a worker does; errors: see `opened`."""
     with one_at_a_time:
-        return _Collector(opened(model)).collect(ids)
+        engine = opened(model)
+        shape = engine.model.n_layer, ids.size
+        found = ChunkSamples(
+            np.empty((*shape, engine.model.n_embd), np.float16),
+            np.empty((*shape, -(-engine.model.n_ff // 8)), np.uint8),
+        )
+        _Collector(engine, gives_back).collect(ids, found)
+        return found
 
 
 class _Collector:
     """Sees what passes through each layer of an engine."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, gives_back: bool) -> None:
         self._executor = engine.executor
         graph = self._executor.plan.batch
         self._inputs = _predictors_inputs([placed.node for placed in graph.placed.nodes])
+        self._pages = ranges_of(engine.file, engine.file.tensors) if gives_back else []
 
-    def collect(self, ids: NDArray[np.int32]) -> ChunkSamples:
+    def collect(self, ids: NDArray[np.int32], into: Into) -> None:
         """Let a chunk pass."""
         executor, model, at = self._executor, self._executor.model, 0
-        x = np.empty((model.n_layer, ids.size, model.n_embd), np.float16)
-        bits = np.empty((model.n_layer, ids.size, -(-model.n_ff // 8)), np.uint8)
 
         def hear(taken: Taken) -> None:
-            node, rows = taken.node, slice(at, at + n_passing(executor))
+            node = taken.node
             if (layer := self._inputs.get(node.name)) is not None:
                 values = intermediate(executor, node.tensor("x").name, model.n_embd)
-                x[layer, rows] = np.clip(values, -LARGEST, LARGEST)
+                into.put_x(layer, at, np.clip(values, -LARGEST, LARGEST).astype(np.float16))
             if node.op in HIDDEN:
                 fired = hidden_values(executor, node) != 0
-                bits[layer_of(node), rows] = np.packbits(fired, axis=1, bitorder="little")
+                into.put_bits(layer_of(node), at, np.packbits(fired, axis=1, bitorder="little"))
+                advise(self._pages, mmap.MADV_DONTNEED)
 
         def advance() -> None:
             nonlocal at
@@ -188,30 +226,53 @@ class _Collector:
 
         with heard(executor, hear):
             run_chunk(executor, ids, advance)
-        return ChunkSamples(x, bits)
 
 
 class _Rows:
-    """The files of all layers."""
+    """The files of all layers; they grow with what is written, so that a full disk is an error and no signal."""
 
     def __init__(self, model: Model, folder: Path, n_tokens: int, at: int) -> None:
-        self.at, mode = at, "r+" if at else "w+"
-        self._x, self._bits = [], []
-        for layer in range(model.n_layer):
-            x, bits = _files(folder, layer)
-            self._x.append(open_memmap(x, mode, np.float16, (n_tokens, model.n_embd)))
-            self._bits.append(open_memmap(bits, mode, np.uint8, (n_tokens, -(-model.n_ff // 8))))
+        self.at, self._files, self._heads = at, list[FileIO](), list[int]()
+        with ExitStack() as stack:
+            for layer in range(model.n_layer):
+                forms: tuple[tuple[str, int], ...] = ("<f2", model.n_embd), ("|u1", -(-model.n_ff // 8))
+                for path, (descr, width) in zip(files_of(folder, layer), forms, strict=True):
+                    file = stack.enter_context(FileIO(path, "r+b" if at else "w+b"))
+                    form = {"descr": descr, "fortran_order": False, "shape": (n_tokens, width)}
+                    head = BytesIO()
+                    lib_format.write_array_header_1_0(head, form)
+                    _write_at(file, 0, head.getbuffer())
+                    self._files.append(file)
+                    self._heads.append(head.tell())
+            self._stack = stack.pop_all()
+
+    def put_x(self, layer: int, at: int, rows: NDArray[np.float16]) -> None:
+        """Inputs, from token `at` of the next chunk on."""
+        self._put(2 * layer, at, rows)
+
+    def put_bits(self, layer: int, at: int, rows: NDArray[np.uint8]) -> None:
+        """What fired, likewise."""
+        self._put(2 * layer + 1, at, rows)
+
+    def _put(self, which: int, at: int, rows: NDArray[np.generic]) -> None:
+        first = self._heads[which] + (self.at + at) * rows[0].nbytes
+        _write_at(self._files[which], first, np.ascontiguousarray(rows).data.cast("B"))
 
     def write(self, of: ChunkSamples) -> None:
         """The next chunk's."""
-        rows = slice(self.at, self.at + of.x.shape[1])
-        for layer, (x, bits) in enumerate(zip(self._x, self._bits, strict=True)):
-            x[rows], bits[rows] = of.x[layer], of.bits[layer]
-        self.at = rows.stop
+        for layer, (x, bits) in enumerate(zip(of.x, of.bits, strict=True)):
+            self.put_x(layer, 0, x)
+            self.put_bits(layer, 0, bits)
 
-    def flush(self) -> None:
-        for array in (*self._x, *self._bits):
-            array.flush()
+    def close(self) -> None:
+        """Nothing is left to be written."""
+        self._stack.close()
+
+
+def _write_at(file: FileIO, first: int, data: memoryview) -> None:
+    while data:
+        n = os.pwrite(file.fileno(), data, first)
+        data, first = data[n:], first + n
 
 
 def _predictors_inputs(nodes: Sequence[Node]) -> dict[str, int]:

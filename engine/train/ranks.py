@@ -1,15 +1,24 @@
-"""Which rank a layer's predictor gets: the one with which a token reads the fewest bytes.
+"""Which rank a layer's predictor gets, if any: the one with which a token takes the least time.
 
 A predictor replaces reading all rows of the gate by reading its two matrices and the rows that it lists; a larger
-one lists fewer. Memory's speed decides a token's time, so bytes stand for it.
+one lists fewer. Memory's speed decides a token's time, so bytes stand for it, and STARTS for what passes until a
+predictor's two products and its list have begun.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from hotcold.engine.model.model import Layer, Weight
-from hotcold.engine.train.predictor import Quality
+from hotcold.engine.model.model import Layer
+from hotcold.engine.train.descent import Quality
+from hotcold.engine.train.gate import deciding
 from hotcold.engine.train.settings import STEP_OF_RANK
+
+STARTS = 64 * 1024
+"""Bytes that a memory of 30 GB/s gives in 2 us: what three more steps of the walk cost, by `hotcold tune` (docs)."""
+MISSED, SLACK = 1.5, 0.01
+"""A recall is good enough if no more is missed than so many times what may be, and so much of all."""
+HOPELESS = 1.2
+"""Times exact's bytes, after some training, from which on more of it is not tried."""
 
 
 @dataclass(frozen=True)
@@ -34,14 +43,19 @@ class Costs:
 
     def predicted(self, rank: int, quality: Quality) -> float:
         """The predictor, what it lists of the first matrix, and what fires and is listed of the others."""
-        own = rank * (self.n_embd + self.n_ff) * self.bits / 8
+        return rank * (self.n_embd + self.n_ff) * self.bits / 8 + self._listed(quality)
+
+    def by_signs(self, quality: Quality) -> float:
+        """The same with a bit for each number of the first matrix in place of a predictor."""
+        return self.n_ff * self.n_embd / 8 + self._listed(quality)
+
+    def _listed(self, quality: Quality) -> float:
         others = quality.firing * quality.recall * self.other_rows
-        return own + self.n_ff * (quality.listed * self.first_row + others)
+        return self.n_ff * (quality.listed * self.first_row + others)
 
-
-def deciding(layer: Layer) -> Weight:
-    """The matrix that decides which neurons fire: gate, or up where there is none; of no mixture of experts."""
-    return layer.up if layer.ffn_gate is None else layer.ffn_gate
+    def pays(self, rank: int, quality: Quality, factor: float = 1.0) -> bool:
+        """Whether a token takes less time with the predictor than so many times of what it takes without."""
+        return self.predicted(rank, quality) + STARTS < factor * self.exact(quality.firing)
 
 
 def costs_of(layer: Layer) -> Costs:
@@ -52,25 +66,37 @@ def costs_of(layer: Layer) -> Costs:
     return Costs(first.ne[0], first.ne[1], first.row_bytes, others, 8 * first.row_bytes / first.ne[0])
 
 
-def best_rank(costs: Costs, tried: Callable[[int], Quality]) -> int:
+def is_enough(recall: float, wanted: float) -> bool:
+    """Whether a predictor finds about as many of the firing neurons as is wanted."""
+    return 1 - recall <= max(MISSED * (1 - wanted), 1 - wanted + SLACK)
+
+
+def best_rank(
+    costs: Costs, tried: Callable[[int], Quality], recall: float = 0.0, largest: int | None = None
+) -> int | None:
     """The rank of the fewest bytes, by halving and doubling a quarter of n_embd while that helps.
 
     Args:
         tried: how a predictor of a rank does after some training.
-    """
-    bytes_of: dict[int, float] = {}
+        recall: wanted; ranks that do not come near it are no choice.
+        largest: to try; None: n_embd.
 
-    def at(rank: int) -> float:
-        if rank not in bytes_of:
-            bytes_of[rank] = costs.predicted(rank, tried(rank))
-        return bytes_of[rank]
+    Returns:
+        None where no rank that was tried comes near `exact`.
+    """
+    found: dict[int, Quality] = {}
+
+    def at(rank: int) -> tuple[bool, float]:
+        if rank not in found:
+            found[rank] = tried(rank)
+        return not is_enough(found[rank].recall, recall), costs.predicted(rank, found[rank])
 
     def whole(rank: float) -> int:
-        return min(max(int(rank) // STEP_OF_RANK * STEP_OF_RANK, STEP_OF_RANK), largest)
+        return min(max(int(rank) // STEP_OF_RANK * STEP_OF_RANK, STEP_OF_RANK), most)
 
-    largest = max(costs.n_embd // STEP_OF_RANK * STEP_OF_RANK, STEP_OF_RANK)
+    most = max(min(costs.n_embd, largest or costs.n_embd) // STEP_OF_RANK * STEP_OF_RANK, STEP_OF_RANK)
     rank = whole(costs.n_embd / 4)
     for factor in (0.5, 2):
         while (other := whole(rank * factor)) != rank and at(other) < at(rank):
             rank = other
-    return rank
+    return rank if costs.pays(rank, found.get(rank) or tried(rank), HOPELESS) else None

@@ -110,7 +110,7 @@ def whole_file(path: Path, *, option: str = "--outfile") -> Iterator[Path]:
             raise
         _sync_folder(target.parent)
     except OSError as error:
-        raise _write_error(path, error, option) from error
+        raise write_error(path, error, "nothing was kept", option) from error
 
 
 def write_whole(path: Path, data: bytes, *, option: str = "--outfile") -> None:
@@ -145,8 +145,13 @@ def _sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _write_error(path: Path, error: OSError, option: str) -> FileError | DoesNotFitError:
-    reason, kept = error.strerror or str(error), "nothing was kept"
+def write_error(path: Path, error: OSError, kept: str, option: str) -> FileError | DoesNotFitError:
+    """What a user hears of a file that cannot be written.
+
+    Args:
+        kept: what is left of it, in words.
+    """
+    reason = error.strerror or str(error)
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return DoesNotFitError(f"writing {path}", reason, kept, f"free some disk or choose another {option}")
     return FileError(f"writing {path}", reason, kept, f"choose another {option}")

@@ -5,12 +5,14 @@ import pytest
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from hotcold.engine.train import predictor
-from hotcold.engine.train.blocks import threads
-from hotcold.engine.train.collect import Samples
-from hotcold.engine.train.predictor import Adam, Quality, gradients, quality, train
+from hotcold.engine.train.arithmetic import ALONE, threads
+from hotcold.engine.train.descent import Adam, Quality, gradients, quality
+from hotcold.engine.train.gate import gate_of_matrix
+from hotcold.engine.train.predictor import Trained, train
 from hotcold.engine.train.ranks import Costs, best_rank
+from hotcold.engine.train.samples import Samples
 from hotcold.engine.train.settings import Training
+from hotcold.engine.train.starts import directions_start
 
 N_EMBD, N_FF = 32, 64
 
@@ -69,14 +71,16 @@ def planted() -> tuple[Samples, NDArray[np.float32]]:
 
 def test_what_can_be_foreseen_is_learned(planted: tuple[Samples, NDArray[np.float32]]) -> None:
     samples, gate = planted
-    found = train(samples, 32, gate, Training(0.97, 250, 1)).quality
+    found = train(samples, 32, gate_of_matrix(gate), Training(0.97, 250, 1)).quality
     assert 0.1 < found.firing < 0.4
     assert found.recall > 0.95 and found.listed < 1.35 * found.firing
 
 
 def test_the_same_seed_trains_the_same(planted: tuple[Samples, NDArray[np.float32]]) -> None:
     samples, gate = planted
-    first, again, other = (train(samples, 32, gate, Training(0.97, 20, seed)) for seed in (1, 1, 2))
+    first, again, other = (
+        train(samples, 32, gate_of_matrix(gate), Training(0.97, 20, seed)) for seed in (1, 1, 2)
+    )
     assert (first.fc1 == again.fc1).all() and (first.fc2 == again.fc2).all()
     assert (first.fc2 != other.fc2).any()
 
@@ -85,12 +89,17 @@ def blas_threads() -> list[int]:
     return [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
 
 
+def trained_by(n: int, samples: Samples, gate: NDArray[np.float32]) -> Trained:
+    with threads(n) as on:
+        return train(samples, 32, gate_of_matrix(gate), Training(0.97, 20, 1), on=on)
+
+
 def test_any_number_of_threads_trains_the_same(planted: tuple[Samples, NDArray[np.float32]]) -> None:
     samples, gate = planted
     with threadpool_limits(2, "blas"):
-        one, three = (train(samples, 32, gate, Training(0.97, 20, 1), n_threads=n) for n in (1, 3))
-        with threads(2) as each:
-            in_each = each(lambda part: blas_threads(), 5, 2)
+        one, three = (trained_by(n, samples, gate) for n in (1, 3))
+        with threads(2) as on:
+            in_each = on.each(lambda part: blas_threads(), 5, 2)
     assert (one.fc1 == three.fc1).all() and (one.fc2 == three.fc2).all() and one.quality == three.quality
     assert len(in_each) == 3 and all(in_each) and all(n == 1 for found in in_each for n in found)
 
@@ -100,7 +109,7 @@ def test_a_start_from_the_gates_directions_lists_what_fires(
 ) -> None:
     """Gates of eight directions need sixteen rows, and are positive wherever they fire."""
     samples, gate = planted
-    fc1, fc2 = predictor.directions_start(samples, gate, 16, 5000)
+    fc1, fc2 = directions_start(samples, gate_of_matrix(gate), 16, 5000, ALONE)
     found = quality(fc1, fc2, samples, slice(5000, 6000))
     assert fc1.shape == (16, N_EMBD) and fc2.shape == (N_FF, 16) and found.recall == 1 and found.listed < 0.55
 
@@ -123,6 +132,14 @@ def test_the_rank_of_the_fewest_bytes(listed: dict[int, float], rank: int) -> No
 
     assert best_rank(costs, after_some_training) == rank
     assert len(tried) == len(set(tried)), "none is trained twice"
+    lacking = {32: 0.9}  # a recall that is no choice, whatever it reads
+    assert best_rank(costs, lambda of: Quality(lacking.get(of, 0.97), listed[of], 0.05), 0.97) == max(
+        rank, 64
+    )
+    assert best_rank(costs, lambda of: Quality(0.97, 1.0, 0.05), 0.97) is None, "none pays"
+    tried.clear()
+    best_rank(costs, after_some_training, 0.97, largest=40)
+    assert set(tried) == {32}
     # all rows of gate, against the predictor and what it lists
     assert costs.exact(0.05) == 1024 * (272 + 0.05 * 544)
     assert costs.predicted(64, Quality(1, 0.2, 0.05)) == 64 * 1280 * 8.5 / 8 + 1024 * (0.2 * 272 + 0.05 * 544)
