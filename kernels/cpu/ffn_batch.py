@@ -16,6 +16,7 @@ from hotcold.kernels.cpu.program import RELU_BOTH_ACTIVATION
 from hotcold.kernels.cpu.row_lists import (
     WORD,
     bit,
+    first_bits,
     not_zero,
     positive,
     rows_ahead,
@@ -71,11 +72,12 @@ def _wanted_word(op, start: int, n: int, t: int, times_gate: bool) -> int:  # ty
     """Which of the n rows from `start` on, which share a word of the mask, token t wants."""
     if times_gate:
         z = op.z + t * op.z_stride + 4 * start
-        return not_zero(z, n) if is_smooth(op.activation) else positive(z, n)
+        room = op.n_rows - start
+        return not_zero(z, n, room) if is_smooth(op.activation) else positive(z, n, room)
     word, shift = load_i64(op.z + t * op.z_stride + start // WORD * 8), start % WORD
     if shift:
-        word = (word >> shift) & ~(-1 << (WORD - shift))
-    return word if n == WORD else word & ~(-1 << n)
+        word = (word >> shift) & first_bits(WORD - shift)
+    return word & first_bits(n)
 
 
 @compiled

@@ -48,10 +48,16 @@ def bit(bits: int, i: int) -> bool:
 
 
 @compiled
-def not_zero(x: int, n: int) -> int:
-    """Which of n floats, at most 64, are not 0, as bits."""
-    if n == WORD:
-        return operations.word_not_zero(x)
+def first_bits(n: int) -> int:
+    """A word whose n lowest bits are set, 0 <= n <= 64."""
+    return -1 if n == WORD else ~(-1 << n)
+
+
+@compiled
+def not_zero(x: int, n: int, room: int) -> int:
+    """Which of n floats, at most 64, are not 0, as bits; `room` floats may be looked at."""
+    if room >= WORD:
+        return operations.word_not_zero(x) & first_bits(n)
     word = 0
     for i in range(n):
         word |= int(load_f32(x + 4 * i) != 0) << i
@@ -59,10 +65,10 @@ def not_zero(x: int, n: int) -> int:
 
 
 @compiled
-def positive(x: int, n: int) -> int:
-    """Which of n floats, at most 64, are above 0, as bits."""
-    if n == WORD:
-        return operations.word_positive(x)
+def positive(x: int, n: int, room: int) -> int:
+    """Which of n floats, at most 64, are above 0, likewise."""
+    if room >= WORD:
+        return operations.word_positive(x) & first_bits(n)
     word = 0
     for i in range(n):
         word |= int(load_f32(x + 4 * i) > 0) << i

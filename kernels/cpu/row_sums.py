@@ -10,12 +10,13 @@ from numba.core import cgutils
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.counting import emit_count
-from hotcold.kernels.cpu.simd import F32, I8, I64, VT, Builder, Value, address, constant, operation
+from hotcold.kernels.cpu.simd import F32, I1, I8, I64, VT, Builder, Value, address, operation
 from hotcold.kernels.cpu.weights import BLOCK, GROUP_BYTES, HIGH, BlockType, FloatType, WeightType
 
 ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
 STRETCH = 8  # steps of a float row between two rounds of prefetch
-WIDE_VECTORS = 8  # of a row of float32 that are added in one pass over the rows
+STRIP = 128  # columns of rows of float32 that are added in one pass over the rows, 64 of which fill a first-level cache
+WIDE_VECTORS = 8 if "avx512f" in simd.target_features() else 4  # of a row, whose sums are registers meanwhile
 
 
 # a decoded window in memory: 512 int8 as in a packed one, then vectors of float32, one block a lane
@@ -175,18 +176,20 @@ def _tail(
 
 
 @operation(types.void, address, types.int64, address, address, types.int64)
-def add_wide(b: Builder, acc: Value, n_vectors: Value, rows: Value, coefficients: Value, n: Value) -> None:
-    """`rows.add_wide`."""
+def add_wide(b: Builder, acc: Value, n_vectors: Value, wide: Value, coefficients: Value, word: Value) -> None:
+    """`rows.add_wide`. The next row is found in the bits while the last one's products are added."""
 
     def add(first: Value, width: int) -> None:
-        out = b.add(acc, b.mul(first, I64(64)))
-        cells = [cgutils.alloca_once_value(b, constant(F32, 16, 0.0)) for _ in range(width)]
-        for v, cell in enumerate(cells):
-            b.store(simd.load(b, out, VT(F32, 16), 64 * v), cell)
-        with cgutils.for_range(b, n) as loop:
-            row = simd.load(b, b.add(rows, b.mul(loop.index, I64(8))), I64, align=8)
-            at = b.add(row, b.mul(first, I64(64)))
-            factor = simd.load(b, b.add(coefficients, b.mul(loop.index, I64(4))), F32, align=4)
+        offset = b.mul(first, I64(64))
+        out, row = b.add(acc, offset), b.add(wide, offset)
+        cells = [cgutils.alloca_once_value(b, simd.load(b, out, VT(F32, 16), 64 * v)) for v in range(width)]
+        left = cgutils.alloca_once_value(b, word)
+        with cgutils.for_range(b, simd.call(b, "llvm.ctpop.i64", I64, word)):
+            bits = b.load(left)
+            i = simd.call(b, "llvm.cttz.i64", I64, bits, I1(1))
+            b.store(b.and_(bits, b.sub(bits, I64(1))), left)
+            at = b.add(row, b.mul(i, I64(4 * STRIP)))
+            factor = simd.load(b, b.add(coefficients, b.mul(i, I64(4))), F32, align=4)
             factors = simd.splat(b, factor, 16)
             for v, cell in enumerate(cells):
                 b.store(simd.fma(b, factors, simd.load(b, at, VT(F32, 16), 64 * v), b.load(cell)), cell)
@@ -201,31 +204,39 @@ def add_wide(b: Builder, acc: Value, n_vectors: Value, rows: Value, coefficients
         add(b.add(done, loop.index), 1)
 
 
-def emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value) -> None:
-    """The k numbers of the row at w as float32 at `out`."""
+def emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value, strip_bytes: Value) -> None:
+    """The k numbers of the row at w as float32 at `out`, in strips so many bytes from one to the next."""
     emit_count(b, kind, I64(1), k)
+
+    def place(number: Value) -> Value:
+        strip, within = b.udiv(number, I64(STRIP)), b.and_(number, I64(STRIP - 1))
+        return b.add(out, b.add(b.mul(strip, strip_bytes), b.mul(within, I64(4))))
+
     if isinstance(kind, FloatType):
-        _emit_widen_floats(b, kind, w, k, out)
+        _emit_widen_floats(b, kind, w, k, place)
         return
     room = simd.room(b, ir.ArrayType(I8, DECODED_BYTES))
 
     def widen_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
         _emit_decoded(b, kind, w, window, last_block, room)
-        to = b.add(out, b.mul(window, I64(4 * BLOCKS * BLOCK)))
+        first = b.mul(window, I64(BLOCKS * BLOCK))
         with cgutils.for_range(b, n_blocks) as loop:
+            to = place(b.add(first, b.mul(loop.index, I64(BLOCK))))
             for half, v in enumerate(_emit_block(b, kind, room, loop.index)):
-                simd.store(b, v, b.add(to, b.mul(loop.index, I64(4 * BLOCK))), 64 * half)
+                simd.store(b, v, to, 64 * half)
 
     _emit_windows(b, b.udiv(k, I64(BLOCK)), widen_window)
 
 
-def _emit_widen_floats(b: Builder, kind: FloatType, w: Value, k: Value, out: Value) -> None:
+def _emit_widen_floats(
+    b: Builder, kind: FloatType, w: Value, k: Value, place: Callable[[Value], Value]
+) -> None:
     """Sixteen at a time, then those that are left."""
     with cgutils.for_range(b, b.udiv(k, I64(16))) as loop:
         at = b.add(w, b.mul(loop.index, I64(16 * kind.type_size)))
-        simd.store(b, kind.load16(b, at), b.add(out, b.mul(loop.index, I64(64))))
+        simd.store(b, kind.load16(b, at), place(b.mul(loop.index, I64(16))))
     start = b.and_(k, I64(-16))
     with cgutils.for_range(b, b.sub(k, start)) as loop:
         i = b.add(start, loop.index)
         number = kind.load1(b, b.add(w, b.mul(i, I64(kind.type_size))))
-        simd.store(b, number, b.add(out, b.mul(i, I64(4))), align=4)
+        simd.store(b, number, place(i), align=4)

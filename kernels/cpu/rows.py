@@ -180,7 +180,7 @@ def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> No
 
 # ---- sums of scaled rows --------------------------------------------------------
 
-ROWS = row_sums.ROWS
+ROWS, STRIP = row_sums.ROWS, row_sums.STRIP
 
 
 @family(_TYPES, 6)
@@ -201,19 +201,19 @@ def add_rows(type_id: int, acc: int, rows: int, coefficients: int, first: int, l
 
 
 @compiled
-def add_wide(acc: int, n_vectors: int, rows: int, coefficients: int, n: int) -> None:
-    """acc += sum of coefficient * row over n rows of float32, in order, 16 n_vectors columns of each.
+def add_wide(acc: int, n_vectors: int, wide: int, coefficients: int, word: int) -> None:
+    """acc += sum of coefficient * row over the rows whose bit is set in a word, in order, 16 n_vectors columns of each.
 
     Args:
-        rows: address of the addresses of the rows. coefficients: of n float32.
+        wide: address of 64 rows of STRIP float32. coefficients: of as many float32.
     """
-    row_sums.add_wide(acc, n_vectors, rows, coefficients, n)
+    row_sums.add_wide(acc, n_vectors, wide, coefficients, word)
 
 
 # ---- one row as float32 ---------------------------------------------------------
 
 
-@family(_TYPES, 3)
+@family(_TYPES, 4)
 def _widen_row(b: Builder, kind: WeightType, *arguments: Value) -> None:
     row_sums.emit_widen(b, kind, *arguments)
 
@@ -221,4 +221,10 @@ def _widen_row(b: Builder, kind: WeightType, *arguments: Value) -> None:
 @compiled
 def widen_row(type_id: int, w: int, k: int, out: int) -> None:
     """The k numbers of the row at w as float32 at `out`."""
-    _widen_row(type_id, w, k, out)
+    _widen_row(type_id, w, k, out, 4 * STRIP)
+
+
+@compiled
+def widen_strips(type_id: int, w: int, k: int, out: int, strip_bytes: int) -> None:
+    """The same in strips of STRIP numbers, `strip_bytes` from one to the next."""
+    _widen_row(type_id, w, k, out, strip_bytes)

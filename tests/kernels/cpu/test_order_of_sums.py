@@ -219,19 +219,22 @@ def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
 
 @pytest.mark.parametrize("type_id", TYPES)
 def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
-    for k in lengths(type_id):
+    """Few tokens add their own rows; for many a row is widened once, more columns and tokens than go at once."""
+    for k in (*lengths(type_id), 1280):
         raw, _ = checks.weights(type_id, 203, k)
         w = np.zeros((203, k), np.float32)
         for row, out in zip(raw, w, strict=True):
             rows.widen_row(type_id, row.ctypes.data, k, out.ctypes.data)
-        x, y = checks.vectors(3, 203, 5), np.full((3, k), np.nan, np.float32)
+        x = checks.vectors(70, 203, 5)
         x[np.random.default_rng(6).random(x.shape) < 0.6] = 0
         op = {"code": program.DOWN_ROWS, "chunks": 2, "n_rows": 203, "k": k, "n_parts": program.PIECES}
-        op |= {"x": x.ctypes.data, "x_stride": x.strides[0], "y": y.ctypes.data, "y_stride": y.strides[0]}
-        run_ops([op | checks.matrix("w", raw, type_id)], 2, n_tokens=3)
-        for coefficients, got in zip(x, y, strict=True):
-            wanted = order_of_sums.rows_in_order(coefficients, w, program.PIECES, level_fma())
-            assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
+        op |= {"x": x.ctypes.data, "x_stride": x.strides[0], **checks.matrix("w", raw, type_id)}
+        for n, some in ((2, [0, 1]), (70, [0, 63, 69])):
+            y = np.full((n, k), np.nan, np.float32)
+            run_ops([op | {"y": y.ctypes.data, "y_stride": y.strides[0]}], 2, n_tokens=n)
+            for t in some:
+                wanted = order_of_sums.rows_in_order(x[t], w, program.PIECES, level_fma())
+                assert np.array_equal(y[t].view(np.int32), wanted.view(np.int32)), (k, n, t)
 
 
 SPARSE = [*sparse.TYPES, *sparse.MIXED]
