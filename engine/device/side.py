@@ -35,6 +35,7 @@ class DeviceSide:
         self.store, self.device, self.stream = store, device, device.compute
         self.event = device.event()
         self.pinned: list[Pinned] = []
+        self._looked_at: Pinned | None = None
         self._replayed: dict[bool, tuple[Sequence[Step], list[Step]]] = {}  # by whether logits are wanted
         try:
             self.arena = self._pinned(arena_bytes, np.uint8)
@@ -66,6 +67,16 @@ class DeviceSide:
             : self.store.plan.model.n_layer
         ].copy()
         return counts
+
+    def intermediate(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Bytes of the device's arena, once all that is enqueued has run."""
+        assert self.store.arena is not None
+        if self._looked_at is None or self._looked_at.array.size < n_bytes:
+            self._looked_at = self._pinned(n_bytes, np.uint8)
+        host = self._looked_at.view(0, n_bytes, np.uint8)
+        self.device.download(host, self.store.arena.view(offset, n_bytes, np.uint8), self.stream)
+        self.settle()
+        return np.array(host.array, np.uint8)
 
     def send_positions(self, positions: NDArray[np.integer]) -> None:
         """Enqueue the copy of the positions of a run's tokens."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hotcold.closing import Closing
 from hotcold.engine.graph.graph import check
+from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.host.stores import HostStore
@@ -113,6 +114,14 @@ class Executor(Closing):
     def device_counts(self) -> NDArray[np.uint32]:
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
         return np.zeros(self.model.n_layer, np.uint32) if self._side is None else self._side.counts()
+
+    def intermediate(self, name: str, n_tokens: int, side: str, n_bytes: int) -> NDArray[np.uint8]:
+        """The first bytes of an intermediate of a run of n tokens, while nothing has taken its place: a copy."""
+        arena = self.run_steps.graph(n_tokens).arenas[side]
+        at = arena.slot(name).offset
+        if self._side is not None and side != CPU:
+            return self._side.intermediate(at, n_bytes)
+        return self.host.arena[at : at + n_bytes].copy()
 
     def overflow(self, n_keys: int | None = None, slot: int = 0) -> int | None:
         """The first layer with a key or value that its cache could not hold; None without.

@@ -323,6 +323,7 @@ class Server:
 
     async def figures(self, request: Request) -> Response:
         """GET /figures: what the page shows."""
+        self.worker.looks.ask()
         run, generated = self._metrics.n_run, self._metrics.n_generated
         told = figures(
             self._engine, self.worker, run + self.worker.n_prompt, generated + self.worker.n_generated

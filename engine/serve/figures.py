@@ -1,11 +1,12 @@
-"""What the page shows of a running engine: memory by kind, tokens so far, neurons that fired in each layer."""
+"""What the page shows of a running engine: memory by kind, tokens so far, neurons that fired, and a look at a run."""
 
 import time
 from dataclasses import asdict
 from typing import Any
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.plan import FfnSplit, Plan
+from hotcold.engine.run.look import PARTS, Look
 from hotcold.engine.serve.worker import Worker
 
 ON_DEVICE = {
@@ -24,7 +25,8 @@ ON_DEVICE = {
 def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_tokens: int) -> dict[str, Any]:
     """All of it as it is at this moment; counts only grow, so that what changed says what happens.
 
-    Neurons are counted where rows are on the CPU and sparse; a layer's `fired` stays 0 elsewhere.
+    Neurons are counted where rows are on the CPU and sparse; a layer's `fired` stays 0 elsewhere. `look` is of the
+    first step after the last question, see `Looks`.
     """
     executor = engine.executor
     plan, counts = executor.plan, executor.counts.sum(axis=1)
@@ -44,11 +46,31 @@ def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_to
                 "layer": split.layer,
                 "n_ff": split.n_ff,
                 "hot_share": split.n_hot / split.n_ff,
+                **_hot_experts(split),
                 "listed": int(listed),
                 "fired": int(fired),
             }
             for split, (listed, fired) in zip(plan.layers, counts, strict=True)
         ],
+        "n_expert": plan.model.experts.n_expert if plan.model.experts else 0,
+        "look": None if worker.looks.last is None else _told(worker.looks.number, worker.looks.last),
+    }
+
+
+def _hot_experts(split: FfnSplit) -> dict[str, Any]:
+    """The share of each expert that is on the device."""
+    experts = split.experts
+    return {} if experts is None else {"hot_experts": (experts.hot / experts.n_each).tolist()}
+
+
+def _told(number: int, look: Look) -> dict[str, Any]:
+    return {
+        "number": number,
+        "tokens": look.n_tokens,
+        "tokens_before": look.n_before,
+        "seconds": {part: look.seconds[part] for part in PARTS if part in look.seconds},
+        "chosen": look.chosen.tolist(),
+        "device_listed": look.device_listed.tolist(),
     }
 
 

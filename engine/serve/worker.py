@@ -22,6 +22,7 @@ from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.slot import Slot, step
 from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.generation.token_sequence import TokenSequence
+from hotcold.engine.run.look import Looks
 from hotcold.errors import HotcoldError
 
 MAX_WAITING = 64  # requests beside those that are answered
@@ -117,6 +118,7 @@ class Worker(Closing):
     Attributes:
         engine: which nobody else may run meanwhile.
         ended: hears of every answer that has ended.
+        looks: at the steps of answers.
     """
 
     def __init__(
@@ -133,7 +135,7 @@ class Worker(Closing):
         self._running = list[Running]()
         self._logits = np.empty((max(n_slots, 1 + MAX_DRAFT), engine.model.n_vocab), np.float32)
         self._to_wake = set[Callable[[], None]]()
-        self._turn = -1
+        self._turn, self.looks = -1, Looks(engine.executor)
         self._is_closed = False
         self._thread: threading.Thread | None = None
 
@@ -292,7 +294,8 @@ class Worker(Closing):
         if not some:
             return
         try:
-            draft = step(self.engine, [each.slot for each in some], self._logits)
+            with self.looks.of_next():
+                draft = step(self.engine, [each.slot for each in some], self._logits)
         except BaseException as error:  # noqa: BLE001 - it is told to all whom it concerns
             self._fail(some, error)
             return

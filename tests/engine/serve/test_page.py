@@ -3,8 +3,10 @@
 import base64
 import hashlib
 import re
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,10 @@ from browser import NO_BROWSER, BrowserError, Page, opened
 from serving import Served, served
 
 from hotcold import Engine, load
+from hotcold.engine.generation.not_finite import check_finite
+from hotcold.engine.serve import worker
 
+MIXTURE = Path(__file__).parents[2] / "data" / "llamacpp" / "qwen3moe.f16.gguf"
 SAYS_SCRIPT = "<script>document.title='forged'</script><b>bold</b>"
 
 
@@ -39,6 +44,7 @@ def test_figures_grow_with_what_runs(server: Served, engine: Engine) -> None:
     ran = told["usage"]["prompt_tokens"] - cached
     assert after["prompt_tokens_run"] - before["prompt_tokens_run"] == ran
     assert after["tokens"] - before["tokens"] == ran + 8
+    assert after["look"]["tokens"] == 1 and sum(after["look"]["seconds"].values()) > 0
     assert after["budget"] == 0 and after["slots"] == 1 and after["device"] == "cpu"
     by_name = {kind["name"]: kind["bytes"] for kind in after["memory"]}
     plan = engine.executor.plan
@@ -55,8 +61,9 @@ def test_figures_of_sparse_layers_count_what_fires() -> None:
         assert 0 < new["fired"] - old["fired"] <= new["listed"] - old["listed"] <= 10 * new["n_ff"]
 
 
-@pytest.fixture(scope="module")
-def page(server: Served) -> Iterator[Page]:
+@contextmanager
+def opened_at(server: Served) -> Iterator[Page]:
+    """The page of a server, which has said its model's name."""
     if NO_BROWSER:
         pytest.skip("no browser")
     with ExitStack() as stack:
@@ -64,7 +71,13 @@ def page(server: Served) -> Iterator[Page]:
             page = stack.enter_context(opened(f"http://127.0.0.1:{server.port}/"))
         except BrowserError as error:
             pytest.skip(str(error))
-        page.until("document.getElementById('name').textContent.startsWith('tiny')")
+        page.until("document.getElementById('name').textContent != 'hotcold'")
+        yield page
+
+
+@pytest.fixture(scope="module")
+def page(server: Served) -> Iterator[Page]:
+    with opened_at(server) as page:
         yield page
 
 
@@ -79,8 +92,7 @@ def test_a_browser_chats_and_sees_figures(page: Page) -> None:
     page.run("document.getElementById('temperature').value = 0; document.getElementById('most').value = 12")
     say(page, "Are you well?")
     page.until("document.querySelectorAll('.turn').length == 2 && !document.getElementById('send').disabled")
-    first = page.run("document.querySelectorAll('.turn')[1].textContent")
-    assert len(first) > 8
+    assert len(texts(page)[1]) > 8
     page.until("/[1-9]/.test(document.querySelectorAll('#now td')[9].textContent)")
     assert page.run("document.querySelectorAll('#kinds tr').length") == 3
     assert page.run("document.querySelectorAll('#memory i').length") == 3
@@ -100,20 +112,17 @@ def test_what_somebody_writes_stays_text(page: Page) -> None:
     )
 
 
+def slowly(*arguments: Any) -> None:
+    """In place of a check that every token passes."""
+    time.sleep(0.05)
+    check_finite(*arguments)
+
+
 def test_stop_ends_an_answer(page: Page, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    from hotcold.engine.generation.not_finite import check_finite
-    from hotcold.engine.serve import worker
-
-    def slowly(*arguments: Any) -> None:
-        time.sleep(0.05)
-        check_finite(*arguments)
-
     monkeypatch.setattr(worker, "check_finite", slowly)
     page.run("document.getElementById('clear').click(); document.getElementById('most').value = -1")
     say(page, "Where is Jane?")
-    page.until("document.querySelectorAll('.turn')[1]?.textContent.length > 3")
+    page.until("document.querySelectorAll('.turn > span')[1]?.textContent.length > 3")
     page.run("document.getElementById('stop').click()")
     page.until("!document.getElementById('send').disabled")
     assert b"hotcold_running 0.0" in wait_for_rest(server)
@@ -125,6 +134,46 @@ def wait_for_rest(server: Served) -> bytes:
 
     until(lambda: b"hotcold_running 0.0" in server.ask("/metrics").body)
     return server.ask("/metrics").body
+
+
+def reload(page: Page) -> None:
+    page.run("window.isOld = true")
+    page.call("Page.reload")
+    page.until("!window.isOld && document.readyState == 'complete'")
+    page.until("document.getElementById('name').textContent.startsWith('tiny')")
+
+
+def texts(page: Page) -> Any:
+    return page.run("[...document.querySelectorAll('.turn > span')].map(each => each.textContent)")
+
+
+def test_a_reload_keeps_the_chat(page: Page) -> None:
+    page.run("document.getElementById('clear').click(); document.getElementById('most').value = 12")
+    say(page, "Who is <b>Emma</b>?")
+    page.until("document.querySelectorAll('.turn').length == 2 && !document.getElementById('send').disabled")
+    page.run("document.getElementById('text').value = 'and Jane'")
+    before = texts(page)
+    reload(page)
+    assert texts(page) == before and before[0] == "Who is <b>Emma</b>?" and len(before[1]) > 8
+    assert (
+        page.run("document.getElementById('most').value + document.getElementById('text').value")
+        == "12and Jane"
+    )
+    say(page, "Why?")  # the model hears what was said before
+    page.until("document.querySelectorAll('.turn').length == 4 && !document.getElementById('send').disabled")
+    assert page.run("turns.length") == 4 and not page.said
+
+
+def test_a_reload_in_the_middle_says_so(page: Page, server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "check_finite", slowly)
+    page.run("document.getElementById('clear').click(); document.getElementById('most').value = -1")
+    say(page, "Where is Jane?")
+    page.until("document.querySelectorAll('.turn > span')[1]?.textContent.length > 8")
+    reload(page)
+    assert len(texts(page)[1]) > 8
+    assert "the answer ended here" in page.run("document.getElementById('log').textContent")
+    assert page.run("document.querySelectorAll('.turn.error').length") == 0
+    wait_for_rest(server)
 
 
 def test_it_fits_a_phone(page: Page) -> None:
@@ -142,6 +191,54 @@ def test_an_error_is_shown(page: Page) -> None:
     say(page, "Emma?")
     page.until("document.querySelectorAll('.turn').length == 4 && !document.getElementById('send').disabled")
     assert page.run("document.querySelectorAll('.turn.error').length") == 1
+
+
+GLOWING = """(() => {
+  const canvas = document.getElementById('experts'), ink = canvas.getContext('2d');
+  const height = canvas.height / heat.length, width = canvas.width / heat[0].length;
+  const red = (i, e) => ink.getImageData((e + .5) * width, (i + .5) * height, 1, 1).data;
+  return heat.map((row, i) => [...row].map((_, e) => [...red(i, e)]));
+})()"""
+
+
+def test_experts_glow_where_tokens_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layer by expert, those of the step that was looked at last, in light and in dark, on a phone too."""
+    monkeypatch.setattr(worker, "check_finite", slowly)
+    with load(MIXTURE, n_ctx=512, threads=1) as engine, served(engine) as server, opened_at(server) as page:
+        page.call(
+            "Emulation.setEmulatedMedia", features=[{"name": "prefers-reduced-motion", "value": "reduce"}]
+        )
+        assert page.run("document.getElementById('of-experts').hidden")
+        page.run("document.getElementById('most').value = 200")
+        say(page, "Emma")
+        page.until("last && drawn")
+        page.run("document.getElementById('stop').click()")
+        page.until("before.running == 0")
+        assert not page.said  # from here on we read pixels, of which the browser says that it is slow
+        for scheme in ("light", "dark"):
+            page.call(
+                "Emulation.setEmulatedMedia",
+                features=[
+                    {"name": "prefers-reduced-motion", "value": "reduce"},
+                    {"name": "prefers-color-scheme", "value": scheme},
+                ],
+            )
+            page.run(
+                "drawn = 0; glow(last.chosen.length, before.n_expert, last.chosen); draw(performance.now())"
+            )
+            colours, chosen = page.run(GLOWING), page.run("last.chosen")
+            at_work = {tuple(colours[i][e]) for i, row in enumerate(chosen) for e, n in enumerate(row) if n}
+            idle = {tuple(colours[i][e]) for i, row in enumerate(chosen) for e, n in enumerate(row) if not n}
+            assert len(at_work) == len(idle) == 1 and at_work != idle
+            assert at_work == {{"light": (194, 65, 12, 255), "dark": (251, 146, 60, 255)}[scheme]}
+        page.size(390, 844)
+        page.run("draw(performance.now())")
+        assert page.run("document.documentElement.scrollWidth") <= 390
+        assert "a row a layer (2), a column an expert (8); 4 chosen" in page.run(
+            "document.getElementById('experts').getAttribute('aria-label')"
+        )
+        assert page.run("document.querySelectorAll('#times tr').length") >= 3
+        assert page.run("document.querySelectorAll('#parts i').length") >= 3
 
 
 def test_memory_of_a_device_is_shown_against_its_budget(open_emulated: Any) -> None:
