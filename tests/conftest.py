@@ -6,6 +6,7 @@ import gc
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -64,7 +65,7 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Call cases of tests marked `pairwise` slow, but for some in which every two values meet.
 
-    A card's cases are not counted: they run wherever there is one.
+    Of those that are left of a test marked `sample(n)` all are slow but every n-th. A card's cases are not counted: they run wherever there is one.
     """
     cases: dict[str, list[pytest.Function]] = {}
     for item in items:
@@ -76,8 +77,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for i, item in enumerate(product):
             if i not in quick:
                 item.add_marker("slow")
+    _sample(items)
     # processes begin in different places: while one compiles the CPU's kernels, the next builds the device's
     items.sort(key=lambda item: item.path.parent.as_posix().endswith("kernels/cpu"))
+
+
+def _sample(items: list[pytest.Item]) -> None:
+    seen = Counter[str]()
+    for item in items:
+        mark, name = item.get_closest_marker("sample"), item.nodeid.partition("[")[0]
+        if mark is None or any(item.get_closest_marker(other) for other in ("slow", "gpu")):
+            continue
+        if seen[name] % mark.args[0]:
+            item.add_marker("slow")
+        seen[name] += 1
 
 
 @contextmanager

@@ -52,17 +52,22 @@ def test_a_product(a, b, c): pass
 @pytest.mark.parametrize("b", [0, 1, 2])
 @pytest.mark.parametrize("c", [0, 1, 2])
 def test_another(a, b, c): pass
+
+@pytest.mark.sample(3)
+@pytest.mark.parametrize("a", [0, 1, 2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("b", [0, 1, pytest.param(2, marks=pytest.mark.gpu)])
+def test_a_sample(a, b): pass
 """
 
 
 @pytest.mark.parametrize(
-    ("chosen", "n_product", "n_other"),
-    [("not slow", 18, 27), pytest.param("", 48, 27, marks=pytest.mark.slow)],
+    ("chosen", "n_product", "n_other", "n_sample"),
+    [("not slow", 18, 27, 7), pytest.param("", 48, 27, 15, marks=pytest.mark.slow)],
 )
 def test_a_marked_product_is_quick_in_pairs_and_whole_with_slow_tests(
-    tmp_path: Path, chosen: str, n_product: int, n_other: int
+    tmp_path: Path, chosen: str, n_product: int, n_other: int, n_sample: int
 ) -> None:
-    """Nine of 27, and the nine of a device: they cost nothing without one, and little with one."""
+    """Nine of 27, and the nine of a device: they cost nothing without one, and little with one; three of eight."""
     (tmp_path / "test_product.py").write_text(PRODUCT)
     (tmp_path / "conftest.py").write_text((HERE / "conftest.py").read_text())
     command = [sys.executable, "-m", "pytest", "-c", str(HERE.parent / "pyproject.toml"), "--rootdir"]
@@ -70,3 +75,4 @@ def test_a_marked_product_is_quick_in_pairs_and_whole_with_slow_tests(
     done = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=True)
     assert done.stdout.count("::test_a_product[") == n_product
     assert done.stdout.count("::test_another[") == n_other
+    assert done.stdout.count("::test_a_sample[") == n_sample

@@ -23,7 +23,7 @@ Get = Callable[[Device, Buffer], Array]
 Type = GGMLQuantizationType
 
 
-QUICK_TYPES = (Type.F32, Type.F16, Type.BF16, Type.Q8_0, Type.Q4_0, Type.Q4_K, Type.Q6_K)
+QUICK_TYPES = (Type.F16, Type.Q8_0, Type.Q4_0, Type.Q6_K)
 """Those on which all kernels are tested in a quick run; how the others are read is tested in test_weights.py."""
 
 

@@ -40,6 +40,7 @@ def test_falcon_40b_is_split_in_seconds() -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", ["qwen3-30b-a3b:q4_k_m", "llama-3-70b:q4_k_m", "gpt-oss-20b:mxfp4", "gemma-3-27b:q4_0"]
 )
@@ -52,6 +53,7 @@ def test_a_glance_has_at_most_80_columns(name: str, budget: str) -> None:
     assert not any("0.0 GiB of KV cache" in line for line in note)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "n_layer", "n_ff"),
     [("falcon-40b:q4_0", 60, 32768), ("relullama-13b:q4_0", 40, 13824), ("opt-6.7b", 32, 16384)],
@@ -66,6 +68,7 @@ def test_full_lists_everything(name: str, n_layer: int, n_ff: int) -> None:
     assert max(map(len, result.stdout.splitlines())) <= 80
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     "name", [n if n in ONE_A_KIND else pytest.param(n, marks=pytest.mark.slow) for n in SHAPES]
 )
@@ -220,6 +223,7 @@ def test_a_page_takes_the_place_of_nothing_but_a_page(tmp_path: Path, kind: str)
     assert os.path.samestat(os.lstat(page), was) and model.read_bytes() == before
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("gib", "arguments", "fits"),
     [

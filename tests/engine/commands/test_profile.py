@@ -82,6 +82,7 @@ def test_counts_that_are_there_are_not_overwritten(text: Path, tiny: Path, tmp_p
     assert (tmp_path / "activation" / "activation_0.npy").read_bytes() == b"counts"
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", ["activation_3.npy", "profile.npz", "profile.json"])
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
 def test_counts_take_the_place_of_nothing_but_counts(
@@ -170,6 +171,7 @@ def test_firings_and_weights_are_not_added_up(text: Path, tmp_path: Path) -> Non
     assert resumed.returncode == 3 and "has sums of |hidden|, not counts of firings" in resumed.stderr
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("spoil", "problem"),
     [(lambda data: data[:200], "is damaged"), (lambda data: b"", "is damaged"), (None, "No such file")],

@@ -33,6 +33,7 @@ def wanted(plan: Plan, host: HostStore) -> Bytes:
     return np.concatenate(packed)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize(("staging", "n_threads"), [(32 << 20, 1), (10000, 2), (40000, 3)])
 def test_every_row_of_the_plan_is_loaded(

@@ -93,6 +93,7 @@ def test_the_split_has_a_row_for_neighbours_with_as_many_hot_neurons() -> None:
 QUICK = {"falcon-40b:q4_0": "8GiB", "opt-6.7b": "0", "llama-2-70b:q6_k": "3GiB", "bamboo-7b": "3GiB"}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "budget"),
     [

@@ -130,6 +130,7 @@ def test_a_sample_is_on_the_side_of_all(
             assert bool(watching.recall().warning()) != its_own
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("budget", ["2MiB", "6MiB", "24MiB"])
 def test_a_device_changes_nothing_or_it_is_said(foreign: Path, budget: str) -> None:
     """A layer whose FFN is wholly on the device is not looked at."""

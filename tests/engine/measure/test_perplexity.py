@@ -28,6 +28,7 @@ def recorded_definition(path: Path, tiny: Path, sparsity: str) -> float:
     return float(np.exp(total / (128 * n)))
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("outtype", "predictors", "sparsity", "key", "share"),
     [

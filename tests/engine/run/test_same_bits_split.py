@@ -59,6 +59,7 @@ def reused_logits(executor: Executor, ids: NDArray[np.int32]) -> Logits:
     return out
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("name", "sparsity", "where"),
     [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],

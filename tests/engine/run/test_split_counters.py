@@ -99,6 +99,7 @@ def test_everything_on_the_device(outtype: str, tiny_model: TinyModel, split_dev
     assert copies == (0, 0, 0)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("n_ctx", "of_floats"), [(32, 12), (1024, 12), (1025, 16), (2048, 16)])
 @pytest.mark.parametrize(
     "outtype", ["f16", "q8_0", pytest.param("f32", marks=slow), pytest.param("q4_0", marks=slow)]
@@ -135,6 +136,7 @@ def test_launches_of_other_architectures(
                 assert 9 < launches_of_first_layer(executor) <= (of_floats if kind == "f16" else 16)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("name", ["llama-f16", "opt-q4_0"])
 def test_allocated_bytes_are_the_planned_ones(

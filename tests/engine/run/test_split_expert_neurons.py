@@ -75,6 +75,7 @@ def plan_of(model: Model, case: Case, budget: str) -> Plan:
     return plan
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_budget_gives_the_cpus_logits(

@@ -43,6 +43,7 @@ def plan(file: GGUFFile) -> Plan:
     return plan_with(model, Case("predictor"), some_neurons(model, model.n_ff // 2))
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("budget", ["half", "dense", "dense + 50%", "everything"])
 @pytest.mark.parametrize("name", FILES)
 def test_the_bits_of_a_run_without(name: str, budget: str, data: Path, open_emulated: OpenEmulated) -> None:

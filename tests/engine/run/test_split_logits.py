@@ -89,6 +89,7 @@ def _is_quick(name: str, kv_type: str, sparsity: str) -> bool:
     )
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize(
     ("name", "kv_type", "sparsity"),
@@ -187,6 +188,7 @@ def test_many_random_divisions_give_the_cpus_logits(
     check_division(which, *open_model("llama-f16"), open_emulated, distance)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("share", [0.3, 1.0, *(pytest.param(share, marks=slow) for share in (0.0, 0.7))])
 @pytest.mark.parametrize(
     "name",
@@ -203,7 +205,7 @@ def test_many_random_divisions_give_the_cpus_logits(
         "qwen3.q4_0",
         "gemma3.q4_0",
         "phi3.longrope.q8_0",
-        "llama.bf16",
+        pytest.param("llama.bf16", marks=slow),
         "llama.ropefreqs.f16",
     ],
 )

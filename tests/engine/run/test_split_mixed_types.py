@@ -57,6 +57,7 @@ def _tensor(path: Path, name: str) -> OutputTensor:
     return OutputTensor(name, info.type, info.ne, info.n_bytes, chunks)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("mix", MIXES)
 @pytest.mark.parametrize("sparsity", ["predictor", "off"])
 def test_any_mix_gives_the_cpus_logits(

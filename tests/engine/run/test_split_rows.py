@@ -78,6 +78,7 @@ def split_logits(
         return mixed_logits(executor)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("name", "sparsity"), CASES)
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("theirs", ["device", "host"])

@@ -16,10 +16,13 @@ from hotcold.kernels.cuda.device.device import Device
 pytestmark = pytest.mark.pairwise
 Distance = Callable[[Logits, Logits], float]
 LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
-QUICK = ("mix.q4_k_m", "n288.q4_k_m")
+QUICK = ("mix.q4_k_m",)
 IQ2_AND_IQ1 = ("iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s")
 TYPES = ("q2_k", "q3_k", "iq4_nl", "mxfp4", "iq4_xs", "iq3_s", "iq3_xxs") + IQ2_AND_IQ1
-NAMES = [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in (*TYPES, "tq2_0", "tq1_0"))]
+NAMES = [
+    *QUICK,
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("n288.q4_k_m", *TYPES, "tq2_0", "tq1_0")),
+]
 OLDER = [
     pytest.param(name, marks=pytest.mark.slow) for name in ("q4_1", "q5_0", "q5_1", "q4_k", "q5_k", "q6_k")
 ]
@@ -64,6 +67,7 @@ def run(
     return logits
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", [*NAMES, *OLDER])
 @pytest.mark.parametrize("budget", BUDGETS)
 @pytest.mark.parametrize("step", [1, 24])

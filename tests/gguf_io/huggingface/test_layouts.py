@@ -267,6 +267,7 @@ def test_what_powerinfer_lacks_is_reported(hf_model: MakeModel, tmp_path: Path, 
     assert "config.json names no activation: ReLU is taken, since there are predictors" in found["falcon-7b"]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_tensor_is_needed_in_its_shape_and_type(hf_model: MakeModel, out: Path, kind: str) -> None:
     """For every tensor of a layer and every one outside: missing, of another shape, of another type."""
@@ -355,6 +356,7 @@ def test_predictors_for_gelu(hf_model: MakeModel, tmp_path: Path, out: Path) -> 
     assert "activation: gelu (predictors belong to a ReLU model)" in text
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_damage_of_a_config_gives_one_of_our_errors(hf_model: MakeModel, out: Path, kind: str) -> None:
     """One or two values of config.json become something else, or go."""

@@ -242,6 +242,7 @@ def test_a_batch_of_512(open_emulated: Open, put: Put, get: Get, n_head: int, n_
     assert close(attend(open_emulated(build_kind="fast"), put, get, case, split=False), case.want())
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize(
     ("n_past", "heads", "n_ctx", "window", "has_sinks"),

@@ -74,7 +74,7 @@ def test_the_next_device_works_after_a_fault(
 def test_libraries_share_the_stacks_of_their_threads(open_emulated: Open, seam_source: str) -> None:
     """Each has hundreds of guard pages, and a process that loads a library a type has a limit of maps."""
     ran, before = [], len(MAPS.read_text().splitlines())
-    for i in range(4):
+    for i in range(2):
         device = open_emulated(source=f"{seam_source}\n// library {i}\n")
         x, y, host = device.empty(64, "f4"), device.empty(64, "f4"), device.pinned(64, "f4")
         host.array[:] = np.arange(64)

@@ -15,7 +15,11 @@ from hotcold.kernels.cuda.device.sources import SOURCES, program
 Array = NDArray[Any]
 Open = Callable[..., Device]
 SOURCE = Path(__file__).with_name("intrinsics.cu")
-RUNS = [(build_kind, order) for build_kind in ("checked", "fast", "races") for order in (0, 1, 7, 1234)]
+RUNS = [
+    pytest.param((kind, order), marks=() if kind == "checked" else pytest.mark.slow)
+    for kind in ("checked", "fast", "races")
+    for order in (0, 1, 7, 1234)
+]
 
 
 @pytest.fixture(params=RUNS, ids=lambda run: f"{run[0]}-{run[1]}")
