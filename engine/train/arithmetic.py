@@ -7,7 +7,7 @@ that. So it has one thread here, and each block is a product of its own. A card 
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from hotcold.engine.device.choice import DeviceChoice
-from hotcold.errors import DeviceError, SettingError
+from hotcold.errors import SettingError
 
 ResultT = TypeVar("ResultT")
 Array = Any
@@ -93,35 +93,10 @@ def arithmetic_on(choice: DeviceChoice, n_threads: int) -> Iterator[Arithmetic]:
     if choice.kind == "emulated":
         bound = "predictors are trained on arrays, which it has none of"
         raise SettingError("device", choice.kind, bound, "use --device cpu, or a card")
-    if choice.kind != "cpu":
-        from hotcold.kernels.cuda.device.cuda_driver import load_cupy, usable_cards
+    with ExitStack() as stack:
+        cupy = None
+        if choice.kind != "cpu":
+            from hotcold.engine.device.card_arrays import card_arrays  # which takes a moment
 
-        try:
-            cupy = load_cupy()
-            n_cards = usable_cards(cupy)
-            if choice.index >= n_cards:
-                raise DeviceError(
-                    "device", f"cuda:{choice.index}", f"{n_cards} cards", "see `hotcold devices`"
-                )
-            with cupy.cuda.Device(choice.index):
-                _check_products(cupy)
-        except DeviceError:
-            if choice.kind != "auto":
-                raise
-        else:
-            with cupy.cuda.Device(choice.index):
-                yield on_card(cupy)
-            return
-    with threads(n_threads) as here:
-        yield here
-
-
-def _check_products(cupy: Any) -> None:
-    """Refuse a card or an installation that does not multiply matrices, which takes cuBLAS."""
-    try:
-        ones = cupy.ones((2, 2), np.float32)
-        works = float((ones @ ones)[0, 0]) == 2
-    except Exception as error:  # of whichever library fails to load
-        raise DeviceError("CuPy", "no products", str(error), "install cuBLAS, or use --device cpu") from error
-    if not works:
-        raise DeviceError("CuPy", "wrong products", "2 x 2 ones", "use --device cpu")
+            cupy = stack.enter_context(card_arrays(choice))
+        yield on_card(cupy) if cupy is not None else stack.enter_context(threads(n_threads))

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from stub_arrays import CardArray, StubArrays
 
+from hotcold.engine.device import card_arrays
 from hotcold.engine.device.choice import parse_device
 from hotcold.engine.train import arithmetic
 from hotcold.engine.train.arithmetic import Arithmetic, arithmetic_on, on_card
@@ -15,7 +16,6 @@ from hotcold.engine.train.samples import Samples
 from hotcold.engine.train.settings import Training
 from hotcold.engine.train.signs import signs_quality
 from hotcold.errors import DeviceError, SettingError
-from hotcold.kernels.cuda.device import cuda_driver
 
 N_EMBD, N_FF, N_TOKENS = 32, 70, 3000
 
@@ -86,13 +86,13 @@ def test_which_device_it_gets(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_card(cupy: Any) -> int:
         raise DeviceError("CUDA driver", "none", "a card needs one", "use --device cpu")
 
-    monkeypatch.setattr(cuda_driver, "load_cupy", StubCard)
-    monkeypatch.setattr(cuda_driver, "usable_cards", no_card)
+    monkeypatch.setattr(card_arrays, "load_cupy", StubCard)
+    monkeypatch.setattr(card_arrays, "usable_cards", no_card)
     with arithmetic_on(parse_device("auto"), 2) as on:
         assert on.xp is np and on.n_threads == 2
     with pytest.raises(DeviceError, match="a card needs one"), arithmetic_on(parse_device("cuda"), 1):
         pass
-    monkeypatch.setattr(cuda_driver, "usable_cards", lambda cupy: 1)
+    monkeypatch.setattr(card_arrays, "usable_cards", lambda cupy: 1)
     with pytest.raises(DeviceError, match=r"cuda:1 \(1 cards\)"), arithmetic_on(parse_device("cuda:1"), 1):
         pass
     for name in ("auto", "cuda", "cuda:0"):
