@@ -5,16 +5,17 @@ import sys
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import Json, Quiet
+from hotcold.engine.commands.options import DeviceName, Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_workers, workers_of
+from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import FileError, SettingError
 from hotcold.whole_file import check_output, write_whole
 
@@ -56,6 +57,13 @@ class CountsOptions:
 class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
     """Which neurons fire, counted on texts of one's own, for plans to know the hot ones."""
 
+    device: DeviceName = RunOptions.device
+    vram_budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE", help="Count on a GPU too, with so much of its memory. [default: the CPU]"
+        ),
+    ] = None
     quiet: Quiet = False
     as_json: Json = False
 
@@ -73,18 +81,28 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         path = model_path(self.path)
         if self.into is not None:
             check_output(self.into, [path], self.force, option="--into")
+        where = self._where()
         texts = read_corpus(self)
         folder = self._folder(path)
         check_folder(folder, self.resume, self.force)
         with (
             open_gguf(path) as file,
             workers_of(self) as workers,
-            open_engine(self, self.quiet, file=file, device="cpu", sparsity=self._mode(file)) as engine,
+            open_engine(self, self.quiet, file=file, sparsity=self._mode(file), **where) as engine,
         ):
             warn(engine, self.quiet)
             counted = self._count(engine, texts, folder, workers)
         if self.into is not None:
             self._write(path, self.into, counted)
+
+    def _where(self) -> dict[str, Any]:
+        """The CPU, whose counts have the same bits for any number of workers, unless a device is asked for."""
+        if self.vram_budget is None and self.device == RunOptions.device:
+            return {"device": "cpu"}
+        if self.workers > 1 or self.scheduler is not None:
+            bound = "workers count on the CPU"
+            raise SettingError("--workers, --scheduler", "with a device", bound, "leave one of both out")
+        return {"device": self.device, "vram_budget": self.vram_budget or RunOptions.vram_budget}
 
     def _folder(self, path: Path) -> Path:
         """Where a plan finds the counts; the bundled model's folder belongs to the package and stays as it is."""

@@ -6,6 +6,7 @@ kernels' workspace. Weights are repacked on their way (`staging.py`).
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -171,13 +172,18 @@ class DeviceStore:
             if plan.kv_type == "q8_0":  # scales lie behind all numbers
                 of_half_floats, row_bytes = slice(numbers, numbers + numbers // 16), model.head_dim // 16
             for buffer in self.cache(layer)[: 2 if n_keys is None else 1]:
-                array = buffer.array[of_half_floats]
-                host = array.get() if hasattr(array, "get") else array
+                host = self.fetch(buffer)[of_half_floats]
                 yield host.view(np.uint8).reshape(model.n_head_kv, n_rows, row_bytes)[:, :n_keys]
 
         if plan.kv_type == "f32":
             return None
         return first_infinite((cache.layer for cache in plan.caches if cache.side == GPU), read)
+
+    def fetch(self, buffer: Buffer) -> NDArray[Any]:
+        """What a buffer holds, of its type; nothing may be under way."""
+        array = buffer.array
+        fetched: NDArray[Any] = array.get() if hasattr(array, "get") else array
+        return fetched
 
     def send(self, array: NDArray[np.generic], buffer: Buffer) -> None:
         """Copy a small array of the host's to the device, and wait for it."""

@@ -14,6 +14,7 @@ from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.worker import WorkersModel, one_at_a_time, opened
 from hotcold.engine.profile.firing import Counted, Firing
 from hotcold.engine.profile.passing import heard, run_chunk
+from hotcold.engine.profile.passing_device import tokens_at_once
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Counter:
 
     def __init__(self, engine: Engine) -> None:
         self._executor, self._firing = engine.executor, Firing(engine.executor)
+        store = engine.executor.device_store
+        self._most = None if store is None else tokens_at_once(store.plan.model)
 
     def count(self, chunk: Chunk) -> ChunkCounts:
         """Let a chunk pass."""
@@ -55,8 +58,8 @@ class Counter:
                 bits[layer].append(np.packbits(fired[:left], axis=1))
             left -= min(left, len(self._firing.fired[0]))
 
-        with heard(self._executor, self._firing.hear):
-            run_chunk(self._executor, chunk.ids, follow)
+        with heard(self._executor, self._firing.hear, on_device=True):
+            run_chunk(self._executor, chunk.ids, follow, self._most)
         return ChunkCounts(self._firing.take(), chunk.ids.size, tuple(map(np.concatenate, bits)))
 
 

@@ -3,22 +3,34 @@
 A ReLU's neuron fires on a token if its hidden value, what it multiplies its row of `down` with, is not zero. A
 SiLU's or GELU's is never idle: it matters by the sum of |hidden| times the length of that row. Of a mixture of
 experts whose down projections have a row an output, experts are counted in place of neurons: one fires on a token
-that it is chosen for.
+that it is chosen for. Where a layer's neurons are divided the device's come first, then the CPU's.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.graph import layer_of
+from hotcold.engine.graph.graph import COLD, Node, layer_of
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.engine.profile.passing import HIDDEN, chosen_experts, hidden_of_experts, hidden_values
+from hotcold.engine.profile.passing import (
+    HIDDEN,
+    chosen_experts,
+    hidden_of_experts,
+    hidden_values,
+    n_passing,
+)
+from hotcold.engine.profile.passing_device import device_choices, device_hidden, device_hidden_of_experts
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.blocks import dequantize
+
+if TYPE_CHECKING:
+    from hotcold.engine.device.store import DeviceStore
 
 SLAB_ELEMENTS = 1 << 22  # of a matrix that are widened at once
 
@@ -40,25 +52,32 @@ class Firing:
 
     def hear(self, taken: Taken) -> None:
         """A node of a batch has run."""
-        node, experts = taken.node, self._executor.model.experts
-        if experts is not None and self._executor.model.experts_by_neuron:
-            if node.op == "expert_ffn":
-                self._add(layer_of(node), hidden_of_experts(self._executor, node))
-        elif experts is not None:
-            if node.op == "top_k":
-                self._note(layer_of(node), chosen_experts(self._executor, node, experts.n_expert))
-        elif node.op in HIDDEN:
-            self._add(layer_of(node), hidden_values(self._executor, node))
+        node, executor = taken.node, self._executor
+        experts, store = executor.model.experts, executor.device_store if taken.side == GPU else None
+        if experts is not None and not executor.model.experts_by_neuron:
+            if node.op == "top_k" and store is not None:
+                self._note(node, _chosen_on_device(store, node, n_passing(executor), experts.n_expert))
+            elif node.op == "top_k":
+                self._note(node, chosen_experts(executor, node, experts.n_expert))
+        elif node.op in HIDDEN or node.op == "expert_ffn":
+            of_host, of_device = (
+                (hidden_values, device_hidden)
+                if experts is None
+                else (hidden_of_experts, device_hidden_of_experts)
+            )
+            here = of_host(executor, node) if store is None else of_device(store, node, n_passing(executor))
+            self._add(node, here)
 
-    def _add(self, layer: int, hidden: NDArray[np.float32]) -> None:
+    def _add(self, node: Node, hidden: NDArray[np.float32]) -> None:
         if self._relu:
-            self._note(layer, hidden != 0)
+            self._note(node, hidden != 0)
         else:
-            self._counts[layer] += np.abs(hidden).sum(0, dtype=np.float64)
+            self._counts[layer_of(node)] += np.abs(hidden).sum(0, dtype=np.float64)
 
-    def _note(self, layer: int, fired: NDArray[np.bool_]) -> None:
-        self.fired[layer] = fired
+    def _note(self, node: Node, fired: NDArray[np.bool_]) -> None:
+        layer = layer_of(node)
         self._counts[layer] += fired.sum(0)
+        self.fired[layer] = self.fired[layer] | fired if node.rows == COLD else fired
 
     def take(self) -> Counted:
         """What was added up since the last call, float64 [n_layer, n_ff].
@@ -68,6 +87,13 @@ class Firing:
         counts = self._counts.copy()
         self._counts[...] = 0
         return counts
+
+
+def _chosen_on_device(store: "DeviceStore", node: Node, n_tokens: int, n_expert: int) -> NDArray[np.bool_]:
+    fired = np.zeros((n_tokens, n_expert), bool)
+    chosen = device_choices(store, node.output.name, n_tokens, node.output.shape[1])
+    np.put_along_axis(fired, chosen, True, axis=1)
+    return fired
 
 
 def down_lengths(file: GGUFFile, model: Model) -> Counted:

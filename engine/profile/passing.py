@@ -1,4 +1,4 @@
-"""What a batch of ids leaves on its way through an executor of the CPU: each node heard of, what it made read."""
+"""What a batch of ids leaves on its way through an executor: each node heard of, what it made read on the CPU."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,27 +24,33 @@ HIDDEN = {
 FEWEST = 4  # tokens of a batch, so that no run has one alone
 
 
-def check_executor(executor: Executor) -> None:
+def check_executor(executor: Executor, on_device: bool = False) -> None:
     """Refuse an executor whose intermediates cannot be read.
+
+    Args:
+        on_device: whether those of a device can.
 
     Raises:
         SettingError: n_batch below 4, or an executor on a device.
     """
     if executor.n_batch < FEWEST:
         raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to look at batches", "raise -b")
-    if executor.device is not None:
+    if executor.device is not None and not on_device:
         bound = "what passes is looked at on the CPU"
         raise SettingError("device", executor.device.name, bound, "use --device cpu")
 
 
 @contextmanager
-def heard(executor: Executor, hear: Trace) -> Iterator[None]:
+def heard(executor: Executor, hear: Trace, on_device: bool = False) -> Iterator[None]:
     """Let somebody hear of each node of the executor's runs, who may then read what it made and what it read.
+
+    Args:
+        on_device: whether they can read what a device made.
 
     Raises:
         SettingError: see `check_executor`.
     """
-    check_executor(executor)
+    check_executor(executor, on_device)
     before, executor.taking = executor.taking, Tracing(executor, hear)
     try:
         yield
@@ -52,11 +58,17 @@ def heard(executor: Executor, hear: Trace) -> Iterator[None]:
         executor.taking = before
 
 
-def run_chunk(executor: Executor, ids: NDArray[np.int32], after: Callable[[], None]) -> None:
-    """Let a chunk of two ids or more pass from an empty cache, no batch of which is one token alone."""
+def run_chunk(
+    executor: Executor, ids: NDArray[np.int32], after: Callable[[], None], most: int | None = None
+) -> None:
+    """Let a chunk of two ids or more pass from an empty cache, no batch of which is one token alone.
+
+    Args:
+        most: tokens of a batch; n_batch where it is not given.
+    """
     at = 0
     while at < ids.size:
-        n = min(executor.n_batch, ids.size - at)
+        n = min(executor.n_batch, most or executor.n_batch, ids.size - at)
         n -= ids.size - at - n == 1
         executor.run(ids[at : at + n], at)
         after()
@@ -85,6 +97,7 @@ def hidden_of_experts(executor: Executor, node: Node) -> NDArray[np.float32]:
     """The same of the experts of a batch, float32 [n_tokens, n_expert n_ff], 0 where an expert was not chosen."""
     n_tokens, (_, n_ff, n_expert) = n_passing(executor), node.weight("gate").ne
     experts, tokens, of_pairs = hidden_of_pairs(executor, node)
+    of_pairs = of_pairs[: experts.size]  # of a split layer those whose experts have rows here
     hidden = np.zeros((n_tokens, n_expert, n_ff), np.float32)
     hidden[tokens, experts] = of_pairs
     return hidden.reshape(n_tokens, -1)

@@ -86,12 +86,12 @@ def measure(
         keep: takes what is counted when this is interrupted or fails, whole chunks alone.
 
     Raises:
-        SettingError: n_batch below 4, or an engine on a device.
+        SettingError: n_batch below 4.
     """
     model = engine.model
     lengths = 1.0 if profile.of == FIRINGS else down_lengths(engine.file, model)
     total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
-    check_executor(engine.executor)
+    check_executor(engine.executor, on_device=True)
     recency, to_count = Recency(model.n_layer, model.n_units), _with_followed(chunks[profile.n_chunks :])
     engine.turn += 1
     try:

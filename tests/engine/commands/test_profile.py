@@ -48,6 +48,19 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
     assert str(out) in dump.stdout
 
 
+def test_a_device_counts_its_part(text: Path, tmp_path: Path, compiler: str) -> None:
+    """Within what rounding does near zero; the budget holds some of the neurons."""
+    text.write_bytes(text.read_bytes()[:200])
+    of_device = "--device", "emulated", "--vram-budget", "5MiB"
+    for name, where in (("cpu", ()), ("both", of_device)):
+        shown = run("profile", "-f", str(text), "-o", str(tmp_path / name), *OPTIONS, *where)
+        assert shown.returncode == 0, shown.stderr
+    one, other = (counted(tmp_path / name).astype(np.int64) for name in ("cpu", "both"))
+    assert np.abs(one - other).sum() < one.sum() / 1000
+    shown = run("profile", "-f", str(text), "-o", str(tmp_path / "w"), "--workers", "2", *of_device)
+    assert shown.returncode == 2 and "workers count on the CPU" in shown.stderr
+
+
 @pytest.mark.parametrize(("command", "code"), [(("profile", "-o", "counts"), 0), (("calibrate",), 2)])
 def test_the_header_is_parsed_once(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...], code: int
@@ -124,11 +137,11 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert run("profile", "-f", str(text), "-o", str(whole), *OPTIONS).returncode == 0
     passed: list[Any] = []
 
-    def run_two(executor: Any, ids: Any, after: Any) -> None:
+    def run_two(executor: Any, ids: Any, *rest: Any) -> None:
         if len(passed) == 2:
             raise KeyboardInterrupt
         passed.append(ids)
-        run_chunk(executor, ids, after)
+        run_chunk(executor, ids, *rest)
 
     with monkeypatch.context() as patch:
         patch.setattr(counting, "run_chunk", run_two)

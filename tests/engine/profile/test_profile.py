@@ -11,12 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from split_runs import Case, OpenEmulated, budget_bytes
 
 from hotcold import load
+from hotcold.engine.generation.generation import Engine
+from hotcold.engine.model.load import load_model
 from hotcold.engine.profile import profile as profiles
+from hotcold.engine.profile.counting import Chunk, Counter
 from hotcold.engine.profile.profile import FIRINGS, WEIGHT, Profile, measure
 from hotcold.engine.profile.recency import SHARES, Recency
 from hotcold.errors import SettingError
+from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
 
 IDS = np.array([1, 30, 4, 7, 39, 30, 2, 11, 0, 25, 3, 3, 17], np.int32)
@@ -70,6 +75,41 @@ def test_firings_are_those_of_a_numpy_pass(
     assert counted.of == FIRINGS and counted.n_tokens == 28 and counted.n_chunks == 3
     assert (counted.counts == wanted).all()
     assert counted.firing == pytest.approx(wanted.mean(1) / 28)
+
+
+def on_both_sides(path: Path, sparsity: str, share: int, n_batch: int = 13) -> Engine:
+    """On the emulated device: all dense parts there, and this share of the neurons in percent, or layer 0 alone."""
+    case = Case(sparsity, n_batch=n_batch)
+    with open_gguf(path) as file:
+        n_bytes = budget_bytes(load_model(file), case, f"dense + {share}%" if share else "one layer")
+    budget = f"{-(-n_bytes // 1024)}KiB"
+    how: dict[str, Any] = {"n_ctx": 32, "n_batch": n_batch, "kv_type": "f32", "sparsity": sparsity}
+    return load(path, device="emulated", vram_budget=budget, **how)
+
+
+@pytest.mark.parametrize(("kind", "changes"), RELU)
+@pytest.mark.parametrize("share", [50, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 17, 100))])
+@pytest.mark.parametrize("sparsity", ["off", "exact"])
+def test_both_sides_of_a_split_count_what_numpy_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_emulated: OpenEmulated,
+    kind: str,
+    changes: dict[str, Any],
+    sparsity: str,
+    share: int,
+) -> None:
+    model = hf_models.make(tmp_path / "model", kind, dtype="float32", **changes)
+    convert(model.folder, None, tmp_path / "out.gguf", "f32")
+    hidden = hidden_values(model, monkeypatch)
+    wanted = np.sum([[(h != 0).sum(0) for h in chunk] for chunk in hidden], axis=0)
+    with on_both_sides(tmp_path / "out.gguf", sparsity, share) as engine:
+        assert sum(split.n_hot for split in engine.executor.plan.layers) > 0 or not share
+        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+        alone = Counter(engine).count(Chunk(CHUNKS[0], 13))
+    assert (counted.counts == wanted).all() and counted.n_tokens == 28
+    for layer, bits in enumerate(alone.fired):  # token by token, of both sides
+        assert (np.unpackbits(bits, axis=1, count=wanted.shape[1]) == (hidden[0][layer] != 0)).all()
 
 
 def test_the_weight_of_neurons_that_are_never_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,9 +171,27 @@ def test_what_is_covered_and_how_stable_it_is() -> None:
     assert profile.stability() == pytest.approx((3 / 6, 5 / 6))
 
 
+def on_some_sides(path: Path, share: int | None, request: pytest.FixtureRequest) -> Engine:
+    if share is None:
+        return load(path, n_ctx=32, n_batch=4, kv_type="f32")
+    request.getfixturevalue("open_emulated")
+    with load(path, n_ctx=32) as engine:
+        sparsity = engine.sparsity
+    return on_both_sides(path, sparsity, share)
+
+
+SIDES = [None, 30, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 100))]
+"""The CPU alone, one layer's dense part on a device, and shares of the experts' rows in percent."""
+
+
 @pytest.mark.parametrize("kind", ["mixtral", "smallthinker"])
+@pytest.mark.parametrize("share", SIDES)
 def test_experts_are_counted_by_their_tokens(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    share: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     model = hf_models.make(tmp_path / "model", kind, dtype="float32")
     convert(model.folder, None, tmp_path / "out.gguf", "f32")
@@ -148,7 +206,7 @@ def test_experts_are_counted_by_their_tokens(
     monkeypatch.setattr(hf_forward._Experts, "gated", counting)
     for chunk in CHUNKS:
         hf_forward.forward(model, chunk)
-    with load(tmp_path / "out.gguf", n_ctx=32, n_batch=4, kv_type="f32") as engine:
+    with on_some_sides(tmp_path / "out.gguf", share, request) as engine:
         counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
     assert counted.of == FIRINGS
     assert counted.counts.sum(1).tolist() == [2 * 28, 2 * 28]
@@ -156,8 +214,13 @@ def test_experts_are_counted_by_their_tokens(
 
 
 @pytest.mark.parametrize("kind", ["mixtral", "smallthinker"])
+@pytest.mark.parametrize("share", SIDES)
 def test_neurons_of_experts_are_counted_where_each_has_a_row(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    share: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
 ) -> None:
     """Those of a ReLU by the tokens on which they fire, of a SiLU by their weight."""
     model = hf_models.make(tmp_path / "model", kind, dtype="float32")
@@ -178,7 +241,7 @@ def test_neurons_of_experts_are_counted_where_each_has_a_row(
     monkeypatch.setattr(hf_forward._Experts, "gated", counting)
     for chunk in CHUNKS:
         hf_forward.forward(model, chunk)
-    with load(tmp_path / "out.gguf", n_ctx=32, n_batch=4, kv_type="f32") as engine:
+    with on_some_sides(tmp_path / "out.gguf", share, request) as engine:
         counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
         assert engine.model.experts is not None
         n_expert, n_ff = engine.model.experts.n_expert, engine.model.experts.n_ff
