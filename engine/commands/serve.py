@@ -38,6 +38,9 @@ class ListenOptions:
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any that is free.")] = 8080
     n_slots: NSlots = RunOptions.n_slots
     draft: Draft = GenerationSettings.draft
+    slot_save_path: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder where /slots may save what slots hold.")
+    ] = None
     api_key: Annotated[
         str | None,
         typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
@@ -60,9 +63,11 @@ class ServeCommand(EngineOptions, ListenOptions):
             import uvicorn
 
             from hotcold.engine.serve.app import ServeOptions, app
+            from hotcold.engine.serve.slot_files import checked_folder
         except ModuleNotFoundError as error:
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         one_of("draft", self.draft, DRAFTS)
+        checked_folder(self.slot_save_path)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)
             # a part of the head for a token by itself: which tokens run by themselves depends on other requests
@@ -74,6 +79,7 @@ class ServeCommand(EngineOptions, ListenOptions):
                     api_key=self.api_key or "",
                     chat_template=self.chat_template,
                     draft=self.draft,
+                    slot_save_path=self.slot_save_path,
                     only_local=is_loopback(listening.getsockname()[0]),
                 )
                 application = app(engine, options)

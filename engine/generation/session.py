@@ -7,11 +7,15 @@ settings have to be, and the SHA-256 of the blocks: a file of anything else, or 
 
 import hashlib
 import json
+import math
 import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine, Held
 from hotcold.errors import DoesNotFitError, FileError
@@ -24,32 +28,56 @@ SAMPLE = 1024  # bytes of each tensor that the model's mark is made of, beside t
 REMEDY = "name another file, or remove this one"
 
 
-def save(engine: Engine, held: Held, path: Path) -> None:
-    """Write what the first slot holds, whole or not at all.
+@dataclass(frozen=True)
+class Session:
+    """What a slot's caches hold, apart from any engine.
+
+    Attributes:
+        ids: of the tokens. oldest: see `Slots.oldest`.
+        blocks: of each layer, uint8, see `HostSide.blocks`.
+    """
+
+    ids: list[int]
+    oldest: int
+    blocks: list[NDArray[np.uint8]]
+
+
+def taken(engine: Engine, ids: Sequence[int], slot: int = 0) -> Session:
+    """A copy of what a slot holds of these ids.
 
     Raises:
         SettingError: the caches lie on a device.
+    """
+    blocks = [each.copy() for each in engine.executor.host.blocks(len(ids), slot)]
+    return Session([int(token) for token in ids], engine.executor.slots.oldest(slot), blocks)
+
+
+def put(engine: Engine, session: Session, slot: int = 0) -> None:
+    """Fill a slot's caches with what `read` has found for this engine."""
+    for each, data in zip(engine.executor.host.blocks(len(session.ids), slot), session.blocks, strict=True):
+        each[...] = data
+    engine.executor.slots.set_oldest(session.oldest, slot)
+
+
+def write(engine: Engine, session: Session, path: Path, option: str = "--session") -> None:
+    """Write it, whole or not at all; from any thread.
+
+    Raises:
         FileError, DoesNotFitError: see `whole_file`.
     """
-    engine.check_turn(held.turn)
-    blocks = [np.ascontiguousarray(each) for each in engine.executor.host.blocks(len(held.ids))]
     digest = hashlib.sha256()
-    for each in blocks:
+    for each in session.blocks:
         digest.update(each.data)
-    header = _wanted(engine) | {
-        "ids": [int(token) for token in held.ids],
-        "oldest": engine.executor.slots.oldest(),
-        "sha256": digest.hexdigest(),
-    }
+    header = _wanted(engine) | {"ids": session.ids, "oldest": session.oldest, "sha256": digest.hexdigest()}
     text = json.dumps(header).encode()
-    with whole_file(path, option="--session") as temporary, temporary.open("r+b") as file:
+    with whole_file(path, option=option) as temporary, temporary.open("r+b") as file:
         file.write(MAGIC + struct.pack("<I", len(text)) + text)
-        for each in blocks:
+        for each in session.blocks:
             file.write(each.data)
 
 
-def restore(engine: Engine, path: Path) -> Held:
-    """Put what a file holds into the first slot.
+def read(engine: Engine, path: Path, option: str = "--session") -> Session:
+    """What a file holds for an engine; from any thread.
 
     Raises:
         FileError: no session's file, one of another model or of other settings, or a damaged one.
@@ -60,25 +88,43 @@ def restore(engine: Engine, path: Path) -> Held:
         with path.open("rb") as file:
             start = file.read(len(MAGIC) + 4)
             if start[: len(MAGIC)] != MAGIC or len(start) < len(MAGIC) + 4:
-                raise FileError("--session", path, "no session's file", REMEDY)
+                raise FileError(option, path, "no session's file", REMEDY)
             (length,) = struct.unpack("<I", start[len(MAGIC) :])
-            header = _header(file.read(min(length, MAX_HEADER)), path)
-            _check(header, engine, path)
-            blocks = engine.executor.host.blocks(len(header["ids"]))
-            data = file.read(sum(each.nbytes for each in blocks) + 1)
+            header = _header(file.read(min(length, MAX_HEADER)), path, option)
+            _check(header, engine, path, option)
+            shapes = [each.shape for each in engine.executor.host.blocks(len(header["ids"]))]
+            n_bytes = sum(map(math.prod, shapes))
+            data = file.read(n_bytes + 1)
     except OSError as error:
-        raise FileError("--session", path, error.strerror or "cannot be read", REMEDY) from error
-    if (
-        len(data) != sum(each.nbytes for each in blocks)
-        or hashlib.sha256(data).hexdigest() != header["sha256"]
-    ):
-        raise FileError("--session", path, "damaged", REMEDY)
-    at = 0
-    for each in blocks:
-        each[...] = np.frombuffer(data, np.uint8, each.size, at).reshape(each.shape)
-        at += each.size
-    engine.executor.slots.set_oldest(header["oldest"])
-    return Held(header["ids"], engine.take_turn())
+        raise FileError(option, path, error.strerror or "cannot be read", REMEDY) from error
+    if len(data) != n_bytes or hashlib.sha256(data).hexdigest() != header["sha256"]:
+        raise FileError(option, path, "damaged", REMEDY)
+    blocks, at = list[NDArray[np.uint8]](), 0
+    for shape in shapes:
+        blocks.append(np.frombuffer(data, np.uint8, math.prod(shape), at).reshape(shape))
+        at += math.prod(shape)
+    return Session(header["ids"], header["oldest"], blocks)
+
+
+def save(engine: Engine, held: Held, path: Path) -> None:
+    """Write what the first slot holds.
+
+    Raises:
+        SettingError: another call has written the caches since. Others: see `taken`, `write`.
+    """
+    engine.check_turn(held.turn)
+    write(engine, taken(engine, held.ids), path)
+
+
+def restore(engine: Engine, path: Path) -> Held:
+    """Put what a file holds into the first slot.
+
+    Raises:
+        FileError, DoesNotFitError, SettingError: see `read`.
+    """
+    session = read(engine, path)
+    put(engine, session)
+    return Held(session.ids, engine.take_turn())
 
 
 def model_mark(file: GGUFFile) -> str:
@@ -102,26 +148,24 @@ def _wanted(engine: Engine) -> dict[str, Any]:
     }
 
 
-def _header(text: bytes, path: Path) -> dict[str, Any]:
+def _header(text: bytes, path: Path, option: str) -> dict[str, Any]:
     try:
         header = json.loads(text)
         ids, oldest = header["ids"], header["oldest"]
         if not all(type(token) is int for token in (*ids, oldest)) or not isinstance(header["sha256"], str):
             raise TypeError
     except (ValueError, KeyError, TypeError) as error:
-        raise FileError("--session", path, "damaged", REMEDY) from error
+        raise FileError(option, path, "damaged", REMEDY) from error
     found: dict[str, Any] = header
     return found
 
 
-def _check(header: dict[str, Any], engine: Engine, path: Path) -> None:
+def _check(header: dict[str, Any], engine: Engine, path: Path, option: str) -> None:
     for name, value in _wanted(engine).items():
         if header.get(name) != value:
             what = "of another model" if name == "model" else f"{name} {header.get(name)}, not {value}"
-            raise FileError("--session", path, what, REMEDY)
+            raise FileError(option, path, what, REMEDY)
     n = len(header["ids"])
     if n > engine.n_ctx:
         bound = f"the context holds {engine.n_ctx}"
-        raise DoesNotFitError(
-            "--session", f"{path} of {n} tokens", bound, "raise n_ctx, or name another file"
-        )
+        raise DoesNotFitError(option, f"{path} of {n} tokens", bound, "raise n_ctx, or name another file")

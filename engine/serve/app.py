@@ -1,6 +1,7 @@
 """The application: an engine behind OpenAI's endpoints."""
 
 import base64
+import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -41,6 +42,7 @@ from hotcold.engine.serve.responses import (
     until_gone,
     warning_headers,
 )
+from hotcold.engine.serve.slot_files import SlotFiles
 from hotcold.engine.serve.tools import parse_tools
 from hotcold.engine.serve.worker import MAX_WAITING, Task, Worker
 from hotcold.errors import DoesNotFitError, SettingError
@@ -63,6 +65,7 @@ class ServeOptions:
         draft: see `GenerationSettings`; of an answer that nothing runs beside.
         max_waiting: requests that wait beside the one that is answered; more are refused.
         ping_seconds: after which a stream says that it is still there.
+        slot_save_path: folder for what slots hold; None: it cannot be saved.
         only_local: whether requests under another name than this machine's own are refused.
     """
 
@@ -70,6 +73,7 @@ class ServeOptions:
     api_key: str = ""
     chat_template: Path | None = None
     draft: str = GenerationSettings.draft
+    slot_save_path: Path | None = None
     max_waiting: int = MAX_WAITING
     ping_seconds: float = 15.0
     only_local: bool = False
@@ -81,7 +85,7 @@ def app(engine: Engine, options: ServeOptions | None = None) -> Guard:
     Its `close` ends what is under way, as the end of its lifespan does; the engine stays open.
 
     Raises:
-        FileError: a chat template that is missing or no template.
+        FileError: a chat template that is missing or no template, or a folder that is none.
         SettingError: drafts that are unknown, or that the model cannot have.
     """
     options = options or ServeOptions()
@@ -94,6 +98,8 @@ def app(engine: Engine, options: ServeOptions | None = None) -> Guard:
         "/v1/models/{name:path}": ("GET", server.model),
         "/tokenize": ("POST", server.tokenize),
         "/detokenize": ("POST", server.detokenize),
+        "/slots": ("GET", server.slots),
+        "/slots/{number}": ("POST", server.slot),
         "/health": ("GET", server.health),
         "/metrics": ("GET", server.metrics_text),
         "/figures": ("GET", server.figures),
@@ -128,6 +134,7 @@ class Server:
         self._metrics.watch(self.worker)
         self._prompts = Prompts(engine, options.chat_template)
         self._page = page()
+        self._slot_files = SlotFiles(engine, self.worker, options.slot_save_path, options.draft != "off")
         self._templates = anyio.CapacityLimiter(MAX_TEMPLATES)
 
     def counted(self, path: str, endpoint: Endpoint) -> Endpoint:
@@ -316,6 +323,22 @@ class Server:
                 raise SettingError("token id", token, f"the vocabulary has 0 to {n_vocab - 1}", "")
         text = self._engine.tokenizer.decode(ids, special=True).decode(errors="replace")
         return json_response({"content": text}, headers=warning_headers(self._told(fields)))
+
+    async def slots(self, request: Request) -> Response:
+        """GET /slots: what each holds, and whether it answers."""
+        return Response(json.dumps(self._slot_files.listed()), media_type="application/json")
+
+    async def slot(self, request: Request) -> Response:
+        """POST /slots/NUMBER?action=save|restore|erase."""
+        body = await read_body(request)
+        fields = parse_body(body or b"{}")
+        action = request.query_params.get("action", "")
+        self.worker.take_place()
+        try:
+            told = await self._slot_files.act(request.path_params["number"], fields, action)
+        finally:
+            self.worker.free_place()
+        return json_response(told, headers=warning_headers(self._told(fields)))
 
     async def health(self, request: Request) -> Response:
         """GET /health."""

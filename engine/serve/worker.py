@@ -71,7 +71,17 @@ class Continuation:
 
 Work = Callable[[Engine, int, "Task"], Any]
 """Something else to do with the engine and a slot, whose caches it may write; its result is delivered."""
-Wanted = Continuation | Work
+
+
+@dataclass(frozen=True)
+class OnSlot:
+    """Something to do with one slot, once no answer is under way in it; its result is delivered."""
+
+    number: int
+    do: Callable[[Slot], Any]
+
+
+Wanted = Continuation | OnSlot | Work
 
 
 @dataclass(eq=False)
@@ -119,6 +129,7 @@ class Worker(Closing):
         engine: which nobody else may run meanwhile.
         ended: hears of every answer that has ended.
         looks: at the steps of answers.
+        slots: all of them, in order.
     """
 
     def __init__(
@@ -131,7 +142,9 @@ class Worker(Closing):
         n_slots = engine.executor.n_slots
         self._max_places, self._n_places = max_waiting + n_slots, 0
         self._tasks, self._changed = deque[Task](), threading.Condition()
-        self._free = [Slot(engine, i) for i in range(n_slots)]  # those that rest longest first
+        self.slots = tuple(Slot(engine, i) for i in range(n_slots))
+        self._free = list(self.slots)  # those that rest longest first
+        self._deferred = list[tuple[int, Task]]()  # until a slot is free
         self._running = list[Running]()
         self._logits = np.empty((max(n_slots, 1 + MAX_DRAFT), engine.model.n_vocab), np.float32)
         self._to_wake = set[Callable[[], None]]()
@@ -165,6 +178,11 @@ class Worker(Closing):
     def n_waiting(self) -> int:
         """Tasks that have not begun."""
         return len(self._tasks)
+
+    @property
+    def running(self) -> tuple[Running, ...]:
+        """Answers that are under way."""
+        return tuple(self._running)
 
     @property
     def n_running(self) -> int:
@@ -239,6 +257,8 @@ class Worker(Closing):
             self._heed_others()
             if isinstance(task.wanted, Continuation):
                 self._begin_answer(task, task.wanted)
+            elif isinstance(task.wanted, OnSlot):
+                self._do_on_slot(task, task.wanted)
             else:
                 slot = self._free[0]
                 slot.forget()
@@ -246,6 +266,16 @@ class Worker(Closing):
                 self._turn = self.engine.turn
         except BaseException as error:  # noqa: BLE001 - one task's failure is its own
             self._tell(task, error)
+
+    def _do_on_slot(self, task: Task, wanted: OnSlot) -> None:
+        """Do what concerns one slot, or put it off until that is free."""
+        slot = self.slots[wanted.number]
+        if slot not in self._free:
+            self._deferred.append((wanted.number, task))
+            return
+        self._free.remove(slot)
+        self._free.append(slot)
+        self._tell(task, wanted.do(slot))
 
     def _heed_others(self) -> None:
         """Whoever has used the engine otherwise, between tasks, has written the first slot's caches."""
@@ -349,4 +379,7 @@ class Worker(Closing):
         self.ended(running.sequence.statistics)
         with self._changed:
             self._running.remove(running)
+            number = running.slot.number
+            self._tasks.extendleft(task for n, task in reversed(self._deferred) if n == number)
+            self._deferred = [(n, task) for n, task in self._deferred if n != number]
         self._free.append(running.slot)

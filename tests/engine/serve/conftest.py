@@ -23,6 +23,8 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def server(engine: Engine, template: Path) -> Iterator[Served]:
-    with served(engine, chat_template=template, ping_seconds=0.02) as server:
+def server(engine: Engine, template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    folder = tmp_path_factory.mktemp("slots")
+    with served(engine, chat_template=template, ping_seconds=0.02, slot_save_path=folder) as server:
+        assert server.ask("/slots/0?action=save", {"filename": "emma"}).status == 200
         yield server
