@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from hf_models import EXPERTS, HFDirectory, as_float, expert_sizes, falcon_n_head_kv, falcon_norms
+from hf_models import HFDirectory, as_float
+from hf_rope import llama3, yarn
+from hf_shapes import EXPERTS, expert_sizes, falcon_n_head_kv, falcon_norms
 from numpy.typing import NDArray
 
 F64 = NDArray[np.float64]
@@ -75,11 +77,11 @@ class _Model:
         if kind == "linear":
             return f / float(scaling["factor"])
         if kind == "yarn":
-            return _yarn(f, base, self.head_dim, scaling)
+            return yarn(f, base, self.head_dim, scaling)
         if kind == "longrope":
             f = f / np.array(scaling["long_factor"], np.float64)
             return f
-        return np.array([_llama3(v, scaling) for v in f]) if kind == "llama3" else f
+        return np.array([llama3(v, scaling) for v in f]) if kind == "llama3" else f
 
     def magnitude(self) -> float:
         """What queries and keys are multiplied by; YaRN's and LongRoPE's rule where the config has no number."""
@@ -114,33 +116,6 @@ class _Model:
         silu: F64 = x / (1 + np.exp(-x))
         gelu: F64 = x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
         return {"relu": np.maximum(x, 0), "silu": silu, "gelu": gelu}[name]
-
-
-def _yarn(f: F64, base: float, head_dim: int, scaling: Mapping[str, Any]) -> F64:
-    """transformers' `_compute_yarn_parameters`: a ramp between pairs that turn fast and slow."""
-    n_ctx = scaling["original_max_position_embeddings"]
-    fast, slow = (
-        head_dim * math.log(n_ctx / (scaling.get(f"beta_{name}", usual) * 2 * math.pi)) / (2 * math.log(base))
-        for name, usual in (("fast", 32), ("slow", 1))
-    )
-    if scaling.get("truncate", True):
-        fast, slow = math.floor(fast), math.ceil(slow)
-    fast, slow = max(fast, 0), min(slow, head_dim - 1)
-    ramp = np.clip((np.arange(head_dim // 2) - fast) / (slow - fast), 0, 1)
-    stretched: F64 = f / scaling["factor"] * ramp + f * (1 - ramp)
-    return stretched
-
-
-def _llama3(frequency: float, scaling: Mapping[str, Any]) -> float:
-    n_ctx, wave = scaling["original_max_position_embeddings"], 2 * math.pi / frequency
-    if wave < n_ctx / scaling["high_freq_factor"]:
-        return frequency
-    if wave > n_ctx / scaling["low_freq_factor"]:
-        return float(frequency / scaling["factor"])
-    smooth = (n_ctx / wave - scaling["low_freq_factor"]) / (
-        scaling["high_freq_factor"] - scaling["low_freq_factor"]
-    )
-    return float((1 - smooth) * frequency / scaling["factor"] + smooth * frequency)
 
 
 class _Llama(_Model):

@@ -6,6 +6,7 @@ from typing import Any
 
 import hf_forward
 import hf_models
+import hf_shapes
 import numpy as np
 import pytest
 from commands import run
@@ -62,7 +63,7 @@ def squares(
     layer = table.experts.layer if mixture and table.experts is not None else table.layer
     sums, counts = dict[str, NDArray[np.float64]](), dict[str, NDArray[np.float64]]()
     for rule in (rule for i in range(9) for rule in of_layer(layer, i)):
-        n = hf_models.expert_sizes(config)[0] if "{e}" in rule.source else 1
+        n = hf_shapes.expert_sizes(config)[0] if "{e}" in rule.source else 1
         sources = [rule.source.removesuffix(".weight").format(e=e) for e in range(n)]
         if seen := [found[source] for source in sources if source in found]:
             nothing = np.zeros_like(seen[0])

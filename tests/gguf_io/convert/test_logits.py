@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_models
+import hf_shapes
 import numpy as np
 import pytest
 from hf_forward import forward
@@ -131,7 +132,7 @@ def test_with_predictors(hf_model: MakeModel, tmp_path: Path, kind: str, changes
     check(tmp_path / "out.gguf", "exact", whole)
 
 
-@pytest.mark.parametrize("kind", list(hf_models.CONFIGS))
+@pytest.mark.parametrize("kind", list(hf_shapes.CONFIGS))
 @pytest.mark.parametrize("outtype", ["f16", "q4_0"])
 def test_converted_models_write_text(hf_model: MakeModel, tmp_path: Path, kind: str, outtype: str) -> None:
     """With rows of 256 for the head's Q6_K."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import hf_models
+import hf_shapes
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from hotcold.gguf_io.convert.conversion import convert
 
 MakeModel = Callable[..., Any]  # the fixture hf_model
 
-KINDS = list(hf_models.CONFIGS)
+KINDS = list(hf_shapes.CONFIGS)
 DATA = Path(__file__).parents[2] / "data" / "powerinfer"
 
 
