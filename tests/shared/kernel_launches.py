@@ -142,6 +142,15 @@ def run_matmul(device: Device, put: Put) -> None:
     work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
 
 
+def run_matmul_of_int8(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 5, 256  # two steps
+    x, scales = (put(device, np.zeros((tokens, n), dtype)) for dtype in ("i1", "f4"))
+    w, halves = put(device, np.zeros((rows, n), "i1")), put(device, np.zeros((rows, 8), "f2"))
+    sums, y = put(device, np.zeros((tokens, n), "i4")), put(device, floats(rows * tokens))
+    work = matmul(GGMLQuantizationType.Q8_0, tokens, rows, n)
+    work.launch(device, (halves, w, x, scales, sums, y, y, y, rows, n, 0, tokens), device.compute)
+
+
 def run_gated_ffn(device: Device, put: Put) -> None:
     rows, n, groups = 500, 64, 2
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))

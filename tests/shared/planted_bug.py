@@ -13,7 +13,7 @@ class Bug:
     """`old` becomes `new` in the program of `file`.
 
     `said` is found in the error, and so is the line of each snippet of `lines`, `file:number`, as they stand after
-    the edit.
+    the edit. The program's kernels multiply matrices of `types`.
     """
 
     file: str
@@ -24,6 +24,7 @@ class Bug:
     lines: Sequence[str] = ()
     build_kind: str = "races"
     orders: Sequence[int] = ORDERS
+    types: Sequence[str] = ("f32", "f16")
 
 
 BARRIER = "    __syncthreads();"

@@ -99,3 +99,24 @@ inline float __int_as_float(int x) { float f; memcpy(&f, &x, 4); return f; }
 inline int __float_as_int(float f) { int x; memcpy(&x, &f, 4); return x; }
 template <class T> T min(T a, T b) { return b < a ? b : a; }
 template <class T> T max(T a, T b) { return a < b ? b : a; }
+
+// ---- tensor cores: kernels/cuda/tensor_cores.h says which lane has what ------------------------
+
+template <int K> struct Fragments { unsigned a[2 * K], b[K]; int c[4]; };
+
+// C += A B of 16 K numbers a row, all lanes together.
+template <int K> void mma_s8(int (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], CALLER) {
+    Fragments<K> own;
+    memcpy(own.a, a, sizeof a), memcpy(own.b, b, sizeof b), memcpy(own.c, c, sizeof c);
+    emulator::meet(~0u, (uint64_t)&own, 0, WHERE, [](emulator::Warp& w, int lane) {
+        auto of = [&w](int number) { return (Fragments<K>*)w.value[number]; };
+        for (int i = 0; i < 4; i++)
+            for (int word = 0; word < 4 * K; word++) {
+                int t = word % 4, part = word / 4, row = lane / 4, column = 2 * (lane % 4) + i % 2;
+                int four_of_a = (int)of(4 * row + t)->a[2 * part + i / 2], four_of_b = (int)of(4 * column + t)->b[part];
+                of(lane)->c[i] = __dp4a(four_of_a, four_of_b, of(lane)->c[i]);
+            }
+        return 0;
+    });
+    memcpy(c, own.c, sizeof c);
+}

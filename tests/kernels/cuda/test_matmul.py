@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from operands import Array, Get, Put, Type, block_of, each_type, inputs, normal, random_matrix, worst_error
@@ -10,9 +11,10 @@ from operands import Array, Get, Put, Type, block_of, each_type, inputs, normal,
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
-from hotcold.kernels.cuda.device.sources import SOURCES
+from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
+from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
@@ -21,18 +23,20 @@ SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]
 """Tokens, rows, and blocks in a row."""
 
 
-Product = Callable[[Device, Type, int, int, int], tuple[Array, Array]]
+Product = Callable[..., tuple[Array, Array]]
 
 
 @pytest.fixture
 def product(put: Put, get: Get) -> Product:
     """product(device, weight_type, n_tokens, n_rows, n): Y for random W and X, and what it should be."""
 
-    def run(device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int) -> tuple[Array, Array]:
+    def run(
+        device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int, family: str = "matmul"
+    ) -> tuple[Array, Array]:
         w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
         y = device.empty((n_tokens, n_rows), "f4")
         given = (*w.planes(device, put), *inputs(device, put, weight_type, x))
-        work = matmul(weight_type, n_tokens, n_rows, n)
+        work = replace(matmul(weight_type, n_tokens, n_rows, n), kernel=kernel_name(family, weight_type))
         work.launch(device, (*given, y, y, y, n_rows, n, 0, n_tokens), device.compute)
         return get(device, y), ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
 
@@ -94,7 +98,22 @@ def test_the_bits_of_a_token_do_not_depend_on_its_batch(
 
 
 def test_the_tile_is_that_of_the_source() -> None:
-    assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (SOURCES / "matmul.cu").read_text()
+    assert f"constexpr int TILE_SIDE = {TILE_SIDE};" in (SOURCES / "matmul_tile.h").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_type", each_type(*PLAIN))
+@pytest.mark.parametrize(("n_tokens", "n_rows"), [(3, 5), (33, 70), (70, 64)])
+def test_the_bits_are_the_same_without_tensor_cores(
+    open_emulated: Callable[..., Device], product: Product, weight_type: Type, n_tokens: int, n_rows: int
+) -> None:
+    paths = Path(__file__).with_name("dp4a_tiles.cu"), SOURCES / "quantise.cu"
+    without = open_emulated(source=program(*paths, types=[(WEIGHT_TYPES[weight_type].ending,)]))
+    answers = (
+        product(device, weight_type, n_tokens, n_rows, 1280, family)[0]
+        for device, family in [(open_emulated(), "matmul"), (without, "dp4a_tiles")]
+    )
+    assert len({y.tobytes() for y in answers}) == 1
 
 
 @pytest.mark.parametrize("weight_type", [Type.Q8_0, Type.Q4_K], ids=lambda t: t.name)

@@ -1,5 +1,6 @@
 // One use at least of everything that intrinsics.h offers.
 #include "common.h"
+#include "tensor_cores.h"
 
 __device__ static int swapped_by_shared(int v) {  // shared memory in a device function
     __shared__ int box[64];
@@ -88,4 +89,24 @@ KERNEL vectors(const uint4* u, const float4* f, const int4* i, const float2* g, 
     __syncthreads();
     out[t] = words[4 * (31 - t)] + (unsigned)f[t].z + (unsigned)i[t].y + (unsigned)g[t].y + (unsigned)j[t].x
         + v[t].y;
+}
+
+// C += A B by tensor cores, 16 by 8: of rows and columns of n = 16 or 32 int8. One warp.
+KERNEL products_of_tiles(const signed char* a, const signed char* b, int* c, int n) {
+#ifdef TENSOR_CORES
+    int g = lane() / 4, t = lane() % 4, own[4];
+    unsigned of_a[4] = {}, of_b[2] = {};
+    for (int part = 0; part < n / 16; part++) {
+        of_a[2 * part] = ((const unsigned*)a)[g * n / 4 + 4 * part + t];
+        of_a[2 * part + 1] = ((const unsigned*)a)[(g + 8) * n / 4 + 4 * part + t];
+        of_b[part] = ((const unsigned*)b)[g * n / 4 + 4 * part + t];
+    }
+    for (int i = 0; i < 4; i++) own[i] = c[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+    if (n == 32) mma_s8(own, of_a, of_b);
+    else {
+        unsigned half_a[2] = {of_a[0], of_a[1]}, half_b[1] = {of_b[0]};
+        mma_s8(own, half_a, half_b);
+    }
+    for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = own[i];
+#endif
 }

@@ -31,11 +31,15 @@ def own_device(request: pytest.FixtureRequest, open_emulated: Open) -> Device:
 def test_everything_that_is_offered_is_used_here() -> None:
     text = (SOURCES / "emulator" / "intrinsics.h").read_text()
     offered = set(
-        re.findall(r"^(?:template <class T> |inline |ATOMIC_OPERATION )+[\w ]*?\b(\w+)\(", text, re.MULTILINE)
+        re.findall(
+            r"^(?:template <(?:class T|int K)> |inline |ATOMIC_OPERATION )+[\w ]*?\b(\w+)\(",
+            text,
+            re.MULTILINE,
+        )
     )
     offered |= set(re.findall(r"^struct alignas\(\d+\) (\w+)", text, re.MULTILINE))
     offered |= {"threadIdx", "blockIdx", "blockDim", "gridDim", "DYNAMIC_SHARED", "__half", "__shared__"}
-    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min"} <= offered
+    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min", "mma_s8"} <= offered
     used = SOURCE.read_text()
     assert not [name for name in sorted(offered) if not re.search(rf"\b{name}\b", used)]
 
@@ -137,3 +141,17 @@ def test_vectors(own_device: Device, put: Callable[..., Any], get: Callable[...,
     own_device.launch("vectors", 1, 32, arguments, own_device.compute, shared=4 * 4 * 32)
     want = u[::-1, 3] + f[:, 2] + i[:, 1] + g[:, 1] + j[:, 0] + v[:, 1]
     assert get(own_device, out).tolist() == want.astype("u4").tolist()
+
+
+@pytest.mark.parametrize("n", [16, 32])
+def test_products_of_tiles(
+    own_device: Device, put: Callable[..., Any], get: Callable[..., Array], n: int
+) -> None:
+    rng = np.random.default_rng(3)
+    a, b = (rng.integers(-128, 128, (rows, n)).astype("i1") for rows in (16, 8))
+    given = rng.integers(-(2**20), 2**20, (16, 8)).astype("i4")
+    c = put(own_device, given)
+    own_device.launch(
+        "products_of_tiles", 1, 32, (put(own_device, a), put(own_device, b), c, n), own_device.compute
+    )
+    assert (get(own_device, c).reshape(16, 8) == given + a.astype("i4") @ b.astype("i4").T).all()

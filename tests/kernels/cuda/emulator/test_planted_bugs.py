@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from kernel_launches import Put
+from planted_bug import Bug
 from planted_bugs import BUGS
 
 from hotcold.kernels.cuda.device.device import Device
@@ -27,10 +28,10 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def text_of(file: str) -> str:
-    path = SOURCES / file
-    types = [("f32",), ("f16",)]
-    return program(path if path.is_file() else Path(__file__).with_name(file), types=types)
+def text_of(bug: Bug) -> str:
+    path = SOURCES / bug.file
+    types = [(name,) for name in bug.types]
+    return program(path if path.is_file() else Path(__file__).with_name(bug.file), types=types)
 
 
 def place_of(source: str, snippet: str) -> str:
@@ -55,7 +56,7 @@ def test_there_are_enough_of_them() -> None:
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
     bug = BUGS[name]
-    source = text_of(bug.file)
+    source = text_of(bug)
     assert source.count(bug.old) == 1
     broken = source.replace(bug.old, bug.new)
     for order in bug.orders:
@@ -72,6 +73,6 @@ def test_a_planted_bug_is_found(open_emulated: Callable[..., Device], put: Put, 
 def test_without_the_bug_nothing_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
     bug = BUGS[name]
     for order in bug.orders:
-        device = open_emulated(source=text_of(bug.file), build_kind=bug.build_kind, order=order)
+        device = open_emulated(source=text_of(bug), build_kind=bug.build_kind, order=order)
         bug.run(device, put)
         device.synchronize()

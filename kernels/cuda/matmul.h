@@ -1,0 +1,187 @@
+// A block's tile of Y = X W^T: who works out which of its numbers, and how, with tensor cores and without. The products
+// within a block of weights are integers and exact, and the sums over blocks have one order: the bits are the same.
+#pragma once
+#include "epilogue.h"
+#include "matmul_tile.h"
+#include "tensor_cores.h"
+
+// Number i of j of a thread is of row `row(i)` of the tile and of token `token(j, i)`; `n_some(n)`: how many j have a
+// token at all where the tile has n. Here thread (a, b) has rows a + 16 i and tokens b + 16 j.
+struct Apart {
+    int a = (int)threadIdx.x % SPAN, b = (int)threadIdx.x / SPAN;
+    __device__ int row(int i) const { return a + SPAN * i; }
+    __device__ int token(int j, int) const { return b + SPAN * j; }
+    __device__ int n_some(int n) const { return (min(n, TILE_SIDE) + SPAN - 1) / SPAN; }
+};
+// As tensor cores have it: a warp has 16 rows and four times eight tokens; lane 4 g + t has rows g and g + 8, and of
+// eight tokens 2 t and 2 t + 1.
+struct ByWarp {
+    int g = lane() / 4, t = lane() % 4, first_row = warp() % 4 * 16, first_token = warp() / 4 * 32;
+    __device__ int row(int i) const { return first_row + g + i / 2 * 8; }
+    __device__ int token(int j, int i) const { return first_token + 8 * j + 2 * t + i % 2; }
+    __device__ int n_some(int n) const { return max(0, min((n - first_token + 7) / 8, REACH)); }
+};
+
+// A product of int8 becomes a float by way of the last bits of 1.5 * 2^23, which cards add faster than
+// they convert: exact below 2^22, and the 32 of a block stay below 2^19.
+constexpr int FLOAT_BITS = 0x4b400000;
+__device__ inline float from_bits(int bits) { return __int_as_float(bits) - 12582912.f; }
+
+// A thread's sixteen numbers, [j][i]: sums of the chain that is under way, and of those before it.
+struct Sums {
+    float chain[REACH][REACH] = {}, total[REACH][REACH] = {};
+    __device__ void end_chain() {
+        for (int j = 0; j < REACH; j++)
+            for (int i = 0; i < REACH; i++) total[j][i] += chain[j][i], chain[j][i] = 0.f;
+    }
+};
+
+// Two units, a block of 32, at a time, of two rows: of four they would not fit the registers. One unit, where two
+// neighbours are of different blocks.
+template <class Rows>
+__device__ inline void multiply(const MatmulTile& tile, Rows, Apart at, int n_some, Sums& sums) {
+    constexpr int STEP = Rows::QUARTERS ? 1 : 2, SOME = REACH / STEP;
+    static_assert(Rows::QUARTERS || Rows::MINIMA < 2, "a minimum of each sixteen");
+    UNROLL(1)
+    for (int u = 0; u < UNITS; u += STEP) {
+        for (int first = 0; first < REACH; first += SOME) {
+            int4 w[SOME][STEP];
+            float scale[SOME][STEP], minimum[SOME];
+            for (int i = 0; i < SOME; i++) {
+                int row = at.row(first + i);
+                for (int k = 0; k < STEP; k++) {
+                    w[i][k] = tile.rows[row * UNIT_STRIDE + u + k];
+                    scale[i][k] = tile.row_scales[(u + k) * SCALE_STRIDE + row];
+                }
+                if constexpr (Rows::MINIMA > 0) minimum[i] = tile.row_minima[u * SCALE_STRIDE + row];
+            }
+            for (int j = 0; j < REACH; j++) {
+                if (j >= n_some) break;
+                int token = at.token(j, 0);
+                int4 x[STEP];
+                for (int k = 0; k < STEP; k++) x[k] = tile.inputs[token * UNIT_STRIDE + u + k];
+                float d = tile.input_scales[u * SCALE_STRIDE + token], of_all = 0.f;
+                if constexpr (Rows::MINIMA > 0) {
+                    for (int k = 0; k < STEP; k++) of_all += tile.input_sums[(u + k) * SCALE_STRIDE + token];
+                    of_all *= d;
+                }
+                for (int i = 0; i < SOME; i++) {
+                    int product = FLOAT_BITS;
+                    float& sum = sums.chain[j][first + i];
+                    for (int k = 0; k < STEP; k++) {
+                        product = dot16(w[i][k], x[k], product);
+                        if (k < STEP - 1 && !Rows::HALF_SCALES) continue;
+                        sum = fmaf(scale[i][k] * d, from_bits(product), sum);
+                        product = FLOAT_BITS;
+                    }
+                    if constexpr (Rows::MINIMA > 0) sum = fmaf(-minimum[i], of_all, sum);
+                }
+            }
+        }
+        if (tile.is_last[u + STEP - 1]) sums.end_chain();
+    }
+}
+template <class T>
+__device__ inline void multiply(const MatmulTile& tile, Plain<T>, Apart at, int n_some, Sums& sums) {
+    const float4 *rows = (const float4*)tile.rows, *inputs = (const float4*)tile.inputs;
+    UNROLL(2)
+    for (int u = 0; u < UNITS; u++) {
+        float4 w[REACH];
+        for (int i = 0; i < REACH; i++) w[i] = rows[at.row(i) * UNIT_STRIDE + u];
+        for (int j = 0; j < REACH; j++) {
+            if (j >= n_some) break;
+            float4 x = inputs[at.token(j, 0) * UNIT_STRIDE + u];
+            for (int i = 0; i < REACH; i++) {
+                float s = fmaf(w[i].y, x.y, fmaf(w[i].x, x.x, sums.chain[j][i]));
+                sums.chain[j][i] = fmaf(w[i].w, x.w, fmaf(w[i].z, x.z, s));
+            }
+        }
+        if (u % 2 && tile.is_last[u]) sums.end_chain();
+    }
+}
+
+// ---- by tensor cores ---------------------------------------------------------------------------
+
+#ifdef TENSOR_CORES
+// Word t of a unit: four of its sixteen numbers.
+__device__ inline unsigned word_of(const int4* units, int at, int t) { return ((const unsigned*)(units + at))[t]; }
+
+// Products of two units of 16 rows by eight tokens: of both together, or of each where their scales differ.
+template <bool apart>
+__device__ inline void products(int (&product)[2][4], const unsigned (&w)[2][2], const unsigned (&x)[2]) {
+    if constexpr (apart)
+        for (int k = 0; k < 2; k++) mma_s8(product[k], w[k], {x[k]});
+    else mma_s8(product[1], {w[0][0], w[0][1], w[1][0], w[1][1]}, x);
+}
+// Of a unit alone.
+template <bool> __device__ inline void products(int (&product)[1][4], const unsigned (&w)[1][2], const unsigned (&x)[1]) {
+    mma_s8(product[0], w[0], x);
+}
+
+template <class Rows>
+__device__ inline void multiply(const MatmulTile& tile, Rows, ByWarp at, int n_some, Sums& sums) {
+    constexpr int STEP = Rows::QUARTERS ? 1 : 2;
+    static_assert(Rows::QUARTERS || Rows::MINIMA < 2, "a minimum of each sixteen");
+    UNROLL(1)
+    for (int u = 0; u < UNITS; u += STEP) {
+        unsigned w[STEP][2];
+        float scale[STEP][2], minimum[2];
+        for (int h = 0; h < 2; h++) {
+            int row = at.row(2 * h);
+            for (int k = 0; k < STEP; k++) {
+                w[k][h] = word_of(tile.rows, row * UNIT_STRIDE + u + k, at.t);
+                scale[k][h] = tile.row_scales[(u + k) * SCALE_STRIDE + row];
+            }
+            if constexpr (Rows::MINIMA > 0) minimum[h] = tile.row_minima[u * SCALE_STRIDE + row];
+        }
+        for (int j = 0; j < REACH; j++) {
+            if (j >= n_some) break;
+            unsigned x[STEP];
+            int product[STEP][4], column = at.first_token + 8 * j + at.g;
+            for (int k = 0; k < STEP; k++) {
+                x[k] = word_of(tile.inputs, column * UNIT_STRIDE + u + k, at.t);
+                for (int i = 0; i < 4; i++) product[k][i] = FLOAT_BITS;
+            }
+            products<Rows::HALF_SCALES>(product, w, x);
+            for (int i = 0; i < 4; i++) {
+                int token = at.token(j, i), h = i / 2;
+                float d = tile.input_scales[u * SCALE_STRIDE + token], &sum = sums.chain[j][i];
+                for (int k = Rows::HALF_SCALES ? 0 : STEP - 1; k < STEP; k++)
+                    sum = fmaf(scale[k][h] * d, from_bits(product[k][i]), sum);
+                if constexpr (Rows::MINIMA > 0) {
+                    float of_all = 0.f;
+                    for (int k = 0; k < STEP; k++) of_all += tile.input_sums[(u + k) * SCALE_STRIDE + token];
+                    sum = fmaf(-minimum[h], of_all * d, sum);
+                }
+            }
+        }
+        if (tile.is_last[u + STEP - 1]) sums.end_chain();
+    }
+}
+template <class Rows> __device__ inline ByWarp places(Rows) { return {}; }
+#else
+template <class Rows> __device__ inline Apart places(Rows) { return {}; }
+#endif
+template <class T> __device__ inline Apart places(Plain<T>) { return {}; }
+
+// grid: (rows / 64, tokens / 64).
+template <class Rows, class Input, class Places>
+__device__ inline void matmul(Rows rows, Input x, Epilogue out, int n_tokens, Places at) {
+    MatmulTile& tile = matmul_tile();
+    int first_row = (int)blockIdx.x * TILE_SIDE, first_token = (int)blockIdx.y * TILE_SIDE;
+    int n_some = at.n_some(n_tokens - first_token);
+    Sums sums;
+    for (int first = 0; first < rows.pieces().n * Rows::piece_units(); first += UNITS) {
+        int unit = unit_in_order(tile, rows, first);
+        lay_rows(tile, rows, first_row, out.n_rows, unit);
+        lay_inputs<(Rows::MINIMA > 0)>(tile, x, rows.n, first_token, n_tokens, unit);
+        __syncthreads();
+        multiply(tile, rows, at, n_some, sums);
+        __syncthreads();                          // the tile is about to be written again
+    }
+    for (int j = 0; j < REACH; j++)
+        for (int i = 0; i < REACH; i++) {
+            int row = first_row + at.row(i), token = first_token + at.token(j, i);
+            if (row < out.n_rows && token < n_tokens) out.store(token, row, sums.total[j][i]);
+        }
+}
