@@ -160,7 +160,7 @@ def test_every_kernel_has_its_sizes_beside_it() -> None:
         sizes = path.with_suffix(".py").read_text()
         for kernel in read_signatures(program(path, types=[("f32",)])):
             if path in typed_families():
-                assert f'kernel_name("{kernel.removesuffix("_f32")}", ' in sizes, kernel
+                assert f'("{kernel.removesuffix("_f32")}", ' in sizes, kernel
             else:
                 family = re.sub(rf"_({'|'.join(KV_TYPES)})$", "", kernel)
                 assert re.search(rf'"({kernel}"|{family}_\{{)', sizes), kernel
