@@ -68,6 +68,8 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             )
         check_output(self.out, force=self.force, option="-o")
         texts = read_corpus(self)
+        if self.scheduler is None:
+            self._check_device()
         with (
             workers_of(self) as workers,
             open_engine(
@@ -111,6 +113,16 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             parse_size(self.memory, "--memory")
         return Place(self.out.with_name(f"{self.out.name}.parts"), self.device, self.memory is not None)
 
+    def _check_device(self) -> None:
+        """Refuse a device that cannot be used before all texts have passed; a cluster's workers have their own."""
+        from hotcold.engine.device.choice import parse_device
+        from hotcold.engine.train.arithmetic import arithmetic_on
+
+        choice = parse_device(self.device)
+        if choice.kind not in ("auto", "cpu"):
+            with arithmetic_on(choice, 1):
+                pass
+
     def _within(self, engine: "Engine", settings: Settings) -> Settings:
         """The settings that keep to --memory; what was chosen for it is told."""
         if self.memory is None:
@@ -149,6 +161,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
         }
         model = model_of_workers(self, engine, populate=not place.gives_back)
         by = ModelWorkers(workers.in_order, model) if workers is not None else None
+        train.open_folder(place.folder, identity)
         shown = not self.quiet and sys.stderr.isatty()
         if not self.as_json:
             write_line(HEAD)

@@ -75,18 +75,17 @@ def train_all(
     finished: Callable[[LayerResult], None],
     by: ModelWorkers | None = None,
 ) -> list[LayerResult]:
-    """Train every layer's predictor; the place's folder keeps what is needed to go on.
+    """Train every layer's predictor; the place's folder, open, keeps what is needed to go on.
 
     Args:
-        identity: of the model, the texts and the settings, which the folder to go on in has to agree with.
+        identity: see `open_folder`.
         finished: hears of each layer.
         by: does it in place of this engine, layers side by side.
 
     Raises:
-        FileError: the folder is of something else. SettingError, DoesNotFitError: see `collect`.
+        FileError: the folder is damaged. SettingError, DoesNotFitError: see `collect`.
     """
     folder = place.folder
-    _open_folder(folder, identity)
     state = folder / STATE
     if (begun := _read_state(state)["collected"]) < len(chunks):
         data.collect(
@@ -132,7 +131,15 @@ def train_by_worker(model: WorkersModel, settings: Settings, place: Place, layer
         return _train_layer(engine, layer, settings, place, lambda what, done, total: None)
 
 
-def _open_folder(folder: Path, identity: dict[str, Any]) -> None:
+def open_folder(folder: Path, identity: dict[str, Any]) -> None:
+    """Make it, or go on in it.
+
+    Args:
+        identity: of the model, the texts and the settings, which a folder to go on in has to agree with.
+
+    Raises:
+        FileError: it is of something else, or damaged.
+    """
     state = folder / STATE
     if state.exists():
         kept = _read_state(state)["identity"]

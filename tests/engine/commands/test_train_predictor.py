@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -67,6 +68,7 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
     assert stopped.returncode == 130 and "the same command goes on" in stopped.stderr and not parts.exists()
     other = run(*command, *OPTIONS, "--seed", "2")
     assert other.returncode == 3 and "begun with another settings" in other.stderr
+    assert "the same command" not in other.stderr
     again = run(*command, *OPTIONS, "--json")
     assert [layer["layer"] for layer in json.loads(again.stdout)["layers"]] == list(range(6))
     first, second = load_file(whole), load_file(parts)
@@ -118,11 +120,24 @@ def test_any_workers_train_the_same(text: Path, tmp_path: Path, monkeypatch: pyt
         (("--steps", "0"), 2, "at least 1"),
         (("--seed", "-1"), 2, "--seed: -1 (0 or more)"),
         ((), 2, "-f FILE"),
+        (("--device", "gpu"), 2, "auto, cpu, cuda"),
+        (("--memory", "lots"), 2, "--memory: lots"),
     ],
 )
 def test_settings_that_cannot_be(arguments: tuple[str, ...], code: int, problem: str) -> None:
     shown = run("train-predictor", *arguments)
     assert (shown.returncode, problem in shown.stderr) == (code, True), shown.stderr
+
+
+@pytest.mark.parametrize(
+    ("device", "problem"), [("emulated", "trained on arrays"), ("cuda:77", "cuda:77|CUDA|CuPy")]
+)
+def test_a_device_is_refused_before_anything_is_collected(
+    text: Path, tmp_path: Path, device: str, problem: str
+) -> None:
+    shown = run("train-predictor", "-f", str(text), "-o", str(tmp_path / "p.safetensors"), "--device", device)
+    assert shown.returncode in (2, 5) and re.search(problem, shown.stderr), shown.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
