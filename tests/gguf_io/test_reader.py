@@ -63,6 +63,7 @@ def test_there_are_real_files() -> None:
     assert len(FILES) > 20
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
 def test_real_files_read_like_the_gguf_package(path: Path, tmp_path: Path) -> None:
     """The package knows no PWRI: it reads a copy with the other magic."""

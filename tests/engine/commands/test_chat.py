@@ -69,6 +69,7 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(table_model(folder / "m.gguf", following, chat_template=template, n_ctx=64))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "text", ["/etc/a", "/etc/passwd is a", "/exit a", "/clear, a", "/hela", "/ a", "//a"]
 )
@@ -201,6 +202,7 @@ def test_a_character_without_a_piece_loses_no_question(
 TOO_LONG = b"a" * ((1 << 24) + 1)
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("question", "code", "said"),
     [

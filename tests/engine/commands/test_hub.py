@@ -78,6 +78,7 @@ def test_parts_come_together(hotcold: Run) -> None:
     assert first.name == part_name("m", 1, 2) and first.with_name(part_name("m", 2, 2)).exists()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "code", "problem"),
     [

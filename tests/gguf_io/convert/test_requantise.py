@@ -354,8 +354,18 @@ def test_numbers_that_would_become_infinite(gguf_bytes: Any, tmp_path: Path, out
     )
 
 
+COMPILED_LONG = ("q2_k", "q3_k", "iq4_nl")  # by nothing else in a quick run
+
+
 @pytest.mark.parametrize("number", [1e9, -1e9, 1e15, -3e38])
-@pytest.mark.parametrize("outtype", [name for name in OUTTYPES if name not in ("f32", "bf16", "mxfp4")])
+@pytest.mark.parametrize(
+    "outtype",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name.startswith(COMPILED_LONG) else ())
+        for name in OUTTYPES
+        if name not in ("f32", "bf16", "mxfp4")
+    ],
+)
 def test_no_type_loses_a_number_that_it_cannot_hold(
     gguf_bytes: Any, tmp_path: Path, out: Path, outtype: str, number: float
 ) -> None:

@@ -42,6 +42,7 @@ def products(raw: NDArray[np.uint8], type_id: int, x: F32, walk: Walk, chunks: i
     return y
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("type_id", TYPES)
 def test_matrices(type_id: int, run_ops: Walk) -> None:
     for k in lengths(type_id):
@@ -217,6 +218,7 @@ def test_dots_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
         assert np.array_equal(got.view(np.int32), wanted.view(np.int32)), k
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("type_id", TYPES)
 def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -> None:
     """Few tokens add their own rows; for many a row is widened once, more columns and tokens than go at once."""
@@ -240,6 +242,7 @@ def test_sums_of_rows_are_the_oracles_bit_for_bit(type_id: int, run_ops: Walk) -
 SPARSE = [*sparse.TYPES, *sparse.MIXED]
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("types", SPARSE)
 def test_sparse_gated_ffn(types: tuple[int, int, int], run_ops: Walk) -> None:
     for k in sparse.shapes(types):

@@ -18,7 +18,7 @@ from hotcold.kernels.formats import KV_TYPES
 
 MOST_REGISTERS = 80
 LEAST_OCCUPANCY = 3 / 8
-QUICK_ARCHITECTURE, QUICK = 80, ("no type", "q4_0")  # a type takes some seconds to compile for one
+QUICK_ARCHITECTURE, QUICK = 80, ("q4_0",)  # a type takes some seconds to compile for one
 
 TESTS = Path(__file__).parent.parent
 
