@@ -1,7 +1,7 @@
 """Text that follows a grammar: which tokens may come next, by llguidance.
 
-A grammar is a text in that library's own form; `of_schema` and `of_grammar` make it of a JSON schema, of Lark, and of
-llama.cpp's GBNF. The library bounds what a grammar may take, and says where one goes beyond it.
+A grammar is a text in that library's own form; `of_schema`, `of_grammar` and `of_regex` make it of a JSON schema, of Lark
+and llama.cpp's GBNF, and of a regular expression. The library bounds what a grammar may take, and says where one goes beyond it.
 """
 
 import json
@@ -98,6 +98,17 @@ def of_grammar(text: str, name: str = "grammar") -> str:
         made: str = library.LLMatcher.grammar_from_lark(any_to_lark(text))
     except (GbnfToLarkError, RecursionError) as error:
         raise SettingError(name, None, str(error)[:200], "write Lark or GBNF") from error
+    return made
+
+
+def of_regex(text: str, name: str = "regex") -> str:
+    """The grammar of texts that a regular expression (Rust's, without look-around) matches as a whole.
+
+    Raises:
+        SettingError: too long; or the library is missing.
+    """
+    _check_length(text, name)
+    made: str = _library().LLMatcher.grammar_from_regex(text)
     return made
 
 

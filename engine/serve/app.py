@@ -43,7 +43,7 @@ from hotcold.engine.serve.responses import (
     warning_headers,
 )
 from hotcold.engine.serve.slot_files import SlotFiles
-from hotcold.engine.serve.tools import parse_tools
+from hotcold.engine.serve.tools import calls_grammar, parse_tools
 from hotcold.engine.serve.worker import MAX_WAITING, Task, Worker
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -162,6 +162,8 @@ class Server:
         messages, tools = parse_messages(fields), parse_tools(fields)
         if tools and asked.settings.grammar:
             raise fields.wrong("tools", "not together with response_format or a grammar", "[]")
+        if calls := calls_grammar(fields, tools):
+            asked = replace(asked, settings=replace(asked.settings, grammar=calls))
         control = None if asked.settings.grammar else self._prompts.control
         if control is not None:  # channels are told apart by control pieces
             asked = replace(asked, settings=replace(asked.settings, special=True))

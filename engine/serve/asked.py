@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hotcold.engine.generation.constraint import ANY_OBJECT, of_grammar, of_schema
+from hotcold.engine.generation.constraint import ANY_OBJECT, of_grammar, of_regex, of_schema
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.fields import RequestFields
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
@@ -107,21 +107,28 @@ def settings_of(
 
 
 def grammar_of(fields: RequestFields) -> str:
-    """What an answer has to follow: of `response_format`, or of llama-server's `json_schema` or `grammar`.
+    """What an answer has to follow: `response_format`, or the fields that other servers have for it.
+
+    Those are `json_schema` and `grammar` (llama-server), `regex` (SGLang) and `guided_regex` (vLLM).
 
     Raises:
         SettingError: none of the forms, or several; a schema that is no object.
     """
-    form, schema, grammar = fields.get("response_format"), fields.get("json_schema"), fields.text("grammar")
-    if form is not None:
-        if schema is not None:
-            raise fields.wrong("json_schema", "not together with response_format", "null")
-        schema = _schema_of(form, fields)
-    if schema is not None and grammar:
-        raise fields.wrong("grammar", "not together with a schema", '""')
-    if schema is not None:
-        return of_schema(schema)
-    return of_grammar(grammar) if grammar else ""
+    given: dict[str, Any] = {"response_format": None, "json_schema": fields.get("json_schema")}
+    if (form := fields.get("response_format")) is not None:
+        given["response_format"] = _schema_of(form, fields)
+    given |= {name: fields.text(name) or None for name in ("grammar", "regex", "guided_regex")}
+    wanted = [name for name in given if given[name] is not None]
+    if len(wanted) > 1:
+        raise fields.wrong(wanted[1], f"not together with {wanted[0]}", "null")
+    if not wanted:
+        return ""
+    (name,) = wanted
+    if name == "grammar":
+        return of_grammar(given[name])
+    return (
+        of_schema(given[name]) if name in ("response_format", "json_schema") else of_regex(given[name], name)
+    )
 
 
 def _schema_of(form: Any, fields: RequestFields) -> Any:

@@ -10,15 +10,17 @@ served.
 
 import json
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from hotcold.engine.chat.thoughts import Unsure
+from hotcold.engine.generation.constraint import SPACING, of_grammar
 from hotcold.engine.serve.fields import RequestFields, wrong
 from hotcold.errors import SettingError
 
 OPENING, CLOSING = "<tool_call>", "</tool_call>"
 MAX_TOOLS = 128
+NO_PARAMETERS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 EXAMPLE = '[{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]'
 
 
@@ -31,10 +33,8 @@ def parse_tools(fields: RequestFields) -> list[dict[str, Any]]:
     """The tools that a request offers; none where it does not want any called.
 
     Raises:
-        SettingError: no list of functions with names, or a choice that is not here.
+        SettingError: no list of functions with names.
     """
-    fields.refuse("tool_choice", ("none", "auto"), "known: auto, none", 'such as "auto"')
-    fields.flag("parallel_tool_calls")
     given = fields.get("tools")
     if given is None or given == []:
         return []
@@ -47,6 +47,48 @@ def parse_tools(fields: RequestFields) -> list[dict[str, Any]]:
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
             raise wrong(f"tools[{i}]", tool, "a function with a name", EXAMPLE)
     return [] if fields.get("tool_choice") == "none" else given
+
+
+def calls_grammar(fields: RequestFields, tools: Sequence[dict[str, Any]]) -> str:
+    """What an answer has to follow by the request's choice: calls of any tool, or one call of a named one; "" for any text.
+
+    Raises:
+        SettingError: a choice that is none, or of a tool that is not offered; parameters that are no schema.
+    """
+    several, choice = fields.flag("parallel_tool_calls", True), fields.get("tool_choice")
+    if choice in (None, "none", "auto"):
+        return ""
+    functions = {tool["function"]["name"]: tool["function"] for tool in tools}
+    if choice != "required":
+        function = (
+            choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+        )
+        name = function.get("name") if isinstance(function, dict) else None
+        if not isinstance(name, str):
+            known = "known: auto, none, required, a function by its name"
+            raise fields.wrong("tool_choice", known, '{"type": "function", "function": {"name": "f"}}')
+        functions, several = {name: functions[name]} if name in functions else {}, False
+    if not functions:
+        raise fields.wrong("tool_choice", "not among tools", '"auto"')
+    first = 'start: call ("\\n" call)*' if several else "start: call"
+    lines = [first, "call: " + " | ".join(f"call{i}" for i in range(len(functions)))]
+    for i, function in enumerate(functions.values()):
+        parameters = function.get("parameters")
+        if not isinstance(parameters, dict | None):
+            raise wrong(
+                f"parameters of {function['name'][:40]}", parameters, "a JSON schema", '{"type": "object"}'
+            )
+        name = json.dumps(function["name"], ensure_ascii=False)
+        before, behind = f'{OPENING}\n{{"name": {name}, "arguments": ', f"}}\n{CLOSING}"
+        lines.append(f"call{i}: {_quoted(before)} arguments{i} {_quoted(behind)}")
+        schema = NO_PARAMETERS if parameters is None else parameters
+        lines.append(f"arguments{i}: %json {json.dumps(schema | {'x-guidance': SPACING})}")
+    return of_grammar("\n".join(lines), "tools")
+
+
+def _quoted(text: str) -> str:
+    """As a string of a grammar in Lark."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 def parse_calls(given: Any, name: str) -> list[dict[str, Any]]:

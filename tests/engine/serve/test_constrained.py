@@ -1,6 +1,7 @@
 """Answers that follow a schema or a grammar, whatever the model would rather say."""
 
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -55,6 +56,17 @@ def test_a_grammar_is_followed_and_its_text_ends(server: Served, grammar: str) -
         body = {"prompt": "Are you well? ", "grammar": grammar, "max_tokens": 40} | more
         choice = server.ask("/v1/completions", body).json["choices"][0]
         assert choice["text"] in ("yes", "no") and choice["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize("name", ["regex", "guided_regex"])
+def test_a_regular_expression_matches_the_whole_answer(server: Served, name: str) -> None:
+    with openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as client:
+        for seed in range(3):
+            pattern: dict[str, str] = {name: r"\d{2}/[a-c]+(é|\n)"}
+            answer = client.completions.create(
+                model="any", prompt="Emma", seed=seed, temperature=2, extra_body=pattern, max_tokens=100
+            )
+            assert re.fullmatch(pattern[name], answer.choices[0].text)
 
 
 def test_requests_with_and_without_one_do_not_meet(server: Served) -> None:

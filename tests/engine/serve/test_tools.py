@@ -22,6 +22,9 @@ TEMPLATE = (
     "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.arguments | tojson }}</tool_call>{% endfor %}"
     "{% endfor %}a"
 )
+NAMED: Any = {"type": "function", "function": {"name": "weather"}}
+NO_SCHEMA: Any = [{"type": "function", "function": {"name": "f", "parameters": 7}}]
+OF_NOTHING: Any = [{"type": "function", "function": {"name": "f", "parameters": {"enum": []}}}]
 USER: Any = {"role": "user", "content": "How is it in Bath?"}
 
 
@@ -132,7 +135,13 @@ def test_calls_are_found_however_they_are_cut(text: str, told: list[Any], cut: i
         ({"tools": [7]}, "tools[0]: 7 (a function with a name)"),
         ({"tools": [{"type": "function", "function": {}}]}, "tools[0]"),
         ({"tools": TOOLS * 129}, "tools: 129 (at most 128)"),
-        ({"tools": TOOLS, "tool_choice": "required"}, 'tool_choice: "required" (known: auto, none)'),
+        ({"tools": TOOLS, "tool_choice": "often"}, 'tool_choice: "often" (known: auto, none, required, a'),
+        ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "known: auto, none, required"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": 7}}, "known: auto, none, required"),
+        ({"tools": TOOLS, "tool_choice": NAMED | {"function": {"name": "g"}}}, "(not among tools)"),
+        ({"tool_choice": "required"}, 'tool_choice: "required" (not among tools)'),
+        ({"tools": NO_SCHEMA, "tool_choice": "required"}, "parameters of f: 7 (a JSON schema)"),
+        ({"tools": OF_NOTHING, "tool_choice": "required"}, "grammar"),
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "not together with response_format"),
         ({"functions": TOOLS}, "functions"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": 7}]}, "messages[1].tool_calls: 7"),
@@ -156,3 +165,69 @@ def test_a_tool_that_is_nested_deep_is_no_500(server: Served, depth: int) -> Non
     body = '{"messages": [{"role": "user", "content": "a"}], "max_tokens": 1, "tools": [{"function": {"name": "f", '
     told = server.ask(CHAT, (body + f'"parameters": {nested}' + "}}]}").encode())
     assert told.status in (200, 400)
+
+
+TOWN = {
+    "type": "object",
+    "properties": {"town": {"$ref": "#/$defs/name"}},
+    "required": ["town"],
+    "additionalProperties": False,
+}
+TWO: Any = [
+    {
+        "type": "function",
+        "function": {"name": "weather", "parameters": TOWN | {"$defs": {"name": {"enum": ["Bath"]}}}},
+    },
+    {"type": "function", "function": {"name": 'the "time"/é'}},
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize(
+    ("choice", "names"),
+    [
+        ("required", {"weather", 'the "time"/é'}),
+        (NAMED, {"weather"}),
+        ({"type": "function", "function": {"name": 'the "time"/é'}}, {'the "time"/é'}),
+    ],
+)
+def test_a_call_that_is_required_comes_whatever_the_model_would_say(
+    server: Served, choice: Any, names: set[str], seed: int, stream: bool
+) -> None:
+    with openai.OpenAI(base_url=server.base_url, api_key="any", max_retries=0) as client:
+        answer: Any = client.chat.completions.create(
+            model="m",
+            messages=[USER],
+            tools=TWO,
+            tool_choice=choice,
+            parallel_tool_calls=False,
+            seed=seed,
+            temperature=5,
+            extra_body={"top_k": 0, "top_p": 1, "min_p": 0},
+            stream=stream,
+        )
+        if stream:
+            chunks = [chunk.choices[0] for chunk in answer]
+            calls = [call for chunk in chunks for call in chunk.delta.tool_calls or ()]
+            finish = chunks[-1].finish_reason
+        else:
+            calls, finish = answer.choices[0].message.tool_calls, answer.choices[0].finish_reason
+    (call,) = calls
+    assert finish == "tool_calls" and call.function.name in names
+    wanted = {"town": "Bath"} if call.function.name == "weather" else {}
+    assert json.loads(call.function.arguments) == wanted
+
+
+def test_several_calls_may_be_required_at_once(server: Served) -> None:
+    """Each is whole, as far as the answer is long enough."""
+    body = {"messages": [USER], "tools": TWO[1:], "tool_choice": "required", "temperature": 1000, "top_k": 0}
+    found = [
+        len(
+            server.ask(CHAT, body | {"seed": i, "max_tokens": 400}).json["choices"][0]["message"][
+                "tool_calls"
+            ]
+        )
+        for i in range(4)
+    ]
+    assert min(found) >= 1 and max(found) > 1
