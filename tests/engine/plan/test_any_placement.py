@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
+import pytest
 from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,9 +143,24 @@ def test_every_tensor_is_listed_once(case: Case, share: float) -> None:
     )
 
 
-@settings(max_examples=40, deadline=None)
-@given(cases(), st.lists(st.floats(0, 1.3), min_size=2, max_size=5))
+SHARES = st.lists(st.floats(0, 1.3), min_size=2, max_size=5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(cases(), SHARES)
 def test_more_budget_never_covers_fewer_activations(case: Case, shares: list[float]) -> None:
+    check_coverage(case, shares)
+
+
+@pytest.mark.slow
+@settings(max_examples=80, deadline=None)
+@given(cases(), SHARES)
+def test_more_budget_never_covers_fewer_activations_of_many_plans(case: Case, shares: list[float]) -> None:
+    check_coverage(case, shares)
+
+
+def check_coverage(case: Case, shares: list[float]) -> None:
+    """Of plans for these shares of all bytes."""
     sizes = sorted(int(share * everything(case[0])) for share in shares)
     plans = [plan for size in sizes if (plan := planned(case, size)) is not None]
     covered = [plan.coverage for plan in plans]

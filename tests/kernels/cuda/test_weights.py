@@ -25,7 +25,7 @@ def decoding_device(open_emulated: Callable[..., Device]) -> Device:
 
 
 @pytest.mark.parametrize("weight_type", list(WEIGHT_TYPES), ids=lambda t: t.name)
-@pytest.mark.parametrize("blocks", [1, 3, 8, 17])
+@pytest.mark.parametrize("blocks", [3, 17, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 8))])
 def test_rows_hold_the_numbers_of_the_gguf_package(
     decoding_device: Device, put: Put, get: Get, weight_type: Type, blocks: int
 ) -> None:
