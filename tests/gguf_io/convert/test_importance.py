@@ -51,7 +51,7 @@ def test_each_column_weighs_its_mean_square(tmp_path: Path) -> None:
     convert(MODEL, None, out, "q4_1", imatrix=path)
     with open_gguf(MODEL) as source, open_gguf(out) as made:
         for name, info in source.tensors.items():
-            if len(info.ne) == 2 and name != "output.weight":
+            if len(info.ne) == 2 and name.startswith(("token_embd", "blk.0.", "blk.5.")):
                 exact = blocks.dequantize(source.data(name), info.type)
                 weights = sums[name][0][0] / np.float32(5) if name in sums else None
                 assert np.array_equal(made.data(name), blocks.quantize(exact, T.Q4_1, weights)), name
