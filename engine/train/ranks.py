@@ -1,8 +1,8 @@
 """Which rank a layer's predictor gets, if any: the one with which a token takes the least time.
 
 A predictor replaces reading all rows of the gate by reading its two matrices and the rows that it lists; a larger
-one lists fewer. Memory's speed decides a token's time, so bytes stand for it, and STARTS for what passes until a
-predictor's two products and its list have begun.
+one lists fewer. Memory's speed decides a token's time, so bytes stand for it, STARTS for what passes until a
+predictor's two products and its list have begun, and a row of fc2 takes as long as one of SHORTEST_ROW numbers at least.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,8 @@ from hotcold.engine.train.settings import STEP_OF_RANK
 
 STARTS = 64 * 1024
 """Bytes that a memory of 30 GB/s gives in 2 us: what three more steps of the walk cost, by `hotcold tune` (docs)."""
+SHORTEST_ROW = 128
+"""Q8_0's and Q4_0's rows of 32, 64, 96 and 128 numbers take 3.2 to 4.3 ns each, those of 256 5 to 6 (AVX-512)."""
 MISSED, SLACK = 1.5, 0.01
 """A recall is good enough if no more is missed than so many times what may be, and so much of all."""
 HOPELESS = 1.2
@@ -53,9 +55,14 @@ class Costs:
         others = quality.firing * quality.recall * self.other_rows
         return self.n_ff * (quality.listed * self.first_row + others)
 
+    def time(self, rank: int, quality: Quality) -> float:
+        """Bytes that a token could read meanwhile."""
+        short = self.n_ff * max(SHORTEST_ROW - rank, 0) * self.bits / 8
+        return self.predicted(rank, quality) + short + STARTS
+
     def pays(self, rank: int, quality: Quality, factor: float = 1.0) -> bool:
         """Whether a token takes less time with the predictor than so many times of what it takes without."""
-        return self.predicted(rank, quality) + STARTS < factor * self.exact(quality.firing)
+        return self.time(rank, quality) < factor * self.exact(quality.firing)
 
 
 def costs_of(layer: Layer) -> Costs:
@@ -74,7 +81,7 @@ def is_enough(recall: float, wanted: float) -> bool:
 def best_rank(
     costs: Costs, tried: Callable[[int], Quality], recall: float = 0.0, largest: int | None = None
 ) -> int | None:
-    """The rank of the fewest bytes, by halving and doubling a quarter of n_embd while that helps.
+    """The rank of the least time, by halving and doubling a quarter of n_embd while that helps.
 
     Args:
         tried: how a predictor of a rank does after some training.
@@ -89,7 +96,7 @@ def best_rank(
     def at(rank: int) -> tuple[bool, float]:
         if rank not in found:
             found[rank] = tried(rank)
-        return not is_enough(found[rank].recall, recall), costs.predicted(rank, found[rank])
+        return not is_enough(found[rank].recall, recall), costs.time(rank, found[rank])
 
     def whole(rank: float) -> int:
         return min(max(int(rank) // STEP_OF_RANK * STEP_OF_RANK, STEP_OF_RANK), most)
