@@ -1,13 +1,11 @@
 """The chat template of a model: from messages to the text that the model goes on from."""
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from hotcold.engine.chat.renderers import Renderers, TemplateFailed
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
@@ -15,8 +13,7 @@ from hotcold.text_file import read_text
 
 KEY = "tokenizer.chat_template"
 MAX_TEMPLATE_BYTES = 1 << 20
-SECONDS = 5.0  # for a rendering, of which an ordinary one takes a tenth of a second
-PROGRAM = Path(__file__).with_name("template_process.py")
+SECONDS = 5.0  # for a rendering, of which the first one takes a tenth of a second
 
 Message = dict[
     str, Any
@@ -32,6 +29,7 @@ class ChatTemplate:
         source: its text.
         bos_token, eos_token: texts of these pieces, "" where the model has none.
         seconds: how long a rendering may take.
+        renderers: processes in which it is rendered.
     """
 
     origin: str
@@ -39,6 +37,7 @@ class ChatTemplate:
     bos_token: str = ""
     eos_token: str = ""
     seconds: float = SECONDS
+    renderers: Renderers = field(default_factory=Renderers, repr=False, compare=False)
 
     def render(self, *conversations: Sequence[Message], tools: Sequence[Any] = ()) -> list[str]:
         """A text for each conversation, up to where the answer begins.
@@ -57,41 +56,20 @@ class ChatTemplate:
             "tools": [*tools] or None,
             "documents": None,
         }
-        answer = self._run(
-            {
-                "template": self.source,
-                "conversations": [list(messages) for messages in conversations],
-                "variables": variables,
-                "seconds": self.seconds,
-            }
-        )
+        request = {
+            "template": self.source,
+            "conversations": [list(messages) for messages in conversations],
+            "variables": variables,
+            "seconds": self.seconds,
+        }
+        try:
+            answer = self.renderers.ask(request, self.seconds)
+        except TemplateFailed as error:
+            raise self._refused(str(error)) from error
         texts = answer.get("texts")
         if not isinstance(texts, list):
             raise self._refused(str(answer.get("error")))
         return [str(text) for text in texts]
-
-    def _run(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The answer of a process of its own; a session of its own keeps Ctrl-C from it."""
-        command = [sys.executable, "-P", str(PROGRAM)]  # -P: our modules must not stand in for Python's
-        try:
-            done = subprocess.run(
-                command,
-                input=json.dumps(request),
-                capture_output=True,
-                encoding="ascii",
-                errors="replace",
-                timeout=self.seconds,
-                start_new_session=True,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise self._refused(f"it runs for more than {self.seconds:g} seconds") from error
-        try:
-            answer: dict[str, Any] = json.loads(done.stdout)
-        except ValueError as error:
-            said = done.stderr.strip().splitlines()
-            raise self._refused(said[-1] if said else f"it ends with {done.returncode}") from error
-        return answer
 
     def _refused(self, reason: str) -> FileError:
         next_step = "give another one with --chat-template FILE"

@@ -1,20 +1,23 @@
-"""Renders a chat template, in a process of its own: a program of its own, that imports nothing of ours.
+"""Renders chat templates, in a process of its own: a program of its own, that imports nothing of ours.
 
 A template is a program that came with a file. Jinja's sandbox keeps it from Python's inside, but bounds
 neither its time nor its memory; a process can be bounded in both.
 
-Reads one JSON object from standard input: template (text), conversations (lists of messages), variables,
-seconds. Writes one: texts, or error (the reason in words).
+Reads a JSON object a line from standard input: template (text), conversations (lists of messages), variables,
+seconds. Writes one for each: texts, or error (the reason in words) and exploded (whether the template has taken more
+than it may, so that this process had better end).
 """
 
 import contextlib
 import datetime
 import json
 import sys
+import time
 from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any, NoReturn
 
-from jinja2 import Environment, FunctionLoader, TemplateError, nodes
+from jinja2 import Environment, FunctionLoader, Template, TemplateError, nodes
 from jinja2.exceptions import SecurityError, TemplateSyntaxError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
@@ -23,6 +26,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_MEMORY = 512 << 20  # bytes of address space
 MAX_TEXT = 1 << 24  # characters
+WANTED = ("template", "conversations", "variables")
 
 
 class Raised(Exception):
@@ -93,9 +97,15 @@ def environment() -> Environment:
     return sandbox
 
 
+@lru_cache(maxsize=4)
+def compiled_template(source: str) -> Template:
+    """A template, which keeps nothing of what it has rendered."""
+    return environment().from_string(source)
+
+
 def render(template: str, conversations: list[list[dict[str, str]]], variables: dict[str, Any]) -> list[str]:
     """A text a conversation."""
-    compiled = environment().from_string(template)
+    compiled = compiled_template(template)
     texts = []
     for messages in conversations:
         pieces, n = [], 0
@@ -128,15 +138,21 @@ def reason(error: BaseException) -> str:
 
 
 def limit(seconds: float) -> None:
-    """Bound memory and time, where the system can; the parent bounds the time as well."""
+    """Bound memory and further time, where the system can; the parent bounds the time as well."""
     try:
         import resource
     except ImportError:
         return
-    wanted = {resource.RLIMIT_AS: MAX_MEMORY, resource.RLIMIT_CPU: int(seconds) + 2, resource.RLIMIT_CORE: 0}
+    wanted = {
+        resource.RLIMIT_AS: MAX_MEMORY,
+        resource.RLIMIT_CPU: int(time.process_time() + seconds) + 2,
+        resource.RLIMIT_CORE: 0,
+    }
     for what, most in wanted.items():
         with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(what, (most, most))
+            # for the next conversation the time has to be raised again
+            hard = resource.getrlimit(what)[1] if what == resource.RLIMIT_CPU else most
+            resource.setrlimit(what, (most, hard))
 
 
 def answer(run: Callable[[], list[str]]) -> dict[str, Any]:
@@ -144,15 +160,17 @@ def answer(run: Callable[[], list[str]]) -> dict[str, Any]:
     try:
         return {"texts": run()}
     except Exception as error:  # noqa: BLE001 - whatever a template does, its reason is said
-        return {"error": reason(error)[:1000]}
+        exploded = isinstance(error, MemoryError | RecursionError | TooLong)
+        return {"error": reason(error)[:1000], "exploded": exploded}
 
 
 def main() -> None:
-    """Read, render, write."""
-    request = json.load(sys.stdin)
-    limit(request["seconds"])
-    written = answer(lambda: render(request["template"], request["conversations"], request["variables"]))
-    json.dump(written, sys.stdout)
+    """Read, render, write, until nobody asks any more."""
+    for line in sys.stdin.buffer:
+        request = json.loads(line)
+        limit(request["seconds"])
+        sys.stdout.write(json.dumps(answer(partial(render, *map(request.__getitem__, WANTED)))) + "\n")
+        sys.stdout.flush()
 
 
 if __name__ == "__main__":
