@@ -20,6 +20,7 @@ from hotcold.engine.commands.options import (
     NSlots,
     Quiet,
     Sparsity,
+    StreamBatch,
 )
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generation.run_options import RunOptions
@@ -73,6 +74,7 @@ class OffloadDumpCommand:
     n_batch: NBatch = RunOptions.n_batch
     kv_type: KVType = RunOptions.kv_type
     n_slots: NSlots = RunOptions.n_slots
+    stream_batch: StreamBatch = RunOptions.stream_batch
     sparsity: Sparsity = RunOptions.sparsity
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
@@ -115,7 +117,15 @@ class OffloadDumpCommand:
         if self.html is not None:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")
-        how = planning.wanted(source, self.sparsity, self.n_ctx, self.n_batch, self.kv_type, self.n_slots)
+        how = planning.wanted(
+            source,
+            self.sparsity,
+            self.n_ctx,
+            self.n_batch,
+            self.kv_type,
+            self.n_slots,
+            self.stream_batch,
+        )
         facts = dump.facts_for(self.device_memory, self.sweep or self.vram_budget, self.card)
         if self.run_it:
             run_plan(self, source, how)

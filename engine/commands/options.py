@@ -37,6 +37,13 @@ NSlots = Annotated[
 Draft = Annotated[
     str, typer.Option("--draft", metavar="{off,ngram}", help="Guess what a text repeats, to run it at once.")
 ]
+StreamBatch = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        help="Prompts of N tokens and more run on the GPU, rows are sent; 0: never. [default: measured]",
+    ),
+]
 KVType = Annotated[str, typer.Option(metavar="{f16,f32,q8_0}", help="Numbers of the KV cache.")]
 Sparsity = Annotated[
     str,
@@ -134,6 +141,7 @@ class EngineOptions:
     no_graphs: Annotated[bool, typer.Option("--no-graphs", help="Launch each kernel of a GPU by itself.")] = (
         RunOptions.no_graphs
     )
+    stream_batch: StreamBatch = RunOptions.stream_batch
     check_tensors: Annotated[
         bool,
         typer.Option("--check-tensors", help="Refuse a file with a NaN or infinite scale, by its block."),

@@ -34,7 +34,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if not node.attributes.get("transposed", True):
         return _gated_by_outputs(low, nodes)
     mask, weights = node.find_tensor("mask"), ffn_matrices(node)
-    gate, up, down = (low.store.matrix(weight) for weight in weights)
+    gate, up, down = (low.matrix(node, weight) for weight in weights)
     of_gate, of_up, of_down = (weight.type for weight in weights)
     inputs = [low.input_of(node, weight) for weight in weights[:2]]
     activation = ACTIVATIONS[node.attributes["activation"]]
@@ -57,7 +57,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         work = hidden_masked_gated(
             count, gate.n_rows, low.model.n_ff, mask is not None, has_least=bool(least[-1])
         )
-        lists = bits, low.store.neurons(layer_of(node))
+        lists = bits, low.neurons(node)
         low.launch(work, h, ups, *lists, h, gate.n_rows, words, int(mask is not None), activation, *least)
 
     return _by_batch(low, nodes, mask, (gate, down), None, hidden_of)
@@ -69,8 +69,8 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     if not node.attributes.get("transposed", True):
         return _ungated_by_outputs(low, nodes)
     weight, bias, down_bias = node.weight("up"), node.find_weight("up_bias"), node.find_weight("down_bias")
-    up, down = low.store.matrix(weight), low.store.matrix(node.weight("down"))
-    x, neurons = low.input_of(node, weight), low.store.neurons(layer_of(node))
+    up, down = low.matrix(node, weight), low.matrix(node, node.weight("down"))
+    x, neurons = low.input_of(node, weight), low.neurons(node)
     activation = ACTIVATIONS[node.attributes["activation"]]
     up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
@@ -163,7 +163,7 @@ def _list_rows(
     bits, words = _mask_of(low, mask, first, count)
     total = low.area("counts", 1, np.uint32, 4 * layer)
     work = compact(count, rows.n_rows, low.model.n_ff)
-    low.launch(work, bits, low.store.neurons(layer), ids, counted, total, rows.n_rows, words)
+    low.launch(work, bits, low.neurons(node), ids, counted, total, rows.n_rows, words)
     return ids, counted
 
 

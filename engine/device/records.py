@@ -107,6 +107,16 @@ class DeviceLowering:
         count = self.plan.n_ctx * self.model.n_rot
         return self.area("cos_sin", count, np.float32, 4 * table * count)
 
+    # Rows of an FFN's node, which are all of them, or the hot ones, or the cold ones where those are sent
+
+    def matrix(self, node: Node, weight: Weight) -> DeviceMatrix:
+        """The rows that the node is about."""
+        return self.store.matrix(weight, rows=node.rows)
+
+    def neurons(self, node: Node) -> Buffer:
+        """Numbers of the neurons whose rows these are."""
+        return self.store.neurons(layer_of(node), node.rows)
+
     # Inputs
 
     def input_of(self, node: Node, weight: Weight) -> Input:

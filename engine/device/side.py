@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.replay import in_graphs
+from hotcold.engine.device.sending import Sender, with_sending
 from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.arena import bytes_together
@@ -16,6 +17,7 @@ from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
 from hotcold.engine.graph.segments import segments
 from hotcold.engine.host.steps import Step, Walk
+from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Prepared
@@ -28,9 +30,10 @@ class DeviceSide:
         arena: the host's intermediates, page-locked, so that copies need no staging.
         positions, logits, counted: page-locked too, int32 [n_batch], float32 [n_vocab], and bytes of the
             counts.
+        sender: of what the device lacks for a prompt; None where that is not sent.
     """
 
-    def __init__(self, store: DeviceStore, arena_bytes: int) -> None:
+    def __init__(self, store: DeviceStore, arena_bytes: int, host: HostStore) -> None:
         plan, device = store.plan, store.device
         self.store, self.device, self.stream = store, device, device.compute
         self.event = device.event()
@@ -42,6 +45,9 @@ class DeviceSide:
             self.positions = self._pinned(plan.n_batch, np.int32)
             self.logits = self._pinned(plan.model.n_vocab, np.float32)
             self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
+            self.sender = None if plan.streaming is None else Sender(store, host, plan.streaming)
+            if self.sender is not None:
+                self.pinned.append(self.sender.staging.pinned)
         except BaseException:
             self.free_pinned()
             raise
@@ -100,6 +106,11 @@ class DeviceSide:
             else:
                 steps += [self._copy(p, graph, n_tokens) for p in nodes]
         return steps
+
+    def steps_with_sending(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
+        """A run whose cold rows are sent to the device."""
+        assert self.sender is not None
+        return with_sending(self.steps(graph, n_tokens, walks), self.sender)
 
     def replayed(self, steps: Sequence[Step], wants_logits: bool) -> Sequence[Step]:
         """The steps of a run of one token, as graphs where the device is to have them."""
@@ -161,6 +172,8 @@ class DeviceSide:
     def settle(self) -> None:
         """Wait until nothing is under way."""
         self.stream.synchronize()
+        if self.sender is not None:
+            self.device.copy.synchronize()
 
     def free_pinned(self) -> None:
         """Give page-locked memory back."""

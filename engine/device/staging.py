@@ -3,7 +3,7 @@
 The team repacks rows on the way (`kernels/cpu/to_planes.py`), those of a list or all of them.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Self
 
 import numpy as np
@@ -15,28 +15,28 @@ from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program, Team
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.planes import Plane, planes
-from hotcold.kernels.weight_table import block_bytes, n_blocks
+from hotcold.kernels.cuda.planes import planes
+from hotcold.kernels.weight_table import block_bytes, device_row_bytes, n_blocks
 
 N_PARTS = 4  # copies that are under way while the next part is filled
 STAGING_BYTES = 32 << 20
+SMALL_BYTES = 256 << 10  # no row is longer
 
 
 class Staging:
     """Page-locked memory in parts, which are filled in turn; each waits for its last copy."""
 
-    def __init__(self, device: Device, most: int, team: Team | None = None) -> None:
+    def __init__(self, device: Device, most: int) -> None:
         """Allocate.
 
         Args:
-            most: bytes that are ever sent together: parts need not be larger.
-            team: that repacks rows; None where only whole arrays are sent.
+            most: bytes that are ever sent together: two parts that hold them are enough.
 
         Raises:
             DoesNotFitError: no page-locked memory.
         """
-        self.device, self.team = device, team
-        self.part = aligned(min(STAGING_BYTES // N_PARTS, most))
+        self.device = device
+        self.part = aligned(min(STAGING_BYTES // N_PARTS, max(most // 2, min(most, SMALL_BYTES))))
         self.pinned = device.pinned(N_PARTS * self.part, np.uint8)
         self.events = [device.event() for _ in range(N_PARTS)]
         self.turn = 0
@@ -55,57 +55,34 @@ class Staging:
         self.pinned.free()
 
     def send(
-        self, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
+        self, team: Team, rows: NDArray[np.uint8], chosen: NDArray[np.int32] | None, matrix: DeviceMatrix
     ) -> Iterator[int]:
         """Copy rows of the file to a matrix; the bytes of each copy.
 
         Args:
+            team: that repacks them.
             rows: uint8 [n, bytes of a row in the file].
             chosen: which of them, int32 [matrix.n_rows]; None for the first.
         """
         kind, n = matrix.weight.type, matrix.n
-        row_bytes = sum(plane.row_bytes for plane in planes(kind, 1, n))
+        row_bytes = device_row_bytes(kind, n)
         at_once = max(1, self.part // row_bytes)
         for first in range(0, matrix.n_rows, at_once):
             count = min(at_once, matrix.n_rows - first)
             staged, parts = self._next(count * row_bytes), planes(kind, count, n)
-            self._fill(rows, chosen, first, matrix, parts, staged)
+            entries = np.array(
+                [[p.field.start, p.field.n_bytes, p.offset, p.row_bytes] for p in parts], np.int64
+            )
+            record = _record(rows, chosen, first, matrix, staged) | {
+                "x": entries.ctypes.data,
+                "n_parts": len(parts),
+            }
+            team.walk(Program([record]))
             for plane, buffer in zip(parts, matrix.planes, strict=True):
                 n_bytes = count * plane.row_bytes
                 self._upload(plane.offset, n_bytes, buffer, first * plane.row_bytes)
                 yield n_bytes
             self.events[self.turn].record(self.device.copy)
-
-    def _fill(
-        self,
-        rows: NDArray[np.uint8],
-        chosen: NDArray[np.int32] | None,
-        first: int,
-        matrix: DeviceMatrix,
-        parts: Sequence[Plane],
-        staged: NDArray[np.uint8],
-    ) -> None:
-        """Let the team repack as many rows as the parts have."""
-        assert self.team is not None
-        row_bytes, of_file = matrix.n, rows.strides[0]
-        count = staged.size // sum(plane.row_bytes for plane in parts)
-        entries = np.array([[p.field.start, p.field.n_bytes, p.offset, p.row_bytes] for p in parts], np.int64)
-        base = int(rows.__array_interface__["data"][0])
-        listed = 0 if chosen is None else chosen[first:].ctypes.data
-        record = {
-            "code": program.TO_PLANES,
-            "chunks": min(program.row_chunks(count, of_file) * 4, program.MAX_CHUNKS, count),
-            "w": base + (first * of_file if chosen is None else 0),
-            "w_stride": of_file,
-            "n_rows": count,
-            "k": n_blocks(matrix.weight.type, row_bytes),
-            "x": entries.ctypes.data,
-            "z_stride": block_bytes(matrix.weight.type),
-            "listed": listed,
-            "n_parts": len(parts),
-            "y": staged.ctypes.data,
-        }
-        self.team.walk(Program([record]))
 
     def copy(self, array: NDArray[np.generic], buffer: Buffer) -> None:
         """Copy an array of any size."""
@@ -127,3 +104,26 @@ class Staging:
     def _upload(self, start: int, n_bytes: int, buffer: Buffer, offset: int) -> None:
         host = self.pinned.view(self.turn * self.part + start, n_bytes, np.uint8)
         self.device.upload(buffer.view(offset, n_bytes, np.uint8), host, self.device.copy)
+
+
+def _record(
+    rows: NDArray[np.uint8],
+    chosen: NDArray[np.int32] | None,
+    first: int,
+    matrix: DeviceMatrix,
+    staged: NDArray[np.uint8],
+) -> dict[str, int]:
+    """The op that repacks the rows from `first` on, as many as there is room for, but for its planes."""
+    of_file, base = rows.strides[0], int(rows.__array_interface__["data"][0])
+    count = staged.size // device_row_bytes(matrix.weight.type, matrix.n)
+    return {
+        "code": program.TO_PLANES,
+        "chunks": min(4 * program.row_chunks(count, of_file), program.MAX_CHUNKS, count),
+        "w": base + (first * of_file if chosen is None else 0),
+        "w_stride": of_file,
+        "n_rows": count,
+        "k": n_blocks(matrix.weight.type, matrix.n),
+        "z_stride": block_bytes(matrix.weight.type),
+        "listed": 0 if chosen is None else chosen[first:].ctypes.data,
+        "y": staged.ctypes.data,
+    }

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device.matrix import DeviceMatrix, matrix_at
 from hotcold.engine.device.staging import Staging
+from hotcold.engine.graph.graph import ALL, COLD
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
 from hotcold.engine.model.model import Model, Weight
@@ -35,6 +36,7 @@ class DeviceStore:
     Attributes:
         arena: of intermediates.
         areas: of the kernels' workspace, by name.
+        staged: two buffers for what is sent for a prompt, or none.
         loaded_bytes, load_seconds: of what was copied from the file.
     """
 
@@ -42,10 +44,14 @@ class DeviceStore:
         """Allocate; DoesNotFitError leaves nothing behind."""
         self.device, self.plan = device, plan
         self.slabs: Slabs = allocate_slabs(device, *plan.totals.slabs)
+        self.staged: list[Buffer] = []
         self.arena, self.areas = self._arena_views()
         self._matrices: dict[tuple[str, int, str], DeviceMatrix] = {}
         self._neurons: dict[int, Buffer] = {}
         self._thresholds: dict[int, Buffer] = {}
+        self._sent: dict[tuple[str, int, str], DeviceMatrix] = {}
+        self._sent_neurons: dict[int, Buffer] = {}
+        self._place_sent()
         self.loaded_bytes, self.load_seconds = 0, 0.0
 
     def _arena_views(self) -> tuple[Buffer | None, dict[str, Buffer]]:
@@ -57,7 +63,21 @@ class DeviceStore:
             if n_bytes:
                 areas[name] = slab.view(offset, n_bytes, np.uint8)
                 offset += n_bytes
+        if half := self.plan.totals.staging // 2:
+            self.staged = [slab.view(offset + i * half, half, np.uint8) for i in (0, 1)]
         return slab.view(0, self.plan.totals.arena, np.uint8), areas
+
+    def _place_sent(self) -> None:
+        """Views of the staging buffers, where each piece in turn has its rows, and behind them their neurons."""
+        for number, piece in enumerate(self.plan.streaming.pieces if self.plan.streaming is not None else ()):
+            buffer, offset = self.staged[number % 2], 0
+            for sent in piece.sent:
+                packed = buffer.view(offset, sent.n_bytes, np.uint8)
+                key = (*_key(sent.weight, False)[:2], sent.rows)
+                self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
+                offset += sent.n_bytes
+            if piece.neurons is not None:
+                self._sent_neurons[piece.layer] = buffer.view(offset, piece.neurons.size, np.int32)
 
     def load(self, host: HostStore, progress: LoadProgress | None = None, n_threads: int = 1) -> None:
         """Copy every row that the plan puts on the device; where that fails nothing is left there.
@@ -80,14 +100,14 @@ class DeviceStore:
         if self.slabs.weights is None:
             return
         total, started = sum(entry.device_bytes for entry in self.plan.weights), time.perf_counter()
-        with Staging(self.device, max(total, 1), team) as staging:
+        with Staging(self.device, max(total, 1)) as staging:
             offset = 0
             for entry in self.plan.weights:
                 if not entry.device_rows:
                     continue
                 matrix = self._place(entry, offset)
                 offset += entry.device_bytes
-                for n_bytes in staging.send(host.rows(entry.weight), self._rows_of(entry), matrix):
+                for n_bytes in staging.send(team, host.rows(entry.weight), self._rows_of(entry), matrix):
                     self.loaded_bytes += n_bytes
                     if progress is not None:
                         progress(self.loaded_bytes, total, time.perf_counter() - started)
@@ -130,21 +150,33 @@ class DeviceStore:
                 self._thresholds[split.layer] = buffer
             offset += split.threshold_bytes
 
-    def matrix(self, weight: Weight, head: bool = False) -> DeviceMatrix:
-        """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place."""
-        return self._matrices[_key(weight, head)]
+    def matrix(self, weight: Weight, head: bool = False, rows: str = ALL) -> DeviceMatrix:
+        """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place.
+
+        What is not here, and the "cold" rows of a prompt, are those that are sent.
+        """
+        key = _key(weight, head)
+        if rows == COLD or key not in self._matrices:
+            return self._sent[key[0], key[1], rows]
+        return self._matrices[key]
 
     def vector(self, weight: Weight) -> Buffer:
         """A weight of one row, float32."""
         return self.matrix(weight).planes[0]
 
-    def neurons(self, layer: int) -> Buffer:
-        """Numbers of a layer's hot neurons, int32 [n_hot].
+    def neurons(self, layer: int, rows: str = ALL) -> Buffer:
+        """Numbers of a layer's hot neurons, int32 [n_hot]; of "cold" ones, or where none is hot, of those that are sent.
 
         Of experts each one's place among the hot ones, or -1; where neurons of theirs are hot, the first row of each,
         and the end.
         """
+        if rows == COLD or layer not in self._neurons:
+            return self.sent_neurons(layer)
         return self._neurons[layer]
+
+    def sent_neurons(self, layer: int) -> Buffer:
+        """Where the numbers of a layer's neurons lie whose rows are sent, int32."""
+        return self._sent_neurons[layer]
 
     def thresholds(self, layer: int) -> Buffer | None:
         """What a layer's hot neurons have to reach, float32 [n_hot], of whole experts [n_hot, n_ff]; None without."""

@@ -15,7 +15,16 @@ from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
 from hotcold.engine.model.sparsity import sparsity_of
 from hotcold.engine.plan.cards import PROMPT, card_named, estimate
-from hotcold.engine.plan.plan import ExpertsSplit, FfnSplit, GraphPlan, Plan, WeightEntry
+from hotcold.engine.plan.plan import (
+    USUAL_BUS,
+    USUAL_PRODUCTS,
+    ExpertsSplit,
+    FfnSplit,
+    GraphPlan,
+    Plan,
+    Streaming,
+    WeightEntry,
+)
 from hotcold.engine.plan.traffic import token_traffic
 from hotcold.errors import SettingError
 
@@ -67,6 +76,8 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
         "intermediates": {name: list(_intermediates(graph)) for name, graph in graphs.items()},
         "arenas": {name: _arenas(graph) for name, graph in graphs.items()},
         "workspace": plan.workspace,
+        "streaming": None if plan.streaming is None else _streaming(plan.streaming),
+        "not_streamed": plan.not_streamed,
         "traffic": _traffic(plan),
         "totals": _totals(plan),
         "notes": list(plan.notes),
@@ -209,6 +220,26 @@ def _traffic(plan: Plan) -> Report:
     }
 
 
+def _streaming(streaming: Streaming) -> Report:
+    return {
+        "least_tokens": streaming.least,
+        "asked": streaming.asked,
+        "buffer_bytes": streaming.buffer_bytes,
+        "sent_bytes": streaming.sent_bytes,
+        "cpu_products": round(streaming.work),
+        "usual_bus_bytes": USUAL_BUS,
+        "usual_cpu_products": USUAL_PRODUCTS,
+        "pieces": [
+            {
+                "layer": piece.layer,
+                "bytes": piece.n_bytes,
+                "weights": {each.weight.name: each.n_rows for each in piece.sent},
+            }
+            for piece in streaming.pieces
+        ],
+    }
+
+
 def _totals(plan: Plan) -> Report:
     totals = plan.totals
     parts = (
@@ -221,6 +252,7 @@ def _totals(plan: Plan) -> Report:
         "thresholds",
         "arena",
         "workspace",
+        "staging",
         "padding",
         "left_over",
     )
@@ -230,7 +262,9 @@ def _totals(plan: Plan) -> Report:
         "cpu": {
             "weights": sum(entry.host_bytes for entry in plan.weights),
             "kv_cache": sum(cache.n_bytes for cache in plan.caches if cache.side == "cpu"),
-            "arena": max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes),
+            "arena": max(
+                graph.arenas["cpu"].n_bytes for graph in (plan.decode, plan.batch, *plan.all_graphs)
+            ),
         },
         "dense_layers": plan.n_dense_layers,
         "hot_share": plan.hot_share,

@@ -25,6 +25,7 @@ TOTALS = {
     "thresholds": "their thresholds",
     "arena": "arena",
     "workspace": "workspace",
+    "staging": "staging buffers",
     "padding": "padding",
     "left_over": "left over",
 }
@@ -104,7 +105,8 @@ def show_totals(report: Report, console: Console) -> None:
     """What both sides hold, and what a token moves."""
     heading(console, "Totals")
     console.print(totals_table(report))
-    paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report)))
+    of_prompts = prompt_lines(report)
+    paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report), *of_prompts))
     if "card" in report:
         heading(console, f"On a {report['card']['title']}: a model, nothing of it was measured")
         paragraphs(console, card_lines(report["card"]))
@@ -256,7 +258,9 @@ def totals_table(report: Report) -> Table:
     table.add_column("MiB", justify="right", footer=_mib(gpu["budget"]))
     table.add_column("", style="red")
     for key, title in TOTALS.items():
-        if key == "thresholds" and not gpu[key]:  # of one mode alone
+        if (
+            key in ("thresholds", "staging") and not gpu[key]
+        ):  # of one mode alone, or of prompts that are sent for
             continue
         share = gpu[key] / gpu["budget"] if gpu["budget"] else 0.0
         table.add_row(title, str(gpu[key]), _mib(gpu[key]), bar(share, 24))
@@ -292,6 +296,29 @@ def traffic_lines(report: Report) -> Iterator[str]:
     yield (
         f"over the bus {traffic['to_device_bytes']} bytes up, {traffic['to_host_bytes']} down, "
         f"in {traffic['copies']} copies"
+    )
+
+
+def prompt_lines(report: Report) -> Iterator[str]:
+    """From which batch on rows are sent to the device, and why."""
+    found = report["streaming"]
+    if found is None:
+        if report["not_streamed"]:
+            yield f"prompts: {report['not_streamed']}"
+        return
+    sent, buffers, least = mib(found["sent_bytes"]), mib(found["buffer_bytes"]), found["least_tokens"]
+    yield (
+        f"prompts: for a batch of {least} tokens and more {sent} are sent to the GPU, in {len(found['pieces'])} pieces "
+        f"through two staging buffers of {buffers}, and it does all of the batch"
+    )
+    if found["asked"] is not None:
+        yield "  as --stream-batch asks"
+        return
+    bus, products = found["usual_bus_bytes"], found["usual_cpu_products"]
+    sending, a_token = 1e3 * found["sent_bytes"] / bus, 1e3 * found["cpu_products"] / products
+    yield (
+        f"  at {bus / 1e9:.0f} GB/s that takes {sending:.1f} ms, and a CPU of {products:.0e} products a second takes "
+        f"{a_token:.2f} ms a token for the same; a run measures both"
     )
 
 

@@ -234,6 +234,7 @@ class Engine(Closing):
             f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
             f"n_ctx {self.n_ctx}, n_batch {self.n_batch}, {self.n_threads} threads",
             run,
+            *([self.executor.prompts] if self.executor.prompts else ()),
             *(template if "tokenizer.chat_template" in self.file.metadata else ()),
         )
 

@@ -35,4 +35,4 @@ def last_states(engine: Engine, n_tokens: int) -> NDArray[np.float32]:
         SettingError: they lie on a device.
     """
     executor = engine.executor
-    return executor.host.last_states(executor.run_steps.graph(n_tokens), n_tokens)
+    return executor.host.last_states(executor.run_steps.last, n_tokens)

@@ -21,6 +21,7 @@ from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.footprint import check_kv_type
+from hotcold.engine.plan.planning import checked_stream_batch
 from hotcold.engine.plan.wanted import MAX_SLOTS, Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor
@@ -56,6 +57,7 @@ def load(
     check_tensors: bool = DEFAULTS.check_tensors,
     head_sparsity: str = DEFAULTS.head_sparsity,
     n_slots: int = DEFAULTS.n_slots,
+    stream_batch: int | None = DEFAULTS.stream_batch,
     progress: "LoadProgress | None" = None,
 ) -> Engine:
     """Open a model and make it ready to run.
@@ -64,7 +66,7 @@ def load(
         path: a GGUF file or a directory that holds one; None is the bundled model.
         n_ctx, n_batch, threads, sparsity, sparse_pred_threshold, device, vram_budget, kv_type,
             force_pretokenizer, ffn_activation, strict, mlock, no_mmap, no_graphs, check_tensors, head_sparsity,
-            n_slots: see `RunOptions`.
+            n_slots, stream_batch: see `RunOptions`.
         progress: hears of the copies to the device: bytes there, bytes in all, seconds.
 
     Raises:
@@ -91,6 +93,7 @@ def load(
         check_tensors,
         head_sparsity,
         n_slots,
+        stream_batch,
     )
     return load_with(path, options, progress)
 
@@ -121,6 +124,7 @@ def load_with(
     one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
     batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
     n_threads = thread_count(options.threads)
+    least = checked_stream_batch(options.stream_batch)
     n_slots = whole_number("n_slots", options.n_slots, 1, MAX_SLOTS, such_as="--slots 4")
     file = path if isinstance(path, GGUFFile) else open_gguf(model_path(path))
     for name, numbers in (tensors or {}).items():
@@ -142,7 +146,7 @@ def load_with(
 
             check_tensors(file, n_threads, reading)
         n_batch = max(batch_length(options.n_batch, context.n_ctx), n_slots)
-        how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots)
+        how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots, least)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
         if executor.device is not None:

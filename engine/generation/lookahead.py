@@ -32,7 +32,7 @@ def run_ahead(
     """
     draft = sequence.draft(min(len(logits), executor.n_batch) - 1, costs)
     ids, started = np.array([sequence.ids[-1], *draft], np.int32), time.perf_counter()
-    executor.run(ids, n_past, logits[: ids.size], slot)
+    executor.run(ids, n_past, logits[: ids.size], slot, sends=False)  # with the bits of single tokens
     if executor.taking is take_all:  # a run that somebody looks at takes longer than others
         costs.measured(ids.size, time.perf_counter() - started)
     sequence.statistics.n_drafted += len(draft)

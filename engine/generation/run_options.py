@@ -29,6 +29,9 @@ class RunOptions:
         mlock: keep what the CPU reads of the file in memory, where the system allows it.
         no_mmap: read the file whole into memory instead of mapping it.
         no_graphs: launch each kernel of a device by itself.
+        stream_batch: tokens of a prompt's batch from which on a device does all of it, and the rows that it lacks are
+            sent to it; 0: never. None: from where that takes less time, by what bus and CPU do; never on the emulated
+            device, which is slower than the CPU.
         check_tensors: look at every block first, and refuse a file with a scale that is NaN or infinite.
     """
 
@@ -49,3 +52,4 @@ class RunOptions:
     check_tensors: bool = False
     head_sparsity: str = "auto"
     n_slots: int = 1
+    stream_batch: int | None = None

@@ -17,9 +17,13 @@ from hotcold.engine.graph.quantise import quantise
 from hotcold.engine.graph.split import split
 
 
-def run_passes(graph: Graph, sides: Sides) -> tuple[PlacedGraph, dict[str, Arena]]:
-    """All passes in order: the placed graph, and each side's arena."""
+def run_passes(graph: Graph, sides: Sides, streams: bool = False) -> tuple[PlacedGraph, dict[str, Arena]]:
+    """All passes in order: the placed graph, and each side's arena.
+
+    Args:
+        streams: whether cold rows come to the device.
+    """
     placed = place(graph, sides)
     if any(p.side != CPU for p in placed.nodes):  # on the CPU alone nothing is divided and nothing crosses
-        placed = copies(quantise(split(placed)))
+        placed = copies(quantise(split(placed, streams)))
     return placed, offsets(placed)

@@ -1,21 +1,32 @@
-"""The second pass: a node whose weight's rows are divided becomes two partial nodes and a merge on the GPU."""
+"""The second pass: a node whose weight's rows are divided becomes two partial nodes and a merge on the GPU.
+
+In a graph whose cold rows are sent to the device, that computes both parts.
+"""
 
 from hotcold.engine.graph.graph import COLD, HOT, Node, Operand
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, PlacedNode
 
+SENT = "sent"
+"""In the name of what the device makes of cold rows."""
 
-def split(placed: PlacedGraph) -> PlacedGraph:
-    """Divide the nodes whose rows are divided; the merge keeps the node's name."""
+
+def split(placed: PlacedGraph, streams: bool = False) -> PlacedGraph:
+    """Divide the nodes whose rows are divided; the merge keeps the node's name.
+
+    Args:
+        streams: whether cold rows come to the device.
+    """
     nodes: list[PlacedNode] = []
     for p in placed.nodes:
-        nodes += _divided(p) if p.side == SPLIT else [p]
+        nodes += _divided(p, streams) if p.side == SPLIT else [p]
     return PlacedGraph(placed.n_tokens, tuple(nodes))
 
 
-def _divided(p: PlacedNode) -> list[PlacedNode]:
+def _divided(p: PlacedNode, streams: bool) -> list[PlacedNode]:
     parts = []
-    for side, rows in ((GPU, HOT), (CPU, COLD)):
-        output = p.node.output.variant(side)
+    cold = (GPU, SENT) if streams else (CPU, CPU)
+    for (side, kind), rows in (((GPU, GPU), HOT), (cold, COLD)):
+        output = p.node.output.variant(kind)
         inputs, roles = _part_operands(p.node, rows)
         node = Node(p.node.op, output.name, inputs, output, p.node.attributes, roles, rows)
         parts.append(PlacedNode(node, side, f"{rows} rows of {p.rule.removeprefix('its weight ')}"))

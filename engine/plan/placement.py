@@ -9,7 +9,7 @@ are when everything is on the device, so a larger budget never holds fewer neuro
 What the device has no kernel for stays on the CPU and does not stop what comes later.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from hotcold.engine.plan.neurons import counts_of, ffn_entries, ffns, given_neur
 from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, sides_of
 from hotcold.engine.plan.reserve import Reserve, fitting_reserve, nothing_reserved
 from hotcold.engine.plan.spending import Left
+from hotcold.engine.plan.streaming import lacks_something, largest_piece, obstacle, streaming_of, with_staging
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io.firing_counts import Counts
@@ -70,12 +71,37 @@ def plan(
     if budget.n_bytes:  # no device has a kernel for some rows of the head
         model = replace(model, sparse_head=False)
     reserve = _reserve(model, how, budget)
-    while True:
-        made = _placed(model, how, budget, reserve, counts, origin, device, hot)
-        arena = max(graph.arenas[GPU].n_bytes for graph in (made.decode, made.batch))
-        if arena <= reserve.arena:
-            return made
-        reserve = _with_arena(reserve, arena, budget)
+
+    def settled(reserve: Reserve) -> Plan:
+        """The plan with this reserve, or with a larger arena where it needs one."""
+        while True:
+            made = _placed(model, how, budget, reserve, counts, origin, device, hot)
+            if reserve.staging:
+                made = replace(made, streaming=streaming_of(made, reserve.graphs[1], how.stream_batch))
+            arena = max(graph.arenas[GPU].n_bytes for graph in (made.decode, made.batch, *made.all_graphs))
+            if arena <= reserve.arena:
+                return made
+            reserve = _with_arena(reserve, arena, budget)
+
+    made = settled(reserve)
+    if how.stream_batch == 0 or not budget.n_bytes or not lacks_something(made):
+        return made
+    if reason := obstacle(model, how, reserve, budget):
+        asked = () if how.stream_batch is None else (reason,)
+        return replace(made, not_streamed=reason, notes=(*made.notes, *asked))
+    return _streamed(settled, reserve, largest_piece(model, how.sparsity)) or made
+
+
+def _streamed(settled: Callable[[Reserve], Plan], reserve: Reserve, buffer_bytes: int) -> Plan | None:
+    """The plan with two staging buffers: first as large as they can ever be, then as it turns out.
+
+    Smaller buffers leave room for more neurons, and then pieces are no larger. None if nothing is to be sent.
+    """
+    made = settled(with_staging(reserve, buffer_bytes))
+    if made.streaming is not None and made.streaming.buffer_bytes < buffer_bytes:
+        reserve = replace(reserve, arena=made.totals.arena)
+        made = settled(with_staging(reserve, made.streaming.buffer_bytes))
+    return made if made.streaming is not None else None
 
 
 def _placed(
@@ -249,6 +275,7 @@ def _totals(
         thresholds=reserve.thresholds,
         arena=reserve.arena,
         workspace=sum(reserve.workspace.values()),
+        staging=reserve.staging,
     )
 
 

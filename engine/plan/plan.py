@@ -1,6 +1,7 @@
 """What a plan says: frozen values that the planner makes and everything else reads."""
 
 from dataclasses import dataclass, field
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,9 @@ from hotcold.engine.plan.budget import Budget, DeviceFacts
 from hotcold.kernels.formats import granules
 
 Ids = NDArray[np.int32]
+MOST_TOKENS = 1 << 30  # more than any batch has
+USUAL_BUS, USUAL_PRODUCTS = 25e9, 300e9
+"""Bytes that a copy to a card reaches, and products of a prompt on a CPU of a few fast cores; a second."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +122,93 @@ class FfnSplit:
 
 
 @dataclass(frozen=True)
+class GraphPlan:
+    """A graph, and what all passes made of it."""
+
+    graph: Graph = field(compare=False, repr=False)
+    placed: PlacedGraph
+    arenas: dict[str, Arena]
+
+
+@dataclass(frozen=True)
+class SentRows:
+    """Rows of a weight that are sent to the device for a prompt: all of them, or a divided FFN's cold ones.
+
+    Attributes:
+        rows: "all" or "cold".
+        n_bytes: on the device.
+    """
+
+    weight: Weight
+    rows: str
+    n_rows: int
+    n_bytes: int
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What is sent together, into one of two staging buffers.
+
+    Attributes:
+        layer: that it is of, or mostly of.
+        neurons: whose FFN's rows it has, int32, ascending; None for what is no FFN by neurons.
+        index_bytes: of their numbers.
+    """
+
+    layer: int
+    sent: tuple[SentRows, ...]
+    neurons: Ids | None = field(compare=False)
+    index_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        """In a staging buffer."""
+        return self.index_bytes + sum(each.n_bytes for each in self.sent)
+
+
+@dataclass(frozen=True)
+class Streaming:
+    """How a prompt's batch runs on the device alone: what it lacks is sent there, piece by piece.
+
+    Attributes:
+        graph: of such a batch.
+        pieces: in their order.
+        asked: tokens from which on batches are sent, as asked for; None: where it pays.
+        work: products of a weight with a number that the CPU would do for a token in its place, at most.
+    """
+
+    graph: GraphPlan
+    pieces: tuple[Piece, ...]
+    asked: int | None
+    work: float
+
+    @property
+    def least(self) -> int:
+        """Tokens from which on batches are sent: as asked for, or by usual speeds of a bus and a CPU."""
+        return self.asked if self.asked is not None else self.pays_from(USUAL_BUS, USUAL_PRODUCTS)
+
+    @property
+    def sent_bytes(self) -> int:
+        """Over the bus, for a batch of any size."""
+        return sum(piece.n_bytes for piece in self.pieces)
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Of each of the two staging buffers."""
+        return max(piece.n_bytes for piece in self.pieces)
+
+    def pays_from(self, bus_bytes: float, cpu_products: float) -> int:
+        """The smallest batch for which sending takes less time than the CPU's part; at least 2.
+
+        Args:
+            bus_bytes: a second.
+            cpu_products: of a weight with a number, a second, in a prompt's tiles.
+        """
+        sending, a_token = self.sent_bytes / bus_bytes, self.work / cpu_products
+        return max(2, ceil(sending / a_token)) if a_token else MOST_TOKENS
+
+
+@dataclass(frozen=True)
 class Totals:
     """What the budget is spent on, in bytes; everything adds up to it."""
 
@@ -130,12 +221,13 @@ class Totals:
     thresholds: int
     arena: int
     workspace: int
+    staging: int = 0
 
     @property
     def slabs(self) -> tuple[int, int, int]:
-        """Bytes of the three allocations: all kinds of weights with index and thresholds, KV cache, arena and workspace."""
+        """Bytes of the three allocations: all kinds of weights with what belongs to them, KV cache, arena with the rest."""
         weights = self.weights + self.predictors + self.hot_rows + self.index + self.thresholds
-        return weights, self.kv_cache, self.arena + self.workspace
+        return weights, self.kv_cache, self.arena + self.workspace + self.staging
 
     @property
     def padding(self) -> int:
@@ -154,15 +246,6 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class GraphPlan:
-    """A graph, and what all passes made of it."""
-
-    graph: Graph = field(compare=False, repr=False)
-    placed: PlacedGraph
-    arenas: dict[str, Arena]
-
-
-@dataclass(frozen=True)
 class Plan:
     """Everything that is known before anything is loaded.
 
@@ -174,6 +257,8 @@ class Plan:
         workspace: bytes of each area on the device.
         decode, batch: the graphs of one token and of n_batch tokens.
         notes: what a user should know, a line each.
+        streaming: how large batches of a prompt run on the device alone; None if they do not.
+        not_streamed: why they do not, where that was wanted.
     """
 
     model: Model
@@ -194,11 +279,18 @@ class Plan:
     batch: GraphPlan
     notes: tuple[str, ...]
     n_slots: int = 1
+    streaming: Streaming | None = None
+    not_streamed: str = ""
 
     @property
     def graphs(self) -> tuple[GraphPlan, ...]:
         """Those that run: of one token, and of a batch if there is one."""
         return (self.decode, self.batch) if self.n_batch > 1 else (self.decode,)
+
+    @property
+    def all_graphs(self) -> tuple[GraphPlan, ...]:
+        """Those, and that of batches for which rows are sent."""
+        return self.graphs if self.streaming is None else (*self.graphs, self.streaming.graph)
 
     @property
     def coverage(self) -> float:

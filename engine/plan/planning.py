@@ -60,14 +60,28 @@ def with_counts(source: Source, folder: Path | None, file: GGUFFile | None) -> S
 
 
 def wanted(
-    source: Source, sparsity: str, n_ctx: int | None, n_batch: int, kv_type: str, n_slots: int = 1
+    source: Source,
+    sparsity: str,
+    n_ctx: int | None,
+    n_batch: int,
+    kv_type: str,
+    n_slots: int = 1,
+    stream_batch: int | None = 0,
 ) -> Wanted:
     """The settings, each checked and worked out for the model."""
     check_kv_type(kv_type, source.model)
     mode, _ = resolve_sparsity(source.model, sparsity)
     length = context_length(n_ctx, source.model.n_ctx_train).n_ctx
     slots = whole_number("n_slots", n_slots, 1, MAX_SLOTS, such_as="--slots 4")
-    return Wanted(mode, length, max(batch_length(n_batch, length), slots), kv_type, slots)
+    least = checked_stream_batch(stream_batch)
+    return Wanted(mode, length, max(batch_length(n_batch, length), slots), kv_type, slots, least)
+
+
+def checked_stream_batch(value: int | None) -> int | None:
+    """--stream-batch as it is; SettingError for one that means nothing."""
+    if value == 0 or value is None:
+        return value
+    return whole_number("stream_batch", value, 2, 1 << 20, such_as="--stream-batch 32, or 0 for never")
 
 
 CPU_ALONE = Budget("0", 0, "the CPU alone")

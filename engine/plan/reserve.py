@@ -26,6 +26,7 @@ class Reserve:
     Attributes:
         graphs: of one token and of a batch.
         workspace: bytes of each area.
+        staging: bytes of both buffers for what is sent for a prompt.
     """
 
     n_batch: int
@@ -34,11 +35,13 @@ class Reserve:
     workspace: dict[str, int]
     index: int
     thresholds: int
+    staging: int = 0
 
     @property
     def n_bytes(self) -> int:
         """All of it, with the most that the allocator may add to the three slabs."""
-        return self.arena + sum(self.workspace.values()) + self.index + self.thresholds + 3 * (GRANULE - 1)
+        held = self.arena + sum(self.workspace.values()) + self.index + self.thresholds + self.staging
+        return held + 3 * (GRANULE - 1)
 
 
 def _all_on_device(model: Model, sparsity: str, divided: tuple[str, ...]) -> Sides:

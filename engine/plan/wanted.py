@@ -15,6 +15,8 @@ class Wanted:
         n_batch: most tokens of one run.
         kv_type: of the KV cache's numbers.
         n_slots: sequences that have a KV cache of their own.
+        stream_batch: tokens of a prompt's batch from which on the device does all of it, and what it lacks is sent;
+            0: never; None: where that pays.
     """
 
     sparsity: str
@@ -22,3 +24,4 @@ class Wanted:
     n_batch: int
     kv_type: str = "f16"
     n_slots: int = 1
+    stream_batch: int | None = 0

@@ -58,7 +58,7 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
         DoesNotFitError: none is; the text has the sum that is needed. With `strict` also a plan with less
             than was asked for.
     """
-    facts = facts_of(device)
+    facts, how = facts_of(device), how_on(device, how)
     budget = resolve_budget(request.budget, facts)
     try:
         plan, lines = plan_source(source, how, budget, facts, strict=request.strict)
@@ -66,6 +66,8 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
         raise NoRoomError(error.thing, error.value, error.bound, error.next_step) from error
     if request.strict and plan.n_batch < how.n_batch:
         raise _batch_lowered(source, plan, how)
+    if request.strict and how.stream_batch and plan.not_streamed:
+        raise DoesNotFitError("stream_batch", how.stream_batch, plan.not_streamed, "leave out --strict")
     try:
         return Placed(plan, _store(device, plan), (*lines, *plan.notes))
     except DoesNotFitError as error:
@@ -75,6 +77,12 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
                 f"memory of {device.name}", sum_needed, _reason(error), "lower --vram-budget"
             ) from error
         return _smaller(device, source, how, plan, error)
+
+
+def how_on(device: Device, how: Wanted) -> Wanted:
+    """The settings, with what depends on the device: the emulated one never gains by rows that are sent to it."""
+    emulated = device.name == "emulated" and how.stream_batch is None
+    return replace(how, stream_batch=0) if emulated else how
 
 
 def _store(device: Device, plan: Plan) -> DeviceStore | None:
@@ -132,6 +140,7 @@ def opened_plan(
     try:
         facts = facts_of(device) if device is not None else None
         budget = Budget("0", 0, "as asked for") if facts is None else resolve_budget(request.budget, facts)
+        how = how if device is None else how_on(device, how)
         plan, lines = plan_source(source, how, budget, facts)
         yield device, plan, lines
     finally:

@@ -16,6 +16,7 @@ from hotcold.closing import Closing
 from hotcold.engine.graph.graph import check
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host.side import HostSide, host_arena_bytes
+from hotcold.engine.host.speed import products_a_second
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import Plan
@@ -50,6 +51,7 @@ class Executor(Closing):
         run_steps: the steps of a run, by its number of tokens.
         device_store: what the plan put on the device; None on the CPU alone.
         n_tokens: that have run so far.
+        prompts: how large batches of prompts run, in words; "" where there is nothing to say.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
 
@@ -71,7 +73,7 @@ class Executor(Closing):
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
         self.device_store, self.taking, self.n_tokens = device_store, take_all, 0
-        self.n_slots = plan.n_slots
+        self.n_slots, self.prompts = plan.n_slots, ""
         self.slots = Slots(plan)
         self._side: DeviceSide | None = None
         self._team: Team | None = None
@@ -86,7 +88,7 @@ class Executor(Closing):
         for graph in self.plan.graphs:
             check(graph.graph)
         check_positions(self.plan)
-        arena_bytes = host_arena_bytes(self.plan.graphs)
+        arena_bytes, host_store = host_arena_bytes(self.plan.all_graphs), HostStore(file)
         if self.device_store is None:
             arena = program.aligned(arena_bytes)
         else:
@@ -94,9 +96,9 @@ class Executor(Closing):
                 DeviceSide,  # CUDA's modules are for those who have a device
             )
 
-            self._side = DeviceSide(self.device_store, arena_bytes)
+            self._side = DeviceSide(self.device_store, arena_bytes, host_store)
             arena = self._side.arena.array
-        self.host = HostSide(self.plan, HostStore(file), arena)
+        self.host = HostSide(self.plan, host_store, arena)
         if self._side is not None:
             self._side.fill_tables(self.host.rope_table)
         self.run_steps = RunSteps(self.plan, self.host, self._side)
@@ -115,9 +117,9 @@ class Executor(Closing):
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
         return np.zeros(self.model.n_layer, np.uint32) if self._side is None else self._side.counts()
 
-    def intermediate(self, name: str, n_tokens: int, side: str, n_bytes: int) -> NDArray[np.uint8]:
-        """The first bytes of an intermediate of a run of n tokens, while nothing has taken its place: a copy."""
-        arena = self.run_steps.graph(n_tokens).arenas[side]
+    def intermediate(self, name: str, side: str, n_bytes: int) -> NDArray[np.uint8]:
+        """The first bytes of an intermediate of the last run, while nothing has taken its place: a copy."""
+        arena = self.run_steps.last.arenas[side]
         at = arena.slot(name).offset
         if self._side is not None and side != CPU:
             return self._side.intermediate(at, n_bytes)
@@ -134,13 +136,28 @@ class Executor(Closing):
             found.append(self.device_store.overflow(n_keys))
         return min((layer for layer in found if layer is not None), default=None)
 
+    def stream_speeds(self) -> tuple[float, float]:
+        """Bytes a second to the device, and the CPU's products a second, both measured here and now.
+
+        Only of a plan that has rows sent.
+        """
+        assert self._side is not None and self._side.sender is not None
+        sent = (each.weight for piece in self._side.sender.pieces for each in piece.sent)
+        largest = max(sent, key=lambda weight: weight.n_bytes)
+        return self._side.sender.bus_rate(), products_a_second(self._check_open(), self.host.store, largest)
+
     @property
     def device(self) -> "Device | None":
         """What the plan was carried out on; None on the CPU alone."""
         return self._side.device if self._side is not None else None
 
     def run(
-        self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None, slot: int = 0
+        self,
+        ids: NDArray[np.int32],
+        n_past: int,
+        logits: NDArray[np.float32] | None = None,
+        slot: int = 0,
+        sends: bool = True,
     ) -> None:
         """Let tokens of one sequence pass, at positions n_past, n_past + 1 and so on.
 
@@ -149,6 +166,8 @@ class Executor(Closing):
             logits: float32 [n_out, n_vocab], filled with the logits after the last n_out tokens; None
                 for tokens whose logits nobody wants.
             slot: whose caches are the sequence's.
+            sends: whether the device may be sent what it lacks for many tokens, which then have other bits than
+                single ones.
 
         Raises:
             SettingError: no or too many tokens, an id outside the vocabulary, a wrong array, no such slot.
@@ -159,7 +178,7 @@ class Executor(Closing):
         check_run(self.plan, ids, logits)
         self.slots.take(n_past, ids.size, slot)
         self.host.run[program.KV_OFFSET] = slot * self.host.slot_bytes
-        self._take(ids, np.arange(n_past, n_past + ids.size), self.run_steps.of(ids.size), logits)
+        self._take(ids, np.arange(n_past, n_past + ids.size), self.run_steps.of(ids.size, sends), logits)
 
     def run_apart(
         self,

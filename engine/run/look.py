@@ -74,7 +74,7 @@ class _Looking:
         """What a router has just chosen, int32 [n_tokens, n_used]; behind each token's experts their weights are."""
         n_used, executor = node.output.shape[1], self.executor
         n_bytes = chosen_bytes(self.n_tokens, n_used)
-        data = executor.intermediate(node.output.name, self.n_tokens, side, n_bytes)
+        data = executor.intermediate(node.output.name, side, n_bytes)
         return data.view(np.int32).reshape(self.n_tokens, 2 * n_used)[:, :n_used]
 
 

@@ -16,6 +16,7 @@ from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.plan.planning import Source, plan_for_cpu, with_counts
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
+from hotcold.engine.run.prompts import settle_prompts
 from hotcold.engine.run.request import Request
 from hotcold.errors import DoesNotFitError, FileError
 from hotcold.gguf_io import GGUFFile
@@ -89,6 +90,11 @@ def _on_device(
         if placed.store is not None:
             placed.store.load(HostStore(file), progress, n_threads)
         executor = Executor(placed.plan, file, n_threads, placed.store)
+    try:
+        executor.prompts = settle_prompts(executor)
+    except BaseException:
+        executor.close()
+        raise
     emulated = (EMULATED,) if device.name == "emulated" else ()
     return Loaded(executor, device, (*emulated, *said, *placed.lines))
 

@@ -20,46 +20,64 @@ class RunSteps:
     Attributes:
         walks: the CPU's part of a run, by number of tokens of its graph (1, n_batch).
         kept: the steps of runs of one sequence, by number of tokens.
+        last: the graph of the last run.
+        stream_from: tokens from which on a run has cold rows sent to the device; None: none has.
     """
 
     def __init__(self, plan: Plan, host: HostSide, side: "DeviceSide | None") -> None:
         self._plan, self._host, self._side = plan, host, side
         self.walks = {graph.placed.n_tokens: host.walks(graph) for graph in plan.graphs}
-        self.kept = {n: self._make(n) for n in self.walks}
         self._apart = dict[int, list[Step]]()
+        streaming = plan.streaming
+        self.last = plan.decode
+        self.kept = {n: self._make(n) for n in self.walks}
+        self.stream_from = None if streaming is None else streaming.least
+        self._sent_walks = [] if streaming is None else host.walks(streaming.graph)
+        self._sent = dict[int, list[Step]]()
 
     @property
     def lowered(self) -> dict[int, list[tuple[Node, list[Record]]]]:
         """By number of tokens (1, n_batch), every node of the CPU with its op records."""
         return {n: [pair for walk in walks for pair in walk.lowered] for n, walks in self.walks.items()}
 
-    def graph(self, n_tokens: int) -> GraphPlan:
-        """The graph that a run of so many tokens goes through."""
+    def _graph(self, n_tokens: int) -> GraphPlan:
         return self._plan.decode if n_tokens == 1 else self._plan.batch
 
-    def of(self, n_tokens: int) -> list[Step]:
+    def of(self, n_tokens: int, sends: bool = True) -> list[Step]:
         """A run of one sequence; those of the last few other lengths than 1 and n_batch are kept.
+
+        Args:
+            sends: whether the device may be sent what it lacks.
 
         The CPU's programs take any number of tokens; only launches and copies are made for one.
         """
         if self._side is None and n_tokens > 1:
             n_tokens = self._plan.n_batch
-        if n_tokens not in self.kept:
-            tails = [n for n in self.kept if n not in self.walks]
+        is_sent = sends and self.stream_from is not None and n_tokens >= self.stream_from
+        if is_sent and self._plan.streaming is not None:
+            self.last, kept, make = self._plan.streaming.graph, self._sent, self._make_sent
+        else:
+            self.last, kept, make = self._graph(n_tokens), self.kept, self._make
+        if n_tokens not in kept:
+            tails = [n for n in kept if n not in self.walks]
             if len(tails) >= TAILS:
-                del self.kept[tails[0]]
-            self.kept[n_tokens] = self._make(n_tokens)
-        return self.kept[n_tokens]
+                del kept[tails[0]]
+            kept[n_tokens] = make(n_tokens)
+        return kept[n_tokens]
 
     def apart(self, n: int) -> list[Step]:
         """A run of one token of each of n sequences."""
+        batch = self.last = self._plan.batch
         if n not in self._apart:
-            batch = self._plan.batch
             walks = self._host.walks(batch, n)
             self._apart[n] = [*walks] if self._side is None else self._side.steps(batch, n, walks)
         return self._apart[n]
 
     def _make(self, n_tokens: int) -> list[Step]:
-        graph = self.graph(n_tokens)
+        graph = self._graph(n_tokens)
         walks = self.walks[graph.placed.n_tokens]
         return [*walks] if self._side is None else self._side.steps(graph, n_tokens, walks)
+
+    def _make_sent(self, n_tokens: int) -> list[Step]:
+        assert self._side is not None and self._plan.streaming is not None
+        return self._side.steps_with_sending(self._plan.streaming.graph, n_tokens, self._sent_walks)

@@ -98,7 +98,7 @@ class Tracing:
 
     def __call__(self, steps: Sequence[Step], context: Context) -> None:
         """Take them."""
-        placed = self._executor.run_steps.graph(context.n_tokens).placed
+        placed = self._executor.run_steps.last.placed
         numbers = {p.node.name: i for i, p in enumerate(placed.nodes)}
         for step in steps:
             if isinstance(step, Walk):

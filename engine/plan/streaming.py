@@ -1,0 +1,178 @@
+"""What is sent to the device for a prompt, in which pieces, and what that takes of a budget.
+
+A prompt's batch reads each weight once for all of its tokens, so from some size on it takes less time to send what the
+device lacks than to let the CPU multiply it. Each layer is two pieces: what comes before its FFN, and its FFN. A piece
+goes into one of two staging buffers while the device works on the other one.
+
+What has no kernel, the head, and attention over a KV cache on the CPU stay there. So does all of a mixture of experts.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import groupby
+
+import numpy as np
+
+from hotcold.engine.graph.arena import aligned
+from hotcold.engine.graph.graph import ALL, COLD, Graph, Node, layer_of, weights_of
+from hotcold.engine.graph.ops import FFN_OPS
+from hotcold.engine.graph.passes import run_passes
+from hotcold.engine.graph.placed import GPU, PlacedNode, Sides
+from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.plan.budget import Budget, mib
+from hotcold.engine.plan.footprint import INDEX_BYTES, dense_part, ffn_part
+from hotcold.engine.plan.plan import GraphPlan, Ids, Piece, Plan, SentRows, Streaming, sides_of
+from hotcold.engine.plan.reserve import Reserve, smallest_useful
+from hotcold.engine.plan.traffic import ffn_traffic
+from hotcold.engine.plan.wanted import Wanted
+from hotcold.kernels.weight_table import device_row_bytes
+
+QUARTER = 4  # of a budget both buffers take no more than one, unless streaming was asked for
+LEAST_TOKENS = 2
+Key = tuple[str, int]
+
+
+def obstacle(model: Model, how: Wanted, reserve: Reserve, budget: Budget) -> str:
+    """Why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
+    if model.experts is not None:
+        return "rows of experts are not sent for prompts: the CPU computes those that it has"
+    if how.sparsity == "threshold":
+        return "thresholds of neurons are not sent for prompts: the CPU computes those that it has"
+    least = LEAST_TOKENS if how.stream_batch is None else how.stream_batch
+    if reserve.n_batch < least:
+        return f"no batch has the {least} tokens from which on rows are sent: n_batch is {reserve.n_batch}"
+    taken = 2 * largest_piece(model, how.sparsity)
+    short = smallest_useful(model, how.sparsity, reserve) + taken - budget.n_bytes
+    if short > 0:
+        return f"two staging buffers of {mib(taken // 2)} do not fit: {mib(short)} short; prompts are not streamed"
+    if how.stream_batch is None and QUARTER * taken > budget.n_bytes:
+        bound = "are more than a quarter of the budget: prompts are not streamed"
+        return f"two staging buffers of {mib(taken // 2)} {bound}"
+    return ""
+
+
+def largest_piece(model: Model, sparsity: str) -> int:
+    """Bytes of a staging buffer if nothing of a layer is on the device: an upper bound."""
+    found = 0
+    for layer in model.layers:
+        dense, ffn = dense_part(layer, sparsity), ffn_part(layer, sparsity)
+        biases = [w for role, w in dense.weights if role in ("bias", "norm")]
+        of_ffn = [w for _, w in ffn.weights] if ffn.obstacle is None else []
+        sizes = [sum(_bytes(w) for _, w in dense.weights), sum(map(_bytes, (*of_ffn, *biases)))]
+        found = max(found, *(aligned(size + INDEX_BYTES * model.n_units + 64) for size in sizes))
+    return found
+
+
+def _bytes(weight: Weight) -> int:
+    return aligned(weight.n_rows * device_row_bytes(weight.type, weight.ne[0]))
+
+
+def streaming_of(plan: Plan, graph: Graph, asked: int | None) -> Streaming | None:
+    """How batches run for which rows are sent; None if everything that could be is there already.
+
+    Args:
+        graph: of a batch.
+    """
+    if not lacks_something(plan):
+        return None
+    wanted, sides = _sendable(plan), sides_of(plan.weights, plan.caches)
+    every = {**{name: GPU for name in wanted}, **sides.weights}
+    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head), streams=True)
+    pieces = tuple(_pieces(plan, placed.nodes, wanted))
+    return Streaming(GraphPlan(graph, placed, arenas), pieces, asked, _work(plan, pieces)) if pieces else None
+
+
+def lacks_something(plan: Plan) -> bool:
+    """Whether the device lacks rows that it could multiply."""
+    sides = sides_of(plan.weights, plan.caches)
+    return any(sides.weights.get(name) != GPU for name in _sendable(plan))
+
+
+def _sendable(plan: Plan) -> set[str]:
+    """Names of the tensors that the device could hold."""
+    names = set[str]()
+    for layer in plan.model.layers:
+        for part in (dense_part(layer, plan.sparsity), ffn_part(layer, plan.sparsity)):
+            if part.obstacle is None:
+                names |= {weight.name for _, weight in part.weights}
+    return names
+
+
+def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iterator[Piece]:
+    """Nodes of the device that lack something, in runs: a layer's up to its FFN, and from there on."""
+    there = {_key(entry.weight) for entry in plan.weights if entry.device_rows and entry.role != "head"}
+    lacking = [
+        (p.node, sent) for p in nodes if p.side == GPU and (sent := _sent(plan, p.node, wanted, there))
+    ]
+    ffns = {layer_of(p.node): i for i, p in reversed(list(enumerate(nodes))) if p.node.op in FFN_OPS}
+    order = {p.node.name: i for i, p in enumerate(nodes)}
+
+    def place(pair: tuple[Node, tuple[SentRows, ...]]) -> tuple[int, bool]:
+        layer = layer_of(pair[0])
+        return layer, order[pair[0].name] >= ffns.get(layer, len(nodes))
+
+    for (layer, _), run in groupby(lacking, key=place):
+        found = list(run)
+        sent = tuple(each for _, some in found for each in some)
+        neurons = next((_neurons(plan, node) for node, _ in found if node.op in FFN_OPS), None)
+        yield Piece(layer, sent, neurons, 0 if neurons is None else aligned(INDEX_BYTES * neurons.size))
+
+
+def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[SentRows, ...]:
+    """What a node lacks."""
+    found = []
+    for weight in weights_of(node):
+        if weight.name not in wanted:
+            continue
+        if (
+            node.rows == COLD
+            and weight.n_rows == plan.layers[layer_of(node)].n_ff
+            and _is_matrix(node, weight)
+        ):
+            n_cold = weight.n_rows - plan.layers[layer_of(node)].n_hot
+            found.append(_rows(weight, COLD, n_cold))
+        elif _key(weight) not in there:
+            found.append(_rows(weight, ALL, weight.n_rows))
+    return tuple(found)
+
+
+def _is_matrix(node: Node, weight: Weight) -> bool:
+    return any(node.find_weight(role) is weight for role in ("gate", "up", "down"))
+
+
+def _rows(weight: Weight, rows: str, n_rows: int) -> SentRows:
+    return SentRows(weight, rows, n_rows, aligned(n_rows * device_row_bytes(weight.type, weight.ne[0])))
+
+
+def _neurons(plan: Plan, node: Node) -> Ids | None:
+    """Whose rows an FFN's node lacks; None where down has a row an output."""
+    if not node.attributes.get("transposed", True):
+        return None
+    split = plan.layers[layer_of(node)]
+    lacking = np.ones(split.n_ff, bool)
+    if node.rows == COLD:
+        lacking[split.hot] = False
+    return np.flatnonzero(lacking).astype(np.int32)
+
+
+def _key(weight: Weight) -> Key:
+    return weight.name, weight.first_row
+
+
+def _work(plan: Plan, pieces: tuple[Piece, ...]) -> float:
+    """Products that the CPU does for a token in place of what is sent: of FFNs as many as their counts let expect."""
+    found = 0.0
+    for piece in pieces:
+        numbers = sum(float(each.n_rows) * each.weight.ne[0] for each in piece.sent)
+        if piece.neurons is not None:
+            split = plan.layers[piece.layer]
+            cold = sum(weight.row_bytes for weight in plan.model.layers[piece.layer].ffn_matrices)
+            all_bytes = cold * (split.n_ff - split.n_hot)
+            numbers *= min(1.0, ffn_traffic(split, plan)[0] / all_bytes) if all_bytes else 1.0
+        found += numbers
+    return found
+
+
+def with_staging(reserve: Reserve, buffer_bytes: int) -> Reserve:
+    """The reserve with two buffers of so many bytes."""
+    return replace(reserve, staging=2 * buffer_bytes)

@@ -1,0 +1,124 @@
+"""What plans send to a device for prompts: staging buffers within the budget, and every row once."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.model.model import Model
+from hotcold.engine.model.shapes import like
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import checked_stream_batch
+from hotcold.engine.plan.streaming import largest_piece
+from hotcold.engine.plan.wanted import Wanted
+from hotcold.errors import SettingError
+
+MIB = 1 << 20
+
+
+def eight_layers(model: Model) -> Model:
+    return replace(model, layers=model.layers[:8], n_layer=8)
+
+
+LLAMA, RELU = eight_layers(like("llama-2-7b:q4_0", None)), eight_layers(like("relullama-7b:q4_0", 128))
+
+
+def plan_of(model: Model, n_mib: int, stream_batch: int | None, n_batch: int = 64) -> Plan:
+    how = Wanted("predictor" if model is RELU else "off", 512, n_batch, stream_batch=stream_batch)
+    return placement.plan(model, how, Budget(f"{n_mib}MiB", n_mib * MIB, "a test"))
+
+
+@pytest.mark.parametrize(("model", "n_mib"), [(LLAMA, 450), (LLAMA, 800), (RELU, 520), (RELU, 900)])
+def test_what_is_not_there_is_sent_once(model: Model, n_mib: int) -> None:
+    plan = plan_of(model, n_mib, 32)
+    streaming = plan.streaming
+    assert streaming is not None and not plan.not_streamed
+    assert plan.totals.staging >= 2 * streaming.buffer_bytes
+    assert plan.totals.used <= plan.totals.budget and plan.totals.left_over >= 0
+    sent = {each.weight.name: each.n_rows for piece in streaming.pieces for each in piece.sent}
+    assert len(sent) == sum(len(piece.sent) for piece in streaming.pieces)
+    for entry in plan.weights:
+        if entry.role in ("embedding", "rope", "head") or entry.layer is None:
+            assert entry.tensor not in sent
+        else:
+            assert entry.device_rows + sent.get(entry.tensor, 0) == entry.n_rows, entry.name
+    for piece in streaming.pieces:
+        if piece.neurons is not None:
+            both = np.concatenate([piece.neurons, plan.layers[piece.layer].hot])
+            assert np.array_equal(np.sort(both), np.arange(plan.layers[piece.layer].n_ff))
+    # only attention over a cache of the CPU, what comes from the map and the head are left to the CPU
+    kinds = {p.node.op for p in streaming.graph.placed.nodes if p.side == CPU} - {"copy"}
+    assert kinds <= {"embed", "rope", "kv_store", "attention", "rms_norm", "logits", "add"}
+    cached = {
+        p.node.layer for p in streaming.graph.placed.nodes if p.node.op == "attention" and p.side == GPU
+    }
+    assert cached == {cache.layer for cache in plan.caches if cache.side == GPU}
+
+
+def test_buffers_are_as_large_as_the_largest_piece_and_the_rest_goes_to_neurons() -> None:
+    plan = plan_of(RELU, 900, None)
+    assert plan.streaming is not None
+    largest = max(piece.n_bytes for piece in plan.streaming.pieces)
+    assert 2 * largest <= plan.totals.staging < 2 * largest_piece(RELU, "predictor")
+    without = plan_of(RELU, 900, 0)
+    assert without.streaming is None and without.totals.staging == 0
+    assert plan.hot_share < without.hot_share
+
+
+@pytest.mark.parametrize("n_mib", [600, 800])
+def test_a_larger_budget_holds_no_fewer_neurons_beside_the_buffers(n_mib: int) -> None:
+    less, more = (plan_of(RELU, n, 32) for n in (n_mib, n_mib + 100))
+    assert less.streaming is not None and more.streaming is not None
+    for a, b in zip(less.layers, more.layers, strict=True):
+        assert set(a.hot.tolist()) <= set(b.hot.tolist())
+    assert more.streaming.sent_bytes < less.streaming.sent_bytes
+
+
+def test_nothing_is_kept_for_what_cannot_be() -> None:
+    everything = plan_of(LLAMA, 3000, 32)
+    assert everything.streaming is None and everything.totals.staging == 0 and not everything.not_streamed
+    small = plan_of(LLAMA, 190, 32)
+    assert (
+        small.streaming is None and "do not fit" in small.not_streamed and small.not_streamed in small.notes
+    )
+    by_itself = plan_of(LLAMA, 400, None)
+    assert by_itself.streaming is None and "a quarter of the budget" in by_itself.not_streamed
+    assert not by_itself.notes and plan_of(LLAMA, 400, 32).streaming is not None
+    short = plan_of(LLAMA, 700, 128)
+    assert "n_batch is 64" in short.not_streamed
+    mixture = plan_of(eight_layers(like("mixtral-8x7b:q4_0", None)), 4000, 32)
+    assert mixture.streaming is None and "experts" in mixture.not_streamed
+
+
+def test_from_which_batch_on_it_pays() -> None:
+    """Where sending takes as long as the CPU's part of so many tokens."""
+    plan = plan_of(LLAMA, 700, None)
+    streaming = plan.streaming
+    assert streaming is not None
+    numbers = sum(each.n_rows * each.weight.ne[0] for piece in streaming.pieces for each in piece.sent)
+    assert streaming.work == numbers
+    least = streaming.pays_from(20e9, 200e9)
+    assert (least - 1) * numbers / 200e9 < streaming.sent_bytes / 20e9 <= least * numbers / 200e9
+    assert streaming.pays_from(1e15, 1e9) == 2
+    assert streaming.least == streaming.pays_from(25e9, 300e9)
+    asked = plan_of(LLAMA, 700, 40).streaming
+    assert asked is not None and asked.least == 40
+
+
+def test_expected_work_follows_the_counts() -> None:
+    """A neuron that fires in one token of four costs the CPU a quarter; without counts all fire."""
+    counts = [np.r_[np.full(8, 400.0), np.full(RELU.n_ff - 8, 100.0)]] * RELU.n_layer
+    how = Wanted("predictor", 512, 64, stream_batch=None)
+    plan = placement.plan(RELU, how, Budget("", 700 * MIB, ""), counts)
+    assert plan.streaming is not None
+    numbers = sum(each.n_rows * each.weight.ne[0] for piece in plan.streaming.pieces for each in piece.sent)
+    assert plan.streaming.work == pytest.approx(numbers / 4, rel=1e-3)
+
+
+@pytest.mark.parametrize("value", [1, -1, True, 2.5, "8"])
+def test_a_number_that_means_nothing(value: object) -> None:
+    with pytest.raises(SettingError, match="stream_batch"):
+        checked_stream_batch(value)  # type: ignore[arg-type]
