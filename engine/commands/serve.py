@@ -63,6 +63,7 @@ class ServeCommand(EngineOptions, ListenOptions):
             import uvicorn
 
             from hotcold.engine.serve.app import ServeOptions, app
+            from hotcold.engine.serve.connection import Connection
             from hotcold.engine.serve.slot_files import checked_folder
         except ModuleNotFoundError as error:
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
@@ -86,7 +87,7 @@ class ServeCommand(EngineOptions, ListenOptions):
                 config = uvicorn.Config(
                     application,
                     loop="asyncio",
-                    http="h11",
+                    http=Connection,
                     ws="none",
                     lifespan="on",
                     log_config=None,

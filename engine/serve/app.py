@@ -24,8 +24,8 @@ from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.hidden_states import mean_state
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.answer import Heard
-from hotcold.engine.serve.asked import in_fields, parse_asked
-from hotcold.engine.serve.fields import RequestFields, parse_body
+from hotcold.engine.serve.asked import GRAMMARS, in_fields, parse_asked
+from hotcold.engine.serve.fields import RequestFields, parse_body, shown
 from hotcold.engine.serve.figures import figures
 from hotcold.engine.serve.forms import Form
 from hotcold.engine.serve.guard import Guard, read_body
@@ -172,7 +172,7 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             write = partial(self._prompts.of_chat, messages, tools)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
-            await self._worked_out(asked.settings.grammar)
+            await self._worked_out(asked.settings.grammar, fields)
             return Reply(
                 self.worker, asked, [prompt], form, control=control, calls=bool(tools)
             ), prompt.warnings
@@ -189,17 +189,24 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             encode = partial(self._prompts.of_text, fields, parse_special=asked.settings.parse_special)
             prompts: list[Prompt] = await anyio.to_thread.run_sync(encode)
-            await self._worked_out(asked.settings.grammar)
+            await self._worked_out(asked.settings.grammar, fields)
             return Reply(self.worker, asked, prompts, form, echo=echo), ()
 
         fields.get("prompt")
         return await self._replied(request, reply, asked.stream, self._told(fields))
 
-    async def _worked_out(self, grammar: str) -> None:
+    async def _worked_out(self, grammar: str, fields: RequestFields) -> None:
         """Have a grammar worked out before its answer takes a slot."""
-        if grammar:
-            check = partial(check_grammar, self._engine.tokenizer, grammar)
+        if not grammar:
+            return
+        check = partial(check_grammar, self._engine.tokenizer, grammar)
+        try:
             await anyio.to_thread.run_sync(check, limiter=self._templates)
+        except SettingError as error:
+            if error.thing != "grammar":
+                raise
+            field = next(field for field in GRAMMARS if fields.get(field) is not None)
+            raise SettingError(field, shown(fields.get(field)), error.bound, error.next_step) from error
 
     async def _replied(
         self,
@@ -234,8 +241,8 @@ class Server:
     def _told(self, fields: RequestFields) -> tuple[str, ...]:
         """What the warning header says of a request's fields."""
         told = [f"unknown field {name!r} is left out" for name in fields.unknown]
-        model = fields.get("model")
-        if isinstance(model, str) and model not in ("", self.name):
+        model = fields.text("model")
+        if model not in ("", self.name):
             told.append(f"the model {model!r} is not here: {self.name!r} answers")
         return tuple(told)
 
@@ -244,12 +251,12 @@ class Server:
         fields = parse_body(await read_body(request))
         form = fields.one_of("encoding_format", ("float", "base64"))
         fields.refuse("dimensions", (self._engine.model.n_embd,), "all of them are told", "leave it out")
-        given = RequestFields({"prompt": fields.get("input")})
+        fields.get("input")
         told = self._told(fields)
         self.worker.take_place()
         try:
             prompts = await anyio.to_thread.run_sync(
-                partial(self._prompts.of_text, given, parse_special=False)
+                partial(self._prompts.of_text, fields, parse_special=False, field="input")
             )
             heard = Heard(self.worker, [partial(_embed, prompts)])
             try:
@@ -301,6 +308,8 @@ class Server:
     async def tokenize(self, request: Request) -> Response:
         """POST /tokenize: token ids of a text."""
         fields = parse_body(await read_body(request))
+        if fields.get("content") is None:
+            raise fields.wrong("content", "a string", '"text"')
         content = fields.text("content")
         add, parse = fields.flag("add_special"), fields.flag("parse_special")
         with_pieces, tokenizer = fields.flag("with_pieces"), self._engine.tokenizer

@@ -22,6 +22,8 @@ NUMBERS = (
     "presence_penalty",
     "frequency_penalty",
 )
+# fields that say what an answer has to follow
+GRAMMARS = ("response_format", "json_schema", "grammar", "regex", "guided_regex", "tools")
 SUCH_AS = re.compile(r"such as --?[\w-]+ (\S+)")
 
 
@@ -64,7 +66,7 @@ def parse_asked(fields: RequestFields, *, is_chat: bool, defaults: GenerationSet
     options = fields.get("stream_options")
     if options is not None and not isinstance(options, dict):
         raise fields.wrong("stream_options", "an object", '{"include_usage": true}')
-    of_stream = RequestFields(options or {}, "stream_options")
+    of_stream = fields.part(options or {}, "stream_options")
     return Asked(
         settings_of(fields, defaults, is_chat=is_chat, top_logprobs=top_logprobs),
         fields.whole("n", 1, 1, MAX_N),
@@ -136,7 +138,7 @@ def _schema_of(form: Any, fields: RequestFields) -> Any:
     example = '{"type": "json_object"}'
     if not isinstance(form, dict):
         raise fields.wrong("response_format", "an object", example)
-    inner = RequestFields(form, "response_format")
+    inner = fields.part(form, "response_format")
     kind = inner.one_of("type", ("text", "json_object", "json_schema"))
     if kind != "json_schema":
         return None if kind == "text" else ANY_OBJECT

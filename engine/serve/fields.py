@@ -31,6 +31,13 @@ class RequestFields:
     def __init__(self, body: Mapping[str, Any], path: str = "") -> None:
         """Take an object; `path` is where it stands in the request, for messages."""
         self._body, self._path, self._known = body, path, set(WITHOUT_EFFECT)
+        self._parts = list[RequestFields]()
+
+    def part(self, body: Mapping[str, Any], path: str, without_effect: Sequence[str] = ()) -> "RequestFields":
+        """An object inside this one, whose fields are unknown here too where nobody asks for them."""
+        self._parts.append(RequestFields(body, self.name(path)))
+        self._parts[-1]._known = set(without_effect)
+        return self._parts[-1]
 
     def name(self, field: str) -> str:
         """A field's full name."""
@@ -43,8 +50,9 @@ class RequestFields:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Fields that nobody asked for, in order."""
-        return tuple(field for field in self._body if field not in self._known)
+        """Fields that nobody asked for and that say something, in order."""
+        own = [f for f, value in self._body.items() if f not in self._known and value not in (None, [], {})]
+        return (*map(self.name, own), *(field for part in self._parts for field in part.unknown))
 
     def wrong(self, field: str, bound: str, example: str) -> SettingError:
         """The refusal of a field's value."""

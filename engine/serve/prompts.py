@@ -86,27 +86,27 @@ class Prompts:
         ids = prompt.ids(messages, tools)
         return Prompt(self._engine.checked_prompt(ids), "", prompt.opened, warnings)
 
-    def of_text(self, fields: RequestFields, *, parse_special: bool) -> list[Prompt]:
+    def of_text(self, fields: RequestFields, *, parse_special: bool, field: str = "prompt") -> list[Prompt]:
         """Those of a completion: a string, a list of strings, token ids, or a list of lists of them.
 
         Raises:
             SettingError: something else. DoesNotFitError: one that is too long.
         """
-        given = fields.get("prompt")
+        given = fields.get(field)
         if isinstance(given, str) or (given and isinstance(given, list) and is_whole(given[0])):
             given = [given]
         if not isinstance(given, list) or not given:
-            raise fields.wrong("prompt", "a string, token ids, or a list of either", '"text"')
+            raise fields.wrong(field, "a string, token ids, or a list of either", '"text"')
         if len(given) > MAX_PROMPTS:
-            raise SettingError("prompt", f"{len(given)} prompts", f"at most {MAX_PROMPTS}", "ask again")
-        return [self._prompt(each, parse_special) for each in given]
+            raise SettingError(field, f"{len(given)} prompts", f"at most {MAX_PROMPTS}", "ask again")
+        return [self._prompt(each, parse_special, field) for each in given]
 
-    def _prompt(self, given: object, parse_special: bool) -> Prompt:
+    def _prompt(self, given: object, parse_special: bool, field: str) -> Prompt:
         if isinstance(given, str):
             ids = self._engine.prompt_ids(given, parse_special=parse_special)
             return Prompt(ids, given)
         if not isinstance(given, list) or not all(map(is_whole, given)):
-            raise SettingError("prompt", "a list of something else", "strings or token ids", 'such as "text"')
+            raise SettingError(field, "a list of something else", "strings or token ids", 'such as "text"')
         ids = self._engine.checked_prompt(given)
         return Prompt(ids, self._engine.tokenizer.decode(ids, special=True).decode(errors="replace"))
 

@@ -14,6 +14,7 @@ import uvicorn
 
 from hotcold import Engine
 from hotcold.engine.serve.app import ServeOptions, app
+from hotcold.engine.serve.connection import Connection
 
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}\"{{ m.content }}\" said Elizabeth.\n"
@@ -85,7 +86,7 @@ class Served:
 def served(engine: Engine, **options: Any) -> Iterator[Served]:
     """Serve in a thread of this process, until the block ends."""
     application = app(engine, ServeOptions(**options))
-    config = uvicorn.Config(application, http="h11", ws="none", lifespan="on", log_config=None)
+    config = uvicorn.Config(application, http=Connection, ws="none", lifespan="on", log_config=None)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port = listening.getsockname()[1]

@@ -95,17 +95,31 @@ def text(**fields: Any) -> dict[str, Any]:
             'response_format.type: "xml" (known: text, json_object',
         ),
         (CHAT, chat(response_format={"type": "json_schema"}), "response_format.json_schema: null (an object"),
-        (TEXT, text(json_schema={"type": "nonsense"}), "grammar (Invalid type: nonsense)"),
+        (
+            TEXT,
+            text(json_schema={"type": "nonsense"}),
+            'json_schema: {"type": "nonsense"} (Invalid type: nonsense)',
+        ),
         (TEXT, text(json_schema={"minimum": 5, "maximum": 3, "type": "integer"}), "Unsatisfiable schema"),
         (TEXT, text(json_schema={"$ref": "file:///etc/passwd"}), "does not fetch"),
         (TEXT, text(json_schema=[1]), "json_schema: list (a JSON object)"),
-        (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with a schema)'),
+        (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with json_schema)'),
         (TEXT, text(grammar="start: x"), 'unknown name: "x"'),
         (TEXT, text(grammar="root ::= ("), "Expected ')'"),
         (TEXT, text(grammar="x" * 300_000), "grammar: 300000 characters (at most"),
         (CHAT, chat(top_logprobs=3), "top_logprobs: 3 (needs logprobs: true)"),
         (CHAT, chat(logprobs=1), "logprobs: 1 (true or false)"),
-        (EMBED, {}, "prompt: null"),
+        (EMBED, {}, "input: null (a string, token ids"),
+        (EMBED, {"input": [1, "a"]}, "input: a list of something else"),
+        (TEXT, text(model=5), "model: 5 (a string)"),
+        (CHAT, chat(messages=[USER | {"content": []}]), "messages[0].content: [] (a string, or a list of"),
+        (CHAT, chat(messages=[USER | {"images": ["AA=="]}]), 'messages[0].images: ["AA=="] (text alone'),
+        (
+            CHAT,
+            chat(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": []}}}),
+            'response_format: {"type": "json_schema"',
+        ),
+        ("/tokenize", {}, "content: null (a string)"),
         (EMBED, {"input": "a", "encoding_format": "hex"}, 'encoding_format: "hex" (known: float, base64)'),
         (EMBED, {"input": "a", "dimensions": 3}, "dimensions: 3"),
         ("/tokenize", {"content": 1}, "content: 1 (a string)"),
@@ -131,6 +145,13 @@ def test_unknown_fields_are_named_in_a_header(server: Served) -> None:
     )
     assert warning.count('"') == 2 and "user" not in warning
     assert "warning" not in server.ask(TEXT, text()).headers
+    turn = USER | {"mood": 1, "name": "Anne", "refusal": None}
+    told = server.ask(
+        CHAT, chat(messages=[turn], stream_options={"pace": 2, "include_usage": False}, top_k=None)
+    )
+    assert told.headers["warning"] == (
+        "299 hotcold \"unknown field 'stream_options.pace' is left out; unknown field 'messages[0].mood' is left out\""
+    )
 
 
 def test_no_such_place(server: Served) -> None:

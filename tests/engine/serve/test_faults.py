@@ -6,8 +6,11 @@ import gc
 import itertools
 import json
 import os
+import socket
 import threading
 import time
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from table_models import table_model
 import hotcold.serve
 from hotcold import Engine, load
 from hotcold.engine.generation.not_finite import check_finite
-from hotcold.engine.serve import worker
+from hotcold.engine.serve import connection, responses, worker
 from hotcold.errors import DeviceError
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
@@ -101,6 +104,75 @@ def test_many_vanish(server: Served, n: int) -> None:
     until(lambda: metric(server, "hotcold_waiting") + metric(server, "hotcold_running") == 0)
     assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
     assert n_workers() == 1
+
+
+HALF_OPEN = [b"", b"POST /v1/comp", b"GET /health HTTP/1.1\r\nHost: a\r\n", b"GET /health HTTP/1.1\r\nX: "]
+
+
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n"])
+def test_a_request_that_never_comes_is_not_waited_for(
+    server: Served, slowly: None, monkeypatch: pytest.MonkeyPatch, before: bytes
+) -> None:
+    """Nothing, or a head that is never whole, a byte now and then too; answers take as long as they take."""
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.3)
+    answer = server.open(TEXT, LONG | {"max_tokens": 20})
+    opened = [socket.create_connection(("127.0.0.1", server.port), timeout=30) for _ in HALF_OPEN]
+    for each, head in zip(opened, HALF_OPEN, strict=True):
+        each.sendall(before)
+        told = b""
+        while before and b'"ok"' not in told:
+            told += each.recv(1000)
+        each.sendall(head)
+    for each in opened:
+        received = b""
+        with suppress(OSError):
+            while not received:
+                each.sendall(b"a")
+                time.sleep(0.02)
+                each.settimeout(0.02)
+                with suppress(TimeoutError):
+                    if not (received := each.recv(1)):
+                        break
+        assert not received
+        each.close()
+    whole = b""
+    while b'"finish_reason":"length"' not in whole:
+        whole += answer.recv(65536)
+    answer.close()
+
+
+def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What it has not taken is not made, either; one that takes slowly is waited for."""
+    monkeypatch.setattr(responses, "STALL_SECONDS", 0.2)
+    made, sent = list[int](), list[bytes]()
+
+    async def objects() -> AsyncIterator[dict[str, Any]]:
+        for i in range(1000):
+            made.append(i)
+            yield {"i": i}
+
+    async def receive() -> Any:
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("body", b""))
+        await asyncio.sleep(0.05 if len(sent) < 10 else 3600)
+
+    stream = responses.EventStream(objects(), {}, ping_seconds=0.3)
+    asyncio.run(asyncio.wait_for(stream({}, receive, send), 30))
+    assert len(sent) == 10 and len(made) == 9
+
+
+@pytest.mark.slow
+def test_a_slow_reader_holds_nobody_up(server: Served) -> None:
+    slow = server.open(TEXT, LONG | {"n": 16, "logprobs": 20, "stream": True})
+    slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    assert slow.recv(1)
+    until(lambda: metric(server, "hotcold_waiting") == 0)  # all sixteen have begun or ended
+    assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 2}).status == 200
+    assert slow.recv(1)
+    slow.close()
+    until(lambda: metric(server, "hotcold_running") == 0)
 
 
 @pytest.mark.slow

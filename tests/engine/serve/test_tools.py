@@ -141,7 +141,7 @@ def test_calls_are_found_however_they_are_cut(text: str, told: list[Any], cut: i
         ({"tools": TOOLS, "tool_choice": NAMED | {"function": {"name": "g"}}}, "(not among tools)"),
         ({"tool_choice": "required"}, 'tool_choice: "required" (not among tools)'),
         ({"tools": NO_SCHEMA, "tool_choice": "required"}, "parameters of f: 7 (a JSON schema)"),
-        ({"tools": OF_NOTHING, "tool_choice": "required"}, "grammar"),
+        ({"tools": OF_NOTHING, "tool_choice": "required"}, "Unsatisfiable schema"),
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "not together with response_format"),
         ({"functions": TOOLS}, "functions"),
         ({"messages": [USER, {"role": "assistant", "tool_calls": 7}]}, "messages[1].tool_calls: 7"),
