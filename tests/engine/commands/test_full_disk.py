@@ -39,6 +39,17 @@ def run_with_room(n_bytes: int, *arguments: str) -> Result:
         return run(*arguments)
 
 
+@pytest.mark.slow
+def test_a_session_stays_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "one.session"
+    options = ("-n", "4", "-t", "1", "-c", "64", "--temp", "0", "--session", str(path))
+    assert run("generate", "-m", MODEL, *options, "-p", "She").returncode == 0
+    before = path.read_bytes()
+    done = run_with_room(1000, "generate", "-m", MODEL, *options, "-p", "She was looking")
+    assert done.returncode == 4 and "one.session: File too large" in done.stderr.splitlines()[-1]
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("n_bytes", [0, 100, 4096, 8000])
 @pytest.mark.parametrize(
     ("command", "name"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from commands import compile_kernels, run
@@ -57,6 +58,42 @@ def test_a_second_signal_stops_answers() -> None:
         with suppress(OSError):
             assert b"finish_reason" not in connection.recv(65536)
         connection.close()
+
+
+@pytest.mark.slow
+def test_killed_and_begun_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The port is free at once, nothing half-written stays, and the answer is the same."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    body = {"prompt": "Emma", "max_tokens": 30, "temperature": 0.8, "seed": 7}
+    with serving() as (process, server):
+        port, first = server.port, server.ask("/v1/completions", body).json["choices"][0]["text"]
+        connection = server.open("/v1/completions", body | {"max_tokens": 400, "stream": True})
+        assert b"200 OK" in connection.recv(2000)
+        process.kill()
+        assert process.wait(60) == -signal.SIGKILL
+        with suppress(OSError):
+            while connection.recv(65536):
+                pass
+        connection.close()
+    assert not list(tmp_path.iterdir())
+    with serving("--port", str(port)) as (_, server):
+        assert server.port == port
+        assert server.ask("/v1/completions", body).json["choices"][0]["text"] == first
+
+
+@pytest.mark.slow
+def test_what_is_half_open_ends_with_the_server() -> None:
+    """A head that is not whole, and a reader that takes nothing, hold up no end."""
+    with serving() as (process, server):
+        half = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: a\r\n")
+        idle = server.open("/v1/completions", {"prompt": "Emma", "max_tokens": 5, "stream": True})
+        until(lambda: b"hotcold_answers_total" in server.ask("/metrics").body)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+        assert half.recv(10) == b"" and b"data: [DONE]" in idle.recv(65536)
+        half.close()
+        idle.close()
 
 
 def listens(server: Served) -> bool:

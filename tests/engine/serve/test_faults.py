@@ -10,7 +10,9 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +228,41 @@ def test_a_device_that_fails_is_said_and_the_next_request_answered(
         last = streamed.body.decode().strip().rpartition("data: ")[2]
         assert "it does not answer" in json.loads(last)["error"]["message"]
     assert server.ask(TEXT, {"prompt": "Emma", "max_tokens": 1}).status == 200
+
+
+@pytest.mark.slow
+def test_a_device_fails_under_load(open_emulated: Any) -> None:
+    """Once: everybody under way is told, and the next answers are as before. For good: all are told why."""
+    asked = [LONG | {"prompt": f"Emma {i}", "max_tokens": 6, "temperature": 0} for i in range(4)]
+    options: dict[str, Any] = {"device": "emulated", "vram_budget": "6MiB", "n_slots": 2}
+    with (
+        load(n_ctx=64, threads=1, **options) as engine,
+        served(engine) as server,
+        ThreadPoolExecutor(4) as pool,
+    ):
+        before = [told.json["choices"][0]["text"] for told in pool.map(partial(server.ask, TEXT), asked)]
+        assert engine.executor.device is not None
+        driver: Any = engine.executor.device.driver
+        enqueue, countdown = driver._enqueue, itertools.count()
+
+        def fail_once(stream: Any, work: Any) -> None:
+            if next(countdown) == 200:
+                raise DeviceError("emulated device", "copy", "it failed")
+            enqueue(stream, work)
+
+        driver._enqueue = fail_once
+        found = list(pool.map(partial(server.ask, TEXT), asked))
+        assert next(countdown) > 200 and {told.status for told in found} <= {200, 503}
+        failed = [told for told in found if told.status == 503]
+        assert failed and all("it failed" in told.message for told in failed)
+        assert [
+            told.json["choices"][0]["text"] for told in pool.map(partial(server.ask, TEXT), asked)
+        ] == before
+        driver.streams.drop()
+        driver.lost = "a fault of the test"
+        for told in pool.map(partial(server.ask, TEXT), asked):
+            assert told.status == 503 and "lost (after a fault of the test)" in told.message
+        assert server.ask("/health").status == 200 and n_workers() == 1
 
 
 def test_what_nobody_foresaw_is_a_500(

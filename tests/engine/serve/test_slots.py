@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,30 @@ def test_an_answer_is_the_same_among_others(server: Served, engine: Engine) -> N
         )
         assert "".join(ours) == alone[i]
     assert text_of(server, asked(0)) == alone[0]  # though the engine has been used meanwhile
+
+
+@pytest.mark.parametrize("sparsity", ["off", pytest.param("predictor", marks=pytest.mark.slow)])
+def test_sixteen_at_once_and_a_restart(
+    sparsity: str, tiny_model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Alone, among fifteen others in one step, and with the model loaded again: the same."""
+    path, taken, step = tiny_model("q8_0", sparsity == "predictor"), list[int](), slots.step
+
+    def noted(engine: Engine, some: Any, logits: Any) -> Any:
+        taken.append(len(some))
+        return step(engine, some, logits)
+
+    monkeypatch.setattr(worker, "step", noted)
+    answers = list[list[str]]()
+    for at_once in (1, 16):
+        with (
+            load(path, n_ctx=96, threads=1, sparsity=sparsity, n_slots=16) as engine,
+            served(engine) as server,
+            ThreadPoolExecutor(at_once) as pool,
+        ):
+            answers.append(list(pool.map(partial(text_of, server), map(asked, range(16)))))
+    assert answers[0] == answers[1] and len(set(answers[0])) > 8
+    assert max(taken) > 8
 
 
 def test_several_run_at_a_time(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
