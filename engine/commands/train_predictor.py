@@ -248,19 +248,21 @@ def _check_rows(engine: "Engine", into: Path) -> None:
 NO_PREDICTORS = (
     "no layer reads less with a predictor, so none are written: --sparsity exact is the mode of this model"
 )
-HEAD = """                                      FFN bytes a token,  signs of gate and input:
-layer  rank  recall  listed   fire  start      of exact's  recall  listed  bytes"""
+HEAD = (
+    f"{'':43}FFN bytes  signs of gate and input:\n"
+    f"layer  rank  recall  listed   fire  start  of exact  recall  listed  bytes"
+)
 
 
 def row(result: "LayerResult") -> str:
     """A layer of the table."""
-    rank, start = (str(result.rank), result.start[:6]) if result.rank else ("none", "")
+    rank, start = (str(result.rank), result.start) if result.rank else ("none", "")
     head = (
         f"{result.layer:>5}  {rank:>4}  {result.recall:>6.1%}  {result.listed:>6.1%}  {result.firing:>5.1%}"
     )
     share, signs = (each / result.exact_bytes for each in (result.predicted_bytes, result.signs_bytes))
     others = f"{result.signs_recall:>6.1%}  {result.signs_listed:>6.1%}  {signs:>5.2f}"
-    return f"{head}  {start:<6}  {share:>12.2f}{'!' if share > 1 else ' '} {others}"
+    return f"{head}  {start:<6} {share:>7.2f}{'!' if share > 1 else ' '}  {others}"
 
 
 def summary(results: "list[LayerResult]") -> list[str]:

@@ -25,7 +25,7 @@ WARM_UP, LAST_RATE = 30, 0.01
 FIRST_WEIGHT, WEIGHTS = 8.0, (1.0, 60.0)
 FOLLOWS_FROM = 100  # steps
 TRIAL_STEPS = 60
-RANDOM, DIRECTIONS = "random", "directions"
+RANDOM, DIRECTIONS = "random", "svd"
 
 Progress = Callable[[int, int], None]
 """Hears of steps done and in all."""

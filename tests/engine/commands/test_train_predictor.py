@@ -19,6 +19,7 @@ from hotcold import load
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.engine.measure import perplexity
 from hotcold.engine.train import collect, train
+from hotcold.engine.train.ranks import Costs
 from hotcold.engine.train.train import LayerResult
 from hotcold.gguf_io import open_gguf
 from hotcold.gguf_io.convert.conversion import convert
@@ -38,7 +39,8 @@ def test_predictors_go_into_a_model(text: Path, tiny: Path, tmp_path: Path) -> N
     options = ("--rank", "64", "--steps", "120", "-c", "256")
     shown = run("train-predictor", "-f", str(text), "-o", str(out), *options)
     assert shown.returncode == 0 and f"predictors are in {out}" in shown.stderr
-    assert max(map(len, shown.stdout.splitlines())) <= 80 and len(shown.stdout.splitlines()) == 8
+    assert max(map(len, shown.stdout.splitlines())) <= 80
+    assert len(shown.stdout.splitlines()) == 10, "a head of two, six layers, and what all of them read"
     assert not (tmp_path / "p.safetensors.parts").exists()
     convert(tiny, out, tmp_path / "m.gguf", "q8_0")
     values = []
@@ -254,6 +256,53 @@ def test_training_writes_the_model_with_its_predictors(text: Path, tiny: Path, t
         assert all((file.data(name) == wanted.data(name)).all() for name in wanted.tensors)
     with load(into, n_ctx=32) as engine:
         assert engine.sparsity == "predictor"
+
+
+@pytest.mark.slow
+def test_layers_that_are_better_off_without_get_none(
+    text: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here the first and the last; both ways into a file leave them out, and where none gains nothing is written."""
+    plain, out, into = tmp_path / "plain.gguf", tmp_path / "p.safetensors", tmp_path / "with.gguf"
+    convert(tiny, None, plain, "q8_0")
+    ranks = iter([None, 32, 32, 64, 32, None, *6 * [None]])
+    monkeypatch.setattr(train, "best_rank", lambda *given: next(ranks))
+    monkeypatch.setattr(train, "is_enough", lambda recall, wanted: True)
+    monkeypatch.setattr(Costs, "pays", lambda costs, rank, quality: True)
+    command = ("train-predictor", "-m", str(plain), "-f", str(text), "-o", str(out), "--into", str(into))
+    shown = run(*command, "--steps", "2", "-c", "256")
+    assert shown.returncode == 0 and "of all layers but 0, 5, which read less as exact" in shown.stderr
+    assert [line.split()[1] for line in shown.stdout.splitlines()[2:8]] == [
+        "none",
+        "32",
+        "32",
+        "64",
+        "32",
+        "none",
+    ]
+    convert(tiny, out, tmp_path / "wanted.gguf", "q8_0")
+    with open_gguf(into) as file, open_gguf(tmp_path / "wanted.gguf") as wanted:
+        assert {*file.tensors} == {*wanted.tensors} and len(file.tensors) == 57 + 8
+        assert all((file.data(name) == wanted.data(name)).all() for name in wanted.tensors)
+    for path in (into, tmp_path / "wanted.gguf"):
+        with load(path, n_ctx=32) as engine:
+            assert engine.sparsity == "predictor" and engine.model.exact_layers == (0, 5)
+    monkeypatch.undo()
+    again = tmp_path / "again.gguf"
+    refined = ("train-predictor", "-m", str(into), "-f", str(text), "-o", str(tmp_path / "q.safetensors"))
+    assert run(*refined, "--into", str(again), *OPTIONS).returncode == 0
+    with load(again, n_ctx=32) as engine:
+        assert engine.model.exact_layers == (), "all of them have one now"
+    monkeypatch.setattr(train, "best_rank", lambda *given: None)
+    none = run(
+        "train-predictor", "-f", str(text), "-o", str(tmp_path / "r.safetensors"), "-c", "256", "--json"
+    )
+    assert (
+        none.returncode == 0
+        and "none are written" in none.stderr
+        and not (tmp_path / "r.safetensors").exists()
+    )
+    assert [layer["rank"] for layer in json.loads(none.stdout)["layers"]] == [0] * 6
 
 
 def test_a_model_that_no_predictors_go_into_is_refused(text: Path, tiny: Path, tmp_path: Path) -> None:
