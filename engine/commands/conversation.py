@@ -72,7 +72,7 @@ def told(chat: "Chat", verbose: bool) -> tuple[str, ...]:
         return ()
     findings = tuple(f"warning: {finding}" for finding in chat.last.findings)
     lines = map(wrapped, chat.last.lines)
-    return (*findings, *lines, *chat.last.statistics.lines()) if verbose else findings
+    return (*findings, *lines, *chat.last.statistics.lines(verbose=True)) if verbose else findings
 
 
 def run_command(chat: "Chat", text: str, say: Callable[[str], None]) -> bool:

@@ -95,7 +95,10 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
             shown = text.decode(errors="replace") if self.echo else ""
             interrupted = stream(engine, generation, shown, self.as_json)
             if not self.quiet:
-                for line in (*found(generation, self.verbose), *generation.statistics.lines()):
+                for line in (
+                    *found(generation, self.verbose),
+                    *generation.statistics.lines(verbose=self.verbose),
+                ):
                     note(line)
             if self.session is not None:
                 save(engine, generation.held, self.session)

@@ -226,7 +226,8 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
         of_memory = filter(None, [memory_note(plan)])
         for line in () if options.quiet else (*source.model.warnings, *lines, *of_memory):
             note(line)
-        rows = dump_run.run(plan, file, thread_count(None), opened)
+        others = dump_run.neighbours(source, how, plan) if opened is not None else []
+        rows = dump_run.run(plan, file, thread_count(None), opened, others)
         name = opened.name if opened is not None else "cpu"
     if options.as_json:
         terminal.write_line(

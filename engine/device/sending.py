@@ -61,22 +61,6 @@ class Sender:
         cold = piece.neurons if each.rows == COLD else None
         return self.host.rows(each.weight), cold, self.store.matrix(each.weight, rows=each.rows)
 
-    def bus_rate(self) -> float:
-        """Bytes a second of copies to the device, the best of a few: of the staging memory as it is."""
-        host = self.staging.pinned
-        n_bytes, best = min(host.n_bytes, self.store.staged[0].n_bytes), 0.0
-        for _ in range(3):
-            self.device.copy.synchronize()
-            started = perf_counter()
-            self.device.upload(
-                self.store.staged[0].view(0, n_bytes, np.uint8),
-                host.view(0, n_bytes, np.uint8),
-                self.device.copy,
-            )
-            self.device.copy.synchronize()
-            best = max(best, n_bytes / (perf_counter() - started))
-        return best
-
 
 @dataclass(frozen=True)
 class Send:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.device import lowering as device_lowering
+from hotcold.engine.device.bus import bytes_a_second
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.replay import in_graphs
 from hotcold.engine.device.sending import Sender, with_sending
@@ -168,6 +169,13 @@ class DeviceSide:
         of_token(low.n_tokens - 1)  # the one that is mostly wanted
         all_nodes = tuple(p.node for p in nodes)
         return Logits(self.device, all_nodes, rounding, y, self.logits, self.event, of_token)
+
+    def bus_speed(self) -> float:
+        """Bytes a second to the device, measured between two runs: to a staging buffer, or of intermediates."""
+        if self.sender is not None:
+            return bytes_a_second(self.device, self.sender.staging.pinned, self.store.staged[0])
+        assert self.store.arena is not None
+        return bytes_a_second(self.device, self.arena, self.store.arena)
 
     def settle(self) -> None:
         """Wait until nothing is under way."""

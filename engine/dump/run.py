@@ -1,30 +1,88 @@
 """What a plan says, beside what a run of it did: `hotcold offload-dump --run`."""
 
+import math
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import DeviceStore, loaded_store
+from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU
+from hotcold.engine.plan.budget import Budget, mib
 from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import Source, make_plan
 from hotcold.engine.plan.traffic import token_traffic
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.run.side_times import SideTimes
+from hotcold.engine.run.sides import Only
 from hotcold.engine.run.use import DeviceMeter
+from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cuda.device.calls import Counters
 from hotcold.kernels.cuda.device.device import Device
 
 PROMPT, DECODED = 8, 16  # tokens
+ROUNDS = 5
 
 Row = dict[str, Any]
 
 
-def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> list[Row]:
+@dataclass(frozen=True)
+class Sides:
+    """Seconds of a token: of each side by itself, of both at once, and how much of that the CPU computed, and waited.
+
+    Attributes:
+        device, host: by themselves, on what the other left; equal to `together` where there is but one.
+    """
+
+    device: float
+    host: float
+    together: float
+    walked: float
+    waited: float
+
+    @property
+    def overlap(self) -> float:
+        """How much of the shorter side passes while the longer one works; 0 where there is but one."""
+        shorter = min(self.device, self.host)
+        return min(1.0, max(0.0, self.device + self.host - self.together) / shorter) if shorter else 0.0
+
+    def of(self, plan: Plan, other: Plan) -> float:
+        """Seconds of a token of another plan, if each side's time goes with the bytes that it reads."""
+        now, then = token_traffic(plan), token_traffic(other)
+        host = self.host * then.host_bytes / now.host_bytes if now.host_bytes else 0.0
+        device = self.device * then.device_bytes / now.device_bytes if now.device_bytes else 0.0
+        return max(host, device) + max(0.0, self.together - max(self.host, self.device))
+
+
+def neighbours(source: Source, how: Wanted, plan: Plan) -> list[Plan]:
+    """Plans for a quarter less and a quarter more than this one's budget, as far as there are any that differ."""
+    found = []
+    for share in (0.75, 1.25):
+        n_bytes = int(share * plan.budget.n_bytes)
+        if n_bytes == 0 or (share > 1 and plan.hot_share == 1):
+            continue
+        try:
+            budget = Budget(f"{share:.0%}", n_bytes, f"{share:.0%} of {plan.budget.text}")
+            found.append(make_plan(source, how, budget, plan.device))
+        except DoesNotFitError:  # too small for any
+            continue
+    return found
+
+
+def run(
+    plan: Plan, file: GGUFFile, n_threads: int, device: Device | None, others: Sequence[Plan] = ()
+) -> list[Row]:
     """Load, run a few tokens, and compare: a row a figure, with `name`, `unit`, `planned`, `measured`.
 
     A figure that the plan does not have, or nobody measures, is None. The tokens are the likeliest after
     the file's first tokens; averages are over those that ran alone.
+
+    Args:
+        others: plans for other budgets, of which a token's time is reckoned from what is measured.
 
     Raises:
         DoesNotFitError, DeviceError: see `loaded_store` and `Executor`.
@@ -36,8 +94,7 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
         meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)
         n_prompt = min(PROMPT, plan.n_batch, plan.n_ctx - 1)
         executor.run(np.arange(n_prompt, dtype=np.int32) % plan.model.n_vocab, 0, logits)
-        before, counted, times = meter.read(), _copies(device), SideTimes()
-        executor.taking = times
+        before, counted, walked = meter.read(), _copies(device), executor.walked
         n_tokens = min(DECODED, plan.n_ctx - n_prompt)
         started = time.perf_counter()
         for i in range(n_tokens):
@@ -45,9 +102,22 @@ def run(plan: Plan, file: GGUFFile, n_threads: int, device: Device | None) -> li
             executor.run(token, n_prompt + i, logits)
         seconds = (time.perf_counter() - started) / n_tokens
         counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
-        use = meter.read().since(before)
-        load = store.loaded_bytes / load_seconds if store is not None else 0.0
-    return _rows(plan, use.numbers(), (counted, times.walks / n_tokens), n_tokens, seconds, load)
+        use, walked = meter.read().since(before), (executor.walked - walked) / n_tokens
+        alone = {side: _alone(executor, side, token, n_prompt + n_tokens - 1) for side in BOTH_SIDES}
+        sides = Sides(alone[GPU], alone[CPU], seconds, walked, counted[-1])
+        rows = _rows(plan, use.numbers(), counted, n_tokens, seconds)
+        rows += _loading(store, load_seconds, executor.bus_speed())
+    return rows + _times(sides, device is not None and plan.totals.used > 0) + _reckoned(sides, plan, others)
+
+
+def _alone(executor: Executor, side: str, token: NDArray[np.int32], position: int) -> float:
+    """Seconds of one side's part of a token by itself, the best of a few rounds."""
+    executor.taking, best = Only(side), math.inf
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        executor.run(token, position)
+        best = min(best, time.perf_counter() - started)
+    return best
 
 
 def _copies(device: Device | None) -> list[float]:
@@ -59,13 +129,12 @@ def _copies(device: Device | None) -> list[float]:
 def _rows(
     plan: Plan,
     use: dict[str, Any],
-    host: tuple[list[float], float],
+    copies: list[float],
     n_tokens: int,
     seconds: float,
-    load: float,
 ) -> list[Row]:
     traffic = token_traffic(plan)
-    (up, up_bytes, down, down_bytes, waits, waiting), walks = host
+    up, up_bytes, down, down_bytes, waits, _ = copies
     positions = 4 * bool(plan.totals.used)
     served = f"{'chosen' if plan.model.experts else 'active'} {plan.model.unit}s served there"
     figures: list[tuple[str, str, float | None, float | None]] = [
@@ -78,13 +147,44 @@ def _rows(
         ("of graphs, a token", "", None, use["graph_launches"] / n_tokens),
         (f"{plan.model.unit}s on the device", "share", plan.hot_share, use["ffn_device_share"]),
         (served, "share", plan.coverage, use["active_device_share"]),
-        ("loading to the device", "bytes/s", None, load or None),
         ("a token", "s", None, seconds),
-        ("  the CPU's part", "s", None, walks),
-        ("  waiting for the device", "s", None, waiting),
-        ("  enqueueing, and the rest", "s", None, seconds - walks - waiting),
     ]
+    return [_row(*figure) for figure in figures]
+
+
+def _row(name: str, unit: str, planned: float | None, measured: float | None) -> Row:
+    return {"name": name, "unit": unit, "planned": planned, "measured": measured}
+
+
+def _loading(store: DeviceStore | None, seconds: float, bus: float | None) -> list[Row]:
+    loaded = store.loaded_bytes / seconds if store is not None else None
     return [
-        {"name": name, "unit": unit, "planned": planned, "measured": measured}
-        for name, unit, planned, measured in figures
+        _row("loading to the device", "bytes/s", None, loaded),
+        _row("the bus, copies to the device", "bytes/s", None, bus),
     ]
+
+
+def _times(sides: Sides, is_divided: bool) -> list[Row]:
+    """What a token's time is made of; with a device also what each side takes by itself."""
+    rest = sides.together - sides.walked - sides.waited
+    figures: list[tuple[str, str, float]] = [
+        ("of a token, the CPU's part", "s", sides.walked),
+        ("of a token, the CPU waits for the device", "s", sides.waited),
+        ("of a token, enqueueing and the rest", "s", rest),
+    ]
+    if is_divided:
+        figures += [
+            ("the device's part by itself", "s", sides.device),
+            ("the CPU's part by itself", "s", sides.host),
+            ("of the shorter part, beside the other", "share", sides.overlap),
+            ("of a token, the device waits for the CPU", "s", max(0.0, sides.together - sides.device)),
+        ]
+    return [_row(name, unit, None, value) for name, unit, value in figures]
+
+
+def _reckoned(sides: Sides, plan: Plan, others: Sequence[Plan]) -> list[Row]:
+    """What a smaller and a larger budget would do."""
+    found = [
+        (f"a token with a budget of {mib(other.budget.n_bytes)}", sides.of(plan, other)) for other in others
+    ]
+    return [_row(name, "s", seconds, None) for name, seconds in found]

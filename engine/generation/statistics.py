@@ -62,12 +62,14 @@ class Statistics:
             f"load {self.load_seconds:.2f} s, {STOP_REASONS[self.stop_reason]}"
         )
 
-    def lines(self) -> tuple[str, ...]:
-        """That line, one of drafts if there were some, and one of the device if one was used."""
+    def lines(self, verbose: bool = False) -> tuple[str, ...]:
+        """That line, one of drafts if there were some, and one of the device if one was used; and of its sides."""
         drafts = (
             f"drafts: {self.n_draft_accepted} of {self.n_drafted} tokens accepted" if self.n_drafted else ""
         )
-        return tuple(filter(None, (self.line(), drafts, self.use.line())))
+        return tuple(
+            filter(None, (self.line(), drafts, self.use.line(), self.use.sides() if verbose else ""))
+        )
 
     def numbers(self) -> dict[str, Any]:
         """All of it, by name."""

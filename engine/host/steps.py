@@ -5,6 +5,7 @@ The device's are in `engine/device/steps.py`.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import numpy as np
@@ -57,8 +58,10 @@ class Walk:
         return tuple(node for node, _ in self.lowered)
 
     def run(self, context: Context) -> None:
-        """Let the team walk the program."""
+        """Let the team walk the program, and count how long that takes."""
+        started = perf_counter()
         context.team.walk(self.program)
+        context.team.walked += perf_counter() - started
 
 
 Taking = Callable[[Sequence[Step], Context], None]

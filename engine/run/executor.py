@@ -19,10 +19,11 @@ from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.speed import products_a_second
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.host.stores import HostStore
+from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.checks import check_apart, check_positions, check_run
 from hotcold.engine.run.run_steps import RunSteps
-from hotcold.engine.run.side_times import takes_graphs
+from hotcold.engine.run.sides import takes_graphs
 from hotcold.engine.run.slots import Slots
 from hotcold.errors import DeviceError, SettingError
 from hotcold.gguf_io import GGUFFile
@@ -136,15 +137,18 @@ class Executor(Closing):
             found.append(self.device_store.overflow(n_keys))
         return min((layer for layer in found if layer is not None), default=None)
 
-    def stream_speeds(self) -> tuple[float, float]:
-        """Bytes a second to the device, and the CPU's products a second, both measured here and now.
+    @property
+    def walked(self) -> float:
+        """Seconds of the CPU's part of all runs so far."""
+        return self._check_open().walked
 
-        Only of a plan that has rows sent.
-        """
-        assert self._side is not None and self._side.sender is not None
-        sent = (each.weight for piece in self._side.sender.pieces for each in piece.sent)
-        largest = max(sent, key=lambda weight: weight.n_bytes)
-        return self._side.sender.bus_rate(), products_a_second(self._check_open(), self.host.store, largest)
+    def bus_speed(self) -> float | None:
+        """Bytes a second to the device, measured here and now; None without one."""
+        return None if self._side is None else self._side.bus_speed()
+
+    def products_a_second(self, weight: Weight) -> float:
+        """Of this weight with numbers of a prompt on the CPU, measured here and now."""
+        return products_a_second(self._check_open(), self.host.store, weight)
 
     @property
     def device(self) -> "Device | None":

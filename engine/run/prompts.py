@@ -1,6 +1,7 @@
 """From which number of tokens on a prompt's batch runs on the device alone, by what bus and CPU do here."""
 
 from hotcold.engine.plan.budget import mib
+from hotcold.engine.plan.plan import USUAL_BUS
 from hotcold.engine.run.executor import Executor
 
 ON_THE_EMULATED = (
@@ -21,7 +22,9 @@ def settle_prompts(executor: Executor) -> str:
         return (
             f"prompts: batches of {streaming.asked} tokens and more run on the device, as asked for; {held}"
         )
-    bus, products = executor.stream_speeds()
+    sent = [each.weight for piece in streaming.pieces for each in piece.sent]
+    bus = executor.bus_speed() or USUAL_BUS
+    products = executor.products_a_second(max(sent, key=lambda weight: weight.n_bytes))
     steps.stream_from = streaming.pays_from(bus, products)
     speeds = f"at {bus / 1e9:.1f} GB/s, {1e3 * streaming.sent_bytes / bus:.1f} ms"
     instead = f"the CPU takes {1e3 * streaming.work / products:.2f} ms a token for the same"

@@ -21,6 +21,8 @@ class DeviceUse:
         listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the experts
             that a router chose, on either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
             of all neurons the same.
+        host_seconds: of the CPU's part of the runs.
+        waiting_seconds: in which the host waited for the device.
     """
 
     device: str = "cpu"
@@ -31,6 +33,8 @@ class DeviceUse:
     ffn_device_share: float = 0.0
     listed_device: int = 0
     listed_host: int = 0
+    host_seconds: float = 0.0
+    waiting_seconds: float = 0.0
 
     @property
     def active_device_share(self) -> float:
@@ -49,6 +53,8 @@ class DeviceUse:
             self.ffn_device_share,
             self.listed_device - earlier.listed_device,
             self.listed_host - earlier.listed_host,
+            self.host_seconds - earlier.host_seconds,
+            self.waiting_seconds - earlier.waiting_seconds,
         )
 
     def line(self) -> str:
@@ -60,6 +66,13 @@ class DeviceUse:
             f"{self.device}: VRAM {used:.1f} of {planned:.1f} MiB; "
             f"FFN {self.ffn_device_share:.0%}, active {share:.0%}, on the CPU {1 - share:.0%}"
         )
+
+    def sides(self) -> str:
+        """How long the host computed, and waited, in a line below 80 columns; empty on the CPU alone."""
+        if not self.vram_planned:
+            return ""
+        computed, waited = self.host_seconds, self.waiting_seconds
+        return f"sides: the CPU computed for {computed:.2f} s and waited for the device for {waited:.2f} s"
 
     def numbers(self) -> dict[str, Any]:
         """All of it, by name."""
@@ -111,4 +124,6 @@ class DeviceMeter:
             plan.hot_share,
             self._listed,
             listed_host,
+            executor.walked,
+            device.counters.waiting,
         )

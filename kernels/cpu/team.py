@@ -65,12 +65,15 @@ class Team(Closing):
 
     The caller takes part, so with n = 1 there is no other thread. Threads sleep between walks.
 
+    Attributes:
+        walked: seconds of what whoever uses the team counts there.
+
     Raises:
         DoesNotFitError: the system starts no more threads; those that it did start have ended.
     """
 
     def __init__(self, n: int) -> None:
-        self.n = n
+        self.n, self.walked = n, 0.0
         self._kernel = machine_code.entry("walk", None, 6)
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES + program.OP.itemsize) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]

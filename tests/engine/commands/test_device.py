@@ -225,11 +225,16 @@ def test_offload_dump_run(run: Run, compiler: str) -> None:
     assert report["device"] == "emulated" and result.returncode == 0
     for name in ("device memory", "copied up, a token", "copied down, a token", "copies, a token"):
         assert rows[name]["measured"] == rows[name]["planned"] > 0, name
-    parts = ("  the CPU's part", "  waiting for the device", "  enqueueing, and the rest")
-    seconds = [rows[name]["measured"] for name in parts]
+    parts = ("the CPU's part", "the CPU waits for the device", "enqueueing and the rest")
+    seconds = [rows[f"of a token, {name}"]["measured"] for name in parts]
     assert min(seconds) > 0 and sum(seconds) == pytest.approx(rows["a token"]["measured"])
     assert seconds[1] > seconds[0] > 0  # the emulated device is the slower side
     assert rows["of graphs, a token"]["measured"] > 1
+    device, host = (rows[f"the {side}'s part by itself"]["measured"] for side in ("device", "CPU"))
+    assert device > host > 0 and 0 <= rows["of the shorter part, beside the other"]["measured"] <= 1
+    assert rows["the bus, copies to the device"]["measured"] > 0
+    smaller, larger = (rows[f"a token with a budget of {size} MiB"]["planned"] for size in (1.0, 1.7))
+    assert 0 < smaller < larger  # here it is the device that a token waits for
     text = run("offload-dump", "--run", *SPLIT).stdout
     assert "on emulated, VRAM budget 1400KiB" in text and "planned" in text and "measured" in text
     assert max(map(len, text.splitlines())) <= 80
