@@ -87,12 +87,15 @@ def within(
 ) -> tuple[Settings, str]:
     """The settings that stay below a bound, and what was chosen, in words.
 
+    Args:
+        n_workers: other processes that hand over what they collect, two runs of ids at a time each; 0 for none.
+
     Raises:
         DoesNotFitError: none do.
     """
     model = plan.model
     collecting = collecting_bytes(plan, plan.n_ctx) + (
-        2 * n_workers * chunk_bytes(model, plan.n_ctx) if n_workers > 1 else 0
+        2 * n_workers * chunk_bytes(model, plan.n_ctx) if n_workers else 0
     )
     if collecting > bound.left:
         raise _too_little(bound, collecting, f"runs of {plan.n_ctx} ids pass", "raise it, or lower -c or -b")

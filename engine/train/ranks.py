@@ -1,8 +1,8 @@
 """Which rank a layer's predictor gets, if any: the one with which a token takes the least time.
 
 A predictor replaces reading all rows of the gate by reading its two matrices and the rows that it lists; a larger
-one lists fewer. Memory's speed decides a token's time, so bytes stand for it, STARTS for what passes until a
-predictor's two products and its list have begun, and a row of fc2 takes as long as one of SHORTEST_ROW numbers at least.
+one lists fewer. Memory's speed decides a token's time, so bytes stand for it, where a row of fc2 takes as long as one
+of SHORTEST_ROW numbers at least.
 """
 
 from collections.abc import Callable
@@ -13,10 +13,8 @@ from hotcold.engine.train.descent import Quality
 from hotcold.engine.train.gate import deciding
 from hotcold.engine.train.settings import STEP_OF_RANK
 
-STARTS = 64 * 1024
-"""Bytes that a memory of 30 GB/s gives in 2 us: what three more steps of the walk cost, by `hotcold tune` (docs)."""
-SHORTEST_ROW = 128
-"""Q8_0's and Q4_0's rows of 32, 64, 96 and 128 numbers take 3.2 to 4.3 ns each, those of 256 5 to 6 (AVX-512)."""
+SHORTEST_ROW = 96
+"""Q8_0's and Q4_0's rows of 32 to 128 numbers take 3.2 to 4.3 ns each (AVX-512), in which a core reads about 100 bytes."""
 MISSED, SLACK = 1.5, 0.01
 """A recall is good enough if no more is missed than so many times what may be, and so much of all."""
 HOPELESS = 1.2
@@ -58,7 +56,7 @@ class Costs:
     def time(self, rank: int, quality: Quality) -> float:
         """Bytes that a token could read meanwhile."""
         short = self.n_ff * max(SHORTEST_ROW - rank, 0) * self.bits / 8
-        return self.predicted(rank, quality) + short + STARTS
+        return self.predicted(rank, quality) + short
 
     def pays(self, rank: int, quality: Quality, factor: float = 1.0) -> bool:
         """Whether a token takes less time with the predictor than so many times of what it takes without."""
