@@ -11,9 +11,10 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
+from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated, hidden_of_experts
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.sum_groups import sum_groups
@@ -58,7 +59,7 @@ class _Pairs:
         rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
         given = *self.low.store.matrix(weight).planes, *x, self.slots, self.chosen, *rest
         if self.n_pairs > n_expert:  # then some experts have several
-            self.low.launch(expert_rows_of_batch(products, n_expert, **kind), *given, self.n_pairs)
+            self.low.launch(expert_tiles(products, n_expert, **kind), *given, self.n_pairs)
         else:
             self.low.launch(expert_rows(products, **kind), *given)
 

@@ -24,49 +24,10 @@ __device__ inline void expert_rows(Rows rows, Input x, const int* slots, const i
     if (lane() == 0) y[(size_t)pair * n_rows + row] = v;
 }
 
-// The expert's first pair behind `pair`, a warp together; n_pairs if there is none. Looked for anew each time: a list
-// of those to come would cost registers that a product needs.
-__device__ inline int next_pair(const int* chosen, int expert, int pair, int n_pairs, int n_used) {
-    for (int first = (pair + 1) / WARP * WARP; first < n_pairs; first += WARP) {
-        int own = first + lane();
-        bool is_its = own > pair && own < n_pairs &&
-                      chosen[(size_t)(own / n_used) * 2 * n_used + own % n_used] == expert;
-        unsigned found = __ballot_sync(ALL_LANES, is_its);
-        if (found) return first + __popc((found & (0u - found)) - 1);
-    }
-    return n_pairs;
-}
-
-// The same of many tokens, expert by expert: a warp has a row and takes the pairs of its expert one after the other,
-// so that the row comes from memory once. Each product has the bits that expert_rows gives it.
-// grid: (rows / warps of a block, experts).
-template <class Rows, class Input>
-__device__ inline void expert_rows_of_batch(Rows rows, Input x, const int* slots, const int* chosen,
-                                            const float* bias, float* y, int n_rows, int n_pairs, int n_used,
-                                            int per_pair, int has_bias, int bias_stride) {
-    int row = thread_of_row() / WARP, expert = (int)blockIdx.y;
-    if (row >= n_rows) return;                    // a whole warp leaves, and no barrier follows
-    for (int pair = -1; (pair = next_pair(chosen, expert, pair, n_pairs, n_used)) < n_pairs;) {
-        int slot = slots[expert];
-        float v = 0.f;
-        if (slot >= 0) {
-            v = rows.dot(slot * n_rows + row, x.of_token(per_pair ? pair : pair / n_used, rows.n));
-            if (has_bias) v += bias[(size_t)expert * bias_stride + row];
-        }
-        if (lane() == 0) y[(size_t)pair * n_rows + row] = v;
-    }
-}
-
 #define EXPERT_ROWS(T) \
 KERNEL_WIDE expert_rows_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ slots, const int* __restrict__ chosen, \
                        const float* __restrict__ bias, float* __restrict__ y, int n_rows, int n, int n_used, \
                        int per_pair, int has_bias, int bias_stride) { \
     expert_rows(ROWS_##T(w, n), X_##T, slots, chosen, bias, y, n_rows, n_used, per_pair, has_bias, bias_stride); \
-} \
-KERNEL_WIDE expert_rows_of_batch_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ slots, \
-                       const int* __restrict__ chosen, const float* __restrict__ bias, float* __restrict__ y, \
-                       int n_rows, int n, int n_used, int per_pair, int has_bias, int bias_stride, int n_pairs) { \
-    expert_rows_of_batch(ROWS_##T(w, n), X_##T, slots, chosen, bias, y, n_rows, n_pairs, n_used, per_pair, has_bias, \
-                         bias_stride); \
 }
 ONE_TYPE(EXPERT_ROWS)

@@ -65,29 +65,3 @@ def expert_rows(
     reads = here * products.n_rows * (products.row_bytes + 4 * has_bias) + 8 * n_pairs
     reads += products.input_bytes(here if per_pair else products.n_tokens)
     return products.work("expert_rows", n_pairs, reads, n_pairs * products.n_rows)
-
-
-def expert_rows_of_batch(
-    products: ExpertProducts,
-    n_expert: int,
-    n_here: int | None = None,
-    *,
-    per_pair: bool = False,
-    has_bias: bool = False,
-) -> Work:
-    """The products of `expert_rows`, one warp a row and expert, which takes the expert's pairs in turn.
-
-    Reads the rows of each expert that is here and chosen once; the inputs; what was chosen; the slots of as many
-    experts as may be; and the biases. Writes 4 n_rows a pair.
-
-    Args:
-        n_expert: of the layer.
-        n_here: experts that are on the device and chosen; all if not given.
-
-    Arguments of the kernel: as `expert_rows`, and the number of pairs.
-    """
-    n_pairs, here = products.n_pairs, n_expert if n_here is None else n_here
-    reads = here * products.n_rows * (products.row_bytes + 4 * has_bias) + 4 * n_pairs
-    reads += 4 * min(n_pairs, n_expert)
-    reads += products.input_bytes(n_pairs if per_pair else products.n_tokens)
-    return products.work("expert_rows_of_batch", n_expert, reads, n_pairs * products.n_rows)

@@ -164,24 +164,32 @@ template <class Rows> __device__ inline Apart places(Rows) { return {}; }
 #endif
 template <class T> __device__ inline Apart places(Plain<T>) { return {}; }
 
-// grid: (rows / 64, tokens / 64).
-template <class Rows, class Input, class Places>
-__device__ inline void matmul(Rows rows, Input x, Epilogue out, int n_tokens, Places at) {
+// Rows first_row to last_row - 1, 64 at most, times inputs of a tile: store(row, t, number) gets each number.
+template <class Rows, class Input, class Inputs, class Places, class Store>
+__device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Input x, Inputs inputs, Places at,
+                                     Store store) {
     MatmulTile& tile = matmul_tile();
-    int first_row = (int)blockIdx.x * TILE_SIDE, first_token = (int)blockIdx.y * TILE_SIDE;
-    int n_some = at.n_some(n_tokens - first_token);
+    int n_some = at.n_some(inputs.n);
     Sums sums;
     for (int first = 0; first < rows.pieces().n * Rows::piece_units(); first += UNITS) {
         int unit = unit_in_order(tile, rows, first);
-        lay_rows(tile, rows, first_row, out.n_rows, unit);
-        lay_inputs<(Rows::MINIMA > 0)>(tile, x, rows.n, first_token, n_tokens, unit);
+        lay_rows(tile, rows, first_row, last_row, unit);
+        lay_inputs<(Rows::MINIMA > 0)>(tile, x, rows.n, inputs, unit);
         __syncthreads();
         multiply(tile, rows, at, n_some, sums);
         __syncthreads();                          // the tile is about to be written again
     }
     for (int j = 0; j < REACH; j++)
         for (int i = 0; i < REACH; i++) {
-            int row = first_row + at.row(i), token = first_token + at.token(j, i);
-            if (row < out.n_rows && token < n_tokens) out.store(token, row, sums.total[j][i]);
+            int row = first_row + at.row(i), t = at.token(j, i);
+            if (row < last_row && t < inputs.n) store(row, t, sums.total[j][i]);
         }
+}
+
+// grid: (rows / 64, tokens / 64).
+template <class Rows, class Input, class Places>
+__device__ inline void matmul(Rows rows, Input x, Epilogue out, int n_tokens, Places at) {
+    int first_row = (int)blockIdx.x * TILE_SIDE, first_token = (int)blockIdx.y * TILE_SIDE;
+    multiply_tile(rows, first_row, out.n_rows, x, Following{first_token, n_tokens - first_token}, at,
+                  [&](int row, int t, float v) { out.store(first_token + t, row, v); });
 }

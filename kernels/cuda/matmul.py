@@ -17,6 +17,16 @@ TILE_BYTES, MINIMA_BYTES = (
 types with minima use."""
 
 
+def shared_bytes(weight_type: GGMLQuantizationType) -> int:
+    """Dynamic shared memory of a block with a tile."""
+    return TILE_BYTES + (MINIMA_BYTES if weight_type_row(weight_type).has_minima else 0)
+
+
+def tile_input_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
+    """Bytes that a tile reads of an input: without its sums, which it makes itself."""
+    return n + n // 32 * 4 if weight_type in QUANTISED else 4 * n
+
+
 def matmul(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
     """y = residual + act(W x + bias) for any number of tokens, in tiles of 64 rows by 64 tokens.
 
@@ -26,9 +36,8 @@ def matmul(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int
     Arguments of the kernel: the weight's planes; x, or q, d and sum; bias, residual, y, n_rows, n, flags,
     n_tokens.
     """
-    inputs = n + n // 32 * 4 if weight_type in QUANTISED else 4 * n
-    reads = n_rows * device_row_bytes(weight_type, n) + n_tokens * inputs
+    reads = n_rows * device_row_bytes(weight_type, n) + n_tokens * tile_input_bytes(weight_type, n)
     reads += addend_bytes(n_tokens, n_rows, flags)
     grid = (cover(n_rows, TILE_SIDE), cover(n_tokens, TILE_SIDE))
-    shared = TILE_BYTES + (MINIMA_BYTES if weight_type_row(weight_type).has_minima else 0)
-    return Work(kernel_name("matmul", weight_type), grid, BLOCK, reads, 4 * n_tokens * n_rows, shared)
+    writes, shared = 4 * n_tokens * n_rows, shared_bytes(weight_type)
+    return Work(kernel_name("matmul", weight_type), grid, BLOCK, reads, writes, shared)

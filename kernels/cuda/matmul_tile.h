@@ -48,12 +48,19 @@ __device__ inline void lay_rows(MatmulTile& tile, Rows rows, int first_row, int 
         if constexpr (Rows::MINIMA > 0) tile.row_minima[u * SCALE_STRIDE + r] = inside ? rows.minimum(row, unit) : 0.f;
     }
 }
+
+// Which inputs a tile has: `n` of them at most, the t-th is number of(t) of all.
+struct Following {
+    int first, n;
+    __device__ int of(int t) const { return first + t; }
+};
+
 // has_minima: whether the sums of the sixteens are wanted.
-template <bool has_minima>
-__device__ inline void lay_inputs(MatmulTile& tile, Quantised x, int n, int first_token, int n_tokens, int unit) {
+template <bool has_minima, class Inputs>
+__device__ inline void lay_inputs(MatmulTile& tile, Quantised x, int n, Inputs inputs, int unit) {
     for (int i = threadIdx.x; i < TILE_SIDE * UNITS; i += blockDim.x) {
-        int t = i / UNITS, u = i % UNITS, token = first_token + t;
-        bool inside = token < n_tokens && unit < n / 16;
+        int t = i / UNITS, u = i % UNITS, token = inputs.of(t);
+        bool inside = t < inputs.n && unit < n / 16;
         int4 q = inside ? x.q[(size_t)token * (n / 16) + unit] : int4{0, 0, 0, 0};
         tile.inputs[t * UNIT_STRIDE + u] = q;
         tile.input_scales[u * SCALE_STRIDE + t] = inside ? x.of_token(token, n).d[unit / 2] : 0.f;
@@ -75,14 +82,14 @@ __device__ inline void lay_rows(MatmulTile& tile, Plain<T> rows, int first_row, 
         store8(tile.rows + r * UNIT_STRIDE + 2 * u, v);
     }
 }
-template <bool has_minima>
-__device__ inline void lay_inputs(MatmulTile& tile, Floats x, int n, int first_token, int n_tokens, int unit) {
+template <bool has_minima, class Inputs>
+__device__ inline void lay_inputs(MatmulTile& tile, Floats x, int n, Inputs inputs, int unit) {
     for (int i = threadIdx.x; i < TILE_SIDE * UNITS / 2; i += blockDim.x) {
-        int t = i / (UNITS / 2), u = i % (UNITS / 2), token = first_token + t, first = 4 * unit;
+        int t = i / (UNITS / 2), u = i % (UNITS / 2), token = inputs.of(t), first = 4 * unit;
         float v[8] = {};
         const float* own = x.of_token(token, n).x;
-        if (token < n_tokens && first + 8 <= n && n % 4 == 0) load8(own + first, v);
-        else if (token < n_tokens)
+        if (t < inputs.n && first + 8 <= n && n % 4 == 0) load8(own + first, v);
+        else if (t < inputs.n)
             for (int k = 0; k < 8; k++) v[k] = first + k < n ? own[first + k] : 0.f;
         store8(tile.inputs + t * UNIT_STRIDE + 2 * u, v);
     }

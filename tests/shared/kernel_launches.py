@@ -8,6 +8,8 @@ from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.expert_rows import ExpertProducts
+from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.scale import scale
@@ -149,6 +151,16 @@ def run_matmul_of_int8(device: Device, put: Put) -> None:
     sums, y = put(device, np.zeros((tokens, n), "i4")), put(device, floats(rows * tokens))
     work = matmul(GGMLQuantizationType.Q8_0, tokens, rows, n)
     work.launch(device, (halves, w, x, scales, sums, y, y, y, rows, n, 0, tokens), device.compute)
+
+
+def run_expert_tiles(device: Device, put: Put) -> None:
+    """70 tokens go to one expert: two tiles."""
+    tokens, rows, n = 70, 5, 32
+    products = ExpertProducts(GGMLQuantizationType.F32, tokens, 1, rows, n)
+    w, x, y = (put(device, floats(size)) for size in (rows * n, tokens * n, tokens * rows))
+    slots, chosen = (put(device, np.zeros(size, "i4")) for size in (1, 2 * tokens))
+    arguments = (w, x, slots, chosen, y, y, rows, n, 1, 0, 0, 0, tokens)
+    expert_tiles(products, 1).launch(device, arguments, device.compute)
 
 
 def run_gated_ffn(device: Device, put: Put) -> None:

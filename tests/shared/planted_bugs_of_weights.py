@@ -4,6 +4,7 @@ from kernel_launches import (
     run_compact,
     run_compact_in_passes,
     run_expert_sum,
+    run_expert_tiles,
     run_experts,
     run_ffn,
     run_gated_ffn,
@@ -220,6 +221,21 @@ BUGS = {
         "checked",
         types=["q8_0"],
     ),
+    "pairs multiplied before they are listed": Bug(
+        "expert_tiles.cu",
+        run_expert_tiles,
+        "__syncthreads();                          // the list is there",
+        "// the list is there",
+        "race, |before anybody wrote",
+    ),
+    "pairs listed while others are multiplied": Bug(
+        "expert_tiles.cu",
+        run_expert_tiles,
+        "__syncthreads();                          // the list is about",
+        "// the list is about",
+        "race, ",
+        [],
+    ),
     "down rows added before they are there": Bug(
         "matmul_transposed.cu",
         run_matmul_transposed,
@@ -230,7 +246,7 @@ BUGS = {
     "inputs after the last token": Bug(
         "matmul.cu",
         run_matmul,
-        "token < n_tokens && first + 8 <= n &&",
+        "t < inputs.n && first + 8 <= n &&",
         "first + 8 <= n &&",
         "bad memory access to ",
         [],

@@ -10,8 +10,9 @@ from operands import Get, Put, Type, each_type, inputs, normal, random_matrix, w
 from hotcold.kernels import ref, ref_experts
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
 from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, GATINGS, n_groups
@@ -84,11 +85,29 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
-    batch = expert_rows_of_batch(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
+    batch = expert_tiles(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
     again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
     others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
     batch.launch(device, (*given, *others, n_tokens * N_USED), device.compute)
     assert get(device, again).tobytes() == got.tobytes()
+
+
+@pytest.mark.parametrize("weight_type", each_type())
+def test_tiles_of_an_expert_with_many_tokens(device: Device, put: Put, get: Get, weight_type: Type) -> None:
+    """Two tiles of expert 2, which all 70 tokens choose, and some of others; 65 rows are two tiles as well."""
+    n_tokens, n_rows, n, n_used = 70, 65, 256, 2
+    w, x = random_matrix(weight_type, 4 * n_rows, n), normal(n_tokens, n)
+    ids = np.stack([np.full(n_tokens, 2), np.where(np.arange(n_tokens) % 7 < 5, 1, 4)], 1).astype("i4")
+    chosen, slots = put(device, packed(ids, np.ones(ids.shape))), put(device, SLOTS)
+    products = ExpertProducts(weight_type, n_tokens, n_used, n_rows, n)
+    given = *w.planes(device, put), *inputs(device, put, weight_type, x), slots, chosen
+    answers = []
+    for work, more in ((expert_rows(products), ()), (expert_tiles(products, N_EXPERT), (n_tokens * n_used,))):
+        y = put(device, np.full((n_tokens * n_used, n_rows), np.nan, "f4"))
+        work.launch(device, (*given, y, y, n_rows, n, n_used, 0, 0, 0, *more), device.compute)
+        answers.append(get(device, y))
+    assert answers[0].tobytes() == answers[1].tobytes()
+    assert np.isfinite(answers[0]).all() and answers[0][0::2].any(1).all()
 
 
 STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none of experts 1 and 4

@@ -21,8 +21,9 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
-from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows, expert_rows_of_batch
+from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
+from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated, hidden_of_experts
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
@@ -367,7 +368,7 @@ def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bi
     given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
     rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
     assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
-    work = expert_rows_of_batch(products, 3, 1, has_bias=has_bias)
+    work = expert_tiles(products, 3, 1, has_bias=has_bias)
     assert touched(work, (*given, *rest, 2)) == (work.bytes_read, work.bytes_written)
 
 
