@@ -95,6 +95,9 @@ class StubDriver:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def load_types(self, endings: Any) -> None:
+        """There are no kernels."""
+
     def begin_capture(self, stream: Any) -> None:
         """Nothing to write down."""
 

@@ -3,7 +3,7 @@
 8, 8GiB, 8G, 6000MiB    bytes; a bare number counts GiB, as PowerInfer's --vram-budget does
 8GB, 800000000B         decimal units end in B without an i
 80%                     of the device's memory
-auto                    what is free on the device, less a margin; of one that is only assumed, its memory less
+auto                    what is free on the device with its context and kernels there, less a margin; of one that is only assumed, its memory less
                         what the CUDA context takes
 0                       the CPU alone
 """
@@ -55,9 +55,14 @@ class Budget:
     why: str
 
 
-def facts_of_card(name: str, free: int, total: int) -> DeviceFacts:
-    """Of a card that was asked for its memory: its context is there already, and counts as taken."""
-    return DeviceFacts(name, total, MARGIN_BYTES, max(free - MARGIN_BYTES, 0))
+def facts_of_card(name: str, free: int, total: int, kernels: int = 0) -> DeviceFacts:
+    """Of a card that was asked for its memory: its context is there already, and counts as taken.
+
+    Args:
+        kernels: bytes that kernels have taken there; as much again stays free, if that is more than the margin.
+    """
+    margin = max(MARGIN_BYTES, kernels)
+    return DeviceFacts(name, total, margin, max(free - margin, 0))
 
 
 def mib(n_bytes: float) -> str:

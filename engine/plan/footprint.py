@@ -124,6 +124,16 @@ def _ffn_obstacle(layer: Layer, sparsity: str) -> Obstacle | None:
     return None
 
 
+def types_there(model: Model, sparsity: str) -> set[GGMLQuantizationType]:
+    """Types of all matrices that the device could hold."""
+    parts = [head_part(model)]
+    parts += [
+        part for layer in model.layers for part in (dense_part(layer, sparsity), ffn_part(layer, sparsity))
+    ]
+    matrices = (weight for each in parts if each.obstacle is None for _, weight in each.weights)
+    return {weight.type for weight in matrices if len(weight.ne) > 1}
+
+
 def neuron_bytes(layer: Layer) -> int:
     """Bytes of one neuron's rows on the device, or of one expert's: gate, up and down, repacked."""
     return sum(device_bytes(weight) // layer.n_units for weight in layer.ffn_matrices)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.plan.budget import Budget, DeviceFacts, facts_of_card, mib, resolve_budget
+from hotcold.engine.plan.footprint import types_there
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, make_plan, plan_source
 from hotcold.engine.plan.reserve import reserve_for, smallest_useful
@@ -58,7 +59,8 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
         DoesNotFitError: none is; the text has the sum that is needed. With `strict` also a plan with less
             than was asked for.
     """
-    facts, how = facts_of(device), how_on(device, how)
+    how = how_on(device, how)
+    facts = facts_for(device, source, how, request)
     budget = resolve_budget(request.budget, facts)
     try:
         plan, lines = plan_source(source, how, budget, facts, strict=request.strict)
@@ -138,7 +140,7 @@ def opened_plan(
     """The device, the plan for it, and what was decided; the device is closed at the end."""
     device = open_wanted(request)
     try:
-        facts = facts_of(device) if device is not None else None
+        facts = facts_for(device, source, how, request) if device is not None else None
         budget = Budget("0", 0, "as asked for") if facts is None else resolve_budget(request.budget, facts)
         how = how if device is None else how_on(device, how)
         plan, lines = plan_source(source, how, budget, facts)
@@ -148,10 +150,23 @@ def opened_plan(
             device.close()
 
 
-def facts_of(device: Device) -> DeviceFacts:
-    """What the planner has to know of an opened device."""
+def facts_for(device: Device, source: Source, how: Wanted, request: Request) -> DeviceFacts:
+    """What the planner has to know; where all that is free may be taken, the model's kernels are there before.
+
+    What they have taken, as much again stays free, at least the margin: for graphs, and kernels of several types.
+    """
+    taken = device.load_kernels(types_there(source.model, how.sparsity)) if request.budget.is_auto else 0
+    return facts_of(device, taken)
+
+
+def facts_of(device: Device, taken: int = 0) -> DeviceFacts:
+    """What the planner has to know of an opened device.
+
+    Args:
+        taken: bytes that kernels have taken there.
+    """
     free, total = device.memory()
-    facts = facts_of_card(device.name, free, total)
+    facts = facts_of_card(device.name, free, total, taken)
     if device.name == "emulated":  # nobody else needs its memory
         facts = DeviceFacts(device.name, total, 0, free)
     return replace(facts, free=max(facts.free or 0, 1))  # a budget of 0 would be the CPU's without a word

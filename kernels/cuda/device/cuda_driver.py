@@ -6,7 +6,7 @@ CuPy is imported when a device is opened, never before: CPU use pays nothing for
 import functools
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from hotcold.kernels.cuda.device.cache import quiet_directory
 from hotcold.kernels.cuda.device.driver import CaptureError, Facts, Launch
 from hotcold.kernels.cuda.device.nvrtc import build_code
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
-from hotcold.kernels.cuda.device.units import Kernels, unit_of, untyped
+from hotcold.kernels.cuda.device.units import Kernels, of_type, unit_of, untyped
 
 INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
 OUT_OF_MEMORY, IS_TAKEN = 2, 46
@@ -155,6 +155,14 @@ class CudaDriver:
             source = unit.source if unit is not None else self.source or ""
             self.functions[kernel] = self._module(source).get_function(kernel)
         return self.functions[kernel]
+
+    @translated
+    def load_types(self, endings: Iterable[str]) -> None:
+        """Their modules, and every kernel of them: CUDA brings a kernel to the card when it is first asked for."""
+        for unit in map(of_type, endings):
+            module = self._module(unit.source)
+            for kernel in unit.signatures:
+                module.get_function(kernel)
 
     # Memory
 

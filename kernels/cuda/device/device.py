@@ -7,12 +7,13 @@ Work on two streams is ordered by `Stream.wait` alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from gguf import GGMLQuantizationType
 from numpy.typing import DTypeLike
 
 from hotcold.closing import Closing
@@ -39,6 +40,7 @@ from hotcold.kernels.cuda.device.signatures import (
     scalar,
     three,
 )
+from hotcold.kernels.weight_table import weight_type_row
 
 FAILURES = ("alloc", "launch", "h2d", "d2h")
 
@@ -146,6 +148,17 @@ class Device(Closing):
         del self.pinned_allocations[id(allocation)]
         self.driver.release_pinned(allocation.handle)
         allocation.array, allocation.handle, allocation.alive = None, None, False
+
+    def load_kernels(self, weight_types: Iterable[GGMLQuantizationType]) -> int:
+        """Load all kernels for these types of weights; bytes of memory that are not free any more.
+
+        Raises:
+            DeviceError: a type that the device has no kernels for, or the device fails.
+        """
+        self.check_open()
+        free = self.driver.free_and_total()[0]
+        self.driver.load_types(sorted({weight_type_row(kind).ending for kind in weight_types}))
+        return max(0, free - self.driver.free_and_total()[0])
 
     def memory(self) -> tuple[int, int]:
         """Bytes of device memory: left and in all."""

@@ -1,6 +1,6 @@
 """What a driver does for a Device: thin calls, nothing checked, nothing counted."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -112,6 +112,9 @@ class Driver(Protocol):
 
     def prepare(self, launch: Launch) -> Callable[[Any], None]:
         """What enqueues the launch when it is called with a stream, any number of times."""
+
+    def load_types(self, endings: Iterable[str]) -> None:
+        """Bring the kernels for some types of weights to the device, so that what they take there is taken."""
 
     def begin_capture(self, stream: Any) -> None:
         """From here on the stream's copies and launches are written down and not done."""

@@ -7,7 +7,7 @@ import re
 import shutil
 import subprocess
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -207,6 +207,9 @@ class EmulatedDriver:
                 self._lose(said.value.decode(errors="replace"))
 
         return lambda stream: _now_or_captured(stream, lambda to: self._enqueue(to, run))
+
+    def load_types(self, endings: Iterable[str]) -> None:
+        """Kernels take none of this device's memory."""
 
     # Graphs
 

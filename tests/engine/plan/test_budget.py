@@ -95,3 +95,9 @@ def test_no_budget(budget: Any, is_none: bool) -> None:
 def test_a_budget_that_means_nothing(budget: Any) -> None:
     with pytest.raises(SettingError, match=f"^vram_budget: {budget}"):
         parse_budget(budget)
+
+
+def test_as_much_as_kernels_took_stays_free_again() -> None:
+    facts = [facts_of_card("a card", 10 * GIB, 24 * GIB, taken) for taken in (0, 10 << 20, 100 << 20)]
+    assert [10 * GIB - (each.free or 0) for each in facts] == [64 << 20, 64 << 20, 100 << 20]
+    assert [each.context_bytes for each in facts] == [64 << 20, 64 << 20, 100 << 20]

@@ -36,10 +36,15 @@ class Crowded(EmulatedDriver):
     """
 
     others, at_once, pinned_left = 0, False, 1 << 40
+    kernel_bytes, loaded = 0, ()
 
     def free_and_total(self) -> tuple[int, int]:
         taken = self.others if self.at_once else 0
         return self.memory.total - self.memory.used - taken, self.memory.total
+
+    def load_types(self, endings: Any) -> None:
+        self.loaded = tuple(endings)
+        self.memory.total -= self.kernel_bytes
 
     def allocate(self, n_bytes: int) -> Any:
         self.at_once = True
@@ -328,3 +333,17 @@ def test_a_smaller_plan_takes_no_index(opened: Opened, model: Path, cpu_ids: Ids
         (warning,) = warnings_of(engine)
         assert warning.startswith("a plan of ") and ids_of(engine) == cpu_ids
     assert index_path(model).read_bytes() == before
+
+
+def test_auto_takes_what_is_free_beside_the_kernels_of_the_models_types(
+    opened: Opened, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are loaded before the device is asked; a budget in bytes asks for nothing."""
+    monkeypatch.setattr(Crowded, "kernel_bytes", 100_000)
+    with load(model, vram_budget="auto") as engine:
+        device = engine.executor.device
+        assert device is not None and device.driver.loaded == ("f16",)  # type: ignore[attr-defined]
+        assert engine.executor.plan.budget.n_bytes == MEMORY - 100_000
+    with load(model) as engine:
+        assert engine.executor.device is not None
+        assert engine.executor.device.driver.loaded == ()  # type: ignore[attr-defined]

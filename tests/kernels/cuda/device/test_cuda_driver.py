@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import stub_cupy
+from gguf import GGMLQuantizationType
 from stub_cupy import StubCupy
 
 from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
@@ -203,3 +204,24 @@ def test_a_missing_cupy_is_said_with_its_remedy(monkeypatch: pytest.MonkeyPatch)
 def test_cupy_is_not_imported_with_the_module() -> None:
     code = "import sys, hotcold.kernels.cuda.device.cuda_driver; sys.exit('cupy' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_kernels_of_a_type_are_asked_for_one_by_one(
+    open_stub: Open, seam_source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which brings them to the card; what is not free any more is what they take."""
+    device, asked = open_stub(source=seam_source), list[str]()
+    driver: Any = device.driver
+    free, total = driver.free_and_total()
+
+    class Module:
+        def get_function(self, name: str) -> None:
+            asked.append(name)
+
+    monkeypatch.setattr(driver, "_module", lambda source: Module())
+    monkeypatch.setattr(driver, "free_and_total", lambda: (free - 1000 * len(asked), total))
+    taken = device.load_kernels([GGMLQuantizationType.Q4_0, GGMLQuantizationType.Q4_0])
+    assert {"matvec_q4_0", "matmul_q4_0", "sparse_gated_ffn_q4_0"} <= set(asked)
+    assert len(asked) == len(set(asked)) and taken == 1000 * len(asked)
+    with pytest.raises(DeviceError, match="weight type on the device"):
+        device.load_kernels([GGMLQuantizationType.I8])
