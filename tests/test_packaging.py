@@ -52,6 +52,7 @@ def archive_of_the_tree(path: Path) -> None:
                 archive.write(file, file.relative_to(ROOT))
 
 
+MODELS = "tiny-relu-llama/tiny-relu-llama.q8_0.gguf", "tiny-moe-austen/tiny-moe-austen.q4_0.gguf"
 SUFFIXES = ".py", ".cu", ".h", ".html"
 
 
@@ -59,8 +60,8 @@ def expected() -> set[str]:
     """Every file that a wheel has to have."""
     inside = [p for folder in FOLDERS for p in (ROOT / folder).rglob("*") if p.suffix in SUFFIXES]
     own = [p.name for p in (ROOT / "src" / "hotcold").glob("*.py")]
-    model = "models/tiny-relu-llama/tiny-relu-llama.q8_0.gguf"
-    names = [*(str(path.relative_to(ROOT)) for path in inside), *own, "py.typed", "cli.py", model]
+    models = [f"models/{name}" for name in MODELS]
+    names = [*(str(path.relative_to(ROOT)) for path in inside), *own, "py.typed", "cli.py", *models]
     return {f"hotcold/{name}" for name in names}
 
 

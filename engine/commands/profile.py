@@ -105,12 +105,14 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         return {"device": self.device, "vram_budget": self.vram_budget or RunOptions.vram_budget}
 
     def _folder(self, path: Path) -> Path:
-        """Where a plan finds the counts; the bundled model's folder belongs to the package and stays as it is."""
+        """Where a plan finds the counts; a bundled model's folder belongs to the package and stays as it is."""
+        from hotcold.engine.model.model_path import bundled_name
+
         if self.out is not None:
             return self.out
         if self.into is not None:
             return self.into.with_name(f"{self.into.name}.counts")
-        if self.path is None:
+        if bundled_name(self.path):
             raise SettingError(
                 "--out", "no folder", "the bundled model has its counts", "name a folder with -o DIR"
             )

@@ -206,6 +206,7 @@ def test_a_damaged_profile_is_named(text: Path, tmp_path: Path, spoil: object, p
     [
         ((), 2, "-f FILE"),
         (("-f", "/none"), 3, "/none"),
+        (("-f", "TEXT", "-m", "tiny-moe-austen", *OPTIONS), 2, "the bundled model has its counts"),
         (("-f", "TEXT", "-o", "/proc/none", *OPTIONS), 3, "another with -o"),
         (("-f", "TEXT", "-o", "OUT", "-b", "3", "-c", "32"), 2, "at least 4 to look at batches"),
         (("-f", "TEXT", "-o", "OUT", "-c", "1"), 2, "-c: 1 (at least 4"),

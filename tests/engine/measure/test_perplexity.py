@@ -10,6 +10,7 @@ import pytest
 from hotcold import load
 from hotcold.engine.measure import perplexity
 from hotcold.engine.measure.traffic import token_bytes
+from hotcold.engine.model.model_path import model_path
 from hotcold.errors import DoesNotFitError, SettingError
 
 TinyModel = Callable[[str, bool], Path]
@@ -45,6 +46,14 @@ def test_the_bundled_model_has_its_recorded_perplexity(
     recorded = json.loads((tiny / "reference.json").read_text())["perplexity"][key]
     value = recorded_definition(tiny_model(outtype, predictors), tiny, sparsity)
     assert abs(value / recorded - 1) <= share
+
+
+@pytest.mark.parametrize("sparsity", ["exact", "off"])
+def test_the_bundled_mixture_has_its_recorded_perplexity(sparsity: str, tiny: Path) -> None:
+    """torch's, of the same file with its blocks widened."""
+    name = "tiny-moe-austen"
+    recorded = json.loads((tiny.parent / name / "reference.json").read_text())["perplexity"]["value"]
+    assert recorded_definition(model_path(name), tiny, sparsity) == pytest.approx(recorded, rel=0.01)
 
 
 def test_modes_agree_and_report_what_they_read(tiny: Path) -> None:
