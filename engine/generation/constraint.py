@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MISSING = "pip install 'hotcold[serve]'"
 MAX_BYTES = 1 << 18  # of a schema or grammar
+FUEL = 100_000  # of the library, for a grammar's regular expressions: half a second at most, a tenth of its own bound
+NO_BEGINNING = ("NoExtension", "NoExtensionBias")  # the library's words
 MAX_KEPT = 32  # grammars that are kept as they were worked out
 ANY_OBJECT: dict[str, Any] = {"type": "object"}
 # models write blanks between the parts; as many as they like would never end
@@ -80,7 +82,10 @@ def of_schema(schema: str | bytes | dict[str, Any], name: str = "json_schema") -
         raise SettingError(name, type(schema).__name__, "a JSON object", 'such as {"type": "object"}')
     text = json.dumps(schema)
     _check_length(text, name)
-    made: str = _library().LLMatcher.grammar_from_json_schema(text, defaults=SPACING)
+    try:
+        made: str = _library().LLMatcher.grammar_from_json_schema(text, defaults=SPACING)
+    except ValueError as error:  # the library has a bound on nesting that is lower than Python's
+        raise SettingError(name, None, str(error)[:200], "make it simpler") from error
     return made
 
 
@@ -136,6 +141,7 @@ def _library() -> Any:
 
 def _refused(reason: str) -> SettingError:
     said = " ".join(reason.partition("<")[0].split())[:300]  # behind it the library's own state
+    said = "nothing satisfies it" if said in NO_BEGINNING else said
     return SettingError("grammar", None, said, "make it simpler, or look at what it says")
 
 
@@ -147,9 +153,15 @@ def _matcher(tokenizer: Tokenizer, grammar: str) -> "LLMatcher":
             kept.move_to_end(grammar)
             return kept[grammar]
         vocabulary = _vocabulary(tokenizer)
-    found: LLMatcher = library.LLMatcher(vocabulary, grammar, log_level=0)
-    if found.is_error():
-        raise _refused(found.get_error())
+    limits = library.LLParserLimits(initial_lexer_fuel=FUEL)
+    found: LLMatcher = library.LLMatcher(vocabulary, grammar, log_level=0, limits=limits)
+    # the first mask is where most of the work is, and where much of what is wrong shows
+    begun = found.deep_copy()
+    if not found.is_error():
+        begun.compute_bitmask()
+    for each in (found, begun):
+        if each.is_error():
+            raise _refused(each.get_error())
     with _lock:
         kept[grammar] = found
         while len(kept) > MAX_KEPT:

@@ -102,6 +102,17 @@ def text(**fields: Any) -> dict[str, Any]:
         ),
         (TEXT, text(json_schema={"minimum": 5, "maximum": 3, "type": "integer"}), "Unsatisfiable schema"),
         (TEXT, text(json_schema={"$ref": "file:///etc/passwd"}), "does not fetch"),
+        (TEXT, text(json_schema={"$ref": "#"}), 'json_schema: {"$ref": "#"} (nothing satisfies it)'),
+        (
+            TEXT,
+            text(json_schema=json.loads('{"items":' * 400 + "{}" + "}" * 400)),
+            "json_schema (recursion limit",
+        ),
+        (
+            TEXT,
+            text(regex="((a{1000}){1000}){1000}"),
+            "lexer error: too many expressions",
+        ),
         (TEXT, text(json_schema=[1]), "json_schema: list (a JSON object)"),
         (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with json_schema)'),
         (TEXT, text(grammar="start: x"), 'unknown name: "x"'),

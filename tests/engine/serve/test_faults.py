@@ -328,6 +328,15 @@ def test_the_end_stops_what_runs(engine: Engine, slowly: None) -> None:
     assert engine.is_open
 
 
+def test_control_pieces_are_shown_where_that_is_asked_for(tmp_path: Path) -> None:
+    following = {"a": "<|x|>", "<|x|>": "Y", "Y": "</s>"}
+    path = table_model(tmp_path / "m.gguf", following, control=["<|x|>"])
+    asked: dict[str, Any] = {"prompt": "a", "temperature": 0, "max_tokens": 5}
+    with load(path, threads=1) as engine, served(engine) as server:
+        texts = [server.ask(TEXT, asked | {"special": it}).json["choices"][0]["text"] for it in (False, True)]
+    assert texts == ["Y", "<|x|>Y</s>"]
+
+
 def test_channels_come_apart(tmp_path: Path) -> None:
     """What a model of gpt-oss's kind says in its final channel is the answer, all others are thoughts."""
     marks = ["<|channel|>", "<|message|>", "<|end|>", "<|return|>", "<|call|>"]
