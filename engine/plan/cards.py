@@ -6,6 +6,7 @@ belong where `bench/gpu.py` has measured them.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.plan.launches import launches_of_a_token
@@ -128,7 +129,10 @@ def _cached(plan: Plan, side: str) -> int:
 
 
 def _prompt(plan: Plan, card: Card) -> float:
-    """Seconds of a prompt: products alone, each side's weights, those of split layers at once."""
+    """Seconds of a prompt: products alone, each side's weights, those of split layers at once.
+
+    Where batches are large enough for it, the card has what is sent too, beside the time that the bus takes.
+    """
     rate = REACHED_PROMPT * card.n_sm * DOTS_A_CLOCK * 8 * card.ghz * 1e9
     device = host = 0.0
     for entry in plan.weights:
@@ -137,7 +141,24 @@ def _prompt(plan: Plan, card: Card) -> float:
         numbers = entry.n_rows * entry.ne[0] * _used(plan, entry.role)
         there = entry.device_rows / entry.n_rows
         device, host = device + there * numbers, host + (1 - there) * numbers
+    sent, bus = _sent(plan, card)
+    if sent:
+        here = max(2 * PROMPT * (device + sent) / rate, bus)
+        return here + 2 * PROMPT * max(0.0, host - sent) / (HOST_GFLOPS * 1e9)
     return 2 * PROMPT * max(device / rate, host / (HOST_GFLOPS * 1e9))
+
+
+def _sent(plan: Plan, card: Card) -> tuple[float, float]:
+    """Numbers that are sent to the card for each batch of a prompt, and seconds of the bus for all of its batches."""
+    streaming, n = plan.streaming, min(PROMPT, plan.n_batch)
+    if streaming is None:
+        return 0.0, 0.0
+    bus = card.bus_gbps * 1e9
+    least = streaming.pays_from(bus, HOST_GFLOPS / 2 * 1e9) if streaming.asked is None else streaming.asked
+    if n < least:
+        return 0.0, 0.0
+    numbers = sum(float(each.n_rows) * each.weight.ne[0] for piece in streaming.pieces for each in piece.sent)
+    return numbers, ceil(PROMPT / n) * streaming.sent_bytes / bus
 
 
 def _used(plan: Plan, role: str) -> float:

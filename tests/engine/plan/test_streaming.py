@@ -10,6 +10,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.cards import CARDS, estimate
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import checked_stream_batch
 from hotcold.engine.plan.streaming import largest_piece
@@ -122,3 +123,13 @@ def test_expected_work_follows_the_counts() -> None:
 def test_a_number_that_means_nothing(value: object) -> None:
     with pytest.raises(SettingError, match="stream_batch"):
         checked_stream_batch(value)  # type: ignore[arg-type]
+
+
+def test_a_card_of_the_table_reckons_with_what_is_sent() -> None:
+    """A prompt takes what the bus takes, or the card, and not the CPU's time; a faster bus makes it no longer."""
+    without, plan = (plan_of(LLAMA, 700, n, n_batch=512) for n in (0, None))
+    card = CARDS["rtx4090"]
+    assert plan.streaming is not None
+    slow, usual = (estimate(plan, replace(card, bus_gbps=gbps)).prompt for gbps in (1.0, card.bus_gbps))
+    assert slow >= plan.streaming.sent_bytes / 1e9
+    assert usual < slow < estimate(without, card).prompt
