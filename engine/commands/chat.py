@@ -46,10 +46,11 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
             from hotcold.engine.chat.conversation import Chat
             from hotcold.engine.chat.template import load_template
             from hotcold.engine.commands.conversation import converse
+            from hotcold.engine.generation.description import description
 
             warn(engine, self.quiet)
             say = (lambda line: None) if self.quiet else note
-            for line in engine.description() if self.verbose else ():
+            for line in description(engine) if self.verbose else ():
                 say(wrapped(line))
             template = load_template(engine.file, engine.tokenizer, self.chat_template)
             chat = Chat(

@@ -143,7 +143,9 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
     for warning in generation.warnings:
         note(f"warning: {warning}")
     if verbose:
-        for line in (*engine.description(), f"seed {generation.sampling.seed}"):
+        from hotcold.engine.generation.description import description
+
+        for line in (*description(engine), f"seed {generation.sampling.seed}"):
             note(wrapped(line))
     if verbose or offload_debug():
         from hotcold.engine.dump.inputs import short_lines

@@ -62,6 +62,7 @@ class ServeCommand(EngineOptions, ListenOptions):
         try:
             import uvicorn
 
+            from hotcold.engine.generation.description import description
             from hotcold.engine.serve.app import ServeOptions, app
             from hotcold.engine.serve.connection import Connection
             from hotcold.engine.serve.slot_files import checked_folder
@@ -74,7 +75,7 @@ class ServeCommand(EngineOptions, ListenOptions):
             # a part of the head for a token by itself: which tokens run by themselves depends on other requests
             with open_engine(self, self.quiet, head_sparsity="off") as engine:
                 warn(engine, self.quiet)
-                for line in engine.description() if self.verbose else ():
+                for line in description(engine) if self.verbose else ():
                     note(wrapped(line))
                 options = ServeOptions(
                     api_key=self.api_key or "",

@@ -1,6 +1,7 @@
 """Text from a loaded model: feed it a prompt, choose tokens, stream their text, count and stop."""
 
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 from hotcold.closing import Closing
 from hotcold.engine.generation.draft import MAX_DRAFT, RunCosts
 from hotcold.engine.generation.first_prompt import FirstPrompt
+from hotcold.engine.generation.line import Line
 from hotcold.engine.generation.lookahead import rows_that_stand, run_ahead
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.generation.prompt_length import check_length, checked_ids
@@ -20,7 +22,7 @@ from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
 from hotcold.engine.model.model import Model
 from hotcold.engine.run.executor import Executor
-from hotcold.engine.run.use import DeviceMeter
+from hotcold.engine.run.use import DeviceMeter, DeviceUse
 from hotcold.engine.tokenizer.tokenizer import Tokenizer
 from hotcold.errors import DeviceError, SettingError
 from hotcold.gguf_io import GGUFFile
@@ -35,8 +37,8 @@ ROLLED_OVER = "the model's windows have moved on, so the whole prompt runs again
 class Engine(Closing):
     """A loaded model: logits of given tokens, and text that goes on from a prompt.
 
-    Make one with `loading.load`. Not for several threads at once. A context manager: leaving it ends the
-    threads and closes the file.
+    Make one with `loading.load`. For any number of threads, whose texts come one after the other. A context manager:
+    leaving it ends the threads and closes the file.
 
     Attributes:
         sparsity: "off", "exact", "predictor" or "threshold".
@@ -45,6 +47,7 @@ class Engine(Closing):
         load_seconds: what loading took.
         first_prompt: runs it, and then has what it says of the model.
         run_costs: what runs of a few tokens take.
+        line: those who use it, and who waits.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Engine(Closing):
         self.device_meter = DeviceMeter(executor)
         self.turn = 0  # calls that wrote the KV cache
         self.first_prompt = FirstPrompt(executor, file)
-        self.run_costs = RunCosts()
+        self.run_costs, self.line = RunCosts(), Line()
 
     @property
     def executor(self) -> Executor:
@@ -95,11 +98,12 @@ class Engine(Closing):
             DoesNotFitError: more tokens than n_ctx.
         """
         tokens = checked_ids("tokens", ids, self.model.n_vocab, self.n_ctx)
-        self.turn += 1
         logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
-        for start in range(0, tokens.size, self.n_batch):
-            stop = start + self.n_batch
-            self.executor.run(tokens[start:stop], start, logits[start:stop])
+        with self.line.alone():
+            self.turn += 1
+            for start in range(0, tokens.size, self.n_batch):
+                stop = start + self.n_batch
+                self.executor.run(tokens[start:stop], start, logits[start:stop])
         return logits
 
     def generate(
@@ -221,23 +225,6 @@ class Engine(Closing):
         """Refuse what is too long whatever its tokens are, since making them takes time and memory."""
         check_length(prompt, self.tokenizer, self.n_ctx)
 
-    def description(self) -> tuple[str, ...]:
-        """What runs, and how, a line each."""
-        model, run = self.model, f"sparsity {self.sparsity}: {self.sparsity_reason}"
-        if self.sparsity == "predictor":
-            run += f", threshold {model.sparse_threshold:g}"
-            if exact := model.exact_layers:
-                run += f"; without a predictor, so exact: layers {', '.join(map(str, exact))}"
-        template = ("the file has a chat template: hotcold chat uses it",)
-        shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
-        return (
-            f"model {self.file.path}: {model.architecture}, {shape}, {self.file.size / 1e6:.1f} MB",
-            f"n_ctx {self.n_ctx}, n_batch {self.n_batch}, {self.n_threads} threads",
-            run,
-            *([self.executor.prompts] if self.executor.prompts else ()),
-            *(template if "tokenizer.chat_template" in self.file.metadata else ()),
-        )
-
     def take_turn(self) -> int:
         """A number for one use of the KV cache; a later use makes it stale."""
         self.turn += 1
@@ -252,19 +239,15 @@ class Engine(Closing):
         else:
             self.first_prompt.run(ids, n_past, logits)
 
-    def check_turn(self, turn: int) -> None:
-        """Raise SettingError if another call has written the KV cache since."""
-        if turn != self.turn:
-            raise SettingError("generation", "overtaken by a later call of the same engine", "one at a time")
-
     def close(self) -> None:
-        """End the threads and close the file."""
-        if self._executor is not None:
-            self._executor.close()
-            self._executor = None
-            if self._device is not None:
-                self._device.close()
-            self.file.close()
+        """End the threads and close the file, once no step runs any more."""
+        with self.line.step(None, overtakes=True):
+            if self._executor is not None:
+                self._executor.close()
+                self._executor = None
+                if self._device is not None:
+                    self._device.close()
+                self.file.close()
 
 
 @dataclass(frozen=True)
@@ -277,6 +260,8 @@ class Held:
 
 class Generation(Iterator[str]):
     """The text of one `Engine.generate`, piece by piece; only whole characters come out.
+
+    While it goes on, other threads wait; who has taken the cache from one that rested has it run its tokens again.
 
     Attributes:
         prompt_ids, ids: tokens of the prompt, and tokens chosen so far.
@@ -305,10 +290,11 @@ class Generation(Iterator[str]):
         self._logits = np.empty((n_rows, engine.model.n_vocab), np.float32)
         self._first: FirstPrompt | None = None  # if this is the engine's first prompt, once it has passed
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
-        self._pieces = self._run()
+        self._is_over, self._used_before, self._key = False, DeviceUse(), object()
+        weakref.finalize(self, engine.line.end, self._key).atexit = False  # nobody asks on
 
     def __next__(self) -> str:
-        return next(self._pieces)
+        return self._engine.line.advance(self._key, self._advance)
 
     @property
     def findings(self) -> tuple[str, ...]:
@@ -334,7 +320,27 @@ class Generation(Iterator[str]):
         """What it has left in the KV cache."""
         return Held((self.prompt_ids + self.ids)[: self._n_cached], self._turn)
 
-    def _run(self) -> Iterator[str]:
+    def _advance(self) -> str:
+        """The next piece; StopIteration behind the last one."""
+        goes_on = False
+        try:
+            if self._turn < 0 and not self._is_over:
+                self._begin()
+            while not self._stopped and self._sequence.has_room and not self._is_over:
+                if piece := self._next_piece():
+                    goes_on = True
+                    return piece
+            if not self._is_over and (rest := self._sequence.end()):
+                return rest
+            raise StopIteration
+        finally:
+            if not goes_on and not self._is_over:
+                self._is_over = True
+                with suppress(DeviceError):  # a lost device cannot be asked
+                    self.statistics.use = self._engine.device_meter.read().since(self._used_before)
+
+    def _begin(self) -> None:
+        """Take the cache, and let the prompt pass, but for what is there of it."""
         statistics = self.statistics
         if self._after is not None:  # the last token runs again: its logits are needed
             after = self._after if isinstance(self._after, Held) else self._after.held
@@ -345,31 +351,17 @@ class Generation(Iterator[str]):
             else:
                 self.warnings = (*self.warnings, ROLLED_OVER)
         self._after, self._turn = None, self._engine.take_turn()
-        before = self._engine.device_meter.read()
-        statistics.use = before.since(before)
-        try:
-            yield from self._run_pieces()
-        finally:
-            with suppress(DeviceError):  # a lost device cannot be asked
-                statistics.use = self._engine.device_meter.read().since(before)
-
-    def _run_pieces(self) -> Iterator[str]:
+        self._used_before = self._engine.device_meter.read()
+        statistics.use = self._used_before.since(self._used_before)
         if self._sequence.has_room:
             self._run_prompt()
-        while not self._stopped and self._sequence.has_room:
-            if piece := self._next_piece():
-                yield piece
-        if rest := self._sequence.end():
-            yield rest
 
     def _run_prompt(self) -> None:
         """Let the prompt pass in batches; only the last token's logits are computed."""
-        started, n_batch = time.perf_counter(), self._engine.n_batch
-        ids = np.array(self.prompt_ids, np.int32)
-        self._n_cached = self.statistics.n_reused
-        engine, first = self._engine, self._engine.first_prompt
+        engine, first, started = self._engine, self._engine.first_prompt, time.perf_counter()
+        ids, self._n_cached = np.array(self.prompt_ids, np.int32), self.statistics.n_reused
         while self._n_cached < ids.size and not self._stopped:
-            batch = ids[self._n_cached : self._n_cached + n_batch]
+            batch = ids[self._n_cached : self._n_cached + engine.n_batch]
             last = self._n_cached + batch.size == ids.size
             engine.run_prompt(batch, self._n_cached, self._logits[:1] if last else None)
             self._n_cached += batch.size
@@ -378,10 +370,11 @@ class Generation(Iterator[str]):
 
     def _next_piece(self) -> str:
         """Let the last token pass, choose what follows, and return what text can be shown then, maybe none."""
-        self._engine.check_turn(self._turn)
         if not self.ids:  # of the first choice the prompt has brought the logits
             return self._accept(0)
         engine, sequence, statistics = self._engine, self._sequence, self.statistics
+        if self._turn != engine.turn:
+            self._bring_back()
         started, n_past, text = time.perf_counter(), statistics.n_prompt + statistics.n_generated - 1, ""
         draft = run_ahead(engine.executor, engine.run_costs, sequence, n_past, self._logits)
         for row in rows_that_stand(sequence, draft):
@@ -390,6 +383,15 @@ class Generation(Iterator[str]):
             text += self._accept(row)
         statistics.decode_seconds += time.perf_counter() - started
         return text
+
+    def _bring_back(self) -> None:
+        """Let all tokens but the last pass again: somebody else has used the cache since."""
+        engine, self._n_cached, self._turn = self._engine, 0, self._engine.take_turn()
+        for ids, sends in ((self.prompt_ids, True), (self.ids[:-1], False)):  # with the bits of single tokens
+            for start in range(0, len(ids), engine.n_batch):
+                some = np.array(ids[start : start + engine.n_batch], np.int32)
+                engine.executor.run(some, self._n_cached, sends=sends)
+                self._n_cached += some.size
 
     def _accept(self, row: int) -> str:
         """Choose by a row of logits; text that can be shown then."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine, Held
-from hotcold.errors import DoesNotFitError, FileError
+from hotcold.errors import DoesNotFitError, FileError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.whole_file import whole_file
 
@@ -112,7 +112,10 @@ def save(engine: Engine, held: Held, path: Path) -> None:
     Raises:
         SettingError: another call has written the caches since. Others: see `taken`, `write`.
     """
-    engine.check_turn(held.turn)
+    if held.turn != engine.turn:
+        raise SettingError(
+            "generation", "overtaken by a later call of the same engine", "save it before that"
+        )
     write(engine, taken(engine, held.ids), path)
 
 

@@ -226,12 +226,17 @@ class Worker(Closing):
 
     def _run(self) -> None:
         while self._is_wanted():
-            while self._free and self._tasks:
-                self._begin(self._tasks.popleft())
-            for running in [each for each in self._running if each.task.is_stopped]:
-                self._finish(running)
-            for part in (self._wake, self._run_slice, self._wake, self._run_step, self._wake):
-                part()
+            with self.engine.line.step(self):
+                self._run_round()
+
+    def _run_round(self) -> None:
+        """Begin what has room, end what nobody waits for, and let everything go on a step."""
+        while self._free and self._tasks:
+            self._begin(self._tasks.popleft())
+        for running in [each for each in self._running if each.task.is_stopped]:
+            self._finish(running)
+        for part in (self._wake, self._run_slice, self._wake, self._run_step, self._wake):
+            part()
 
     def _tell(self, task: Task, event: Any) -> None:
         """Deliver something, and have who hears of it woken soon."""
@@ -245,6 +250,8 @@ class Worker(Closing):
     def _is_wanted(self) -> bool:
         """Wait for something to do; False at the end."""
         with self._changed:
+            if not (self._tasks or self._running):
+                self.engine.line.end(self)
             while not (self._tasks or self._running or self._is_closed):
                 self._changed.wait()
             return bool(self._tasks or self._running)

@@ -30,12 +30,18 @@ class ScriptedExecutor:
 
     def __init__(self, script: Sequence[int], n_ctx: int, n_batch: int) -> None:
         self.script, self.n_ctx, self.n_batch, self.n_threads = list(script), n_ctx, n_batch, 1
+        self.model, self.taking = SimpleNamespace(n_layer=1), None
         self.device, self.plan = None, SimpleNamespace(kv_type="f32", sparsity="off")
         self.overflow = lambda n_keys=None: None
         self.runs: list[tuple[list[int], int, int]] = []
 
     def run(
-        self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None = None, slot: int = 0
+        self,
+        ids: NDArray[np.int32],
+        n_past: int,
+        logits: NDArray[np.float32] | None = None,
+        slot: int = 0,
+        sends: bool = True,
     ) -> None:
         n_out = 0 if logits is None else len(logits)
         self.runs.append((ids.tolist(), n_past, n_out))
@@ -314,18 +320,22 @@ def test_as_many_log_probabilities_as_there_are_pieces() -> None:
 def test_a_model_that_computes_no_numbers_is_named(value: float, name: str) -> None:
     engine = scripted([0])
     executor: Any = engine.executor
-    executor.run = lambda ids, n_past, logits=None, slot=0: logits.fill(value)
+    executor.run = lambda ids, n_past, logits=None, slot=0, sends=True: logits.fill(value)
     with pytest.raises(FileError, match=rf"scripted\.gguf.*computes {name}"):
         list(engine.generate("a", ignore_eos=True))
 
 
-def test_a_later_call_ends_an_earlier_generation() -> None:
-    engine = scripted(letters("abc"))
-    first = engine.generate("a", 9, **GREEDY)
-    next(first)
+def test_a_text_goes_on_after_another_call_by_running_its_tokens_again() -> None:
+    engine = scripted(letters("abcdefghij"))
+    first = engine.generate("abcabcabcabc", 9, **GREEDY)
+    text = next(first) + next(first)
     engine.logits([1])
-    with pytest.raises(SettingError, match="overtaken"):
-        next(first)
+    n_runs, prompt = len(runs(engine)), first.prompt_ids
+    next(first)
+    assert text == "ab"
+    n = len(prompt)
+    passed = [(prompt[:8], 0, 0), (prompt[8:], 8, 0), (letters("a"), n, 0), (letters("b"), n + 1, 1)]
+    assert runs(engine)[n_runs:] == passed
 
 
 def test_a_closed_engine_says_so() -> None:

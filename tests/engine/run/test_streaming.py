@@ -22,6 +22,7 @@ from hotcold.engine.device.matrix import matrix_at
 from hotcold.engine.device.sending import Await, Release, Send, Sender
 from hotcold.engine.device.staging import Staging
 from hotcold.engine.device.store import DeviceStore, loaded_store
+from hotcold.engine.generation.description import description
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.model.model import Model
@@ -287,7 +288,7 @@ def test_from_the_option_to_the_line_of_v(compiler: str, monkeypatch: pytest.Mon
         line = (
             "prompts: batches of 4 tokens and more run on the device, as asked for; 4.8 MiB are sent for each"
         )
-        assert line in engine.description()
+        assert line in description(engine)
         engine.logits(IDS[:2].tolist())
         assert sender_of(engine.executor).sent_bytes == 0
         engine.logits(IDS[:4].tolist())
