@@ -36,6 +36,8 @@ class StopStrings:
         """What can be shown now; of a hidden text nothing is shown."""
         if self.found or not text:
             return ""
+        if not self._stops:
+            return "" if hidden else text
         if not hidden:
             self._shown += range(len(self._held), len(self._held) + len(text))
         self._held += text
