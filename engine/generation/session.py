@@ -112,11 +112,12 @@ def save(engine: Engine, held: Held, path: Path) -> None:
     Raises:
         SettingError: another call has written the caches since. Others: see `taken`, `write`.
     """
-    if held.turn != engine.turn:
-        raise SettingError(
-            "generation", "overtaken by a later call of the same engine", "save it before that"
-        )
-    write(engine, taken(engine, held.ids), path)
+    with engine.line.alone():
+        if held.turn != engine.turn:
+            overtaken = "overtaken by a later call of the same engine"
+            raise SettingError("generation", overtaken, next_step="save it before that")
+        session = taken(engine, held.ids)
+    write(engine, session, path)
 
 
 def restore(engine: Engine, path: Path) -> Held:
@@ -126,8 +127,9 @@ def restore(engine: Engine, path: Path) -> Held:
         FileError, DoesNotFitError, SettingError: see `read`.
     """
     session = read(engine, path)
-    put(engine, session)
-    return Held(session.ids, engine.take_turn())
+    with engine.line.alone():
+        put(engine, session)
+        return Held(session.ids, engine.take_turn())
 
 
 def model_mark(file: GGUFFile) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import run
+from draft_costs import FixedCosts
 from table_models import table_model
 
 from hotcold import Engine, load
@@ -186,42 +187,33 @@ def test_a_session_holds_what_stands(engine: Engine, tmp_path: Path, same: Same)
     assert list(after) == wanted and after.statistics.n_reused == len(drafted.held.ids)
 
 
-class OneRun(RunCosts):
-    """A machine on which a run of n tokens takes what one does, or n times that."""
-
-    def __init__(self, each: float) -> None:
-        super().__init__()
-        self._table = 1 + each * np.maximum(np.arange(MAX_DRAFT + 2) - 1, 0)
-
-    def times(self) -> Any:
-        return self._table
-
-
 def test_what_followed_is_drafted_where_it_pays() -> None:
     text = [10, 11, 12, 13, 14, 15, 16, 17] * 3
     drafts = NgramDrafts(text)
-    assert drafts.draft(MAX_DRAFT, OneRun(0.0)) == (text * 2)[:MAX_DRAFT]  # beyond the end of what there is
-    assert drafts.draft(3, OneRun(0.0)) == text[:3]
-    assert drafts.draft(0, OneRun(0.0)) == drafts.draft(-1, OneRun(0.0)) == []
-    assert drafts.draft(MAX_DRAFT, OneRun(1.0)) == []  # n tokens take n times as long
-    some = drafts.draft(MAX_DRAFT, OneRun(0.1))
+    assert (
+        drafts.draft(MAX_DRAFT, FixedCosts(0.0)) == (text * 2)[:MAX_DRAFT]
+    )  # beyond the end of what there is
+    assert drafts.draft(3, FixedCosts(0.0)) == text[:3]
+    assert drafts.draft(0, FixedCosts(0.0)) == drafts.draft(-1, FixedCosts(0.0)) == []
+    assert drafts.draft(MAX_DRAFT, FixedCosts(1.0)) == []  # n tokens take n times as long
+    some = drafts.draft(MAX_DRAFT, FixedCosts(0.1))
     assert 0 < len(some) < MAX_DRAFT
-    assert NgramDrafts([1, 2, 3]).draft(9, OneRun(0.0)) == []  # nothing comes twice
+    assert NgramDrafts([1, 2, 3]).draft(9, FixedCosts(0.0)) == []  # nothing comes twice
 
 
 def test_a_text_that_disappoints_is_drafted_no_more_until_it_does_not() -> None:
     dice = np.random.default_rng(0)
     drafts = NgramDrafts(dice.integers(0, 30, 400).tolist())
-    assert drafts.draft(MAX_DRAFT, OneRun(0.2)) == []
+    assert drafts.draft(MAX_DRAFT, FixedCosts(0.2)) == []
     for token in list(range(100, 130)) * 3:
         drafts.append(token)
-    assert len(drafts.draft(MAX_DRAFT, OneRun(0.2))) > 4
+    assert len(drafts.draft(MAX_DRAFT, FixedCosts(0.2))) > 4
 
 
 def test_the_longest_beginning_that_is_alike_says_what_comes() -> None:
     text = [1, 2, 3, 4, 9, 3, 5, 1, 2, 3]
-    assert NgramDrafts(text).draft(1, OneRun(0.0)) == [4]
-    assert NgramDrafts([*text[:-3], 8, 3]).draft(1, OneRun(0.0)) == [5]
+    assert NgramDrafts(text).draft(1, FixedCosts(0.0)) == [4]
+    assert NgramDrafts([*text[:-3], 8, 3]).draft(1, FixedCosts(0.0)) == [5]
 
 
 def test_costs_are_what_was_measured_and_forgotten_slowly() -> None:
@@ -246,7 +238,8 @@ def test_unknown_drafts_are_named(engine: Engine, how: Any) -> None:
         engine.generate("Emma", **how)
 
 
-def test_the_command_says_what_was_drafted() -> None:
+def test_the_command_says_what_was_drafted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hotcold.engine.generation.generation.RunCosts", FixedCosts)
     words = ("generate", "-p", "la la la la la la", "-n", "40", "--temp", "0", "-t", "1", "--ignore-eos")
     done = run(*words, "--json", "--draft", "ngram")
     told = json.loads(done.stdout)

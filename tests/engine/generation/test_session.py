@@ -11,7 +11,7 @@ from commands import run
 
 from hotcold import Engine, load
 from hotcold.engine.generation.session import restore, save
-from hotcold.errors import DoesNotFitError, FileError
+from hotcold.errors import DoesNotFitError, FileError, SettingError
 
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of"
 MORE = PROMPT + " a good fortune"
@@ -132,3 +132,13 @@ def test_the_command_keeps_it(tmp_path: Path) -> None:
     assert (tmp_path / "one.session").read_text() == "something else"
     result = run("generate", "-p", MORE, *options, "--session", str(tmp_path))
     assert result.returncode == 3 and "is a directory" in result.stderr
+
+
+def test_what_somebody_has_written_over_is_not_saved(tmp_path: Path) -> None:
+    with load(n_ctx=64, threads=1) as engine:
+        generation = engine.generate(PROMPT, 3, temp=0.0)
+        "".join(generation)
+        engine.logits([1, 2])
+        with pytest.raises(SettingError, match="overtaken by a later call"):
+            save(engine, generation.held, tmp_path / "one")
+    assert not list(tmp_path.iterdir())
