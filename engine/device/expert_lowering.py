@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from hotcold.engine.device.records import DeviceLowering, Input
-from hotcold.engine.graph.graph import Node, ffn_matrices, layer_of
+from hotcold.engine.graph.graph import Node, ffn_matrices
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -47,7 +47,7 @@ class _Pairs:
         self.low, self.node, self.first, self.count = low, node, first, count
         chosen, self.n_used = node.tensor("chosen"), node.tensor("chosen").shape[1]
         self.chosen = low.view(chosen, 8 * self.n_used * first, 2 * self.n_used * count, np.int32)
-        self.slots, self.n_pairs = low.store.neurons(layer_of(node)), count * self.n_used
+        self.slots, self.n_pairs = low.neurons(node), count * self.n_used
 
     def multiply(self, role: str, x: Input, y: Buffer, per_pair: bool) -> None:
         """y[pair] = the matrix of this role of the pair's expert . x + its bias."""
@@ -57,7 +57,7 @@ class _Pairs:
         kind = {"per_pair": per_pair, "has_bias": bias is not None}
         biases, stride = (y, 0) if bias is None else self._biases(bias)
         rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
-        given = *self.low.store.matrix(weight).planes, *x, self.slots, self.chosen, *rest
+        given = *self.low.matrix(self.node, weight).planes, *x, self.slots, self.chosen, *rest
         if self.n_pairs > n_expert:  # then some experts have several
             self.low.launch(expert_tiles(products, n_expert, **kind), *given, self.n_pairs)
         else:
@@ -118,7 +118,7 @@ class _Pairs:
     ) -> None:
         n, n_ff, _ = weight.ne
         x = self.low.tokens_of(self.low.input_of(self.node, weight), self.first, self.count, n)
-        work, planes = sizes(self._products_of(weight)), self.low.store.matrix(weight).planes
+        work, planes = sizes(self._products_of(weight)), self.low.matrix(self.node, weight).planes
         rest = self.slots, self.chosen, hidden, n_ff, n, self.n_used, *more
         self.low.launch(work, *planes, *x, *rest)
 
@@ -127,7 +127,7 @@ class _Pairs:
         down, low = self.node.weight("down"), self.low
         n, n_ff, _ = down.ne
         groups = low.area("partial", group_sums_bytes(self.n_pairs, n_ff, n) // 4, np.float32)
-        given = *low.store.matrix(down).planes, self.slots, self.chosen, hidden, groups
+        given = *low.matrix(self.node, down).planes, self.slots, self.chosen, hidden, groups
         low.launch(expert_down(self._products_of(down)), *given, n_ff, n, self.n_used)
         unread = (sums,) * 3
         low.launch(sum_groups(self.n_pairs, n_ff, n), groups, *unread, sums, n_groups(n_ff), n, 0)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.staging import Staging
 from hotcold.engine.device.steps import Launches, WaitFor
-from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.device.store import DeviceStore, rows_of_units
 from hotcold.engine.graph.graph import COLD, Node, weights_of
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
@@ -51,14 +51,16 @@ class Sender:
         for each in piece.sent:
             for n_bytes in self.staging.send(team, *self._rows(piece, each)):
                 self.sent_bytes += n_bytes
-        if piece.neurons is not None:
-            self.staging.copy(piece.neurons, self.store.sent_neurons(piece.layer))
+        if piece.index is not None:
+            self.staging.copy(piece.index, self.store.sent_neurons(piece.layer))
         self.filled[number % 2].record(self.device.copy)
         self.seconds += perf_counter() - started
 
     def _rows(self, piece: Piece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:
         """Rows of the file, which of them, and where they go."""
-        cold = piece.neurons if each.rows == COLD else None
+        cold = None
+        if each.rows == COLD and piece.units is not None:
+            cold = rows_of_units(piece.units, each.n_rows // piece.units.size)
         return self.host.rows(each.weight), cold, self.store.matrix(each.weight, rows=each.rows)
 
 

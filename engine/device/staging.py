@@ -19,7 +19,7 @@ from hotcold.kernels.cuda.planes import planes
 from hotcold.kernels.weight_table import block_bytes, device_row_bytes, n_blocks
 
 N_PARTS = 4  # copies that are under way while the next part is filled
-STAGING_BYTES = 32 << 20
+STAGING_BYTES = 16 << 20
 SMALL_BYTES = 256 << 10  # no row is longer
 
 

@@ -76,8 +76,8 @@ class DeviceStore:
                 key = (*_key(sent.weight, False)[:2], sent.rows)
                 self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
                 offset += sent.n_bytes
-            if piece.neurons is not None:
-                self._sent_neurons[piece.layer] = buffer.view(offset, piece.neurons.size, np.int32)
+            if piece.index is not None:
+                self._sent_neurons[piece.layer] = buffer.view(offset, piece.index.size, np.int32)
 
     def load(self, host: HostStore, progress: LoadProgress | None = None, n_threads: int = 1) -> None:
         """Copy every row that the plan puts on the device; where that fails nothing is left there.
@@ -130,9 +130,7 @@ class DeviceStore:
         if entry.device_rows == entry.n_rows or entry.layer is None:
             return None
         split = self.plan.layers[entry.layer]
-        n = entry.n_rows // split.n_ff
-        rows: NDArray[np.int32] = np.add.outer(split.hot * np.int32(n), np.arange(n, dtype=np.int32))
-        return rows.reshape(-1)
+        return rows_of_units(split.hot, entry.n_rows // split.n_ff)
 
     def _send_index(self, staging: Staging, offset: int, host: HostStore) -> None:
         """Of each layer the numbers of its hot rows, and their thresholds."""
@@ -245,6 +243,12 @@ def loaded_store(
     store = DeviceStore(device, plan)
     store.load(HostStore(file), progress, n_threads)
     return store
+
+
+def rows_of_units(units: NDArray[np.int32], n: int) -> NDArray[np.int32]:
+    """The rows of neurons or experts of n rows each, those of one together."""
+    rows: NDArray[np.int32] = np.add.outer(units * np.int32(n), np.arange(n, dtype=np.int32))
+    return rows.reshape(-1)
 
 
 def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:

@@ -6,7 +6,7 @@ from math import ceil
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.arena import Arena
+from hotcold.engine.graph.arena import Arena, aligned
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, Sides
 from hotcold.engine.model.model import Model, Weight
@@ -151,19 +151,20 @@ class Piece:
 
     Attributes:
         layer: that it is of, or mostly of.
-        neurons: whose FFN's rows it has, int32, ascending; None for what is no FFN by neurons.
-        index_bytes: of their numbers.
+        units: whose rows it has, neurons or experts, int32, ascending; None for what is no FFN by units.
+        index: how kernels find them: the neurons' numbers, or of each expert its place among them or -1; int32.
     """
 
     layer: int
     sent: tuple[SentRows, ...]
-    neurons: Ids | None = field(compare=False)
-    index_bytes: int
+    units: Ids | None = field(compare=False)
+    index: Ids | None = field(compare=False)
 
     @property
     def n_bytes(self) -> int:
         """In a staging buffer."""
-        return self.index_bytes + sum(each.n_bytes for each in self.sent)
+        index = 0 if self.index is None else aligned(self.index.nbytes)
+        return index + sum(each.n_bytes for each in self.sent)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,8 @@ A prompt's batch reads each weight once for all of its tokens, so from some size
 device lacks than to let the CPU multiply it. Each layer is two pieces: what comes before its FFN, and its FFN. A piece
 goes into one of two staging buffers while the device works on the other one.
 
-What has no kernel, the head, and attention over a KV cache on the CPU stay there. So does all of a mixture of experts.
+What has no kernel, the head, and attention over a KV cache on the CPU stay there. So does all of a mixture of which
+single neurons are placed.
 """
 
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ Key = tuple[str, int]
 
 def obstacle(model: Model, how: Wanted, reserve: Reserve, budget: Budget) -> str:
     """Why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
-    if model.experts is not None:
-        return "rows of experts are not sent for prompts: the CPU computes those that it has"
+    if model.experts_by_neuron:
+        return "single neurons of experts are not sent for prompts: the CPU computes those that it has"
     if how.sparsity == "threshold":
         return "thresholds of neurons are not sent for prompts: the CPU computes those that it has"
     least = LEAST_TOKENS if how.stream_batch is None else how.stream_batch
@@ -104,7 +105,8 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
     lacking = [
         (p.node, sent) for p in nodes if p.side == GPU and (sent := _sent(plan, p.node, wanted, there))
     ]
-    ffns = {layer_of(p.node): i for i, p in reversed(list(enumerate(nodes))) if p.node.op in FFN_OPS}
+    ops = FFN_OPS if plan.model.experts is None else ("expert_ffn",)
+    ffns = {layer_of(p.node): i for i, p in reversed(list(enumerate(nodes))) if p.node.op in ops}
     order = {p.node.name: i for i, p in enumerate(nodes)}
 
     def place(pair: tuple[Node, tuple[SentRows, ...]]) -> tuple[int, bool]:
@@ -114,8 +116,8 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
     for (layer, _), run in groupby(lacking, key=place):
         found = list(run)
         sent = tuple(each for _, some in found for each in some)
-        neurons = next((_neurons(plan, node) for node, _ in found if node.op in FFN_OPS), None)
-        yield Piece(layer, sent, neurons, 0 if neurons is None else aligned(INDEX_BYTES * neurons.size))
+        units = next((_units(plan, node) for node, _ in found if node.op in ops), None)
+        yield Piece(layer, sent, units, None if units is None else _index(plan, units))
 
 
 def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[SentRows, ...]:
@@ -124,13 +126,10 @@ def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[Se
     for weight in weights_of(node):
         if weight.name not in wanted:
             continue
-        if (
-            node.rows == COLD
-            and weight.n_rows == plan.layers[layer_of(node)].n_ff
-            and _is_matrix(node, weight)
-        ):
-            n_cold = weight.n_rows - plan.layers[layer_of(node)].n_hot
-            found.append(_rows(weight, COLD, n_cold))
+        if node.rows == COLD and _is_matrix(node, weight):
+            split = plan.layers[layer_of(node)]
+            n_cold = split.n_ff - split.n_hot
+            found.append(_rows(weight, COLD, weight.n_rows // split.n_ff * n_cold))
         elif _key(weight) not in there:
             found.append(_rows(weight, ALL, weight.n_rows))
     return tuple(found)
@@ -144,15 +143,24 @@ def _rows(weight: Weight, rows: str, n_rows: int) -> SentRows:
     return SentRows(weight, rows, n_rows, aligned(n_rows * device_row_bytes(weight.type, weight.ne[0])))
 
 
-def _neurons(plan: Plan, node: Node) -> Ids | None:
-    """Whose rows an FFN's node lacks; None where down has a row an output."""
-    if not node.attributes.get("transposed", True):
+def _units(plan: Plan, node: Node) -> Ids | None:
+    """Which neurons or experts an FFN's node lacks; None where down has a row an output."""
+    if node.op in FFN_OPS and not node.attributes.get("transposed", True):
         return None
     split = plan.layers[layer_of(node)]
     lacking = np.ones(split.n_ff, bool)
     if node.rows == COLD:
         lacking[split.hot] = False
     return np.flatnonzero(lacking).astype(np.int32)
+
+
+def _index(plan: Plan, units: Ids) -> Ids:
+    """What kernels find them by, as `DeviceStore.neurons` says."""
+    if plan.model.experts is None:
+        return units
+    slots = np.full(plan.model.experts.n_expert, -1, np.int32)
+    slots[units] = np.arange(units.size)
+    return slots
 
 
 def _key(weight: Weight) -> Key:
@@ -164,10 +172,10 @@ def _work(plan: Plan, pieces: tuple[Piece, ...]) -> float:
     found = 0.0
     for piece in pieces:
         numbers = sum(float(each.n_rows) * each.weight.ne[0] for each in piece.sent)
-        if piece.neurons is not None:
-            split = plan.layers[piece.layer]
-            cold = sum(weight.row_bytes for weight in plan.model.layers[piece.layer].ffn_matrices)
-            all_bytes = cold * (split.n_ff - split.n_hot)
+        if piece.units is not None:
+            split, layer = plan.layers[piece.layer], plan.model.layers[piece.layer]
+            of_unit = sum(weight.n_bytes for weight in layer.ffn_matrices) / layer.n_units
+            all_bytes = of_unit * (split.n_ff - split.n_hot)
             numbers *= min(1.0, ffn_traffic(split, plan)[0] / all_bytes) if all_bytes else 1.0
         found += numbers
     return found

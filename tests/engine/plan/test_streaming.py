@@ -47,8 +47,8 @@ def test_what_is_not_there_is_sent_once(model: Model, n_mib: int) -> None:
         else:
             assert entry.device_rows + sent.get(entry.tensor, 0) == entry.n_rows, entry.name
     for piece in streaming.pieces:
-        if piece.neurons is not None:
-            both = np.concatenate([piece.neurons, plan.layers[piece.layer].hot])
+        if piece.units is not None:
+            both = np.concatenate([piece.units, plan.layers[piece.layer].hot])
             assert np.array_equal(np.sort(both), np.arange(plan.layers[piece.layer].n_ff))
     # only attention over a cache of the CPU, what comes from the map and the head are left to the CPU
     kinds = {p.node.op for p in streaming.graph.placed.nodes if p.side == CPU} - {"copy"}
@@ -90,8 +90,17 @@ def test_nothing_is_kept_for_what_cannot_be() -> None:
     assert not by_itself.notes and plan_of(LLAMA, 400, 32).streaming is not None
     short = plan_of(LLAMA, 700, 128)
     assert "n_batch is 64" in short.not_streamed
-    mixture = plan_of(eight_layers(like("mixtral-8x7b:q4_0", None)), 4000, 32)
-    assert mixture.streaming is None and "experts" in mixture.not_streamed
+
+
+def test_experts_are_sent_whole() -> None:
+    plan = plan_of(eight_layers(like("mixtral-8x7b:q4_0", None)), 4000, 32)
+    assert plan.streaming is not None and plan.totals.used <= plan.totals.budget
+    for piece in plan.streaming.pieces:
+        if piece.units is not None and piece.index is not None:
+            assert [piece.index[e] for e in piece.units] == list(range(piece.units.size))
+            assert (piece.index >= 0).sum() == piece.units.size
+    cold = sum(each.n_rows * each.weight.ne[0] for piece in plan.streaming.pieces for each in piece.sent)
+    assert plan.streaming.work < 0.3 * cold  # two of eight experts, and attention
 
 
 def test_from_which_batch_on_it_pays() -> None:

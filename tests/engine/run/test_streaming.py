@@ -52,6 +52,11 @@ CASES = [
     ("llamacpp/gemma3.q4_0", "off", "half"),
     ("llamacpp/phi3.longrope.q8_0", "off", "one layer"),
     ("llamacpp-types/llama.mix.q4_k_m", "off", "half"),
+    ("llamacpp/mixtral.q4_0", "off", "dense + 50%"),
+    ("llamacpp/mixtral.q4_0", "off", "half"),
+    ("llamacpp/qwen2moe.q4_0", "off", "dense + 50%"),
+    ("llamacpp/qwen2moe.q4_0", "off", "one layer"),
+    ("llamacpp/gptoss.mxfp4", "off", "dense + 50%"),
 ]
 QUICK = CASES[:2] + CASES[8:9]
 EACH_CASE = [pytest.param(*case, marks=() if case in QUICK else slow) for case in CASES]
@@ -105,8 +110,8 @@ def there_first(self: DeviceStore) -> None:
             key = sent.weight.name, sent.weight.first_row, sent.rows
             self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
             offset += sent.n_bytes
-        if piece.neurons is not None:
-            self._sent_neurons[piece.layer] = buffer.view(offset, piece.neurons.size, np.int32)
+        if piece.index is not None:
+            self._sent_neurons[piece.layer] = buffer.view(offset, piece.index.size, np.int32)
 
 
 def take_without_sending(steps: Sequence[Step], context: Context) -> None:
@@ -231,13 +236,10 @@ def rolled(self: Sender, piece: Piece, each: SentRows) -> Any:
 
 def without_numbers(self: Sender, number: int, team: Any) -> None:
     """A piece whose neurons' numbers stay behind."""
-    pieces, self.pieces = self.pieces, tuple(replace(piece, neurons=None) for piece in self.pieces)
-    rows, cold = self._rows, pieces[number].neurons
-    self._rows = lambda piece, each: rows(replace(piece, neurons=cold), each)  # type: ignore[method-assign]
+    pieces, self.pieces = self.pieces, tuple(replace(piece, index=None) for piece in self.pieces)
     try:
         SEND(self, number, team)
     finally:
-        del self._rows
         self.pieces = pieces
 
 
