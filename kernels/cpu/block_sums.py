@@ -98,21 +98,15 @@ Add = Callable[[Callable[[Value, Value], Value], Value], None]
 """add(step, window): put step(acc, x) in the place of each column's acc; x: its packed window of that number."""
 
 
-def _emit_row(
-    b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, also: Value | None, add: Add
-) -> None:
+def _emit_row(b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, add: Add) -> None:
     """Every window of a row, and the groups after the last whole one.
 
     Args:
-        ahead, also: byte distances to what is asked for meanwhile; the second may be 0 for nothing.
+        ahead: bytes to what is asked for meanwhile.
     """
 
     def prefetch(offset: Value, n_bytes: int) -> None:
-        at = b.add(row, offset)
-        simd.emit_prefetches(b, b.add(at, ahead), n_bytes)
-        if also is not None:
-            with cgutils.if_unlikely(b, b.icmp_signed("!=", also, I64(0))):
-                simd.emit_prefetches(b, b.add(at, also), n_bytes)
+        simd.emit_prefetches(b, b.add(b.add(row, offset), ahead), n_bytes)
 
     n_blocks = b.udiv(k, I64(BLOCK))
     last_block = b.sub(n_blocks, I64(1))
@@ -161,8 +155,8 @@ def _fold16(b: Builder, at: Value) -> Value:
     return v[0]
 
 
-def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, also: Value, out: Value) -> None:
-    """out[r] = row r . x; `also` is a distance as `rows.ahead`, or 0 for nothing."""
+def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, out: Value) -> None:
+    """out[i] = the i-th row . x."""
     base, cell = simd.room(b, ir.ArrayType(VT(F32, 16), 16)), cgutils.alloca_once(b, VT(F32, 16))
     with cgutils.for_range(b, rows.n_rows) as loop:
         b.store(constant(F32, 16, 0.0), cell)
@@ -170,7 +164,8 @@ def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, also: Val
         def add(step: Callable[[Value, Value], Value], window: Value) -> None:
             b.store(step(b.load(cell), b.add(x, b.mul(window, I64(PACKED_WINDOW_BYTES)))), cell)
 
-        _emit_row(b, kind, rows.row(b, loop.index), rows.k, rows.ahead, also, add)
+        row, ahead = rows.row(b, loop.index)
+        _emit_row(b, kind, row, rows.k, ahead, add)
         slot = b.and_(loop.index, I64(15))
         simd.store(b, b.load(cell), b.add(base, b.mul(slot, I64(64))), align=64)
         with cgutils.if_unlikely(b, b.icmp_signed("==", slot, I64(15))):
@@ -200,7 +195,8 @@ def emit_strips(
     with cgutils.for_range(b, rows.n_rows) as loop:
         with cgutils.for_range(b, n) as columns:
             simd.store(b, constant(F32, 16, 0.0), place(columns.index), align=64)
-        _emit_row(b, kind, rows.row(b, loop.index), rows.k, rows.ahead, None, add)
+        row, ahead = rows.row(b, loop.index)
+        _emit_row(b, kind, row, rows.k, ahead, add)
         to = b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, n) as columns:
             dot = _fold(b, load(b, place(columns.index), VT(F32, 16), align=64))

@@ -2,11 +2,18 @@
 
 from hotcold.kernels.cpu import elementwise, operations, rows
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.ffn_scratch import ADDRESSES, AHEAD, FACTORS, GATES, LISTED, LIVE
+from hotcold.kernels.cpu.ffn_scratch import ADDRESSES, AHEAD, FACTORS, GATES, LISTED, LIVE, UPS
 from hotcold.kernels.cpu.operations import load_f32, load_i64, store_f32, store_i64
 from hotcold.kernels.cpu.program import GELU_ACTIVATION, RELU_BOTH_ACTIVATION, SILU_ACTIVATION
-from hotcold.kernels.cpu.row_lists import first_at_least, listed_row, prefetch_row, rows_ahead
-from hotcold.kernels.cpu.rows import ROWS, dot_row
+from hotcold.kernels.cpu.row_lists import (
+    WORD,
+    first_at_least,
+    first_bits,
+    listed_row,
+    prefetch_row,
+    rows_ahead,
+)
+from hotcold.kernels.cpu.rows import ROWS
 
 
 @compiled
@@ -26,8 +33,7 @@ def ffn_pieces(op, least: int, first: int, last: int, scratch: int) -> tuple[int
     """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
 
     Gates are read, then `up` and `down_t` only where the gate is positive, unless op.skip is 0, which reads
-    all. While a row is worked on, others are asked for: the gate some rows ahead, and the row of `up`, then
-    of `down_t`, that the last product has shown to be wanted. Without a gate (op.w1 is 0) op.w is `up`,
+    all. While a row is worked on, one of the same matrix some rows ahead is asked for. Without a gate (op.w1 is 0) op.w is `up`,
     op.z its bias or 0, and the sum is of relu(up x + bias) down_t. With silu or gelu in place of relu, rows
     with |act(gate x)| below their number at `least` are left out; 0 for none.
 
@@ -45,10 +51,14 @@ def ffn_pieces(op, least: int, first: int, last: int, scratch: int) -> tuple[int
     for p in range(passes):
         start = begin + (end - begin) * p // passes
         stop = begin + (end - begin) * (p + 1) // passes
-        n_live = _gates(op, least, start, stop, end, live, gates)
+        n_live = _gates(op, least, start, stop, live, gates)
         total += n_live
         if op.w1 != 0:
-            n_live = _times_up(op, live, gates, n_live)
+            _ask_for(op.w1, op.w1_stride, live, min(n_live, rows_ahead(op.w1_stride)))
+            _ask_for(op.w2, op.w2_stride, live, min(n_live, ROWS))
+            n_live = _times_up(op, live, gates, n_live, scratch + UPS)
+        else:
+            _ask_for(op.w2, op.w2_stride, live, min(n_live, ROWS))
         i = 0
         while i < n_live:
             while load_i64(live + 8 * i) >= first_of_piece(op, piece + 1):
@@ -64,54 +74,82 @@ def ffn_pieces(op, least: int, first: int, last: int, scratch: int) -> tuple[int
 
 
 @compiled
-def _gates(  # type: ignore[no-untyped-def]
-    op, least: int, start: int, stop: int, end: int, live: int, gates: int
-) -> int:
+def _gates(op, least: int, start: int, stop: int, live: int, gates: int) -> int:  # type: ignore[no-untyped-def]
     """List those of the rows at start..stop-1 of the list that go on, with their gates; how many."""
-    second, second_stride = (op.w1, op.w1_stride) if op.w1 != 0 else (op.w2, op.w2_stride)
-    far, wanted, n = rows_ahead(op.w_stride), 0, 0
-    for i in range(start, stop):
-        r = listed_row(op.listed, i)
-        row = op.w + r * op.w_stride
-        ahead = rows.AHEAD
-        if op.listed:
-            ahead = (listed_row(op.listed, min(i + far, end - 1)) - r) * op.w_stride
-        g = dot_row(op.w_type, row, op.x, op.k, ahead, wanted - row if wanted else 0)
-        if op.w1 == 0 and op.z != 0:
-            g += load_f32(op.z + 4 * r)
-        wanted, zero = 0, operations.to_f32(0.0)
-        if is_smooth(op.activation):
-            g = elementwise.large(g, load_f32(least + 4 * r) if least else zero, op.activation)
-            goes_on = g != 0
-        else:
-            goes_on, g = g > 0 or op.skip == 0, max(g, zero)
-        if goes_on:
-            store_i64(live + 8 * n, r)
-            store_f32(gates + 4 * n, g)
-            n += 1
-            wanted = second + r * second_stride
-    if wanted:
-        prefetch_row(wanted, second_stride)
-    return n
+    n = stop - start
+    if op.listed:
+        listed = op.listed + 8 * start
+        rows.dot_listed(op.w_type, op.w, op.w_stride, listed, n, op.x, op.k, rows_ahead(op.w_stride), gates)
+        _activate_listed(op, least, listed, n, gates)
+    else:
+        w = op.w + start * op.w_stride
+        rows.dot_rows(op.w_type, w, op.w_stride, n, op.x, op.k, rows.AHEAD, gates)
+        _activate_run(op, least, start, n, gates)
+    kept, all_go_on = 0, not is_smooth(op.activation) and op.skip == 0
+    for first in range(0, n, WORD):
+        word = first_bits(min(WORD, n - first))
+        if not all_go_on:
+            word &= operations.word_not_zero(gates + 4 * first)
+        while word != 0:
+            i = first + operations.lowest_bit(word)
+            word &= word - 1
+            store_i64(live + 8 * kept, listed_row(op.listed, start + i))
+            store_f32(gates + 4 * kept, load_f32(gates + 4 * i))
+            kept += 1
+    return kept
 
 
 @compiled
-def _times_up(op, live: int, gates: int, n: int) -> int:  # type: ignore[no-untyped-def]
+def _activate_run(op, least: int, start: int, n: int, gates: int) -> None:  # type: ignore[no-untyped-def]
+    """The activation of n gates, those of rows from `start` on, plus their biases; 0 for neurons left out."""
+    if op.w1 == 0 and op.z != 0:
+        elementwise.add(gates, op.z + 4 * start, n, gates)
+    if is_smooth(op.activation):
+        elementwise.keep_large(gates, least + 4 * start if least else 0, n, op.activation, gates)
+    else:
+        elementwise.relu(gates, n, gates)
+
+
+@compiled
+def _activate_listed(op, least: int, listed: int, n: int, gates: int) -> None:  # type: ignore[no-untyped-def]
+    """The same of n listed rows."""
+    zero, smooth = operations.to_f32(0.0), is_smooth(op.activation)
+    if not smooth and (op.w1 != 0 or op.z == 0):
+        elementwise.relu(gates, n, gates)
+        return
+    for i in range(n):
+        r, g = load_i64(listed + 8 * i), load_f32(gates + 4 * i)
+        if smooth:
+            g = elementwise.large(g, load_f32(least + 4 * r) if least else zero, op.activation)
+        else:
+            g = max(g + load_f32(op.z + 4 * r), zero)
+        store_f32(gates + 4 * i, g)
+
+
+@compiled
+def _times_up(op, live: int, gates: int, n: int, ups: int) -> int:  # type: ignore[no-untyped-def]
     """gates *= up x for the n rows listed at `live`; how many stay listed.
 
     Where `up` has a ReLU too, neurons without a positive one leave the list.
     """
+    ahead = max(2, rows_ahead(op.w1_stride) // 2)  # nearer than gates, of which fewer are listed
+    rows.dot_listed(op.w1_type, op.w1, op.w1_stride, live, n, op.z, op.k, ahead, ups)
     kept = 0
     for i in range(n):
-        r = load_i64(live + 8 * i)
-        row = op.w1 + r * op.w1_stride
-        u = dot_row(op.w1_type, row, op.z, op.k, op.w2 + r * op.w2_stride - row, 0)
+        u = load_f32(ups + 4 * i)
         if op.activation == RELU_BOTH_ACTIVATION and not u > 0:
             continue
-        store_i64(live + 8 * kept, r)
+        store_i64(live + 8 * kept, load_i64(live + 8 * i))
         store_f32(gates + 4 * kept, load_f32(gates + 4 * i) * u)
         kept += 1
     return kept
+
+
+@compiled
+def _ask_for(w: int, stride: int, live: int, n: int) -> None:
+    """Ask for the first of n listed rows, before they are what a pass begins with."""
+    for i in range(n):
+        prefetch_row(w + load_i64(live + 8 * i) * stride, stride)
 
 
 @compiled

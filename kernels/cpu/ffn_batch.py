@@ -138,7 +138,7 @@ def _row_for_tokens(  # type: ignore[no-untyped-def]
             store_i64(columns + 8 * n, op.x + t * op.x_stride)
             n += 1
         if n == 1:
-            store_f32(dots, dot_row(op.w_type, w, load_i64(columns), op.k, ahead, 0))
+            store_f32(dots, dot_row(op.w_type, w, load_i64(columns), op.k, ahead))
         else:
             rows.dot_strips(op.w_type, w, 0, 1, columns, n, op.k, ahead, dots, 4)
         for j in range(n):

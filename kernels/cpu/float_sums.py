@@ -30,7 +30,6 @@ def _emit_dots(
     k: Value,
     unroll: int,
     ahead: Value | None = None,
-    also: Value | None = None,
 ) -> list[list[Value]]:
     """Dot products of every row with every input along k, in the one order of sums.
 
@@ -39,7 +38,7 @@ def _emit_dots(
     Args:
         rows, xs: addresses. unroll: steps a loop body, a multiple of CHAINS, so that all chains run at
             once; or 1, and the chains follow one another.
-        ahead, also: byte distances to what is asked for meanwhile, or None; the second may be 0 for nothing.
+        ahead: bytes to what is asked for meanwhile, or None.
 
     Returns:
         dots[row][column], floats.
@@ -61,7 +60,7 @@ def _emit_dots(
 
     whole = b.udiv(k, I64(STEP))
     if unroll >= CHAINS:
-        _emit_steps(b, kind, rows, whole, unroll, ahead, also, step)
+        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
     else:
         for chain in range(CHAINS):
             n = b.udiv(b.add(whole, I64(CHAINS - 1 - chain)), I64(CHAINS))
@@ -86,7 +85,6 @@ def _emit_steps(
     n: Value,
     unroll: int,
     ahead: Value | None,
-    also: Value | None,
     step: Callable[[Value, int], None],
 ) -> None:
     """n steps, `unroll` a loop body, the rest one round of chains at a time, the very last alone."""
@@ -94,12 +92,9 @@ def _emit_steps(
     with cgutils.for_range(b, whole) as loop:
         n_bytes = unroll * STEP * kind.type_size
         for row in rows:
-            at = b.add(row, b.mul(loop.index, I64(n_bytes)))
             if ahead is not None:
+                at = b.add(row, b.mul(loop.index, I64(n_bytes)))
                 simd.emit_prefetches(b, b.add(at, ahead), n_bytes)
-            if also is not None:
-                with cgutils.if_unlikely(b, b.icmp_signed("!=", also, I64(0))):
-                    simd.emit_prefetches(b, b.add(at, also), n_bytes)
         for i in range(unroll):
             step(b.add(b.mul(loop.index, I64(unroll)), I64(i)), i % CHAINS)
     done = b.mul(whole, I64(unroll))
@@ -129,11 +124,11 @@ def _with_tails(
     return [[b.load(cell) for cell in row] for row in cells]
 
 
-def emit_rows(b: Builder, kind: FloatType, rows: MatrixRows, x: Value, also: Value, out: Value) -> None:
-    """out[r] = row r . x; `also` is a distance as `rows.ahead`, or 0 for nothing."""
+def emit_rows(b: Builder, kind: FloatType, rows: MatrixRows, x: Value, out: Value) -> None:
+    """out[i] = the i-th row . x."""
     with cgutils.for_range(b, rows.n_rows) as loop:
-        row = rows.row(b, loop.index)
-        dot = _emit_dots(b, kind, [row], [x], rows.k, UNROLL, rows.ahead, also)[0][0]
+        row, ahead = rows.row(b, loop.index)
+        dot = _emit_dots(b, kind, [row], [x], rows.k, UNROLL, ahead)[0][0]
         simd.store(b, dot, b.add(out, b.mul(loop.index, I64(4))), align=4)
 
 
@@ -143,14 +138,14 @@ def emit_strips(
     """out[c, r] = row r . x[c] for n columns whose addresses lie at xs; the last stands in for missing ones."""
     last = b.sub(n, I64(1))
     with cgutils.for_range(b, rows.n_rows) as loop:
-        row, to = rows.row(b, loop.index), b.add(out, b.mul(loop.index, I64(4)))
+        (row, ahead), to = rows.row(b, loop.index), b.add(out, b.mul(loop.index, I64(4)))
         with cgutils.for_range(b, b.udiv(b.add(n, I64(TILE - 1)), I64(TILE))) as part:
             first = b.mul(part.index, I64(TILE))
             numbers = [b.add(first, I64(i)) for i in range(TILE)]
             numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
             columns = [simd.load(b, b.add(xs, b.mul(c, I64(8))), I64, align=8) for c in numbers]
             # every number is stored, those of stand-ins in the place of the last
-            dots = _emit_dots(b, kind, [row], columns, rows.k, CHAINS, rows.ahead)[0]
+            dots = _emit_dots(b, kind, [row], columns, rows.k, CHAINS, ahead)[0]
             for c, dot in zip(numbers, dots, strict=True):
                 simd.store(b, dot, b.add(to, b.mul(c, out_stride)), align=4)
 

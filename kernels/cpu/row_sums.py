@@ -11,7 +11,17 @@ from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.block_sums import BLOCKS
 from hotcold.kernels.cpu.counting import emit_count
 from hotcold.kernels.cpu.simd import F32, I1, I8, I64, VT, Builder, Value, address, operation
-from hotcold.kernels.cpu.weights import BLOCK, GROUP_BYTES, HIGH, BlockType, FloatType, WeightType
+from hotcold.kernels.cpu.weights import (
+    BLOCK,
+    GROUP,
+    GROUP_BYTES,
+    GROUPS,
+    HIGH,
+    BlockType,
+    FloatType,
+    WeightType,
+    Window,
+)
 
 ROWS = 4  # rows added at once, so that an accumulator is loaded and stored once for four
 STRETCH = 8  # steps of a float row between two rounds of prefetch
@@ -21,18 +31,18 @@ WIDE_VECTORS = 8 if "avx512f" in simd.target_features() else 4  # of a row, whos
 
 # a decoded window in memory: 512 int8 as in a packed one, then vectors of float32, one block a lane
 _NUMBERS = 512
+GROUP_BLOCKS = GROUP // BLOCK
 DECODED_BYTES = _NUMBERS + 4 * 64
 
 
-def _emit_decoded(
-    b: Builder, kind: BlockType, row: Value, window: Value, last_block: Value | None, to: Value
-) -> None:
-    """A window of a row, decoded to memory: numbers, the scales of their halves, minima; `last_block` as in weights."""
-    decoded = kind.unpack_window(b, row, window, last_block)
-    numbers = [kind.signed_numbers(b, part) for pair in decoded.numbers for part in pair]
-    scales, minima = kind.scales_of_halves(b, decoded)
-    for i, v in enumerate([*numbers, *scales, *minima]):
+def _emit_decoded(b: Builder, kind: BlockType, window: Window, to: Value) -> None:
+    """A window of a row, or its first group alone, to memory: numbers, the scales of their halves, minima."""
+    numbers = [kind.signed_numbers(b, part) for pair in window.numbers for part in pair]
+    scales, minima = kind.scales_of_halves(b, window)
+    for i, v in enumerate(numbers):
         simd.store(b, v, to, 64 * i, 64)
+    for i, v in enumerate([*scales, *minima]):
+        simd.store(b, v, to, _NUMBERS + 64 * i, 64)
 
 
 def _emit_block(b: Builder, kind: BlockType, decoded: Value, c: Value) -> list[Value]:
@@ -54,14 +64,58 @@ def _emit_block(b: Builder, kind: BlockType, decoded: Value, c: Value) -> list[V
     return values
 
 
-def _emit_windows(b: Builder, n_blocks: Value, emit: Callable[[Value, Value, Value | None], None]) -> None:
-    """emit(window, blocks in it, last block or None) for the windows of n blocks of 32, whole ones first."""
-    whole = b.udiv(n_blocks, I64(BLOCKS))
+@dataclass(frozen=True)
+class _Piece:
+    """Some blocks of 32 of a row that are decoded at once.
+
+    Attributes:
+        first: number of the first.
+        n_blocks: how many.
+        offset: where their bytes begin in the row.
+        n_bytes: how many those are, at most.
+        decode: decode(row, to) of the row at an address.
+    """
+
+    first: Value
+    n_blocks: Value
+    offset: Value
+    n_bytes: int
+    decode: Callable[[Value, Value], None]
+
+
+def _emit_pieces(b: Builder, kind: BlockType, n_blocks: Value, emit: Callable[[_Piece], None]) -> None:
+    """emit(piece) for all of n blocks of 32: whole windows, then groups, or a window of which some blocks are used."""
+    whole, last_block = b.udiv(n_blocks, I64(BLOCKS)), b.sub(n_blocks, I64(1))
+
+    def emit_window(window: Value, n: Value, last: Value | None) -> None:
+        def decode(row: Value, to: Value) -> None:
+            _emit_decoded(b, kind, kind.unpack_window(b, row, window, last), to)
+
+        first, offset = b.mul(window, I64(BLOCKS)), b.mul(window, I64(kind.window_bytes))
+        emit(_Piece(first, n, offset, kind.window_bytes, decode))
+
+    def emit_group(number: Value) -> None:
+        def decode(row: Value, to: Value) -> None:
+            group = kind.unpack_group(b, row, number, last_block)
+            factors = [kind.factor(b, codes) for codes in group.codes]
+            _emit_decoded(b, kind, Window([(group.low, group.high)], factors), to)
+
+        first, n_bytes = b.mul(number, I64(GROUP_BLOCKS)), GROUP_BLOCKS * kind.type_size
+        n = b.sub(n_blocks, first)
+        n = b.select(b.icmp_signed("<", n, I64(GROUP_BLOCKS)), n, I64(GROUP_BLOCKS))
+        emit(_Piece(first, n, b.mul(number, I64(n_bytes)), n_bytes, decode))
+
     with cgutils.for_range(b, whole) as loop:
-        emit(loop.index, I64(BLOCKS), None)
+        emit_window(loop.index, I64(BLOCKS), None)
+    if kind.block == BLOCK:
+        before = b.mul(whole, I64(GROUPS))
+        groups = b.udiv(b.add(n_blocks, I64(GROUP_BLOCKS - 1)), I64(GROUP_BLOCKS))
+        with cgutils.for_range(b, b.sub(groups, before)) as loop:
+            emit_group(b.add(before, loop.index))
+        return
     left = b.sub(n_blocks, b.mul(whole, I64(BLOCKS)))
     with cgutils.if_unlikely(b, b.icmp_signed("!=", left, I64(0))):
-        emit(whole, left, b.sub(n_blocks, I64(1)))
+        emit_window(whole, left, last_block)
 
 
 @dataclass(frozen=True)
@@ -95,23 +149,21 @@ def emit_add_rows(b: Builder, kind: WeightType, what: Addition) -> None:
 
 
 def _emit_add_blocks(b: Builder, kind: BlockType, what: Addition) -> None:
-    """A window of all rows is decoded, then added block by block."""
+    """A piece of all rows is decoded, then added block by block."""
     first, last = what.first, what.last
     begin = b.mul(b.udiv(first, I64(kind.block)), I64(kind.type_size))
     room = simd.room(b, ir.ArrayType(I8, ROWS * DECODED_BYTES))
     factors = [simd.splat(b, simd.load(b, what.coefficients, F32, 4 * r), 16) for r in range(ROWS)]
 
-    def add_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
+    def add(piece: _Piece) -> None:
         with cgutils.for_range(b, I64(ROWS)) as loop:
             r = b.mul(loop.index, I64(8))
             row = b.add(simd.load(b, b.add(what.rows, r), I64, align=8), begin)
             later = b.add(row, simd.load(b, b.add(what.ahead, r), I64, align=8))
-            later = b.add(later, b.mul(window, I64(kind.window_bytes)))
-            simd.emit_prefetches(b, later, kind.window_bytes)
-            to = b.add(room, b.mul(loop.index, I64(DECODED_BYTES)))
-            _emit_decoded(b, kind, row, window, last_block, to)
-        column = b.add(first, b.mul(window, I64(BLOCKS * BLOCK)))
-        with cgutils.for_range(b, n_blocks) as loop:
+            simd.emit_prefetches(b, b.add(later, piece.offset), piece.n_bytes)
+            piece.decode(row, b.add(room, b.mul(loop.index, I64(DECODED_BYTES))))
+        column = b.add(first, b.mul(piece.first, I64(BLOCK)))
+        with cgutils.for_range(b, piece.n_blocks) as loop:
             out = b.add(what.acc, b.mul(b.add(column, b.mul(loop.index, I64(BLOCK))), I64(4)))
             sums = [simd.load(b, out, VT(F32, 16), 64 * v) for v in (0, 1)]
             for r in range(ROWS):
@@ -120,7 +172,7 @@ def _emit_add_blocks(b: Builder, kind: BlockType, what: Addition) -> None:
             for v, s in enumerate(sums):
                 simd.store(b, s, out, 64 * v)
 
-    _emit_windows(b, b.udiv(b.sub(last, first), I64(BLOCK)), add_window)
+    _emit_pieces(b, kind, b.udiv(b.sub(last, first), I64(BLOCK)), add)
 
 
 def _emit_add_floats(b: Builder, kind: FloatType, what: Addition) -> None:
@@ -217,15 +269,14 @@ def emit_widen(b: Builder, kind: WeightType, w: Value, k: Value, out: Value, str
         return
     room = simd.room(b, ir.ArrayType(I8, DECODED_BYTES))
 
-    def widen_window(window: Value, n_blocks: Value, last_block: Value | None) -> None:
-        _emit_decoded(b, kind, w, window, last_block, room)
-        first = b.mul(window, I64(BLOCKS * BLOCK))
-        with cgutils.for_range(b, n_blocks) as loop:
-            to = place(b.add(first, b.mul(loop.index, I64(BLOCK))))
+    def widen(piece: _Piece) -> None:
+        piece.decode(w, room)
+        with cgutils.for_range(b, piece.n_blocks) as loop:
+            to = place(b.mul(b.add(piece.first, loop.index), I64(BLOCK)))
             for half, v in enumerate(_emit_block(b, kind, room, loop.index)):
                 simd.store(b, v, to, 64 * half)
 
-    _emit_windows(b, b.udiv(k, I64(BLOCK)), widen_window)
+    _emit_pieces(b, kind, b.udiv(k, I64(BLOCK)), widen)
 
 
 def _emit_widen_floats(

@@ -73,9 +73,9 @@ def _sums(kind: WeightType) -> Any:
 
 def emit_dot_rows(b: Builder, kind: WeightType, *arguments: Value) -> None:
     """`dot_rows` of one type."""
-    w, stride, n_rows, x, k, ahead, also, out = arguments
+    w, stride, n_rows, x, k, ahead, listed, out = arguments
     emit_count(b, kind, n_rows, k)
-    _sums(kind).emit_rows(b, kind, MatrixRows(w, stride, n_rows, k, ahead), x, also, out)
+    _sums(kind).emit_rows(b, kind, MatrixRows(w, stride, n_rows, k, ahead, listed), x, out)
 
 
 @family(_TYPES, 8)
@@ -105,9 +105,17 @@ def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahe
     Args:
         stride: bytes from row to row. out: address of n_rows float32.
         ahead: how far the prefetch runs before the loads: AHEAD in a matrix read in order, the
-            distance to a row yet to come when rows are picked from a list.
+            distance to a row yet to come when rows are picked one by one.
     """
     _dot_rows(type_id, w, stride, n_rows, x, k, ahead, 0, out)
+
+
+@compiled
+def dot_listed(
+    type_id: int, w: int, stride: int, listed: int, n: int, x: int, k: int, ahead: int, out: int
+) -> None:
+    """`dot_rows` of the n rows of the matrix at w whose numbers lie, int64, at `listed`; prefetched `ahead` rows before."""
+    _dot_rows(type_id, w, stride, n, x, k, ahead, listed, out)
 
 
 @operation(address)
@@ -117,10 +125,10 @@ def _float_room(b: Builder) -> Value:
 
 
 @compiled
-def dot_row(type_id: int, w: int, x: int, k: int, ahead: int, also: int = 0) -> float:
-    """`dot_rows` of one row, which comes back as a number; `also`: distance to another row to ask for, or 0."""
+def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
+    """`dot_rows` of one row, which comes back as a number."""
     out = _float_room()
-    _dot_rows(type_id, w, 0, 1, x, k, ahead, also, out)
+    _dot_rows(type_id, w, 0, 1, x, k, ahead, 0, out)
     return operations.load_f32(out)
 
 

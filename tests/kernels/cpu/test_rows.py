@@ -78,6 +78,14 @@ def test_dot_row(
     at = before_a_hole(operand(type_id, x))
     got = [rows.dot_row(type_id, row.ctypes.data, at.ctypes.data, k, rows.AHEAD) for row in raw]
     assert_near(got, ref.mul_mat(w, x, sizes.is_quantised(type_id))[0])
+    # listed, more than are folded at once, whatever is asked for
+    listed = np.array([0, 6, 1, 5, 2, 4, 3, 3, 0, 6, 6, 2, 1, 4, 5, 0, 3, 2, -(1 << 40)])
+    where = type_id, raw.ctypes.data, raw.shape[1], listed.ctypes.data
+    for n, ahead in ((1, 2), (18, 2), (18, 40), (5, 0)):
+        out = np.full(n + 1, 7, np.float32)
+        rows.dot_listed(*where, n, at.ctypes.data, k, ahead, out.ctypes.data)
+        wanted = np.array(got, np.float32)[listed[:n]]
+        assert out[:n].tobytes() == wanted.tobytes() and out[n] == 7
 
 
 def tile_addresses(at: NDArray[Any]) -> NDArray[np.int64]:
