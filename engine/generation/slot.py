@@ -55,9 +55,15 @@ class Slot:
 
     @property
     def next_id(self) -> int:
-        """The token chosen last, which has to pass next."""
+        """The token that has to pass next: the one chosen last, or the prompt's last before any is chosen."""
         assert self.sequence is not None
-        return self.sequence.ids[-1]
+        return (self.sequence.ids or self.sequence.prompt_ids)[-1]
+
+    @property
+    def lacks_one(self) -> bool:
+        """Whether one token is left of the prompt, which may pass like one that was chosen."""
+        assert self.sequence is not None
+        return len(self.sequence.prompt_ids) - len(self.held) == 1 and self._engine.first_prompt.is_over
 
     def run_slice(self, most: int, logits: NDArray[np.float32]) -> bool:
         """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there.
@@ -104,6 +110,10 @@ def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> 
     for slot, token in zip(slots, ids, strict=True):
         slot.held.append(token)
         if slot.sequence is not None:
-            slot.sequence.statistics.n_decoded += 1
-            slot.sequence.statistics.decode_seconds += seconds
+            statistics = slot.sequence.statistics
+            if slot.sequence.ids:
+                statistics.n_decoded += 1
+                statistics.decode_seconds += seconds
+            else:
+                statistics.prompt_seconds += seconds
     return draft

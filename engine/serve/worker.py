@@ -311,7 +311,10 @@ class Worker(Closing):
         return best if 2 * best.n_alike(ids) >= len(ids) else self._free[0]
 
     def _run_slice(self) -> None:
-        """Let some of the first prompt that is not through pass."""
+        """Let some of the first prompt that is not through pass; a last token passes in a step, if others do."""
+        in_step = [each for each in self._running if not each.in_prompt or each.slot.lacks_one]
+        for each in in_step if len(in_step) > 1 else ():
+            each.in_prompt = False
         running = next((each for each in self._running if each.in_prompt), None)
         if running is None:
             return

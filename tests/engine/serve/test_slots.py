@@ -118,6 +118,34 @@ def test_a_prompt_goes_where_most_of_it_is(server: Served) -> None:
         assert told["prompt_tokens"] - 4 <= cached < told["prompt_tokens"]
 
 
+def test_a_prompt_that_is_held_begins_with_the_others_step(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a prompt that a slot holds one token is left, which takes no run of its own, and says the same."""
+    bodies = [{"prompt": prompt, "max_tokens": 12, "temperature": 0} for prompt in PROMPTS]
+    wanted, slices = [text_of(server, body) for body in bodies], list[int]()
+    run_slice, step = slots.Slot.run_slice, slots.step
+
+    def noted(self: Any, most: int, logits: Any) -> bool:
+        slices.append(self.number)
+        return run_slice(self, most, logits)
+
+    def slowly(*arguments: Any) -> Any:
+        time.sleep(0.01)
+        return step(*arguments)
+
+    monkeypatch.setattr(slots.Slot, "run_slice", noted)
+    monkeypatch.setattr(worker, "step", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        held = server.open(TEXT, {"prompt": PROMPTS[2], "max_tokens": -1, "ignore_eos": True})
+        until(lambda: bool(slices))
+        slices.clear()
+        told = [server.ask(TEXT, body) for body in bodies[:2]]
+        assert not slices and [each.json["choices"][0]["text"] for each in told] == wanted[:2]
+        held.close()
+        assert list(pool.map(partial(text_of, server), bodies)) == wanted
+
+
 def test_a_failing_step_is_told_to_all_whom_it_concerns(
     server: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
