@@ -7,6 +7,7 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+import recorded_files
 from numpy.typing import NDArray
 
 from hotcold.engine.run.executor import Executor
@@ -47,6 +48,18 @@ def logits_of() -> Callable[[Executor, NDArray[np.int32], int], NDArray[np.float
 def data() -> Path:
     """The folder of recordings."""
     return DATA
+
+
+@pytest.fixture(scope="session")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """recorded(name): a recorded model of tests/data/llamacpp, made if it is one that is not kept."""
+    folder = tmp_path_factory.mktemp("recorded")
+
+    def find(name: str) -> Path:
+        path = (folder if name in recorded_files.MADE else DATA / "llamacpp") / f"{name}.gguf"
+        return path if path.is_file() else recorded_files.make(name, DATA / "llamacpp", path)
+
+    return find
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The graph of llama: its formulas, its modes, its order."""
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -138,8 +138,8 @@ def test_queries_and_keys_are_rotated_and_values_are_not(dense: Model) -> None:
     assert nodes["kqv_out-0"].output.shape == (3, 128)
 
 
-def test_rope_freqs_are_an_operand(data: Path) -> None:
-    with open_gguf(data / "llamacpp" / "llama.ropefreqs.f16.gguf") as file:
+def test_rope_freqs_are_an_operand(recorded: Callable[[str], Path]) -> None:
+    with open_gguf(recorded("llama.ropefreqs.f16")) as file:
         nodes = nodes_of(architectures.build(load_model(file), 1, "off"))
     assert names(nodes["Qrope-1"]) == ["Qcur-1", "rope_freqs.weight"]
     assert names(nodes["Krope-1"]) == ["Kcur-1", "rope_freqs.weight"]

@@ -146,8 +146,8 @@ def test_a_tied_model_uses_token_embd_twice(data: Path) -> None:
     assert model.rope_scaling.freq_scale == 0.25
 
 
-def test_rope_freqs(data: Path) -> None:
-    with open_gguf(data / "llamacpp" / "llama.ropefreqs.f16.gguf") as file:
+def test_rope_freqs(recorded: Callable[[str], Path]) -> None:
+    with open_gguf(recorded("llama.ropefreqs.f16")) as file:
         model = load_model(file)
     assert model.rope_freqs is not None
     assert model.rope_freqs.ne == (8,)

@@ -79,21 +79,22 @@ def test_logits_equal_the_recording(
     data: Path,
     distance: Callable[[Logits, Logits], float],
     logits_of: Callable[[Executor, NDArray[np.int32], int], Logits],
+    recorded: Callable[[str], Path],
 ) -> None:
-    recorded = np.load(data / "llamacpp" / RECORDINGS.get(name, "logits.npz"))
+    wanted = np.load(data / "llamacpp" / RECORDINGS.get(name, "logits.npz"))
     bound, exact_bound = BOUNDS[name]
     with (
-        open_gguf(data / "llamacpp" / f"{name}.gguf") as file,
+        open_gguf(recorded(name)) as file,
         Executor(
             plan_for_cpu(load_model(file), Wanted("off", N_CTX.get(name, 64), 48, "f32")), file, 2
         ) as executor,
     ):
-        logits = logits_of(executor, recorded["ids"], step)
-    assert distance(logits, recorded[name]) <= bound
-    assert distance(logits, recorded[f"{name}.exact"]) <= exact_bound
-    exact = recorded[f"{name}.exact"]
-    largest = float(np.abs(recorded[name] - exact).max())
-    for theirs in (recorded[name], exact):
+        logits = logits_of(executor, wanted["ids"], step)
+    assert distance(logits, wanted[name]) <= bound
+    assert distance(logits, wanted[f"{name}.exact"]) <= exact_bound
+    exact = wanted[f"{name}.exact"]
+    largest = float(np.abs(wanted[name] - exact).max())
+    for theirs in (wanted[name], exact):
         second, first = np.sort(theirs, axis=1)[:, -2:].T
         sure = first - second > 2 * largest
         assert (logits.argmax(1) == theirs.argmax(1))[sure].all()
