@@ -281,7 +281,8 @@ def _emit_tile(
     """out[column, row] of a panel and the packed vectors at xs; `chains` is memory for their sums."""
     block_bytes = ROW_BYTES * (DWORDS + n_factors(kind))
     n, shifts = len(xs), simd.splat(b, b.trunc(shift, I32), 16)
-    with cgutils.for_range(b, I64(BLOCKS)) as chain:
+    few = b.icmp_signed("<=", n_blocks, I64(BLOCKS // 2))  # so that half of the chains stay 0
+    with cgutils.for_range(b, b.select(few, I64(BLOCKS // 2), I64(BLOCKS))) as chain:
         group, j = b.lshr(chain.index, I64(2)), b.and_(chain.index, I64(3))
         numbers_at = b.add(b.mul(group, I64(GROUP_BYTES)), b.mul(j, I64(16)))
         lane_at = b.mul(b.add(b.mul(j, I64(4)), group), I64(4))
@@ -301,13 +302,21 @@ def _emit_tile(
         for c in range(n):
             for r in range(VECTORS):
                 simd.store(b, b.load(acc[c][r]), to, ROW_BYTES * c + 64 * r, 64)
-    with cgutils.for_range(b, I64(n * VECTORS)) as loop:
-        at = b.add(chains, b.mul(loop.index, I64(64)))
-        v = [load(b, at, VT(F32, 16), n * ROW_BYTES * i, 64) for i in range(BLOCKS)]
-        while len(v) > 1:
-            half = len(v) // 2
-            v = [b.fadd(v[i], v[i + half]) for i in range(half)]
-        simd.store(b, v[0], b.add(out, b.mul(loop.index, I64(64))), align=64)
+
+    def fold(n_chains: int) -> None:
+        with cgutils.for_range(b, I64(n * VECTORS)) as loop:
+            at = b.add(chains, b.mul(loop.index, I64(64)))
+            v = [load(b, at, VT(F32, 16), n * ROW_BYTES * i, 64) for i in range(n_chains)]
+            while len(v) > 1:
+                half = len(v) // 2
+                v = [b.fadd(v[i], v[i + half]) for i in range(half)]
+            simd.store(b, v[0], b.add(out, b.mul(loop.index, I64(64))), align=64)
+
+    with b.if_else(few) as (then, otherwise):
+        with then:
+            fold(BLOCKS // 2)
+        with otherwise:
+            fold(BLOCKS)
 
 
 @family({kind.type_id: sum_kind(kind) for kind in BLOCK_TYPES}, 6)
