@@ -67,17 +67,22 @@ class Staging:
         kind, n = matrix.weight.type, matrix.n
         row_bytes = device_row_bytes(kind, n)
         at_once = max(1, self.part // row_bytes)
+        job, made_for = None, 0
         for first in range(0, matrix.n_rows, at_once):
             count = min(at_once, matrix.n_rows - first)
-            staged, parts = self._next(count * row_bytes), planes(kind, count, n)
-            entries = np.array(
-                [[p.field.start, p.field.n_bytes, p.offset, p.row_bytes] for p in parts], np.int64
-            )
-            record = _record(rows, chosen, first, matrix, staged) | {
-                "x": entries.ctypes.data,
-                "n_parts": len(parts),
-            }
-            team.walk(Program([record]))
+            staged = self._next(count * row_bytes)
+            if job is None or count != made_for:
+                parts, made_for = planes(kind, count, n), count
+                entries = np.array(
+                    [[p.field.start, p.field.n_bytes, p.offset, p.row_bytes] for p in parts], np.int64
+                )
+                job = Program([_record(rows, count, matrix, entries)])
+            job.ops["y"] = staged.ctypes.data
+            if chosen is None:
+                job.ops["w"] = _address(rows) + first * rows.strides[0]
+            else:
+                job.ops["listed"] = chosen[first:].ctypes.data
+            team.walk(job)
             for plane, buffer in zip(parts, matrix.planes, strict=True):
                 n_bytes = count * plane.row_bytes
                 self._upload(plane.offset, n_bytes, buffer, first * plane.row_bytes)
@@ -107,23 +112,22 @@ class Staging:
 
 
 def _record(
-    rows: NDArray[np.uint8],
-    chosen: NDArray[np.int32] | None,
-    first: int,
-    matrix: DeviceMatrix,
-    staged: NDArray[np.uint8],
+    rows: NDArray[np.uint8], count: int, matrix: DeviceMatrix, entries: NDArray[np.int64]
 ) -> dict[str, int]:
-    """The op that repacks the rows from `first` on, as many as there is room for, but for its planes."""
-    of_file, base = rows.strides[0], int(rows.__array_interface__["data"][0])
-    count = staged.size // device_row_bytes(matrix.weight.type, matrix.n)
+    """The op that repacks some rows, but for which ones and where to."""
+    of_file = rows.strides[0]
     return {
         "code": program.TO_PLANES,
         "chunks": min(4 * program.row_chunks(count, of_file), program.MAX_CHUNKS, count),
-        "w": base + (first * of_file if chosen is None else 0),
+        "w": _address(rows),
         "w_stride": of_file,
         "n_rows": count,
         "k": n_blocks(matrix.weight.type, matrix.n),
+        "x": entries.ctypes.data,
         "z_stride": block_bytes(matrix.weight.type),
-        "listed": 0 if chosen is None else chosen[first:].ctypes.data,
-        "y": staged.ctypes.data,
+        "n_parts": len(entries),
     }
+
+
+def _address(rows: NDArray[np.uint8]) -> int:
+    return int(rows.__array_interface__["data"][0])

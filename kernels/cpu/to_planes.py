@@ -59,6 +59,9 @@ def _field(x: int, step: int, size: int, n: int, y: int) -> None:
     elif size == 16:
         for i in range(n):
             _copy_16(y + 16 * i, x + step * i)
+    elif size == 32:
+        for i in range(n):
+            _copy_32(y + 32 * i, x + step * i)
     else:
         _wide(x, step, size, n, y)
 
