@@ -60,13 +60,13 @@ class Neurons:
     Attributes:
         starts: without any row; and of the first that fires.
         gate, listed_gate: of a gate row in order, and of one of a list.
-        others: of a neuron's up and down rows, where it fires by chance, and where all are computed.
+        others: of a neuron's up and down rows, where one in four at most is computed, one in two, and all.
     """
 
     starts: tuple[float, float]
     gate: float
     listed_gate: float
-    others: tuple[float, float]
+    others: tuple[float, float, float]
 
 
 class Probes:
@@ -118,12 +118,13 @@ class Probes:
         often = [*records] * max(1, FEWEST // len(records))
         return max(0.0, self.seconds(often)[0] - self.walk()) / len(often)
 
-    def vectors(self, records: Sequence[Record]) -> float:
+    def vectors(self, groups: Sequence[Sequence[Record]]) -> float:
         """Seconds of the records that read vectors and caches alone, in their order, on vectors of their sizes.
 
-        Between two of them as many weights pass as lie between two in the model on the average, since they drive
-        vectors and caches out of the caches of the machine.
+        Between two groups weights pass, as many as do in the model on the average, since they drive vectors and caches
+        out of the caches of the machine.
         """
+        records = [record for group in groups for record in group]
         if not records:
             return 0.0
         caches: dict[int, int] = {}
@@ -131,14 +132,15 @@ class Probes:
         if 2 * sum(of_caches.values()) > self._own.size:
             self._own = program.aligned(2 * sum(of_caches.values()))
         self._n_caches = 0  # bytes of those that have a place
-        own = [self._on_own_memory(record, caches) for record in records]
-        between = min(max(BETWEEN_BYTES[0], self._n_ring // len(own)), BETWEEN_BYTES[1])
-        weights = self._matrix_records(
-            rows.Q8_0_ID, 1024, max(32, between // sizes.row_bytes(rows.Q8_0_ID, 1024)), 1
-        )
-        first = [weights[i % len(weights)] for i in range(len(own))]
-        together = [record for pair in zip(first, own, strict=True) for record in pair]
-        both, weights_alone = self.seconds(together, first)
+        between = min(max(BETWEEN_BYTES[0], self._n_ring // len(groups)), BETWEEN_BYTES[1])
+        n_rows = max(32, between // sizes.row_bytes(rows.Q8_0_ID, 1024))
+        weights = self._matrix_records(rows.Q8_0_ID, 1024, n_rows, 1)
+        together, alone = list[Record](), list[Record]()
+        for i, group in enumerate(groups):
+            passing = weights[i % len(weights)]
+            alone.append(passing)
+            together += [passing, *(self._on_own_memory(record, caches) for record in group)]
+        both, weights_alone = self.seconds(together, alone)
         return max(0.0, both - weights_alone)
 
     def _on_own_memory(self, record: Record, caches: dict[int, int]) -> Record:
@@ -205,12 +207,12 @@ class Probes:
         lists = [np.sort(drawn[:count]) for count in (n // LISTED, n // 2, n)]
         timed = partial(self._ffns, types, k, activation, pieces, n)
         idle = [timed(which, NONE)[0] for which in lists]
-        (some, n_some), (half, n_half) = (timed(which, HALF) for which in lists[:2])
+        (some, n_some), (more, n_more), (most, n_most) = (timed(which, HALF) for which in lists)
         every = timed(lists[2], EVERY)[0]
         start, listed = _line((lists[0].size, lists[1].size), idle[:2])
-        of_firing, other = _line((n_some, n_half), (max(0.0, some - idle[0]), max(0.0, half - idle[1])))
-        others = other, max(0.0, every - idle[2] - of_firing) / n
-        return Neurons((start, of_firing), max(0.0, idle[2] - start) / n, listed, others)
+        of_firing, other = _line((n_some, n_more), (max(0.0, some - idle[0]), max(0.0, more - idle[1])))
+        half, whole = (max(0.0, t - idle[2] - of_firing) / m for t, m in ((most, n_most), (every, n)))
+        return Neurons((start, of_firing), max(0.0, idle[2] - start) / n, listed, (other, half, whole))
 
     def _ffns(
         self,

@@ -21,6 +21,7 @@ from hotcold.kernels.cpu import program
 
 PRODUCTS = {program.MAT_VEC: ("w",), program.LOGITS: ("w",), program.GATED: ("w", "w1")}
 EXPERT_PRODUCTS = (program.EXPERT_ROWS, program.EXPERT_LISTED)
+SHARES = 0.25, 0.5, 1.0  # of the neurons that are computed, at which probes time their up and down rows
 Found = tuple[Node, Record]
 
 
@@ -40,7 +41,7 @@ def token_seconds(engine: Engine, stats: Activity, probes: Probes, run: float) -
         stats: empty where the FFN runs dense.
         run: seconds of a run whose walk is left out.
     """
-    vectors: list[Record] = []
+    vectors: list[list[Record]] = [[]]
     seconds = run + probes.walk()
     for node, record in _records(engine):
         code = record["code"]
@@ -59,15 +60,26 @@ def token_seconds(engine: Engine, stats: Activity, probes: Probes, run: float) -
             seconds += _neurons(engine, stats, node, record, probes)
         elif code in (program.DOWN_ROWS, program.EXPERT_DOWN):
             seconds += _down(engine, stats, node, record, probes)
-        else:  # of experts there are a few small ones, which are taken for additions of their vectors
-            vectors.append(record if code in VECTORS else _add(max(record.get("k", 0), 16)))
-    return seconds + probes.vectors(vectors)
+        else:
+            vectors[-1].append(_of_vectors(node, record))
+            continue
+        if vectors[-1]:
+            vectors.append([])
+    return seconds + probes.vectors([group for group in vectors if group])
 
 
 def _records(engine: Engine) -> Iterator[Found]:
     for node, records in engine.executor.run_steps.lowered[1]:
         for record in records:
             yield node, record
+
+
+def _of_vectors(node: Node, record: Record) -> Record:
+    """The record itself, or an addition of as many numbers as a token's experts have."""
+    if record["code"] in VECTORS and not record.get("groups"):
+        return record
+    n_used = node.tensor("chosen").shape[1] if node.op == "expert_ffn" else 1
+    return _add(max(n_used * record.get("k", 0), 16))
 
 
 def _add(k: int) -> Record:
@@ -118,12 +130,12 @@ def _neurons(engine: Engine, stats: Activity, node: Node, record: Record, probes
         each = probes.neurons(types, k, activation, pieces)
         return np.array([*each.starts, each.gate, each.listed_gate, *each.others])
 
-    start, of_firing, gate, listed_gate, some, every = at_length(record["k"], figures)
+    start, of_firing, gate, listed_gate, *others = at_length(record["k"], figures)
     n_all = _numbers(engine, Activity((), (), 0.0), node)[0]
     of_gate = gate if n_listed > 0.9 * n_all else listed_gate
-    others = some if record.get("skip") else every
+    other = np.interp(n_firing / n_all, SHARES, others)
     start += of_firing * (n_firing > 0)
-    return float(start + n_listed * of_gate + n_firing * others)
+    return float(start + n_listed * of_gate + n_firing * other)
 
 
 def _down(engine: Engine, stats: Activity, node: Node, record: Record, probes: Probes) -> float:

@@ -70,7 +70,7 @@ class Priced:
         return Rows((0.0, float(k)), (0.0, float(k)))
 
     def neurons(self, types: tuple[int, ...], k: int, activation: int, pieces: int) -> Neurons:
-        return Neurons((0.0, 0.0), 1.0, 100.0, (10_000.0, 10_000.0))
+        return Neurons((0.0, 0.0), 1.0, 100.0, (10_000.0,) * 3)
 
     def vectors(self, records: list[dict[str, int]]) -> float:
         return 0.0
