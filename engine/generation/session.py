@@ -95,6 +95,8 @@ def read(engine: Engine, path: Path, option: str = "--session") -> Session:
             shapes = [each.shape for each in engine.executor.host.blocks(len(header["ids"]))]
             n_bytes = sum(map(math.prod, shapes))
             data = file.read(n_bytes + 1)
+    except FileNotFoundError as error:
+        raise FileError(option, path, "No such file or directory", "name a file that was saved") from error
     except OSError as error:
         raise FileError(option, path, error.strerror or "cannot be read", REMEDY) from error
     if len(data) != n_bytes or hashlib.sha256(data).hexdigest() != header["sha256"]:

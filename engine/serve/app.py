@@ -24,8 +24,8 @@ from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.hidden_states import mean_state
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.answer import Heard
-from hotcold.engine.serve.asked import GRAMMARS, in_fields, parse_asked
-from hotcold.engine.serve.fields import RequestFields, parse_body, shown
+from hotcold.engine.serve.asked import grammar_named, in_fields, parse_asked
+from hotcold.engine.serve.fields import RequestFields, parse_body
 from hotcold.engine.serve.figures import figures
 from hotcold.engine.serve.forms import Form
 from hotcold.engine.serve.guard import Guard, read_body
@@ -172,12 +172,12 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             write = partial(self._prompts.of_chat, messages, tools)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
-            await self._worked_out(asked.settings.grammar, fields)
+            await self._worked_out(asked.settings.grammar)
             return Reply(
                 self.worker, asked, [prompt], form, control=control, calls=bool(tools)
             ), prompt.warnings
 
-        return await self._replied(request, reply, asked.stream, self._told(fields))
+        return await self._replied(request, reply, asked.stream, fields)
 
     async def completions(self, request: Request) -> Response:
         """POST /v1/completions."""
@@ -189,52 +189,50 @@ class Server:
         async def reply() -> tuple[Reply, tuple[str, ...]]:
             encode = partial(self._prompts.of_text, fields, parse_special=asked.settings.parse_special)
             prompts: list[Prompt] = await anyio.to_thread.run_sync(encode)
-            await self._worked_out(asked.settings.grammar, fields)
+            await self._worked_out(asked.settings.grammar)
             return Reply(self.worker, asked, prompts, form, echo=echo), ()
 
         fields.get("prompt")
-        return await self._replied(request, reply, asked.stream, self._told(fields))
+        return await self._replied(request, reply, asked.stream, fields)
 
-    async def _worked_out(self, grammar: str, fields: RequestFields) -> None:
+    async def _worked_out(self, grammar: str) -> None:
         """Have a grammar worked out before its answer takes a slot."""
-        if not grammar:
-            return
-        check = partial(check_grammar, self._engine.tokenizer, grammar)
-        try:
+        if grammar:
+            check = partial(check_grammar, self._engine.tokenizer, grammar)
             await anyio.to_thread.run_sync(check, limiter=self._templates)
-        except SettingError as error:
-            if error.thing != "grammar":
-                raise
-            field = next(field for field in GRAMMARS if fields.get(field) is not None)
-            raise SettingError(field, shown(fields.get(field)), error.bound, error.next_step) from error
 
     async def _replied(
         self,
         request: Request,
         make: Callable[[], Awaitable[tuple[Reply, tuple[str, ...]]]],
         stream: bool,
-        told: tuple[str, ...],
+        fields: RequestFields,
     ) -> Response:
         """The reply in its form; its place in the queue is free when it has ended."""
+        told = self._told(fields)
         self.worker.take_place()
         is_taken = True
         try:
-            reply, warnings = await make()
-            told = (*told, *warnings)
-            if stream:
-                is_taken = False
-                chunks = self._until_free(reply.chunks())
-                return EventStream(chunks, warning_headers(told), self._options.ping_seconds)
-            answer = await until_gone(request.receive, reply.whole())
+            with grammar_named(fields):
+                reply, warnings = await make()
+                told = (*told, *warnings)
+                if stream:
+                    is_taken = False
+                    chunks = self._until_free(reply.chunks(), fields)
+                    return EventStream(chunks, warning_headers(told), self._options.ping_seconds)
+                answer = await until_gone(request.receive, reply.whole())
             return json_response(answer or {}, headers=warning_headers((*told, *reply.warnings)))
         finally:
             if is_taken:
                 self.worker.free_place()
 
-    async def _until_free(self, chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[dict[str, Any]]:
+    async def _until_free(
+        self, chunks: AsyncIterator[dict[str, Any]], fields: RequestFields
+    ) -> AsyncIterator[dict[str, Any]]:
         try:
-            async for chunk in chunks:
-                yield chunk
+            with grammar_named(fields):
+                async for chunk in chunks:
+                    yield chunk
         finally:
             self.worker.free_place()
 

@@ -1,13 +1,14 @@
 """What a request asks for: how its answers go on, how many, in which form. From OpenAI's names to the engine's."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from hotcold.engine.generation.constraint import ANY_OBJECT, of_grammar, of_regex, of_schema
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.fields import RequestFields
+from hotcold.engine.serve.fields import RequestFields, shown
 from hotcold.errors import DoesNotFitError, HotcoldError, SettingError
 
 MAX_N, MAX_STOPS, MAX_LOGPROBS, MAX_PROMPTS = 16, 16, 20, 64
@@ -131,6 +132,18 @@ def grammar_of(fields: RequestFields) -> str:
     return (
         of_schema(given[name]) if name in ("response_format", "json_schema") else of_regex(given[name], name)
     )
+
+
+@contextmanager
+def grammar_named(fields: RequestFields) -> Iterator[None]:
+    """Name the field that a grammar came in where the grammar is refused, at once or somewhere in an answer."""
+    try:
+        yield
+    except SettingError as error:
+        if error.thing != "grammar":
+            raise
+        field = next(field for field in GRAMMARS if fields.get(field) is not None)
+        raise SettingError(field, shown(fields.get(field)), error.bound, error.next_step) from error
 
 
 def _schema_of(form: Any, fields: RequestFields) -> Any:

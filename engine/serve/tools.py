@@ -69,7 +69,7 @@ def calls_grammar(fields: RequestFields, tools: Sequence[dict[str, Any]]) -> str
             raise fields.wrong("tool_choice", known, '{"type": "function", "function": {"name": "f"}}')
         functions, several = {name: functions[name]} if name in functions else {}, False
     if not functions:
-        raise fields.wrong("tool_choice", "not among tools", '"auto"')
+        raise fields.wrong("tool_choice", "not among tools" if tools else "no tools are offered", '"auto"')
     first = 'start: call ("\\n" call)*' if several else "start: call"
     lines = [first, "call: " + " | ".join(f"call{i}" for i in range(len(functions)))]
     for i, function in enumerate(functions.values()):

@@ -69,6 +69,14 @@ def test_a_regular_expression_matches_the_whole_answer(server: Served, name: str
             assert re.fullmatch(pattern[name], answer.choices[0].text)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_regular_expression_that_takes_too_much_is_named(server: Served, stream: bool) -> None:
+    """It is found while the answer is chosen, not before."""
+    body = {"prompt": "Emma", "regex": "(a{1000}){1000}", "stream": stream}
+    said = server.ask("/v1/completions", body).body.decode()
+    assert '"param":"regex"' in said.replace(": ", ":") and "too many expressions" in said, said
+
+
 def test_requests_with_and_without_one_do_not_meet(server: Served) -> None:
     plain = {"prompt": "Emma", "max_tokens": 20, "temperature": 0}
     wanted = server.ask("/v1/completions", plain).json["choices"][0]["text"]

@@ -126,7 +126,11 @@ def test_what_is_wrong_is_said(engine: Engine, tmp_path: Path) -> None:
             (act(server, "save", slot="x"), 400, "slot: x (0 to 1)"),
             (act(server, "burn"), 400, "action: burn (known: save, restore, erase)"),
             (server.ask("/slots/0", {"filename": "a"}), 400, "action:"),
-            (act(server, "restore", "missing"), 400, "No such file"),
+            (
+                act(server, "restore", "missing"),
+                400,
+                "(No such file or directory); name a file that was saved",
+            ),
             (act(server, "restore", "text"), 400, "no session's file"),
             (act(server, "save", "folder"), 400, "is a directory"),
             (server.ask("/slots/0?action=save", b"["), 400, "body"),

@@ -139,7 +139,7 @@ def test_calls_are_found_however_they_are_cut(text: str, told: list[Any], cut: i
         ({"tools": TOOLS, "tool_choice": {"type": "custom"}}, "known: auto, none, required"),
         ({"tools": TOOLS, "tool_choice": {"type": "function", "function": 7}}, "known: auto, none, required"),
         ({"tools": TOOLS, "tool_choice": NAMED | {"function": {"name": "g"}}}, "(not among tools)"),
-        ({"tool_choice": "required"}, 'tool_choice: "required" (not among tools)'),
+        ({"tool_choice": "required"}, 'tool_choice: "required" (no tools are offered)'),
         ({"tools": NO_SCHEMA, "tool_choice": "required"}, "parameters of f: 7 (a JSON schema)"),
         ({"tools": OF_NOTHING, "tool_choice": "required"}, "Unsatisfiable schema"),
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "not together with response_format"),
