@@ -42,6 +42,8 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
 
     def run(self) -> None:
         """Load, then ask and answer."""
+        settings = self.generation_settings()
+        settings.checked()  # before the load; each answer has a seed of its own
         with open_engine(self, self.quiet) as engine:
             from hotcold.engine.chat.conversation import Chat
             from hotcold.engine.chat.template import load_template
@@ -59,6 +61,6 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
                 system=self.system_text(),
                 notify=say,
                 hide_thoughts=self.hide_thoughts,
-                **vars(self.generation_settings()),
+                **vars(settings),
             )
             raise typer.Exit(converse(chat, say, self.verbose))

@@ -84,11 +84,11 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
             raise SettingError("--logprobs", self.logprobs, "the text has no place for them", "add --json")
         text = read_prompt(self.prompt, self.file, escapes=self.escape, keep_newline=self.keep_newline)
         grammar = grammar_of(self.json_schema, self.grammar_file)
+        settings = replace(self.generation_settings(), grammar=grammar).checked()
         if self.session is not None:
             check_output(self.session, force=True, option="--session")
         with open_engine(self, self.quiet) as engine:
             held = None if self.session is None else restored(engine, self.session)
-            settings = replace(self.generation_settings(), grammar=grammar)
             generation = engine.generate_with(text, settings, held)
             if not self.quiet:
                 describe(engine, generation, self.verbose)

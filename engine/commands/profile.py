@@ -1,6 +1,7 @@
 """`hotcold profile`: which neurons work, counted on texts of one's own."""
 
 import json
+import shlex
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -204,9 +205,9 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         for line in lines(counted, activation):
             write_line(line)
         if not self.quiet:
-            note(
-                f"counts are in {folder}; see what a budget makes of them: hotcold offload-dump --activation DIR"
-            )
+            of = "" if self.path is None else f" -m {shlex.quote(str(self.path))}"
+            plan = f"hotcold offload-dump{of} --activation {shlex.quote(str(folder))}"
+            note(f"counts are in {folder}; see what a budget makes of them: {plan}")
 
 
 def write(folder: Path, counted: "Profile", of: "CountedOn", model: str) -> "dict[str, object]":

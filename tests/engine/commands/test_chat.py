@@ -240,9 +240,10 @@ def test_answers_go_to_a_file_while_a_terminal_asks(template: str, tmp_path: Pat
 
 
 def test_bad_settings_are_said_first(template: str) -> None:
-    done = piped(b"She\n", "--chat-template", template, "--top-p", "7")
-    assert done.returncode == 2
-    assert "--top-p: 7.0" in done.stderr
+    for model in ((), ("-m", "/no/such")):
+        done = piped(b"She\n", "--chat-template", template, "--top-p", "7", *model)
+        assert done.returncode == 2
+        assert "--top-p: 7.0" in done.stderr
 
 
 class Terminal:

@@ -27,6 +27,7 @@ def refused(code: int, *arguments: str, **environment: str) -> str:
     ("code", "arguments", "message"),
     [
         (2, ("-p", "a", "--temp", "-1"), "--temp: -1.0 ("),
+        (2, ("-p", "a", "--temp", "-1", "-m", "/no/such"), "--temp: -1.0 ("),  # before the model is looked at
         (2, ("-p", "a", "--top-p", "nan"), "--top-p: nan ("),
         (2, ("-p", "a", "--repeat-last-n", "-2"), "--repeat-last-n: -2 ("),
         (2, ("-p", "a", "--presence-penalty", "inf"), "--presence-penalty: inf ("),

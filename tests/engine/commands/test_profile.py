@@ -38,6 +38,7 @@ def test_counts_go_where_a_plan_reads_them(text: Path, tmp_path: Path) -> None:
     out = tmp_path / "counts"
     shown = run("profile", "-f", str(text), "-o", str(out), *OPTIONS)
     assert shown.returncode == 0 and f"counts are in {out}" in shown.stderr
+    assert shown.stderr.endswith(f": hotcold offload-dump --activation {out}\n")
     assert max(map(len, shown.stdout.splitlines())) <= 80
     report = json.loads((out / "profile.json").read_text())
     counts = counted(out)
