@@ -91,7 +91,7 @@ def _on_device(
             placed.store.load(HostStore(file), progress, n_threads)
         executor = Executor(placed.plan, file, n_threads, placed.store)
     try:
-        executor.prompts = settle_prompts(executor)
+        executor.prompts = "" if how.stream_batch == 0 else settle_prompts(executor)
     except BaseException:
         executor.close()
         raise
