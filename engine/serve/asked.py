@@ -25,6 +25,7 @@ NUMBERS = (
 )
 # fields that say what an answer has to follow
 GRAMMARS = ("response_format", "json_schema", "grammar", "regex", "guided_regex", "tools")
+SAYS_NOTHING = None, "", {"type": "text"}
 SUCH_AS = re.compile(r"such as --?[\w-]+ (\S+)")
 
 
@@ -142,7 +143,7 @@ def grammar_named(fields: RequestFields) -> Iterator[None]:
     except SettingError as error:
         if error.thing != "grammar":
             raise
-        field = next(field for field in GRAMMARS if fields.get(field) is not None)
+        field = next(field for field in GRAMMARS if fields.get(field) not in SAYS_NOTHING)
         raise SettingError(field, shown(fields.get(field)), error.bound, error.next_step) from error
 
 

@@ -114,6 +114,8 @@ def text(**fields: Any) -> dict[str, Any]:
             "lexer error: too many expressions",
         ),
         (TEXT, text(json_schema=[1]), "json_schema: list (a JSON object)"),
+        (TEXT, text(response_format={"type": "text"}, grammar="start: x"), 'grammar: "start: x" ('),
+        (TEXT, text(grammar="", regex="("), 'regex: "(" ('),
         (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with json_schema)'),
         (TEXT, text(grammar="start: x"), 'unknown name: "x"'),
         (TEXT, text(grammar="root ::= ("), "Expected ')'"),
