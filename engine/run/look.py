@@ -20,6 +20,7 @@ PREDICTOR, DEVICE, BUS = "predictor", "device", "bus"
 ATTENTION, FFN, HEAD, REST = "CPU: attention", "CPU: FFN", "CPU: head", "CPU: the rest"
 PARTS = (PREDICTOR, DEVICE, BUS, FFN, ATTENTION, HEAD, REST)
 SECONDS_BETWEEN = 0.4  # two looks, however often somebody asks
+KEPT = 16  # kinds of runs whose records are kept
 _OF_CPU = {"rope": ATTENTION, "kv_store": ATTENTION, "attention": ATTENTION, "logits": HEAD, "top_k": FFN}
 
 
@@ -119,8 +120,10 @@ class Looks:
         self.number += 1
 
     def _take(self, steps: Sequence[Step], context: Context) -> None:
-        """The steps of a run, traced; the records of each kind of run are kept apart."""
+        """The steps of a run, traced; the records of the last kinds of runs are kept, each apart."""
         if id(steps) not in self._tracing:
+            if len(self._tracing) >= KEPT:
+                del self._tracing[next(iter(self._tracing))]
             self._tracing[id(steps)] = steps, Tracing(self._executor, lambda taken: self._looking.hear(taken))
         self._looking.n_tokens = context.n_tokens
         self._tracing[id(steps)][1](steps, context)

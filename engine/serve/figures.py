@@ -18,6 +18,7 @@ ON_DEVICE = {
     "thresholds": "thresholds",
     "arena": "intermediates",
     "workspace": "work areas",
+    "staging": "staging buffers",
     "padding": "padding",
 }
 

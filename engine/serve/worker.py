@@ -177,7 +177,7 @@ class Worker(Closing):
     @property
     def n_waiting(self) -> int:
         """Tasks that have not begun."""
-        return len(self._tasks)
+        return len(self._tasks) + len(self._deferred)
 
     @property
     def running(self) -> tuple[Running, ...]:

@@ -85,6 +85,16 @@ def test_a_look_changes_no_bit_and_a_device_chooses_alike(open_emulated: Any) ->
     np.testing.assert_array_equal(on_cpu, on_device)
 
 
+def test_records_of_a_few_kinds_of_runs_are_kept(open_emulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device has steps for each length of a batch, of which it keeps the last ones itself."""
+    monkeypatch.setattr(looking, "KEPT", 1)
+    with opened(device="emulated", vram_budget="6MiB") as engine:
+        executor, looks = engine.executor, Looks(engine.executor)
+        for n in (1, 3, 4, 1):
+            assert looked_at(looks, lambda n=n: executor.run(IDS[:n], 0)).n_tokens == n
+            assert len(looks._tracing) == 1
+
+
 def test_it_looks_only_where_it_was_asked_to_and_nobody_else_does(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened() as engine:
         executor, looks = engine.executor, Looks(engine.executor)
