@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 from hotcold.errors import FileError, SettingError
+from hotcold.text_file import read_bytes
 
 MAX_PROMPT_BYTES = 1 << 28
 BYTE_ORDER_MARK = "\ufeff"
@@ -55,18 +56,18 @@ def read_file(file: Path | None, what: str = "prompt file") -> bytes:
     Raises:
         FileError: it cannot be read, or is too long.
     """
+    if file is not None and str(file) != "-":
+        return without_mark(read_bytes(file, MAX_PROMPT_BYTES, what))
+    if sys.stdin is None:
+        raise FileError("standard input", "closed", next_step="name a file, or use a pipe")
     try:
-        if file is None or str(file) == "-":
-            if sys.stdin is None:
-                raise FileError("standard input", "closed", next_step="name a file, or use a pipe")
-            data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
-        else:
-            with file.open("rb") as stream:
-                data = stream.read(MAX_PROMPT_BYTES + 1)
+        data = sys.stdin.buffer.read(MAX_PROMPT_BYTES + 1)
     except OSError as error:
-        raise FileError(what, file, error.strerror or "cannot be read", "name a text file") from error
+        raise FileError(
+            "standard input", error.strerror or "cannot be read", next_step="name a file"
+        ) from error
     if len(data) > MAX_PROMPT_BYTES:
-        raise FileError(what, file or "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
+        raise FileError(what, "-", f"at most {MAX_PROMPT_BYTES} bytes", "shorten it")
     return without_mark(data)
 
 
