@@ -70,21 +70,8 @@ def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Prepared],
     ids.array[:n_active], count.array[:] = np.arange(n_active) * 3, n_active
     partial = device.empty((n_groups(rows), n), "f4")
     product = matvec(weight_type, 1, rows, n).prepare(device, (*planes, *x, y, y, y, rows, n, 0))
-    arguments = (
-        *planes,
-        *planes,
-        *planes,
-        *x,
-        ids,
-        count,
-        partial,
-        rows,
-        n,
-        ACTIVATIONS["relu"],
-        partial,
-        ids,
-        0,
-    )
+    numbers, unread = (rows, n, ACTIVATIONS["relu"]), (partial, ids, 0)
+    arguments = (*planes, *planes, *planes, *x, ids, count, partial, *numbers, *unread)
     ffn = sparse_gated_ffn((weight_type,) * 3, 1, rows, n).prepare(device, arguments)
     reduce = sum_groups(1, rows, n).prepare(device, (partial, y, y, y, y, n_groups(rows), n, 0))
     return [product], [ffn, reduce]

@@ -23,7 +23,7 @@ from hotcold.engine.device.store import DeviceStore, rows_of_units
 from hotcold.engine.graph.graph import COLD, Node, weights_of
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
-from hotcold.engine.plan.plan import Ids, Piece, SentRows, Streaming
+from hotcold.engine.plan.plan import Ids, SentPiece, SentRows, Streaming
 from hotcold.kernels.cpu.team import Team
 
 
@@ -56,7 +56,7 @@ class Sender:
         self.filled[number % 2].record(self.device.copy)
         self.seconds += perf_counter() - started
 
-    def _rows(self, piece: Piece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:
+    def _rows(self, piece: SentPiece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:
         """Rows of the file, which of them, and where they go."""
         cold = None
         if each.rows == COLD and piece.units is not None:
@@ -111,9 +111,8 @@ def with_sending(steps: Sequence[Step], sender: Sender) -> list[Step]:
     found: list[Step] = [Send(sender, 0)]
     current, n_sent = -1, 1
     for i, (step, number) in enumerate(zip(steps, uses, strict=True)):
-        if current >= 0 and isinstance(
-            step, WaitFor | Walk
-        ):  # what the host does now the bus need not wait for
+        # what the host does now the bus need not wait for
+        if current >= 0 and isinstance(step, WaitFor | Walk):
             n_sent = _send_up_to(found, sender, n_sent, current + 1)
         if number is not None and number != current:
             n_sent, current = _send_up_to(found, sender, n_sent, number), number
@@ -132,7 +131,7 @@ def _send_up_to(found: list[Step], sender: Sender, n_sent: int, number: int) -> 
     return max(n_sent, wanted)
 
 
-def _pieces_of(steps: Sequence[Step], pieces: Sequence[Piece]) -> list[int | None]:
+def _pieces_of(steps: Sequence[Step], pieces: Sequence[SentPiece]) -> list[int | None]:
     """Of each step, which piece it reads, if any."""
     numbers = {
         (each.weight.name, each.weight.first_row, each.rows): number

@@ -9,7 +9,7 @@ from html import escape
 from hotcold.engine.dump.expert_grid import expert_grid
 from hotcold.engine.dump.report import Report
 from hotcold.engine.dump.svg import WIDTH, line, rect, svg, text
-from hotcold.engine.dump.text import TOTALS, short_form
+from hotcold.engine.dump.text import SELDOM, TOTALS, short_form
 from hotcold.engine.plan.budget import mib
 
 STYLE = """
@@ -91,7 +91,7 @@ def memory_map(report: Report) -> str:
     parts, rows, x = [], [], 0.0
     for i, (key, title) in enumerate(TOTALS.items()):
         width = WIDTH * gpu[key] / gpu["budget"]
-        if key == "staging" and not gpu[key]:
+        if key in SELDOM and not gpu[key]:
             continue
         if gpu[key]:
             parts.append(rect(x, 0, width, 36, f"--c{i}", f"{title}: {gpu[key]} bytes"))

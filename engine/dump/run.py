@@ -31,7 +31,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Sides:
+class SideTimes:
     """Seconds of a token: of each side by itself, of both at once, and how much of that the CPU computed, and waited.
 
     Attributes:
@@ -104,7 +104,7 @@ def run(
         counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
         use, walked = meter.read().since(before), (executor.walked - walked) / n_tokens
         alone = {side: _alone(executor, side, token, n_prompt + n_tokens - 1) for side in BOTH_SIDES}
-        sides = Sides(alone[GPU], alone[CPU], seconds, walked, counted[-1])
+        sides = SideTimes(alone[GPU], alone[CPU], seconds, walked, counted[-1])
         rows = _rows(plan, use.numbers(), counted, n_tokens, seconds)
         rows += _loading(store, load_seconds, executor.bus_speed())
     return rows + _times(sides, device is not None and plan.totals.used > 0) + _reckoned(sides, plan, others)
@@ -164,7 +164,7 @@ def _loading(store: DeviceStore | None, seconds: float, bus: float | None) -> li
     ]
 
 
-def _times(sides: Sides, is_divided: bool) -> list[Row]:
+def _times(sides: SideTimes, is_divided: bool) -> list[Row]:
     """What a token's time is made of; with a device also what each side takes by itself."""
     rest = sides.together - sides.walked - sides.waited
     figures: list[tuple[str, str, float]] = [
@@ -182,7 +182,7 @@ def _times(sides: Sides, is_divided: bool) -> list[Row]:
     return [_row(name, unit, None, value) for name, unit, value in figures]
 
 
-def _reckoned(sides: Sides, plan: Plan, others: Sequence[Plan]) -> list[Row]:
+def _reckoned(sides: SideTimes, plan: Plan, others: Sequence[Plan]) -> list[Row]:
     """What a smaller and a larger budget would do."""
     found = [
         (f"a token with a budget of {mib(other.budget.n_bytes)}", sides.of(plan, other)) for other in others

@@ -29,6 +29,8 @@ TOTALS = {
     "padding": "padding",
     "left_over": "left over",
 }
+SELDOM = "thresholds", "staging"
+"""Of those, the ones that are told only where there are any: of one mode alone, and of prompts that are sent for."""
 
 
 def bar(share: float, width: int = BAR) -> str:
@@ -258,9 +260,7 @@ def totals_table(report: Report) -> Table:
     table.add_column("MiB", justify="right", footer=_mib(gpu["budget"]))
     table.add_column("", style="red")
     for key, title in TOTALS.items():
-        if (
-            key in ("thresholds", "staging") and not gpu[key]
-        ):  # of one mode alone, or of prompts that are sent for
+        if key in SELDOM and not gpu[key]:
             continue
         share = gpu[key] / gpu["budget"] if gpu["budget"] else 0.0
         table.add_row(title, str(gpu[key]), _mib(gpu[key]), bar(share, 24))

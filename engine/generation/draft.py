@@ -47,10 +47,8 @@ class NgramDrafts:
 
     def __init__(self, ids: Sequence[int]) -> None:
         self._ids, self._after = list[int](), dict[tuple[int, ...], int]()
-        self._at, self._n_alike = (
-            -1,
-            0,
-        )  # where what is expected next stands; tokens before both that are alike
+        # where what is expected next stands, or -1; and how many tokens before both are alike
+        self._at, self._n_alike = -1, 0
         self._likely = [LIKELY] * (MAX_ALIKE + 1)  # that it comes, by n_alike
         for token in ids:
             self.append(token)

@@ -7,9 +7,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-PATIENCE = (
-    1.0  # seconds that a text may rest before those who wait begin; it costs it a run of all its tokens
-)
+PATIENCE = 1.0
+"""Seconds that a text may rest before those who wait begin, which costs it a run of all its tokens."""
 
 
 class Line:
@@ -22,11 +21,8 @@ class Line:
     def __init__(self) -> None:
         self._changed, self._waiting = threading.Condition(), deque[object]()
         self._key: object = None  # whose turn it is
-        self._thread, self._depth, self._left = (
-            0,
-            0,
-            0.0,
-        )  # its thread, steps that run (in each other), the last one's end
+        self._thread, self._depth = 0, 0  # in which thread, and how many of its steps run, in each other
+        self._left = 0.0  # when the last step ended, by time.monotonic
 
     @contextmanager
     def step(self, key: object, *, overtakes: bool = False) -> Iterator[None]:

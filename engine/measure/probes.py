@@ -259,9 +259,8 @@ class Probes:
 def _places(ring: NDArray[np.uint8], n_bytes: int) -> list[int]:
     """Where things of so many bytes lie in a ring."""
     each = -(-n_bytes // 64) * 64
-    places = np.random.default_rng(1).permutation(
-        len(ring) // each
-    )  # the next is not where the last one ended
+    # the next is not where the last one ended
+    places = np.random.default_rng(1).permutation(len(ring) // each)
     return [_address(ring) + int(i) * each for i in places]
 
 
@@ -310,9 +309,8 @@ def _mapped(n_bytes: int) -> NDArray[np.uint8]:
     Raises:
         FileError: no room for a temporary file.
     """
-    drawn = (
-        np.random.default_rng(3).integers(0, 256, 1 << 20, np.uint8) & 0xBF
-    )  # the exponent's first bit is 0
+    # 0xBF: the exponent's first bit is 0
+    drawn = np.random.default_rng(3).integers(0, 256, 1 << 20, np.uint8) & 0xBF
     try:
         with tempfile.TemporaryFile() as file:
             for first in range(0, n_bytes, drawn.size):

@@ -146,7 +146,7 @@ class SentRows:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SentPiece:
     """What is sent together, into one of two staging buffers.
 
     Attributes:
@@ -179,7 +179,7 @@ class Streaming:
     """
 
     graph: GraphPlan
-    pieces: tuple[Piece, ...]
+    pieces: tuple[SentPiece, ...]
     asked: int | None
     work: float
 

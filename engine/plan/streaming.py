@@ -22,7 +22,7 @@ from hotcold.engine.graph.placed import GPU, PlacedNode, Sides
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import Budget, mib
 from hotcold.engine.plan.footprint import INDEX_BYTES, dense_part, ffn_part
-from hotcold.engine.plan.plan import GraphPlan, Ids, Piece, Plan, SentRows, Streaming, sides_of
+from hotcold.engine.plan.plan import GraphPlan, Ids, Plan, SentPiece, SentRows, Streaming, sides_of
 from hotcold.engine.plan.reserve import Reserve, smallest_useful
 from hotcold.engine.plan.traffic import ffn_traffic
 from hotcold.engine.plan.wanted import Wanted
@@ -99,7 +99,7 @@ def _sendable(plan: Plan) -> set[str]:
     return names
 
 
-def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iterator[Piece]:
+def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iterator[SentPiece]:
     """Nodes of the device that lack something, in runs: a layer's up to its FFN, and from there on."""
     there = {_key(entry.weight) for entry in plan.weights if entry.device_rows and entry.role != "head"}
     lacking = [
@@ -117,7 +117,7 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
         found = list(run)
         sent = tuple(each for _, some in found for each in some)
         units = next((_units(plan, node) for node, _ in found if node.op in ops), None)
-        yield Piece(layer, sent, units, None if units is None else _index(plan, units))
+        yield SentPiece(layer, sent, units, None if units is None else _index(plan, units))
 
 
 def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[SentRows, ...]:
@@ -167,7 +167,7 @@ def _key(weight: Weight) -> Key:
     return weight.name, weight.first_row
 
 
-def _work(plan: Plan, pieces: tuple[Piece, ...]) -> float:
+def _work(plan: Plan, pieces: tuple[SentPiece, ...]) -> float:
     """Products that the CPU does for a token in place of what is sent: of FFNs as many as their counts let expect."""
     found = 0.0
     for piece in pieces:

@@ -102,9 +102,8 @@ class DeviceMeter:
         listed_host = 0
         if plan.sparsity == "predictor":
             counts = executor.device_counts()
-            exact = list(
-                plan.model.exact_layers
-            )  # which look at all of their neurons, and whose batches count none
+            # these look at all of their neurons, and their batches count none
+            exact = list(plan.model.exact_layers)
             new = np.delete(counts - self._seen, exact).sum(dtype=np.int64)
             n_tokens, self._tokens = executor.n_tokens - self._tokens, executor.n_tokens
             self._listed += int(new) + n_tokens * sum(plan.layers[i].n_hot for i in exact)

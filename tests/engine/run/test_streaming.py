@@ -26,7 +26,7 @@ from hotcold.engine.generation.description import description
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.plan import Piece, Plan, SentRows
+from hotcold.engine.plan.plan import Plan, SentPiece, SentRows
 from hotcold.engine.plan.streaming import streaming_of
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.prompts import ON_THE_EMULATED, settle_prompts
@@ -230,7 +230,7 @@ def nothing(*_: object) -> None:
     """What a planted bug leaves out."""
 
 
-def rolled(self: Sender, piece: Piece, each: SentRows) -> Any:
+def rolled(self: Sender, piece: SentPiece, each: SentRows) -> Any:
     """The neurons' rows in another order than their numbers."""
     rows, cold, matrix = ROWS(self, piece, each)
     return rows, None if cold is None else np.roll(cold, 1), matrix
