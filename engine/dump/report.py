@@ -80,8 +80,14 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
         "not_streamed": plan.not_streamed,
         "traffic": _traffic(plan),
         "totals": _totals(plan),
-        "notes": list(plan.notes),
+        "notes": [*plan.notes, *_exact_layers(plan)],
     }
+
+
+def _exact_layers(plan: Plan) -> tuple[str, ...]:
+    """Which layers have no predictor: the file's own choice, so a line of the dump and no warning of a load."""
+    exact = ", ".join(map(str, plan.model.exact_layers)) if plan.sparsity == "predictor" else ""
+    return (f"layers without a predictor, which run as exact: {exact}",) if exact else ()
 
 
 def card_model(plan: Plan, name: str) -> Report:

@@ -123,10 +123,6 @@ def _placed(
     if reserve.n_batch < how.n_batch:
         notes.append(f"n_batch lowered from {how.n_batch} to {reserve.n_batch}: not one layer fits otherwise")
         left = left.end(f"n_batch was lowered to {reserve.n_batch}: no neurons are placed")
-    if sparsity == "predictor" and model.exact_layers:
-        notes.append(
-            f"layers without a predictor, which run as exact: {', '.join(map(str, model.exact_layers))}"
-        )
     found, left = ffns(model, sparsity, left)
     chosen = hot_neurons(found, counts, left) if hot is None else given_neurons(found, hot, left)
     layers = tuple(split(model, sparsity, i, ffn, chosen, counts[i]) for i, ffn in enumerate(found))

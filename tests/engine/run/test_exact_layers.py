@@ -105,6 +105,7 @@ def test_split_runs(name: str, budget: str, data: Path, split_device: Device, di
     modes = ["exact" if i == last else "predictor" for i in range(model.n_layer)]
     assert [layer["sparsity"] for layer in report["layers"]] == modes
     assert f"layers without a predictor, which run as exact: {last}" in report["notes"]
+    assert not any("exact" in note for note in plan.notes)  # those are warnings of a load
 
 
 def test_it_says_which_they_are(some: Path, tmp_path: Path) -> None:
