@@ -76,7 +76,7 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             self._merge(*self.merge)
             return
         from hotcold.engine.model.model_path import model_path
-        from hotcold.engine.profile.kept import check_folder
+        from hotcold.engine.profile.kept import folder_for_counts
         from hotcold.gguf_io import open_gguf
 
         path = model_path(self.path)
@@ -85,8 +85,8 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         where = self._where()
         texts = read_corpus(self)
         folder = self._folder(path)
-        check_folder(folder, self.resume, self.force)
         with (
+            folder_for_counts(folder, self.resume, self.force),
             open_gguf(path) as file,
             workers_of(self) as workers,
             open_engine(self, self.quiet, file=file, sparsity=self._mode(file), **where) as engine,
@@ -178,17 +178,16 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             raise SettingError(
                 "--merge", f"{one} {other}", "needs a folder for the sum", "name it with -o DIR"
             )
-        kept.check_folder(self.out, False, self.force)
-        (first, of), (second, also_of) = kept.read(one), kept.read(other)
-        if of.model != also_of.model:
-            raise FileError(
-                "profile", other, f"was counted on another model than {one}", "merge counts of one model"
-            )
-        if first.of != second.of:
-            found = f"has {kept.COUNTED[second.of]}, {one} {kept.COUNTED[first.of]}"
-            raise FileError("profile", other, found, "merge counts of one FFN activation")
-        both = profile.merged(first, second)
-        report = write(self.out, both, kept.CountedOn(of.model, ""), "")
+        with kept.folder_for_counts(self.out, False, self.force):
+            (first, of), (second, also_of) = kept.read(one), kept.read(other)
+            if of.model != also_of.model:
+                found = f"was counted on another model than {one}"
+                raise FileError("profile", other, found, "merge counts of one model")
+            if first.of != second.of:
+                found = f"has {kept.COUNTED[second.of]}, {one} {kept.COUNTED[first.of]}"
+                raise FileError("profile", other, found, "merge counts of one FFN activation")
+            both = profile.merged(first, second)
+            report = write(self.out, both, kept.CountedOn(of.model, ""), "")
         self._show(both, report, "", self.out)
 
     def _show(self, counted: "Profile", report: "dict[str, object]", activation: str, folder: Path) -> None:

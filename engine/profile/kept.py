@@ -8,6 +8,8 @@ profile.json         the same figures that the command prints
 import io
 import json
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +35,9 @@ class CountedOn:
     ids: str
 
 
-def check_folder(folder: Path, resume: bool, force: bool) -> None:
-    """Refuse a folder before any work is done for it.
+@contextmanager
+def folder_for_counts(folder: Path, resume: bool, force: bool) -> Iterator[None]:
+    """Refuse a folder before any work is done for it, or make it; what was made for nothing goes again.
 
     Raises:
         SettingError: statistics are there, and neither is wanted. FileError: it cannot be made.
@@ -46,12 +49,19 @@ def check_folder(folder: Path, resume: bool, force: bool) -> None:
         if there and not (resume or force):
             remedy = "go on with --resume, replace it with --force, or name another with -o"
             raise SettingError("folder for counts", folder, f"has {there} already", remedy)
-        return
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         why = "is no folder" if isinstance(error, FileExistsError) else error.strerror or "cannot be made"
         raise FileError("folder for counts", folder, why, "name another with -o") from error
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # counts are in it
+            for each in missing:
+                each.rmdir()
+        raise
 
 
 def whole_numbers(profile: Profile) -> NDArray[np.uint64]:

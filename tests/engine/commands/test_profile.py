@@ -180,7 +180,10 @@ def test_firings_and_weights_are_not_added_up(text: Path, tmp_path: Path) -> Non
         np.savez(weights / "profile.npz", **{**state, "of": "weight"})
     merged = run("profile", "--merge", str(firings), str(weights), "-o", str(tmp_path / "both"))
     assert merged.returncode == 3 and "has sums of |hidden|" in merged.stderr
-    assert "merge counts of one FFN activation" in merged.stderr and not list((tmp_path / "both").iterdir())
+    assert "merge counts of one FFN activation" in merged.stderr
+    refused = run("profile", "-f", str(text), "-o", str(tmp_path / "a" / "b"), "--vram-budget", "x")
+    assert refused.returncode == 2 and "--vram-budget: x" in refused.stderr
+    assert not (tmp_path / "both").exists() and not (tmp_path / "a").exists()
     resumed = run("profile", "-f", str(text), "-o", str(weights), *OPTIONS, "--resume")
     assert resumed.returncode == 3 and "has sums of |hidden|, not counts of firings" in resumed.stderr
 
