@@ -29,7 +29,7 @@ ROUNDS, SECONDS = 5, 0.1  # at least, and then on until a probe has had so long
 N_PAST = 64  # where the tokens stand
 ADDRESSES = ("x", "z", "y", "w", "w1", "scratch", "listed", "n_listed", "counts")
 LISTED = 8  # one neuron in eight, where few are listed
-FEWEST = 16  # records of a walk
+FEWEST, PARTS = 16, 16  # records of a walk at least; walks that the records of a ring are cut into at most
 NONE, HALF, EVERY = "none", "half", "every"
 RELU = program.RELU_ACTIVATION
 WITH_CACHE = program.KV_STORE, program.ATTENTION, program.ATTENTION_JOIN
@@ -105,7 +105,7 @@ class Probes:
         for job in jobs:
             job.run[program.N_TOKENS], job.run[program.N_PAST] = 1, N_PAST
             job.run[program.TOKEN_IDS] = self._zeros.ctypes.data
-        found, until = [list[float]() for _ in jobs], time.perf_counter() + SECONDS * len(jobs) ** 2
+        found, until = [list[float]() for _ in jobs], time.perf_counter() + SECONDS * min(len(jobs), 4)
         while len(found[0]) <= ROUNDS or time.perf_counter() < until:
             for job, times in zip(jobs, found, strict=True):
                 started = self.clock()
@@ -114,9 +114,14 @@ class Probes:
         return [min(times[1:]) for times in found]
 
     def _each(self, records: Sequence[Record]) -> float:
-        """Seconds of one of the records, without the walk's own; a few go round several times."""
+        """Seconds of one of the records, without the walk's own; a few go round several times.
+
+        Many are walked part by part, each of which is so short that it comes through undisturbed now and then.
+        """
         often = [*records] * max(1, FEWEST // len(records))
-        return max(0.0, self.seconds(often)[0] - self.walk()) / len(often)
+        parts = max(1, min(PARTS, len(often) // FEWEST))
+        walks = [often[len(often) * i // parts : len(often) * (i + 1) // parts] for i in range(parts)]
+        return max(0.0, sum(self.seconds(*walks)) - parts * self.walk()) / len(often)
 
     def vectors(self, groups: Sequence[Sequence[Record]]) -> float:
         """Seconds of the records that read vectors and caches alone, in their order, on vectors of their sizes.
