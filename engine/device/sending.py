@@ -11,7 +11,6 @@ the next. Four things keep the order:
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ class Sender:
 
     Attributes:
         staging: page-locked memory on the way.
-        seconds, sent_bytes: of the host, which fills it, and over the bus, so far.
+        sent_bytes: over the bus, so far.
     """
 
     def __init__(self, store: DeviceStore, host: HostStore, streaming: Streaming) -> None:
@@ -42,11 +41,11 @@ class Sender:
         self.device = device
         self.staging = Staging(device, streaming.buffer_bytes)
         self.filled, self.read = ([device.event(), device.event()] for _ in range(2))
-        self.seconds, self.sent_bytes = 0.0, 0
+        self.sent_bytes = 0
 
     def send(self, number: int, team: Team) -> None:
         """Enqueue a piece behind the kernels that read what lies in its buffer."""
-        piece, started = self.pieces[number], perf_counter()
+        piece = self.pieces[number]
         self.device.copy.wait(self.read[number % 2])
         for each in piece.sent:
             for n_bytes in self.staging.send(team, *self._rows(piece, each)):
@@ -54,7 +53,6 @@ class Sender:
         if piece.index is not None:
             self.staging.copy(piece.index, self.store.sent_neurons(piece.layer))
         self.filled[number % 2].record(self.device.copy)
-        self.seconds += perf_counter() - started
 
     def _rows(self, piece: SentPiece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:
         """Rows of the file, which of them, and where they go."""

@@ -7,7 +7,6 @@ that it is chosen for. Where a layer's neurons are divided the device's come fir
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,12 @@ from hotcold.engine.profile.passing import (
     chosen_experts,
     hidden_of_experts,
     hidden_values,
-    n_passing,
 )
-from hotcold.engine.profile.passing_device import device_choices, device_hidden, device_hidden_of_experts
+from hotcold.engine.profile.passing_device import device_hidden, device_hidden_of_experts
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.blocks import dequantize
-
-if TYPE_CHECKING:
-    from hotcold.engine.device.store import DeviceStore
 
 SLAB_ELEMENTS = 1 << 22  # of a matrix that are widened at once
 
@@ -53,20 +48,16 @@ class Firing:
     def hear(self, taken: Taken) -> None:
         """A node of a batch has run."""
         node, executor = taken.node, self._executor
-        experts, store = executor.model.experts, executor.device_store if taken.side == GPU else None
+        experts = executor.model.experts
         if experts is not None and not executor.model.experts_by_neuron:
-            if node.op == "top_k" and store is not None:
-                self._note(node, _chosen_on_device(store, node, n_passing(executor), experts.n_expert))
-            elif node.op == "top_k":
-                self._note(node, chosen_experts(executor, node, experts.n_expert))
+            if node.op == "top_k":
+                self._note(node, chosen_experts(executor, node, experts.n_expert, taken.side))
         elif node.op in HIDDEN or node.op == "expert_ffn":
-            of_host, of_device = (
-                (hidden_values, device_hidden)
-                if experts is None
-                else (hidden_of_experts, device_hidden_of_experts)
-            )
-            here = of_host(executor, node) if store is None else of_device(store, node, n_passing(executor))
-            self._add(node, here)
+            if experts is None:
+                of_side = device_hidden if taken.side == GPU else hidden_values
+            else:
+                of_side = device_hidden_of_experts if taken.side == GPU else hidden_of_experts
+            self._add(node, of_side(executor, node))
 
     def _add(self, node: Node, hidden: NDArray[np.float32]) -> None:
         if self._relu:
@@ -87,13 +78,6 @@ class Firing:
         counts = self._counts.copy()
         self._counts[...] = 0
         return counts
-
-
-def _chosen_on_device(store: "DeviceStore", node: Node, n_tokens: int, n_expert: int) -> NDArray[np.bool_]:
-    fired = np.zeros((n_tokens, n_expert), bool)
-    chosen = device_choices(store, node.output.name, n_tokens, node.output.shape[1])
-    np.put_along_axis(fired, chosen, True, axis=1)
-    return fired
 
 
 def down_lengths(file: GGUFFile, model: Model) -> Counted:

@@ -8,11 +8,11 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.graph.placed import CPU
+from hotcold.engine.run.choices import chosen_ids
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Trace, Tracing
 from hotcold.errors import SettingError
 from hotcold.kernels.cpu import program, sizes
-from hotcold.kernels.formats import chosen_bytes
 
 # the area that holds the hidden values when the op of a batch is done
 HIDDEN = {
@@ -83,7 +83,8 @@ def n_passing(executor: Executor) -> int:
 def intermediate(executor: Executor, name: str, width: int) -> NDArray[np.float32]:
     """A batch's intermediate while nothing has taken its place, float32 [n_tokens, width]."""
     n_tokens = n_passing(executor)
-    return _bytes_of(executor, name, 4 * n_tokens * width).view(np.float32).reshape(n_tokens, width)
+    data = executor.intermediate(name, CPU, 4 * n_tokens * width)
+    return data.view(np.float32).reshape(n_tokens, width)
 
 
 def hidden_values(executor: Executor, node: Node) -> NDArray[np.float32]:
@@ -124,16 +125,13 @@ def pairs_of(groups: NDArray[np.uint8], n_expert: int) -> tuple[NDArray[np.int64
     return np.repeat(active[:, 0], active[:, 2]), tokens
 
 
-def chosen_experts(executor: Executor, node: Node, n_expert: int) -> NDArray[np.bool_]:
-    """Which experts a batch's router has just chosen, bool [n_tokens, n_expert]."""
-    n_tokens, n_used = n_passing(executor), node.output.shape[1]
-    chosen = _bytes_of(executor, node.output.name, chosen_bytes(n_tokens, n_used)).view(np.int32)
+def chosen_experts(executor: Executor, node: Node, n_expert: int, side: str = CPU) -> NDArray[np.bool_]:
+    """Which experts a batch's router has just chosen, bool [n_tokens, n_expert].
+
+    Args:
+        side: where the router is, "cpu" or "gpu".
+    """
+    n_tokens = n_passing(executor)
     fired = np.zeros((n_tokens, n_expert), bool)
-    np.put_along_axis(fired, chosen.reshape(n_tokens, -1)[:, :n_used], True, axis=1)
+    np.put_along_axis(fired, chosen_ids(executor, node.output, n_tokens, side), True, axis=1)
     return fired
-
-
-def _bytes_of(executor: Executor, name: str, n_bytes: int) -> NDArray[np.uint8]:
-    """The first bytes of a batch's intermediate in the arena."""
-    at = executor.plan.batch.arenas[CPU].slot(name).offset
-    return executor.host.arena[at : at + n_bytes]

@@ -3,8 +3,6 @@
 The rows that are there are those of the plan's hot neurons, or all; what others do passes on the CPU.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -12,10 +10,9 @@ from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.device_workspace import FFN_TOKENS, NEURON_TOKENS
-from hotcold.kernels.formats import chosen_bytes
-
-if TYPE_CHECKING:
-    from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.profile.passing import n_passing
+from hotcold.engine.run.choices import chosen_ids
+from hotcold.engine.run.executor import Executor
 
 
 def tokens_at_once(model: Model) -> int:
@@ -23,21 +20,21 @@ def tokens_at_once(model: Model) -> int:
     return NEURON_TOKENS if model.experts_by_neuron else FFN_TOKENS
 
 
-def device_hidden(store: "DeviceStore", node: Node, n_tokens: int) -> NDArray[np.float32]:
+def device_hidden(executor: Executor, node: Node) -> NDArray[np.float32]:
     """Hidden values of the layer's neurons, float32 [n_tokens, n_ff], 0 for those of the CPU."""
-    split = store.plan.layers[layer_of(node)]
+    split, n_tokens = executor.plan.layers[layer_of(node)], n_passing(executor)
     hidden = np.zeros((n_tokens, split.n_ff), np.float32)
-    here = _floats(store, "first", n_tokens * split.n_hot).reshape(n_tokens, -1)
-    hidden[:, split.hot] = here
+    hidden[:, split.hot] = _first(executor, n_tokens * split.n_hot).reshape(n_tokens, -1)
     return hidden
 
 
-def device_hidden_of_experts(store: "DeviceStore", node: Node, n_tokens: int) -> NDArray[np.float32]:
+def device_hidden_of_experts(executor: Executor, node: Node) -> NDArray[np.float32]:
     """The same of experts' neurons, float32 [n_tokens, n_expert n_ff], 0 where an expert was not chosen."""
-    split, (_, n_ff, n_expert) = store.plan.layers[layer_of(node)], node.weight("gate").ne
+    split, n_tokens = executor.plan.layers[layer_of(node)], n_passing(executor)
+    _, n_ff, n_expert = node.weight("gate").ne
     starts = np.searchsorted(split.hot, np.arange(n_expert + 1) * n_ff)
-    chosen = device_choices(store, node.tensor("chosen").name, n_tokens, node.tensor("chosen").shape[1])
-    pairs = _floats(store, "first", chosen.size * n_ff).reshape(*chosen.shape, n_ff)
+    chosen = chosen_ids(executor, node.tensor("chosen"), n_tokens, GPU)
+    pairs = _first(executor, chosen.size * n_ff).reshape(*chosen.shape, n_ff)
     hidden = np.zeros((n_tokens, split.n_ff), np.float32)
     for (token, choice), expert in np.ndenumerate(chosen):
         here = split.hot[starts[expert] : starts[expert + 1]]
@@ -45,14 +42,8 @@ def device_hidden_of_experts(store: "DeviceStore", node: Node, n_tokens: int) ->
     return hidden
 
 
-def device_choices(store: "DeviceStore", name: str, n_tokens: int, n_used: int) -> NDArray[np.int32]:
-    """The experts that a router on the device has chosen, int32 [n_tokens, n_used]."""
-    assert store.arena is not None  # the node is there
-    offset = store.plan.batch.arenas[GPU].slot(name).offset
-    count = chosen_bytes(n_tokens, n_used) // 4
-    chosen = store.fetch(store.arena.view(offset, count, np.int32))
-    return chosen.reshape(n_tokens, -1)[:, :n_used]
-
-
-def _floats(store: "DeviceStore", area: str, count: int) -> NDArray[np.float32]:
-    return store.fetch(store.areas[area].view(0, count, np.float32))
+def _first(executor: Executor, count: int) -> NDArray[np.float32]:
+    """The first numbers of the area where the device has hidden values."""
+    store = executor.device_store
+    assert store is not None  # the node is there
+    return store.fetch(store.areas["first"].view(0, count, np.float32))

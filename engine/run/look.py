@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.graph import Node, layer_of
+from hotcold.engine.graph.graph import layer_of
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host.steps import Context, Step, take_all
+from hotcold.engine.run.choices import chosen_ids
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken, Tracing
-from hotcold.kernels.formats import chosen_bytes
 
 PREDICTOR, DEVICE, BUS = "predictor", "device", "bus"
 ATTENTION, FFN, HEAD, REST = "CPU: attention", "CPU: FFN", "CPU: head", "CPU: the rest"
@@ -68,15 +68,8 @@ class _Looking:
         if taken.node is taken.together[0]:
             self.seconds[part_of(taken.node.op, taken.side)] += taken.seconds
         if taken.node.op == "top_k":
-            ids = self._chosen(taken.node, taken.side)
+            ids = chosen_ids(self.executor, taken.node.output, self.n_tokens, taken.side)
             np.add.at(self.chosen[layer_of(taken.node)], ids.ravel(), 1)
-
-    def _chosen(self, node: Node, side: str) -> NDArray[np.int32]:
-        """What a router has just chosen, int32 [n_tokens, n_used]; behind each token's experts their weights are."""
-        n_used, executor = node.output.shape[1], self.executor
-        n_bytes = chosen_bytes(self.n_tokens, n_used)
-        data = executor.intermediate(node.output.name, side, n_bytes)
-        return data.view(np.int32).reshape(self.n_tokens, 2 * n_used)[:, :n_used]
 
 
 class Looks:
