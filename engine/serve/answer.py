@@ -6,17 +6,20 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.worker import Continuation, Done, Piece, Task, Wanted, Worker
 
 
 class Post:
-    """Takes events from the worker's thread into a loop's: all of a round at once, for each wakes the loop."""
+    """Takes events from the worker's thread into a loop's: all of a round at once, for each wakes the loop.
+
+    It keeps no loop alive.
+    """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._call, self._events = loop.call_soon_threadsafe, deque[tuple[Callable[[Any], None], Any]]()
+        self._loop, self._events = ref(loop), deque[tuple[Callable[[Any], None], Any]]()
         self._is_called = False
 
     def put(self, hear: Callable[[Any], None], event: Any) -> None:
@@ -25,10 +28,10 @@ class Post:
 
     def wake(self) -> None:
         """Have everything given out that was put; from any thread."""
-        if not self._is_called:
+        if not self._is_called and (loop := self._loop()) is not None:
             self._is_called = True
             with suppress(RuntimeError):  # the loop may have ended
-                self._call(self._give_out)
+                loop.call_soon_threadsafe(self._give_out)
 
     def _give_out(self) -> None:
         self._is_called = False  # before: what is put from here on is woken for again

@@ -1,13 +1,15 @@
 """What goes on between the worker's thread and a loop: one waking a round, and an end when nobody listens."""
 
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, cast
 
 from hotcold import Engine
 from hotcold.engine.generation.settings import GenerationSettings
-from hotcold.engine.serve.answer import Post
+from hotcold.engine.serve.answer import Post, post_of
 from hotcold.engine.serve.asked import Asked
 from hotcold.engine.serve.forms import Form
 from hotcold.engine.serve.prompts import Prompt
@@ -39,6 +41,17 @@ def test_a_loop_is_woken_once_for_all_that_came() -> None:
     post.wake()
     loop.called.pop()()
     assert heard[-1] == 4
+
+
+def test_a_loop_that_has_ended_is_not_kept() -> None:
+    loop = asyncio.new_event_loop()
+    post, kept = post_of(loop), weakref.ref(loop)
+    assert post is post_of(loop)
+    loop.close()
+    del loop
+    gc.collect()
+    assert kept() is None
+    post.wake()
 
 
 def test_a_round_of_the_worker_wakes_once(engine: Engine) -> None:
