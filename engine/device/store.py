@@ -135,18 +135,21 @@ class DeviceStore:
     def _send_index(self, staging: Staging, offset: int, host: HostStore) -> None:
         """Of each layer the numbers of its hot rows, and their thresholds."""
         for split in self.plan.layers:
-            if split.n_hot and split.index_bytes and self.slabs.weights is not None:
-                index = _index(split, self.plan.model)
-                buffer = self.slabs.weights.view(offset, index.size, np.int32)
-                staging.copy(np.ascontiguousarray(index, np.int32), buffer)
-                self._neurons[split.layer] = buffer
+            if split.n_hot and split.index_bytes:
+                index = np.ascontiguousarray(_index(split, self.plan.model), np.int32)
+                self._neurons[split.layer] = self._put(staging, index, offset)
             offset += split.index_bytes
-            if split.n_hot and split.threshold_bytes and self.slabs.weights is not None:
+            if split.n_hot and split.threshold_bytes:
                 least = _thresholds(split, self.plan.model, host)
-                buffer = self.slabs.weights.view(offset, least.size, np.float32)
-                staging.copy(least, buffer)
-                self._thresholds[split.layer] = buffer
+                self._thresholds[split.layer] = self._put(staging, least, offset)
             offset += split.threshold_bytes
+
+    def _put(self, staging: Staging, array: NDArray[np.generic], offset: int) -> Buffer:
+        """Copy an array into the slab of weights."""
+        assert self.slabs.weights is not None  # there are hot rows
+        buffer = self.slabs.weights.view(offset, array.size, array.dtype)
+        staging.copy(array, buffer)
+        return buffer
 
     def matrix(self, weight: Weight, head: bool = False, rows: str = ALL) -> DeviceMatrix:
         """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place.
