@@ -172,23 +172,19 @@ def add(low: Lowering, node: Node) -> None:
 def predictor(low: Lowering, node: Node) -> None:
     fc1, fc2 = node.weight("fc1"), node.weight("fc2")
     rank, n_ff = fc1.ne[1], fc2.ne[1]
-    hidden, outputs = low.areas["first"], low.areas["second"]
+    hidden, outputs, bits = low.areas["first"], low.areas["second"], low.tensors[node.output.name]
+    threshold = node.attributes["threshold"]
     low.matrix(fc1, low.input_of(node, fc1), (hidden, 4 * rank))
     at = {"x": hidden, "x_stride": 4 * rank, "y": hidden, "y_stride": 4 * rank}
     low.emit(program.RELU, low.token_chunks(rank), **at, k=rank)
-    low.matrix(fc2, low.hidden_input(fc2, (hidden, 4 * rank)), (outputs, 4 * n_ff))
+    x = low.hidden_input(fc2, (hidden, 4 * rank))
+    if not low.one_token:
+        low.matrix(fc2, x, (bits, mask_bytes(n_ff)), program.MASK_ROWS, threshold=threshold)
+        return
+    low.matrix(fc2, x, (outputs, 4 * n_ff))
     count = low.areas["listed"]
-    low.emit(
-        program.MASK,
-        low.token_chunks(n_ff),
-        x=outputs,
-        x_stride=4 * n_ff,
-        n_rows=n_ff,
-        y=low.tensors[node.output.name],
-        y_stride=mask_bytes(n_ff),
-        **({"listed": count + 8, "n_listed": count} if low.one_token else {}),
-        threshold=node.attributes["threshold"],
-    )
+    listed = {"listed": count + 8, "n_listed": count}
+    low.emit(program.MASK, 1, x=outputs, n_rows=n_ff, y=bits, **listed, threshold=threshold)
 
 
 LOWER: dict[str, Callable[[Lowering, Node], None]] = {

@@ -114,7 +114,7 @@ class Lowering:
         if code is None:
             code = program.MAT_VEC if self.one_token else program.MUL_MAT
         chunks = program.row_chunks(n_rows, sizes.row_bytes(int(weight.type), k))
-        if code == program.MUL_MAT:
+        if code in (program.MUL_MAT, program.MASK_ROWS):
             chunks = program.panel_chunks(n_rows)
         at = {"x": x[0], "x_stride": x[1], "y": y[0], "y_stride": y[1]}
         self.emit(code, chunks, **self.weight(weight), n_rows=n_rows, k=k, **at, **own)

@@ -40,7 +40,9 @@ def _partials(node: Node, first: Weight) -> int:
 
 def _predictor(node: Node, n_tokens: int) -> dict[str, int]:
     rank, n_ff = node.weight("fc2").ne
-    return {"first": 4 * n_tokens * rank, "second": 4 * n_tokens * n_ff, "listed": 8 * (n_ff + 1)}
+    if n_tokens > 1:
+        return {"first": 4 * n_tokens * rank}
+    return {"first": 4 * rank, "second": 4 * n_ff, "listed": 8 * (n_ff + 1)}
 
 
 def _dense_gated_ffn(node: Node, n_tokens: int) -> dict[str, int]:

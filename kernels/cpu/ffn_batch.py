@@ -17,6 +17,7 @@ from hotcold.kernels.cpu.row_lists import (
     WORD,
     bit,
     first_bits,
+    mask_token,
     not_zero,
     positive,
     rows_ahead,
@@ -25,6 +26,20 @@ from hotcold.kernels.cpu.rows import MAX_COLUMNS, dot_row
 
 FEW_TOKENS = 16  # up to which a batch reads memory more than it computes
 DENSE = 0.4  # share of wanted products above which all are made, in tiles
+
+
+@compiled
+def mask_rows(op, first: int, last: int, n_tokens: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+    """MASK_ROWS of rows first..last-1, whole words of bits; the products never leave the second-level cache."""
+    products, stride = scratch + tiles.PRODUCTS, 4 * tiles.PRODUCT_ROWS
+    for start in range(first, last, tiles.PRODUCT_ROWS):
+        end = min(start + tiles.PRODUCT_ROWS, last)
+        for t in range(0, n_tokens, tiles.PRODUCT_TOKENS):
+            n, x = min(tiles.PRODUCT_TOKENS, n_tokens - t), op.x + t * op.x_stride
+            tiles.mul_mat(op, start, end, n, x, products - 4 * start, stride, scratch)
+            for i in range(n):
+                bits = op.y + (t + i) * op.y_stride + start // WORD * 8
+                mask_token(products + i * stride, end - start, op.threshold, bits, 0)
 
 
 @compiled

@@ -83,6 +83,13 @@ def mul_mat(at: int, c: int, n: int, run: int, scratch: int) -> None:
     tiles.mul_mat(op, first, last, n_tokens, x, y, op.y_stride, scratch)
 
 
+@op_kernel(program.MASK_ROWS)
+def mask_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op, unit = record(at), row_lists.WORD
+    first, last = _cut(op.n_rows, c, op.chunks, unit), _cut(op.n_rows, c + n, op.chunks, unit)
+    ffn_batch.mask_rows(op, first, last, load_i64(run + 8 * N_TOKENS), scratch)
+
+
 @op_kernel(program.KEEP_SOME)
 def keep_some(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)

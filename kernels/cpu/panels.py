@@ -42,6 +42,7 @@ from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
     GROUP_BYTES,
+    GROUPS,
     HALF_SUMS,
     HIGH,
     LOW,
@@ -136,9 +137,9 @@ def _transposed(b: Builder, v: list[Value]) -> list[Value]:
     return v
 
 
-@family({0: "whole"}, 3, always=(0,))
-def _turn(b: Builder, _: str, staged: Value, n_factors: Value, panel: Value) -> None:
-    """The staged window of 16 rows to the panel's columns of dwords."""
+@family({0: "whole"}, 4, always=(0,))
+def _turn(b: Builder, _: str, staged: Value, n_factors: Value, n_halves: Value, panel: Value) -> None:
+    """The staged window of 16 rows to the panel's columns of dwords: n_halves low or high halves of 4 blocks."""
     block_bytes = b.mul(b.add(n_factors, I64(DWORDS)), I64(ROW_BYTES))
 
     def turn(at: Value, to: Value, place: list[tuple[int, int]]) -> None:
@@ -148,7 +149,7 @@ def _turn(b: Builder, _: str, staged: Value, n_factors: Value, panel: Value) -> 
                 b, v, b.add(b.add(to, b.mul(block_bytes, I64(block))), I64(ROW_BYTES * dword)), align=64
             )
 
-    with cgutils.for_range(b, I64(8)) as loop:
+    with cgutils.for_range(b, n_halves) as loop:
         group, half = b.lshr(loop.index, I64(1)), b.and_(loop.index, I64(1))
         to = b.add(panel, b.mul(b.mul(group, I64(4)), block_bytes))
         to = b.add(to, b.mul(half, I64(DWORDS // 2 * ROW_BYTES)))
@@ -339,11 +340,12 @@ def mul_panels(op, first: int, last: int, n_tokens: int, x: int, y: int, y_strid
     for r in range(first, last, ROWS):
         n_rows = min(ROWS, last - r)
         for window in range((n_blocks + BLOCKS - 1) // BLOCKS):
+            n_halves = 2 * min(GROUPS, (n_blocks - window * BLOCKS + 3) // 4)
             for v in range(VECTORS):
                 n = max(1, n_rows - 16 * v)  # a vector without rows is decoded and never looked at
                 row = op.w + min(r + 16 * v, last - 1) * op.w_stride
                 _stage(op.w_type, row, op.w_stride, n, window, op.k, staged)
-                _turn(0, staged, n_factors, panel + window * window_bytes + 64 * v)
+                _turn(0, staged, n_factors, n_halves, panel + window * window_bytes + 64 * v)
         for t in range(0, n_tokens, COLUMNS):
             n = min(COLUMNS, n_tokens - t)
             for c in range(COLUMNS):

@@ -73,7 +73,9 @@ out, from position EXACT_POSITIONS on."""
 REDUCE = _op("n_parts")
 """x = n_parts vectors of stride x_stride -> y[k], added in order"""
 MASK = _op("listed", "n_listed", "threshold")
-"""x[t, n_rows] predictor outputs -> bits y[t]; of one token the listed rows, their number at n_listed"""
+"""x[n_rows] predictor outputs of one token -> bits y, and the listed rows, their number at n_listed"""
+MASK_ROWS = _op("threshold")
+"""w [n_rows, k], x[t] -> bits y[t]: of the rows whose w[r] . x[t] is not below the threshold"""
 LIST_ROWS = _op("listed", "n_listed")
 """bits z [n_rows], bits x or 0, one token -> listed, n_listed: rows whose bits both have"""
 AND_BITS = _op()

@@ -13,11 +13,12 @@ FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, pane
 FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
 COLUMN_BYTES = 28 << 10  # of inputs that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
-MAX_K = (
-    (THREAD_SCRATCH_BYTES - panels.scratch_bytes(0))
-    * 512
-    // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
-)
+PRODUCT_ROWS, PRODUCT_TOKENS = (
+    64,
+    256,
+)  # products at the end of a thread's scratch memory, where a caller wants them
+PRODUCTS = THREAD_SCRATCH_BYTES - 4 * PRODUCT_ROWS * PRODUCT_TOKENS
+MAX_K = (PRODUCTS - panels.scratch_bytes(0)) * 512 // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
 
 _IS_SLOW = np.zeros(1 + max(BY_ID), np.bool_)  # by GGUF's type numbers, where compiled code reads it
 for _kind in BLOCK_TYPES:

@@ -254,6 +254,26 @@ def test_predictor(n_tokens: int, run_ops: Walk) -> None:
     assert not np.unpackbits(bits.view(np.uint8), axis=1, bitorder="little")[:, n_ff:].any()
 
 
+@pytest.mark.parametrize("n_tokens", [*N_TOKENS, 260])
+@pytest.mark.parametrize("type_id", A_TYPE_A_KIND, ids=type_name)
+def test_mask_rows(type_id: int, n_tokens: int, result_of: Results) -> None:
+    """The bits are those of MUL_MAT's own products, one of which is the threshold; NaN counts as active."""
+    n_rows, k = 205, 256
+    raw, _ = checks.weights(type_id, n_rows, k, 1)
+    x = checks.vectors(n_tokens, k)
+    x[0] = np.nan if type_id == rows.F32_ID else x[0]
+    a, stride = checks.operand(type_id, x)
+    op = {"n_rows": n_rows, "k": k, **at("x", a, stride), **checks.matrix("w", raw, type_id)}
+    products = np.zeros((n_tokens, n_rows), np.float32)
+    products = result_of({"code": program.MUL_MAT, **op, **at("y", products)}, products, n_tokens=n_tokens)
+    threshold = float(products[-1, 70])
+    bits: Any = np.zeros((n_tokens, 4), np.uint64)
+    masked: dict[str, Any] = {"code": program.MASK_ROWS, "threshold": threshold, **op, **at("y", bits)}
+    got = np.unpackbits(result_of(masked, bits, n_tokens=n_tokens).view(np.uint8), axis=1, bitorder="little")
+    assert np.array_equal(got[:, :n_rows], ~(products < np.float32(threshold)))
+    assert got[-1, 70] and not got[:, n_rows:].any()
+
+
 def test_records_start_on_cache_lines_and_keep_their_fields() -> None:
     ops = program.assemble(
         [
