@@ -10,7 +10,7 @@ def description(engine: Engine) -> tuple[str, ...]:
         run += f", threshold {model.sparse_threshold:g}"
         if exact := model.exact_layers:
             run += f"; without a predictor, so exact: layers {', '.join(map(str, exact))}"
-    template = ("the file has a chat template: hotcold chat uses it",)
+    template = ("the file has a chat template, which hotcold chat and serve use",)
     shape = f"{model.n_layer} layers, n_embd {model.n_embd}, n_ff {model.n_ff}"
     return (
         f"model {engine.file.path}: {model.architecture}, {shape}, {engine.file.size / 1e6:.1f} MB",
