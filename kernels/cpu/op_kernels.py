@@ -31,6 +31,7 @@ from hotcold.kernels.cpu.program import (
     THREAD_SCRATCH_BYTES,
     TOKEN_IDS,
 )
+from hotcold.kernels.cpu.row_lists import WORD
 from hotcold.kernels.formats import EXACT_POSITIONS
 
 
@@ -62,6 +63,12 @@ def _rows_of(op, c: int, n: int) -> tuple[int, int]:  # type: ignore[no-untyped-
     return _cut(op.n_rows, c, op.chunks, ROWS_ALIGNED), _cut(op.n_rows, c + n, op.chunks, ROWS_ALIGNED)
 
 
+@compiled
+def _words_of(op, c: int, n: int) -> tuple[int, int]:  # type: ignore[no-untyped-def]
+    """The same in whole words of bits."""
+    return _cut(op.n_rows, c, op.chunks, WORD), _cut(op.n_rows, c + n, op.chunks, WORD)
+
+
 @op_kernel(program.MAT_VEC)
 def mat_vec(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
@@ -85,8 +92,8 @@ def mul_mat(at: int, c: int, n: int, run: int, scratch: int) -> None:
 
 @op_kernel(program.MASK_ROWS)
 def mask_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
-    op, unit = record(at), row_lists.WORD
-    first, last = _cut(op.n_rows, c, op.chunks, unit), _cut(op.n_rows, c + n, op.chunks, unit)
+    op = record(at)
+    first, last = _words_of(op, c, n)
     ffn_batch.mask_rows(op, first, last, load_i64(run + 8 * N_TOKENS), scratch)
 
 
@@ -119,7 +126,7 @@ def gated(at: int, c: int, n: int, run: int, scratch: int) -> None:
 @op_kernel(program.GATE_ROWS, program.UP_ROWS)
 def wanted_rows(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op, n_tokens = record(at), load_i64(run + 8 * N_TOKENS)
-    first, last = _rows_of(op, c, n)
+    first, last = _words_of(op, c, n)
     times_gate = op.code == program.UP_ROWS
     n_wanted = ffn_batch.wanted_rows(op, first, last, n_tokens, scratch, times_gate)
     if times_gate:
