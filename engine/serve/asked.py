@@ -128,11 +128,8 @@ def grammar_of(fields: RequestFields) -> str:
     if not wanted:
         return ""
     (name,) = wanted
-    if name == "grammar":
-        return of_grammar(given[name])
-    return (
-        of_schema(given[name]) if name in ("response_format", "json_schema") else of_regex(given[name], name)
-    )
+    make = {"grammar": of_grammar, "regex": of_regex, "guided_regex": of_regex}.get(name, of_schema)
+    return make(given[name], name)
 
 
 @contextmanager

@@ -116,6 +116,13 @@ def text(**fields: Any) -> dict[str, Any]:
         (TEXT, text(json_schema=[1]), "json_schema: list (a JSON object)"),
         (TEXT, text(response_format={"type": "text"}, grammar="start: x"), 'grammar: "start: x" ('),
         (TEXT, text(grammar="", regex="("), 'regex: "(" ('),
+        (
+            TEXT,
+            text(
+                response_format={"type": "json_schema", "json_schema": {"schema": {"title": "x" * 300_000}}}
+            ),
+            "response_format: 300013 characters (at most",
+        ),
         (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with json_schema)'),
         (TEXT, text(grammar="start: x"), 'unknown name: "x"'),
         (TEXT, text(grammar="root ::= ("), "Expected ')'"),
