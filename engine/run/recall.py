@@ -131,7 +131,7 @@ class Watching:
         Args:
             n_layers: to look at; None: what is cheap for the size of the file.
         """
-        self.n_tokens = 0
+        self.n_tokens, self._is_kept = 0, False
         is_small = n_layers is None and file.size < SMALL_BYTES
         self._samples = _samples(executor, HostStore(file), n_layers or (1 if is_small else N_LAYERS))
         self._programs: dict[int, Program] = {}
@@ -165,8 +165,8 @@ class Watching:
 
     def __call__(self, steps: Sequence[Step], context: Context) -> None:
         """Take them."""
-        watched = any(id(step) in self._programs for step in steps)  # else the device does all of it
-        self.n_tokens = context.n_tokens if watched else 0
+        self.n_tokens = context.n_tokens
+        self._is_kept = any(id(step) in self._programs for step in steps)  # else the device does all of it
         for step in steps:
             longer = self._programs.get(id(step))
             if longer is None:
@@ -180,6 +180,8 @@ class Watching:
         kept = self._kept.get(self.n_tokens == 1)
         if kept is None:
             return Recall(0, 0, (), too_short=bool(self._samples))
+        if not self._is_kept:
+            return Recall(0, 0, ())
         counts = [each.counts(some) for each in kept]
         layers = tuple(each.sample.layer for each in kept)
         return Recall(sum(firing for firing, _ in counts), sum(listed for _, listed in counts), layers)

@@ -52,14 +52,10 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """recorded(name): a recorded model of tests/data/llamacpp, made if it is one that is not kept."""
+    """recorded(name): a recorded model by its place in tests/data, made if it is one that is not kept."""
     folder = tmp_path_factory.mktemp("recorded")
 
-    def find(name: str) -> Path:
-        path = (folder if name in recorded_files.MADE else DATA / "llamacpp") / f"{name}.gguf"
-        return path if path.is_file() else recorded_files.make(name, DATA / "llamacpp", path)
-
-    return find
+    return lambda name: recorded_files.find(DATA / f"{name}.gguf", folder)
 
 
 @pytest.fixture(scope="session")

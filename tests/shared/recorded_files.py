@@ -34,10 +34,15 @@ MADE: dict[str, tuple[str, Edit]] = {
 """By name: what it is made of, and how."""
 
 
-def make(name: str, data: Path, path: Path) -> Path:
-    """Write one of MADE."""
-    source, edit = MADE[name]
-    reader = GGUFReader(data / f"{source}.gguf")
+def find(path: Path, folder: Path) -> Path:
+    """A recorded model: where it is kept, or made in a folder."""
+    made = folder / path.name
+    return made if made.is_file() else _make(path, made) if path.stem in MADE else path
+
+
+def _make(wanted: Path, path: Path) -> Path:
+    source, edit = MADE[wanted.stem]
+    reader = GGUFReader(wanted.with_name(f"{source}.gguf"))
     fields = {key: field for key, field in reader.fields.items() if not key.startswith("GGUF.")}
     metadata = {key: field.contents() for key, field in fields.items()}
     tensors: Tensors = {tensor.name: (tensor.data, tensor.tensor_type) for tensor in reader.tensors}

@@ -139,7 +139,7 @@ def test_queries_and_keys_are_rotated_and_values_are_not(dense: Model) -> None:
 
 
 def test_rope_freqs_are_an_operand(recorded: Callable[[str], Path]) -> None:
-    with open_gguf(recorded("llama.ropefreqs.f16")) as file:
+    with open_gguf(recorded("llamacpp/llama.ropefreqs.f16")) as file:
         nodes = nodes_of(architectures.build(load_model(file), 1, "off"))
     assert names(nodes["Qrope-1"]) == ["Qcur-1", "rope_freqs.weight"]
     assert names(nodes["Krope-1"]) == ["Kcur-1", "rope_freqs.weight"]

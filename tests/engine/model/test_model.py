@@ -147,7 +147,7 @@ def test_a_tied_model_uses_token_embd_twice(data: Path) -> None:
 
 
 def test_rope_freqs(recorded: Callable[[str], Path]) -> None:
-    with open_gguf(recorded("llama.ropefreqs.f16")) as file:
+    with open_gguf(recorded("llamacpp/llama.ropefreqs.f16")) as file:
         model = load_model(file)
     assert model.rope_freqs is not None
     assert model.rope_freqs.ne == (8,)

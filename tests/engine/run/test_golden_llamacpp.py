@@ -84,7 +84,7 @@ def test_logits_equal_the_recording(
     wanted = np.load(data / "llamacpp" / RECORDINGS.get(name, "logits.npz"))
     bound, exact_bound = BOUNDS[name]
     with (
-        open_gguf(recorded(name)) as file,
+        open_gguf(recorded(f"llamacpp/{name}")) as file,
         Executor(
             plan_for_cpu(load_model(file), Wanted("off", N_CTX.get(name, 64), 48, "f32")), file, 2
         ) as executor,

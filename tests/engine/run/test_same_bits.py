@@ -39,10 +39,9 @@ BATCHES = ((1, 1), (3, 2), (16, 3), (37, 4), (512, 2))
 
 @pytest.mark.parametrize(("name", "sparsity"), CASES)
 def test_logits_do_not_depend_on_batches_or_threads(
-    name: str, sparsity: str, data: Path, recorded: Callable[[str], Path], logits_of: LogitsOf
+    name: str, sparsity: str, logits_of: LogitsOf, recorded: Callable[[str], Path]
 ) -> None:
-    folder, _, stem = name.partition("/")
-    with open_gguf(recorded(stem) if folder == "llamacpp" else data / f"{name}.gguf") as file:
+    with open_gguf(recorded(name)) as file:
         model = load_model(file)
         ids = np.random.default_rng(0).integers(3, min(model.n_vocab, 200), 65).astype(np.int32)
         seen = set()

@@ -65,10 +65,15 @@ def reused_logits(executor: Executor, ids: NDArray[np.int32]) -> Logits:
     [pytest.param(*c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES],
 )
 def test_logits_do_not_depend_on_batches_threads_or_reuse(
-    name: str, sparsity: str, where: str, data: Path, open_emulated: OpenEmulated, logits_of: LogitsOf
+    name: str,
+    sparsity: str,
+    where: str,
+    recorded: Callable[[str], Path],
+    open_emulated: OpenEmulated,
+    logits_of: LogitsOf,
 ) -> None:
     """Of one plan: what lies on the device says whose order of sums a row has."""
-    with open_gguf(data / f"{name}.gguf") as file:
+    with open_gguf(recorded(name)) as file:
         model, seen = model_of(file), dict[bytes, tuple[int, int]]()
         plan = plan_of(model, Case(sparsity, "f16", 128, N_TOKENS), SHARES[where])
         ids = np.random.default_rng(0).integers(3, min(model.n_vocab, 200), N_TOKENS).astype(np.int32)

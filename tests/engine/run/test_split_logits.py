@@ -213,7 +213,7 @@ def test_models_that_cannot_skip_neurons_give_the_cpus_logits(
     name: str, share: float, recorded: Callable[[str], Path], split_device: Device, distance: Distance
 ) -> None:
     """Their FFNs are placed whole: between the dense parts alone and everything."""
-    with open_gguf(recorded(name)) as file:
+    with open_gguf(recorded(f"llamacpp/{name}")) as file:
         model, case = model_of(file), Case("off")
         smallest, largest = (budget_bytes(model, case, which) for which in ("one layer", "everything"))
         plan = split_plan(model, case, smallest + int(share * (largest - smallest)))

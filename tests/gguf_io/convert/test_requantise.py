@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recorded_files
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
@@ -86,7 +87,8 @@ def same(a: Any, b: Any) -> bool:
 def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
     """One set of weights, written in each type; there the head has the type of the rest."""
     convert(DATA / "llamacpp" / "llama.f32.gguf", None, out, outtype)
-    with open_gguf(DATA / "llamacpp" / f"llama.{outtype}.gguf") as recorded, open_gguf(out) as made:
+    path = recorded_files.find(DATA / "llamacpp" / f"llama.{outtype}.gguf", out.parent)
+    with open_gguf(path) as recorded, open_gguf(out) as made:
         assert list(made.tensors) == list(recorded.tensors)
         for name, info in recorded.tensors.items():
             if name != "output.weight" or outtype in ("f16", "bf16", "q8_0"):
@@ -98,7 +100,7 @@ def test_recorded_files_of_the_same_weights(outtype: str, out: Path) -> None:
     "kind", ["q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "bf16", "f32"]
 )
 def test_every_block_type_can_be_the_source(kind: str, out: Path) -> None:
-    path = DATA / "llamacpp" / f"llama.{kind}.gguf"
+    path = recorded_files.find(DATA / "llamacpp" / f"llama.{kind}.gguf", out.parent)
     summary = convert(path, None, out, "f16")
     with open_gguf(path) as source, open_gguf(out) as made:
         for name, info in source.tensors.items():
