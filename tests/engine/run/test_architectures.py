@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from split_runs import Case, budget_bytes
 
+from hotcold import load
 from hotcold.engine.graph import architectures
 from hotcold.engine.graph.graph import Graph, Node, Tensor
 from hotcold.engine.measure.traffic import dense_bytes, ffn_bytes, token_bytes
@@ -17,6 +19,8 @@ from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.profile import profile as profiles
+from hotcold.engine.profile.profile import measure
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
@@ -145,6 +149,29 @@ def test_logits_are_the_oracles(
         wanted = Oracle(it.model, file, IDS).run(graph)
         for step in (1, 3, 4):
             assert distance(logits_of(it, IDS, step), wanted) <= 1e-5
+
+
+@pytest.mark.parametrize("sparsity", ["exact", "predictor"])
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("is_split", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_profiles_count_what_the_oracle_counts(
+    name: str, sparsity: str, is_split: bool, data: Path, compiler: str
+) -> None:
+    """To the integer, of the neurons that a mode computes, on the CPU and on both sides of a split."""
+    path, how = data / f"{name}.gguf", dict[str, Any](n_ctx=32, n_batch=4, kv_type="f32", sparsity=sparsity)
+    with open_gguf(path) as file:
+        model = load_model(file)
+        oracle = Oracle(model, file, IDS)
+        oracle.run(architectures.build(model, len(IDS), sparsity))
+    if is_split:
+        n_bytes = budget_bytes(model, Case(sparsity, n_batch=4), "dense + 50%")
+        how |= {"device": "emulated", "vram_budget": f"{-(-n_bytes // 1024)}KiB"}
+    with load(path, **how) as engine:
+        n_hot = sum(split.n_hot for split in engine.executor.plan.layers)
+        counted = measure(engine, [IDS], profiles.empty(engine, 1))
+    assert (0 < n_hot < model.n_layer * model.n_ff) == is_split
+    wanted = [(h != 0).sum(0) for h in oracle.hidden.values()]
+    assert (counted.counts == wanted).all() and counted.n_tokens == len(IDS)
 
 
 @pytest.mark.parametrize("sparsity", ["off", "exact", "predictor"])
