@@ -136,10 +136,10 @@ BUGS = planted_bugs_of_weights.BUGS | {
     "two warps quantise one block": Bug(
         "quantise.cu",
         run_quantise,
-        "thread_of_row() / WARP;",
-        "thread_of_row() / WARP / 2;",
+        "(size_t)blockIdx.x * blockDim.x + threadIdx.x;",
+        "((size_t)blockIdx.x * blockDim.x + threadIdx.x) % 64;",
         "race, two writes",
-        ["q[(size_t)block * BLOCK + lane()] = (signed char)rounded;"],
+        ["*(unsigned*)(q + at) = "],
     ),
     "no __syncwarp between the lanes": Bug(
         "intrinsics.cu",

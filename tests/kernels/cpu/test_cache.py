@@ -201,7 +201,7 @@ def test_code_of_a_changed_module_is_not_run_on(tmp_path: Path) -> None:
     """`relu` lies in another file than the vector operation that it calls, whose change must show."""
     package = SOURCES.parents[1]
     copy = tmp_path / "hotcold"
-    for name in ("__init__.py", "errors.py", "cache_folder.py", "code_files.py"):
+    for name in ("__init__.py", "errors.py", "closing.py", "cache_folder.py", "code_files.py"):
         copy.mkdir(exist_ok=True)
         shutil.copy(package / name, copy / name)
     shutil.copytree(package / "kernels", copy / "kernels")
