@@ -5,10 +5,8 @@ from hotcold.kernels.cpu.row_lists import WORD
 
 LISTED = 240  # most listed rows between the gate, up and down passes
 SEGMENTS = (1024, 2 * WORD)  # rows that a batch of few tokens, or of more, meets before others
-DOWN_COLUMNS, DOWN_TOKENS = (
-    512,
-    64,
-)  # of down's sums that are made at once: whole strips, a window of a block type
+# of down's sums that are made at once: whole strips, a window of a block type
+DOWN_COLUMNS, DOWN_TOKENS = 512, 64
 
 LIVE, GATES, ADDRESSES, AHEAD, FACTORS = 0, 2048, 3072, 3104, 3136
 COLUMNS, DOTS, TOKENS = 3200, 3328, 3392

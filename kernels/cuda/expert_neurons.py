@@ -56,20 +56,19 @@ def _bytes_read(products: ExpertProducts, n_rows: int) -> int:
     return n_rows * products.row_bytes + inputs + INDEX_BYTES * products.n_pairs
 
 
-def expert_down(products: ExpertProducts, n_here: int | None = None, n_live: int | None = None) -> Work:
+def expert_down(products: ExpertProducts, n_here: int | None = None) -> Work:
     """Sums of hidden[pair, i] down_i, one block of threads a group of a pair's rows; `sum_groups` adds these.
 
     Reads 4 bytes a row that is here, the down row of each that is not zero, and of each pair which rows are its.
     Writes the groups' sums.
 
     Args:
-        n_here, n_live: rows on the device of all pairs together, and those that are not zero; all if not given.
+        n_here: rows on the device of all pairs together, none of them zero; all if not given.
 
     Arguments of the kernel: the weight's planes, starts, chosen (int32), hidden, partial, n_ff, n, n_used.
     """
     n_pairs, n_ff = products.n_pairs, products.n_rows
     here = _all_rows(products) if n_here is None else n_here
-    live = here if n_live is None else n_live
-    reads = live * products.row_bytes + 4 * here + INDEX_BYTES * n_pairs
+    reads = here * (products.row_bytes + 4) + INDEX_BYTES * n_pairs
     kernel, grid = kernel_name("expert_down", products.weight_type), (n_groups(n_ff), n_pairs)
     return Work(kernel, grid, BLOCK, reads, group_sums_bytes(n_pairs, n_ff, products.n))

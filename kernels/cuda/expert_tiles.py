@@ -29,9 +29,6 @@ def expert_tiles(
     reads = here * products.n_rows * (products.row_bytes + 4 * has_bias) + 4 * n_pairs
     reads += 4 * min(n_pairs, n_expert)
     reads += (n_pairs if per_pair else products.n_tokens) * tile_input_bytes(products.weight_type, products.n)
-    kernel, grid = (
-        kernel_name("expert_tiles", products.weight_type),
-        (cover(products.n_rows, TILE_SIDE), n_expert),
-    )
-    writes, shared = 4 * n_pairs * products.n_rows, shared_bytes(products.weight_type)
+    kernel, shared = kernel_name("expert_tiles", products.weight_type), shared_bytes(products.weight_type)
+    grid, writes = (cover(products.n_rows, TILE_SIDE), n_expert), 4 * n_pairs * products.n_rows
     return Work(kernel, grid, BLOCK, reads, writes, shared)

@@ -1,5 +1,5 @@
-// What a block of threads of matmul.cu has in shared memory, and how it gets there: a step's piece of 64 rows and of
-// 64 inputs, in units of 16 bytes. A unit is four floats, or sixteen int8 with a scale beside them.
+// What a block of threads of a tile has in shared memory, and how it gets there: a step's piece of 64 rows and of 64
+// inputs, in units of 16 bytes. A unit is four floats, or sixteen int8 with a scale beside them.
 #pragma once
 #include "parameters.h"
 
