@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from hotcold.engine.device.matrix import DeviceMatrix
-from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.records import DeviceLowering, GroupSums
 from hotcold.engine.graph.graph import Node, Tensor, ffn_matrices, layer_of
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.device_workspace import FFN_TOKENS
@@ -23,7 +23,6 @@ from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import RELU
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
-from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import share_an_input
 
@@ -45,7 +44,7 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         work = sparse_gated_ffn((of_gate, of_up, of_down), 1, gate.n_rows, gate.n, has_least=bool(least[-1]))
         planes = *gate.planes, *up.planes, *down.planes
         low.launch(work, *planes, *inputs[0], ids, counted, partial, gate.n_rows, gate.n, activation, *least)
-        return _sum(low, nodes, partial, gate.n_rows, None)
+        return _sum(low, nodes, GroupSums(partial, gate.n_rows, None))
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
         x_of_gate, x_of_up = (low.tokens_of(x, first, count, gate.n) for x in inputs)
@@ -81,7 +80,7 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
         lists = up_bias or partial, neurons, ids, counted, partial
         planes = *up.planes, *down.planes
         low.launch(work, *planes, *x, *lists, up.n_rows, up.n, has_bias, activation)
-        return _sum(low, nodes, partial, up.n_rows, down_bias)
+        return _sum(low, nodes, GroupSums(partial, up.n_rows, down_bias))
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
         low.product(up, low.tokens_of(x, first, count, up.n), h, n_tokens=count)
@@ -97,16 +96,13 @@ def _partial(low: DeviceLowering, rows: DeviceMatrix) -> Buffer:
     return low.area("partial", n_groups(rows.n_rows) * rows.n, np.float32)
 
 
-def _sum(
-    low: DeviceLowering, nodes: Sequence[Node], partial: Buffer, n_rows: int, down_bias: Weight | None
-) -> int:
-    """Add the groups of one token's rows, bias and residual."""
+def _sum(low: DeviceLowering, nodes: Sequence[Node], sums: GroupSums) -> int:
+    """Add the groups of one token's rows, bias and residual; or leave it to the merge, which adds more to them."""
+    if low.is_merged_next(nodes[0]):
+        low.unsummed[nodes[0].output.name] = sums
+        return 1
     residual, output, taken = low.residual(nodes)
-    n, y = output.shape[1], low.vector(output)
-    flags = HAS_RESIDUAL * (residual is not None) | HAS_BIAS * (down_bias is not None)
-    bias = low.store.vector(down_bias) if down_bias is not None else y
-    added = low.vector(residual) if residual is not None else y
-    low.launch(sum_groups(1, n_rows, n, flags), partial, bias, y, added, y, n_groups(n_rows), n, flags)
+    low.sum_groups(sums, low.vector(output), None, low.vector(residual) if residual is not None else None)
     return taken
 
 

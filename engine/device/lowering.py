@@ -212,12 +212,17 @@ def add(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def merge(low: DeviceLowering, nodes: Nodes) -> int:
-    hot, cold = (low.vector(tensor) for tensor in tensors_of(nodes[0]))
+    """Both parts' sum; the hot one's groups are added up with it where nobody has done so."""
+    hot, cold = tensors_of(nodes[0])
     residual, output, taken = low.residual(nodes)
+    y, added = low.vector(output), low.vector(residual) if residual is not None else None
+    if hot.name in low.unsummed:
+        low.sum_groups(low.unsummed.pop(hot.name), y, low.vector(cold), added)
+        return taken
     flags, n = HAS_OTHER | HAS_RESIDUAL * (residual is not None), output.shape[1]
-    y = low.vector(output)
-    added = low.vector(residual) if residual is not None else y
-    low.launch(merge_work(low.n_tokens, n, flags), hot, y, cold, added, y, n, flags)
+    low.launch(
+        merge_work(low.n_tokens, n, flags), low.vector(hot), y, low.vector(cold), added or y, y, n, flags
+    )
     return taken
 
 

@@ -1,6 +1,8 @@
 """Launches in the making: where operands lie on the device, and the launches so far."""
 
 from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,32 @@ from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
+from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import mask_words
+from hotcold.kernels.formats import mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 Input = tuple[Buffer, ...]
 """A vector as a weight wants it: (x,), or rounded: (q, d, sum)."""
+
+
+@dataclass(frozen=True)
+class GroupSums:
+    """The sums of one token's groups of rows, which are still to be added up, and a bias onto them.
+
+    Attributes:
+        partial: float32 [n_groups(n_rows), n].
+    """
+
+    partial: Buffer
+    n_rows: int
+    bias: Weight | None
 
 
 class DeviceLowering:
@@ -34,6 +51,7 @@ class DeviceLowering:
         n_tokens: of the run, at most the graph's.
         placed: the graph, with the device's `pack` nodes.
         readers: how many nodes read a result.
+        unsummed: by result, what its only reader adds up in its place.
     """
 
     def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int) -> None:
@@ -43,6 +61,7 @@ class DeviceLowering:
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].slots}
         self._launches: list[Prepared] = []
+        self.unsummed: dict[str, GroupSums] = {}
 
     def launch(self, work: Work, *arguments: Any) -> None:
         """Append a launch."""
@@ -180,6 +199,21 @@ class DeviceLowering:
     def is_alone(self, reader: Node, made: Node) -> bool:
         """Whether a node is the only one that reads another's result."""
         return self.readers[made.output.name] == 1 and made.output in tensors_of(reader)
+
+    def is_merged_next(self, made: Node) -> bool:
+        """Whether a merge is the only one that reads a node's result, and nothing runs on the device before it."""
+        nodes = [p.node for p in self.placed.nodes if p.side == GPU and p.node.op != "copy"]
+        following = next((b for a, b in pairwise(nodes) if a.output.name == made.output.name), None)
+        return following is not None and following.op == "merge" and self.is_alone(following, made)
+
+    def sum_groups(self, sums: GroupSums, y: Buffer, other: Buffer | None, residual: Buffer | None) -> None:
+        """y = ((sum of the groups + bias) + other) + residual."""
+        n, bias = y.shape[0], self.store.vector(sums.bias) if sums.bias is not None else None
+        flags = HAS_BIAS * (bias is not None) | HAS_OTHER * (other is not None)
+        flags |= HAS_RESIDUAL * (residual is not None)
+        addends = bias or y, other or y, residual or y
+        work = sum_groups(1, sums.n_rows, n, flags)
+        self.launch(work, sums.partial, *addends, y, n_groups(sums.n_rows), n, flags)
 
     def residual(self, nodes: Any) -> tuple[Tensor | None, Tensor, int]:
         """What the next node adds to the first one's result, if it does and nobody else reads that.

@@ -4,6 +4,7 @@ The lowering decides (`engine/device/lowering.py`); this follows its fusions wit
 """
 
 from hotcold.engine.graph.graph import Node
+from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.plan.plan import Plan
@@ -23,6 +24,7 @@ TAKEN_BY_THE_ONE_BEFORE = {
     ("mul_mat", "add"),
     ("merge", "add"),
     *((ffn, "add") for ffn in SEVERAL if ffn.endswith("ffn")),
+    *((ffn, "merge") for ffn in FFN_OPS),  # which adds up what the hot rows left
     ("rope", "rope"),
     ("rope", "kv_store"),
     ("rms_norm", "quantise"),
@@ -36,14 +38,10 @@ TAKEN_BY_THE_ONE_BEFORE = {
 def launches_of_a_token(plan: Plan) -> int:
     """Kernels, with the head's."""
     placed = pack(plan.decode.placed, GPU, QUANTISED.__contains__)
-    nodes = [p.node for p in placed.nodes if p.side == GPU]
+    nodes = [p.node for p in placed.nodes if p.side == GPU and p.node.op != "copy"]
     count, before = 0, ""
     for i, node in enumerate(nodes):
-        if (
-            node.op != "copy"
-            and (before, node.op) not in TAKEN_BY_THE_ONE_BEFORE
-            and not _is_of_three(nodes, i)
-        ):
+        if (before, node.op) not in TAKEN_BY_THE_ONE_BEFORE and not _is_of_three(nodes, i):
             count += SEVERAL.get(node.op, 1) + _more(node, plan)
         before = node.op
     return count

@@ -100,7 +100,7 @@ def test_everything_on_the_device(outtype: str, tiny_model: TinyModel, split_dev
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize(("n_ctx", "of_floats"), [(32, 12), (1024, 12), (1025, 16), (2048, 16)])
+@pytest.mark.parametrize(("n_ctx", "of_floats"), [(32, 11), (1024, 11), (1025, 12), (2048, 12)])
 @pytest.mark.parametrize(
     "outtype", ["f16", "q8_0", pytest.param("f32", marks=slow), pytest.param("q4_0", marks=slow)]
 )
@@ -112,7 +112,8 @@ def test_launches_of_a_layer(
         model, case = model_of(file, 2), Case("predictor", "f16", n_ctx)
         for n_hot in (model.n_ff // 2, model.n_ff):
             cost = layer_cost(model, file, split_device, case, n_hot)
-            assert 9 < cost.launches <= (of_floats if outtype in ("f16", "f32") else 16)
+            of_type = 0 if outtype in ("f16", "f32") else 3  # what is rounded by a launch of its own
+            assert cost.launches == of_floats + of_type
 
 
 def launches_of_first_layer(executor: Executor) -> int:
@@ -121,7 +122,7 @@ def launches_of_first_layer(executor: Executor) -> int:
     return sum(len(step.launches) for step in steps if step.nodes[0].name.endswith("-0"))
 
 
-@pytest.mark.parametrize(("n_ctx", "of_floats"), [(64, 12), (1100, 16)])
+@pytest.mark.parametrize(("n_ctx", "of_floats"), [(64, 11), (1100, 12)])
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_launches_of_other_architectures(
@@ -133,7 +134,8 @@ def test_launches_of_other_architectures(
             with on_device(
                 plan_with(model, case, some_neurons(model, n_hot)), file, split_device
             ) as executor:
-                assert 9 < launches_of_first_layer(executor) <= (of_floats if kind == "f16" else 16)
+                of_kind = 0 if kind == "f16" else 3
+                assert launches_of_first_layer(executor) <= of_floats + of_kind, n_hot
 
 
 @pytest.mark.sample(3)

@@ -19,6 +19,7 @@ from split_runs import (
     some_neurons,
 )
 
+from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -103,10 +104,24 @@ HEAD = ["rms_norm", "matvec_f16", "d2h", "record", "host waits"]
 def test_both_sides_work_at_the_same_time(sparsity: str, f16: GGUFFile, split_device: Device) -> None:
     """The copy down, its event and the hot rows are enqueued before the host waits, for the event alone."""
     predictor = PREDICTOR if sparsity == "predictor" else []
-    down, hot = ["d2h", "record"], ["compact", "sparse_gated_ffn_f16", "sum_groups"]
-    layer = [*LAYER, *predictor, "rms_norm", *down, *hot, "host waits", "h2d", "merge"]
+    down, hot = ["d2h", "record"], ["compact", "sparse_gated_ffn_f16"]
+    layer = [*LAYER, *predictor, "rms_norm", *down, *hot, "host waits", "h2d", "sum_groups"]
     with on_device(split_in_half(f16, Case(sparsity)), f16, split_device) as executor:
         assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]
+
+
+def test_groups_that_the_merge_adds_up_have_the_bits_of_two_launches(
+    f16: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, logits, merged = split_in_half(f16, Case("predictor")), [], []
+    for merges in (True, False):
+        if not merges:
+            monkeypatch.setattr(DeviceLowering, "is_merged_next", lambda low, made: False)
+        device = open_emulated(build_kind="fast")
+        with on_device(plan, f16, device) as executor:
+            logits.append(mixed_logits(executor).tobytes())
+        merged.append(device.counters.launches["merge"])
+    assert logits[0] == logits[1] and merged[0] < merged[1]  # batches merge by a launch of its own
 
 
 def test_a_layer_on_the_device_waits_for_nothing(f16: GGUFFile, split_device: Device) -> None:
