@@ -1,136 +1,93 @@
-"""Chromium without a window, spoken to over its debugging interface: pages are opened, clicked and looked at."""
+"""A browser without a window, as the page's tests use it: Chromium, driven by its own driver through Selenium."""
 
-import base64
-import json
-import os
-import secrets
 import shutil
-import socket
-import struct
-import subprocess
-import tempfile
-import time
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+import pytest
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver import Chrome, ChromeOptions, ChromeService, Keys
+from selenium.webdriver.common.by import By
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
 
-
-class BrowserError(Exception):
-    """There is a browser, but it does not run here."""
-
-
-class Page:
-    """One page; what is said over the interface is a message and its answer, in a socket's frames (RFC 6455)."""
-
-    def __init__(self, url: str) -> None:
-        host, _, path = url.removeprefix("ws://").partition("/")
-        name, _, port = host.partition(":")
-        self._socket = socket.create_connection((name, int(port)), timeout=60)
-        key = base64.b64encode(secrets.token_bytes(16)).decode()
-        self._socket.sendall(
-            f"GET /{path} HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            f"Sec-WebSocket-Key: {key}\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
-        )
-        self._stream = self._socket.makefile("rb")
-        while self._stream.readline().strip():
-            pass
-        self._number, self.said = 0, list[str]()
-        for domain in ("Runtime", "Log", "Page"):
-            self.call(f"{domain}.enable")
-
-    def call(self, method: str, **parameters: Any) -> Any:
-        """The result of a method; what the page's console says meanwhile is kept."""
-        self._number += 1
-        data = json.dumps({"id": self._number, "method": method, "params": parameters}).encode()
-        length = (
-            struct.pack("!B", 0x80 | len(data)) if len(data) < 126 else struct.pack("!BH", 0xFE, len(data))
-        )
-        self._socket.sendall(b"\x81" + length + b"\0\0\0\0" + data)
-        while True:
-            message = json.loads(self._frame())
-            if message.get("id") == self._number:
-                assert "error" not in message, message
-                return message["result"]
-            entry = message.get("params", {}).get("entry", {})
-            heard = message.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")
-            if heard and entry.get("source") != "recommendation":
-                self.said.append(json.dumps(message["params"]))
-
-    def _frame(self) -> bytes:
-        data, is_last = b"", False
-        while not is_last:
-            first, length = self._stream.read(2)
-            is_last, length = bool(first & 0x80), length & 0x7F
-            if length > 125:
-                length = int.from_bytes(self._stream.read(2 if length == 126 else 8), "big")
-            data += self._stream.read(length)
-        return data
-
-    def run(self, script: str) -> Any:
-        """The value of an expression."""
-        result = self.call("Runtime.evaluate", expression=script, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in result, result
-        return result["result"].get("value")
-
-    def until(self, script: str, seconds: float = 60.0) -> None:
-        """Wait until an expression is true."""
-        end = time.monotonic() + seconds
-        while not self.run(script):
-            assert time.monotonic() < end, f"never: {script}"
-            time.sleep(0.05)
-
-    def size(self, width: int, height: int) -> None:
-        """Of what is seen."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride",
-            width=width,
-            height=height,
-            deviceScaleFactor=1,
-            mobile=False,
-        )
-
-    def picture(self, path: Path) -> None:
-        """A PNG of what is seen."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot")["data"]))
+CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+OPTIONS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+)
 
 
 @contextmanager
-def opened(url: str) -> Iterator[Page]:
-    """A page in a browser of its own."""
-    assert CHROMIUM is not None
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0"]
-        command += [f"--user-data-dir={folder}", "--disable-dev-shm-usage", "--no-first-run", url]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            try:
-                port = _port(Path(folder) / "DevToolsActivePort")
-                page = Page(_page_at(port))
-                page.until(f"location.href == {url!r} && document.readyState == 'complete'")
-                yield page
-            finally:
-                process.terminate()
-                process.wait(30)
+def opened(folder: Path) -> Iterator[Chrome]:
+    """A browser that keeps what it knows in an empty folder; without one the test skips."""
+    if CHROMIUM is None or DRIVER is None:
+        pytest.skip("no chromium with its chromedriver (Debian: apt-get install chromium chromium-driver)")
+    options = ChromeOptions()
+    options.binary_location = CHROMIUM
+    for option in (*OPTIONS, f"--user-data-dir={folder}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("no_proxy", "localhost")  # where the driver listens
+        try:
+            browser = Chrome(options, ChromeService(DRIVER))
+        except WebDriverException as error:
+            pytest.skip(f"the browser does not start: {(error.msg or '').splitlines()[:1]}")
+        with browser:
+            yield browser
 
 
-def _port(path: Path) -> int:
-    end = time.monotonic() + 60
-    while not path.exists() or not path.read_text().strip():
-        if time.monotonic() > end:
-            raise BrowserError("the browser does not start")
-        time.sleep(0.05)
-    return int(path.read_text().split()[0])
+def run(browser: Chrome, expression: str) -> Any:
+    """The value of an expression of the page's."""
+    return browser.execute_script(f"return {expression}")
 
 
-def _page_at(port: int) -> str:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with opener.open(f"http://127.0.0.1:{port}/json/list", timeout=30) as answer:
-        pages = [each for each in json.load(answer) if each["type"] == "page"]
-    url: str = pages[0]["webSocketDebuggerUrl"]
-    return url
+def until(browser: Chrome, expression: str, seconds: float = 60.0) -> None:
+    """Wait until an expression is true."""
+    wait = WebDriverWait(browser, seconds, poll_frequency=0.05)
+    wait.until(lambda _: run(browser, expression), f"never: {expression}")
 
 
-NO_BROWSER = CHROMIUM is None or "HOTCOLD_NO_BROWSER" in os.environ
+def element(browser: Chrome, name: str) -> WebElement:
+    """The one with an id."""
+    return browser.find_element(By.ID, name)
+
+
+def elements(browser: Chrome, selector: str) -> list[WebElement]:
+    """All that a CSS selector names."""
+    return browser.find_elements(By.CSS_SELECTOR, selector)
+
+
+def fill(field: WebElement, text: str) -> None:
+    """Type over what a field holds."""
+    field.send_keys(Keys.CONTROL, "a")
+    field.send_keys(text)
+
+
+def look_as(browser: Chrome, width: int, height: int, *, is_phone: bool = False) -> None:
+    """Let what is seen have a size, which on a phone is the page's to divide."""
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": is_phone}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+
+def prefer(browser: Chrome, **features: str) -> None:
+    """Let the user prefer something: color_scheme="dark", reduced_motion="reduce"."""
+    wanted = [
+        {"name": f"prefers-{name.replace('_', '-')}", "value": value} for name, value in features.items()
+    ]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": wanted})
+
+
+def complaints(browser: Chrome) -> list[str]:
+    """Warnings and errors that the browser's console has said since the last call."""
+    entries = browser.get_log("browser")  # type: ignore[no-untyped-call]
+    return [entry["message"] for entry in entries if entry["level"] in ("WARNING", "SEVERE")]
