@@ -18,6 +18,10 @@ class TemplateFailed(Exception):
     """Why there is no answer, in words."""
 
 
+class RendererDied(TemplateFailed):
+    """The process has ended without an answer, in time."""
+
+
 class Renderer:
     """A process that renders templates, one after the other."""
 
@@ -34,7 +38,7 @@ class Renderer:
         """The answer of `template_process`.
 
         Raises:
-            TemplateFailed: it takes too long, or the process has ended. It is of no further use then.
+            TemplateFailed: it takes too long. RendererDied: the process has ended. It is of no further use then.
         """
         process, is_late = self._process, threading.Event()
         assert process.stdin is not None and process.stdout is not None and process.stderr is not None
@@ -59,7 +63,7 @@ class Renderer:
             if is_late.is_set():
                 raise TemplateFailed(f"it runs for more than {seconds:g} seconds") from error
             said = process.stderr.read().decode(errors="replace").strip().splitlines()
-            raise TemplateFailed(said[-1] if said else f"it ends with {process.wait()}") from error
+            raise RendererDied(said[-1] if said else f"its process ends with {process.wait()}") from error
         return answer
 
     @property
@@ -88,8 +92,14 @@ class Renderers:
         """See `Renderer.ask`; a process in which a template has exploded is not used again.
 
         Raises:
-            TemplateFailed: it takes too long, or more than it may.
+            TemplateFailed: it takes too long, or more than it may, or its process has ended twice.
         """
+        try:
+            return self._ask(request, seconds)
+        except RendererDied:  # of what other processes did, maybe, not of the template
+            return self._ask(request, seconds)
+
+    def _ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any]:
         with self._lock:
             renderer = self._idle.pop() if self._idle else None
         if renderer is not None and renderer.is_worn:

@@ -1,5 +1,6 @@
 """One engine for several threads and coroutines: as many answers at a time as it has slots, the others wait."""
 
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Any
@@ -22,8 +23,10 @@ class Shared(Closing):
     def __init__(self, engine: Engine) -> None:
         self._engine, self._worker = engine, Worker(engine)
 
-    def generate(self, prompt: Prompt, **settings: Any) -> Iterator[str]:
+    def generate(self, prompt: Prompt, **settings: Any) -> "Pieces":
         """Text that goes on from `prompt`, in pieces; from any thread. Who stops to listen ends it.
+
+        It begins at once, whether somebody listens yet or not.
 
         Args:
             settings: of `Engine.generate`.
@@ -35,7 +38,7 @@ class Shared(Closing):
         events = SimpleQueue[Event]()
         task = Task(self._wanted(prompt, settings), events.put)
         self._worker.submit(task)
-        return _pieces(task, events)
+        return Pieces(task, events)
 
     async def stream(self, prompt: Prompt, **settings: Any) -> AsyncIterator[str]:
         """The same for a coroutine."""
@@ -61,12 +64,24 @@ class Shared(Closing):
         self._worker.close()
 
 
-def _pieces(task: Task, events: "SimpleQueue[Event]") -> Iterator[str]:
-    try:
-        while not isinstance(event := events.get(), Done):
+class Pieces(Iterator[str]):
+    """The text of one `Shared.generate`. Dropped or closed it ends, within a step of the model's."""
+
+    def __init__(self, task: Task, events: "SimpleQueue[Event]") -> None:
+        self._events, self._is_over = events, False
+        self._stop = weakref.finalize(self, task.stop)  # no generator's `finally`: one that never began has none
+
+    def __next__(self) -> str:
+        while not self._is_over:
+            event = self._events.get()
+            self._is_over = not isinstance(event, Piece)
             if isinstance(event, BaseException):
                 raise event
             if isinstance(event, Piece) and event.text:
-                yield event.text
-    finally:
-        task.stop()
+                return event.text
+        raise StopIteration
+
+    def close(self) -> None:
+        """End it; nothing comes any more."""
+        self._is_over = True
+        self._stop()

@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Any
 
 import pytest
 
@@ -102,6 +103,31 @@ def test_threads_have_processes_and_leave_few(monkeypatch: pytest.MonkeyPatch) -
     assert len([each for each in found if each._process.poll() is None]) <= MAX_KEPT
     del template
     assert all(each._process.poll() is not None for each in found)
+
+
+def killing(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
+    """Processes that were killed behind `is_worn`, before the request is written: the first `most`."""
+    killed, ask = list[int](), Renderer.ask
+
+    def kill_and_ask(renderer: Renderer, *arguments: Any) -> dict[str, Any]:
+        if len(killed) < most:
+            renderer._process.kill()
+            killed.append(renderer._process.wait())
+        return ask(renderer, *arguments)
+
+    monkeypatch.setattr(Renderer, "ask", kill_and_ask)
+    return killed
+
+
+def test_a_process_that_dies_before_it_is_asked_is_replaced_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, template = begun(monkeypatch), ChatTemplate("m", SOURCE)
+    assert said(template, "x") == "x"
+    killed = killing(monkeypatch, 1)
+    assert said(template, "y") == "y" and len(killed) == 1 and len(found) == 2
+    killed = killing(monkeypatch, 2)
+    with pytest.raises(FileError, match="chat template of m: its process ends with -9"):
+        said(template, "z")
+    assert said(template, "z") == "z" and len(killed) == 2 and len(found) == 4
 
 
 def test_no_process_is_begun_before_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """One engine for several threads and coroutines: each has the text that it has alone."""
 
 import asyncio
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from serving import until
 
 from hotcold import Engine, load
+from hotcold.engine.serve import worker
 from hotcold.engine.serve.shared import Shared
 from hotcold.engine.serve.worker import Closed
 from hotcold.errors import DoesNotFitError, SettingError
@@ -50,6 +53,25 @@ def test_who_stops_to_listen_makes_room(engine: Engine) -> None:
             next(pieces)
             del pieces
         assert "".join(shared.generate("Emma", max_tokens=3))
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_whom_nobody_ever_listened_to_ends_too(
+    engine: Engine, is_closed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Dropped before its first piece, or closed, it stops within a step."""
+    monkeypatch.setattr(worker, "check_finite", lambda *_: time.sleep(0.02))
+    with Shared(engine) as shared:
+        pieces = shared.generate("Emma", max_tokens=-1, ignore_eos=True)
+        until(lambda: shared._worker.n_generated > 2)
+        statistics = shared._worker.running[0].sequence.statistics
+        if is_closed:
+            pieces.close()
+            assert not list(pieces)
+        n = statistics.n_generated
+        del pieces
+        until(lambda: not shared._worker.n_running)
+        assert statistics.n_generated <= n + 1
 
 
 def test_what_is_wrong_is_said_at_once(engine: Engine) -> None:
