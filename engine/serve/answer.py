@@ -73,10 +73,10 @@ class Heard:
     def _hear(self, i: int, event: Any) -> None:
         self._events.put_nowait((i, event))
 
-    def stop(self) -> None:
-        """End them after the step that runs at this moment."""
-        for task in self._tasks:
-            task.stop()
+    def stop(self, *which: int) -> None:
+        """End them, or those of these numbers, after the step that runs at this moment."""
+        for i in which or range(len(self._tasks)):
+            self._tasks[i].stop()
 
     async def next(self) -> tuple[int, Any]:
         """The next event, behind its task's number.

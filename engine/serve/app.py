@@ -43,7 +43,7 @@ from hotcold.engine.serve.responses import (
     warning_headers,
 )
 from hotcold.engine.serve.slot_files import SlotFiles
-from hotcold.engine.serve.tools import calls_grammar, parse_tools
+from hotcold.engine.serve.tools import Calls, calls_grammar, parse_tools, wants_several
 from hotcold.engine.serve.worker import MAX_WAITING, Task, Worker
 from hotcold.errors import DoesNotFitError, SettingError
 
@@ -162,8 +162,9 @@ class Server:
         messages, tools = parse_messages(fields), parse_tools(fields)
         if tools and asked.settings.grammar:
             raise fields.wrong("tools", "not together with response_format or a grammar", "[]")
-        if calls := calls_grammar(fields, tools):
-            asked = replace(asked, settings=replace(asked.settings, grammar=calls))
+        if grammar := calls_grammar(fields, tools):
+            asked = replace(asked, settings=replace(asked.settings, grammar=grammar))
+        calls = partial(Calls, wants_several(fields)) if tools else None
         control = None if asked.settings.grammar else self._prompts.control
         if control is not None:  # channels are told apart by control pieces
             asked = replace(asked, settings=replace(asked.settings, special=True))
@@ -173,9 +174,7 @@ class Server:
             write = partial(self._prompts.of_chat, messages, tools)
             prompt = await anyio.to_thread.run_sync(write, limiter=self._templates)
             await self._worked_out(asked.settings.grammar)
-            return Reply(
-                self.worker, asked, [prompt], form, control=control, calls=bool(tools)
-            ), prompt.warnings
+            return Reply(self.worker, asked, [prompt], form, control=control, calls=calls), prompt.warnings
 
         return await self._replied(request, reply, asked.stream, fields)
 

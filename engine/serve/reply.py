@@ -13,7 +13,7 @@ from hotcold.engine.serve.asked import Asked
 from hotcold.engine.serve.forms import Form, finish_reason, usage
 from hotcold.engine.serve.prompts import Prompt
 from hotcold.engine.serve.tools import Calls
-from hotcold.engine.serve.worker import Done, Worker
+from hotcold.engine.serve.worker import Done, Piece, Worker
 
 
 @dataclass
@@ -50,7 +50,13 @@ class AnswerSoFar:
     def finish(self, statistics: Statistics) -> str:
         """Why the answer ended."""
         reason = finish_reason(statistics)
-        return "tool_calls" if reason == "stop" and "tool_calls" in self.parts else reason
+        by_calls = self.is_over or (reason == "stop" and "tool_calls" in self.parts)
+        return "tool_calls" if by_calls else reason
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all that is wanted has come, whatever the model goes on with."""
+        return self.calls is not None and self.calls.is_over
 
     def message(self) -> dict[str, Any]:
         """All parts, as a whole message has them."""
@@ -62,7 +68,7 @@ class AnswerSoFar:
 
     def _joined(self, parts: Sequence[tuple[bool, str]]) -> dict[str, Any]:
         new = dict[str, Any]()
-        for is_thought, text in parts:
+        for is_thought, text in () if self.is_over else parts:
             if is_thought or self.calls is None:
                 self._add(new, "reasoning_content" if is_thought else "content", text)
             else:
@@ -95,14 +101,14 @@ class Reply:
         *,
         echo: bool = False,
         control: Sequence[str] | None = None,
-        calls: bool = False,
+        calls: Callable[[], Calls] | None = None,
     ) -> None:
         """Take what is asked for.
 
         Args:
             echo: each answer begins with its prompt.
             control: texts of control pieces, of a model that answers in channels.
-            calls: whether the model may call tools.
+            calls: what finds the calls of an answer; None where the model may call nothing.
         """
         self._worker, self._asked, self._form = worker, asked, form
         self._prompts = [prompt for prompt in prompts for _ in range(asked.n)]
@@ -121,7 +127,7 @@ class Reply:
             AnswerSoFar(
                 Parted(prompt.opened) if parts else None,
                 None if control is None else Channels(control),
-                Calls() if self._calls else None,
+                None if self._calls is None else self._calls(),
             )
             for prompt in self._prompts
         ]
@@ -136,7 +142,7 @@ class Reply:
         answers, taken = self._begin()
         told: list[list[TokenLogprobs]] = [[] for _ in taken]
         try:
-            async for i, piece in answers.pieces():
+            async for i, piece in _wanted(answers, taken):
                 if piece is None:
                     taken[i].end()
                 else:
@@ -181,7 +187,7 @@ class Reply:
                 elif self._echo:
                     taken[i].n_told = len(prompt.text)
                     yield choice(i, {"content": prompt.text})
-            async for i, piece in answers.pieces():
+            async for i, piece in _wanted(answers, taken):
                 if piece is None:
                     for made in _last(i, taken[i], answers.ends[i], choice):
                         yield made
@@ -197,6 +203,15 @@ class Reply:
     def _chunk(self, *choices: dict[str, Any]) -> dict[str, Any]:
         counts = {"usage": None} if self._asked.include_usage else {}
         return {**self._form.head(chunk=True), "choices": [*choices], **counts}
+
+
+async def _wanted(answers: Answers, taken: Sequence[AnswerSoFar]) -> AsyncIterator[tuple[int, Piece | None]]:
+    """What comes, see `Answers.pieces`; an answer that is over by what it has brought is stopped."""
+    async for i, piece in answers.pieces():
+        if piece is None or not taken[i].is_over:
+            yield i, piece
+        if taken[i].is_over:
+            answers.stop(i)
 
 
 def _last(

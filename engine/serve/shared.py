@@ -9,7 +9,7 @@ from hotcold.closing import Closing
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve.answer import Answers
-from hotcold.engine.serve.worker import Continuation, Done, Event, Piece, Task, Worker
+from hotcold.engine.serve.worker import Continuation, Event, Piece, Task, Worker
 
 Prompt = str | bytes | Sequence[int]
 
@@ -69,7 +69,9 @@ class Pieces(Iterator[str]):
 
     def __init__(self, task: Task, events: "SimpleQueue[Event]") -> None:
         self._events, self._is_over = events, False
-        self._stop = weakref.finalize(self, task.stop)  # no generator's `finally`: one that never began has none
+        self._stop = weakref.finalize(
+            self, task.stop
+        )  # no generator's `finally`: one that never began has none
 
     def __next__(self) -> str:
         while not self._is_over:

@@ -49,13 +49,22 @@ def parse_tools(fields: RequestFields) -> list[dict[str, Any]]:
     return [] if fields.get("tool_choice") == "none" else given
 
 
+def wants_several(fields: RequestFields) -> bool:
+    """Whether an answer may call more than one tool.
+
+    Raises:
+        SettingError: neither true nor false.
+    """
+    return fields.flag("parallel_tool_calls", True)
+
+
 def calls_grammar(fields: RequestFields, tools: Sequence[dict[str, Any]]) -> str:
     """What an answer has to follow by the request's choice: calls of any tool, or one call of a named one; "" for any text.
 
     Raises:
         SettingError: a choice that is none, or of a tool that is not offered; parameters that are no schema.
     """
-    several, choice = fields.flag("parallel_tool_calls", True), fields.get("tool_choice")
+    several, choice = wants_several(fields), fields.get("tool_choice")
     if choice in (None, "none", "auto"):
         return ""
     functions = {tool["function"]["name"]: tool["function"] for tool in tools}
@@ -117,10 +126,16 @@ def parse_calls(given: Any, name: str) -> list[dict[str, Any]]:
 
 
 class Calls:
-    """Text in pieces goes in; text and whole calls come out. What is no call between the marks stays text."""
+    """Text in pieces goes in; text and whole calls come out. What is no call between the marks stays text.
 
-    def __init__(self) -> None:
-        self._held, self._n = Unsure((OPENING, CLOSING)), 0
+    Attributes:
+        is_over: whether the one call that is wanted has come: nothing comes any more.
+    """
+
+    def __init__(self, several: bool = True) -> None:
+        """Look for calls, or for one alone."""
+        self._held, self._n, self._several = Unsure((OPENING, CLOSING)), 0, several
+        self.is_over = False
         self._inside: str | None = None  # what has been read of a call; None outside
 
     def feed(self, text: str) -> Iterator[str | dict[str, Any]]:
@@ -136,6 +151,8 @@ class Calls:
             yield from self._take(CLOSING, "")
 
     def _take(self, part: str, closing: str = CLOSING) -> Iterator[str | dict[str, Any]]:
+        if self.is_over:
+            return
         if part == OPENING and self._inside is None:
             self._inside = ""
         elif part == CLOSING and self._inside is not None:
@@ -156,7 +173,7 @@ class Calls:
             return None
         function = {"name": name, "arguments": json.dumps(arguments)}
         self._n += 1
-        index = self._n - 1
+        index, self.is_over = self._n - 1, not self._several
         return {
             "index": index,
             "id": f"call_{secrets.token_hex(12)}",

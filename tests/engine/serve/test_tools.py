@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from serving import Served, served
 from table_models import table_model
 
 from hotcold import load
+from hotcold.engine.serve import worker
 from hotcold.engine.serve.tools import Calls
 
 CHAT = "/v1/chat/completions"
@@ -31,9 +34,15 @@ USER: Any = {"role": "user", "content": "How is it in Bath?"}
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A model that calls a tool whatever it is asked."""
-    folder: Path = tmp_path_factory.mktemp("tools")
+    with calling(tmp_path_factory.mktemp("tools"), "</s>") as server:
+        yield server
+
+
+@contextmanager
+def calling(folder: Path, what_follows: str) -> Iterator[Served]:
+    """A model that calls a tool, and then says something."""
     marks = ["<tool_call>", "</tool_call>", CALL]
-    following = dict(itertools.pairwise(["a", *marks[:1], CALL, *marks[1:2], "</s>"]))
+    following = dict(itertools.pairwise(["a", *marks[:1], CALL, *marks[1:2], what_follows]))
     path = table_model(
         folder / "m.gguf", following, user_defined=marks, control=["<|x|>"], chat_template=TEMPLATE
     )
@@ -59,6 +68,40 @@ def test_a_call_comes_back_as_one(server: Served, stream: bool) -> None:
     (call,) = calls
     assert call.type == "function" and call.id.startswith("call_") and call.function.name == "weather"
     assert json.loads(call.function.arguments) == {"town": "Bath"}
+
+
+@pytest.fixture(scope="module")
+def eager_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A model that calls a tool again and again."""
+    with calling(tmp_path_factory.mktemp("eager"), "<tool_call>") as server:
+        yield server
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("max_tokens", [3, 300])
+def test_of_calls_that_are_not_wanted_side_by_side_the_first_ends_the_answer(
+    eager_server: Served, stream: bool, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though it may call nothing, or say something else; where several are wanted all come."""
+    asked = {"messages": [USER], "tools": TOOLS, "temperature": 0, "n": 2, "max_tokens": max_tokens}
+    several = eager_server.ask(CHAT, asked).json["choices"][0]
+    assert len(several["message"]["tool_calls"]) == max_tokens // 3 and several["finish_reason"] == "length"
+    asked |= {"parallel_tool_calls": False, "stream": stream, "stream_options": {"include_usage": True}}
+    monkeypatch.setattr(worker, "check_finite", lambda *_: time.sleep(0.01))
+    told = eager_server.ask(CHAT, asked)
+    counts = (told.events[-1] if stream else told.json)["usage"]
+    for i in range(2):
+        if stream:
+            parts = [each["choices"][0] for each in told.events[:-1] if each["choices"][0]["index"] == i]
+            calls = [call for each in parts for call in each["delta"].get("tool_calls", ())]
+            assert not any(each["delta"].get("content") for each in parts)
+            finish = [each["finish_reason"] for each in parts if each["finish_reason"]]
+        else:
+            choice = told.json["choices"][i]
+            calls, finish = choice["message"]["tool_calls"], [choice["finish_reason"]]
+            assert choice["message"]["content"] is None
+        assert len(calls) == 1 and finish == ["tool_calls"]
+    assert 6 <= counts["completion_tokens"] < 100
 
 
 def test_without_tools_it_is_text(server: Served) -> None:
