@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from gguf import GGMLQuantizationType
 
+from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
@@ -19,7 +20,7 @@ from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.weights import weight_planes
-from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 Type = GGMLQuantizationType
@@ -65,14 +66,16 @@ def launches(device: Device, weight_type: Type, n: int) -> tuple[list[Prepared],
     planes = weight_planes(
         filled(device, rows * device_row_bytes(weight_type, n), 0x3B), weight_type, rows, n
     )
-    x, y, n_active = inputs(device, weight_type, n), device.empty(max(rows, n), "f4"), int(ACTIVE * rows)
-    ids, count = device.empty(rows, "i4"), device.empty(1, "i4")
-    ids.array[:n_active], count.array[:] = np.arange(n_active) * 3, n_active
+    x, y, words = inputs(device, weight_type, n), device.empty(max(rows, n), "f4"), mask_words(rows)
+    mask, held, total = (device.empty(count, "u4") for count in (words, words, 1))
+    bits = np.zeros((2, 32 * words), bool)
+    bits[0, : 3 * int(ACTIVE * rows) : 3], bits[1, :rows], total.array[:] = True, True, 0
+    mask.array[:], held.array[:] = ref.mask_bits(bits)
     partial = device.empty((n_groups(rows), n), "f4")
     product = matvec(weight_type, 1, rows, n).prepare(device, (*planes, *x, y, y, y, rows, n, 0))
-    numbers, unread = (rows, n, ACTIVATIONS["relu"]), (partial, ids, 0)
-    arguments = (*planes, *planes, *planes, *x, ids, count, partial, *numbers, *unread)
-    ffn = sparse_gated_ffn((weight_type,) * 3, 1, rows, n).prepare(device, arguments)
+    numbers, unread = (words, n, ACTIVATIONS["relu"]), (partial, device.empty(1, "i4"), 0)
+    arguments = (*planes, *planes, *planes, *x, mask, held, total, partial, *numbers, *unread)
+    ffn = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, rows).prepare(device, arguments)
     reduce = sum_groups(1, rows, n).prepare(device, (partial, y, y, y, y, n_groups(rows), n, 0))
     return [product], [ffn, reduce]
 

@@ -90,7 +90,8 @@ def mask_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     mask, neurons = bed.put(bits), bed.put(np.arange(n_ff, dtype=np.int32))
     ids, count, total = bed.put(np.full(n_ff, -1, np.int32)), bed.empty(1, "i4"), bed.empty(1, "u4")
     work, listed = compact(1, n_ff, n_ff, int(active[0].sum())), np.flatnonzero(active[0])
-    launch = work.prepare(bed.device, (mask, neurons, ids, count, total, n_ff, words))
+    everyone = np.full(words, 0xFFFFFFFF, np.uint32)
+    launch = work.prepare(bed.device, (mask, bed.put(everyone), ids, count, total, n_ff, words))
     want = np.concatenate([listed, np.full(n_ff - len(listed), -1), [len(listed)]])
     yield Case(f"{n_ff}", work, [launch], partial(joined, bed, (ids, count)), lambda: want, EXACT)
 

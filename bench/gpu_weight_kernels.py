@@ -151,7 +151,7 @@ def _threshold_case(
     weights: Weights,
     given: Sequence[Buffer],
     x: NDArray[np.float32],
-    listing: tuple[NDArray[np.int64], tuple[Buffer, Buffer], Buffer, Callable[[], Array]],
+    listing: tuple[NDArray[np.int64], tuple[Buffer, ...], Buffer, Callable[[], Array]],
 ) -> Case:
     """The same of a SiLU model, with thresholds of which about half of the listed neurons stay well below."""
     kind, n_rows, n, quantised = weights.kind, weights.n_rows, weights.n, weights.kind in QUANTISED
@@ -163,11 +163,12 @@ def _threshold_case(
     least[rows] = np.abs(act) * np.where(is_small, 2, 0.5)
     thresholds = bed.put(least), bed.put(np.array([EXACT_POSITIONS], np.int32)), 1
     n_open, silu = int((~is_small).sum()), ACTIVATIONS["silu"]
-    work = sparse_gated_ffn((kind, kind, kind), 1, n_rows, n, len(rows), n_open, has_least=True)
+    sizes, words = (1, n_rows, n, n_rows, len(rows), n_open), mask_words(n_rows)
+    work = sparse_gated_ffn((kind, kind, kind), *sizes, has_least=True)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
-        arguments = (*planes, *given, *lists, sums, n_rows, n, silu, *thresholds)
+        arguments = (*planes, *given, *lists, sums, words, n, silu, *thresholds)
         launches.append(work.prepare(bed.device, arguments))
     oracle = partial(
         ref.sparse_gated_ffn, x, gate, up, down, None, quantised, "silu", (least[rows], EXACT_POSITIONS)
@@ -181,9 +182,11 @@ def _sparse_cases(
     kind, n_rows, n, quantised = weights.kind, weights.n_rows, weights.n, weights.kind in QUANTISED
     rows = np.flatnonzero(np.random.default_rng(7).random(n_rows) < LISTED)
     text, groups = f"{len(rows)} of {n_rows} x {n}", n_groups(n_rows)
-    ids = np.full(n_rows, -1, np.int32)
-    ids[: len(rows)] = rows
-    lists = bed.put(ids), bed.put(np.array([len(rows)], np.int32))
+    words, listed = mask_words(n_rows), np.zeros((2, n_rows), bool)
+    listed[0, rows], listed[1] = True, True
+    bits = np.zeros((2, words), np.uint32)
+    bits[:, : -(-n_rows // 32)] = ref.mask_bits(listed)
+    lists = *(bed.put(each) for each in bits), bed.put(np.zeros(1, np.uint32))
     sums, y = bed.empty((1, groups, n), "f4"), bed.empty((1, n), "f4")
     reduce = sum_groups(1, n_rows, n).prepare(bed.device, (sums, y, y, y, y, groups, n, 0))
     values, relu = [weights.values(which, rows) for which in range(3)], ACTIVATIONS["relu"]
@@ -194,12 +197,12 @@ def _sparse_cases(
         bed.device.run(reduce, bed.device.compute)
         return bed.get(y)
 
-    work = sparse_gated_ffn((kind, kind, kind), 1, n_rows, n, len(rows), n_open)
+    work = sparse_gated_ffn((kind, kind, kind), 1, n_rows, n, n_rows, len(rows), n_open)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in range(3) for p in weights.planes(which, copy)]
-        unread = sums, lists[1], 0
-        launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, n_rows, n, relu, *unread)))
+        unread = sums, bed.empty(1, "i4"), 0
+        launches.append(work.prepare(bed.device, (*planes, *given, *lists, sums, words, n, relu, *unread)))
     gate, up, down = values
     yield Case(
         text, work, launches, reduced, partial(ref.sparse_gated_ffn, x, gate, up, down, None, quantised)
@@ -208,11 +211,11 @@ def _sparse_cases(
 
     bias, neurons = normal(n_rows, seed=8), bed.put(np.arange(n_rows, dtype=np.int32))
     n_open = int((first + bias[rows] > 0).sum())
-    work, bias_given = sparse_ffn((kind, kind), 1, n_rows, n, len(rows), n_open), bed.put(bias)
+    work, bias_given = sparse_ffn((kind, kind), 1, n_rows, n, n_rows, len(rows), n_open), bed.put(bias)
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which in (0, 2) for p in weights.planes(which, copy)]
-        arguments = (*planes, *given, bias_given, neurons, *lists, sums, n_rows, n, 1, relu)
+        arguments = (*planes, *given, bias_given, neurons, *lists, sums, words, n, 1, relu)
         launches.append(work.prepare(bed.device, arguments))
     oracle = partial(ref.sparse_ffn, x, values[0], bias[rows], values[2], None, quantised)
     yield Case(text, work, launches, reduced, oracle)

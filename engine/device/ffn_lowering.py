@@ -38,12 +38,11 @@ def gated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     inputs = [low.input_of(node, weight) for weight in weights[:2]]
     activation = ACTIVATIONS[node.attributes["activation"]]
     if low.n_tokens == 1 and share_an_input((of_gate, of_up)):
-        ids, counted = _list_rows(low, node, gate, 0, 1)
-        partial = _partial(low, gate)
-        least = low.least(node)
-        work = sparse_gated_ffn((of_gate, of_up, of_down), 1, gate.n_rows, gate.n, has_least=bool(least[-1]))
-        planes = *gate.planes, *up.planes, *down.planes
-        low.launch(work, *planes, *inputs[0], ids, counted, partial, gate.n_rows, gate.n, activation, *least)
+        partial, words, least = _partial(low, gate), mask_words(low.model.n_ff), low.least(node)
+        sizes = 1, gate.n_rows, gate.n, low.model.n_ff
+        work = sparse_gated_ffn((of_gate, of_up, of_down), *sizes, has_least=bool(least[-1]))
+        given = *gate.planes, *up.planes, *down.planes, *inputs[0], *_listing(low, node)
+        low.launch(work, *given, partial, words, gate.n, activation, *least)
         return _sum(low, nodes, GroupSums(partial, gate.n_rows, None))
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
@@ -74,12 +73,11 @@ def ungated(low: DeviceLowering, nodes: Sequence[Node]) -> int:
     up_bias = low.store.vector(bias) if bias is not None else None
     has_bias = int(up_bias is not None)
     if low.n_tokens == 1:
-        ids, counted = _list_rows(low, node, up, 0, 1)
-        partial = _partial(low, up)
-        work = sparse_ffn((weight.type, down.weight.type), 1, up.n_rows, up.n, has_bias=bool(has_bias))
-        lists = up_bias or partial, neurons, ids, counted, partial
-        planes = *up.planes, *down.planes
-        low.launch(work, *planes, *x, *lists, up.n_rows, up.n, has_bias, activation)
+        partial, words = _partial(low, up), mask_words(low.model.n_ff)
+        sizes = 1, up.n_rows, up.n, low.model.n_ff
+        work = sparse_ffn((weight.type, down.weight.type), *sizes, has_bias=bool(has_bias))
+        lists = up_bias or partial, neurons, *_listing(low, node), partial
+        low.launch(work, *up.planes, *down.planes, *x, *lists, words, up.n, has_bias, activation)
         return _sum(low, nodes, GroupSums(partial, up.n_rows, down_bias))
 
     def hidden_of(first: int, count: int, h: Buffer) -> None:
@@ -152,15 +150,19 @@ def _mask_of(low: DeviceLowering, mask: Tensor | None, first: int, count: int) -
 def _list_rows(
     low: DeviceLowering, node: Node, rows: DeviceMatrix, first: int, count: int
 ) -> tuple[Buffer, Buffer]:
-    """Rows of some tokens whose neurons the mask lists, or all rows: ids [count, n_rows], and how many."""
-    layer, mask = layer_of(node), node.find_tensor("mask")
+    """Rows of some tokens whose neurons the mask lists: ids [count, n_rows], and how many."""
     ids = low.area("ids", count * rows.n_rows, np.int32)
     counted = low.area("ids", count, np.int32, 4 * count * rows.n_rows)
-    bits, words = _mask_of(low, mask, first, count)
-    total = low.area("counts", 1, np.uint32, 4 * layer)
-    work = compact(count, rows.n_rows, low.model.n_ff)
-    low.launch(work, bits, low.neurons(node), ids, counted, total, rows.n_rows, words)
+    bits, held, total = _listing(low, node, first, count)
+    work, words = compact(count, rows.n_rows, low.model.n_ff), mask_words(low.model.n_ff)
+    low.launch(work, bits, held, ids, counted, total, rows.n_rows, words)
     return ids, counted
+
+
+def _listing(low: DeviceLowering, node: Node, first: int = 0, count: int = 1) -> tuple[Buffer, Buffer, Buffer]:
+    """What kernels find some tokens' rows by: masks, bits of the neurons that are there, and who counts them."""
+    total = low.area("counts", 1, np.uint32, 4 * layer_of(node))
+    return _mask_of(low, node.find_tensor("mask"), first, count)[0], low.held(node), total
 
 
 def _gated_by_outputs(low: DeviceLowering, nodes: Sequence[Node]) -> int:

@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 
 from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.store import DeviceStore
-from hotcold.engine.graph.graph import Node, Tensor, layer_of, tensors_of
+from hotcold.engine.graph.graph import COLD, Node, Tensor, layer_of, tensors_of
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Weight
@@ -135,6 +135,12 @@ class DeviceLowering:
     def neurons(self, node: Node) -> Buffer:
         """Numbers of the neurons whose rows these are."""
         return self.store.neurons(layer_of(node), node.rows)
+
+    def held(self, node: Node) -> Buffer:
+        """A bit for each neuron whose row is among these, as masks have them."""
+        layer, words = layer_of(node), mask_words(self.model.n_ff)
+        at = 2 * layer + (node.rows == COLD or not self.plan.layers[layer].n_hot)
+        return self.area("held", words, np.uint32, 4 * words * at)
 
     # Inputs
 

@@ -12,7 +12,7 @@ from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.replay import in_graphs
 from hotcold.engine.device.sending import Sender, with_sending
 from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
-from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.device.store import DeviceStore, held_bits
 from hotcold.engine.graph.arena import bytes_together
 from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
@@ -58,13 +58,16 @@ class DeviceSide:
         return self.pinned[-1]
 
     def fill_tables(self, rope_table: NDArray[np.float32]) -> None:
-        """Copy what kernels find: the rotation's table, a mask of all neurons, and counts of 0."""
+        """Copy what kernels find: the rotation's table, a mask of all neurons, which are hot, and counts of 0."""
         areas = self.store.areas
         self.store.send(np.zeros(areas["counts"].n_bytes, np.uint8), areas["counts"])
         if rope_table.size and "cos_sin" in areas:
             self.store.send(rope_table, areas["cos_sin"].view(0, rope_table.nbytes, np.uint8))
         if "all" in areas:
             self.store.send(np.full(areas["all"].n_bytes, 0xFF, np.uint8), areas["all"])
+        if "held" in areas:
+            held = held_bits(self.store.plan)
+            self.store.send(held, areas["held"].view(0, held.size, held.dtype))
 
     def counts(self) -> NDArray[np.uint32]:
         """How many rows each layer's masks listed on the device since loading, uint32 [n_layer], wrapping."""

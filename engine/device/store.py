@@ -25,6 +25,7 @@ from hotcold.kernels.cpu.team import Team
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
+from hotcold.kernels.formats import mask_words
 
 LoadProgress = Callable[[int, int, float], None]
 """Hears bytes that are on the device, bytes in all, and seconds since the start."""
@@ -252,6 +253,16 @@ def rows_of_units(units: NDArray[np.int32], n: int) -> NDArray[np.int32]:
     """The rows of neurons or experts of n rows each, those of one together."""
     rows: NDArray[np.int32] = np.add.outer(units * np.int32(n), np.arange(n, dtype=np.int32))
     return rows.reshape(-1)
+
+
+def held_bits(plan: Plan) -> NDArray[np.uint32]:
+    """Of each layer a bit for each hot neuron, then one for each of the others, as masks have them, in a row."""
+    n_ff = plan.model.n_ff
+    hot = np.zeros((plan.model.n_layer, 2, 32 * mask_words(n_ff)), bool)
+    for split in plan.layers:
+        hot[split.layer, 0, split.hot] = True
+        hot[split.layer, 1, :n_ff] = ~hot[split.layer, 0, :n_ff]
+    return np.packbits(hot, bitorder="little").view("<u4").astype(np.uint32)
 
 
 def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:

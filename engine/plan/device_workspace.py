@@ -10,7 +10,8 @@ they do not depend on what a plan puts there.
 * attention: sums of the parts of a long context
 * all: a mask of all neurons, for modes without a predictor
 * counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
-* ids: rows of an FFN that the mask lists, and their number
+* held: of each layer which neurons are on the device, then which are not, as masks have them
+* ids: of a batch, rows of an FFN that the mask lists, and their number
 * partial: the sums of the groups of one token's rows
 * first, second: hidden vectors: of a batch, and of an FFN with a row an output
 * logits: of one token
@@ -57,16 +58,20 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     return areas
 
 
+def _goes_by_neurons(node: Node) -> bool:
+    return node.op in FFN_OPS and node.attributes.get("transposed", True)
+
+
 def _ffn(node: Node, n_tokens: int) -> dict[str, int]:
     n, n_ff = node.weight("up").ne
     all_neurons = {"all": 4 * mask_words(n_ff)}
-    if not node.attributes.get("transposed", True):
+    if not _goes_by_neurons(node):
         return {"first": 4 * n_tokens * n_ff, "second": 4 * n_tokens * n_ff, **all_neurons}
     at_once = min(n_tokens, FFN_TOKENS)
-    lists = {"ids": 4 * at_once * (n_ff + 1), **all_neurons}
     if n_tokens == 1 and share_an_input(weight.type for weight in reading_matrices(node)):
-        return {"partial": group_sums_bytes(1, n_ff, n), **lists}
-    return {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff, **lists}
+        return {"partial": group_sums_bytes(1, n_ff, n), **all_neurons}
+    hidden = {"first": 4 * at_once * n_ff, "second": 4 * at_once * n_ff}
+    return {"ids": 4 * at_once * (n_ff + 1), **hidden, **all_neurons}
 
 
 def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
@@ -101,6 +106,8 @@ def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int
         "cos_sin": aligned(len(model.rotations) * cos_sin_bytes(n_ctx, model.n_rot)),
         "counts": aligned(4 * model.n_layer),
     }
+    if any(_goes_by_neurons(node) for graph in graphs for node in graph.nodes):
+        sizes["held"] = aligned(2 * 4 * mask_words(model.n_ff) * model.n_layer)
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:

@@ -13,10 +13,10 @@ from hotcold.kernels.weight_table import QUANTISED
 
 SEVERAL = {
     "predictor": 2,
-    "sparse_gated_ffn": 3,
-    "dense_gated_ffn": 3,
-    "sparse_ffn": 3,
-    "dense_ffn": 3,
+    "sparse_gated_ffn": 2,
+    "dense_gated_ffn": 2,
+    "sparse_ffn": 2,
+    "dense_ffn": 2,
     "expert_ffn": 4,
 }
 """Kernels of an op that takes more than one."""

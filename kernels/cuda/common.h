@@ -50,6 +50,14 @@ __device__ static inline float sum_of_lanes(float v) {
     __syncwarp();                                 // they are about to be written again
     return sum;
 }
+// Every lane gets the sum over the lanes up to itself.
+__device__ static inline int sum_up_to(int v) {
+    for (int d = 1; d < WARP; d *= 2) {
+        int below = __shfl_up_sync(ALL_LANES, v, d);
+        if (lane() >= d) v += below;
+    }
+    return v;
+}
 __device__ inline float warp_max(float v) {
     for (int d = WARP / 2; d; d /= 2) v = fmaxf(v, __shfl_xor_sync(ALL_LANES, v, d));
     return v;

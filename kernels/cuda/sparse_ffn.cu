@@ -22,18 +22,18 @@ template <class Rows, class Input> struct Ungated {
 };
 
 template <class Up, class Down, class Input>
-__device__ inline void sparse_ffn(Up up, Down down, Input x, RowBias bias, const int* ids,
-                                  const int* count, float* partial, int n_rows, int activation) {
+__device__ inline void sparse_ffn(Up up, Down down, Input x, RowBias bias, Active active, float* partial,
+                                  int activation) {
     Ungated<Up, Input> hidden{up, x.of_token((int)blockIdx.y, up.n), bias, activation};
-    sum_rows(hidden, down, ids, count, partial, n_rows);
+    sum_rows(hidden, down, active, partial);
 }
 
 #define SPARSE_FFN(ENDING, U, D) \
 KERNEL_WIDE sparse_ffn_##ENDING(PLANES_##U(up), PLANES_##D(down), INPUT_##U, const float* __restrict__ bias, \
-                           const int* __restrict__ neurons, const int* __restrict__ ids, \
-                           const int* __restrict__ count, float* __restrict__ partial, int n_rows, int n, \
-                           int has_bias, int activation) { \
-    sparse_ffn(ROWS_##U(up, n), ROWS_##D(down, n), X_##U, RowBias{bias, neurons, has_bias}, ids, count, \
-               partial, n_rows, activation); \
+                           const int* __restrict__ neurons, const unsigned* __restrict__ mask, \
+                           const unsigned* __restrict__ held, unsigned* __restrict__ total, \
+                           float* __restrict__ partial, int n_words, int n, int has_bias, int activation) { \
+    sparse_ffn(ROWS_##U(up, n), ROWS_##D(down, n), X_##U, RowBias{bias, neurons, has_bias}, \
+               Active{mask, held, total, n_words}, partial, activation); \
 }
 TWO_TYPES(SPARSE_FFN)

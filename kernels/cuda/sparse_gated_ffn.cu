@@ -18,18 +18,19 @@ template <class Gate, class Up, class Input> struct Gated {
 };
 
 template <class Gate, class Up, class Down, class Input>
-__device__ inline void sparse_gated_ffn(Gate gate, Up up, Down down, Input x, const int* ids, const int* count,
-                                  float* partial, int n_rows, int activation, Least least) {
+__device__ inline void sparse_gated_ffn(Gate gate, Up up, Down down, Input x, Active active,
+                                  float* partial, int activation, Least least) {
     Gated<Gate, Up, Input> hidden{gate, up, x.of_token((int)blockIdx.y, gate.n), activation, least};
-    sum_rows(hidden, down, ids, count, partial, n_rows);
+    sum_rows(hidden, down, active, partial);
 }
 
 #define SPARSE_GATED_FFN(ENDING, G, U, D) \
 KERNEL_WIDE sparse_gated_ffn_##ENDING(PLANES_##G(gate), PLANES_##U(up), PLANES_##D(down), INPUT_##G, \
-                           const int* __restrict__ ids, const int* __restrict__ count, \
-                           float* __restrict__ partial, int n_rows, int n, int activation, \
-                           const float* __restrict__ least, const int* __restrict__ positions, int has_least) { \
-    sparse_gated_ffn(ROWS_##G(gate, n), ROWS_##U(up, n), ROWS_##D(down, n), X_##G, ids, count, partial, n_rows, \
-               activation, Least{least, positions, has_least}); \
+                           const unsigned* __restrict__ mask, const unsigned* __restrict__ held, \
+                           unsigned* __restrict__ total, float* __restrict__ partial, int n_words, int n, \
+                           int activation, const float* __restrict__ least, const int* __restrict__ positions, \
+                           int has_least) { \
+    sparse_gated_ffn(ROWS_##G(gate, n), ROWS_##U(up, n), ROWS_##D(down, n), X_##G, Active{mask, held, total, n_words}, \
+               partial, activation, Least{least, positions, has_least}); \
 }
 THREE_TYPES(SPARSE_GATED_FFN)

@@ -1,11 +1,12 @@
 // The walk over the active rows that the sparse FFNs, with and without a gate, share.
 //
-// The active rows are cut into as many groups as the grid has blocks, by their number alone. A group
-// fits a tile: first each warp works out the hidden values of whole rows, then rows whose value
+// Each block goes through the token's mask for itself and finds the active rows. They are cut into as many groups as
+// the grid has blocks, by their number alone. A group fits a tile: first each warp works out the hidden values of whole rows, then rows whose value
 // is zero are dropped, then each thread sums eight columns of the down rows over the tile, in ascending
 // order. sum_groups adds the groups. matmul_transposed.cu has the same order, group by group, for a batch.
 #pragma once
 #include "activations.h"
+#include "listing.h"
 #include "weights.h"
 
 constexpr int TILE = 256;                         // rows of the largest group; their hidden values lie in shared memory
@@ -74,20 +75,29 @@ template <class Rows> __device__ inline void sum_tile(const Tile& tile, Rows dow
     }
 }
 
+// Masks of tokens, and which neurons are here: see listing.h. The number of rows found is added to *total, which wraps.
+struct Active {
+    const unsigned *mask, *held;                  // [n_tokens][n_words], [n_words]
+    unsigned* total;
+    int n_words;
+};
+
 // hidden(row): a row's hidden value, in every lane of a warp.
-// grid: (groups, tokens). ids[n_tokens][n_rows], count[n_tokens] -> partial[n_tokens][groups][n].
+// grid: (groups, tokens) -> partial[n_tokens][groups][n].
 template <class Hidden, class Rows>
-__device__ inline void sum_rows(Hidden hidden, Rows down, const int* ids, const int* count, float* partial,
-                                int n_rows) {
+__device__ inline void sum_rows(Hidden hidden, Rows down, Active active, float* partial) {
     Tile& tile = shared_tile();
-    int token = (int)blockIdx.y, n_active = count[token];
-    int size = (n_active + (int)gridDim.x - 1) / (int)gridDim.x;
-    int first = min((int)blockIdx.x * size, n_active), n_tile = min(size, n_active - first);
-    ids += (size_t)token * n_rows, partial += ((size_t)token * gridDim.x + blockIdx.x) * down.n;
+    int token = (int)blockIdx.y;
+    Listing listing = list_rows(active.mask + (size_t)token * active.n_words, active.held, active.n_words);
+    int size = (listing.n + (int)gridDim.x - 1) / (int)gridDim.x;
+    int first = min((int)blockIdx.x * size, listing.n), n_tile = min(size, listing.n - first);
+    listing.each(first, first + n_tile, [&](int at, int row) { tile.row[at - first] = row; });
+    if (blockIdx.x == 0 && threadIdx.x == 0) atomicAdd(active.total, (unsigned)listing.n);
+    partial += ((size_t)token * gridDim.x + blockIdx.x) * down.n;
+    __syncthreads();                              // the rows are there
     for (int i = warp(); i < n_tile; i += n_warps()) {
-        int row = ids[first + i];
-        float h = hidden(row);
-        if (lane() == 0) tile.hidden[i] = h, tile.row[i] = row;
+        float h = hidden(tile.row[i]);
+        if (lane() == 0) tile.hidden[i] = h;
     }
     __syncthreads();                              // every hidden value is there
     if (warp() == 0) drop_zeros(tile, n_tile);

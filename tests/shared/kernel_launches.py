@@ -106,15 +106,17 @@ def run_attention_parts(device: Device, put: Put) -> None:
     attention_join(2, n, 551).launch(device, joined, device.compute)
 
 
-def run_compact(device: Device, put: Put, n: int = 512, n_threads: int = 256) -> None:
-    mask, neurons = put(device, np.full(n // 32, 0xFFFFFFFF, "u4")), put(device, np.arange(n, dtype="i4"))
-    outs = device.empty(n, "i4"), device.empty(1, "i4"), put(device, np.zeros(1, "u4"))
-    arguments = (mask, neurons, *outs, n, n // 32)
-    device.launch("compact", 1, n_threads, arguments, device.compute)
+def all_listed(device: Device, put: Put, n: int) -> tuple[Any, Any, Any]:
+    """A mask of all of n neurons, all of which are here, and a place for their number."""
+    bits = put(device, np.full(n // 32, 0xFFFFFFFF, "u4"))
+    return bits, bits, put(device, np.zeros(1, "u4"))
 
 
-def run_compact_in_passes(device: Device, put: Put) -> None:
-    run_compact(device, put, n=4096, n_threads=64)
+def run_compact(device: Device, put: Put) -> None:
+    n = 512
+    mask, held, total = all_listed(device, put, n)
+    outs = device.empty(n, "i4"), device.empty(1, "i4"), total
+    device.launch("compact", 1, 256, (mask, held, *outs, n, n // 32), device.compute)
 
 
 def run_matvec(device: Device, put: Put) -> None:
@@ -164,12 +166,12 @@ def run_expert_tiles(device: Device, put: Put) -> None:
 
 
 def run_gated_ffn(device: Device, put: Put) -> None:
-    rows, n, groups = 500, 64, 2
+    rows, n, groups = 480, 64, 2
     w, x = put(device, np.abs(floats(rows * n))), put(device, np.abs(floats(n)))
-    ids, count = put(device, np.arange(rows, dtype="i4")), put(device, np.array([rows], "i4"))
-    partial = device.empty(groups * n, "f4")
-    rows_and_ids = (w, w, w, x, ids, count, partial, rows, n, RELU, partial, ids, 0)
-    device.launch("sparse_gated_ffn_f32", groups, 256, rows_and_ids, device.compute)
+    partial, unread = device.empty(groups * n, "f4"), put(device, np.zeros(1, "i4"))
+    lists = all_listed(device, put, rows)
+    arguments = (w, w, w, x, *lists, partial, rows // 32, n, RELU, partial, unread, 0)
+    device.launch("sparse_gated_ffn_f32", groups, 256, arguments, device.compute)
 
 
 def run_ffn(device: Device, put: Put) -> None:
@@ -177,11 +179,9 @@ def run_ffn(device: Device, put: Put) -> None:
     rows, n = 256, 64
     up, x = floats(rows * n), np.abs(floats(n))
     given = put(device, up), put(device, up), put(device, x), put(device, np.zeros(rows, "f4"))
-    lists = (put(device, np.arange(rows, dtype="i4")),) * 2
-    partial, count = device.empty(n, "f4"), put(device, np.array([rows], "i4"))
-    device.launch(
-        "sparse_ffn_f32", 1, 256, (*given, *lists, count, partial, rows, n, 1, RELU), device.compute
-    )
+    lists = put(device, np.arange(rows, dtype="i4")), *all_listed(device, put, rows)
+    arguments = (*given, *lists, device.empty(n, "f4"), rows // 32, n, 1, RELU)
+    device.launch("sparse_ffn_f32", 1, 256, arguments, device.compute)
 
 
 def run_sum_groups(device: Device, put: Put, groups: int = 9) -> None:

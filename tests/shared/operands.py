@@ -10,11 +10,13 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from random_weights import random_weights
 
+from hotcold.kernels import ref
 from hotcold.kernels.cuda import planes
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.weights import weight_planes
+from hotcold.kernels.formats import mask_words
 from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES, device_row_bytes
 
 Array = NDArray[Any]
@@ -34,6 +36,15 @@ def each_type(*without: Type, quick: Collection[Type] = QUICK_TYPES) -> list[Any
         for kind in WEIGHT_TYPES
         if kind not in without
     ]
+
+
+def listing(device: Device, put: Put, listed: Array, neurons: Array) -> tuple[Buffer, Buffer]:
+    """Masks of neurons, bool [n_tokens, n_ff], and the bits of those whose rows are here; past the end all are listed."""
+    n_ff, held = listed.shape[1], np.zeros((1, listed.shape[1]), bool)
+    held[0, neurons] = True
+    past = (0, 0), (0, 32 * mask_words(n_ff) - n_ff)
+    masks, here = np.pad(listed, past, constant_values=True), np.pad(held, past)
+    return put(device, ref.mask_bits(masks)), put(device, ref.mask_bits(here)[0])
 
 
 def block_of(weight_type: Type) -> int:

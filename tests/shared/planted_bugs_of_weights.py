@@ -2,7 +2,6 @@
 
 from kernel_launches import (
     run_compact,
-    run_compact_in_passes,
     run_expert_sum,
     run_expert_tiles,
     run_experts,
@@ -24,25 +23,34 @@ BUGS = {
     "no barrier before the counts are read": Bug(
         "compact.cu",
         run_compact,
-        "found[warp()] = up_to_mine;\n    " + BARRIER,
-        "found[warp()] = up_to_mine;\n",
+        "__syncthreads();                              // every warp's counts",
+        "// every warp's counts",
         "race, |before anybody wrote",
         [],
     ),
-    "no barrier before the counts are written again": Bug(
-        "compact.cu",
-        run_compact_in_passes,
-        BARRIER + "                          // found is about",
-        "    // found is about",
-        "race, write of what another read|race, read of another's write",
-        ["if (lane() == WARP - 1) found[warp()] = up_to_mine;"],
-    ),
-    "some warps do not write their count": Bug(
+    "some warps do not write their counts": Bug(
         "compact.cu",
         run_compact,
-        "if (lane() == WARP - 1) found[warp()]",
-        "if (lane() == WARP - 1 && warp() % 2) found[warp()]",
+        "if (lane() == WARP - 1) of_warp[warp()] = {listed, rows};",
+        "if (lane() == WARP - 1 && warp() % 2) of_warp[warp()] = {listed, rows};",
         "shared memory read at .* before anybody wrote it",
+    ),
+    "no barrier after the rows of a group": Bug(
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
+        "__syncthreads();                              // the rows are",
+        "// the rows are",
+        "race, |before anybody wrote",
+        ["float h = hidden(tile.row[i]);"],
+    ),
+    "rows of the next group": Bug(
+        "sparse_gated_ffn.cu",
+        run_gated_ffn,
+        "listing.each(first, first + n_tile, [&]",
+        "listing.each(first, first + 2 * TILE, [&]",
+        "undefined behaviour",
+        ["{ tile.row[at - first] = row; });"],
+        "checked",
     ),
     "no barrier after the hidden values": Bug(
         "sparse_gated_ffn.cu",
@@ -69,10 +77,10 @@ BUGS = {
     "the row numbers are never written": Bug(
         "sparse_gated_ffn.cu",
         run_gated_ffn,
-        "tile.hidden[i] = h, tile.row[i] = row;",
-        "tile.hidden[i] = h;",
+        "{ tile.row[at - first] = row; });",
+        "{});",
         "shared memory read at .* before anybody wrote it",
-        ["int i = first + lane(), row = i < n_tile ? tile.row[i] : 0;"],
+        ["float h = hidden(tile.row[i]);"],
     ),
     "all groups write the first one's sums": Bug(
         "sparse_gated_ffn.cu",
@@ -172,10 +180,10 @@ BUGS = {
     "ids written after the end": Bug(
         "compact.cu",
         run_compact,
-        "ids[begin + __popc",
-        "ids[1 + begin + __popc",
+        "ids[at] = row;",
+        "ids[at + 1] = row;",
         r"bad memory access to byte \d+ of a buffer of 2048 bytes",
-        ["& ((1u << "],
+        ["ids[at + 1] = row;"],
         "checked",
         (0, 7, 1234),
     ),
@@ -264,8 +272,8 @@ BUGS = {
     "a shared array too small": Bug(
         "compact.cu",
         run_compact,
-        "__shared__ int found[WARP];",
-        "__shared__ int found[WARP / 8];",
+        "__shared__ int2 of_warp[WARP];",
+        "__shared__ int2 of_warp[WARP / 8];",
         "undefined behaviour",
         [],
         "checked",
@@ -273,10 +281,10 @@ BUGS = {
     "a shift by a whole word": Bug(
         "compact.cu",
         run_compact,
-        "(1u << lane())",
-        "(1u << (lane() + 1))",
+        "((1u << bit) - 1)",
+        "((1u << (bit + 1)) - 1)",
         "undefined behaviour",
-        ["& ((1u << "],
+        ["((1u << (bit + 1)) - 1)"],
         "checked",
     ),
 }

@@ -17,8 +17,12 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
     graphs = [architectures.build(model, n, "predictor") for n in (1, n_tokens)]
     at_once = min(n_tokens, FFN_TOKENS)
     up = -64
-    hidden = {"first": 4 * at_once * 512, "second": 4 * at_once * 512} if n_tokens > 1 else {}
-    assert device_areas(graphs, model, 64) == hidden | {
+    of_batch = {
+        "first": 4 * at_once * 512,
+        "second": 4 * at_once * 512,
+        "ids": -(4 * at_once * 513 // up) * 64,
+    }
+    assert device_areas(graphs, model, 64) == (of_batch if n_tokens > 1 else {}) | {
         "all": 64,
         "cos_sin": 4 * 64 * 64,
         "positions": -(4 * n_tokens // up) * 64,
@@ -26,7 +30,7 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
         "attention": 0,
         "counts": 64,
         "hidden": -(4 * n_tokens * 32 // up) * 64,
-        "ids": -(4 * at_once * 513 // up) * 64,
+        "held": 2 * 2 * 64,  # of two layers 512 bits, twice
         "partial": group_sums_bytes(1, 512, 256),
         "logits": 4 * 96,
     }

@@ -104,7 +104,7 @@ HEAD = ["rms_norm", "matvec_f16", "d2h", "record", "host waits"]
 def test_both_sides_work_at_the_same_time(sparsity: str, f16: GGUFFile, split_device: Device) -> None:
     """The copy down, its event and the hot rows are enqueued before the host waits, for the event alone."""
     predictor = PREDICTOR if sparsity == "predictor" else []
-    down, hot = ["d2h", "record"], ["compact", "sparse_gated_ffn_f16"]
+    down, hot = ["d2h", "record"], ["sparse_gated_ffn_f16"]
     layer = [*LAYER, *predictor, "rms_norm", *down, *hot, "host waits", "h2d", "sum_groups"]
     with on_device(split_in_half(f16, Case(sparsity)), f16, split_device) as executor:
         assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]
@@ -125,7 +125,7 @@ def test_groups_that_the_merge_adds_up_have_the_bits_of_two_launches(
 
 
 def test_a_layer_on_the_device_waits_for_nothing(f16: GGUFFile, split_device: Device) -> None:
-    layer = [*LAYER, *PREDICTOR, "rms_norm", "compact", "sparse_gated_ffn_f16", "sum_groups"]
+    layer = [*LAYER, *PREDICTOR, "rms_norm", "sparse_gated_ffn_f16", "sum_groups"]
     plan = plan_named(model_of(f16), Case("predictor"), "everything")
     with on_device(plan, f16, split_device) as executor:
         assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]

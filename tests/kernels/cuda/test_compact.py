@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from operands import Get, Put
+from operands import Get, Put, listing
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.formats import mask_words
 
 pytestmark = pytest.mark.pairwise
 
@@ -19,11 +20,9 @@ def test_compact(device: Device, put: Put, get: Get, n_ff: int, n_rows: int, sha
     rng = np.random.default_rng(3)
     active = rng.random((3, n_ff)) < share
     neurons = np.sort(rng.permutation(n_ff)[:n_rows]).astype("i4")
-    bits = ref.mask_bits(active)
-    bits = np.pad(bits, ((0, 0), (0, bits.shape[1] % 2)), constant_values=0xFFFFFFFF)  # whole pairs
     ids, count = put(device, np.full((3, n_rows), -1, "i4")), device.empty(3, "i4")
     total = put(device, np.full(1, 5, "u4"))
-    arguments = (put(device, bits), put(device, neurons), ids, count, total, n_rows, bits.shape[1])
+    arguments = (*listing(device, put, active, neurons), ids, count, total, n_rows, mask_words(n_ff))
     compact(3, n_rows, n_ff).launch(device, arguments, device.compute)
     assert get(device, total)[0] == 5 + get(device, count).sum()
     for token, want in enumerate(ref.active_rows(active, neurons)):

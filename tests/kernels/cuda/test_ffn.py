@@ -6,7 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from operands import Array, Get, Put, Type, block_of, each_type, error, inputs, normal, random_matrix
+from operands import (
+    Array,
+    Get,
+    Put,
+    Type,
+    block_of,
+    each_type,
+    error,
+    inputs,
+    listing,
+    normal,
+    random_matrix,
+)
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
@@ -15,7 +27,7 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
-from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED
 
 pytestmark = pytest.mark.pairwise
@@ -50,28 +62,30 @@ class Ffn:
         seeds = (4, 5, 6)[not has_gate :]
         self.weights = [random_matrix(t, n_rows, n, seed) for t, seed in zip(self.types, seeds, strict=True)]
         self.neurons = np.arange(3, 3 + 2 * n_rows, 2, dtype="i4")  # every other neuron, from the third on
-        self.bias = 8 * normal(3 + 2 * n_rows, seed=7)
+        self.n_ff = 3 + 2 * n_rows
+        self.bias = 8 * normal(self.n_ff, seed=7)
+        self.total = put(device, np.full(1, 5, "u4"))
 
     def run(self, active: NDArray[np.bool_], y: Buffer) -> None:
         device, tokens = self.device, len(self.x)
         partial = device.empty((tokens, n_groups(self.n_rows), self.n), "f4")
-        arguments = (*self._given(active), partial, self.n_rows, self.n, *self._numbers())
+        arguments = (*self._given(active), partial, mask_words(self.n_ff), self.n, *self._numbers())
         self._work(tokens).launch(device, arguments, device.compute)
         arguments = (partial, y, y, y, y, n_groups(self.n_rows), self.n, 0)
         sum_groups(tokens, self.n_rows, self.n).launch(device, arguments, device.compute)
 
     def _work(self, n_tokens: int) -> Any:
         family: Any = sparse_gated_ffn if self.has_gate else sparse_ffn
-        return family(self.types, n_tokens, self.n_rows, self.n)
+        return family(self.types, n_tokens, self.n_rows, self.n, self.n_ff)
 
     def _given(self, active: NDArray[np.bool_]) -> tuple[Buffer, ...]:
-        device, put, ids = self.device, self.put, np.full(active.shape, -1, "i4")
-        for token, found in enumerate(ref.active_rows(active, np.arange(self.n_rows, dtype="i4"))):
-            ids[token, : len(found)] = found
+        device, put = self.device, self.put
+        listed = np.ones((len(active), self.n_ff), bool)  # those that are not here as well
+        listed[:, self.neurons] = active
         planes = [plane for w in self.weights for plane in w.planes(device, put)]
         bias = () if self.has_gate else (put(device, self.bias), put(device, self.neurons))
-        lists = put(device, ids), put(device, active.sum(1, dtype="i4"))
-        return (*planes, *inputs(device, put, self.types[0], self.x), *bias, *lists)
+        lists = listing(device, put, listed, self.neurons)
+        return (*planes, *inputs(device, put, self.types[0], self.x), *bias, *lists, self.total)
 
     def _numbers(self) -> tuple[Any, ...]:
         activation = ACTIVATIONS[self.activation]
@@ -119,6 +133,7 @@ def test_sparse_gated_ffn(
     active = np.random.default_rng(7).random((2, n_rows)) < share
     ffn.run(active, y)
     assert_near(get(device, y), ffn.want(active))
+    assert get(device, ffn.total)[0] == 5 + active.sum()
 
 
 @pytest.mark.parametrize("weight_type", each_type())

@@ -7,7 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from operands import Array, Get, Matrix, Put, Type, block_of, each_type, inputs, normal, random_matrix
+from operands import (
+    Array,
+    Get,
+    Matrix,
+    Put,
+    Type,
+    block_of,
+    each_type,
+    inputs,
+    listing,
+    normal,
+    random_matrix,
+)
 
 from hotcold.kernels import order_of_device_sums as order
 from hotcold.kernels import ref
@@ -20,7 +32,7 @@ from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.weights import kernel_name
-from hotcold.kernels.formats import ACTIVATIONS, n_groups
+from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED, weight_type_row
 
 Open = Callable[..., Device]
@@ -107,6 +119,7 @@ class Ffn:
         for token, rows in enumerate(ref.active_rows(listed, np.arange(n_rows, dtype="i4"))):
             ids[token, : len(rows)] = rows
         self.lists = put(device, ids), put(device, listed.sum(1, dtype="i4"))
+        self.listing = *listing(device, put, listed, np.arange(n_rows)), put(device, np.zeros(1, "u4"))
         self.given, self.relu = inputs(device, put, weight_type, self.x), ACTIVATIONS["relu"]
 
     def each(self) -> Any:
@@ -114,19 +127,9 @@ class Ffn:
         device, tokens, groups = self.device, len(self.x), n_groups(self.n_rows)
         partial, y = device.empty((tokens, groups, self.n), "f4"), device.empty((tokens, self.n), "f4")
         planes = [plane for of_one in self.planes for plane in of_one]
-        work = sparse_gated_ffn((self.type,) * 3, tokens, self.n_rows, self.n)
-        arguments = (
-            *planes,
-            *self.given,
-            *self.lists,
-            partial,
-            self.n_rows,
-            self.n,
-            self.relu,
-            partial,
-            self.lists[1],
-            0,
-        )
+        work = sparse_gated_ffn((self.type,) * 3, tokens, self.n_rows, self.n, self.n_rows)
+        numbers = mask_words(self.n_rows), self.n, self.relu
+        arguments = (*planes, *self.given, *self.listing, partial, *numbers, partial, self.lists[1], 0)
         work.launch(device, arguments, device.compute)
         work = sum_groups(tokens, self.n_rows, self.n)
         work.launch(device, (partial, y, y, y, y, groups, self.n, 0), device.compute)

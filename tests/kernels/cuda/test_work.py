@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from operands import Matrix, block_of, each_type, random_matrix
+from operands import Array, Matrix, block_of, each_type, listing, random_matrix
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
@@ -138,7 +138,7 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
 def test_compact(device: Device, touched: Touched) -> None:
     n, mask = 320, np.zeros((2, 10), "u4")
     mask[:, ::2] = 0xF0
-    arguments = (filled(device, mask), filled(device, np.arange(n, dtype="i4")))
+    arguments = filled(device, mask), filled(device, np.full(10, 0xFFFFFFFF, "u4"))
     outs = device.empty((2, n), "i4"), device.empty(2, "i4"), filled(device, np.zeros(1, "u4"))
     work = compact(2, n, n, n_active=20)
     assert touched(work, (*arguments, *outs, n, 10)) == (work.bytes_read, work.bytes_written)
@@ -211,6 +211,12 @@ def test_dense_gated_ffn(device: Device, touched: Touched, weight_type: Type) ->
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
+def active_lists(device: Device, n: int, active: Array) -> tuple[Buffer, ...]:
+    """A mask of some of n neurons, all of which are here, and a place for their number."""
+    listed = np.isin(np.arange(n), active)[None]
+    return *listing(device, filled, listed, np.arange(n)), filled(device, np.zeros(1, "u4"))
+
+
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
 @pytest.mark.parametrize(("activation", "n_open"), [("relu", 20), ("relu_both", 20), ("silu", 30)])
 def test_sparse_gated_ffn(
@@ -223,16 +229,19 @@ def test_sparse_gated_ffn(
     rows, n, active = 150, unpadded(weight_type), np.arange(0, 150, 5)
     gate = weights(device, weight_type, rows, n, active[:10])
     up, down = (weights(device, weight_type, rows, n) for _ in range(2))
-    ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
-    ids.array[: len(active)] = active
+    lists, positions = active_lists(device, rows, active), filled(device, np.array([8], "i4"))
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, n_active=30, n_open=n_open)
+    work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, rows, n_active=30, n_open=n_open)
     unread = (n_open - 20) * device_row_bytes(weight_type, n)  # of down, where silu of the gate is zero
-    arguments = (*gate, *up, *down, *x, ids, count, partial, rows, n, ACTIVATIONS[activation])
-    assert touched(work, (*arguments, partial, ids, 0)) == (work.bytes_read - unread, work.bytes_written)
+    numbers = mask_words(rows), n, ACTIVATIONS[activation]
+    arguments = (*gate, *up, *down, *x, *lists, partial, *numbers)
+    assert touched(work, (*arguments, partial, positions, 0)) == (
+        work.bytes_read - unread,
+        work.bytes_written,
+    )
     if activation == "silu":  # of which the ten neurons whose gates are zero are left out
-        work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, n_active=30, n_open=20, has_least=True)
-        least = filled(device, np.full(rows, 1e-20, "f4")), filled(device, np.array([8], "i4")), 1
+        work = sparse_gated_ffn((weight_type,) * 3, 1, rows, n, rows, 30, 20, has_least=True)
+        least = filled(device, np.full(rows, 1e-20, "f4")), positions, 1
         assert touched(work, (*arguments, *least)) == (work.bytes_read, work.bytes_written)
 
 
@@ -242,13 +251,12 @@ def test_sparse_ffn(device: Device, touched: Touched, weight_type: Type, has_bia
     """30 of 150 rows are active; the products of ten of them, and so their hidden values, are zero."""
     rows, n, active = 150, unpadded(weight_type), np.arange(0, 150, 5)
     up, down = (weights(device, weight_type, rows, n, zeros) for zeros in (active[:10], ()))
-    ids, count = device.empty(rows, "i4"), filled(device, np.array([len(active)], "i4"))
-    ids.array[: len(active)] = active
+    lists = active_lists(device, rows, active)
     bias, neurons = filled(device, np.zeros(rows, "f4")), filled(device, np.arange(rows, dtype="i4"))
     partial, x = device.empty((n_groups(rows), n), "f4"), inputs(device, weight_type, n)
-    work = sparse_ffn((weight_type,) * 2, 1, rows, n, n_active=30, n_open=20, has_bias=has_bias)
-    numbers = rows, n, int(has_bias), ACTIVATIONS["relu"]
-    arguments = (*up, *down, *x, bias, neurons, ids, count, partial, *numbers)
+    work = sparse_ffn((weight_type,) * 2, 1, rows, n, rows, n_active=30, n_open=20, has_bias=has_bias)
+    numbers = mask_words(rows), n, int(has_bias), ACTIVATIONS["relu"]
+    arguments = (*up, *down, *x, bias, neurons, *lists, partial, *numbers)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
