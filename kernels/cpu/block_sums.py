@@ -141,20 +141,6 @@ def _fold(b: Builder, v: Value) -> Value:
     return b.extract_element(v, I32(0))
 
 
-def _fold16(b: Builder, at: Value) -> Value:
-    """The sums of 16 times 16 chains at an address, each as `_fold` makes it, one a lane."""
-    v = {i: load(b, at, VT(F32, 16), 64 * i, 64) for i in range(16)}
-    for bit in FOLDS:
-        merged = {}
-        for i in [i for i in v if not i & bit]:
-            first = [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)]
-            second = [lane ^ bit if not lane & bit else 16 + lane for lane in range(16)]
-            x, y = v[i], v[i | bit]
-            merged[i] = b.fadd(simd.shuffle(b, x, y, first), simd.shuffle(b, x, y, second))
-        v = merged
-    return v[0]
-
-
 def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, out: Value) -> None:
     """out[i] = the i-th row . x."""
     base, cell = simd.room(b, ir.ArrayType(VT(F32, 16), 16)), cgutils.alloca_once(b, VT(F32, 16))
@@ -169,7 +155,9 @@ def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, out: Valu
         slot = b.and_(loop.index, I64(15))
         simd.store(b, b.load(cell), b.add(base, b.mul(slot, I64(64))), align=64)
         with cgutils.if_unlikely(b, b.icmp_signed("==", slot, I64(15))):
-            simd.store(b, _fold16(b, base), b.add(out, b.mul(b.sub(loop.index, I64(15)), I64(4))), align=4)
+            sums = [load(b, base, VT(F32, 16), 64 * i, 64) for i in range(16)]
+            dots = simd.folded16(b, sums, FOLDS)
+            simd.store(b, dots, b.add(out, b.mul(b.sub(loop.index, I64(15)), I64(4))), align=4)
     done = b.and_(rows.n_rows, I64(-16))
     with cgutils.for_range(b, b.sub(rows.n_rows, done)) as loop:
         dot = _fold(b, load(b, b.add(base, b.mul(loop.index, I64(64))), VT(F32, 16), align=64))

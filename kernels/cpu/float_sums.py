@@ -1,9 +1,8 @@
 """Dot products of float rows: the one order of sums of `order_of_sums.dots_of_floats_in_order`, as IR.
 
 Steps of 16 numbers go to two chains in turns, whose lanes are added and folded by halves; the last numbers
-of a row that fill no step are added one by one. One emitter writes the loop for a row and one vector (both
-chains at once, with software prefetch), a row and four, and the prompt's tile of 4 x 4, where the chains follow
-one another and other shapes are slower.
+of a row that fill no step are added one by one. One emitter writes the loop for a row and one vector and for a row
+and four; `float_tiles.py` has the same sums in another shape.
 """
 
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from hotcold.kernels.cpu.weights import FloatType
 STEP = 16  # numbers
 CHAINS = 2
 UNROLL = 4  # steps of a row's loop body
-TILE = 4  # rows and columns of a tile
+COLUMNS = 4  # inputs that meet a row at once
 
 
 def _emit_dots(
@@ -33,11 +32,10 @@ def _emit_dots(
 ) -> list[list[Value]]:
     """Dot products of every row with every input along k, in the one order of sums.
 
-    Step i adds to chain i mod CHAINS, whatever the shape of the loop around it.
+    Step i adds to chain i mod CHAINS.
 
     Args:
-        rows, xs: addresses. unroll: steps a loop body, a multiple of CHAINS, so that all chains run at
-            once; or 1, and the chains follow one another.
+        rows, xs: addresses. unroll: steps a loop body, a multiple of CHAINS.
         ahead: bytes to what is asked for meanwhile, or None.
 
     Returns:
@@ -59,13 +57,7 @@ def _emit_dots(
                 b.store(simd.fma(b, w, numbers, b.load(cell)), cell)
 
     whole = b.udiv(k, I64(STEP))
-    if unroll >= CHAINS:
-        _emit_steps(b, kind, rows, whole, unroll, ahead, step)
-    else:
-        for chain in range(CHAINS):
-            n = b.udiv(b.add(whole, I64(CHAINS - 1 - chain)), I64(CHAINS))
-            with cgutils.for_range(b, n) as loop:
-                step(b.add(b.mul(loop.index, I64(CHAINS)), I64(chain)), chain)
+    _emit_steps(b, kind, rows, whole, unroll, ahead, step)
 
     dots: list[list[Value]] = []
     for r in range(len(rows)):
@@ -113,15 +105,23 @@ def _with_tails(
     cells = [[cgutils.alloca_once_value(b, dot) for dot in row] for row in dots]
     for r, c in np.ndindex(len(rows), len(xs)):
         b.store(dots[r][c], cells[r][c])
-    start = b.and_(k, I64(-16))
-    with cgutils.for_range(b, b.sub(k, start)) as loop:
-        j = b.add(loop.index, start)
-        for r, row in enumerate(rows):
-            w = kind.load1(b, b.add(row, b.mul(j, I64(kind.type_size))))
-            for c, x in enumerate(xs):
-                number = simd.load(b, b.add(x, b.mul(j, I64(4))), F32)
-                b.store(simd.fma(b, w, number, b.load(cells[r][c])), cells[r][c])
+    start = b.and_(k, I64(-STEP))
+    last_rows = [b.add(row, b.mul(start, I64(kind.type_size))) for row in rows]
+    last_xs = [b.add(x, b.mul(start, I64(4))) for x in xs]
+    add_tail(b, kind, last_rows, last_xs, b.sub(k, start), cells)
     return [[b.load(cell) for cell in row] for row in cells]
+
+
+def add_tail(
+    b: Builder, kind: FloatType, rows: list[Value], xs: list[Value], n: Value, cells: list[list[Value]]
+) -> None:
+    """Add the products of n numbers of every row and input, one by one, to cells[row][input]."""
+    with cgutils.for_range(b, n) as loop:
+        for r, row in enumerate(rows):
+            w = kind.load1(b, b.add(row, b.mul(loop.index, I64(kind.type_size))))
+            for c, x in enumerate(xs):
+                number = simd.load(b, b.add(x, b.mul(loop.index, I64(4))), F32)
+                b.store(simd.fma(b, w, number, b.load(cells[r][c])), cells[r][c])
 
 
 def emit_rows(b: Builder, kind: FloatType, rows: MatrixRows, x: Value, out: Value) -> None:
@@ -139,21 +139,12 @@ def emit_strips(
     last = b.sub(n, I64(1))
     with cgutils.for_range(b, rows.n_rows) as loop:
         (row, ahead), to = rows.row(b, loop.index), b.add(out, b.mul(loop.index, I64(4)))
-        with cgutils.for_range(b, b.udiv(b.add(n, I64(TILE - 1)), I64(TILE))) as part:
-            first = b.mul(part.index, I64(TILE))
-            numbers = [b.add(first, I64(i)) for i in range(TILE)]
+        with cgutils.for_range(b, b.udiv(b.add(n, I64(COLUMNS - 1)), I64(COLUMNS))) as part:
+            first = b.mul(part.index, I64(COLUMNS))
+            numbers = [b.add(first, I64(i)) for i in range(COLUMNS)]
             numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
             columns = [simd.load(b, b.add(xs, b.mul(c, I64(8))), I64, align=8) for c in numbers]
             # every number is stored, those of stand-ins in the place of the last
             dots = _emit_dots(b, kind, [row], columns, rows.k, CHAINS, ahead)[0]
             for c, dot in zip(numbers, dots, strict=True):
                 simd.store(b, dot, b.add(to, b.mul(c, out_stride)), align=4)
-
-
-def emit_tile(b: Builder, kind: FloatType, w: Value, stride: Value, xs: Value, k: Value, out: Value) -> None:
-    """out[row, column] of TILE rows from w on and the TILE columns whose addresses lie at xs."""
-    rows = [b.add(w, b.mul(stride, I64(r))) for r in range(TILE)]
-    columns = [simd.load(b, xs, I64, 8 * c) for c in range(TILE)]
-    for r, dots in enumerate(_emit_dots(b, kind, rows, columns, k, 1)):
-        for c, dot in enumerate(dots):
-            simd.store(b, dot, out, 4 * (TILE * r + c), align=4)

@@ -15,7 +15,7 @@ from hotcold.kernels.cpu.compiled import compiled, family
 from hotcold.kernels.cpu.counting import emit_count
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I64, Builder, Value, address, operation
-from hotcold.kernels.cpu.weight_types import BY_ID, FLOAT_TYPES, WEIGHT_TYPES
+from hotcold.kernels.cpu.weight_types import BY_ID, WEIGHT_TYPES
 from hotcold.kernels.cpu.weights import FloatType, WeightType
 
 F32_ID, F16_ID, BF16_ID = 0, 1, 30
@@ -26,7 +26,6 @@ TYPE_SIZE = {type_id: kind.type_size for type_id, kind in BY_ID.items()}
 BLOCK_SIZE = {type_id: kind.block for type_id, kind in BY_ID.items()}
 
 AHEAD = 8192  # software prefetch distance in bytes
-TILE = float_sums.TILE
 MAX_COLUMNS = block_sums.MAX_COLUMNS
 
 
@@ -89,13 +88,6 @@ def _dot_strips(b: Builder, kind: WeightType, *arguments: Value) -> None:
     emit_count(b, kind, n_rows, k)
     matrix = MatrixRows(w, stride, n_rows, k, ahead)
     _sums(kind).emit_strips(b, kind, matrix, xs, n, out, out_stride)
-
-
-@family({kind.type_id: kind for kind in FLOAT_TYPES}, 5)
-def _dot_tile(b: Builder, kind: FloatType, *arguments: Value) -> None:
-    w, stride, xs, k, out = arguments
-    emit_count(b, kind, I64(TILE), k)
-    float_sums.emit_tile(b, kind, w, stride, xs, k, out)
 
 
 @compiled
@@ -178,12 +170,6 @@ def dot_strips(
         The others are those of `dot_rows`.
     """
     _dot_strips(type_id, w, stride, n_rows, xs, n, k, ahead, out, out_stride)
-
-
-@compiled
-def dot_tile(type_id: int, w: int, stride: int, xs: int, k: int, out: int) -> None:
-    """TILE rows of a float type by TILE columns, whose addresses lie at `xs`; `out`: 16 float32 [row, column]."""
-    _dot_tile(type_id, w, stride, xs, k, out)
 
 
 # ---- sums of scaled rows --------------------------------------------------------

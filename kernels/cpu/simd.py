@@ -212,6 +212,21 @@ def sum_lanes(b: Builder, v: Value) -> Value:
     return fold(b, v, lambda b, x, y: b.fadd(x, y))
 
 
+def folded16(b: Builder, vectors: Sequence[Value], folds: Sequence[int]) -> Value:
+    """The sums of the lanes of 16 vectors of 16 floats, one a lane.
+
+    Args:
+        folds: the powers of two below 16, in the order in which lanes that differ in that bit are added.
+    """
+    sums = dict(enumerate(vectors))
+    for bit in folds:
+        first = [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)]
+        second = [lane ^ bit if not lane & bit else 16 + lane for lane in range(16)]
+        pairs = {i: (x, sums[i | bit]) for i, x in sums.items() if not i & bit}
+        sums = {i: b.fadd(shuffle(b, x, y, first), shuffle(b, x, y, second)) for i, (x, y) in pairs.items()}
+    return sums[0]
+
+
 def half_to_float(b: Builder, bits: Value) -> Value:
     """Halfs given as <n x i16> to <n x float>.
 

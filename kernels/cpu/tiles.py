@@ -2,15 +2,15 @@
 
 import numpy as np
 
-from hotcold.kernels.cpu import panels, rows
+from hotcold.kernels.cpu import float_tiles, panels, rows
 from hotcold.kernels.cpu.compiled import compiled
-from hotcold.kernels.cpu.operations import load_f32, store_f32, store_i64
-from hotcold.kernels.cpu.program import PANEL, THREAD_SCRATCH_BYTES
-from hotcold.kernels.cpu.rows import MAX_COLUMNS, TILE, dot_rows, dot_strips, dot_tile
+from hotcold.kernels.cpu.operations import store_i64
+from hotcold.kernels.cpu.program import THREAD_SCRATCH_BYTES
+from hotcold.kernels.cpu.rows import MAX_COLUMNS, dot_rows, dot_strips
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
-FEW_FLOAT_TOKENS = 16  # likewise of float weights, whose tiles read memory at half speed
+FEW_FLOAT_TOKENS = 8  # likewise of float weights
 COLUMN_BYTES = 28 << 10  # of inputs that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
 PRODUCT_ROWS, PRODUCT_TOKENS = (
@@ -18,13 +18,15 @@ PRODUCT_ROWS, PRODUCT_TOKENS = (
     256,
 )  # products at the end of a thread's scratch memory, where a caller wants them
 PRODUCTS = THREAD_SCRATCH_BYTES - 4 * PRODUCT_ROWS * PRODUCT_TOKENS
+if float_tiles.SCRATCH_BYTES > PRODUCTS:
+    raise AssertionError(f"no room for the {float_tiles.SCRATCH_BYTES} bytes of a float type's tiles")
 MAX_K = (PRODUCTS - panels.scratch_bytes(0)) * 512 // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
 
 _IS_SLOW = np.zeros(1 + max(BY_ID), np.bool_)  # by GGUF's type numbers, where compiled code reads it
 for _kind in BLOCK_TYPES:
     _IS_SLOW[_kind.type_id] = _kind.is_slow
 
-_COLUMNS, _DOTS = 0, 128  # this file's part of a thread's scratch memory, in bytes
+_COLUMNS = 0  # this file's part of a thread's scratch memory, in bytes
 
 
 @compiled
@@ -62,7 +64,7 @@ def mul_mat(op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: 
     elif rows.is_block_type(op.w_type):
         panels.mul_panels(op, first, last, n_tokens, x, y, y_stride, scratch)
     else:
-        _float_tiles(op, first, last, n_tokens, x, y, y_stride, scratch)
+        float_tiles.mul_tiles(op, first, last, n_tokens, x, y, y_stride, scratch)
 
 
 @compiled
@@ -81,28 +83,3 @@ def _few_tokens(  # type: ignore[no-untyped-def]
                 store_i64(columns + 8 * c, x + (t + c) * op.x_stride)
             to = y + t * y_stride + 4 * r
             dot_strips(op.w_type, w, op.w_stride, n_rows, columns, stop - t, op.k, rows.AHEAD, to, y_stride)
-
-
-@compiled
-def _float_tiles(  # type: ignore[no-untyped-def]
-    op, first: int, last: int, n_tokens: int, x: int, y: int, y_stride: int, scratch: int
-) -> None:
-    """Tiles of TILE x TILE held in registers; what fills none goes row by row."""
-    n_tiled, columns, dots = n_tokens // TILE * TILE, scratch + _COLUMNS, scratch + _DOTS
-    for panel in range(first, last, PANEL):
-        end = min(panel + PANEL, last)
-        whole = panel + (end - panel) // TILE * TILE
-        for t in range(0, n_tokens, TILE):
-            n = min(TILE, n_tokens - t)
-            for c in range(n):
-                store_i64(columns + 8 * c, x + (t + c) * op.x_stride)
-            start = whole if t < n_tiled else panel
-            for r in range(panel, start, TILE):
-                dot_tile(op.w_type, op.w + r * op.w_stride, op.w_stride, columns, op.k, dots)
-                for c in range(TILE):
-                    to = y + (t + c) * y_stride + 4 * r
-                    for i in range(TILE):
-                        store_f32(to + 4 * i, load_f32(dots + 4 * (TILE * i + c)))
-            if start < end:
-                w, to = op.w + start * op.w_stride, y + t * y_stride + 4 * start
-                dot_strips(op.w_type, w, op.w_stride, end - start, columns, n, op.k, 0, to, y_stride)

@@ -27,7 +27,7 @@ Array = NDArray[np.float32]
     ids=lambda v: NAMES.get(v, str(v)),
 )
 def test_rows(type_id: int, k: int) -> None:
-    """Dot products of one row and a tile, a row as float32; a strip and the sum of four rows."""
+    """Dot products of one row and of strips, a row as float32, the sum of four rows."""
     quantised = sizes.is_quantised(type_id)
     data, w = checks.weights(type_id, 8, k)
     x = checks.vectors(4, k)
@@ -49,10 +49,6 @@ def test_rows(type_id: int, k: int) -> None:
         where = (base + size, size, 5, columns.ctypes.data, n, k, rows.AHEAD)
         rows.dot_strips(type_id, *where, out.ctypes.data, out.strides[0])
         checks.close(out, wanted[:n, 1:6], "strips")
-    if type_id in checks.FLOAT_TYPES:
-        tile = np.zeros((4, 4), np.float32)
-        rows.dot_tile(type_id, base + size, size, columns.ctypes.data, k, tile.ctypes.data)
-        checks.close(tile.T, wanted[:, 1:5], "tile")
     picked, coefficients = [0, 3, 5, 7], np.array([1, 2, -3, 0.5], np.float32)
     acc = np.ones(k, np.float32)
     addresses, ahead = np.array([base + r * size for r in picked]), np.zeros(4, np.int64)

@@ -116,23 +116,6 @@ def test_dot_strips(
         assert (out[n:] == 9).all() and (out[:, 5:] == 9).all()
 
 
-@pytest.mark.parametrize(("type_id", "k"), cases((F32_ID, F16_ID, BF16_ID)))
-def test_dot_tile(
-    type_id: int,
-    k: int,
-    make_weights: MakeWeights,
-    make_inputs: MakeInputs,
-    before_a_hole: Place,
-    assert_near: Near,
-) -> None:
-    raw, w = make_weights(type_id, 4, k)
-    raw, x = before_a_hole(raw), make_inputs(4, k)
-    at = before_a_hole(x)
-    columns, tile = tile_addresses(at), np.full((4, 4), np.nan, np.float32)
-    rows.dot_tile(type_id, raw.ctypes.data, raw.shape[1], columns.ctypes.data, k, tile.ctypes.data)
-    assert_near(tile, ref.mul_mat(w, x).T)
-
-
 @pytest.mark.parametrize("byte", [0x00, 0x7F, 0x80, 0xFF])
 @pytest.mark.parametrize("type_id", of_type([kind.type_id for kind in BLOCK_TYPES]))
 def test_numbers_at_the_ends_of_their_range(type_id: int, byte: int, packed: Packed) -> None:
