@@ -1,9 +1,10 @@
 """What a split layer costs the host, and what is gained when both sides work at once; no card is needed.
 
-    python bench/split.py [python] [together] [loading]
+    python bench/split.py [python] [threads] [together] [loading]
 
 `python`: the device is a stub whose copies and kernels are nothing, and the model is so small that its
-cold rows are next to nothing; so what a token takes is what Python takes. `together`: the stub's FFN
+cold rows are next to nothing; so what a token takes is what Python takes. `threads`: the same for teams of
+1 to 16 threads, in turns: what it costs to wake them. `together`: the stub's FFN
 kernel sleeps, in a thread of its own, as long as the cold rows take. `loading`: rows are gathered and
 repacked by all threads for a stub that copies nothing, beside a plain copy of as many bytes.
 """
@@ -11,6 +12,7 @@ repacked by all threads for a stub that copies nothing, beside a plain copy of a
 import argparse
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +66,32 @@ def python_table(folder: Path) -> bool:
     print("| type | launches a layer | walks a layer | Python, us a layer and token | in graphs |")
     print("| --- | ---: | ---: | ---: | ---: |")
     return max([python_time(kind, folder) for kind in (Type.F16, Type.Q4_0)]) < GOAL_MICROSECONDS
+
+
+def threads_table(folder: Path, n_rounds: int = 12, n_tokens: int = 20) -> None:
+    """Microseconds per split layer and token, in graphs, by threads of the team."""
+    how = Wanted("predictor", SMALL.n_ctx, 8)
+    times: dict[int, list[float]] = {n: [] for n in (1, 2, 4, 8, 16)}
+    with (
+        random_relu_model(folder, SMALL, Type.F16, 32) as (file, model),
+        Device(StubDriver()) as device,
+        ExitStack() as stack,
+    ):
+        plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
+        logits = np.empty((1, model.n_vocab), np.float32)
+        executors = {
+            n: stack.enter_context(Executor(plan, file, n, loaded_store(device, plan, file))) for n in times
+        }
+        for _ in range(n_rounds):
+            for n, executor in executors.items():
+                for i in range(n_tokens):
+                    started = time.perf_counter()
+                    executor.run(np.array([5], np.int32), i, logits)
+                    times[n].append((time.perf_counter() - started) / split_layers(executor) * 1e6)
+    print("| threads | least, us a layer and token | median |")
+    print("| ---: | ---: | ---: |")
+    for n, of in times.items():
+        print(f"| {n} | {min(of):.1f} | {np.median(of):.1f} |", flush=True)
 
 
 def together_table(folder: Path, seconds: float, n_threads: int) -> bool:
@@ -129,7 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tables", nargs="*", default=["python", "together", "loading"])
+    parser.add_argument("tables", nargs="*", default=["python", "threads", "together", "loading"])
     parser.add_argument("--seconds", type=float, default=8)
     parser.add_argument("--threads", type=int, default=default_threads())
     arguments, met = parser.parse_args(), True
@@ -137,6 +165,8 @@ def main() -> None:
         folder = Path(name)
         if "python" in arguments.tables:
             met &= python_table(folder)
+        if "threads" in arguments.tables:
+            threads_table(folder)
         if "together" in arguments.tables:
             met &= together_table(folder, arguments.seconds, arguments.threads)
         if "loading" in arguments.tables:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hotcold.closing import Closing
 from hotcold.engine.graph.graph import check
 from hotcold.engine.graph.placed import CPU
+from hotcold.engine.host.machine import default_threads
 from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.speed import products_a_second
 from hotcold.engine.host.steps import Context, Step, take_all
@@ -103,7 +104,7 @@ class Executor(Closing):
         if self._side is not None:
             self._side.fill_tables(self.host.rope_table)
         self.run_steps = RunSteps(self.plan, self.host, self._side)
-        self._team = Team(self.n_threads)
+        self._team = Team(self.n_threads, lingers=self.n_threads <= default_threads())
 
     @property
     def counts(self) -> NDArray[np.int64]:

@@ -44,7 +44,10 @@ FAMILIES: dict[str, Family] = {OPS: Family({})}
 RECIPES: dict[str, Callable[[], Any]] = {}  # of kernels: what gives a module of LLVM with the C function
 
 # what compiled code may call besides kernels: all of it is in the C library
-_C_FUNCTIONS = {"sched_yield", "memset", "memcpy", "memmove", "sqrt", "sqrtf"}
+_C_FUNCTIONS = {
+    *("sched_yield", "syscall", "usleep", "clock_gettime"),
+    *("memset", "memcpy", "memmove", "sqrt", "sqrtf"),
+}
 
 
 # ---- functions that kernels are made of -------------------------------------------

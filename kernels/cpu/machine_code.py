@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from hotcold.kernels.cpu.kernel_files import OPS, Code, Kernel, cells, folder, load, loaded, read
 from hotcold.kernels.cpu.program import OP
 
+WALK = "lead"  # a kernel that calls the ops of a program
+
 _lock = threading.RLock()
 _ready: set[tuple[str, frozenset[int]]] = set()
 _around: list[Callable[[], AbstractContextManager[None]]] = []
@@ -119,8 +121,8 @@ def prepare(ops: NDArray[Any]) -> None:
         ops: records of dtype OP.
     """
     with _lock:
-        _load_called({("walk", frozenset())})
-        members = _kernel("walk").calls[OPS].members
+        _load_called({(WALK, frozenset())})
+        members = _kernel(WALK).calls[OPS].members
         callers = {(members[code], code, types) for code, types in _wanted(ops)}
         _load_called({(name, types) for name, _, types in callers})
         for name, code, _ in callers:

@@ -1,4 +1,4 @@
-"""What njit code calls: vectors of 16 float32 and 8 int64, scalars at addresses, bits, prefetches, atomics.
+"""What njit code calls: vectors of 16 float32 and 8 int64, scalars at addresses, bits, prefetches.
 
 Each is one `operation` of the pieces in `simd.py`. Vectors live in registers; addresses are plain integers.
 """
@@ -6,7 +6,6 @@ Each is one `operation` of the pieces in `simd.py`. Vectors live in registers; a
 import math
 from collections.abc import Callable
 
-from llvmlite import ir
 from numba import types
 
 from hotcold.kernels.cpu.simd import (
@@ -41,7 +40,6 @@ from hotcold.kernels.cpu.simd import (
     store,
     stream_locality,
     sum_lanes,
-    target_is_x86,
 )
 
 _GELU = 2 * math.sqrt(2 / math.pi)
@@ -354,38 +352,3 @@ def prefetch(b: Builder, at: Value) -> None:
 def prefetch_stream(b: Builder, at: Value) -> None:
     """`emit_prefetch` into the level that suits rows."""
     emit_prefetch(b, at, stream_locality())
-
-
-# ---- atomics: cells of 64 bits --------------------------------------------------
-
-
-@operation(types.int64, address)
-def atomic_load(b: Builder, at: Value) -> Value:
-    """Acquire."""
-    return b.load_atomic(b.inttoptr(at, I64.as_pointer()), "acquire", 8)
-
-
-@operation(types.int64, address, types.int64)
-def atomic_add(b: Builder, at: Value, v: Value) -> Value:
-    """Add v; gives the value before."""
-    return b.atomic_rmw("add", b.inttoptr(at, I64.as_pointer()), v, "acq_rel")
-
-
-@operation(types.boolean, address, types.int64, types.int64)
-def atomic_swap_if(b: Builder, at: Value, old: Value, new: Value) -> Value:
-    """Store `new` if the cell holds `old`; whether it did."""
-    result = b.cmpxchg(b.inttoptr(at, I64.as_pointer()), old, new, "acq_rel", "acquire")
-    return b.extract_value(result, 1)
-
-
-@operation(types.int32)
-def sched_yield(b: Builder) -> Value:
-    """Give the core to another thread."""
-    return call(b, "sched_yield", I32)
-
-
-@operation(types.void)
-def pause(b: Builder) -> None:
-    """Tell the core that this is a waiting loop."""
-    if target_is_x86():
-        call(b, "llvm.x86.sse2.pause", ir.VoidType())

@@ -2,7 +2,7 @@
 
 from numba import types
 
-from hotcold.kernels.cpu import operations
+from hotcold.kernels.cpu import atomics, operations
 from hotcold.kernels.cpu.compiled import compiled, entry
 
 
@@ -28,7 +28,7 @@ def sum_shared(at: int, n_parts: int, part_bytes: int, cell: int) -> int:
     """Take parts of part_bytes bytes from an atomic cell until none is left."""
     total = 0
     while True:
-        part = operations.atomic_add(cell, 1)
+        part = atomics.atomic_add(cell, 1)
         if part >= n_parts:
             return total
         total += _sum_part(at + part * part_bytes, part_bytes)

@@ -1,10 +1,10 @@
 """One thread team, one walk: n threads go through a program's op records together, without Python.
 
-Python starts a walk once a token or prompt batch; `walk.py` is what a thread does then.
+Python starts a walk once a token or prompt batch, or once a split layer; `walk.py` is what a thread does then. The
+other threads are in compiled code for as long as the team lives, and find the next walk in a mailbox.
 """
 
 import threading
-from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -12,8 +12,13 @@ from numpy.typing import NDArray
 
 from hotcold.closing import Closing
 from hotcold.errors import DoesNotFitError
-from hotcold.kernels.cpu import machine_code, program
+from hotcold.kernels.cpu import machine_code, mailbox, program
 from hotcold.kernels.cpu.program import THREAD_SCRATCH_BYTES
+
+LINGER_NANOSECONDS = 300_000
+"""How long a thread that has a core of its own watches for the next walk: the device's part of a split layer."""
+MANY_PROGRAMS = 256
+"""Programs that are held before those are let go that no thread can still look at."""
 
 
 class Program:
@@ -21,18 +26,19 @@ class Program:
 
     Attributes:
         run: the run parameters, int64 [N_PARAMETERS]; several programs may share them.
-        addresses: of the records, their number, and the address of the run parameters, as the walk takes them.
+        head: what a walk takes: see `mailbox.py`.
     """
 
     def __init__(self, ops: list[dict[str, Any]], run: NDArray[np.int64] | None = None) -> None:
         self.ops = program.assemble(ops)
         machine_code.prepare(self.ops)
         self.run = np.zeros(program.N_PARAMETERS, np.int64) if run is None else run
-        self.number = 0
-        self._note_addresses()
+        self._make_head()
 
-    def _note_addresses(self) -> None:
-        self.addresses = int(self.ops.ctypes.data), self.ops.size, int(self.run.ctypes.data)
+    def _make_head(self) -> None:
+        cells = [0, self.ops.ctypes.data, self.ops.size, self.run.ctypes.data]
+        self._head = np.array(cells, np.int64)
+        self.head = int(self._head.ctypes.data)
 
     def part(self, first: int, stop: int) -> "Program":
         """The records from first to stop as a program of their own, without making them again."""
@@ -52,12 +58,8 @@ class Program:
         made.ops = program.aligned(sum(piece.nbytes for piece in pieces)).view(program.OP)
         np.concatenate(pieces, out=made.ops)
         made.ops["claim"] = made.ops["done"] = 0
-        made._note_addresses()
+        made._make_head()
         return made
-
-
-Job = tuple[Program, int]
-"""A program and the number of the round that is to be walked."""
 
 
 class Team(Closing):
@@ -72,13 +74,27 @@ class Team(Closing):
         DoesNotFitError: the system starts no more threads; those that it did start have ended.
     """
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, lingers: bool = False) -> None:
+        """Start the threads.
+
+        Args:
+            lingers: whether the threads watch for the next walk for a while before they sleep. For those who walk
+                again within that time, and have a core for each thread.
+        """
         self.n, self.walked = n, 0.0
-        self._kernel = machine_code.entry("walk", None, 6)
+        self._lead = machine_code.entry("lead", None, 4)
+        self._attend = machine_code.entry("attend", None, 5) if n > 1 else None
+        self._linger = LINGER_NANOSECONDS if lingers else 0
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES + program.OP.itemsize) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]
-        # queues of C code: a Ctrl-C in the middle of Python's own semaphores would leave a thread asleep
-        self._jobs = [SimpleQueue[Job | None]() for _ in range(n - 1)]
+        self._box = program.aligned(mailbox.size(n))
+        self._looks = mailbox.looks(self._box)
+        self._looks[:] = mailbox.NOWHERE
+        self._address = int(self._box.ctypes.data)
+        self._over = Program([])
+        self._over._head[1] = 0  # a job without records, at no address
+        self._held: set[Program] = set()  # whose records a late thread may still look at
+        self._last: Program | None = None
         self._threads: list[threading.Thread] = []
         try:
             self._start()
@@ -99,25 +115,31 @@ class Team(Closing):
     def walk(self, job: Program) -> None:
         """Run the program once, with its run parameters as they stand.
 
-        A Ctrl-C raises after a call of C code at the earliest, so the round is walked to its end whatever
-        happens: threads that were woken read the caller's memory, and rounds are counted without gaps.
+        One call of C code counts the round, tells the others and walks to the round's end, so a Ctrl-C raises
+        before all of it or behind. Threads that come late look at the program's records, so they are held.
         """
-        number = job.number = job.number + 1
-        try:
-            for jobs in self._jobs:
-                jobs.put((job, number))
-        finally:
-            self._kernel(number, *job.addresses, self.n, self._scratch[-1])
+        if job not in self._held:
+            self._hold(job)
+        self._last = job
+        self._lead(self._address, job.head, self.n, self._scratch[-1])
+
+    def _hold(self, job: Program) -> None:
+        if len(self._held) >= MANY_PROGRAMS and (self._looks == mailbox.NOWHERE).all():
+            self._held.clear()
+            if self._last is not None:  # what is posted, a thread may begin to look at
+                self._held.add(self._last)
+        self._held.add(job)
 
     def close(self) -> None:
         """End the threads; a late one may still look at the last program, so it is waited for."""
-        for jobs in self._jobs:
-            jobs.put(None)
+        if self._threads:
+            self.walk(self._over)
         for thread in self._threads:
             thread.join()
         self._threads = []
+        self._held.clear()
+        self._last = None
 
     def _serve(self, i: int) -> None:
-        while (job := self._jobs[i].get()) is not None:
-            program_of_job, number = job
-            self._kernel(number, *program_of_job.addresses, self.n, self._scratch[i])
+        own = self._address + mailbox.AT + i * mailbox.LINE
+        self._attend(self._address, own, self.n, self._linger, self._scratch[i])

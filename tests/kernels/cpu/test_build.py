@@ -14,7 +14,7 @@ PATIENT = "import sys; sys.stdin.read()"
 def test_it_holds_no_output_and_leaves_the_table_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "START", PATIENT)
     monkeypatch.setattr(build, "_helpers", [])
-    build._ask_for_help(["walk"])
+    build._ask_for_help(["lead"])
     (process,) = build._helpers
     place = Path(f"/proc/{process.pid}")
     assert [os.readlink(place / "fd" / str(i)) for i in (1, 2)] == [os.devnull] * 2

@@ -26,7 +26,7 @@ job.run[program.N_TOKENS] = 1
 Team(1).walk(job)
 print(y[0], "numba" in sys.modules)
 """
-KERNELS = {"walk.kernel", "op_add.kernel", "op_relu.kernel"}
+KERNELS = {"lead.kernel", "op_add.kernel", "op_relu.kernel"}
 
 
 def run(folder: Path, before: str = "") -> tuple[bool, str]:

@@ -11,7 +11,7 @@ from numba import njit, types
 from numpy.typing import NDArray
 
 from hotcold.kernels import order_of_sums
-from hotcold.kernels.cpu import byte_dots, operations, simd
+from hotcold.kernels.cpu import atomics, byte_dots, operations, simd
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.simd import F32, I8, I32, VT, Builder, Value, address, f32x16, operation
 
@@ -111,9 +111,9 @@ def words_sum(x: int, n: int) -> int:
 @compiled
 def swap_then_add(cell: int, old: int, new: int) -> tuple[bool, int, int]:
     """Swap if the cell holds `old`, add 5: whether, the value before the addition, and after it."""
-    swapped = operations.atomic_swap_if(cell, old, new)
-    before = operations.atomic_add(cell, 5)
-    return swapped, before, operations.atomic_load(cell)
+    swapped = atomics.atomic_swap_if(cell, old, new)
+    before = atomics.atomic_add(cell, 5)
+    return swapped, before, atomics.atomic_load(cell)
 
 
 @compiled

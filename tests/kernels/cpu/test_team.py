@@ -1,17 +1,19 @@
 """The thread team: the same bits however many threads walk, late threads, crowded machines."""
 
+import ctypes
 import faulthandler
 import signal
 import threading
 import time
+import weakref
 from typing import Any
 
 import cpu_operands as checks
 import numpy as np
 import pytest
 
-from hotcold.kernels.cpu import program, rows
-from hotcold.kernels.cpu.team import Program, Team
+from hotcold.kernels.cpu import kernel_files, mailbox, program, rows
+from hotcold.kernels.cpu.team import MANY_PROGRAMS, Program, Team
 
 K, N_ROWS = 256, 700
 
@@ -130,8 +132,10 @@ def test_two_teams_in_two_threads_of_one_process() -> None:
     assert not wrong
 
 
-def test_the_threads_of_a_team_share_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each leaves its columns of inputs in scratch memory of its own; that is looked at, not time."""
+@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize("has_lock", [False, True])
+def test_the_threads_of_a_team_share_the_work(lingers: bool, has_lock: bool) -> None:
+    """Each leaves its columns of inputs in scratch memory of its own; also while the caller keeps Python's lock."""
     n_tokens, n_rows, k = 32, 1024, 1024
     data = np.zeros((n_rows, 4 * k), np.uint8)
     x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
@@ -139,14 +143,11 @@ def test_the_threads_of_a_team_share_the_work(monkeypatch: pytest.MonkeyPatch) -
     record |= {"n_rows": n_rows, "k": k, "x": x.ctypes.data, "x_stride": 4 * k}
     job = Program([record | {"y": y.ctypes.data, "y_stride": 4 * n_rows}] * 4)
     job.run[program.N_TOKENS] = n_tokens
-    together, crew = threading.Barrier(2), Team(2)
-
-    def walk(*arguments: Any) -> None:
-        together.wait(60)
-        kernel(*arguments)
-
-    kernel = crew._kernel
-    monkeypatch.setattr(crew, "_kernel", walk)
+    crew = Team(2, lingers)
+    if has_lock:
+        lead = kernel_files.loaded("lead")
+        assert lead is not None
+        crew._lead = ctypes.PYFUNCTYPE(None, *[ctypes.c_int64] * 4)(lead.address)
     for _ in range(100):  # a thread may lose its core for the whole of a walk, but not each time
         for memory in crew._memory:
             memory[:] = 0
@@ -156,6 +157,39 @@ def test_the_threads_of_a_team_share_the_work(monkeypatch: pytest.MonkeyPatch) -
     else:
         pytest.fail("one thread did all the work, a hundred times")
     crew.close()
+
+
+def test_many_programs_that_are_dropped_after_their_walk() -> None:
+    """More than are held, some while the other threads sleep: what those look at is there."""
+    y = checks.vectors(1, 16)
+    add = {"code": program.ADD, "chunks": 1, "k": 16, **dict.fromkeys("xzy", y.ctypes.data)}
+    crew = Team(3)
+    for i in range(4 * MANY_PROGRAMS):
+        job = Program([add] * 2)
+        job.run[program.N_TOKENS] = 1
+        y[:] = 1
+        crew.walk(job)
+        assert (y == 4).all()
+        if i % 100 == 0:
+            time.sleep(0.002)
+    crew.close()
+
+
+def test_programs_are_held_while_a_thread_may_look_at_them_and_no_longer() -> None:
+    crew = Team(1)  # nobody but this test writes where a thread looks
+    crew._looks[0] = 0
+    walked = []
+    for _ in range(MANY_PROGRAMS + 9):
+        job = Program([])
+        crew.walk(job)
+        walked.append(weakref.ref(job))
+    assert all(of() is not None for of in walked)
+    crew._looks[0] = mailbox.NOWHERE
+    crew.walk(Program([]))
+    del job
+    assert [of() is not None for of in walked] == [False] * (len(walked) - 1) + [True]
+    crew.close()
+    assert walked[-1]() is None
 
 
 def test_other_threads_run_while_one_walks() -> None:
@@ -178,12 +212,13 @@ def test_other_threads_run_while_one_walks() -> None:
     crew.close()
 
 
+@pytest.mark.parametrize("lingers", [False, True])
 @pytest.mark.parametrize("n_threads", [1, 2, 16])
-def test_repeated_walks_that_hardly_work_never_hang(n_threads: int) -> None:
+def test_repeated_walks_that_hardly_work_never_hang(n_threads: int, lingers: bool) -> None:
     """Rounds too short for most threads to arrive in: late ones find them over."""
     y = checks.vectors(1, 16)
     add = {"code": program.ADD, "chunks": 1, "k": 16, **dict.fromkeys("xzy", y.ctypes.data)}
-    job, team = Program([add] * 5), Team(n_threads)
+    job, team = Program([add] * 5), Team(n_threads, lingers)
     job.run[program.N_TOKENS] = 1
     done = threading.Event()
 
@@ -202,12 +237,31 @@ def test_repeated_walks_that_hardly_work_never_hang(n_threads: int) -> None:
     team.close()
 
 
-def test_closing_ends_the_threads() -> None:
+@pytest.mark.parametrize("lingers", [False, True])
+@pytest.mark.parametrize("pause", [0.0, 0.01])
+def test_closing_ends_the_threads(lingers: bool, pause: float) -> None:
+    """At once, and when all of them sleep."""
     before = threading.active_count()
-    team = Team(4)
+    team = Team(4, lingers)
     assert threading.active_count() == before + 3
+    time.sleep(pause)
+    team.close()
     team.close()
     assert threading.active_count() == before
+
+
+def test_threads_that_wait_take_no_time() -> None:
+    """Neither those that linger, once they have, nor those that do not."""
+    crews = [Team(3), Team(3, lingers=True)]
+    job = Program([])
+    for crew in crews:
+        crew.walk(job)
+    time.sleep(0.1)
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
+    for crew in crews:
+        crew.close()
 
 
 @pytest.mark.parametrize(("n_rows", "n_bytes"), [(1, 10), (16, 10**6), (32000, 1152), (10**6, 10**4)])
@@ -216,7 +270,8 @@ def test_chunks_are_whole_cache_lines_of_results(n_rows: int, n_bytes: int) -> N
     assert 1 <= chunks <= min(program.MAX_CHUNKS, -(-n_rows // program.ROWS_ALIGNED))
 
 
-def test_interrupts_at_any_moment_leave_a_team_that_works_and_ends() -> None:
+@pytest.mark.parametrize("lingers", [False, True])
+def test_interrupts_at_any_moment_leave_a_team_that_works_and_ends(lingers: bool) -> None:
     """Ctrl-C may come while threads are being woken, or in the middle of a walk."""
 
     def interrupt(number: int, frame: Any) -> None:
@@ -224,9 +279,9 @@ def test_interrupts_at_any_moment_leave_a_team_that_works_and_ends() -> None:
 
     x, y = np.ones(16, np.float32), np.zeros(16, np.float32)
     op = {"code": program.ADD, "chunks": 1, "k": 16, "x": x.ctypes.data, "z": x.ctypes.data}
-    crew, job = Team(3), Program([op | {"y": y.ctypes.data}])
+    crew, job = Team(3, lingers), Program([op | {"y": y.ctypes.data}])
     job.run[program.N_TOKENS] = 1
-    delays, n_interrupts = np.random.default_rng(0).uniform(1e-6, 6e-5, 3000), 0
+    delays, n_interrupts = np.random.default_rng(0).uniform(1e-6, 6e-5, 2000), 0
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
         for delay in delays.tolist():
