@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import matvec, matvec_mask
-from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.cuda.matvec3 import Rooms, matvec3
 from hotcold.kernels.cuda.sparse_ffn import sparse_ffn
 from hotcold.kernels.cuda.sparse_gated_ffn import sparse_gated_ffn
 from hotcold.kernels.cuda.sum_groups import sum_groups
@@ -134,7 +134,11 @@ def _three_case(
     launches = []
     for copy in range(weights.n_copies):
         planes = [p for which, count in enumerate(counts) for p in weights.planes(which, copy, count)]
-        launches.append(work.prepare(bed.device, (*planes, *given, *outs, *outs, *counts, n, 0)))
+        launches.append(
+            work.prepare(
+                bed.device, (*planes, *given, *outs, *outs, *counts, n, 0, *Rooms.none(outs[0]).arguments)
+            )
+        )
 
     def want() -> Array:
         values = [weights.values(which, sample(count)) for which, count in enumerate(counts)]

@@ -19,7 +19,7 @@ from hotcold.kernels.cuda.add import add
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.device.units import of_type, untyped
-from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.cuda.matvec3 import Rooms, matvec3
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.weight_table import WEIGHT_TYPES, device_row_bytes
@@ -84,7 +84,22 @@ def prepared_matvec3(device: Device) -> Prepared:
     planes = [weight_planes(device.empty(n_bytes, "u1"), Type.Q4_0, N, N) for _ in range(3)]
     q, d, sums = device.empty(N, "i1"), device.empty(N // 32, "f4"), device.empty(N // 32, "i4")
     y = [device.empty(N, "f4") for _ in range(3)]
-    arguments = (*planes[0], *planes[1], *planes[2], q, d, sums, *y, *y, N, N, N, N, 0)
+    arguments = (
+        *planes[0],
+        *planes[1],
+        *planes[2],
+        q,
+        d,
+        sums,
+        *y,
+        *y,
+        N,
+        N,
+        N,
+        N,
+        0,
+        *Rooms.none(y[0]).arguments,
+    )
     return matvec3((Type.Q4_0,) * 3, 1, (N, N, N), N).prepare(device, arguments)
 
 

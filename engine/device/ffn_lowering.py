@@ -159,7 +159,9 @@ def _list_rows(
     return ids, counted
 
 
-def _listing(low: DeviceLowering, node: Node, first: int = 0, count: int = 1) -> tuple[Buffer, Buffer, Buffer]:
+def _listing(
+    low: DeviceLowering, node: Node, first: int = 0, count: int = 1
+) -> tuple[Buffer, Buffer, Buffer]:
     """What kernels find some tokens' rows by: masks, bits of the neurons that are there, and who counts them."""
     total = low.area("counts", 1, np.uint32, 4 * layer_of(node))
     return _mask_of(low, node.find_tensor("mask"), first, count)[0], low.held(node), total

@@ -1,7 +1,7 @@
 """From the device's nodes to prepared launches.
 
 One short function a node kind. It may take nodes that follow: a product or a merge adds the residual
-itself, the matrices of q, k and v are one launch, and so are the rotations and the store to the cache.
+itself, the matrices of q, k and v, the rotations and the store to the cache are one launch.
 What was fused has no bytes of its own on the device, but has its place in the plan.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from hotcold.engine.device import expert_lowering as experts
 from hotcold.engine.device import ffn_lowering as ffn
+from hotcold.engine.device import qkv_lowering as qkv
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
 from hotcold.engine.graph.graph import Node, layer_of, tensors_of
@@ -24,13 +25,10 @@ from hotcold.kernels.cuda.attention import Scores
 from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
 from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
 from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
-from hotcold.kernels.cuda.matvec3 import matvec3
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
-from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.scale import scale as scale_work
 from hotcold.kernels.formats import is_split, n_parts
-from hotcold.kernels.weight_table import share_an_input
 
 Nodes = Sequence[Node]
 
@@ -80,8 +78,8 @@ def pack(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
-    if _is_triple(low, nodes):
-        return _three(low, nodes[:3])
+    if qkv.is_triple(low, nodes):
+        return qkv.three(low, nodes)
     node = nodes[0]
     weight, bias = node.weight("weight"), node.find_weight("bias")
     residual, output, taken = low.residual(nodes)
@@ -96,80 +94,6 @@ def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
         residual=low.vector(residual) if residual is not None else y,
     )
     return taken
-
-
-def _is_triple(low: DeviceLowering, nodes: Nodes) -> bool:
-    """Whether three products of one vector follow each other, which one launch can do for one token."""
-    three = nodes[:3]
-    if low.n_tokens > 1 or len(three) < 3 or {node.op for node in three} != {"mul_mat"}:
-        return False
-    types = [node.weight("weight").type for node in three]
-    same = {node.tensor("x").name for node in three}, {node.find_weight("bias") is None for node in three}
-    return share_an_input(types) and all(len(values) == 1 for values in same)
-
-
-def _three(low: DeviceLowering, nodes: Nodes) -> int:
-    matrices = [low.store.matrix(node.weight("weight")) for node in nodes]
-    a, b, c = (matrix.weight.type for matrix in matrices)
-    outputs = [low.vector(node.output) for node in nodes]
-    found = [node.find_weight("bias") for node in nodes]
-    biases = [low.store.vector(bias) for bias in found if bias is not None]
-    n_rows, n = tuple(matrix.n_rows for matrix in matrices), matrices[0].n
-    planes = [plane for matrix in matrices for plane in matrix.planes]
-    low.launch(
-        matvec3((a, b, c), 1, (n_rows[0], n_rows[1], n_rows[2]), n),
-        *planes,
-        *low.input_of(nodes[0], matrices[0].weight),
-        *(biases or outputs),
-        *outputs,
-        *n_rows,
-        n,
-        HAS_BIAS * bool(biases),
-    )
-    return 3
-
-
-def rope(low: DeviceLowering, nodes: Nodes) -> int:
-    """The rotations of q and k, and the store of k and v, which follow each other in every graph."""
-    rotations = [node for node in nodes[:3] if node.op == "rope"]
-    store = nodes[len(rotations)]
-    if store.op != "kv_store" or len(rotations) != 2:
-        raise HotcoldError("node", nodes[0].name, "rope of q, rope of k and kv_store in a row")
-    q, k = (node.tensor("x") for node in rotations)
-    v = store.tensor("v")
-    of_q = rotations[0].attributes
-    _rope_kv_store(low, store, (q, k, v), rotations[0].output, of_q["n_head"], of_q)
-    return 3
-
-
-def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
-    """Without a rotation: no head of q, for which k stands in, is touched."""
-    k, v = nodes[0].tensor("k"), nodes[0].tensor("v")
-    _rope_kv_store(low, nodes[0], (k, k, v), k, 0, {"n_rot": 0, "interleaved": False, "table": 0})
-    return 1
-
-
-def _rope_kv_store(
-    low: DeviceLowering, store: Node, qkv: tuple[Any, Any, Any], q_out: Any, n_head: int, rotation: Any
-) -> None:
-    model, n_rot = low.model, rotation["n_rot"]
-    keys, values = low.store.cache(layer_of(store))
-    low.launch(
-        rope_kv_store(low.plan.kv_type, low.n_tokens, n_head, model.n_head_kv, model.head_dim, n_rot),
-        *(low.vector(tensor) for tensor in qkv),
-        low.cos_sin(rotation["table"]),
-        low.positions(),
-        low.vector(q_out),
-        keys,
-        values,
-        low.n_tokens,
-        n_head,
-        model.n_head_kv,
-        model.head_dim,
-        n_rot // 2,
-        int(rotation["interleaved"]),
-        low.plan.caches[layer_of(store)].n_positions,
-    )
 
 
 def attention(low: DeviceLowering, nodes: Nodes) -> int:
@@ -251,8 +175,8 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "quantise": quantise,
     "pack": pack,
     "mul_mat": mul_mat,
-    "rope": rope,
-    "kv_store": kv_store,
+    "rope": qkv.kv_store,
+    "kv_store": qkv.kv_store,
     "attention": attention,
     "scale": scale,
     "add": add,

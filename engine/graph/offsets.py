@@ -58,9 +58,24 @@ def _last_read(placed: PlacedGraph, step: int) -> int:
     p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
     if p.node.op == "copy" and p.side == GPU:
         return _next_on_the_cpu(placed, step)
+    if (
+        p.side == GPU
+        and placed.n_tokens == 1
+        and p.node.op == "mul_mat"
+        and (end := _rotation_behind(placed, step))
+    ):
+        return end
     if p.side == GPU and following and p.node.op in FUSED.get(following[0].node.op, ()):
         return step + 1  # one launch does both, so what comes out may not take the operand's bytes
     return step
+
+
+def _rotation_behind(placed: PlacedGraph, step: int) -> int | None:
+    """The last rotation of what a product and its neighbours make: one launch of a token may be all of them."""
+    end = step
+    while placed.nodes[end].side == GPU and placed.nodes[end].node.op in ("mul_mat", "rope"):
+        end += 1
+    return end - 1 if placed.nodes[end - 1].node.op == "rope" else None
 
 
 def _next_on_the_cpu(placed: PlacedGraph, step: int) -> int:

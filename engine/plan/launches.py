@@ -8,7 +8,7 @@ from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.plan.plan import Plan
-from hotcold.kernels.formats import is_split
+from hotcold.kernels.formats import is_split, kv_block
 from hotcold.kernels.weight_table import QUANTISED
 
 SEVERAL = {
@@ -33,15 +33,18 @@ TAKEN_BY_THE_ONE_BEFORE = {
     ("layer_norm", "pack"),
 }
 """Of two nodes that follow each other, those that are one launch."""
+STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
+"""Likewise where a number of the cache needs no other."""
 
 
 def launches_of_a_token(plan: Plan) -> int:
     """Kernels, with the head's."""
     placed = pack(plan.decode.placed, GPU, QUANTISED.__contains__)
     nodes = [p.node for p in placed.nodes if p.side == GPU and p.node.op != "copy"]
+    taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(plan.kv_type) == 1 else set())
     count, before = 0, ""
     for i, node in enumerate(nodes):
-        if (before, node.op) not in TAKEN_BY_THE_ONE_BEFORE and not _is_of_three(nodes, i):
+        if (before, node.op) not in taken and not _is_of_three(nodes, i):
             count += SEVERAL.get(node.op, 1) + _more(node, plan)
         before = node.op
     return count

@@ -9,11 +9,13 @@ struct Epilogue {
     float* y;                                     // [n_tokens][n_rows]; residual may be y
     int n_rows, flags;
 
-    __device__ void store(int token, int row, float v) const {
-        size_t i = (size_t)token * n_rows + row;
+    __device__ float finished(int token, int row, float v) const {
         if (flags & Addends::HAS_BIAS) v += bias[row];
         if (flags & RELU) v = relu(v);
-        if (flags & Addends::HAS_RESIDUAL) v = residual[i] + v;
-        y[i] = v;
+        if (flags & Addends::HAS_RESIDUAL) v = residual[(size_t)token * n_rows + row] + v;
+        return v;
+    }
+    __device__ void store(int token, int row, float v) const {
+        y[(size_t)token * n_rows + row] = finished(token, row, v);
     }
 };

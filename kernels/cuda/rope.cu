@@ -1,9 +1,7 @@
 // RoPE fused with the KV store: each pair of a head turned by position * frequency, and a token's key
 // and value put into the cache.
 #include "quantise.h"
-
-__device__ inline void put(float* to, float v) { *to = v; }
-__device__ inline void put(__half* to, float v) { *to = __float2half(v); }
+#include "rope.h"
 
 // One piece of a head of n numbers, `half` of which have a partner: a pair that is turned, or one of the
 // numbers after the pairs, as it is. x and y may be the same.
@@ -11,9 +9,8 @@ template <class T>
 __device__ inline void rotate(const float* x, T* y, const float2* cos_sin, int i, int half, int interleaved) {
     if (i >= half) return put(y + half + i, x[half + i]);
     int first = interleaved ? 2 * i : i, second = interleaved ? first + 1 : first + half;
-    float a = x[first], b = x[second];
-    put(y + first, fmaf(a, cos_sin[i].x, -(b * cos_sin[i].y)));
-    put(y + second, fmaf(a, cos_sin[i].y, b * cos_sin[i].x));
+    Turned pair = turn(x[first], x[second], cos_sin[i]);
+    put(y + first, pair.first), put(y + second, pair.second);
 }
 
 // q[n_tokens][n_head][head_dim] -> q_out likewise, which may be q; k and v[n_tokens][n_head_kv][head_dim]
@@ -52,8 +49,8 @@ __device__ inline float turned(const float* x, const float2* cos_sin, int i, int
     if (i >= 2 * half) return x[i];
     int pair = interleaved ? i / 2 : i % half;
     int first = interleaved ? 2 * pair : pair, second = interleaved ? first + 1 : first + half;
-    float a = x[first], b = x[second], c = cos_sin[pair].x, s = cos_sin[pair].y;
-    return i == first ? fmaf(a, c, -(b * s)) : fmaf(a, s, b * c);
+    Turned both = turn(x[first], x[second], cos_sin[pair]);
+    return i == first ? both.first : both.second;
 }
 
 // One warp rounds 32 numbers of a head to a block of Q8_0.

@@ -12,6 +12,7 @@ from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
+from hotcold.kernels.cuda.matvec3 import CACHES
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.formats import ACTIVATIONS, n_parts
 
@@ -123,6 +124,18 @@ def run_matvec(device: Device, put: Put) -> None:
     rows, n = 16, 64
     w, x, y = put(device, floats(rows * n).astype("f2")), put(device, floats(n)), device.empty(rows, "f4")
     device.launch("matvec_f16", 2, 256, (w, x, y, y, y, rows, n, 0), device.compute)
+
+
+def run_matvec3(device: Device, put: Put) -> None:
+    """Three heads of q, one of k and v, whose pairs turn, into a cache of one position."""
+    n, head_dim, counts = 32, 4, (12, 4, 4)
+    matrices = [put(device, floats(count * n)) for count in counts]
+    outs = [device.empty(count, "f4") for count in counts]
+    table, position = put(device, floats(4)), put(device, np.zeros(1, "i4"))
+    caches = [device.empty(4 * head_dim, "u1") for _ in range(2)]
+    rooms = table, position, *caches, head_dim, 2, 0, 1, CACHES["f32"]
+    arguments = (*matrices, put(device, floats(n)), *outs, *outs, *counts, n, 0, *rooms)
+    device.launch("matvec3_f32", 3, 256, arguments, device.compute)
 
 
 def run_matvec_mask(device: Device, put: Put) -> None:

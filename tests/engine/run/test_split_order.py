@@ -19,7 +19,9 @@ from split_runs import (
     some_neurons,
 )
 
+from hotcold.engine.device import qkv_lowering
 from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -95,7 +97,7 @@ def token_log(executor: Executor, device: Device) -> list[str]:
     return entries
 
 
-LAYER = ["rms_norm", "matvec3_f16", "rope_kv_store_f32", "attention_f32", "matvec_f16"]
+LAYER = ["rms_norm", "matvec3_f16", "attention_f32", "matvec_f16"]
 PREDICTOR = ["matvec_f16", "matvec_mask_f16"]
 HEAD = ["rms_norm", "matvec_f16", "d2h", "record", "host waits"]
 
@@ -108,6 +110,24 @@ def test_both_sides_work_at_the_same_time(sparsity: str, f16: GGUFFile, split_de
     layer = [*LAYER, *predictor, "rms_norm", *down, *hot, "host waits", "h2d", "sum_groups"]
     with on_device(split_in_half(f16, Case(sparsity)), f16, split_device) as executor:
         assert token_log(executor, split_device) == ["h2d", "h2d", *layer, *layer, *HEAD]
+
+
+def test_what_is_stored_with_the_products_has_the_bits_of_two_launches(
+    f16: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rotated q may not lie where the products' input does, which they still read."""
+    plan, logits, stores = split_in_half(f16, Case("predictor")), [], []
+    arena = plan.decode.arenas[GPU]
+    x, q = arena.slot("attn_norm-0"), arena.slot("Qrope-0")
+    assert x.offset + x.n_bytes <= q.offset or q.offset + q.n_bytes <= x.offset
+    for together in (True, False):
+        if not together:
+            monkeypatch.setattr(qkv_lowering, "_stored_with", lambda low, nodes: None)
+        device = open_emulated(build_kind="fast", order=7)
+        with on_device(plan, f16, device) as executor:
+            logits.append(mixed_logits(executor).tobytes())
+        stores.append(device.counters.launches["rope_kv_store_f32"])
+    assert logits[0] == logits[1] and stores[0] < stores[1]  # batches store by a launch of its own
 
 
 def test_groups_that_the_merge_adds_up_have_the_bits_of_two_launches(

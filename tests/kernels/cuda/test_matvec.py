@@ -13,8 +13,9 @@ from hotcold.kernels.cuda.add import HAS_OTHER
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec_mask
-from hotcold.kernels.cuda.matvec3 import matvec3
-from hotcold.kernels.formats import mask_words
+from hotcold.kernels.cuda.matvec3 import CACHES, Rooms, matvec3
+from hotcold.kernels.cuda.rope import rope_kv_store
+from hotcold.kernels.formats import cos_sin_table, mask_words
 from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
@@ -101,10 +102,54 @@ def test_three_matrices_at_once_are_three_products(
         arguments = (*of_one, *x, bias, y, y, rows, n, flags)
         matvec(weight_type, tokens, rows, n, flags).launch(device, arguments, device.compute)
     all_planes = [plane for of_one in planes for plane in of_one]
-    arguments = (*all_planes, *x, *biases, *together, *n_rows, n, flags)
+    arguments = (*all_planes, *x, *biases, *together, *n_rows, n, flags, *Rooms.none(x[0]).arguments)
     matvec3((weight_type,) * 3, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
     for a, b in zip(apart, together, strict=True):
         assert get(device, a).tobytes() == get(device, b).tobytes()
+
+
+@pytest.mark.parametrize("weight_type", each_type(quick=[Type.F16, Type.Q4_0]))
+@pytest.mark.parametrize("kv_type", list(CACHES))
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("flags", [0, HAS_BIAS])
+@pytest.mark.parametrize("sizes", [(3, 1, 2, 2), (2, 2, 12, 8), (4, 2, 64, 64), (3, 3, 6, 0)])
+def test_what_is_stored_as_it_is_made_has_the_bits_of_two_launches(
+    device: Device,
+    put: Put,
+    get: Get,
+    weight_type: Type,
+    kv_type: str,
+    interleaved: bool,
+    flags: int,
+    sizes: tuple[int, int, int, int],
+) -> None:
+    """Positions beyond the cache's rows go round."""
+    (n_head, n_head_kv, head_dim, n_rot), n, tokens, rows = sizes, block_of(weight_type), 2, 5
+    n_rows = n_head * head_dim, n_head_kv * head_dim, n_head_kv * head_dim
+    table = cos_sin_table(16, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
+    planes = [random_matrix(weight_type, r, n, i).planes(device, put) for i, r in enumerate(n_rows)]
+    biases = [put(device, normal(r, seed=i)) for i, r in enumerate(n_rows)]
+    given = *(p for of_one in planes for p in of_one), *inputs(device, put, weight_type, normal(tokens, n))
+    q, k, v, fused = (device.empty((tokens, r), "f4") for r in (*n_rows, n_rows[0]))
+    empty = ref.cached(kv_type, np.full((n_head_kv, rows, head_dim), np.nan, np.float32))
+    caches = [put(device, empty) for _ in range(4)]
+    tables = put(device, table), put(device, np.array([3, 12], "i4"))
+    turning = n_rot // 2, int(interleaved), rows
+    arguments = (*given, *biases, q, k, v, *n_rows, n, flags, *Rooms.none(q).arguments)
+    matvec3((weight_type,) * 3, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
+    work = rope_kv_store(kv_type, tokens, n_head, n_head_kv, head_dim, n_rot)
+    counts = tokens, n_head, n_head_kv, head_dim
+    work.launch(device, (q, k, v, *tables, q, *caches[:2], *counts, *turning), device.compute)
+    in_bytes = [cache.view(0, cache.n_bytes, "u1") for cache in caches[2:]]
+    rooms = Rooms(kv_type, n_rot, (*tables, *in_bytes, head_dim, *turning))
+    unwritten = device.empty((tokens, n_rows[1]), "f4")
+    arguments = (*given, *biases, fused, unwritten, unwritten, *n_rows, n, flags, *rooms.arguments)
+    work = matvec3((weight_type,) * 3, tokens, n_rows, n, flags, kv_type, n_rot)
+    work.launch(device, arguments, device.compute)
+    assert get(device, fused).tobytes() == get(device, q).tobytes()
+    for apart, together in zip(caches[:2], caches[2:], strict=True):
+        assert get(device, apart).tobytes() == get(device, together).tobytes()
+        assert np.isnan(get(device, together)).reshape(n_head_kv, rows, head_dim)[:, [0, 1, 4]].all()
 
 
 @pytest.mark.parametrize(
@@ -123,7 +168,16 @@ def test_three_matrices_of_several_types(
     matrices = [random_matrix(kind, rows, n, rows) for kind, rows in zip(types, n_rows, strict=True)]
     x, outs = normal(1, n), [device.empty((1, rows), "f4") for rows in n_rows]
     given = [plane for matrix in matrices for plane in matrix.planes(device, put)]
-    arguments = (*given, *inputs(device, put, types[0], x), *outs, *outs, *n_rows, n, 0)
+    arguments = (
+        *given,
+        *inputs(device, put, types[0], x),
+        *outs,
+        *outs,
+        *n_rows,
+        n,
+        0,
+        *Rooms.none(outs[0]).arguments,
+    )
     matvec3(types, 1, n_rows, n).launch(device, arguments, device.compute)
     for y, matrix in zip(outs, matrices, strict=True):
         assert worst_error(get(device, y), ref.mul_mat(matrix.values, x, matrix.type in QUANTISED)) < 1e-5

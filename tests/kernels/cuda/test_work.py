@@ -29,7 +29,7 @@ from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import RELU, matvec, matvec_mask
-from hotcold.kernels.cuda.matvec3 import matvec3
+from hotcold.kernels.cuda.matvec3 import CACHES, Rooms, matvec3
 from hotcold.kernels.cuda.planes import to_planes
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
@@ -187,7 +187,23 @@ def test_three_matrices_at_once(device: Device, touched: Touched, weight_type: T
     for flags in (0, HAS_BIAS):
         work = matvec3((weight_type,) * 3, 1, rows, n, flags)
         assert work.bytes_written == 4 * total
-        assert touched(work, (*given, *rows, n, flags)) == (work.bytes_read, work.bytes_written)
+        unread = Rooms.none(biases[0]).arguments
+        assert touched(work, (*given, *rows, n, flags, *unread)) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("n_rot", [0, 32, 64])
+@pytest.mark.parametrize("kv_type", list(CACHES))
+def test_three_matrices_into_a_cache(device: Device, touched: Touched, kv_type: str, n_rot: int) -> None:
+    n, n_rows = 256, (5 * 64, 2 * 64, 2 * 64)
+    planes = [plane for count in n_rows for plane in weights(device, Type.Q4_0, count, n)]
+    outs = [floats(device, count) for count in n_rows]
+    table, position = ones(device, 8, 32, 2), filled(device, np.array([5], "i4"))
+    caches = [cache(device, kv_type, 2, 8, 64) for _ in range(2)]
+    in_bytes = [each.view(0, each.n_bytes, "u1") for each in caches]
+    rooms = Rooms(kv_type, n_rot, (table, position, *in_bytes, 64, n_rot // 2, 1, 8))
+    work = matvec3((Type.Q4_0,) * 3, 1, n_rows, n, 0, kv_type, n_rot)
+    arguments = (*planes, *inputs(device, Type.Q4_0, n), *outs, *outs, *n_rows, n, 0, *rooms.arguments)
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
