@@ -18,6 +18,7 @@ from hotcold.engine.commands.generate import GenerateCommand
 from hotcold.engine.commands.hub import ListCommand, PullCommand, RemoveCommand
 from hotcold.engine.commands.imatrix import ImatrixCommand
 from hotcold.engine.commands.offload_dump import OffloadDumpCommand
+from hotcold.engine.commands.option_names import check_paths
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.profile import ProfileCommand
@@ -57,6 +58,7 @@ app.command("tune")(TuneCommand)
 def run(command: Command, **of_hotcold: Any) -> None:
     """Do what the command line was read to."""
     with reported(type(command)):
+        check_paths(command)
         command.run()
 
 

@@ -76,26 +76,42 @@ class ChatTemplate:
         return FileError(f"chat template of {self.origin}", reason, next_step=next_step)
 
 
-def load_template(file: GGUFFile, tokenizer: Tokenizer, path: Path | None = None) -> ChatTemplate:
-    """The template in a file of its own, else the one in a model's file.
+@dataclass(frozen=True)
+class TemplateText:
+    """A template's text, and where it comes from, for messages."""
+
+    origin: str
+    source: str
+
+
+def read_template(path: Path | None) -> TemplateText | None:
+    """What a file of its own says; None for no file.
+
+    Raises:
+        FileError: it cannot be read.
+    """
+    if path is None:
+        return None
+    return TemplateText(path.name, read_text(path, MAX_TEMPLATE_BYTES, "chat template"))
+
+
+def load_template(
+    file: GGUFFile, tokenizer: Tokenizer, given: Path | TemplateText | None = None
+) -> ChatTemplate:
+    """The template that is given, by its text or its file, else the one in a model's file.
 
     Raises:
         FileError: there is none, or it cannot be read.
     """
-    origin, source = (
-        _in_metadata(file)
-        if path is None
-        else (path.name, read_text(path, MAX_TEMPLATE_BYTES, "chat template"))
-    )
+    text = (read_template(given) if isinstance(given, Path) else given) or _in_metadata(file)
     bos, eos = (
         "" if token is None else tokenizer.piece(token, special=True).decode(errors="replace")
         for token in (tokenizer.bos, tokenizer.eos)
     )
-    return ChatTemplate(origin, source, bos, eos)
+    return ChatTemplate(text.origin, text.source, bos, eos)
 
 
-def _in_metadata(file: GGUFFile) -> tuple[str, str]:
-    """Where it is from, and its text."""
+def _in_metadata(file: GGUFFile) -> TemplateText:
     name = file.path.name
     if KEY not in file.metadata:
         raise FileError(
@@ -108,4 +124,4 @@ def _in_metadata(file: GGUFFile) -> tuple[str, str]:
     if len(source) > MAX_TEMPLATE_BYTES:
         bound = f"at most {MAX_TEMPLATE_BYTES}"
         raise FileError(f"chat template of {name}", f"{len(source)} characters", bound)
-    return name, source
+    return TemplateText(name, source)

@@ -1,15 +1,22 @@
 """`hotcold chat`: questions and answers, on a terminal or from a pipe."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import EngineOptions, GenerationOptions, HeadOptions, Quiet, Verbose
+from hotcold.engine.commands.options import (
+    ChatTemplateFile,
+    EngineOptions,
+    GenerationOptions,
+    HeadOptions,
+    Quiet,
+    Verbose,
+)
 from hotcold.engine.commands.prompt_input import BYTE_ORDER_MARK, unescaped_text
 from hotcold.engine.commands.reports import note, wrapped
+from hotcold.light_gguf import lighten
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,9 +24,7 @@ class AnswerOptions:
     """What the model is told, and how long its answers are."""
 
     system: Annotated[str, typer.Option("-s", "--system", help="What the model is told first.")] = ""
-    chat_template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Jinja template. [default: the model's]")
-    ] = None
+    chat_template: ChatTemplateFile = None
     max_tokens: Annotated[
         int, typer.Option("-n", "--n-predict", help="Most tokens of an answer; -1: no such limit.")
     ] = -1
@@ -44,9 +49,12 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
         """Load, then ask and answer."""
         settings = self.generation_settings()
         settings.checked()  # before the load; each answer has a seed of its own
+        lighten()
+        from hotcold.engine.chat.template import load_template, read_template
+
+        given = read_template(self.chat_template)
         with open_engine(self, self.quiet) as engine:
             from hotcold.engine.chat.conversation import Chat
-            from hotcold.engine.chat.template import load_template
             from hotcold.engine.commands.conversation import converse
             from hotcold.engine.generation.description import description
 
@@ -54,7 +62,7 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
             say = (lambda line: None) if self.quiet else note
             for line in description(engine) if self.verbose else ():
                 say(wrapped(line))
-            template = load_template(engine.file, engine.tokenizer, self.chat_template)
+            template = load_template(engine.file, engine.tokenizer, given)
             chat = Chat(
                 engine,
                 template,

@@ -3,11 +3,12 @@
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from typer.models import OptionInfo
 
-from hotcold.errors import HotcoldError
+from hotcold.errors import HotcoldError, SettingError
 
 KEYWORD = re.compile(r"(?<![\w.])[a-z]+(?:_[a-z]+)+(?![\w.=])")  # in running text only what cannot be a word
 CONTENTS = ("prompt", "system", "file", "path", "model")  # errors name these, wherever they come from
@@ -19,14 +20,49 @@ def option_names(command: type, typed: Sequence[str] = ()) -> dict[str, str]:
     Args:
         typed: the words of the command line.
     """
+    return {
+        field: next((name for name in known if _is_typed(name, typed)), known[0])
+        for field, known in _all_names(command).items()
+    }
+
+
+def _all_names(command: type) -> dict[str, list[str]]:
+    """By field of a command, all names of its option."""
     names = {}
     for field, hint in get_type_hints(command, include_extras=True).items():
         for option in getattr(hint, "__metadata__", ()):
             if isinstance(option, OptionInfo):
                 given = (option.default, *(option.param_decls or ()))  # the first name lies in `default`
-                known = [d.strip(" /") for d in given if isinstance(d, str) and "-" in d] or [_default(field)]
-                names[field] = next((name for name in known if _is_typed(name, typed)), known[0])
+                names[field] = [d.strip(" /") for d in given if isinstance(d, str) and "-" in d]
+                names[field] = names[field] or [_default(field)]
     return names
+
+
+def check_paths(command: object, typed: Sequence[str] | None = None) -> None:
+    """Refuse a path that was typed as nothing, which would be the working folder.
+
+    Args:
+        typed: see `in_options`.
+
+    Raises:
+        SettingError: such a path.
+    """
+    words, names = sys.argv[1:] if typed is None else typed, _all_names(type(command))
+    empty = [i for i, word in enumerate(words) if not word]
+    for field, value in vars(command).items():
+        paths = value if isinstance(value, list | tuple) else (value,)
+        if Path() not in paths:
+            continue
+        if field in names:
+            before = range(1, 1 + (len(paths) if isinstance(value, tuple) else 1))
+            behind = {words[i - k] for i in empty for k in before if i >= k}
+            behind |= {word[:-1] for word in words if word.endswith("=")}
+            is_empty = bool(behind & {*names[field]})
+        else:
+            is_empty = any(not words[i - 1].startswith("-") for i in empty)
+        if is_empty:
+            thing = option_names(type(command), words).get(field, field.upper())
+            raise SettingError(thing, '""', "no path", "name one, or . for the working folder")
 
 
 def in_options(error: HotcoldError, command: type, typed: Sequence[str] | None = None) -> str:

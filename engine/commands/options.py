@@ -37,6 +37,10 @@ NSlots = Annotated[
 Draft = Annotated[
     str, typer.Option("--draft", metavar="{off,ngram}", help="Guess what a text repeats, to run it at once.")
 ]
+ChatTemplateFile = Annotated[
+    Path | None,
+    typer.Option("--chat-template", metavar="FILE", help="Jinja template. [default: the model's]"),
+]
 StreamBatch = Annotated[
     int | None,
     typer.Option(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
-from hotcold.engine.commands.options import Draft, EngineOptions, NSlots, Quiet, Verbose
+from hotcold.engine.commands.options import ChatTemplateFile, Draft, EngineOptions, NSlots, Quiet, Verbose
 from hotcold.engine.commands.reports import note, wrapped
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.generation.settings import DRAFTS, GenerationSettings
 from hotcold.engine.settings import one_of
 from hotcold.errors import INTERRUPTED, SettingError
+from hotcold.light_gguf import lighten
 
 if TYPE_CHECKING:
     import uvicorn
@@ -45,9 +46,7 @@ class ListenOptions:
         str | None,
         typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
     ] = None
-    chat_template: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Jinja template. [default: the model's]")
-    ] = None
+    chat_template: ChatTemplateFile = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +58,11 @@ class ServeCommand(EngineOptions, ListenOptions):
 
     def run(self) -> None:
         """Listen, load, answer until SIGTERM or Ctrl-C; answers that are under way are brought to their end."""
+        lighten()
         try:
             import uvicorn
 
+            from hotcold.engine.chat.template import read_template
             from hotcold.engine.generation.description import description
             from hotcold.engine.serve.app import ServeOptions, app
             from hotcold.engine.serve.connection import Connection
@@ -70,6 +71,7 @@ class ServeCommand(EngineOptions, ListenOptions):
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         one_of("draft", self.draft, DRAFTS)
         checked_folder(self.slot_save_path)
+        template = read_template(self.chat_template)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)
             # a part of the head for a token by itself: which tokens run by themselves depends on other requests
@@ -79,7 +81,7 @@ class ServeCommand(EngineOptions, ListenOptions):
                     note(wrapped(line))
                 options = ServeOptions(
                     api_key=self.api_key or "",
-                    chat_template=self.chat_template,
+                    chat_template=template,
                     draft=self.draft,
                     slot_save_path=self.slot_save_path,
                     only_local=is_loopback(listening.getsockname()[0]),

@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from hotcold.engine.chat.template import TemplateText
 from hotcold.engine.generation.constraint import check_grammar
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.hidden_states import mean_state
@@ -61,7 +62,7 @@ class ServeOptions:
     Attributes:
         model: its name; "" for that of its file.
         api_key: what a client has to know; "" for nothing.
-        chat_template: a file in place of the model's own template.
+        chat_template: in place of the model's own: a file, or what it says.
         draft: see `GenerationSettings`; of an answer that nothing runs beside.
         max_waiting: requests that wait beside the one that is answered; more are refused.
         ping_seconds: after which a stream says that it is still there.
@@ -71,7 +72,7 @@ class ServeOptions:
 
     model: str = ""
     api_key: str = ""
-    chat_template: Path | None = None
+    chat_template: Path | TemplateText | None = None
     draft: str = GenerationSettings.draft
     slot_save_path: Path | None = None
     max_waiting: int = MAX_WAITING

@@ -8,7 +8,7 @@ from typing import Any
 
 from hotcold.engine.chat.channels import writes_channels
 from hotcold.engine.chat.prompt import ChatPrompt, folded
-from hotcold.engine.chat.template import ChatTemplate, Message, load_template
+from hotcold.engine.chat.template import ChatTemplate, Message, TemplateText, load_template
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.serve.asked import MAX_PROMPTS
 from hotcold.engine.serve.fields import RequestFields
@@ -36,8 +36,8 @@ class Prompt:
 class Prompts:
     """Makes prompts for one engine; from any thread, since it leaves the engine alone."""
 
-    def __init__(self, engine: Engine, template: Path | None = None) -> None:
-        """Find the template: in a file, or the model's own.
+    def __init__(self, engine: Engine, template: Path | TemplateText | None = None) -> None:
+        """Find the template: what is given, or the model's own.
 
         Raises:
             FileError: a file that is missing or no template.
