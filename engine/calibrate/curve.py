@@ -68,7 +68,7 @@ def measure(
     of_all = 0.0
     for level in (0.0, *LEVELS):
         worth.fill(thresholds, level)
-        engine.turn += 1
+        engine.take_turn()
         found = perplexity.of_chunks(engine, held, _named(f"{level:.0%} left out", progress))
         of_all = of_all or found.value
         _, computed = found.activity.shares(engine.model.n_neurons)

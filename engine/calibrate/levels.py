@@ -100,7 +100,7 @@ def _passed(
     engine: Engine, chunks: Sequence[NDArray[np.int32]], hear: Callable[[Taken], None]
 ) -> Iterator[int]:
     """Let the chunks pass; how many have."""
-    engine.turn += 1
+    engine.take_turn()
     with heard(engine.executor, hear):
         for i, chunk in enumerate(chunks, 1):
             run_chunk(engine.executor, chunk, lambda: None)

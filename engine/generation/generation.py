@@ -70,7 +70,7 @@ class Engine(Closing):
         self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
         self.warnings, self.load_seconds = warnings, load_seconds
         self.device_meter = DeviceMeter(executor)
-        self.turn = 0  # calls that wrote the KV cache
+        self._turn = 0
         self.first_prompt = FirstPrompt(executor, file)
         self.run_costs, self.line = RunCosts(), Line()
 
@@ -84,6 +84,11 @@ class Engine(Closing):
         if self._executor is None:
             raise SettingError("engine", "closed", next_step="load the model again")
         return self._executor
+
+    @property
+    def turn(self) -> int:
+        """The use of the KV cache that was the last: see `take_turn`."""
+        return self._turn
 
     @property
     def is_open(self) -> bool:
@@ -100,7 +105,7 @@ class Engine(Closing):
         tokens = checked_ids("tokens", ids, self.model.n_vocab, self.n_ctx)
         logits = np.empty((tokens.size, self.model.n_vocab), np.float32)
         with self.line.alone():
-            self.turn += 1
+            self.take_turn()
             for start in range(0, tokens.size, self.n_batch):
                 stop = start + self.n_batch
                 self.executor.run(tokens[start:stop], start, logits[start:stop])
@@ -227,8 +232,8 @@ class Engine(Closing):
 
     def take_turn(self) -> int:
         """A number for one use of the KV cache; a later use makes it stale."""
-        self.turn += 1
-        return self.turn
+        self._turn += 1
+        return self._turn
 
     def run_prompt(
         self, ids: NDArray[np.int32], n_past: int, logits: NDArray[np.float32] | None, slot: int = 0

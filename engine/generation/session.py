@@ -5,14 +5,16 @@ the other, as the CPU has them: [2, n_head_kv, blocks of 64 positions, bytes]. T
 settings have to be, and the SHA-256 of the blocks: a file of anything else, or a damaged one, is refused.
 """
 
+import errno
 import hashlib
 import json
 import math
+import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,8 +61,13 @@ def put(engine: Engine, session: Session, slot: int = 0) -> None:
     engine.executor.slots.set_oldest(session.oldest, slot)
 
 
-def write(engine: Engine, session: Session, path: Path, option: str = "--session") -> None:
+def write(
+    engine: Engine, session: Session, path: Path, option: str = "--session", *, follows: bool = True
+) -> None:
     """Write it, whole or not at all; from any thread.
+
+    Args:
+        follows: see `whole_file`.
 
     Raises:
         FileError, DoesNotFitError: see `whole_file`.
@@ -70,14 +77,17 @@ def write(engine: Engine, session: Session, path: Path, option: str = "--session
         digest.update(each.data)
     header = _wanted(engine) | {"ids": session.ids, "oldest": session.oldest, "sha256": digest.hexdigest()}
     text = json.dumps(header).encode()
-    with whole_file(path, option=option) as temporary, temporary.open("r+b") as file:
+    with whole_file(path, option=option, follows=follows) as temporary, temporary.open("r+b") as file:
         file.write(MAGIC + struct.pack("<I", len(text)) + text)
         for each in session.blocks:
             file.write(each.data)
 
 
-def read(engine: Engine, path: Path, option: str = "--session") -> Session:
+def read(engine: Engine, path: Path, option: str = "--session", *, follows: bool = True) -> Session:
     """What a file holds for an engine; from any thread.
+
+    Args:
+        follows: whether `path` may be a link.
 
     Raises:
         FileError: no session's file, one of another model or of other settings, or a damaged one.
@@ -85,7 +95,7 @@ def read(engine: Engine, path: Path, option: str = "--session") -> Session:
         SettingError: the caches lie on a device.
     """
     try:
-        with path.open("rb") as file:
+        with _opened(path, follows) as file:
             start = file.read(len(MAGIC) + 4)
             if start[: len(MAGIC)] != MAGIC or len(start) < len(MAGIC) + 4:
                 raise FileError(option, path, "no session's file", REMEDY)
@@ -98,7 +108,9 @@ def read(engine: Engine, path: Path, option: str = "--session") -> Session:
     except FileNotFoundError as error:
         raise FileError(option, path, "No such file or directory", "name a file that was saved") from error
     except OSError as error:
-        raise FileError(option, path, error.strerror or "cannot be read", REMEDY) from error
+        is_link = error.errno == errno.ELOOP and not follows
+        reason = "is a link" if is_link else error.strerror or "cannot be read"
+        raise FileError(option, path, reason, REMEDY) from error
     if len(data) != n_bytes or hashlib.sha256(data).hexdigest() != header["sha256"]:
         raise FileError(option, path, "damaged", REMEDY)
     blocks, at = list[NDArray[np.uint8]](), 0
@@ -106,6 +118,12 @@ def read(engine: Engine, path: Path, option: str = "--session") -> Session:
         blocks.append(np.frombuffer(data, np.uint8, math.prod(shape), at).reshape(shape))
         at += math.prod(shape)
     return Session(header["ids"], header["oldest"], blocks)
+
+
+def _opened(path: Path, follows: bool) -> BinaryIO:
+    """A file to read; of a link only the opening itself can say that it is none, and a pipe is not waited for."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return os.fdopen(os.open(path, flags | (0 if follows else getattr(os, "O_NOFOLLOW", 0))), "rb")
 
 
 def save(engine: Engine, held: Held, path: Path) -> None:

@@ -11,8 +11,8 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
-from typing import Any
+from functools import lru_cache, partial, wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ from hotcold.errors import FileError
 from hotcold.kernels.cpu import pack, program, rows, sizes
 from hotcold.kernels.cpu.team import Program, Team
 
+Pieces = ParamSpec("Pieces")
+Figure = TypeVar("Figure")
 LEAST_BYTES, MOST_BYTES = 1 << 20, 256 << 20  # of the ring
 OWN_BYTES = 16 << 20  # of tables and caches, at least
 BETWEEN_BYTES = 64 << 10, 1 << 20  # of weights between two vectors' records, at least and at most
@@ -69,6 +71,25 @@ class Neurons:
     others: tuple[float, float, float]
 
 
+def _once(
+    probe: Callable[Concatenate["Probes", Pieces], Figure],
+) -> Callable[Concatenate["Probes", Pieces], Figure]:
+    """Have a figure of some pieces measured once.
+
+    The probes keep it: a cache around a bound method keeps the probes in turn, and their rings, until garbage is collected.
+    """
+
+    @wraps(probe)
+    def known(probes: "Probes", /, *pieces: Pieces.args, **named: Pieces.kwargs) -> Figure:
+        place = (probe.__name__, *pieces, *named.items())
+        if place not in probes._known:
+            probes._known[place] = probe(probes, *pieces, **named)
+        found: Figure = probes._known[place]
+        return found
+
+    return known
+
+
 class Probes:
     """Times pieces, each once.
 
@@ -76,11 +97,6 @@ class Probes:
         team: that walks them.
         n_bytes: of weights that a token may touch.
         weights: the model's file in memory, in its parts.
-
-    Attributes:
-        rows: by the type and the length of a matrix's rows. down: likewise, to start and of a row of down.
-        walk: without what it does.
-        neurons: by the types of gate, up and down, the length of their rows, the activation, and the pieces.
     """
 
     def __init__(self, team: Team, n_bytes: int, weights: Sequence[NDArray[np.uint8]]) -> None:
@@ -93,10 +109,7 @@ class Probes:
         self._vectors = {name: program.aligned(4 << 20) for name in ADDRESSES}
         for each in self._vectors.values():  # one number in eight is above zero
             each.view(np.float32)[:] = np.where(np.arange(each.size // 4) % LISTED == 0, 1, -1)
-        self.rows: Callable[[int, int], Rows] = lru_cache(self._rows)
-        self.down: Callable[[int, int], tuple[float, float]] = lru_cache(self._down)
-        self.neurons: Callable[[tuple[int, ...], int, int, int], Neurons] = lru_cache(self._neurons)
-        self.walk: Callable[[], float] = lru_cache(self._walk)
+        self._known = dict[object, Any]()
         self.n_threads, self.clock = team.n, clock_of(team.n)
 
     def seconds(self, *programs: Sequence[Record]) -> list[float]:
@@ -166,13 +179,16 @@ class Probes:
                 self._n_caches = max(self._n_caches, caches[record[name]] + _cache_bytes(record))
         return moved
 
-    def _walk(self) -> float:
+    @_once
+    def walk(self) -> float:
         """Seconds of a walk, without what it does."""
         record = {"code": program.ADD, "chunks": 1, "k": 16, "x_stride": 64, "y_stride": 64, "z_stride": 64}
         at = {name: self._vectors[name].ctypes.data for name in ("x", "y", "z")}
         return self.seconds([record | at])[0]
 
-    def _rows(self, type_id: int, k: int) -> Rows:
+    @_once
+    def rows(self, type_id: int, k: int) -> Rows:
+        """Of the type and the length of a matrix's rows."""
         stride = sizes.row_bytes(type_id, k)
         few = 32, 128
         of_one = _line(few, [self._matrices(type_id, k, n, 1) for n in few])
@@ -192,7 +208,8 @@ class Probes:
         shape |= {"code": program.MAT_VEC, "w_type": type_id, "y": self._vectors["y"].ctypes.data}
         return [{**shape, "w": base} for base in _places(self._weights, n_rows * stride)]
 
-    def _down(self, type_id: int, k: int) -> tuple[float, float]:
+    @_once
+    def down(self, type_id: int, k: int) -> tuple[float, float]:
         """Seconds of a hidden vector times rows of down, to start and of a row; one number in eight is zero."""
         stride, hidden = sizes.row_bytes(type_id, k), self._vectors["z"].ctypes.data
         shape = {"code": program.DOWN_ROWS, "chunks": max(1, k // 256), "k": k, "n_parts": program.PIECES}
@@ -204,8 +221,9 @@ class Probes:
             times.append(self._each([{**shape, "w": base, "n_rows": n} for base in bases]))
         return _line(counts, times)
 
-    def _neurons(self, types: tuple[int, ...], k: int, activation: int, pieces: int) -> Neurons:
-        """Of gate, up and down, or without a gate of up and down."""
+    @_once
+    def neurons(self, types: tuple[int, ...], k: int, activation: int, pieces: int) -> Neurons:
+        """By the types of gate, up and down, or without a gate of up and down, the length of their rows, and the rest."""
         strides = [sizes.row_bytes(each, k) for each in types]
         n = max(64, min(2048, self._n_ring // sum(strides) // 2))
         drawn = np.random.default_rng(0).permutation(n)

@@ -46,7 +46,7 @@ def measure_importance(
     executor, model, started, done = engine.executor, engine.model, time.perf_counter(), 0
     total = sum(chunk.size for chunk in chunks)
     squares = _Squares(executor)
-    engine.turn += 1
+    engine.take_turn()
     with heard(executor, squares.hear):
         for chunk in chunks:
             run_chunk(executor, chunk, lambda: None)

@@ -93,7 +93,7 @@ def measure(
     total, started, before = sum(chunk.size for chunk in chunks), time.perf_counter(), profile.n_tokens
     check_executor(engine.executor, on_device=True)
     recency, to_count = Recency(model.n_layer, model.n_units), _with_followed(chunks[profile.n_chunks :])
-    engine.turn += 1
+    engine.take_turn()
     try:
         for counted in map(Counter(engine).count, to_count) if by is None else by(to_count):
             for layer, bits in enumerate(counted.fired):

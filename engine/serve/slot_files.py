@@ -76,25 +76,26 @@ class SlotFiles:
             await anyio.to_thread.run_sync(self._write, found, path)
             word, amount = "n_saved", "n_written"
         else:
-            found = await anyio.to_thread.run_sync(session.read, self._engine, path, FIELD)
+            read = partial(session.read, self._engine, path, FIELD, follows=False)
+            found = await anyio.to_thread.run_sync(read)
             await self._on(slot, partial(_put, self._engine, found))
             word, amount = "n_restored", "n_read"
         return {
             "id_slot": slot,
             FIELD: name,
             word: len(found.ids),
-            amount: path.stat().st_size,
+            amount: path.lstat().st_size,
             "timings": {f"{action}_ms": round(1e3 * (time.perf_counter() - started), 3)},
         }
 
     def _write(self, found: Session, path: Path) -> None:
         try:
-            session.write(self._engine, found, path, FIELD)
+            session.write(self._engine, found, path, FIELD, follows=False)
         except DoesNotFitError as error:
             raise Problem(507, error, "disk_full") from error
 
     def _path(self, name: str) -> Path:
-        """The file of a name; a name leads nowhere else.
+        """The file of a name; a name leads nowhere else, and links are not followed where it is opened.
 
         Raises:
             SettingError: it would. Problem: there is no folder for files.
@@ -107,10 +108,7 @@ class SlotFiles:
         if not is_plain(name):
             bound = f"letters and such: no folders, no dot in front, at most {MAX_NAME} bytes"
             raise SettingError(FIELD, shown(name), bound, 'such as "chat.session"')
-        path = self._folder / name
-        if path.is_symlink():
-            raise SettingError(FIELD, shown(name), "it is a link, which may lead elsewhere", "name another")
-        return path
+        return self._folder / name
 
     async def _on(self, number: int, do: Callable[[Slot], Result]) -> Result:
         heard = Heard(self._worker, [OnSlot(number, do)])

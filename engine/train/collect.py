@@ -87,7 +87,7 @@ def collect(
         raise DoesNotFitError(
             "training data", f"{needed / 1e9:.1f} GB", bound, "give less text, or another -o"
         )
-    engine.turn += 1
+    engine.take_turn()
     try:
         _collect(engine, chunks, folder, begun, progress, by, keep, gives_back)
     except OSError as error:

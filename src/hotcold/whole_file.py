@@ -24,6 +24,7 @@ KINDS = (
     (stat.S_ISCHR, "is a device"),
     (stat.S_ISBLK, "is a device"),
     (stat.S_ISSOCK, "is a socket"),
+    (stat.S_ISLNK, "is a link"),
 )
 
 
@@ -60,10 +61,10 @@ def check_output(
         raise SettingError("output file", str(path), "exists already", "use --force to overwrite it")
 
 
-def _obstacle(path: Path) -> str:
+def _obstacle(path: Path, follows: bool = True) -> str:
     """What is there in the way of a file, in words; "" for a regular file or none."""
     try:
-        mode = os.stat(path).st_mode
+        mode = os.stat(path, follow_symlinks=follows).st_mode
     except FileNotFoundError:
         return ""
     for is_kind, words in KINDS:
@@ -85,25 +86,30 @@ def _leads_to_an_open_file(path: Path) -> bool:
 
 
 @contextmanager
-def whole_file(path: Path, *, option: str = "--outfile") -> Iterator[Path]:
+def whole_file(path: Path, *, option: str = "--outfile", follows: bool = True) -> Iterator[Path]:
     """The path of an empty file to write in the block, which then takes the place of `path`.
 
     It gets the rights of the file that it replaces, else those of any new file.
+
+    Args:
+        option: what named the destination.
+        follows: whether a link there leads to the file that is meant. If not it is refused, and nothing outside of its
+            folder is written, whenever it was made.
 
     Raises:
         FileError: something is there that is no regular file, or writing fails.
         DoesNotFitError: the disk is full.
     """
     try:
-        target = Path(os.path.realpath(path)) if path.is_symlink() else path
+        target = Path(os.path.realpath(path)) if follows and path.is_symlink() else path
         temporary = _make_temporary(target)
         try:
             yield temporary
             _sync(temporary)
-            if problem := _obstacle(path):
+            if problem := _obstacle(path, follows):
                 raise FileError("output file", str(path), problem, f"choose another {option}")
             if target.exists():
-                shutil.copymode(target, temporary)
+                shutil.copymode(target, temporary, follow_symlinks=follows)
             os.replace(temporary, target)
         except BaseException:
             temporary.unlink(missing_ok=True)

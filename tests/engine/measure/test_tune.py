@@ -2,6 +2,7 @@
 
 import errno
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +13,10 @@ from threshold_models import model_file
 from hotcold import load
 from hotcold.engine.measure import probes, tune
 from hotcold.engine.measure.activity import Activity
-from hotcold.engine.measure.probes import Neurons, Rows
+from hotcold.engine.measure.probes import Neurons, Probes, Rows
 from hotcold.engine.measure.token_time import token_seconds, touched_bytes
 from hotcold.errors import FileError
+from hotcold.kernels.cpu.team import Team
 
 
 @pytest.fixture(autouse=True)
@@ -56,6 +58,16 @@ def test_a_silu_model_without_thresholds_runs_in_one_mode(tmp_path: Path) -> Non
 def test_a_budget_without_a_card_is_refused(arguments: tuple[str, str]) -> None:
     shown = run("tune", *arguments)
     assert shown.returncode == 2 and "add the other" in shown.stderr
+
+
+def test_probes_measure_once_and_leave_their_rings_when_they_go() -> None:
+    """Without waiting for a collection of garbage: a ring may be large."""
+    with Team(1) as team:
+        probes = Probes(team, 0, [np.zeros(1 << 20, np.uint8)])
+        assert probes.walk() == probes.walk() > 0
+        alive = weakref.ref(probes)
+        del probes
+        assert alive() is None
 
 
 class Priced:

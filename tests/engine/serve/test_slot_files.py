@@ -11,7 +11,7 @@ import pytest
 from commands import run
 from serving import Served, Told, served, until
 
-from hotcold import Engine, load
+from hotcold import Engine, load, whole_file
 
 TEXT = "/v1/completions"
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of"
@@ -113,8 +113,38 @@ def test_no_link_leads_out_of_the_folder(engine: Engine, tmp_path: Path) -> None
     with served(engine, slot_save_path=folder) as server:
         for action in ("save", "restore"):
             told = act(server, action)
-            assert told.status == 400 and "it is a link" in told.message
+            assert told.status == 400 and "is a link" in told.message
     assert not (tmp_path / "out").exists()
+    assert [path.name for path in folder.iterdir()] == ["emma"]
+
+
+def test_no_link_that_is_made_meanwhile_is_followed(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind every look at what is there."""
+    folder, out = tmp_path / "in", tmp_path / "out"
+    folder.mkdir()
+    path, obstacle = folder / "emma", whole_file._obstacle
+
+    def look_and_link(*arguments: Any) -> str:
+        found = obstacle(*arguments)
+        path.symlink_to(out)
+        return found
+
+    with served(engine, slot_save_path=folder) as server:
+        monkeypatch.setattr(whole_file, "_obstacle", look_and_link)
+        assert act(server, "save", slot=filled(server)).status == 200
+        assert path.is_file() and not path.is_symlink() and not out.exists()
+        path.rename(out)
+        path.symlink_to(out)
+        monkeypatch.setattr(Path, "is_symlink", lambda path: False)
+        assert "is a link" in act(server, "restore").message
+
+
+def test_a_pipe_is_not_waited_for(engine: Engine, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "emma")
+    with served(engine, slot_save_path=tmp_path) as server:
+        assert "no session's file" in act(server, "restore").message
 
 
 def test_what_is_wrong_is_said(engine: Engine, tmp_path: Path) -> None:
