@@ -22,7 +22,7 @@ from hotcold.engine.commands.option_names import check_paths
 from hotcold.engine.commands.options import Command, Version
 from hotcold.engine.commands.perplexity import PerplexityCommand
 from hotcold.engine.commands.profile import ProfileCommand
-from hotcold.engine.commands.reports import LoggedNotes, note, reported
+from hotcold.engine.commands.reports import LoggedNotes, note_error, reported
 from hotcold.engine.commands.serve import ServeCommand
 from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
@@ -87,11 +87,8 @@ def main() -> None:
         else:
             message = message.replace("Input should be", f"{_given_to(error)} should be")
             see = f"see `{_command_of(error)} --help`"
-            note(
-                f"error: {message} S{see[1:]}"
-                if message.endswith("?")
-                else f"error: {message.rstrip('.')}; {see}"
-            )
+            asks = message.endswith("?")
+            note_error(f"{message} S{see[1:]}" if asks else f"{message.rstrip('.')}; {see}")
         sys.exit(getattr(error, "exit_code", 2))
     sys.exit(code if isinstance(code, int) else 0)
 

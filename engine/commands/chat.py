@@ -15,7 +15,7 @@ from hotcold.engine.commands.options import (
     Verbose,
 )
 from hotcold.engine.commands.prompt_input import BYTE_ORDER_MARK, unescaped_text
-from hotcold.engine.commands.reports import note, wrapped
+from hotcold.engine.commands.reports import note
 from hotcold.light_gguf import lighten
 
 
@@ -61,7 +61,7 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
             warn(engine, self.quiet)
             say = (lambda line: None) if self.quiet else note
             for line in description(engine) if self.verbose else ():
-                say(wrapped(line))
+                say(line)
             template = load_template(engine.file, engine.tokenizer, given)
             chat = Chat(
                 engine,

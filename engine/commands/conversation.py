@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from hotcold.engine.commands.option_names import in_options
 from hotcold.engine.commands.options import EngineOptions
 from hotcold.engine.commands.questions import Interrupts, questions
-from hotcold.engine.commands.reports import note, wrapped
+from hotcold.engine.commands.reports import note_error
 from hotcold.engine.commands.terminal import OutputError, write
 from hotcold.errors import INTERRUPTED, DeviceError, HotcoldError, SettingError
 
@@ -62,7 +62,7 @@ def said(error: HotcoldError | None) -> int:
     """Its exit code, once it is said; 0 for none."""
     if error is None:
         return 0
-    note(f"error: {in_options(error, EngineOptions)}")
+    note_error(in_options(error, EngineOptions))
     return error.exit_code
 
 
@@ -71,8 +71,7 @@ def told(chat: "Chat", verbose: bool) -> tuple[str, ...]:
     if chat.last is None:
         return ()
     findings = tuple(f"warning: {finding}" for finding in chat.last.findings)
-    lines = map(wrapped, chat.last.lines)
-    return (*findings, *lines, *chat.last.statistics.lines(verbose=True)) if verbose else findings
+    return (*findings, *chat.last.lines, *chat.last.statistics.lines(verbose=True)) if verbose else findings
 
 
 def run_command(chat: "Chat", text: str, say: Callable[[str], None]) -> bool:

@@ -18,7 +18,7 @@ from hotcold.engine.commands.options import (
     Version,
 )
 from hotcold.engine.commands.prompt_input import read_prompt
-from hotcold.engine.commands.reports import note, wrapped
+from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import write
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.settings import offload_debug
@@ -146,17 +146,17 @@ def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
         from hotcold.engine.generation.description import description
 
         for line in (*description(engine), f"seed {generation.sampling.seed}"):
-            note(wrapped(line))
+            note(line)
     if verbose or offload_debug():
         from hotcold.engine.dump.inputs import short_lines
 
         for line in short_lines(engine):
-            note(wrapped(line))
+            note(line)
 
 
 def found(generation: "Generation", verbose: bool) -> list[str]:
     """What the prompt has shown of the model: warnings, and more with -v."""
-    lines = map(wrapped, generation.lines if verbose else ())
+    lines = generation.lines if verbose else ()
     return [*lines, *(f"warning: {finding}" for finding in generation.findings)]
 
 

@@ -13,27 +13,34 @@ import typer
 
 from hotcold.cache_folder import remove_temporary_folder
 from hotcold.engine.commands.option_names import in_options
-from hotcold.engine.commands.terminal import OutputError, columns, forget
+from hotcold.engine.commands.terminal import OutputError, columns, forget, is_terminal
 from hotcold.errors import INTERRUPTED, HotcoldError
 
 UNEXPECTED, DOES_NOT_FIT = 1, 4
 
 
 def note(text: str) -> None:
-    """One line on stderr; where that cannot be written to, nobody hears."""
+    """Something beside the output, on stderr: on a terminal in lines of its width, else one line, for programs."""
+    line = f"hotcold: {text}"
+    if is_terminal(sys.stderr):
+        width = columns(sys.stderr)
+        line = textwrap.fill(
+            line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+        )
+    _say(line)
+
+
+def note_error(text: str) -> None:
+    """What is wrong, in one line wherever it goes: people search for it, and send it to each other."""
+    _say(f"hotcold: error: {text}")
+
+
+def _say(line: str) -> None:
+    """Print on stderr; where that cannot be written to, nobody hears."""
     try:
-        typer.echo(f"hotcold: {text}", err=True)
+        typer.echo(line, err=True)
     except (OSError, ValueError):
         forget(sys.stderr)
-
-
-def wrapped(text: str) -> str:
-    """A line for `note` in lines of the terminal's width, else 80; what follows the first is indented."""
-    begin = "hotcold: "
-    whole = textwrap.TextWrapper(
-        columns(sys.stderr), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-    return whole.fill(begin + text).removeprefix(begin)
 
 
 @contextlib.contextmanager
@@ -66,7 +73,7 @@ def reported(command: type | None = None) -> Iterator[None]:
 def _fail(text: str, exit_code: int) -> None:
     if os.environ.get("HOTCOLD_DEBUG", "0") not in ("", "0"):
         traceback.print_exc()
-    note(f"error: {text}")
+    note_error(text)
     raise typer.Exit(exit_code) from None
 
 

@@ -14,7 +14,7 @@ import typer
 
 from hotcold.engine.commands.loading import open_engine, warn
 from hotcold.engine.commands.options import ChatTemplateFile, Draft, EngineOptions, NSlots, Quiet, Verbose
-from hotcold.engine.commands.reports import note, wrapped
+from hotcold.engine.commands.reports import note
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.generation.settings import DRAFTS, GenerationSettings
 from hotcold.engine.settings import one_of
@@ -78,7 +78,7 @@ class ServeCommand(EngineOptions, ListenOptions):
             with open_engine(self, self.quiet, head_sparsity="off") as engine:
                 warn(engine, self.quiet)
                 for line in description(engine) if self.verbose else ():
-                    note(wrapped(line))
+                    note(line)
                 options = ServeOptions(
                     api_key=self.api_key or "",
                     chat_template=template,

@@ -85,7 +85,12 @@ def console() -> "Console":
 def columns(stream: IO[str] | None = None) -> int:
     """How wide text on a stream, or standard output, is: as the terminal, else 80."""
     stream = cast(IO[str], Output()) if stream is None else stream
-    return shutil.get_terminal_size().columns if stream.isatty() else 80
+    return shutil.get_terminal_size().columns if is_terminal(stream) else 80
+
+
+def is_terminal(stream: IO[str] | None) -> bool:
+    """Whether somebody looks at it; one that is closed is none."""
+    return stream is not None and not stream.closed and stream.isatty()
 
 
 def prepare_streams() -> None:

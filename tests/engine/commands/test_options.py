@@ -7,6 +7,7 @@ from dataclasses import fields
 import pytest
 from commands import run
 
+from hotcold.engine.commands import reports, terminal
 from hotcold.engine.commands.bench import BenchCommand
 from hotcold.engine.commands.chat import ChatCommand
 from hotcold.engine.commands.convert import ConvertCommand
@@ -128,10 +129,40 @@ def test_commands_name_their_options(arguments: str, begin: str) -> None:
 @pytest.mark.parametrize(
     "options", [(), ("--device", "emulated", "--vram-budget", "6MiB", "-c", "256", "-b", "64")]
 )
-def test_lines_of_verbose_are_wrapped(options: tuple[str, ...]) -> None:
-    """All but warnings, which are a line each, and words that are longer, such as a path."""
-    lines = run("generate", "-p", "Mr. Darcy looked at her", "-n", "1", "-v", *options).stderr.splitlines()
-    assert sum(line.startswith("  ") for line in lines) >= 2
-    for line in lines:
-        words = line.removeprefix("hotcold: ").split()
-        assert len(line) <= 80 or "warning: " in line or len(words) == 1 or "/" in words[1]
+def test_a_terminal_has_lines_of_its_width_and_a_pipe_has_whole_ones(
+    options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for words that are longer, such as a path."""
+    arguments = "generate", "-p", "Mr. Darcy looked", "-n", "1", "-v", "--seed", "1", *options
+    of_pipe = run(*arguments).stderr.splitlines()
+    assert all(line.startswith("hotcold: ") for line in of_pipe) and max(map(len, of_pipe)) > 80
+    look(monkeypatch)
+    of_terminal = run(*arguments, COLUMNS="60").stderr
+    for line in of_terminal.splitlines():
+        assert len(line) <= 60 or len(line.removeprefix("hotcold: ").split()) == 1
+        assert line.startswith(("hotcold: ", "  "))
+    assert of_terminal.count("\n  ") >= 2
+
+
+def look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let standard error be a terminal."""
+    for module in (reports, terminal):
+        monkeypatch.setattr(module, "is_terminal", lambda stream: True)
+
+
+def test_an_error_is_one_line_on_a_terminal_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    look(monkeypatch)
+    result = run("generate", "-p", "a", "-m", "no such model " * 9, COLUMNS="60")
+    assert result.returncode == 3 and result.stderr.count("\n") == 1 and len(result.stderr) > 120
+
+
+def test_a_warning_has_lines_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reports.note("warning: " + "many words " * 9)
+    look(monkeypatch)
+    monkeypatch.setenv("COLUMNS", "40")
+    reports.note("warning: " + "many words " * 9)
+    one, *several = capsys.readouterr().err.splitlines()
+    assert len(one) > 80 and max(map(len, several)) <= 40
+    assert " ".join(each.strip() for each in several) == one.strip()
