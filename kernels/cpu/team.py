@@ -83,7 +83,7 @@ class Team(Closing):
         """
         self.n, self.walked = n, 0.0
         self._lead = machine_code.entry("lead", None, 4)
-        self._attend = machine_code.entry("attend", None, 5) if n > 1 else None
+        self._attend: Any = machine_code.entry("attend", None, 5) if n > 1 else None
         self._linger = LINGER_NANOSECONDS if lingers else 0
         self._memory = [program.aligned(THREAD_SCRATCH_BYTES + program.OP.itemsize) for _ in range(n)]
         self._scratch = [int(memory.ctypes.data) for memory in self._memory]

@@ -135,9 +135,9 @@ def test_two_teams_in_two_threads_of_one_process() -> None:
 @pytest.mark.parametrize("lingers", [False, True])
 @pytest.mark.parametrize("has_lock", [False, True])
 def test_the_threads_of_a_team_share_the_work(lingers: bool, has_lock: bool) -> None:
-    """Each leaves its columns of inputs in scratch memory of its own; also while the caller keeps Python's lock."""
+    """Each leaves numbers in scratch memory of its own; also while the caller keeps Python's lock."""
     n_tokens, n_rows, k = 32, 1024, 1024
-    data = np.zeros((n_rows, 4 * k), np.uint8)
+    data = np.ones((n_rows, k), np.float32).view(np.uint8)
     x, y = checks.vectors(n_tokens, k), checks.vectors(n_tokens, n_rows)
     record = {"code": program.MUL_MAT, "chunks": 64, **checks.matrix("w", data, rows.F32_ID)}
     record |= {"n_rows": n_rows, "k": k, "x": x.ctypes.data, "x_stride": 4 * k}
