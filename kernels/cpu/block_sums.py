@@ -4,188 +4,322 @@ A block's 32 products are added as integers, which no order changes. Its scaled 
 block c of a row to chain c mod 16, and a chain is a lane: a window of 512 numbers gives each lane one sum. The
 chains are folded by halves.
 
-Measured choices: one row per stream, since two or four rows side by side read memory at half speed; prefetch
-AHEAD bytes before the loads, farther than a page. Four vectors of partial sums are turned into 16 sums of
-blocks by 6 shuffles, which are as dear as the three conversions to float and the products that they save.
+A row's numbers are turned once, so that a lane holds the dwords of one block, as in packed inputs: the products of a
+block then meet in their lane, and each further input costs little more than the products. Rows go by fours: their
+chains are folded together, and where a row ends with a group of blocks the four groups are one more window.
+
+Measured choices: the windows of one row after those of another, since two or four rows side by side read memory at
+half speed; prefetch AHEAD bytes before the loads, farther than a page.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
 
 from llvmlite import ir
 from numba.core import cgutils
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_dots import dot_words, narrowed
+from hotcold.kernels.cpu.byte_dots import dot_words, halves_of_pairs
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
-from hotcold.kernels.cpu.simd import F32, I16, I32, I64, VT, Builder, Value, constant, load
+from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
-from hotcold.kernels.cpu.weights import (
-    BLOCK,
-    GROUP_BYTES,
-    GROUPS,
-    BlockType,
-    Group,
-    Window,
-    block_lane,
-)
+from hotcold.kernels.cpu.weights import BLOCK, DWORDS, GROUP_BLOCKS, GROUPS, BlockType, Window
 
 BLOCKS = 16  # of a window, and chains
 MAX_COLUMNS = 16  # inputs that meet a row at once
-FOLDS = [block_lane(i) for i in (8, 4, 2, 1)]  # lanes between which chains are added: halves, quarters, ...
+QUAD = 4  # rows whose chains are folded together
+FEW_COLUMNS = 4  # inputs whose chains are registers
 
 
-def _sums_of_four(b: Builder, v: list[Value]) -> Value:
-    """4 vectors of (4 blocks x 4 lanes) to the sums of the 16 blocks, in the lanes of a window."""
-
-    def pairs(x: Value, y: Value, low: list[int], high: list[int]) -> Value:
-        lanes = ([i + 4 * q for q in range(4) for i in half] for half in (low, high))
-        return b.add(*(simd.shuffle(b, x, y, where) for where in lanes))
-
-    x, y = (pairs(v[i], v[i + 1], [0, 16, 1, 17], [2, 18, 3, 19]) for i in (0, 2))
-    return pairs(x, y, [0, 1, 16, 17], [2, 3, 18, 19])
+# ---- one window ---------------------------------------------------------------------
 
 
-def _words_of_four(b: Builder, v: list[Value]) -> Value:
-    """As `_sums_of_four` of sums that fit 16 bits, but pairs of words whose sums they are, <32 x i16>.
+def _interleaved(b: Builder, x: Value, y: Value, width: int, half: int) -> Value:
+    """Runs of `width` lanes of x and y in turns, from the first or second half of each quarter of 4 lanes."""
+    lanes = []
+    for quarter in range(0, 16, 4):
+        for i in range(quarter + 2 * half, quarter + 2 * half + 2, width):
+            lanes += [source + i + j for source in (0, 16) for j in range(width)]
+    return simd.shuffle(b, x, y, lanes)
 
-    A pack and a product with ones add neighbours in fewer instructions than shuffles do.
+
+def _turned(b: Builder, v: list[Value]) -> list[Value]:
+    """4 vectors of 16 lanes, each quarter turned: lane 4 j + i of vector d becomes lane 4 j + d of vector i."""
+    low, high = ([_interleaved(b, v[i], v[i + 1], 1, half) for i in (0, 2)] for half in (0, 1))
+    return [_interleaved(b, x, y, 2, half) for x, y in (low, high) for half in (0, 1)]
+
+
+def _dwords(b: Builder, kind: BlockType, window: Window) -> list[Value]:
+    """Dwords 0 .. 7 of a window's blocks, one block a lane, <64 x i8> each."""
+
+    def turned(parts: list[Value]) -> list[Value]:
+        vectors = _turned(b, [b.bitcast(part, VT(I32, 16)) for part in parts])
+        return [b.bitcast(v, VT(I8, 64)) for v in vectors]
+
+    if window.nibbles:
+        halves = [kind.split(b, v) for v in turned(window.nibbles)]
+    else:
+        halves = list(zip(*(turned([pair[i] for pair in window.numbers]) for i in (0, 1)), strict=True))
+    return [pair[i] for i in (0, 1) for pair in halves]
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """A window whose blocks are lanes."""
+
+    kind: BlockType
+    window: Window
+    dwords: list[Value]
+
+    def add(self, b: Builder, acc: Value, x: Value) -> Value:
+        """acc with each block's products with the packed window at x in its lane."""
+        sums, offsets = self._sums(b, x), self.kind.offsets(b, self.window, x)
+        return self.kind.add_blocks(b, acc, sums if offsets is None else b.add(sums, offsets), self.window, x)
+
+    def _sums(self, b: Builder, x: Value) -> Value:
+        """The sums of blocks' products, those of numbers 0..15 and 16..31 times their integers where they have any."""
+        kind = self.kind
+        if not kind.has_parts:
+            return self._dots(b, x, range(DWORDS))
+        low, high = (self._dots(b, x, range(i, i + DWORDS // 2)) for i in (0, DWORDS // 2))
+        if kind.fits_words(16):
+            pairs = b.or_(b.and_(low, constant(I32, 16, 0xFFFF)), b.shl(high, constant(I32, 16, 16)))
+            return dot_words(b, b.bitcast(pairs, VT(I16, 32)), self.window.parts[0])
+        scales = halves_of_pairs(b, self.window.parts[0])
+        return b.add(b.mul(low, scales[0]), b.mul(high, scales[1]))
+
+    def _dots(self, b: Builder, x: Value, dwords: range) -> Value:
+        """The sums of products of some dwords."""
+        sums = constant(I32, 16, 0)
+        for d in dwords:
+            sums = self.kind.dot(b, sums, self.dwords[d], load(b, x, VT(I8, 64), 64 * d))
+        return sums
+
+
+def _decoded(b: Builder, kind: BlockType, window: Window) -> _Decoded:
+    return _Decoded(kind, window, _dwords(b, kind, window))
+
+
+# ---- chains of rows and inputs --------------------------------------------------------
+
+
+class _Columns(Protocol):
+    """Packed inputs, and the chains that they have with a row."""
+
+    def clear(self, b: Builder, row: Value) -> None:
+        """Begin with a row of a quad, by its number."""
+
+    def add(self, b: Builder, row: Value, window: _Decoded, offset: Value) -> None:
+        """Let every input's window that lies `offset` bytes from its beginning meet that of a row."""
+
+    def keep(self, b: Builder, row: Value) -> None:
+        """Leave a row's chains to `fold`."""
+
+    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: "Store") -> None:
+        """Add what the quad's rows end with, and store the sums of their chains."""
+
+
+Store = Callable[[Value, Value, int], None]
+"""store(v, column, lane): the dot products of a quad's rows with a column, from a lane of v on."""
+
+
+def _chains_at(b: Builder, base: Value, column: Value, row: Value) -> Value:
+    return b.add(base, b.mul(b.add(b.mul(column, I64(QUAD)), row), I64(64)))
+
+
+def _quad_sums(b: Builder, base: Value, column: Value, x: Value, end: _Decoded | None) -> Value:
+    """Of a column's chains, folded but for the blocks' places in a group: lane 4 j + i is row i's of places j.
+
+    Args:
+        base: of `_chains_at`. x: address of the input's window that the rows' last groups meet.
     """
-    ones = constant(I16, 32, 1)
-    return narrowed(b, *(dot_words(b, narrowed(b, v[i], v[i + 1]), ones) for i in (0, 2)))
+    rows = [load(b, _chains_at(b, base, column, I64(i)), VT(F32, 16), align=64) for i in range(QUAD)]
+    groups = _turned(b, rows)
+    if end is not None:
+        groups[0] = end.add(b, groups[0], x)
+    return b.fadd(b.fadd(groups[0], groups[2]), b.fadd(groups[1], groups[3]))
 
 
-def _sums_of_window(b: Builder, kind: BlockType, window: Window, x: Value) -> Value:
-    """The sums of products of a window's 16 blocks, in its lanes, times their parts' integers where they have any."""
-    groups = [(g, n, b.add(x, I64(GROUP_BYTES * g))) for g, n in enumerate(window.numbers)]
-    if kind.has_parts and kind.fits_words(8):
-        sums = zip(*(kind.sums_of_parts(b, numbers, at) for _, numbers, at in groups), strict=True)
-        pairs = window.parts[0]
-        twice = (
-            simd.shuffle(b, pairs, pairs, [i | 1 if part else i & ~1 for i in range(32)]) for part in (0, 1)
-        )
-        return b.add(
-            *(dot_words(b, _words_of_four(b, list(v)), own) for v, own in zip(sums, twice, strict=True))
-        )
-    lanes = [kind.group_lanes(b, window, g, numbers, at) for g, numbers, at in groups]
-    if not kind.has_parts and kind.fits_words(16):
-        return dot_words(b, _words_of_four(b, lanes), constant(I16, 32, 1))
-    return _sums_of_four(b, lanes)
+def _folded(b: Builder, v: Value) -> Value:
+    """`_quad_sums` of one column: lane i is row i's dot product."""
+    for bit in (8, 4):
+        v = b.fadd(v, simd.shuffle(b, v, v, [lane ^ bit for lane in range(16)]))
+    return v
 
 
-def _add_window(b: Builder, kind: BlockType, acc: Value, window: Window, x: Value) -> Value:
-    """acc with the window's blocks times the packed window at x."""
-    sums = _sums_of_window(b, kind, window, x)
-    offsets = kind.offsets(b, window, x)
-    return kind.add_blocks(b, acc, sums if offsets is None else b.add(sums, offsets), window, x)
+class _FewColumns:
+    """One or FEW_COLUMNS inputs, whose chains are registers while a row passes; `numbers`: their columns."""
+
+    def __init__(self, b: Builder, xs: list[Value], numbers: list[Value]) -> None:
+        self.xs, self.numbers = xs, numbers
+        self.base = simd.room(b, ir.ArrayType(VT(F32, 16), QUAD * len(xs)))
+        self.cells = [cgutils.alloca_once(b, VT(F32, 16)) for _ in xs]
+
+    def clear(self, b: Builder, row: Value) -> None:
+        for cell in self.cells:
+            b.store(constant(F32, 16, 0.0), cell)
+
+    def add(self, b: Builder, row: Value, window: _Decoded, offset: Value) -> None:
+        for cell, x in zip(self.cells, self.xs, strict=True):
+            b.store(window.add(b, b.load(cell), b.add(x, offset)), cell)
+
+    def keep(self, b: Builder, row: Value) -> None:
+        for c, cell in enumerate(self.cells):
+            simd.store(b, b.load(cell), _chains_at(b, self.base, I64(c), row), align=64)
+
+    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: Store) -> None:
+        sums = [_quad_sums(b, self.base, I64(c), b.add(x, offset), end) for c, x in enumerate(self.xs)]
+        if len(sums) == 1:
+            store(_folded(b, sums[0]), self.numbers[0], 0)
+            return
+        even, odd = (simd.merged(b, sums[c], sums[c + 2], 8) for c in (0, 1))
+        v = simd.merged(b, even, odd, 4)
+        for c, number in enumerate(self.numbers):
+            store(v, number, QUAD * c)
 
 
-def _add_group(b: Builder, kind: BlockType, acc: Value, group: Group, x: Value, g: Value) -> Value:
-    """acc with the blocks of group number g of the packed window at x; other lanes get zeros added."""
-    at = b.add(x, b.mul(g, I64(GROUP_BYTES)))
-    sums = kind.group_lanes(b, None, 0, (group.low, group.high), at)
-    for bit in (1, 2):
-        sums = b.add(sums, simd.shuffle(b, sums, sums, [lane ^ bit for lane in range(16)]))
-    offsets = kind.offsets(b, None, x)
-    if offsets is not None:
-        sums = b.add(sums, offsets)
-    groups = ir.Constant(VT(I32, 16), [lane % 4 for lane in range(16)])
-    own = b.icmp_unsigned("==", groups, simd.splat(b, b.trunc(g, I32), 16))
-    factors = [kind.factor(b, codes) for codes in group.codes]
-    return kind.add_blocks(b, acc, sums, Window([], factors), x, own)
+class _ManyColumns:
+    """Up to MAX_COLUMNS inputs, one after another; their chains are in memory."""
+
+    def __init__(self, b: Builder, xs: Value, n: Value) -> None:
+        self.xs, self.n = xs, n
+        self.base = simd.room(b, ir.ArrayType(VT(F32, 16), QUAD * MAX_COLUMNS))
+
+    def clear(self, b: Builder, row: Value) -> None:
+        with cgutils.for_range(b, self.n) as loop:
+            simd.store(b, constant(F32, 16, 0.0), _chains_at(b, self.base, loop.index, row), align=64)
+
+    def _x(self, b: Builder, c: Value, offset: Value) -> Value:
+        return b.add(load(b, b.add(self.xs, b.mul(c, I64(8))), I64, align=8), offset)
+
+    def add(self, b: Builder, row: Value, window: _Decoded, offset: Value) -> None:
+        with cgutils.for_range(b, self.n) as loop:
+            at = _chains_at(b, self.base, loop.index, row)
+            acc = load(b, at, VT(F32, 16), align=64)
+            simd.store(b, window.add(b, acc, self._x(b, loop.index, offset)), at, align=64)
+
+    def keep(self, b: Builder, row: Value) -> None:
+        """They are kept already."""
+
+    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: Store) -> None:
+        with cgutils.for_range(b, self.n) as loop:
+            x = self._x(b, loop.index, offset)
+            store(_folded(b, _quad_sums(b, self.base, loop.index, x, end)), loop.index, 0)
 
 
-Add = Callable[[Callable[[Value, Value], Value], Value], None]
-"""add(step, window): put step(acc, x) in the place of each column's acc; x: its packed window of that number."""
+# ---- rows -----------------------------------------------------------------------------
 
 
-def _emit_row(b: Builder, kind: BlockType, row: Value, k: Value, ahead: Value, add: Add) -> None:
-    """Every window of a row, and the groups after the last whole one.
+def _emit_windows(
+    b: Builder,
+    kind: BlockType,
+    row: Value,
+    n_blocks: Value,
+    ahead: Value,
+    add: Callable[[_Decoded, Value], None],
+) -> None:
+    """add(window, its number) for a row's windows; of a row that ends with one group more that is left out.
 
     Args:
         ahead: bytes to what is asked for meanwhile.
     """
+    whole, left, last_block = _cut(b, n_blocks)
 
-    def prefetch(offset: Value, n_bytes: int) -> None:
-        simd.emit_prefetches(b, b.add(b.add(row, offset), ahead), n_bytes)
+    def window(number: Value, last: Value | None) -> None:
+        at = b.add(b.add(row, b.mul(number, I64(kind.window_bytes))), ahead)
+        simd.emit_prefetches(b, at, kind.window_bytes)
+        add(_decoded(b, kind, kind.unpack_window(b, row, number, last)), number)
 
-    n_blocks = b.udiv(k, I64(BLOCK))
-    last_block = b.sub(n_blocks, I64(1))
-    has_groups = kind.block == BLOCK
-    windows = b.udiv(n_blocks if has_groups else b.add(n_blocks, I64(BLOCKS - 1)), I64(BLOCKS))
-    with cgutils.for_range(b, windows) as loop:
-        prefetch(b.mul(loop.index, I64(kind.window_bytes)), kind.window_bytes)
-        window = kind.unpack_window(b, row, loop.index, None if has_groups else last_block)
-        add(lambda acc, x: _add_window(b, kind, acc, window, x), loop.index)
-    if not has_groups:
+    if kind.block != BLOCK:
+        n = b.select(b.icmp_signed("==", left, I64(0)), whole, b.add(whole, I64(1)))
+        with cgutils.for_range(b, n) as loop:
+            window(loop.index, last_block)
         return
-    groups = b.udiv(n_blocks, I64(4))
-    first = b.mul(windows, I64(GROUPS))
-
-    def add_group(number: Value, last: Value | None) -> None:
-        group = kind.unpack_group(b, row, number, last)
-        g = b.sub(number, first)
-        add(lambda acc, x: _add_group(b, kind, acc, group, x, g), windows)
-
-    with cgutils.for_range(b, b.sub(groups, first)) as loop:
-        number = b.add(first, loop.index)
-        prefetch(b.mul(number, I64(4 * kind.type_size)), 4 * kind.type_size)
-        add_group(number, None)
-    with cgutils.if_likely(b, b.icmp_signed("<", b.mul(groups, I64(4)), n_blocks)):
-        add_group(groups, last_block)
+    with cgutils.for_range(b, whole) as loop:
+        window(loop.index, None)
+    with cgutils.if_unlikely(b, b.icmp_signed(">", left, I64(GROUP_BLOCKS))):
+        window(whole, last_block)
+    with cgutils.if_unlikely(b, _has_end(b, left)):
+        at = b.add(b.add(row, b.mul(whole, I64(kind.window_bytes))), ahead)
+        simd.emit_prefetches(b, at, GROUP_BLOCKS * kind.type_size)
 
 
-def _fold(b: Builder, v: Value) -> Value:
-    """The sum of 16 chains, halves first."""
-    for bit in FOLDS:
-        v = b.fadd(v, simd.shuffle(b, v, v, [lane ^ bit for lane in range(16)]))
-    return b.extract_element(v, I32(0))
+def _cut(b: Builder, n_blocks: Value) -> tuple[Value, Value, Value]:
+    """Whole windows of a row, the blocks after them, and the number of the last block."""
+    return b.udiv(n_blocks, I64(BLOCKS)), b.and_(n_blocks, I64(BLOCKS - 1)), b.sub(n_blocks, I64(1))
+
+
+def _has_end(b: Builder, left: Value) -> Value:
+    """Whether what is left after a row's whole windows is one group or a part of it."""
+    return b.icmp_unsigned("<", b.sub(left, I64(1)), I64(GROUP_BLOCKS))
+
+
+def _emit_quads(
+    b: Builder, kind: BlockType, rows: MatrixRows, columns: _Columns, out: Value, out_stride: Value
+) -> None:
+    """out[c, r] = row r . x[c] of all columns."""
+    n_blocks = b.udiv(rows.k, I64(BLOCK))
+    whole, left, last_block = _cut(b, n_blocks)
+    end_offset = b.mul(whole, I64(PACKED_WINDOW_BYTES))
+    last_row, room = b.sub(rows.n_rows, I64(1)), simd.room(b, VT(F32, QUAD))
+    with cgutils.for_range(b, b.udiv(b.add(rows.n_rows, I64(QUAD - 1)), I64(QUAD))) as loop:
+        first = b.mul(loop.index, I64(QUAD))
+        n = b.sub(rows.n_rows, first)
+        n = b.select(b.icmp_signed("<", n, I64(QUAD)), n, I64(QUAD))
+        to = b.add(out, b.mul(first, I64(4)))
+        with cgutils.for_range(b, n) as each:
+            row, ahead = rows.row(b, b.add(first, each.index))
+            columns.clear(b, each.index)
+
+            def add(window: _Decoded, number: Value, i: Value = each.index) -> None:
+                columns.add(b, i, window, b.mul(number, I64(PACKED_WINDOW_BYTES)))
+
+            _emit_windows(b, kind, row, n_blocks, ahead, add)
+            columns.keep(b, each.index)
+
+        def store(v: Value, column: Value, lane: int, n: Value = n, to: Value = to) -> None:
+            v = simd.shuffle(b, v, v, range(lane, lane + QUAD))
+            at = b.add(to, b.mul(column, out_stride))
+            with b.if_else(b.icmp_signed("==", n, I64(QUAD)), likely=True) as (then, otherwise):
+                with then:
+                    simd.store(b, v, at, align=4)
+                with otherwise:
+                    simd.store(b, v, room, align=16)
+                    with cgutils.for_range(b, n) as some:
+                        offset = b.mul(some.index, I64(4))
+                        simd.store(b, load(b, b.add(room, offset), F32, align=4), b.add(at, offset), align=4)
+
+        with b.if_else(_has_end(b, left)) as (then, otherwise):
+            with then:
+                if kind.block == BLOCK:
+                    groups = []
+                    for i in range(QUAD):
+                        r = b.add(first, I64(i))
+                        row, _ = rows.row(b, b.select(b.icmp_signed("<", r, last_row), r, last_row))
+                        groups.append(kind.unpack_group(b, row, b.mul(whole, I64(GROUPS)), last_block))
+                    end = _decoded(b, kind, kind.window_of(b, groups))
+                    columns.fold(b, end, end_offset, store)
+            with otherwise:
+                columns.fold(b, None, end_offset, store)
 
 
 def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, out: Value) -> None:
     """out[i] = the i-th row . x."""
-    base, cell = simd.room(b, ir.ArrayType(VT(F32, 16), 16)), cgutils.alloca_once(b, VT(F32, 16))
-    with cgutils.for_range(b, rows.n_rows) as loop:
-        b.store(constant(F32, 16, 0.0), cell)
-
-        def add(step: Callable[[Value, Value], Value], window: Value) -> None:
-            b.store(step(b.load(cell), b.add(x, b.mul(window, I64(PACKED_WINDOW_BYTES)))), cell)
-
-        row, ahead = rows.row(b, loop.index)
-        _emit_row(b, kind, row, rows.k, ahead, add)
-        slot = b.and_(loop.index, I64(15))
-        simd.store(b, b.load(cell), b.add(base, b.mul(slot, I64(64))), align=64)
-        with cgutils.if_unlikely(b, b.icmp_signed("==", slot, I64(15))):
-            sums = [load(b, base, VT(F32, 16), 64 * i, 64) for i in range(16)]
-            dots = simd.folded16(b, sums, FOLDS)
-            simd.store(b, dots, b.add(out, b.mul(b.sub(loop.index, I64(15)), I64(4))), align=4)
-    done = b.and_(rows.n_rows, I64(-16))
-    with cgutils.for_range(b, b.sub(rows.n_rows, done)) as loop:
-        dot = _fold(b, load(b, b.add(base, b.mul(loop.index, I64(64))), VT(F32, 16), align=64))
-        simd.store(b, dot, b.add(out, b.mul(b.add(done, loop.index), I64(4))), align=4)
+    _emit_quads(b, kind, rows, _FewColumns(b, [x], [I64(0)]), out, I64(0))
 
 
 def emit_strips(
     b: Builder, kind: BlockType, rows: MatrixRows, xs: Value, n: Value, out: Value, out_stride: Value
 ) -> None:
     """out[c, r] = row r . x[c] for n columns, at most MAX_COLUMNS, whose addresses lie at xs."""
-    base = simd.room(b, ir.ArrayType(VT(F32, 16), MAX_COLUMNS))
-
-    def place(c: Value) -> Value:
-        return b.add(base, b.mul(c, I64(64)))
-
-    def add(step: Callable[[Value, Value], Value], window: Value) -> None:
-        offset = b.mul(window, I64(PACKED_WINDOW_BYTES))
-        with cgutils.for_range(b, n) as loop:
-            at = place(loop.index)
-            x = b.add(load(b, b.add(xs, b.mul(loop.index, I64(8))), I64, align=8), offset)
-            simd.store(b, step(load(b, at, VT(F32, 16), align=64), x), at, align=64)
-
-    with cgutils.for_range(b, rows.n_rows) as loop:
-        with cgutils.for_range(b, n) as columns:
-            simd.store(b, constant(F32, 16, 0.0), place(columns.index), align=64)
-        row, ahead = rows.row(b, loop.index)
-        _emit_row(b, kind, row, rows.k, ahead, add)
-        to = b.add(out, b.mul(loop.index, I64(4)))
-        with cgutils.for_range(b, n) as columns:
-            dot = _fold(b, load(b, place(columns.index), VT(F32, 16), align=64))
-            simd.store(b, dot, b.add(to, b.mul(columns.index, out_stride)), align=4)
+    few = b.or_(b.icmp_signed("==", n, I64(FEW_COLUMNS)), b.icmp_signed("==", n, I64(FEW_COLUMNS - 1)))
+    with b.if_else(few) as (then, otherwise):
+        with then:
+            # of three the last one stands in for a fourth
+            last = b.sub(n, I64(1))
+            numbers = [b.select(b.icmp_signed("<", I64(c), last), I64(c), last) for c in range(FEW_COLUMNS)]
+            addresses = [load(b, b.add(xs, b.mul(c, I64(8))), I64, align=8) for c in numbers]
+            _emit_quads(b, kind, rows, _FewColumns(b, addresses, numbers), out, out_stride)
+        with otherwise:
+            _emit_quads(b, kind, rows, _ManyColumns(b, xs, n), out, out_stride)

@@ -113,7 +113,7 @@ def _fold_sums(b: Builder, _: str, *arguments: Value) -> None:
         first = b.mul(loop.index, I64(at_once))
         at = b.add(sums, b.mul(first, I64(4 * STEP * ROWS)))
         both = [[load(b, at, VT(F32, 16), _CHAIN * c + 64 * i, 64) for i in range(16)] for c in range(CHAINS)]
-        dots = simd.folded16(b, [b.fadd(*pair) for pair in zip(*both, strict=True)], (8, 4, 2, 1))
+        dots = simd.folded16(b, [b.fadd(*pair) for pair in zip(*both, strict=True)])
         simd.store(b, dots, room, align=64)
         for i in range(at_once):
             t = b.add(first, I64(i))

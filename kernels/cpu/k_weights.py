@@ -12,7 +12,7 @@ from llvmlite import ir
 from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.byte_tables import arranged_bits
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
-from hotcold.kernels.cpu.weights import BlockType, Window, block_lane, split_nibbles
+from hotcold.kernels.cpu.weights import BlockType, Window, block_lane
 from hotcold.kernels.cpu.weights_of_32 import IQ4_NL
 
 
@@ -326,8 +326,7 @@ class IQ4_XS(KType):
 
     def numbers(self, b: Builder, at: Value, half: int) -> tuple[Value, Value]:
         """Both parts of a half."""
-        low, high = split_nibbles(b, load(b, at, VT(I8, 64), self.NIBBLES + 64 * half))
-        return _LISTED.listed(b, low), _LISTED.listed(b, high)
+        return _LISTED.split(b, load(b, at, VT(I8, 64), self.NIBBLES + 64 * half))
 
 
 class TQ2_0(KType):

@@ -7,16 +7,7 @@ from hotcold.kernels.cpu import simd
 from hotcold.kernels.cpu.compiled import compiled
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, address, constant, operation
 from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES, WINDOW
-from hotcold.kernels.cpu.weights import (
-    BLOCK,
-    GROUP_BYTES,
-    HALF_SUMS,
-    HIGH,
-    LOW,
-    SCALED_SUMS,
-    SCALES,
-    SUMS,
-)
+from hotcold.kernels.cpu.weights import BLOCK, DWORDS, GROUP_BLOCKS, HALF_SUMS, SCALED_SUMS, SCALES, SUMS
 
 BLOCKS = WINDOW // BLOCK
 
@@ -24,9 +15,10 @@ BLOCKS = WINDOW // BLOCK
 def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: Value) -> None:
     """Put 32 numbers, two <16 x i8>, and their scale into block c of a packed window."""
     group, j = b.lshr(c, I64(2)), b.and_(c, I64(3))
-    to = b.add(b.add(window, b.mul(group, I64(GROUP_BYTES))), b.mul(j, I64(16)))
-    simd.store(b, low, to, LOW)
-    simd.store(b, high, to, HIGH)
+    at = b.add(window, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
+    for d in range(DWORDS):
+        half = b.bitcast(low if d < DWORDS // 2 else high, VT(I32, DWORDS // 2))
+        simd.store(b, b.extract_element(half, I32(d % (DWORDS // 2))), at, 64 * d, 4)
     # of the first 16 numbers in lane 0 and of all in lane 8
     first = b.sext(low, VT(I32, 16))
     both = b.add(first, b.sext(high, VT(I32, 16)))
@@ -35,7 +27,6 @@ def _place(b: Builder, window: Value, c: Value, low: Value, high: Value, scale: 
     for bit in (4, 2, 1):
         sums = b.add(sums, simd.shuffle(b, sums, sums, [lane ^ bit for lane in range(16)]))
     of_first, total = (b.extract_element(sums, I32(lane)) for lane in (0, 8))
-    at = b.add(window, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
     simd.store(b, scale, at, SCALES, 4)
     simd.store(b, b.neg(total), at, SUMS, 4)
     simd.store(b, b.fmul(scale, b.sitofp(total, F32)), at, SCALED_SUMS, 4)
@@ -70,25 +61,38 @@ def _clear_block(b: Builder, window: Value, c: Value) -> None:
     _place(b, window, c, nothing, nothing, ir.Constant(F32, 0.0))
 
 
+@operation(types.void, address)
+def _repeat_group(b: Builder, window: Value) -> None:
+    """What stands in lanes 4 j of a packed window stands in all lanes 4 j to 4 j + 3."""
+    for at in range(0, PACKED_WINDOW_BYTES, 64):
+        v = simd.load(b, window, VT(I32, 16), at)
+        simd.store(b, simd.shuffle(b, v, v, [lane & ~3 for lane in range(16)]), window, at)
+
+
+@compiled
+def _end_row(n_blocks: int, out: int) -> None:
+    """What follows a row's blocks in its last window: nothing, or its last group again."""
+    last = out + n_blocks // BLOCKS * PACKED_WINDOW_BYTES
+    left = n_blocks % BLOCKS
+    if left == 0:
+        return
+    for c in range(left, BLOCKS):
+        _clear_block(last, c)
+    if left <= GROUP_BLOCKS:
+        _repeat_group(last)
+
+
 @compiled
 def pack_rounded_row(q: int, d: int, k: int, out: int) -> None:
     """Pack k numbers that are rounded already: int8 at q, a float32 scale for each 32 of them at d."""
-    n_blocks = k // BLOCK
-    for c in range((n_blocks + BLOCKS - 1) // BLOCKS * BLOCKS):
-        window = out + c // BLOCKS * PACKED_WINDOW_BYTES
-        if c < n_blocks:
-            _place_block(q + BLOCK * c, d + 4 * c, window, c % BLOCKS)
-        else:
-            _clear_block(window, c % BLOCKS)
+    for c in range(k // BLOCK):
+        _place_block(q + BLOCK * c, d + 4 * c, out + c // BLOCKS * PACKED_WINDOW_BYTES, c % BLOCKS)
+    _end_row(k // BLOCK, out)
 
 
 @compiled
 def pack_row(x: int, k: int, out: int) -> None:
     """Pack the k float32 at x (k a multiple of 32) to `packed_bytes(k)` bytes at `out`."""
-    n_blocks = k // BLOCK
-    for c in range((n_blocks + BLOCKS - 1) // BLOCKS * BLOCKS):
-        window = out + c // BLOCKS * PACKED_WINDOW_BYTES
-        if c < n_blocks:
-            _pack_block(x + 4 * BLOCK * c, window, c % BLOCKS)
-        else:
-            _clear_block(window, c % BLOCKS)
+    for c in range(k // BLOCK):
+        _pack_block(x + 4 * BLOCK * c, out + c // BLOCKS * PACKED_WINDOW_BYTES, c % BLOCKS)
+    _end_row(k // BLOCK, out)

@@ -41,11 +41,9 @@ from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 from hotcold.kernels.cpu.weights import (
     BLOCK,
-    GROUP_BYTES,
+    DWORDS,
     GROUPS,
     HALF_SUMS,
-    HIGH,
-    LOW,
     SCALED_SUMS,
     SCALES,
     SUMS,
@@ -58,7 +56,6 @@ IS_WIDE = "avx512f" in simd.target_features()
 VECTORS = 2 if IS_WIDE else 1  # of 16 rows
 ROWS = 16 * VECTORS
 COLUMNS = 4
-DWORDS = BLOCK // 4
 ROW_BYTES = 64 * VECTORS  # of a panel's row of dwords
 MOST_FACTORS = 4
 
@@ -173,18 +170,17 @@ class _Block:
         kind: what the block's sum is made of.
         at: address in the panel.
         windows: addresses of the tokens' packed windows.
-        numbers_at, lane_at: bytes from a window to the block's numbers, and to its lane of sums and scales.
+        lane_at: bytes from a vector of a window to the block's lane.
     """
 
     b: Builder
     kind: int
     at: Value
     windows: list[Value]
-    numbers_at: Value
     lane_at: Value
 
     def of_tokens(self, offset: int, element: object) -> list[Value]:
-        """Each token's number for this block, of those that begin `offset` bytes into a window."""
+        """Each token's number for this block, of the vector that begins `offset` bytes into a window."""
         return [load(self.b, self.b.add(w, self.lane_at), element, offset, 4) for w in self.windows]
 
     def of_rows(self, i: int, element: object) -> list[Value]:
@@ -208,9 +204,7 @@ class _Block:
         sums = [[start] * VECTORS for start in starts]
         for d in dwords:
             ws = [load(self.b, self.at, VT(I8, 64), ROW_BYTES * d + 64 * r, 64) for r in range(VECTORS)]
-            place = LOW + 4 * d if d < DWORDS // 2 else HIGH + 4 * (d - DWORDS // 2)
-            for i, window in enumerate(self.windows):
-                dword = load(self.b, self.b.add(window, self.numbers_at), I32, place, 4)
+            for i, dword in enumerate(self.of_tokens(64 * d, I32)):
                 q = self.b.bitcast(simd.splat(self.b, dword, 16), VT(I8, 64))
                 sums[i] = [dot(self.b, v, w, q) for v, w in zip(sums[i], ws, strict=True)]
         return sums
@@ -285,7 +279,6 @@ def _emit_tile(
     few = b.icmp_signed("<=", n_blocks, I64(BLOCKS // 2))  # so that half of the chains stay 0
     with cgutils.for_range(b, b.select(few, I64(BLOCKS // 2), I64(BLOCKS))) as chain:
         group, j = b.lshr(chain.index, I64(2)), b.and_(chain.index, I64(3))
-        numbers_at = b.add(b.mul(group, I64(GROUP_BYTES)), b.mul(j, I64(16)))
         lane_at = b.mul(b.add(b.mul(j, I64(4)), group), I64(4))
         acc = [[cgutils.alloca_once(b, VT(F32, 16)) for _ in range(VECTORS)] for _ in xs]
         for cell in (cell for column in acc for cell in column):
@@ -297,7 +290,7 @@ def _emit_tile(
             offset = b.mul(loop.index, I64(PACKED_WINDOW_BYTES))
             windows = [b.add(x, offset) for x in xs]
             for columns in [range(n)] if IS_WIDE else [range(c, c + 1) for c in range(n)]:
-                some = _Block(b, kind, at, [windows[c] for c in columns], numbers_at, lane_at)
+                some = _Block(b, kind, at, [windows[c] for c in columns], lane_at)
                 _emit_block(some, shifts, [acc[c] for c in columns])
         to = b.add(chains, b.mul(chain.index, I64(n * ROW_BYTES)))
         for c in range(n):

@@ -13,10 +13,8 @@ from hotcold.kernels.cpu.counting import emit_count
 from hotcold.kernels.cpu.simd import F32, I1, I8, I64, VT, Builder, Value, address, operation
 from hotcold.kernels.cpu.weights import (
     BLOCK,
-    GROUP,
-    GROUP_BYTES,
+    GROUP_BLOCKS,
     GROUPS,
-    HIGH,
     BlockType,
     FloatType,
     WeightType,
@@ -29,9 +27,9 @@ STRIP = 128  # columns of rows of float32 that are added in one pass over the ro
 WIDE_VECTORS = 8 if "avx512f" in simd.target_features() else 4  # of a row, whose sums are registers meanwhile
 
 
-# a decoded window in memory: 512 int8 as in a packed one, then vectors of float32, one block a lane
-_NUMBERS = 512
-GROUP_BLOCKS = GROUP // BLOCK
+# a decoded window in memory: of each group numbers 0..15 of its 4 blocks, then 16..31, 512 int8 in all; then vectors of
+# float32, one block a lane
+_NUMBERS, _GROUP_BYTES, _HALF_BYTES = 512, 128, 64
 DECODED_BYTES = _NUMBERS + 4 * 64
 
 
@@ -48,12 +46,12 @@ def _emit_decoded(b: Builder, kind: BlockType, window: Window, to: Value) -> Non
 def _emit_block(b: Builder, kind: BlockType, decoded: Value, c: Value) -> list[Value]:
     """The 32 numbers of block c of a decoded window, as two <16 x float>."""
     group, j = b.lshr(c, I64(2)), b.and_(c, I64(3))
-    at = b.add(decoded, b.add(b.mul(group, I64(GROUP_BYTES)), b.mul(j, I64(16))))
+    at = b.add(decoded, b.add(b.mul(group, I64(_GROUP_BYTES)), b.mul(j, I64(16))))
     lane = b.add(decoded, b.mul(b.add(b.mul(j, I64(4)), group), I64(4)))
     each = 2 if kind.has_parts else 1
     values = []
     for half in (0, 1):
-        v = b.sitofp(simd.load(b, at, VT(I8, 16), HIGH * half), VT(F32, 16))
+        v = b.sitofp(simd.load(b, at, VT(I8, 16), _HALF_BYTES * half), VT(F32, 16))
         vector = half if kind.has_parts else 0
         scale = simd.splat(b, simd.load(b, lane, F32, _NUMBERS + 64 * vector, 4), 16)
         if kind.has_minimum:

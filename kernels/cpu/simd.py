@@ -212,18 +212,18 @@ def sum_lanes(b: Builder, v: Value) -> Value:
     return fold(b, v, lambda b, x, y: b.fadd(x, y))
 
 
-def folded16(b: Builder, vectors: Sequence[Value], folds: Sequence[int]) -> Value:
-    """The sums of the lanes of 16 vectors of 16 floats, one a lane.
+def merged(b: Builder, x: Value, y: Value, bit: int) -> Value:
+    """Lanes that differ in a bit of their number added: those of x where the bit is 0, those of y where it is 1."""
+    first = [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)]
+    second = [lane ^ bit if not lane & bit else 16 + lane for lane in range(16)]
+    return b.fadd(shuffle(b, x, y, first), shuffle(b, x, y, second))
 
-    Args:
-        folds: the powers of two below 16, in the order in which lanes that differ in that bit are added.
-    """
+
+def folded16(b: Builder, vectors: Sequence[Value]) -> Value:
+    """The sums of the lanes of 16 vectors of 16 floats, halves first, one a lane."""
     sums = dict(enumerate(vectors))
-    for bit in folds:
-        first = [lane if not lane & bit else 16 + (lane ^ bit) for lane in range(16)]
-        second = [lane ^ bit if not lane & bit else 16 + lane for lane in range(16)]
-        pairs = {i: (x, sums[i | bit]) for i, x in sums.items() if not i & bit}
-        sums = {i: b.fadd(shuffle(b, x, y, first), shuffle(b, x, y, second)) for i, (x, y) in pairs.items()}
+    for bit in (8, 4, 2, 1):
+        sums = {i: merged(b, x, sums[i | bit], bit) for i, x in sums.items() if not i & bit}
     return sums[0]
 
 

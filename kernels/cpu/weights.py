@@ -6,41 +6,35 @@ token and with a few (`block_sums.py`), panels for prompts (`panels.py`), sums o
 (`row_sums.py`). A type whose blocks are of 32 numbers also gives a *group* of 128, where a row ends.
 
 Float types meet float32 inputs. Block types meet inputs packed by `pack.py`: windows of 512
-int8 in 768 bytes, block c = 4 g + j of 32 being the j-th of group g,
+int8 in 768 bytes, vectors of 16 dwords with a lane a block,
 
-    128 g        64 int8: numbers 0..15 of each of the group's 4 blocks
-    128 g + 64   64 int8: numbers 16..31 of each
-    512          16 float32: the blocks' scales
-    576          16 int32: minus the sum of a block
-    640          16 float32: scale times sum
-    704          16 pairs of int16: minus the sums of a block's numbers 0..15 and 16..31
+    64 d    4 int8: numbers 4 d to 4 d + 3 of a block, for d = 0 .. 7
+    512     float32: its scale
+    576     int32: minus the sum of its numbers
+    640     float32: scale times sum
+    704     a pair of int16: minus the sums of numbers 0..15 and 16..31
 
-The last four have block 4 g + j in lane 4 j + g: where `block_sums.py` gets the sum of its products. The sums
-undo the offset of unsigned weights: sum (q - 8) x = sum q x + 8 (-sum x).
+Block c = 4 g + j of a window, the j-th of group g, lies in lane 4 j + g, so that its products are added up where they
+are. Where a row ends with a group, at most 4 blocks after whole windows, the group's blocks stand in all four lanes
+4 j to 4 j + 3: four rows of weights meet them at once. The sums undo the offset of unsigned weights:
+sum (q - 8) x = sum q x + 8 (-sum x).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from llvmlite import ir
 
 from hotcold.kernels.cpu import simd
-from hotcold.kernels.cpu.byte_dots import (
-    dot_bytes,
-    dot_signed_bytes,
-    dot_words,
-    halves_of_pairs,
-    narrowed,
-)
+from hotcold.kernels.cpu.byte_dots import dot_bytes, dot_signed_bytes, dot_words, halves_of_pairs
 from hotcold.kernels.cpu.simd import F32, I1, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.sizes import WINDOW
 
 BLOCK = 32
 GROUP = 128  # numbers that two vectors of bytes hold
 GROUPS = 4  # of a window
-GROUP_BYTES = 128
-LOW, HIGH = 0, 64  # offsets in a packed group
+GROUP_BLOCKS = GROUP // BLOCK
+DWORDS = BLOCK // 4
 SCALES, SUMS, SCALED_SUMS, HALF_SUMS = 512, 576, 640, 704  # offsets in a packed window
 LANE_BLOCKS = [lane // 4 for lane in range(16)]  # of a group, whose lanes are 4 neighbouring bytes
 
@@ -121,6 +115,7 @@ class Group:
     low: Value
     high: Value
     codes: list[Value]  # <16 x i16>: the scales, and the minima where the type has them
+    nibbles: Value | None = None  # <64 x i8> that `BlockType.split` makes low and high of
 
 
 @dataclass(frozen=True)
@@ -131,11 +126,13 @@ class Window:
         factors: <16 x float> scales, and minima where the type has them.
         parts: of a type whose blocks have two scales within, those in pairs, <32 x i16>; then, with minima, minus
             the integers that are times the minimum.
+        nibbles: of a type that has them, what `BlockType.split` makes each group's numbers of.
     """
 
     numbers: list[tuple[Value, Value]]
     factors: list[Value]
     parts: list[Value] = field(default_factory=list)
+    nibbles: list[Value] = field(default_factory=list)
 
 
 class BlockType:
@@ -199,6 +196,10 @@ class BlockType:
         """The weights of a row's window by its number; `last_block` as in `unpack_group`."""
         first = b.mul(window, I64(GROUPS))
         groups = [self.unpack_group(b, row, b.add(first, I64(g)), last_block) for g in range(GROUPS)]
+        return self.window_of(b, groups)
+
+    def window_of(self, b: Builder, groups: list[Group]) -> Window:
+        """4 groups as a window, of one row or of several."""
         factors = []
         for codes in zip(*(group.codes for group in groups), strict=True):
             bits = codes[0]
@@ -206,50 +207,27 @@ class BlockType:
                 own = ir.Constant(VT(I1, 16), [lane % 4 == g for lane in range(16)])
                 bits = b.select(own, codes[g], bits)
             factors.append(self.factor(b, bits))
-        return Window([(group.low, group.high) for group in groups], factors)
+        nibbles = [group.nibbles for group in groups if group.nibbles is not None]
+        return Window([(group.low, group.high) for group in groups], factors, nibbles=nibbles)
 
     def factor(self, b: Builder, codes: Value) -> Value:
         """A group's codes as floats: they are halfs, unless a type says otherwise."""
         return simd.half_to_float(b, codes)
 
-    def group_lanes(self, b: Builder, window: Window | None, g: int, numbers: Any, x: Value) -> Value:
-        """Sums of 4 neighbouring products each, <16 x i32>, of (low, high) and the packed group at x.
-
-        Where numbers 0..15 and 16..31 have integer scales of their own, their sums have been multiplied by them.
-        """
-        lanes = constant(I32, 16, 0)
-        if not self.has_parts:
-            for part, offset in zip(numbers, (LOW, HIGH), strict=True):
-                lanes = self.dot(b, lanes, part, load(b, x, VT(I8, 64), offset))
-            return lanes
-        assert window is not None
-        sums = self.sums_of_parts(b, numbers, x)
-        pairs = window.parts[0]
-        if self.fits_words(4):
-            own = [2 * (4 * j + g) + part for j in range(4) for part in (0, 0, 0, 0, 1, 1, 1, 1)]
-            return dot_words(b, narrowed(b, *sums), simd.shuffle(b, pairs, pairs, own))
-        wide = b.bitcast(pairs, VT(I32, 16))
-        wide = simd.shuffle(b, wide, wide, [lane // 4 * 4 + g for lane in range(16)])
-        return b.add(*(b.mul(*both) for both in zip(sums, halves_of_pairs(b, wide), strict=True)))
-
-    def sums_of_parts(self, b: Builder, numbers: Any, x: Value) -> list[Value]:
-        """As `group_lanes`, numbers 0..15 and 16..31 apart, and neither times its integer."""
-        return [
-            dot_bytes(b, constant(I32, 16, 0), part, load(b, x, VT(I8, 64), offset))
-            for part, offset in zip(numbers, (LOW, HIGH), strict=True)
-        ]
+    def split(self, b: Builder, nibbles: Value) -> tuple[Value, Value]:
+        """The stored numbers of which low and high nibbles tell, each lane of bytes by itself."""
+        return split_nibbles(b, nibbles)
 
     def dot(self, b: Builder, lanes: Value, numbers: Value, x: Value) -> Value:
         """lanes + sums of 4 neighbouring products of stored numbers and those of inputs."""
         return (dot_signed_bytes if self.is_signed else dot_bytes)(b, lanes, numbers, x)
 
-    def offsets(self, b: Builder, window: Window | None, x: Value) -> Value | None:
+    def offsets(self, b: Builder, window: Window, x: Value) -> Value | None:
         """What the sums of a window's stored numbers lack, one block a lane; None if nothing."""
         if self.has_minimum or self.is_signed:
             return None
         sums = load(b, x, VT(I32, 16), SUMS)
         if self.has_parts:
-            assert window is not None
             sums = dot_words(b, window.parts[0], load(b, x, VT(I16, 32), HALF_SUMS))
         return b.shl(sums, constant(I32, 16, self.offset_shift))
 
@@ -260,24 +238,17 @@ class BlockType:
         sums: Value,
         window: Window,
         x: Value,
-        own: Value | None = None,
     ) -> Value:
         """acc with a block's products in its lane: the one rule of `order_of_sums.dots_of_blocks_in_order`.
 
         Args:
             sums: <16 x i32>. window: whose factors count. x: address of the packed window.
-            own: <16 x i1>, which lanes are meant; None for all.
         """
-
-        def of_x(offset: int) -> Value:
-            v = load(b, x, VT(F32, 16), offset)
-            return v if own is None else b.select(own, v, constant(F32, 16, 0.0))
-
-        scales = of_x(SCALES)
+        scales = load(b, x, VT(F32, 16), SCALES)
         acc = simd.fma(b, b.sitofp(sums, VT(F32, 16)), b.fmul(window.factors[0], scales), acc)
         if not self.has_minimum:
             return acc
-        scaled_sums = of_x(SCALED_SUMS)
+        scaled_sums = load(b, x, VT(F32, 16), SCALED_SUMS)
         if self.has_parts:
             of_minima = dot_words(b, window.parts[1], load(b, x, VT(I16, 32), HALF_SUMS))
             scaled_sums = b.fmul(scales, b.sitofp(of_minima, VT(F32, 16)))

@@ -20,22 +20,42 @@ from hotcold.kernels.cpu.weights import (
 )
 
 
-class Q4_0(BlockType):
-    """Half scale, 16 bytes: low nibbles are numbers 0..15, high nibbles 16..31; minus 8."""
+class Nibbles(BlockType):
+    """Halfs, then 16 bytes: low nibbles are numbers 0..15, high nibbles 16..31."""
+
+    largest = 15
+    has_span = True
+    halfs: tuple[int, ...] = (0,)  # where they are in a block
+
+    @property
+    def first(self) -> int:
+        """The first byte of nibbles."""
+        return self.type_size - 16
+
+    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+        q = simd.concatenate(b, [load(b, at, VT(I8, 16), self.first) for at in blocks])
+        return Group(*self.split(b, q), self.codes(b, blocks), q)
+
+    def codes(self, b: Builder, blocks: list[Value]) -> list[Value]:
+        """What the blocks' factors are made of, one a lane."""
+        return [self.unpack_halfs(b, [b.add(at, I64(i)) for at in blocks]) for i in self.halfs]
+
+    def unpack_span(self, b: Builder, read: Read) -> Group:
+        q, head = nibbles_of_span(b, read, self.type_size, self.first)
+        return Group(*self.split(b, q), self.codes_of_span(b, head), q)
+
+    def codes_of_span(self, b: Builder, head: Value) -> list[Value]:
+        """`codes` from a group's first 64 bytes."""
+        return [halfs_of_span(b, head, self.type_size, i) for i in self.halfs]
+
+
+class Q4_0(Nibbles):
+    """Half scale, nibbles; minus 8."""
 
     name = "Q4_0"
     type_id = 2
     type_size = 18
-    largest = 15
-    has_span = True
     offset_shift = 3
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 2) for at in blocks]))
-
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        q, first = nibbles_of_span(b, read, self.type_size, 2)
-        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, 0)])
 
 
 class Q8_0(BlockType):
@@ -98,26 +118,14 @@ class Q5_0(FifthBits):
         return Group(*self.halves(b, blocks), [self.halfs(b, blocks, 0)])
 
 
-class Q4_1(BlockType):
+class Q4_1(Nibbles):
     """Scale d, minimum m, 16 bytes of nibbles as in Q4_0: d q + m."""
 
     name = "Q4_1"
     type_id = 3
     type_size = 20
-    largest = 15
-    has_span = True
+    halfs = (0, 2)
     has_minimum = True
-
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        return split_nibbles(b, simd.concatenate(b, [load(b, at, VT(I8, 16), 4) for at in blocks]))
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
-        halfs = [self.unpack_halfs(b, [b.add(at, I64(i)) for at in blocks]) for i in (0, 2)]
-        return Group(*self.halves(b, blocks), halfs)
-
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        q, first = nibbles_of_span(b, read, self.type_size, 4)
-        return Group(*split_nibbles(b, q), [halfs_of_span(b, first, self.type_size, i) for i in (0, 2)])
 
 
 class Q5_1(FifthBits):
@@ -141,53 +149,39 @@ class IQ4_NL(Q4_0):
     largest = 255
     offset_shift = 7
 
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        low, high = super().halves(b, blocks)
-        return self.listed(b, low), self.listed(b, high)
-
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        group = super().unpack_span(b, read)
-        return Group(self.listed(b, group.low), self.listed(b, group.high), group.codes)
-
-    def listed(self, b: Builder, nibbles: Value) -> Value:
-        """The table's numbers in these places, as they are stored here."""
-        return listed_bytes(b, _table(quants.IQ4_NL.kvalues, 0 if self.is_signed else 128), nibbles)
+    def split(self, b: Builder, nibbles: Value) -> tuple[Value, Value]:
+        table = _table(quants.IQ4_NL.kvalues, 0 if self.is_signed else 128)
+        low, high = split_nibbles(b, nibbles)
+        return listed_bytes(b, table, low), listed_bytes(b, table, high)
 
     @property
     def is_signed(self) -> bool:
         return not takes_unsigned_bytes()
 
 
-class MXFP4(BlockType):
+class MXFP4(Nibbles):
     """The power of two that is the scale, 16 bytes of nibbles as in Q4_0: places of the 16 numbers of e2m1."""
 
     name = "MXFP4"
     type_id = 39
     type_size = 17
-    has_span = True
+    largest = 255
     offset_shift = 4
 
-    def halves(self, b: Builder, blocks: list[Value]) -> tuple[Value, Value]:
-        q = simd.concatenate(b, [load(b, at, VT(I8, 16), 1) for at in blocks])
-        low, high = split_nibbles(b, q)
-        return self.listed(b, low), self.listed(b, high)
-
-    def unpack(self, b: Builder, blocks: list[Value]) -> Group:
+    def codes(self, b: Builder, blocks: list[Value]) -> list[Value]:
         exponents = ir.Constant(VT(I8, 4), ir.Undefined)
         for i, at in enumerate(blocks):
             exponents = b.insert_element(exponents, load(b, at, I8), I32(i))
-        exponents = simd.shuffle(b, exponents, exponents, LANE_BLOCKS)
-        return Group(*self.halves(b, blocks), [b.zext(exponents, VT(I16, 16))])
+        return [b.zext(simd.shuffle(b, exponents, exponents, LANE_BLOCKS), VT(I16, 16))]
 
-    def unpack_span(self, b: Builder, read: Read) -> Group:
-        q, first = nibbles_of_span(b, read, self.type_size, 1)
-        exponents = simd.shuffle(b, first, first, [self.type_size * block for block in LANE_BLOCKS])
-        low, high = split_nibbles(b, q)
-        return Group(self.listed(b, low), self.listed(b, high), [b.zext(exponents, VT(I16, 16))])
+    def codes_of_span(self, b: Builder, head: Value) -> list[Value]:
+        exponents = simd.shuffle(b, head, head, [self.type_size * block for block in LANE_BLOCKS])
+        return [b.zext(exponents, VT(I16, 16))]
 
-    def listed(self, b: Builder, nibbles: Value) -> Value:
-        """The table's numbers in these places, as they are stored here."""
-        return listed_bytes(b, _table(quants.MXFP4.kvalues, 16), nibbles)
+    def split(self, b: Builder, nibbles: Value) -> tuple[Value, Value]:
+        table = _table(quants.MXFP4.kvalues, 16)
+        low, high = split_nibbles(b, nibbles)
+        return listed_bytes(b, table, low), listed_bytes(b, table, high)
 
     def factor(self, b: Builder, codes: Value) -> Value:
         """2^(e - 128); the table's numbers are twice those of e2m1."""

@@ -57,33 +57,6 @@ def test_rows(type_id: int, k: int) -> None:
     checks.close(acc, 1 + coefficients.astype(np.float64) @ w[picked], "sum of rows")
 
 
-@pytest.mark.parametrize("k", [32, 64, 96, 128, 352, 4096])
-def test_packed_inputs(k: int) -> None:
-    """Packed inputs hold the oracle's int8 and scales, in the documented places."""
-    x = checks.vectors(1, k)
-    x[0, :32] = 0
-    out, _ = checks.operand(rows.Q8_0_ID, x)
-    q, d = ref.quantise(x[0])
-    windows = out.reshape(-1, 768)
-    groups = windows[:, :512].view(np.int8).reshape(-1, 4, 2, 4, 16)
-    got = groups.transpose(0, 1, 3, 2, 4).reshape(-1, 2, 16)
-    assert np.array_equal(got.reshape(-1)[:k], q)
-    assert not got.reshape(-1)[k:].any()
-    n = k // 32
-
-    def blocks(vector: int, kind: Any) -> NDArray[Any]:
-        """A window's vector, block c from lane 4 (c mod 4) + c / 4."""
-        lanes: NDArray[Any] = windows[:, 512 + 64 * vector :][:, :64].copy().view(kind).reshape(-1, 4, 4)
-        return lanes.transpose(0, 2, 1).reshape(-1)
-
-    halves = got.sum(-1, dtype=np.int32)
-    both = halves.sum(-1, dtype=np.int32)
-    assert np.array_equal(blocks(0, np.float32), np.append(d, np.zeros(len(both) - n, np.float32)))
-    assert np.array_equal(blocks(1, np.int32), -both)
-    assert np.array_equal(blocks(2, np.float32)[:n], d * both[:n].astype(np.float32))
-    assert np.array_equal(blocks(3, np.int32).view(np.int16).reshape(-1, 2), -halves)
-
-
 @pytest.mark.parametrize("n", [1, 15, 16, 31, 40, 1000])
 def test_elementwise(n: int) -> None:
     """Norm, sums, activations."""

@@ -16,12 +16,11 @@ Packed = Callable[[F32], U8]
 
 def unpack(raw: U8) -> tuple[NDArray[np.int8], list[F32], NDArray[np.int32], NDArray[np.int16]]:
     """Of one packed row, a block a row: numbers [n, 32]; scales and scaled sums; sums; those of halves."""
-    windows = raw.reshape(-1, 768)
-    numbers = windows[:, :512].view(np.int8).reshape(-1, 4, 2, 4, 16).transpose(0, 1, 3, 2, 4).reshape(-1, 32)
-    # block 4 g + j of a window lies in lane 4 j + g
-    vectors = windows[:, 512:].reshape(-1, 4, 4, 4, 4).transpose(1, 0, 3, 2, 4).reshape(4, -1, 4)
+    # vectors of 16 dwords; block 4 g + j of a window lies in lane 4 j + g
+    dwords = raw.reshape(-1, 12, 4, 4, 4).transpose(0, 3, 2, 1, 4).reshape(-1, 12, 4)
+    vectors = dwords[:, 8:].transpose(1, 0, 2)
     return (
-        numbers,
+        np.ascontiguousarray(dwords[:, :8]).reshape(-1, 32).view(np.int8),
         [np.ascontiguousarray(vectors[i]).view(np.float32)[:, 0] for i in (0, 2)],
         np.ascontiguousarray(vectors[1]).view(np.int32)[:, 0],
         np.ascontiguousarray(vectors[3]).view(np.int16),
@@ -34,6 +33,8 @@ def check(x: F32, raw: U8) -> None:
     n = -(-x.size // 512) * 16
     q, d = np.zeros(n * 32, np.int8), np.zeros(n, np.float32)
     q[: x.size], d[: x.size // 32] = ref.quantise(x)
+    if 0 < x.size % 512 <= 128:  # the last group, three times more
+        q[-512:], d[-16:] = np.tile(q[-512:-384], 4), np.tile(d[-16:-12], 4)
     assert np.array_equal(numbers.reshape(-1), q)
     assert np.array_equal(scales, d)
     of_halves = numbers.reshape(-1, 2, 16).sum(2, dtype=np.int32)
@@ -43,7 +44,7 @@ def check(x: F32, raw: U8) -> None:
     assert np.array_equal(scaled_sums, d * of_all.astype(np.float32))
 
 
-@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 7, 8, 31])
+@pytest.mark.parametrize("n_blocks", [1, 2, 3, 4, 5, 7, 8, 16, 18, 31])
 def test_numbers_scales_and_sums(n_blocks: int, make_inputs: Callable[..., F32], packed: Packed) -> None:
     x = make_inputs(1, 32 * n_blocks)
     check(x[0], packed(x)[0])
