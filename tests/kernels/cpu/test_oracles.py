@@ -1,6 +1,5 @@
 """Kernels of the CPU against their oracles, on random and odd sizes; attention and experts have files of their own."""
 
-
 import cpu_operands as checks
 import numpy as np
 import pytest
