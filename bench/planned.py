@@ -69,7 +69,7 @@ def random_relu_model(
 def plan_for(model: Model, device: Device, how: Wanted, n_bytes: int) -> Plan:
     """The plan for a budget of so many bytes; without counts, so all neurons are alike."""
     source = Source(model, "random", None, "", 0, None, UNIFORM)
-    return make_plan(source, how, Budget(f"{n_bytes}", n_bytes, "of the bench"), facts_of(device))
+    return make_plan(source, how, Budget(f"{n_bytes}", n_bytes, "of the bench", facts_of(device)))
 
 
 def whole_plan(model: Model, device: Device, how: Wanted) -> Plan:

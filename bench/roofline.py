@@ -28,7 +28,7 @@ def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
         for share in SHARES:
             facts = DeviceFacts(name, card.memory)
             try:
-                plan = make_plan(source, how, resolve_budget(parse_budget(share), facts), facts)
+                plan = make_plan(source, how, resolve_budget(parse_budget(share), facts))
             except DoesNotFitError:
                 lines.append(f"| {card.title} | {share} | does not fit | | | | |")
                 continue

@@ -154,7 +154,7 @@ def show_plan(
 
     budget = dump.budget_of(options.vram_budget, facts)
     plan, lines = planning.plan_source(
-        source, how, budget, facts, reset=options.reset_gpu_index, disable=options.disable_gpu_index
+        source, how, budget, reset=options.reset_gpu_index, disable=options.disable_gpu_index
     )
     whole = reports.as_json(plan, source.name)
     report = reports.select(whole, options.tensors, options.layer)

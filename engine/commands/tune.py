@@ -92,7 +92,7 @@ class TuneCommand:
         found = {}
         for mode in modes:
             how = wanted(source, mode, self.n_ctx, RunOptions.n_batch, self.kv_type)
-            found[mode] = estimate(make_plan(source, how, budget, facts), card).token
+            found[mode] = estimate(make_plan(source, how, budget), card).token
         return found
 
 

@@ -36,10 +36,10 @@ class Sender:
 
     def __init__(self, store: DeviceStore, host: HostStore, streaming: Streaming) -> None:
         """Allocate; DoesNotFitError without page-locked memory."""
-        self.store, self.host, self.pieces = store, host, streaming.pieces
+        self.store, self.host, self.pieces = store, host, streaming.pieces_of(store.card.layers)
         device = store.device
         self.device = device
-        self.staging = Staging(device, streaming.buffer_bytes)
+        self.staging = Staging(device, streaming.buffer_bytes(store.card.layers))
         self.filled, self.read = ([device.event(), device.event()] for _ in range(2))
         self.sent_bytes = 0
 

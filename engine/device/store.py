@@ -32,19 +32,24 @@ LoadProgress = Callable[[int, int, float], None]
 
 
 class DeviceStore:
-    """What a plan puts on the device.
+    """What a plan puts on a device.
 
     Attributes:
+        card: the plan's part that is the device's.
         arena: of intermediates.
         areas: of the kernels' workspace, by name.
         staged: two buffers for what is sent for a prompt, or none.
         loaded_bytes, load_seconds: of what was copied from the file.
     """
 
-    def __init__(self, device: Device, plan: Plan) -> None:
-        """Allocate; DoesNotFitError leaves nothing behind."""
-        self.device, self.plan = device, plan
-        self.slabs: Slabs = allocate_slabs(device, *plan.totals.slabs)
+    def __init__(self, device: Device, plan: Plan, number: int = 0) -> None:
+        """Allocate; DoesNotFitError leaves nothing behind.
+
+        Args:
+            number: of the card in the plan.
+        """
+        self.device, self.plan, self.card = device, plan, plan.cards[number]
+        self.slabs: Slabs = allocate_slabs(device, *self.card.totals.slabs)
         self.staged: list[Buffer] = []
         self.arena, self.areas = self._arena_views()
         self._matrices: dict[tuple[str, int, str], DeviceMatrix] = {}
@@ -56,21 +61,23 @@ class DeviceStore:
         self.loaded_bytes, self.load_seconds = 0, 0.0
 
     def _arena_views(self) -> tuple[Buffer | None, dict[str, Buffer]]:
-        slab, offset = self.slabs.arena, self.plan.totals.arena
+        slab, totals = self.slabs.arena, self.card.totals
+        offset = totals.arena
         if slab is None:
             return None, {}
         areas = {}
-        for name, n_bytes in self.plan.workspace.items():
+        for name, n_bytes in self.card.workspace.items():
             if n_bytes:
                 areas[name] = slab.view(offset, n_bytes, np.uint8)
                 offset += n_bytes
-        if half := self.plan.totals.staging // 2:
+        if half := totals.staging // 2:
             self.staged = [slab.view(offset + i * half, half, np.uint8) for i in (0, 1)]
-        return slab.view(0, self.plan.totals.arena, np.uint8), areas
+        return slab.view(0, totals.arena, np.uint8), areas
 
     def _place_sent(self) -> None:
         """Views of the staging buffers, where each piece in turn has its rows, and behind them their neurons."""
-        for number, piece in enumerate(self.plan.streaming.pieces if self.plan.streaming is not None else ()):
+        streaming = self.plan.streaming
+        for number, piece in enumerate(() if streaming is None else streaming.pieces_of(self.card.layers)):
             buffer, offset = self.staged[number % 2], 0
             for sent in piece.sent:
                 packed = buffer.view(offset, sent.n_bytes, np.uint8)
@@ -100,12 +107,11 @@ class DeviceStore:
     def _load(self, host: HostStore, progress: LoadProgress | None, team: Team) -> None:
         if self.slabs.weights is None:
             return
-        total, started = sum(entry.device_bytes for entry in self.plan.weights), time.perf_counter()
+        entries = [e for e in self.plan.weights if e.device_rows and e.card == self.card.number]
+        total, started = sum(entry.device_bytes for entry in entries), time.perf_counter()
         with Staging(self.device, max(total, 1)) as staging:
             offset = 0
-            for entry in self.plan.weights:
-                if not entry.device_rows:
-                    continue
+            for entry in entries:
                 matrix = self._place(entry, offset)
                 offset += entry.device_bytes
                 for n_bytes in staging.send(team, host.rows(entry.weight), self._rows_of(entry), matrix):
@@ -135,7 +141,7 @@ class DeviceStore:
 
     def _send_index(self, staging: Staging, offset: int, host: HostStore) -> None:
         """Of each layer the numbers of its hot rows, and their thresholds."""
-        for split in self.plan.layers:
+        for split in (self.plan.layers[i] for i in self.card.layers):
             if split.n_hot and split.index_bytes:
                 index = np.ascontiguousarray(_index(split, self.plan.model), np.int32)
                 self._neurons[split.layer] = self._put(staging, index, offset)
@@ -187,7 +193,8 @@ class DeviceStore:
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
         plan, slab = self.plan, self.slabs.kv_cache
-        before = sum(cache.n_bytes for cache in plan.caches[:layer] if cache.side == GPU)
+        here = plan.caches[self.card.layers.start : layer]
+        before = sum(cache.n_bytes for cache in here if cache.side == GPU)
         half = layer_kv_bytes(plan.model, plan.caches[layer].n_positions, plan.kv_type) // 2
         dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.int8}[plan.kv_type])
         if slab is None:
@@ -211,7 +218,8 @@ class DeviceStore:
 
         if plan.kv_type == "f32":
             return None
-        return first_infinite((cache.layer for cache in plan.caches if cache.side == GPU), read)
+        here = (plan.caches[i] for i in self.card.layers)
+        return first_infinite((cache.layer for cache in here if cache.side == GPU), read)
 
     def fetch(self, buffer: Buffer) -> NDArray[Any]:
         """What a buffer holds, of its type; nothing may be under way."""

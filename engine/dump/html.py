@@ -84,10 +84,16 @@ def document(title: str, parts: Sequence[str]) -> str:
 
 
 def memory_map(report: Report) -> str:
-    """The budget as one bar, and its parts in a table."""
-    gpu = report["totals"]["gpu"]
-    if not gpu["budget"]:
+    """Each card's budget as one bar, and its parts in a table."""
+    cards = report["totals"]["cards"]
+    if not report["totals"]["gpu"]["budget"]:
         return "<p>Nothing is allocated on a device.</p>"
+    if len(cards) == 1:
+        return _card_map(cards[0])
+    return "".join(f"<h3>{escape(card['name'])}</h3>{_card_map(card)}" for card in cards)
+
+
+def _card_map(gpu: Report) -> str:
     parts, rows, x = [], [], 0.0
     for i, (key, title) in enumerate(TOTALS.items()):
         width = WIDTH * gpu[key] / gpu["budget"]
@@ -120,7 +126,9 @@ def hot_rows(report: Report) -> str:
 
 
 def coverage(report: Report, curve: Sequence[tuple[int, float]]) -> str:
-    """The curve, and a mark at the budget."""
+    """The curve, and a mark at the budget; of one card, since several spend theirs each on their own layers."""
+    if len(report["totals"]["cards"]) > 1:
+        return "<p>Each card spends its budget on its own layers: no curve shows what all of them cover.</p>"
     if not curve:
         return "<p>Whole FFNs are placed: the file has no row a neuron of the down projection.</p>"
     here, covered = report["totals"]["gpu"]["budget"], report["totals"]["coverage"]
@@ -170,7 +178,7 @@ def _arena(rows: list[Report], side: str, n_bytes: int, n_steps: int) -> str:
         y, tall = height * row["offset"] / n_bytes, height * row["arena_bytes"] / n_bytes
         steps = f"steps {row['first_step']} to {row['last_step']}"
         title = f"{row['name']}: {row['bytes']} bytes at {row['offset']}, {steps}"
-        kind = "copy" if row["crosses_bus"] else side
+        kind = "copy" if row["crosses_bus"] else "cpu" if side == "cpu" else "gpu"
         gap = min(0.6, wide / 4)
         parts.append(
             rect(x, y, wide * (row["last_step"] - row["first_step"] + 1) - gap, tall - 0.6, kind, title)

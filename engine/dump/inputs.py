@@ -18,7 +18,9 @@ from hotcold.engine.plan.budget import (
     Budget,
     DeviceFacts,
     facts_of_card,
+    of_cards,
     parse_budget,
+    parse_budgets,
     parse_size,
     resolve_budget,
 )
@@ -63,8 +65,10 @@ def open_source(
 def facts_for(device_memory: str | None, budget: str | None, card: str | None = None) -> DeviceFacts | None:
     """The device that --device-memory or --card stands in for, else the first card if a budget needs to know.
 
+    Of several budgets each is for such a device.
+
     Args:
-        budget: one, or several of a sweep.
+        budget: one, or several, of cards or of a sweep.
     """
     if card is not None and device_memory is None:
         return DeviceFacts(card, card_named(card).memory)
@@ -82,10 +86,15 @@ def facts_for(device_memory: str | None, budget: str | None, card: str | None = 
 
 
 def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:
-    """The budget that was asked for; auto where none was, or the CPU alone where there is no device."""
+    """The budget of one card or of several alike; auto where none was given, or the CPU alone without a device."""
     if text is None and facts is None:
         return Budget("0", 0, "no GPU, and no --vram-budget")
-    return resolve_budget(parse_budget("auto" if text is None else text), facts)
+    settings = parse_budgets("auto" if text is None else text)
+    named = [
+        facts if facts is None or len(settings) == 1 else replace(facts, name=f"{facts.name}, card {i}")
+        for i in range(len(settings))
+    ]
+    return of_cards([resolve_budget(*pair) for pair in zip(settings, named, strict=True)])
 
 
 def write_index_for(kind: str, plan: Plan, source: Source, how: Wanted) -> str:
@@ -125,7 +134,7 @@ def _sweep_row(
     except (SettingError, DeviceError) as error:  # of one in the list
         raise type(error)("--sweep", error.value, error.bound, error.next_step) from error
     try:
-        plan = make_plan(source, how, budget, facts)
+        plan = make_plan(source, how, budget)
     except DoesNotFitError as error:
         return {"budget": text, "bytes": budget.n_bytes, "error": str(error)}
     traffic = token_traffic(plan)
@@ -161,4 +170,4 @@ def _plan_of_the_cpu(engine: "Engine") -> tuple[list[str], Plan]:
         said.append(str(error))
     plan = engine.executor.plan
     how = Wanted(engine.sparsity, engine.n_ctx, engine.n_batch, plan.kv_type, plan.n_slots)
-    return said, make_plan(source, how, CPU_ALONE, None)
+    return said, make_plan(source, how, CPU_ALONE)

@@ -12,8 +12,9 @@ from typing import Any
 from hotcold.engine.graph.arena import tensor_bytes
 from hotcold.engine.graph.graph import Tensor
 from hotcold.engine.graph.offsets import placed_lifetimes
-from hotcold.engine.graph.placed import PlacedGraph, PlacedNode, is_own_array, results
+from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode, card_side, is_own_array, results
 from hotcold.engine.model.sparsity import sparsity_of
+from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.cards import PROMPT, card_named, estimate
 from hotcold.engine.plan.plan import (
     USUAL_BUS,
@@ -23,6 +24,7 @@ from hotcold.engine.plan.plan import (
     GraphPlan,
     Plan,
     Streaming,
+    Totals,
     WeightEntry,
 )
 from hotcold.engine.plan.traffic import token_traffic
@@ -66,7 +68,7 @@ def as_json(plan: Plan, model_name: str = "") -> Report:
                 "positions": c.n_positions,
                 "slots": plan.n_slots,
                 "bytes": c.n_bytes,
-                "device": c.side,
+                "device": card_side(c.card) if c.side == GPU else c.side,
                 "why": c.why,
             }
             for c in plan.caches
@@ -112,11 +114,15 @@ def card_model(plan: Plan, name: str) -> Report:
 
 
 def _budget(plan: Plan) -> Report:
-    facts = plan.device
+    return {**_cap(plan.budget), "cards": [_cap(card.budget) for card in plan.cards]}
+
+
+def _cap(budget: Budget) -> Report:
+    facts = budget.device
     device = (
         {"name": facts.name, "memory": facts.memory, "context_bytes": facts.context_bytes} if facts else None
     )
-    return {"text": plan.budget.text, "bytes": plan.budget.n_bytes, "why": plan.budget.why, "device": device}
+    return {"text": budget.text, "bytes": budget.n_bytes, "why": budget.why, "device": device}
 
 
 def _weight(entry: WeightEntry) -> Report:
@@ -129,7 +135,8 @@ def _weight(entry: WeightEntry) -> Report:
         "shape": list(reversed(entry.ne)),
         "ne": list(entry.ne),
         "bytes": entry.n_bytes,
-        "device": entry.side,
+        "device": card_side(entry.card) if entry.side == GPU else entry.side,
+        "card": entry.card if entry.device_rows else None,
         "rows": entry.n_rows,
         "device_rows": entry.device_rows,
         "host_bytes": entry.host_bytes,
@@ -141,6 +148,7 @@ def _weight(entry: WeightEntry) -> Report:
 def _layer(split: FfnSplit, plan: Plan) -> Report:
     return {
         "layer": split.layer,
+        "card": plan.caches[split.layer].card,
         "sparsity": sparsity_of(plan.model.layers[split.layer], plan.sparsity),
         "gpu_idx": [split.n_ff, 1, 1, 1],
         "gpu_bucket": [split.n_hot, 1, 1, 1],
@@ -230,7 +238,7 @@ def _streaming(streaming: Streaming) -> Report:
     return {
         "least_tokens": streaming.least,
         "asked": streaming.asked,
-        "buffer_bytes": streaming.buffer_bytes,
+        "buffer_bytes": max(piece.n_bytes for piece in streaming.pieces),
         "sent_bytes": streaming.sent_bytes,
         "cpu_products": round(streaming.work),
         "usual_bus_bytes": USUAL_BUS,
@@ -247,24 +255,13 @@ def _streaming(streaming: Streaming) -> Report:
 
 
 def _totals(plan: Plan) -> Report:
-    totals = plan.totals
-    parts = (
-        "budget",
-        "weights",
-        "predictors",
-        "kv_cache",
-        "hot_rows",
-        "index",
-        "thresholds",
-        "arena",
-        "workspace",
-        "staging",
-        "padding",
-        "left_over",
-    )
-    device = {name: getattr(totals, name) for name in parts}
+    cards = [
+        {"name": card.name, "layers": [card.layers.start, card.layers.stop - 1], **_spent(card.totals)}
+        for card in plan.cards
+    ]
     return {
-        "gpu": device,
+        "gpu": _spent(plan.totals),
+        "cards": cards,
         "cpu": {
             "weights": sum(entry.host_bytes for entry in plan.weights),
             "kv_cache": sum(cache.n_bytes for cache in plan.caches if cache.side == "cpu"),
@@ -276,6 +273,11 @@ def _totals(plan: Plan) -> Report:
         "hot_share": plan.hot_share,
         "coverage": plan.coverage,
     }
+
+
+def _spent(totals: Totals) -> Report:
+    """What a budget goes into."""
+    return {**asdict(totals), "left_over": totals.left_over}
 
 
 def select(report: Report, tensors: str | None = None, layer: int | None = None) -> Report:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device.store import DeviceStore, loaded_store
 from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU
-from hotcold.engine.plan.budget import Budget, mib
+from hotcold.engine.plan.budget import Budget, mib, of_cards
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, make_plan
 from hotcold.engine.plan.traffic import token_traffic
@@ -62,12 +62,13 @@ def neighbours(source: Source, how: Wanted, plan: Plan) -> list[Plan]:
     """Plans for a quarter less and a quarter more than this one's budget, as far as there are any that differ."""
     found = []
     for share in (0.75, 1.25):
-        n_bytes = int(share * plan.budget.n_bytes)
-        if n_bytes == 0 or (share > 1 and plan.hot_share == 1):
+        sizes = [int(share * each.n_bytes) for each in plan.budget.each]
+        if not all(sizes) or (share > 1 and plan.hot_share == 1):
             continue
         try:
-            budget = Budget(f"{share:.0%}", n_bytes, f"{share:.0%} of {plan.budget.text}")
-            found.append(make_plan(source, how, budget, plan.device))
+            why = f"{share:.0%} of {plan.budget.text}"
+            budget = of_cards([Budget(f"{share:.0%}", n_bytes, why) for n_bytes in sizes])
+            found.append(make_plan(source, how, budget))
         except DoesNotFitError:  # too small for any
             continue
     return found

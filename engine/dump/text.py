@@ -50,10 +50,20 @@ def short_form(report: Report) -> list[str]:
     spent = ", ".join(f"{title} {mib(gpu[key])}" for key, title in TOTALS.items() if gpu[key])
     return [
         head,
+        *card_shares(report),
         f"{totals['dense_layers']} of {n_layer} layers have their dense part on the GPU",
         f"{totals['hot_share']:.1%} of the {report['model']['unit']}s are hot; they cover {totals['coverage']:.1%} of the activations",
         spent,
     ]
+
+
+def card_shares(report: Report) -> Iterator[str]:
+    """Of several cards each one's layers, and how much of its budget they take."""
+    cards = report["totals"]["cards"]
+    for card in cards if len(cards) > 1 else ():
+        (first, last), used = card["layers"], card["budget"] - card["left_over"]
+        with_head = " and the head" if card is cards[-1] else ""
+        yield f"{card['name']}: layers {first} to {last}{with_head}, by its part of all budgets; {mib(used)} of {mib(card['budget'])}"
 
 
 def show(report: Report, console: Console) -> None:
@@ -106,7 +116,8 @@ def _ffn_of(model: Report) -> str:
 def show_totals(report: Report, console: Console) -> None:
     """What both sides hold, and what a token moves."""
     heading(console, "Totals")
-    console.print(totals_table(report))
+    for card in report["totals"]["cards"]:
+        console.print(totals_table(card, card["name"] if len(report["totals"]["cards"]) > 1 else "the GPU"))
     of_prompts = prompt_lines(report)
     paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report), *of_prompts))
     if "card" in report:
@@ -251,11 +262,10 @@ def arena_lines(arenas: Report) -> Iterator[str]:
         yield f"arena of the {side.upper()}: {arena['bytes']} bytes{peak if arena['bytes'] else ''}"
 
 
-def totals_table(report: Report) -> Table:
-    """What the budget is spent on."""
-    gpu = report["totals"]["gpu"]
+def totals_table(gpu: Report, name: str) -> Table:
+    """What a card's budget is spent on."""
     table = Table(box=None, pad_edge=False, padding=(0, 1), show_footer=True)
-    table.add_column("on the GPU", footer="budget")
+    table.add_column(f"on {name}", footer="budget")
     table.add_column("bytes", justify="right", footer=str(gpu["budget"]))
     table.add_column("MiB", justify="right", footer=_mib(gpu["budget"]))
     table.add_column("", style="red")
@@ -273,8 +283,7 @@ def _mib(n_bytes: int) -> str:
 
 def context_lines(report: Report) -> Iterator[str]:
     """What the CUDA context takes beside the budget."""
-    device = report["budget"]["device"]
-    if device:
+    for device in filter(None, (budget["device"] for budget in report["budget"]["cards"])):
         context = device["context_bytes"]
         yield f"outside the budget: CUDA context of {device['name']}, {context} bytes, {mib(context)}"
 

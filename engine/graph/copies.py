@@ -1,4 +1,7 @@
-"""The fourth pass: what a node reads from the other side arrives by one copy node, however many operands."""
+"""The last pass but one: what a node reads from the other side arrives by one copy node, however many operands.
+
+From one card to another it goes by way of the CPU: two copies.
+"""
 
 from dataclasses import replace
 from itertools import zip_longest
@@ -21,7 +24,7 @@ def copies(placed: PlacedGraph) -> PlacedGraph:
         if p.node.rows == HOT:
             crossing.operands(following)
         crossing.append(replace(p, node=replace(p.node, inputs=crossing.operands(p))))
-        if p.node.op == "logits" and p.side == GPU:
+        if p.node.op == "logits" and p.side != CPU:
             output = _across(p.node.output, CPU)
             attributes = MappingProxyType({"own_array": True})
             node = Node("copy", output.name, (p.node.output,), output, attributes)
@@ -51,6 +54,10 @@ class _Crossing:
         """A node's operands on its own side, copied there, all at once, if they are not."""
         missing = [t for t in tensors_of(p.node) if self._is_away(t, p.side)]
         wanted = [t for t in dict.fromkeys(missing) if (t.name, p.side) not in self.copied]
+        if p.side != CPU:
+            for tensor in [t for t in wanted if self.sides[t.name] != CPU]:
+                self._from_card_to_card(tensor, p)
+                wanted.remove(tensor)
         if wanted:
             self._copy(wanted, p)
         return tuple(
@@ -60,7 +67,17 @@ class _Crossing:
     def _is_away(self, tensor: Tensor, side: str) -> bool:
         return tensor.dtype != "none" and self.sides[tensor.name] != side
 
-    def _copy(self, wanted: list[Tensor], p: PlacedNode) -> None:
+    def _from_card_to_card(self, tensor: Tensor, p: PlacedNode) -> None:
+        """Down to the CPU, if it is not there, and up from it."""
+        if (tensor.name, CPU) not in self.copied:
+            self._copy([tensor], replace(p, side=CPU), f"on its way to the {p.side.upper()}")
+        on_cpu, there = self.copied[tensor.name, CPU], _across(tensor, p.side)
+        node = Node("copy", there.name, (on_cpu,), there, MappingProxyType({}))
+        self.nodes.append(PlacedNode(node, p.side, f"{p.node.name} on the {p.side.upper()} reads it"))
+        self.copied[tensor.name, p.side] = there
+        self.sides[there.name] = p.side
+
+    def _copy(self, wanted: list[Tensor], p: PlacedNode, rule: str = "") -> None:
         """Append a copy node; masks go first, since their rows are the shortest."""
         wanted = sorted(wanted, key=lambda tensor: tensor.dtype != "mask")
         parts = tuple(_across(tensor, p.side) for tensor in wanted)
@@ -68,15 +85,19 @@ class _Crossing:
         name = f"{p.node.output.variant('in').name}@{p.side}" if several else parts[0].name
         attributes = MappingProxyType({"parts": parts} if several else {})
         node = Node("copy", name, tuple(wanted), parts[0], attributes)
-        self.nodes.append(PlacedNode(node, p.side, f"{p.node.name} on the {p.side.upper()} reads it"))
+        self.nodes.append(PlacedNode(node, p.side, rule or f"{p.node.name} on the {p.side.upper()} reads it"))
         for tensor, part in zip(wanted, parts, strict=True):
             self.copied[tensor.name, p.side] = part
             self.sides[part.name] = p.side
 
 
 def bus(placed: PlacedGraph) -> dict[str, Any]:
-    """Bytes and copies over the bus, by the side where they arrive."""
-    moved = [(p.side, bytes_together(results(p.node))) for p in placed.nodes if p.node.op == "copy"]
+    """Bytes and copies over the bus, by the side where they arrive; all cards are one."""
+    moved = [
+        (CPU if p.side == CPU else GPU, bytes_together(results(p.node)))
+        for p in placed.nodes
+        if p.node.op == "copy"
+    ]
     return {
         side: {"copies": sum(to == side for to, _ in moved), "bytes": sum(n for to, n in moved if to == side)}
         for side in BOTH_SIDES

@@ -14,16 +14,16 @@ from hotcold.engine.graph.arena import (
 )
 from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
-from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU, PlacedGraph, is_own_array, results
+from hotcold.engine.graph.placed import CPU, PlacedGraph, all_sides, is_own_array, results
 
 FUSED = {"add": ("mul_mat", "merge", *FFN_OPS), "quantise": ("rms_norm", "layer_norm")}
 """What the device does in one go: an op, and those right before it that take it along."""
 
 
-def offsets(placed: PlacedGraph) -> dict[str, Arena]:
+def offsets(placed: PlacedGraph, n_cards: int = 1) -> dict[str, Arena]:
     """An arena for each side. What crosses in one copy lies side by side, on both sides."""
     spans = placed_lifetimes(placed)
-    wanted: dict[str, list[Span]] = {side: [] for side in BOTH_SIDES}
+    wanted: dict[str, list[Span]] = {side: [] for side in all_sides(n_cards)}
     together = _together(placed)
     members: dict[str, tuple[Tensor, ...]] = {}
     for p in placed.nodes:
@@ -56,16 +56,16 @@ def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
 def _last_read(placed: PlacedGraph, step: int) -> int:
     """The step at which a node's operands are read for the last time on its behalf."""
     p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
-    if p.node.op == "copy" and p.side == GPU:
+    if p.node.op == "copy" and p.side != CPU:
         return _next_on_the_cpu(placed, step)
     if (
-        p.side == GPU
+        p.side != CPU
         and placed.n_tokens == 1
         and p.node.op == "mul_mat"
         and (end := _rotation_behind(placed, step))
     ):
         return end
-    if p.side == GPU and following and p.node.op in FUSED.get(following[0].node.op, ()):
+    if p.side != CPU and following and p.node.op in FUSED.get(following[0].node.op, ()):
         return step + 1  # one launch does both, so what comes out may not take the operand's bytes
     return step
 
@@ -73,7 +73,10 @@ def _last_read(placed: PlacedGraph, step: int) -> int:
 def _rotation_behind(placed: PlacedGraph, step: int) -> int | None:
     """The last rotation of what a product and its neighbours make: one launch of a token may be all of them."""
     end = step
-    while placed.nodes[end].side == GPU and placed.nodes[end].node.op in ("mul_mat", "rope"):
+    while placed.nodes[end].side == placed.nodes[step].side and placed.nodes[end].node.op in (
+        "mul_mat",
+        "rope",
+    ):
         end += 1
     return end - 1 if placed.nodes[end - 1].node.op == "rope" else None
 

@@ -14,7 +14,7 @@ from gguf import GGMLQuantizationType
 
 from hotcold.engine.graph.graph import Node, Tensor, reading_matrices
 from hotcold.engine.graph.ops import FFN_OPS
-from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode
+from hotcold.engine.graph.placed import CPU, PlacedGraph, PlacedNode
 
 IsQuantised = Callable[[GGMLQuantizationType], bool]
 
@@ -46,10 +46,10 @@ def _packed_input(p: PlacedNode, is_quantised: IsQuantised) -> Tensor | None:
 
     On the device the head's input is packed with the head, if it is wanted.
     """
-    if not reading_matrices(p.node) or (p.side == GPU and p.node.op == "logits"):
+    if not reading_matrices(p.node) or (p.side != CPU and p.node.op == "logits"):
         return None
     x = p.node.tensor("x")
-    if p.side == GPU and x.dtype == "q8":
+    if p.side != CPU and x.dtype == "q8":
         return None
     return x if any(is_quantised(weight.type) for weight in reading_matrices(p.node)) else None
 

@@ -3,11 +3,13 @@
 place     a node runs where its weight or its KV cache is
 split     a node whose weight's rows are divided becomes two partial nodes and a merge on the GPU
 quantise  what an FFN on the CPU reads from the GPU is rounded there
+cards     with several cards, a node goes to the card of its layer
 copies    what a node reads from the other side arrives by one copy node
 offsets   each side's intermediates get bytes of that side's arena
 """
 
 from hotcold.engine.graph.arena import Arena
+from hotcold.engine.graph.cards import cards
 from hotcold.engine.graph.copies import copies
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.offsets import offsets
@@ -25,5 +27,5 @@ def run_passes(graph: Graph, sides: Sides, streams: bool = False) -> tuple[Place
     """
     placed = place(graph, sides)
     if any(p.side != CPU for p in placed.nodes):  # on the CPU alone nothing is divided and nothing crosses
-        placed = copies(quantise(split(placed, streams)))
-    return placed, offsets(placed)
+        placed = copies(cards(quantise(split(placed, streams)), sides.cards))
+    return placed, offsets(placed, sides.n_cards)

@@ -9,6 +9,16 @@ CPU, GPU, SPLIT = "cpu", "gpu", "split"
 BOTH_SIDES = (GPU, CPU)
 
 
+def card_side(card: int) -> str:
+    """What a card's side is called: "gpu" that of the first, or only, one, then "gpu1" and so on."""
+    return f"{GPU}{card}" if card else GPU
+
+
+def all_sides(n_cards: int) -> tuple[str, ...]:
+    """The cards' sides, and the CPU's."""
+    return (*map(card_side, range(n_cards)), CPU)
+
+
 @dataclass(frozen=True)
 class Sides:
     """Where weights and KV caches are.
@@ -17,16 +27,23 @@ class Sides:
         weights: by name; what is not named is on the CPU. `gate` of a split FFN stands for its rows.
         kv: a side for each layer.
         head: of the output weight, which may be the embedding's again.
+        cards: the card of each layer, whatever of it is there, ascending; none where there is but one card.
     """
 
     weights: Mapping[str, str] = field(default_factory=dict)
     kv: tuple[str, ...] = ()
     head: str = CPU
+    cards: tuple[int, ...] = ()
+
+    @property
+    def n_cards(self) -> int:
+        """How many there are; 1 for a device that has nothing."""
+        return max(self.cards, default=0) + 1
 
 
 @dataclass(frozen=True)
 class PlacedNode:
-    """A node, the side it runs on ("cpu", "gpu", or "split" before the pass of that name), and why."""
+    """A node, the side it runs on ("cpu", a card's, or "split" before the pass of that name), and why."""
 
     node: Node
     side: str

@@ -10,7 +10,8 @@ auto                    what is free on the device with its context and kernels 
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 
@@ -48,11 +49,29 @@ class Budget:
         text: as it was asked for.
         n_bytes: the cap.
         why: where the figure comes from.
+        device: that it is for, if that is known.
+        cards: of several cards each one's own, whose sum this is; none where there is but one.
     """
 
     text: str
     n_bytes: int
     why: str
+    device: DeviceFacts | None = None
+    cards: tuple["Budget", ...] = ()
+
+    @property
+    def each(self) -> tuple["Budget", ...]:
+        """The cards' budgets, of one card this one."""
+        return self.cards or (self,)
+
+
+def of_cards(budgets: Sequence[Budget]) -> Budget:
+    """The budgets of several cards as one; of one card its own."""
+    if len(budgets) == 1:
+        return budgets[0]
+    words = ", ".join(dict.fromkeys(each.why for each in budgets))
+    n_bytes = sum(each.n_bytes for each in budgets)
+    return Budget(",".join(each.text for each in budgets), n_bytes, words, cards=tuple(budgets))
 
 
 def facts_of_card(name: str, free: int, total: int, kernels: int = 0) -> DeviceFacts:
@@ -127,6 +146,35 @@ def parse_budget(text: float | str) -> BudgetSetting:
     return BudgetSetting(asked, parse_size(text))
 
 
+def parse_budgets(text: float | str) -> tuple[BudgetSetting, ...]:
+    """What a --vram-budget means that may be a list, such as "8GB,6GB" for two cards.
+
+    Raises:
+        SettingError: see `parse_budget`; or a card of several without a budget.
+    """
+    settings = tuple(map(parse_budget, text.split(","))) if isinstance(text, str) else (parse_budget(text),)
+    if len(settings) > 1 and any(setting.is_none for setting in settings):
+        raise SettingError(
+            "vram_budget", text, "a card of several has a budget above 0", "leave the card out"
+        )
+    return settings
+
+
+def budget_for_each(settings: Sequence[BudgetSetting], n_cards: int) -> tuple[BudgetSetting, ...]:
+    """As many budgets as there are cards; one counts for each of them.
+
+    Raises:
+        SettingError: another number of budgets.
+    """
+    if len(settings) == 1:
+        return tuple(settings) * n_cards
+    if len(settings) != n_cards:
+        text, cards = ",".join(each.text for each in settings), "card" if n_cards == 1 else "cards"
+        bound = f"{len(settings)} budgets for {n_cards} {cards}"
+        raise SettingError("vram_budget", text, bound, "give one for each, or one for all of them")
+    return tuple(settings)
+
+
 def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> Budget:
     """The cap in bytes.
 
@@ -161,7 +209,7 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
             f"{facts.name} has {facts.memory} bytes, {facts.context_bytes} of them for CUDA and others",
             "lower it, or use auto",
         )
-    return budget
+    return replace(budget, device=facts)
 
 
 def _all_of(facts: DeviceFacts) -> Budget:

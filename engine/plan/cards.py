@@ -97,14 +97,15 @@ def card_like(description: str) -> Card | None:
 
 
 def estimate(plan: Plan, card: Card) -> Estimate:
-    """What a card and a CPU would take for a plan."""
+    """What a card and a CPU would take for a plan; of several cards one works at a time, and all are alike."""
     layers = [ffn_traffic(split, plan) for split in plan.layers]
     traffic, reached = token_traffic(plan), REACHED * card.gbps * 1e9
     hot, cold = sum(device for _, device in layers), sum(host for host, _ in layers)
     launches = launches_of_a_token(plan)
     n_split = sum(device > 0 for _, device in layers)
     dense = (traffic.device_bytes - hot + _cached(plan, GPU) / 2) / reached
-    kernels = launches * GAP + (2 * n_split + 1) * GRAPH * bool(launches)
+    crossings = len(plan.cards) - 1  # of the hidden state, down from a card and up to the next
+    kernels = launches * GAP + (2 * n_split + 1 + crossings) * GRAPH * bool(launches) + 2 * crossings * COPY
     of_host = (traffic.host_bytes - cold + _cached(plan, CPU) / 2) / (HOST_GBPS * 1e9)
     together = sum(_layer(host, device, reached) for host, device in layers)
     waits = of_host + together - hot / reached

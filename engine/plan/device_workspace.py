@@ -100,8 +100,15 @@ def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
     }
 
 
-def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int]:
-    """Bytes of each area that serve every node of all graphs, whole cache lines."""
+def device_areas(
+    graphs: list[Graph], model: Model, n_ctx: int, layers: range | None = None
+) -> dict[str, int]:
+    """Bytes of each area that serve every node of all graphs, whole cache lines.
+
+    Args:
+        layers: of the card, which has the head with the last one; None for all.
+    """
+    here = layers or range(model.n_layer)
     sizes = {
         "cos_sin": aligned(len(model.rotations) * cos_sin_bytes(n_ctx, model.n_rot)),
         "counts": aligned(4 * model.n_layer),
@@ -111,6 +118,8 @@ def device_areas(graphs: list[Graph], model: Model, n_ctx: int) -> dict[str, int
     for graph in graphs:
         sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
         for node in graph.nodes:
+            if (model.n_layer - 1 if node.layer is None else node.layer) not in here:
+                continue
             for area, n_bytes in node_areas(node, graph.n_tokens, n_ctx).items():
                 sizes[area] = max(sizes.get(area, 0), aligned(n_bytes))
     return sizes

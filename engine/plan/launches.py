@@ -6,7 +6,7 @@ The lowering decides (`engine/device/lowering.py`); this follows its fusions wit
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
-from hotcold.engine.graph.placed import GPU
+from hotcold.engine.graph.placed import CPU
 from hotcold.engine.plan.plan import Plan
 from hotcold.kernels.formats import is_split, kv_block
 from hotcold.kernels.weight_table import QUANTISED
@@ -39,8 +39,10 @@ STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
 
 def launches_of_a_token(plan: Plan) -> int:
     """Kernels, with the head's."""
-    placed = pack(plan.decode.placed, GPU, QUANTISED.__contains__)
-    nodes = [p.node for p in placed.nodes if p.side == GPU and p.node.op != "copy"]
+    placed = plan.decode.placed
+    for card in plan.cards:
+        placed = pack(placed, card.side, QUANTISED.__contains__)
+    nodes = [p.node for p in placed.nodes if p.side != CPU and p.node.op != "copy"]
     taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(plan.kv_type) == 1 else set())
     count, before = 0, ""
     for i, node in enumerate(nodes):

@@ -45,10 +45,11 @@ class Hot:
     why: str
 
 
-def ffns(model: Model, sparsity: str, left: Left) -> tuple[list[Ffn], Left]:
-    """Each layer's FFN, those that go whole paid for."""
+def ffns(model: Model, sparsity: str, layers: range, left: Left) -> tuple[list[Ffn], Left]:
+    """The FFNs of a card's layers, those that go whole paid for."""
     found = []
-    for i, layer in enumerate(model.layers):
+    for i in layers:
+        layer = model.layers[i]
         part, by_neuron = ffn_part(layer, sparsity), layer.ffn_down is None
         obstacle = part.obstacle
         if not by_neuron:
@@ -76,6 +77,12 @@ def counts_of(model: Model, frequencies: Counts | None) -> list[NDArray[np.gener
     raise SettingError("activation counts", f"{len(frequencies)} layers", bound)
 
 
+def check_layers(model: Model, hot: Sequence[Ids] | None) -> None:
+    """SettingError for an index file's neurons of another number of layers."""
+    if hot and len(hot) != model.n_layer:
+        raise SettingError("index", f"{len(hot)} layers", f"the model has {model.n_layer}")
+
+
 def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
     """Neurons by firings served per byte, until one does not fit."""
     if left.ended is not None:
@@ -93,15 +100,12 @@ def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
     """Those of an index file; none at all where `hot` is empty, as no index file's is.
 
     Raises:
-        SettingError: another number of layers.
         DoesNotFitError: more than there is room for.
     """
     if left.ended is not None:
         return Hot([NONE_HOT] * len(found), left.ended.reason)
     if not hot:
         return Hot([NONE_HOT] * len(found), "no neurons on the device, as --disable-gpu-index asks")
-    if len(hot) != len(found):
-        raise SettingError("index", f"{len(hot)} layers", f"the model has {len(found)}")
     needed = sum(ids.size * ffn.neuron_bytes for ids, ffn in zip(hot, found, strict=True))
     if needed > left.n_bytes:
         raise DoesNotFitError(
@@ -114,9 +118,11 @@ def given_neurons(found: Sequence[Ffn], hot: Sequence[Ids], left: Left) -> Hot:
     return Hot(chosen, "as the index file says")
 
 
-def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArray[np.generic]) -> FfnSplit:
-    """Which neurons of layer i are on the device."""
-    ids, n_ff = _hot_ids(ffn, hot.ids[i], model.n_units), model.n_units
+def split(
+    model: Model, sparsity: str, i: int, ffn: Ffn, hot: Ids, why: str, counts: NDArray[np.generic]
+) -> FfnSplit:
+    """Which neurons of layer i are on the device, and why the others are not."""
+    ids, n_ff = _hot_ids(ffn, hot, model.n_units), model.n_units
     counted = np.asarray(counts, np.float64)
     whole_bytes = ffn.part.n_bytes if ids.size else 0
     return FfnSplit(
@@ -129,7 +135,7 @@ def split(model: Model, sparsity: str, i: int, ffn: Ffn, hot: Hot, counts: NDArr
         n_bytes=int(ids.size) * ffn.neuron_bytes if ffn.by_neuron else whole_bytes,
         index_bytes=layer_index_bytes(model.layers[i], n_ff, sparsity),
         threshold_bytes=layer_threshold_bytes(model.layers[i], sparsity),
-        why=_why(i, ffn, hot.why, int(ids.size), n_ff),
+        why=_why(i, ffn, why, int(ids.size), n_ff),
         experts=None if model.experts is None else _of_experts(model.experts.n_expert, ids, counted),
     )
 

@@ -6,11 +6,13 @@ each placed whole. Within each of these the first that does not fit ends the pla
 later. Arena, workspace and the index of all layers are taken off the budget first, as large as they
 are when everything is on the device, so a larger budget never holds fewer neurons.
 
+With several cards each has its own layers, and spends its own budget on them in this order (`division.py`).
+
 What the device has no kernel for stays on the CPU and does not stop what comes later.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +20,8 @@ from numpy.typing import NDArray
 from hotcold.engine.graph.passes import run_passes
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.division import Share, divide
 from hotcold.engine.plan.entries import entry, part_entries
 from hotcold.engine.plan.footprint import (
     Obstacle,
@@ -28,9 +31,27 @@ from hotcold.engine.plan.footprint import (
     kv_positions,
     layer_kv_bytes,
 )
-from hotcold.engine.plan.neurons import counts_of, ffn_entries, ffns, given_neurons, hot_neurons, split
-from hotcold.engine.plan.plan import CacheEntry, FfnSplit, GraphPlan, Ids, Plan, Totals, WeightEntry, sides_of
-from hotcold.engine.plan.reserve import Reserve, fitting_reserve, nothing_reserved
+from hotcold.engine.plan.neurons import (
+    check_layers,
+    counts_of,
+    ffn_entries,
+    ffns,
+    given_neurons,
+    hot_neurons,
+    split,
+)
+from hotcold.engine.plan.plan import (
+    CacheEntry,
+    CardPlan,
+    FfnSplit,
+    GraphPlan,
+    Ids,
+    Plan,
+    Totals,
+    WeightEntry,
+    sides_of,
+)
+from hotcold.engine.plan.reserve import Reserve, fitting_reserves, nothing_reserved
 from hotcold.engine.plan.spending import Left
 from hotcold.engine.plan.streaming import lacks_something, largest_piece, obstacle, streaming_of, with_staging
 from hotcold.engine.plan.wanted import Wanted
@@ -48,7 +69,6 @@ def plan(
     budget: Budget,
     frequencies: Counts | None = None,
     *,
-    device: DeviceFacts | None = None,
     frequencies_from: str = "",
     hot: Sequence[Ids] | None = None,
 ) -> Plan:
@@ -56,8 +76,8 @@ def plan(
 
     Args:
         how: its n_batch is lowered only if not one layer fits otherwise.
+        budget: of one card, or of several, whose layers are divided by their budgets.
         frequencies: counts of each layer's neurons, [n_ff] each; None makes all neurons alike.
-        device: that the budget is for.
         frequencies_from: where the counts are from, in words.
         hot: the neurons to place, from an index file, in place of the ranking; () for none.
 
@@ -66,88 +86,128 @@ def plan(
             the sum that is needed. Or more hot neurons than there is room for.
         SettingError: counts, or hot neurons, that are not the model's.
     """
-    origin = frequencies_from or ("counts" if frequencies else UNIFORM)
-    counts = counts_of(model, frequencies)
+    check_layers(model, hot)
     if budget.n_bytes:  # no device has a kernel for some rows of the head
         model = replace(model, sparse_head=False)
-    reserve = _reserve(model, how, budget)
-
-    def settled(reserve: Reserve) -> Plan:
-        """The plan with this reserve, or with a larger arena where it needs one."""
-        while True:
-            made = _placed(model, how, budget, reserve, counts, origin, device, hot)
-            if reserve.staging:
-                made = replace(made, streaming=streaming_of(made, reserve.graphs[1], how.stream_batch))
-            arena = max(graph.arenas[GPU].n_bytes for graph in (made.decode, made.batch, *made.all_graphs))
-            if arena <= reserve.arena:
-                return made
-            reserve = _with_arena(reserve, arena, budget)
-
-    made = settled(reserve)
+    shares = divide(model, how, budget)
+    asked = _Asked(
+        model,
+        how,
+        budget,
+        shares,
+        counts_of(model, frequencies),
+        frequencies_from or ("counts" if frequencies else UNIFORM),
+        hot,
+    )
+    reserves = _reserves(asked)
+    made = _settled(asked, reserves)
     if how.stream_batch == 0 or not budget.n_bytes or not lacks_something(made):
         return made
-    if reason := obstacle(model, how, reserve, budget):
-        asked = () if how.stream_batch is None else (reason,)
-        return replace(made, not_streamed=reason, notes=(*made.notes, *asked))
-    return _streamed(settled, reserve, largest_piece(model, how.sparsity)) or made
+    for share, reserve in zip(shares, reserves, strict=True):
+        if reason := obstacle(model, how, reserve, share):
+            said = () if how.stream_batch is None else (reason,)
+            return replace(made, not_streamed=reason, notes=(*made.notes, *said))
+    most = [
+        largest_piece(model, how.sparsity, share.layers) if lacks_something(made, share.layers) else 0
+        for share in shares
+    ]
+    return _streamed(asked, reserves, most) or made
 
 
-def _streamed(settled: Callable[[Reserve], Plan], reserve: Reserve, buffer_bytes: int) -> Plan | None:
-    """The plan with two staging buffers: first as large as they can ever be, then as it turns out.
+@dataclass(frozen=True)
+class _Asked:
+    """What a plan is made for: see `plan`."""
+
+    model: Model
+    how: Wanted
+    budget: Budget
+    shares: tuple[Share, ...]
+    counts: list[NDArray[np.generic]]
+    origin: str
+    hot: Sequence[Ids] | None
+
+
+def _settled(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
+    """The plan with these reserves, or with larger arenas where it needs them."""
+    while True:
+        made = _placed(asked, reserves)
+        if any(reserve.staging for reserve in reserves):
+            made = replace(made, streaming=streaming_of(made, reserves[0].graphs[1], asked.how.stream_batch))
+        graphs = made.decode, made.batch, *made.all_graphs
+        arenas = [max(graph.arenas[card.side].n_bytes for graph in graphs) for card in made.cards]
+        if all(arena <= reserve.arena for arena, reserve in zip(arenas, reserves, strict=True)):
+            return made
+        reserves = tuple(
+            _with_arena(reserve, max(arena, reserve.arena), share.budget)
+            for reserve, arena, share in zip(reserves, arenas, asked.shares, strict=True)
+        )
+
+
+def _streamed(asked: _Asked, reserves: tuple[Reserve, ...], most: Sequence[int]) -> Plan | None:
+    """The plan with two staging buffers a card: first as large as they can ever be, then as it turns out.
 
     Smaller buffers leave room for more neurons, and then pieces are no larger. None if nothing is to be sent.
+
+    Args:
+        most: bytes of a buffer of each card; 0 for one that lacks nothing.
     """
-    made = settled(with_staging(reserve, buffer_bytes))
-    if made.streaming is not None and made.streaming.buffer_bytes < buffer_bytes:
-        reserve = replace(reserve, arena=made.totals.arena)
-        made = settled(with_staging(reserve, made.streaming.buffer_bytes))
-    return made if made.streaming is not None else None
+    made = _settled(asked, tuple(map(with_staging, reserves, most)))
+    needed = _buffers(made)
+    if made.streaming is not None and needed != list(most):
+        reserves = tuple(
+            replace(reserve, arena=card.totals.arena)
+            for reserve, card in zip(reserves, made.cards, strict=True)
+        )
+        made = _settled(asked, tuple(map(with_staging, reserves, needed)))
+    fits = all(2 * n <= card.totals.staging for n, card in zip(_buffers(made), made.cards, strict=True))
+    return made if made.streaming is not None and fits else None
 
 
-def _placed(
-    model: Model,
-    how: Wanted,
-    budget: Budget,
-    reserve: Reserve,
-    counts: list[NDArray[np.generic]],
-    origin: str,
-    device: DeviceFacts | None,
-    hot: Sequence[Ids] | None,
-) -> Plan:
-    """The plan with this reserve."""
-    sparsity, left = how.sparsity, _left(budget, reserve)
-    dense, left = _dense(model, sparsity, left)
-    caches, left = _caches(model, how, reserve.n_batch, left)
-    head, left = _head(model, left)
+def _buffers(made: Plan) -> list[int]:
+    """Bytes of each card's staging buffers."""
+    streaming = made.streaming
+    return [0 if streaming is None else streaming.buffer_bytes(card.layers) for card in made.cards]
+
+
+@dataclass(frozen=True)
+class _Placed:
+    """What of a card's layers is where, and what its budget is spent on."""
+
+    card: CardPlan
+    dense: list[WeightEntry]
+    caches: list[CacheEntry]
+    head: list[WeightEntry]
+    ffns: list[WeightEntry]
+    layers: list[FfnSplit]
+
+
+def _placed(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
+    """The plan with these reserves."""
+    model, how, n_batch = asked.model, asked.how, reserves[0].n_batch
+    found = [_of_card(asked, share, each) for share, each in zip(asked.shares, reserves, strict=True)]
+    caches = tuple(cache for part in found for cache in part.caches)
+    layers = tuple(layer for part in found for layer in part.layers)
+    parts = [[e for part in found for e in getattr(part, kind)] for kind in ("dense", "head", "ffns")]
+    weights = (*_mapped(model), *(entry for part in parts for entry in part))
+    graphs = _graphs(reserves[0], weights, caches)
     notes: list[str] = []
-    if reserve.n_batch < how.n_batch:
-        notes.append(f"n_batch lowered from {how.n_batch} to {reserve.n_batch}: not one layer fits otherwise")
-        left = left.end(f"n_batch was lowered to {reserve.n_batch}: no neurons are placed")
-    found, left = ffns(model, sparsity, left)
-    chosen = hot_neurons(found, counts, left) if hot is None else given_neurons(found, hot, left)
-    layers = tuple(split(model, sparsity, i, ffn, chosen, counts[i]) for i, ffn in enumerate(found))
-    if not budget.n_bytes:
-        layers = tuple(replace(layer, index_bytes=0, threshold_bytes=0) for layer in layers)
-    of_ffns = [e for ffn, layer in zip(found, layers, strict=True) for e in ffn_entries(model, ffn, layer)]
-    weights = (*_mapped(model), *dense, *head, *of_ffns)
-    graphs = _graphs(reserve, weights, caches)
-    if origin == UNIFORM and budget_is_spent(layers):
+    if n_batch < how.n_batch:
+        notes.append(f"n_batch lowered from {how.n_batch} to {n_batch}: not one layer fits otherwise")
+    if asked.origin == UNIFORM and budget_is_spent(layers):
         notes.append(f"{UNIFORM}; {WHERE_COUNTS_GO}")
     return Plan(
         model=model,
-        sparsity=sparsity,
+        sparsity=how.sparsity,
         n_ctx=how.n_ctx,
-        n_batch=reserve.n_batch,
+        n_batch=n_batch,
         kv_type=how.kv_type,
-        budget=budget,
-        device=device,
-        frequencies_from=origin,
+        budget=asked.budget,
+        frequencies_from=asked.origin,
         weights=weights,
         caches=caches,
         layers=layers,
-        peak_count=max(float(each.max()) for each in counts),
-        workspace=reserve.workspace,
-        totals=_totals(budget, reserve, weights, caches, layers),
+        peak_count=max(float(each.max()) for each in asked.counts),
+        cards=tuple(part.card for part in found),
         decode=graphs[0],
         batch=graphs[1],
         notes=tuple(notes),
@@ -155,11 +215,40 @@ def _placed(
     )
 
 
-def _reserve(model: Model, how: Wanted, budget: Budget) -> Reserve:
-    """What is taken off a budget first."""
-    if not budget.n_bytes:
-        return nothing_reserved(model, how.sparsity, how.n_batch)
-    return fitting_reserve(model, budget, how.sparsity, how.n_ctx, how.n_batch)
+def _of_card(asked: _Asked, share: Share, reserve: Reserve) -> _Placed:
+    """Spend a card's budget on its layers."""
+    model, how, here = asked.model, asked.how, slice(share.layers.start, share.layers.stop)
+    sparsity, left = how.sparsity, _left(share.budget, reserve)
+    dense, left = _dense(model, sparsity, share.layers, left)
+    caches, left = _caches(model, how, share, reserve.n_batch, left)
+    head, left = _head(model, left) if share.has_head else ([], left)
+    if reserve.n_batch < how.n_batch:
+        left = left.end(f"n_batch was lowered to {reserve.n_batch}: no neurons are placed")
+    found, left = ffns(model, sparsity, share.layers, left)
+    chosen = (
+        hot_neurons(found, asked.counts[here], left)
+        if asked.hot is None
+        else given_neurons(found, asked.hot[here], left)
+    )
+    layers = [
+        split(model, sparsity, i, ffn, ids, chosen.why, asked.counts[i])
+        for i, ffn, ids in zip(share.layers, found, chosen.ids, strict=True)
+    ]
+    if not share.budget.n_bytes:
+        layers = [replace(layer, index_bytes=0, threshold_bytes=0) for layer in layers]
+    of_ffns = [e for ffn, layer in zip(found, layers, strict=True) for e in ffn_entries(model, ffn, layer)]
+    dense, head, of_ffns = ([replace(e, card=share.number) for e in part] for part in (dense, head, of_ffns))
+    totals = _totals(share.budget, reserve, [*dense, *head, *of_ffns], caches, layers)
+    card = CardPlan(share.number, share.layers, share.budget, reserve.workspace, totals)
+    return _Placed(card, dense, caches, head, of_ffns, layers)
+
+
+def _reserves(asked: _Asked) -> tuple[Reserve, ...]:
+    """What is taken off each card's budget first."""
+    model, how = asked.model, asked.how
+    if not asked.budget.n_bytes:
+        return (nothing_reserved(model, how.sparsity, how.n_batch),)
+    return fitting_reserves(model, asked.shares, how.sparsity, how.n_ctx, how.n_batch)
 
 
 def _with_arena(reserve: Reserve, arena: int, budget: Budget) -> Reserve:
@@ -194,10 +283,11 @@ def _mapped(model: Model) -> list[WeightEntry]:
     return entries
 
 
-def _dense(model: Model, sparsity: str, left: Left) -> tuple[list[WeightEntry], Left]:
+def _dense(model: Model, sparsity: str, layers: range, left: Left) -> tuple[list[WeightEntry], Left]:
     """Attention, norms and predictors, layer by layer."""
     entries = []
-    for i, layer in enumerate(model.layers):
+    for i in layers:
+        layer = model.layers[i]
         what, part = f"dense part of layer {i}", dense_part(layer, sparsity)
         left, obstacle = left.pay_for(part, what)
         entries += part_entries(model, part, what, obstacle, i)
@@ -211,10 +301,13 @@ def _dense(model: Model, sparsity: str, left: Left) -> tuple[list[WeightEntry], 
     return entries, left
 
 
-def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[CacheEntry, ...], Left]:
+def _caches(
+    model: Model, how: Wanted, share: Share, n_batch: int, left: Left
+) -> tuple[list[CacheEntry], Left]:
     """Each layer's KV cache, which is of use beside its layer alone."""
-    caches = []
-    for i, (layer, n) in enumerate(zip(model.layers, kv_positions(model, how.n_ctx, n_batch), strict=True)):
+    caches, positions = [], kv_positions(model, how.n_ctx, n_batch)
+    for i in share.layers:
+        layer, n = model.layers[i], positions[i]
         n_bytes = layer_kv_bytes(model, n, how.kv_type)
         on_host = how.n_slots * host_layer_kv_bytes(model, n, how.kv_type)
         held = f"{n} positions of layer {i}" + (
@@ -224,10 +317,10 @@ def _caches(model: Model, how: Wanted, n_batch: int, left: Left) -> tuple[tuple[
         if obstacle is None:
             left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")
         if obstacle is None:
-            caches.append(CacheEntry(i, n, n_bytes, GPU, held))
+            caches.append(CacheEntry(i, n, n_bytes, GPU, held, share.number))
         else:
-            caches.append(CacheEntry(i, n, on_host, CPU, obstacle.reason))
-    return tuple(caches), left
+            caches.append(CacheEntry(i, n, on_host, CPU, obstacle.reason, share.number))
+    return caches, left
 
 
 def _of_slots(n_slots: int) -> Obstacle | None:
@@ -255,9 +348,9 @@ def _graphs(
 def _totals(
     budget: Budget,
     reserve: Reserve,
-    weights: tuple[WeightEntry, ...],
-    caches: tuple[CacheEntry, ...],
-    layers: tuple[FfnSplit, ...],
+    weights: Sequence[WeightEntry],
+    caches: Sequence[CacheEntry],
+    layers: Sequence[FfnSplit],
 ) -> Totals:
     predictors = sum(e.device_bytes for e in weights if e.role == "predictor")
     ffn = sum(e.device_bytes for e in weights if e.role == "ffn")
@@ -272,7 +365,7 @@ def _totals(
         arena=reserve.arena,
         workspace=sum(reserve.workspace.values()),
         staging=reserve.staging,
-    )
+    ).padded()
 
 
 def budget_is_spent(layers: tuple[FfnSplit, ...]) -> bool:

@@ -1,6 +1,7 @@
 """What a plan says: frozen values that the planner makes and everything else reads."""
 
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import dataclass, field, fields, replace
 from math import ceil
 
 import numpy as np
@@ -8,9 +9,9 @@ from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import Arena, aligned
 from hotcold.engine.graph.graph import Graph
-from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, Sides
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, Sides, card_side
 from hotcold.engine.model.model import Model, Weight
-from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.budget import Budget
 from hotcold.kernels.formats import granules
 
 Ids = NDArray[np.int32]
@@ -35,6 +36,7 @@ class WeightEntry:
         side: "cpu", "gpu" or "split".
         why: in words.
         weight: whose place it is.
+        card: whose layers it belongs to; where nothing of it is on a device that says nothing.
     """
 
     name: str
@@ -51,6 +53,7 @@ class WeightEntry:
     side: str
     why: str
     weight: Weight = field(repr=False)
+    card: int = 0
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class CacheEntry:
     Attributes:
         n_positions: that it holds for a sequence: all of the context, or a window's with a batch's.
         n_bytes: for all sequences.
+        card: whose layer it is, wherever the cache is.
     """
 
     layer: int
@@ -67,6 +71,7 @@ class CacheEntry:
     n_bytes: int
     side: str
     why: str
+    card: int = 0
 
 
 @dataclass(frozen=True)
@@ -193,10 +198,13 @@ class Streaming:
         """Over the bus, for a batch of any size."""
         return sum(piece.n_bytes for piece in self.pieces)
 
-    @property
-    def buffer_bytes(self) -> int:
-        """Of each of the two staging buffers."""
-        return max(piece.n_bytes for piece in self.pieces)
+    def pieces_of(self, layers: range) -> tuple[SentPiece, ...]:
+        """Those of a card's layers, which go through its own two staging buffers."""
+        return tuple(piece for piece in self.pieces if piece.layer in layers)
+
+    def buffer_bytes(self, layers: range) -> int:
+        """Of each of a card's two staging buffers; 0 if nothing is sent there."""
+        return max((piece.n_bytes for piece in self.pieces_of(layers)), default=0)
 
     def pays_from(self, bus_bytes: float, cpu_products: float) -> int:
         """The smallest batch for which sending takes less time than the CPU's part; at least 2.
@@ -211,7 +219,11 @@ class Streaming:
 
 @dataclass(frozen=True)
 class Totals:
-    """What the budget is spent on, in bytes; everything adds up to it."""
+    """What a card's budget is spent on, in bytes, or those of all cards; everything adds up to it.
+
+    Attributes:
+        padding: what the allocator adds to each of a card's three slabs.
+    """
 
     budget: int
     weights: int
@@ -223,6 +235,7 @@ class Totals:
     arena: int
     workspace: int
     staging: int = 0
+    padding: int = 0
 
     @property
     def slabs(self) -> tuple[int, int, int]:
@@ -230,10 +243,9 @@ class Totals:
         weights = self.weights + self.predictors + self.hot_rows + self.index + self.thresholds
         return weights, self.kv_cache, self.arena + self.workspace + self.staging
 
-    @property
-    def padding(self) -> int:
-        """What the allocator adds to them."""
-        return sum(granules(n_bytes) - n_bytes for n_bytes in self.slabs)
+    def padded(self) -> "Totals":
+        """One card's, with what its allocator adds."""
+        return replace(self, padding=sum(granules(n_bytes) - n_bytes for n_bytes in self.slabs))
 
     @property
     def used(self) -> int:
@@ -247,6 +259,32 @@ class Totals:
 
 
 @dataclass(frozen=True)
+class CardPlan:
+    """What one card is to hold: whole layers in order, the last card also the head.
+
+    Attributes:
+        layers: whose it is; some of them may stay on the CPU.
+        workspace: bytes of each area on it.
+    """
+
+    number: int
+    layers: range
+    budget: Budget
+    workspace: dict[str, int]
+    totals: Totals
+
+    @property
+    def side(self) -> str:
+        """Of its nodes in placed graphs."""
+        return card_side(self.number)
+
+    @property
+    def name(self) -> str:
+        """The device's, or its number where none was asked."""
+        return self.budget.device.name if self.budget.device is not None else f"card {self.number}"
+
+
+@dataclass(frozen=True)
 class Plan:
     """Everything that is known before anything is loaded.
 
@@ -255,7 +293,7 @@ class Plan:
         n_slots: sequences that have a KV cache of their own, of n_ctx positions.
         frequencies_from: where the firing counts came from, in words.
         peak_count: the largest count of any neuron: the text had at least that many tokens.
-        workspace: bytes of each area on the device.
+        cards: what each card is to hold, in the order of its layers; one, with a budget of 0, for the CPU alone.
         decode, batch: the graphs of one token and of n_batch tokens.
         notes: what a user should know, a line each.
         streaming: how large batches of a prompt run on the device alone; None if they do not.
@@ -268,20 +306,32 @@ class Plan:
     n_batch: int
     kv_type: str
     budget: Budget
-    device: DeviceFacts | None
     frequencies_from: str
     weights: tuple[WeightEntry, ...]
     caches: tuple[CacheEntry, ...]
     layers: tuple[FfnSplit, ...]
     peak_count: float
-    workspace: dict[str, int]
-    totals: Totals
+    cards: tuple[CardPlan, ...]
     decode: GraphPlan
     batch: GraphPlan
     notes: tuple[str, ...]
     n_slots: int = 1
     streaming: Streaming | None = None
     not_streamed: str = ""
+
+    @property
+    def totals(self) -> Totals:
+        """Of all cards."""
+        names = [each.name for each in fields(Totals)]
+        return Totals(*(sum(getattr(card.totals, name) for card in self.cards) for name in names))
+
+    @property
+    def workspace(self) -> dict[str, int]:
+        """Bytes of each area, of all cards."""
+        sums = Counter[str]()
+        for card in self.cards:
+            sums.update(card.workspace)
+        return dict(sums)
 
     @property
     def graphs(self) -> tuple[GraphPlan, ...]:
@@ -316,4 +366,5 @@ def sides_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -
     sides = {
         entry.tensor: entry.side for entry in weights if entry.side in (GPU, SPLIT) and entry.role != "head"
     }
-    return Sides(sides, tuple(cache.side for cache in caches), head)
+    cards = tuple(cache.card for cache in caches)
+    return Sides(sides, tuple(cache.side for cache in caches), head, cards)

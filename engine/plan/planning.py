@@ -8,7 +8,7 @@ from hotcold.engine.model.context import batch_length, context_length
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.sparsity import resolve_sparsity
 from hotcold.engine.plan import placement
-from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.footprint import check_kv_type
 from hotcold.engine.plan.gpu_index import plan_with_index
 from hotcold.engine.plan.plan import Ids, Plan
@@ -92,16 +92,13 @@ def plan_for_cpu(model: Model, how: Wanted) -> Plan:
     return placement.plan(model, how, CPU_ALONE)
 
 
-def make_plan(
-    source: Source, how: Wanted, budget: Budget, facts: DeviceFacts | None, hot: Sequence[Ids] | None = None
-) -> Plan:
+def make_plan(source: Source, how: Wanted, budget: Budget, hot: Sequence[Ids] | None = None) -> Plan:
     """The plan of a model for a budget."""
     return placement.plan(
         source.model,
         how,
         budget,
         source.frequencies,
-        device=facts,
         frequencies_from=source.frequencies_from,
         hot=hot,
     )
@@ -111,7 +108,6 @@ def plan_source(
     source: Source,
     how: Wanted,
     budget: Budget,
-    facts: DeviceFacts | None,
     *,
     reset: bool = False,
     disable: bool = False,
@@ -126,7 +122,7 @@ def plan_source(
         source.model,
         source.path,
         identity(source, how, budget),
-        lambda hot: make_plan(source, how, budget, facts, hot),
+        lambda hot: make_plan(source, how, budget, hot),
         reset=reset,
         disable=disable,
         strict=strict,

@@ -3,7 +3,7 @@
 Each is as large as when everything is on the device, so it does not depend on what a plan puts there.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -12,8 +12,9 @@ from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import Graph
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, Sides
 from hotcold.engine.model.model import Layer, Model, Weight
-from hotcold.engine.plan.budget import Budget, mib
+from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.device_workspace import device_areas
+from hotcold.engine.plan.division import Share
 from hotcold.engine.plan.footprint import INDEX_BYTES, WeightGroup, dense_part, ffn_part, head_part
 from hotcold.errors import DoesNotFitError
 from hotcold.kernels.formats import GRANULE
@@ -62,10 +63,10 @@ def _placeable(part: WeightGroup) -> tuple[tuple[str, Weight], ...]:
 
 def nothing_reserved(model: Model, sparsity: str, n_batch: int) -> Reserve:
     """The reserve of a plan that puts nothing on a device."""
-    return Reserve(n_batch, _graphs(model, sparsity, n_batch), 0, {}, 0, 0)
+    return Reserve(n_batch, graphs_of(model, sparsity, n_batch), 0, {}, 0, 0)
 
 
-def _graphs(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
+def graphs_of(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
     """Of one token and of a batch, which may be one and the same."""
     one = architectures.build(model, 1, sparsity)
     return one, one if n_batch == 1 else architectures.build(model, n_batch, sparsity)
@@ -73,13 +74,29 @@ def _graphs(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
 
 def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
     """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
-    graphs = _graphs(model, sparsity, n_batch)
+    (reserve,) = reserves_for(model, sparsity, n_ctx, n_batch, (range(model.n_layer),))
+    return reserve
+
+
+def reserves_for(
+    model: Model, sparsity: str, n_ctx: int, n_batch: int, cards: Sequence[range]
+) -> tuple[Reserve, ...]:
+    """Of cards that have these layers. Each arena is that of one card with all of them."""
+    graphs = graphs_of(model, sparsity, n_batch)
     variants = [_all_on_device(model, sparsity, divided) for divided in _divisions(model)]
     arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
     arena = max(each.n_bytes for each in arenas)
-    index = sum(layer_index_bytes(layer, model.n_units, sparsity) for layer in model.layers)
-    thresholds = sum(layer_threshold_bytes(layer, sparsity) for layer in model.layers)
-    return Reserve(n_batch, graphs, arena, device_areas(list(graphs), model, n_ctx), index, thresholds)
+    return tuple(
+        Reserve(
+            n_batch,
+            graphs,
+            arena,
+            device_areas(list(graphs), model, n_ctx, layers),
+            sum(layer_index_bytes(model.layers[i], model.n_units, sparsity) for i in layers),
+            sum(layer_threshold_bytes(model.layers[i], sparsity) for i in layers),
+        )
+        for layers in cards
+    )
 
 
 def _divisions(model: Model) -> Iterable[tuple[str, ...]]:
@@ -104,28 +121,40 @@ def layer_threshold_bytes(layer: Layer, sparsity: str) -> int:
     return aligned(4 * weight.n_rows * weight.ne[0])
 
 
-def fitting_reserve(model: Model, budget: Budget, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
-    """The reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer.
+def fitting_reserves(
+    model: Model, shares: Sequence[Share], sparsity: str, n_ctx: int, n_batch: int
+) -> tuple[Reserve, ...]:
+    """Each card's reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer on each.
 
     Raises:
         DoesNotFitError: not even a batch of 1 does; the text has the sum that is needed.
     """
     while True:
-        reserve = reserve_for(model, sparsity, n_ctx, n_batch)
-        needed = smallest_useful(model, sparsity, reserve)
-        if needed <= budget.n_bytes:
-            return reserve
+        reserves = reserves_for(model, sparsity, n_ctx, n_batch, [share.layers for share in shares])
+        needs = [
+            smallest_useful(model, sparsity, each, share.layers)
+            for each, share in zip(reserves, shares, strict=True)
+        ]
+        short = [pair for pair in zip(shares, needs, strict=True) if pair[1] > pair[0].budget.n_bytes]
+        if not short:
+            return reserves
         if n_batch == 1:
+            (share, needed), budget = short[0], short[0][0].budget
+            of_card = f" of layers {share.layers.start} to {share.layers.stop - 1}" if len(shares) > 1 else ""
             raise DoesNotFitError(
                 "vram_budget",
                 f"{budget.text}, {budget.n_bytes} bytes",
-                f"the smallest useful plan needs {needed} bytes, {mib(needed)}",
+                f"the smallest useful plan{of_card} needs {needed} bytes, {mib(needed)}",
                 "raise it, lower n_ctx, or take 0 for the CPU alone",
             )
         n_batch //= 2
 
 
-def smallest_useful(model: Model, sparsity: str, reserve: Reserve) -> int:
-    """Bytes of a plan that puts the dense part of one layer on the device, and nothing else."""
-    parts = [dense_part(layer, sparsity) for layer in model.layers]
+def smallest_useful(model: Model, sparsity: str, reserve: Reserve, layers: range | None = None) -> int:
+    """Bytes of a plan that puts the dense part of one layer on the device, and nothing else.
+
+    Args:
+        layers: of a card; None for all.
+    """
+    parts = [dense_part(model.layers[i], sparsity) for i in layers or range(model.n_layer)]
     return reserve.n_bytes + next((part.n_bytes for part in parts if not part.obstacle), 0)

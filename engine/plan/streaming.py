@@ -18,9 +18,10 @@ from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.graph import ALL, COLD, Graph, Node, layer_of, weights_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import GPU, PlacedNode, Sides
+from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, Sides
 from hotcold.engine.model.model import Model, Weight
-from hotcold.engine.plan.budget import Budget, mib
+from hotcold.engine.plan.budget import mib
+from hotcold.engine.plan.division import Share
 from hotcold.engine.plan.footprint import INDEX_BYTES, dense_part, ffn_part
 from hotcold.engine.plan.plan import GraphPlan, Ids, Plan, SentPiece, SentRows, Streaming, sides_of
 from hotcold.engine.plan.reserve import Reserve, smallest_useful
@@ -33,8 +34,8 @@ LEAST_TOKENS = 2
 Key = tuple[str, int]
 
 
-def obstacle(model: Model, how: Wanted, reserve: Reserve, budget: Budget) -> str:
-    """Why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
+def obstacle(model: Model, how: Wanted, reserve: Reserve, share: Share) -> str:
+    """Of a card, why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
     if model.experts_by_neuron:
         return "single neurons of experts are not sent for prompts: the CPU computes those that it has"
     if how.sparsity == "threshold":
@@ -42,8 +43,8 @@ def obstacle(model: Model, how: Wanted, reserve: Reserve, budget: Budget) -> str
     least = LEAST_TOKENS if how.stream_batch is None else how.stream_batch
     if reserve.n_batch < least:
         return f"no batch has the {least} tokens from which on rows are sent: n_batch is {reserve.n_batch}"
-    taken = 2 * largest_piece(model, how.sparsity)
-    short = smallest_useful(model, how.sparsity, reserve) + taken - budget.n_bytes
+    taken, budget = 2 * largest_piece(model, how.sparsity, share.layers), share.budget
+    short = smallest_useful(model, how.sparsity, reserve, share.layers) + taken - budget.n_bytes
     if short > 0:
         return f"two staging buffers of {mib(taken // 2)} do not fit: {mib(short)} short; prompts are not streamed"
     if how.stream_batch is None and QUARTER * taken > budget.n_bytes:
@@ -52,10 +53,14 @@ def obstacle(model: Model, how: Wanted, reserve: Reserve, budget: Budget) -> str
     return ""
 
 
-def largest_piece(model: Model, sparsity: str) -> int:
-    """Bytes of a staging buffer if nothing of a layer is on the device: an upper bound."""
+def largest_piece(model: Model, sparsity: str, layers: range | None = None) -> int:
+    """Bytes of a staging buffer if nothing of a layer is on the device: an upper bound.
+
+    Args:
+        layers: of a card; None for all.
+    """
     found = 0
-    for layer in model.layers:
+    for layer in (model.layers[i] for i in layers or range(model.n_layer)):
         dense, ffn = dense_part(layer, sparsity), ffn_part(layer, sparsity)
         biases = [w for role, w in dense.weights if role in ("bias", "norm")]
         of_ffn = [w for _, w in ffn.weights] if ffn.obstacle is None else []
@@ -78,21 +83,25 @@ def streaming_of(plan: Plan, graph: Graph, asked: int | None) -> Streaming | Non
         return None
     wanted, sides = _sendable(plan), sides_of(plan.weights, plan.caches)
     every = {**{name: GPU for name in wanted}, **sides.weights}
-    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head), streams=True)
+    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), streams=True)
     pieces = tuple(_pieces(plan, placed.nodes, wanted))
     return Streaming(GraphPlan(graph, placed, arenas), pieces, asked, _work(plan, pieces)) if pieces else None
 
 
-def lacks_something(plan: Plan) -> bool:
-    """Whether the device lacks rows that it could multiply."""
+def lacks_something(plan: Plan, layers: range | None = None) -> bool:
+    """Whether the device lacks rows that it could multiply.
+
+    Args:
+        layers: of a card; None for all.
+    """
     sides = sides_of(plan.weights, plan.caches)
-    return any(sides.weights.get(name) != GPU for name in _sendable(plan))
+    return any(sides.weights.get(name) != GPU for name in _sendable(plan, layers))
 
 
-def _sendable(plan: Plan) -> set[str]:
-    """Names of the tensors that the device could hold."""
+def _sendable(plan: Plan, layers: range | None = None) -> set[str]:
+    """Names of the tensors of some layers that the device could hold."""
     names = set[str]()
-    for layer in plan.model.layers:
+    for layer in (plan.model.layers[i] for i in layers or range(plan.model.n_layer)):
         for part in (dense_part(layer, plan.sparsity), ffn_part(layer, plan.sparsity)):
             if part.obstacle is None:
                 names |= {weight.name for _, weight in part.weights}
@@ -103,7 +112,7 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
     """Nodes of the device that lack something, in runs: a layer's up to its FFN, and from there on."""
     there = {_key(entry.weight) for entry in plan.weights if entry.device_rows and entry.role != "head"}
     lacking = [
-        (p.node, sent) for p in nodes if p.side == GPU and (sent := _sent(plan, p.node, wanted, there))
+        (p.node, sent) for p in nodes if p.side != CPU and (sent := _sent(plan, p.node, wanted, there))
     ]
     ops = FFN_OPS if plan.model.experts is None else ("expert_ffn",)
     ffns = {layer_of(p.node): i for i, p in reversed(list(enumerate(nodes))) if p.node.op in ops}

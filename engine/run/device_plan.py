@@ -63,7 +63,7 @@ def place_on(device: Device, source: Source, how: Wanted, request: Request) -> P
     facts = facts_for(device, source, how, request)
     budget = resolve_budget(request.budget, facts)
     try:
-        plan, lines = plan_source(source, how, budget, facts, strict=request.strict)
+        plan, lines = plan_source(source, how, budget, strict=request.strict)
     except DoesNotFitError as error:
         raise NoRoomError(error.thing, error.value, error.bound, error.next_step) from error
     if request.strict and plan.n_batch < how.n_batch:
@@ -111,7 +111,7 @@ def _smaller(device: Device, source: Source, how: Wanted, wanted: Plan, lack: Do
     while True:
         budget = _less(device, plan)
         try:
-            plan = make_plan(source, how, budget, facts_of(device))
+            plan = make_plan(source, how, budget)
         except DoesNotFitError as error:
             thing, remedy = f"memory of {device.name}", "lower n_ctx or n_batch, or take --device cpu"
             raise NoRoomError(thing, _reason(lack), error.bound, remedy) from lack
@@ -143,7 +143,7 @@ def opened_plan(
         facts = facts_for(device, source, how, request) if device is not None else None
         budget = Budget("0", 0, "as asked for") if facts is None else resolve_budget(request.budget, facts)
         how = how if device is None else how_on(device, how)
-        plan, lines = plan_source(source, how, budget, facts)
+        plan, lines = plan_source(source, how, budget)
         yield device, plan, lines
     finally:
         if device is not None:

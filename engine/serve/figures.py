@@ -78,7 +78,7 @@ def _told(number: int, look: Look) -> dict[str, Any]:
 def memory(plan: Plan) -> list[dict[str, Any]]:
     """Bytes by kind: of the budget where there is one, else of the CPU."""
     if plan.totals.budget:
-        totals = asdict(plan.totals) | {"padding": plan.totals.padding}
+        totals = asdict(plan.totals)
         return [{"name": words, "bytes": int(totals[name])} for name, words in ON_DEVICE.items()]
     arena = max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes)
     return [

@@ -88,7 +88,10 @@ def test_a_plan_counts_the_thresholds_of_neurons_on_the_device(tmp_path: Path) -
     report = as_json(plans["threshold"])
     assert report["totals"]["gpu"]["thresholds"] == 2 * 4 * 96
     assert report["layers"][1]["threshold_bytes"] == 4 * 96
-    shown = {mode: list(totals_table(as_json(plan)).columns[0].cells) for mode, plan in plans.items()}
+    shown = {
+        mode: list(totals_table(as_json(plan)["totals"]["gpu"], "it").columns[0].cells)
+        for mode, plan in plans.items()
+    }
     assert "their thresholds" in shown["threshold"] and "their thresholds" not in shown["off"]
 
 

@@ -38,7 +38,7 @@ BUDGETS = ["0", "3MiB", "6MiB"]
 def planned(budget: str, sparsity: str = "auto", n_ctx: int = 256, n_batch: int = 64) -> Plan:
     source = dump.open_source(None, None, None, None)
     how = planning.wanted(source, sparsity, n_ctx, n_batch, "f16")
-    return planning.make_plan(source, how, dump.budget_of(budget, None), None)
+    return planning.make_plan(source, how, dump.budget_of(budget, None))
 
 
 def report(budget: str) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def test_thresholds_do_not_matter() -> None:
     for threshold in (-100.0, 0.0, 100.0):
         changed = replace(source, model=replace(source.model, sparse_threshold=threshold))
         how = planning.wanted(changed, "auto", 256, 64, "f16")
-        plan = planning.make_plan(changed, how, dump.budget_of("6MiB", None), None)
+        plan = planning.make_plan(changed, how, dump.budget_of("6MiB", None))
         texts.add(json.dumps(as_json(plan)) + str([split.hot.tolist() for split in plan.layers]))
     assert len(texts) == 1
 
@@ -108,7 +108,7 @@ def test_every_architecture_is_planned_from_its_file(name: str, budget: str) -> 
     path = GOLDEN.parent / "powerinfer" / f"{name}-q4_0.powerinfer.gguf"
     source = dump.open_source(path, None, None, None)
     how = planning.wanted(source, "predictor", 64, 4, "f16")
-    plan = planning.make_plan(source, how, dump.budget_of(budget, None), None)
+    plan = planning.make_plan(source, how, dump.budget_of(budget, None))
     got = as_json(plan)
     with open_gguf(path) as file:
         by_tensor: dict[str, int] = {}
@@ -199,7 +199,7 @@ def test_the_curve_agrees_with_plans() -> None:
     curve = coverage_curve(source.model, how, source.frequencies, n_points=9)
     assert curve[-1][1] == 1.0
     for n_bytes, share in curve:
-        plan = planning.make_plan(source, how, dump.budget_of(f"{n_bytes}B", None), None)
+        plan = planning.make_plan(source, how, dump.budget_of(f"{n_bytes}B", None))
         assert plan.coverage == pytest.approx(share, abs=1e-12)
         assert plan.totals.left_over + plan.totals.padding == 3 * (GRANULE - 1) * (n_bytes > 0)
 

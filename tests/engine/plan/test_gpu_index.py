@@ -19,7 +19,7 @@ IDENTITY = planning.identity(SOURCE, HOW, BUDGET)
 
 
 def planned(hot: object = None, budget: str = "6MiB") -> Plan:
-    return planning.make_plan(SOURCE, HOW, dump.budget_of(budget, None), None, hot)  # type: ignore[arg-type]
+    return planning.make_plan(SOURCE, HOW, dump.budget_of(budget, None), hot)  # type: ignore[arg-type]
 
 
 def test_a_folder_that_cannot_be_written_falls_back_to_the_cache(

@@ -296,7 +296,7 @@ def test_a_foreign_index_that_fits_is_used(opened: Opened, model: Path, cpu_ids:
 def test_an_index_of_another_budget(opened: Opened, model: Path, cpu_ids: Ids) -> None:
     source = dump.open_source(model, None, None, None)
     how = planning.wanted(source, "auto", 64, 8, "f16")
-    plan = planning.make_plan(source, how, dump.budget_of("1200KiB", None), None)
+    plan = planning.make_plan(source, how, dump.budget_of("1200KiB", None))
     dump.write_index_for("hotcold", plan, source, how)
     made = index_path(model).read_bytes()
     with pytest.raises(FileError, match="delete it, or leave out --strict"):

@@ -40,7 +40,7 @@ def plan(file: GGUFFile) -> Plan:
     """All dense parts and a part of the neurons on the device."""
     source = planning.Source(load_model(file), "", None, "", 0, None, UNIFORM)
     how = planning.wanted(source, "auto", 16, 4, "f16")
-    plan = planning.make_plan(source, how, Budget("1.4MB", 1_400_000, ""), None)
+    plan = planning.make_plan(source, how, Budget("1.4MB", 1_400_000, ""))
     assert plan.n_dense_layers == 2 and 0.1 < plan.hot_share < 0.9 and plan.n_batch == 4
     return plan
 

@@ -77,14 +77,15 @@ def with_streaming(plan: Plan) -> Plan:
     """A plan with two staging buffers beside what it takes: a model of two layers is too small to choose them."""
     streaming = streaming_of(plan, plan.batch.graph, LEAST)
     assert streaming is not None
-    staging = 2 * streaming.buffer_bytes
+    (card,) = plan.cards
+    staging = 2 * streaming.buffer_bytes(card.layers)
     totals = replace(
-        plan.totals,
-        arena=max(plan.totals.arena, streaming.graph.arenas[GPU].n_bytes),
+        card.totals,
+        arena=max(card.totals.arena, streaming.graph.arenas[GPU].n_bytes),
         staging=staging,
-        budget=plan.totals.budget + staging,
-    )
-    return replace(plan, streaming=streaming, totals=totals)
+        budget=card.totals.budget + staging,
+    ).padded()
+    return replace(plan, streaming=streaming, cards=(replace(card, totals=totals),))
 
 
 def sender_of(executor: Executor) -> Sender:
