@@ -130,8 +130,8 @@ class _Pairs:
             (x, stride), chunks = self.first, program.row_chunks(self.n_ff, 4 * self.n_pairs)
             fields = {"x": x, "x_stride": stride, "y": x, "y_stride": stride, "n_rows": self.n_ff}
             fields |= {"k": self.n_expert, "activation": ACTIVATIONS[self.node.attributes["activation"]]}
-            fields |= {"apart": self.low.runs[0]} if self.low.runs else {}
-            self.low.emit(program.EXPERT_THRESHOLD, chunks, **fields, **least, groups=self.groups)
+            own = {"apart": self.low.apart, "groups": self.groups}
+            self.low.emit(program.EXPERT_THRESHOLD, chunks, **fields, **least, **own)
 
     def up_rows(self, x: tuple[int, int]) -> None:
         """second = first * (up . x) where first, the gates, says so; other rows are not read."""

@@ -169,7 +169,7 @@ def sparse_gated_ffn(low: Lowering, node: Node) -> None:
     if least := low.thresholds(node):
         at = {"x": gates[0], "x_stride": gates[1], "y": gates[0], "y_stride": gates[1]}
         own = at | least | rule | {"n_rows": n_ff}
-        low.emit_by_position(program.THRESHOLD, low.token_chunks(n_ff), 1, **own)
+        low.emit_by_position(program.THRESHOLD, low.token_chunks(n_ff), **own)
     wanted = {"z": gates[0], "z_stride": gates[1], "counts": counts, "all_listed": int(not bits)} | rule
     _row_op(low, program.UP_ROWS, up, low.input_of(node, up), hidden, wanted)
     _down_rows(low, node, down_t, hidden)

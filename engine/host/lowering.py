@@ -26,7 +26,7 @@ def positions(low: Lowering, node: Node) -> None:
     y, stride = low.vector(node.output)
     at = {"y": y, "y_stride": stride, "first": node.attributes["first"]}
     how = {**low.weight(table), **at, "k": table.ne[0]}
-    low.emit_by_position(program.POSITIONS, low.token_chunks(table.ne[0]), 1, **how)
+    low.emit_by_position(program.POSITIONS, low.token_chunks(table.ne[0]), **how)
 
 
 def rms_norm(low: Lowering, node: Node) -> None:
@@ -88,7 +88,6 @@ def rope(low: Lowering, node: Node) -> None:
     low.emit_by_position(
         program.ROPE,
         low.token_chunks(x.shape[1]),
-        1,
         x=at,
         x_stride=stride,
         y=y,
@@ -109,7 +108,6 @@ def kv_store(low: Lowering, node: Node) -> None:
     low.emit_by_position(
         program.KV_STORE,
         low.token_chunks(2 * k.shape[1]),
-        1,
         x=x,
         x_stride=x_stride,
         z=z,
@@ -140,17 +138,21 @@ def attention(low: Lowering, node: Node) -> None:
         **cache.fields(layer),
     }
     shape = (n_head, cache.n_head_kv, head_dim, cache.n_ctx)
-    if low.runs and sizes.attention_parts(cache.n_ctx) > 1:
-        # the parts' sums of a token are joined before the next one writes its own
-        for t, run in enumerate(low.runs):
-            of_one = fields | {"x": x + t * x_stride, "y": y + t * y_stride}
-            low.emit(program.ATTENTION, sizes.attention_chunks(1, *shape), run=run, **of_one)
-            low.emit(program.ATTENTION_JOIN, n_head, run=run, **of_one)
+    joins = sizes.attention_parts(cache.n_ctx) > 1
+    if not low.apart:
+        low.emit(program.ATTENTION, sizes.attention_chunks(low.n_tokens, *shape), **fields)
+        if joins:
+            low.emit(program.ATTENTION_JOIN, n_head, **fields)
         return
-    chunks, chunks_of_one = (sizes.attention_chunks(n, *shape) for n in (low.n_tokens, 1))
-    low.emit_by_position(program.ATTENTION, chunks, chunks_of_one, **fields)
-    if sizes.attention_parts(cache.n_ctx) > 1:
-        low.emit(program.ATTENTION_JOIN, n_head, **fields)
+    # as many sequences at a time as there is room for the sums of their parts
+    room = min(low.n_tokens, sizes.SPLIT_TOKENS)
+    fields["scratch_stride"] = sizes.attention_partial_bytes(1, n_head, head_dim, cache.n_ctx)
+    for t in range(0, low.n_apart, room):
+        n, at = min(room, low.n_apart - t), {"x": x + t * x_stride, "y": y + t * y_stride}
+        at["apart"] = low.apart + t * 8 * program.N_PARAMETERS
+        codes = {program.ATTENTION: sizes.attention_chunks(1, *shape), program.ATTENTION_JOIN: n_head}
+        for code, of_one in list(codes.items())[: 1 + joins]:
+            low.emit(code, n * of_one, n_rows=of_one, **(fields | at))
 
 
 def scale(low: Lowering, node: Node) -> None:

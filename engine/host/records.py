@@ -26,7 +26,8 @@ class Lowering:
         rope_table: address of (cos, sin) float32 [n_ctx, n_pairs, 2] of each rotation; table_bytes of one.
         counts: address of int64 [n_layer, MAX_CHUNKS, 2], listed and live neurons.
         cold: of each layer whose FFN is split, the rows that are the CPU's, or the experts.
-        runs: addresses of run parameters, one a token, where each token belongs to a sequence of its own.
+        apart: address of run parameters, one behind the other, of n_apart tokens that each belong to a sequence of
+            their own; 0 where all belong to one.
         cold_neurons: of each layer whose experts are split by neurons, the rows that are the CPU's.
     """
 
@@ -40,7 +41,8 @@ class Lowering:
     counts: int
     cold: dict[int, ColdRows]
     cold_neurons: dict[int, ColdNeurons]
-    runs: tuple[int, ...] = ()
+    apart: int = 0
+    n_apart: int = 0
     records: list[Record] = field(default_factory=list)
 
     @property
@@ -52,14 +54,10 @@ class Lowering:
         """Append one record."""
         self.records.append({"code": code, "chunks": chunks, **fields})
 
-    def emit_by_position(self, code: int, chunks: int, chunks_of_one: int, **fields: Any) -> None:
-        """Append what depends on positions: a record, or one a token where each has a sequence of its own."""
-        if not self.runs:
-            self.emit(code, chunks, **fields)
-        moving = [name for name in ("x", "y", "z") if f"{name}_stride" in fields]
-        for t, run in enumerate(self.runs):
-            moved = {name: fields[name] + t * fields[f"{name}_stride"] for name in moving}
-            self.emit(code, chunks_of_one, run=run, **(fields | moved))
+    def emit_by_position(self, code: int, chunks: int, **fields: Any) -> None:
+        """Append what depends on the positions of tokens, which are shared out."""
+        chunks = min(chunks, self.n_apart) if self.apart else chunks
+        self.emit(code, chunks, apart=self.apart, **fields)
 
     def layer_counts(self, layer: int) -> int:
         """Address of a layer's counts."""

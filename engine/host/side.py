@@ -87,8 +87,9 @@ class HostSide:
         """
         low, walks = self.lowering(graph), list[Walk]()
         if n_apart:
-            runs = tuple(self.runs[i].ctypes.data for i in range(n_apart))
-            low = replace(low, runs=runs)  # how the device lays out a batch depends on the graph's n_tokens
+            low = replace(
+                low, apart=self.runs.ctypes.data, n_apart=n_apart
+            )  # how the device lays out a batch depends on the graph's n_tokens
         for kind, nodes in segments(pack(graph.placed, CPU, lambda type_: sizes.is_quantised(int(type_)))):
             if kind == CPU:
                 lowered = lower([p.node for p in nodes], low)

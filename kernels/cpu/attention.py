@@ -135,16 +135,43 @@ def _prepare(op, head_kv: int, row: int, n_rows: int, n_past: int, q: int, posit
 
 
 @compiled
+def _tile_at(op, cache: int, head_kv: int, first: int) -> int:  # type: ignore[no-untyped-def]
+    """Bytes from the beginning of the first sequence's caches to a head's tile that holds a position.
+
+    Args:
+        cache: bytes from there to this sequence's.
+    """
+    return cache + head_kv * op.w1_stride + first // TILE % (op.n_positions // TILE) * op.w_stride
+
+
+@compiled
+def _first_tile(op, run: int, head_kv: int) -> int:  # type: ignore[no-untyped-def]
+    """The same of the first tile that a sequence's first token sees, by its run parameters."""
+    first = _sees(load_i64(run + 8 * N_PAST), op.k)
+    return _tile_at(op, load_i64(run + 8 * KV_OFFSET), head_kv, first)
+
+
+@compiled
 def _sum_part(  # type: ignore[no-untyped-def]
-    op, head_kv: int, n_rows: int, part: int, q: int, positions: int, records: int, spare: int, cache: int
+    op,
+    head_kv: int,
+    n_rows: int,
+    part: int,
+    q: int,
+    positions: int,
+    records: int,
+    spare: int,
+    cache: int,
+    then: int,
 ) -> None:
     """Maxima, totals and sums of a block of rows over one part of the positions.
 
     Args:
         q, positions: of the rows. spare: memory for a register tile, see `attend`, and a widened one.
-        cache: bytes from the first sequence's caches to these.
+        cache: bytes from the first sequence's caches to these. then: the tile, as `_tile_at` says, that follows
+            the last one that the rows see; asked for meanwhile.
     """
-    head_dim, window, block_bytes, n_blocks = op.head_dim, op.k, op.w_stride, op.n_positions // TILE
+    head_dim, window = op.head_dim, op.k
     n_vectors = kv_cache.padded(head_dim) // 16
     record = STATE + 64 * n_vectors
     for r in range(n_rows):
@@ -155,10 +182,11 @@ def _sum_part(  # type: ignore[no-untyped-def]
     kind = rows.F32_ID if widened else op.w_type
     most = MOST_WIDE_ROWS if kind == rows.F32_ID else MOST_DIRECT_ROWS
     start = max(part * PART, _sees(load_i64(positions), window) // TILE * TILE)
-    end = min((part + 1) * PART, load_i64(positions + 8 * (n_rows - 1)) + 1)
-    for first in range(start, end, TILE):
-        at = cache + head_kv * op.w1_stride + first // TILE % n_blocks * block_bytes
-        k, v, ahead = op.w + at, op.w1 + at, block_bytes
+    last = load_i64(positions + 8 * (n_rows - 1))
+    for first in range(start, min((part + 1) * PART, last + 1), TILE):
+        at = _tile_at(op, cache, head_kv, first)
+        later = _tile_at(op, cache, head_kv, first + TILE) if first + TILE <= last else then
+        k, v, ahead = op.w + at, op.w1 + at, later - at
         if widened:
             widen(op.w_type, True, k, head_dim, wide_k, ahead)
             widen(op.w_type, False, v, head_dim, wide_v, ahead)
@@ -195,7 +223,7 @@ def _parts(op, n_tokens: int, n_past: int) -> tuple[int, int]:  # type: ignore[n
 
 
 @compiled
-def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
+def attend(op, c: int, run: int, next_run: int, scratch: int) -> None:  # type: ignore[no-untyped-def]
     """Chunk c of an ATTENTION op.
 
     The thread's memory holds the block's queries, positions, totals and sums of one part, then what serves a
@@ -205,7 +233,8 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
         op: n_head query heads, n_head_kv of the cache, head_dim, n_positions that the cache holds, whole
             blocks, scale, k window or 0, z address of the sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
             and w1_stride a head; scratch of `attention_partial_bytes`.
-        run: address of the run parameters. scratch: address of THREAD_SCRATCH_BYTES.
+        run: address of the run parameters. next_run: of the sequence that comes next.
+        scratch: address of THREAD_SCRATCH_BYTES.
     """
     n_tokens, n_past = load_i64(run + 8 * N_TOKENS), load_i64(run + 8 * N_PAST)
     n_head_kv, window, cache = op.n_head_kv, op.k, load_i64(run + 8 * KV_OFFSET)
@@ -232,14 +261,16 @@ def attend(op, c: int, run: int, scratch: int) -> None:  # type: ignore[no-untyp
             part, row, head_kv = 0, (n_blocks - 1 - item // n_head_kv) * block, item % n_head_kv
         n = min(block, n_rows - row)
         _prepare(op, head_kv, row, n, n_past, scratch, positions)
+        head_after = (item + 1) // (n_parts * n_blocks if cut else 1) % n_head_kv
+        then = _first_tile(op, run if item + 1 < items else next_run, head_after)
         if cut:
             to = op.scratch + ((head_kv * n_parts + part) * n_rows + row) * record
-            _sum_part(op, head_kv, n, first_part + part, scratch, positions, to, spare, cache)
+            _sum_part(op, head_kv, n, first_part + part, scratch, positions, to, spare, cache, then)
             continue
         for r in range(n):
             clear(totals + record * r, n_vectors)
         for part in range(first_part, first_part + n_parts):
-            _sum_part(op, head_kv, n, part, scratch, positions, own, spare, cache)
+            _sum_part(op, head_kv, n, part, scratch, positions, own, spare, cache, then)
             for r in range(n):
                 if _meets(load_i64(positions + 8 * r), window, part):
                     join(totals + record * r, own + record * r, n_vectors)

@@ -25,6 +25,7 @@ from hotcold.kernels.cpu.program import (
     KV_OFFSET,
     LOGITS_ADDRESS,
     LOGITS_FROM,
+    N_PARAMETERS,
     N_PAST,
     N_TOKENS,
     ROWS_ALIGNED,
@@ -152,18 +153,56 @@ def planes(at: int, c: int, n: int, run: int, scratch: int) -> None:
 # ---- ops that are cut in other ways ------------------------------------------------
 
 
+@compiled
+def _own_record(at: int, scratch: int) -> int:
+    """The address of the thread's own copy of a record."""
+    own = scratch + THREAD_SCRATCH_BYTES
+    for word in range(0, RECORD_BYTES, 8):
+        store_i64(own + word, load_i64(at + word))
+    return own
+
+
+@compiled
+def _own_run(op, token: int) -> int:  # type: ignore[no-untyped-def]
+    """Address of the run parameters of a token that has a sequence of its own."""
+    return op.apart + 8 * N_PARAMETERS * token
+
+
+@compiled
+def _take_token(op, own, token: int) -> None:  # type: ignore[no-untyped-def]
+    """Let a copy of an attention's record be about one token that has a sequence of its own."""
+    own.chunks = op.n_rows
+    own.x, own.y = op.x + token * op.x_stride, op.y + token * op.y_stride
+    own.scratch = op.scratch + token * op.scratch_stride
+
+
 @op_kernel(program.ATTENTION)
 def attend(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
+    if op.apart == 0:
+        for i in range(c, c + n):
+            attention.attend(op, i, run, run, scratch)
+        return
+    own = record(_own_record(at, scratch))
     for i in range(c, c + n):
-        attention.attend(op, i, run, scratch)
+        token = i // op.n_rows
+        _take_token(op, own, token)
+        following = min(token + 1, op.chunks // op.n_rows - 1)
+        attention.attend(own, i % op.n_rows, _own_run(op, token), _own_run(op, following), scratch)
 
 
 @op_kernel(program.ATTENTION_JOIN)
 def join_parts(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
+    if op.apart == 0:
+        for i in range(c, c + n):
+            attention.join_parts(op, i, run, scratch)
+        return
+    own = record(_own_record(at, scratch))
     for i in range(c, c + n):
-        attention.join_parts(op, i, run, scratch)
+        token = i // op.n_rows
+        _take_token(op, own, token)
+        attention.join_parts(own, i % op.n_rows, _own_run(op, token), scratch)
 
 
 @op_kernel(program.SPARSE_FFN)
@@ -203,15 +242,6 @@ def gather(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)
     n_pairs = experts.n_pairs(op.groups)
     experts.gather(op, n_pairs * c // op.chunks, n_pairs * (c + n) // op.chunks)
-
-
-@compiled
-def _own_record(at: int, scratch: int) -> int:
-    """The address of the thread's own copy of a record."""
-    own = scratch + THREAD_SCRATCH_BYTES
-    for word in range(0, RECORD_BYTES, 8):
-        store_i64(own + word, load_i64(at + word))
-    return own
 
 
 @op_kernel(program.EXPERT_ROWS)
@@ -284,7 +314,10 @@ def _n_tokens(op, run: int) -> int:  # type: ignore[no-untyped-def]
 
 
 def _token_kernel(code: int) -> Callable[[Callable[..., None]], Any]:
-    """A decorator for an op of one token at a time: function(op, t, x, y, z, run), with the token's addresses."""
+    """A decorator for an op of one token at a time: function(op, t, x, y, z, run), with the token's addresses.
+
+    Where tokens have sequences of their own, t is 0 and run the token's own.
+    """
 
     def wrap(function: Callable[..., None]) -> Any:
         of_token = compiled(function)
@@ -294,7 +327,8 @@ def _token_kernel(code: int) -> Callable[[Callable[..., None]], Any]:
             n_tokens = _n_tokens(op, run)
             for t in range(n_tokens * c // op.chunks, n_tokens * (c + n) // op.chunks):
                 x, y, z = op.x + t * op.x_stride, op.y + t * op.y_stride, op.z + t * op.z_stride
-                of_token(op, t, x, y, z, run)
+                own, i = (run, t) if op.apart == 0 else (_own_run(op, t), 0)
+                of_token(op, i, x, y, z, own)
 
         of_chunks.__name__ = function.__name__
         return op_kernel(code)(of_chunks)

@@ -7,8 +7,8 @@ the number of tokens alone, never on the threads, so neither do the bits.
 Each op is one entry below: what it reads -> what it writes (t: token, r: row), and the fields that only some ops
 have. A stride of 0 gives every token the same vector, such as a bias.
 
-A record with an address `run` has run parameters of its own there: tokens of one batch may belong to several
-sequences, each with its positions and its caches.
+Tokens of one batch may belong to sequences of their own, each with its positions and its caches: a record of what
+depends on these has the address `apart` of the run parameters of each token's sequence, one behind the other.
 
 Ops of a sparse FFN add the neurons that they list and those that fire to their chunk's two cells at
 `counts`, if that is not 0.
@@ -55,7 +55,8 @@ KV_STORE = _op("n_head_kv", "head_dim", "n_positions")
 head; position p lies at p modulo n_positions"""
 ATTENTION = _op("n_head", "n_head_kv", "head_dim", "n_positions", "scale")
 """x = q [t, n_head, head_dim], caches w, w1 of n_head_kv heads, strides likewise, k = positions seen or 0 = all,
-z = sinks float32 [n_head], scores without a value, or 0 -> y[t, n_head, head_dim], or scratch: its parts' sums"""
+z = sinks float32 [n_head], scores without a value, or 0 -> y[t, n_head, head_dim], or scratch: its parts' sums; with
+apart n_rows chunks a token, whose parts' sums lie at multiples of scratch_stride"""
 ATTENTION_JOIN = _op("n_head", "n_head_kv", "head_dim", "n_positions", "scale")
 """the same, and scratch -> y[t, n_head, head_dim] from the parts' sums"""
 ADD = _op()
@@ -127,9 +128,8 @@ EXPERT_DOWN = _op("groups", "n_parts")
 """w addresses of transposed downs, x[p, n_rows] -> y[p, k] = sum_r x[p, r] w_e[r] in n_parts, zeros skipped"""
 EXPERT_REDUCE = _op("groups", "n_parts")
 """x[p n_parts + piece, k] -> y[p, k], an expert's pieces added in order"""
-EXPERT_THRESHOLD = _op("groups", "activation", "least", "apart")
-"""x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD; apart: address of the run parameters of each
-token's sequence, one behind the other, or 0 for one sequence"""
+EXPERT_THRESHOLD = _op("groups", "activation", "least")
+"""x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
 TO_PLANES = _op("listed", "n_parts")
@@ -147,7 +147,7 @@ N_PARAMETERS = 8
 # The first cache line holds the two cells that threads meet at; the rest is only read.
 _CELLS = ["claim", "done", *(f"_cell{i}" for i in range(6))]
 _FIELDS = [
-    *("code", "chunks", "run"),
+    *("code", "chunks", "apart"),
     *("w", "w_type", "w_stride", "w1", "w1_type", "w1_stride", "w2", "w2_type", "w2_stride"),
     *("n_rows", "k", "x", "x_stride", "z", "z_stride", "y", "y_stride"),
     *("scratch", "scratch_stride", "counts"),

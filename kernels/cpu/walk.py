@@ -52,7 +52,7 @@ def _walk(number: int, ops: int, n_ops: int, run: int, n_threads: int, scratch: 
     """Run every op of round `number` (1, 2, ...) together with whoever else is walking.
 
     Args:
-        ops: address of n_ops records of dtype OP. run: of the run parameters of records without their own.
+        ops: address of n_ops records of dtype OP. run: of the run parameters.
         n_threads: of the team; decides how many chunks are claimed at once, never what they compute.
         scratch: address of THREAD_SCRATCH_BYTES, and room for a record, that no other thread uses.
     """
@@ -61,14 +61,13 @@ def _walk(number: int, ops: int, n_ops: int, run: int, n_threads: int, scratch: 
         # parts of a matrix cost the same and want long runs; others may differ, and are shared more finely
         is_even = _is_matrix(op.code) or op.code == program.DOWN_ROWS or op.code == program.EXPERT_ROWS
         parts = n_threads if is_even else 2 * n_threads
-        own = op.run if op.run != 0 else run
         while True:
             first, n = _claim(cell, number, op.chunks, parts)
             if first < 0:
                 return
             if n == 0:
                 break
-            run_op(op.code, cell, first, n, own, scratch)
+            run_op(op.code, cell, first, n, run, scratch)
             atomics.atomic_add(cell + 8, n)
         spins = 0
         while atomics.atomic_load(cell + 8) < number * op.chunks:

@@ -17,6 +17,7 @@ from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.gguf_io import open_gguf
+from hotcold.kernels.cpu import sizes
 from hotcold.kernels.cuda.device.device import Device
 
 N_SLOTS, N_CTX, N_STEPS = 3, 48, 6
@@ -102,6 +103,22 @@ def long_alone(executor: Executor, prompt: NDArray[np.int32]) -> Logits:
         executor.run(prompt[start : start + 16], start, logits)
     row: Logits = logits[0]
     return row
+
+
+def test_more_sequences_than_there_is_room_for_parts(data: Path) -> None:
+    """In one run, of a context of several parts: their attention goes in turns."""
+    dice, n = np.random.default_rng(2), sizes.SPLIT_TOKENS + 2
+    file = open_gguf(data / "llamacpp" / "llama.f16.gguf")
+    plan = plan_for_cpu(load_model(file), Wanted("off", 600, 32, "f16", n))
+    with Executor(plan, file, 2) as executor:
+        each = [dice.integers(3, 200, 3 + slot % 4).astype(np.int32) for slot in range(n)]
+        wanted = [long_alone(executor, prompt) for prompt in each]
+        for slot, prompt in enumerate(each):
+            executor.run(prompt[:-1], 0, None, slot)
+        logits = np.empty((n, executor.model.n_vocab), np.float32)
+        last = np.array([p[-1] for p in each], np.int32)
+        executor.run_apart(last, [p.size - 1 for p in each], range(n), logits)
+    assert [row.tobytes() for row in logits] == [row.tobytes() for row in wanted]
 
 
 def test_a_slot_that_is_none_is_refused(data: Path) -> None:
