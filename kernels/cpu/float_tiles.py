@@ -28,8 +28,9 @@ from hotcold.kernels.cpu.weights import FloatType
 _FEATURES = simd.target_features()
 LANES = 16 if "avx512f" in _FEATURES else 8 if "avx" in _FEATURES else 4
 ROWS, COLUMNS = 8 if LANES == 16 else 4, 3  # of a tile
-SLICE = 48  # steps of a panel
+SLICE = 32  # steps of a panel
 PASSING, TOKENS = 32, 96  # rows and tokens whose sums are kept
+ASKED = 2  # rows that a tile asks for, so that memory is read all the while
 
 # this file's part of a thread's scratch memory, in bytes
 _VECTOR = 4 * LANES
@@ -52,20 +53,21 @@ def _widen_slice(b: Builder, kind: FloatType, *arguments: Value) -> None:
     with cgutils.for_range(b, I64(ROWS)) as loop:
         r = b.select(b.icmp_signed("<", loop.index, last), loop.index, last)
         row, to = b.add(w, b.mul(stride, r)), b.add(panel, b.mul(loop.index, I64(_VECTOR)))
-        later = b.add(row, b.mul(stride, I64(ROWS)))
         with cgutils.for_range(b, n_steps) as steps:
             offset = b.mul(steps.index, I64(CHAINS * STEP * kind.type_size))
-            simd.emit_prefetch(b, b.add(later, offset), 2)
             v, at = kind.load16(b, b.add(row, offset)), b.add(to, b.mul(steps.index, I64(ROWS * _VECTOR)))
             for part in range(_PARTS):
                 own = simd.shuffle(b, v, v, range(LANES * part, LANES * (part + 1)))
                 simd.store(b, own, at, _PART * part, _VECTOR)
 
 
-@family({0: "whole"}, 7, always=(0,))
+@family({0: "whole"}, 10, always=(0,))
 def _meet_tokens(b: Builder, _: str, *arguments: Value) -> None:
-    """Add a panel's products with n tokens, whose first step is at x, to their sums, or begin these."""
-    panel, n_steps, x, x_stride, n, sums, begins = arguments
+    """Add a panel's products with n tokens, whose first step is at x, to their sums, or begin these.
+
+    Meanwhile the next ROWS rows, whose first step is at `later`, are asked for, ASKED of them by a tile.
+    """
+    panel, n_steps, x, x_stride, n, sums, begins, later, stride, step_bytes = arguments
     last, is_first = b.sub(n, I64(1)), b.icmp_signed("!=", begins, I64(0))
     with cgutils.for_range(b, b.udiv(b.add(n, I64(COLUMNS - 1)), I64(COLUMNS))) as loop:
         first = b.mul(loop.index, I64(COLUMNS))
@@ -73,15 +75,34 @@ def _meet_tokens(b: Builder, _: str, *arguments: Value) -> None:
         numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
         xs = [b.add(x, b.mul(c, x_stride)) for c in numbers]
         to = b.add(sums, b.mul(first, I64(4 * STEP * ROWS)))
+        asked = [b.add(b.mul(loop.index, I64(ASKED)), I64(i)) for i in range(ASKED)]
+        asked = [b.select(b.icmp_signed("<", r, I64(ROWS)), r, I64(0)) for r in asked]
+        ahead = [b.add(later, b.mul(stride, r)) for r in asked]
         for part in range(_PARTS):
             at = [b.add(a, I64(_VECTOR * part)) for a in (to, *xs)]
-            _emit_tile(b, b.add(panel, I64(_PART * part)), n_steps, at[1:], at[0], is_first)
+            _emit_tile(
+                b,
+                b.add(panel, I64(_PART * part)),
+                n_steps,
+                at[1:],
+                at[0],
+                is_first,
+                [] if part else ahead,
+                step_bytes,
+            )
 
 
 def _emit_tile(
-    b: Builder, panel: Value, n_steps: Value, xs: list[Value], sums: Value, is_first: Value
+    b: Builder,
+    panel: Value,
+    n_steps: Value,
+    xs: list[Value],
+    sums: Value,
+    is_first: Value,
+    ahead: list[Value],
+    step_bytes: Value,
 ) -> None:
-    """One part of the vectors of ROWS rows and COLUMNS tokens."""
+    """One part of the vectors of ROWS rows and COLUMNS tokens; `ahead`: what is asked for, step by step."""
     kind = VT(F32, LANES)
     cells = [[cgutils.alloca_once(b, kind) for _ in range(ROWS)] for _ in xs]
     flat = [(cell, 4 * STEP * i) for i, cell in enumerate(cell for column in cells for cell in column)]
@@ -94,6 +115,8 @@ def _emit_tile(
                 b.store(load(b, sums, kind, place, _VECTOR), cell)
     with cgutils.for_range(b, n_steps) as loop:
         at, offset = b.mul(loop.index, I64(ROWS * _VECTOR)), b.mul(loop.index, I64(4 * STEP * CHAINS))
+        for row in ahead:
+            simd.emit_prefetch(b, b.add(row, b.mul(loop.index, step_bytes)), 2)
         vectors = [load(b, b.add(x, offset), kind, align=4) for x in xs]
         for r in range(ROWS):
             w = load(b, b.add(panel, at), kind, _VECTOR * r, _VECTOR)
@@ -171,7 +194,19 @@ def _passing_rows(op, r: int, n_rows: int, n: int, x: int, y: int, y_stride: int
                 row, sums = w + i * op.w_stride + size * column, scratch + _SUMS + chain * _CHAIN
                 sums += i // ROWS * _ROW_SUMS
                 _widen_slice(op.w_type, row, op.w_stride, min(ROWS, n_rows - i), end - begin, scratch)
-                _meet_tokens(0, scratch, end - begin, x + 4 * column, op.x_stride, n, sums, int(s == 0))
+                _meet_tokens(
+                    0,
+                    scratch,
+                    end - begin,
+                    x + 4 * column,
+                    op.x_stride,
+                    n,
+                    sums,
+                    int(s == 0),
+                    row + ROWS * op.w_stride,
+                    op.w_stride,
+                    CHAINS * STEP * size,
+                )
     for i in range(0, n_rows, ROWS):
         _fold_sums(0, scratch + _SUMS + i // ROWS * _ROW_SUMS, n, min(ROWS, n_rows - i), y + 4 * i, y_stride)
     if op.k % STEP:

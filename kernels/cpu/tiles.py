@@ -10,7 +10,7 @@ from hotcold.kernels.cpu.rows import MAX_COLUMNS, dot_rows, dot_strips
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 
 FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
-FEW_FLOAT_TOKENS = 8  # likewise of float weights
+FEW_FLOAT_TOKENS = 8  # likewise of float weights; fewer where their inputs take more than two passes
 COLUMN_BYTES = 28 << 10  # of inputs that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
 PRODUCT_ROWS, PRODUCT_TOKENS = (
@@ -48,7 +48,7 @@ def has_tiles(op, n_tokens: int) -> bool:  # type: ignore[no-untyped-def]
     Of a type whose rows take longer to decode than to multiply, rows are never decoded twice.
     """
     if not rows.is_block_type(op.w_type):
-        return n_tokens > FEW_FLOAT_TOKENS
+        return n_tokens > min(FEW_FLOAT_TOKENS, 2 * _at_once(op) + 1)
     few = min(FEW_TOKENS, _at_once(op)) if _IS_SLOW[op.w_type] else FEW_TOKENS
     return n_tokens > few and has_panels(op)
 
