@@ -26,6 +26,7 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.slabs import Slabs, allocate_slabs
 from hotcold.kernels.formats import mask_words
+from hotcold.kernels.kv_layout import blocks_of_rows, fill_rows
 
 LoadProgress = Callable[[int, int, float], None]
 """Hears bytes that are on the device, bytes in all, and seconds since the start."""
@@ -202,6 +203,22 @@ class DeviceStore:
         keys, values = (slab.view(before + i * half, half // dtype.itemsize, dtype) for i in (0, 1))
         return keys, values
 
+    def blocks(self, layer: int, n: int) -> NDArray[np.uint8]:
+        """What a layer's cache here holds of the first n positions, as the host would; nothing may be under way."""
+        keys, values = map(self.fetch, self.cache(layer))
+        return blocks_of_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n)
+
+    def fill_cache(self, layer: int, n: int, blocks: NDArray[np.uint8]) -> None:
+        """Let a layer's cache here hold n positions of the host's blocks, and else 0; nothing may be under way."""
+        buffers = self.cache(layer)
+        keys, values = (np.zeros(buffer.shape, buffer.dtype) for buffer in buffers)
+        fill_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n, blocks)
+        for array, buffer in zip((keys, values), buffers, strict=True):
+            self.send(array, buffer)
+
+    def _cache_shape(self, layer: int) -> tuple[int, int, int]:
+        return self.plan.model.n_head_kv, self.plan.caches[layer].n_positions, self.plan.model.head_dim
+
     def overflow(self, n_keys: int | None) -> int | None:
         """As `KVCache.overflow`, of the layers whose cache is here; nothing may be under way."""
         plan, model = self.plan, self.plan.model
@@ -228,7 +245,7 @@ class DeviceStore:
         return fetched
 
     def send(self, array: NDArray[np.generic], buffer: Buffer) -> None:
-        """Copy a small array of the host's to the device, and wait for it."""
+        """Copy an array of the host's to the device, and wait for it."""
         with Staging(self.device, array.nbytes) as staging:
             staging.copy(array, buffer)
 

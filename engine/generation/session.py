@@ -1,7 +1,7 @@
 """A session's file: what an engine's KV cache holds, and the ids that it is of.
 
 Eight bytes MAGIC, the header's length (uint32, little endian), the header (JSON), and the caches' blocks, a layer after
-the other, as the CPU has them: [2, n_head_kv, blocks of 64 positions, bytes]. The header says what the model and its
+the other, as the CPU has them, wherever they were: [2, n_head_kv, blocks of 64 positions, bytes]. The header says what the model and its
 settings have to be, and the SHA-256 of the blocks: a file of anything else, or a damaged one, is refused.
 """
 
@@ -36,7 +36,7 @@ class Session:
 
     Attributes:
         ids: of the tokens. oldest: see `Slots.oldest`.
-        blocks: of each layer, uint8, see `HostSide.blocks`.
+        blocks: of each layer, uint8, see `Executor.caches`.
     """
 
     ids: list[int]
@@ -45,19 +45,14 @@ class Session:
 
 
 def taken(engine: Engine, ids: Sequence[int], slot: int = 0) -> Session:
-    """A copy of what a slot holds of these ids.
-
-    Raises:
-        SettingError: the caches lie on a device.
-    """
-    blocks = [each.copy() for each in engine.executor.host.blocks(len(ids), slot)]
+    """A copy of what a slot holds of these ids."""
+    blocks = engine.executor.caches(len(ids), slot)
     return Session([int(token) for token in ids], engine.executor.slots.oldest(slot), blocks)
 
 
 def put(engine: Engine, session: Session, slot: int = 0) -> None:
     """Fill a slot's caches with what `read` has found for this engine."""
-    for each, data in zip(engine.executor.host.blocks(len(session.ids), slot), session.blocks, strict=True):
-        each[...] = data
+    engine.executor.fill_caches(len(session.ids), session.blocks, slot)
     engine.executor.slots.set_oldest(session.oldest, slot)
 
 
@@ -92,7 +87,6 @@ def read(engine: Engine, path: Path, option: str = "--session", *, follows: bool
     Raises:
         FileError: no session's file, one of another model or of other settings, or a damaged one.
         DoesNotFitError: it holds more positions than the context.
-        SettingError: the caches lie on a device.
     """
     try:
         with _opened(path, follows) as file:

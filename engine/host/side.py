@@ -67,7 +67,6 @@ class HostSide:
             else:
                 self._cold[split.layer] = cold_rows(split.hot, split.n_ff)
         self._kv_cache = allocate_kv_cache(plan)
-        self._has_caches_elsewhere = any(cache.side != CPU for cache in plan.caches)
         weight = model.rope_factors(n_ctx)
         factors = None if weight is None else store.rows(weight).view(np.float32)[0]
         self.rope_table = rope_table(model, n_ctx, factors)
@@ -137,11 +136,8 @@ class HostSide:
     def blocks(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
         """What a slot's caches hold of the first n positions, an array a layer: views, to be read and written.
 
-        Raises:
-            SettingError: some lie on a device.
+        There is memory for all layers, unused for those whose caches are on a device.
         """
-        if self._has_caches_elsewhere:
-            raise SettingError("KV cache", "on the device", "it is read on the CPU", ON_THE_CPU)
         return self._kv_cache.blocks(n, slot)
 
     def program(self, records: list[Record]) -> Program:

@@ -5,7 +5,7 @@ The executor knows nodes, not architectures. Both graphs are lowered once; a run
 the team, with a device also launches and copies.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
@@ -137,6 +137,34 @@ class Executor(Closing):
         if self.device_store is not None:
             found.append(self.device_store.overflow(n_keys))
         return min((layer for layer in found if layer is not None), default=None)
+
+    def caches(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
+        """What a slot's caches hold of the first n positions, an array a layer: copies, see `KVCache.blocks`.
+
+        Those on the device come in the same layout.
+        """
+        found = [each.copy() for each in self.host.blocks(n, slot)]
+        for store, layer, n_held in self._caches_on_device(n):
+            found[layer] = store.blocks(layer, n_held)
+        return found
+
+    def fill_caches(self, n: int, blocks: Sequence[NDArray[np.uint8]], slot: int = 0) -> None:
+        """Let a slot's caches hold n positions of what `caches` gave, wherever the plan has them.
+
+        Raises:
+            DeviceError: the device fails.
+        """
+        for place, each in zip(self.host.blocks(n, slot), blocks, strict=True):
+            place[...] = each
+        for store, layer, n_held in self._caches_on_device(n):
+            store.fill_cache(layer, n_held, blocks[layer])
+
+    def _caches_on_device(self, n: int) -> Iterator[tuple["DeviceStore", int, int]]:
+        """Of each layer the store, its number, and how many of n positions it holds; there is one slot then."""
+        if (store := self.device_store) is not None:
+            for cache in self.plan.caches:
+                if cache.side != CPU:
+                    yield store, cache.layer, min(n, cache.n_positions)
 
     @property
     def walked(self) -> float:

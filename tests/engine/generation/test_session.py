@@ -1,20 +1,29 @@
 """A session's file: the next prompt runs only what is new in it, and no other file passes for one."""
 
 import errno
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import run
 
 from hotcold import Engine, load
-from hotcold.engine.generation.session import restore, save
+from hotcold.engine.generation.session import read, restore, save
 from hotcold.errors import DoesNotFitError, FileError, SettingError
 
 PROMPT = "It is a truth universally acknowledged, that a single man in possession of"
 MORE = PROMPT + " a good fortune"
+PLACES: dict[str, dict[str, Any]] = {
+    "CPU": {"n_ctx": 96, "vram_budget": 0},
+    "split": {"n_ctx": 96, "device": "emulated"},
+    "device": {"n_ctx": 128, "device": "emulated", "vram_budget": "64MiB"},
+}
+BUDGETS = {"f16": "2350KiB", "f32": "2500KiB", "q8_0": "2250KiB"}  # some layers' caches fit, not all
+SIDES = {"CPU": {"cpu"}, "split": {"cpu", "gpu"}, "device": {"gpu"}}
 
 
 def text_of(engine: Engine, prompt: str, held: Any = None) -> tuple[str, int]:
@@ -48,18 +57,71 @@ def test_a_restored_session_goes_on_as_if_nothing_had_been(
         assert text_of(engine, MORE, held) == (wanted, 0)  # somebody else has used the cache since
 
 
-def test_windows_are_restored_as_they_were(data: Path, tmp_path: Path) -> None:
-    path = tmp_path / "one.session"
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize("place", ["CPU", pytest.param("device", marks=pytest.mark.slow)])
+def test_windows_are_restored_as_they_were(data: Path, tmp_path: Path, place: str) -> None:
+    path, model = tmp_path / "one.session", data / "llamacpp" / "gemma3.f16.gguf"
+    how: dict[str, Any] = PLACES[place] | {"n_ctx": 512, "n_batch": 16, "threads": 1}
     ids = list(range(3, 203))
-    with load(data / "llamacpp" / "gemma3.f16.gguf", n_ctx=512, n_batch=16, threads=1) as engine:
+    with load(model, **how) as engine:
+        assert {cache.side for cache in engine.executor.plan.caches} == SIDES[place]
         wanted = list(engine.generate([*ids, 7, 8], 6, temp=0.0, ignore_eos=True))
         generation = engine.generate(ids, 1, temp=0.0)
         "".join(generation)
         save(engine, generation.held, path)
-    with load(data / "llamacpp" / "gemma3.f16.gguf", n_ctx=512, n_batch=16, threads=1) as engine:
+    with load(model, **how) as engine:
         after = engine.generate([*ids, 7, 8], 6, temp=0.0, ignore_eos=True, after=restore(engine, path))
         assert list(after) == wanted and after.statistics.n_reused == 200
         assert not engine.executor.slots.can_go_on(60)
+
+
+def gone_on(engine: Engine, after: Any) -> tuple[str, Any]:
+    """The text behind what is held, and the logits of its last token."""
+    generation = engine.generate(MORE, 5, temp=0.0, after=after)
+    text = "".join(generation)
+    assert generation.statistics.n_reused > 10
+    return text, generation._logits.copy()
+
+
+QUICK = [("f16", "split", "split")]
+SLOW = pytest.mark.slow
+MOVES = [
+    pytest.param(kv_type, *move, marks=[] if (kv_type, *move) in QUICK else SLOW)
+    for kv_type in BUDGETS
+    for move in [
+        ("device", "device"),
+        ("CPU", "split"),
+        *itertools.product(("split",), PLACES),
+        ("device", "CPU"),
+    ]
+]
+
+
+@pytest.mark.usefixtures("compiler")
+@pytest.mark.parametrize(("kv_type", "saved_on", "restored_on"), MOVES)
+def test_a_session_goes_on_wherever_its_caches_were(
+    tmp_path: Path, kv_type: str, saved_on: str, restored_on: str
+) -> None:
+    """Where it was saved each bit is as if it had never left; elsewhere its caches are, and the text."""
+    path = tmp_path / "one.session"
+    how: dict[str, Any] = {"n_batch": 16, "threads": 1, "kv_type": kv_type, "vram_budget": BUDGETS[kv_type]}
+    with load(**how | PLACES[saved_on]) as engine:
+        assert {cache.side for cache in engine.executor.plan.caches} == SIDES[saved_on]
+        generation = engine.generate(PROMPT, 2, temp=0.0)
+        "".join(generation)
+        save(engine, generation.held, path)
+        caches = read(engine, path).blocks
+        wanted, logits = gone_on(engine, generation)
+    with load(**how | PLACES[restored_on]) as engine:
+        assert {cache.side for cache in engine.executor.plan.caches} == SIDES[restored_on]
+        text_of(engine, "Emma")
+        held = restore(engine, path)
+        found = engine.executor.caches(len(held.ids))
+        assert all(np.array_equal(one, other) for one, other in zip(caches, found, strict=True))
+        text, found_logits = gone_on(engine, held)
+    assert text == wanted
+    if saved_on == restored_on:
+        assert np.array_equal(found_logits, logits)
 
 
 @pytest.mark.parametrize(

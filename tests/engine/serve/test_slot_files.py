@@ -63,6 +63,18 @@ def test_a_restored_slot_has_the_same_answer_and_runs_the_rest(engine: Engine, t
         assert answered(server, ASKED) == (wanted, 1)  # BOS, which the other slot holds too
 
 
+@pytest.mark.slow
+def test_a_slot_on_a_device_is_kept_too(compiler: str, tmp_path: Path) -> None:
+    how: dict[str, Any] = {"n_ctx": 96, "threads": 1, "device": "emulated", "vram_budget": "64MiB"}
+    with load(**how) as engine, served(engine, slot_save_path=tmp_path) as server:
+        answered(server, {"prompt": PROMPT, "max_tokens": 1})
+        n_saved = act(server, "save").json["n_saved"]
+        wanted, _ = answered(server, ASKED | {"max_tokens": 4})
+    with load(**how) as engine, served(engine, slot_save_path=tmp_path) as server:
+        assert act(server, "restore").json["n_restored"] == n_saved
+        assert answered(server, ASKED | {"max_tokens": 4}) == (wanted, n_saved)
+
+
 def test_a_slot_that_answers_is_waited_for(engine: Engine, tmp_path: Path) -> None:
     long = {"prompt": "Emma", "max_tokens": 100, "ignore_eos": True, "stream": True}
     with served(engine, slot_save_path=tmp_path) as server:
