@@ -26,6 +26,7 @@ struct ByWarp {
 // they convert: exact below 2^22, and the 32 of a block stay below 2^19.
 constexpr int FLOAT_BITS = 0x4b400000;
 __device__ inline float from_bits(int bits) { return __int_as_float(bits) - 12582912.f; }
+__device__ inline float from_int(int sum) { return from_bits(sum + FLOAT_BITS); }
 
 // A thread's sixteen numbers, [j][i]: sums of the chain that is under way, and of those before it.
 struct Sums {
@@ -40,7 +41,7 @@ struct Sums {
 // neighbours are of different blocks.
 template <class Rows>
 __device__ inline void multiply(const MatmulTile& tile, Rows, Apart at, int n_some, Sums& sums) {
-    constexpr int STEP = Rows::QUARTERS ? 1 : 2, SOME = REACH / STEP;
+    constexpr int STEP = Rows::QUARTERS ? 1 : 2, SOME = REACH / 2;
     static_assert(Rows::QUARTERS || Rows::MINIMA < 2, "a minimum of each sixteen");
     UNROLL(1)
     for (int u = 0; u < UNITS; u += STEP) {
@@ -61,10 +62,7 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, Apart at, int n_so
                 int4 x[STEP];
                 for (int k = 0; k < STEP; k++) x[k] = tile.inputs[token * UNIT_STRIDE + u + k];
                 float d = tile.input_scales[u * SCALE_STRIDE + token], of_all = 0.f;
-                if constexpr (Rows::MINIMA > 0) {
-                    for (int k = 0; k < STEP; k++) of_all += tile.input_sums[(u + k) * SCALE_STRIDE + token];
-                    of_all *= d;
-                }
+                if constexpr (Rows::MINIMA > 0) of_all = from_int(tile.input_sums[u * SCALE_STRIDE + token]) * d;
                 for (int i = 0; i < SOME; i++) {
                     int product = FLOAT_BITS;
                     float& sum = sums.chain[j][first + i];
@@ -120,9 +118,9 @@ template <bool> __device__ inline void products(int (&product)[1][4], const unsi
 
 template <class Rows>
 __device__ inline void multiply(const MatmulTile& tile, Rows, ByWarp at, int n_some, Sums& sums) {
-    constexpr int STEP = Rows::QUARTERS ? 1 : 2;
+    constexpr int STEP = Rows::QUARTERS ? 1 : 2, PASSES = Rows::QUARTERS ? UNITS : 1;  // else they spill on sm_120
     static_assert(Rows::QUARTERS || Rows::MINIMA < 2, "a minimum of each sixteen");
-    UNROLL(1)
+    UNROLL(PASSES)
     for (int u = 0; u < UNITS; u += STEP) {
         unsigned w[STEP][2];
         float scale[STEP][2], minimum[2];
@@ -148,11 +146,8 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, ByWarp at, int n_s
                 float d = tile.input_scales[u * SCALE_STRIDE + token], &sum = sums.chain[j][i];
                 for (int k = Rows::HALF_SCALES ? 0 : STEP - 1; k < STEP; k++)
                     sum = fmaf(scale[k][h] * d, from_bits(product[k][i]), sum);
-                if constexpr (Rows::MINIMA > 0) {
-                    float of_all = 0.f;
-                    for (int k = 0; k < STEP; k++) of_all += tile.input_sums[(u + k) * SCALE_STRIDE + token];
-                    sum = fmaf(-minimum[h], of_all * d, sum);
-                }
+                if constexpr (Rows::MINIMA > 0)
+                    sum = fmaf(-minimum[h], from_int(tile.input_sums[u * SCALE_STRIDE + token]) * d, sum);
             }
         }
         if (tile.is_last[u + STEP - 1]) sums.end_chain();
@@ -168,16 +163,25 @@ template <class T> __device__ inline Apart places(Plain<T>) { return {}; }
 template <class Rows, class Input, class Inputs, class Places, class Store>
 __device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Input x, Inputs inputs, Places at,
                                      Store store) {
-    MatmulTile& tile = matmul_tile();
-    int n_some = at.n_some(inputs.n);
+    int n_some = at.n_some(inputs.n), n_units = rows.pieces().n * Rows::piece_units();
     Sums sums;
-    for (int first = 0; first < rows.pieces().n * Rows::piece_units(); first += UNITS) {
-        int unit = unit_in_order(tile, rows, first);
-        lay_rows(tile, rows, first_row, last_row, unit);
-        lay_inputs<(Rows::MINIMA > 0)>(tile, x, rows.n, inputs, unit);
-        __syncthreads();
-        multiply(tile, rows, at, n_some, sums);
-        __syncthreads();                          // the tile is about to be written again
+    Step<Rows> step;
+    auto begin = [&](int which, int first) {
+        MatmulTile& next = matmul_tile<Rows>(which);
+        step.begin(next, rows, first_row, last_row, x, inputs, unit_in_order(next, rows, first));
+    };
+    begin(0, 0);
+    step.put(matmul_tile<Rows>(0));
+    UNROLL(1)
+    for (int first = 0; first < n_units; first += UNITS) {
+        int which = first / UNITS % 2;
+        bool goes_on = first + UNITS < n_units;
+        wait_for_copies<0>();
+        __syncthreads();                          // the tile is there, and nobody reads the other one any more
+        if (goes_on) begin(which ^ 1, first + UNITS);
+        if (goes_on && !Rows::WAITS_DECODED) step.put(matmul_tile<Rows>(which ^ 1));
+        multiply(matmul_tile<Rows>(which), rows, at, n_some, sums);
+        if (goes_on && Rows::WAITS_DECODED) step.put(matmul_tile<Rows>(which ^ 1));
     }
     for (int j = 0; j < REACH; j++)
         for (int i = 0; i < REACH; i++) {

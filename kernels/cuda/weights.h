@@ -11,6 +11,8 @@
 //   SPAN                 how many neighbouring blocks of 32 lie in the same bytes: a lane takes them together
 //   QUARTERS             whether each sixteen shares its bytes with three others of 128 weights: a lane takes
 //                        sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7
+//   WAITS_DECODED        whether a thread of a tile has registers in which a row's next sixteen wait, decoded, while
+//                        it multiplies
 //   ROWS_AT_ONCE         of a transposed matrix, that a thread has on the way: as many as registers hold
 //
 // `Blocks` makes the rest of it: `dot`, the product of one row with an input, one warp together; `eight`, eight
@@ -114,6 +116,7 @@ template <class T> struct Plain {
     size_t stride;                                // values from row to row
 
     static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8, LAID_UNITS = 2;
+    static constexpr bool WAITS_DECODED = true;
     __device__ Plain(const T* plane, int row_length)
         : values(plane), n(row_length), stride(padded((size_t)row_length * sizeof(T)) / sizeof(T)) {}
 
@@ -161,7 +164,7 @@ __device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0
 
 template <class Type> struct Blocks {
     static constexpr int ROWS_AT_ONCE = 8, LAID_UNITS = 1;
-    static constexpr bool QUARTERS = false;
+    static constexpr bool QUARTERS = false, WAITS_DECODED = false;
     int n;                                        // weights of a row
 
     __device__ explicit Blocks(int row_length) : n(row_length) {}

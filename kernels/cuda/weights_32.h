@@ -30,7 +30,7 @@ struct Q8_0 : Blocks<Q8_0> {
         }
         return sum_of_lanes(s);
     }
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const { return quants[(size_t)row * (n / 16) + unit]; }
     __device__ float scale(int row, int unit) const { return __half2float(scales[row * stride + unit / 2]); }
@@ -70,7 +70,7 @@ struct Q4_0 : Blocks<Q4_0> {
         }
         return sum_of_lanes(s);
     }
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         return bytes_less(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2), 0x08080808u);
@@ -161,7 +161,7 @@ struct Q5_0 : Blocks<Q5_0> {
         }
         return sum_of_lanes(s);
     }
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
@@ -225,7 +225,7 @@ struct IQ4_NL : Blocks<IQ4_NL> {
     __device__ IQ4_NL(const __half* scale_plane, const uint4* quant_plane, int row_length)
         : Blocks(row_length), scales(scale_plane), quants(quant_plane), stride(stride_of<__half>(n / BLOCK)) {}
 
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         return iq4_nl_values(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2));
@@ -246,7 +246,7 @@ struct MXFP4 : Blocks<MXFP4> {
         : Blocks(row_length), scales(scale_plane), quants(quant_plane),
           stride(stride_of<unsigned char>(n / BLOCK)) {}
 
-    static constexpr bool HALF_SCALES = false;
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         return mxfp4_values(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2));

@@ -82,7 +82,9 @@ def _expanded(path: Path, seen: set[str]) -> str:
         elif include[1] not in seen:
             seen.add(include[1])
             out.append(_expanded(SOURCES / include[1], seen) + f'#line {number + 1} "{path.name}"')
-    return "\n".join(line for line in out if line != "#pragma once") + "\n"
+        else:
+            out.append("")  # or the lines behind it would be counted wrongly
+    return "\n".join("" if line == "#pragma once" else line for line in out) + "\n"
 
 
 def _read(path: Path) -> str:

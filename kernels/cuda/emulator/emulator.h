@@ -11,7 +11,7 @@
 // reaches, a shuffle from a lane that takes no part. Shared memory is filled with 0xFF before every
 // block: NaN as a float, -1 as an int.
 //
-// This file schedules; races.h finds races; intrinsics.h is what device code sees.
+// This file schedules; races.h finds races; copies.h has asynchronous copies; intrinsics.h is what device code sees.
 #pragma once
 #ifndef __x86_64__
 #error "the emulated device switches fibers in x86-64 assembly"
@@ -221,9 +221,11 @@ inline unsigned ballot(unsigned mask, bool vote, Where where, bool orders_memory
 
 // ---- a launch ----------------------------------------------------------------------------------
 
+inline void check_copies_are_over(), forget_copies();  // copies.h
 inline void fiber_main() {
     for (;;) {
         entry(entry_arguments);
+        check_copies_are_over();
         Fiber* f = self;
         if (++n_returned == n_threads) jump(f, &outside);
         else rest();
@@ -308,6 +310,7 @@ inline void run_block(unsigned b) {
     block_number = b, barriers = 0;
     block_place = {b % grid_size.x, b / grid_size.x % grid_size.y, b / grid_size.x / grid_size.y};
     first_ready = n_ready = n_waiting = n_returned = 0, votes = 0;
+    forget_copies();
     for (unsigned i = 0; i < n_threads; i += 32) warps[i / 32].arrived = warps[i / 32].epoch = 0;
     for (unsigned i = 0; i < n_threads; i++) {
         fibers[i].place = {i % block_size.x, i / block_size.x % block_size.y,
@@ -347,6 +350,7 @@ inline std::vector<Kernel>& kernels() { static std::vector<Kernel> all; return a
 #else
 #define UNCHECKED
 #endif
+#include "copies.h"
 #include "intrinsics.h"
 
 // A library is one translation unit, so these are plain functions; all else stays hidden.

@@ -75,6 +75,18 @@ ATOMIC_OPERATION atomicCAS(T* p, T want, T v) {
     return old;
 }
 
+// ---- asynchronous copies: kernels/cuda/async_copies.h says what they promise ------------------
+
+#define COPIES __attribute__((noinline)) UNCHECKED inline void
+template <int K> COPIES copy_async(void* to, const void* from, bool is_there, CALLER) {
+    static_assert(K == 4 || K == 16);
+    emulator::begin_copy((char*)to, (const char*)from, K, is_there, __builtin_return_address(0), WHERE);
+}
+COPIES commit_copies(CALLER) { emulator::commit_copies_of_thread(WHERE); }
+template <int K> COPIES wait_for_copies() {
+    emulator::wait_for_copies_of_thread(K, __builtin_return_address(0));
+}
+
 // ---- arithmetic --------------------------------------------------------------------------------
 
 inline int __dp4a(int a, int b, int c) {

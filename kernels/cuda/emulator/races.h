@@ -13,7 +13,11 @@ extern "C" char _end[] __attribute__((visibility("hidden")));
 
 enum Kind { READ, WRITE, ATOMIC };
 struct Access { unsigned pc, block, barriers, warp_epoch; int thread; bool atomic; };  // thread -1: none
-struct Cell { uintptr_t address; unsigned launch, block; Access write, reads[2]; };
+struct Cell {
+    uintptr_t address;
+    unsigned launch, block, under_way;            // under_way: where an asynchronous copy to it began, or 0
+    Access write, reads[2];
+};
 constexpr unsigned CELLS = 1 << 21;               // twice the bytes that one launch may touch
 inline Cell cells[CELLS];                         // a hash table; entries of older launches are free
 inline unsigned cells_used, cells_launch;
@@ -56,13 +60,16 @@ UNCHECKED inline Cell& cell_of(uintptr_t address, bool shared) {
     bool taken = cell.launch == launches;
     if (!taken && ++cells_used > CELLS / 2) fail("the race build's table is full: launch on smaller data");
     if (!taken || (shared && cell.block != block_number)) {
-        cell.address = address, cell.launch = launches, cell.block = block_number;
+        cell.address = address, cell.launch = launches, cell.block = block_number, cell.under_way = 0;
         cell.write.thread = cell.reads[0].thread = cell.reads[1].thread = -1;
     }
     return cell;
 }
 UNCHECKED inline void touch_byte(uintptr_t address, bool shared, Kind kind, unsigned pc) {
     Cell& cell = cell_of(address, shared);
+    if (cell.under_way)
+        fail("race, %s at pc+0x%x of shared memory to which a copy is under way that began at pc+0x%x, and was not"
+             " waited for", kind == READ ? "read" : "write", pc, cell.under_way);
     Access now{pc, block_number, barriers, warps[self->number >> 5].epoch, self->number, kind == ATOMIC};
     if (kind == READ && shared && cell.write.thread == -1)
         fail("shared memory read at pc+0x%x before anybody wrote it", pc);
@@ -83,6 +90,9 @@ UNCHECKED inline void touch(const void* p, size_t n, Kind kind, void* pc) {
     if (!shared && is_private((const char*)p)) return;
     for (size_t i = 0; i < n; i++)
         touch_byte((uintptr_t)p + i, shared, kind, (unsigned)((char*)pc - __ehdr_start));
+}
+UNCHECKED inline void set_under_way(const char* p, size_t n, unsigned pc) {
+    for (size_t i = 0; i < n; i++) cell_of((uintptr_t)p + i, true).under_way = pc;
 }
 }  // namespace emulator
 

@@ -1,5 +1,6 @@
 // Kernels that break a rule: what the emulated device must name. Each has its fault on a line that
 // says "here".
+#include "async_copies.h"
 #include "common.h"
 
 KERNEL returns_before_barrier(int* out) {
@@ -50,6 +51,19 @@ KERNEL leaves_dynamic_shared(int* out) {
     DYNAMIC_SHARED(int, words);
     words[threadIdx.x + 1] = 1;                   // here
     out[threadIdx.x] = 1;
+}
+KERNEL copies_askew(int* out) {
+    __shared__ int box[64];
+    copy_async<16>(box, out + 1, true);           // here
+}
+KERNEL copies_into_its_own_memory(int* out) {
+    int own;
+    copy_async<4>(&own, out, true);               // here
+}
+KERNEL returns_with_a_copy_under_way(int* out) {
+    __shared__ int box[64];
+    copy_async<4>(box + threadIdx.x, out, true);  // here
+    commit_copies();
 }
 KERNEL reads_nowhere(int* out) {
     out[threadIdx.x] = *(const int*)8;            // here

@@ -1,4 +1,5 @@
 // One use at least of everything that intrinsics.h offers.
+#include "async_copies.h"
 #include "common.h"
 #include "tensor_cores.h"
 
@@ -109,4 +110,20 @@ KERNEL products_of_tiles(const signed char* a, const signed char* b, int* c, int
     }
     for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = own[i];
 #endif
+}
+
+// out[3][32]: what was copied, what lies there while the copy is under way, and a copy of nothing. One warp.
+KERNEL copied(const int4* from, int* out, int reads_early) {
+    DYNAMIC_SHARED(int4, room);
+    int* words = (int*)(room + 32);
+    copy_async<16>(room + lane(), from + lane(), true);
+    commit_copies();
+    copy_async<4>(words + lane(), from, lane() % 2 == 0);
+    commit_copies();
+    wait_for_copies<1>();
+    out[lane()] = room[lane()].y;
+    out[WARP + lane()] = reads_early ? words[lane()] : 0;
+    wait_for_copies<0>();
+    __syncwarp();
+    out[2 * WARP + lane()] = words[(lane() + 1) % WARP];
 }

@@ -28,6 +28,9 @@ FAULTS = {  # what is said, and in which orders it can be seen
     "writes_after_the_end": ("bad memory access to byte 256 of a buffer of 256 bytes", (0, 7, 1234)),
     "writes_before_the_start": ("bad memory access to byte -4 of a buffer of 256 bytes", (1,)),
     "leaves_dynamic_shared": ("after 256 bytes of dynamic shared memory", ORDERS),
+    "copies_askew": ("an asynchronous copy of 16 bytes that is not aligned", ORDERS),
+    "copies_into_its_own_memory": ("an asynchronous copy to outside shared memory", ORDERS),
+    "returns_with_a_copy_under_way": ("1 asynchronous copies were never waited for", ORDERS),
     "reads_nowhere": ("bad memory access to 0x8", ORDERS),
     "fills_its_stack": ("more than 61440 bytes of stack", ORDERS),
 }

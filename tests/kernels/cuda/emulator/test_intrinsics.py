@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES, program
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 Array = NDArray[Any]
 Open = Callable[..., Device]
@@ -32,14 +33,14 @@ def test_everything_that_is_offered_is_used_here() -> None:
     text = (SOURCES / "emulator" / "intrinsics.h").read_text()
     offered = set(
         re.findall(
-            r"^(?:template <(?:class T|int K)> |inline |ATOMIC_OPERATION )+[\w ]*?\b(\w+)\(",
+            r"^(?:template <(?:class T|int K)> |inline |ATOMIC_OPERATION |COPIES )+[\w ]*?\b(\w+)\(",
             text,
             re.MULTILINE,
         )
     )
     offered |= set(re.findall(r"^struct alignas\(\d+\) (\w+)", text, re.MULTILINE))
     offered |= {"threadIdx", "blockIdx", "blockDim", "gridDim", "DYNAMIC_SHARED", "__half", "__shared__"}
-    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min", "mma_s8"} <= offered
+    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min", "mma_s8", "copy_async"} <= offered
     used = SOURCE.read_text()
     assert not [name for name in sorted(offered) if not re.search(rf"\b{name}\b", used)]
 
@@ -155,3 +156,15 @@ def test_products_of_tiles(
         "products_of_tiles", 1, 32, (put(own_device, a), put(own_device, b), c, n), own_device.compute
     )
     assert (get(own_device, c).reshape(16, 8) == given + a.astype("i4") @ b.astype("i4").T).all()
+
+
+def test_asynchronous_copies(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
+    """A copy is there behind the wait for its group; until then its target is poison, or an error of the race build."""
+    source, out = np.arange(1, 129, dtype="i4").reshape(32, 4), own_device.empty((3, 32), "i4")
+    reads_early = isinstance(own_device.driver, EmulatedDriver) and own_device.driver.build_kind != "races"
+    arguments = (put(own_device, source), out, int(reads_early))
+    own_device.launch("copied", 1, 32, arguments, own_device.compute, shared=32 * 20)
+    whole, early, some = get(own_device, out)
+    assert whole.tolist() == source[:, 1].tolist()
+    assert set(early.tolist()) == {-1 if reads_early else 0}
+    assert some.tolist() == [0, 1] * 16
