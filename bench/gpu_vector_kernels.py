@@ -129,12 +129,9 @@ def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
         given, y = (bed.put(q), bed.put(positions)), bed.empty(q.shape, "f4")
         scores = attention_sizes.Scores.plain(y, dim)
         work = attention_sizes.attention(kv_type, tokens, *sizes.heads, n_keys)
-        launches = [
-            work.prepare(
-                bed.device, (given[0], *cache, given[1], y, tokens, *sizes.heads, n_ctx, *scores.of_attention)
-            )
-            for cache in caches
-        ]
+        nowhere = attention_sizes.Rounded.nowhere(y)
+        rest = y, tokens, *sizes.heads, n_ctx, *scores.arguments, *nowhere
+        launches = [work.prepare(bed.device, (given[0], *cache, given[1], *rest)) for cache in caches]
         want = partial(_attention, q, keys, values, n_keys)
         yield Case(f"{tokens} at {n_keys}", work, launches, partial(bed.get, y), want)
     if is_split(1, n_ctx):
@@ -160,22 +157,13 @@ def _split_attention(
     given, y = bed.put(q), bed.empty(q.shape, "f4")
     sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
     scores = attention_sizes.Scores.plain(y, dim)
-    part = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
-    join = attention_sizes.attention_join(n_head, dim, n_ctx)
-    launches = [
-        part.prepare(bed.device, (given, *cache, position, sums, *sizes.heads, n_ctx, parts, *scores.of_part))
-        for cache in caches
-    ]
-    joins = [join.prepare(bed.device, (sums, position, y, n_head, dim, parts, *scores.of_join))]
-
-    def both() -> Array:
-        bed.device.run(joins[0], bed.device.compute)
-        return bed.get(y)
-
+    work = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
+    arrived = bed.put(np.zeros(attention_sizes.arrived_bytes(n_head, sizes.n_head_kv) // 4, np.uint32))
+    places = position, sums, arrived, y, *sizes.heads, n_ctx, parts
+    rest = *scores.arguments, *attention_sizes.Rounded.nowhere(y)
+    launches = [work.prepare(bed.device, (given, *cache, *places, *rest)) for cache in caches]
     want = partial(_attention, q, keys, values, n_ctx)
-    yield Case(f"1 at {n_ctx}", part, launches, both, want)
-    if kv_type == "f16":  # it reads no cache
-        yield Case(f"1 at {n_ctx}", join, joins, partial(bed.get, y), want)
+    yield Case(f"1 at {n_ctx}", work, launches, partial(bed.get, y), want)
 
 
 def _rope_case(bed: Bed, sizes: Sizes, kv_type: str) -> Case:

@@ -21,7 +21,7 @@ from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.add import add as add_work
 from hotcold.kernels.cuda.add import merge as merge_work
-from hotcold.kernels.cuda.attention import Scores
+from hotcold.kernels.cuda.attention import Rounded, Scores, arrived_bytes
 from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
 from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
 from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
@@ -97,6 +97,7 @@ def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def attention(low: DeviceLowering, nodes: Nodes) -> int:
+    """And the rounding of its answer, where only weights read that."""
     node, model, kv_type = nodes[0], low.model, low.plan.kv_type
     q, y, sinks = low.vector(node.tensor("q")), low.vector(node.output), node.find_weight("sinks")
     scores = Scores(
@@ -105,21 +106,23 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
         node.attributes["window"],
         node.attributes["scale"],
     )
+    rounded, taken = Rounded.nowhere(y), 1
+    if model.head_dim % 32 == 0 and len(nodes) > 1 and nodes[1].op == "pack" and low.is_alone(nodes[1], node):
+        rounded, taken = Rounded.to(low.packed(node.output.shape[1])), 2
     keys, values = low.store.cache(layer_of(node))
     n_rows = low.plan.caches[layer_of(node)].n_positions
-    heads = model.n_head, model.n_head_kv, model.head_dim
+    heads, rounds = (model.n_head, model.n_head_kv, model.head_dim), bool(rounded.there)
+    given = q, keys, values, low.positions()
     if not is_split(low.n_tokens, n_rows):
-        work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows)
-        given = q, keys, values, low.positions(), y, low.n_tokens, *heads, n_rows
-        low.launch(work, *given, *scores.of_attention)
-        return 1
+        work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows, rounds)
+        low.launch(work, *given, y, low.n_tokens, *heads, n_rows, *scores.arguments, *rounded)
+        return taken
     parts = n_parts(n_rows)
     partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
-    work = attention_sizes.attention_part(kv_type, *heads, n_rows, n_rows)
-    low.launch(work, q, keys, values, low.positions(), partial, *heads, n_rows, parts, *scores.of_part)
-    join = attention_sizes.attention_join(model.n_head, model.head_dim, n_rows)
-    low.launch(join, partial, low.positions(), y, model.n_head, model.head_dim, parts, *scores.of_join)
-    return 1
+    arrived = low.area("arrived", arrived_bytes(*heads[:2]) // 4, np.uint32)
+    work = attention_sizes.attention_part(kv_type, *heads, n_rows, n_rows, rounds)
+    low.launch(work, *given, partial, arrived, y, *heads, n_rows, parts, *scores.arguments, *rounded)
+    return taken
 
 
 def scale(low: DeviceLowering, nodes: Nodes) -> int:

@@ -60,7 +60,8 @@ class DeviceSide:
     def fill_tables(self, rope_table: NDArray[np.float32]) -> None:
         """Copy what kernels find: the rotation's table, a mask of all neurons, which are hot, and counts of 0."""
         areas = self.store.areas
-        self.store.send(np.zeros(areas["counts"].n_bytes, np.uint8), areas["counts"])
+        for name in {"counts", "arrived"} & areas.keys():
+            self.store.send(np.zeros(areas[name].n_bytes, np.uint8), areas[name])
         if rope_table.size and "cos_sin" in areas:
             self.store.send(rope_table, areas["cos_sin"].view(0, rope_table.nbytes, np.uint8))
         if "all" in areas:

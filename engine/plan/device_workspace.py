@@ -8,6 +8,7 @@ they do not depend on what a plan puts there.
 * quantised: one vector a token, rounded for quantised weights
 * hidden: of a predictor: fc1's result
 * attention: sums of the parts of a long context
+* arrived: how many of its blocks are done; zero between launches
 * all: a mask of all neurons, for modes without a predictor
 * counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
 * held: of each layer which neurons are on the device, then which are not, as masks have them
@@ -25,6 +26,7 @@ from hotcold.kernels.formats import (
     attention_sums_bytes,
     cos_sin_bytes,
     group_sums_bytes,
+    is_split,
     mask_words,
     quantised_bytes,
 )
@@ -49,6 +51,7 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
         areas["attention"] = attention_sums_bytes(n_tokens, n_head, head_dim, n_ctx)
+        areas["arrived"] = 4 * n_head if is_split(n_tokens, n_ctx) else 0
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "expert_ffn":

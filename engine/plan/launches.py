@@ -8,7 +8,7 @@ from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.plan.plan import Plan
-from hotcold.kernels.formats import is_split, kv_block
+from hotcold.kernels.formats import kv_block
 from hotcold.kernels.weight_table import QUANTISED
 
 SEVERAL = {
@@ -29,6 +29,7 @@ TAKEN_BY_THE_ONE_BEFORE = {
     ("rope", "kv_store"),
     ("rms_norm", "quantise"),
     ("layer_norm", "quantise"),
+    ("attention", "pack"),
     ("rms_norm", "pack"),
     ("layer_norm", "pack"),
 }
@@ -47,15 +48,13 @@ def launches_of_a_token(plan: Plan) -> int:
     count, before = 0, ""
     for i, node in enumerate(nodes):
         if (before, node.op) not in taken and not _is_of_three(nodes, i):
-            count += SEVERAL.get(node.op, 1) + _more(node, plan)
+            count += SEVERAL.get(node.op, 1) + _more(node)
         before = node.op
     return count
 
 
-def _more(node: Node, plan: Plan) -> int:
-    """What an op takes beside: a second pass over a long context, the rounding of a vector of its own."""
-    if node.op == "attention":
-        return int(is_split(1, plan.n_ctx))
+def _more(node: Node) -> int:
+    """What an op takes beside: the rounding of a vector of its own."""
     rounds = {"predictor": "fc2", "logits": "weight"}.get(node.op)
     return int(rounds is not None and node.weight(rounds).type in QUANTISED)
 

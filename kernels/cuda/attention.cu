@@ -7,8 +7,10 @@
 // begin at multiples of 256: warps share out the keys and write the scores, one warp a query turns them into weights
 // relative to the part's maximum, and then each thread sums four columns of every n-th value. A query's parts are
 // joined in their order (online softmax; Milakov and Gimelshein, 2018): behind each other by one block, or, for one
-// token of a long context, by attention_join, from blocks that take a part each. So the bits of an answer know
-// nothing but the query, and the positions that it reads.
+// token of a long context, by the last of the blocks that take a part each. So the bits of an answer know
+// nothing but the query, and the positions that it reads. Answers may be rounded to int8 beside.
+#include "last_block.h"
+#include "quantise.h"
 #include "weights.h"
 
 constexpr int QUERIES = 4, KEYS = 256;            // at once in a block; in a part
@@ -107,6 +109,21 @@ struct Sinks {
         if (!there) return all.of_values / all.total;
         float larger = fmaxf(all.top, scores[head]), factor = expf(all.top - larger);
         return all.of_values * factor / fmaf(all.total, factor, expf(scores[head] - larger));
+    }
+};
+
+// Where answers are rounded to, if anywhere: blocks of 32, of which a head has whole ones.
+struct Rounded {
+    signed char* q;
+    float* d;
+    int *sum, there;
+    // By a block of threads; a lane's numbers of y are its own, or behind a barrier.
+    __device__ void round(const float* y, Queries queries, int first, int n) const {
+        int n_queries = min(queries.n - first, QUERIES), of_query = n / BLOCK;
+        for (int i = warp(); there && i < n_queries * of_query; i += n_warps()) {
+            size_t at = (size_t)queries.row(first + i / of_query) * n + i % of_query * BLOCK + lane();
+            quantise_block(y[at], at, q, d, sum);
+        }
     }
 };
 
@@ -246,27 +263,52 @@ __device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int
 template <class T>
 __device__ inline void attention(const float* q, const T* keys, const T* values, const int* positions,
                                  float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_rows,
-                                 Sinks sinks, int window, float scale) {
-    int kv_head = (int)blockIdx.y;
+                                 Sinks sinks, int window, float scale, Rounded rounded) {
+    int kv_head = (int)blockIdx.y, first = (int)blockIdx.x * QUERIES;
     Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head, window);
     attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
-                Answer{y, sinks, head_dim, n_head}, (int)blockIdx.x * QUERIES, 0, 0x7fffffff, scale);
+                Answer{y, sinks, head_dim, n_head}, first, 0, 0x7fffffff, scale);
+    rounded.round(y, queries, first, head_dim);   // attend's last barrier lies behind the answers
 }
 
-// The same for one token and a part of its positions -> partial[n_head][n_parts][2 + head_dim]: maximum,
-// total and sums. The first part is that of the first position that it reads; those after its last one are left alone.
+// Answers to some queries of one token from their parts' records, by a block of threads.
+__device__ inline void join(const float* partial, float* y, Queries queries, int first, int n, int n_parts,
+                            Sinks sinks) {
+    int n_queries = min(queries.n - first, QUERIES);
+    int n_used = (queries.end(0) - 1) / KEYS - queries.begin(0) / KEYS + 1, stride = n + 2;
+    for (int i = threadIdx.x; i < n_queries * n; i += blockDim.x) {
+        int row = queries.row(first + i / n), column = i % n;
+        const float* records = partial + (size_t)row * n_parts * stride;
+        Sum all = sum_of_nothing(), next{records[0], records[1], records[2 + column]};
+        UNROLL(1)                                 // more would spill; so the next part's loads go out by hand
+        for (int part = 0; part < n_used; part++) {
+            Sum of_part = next;
+            const float* record = records + min(part + 1, n_used - 1) * stride;
+            next = {record[0], record[1], record[2 + column]};
+            all = all.joined(of_part);
+        }
+        y[(size_t)row * n + column] = sinks.answer(row, all);
+    }
+}
+
+// The same for one token, a block for a part of its positions, by way of partial[n_head][n_parts][2 + head_dim]:
+// maximum, total and sums. The first part is that of the first position that it reads; those after its last one are
+// left alone. arrived[queries of a key/value head / 4 * n_head_kv] counts blocks, and is 0 before and after.
 // grid: (n_parts, queries of a key/value head / 4 * n_head_kv).
 template <class T>
 __device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
-                                      float* partial, int n_head, int n_head_kv, int head_dim, int n_rows,
-                                      int n_parts, int window, float scale) {
-    int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x;
+                                      float* partial, unsigned* arrived, float* y, int n_head, int n_head_kv,
+                                      int head_dim, int n_rows, int n_parts, Sinks sinks, int window, float scale,
+                                      Rounded rounded) {
+    int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x, first = (int)blockIdx.y / n_head_kv * QUERIES;
     Queries queries(q, positions, 1, n_head, n_head_kv, kv_head, window);
     int begin = (queries.begin(0) / KEYS + part) * KEYS;
     if (begin < queries.end(0))
         attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
-                    PartAnswer{partial, head_dim, part, n_parts}, (int)blockIdx.y / n_head_kv * QUERIES,
-                    begin, begin + KEYS, scale);
+                    PartAnswer{partial, head_dim, part, n_parts}, first, begin, begin + KEYS, scale);
+    if (!comes_last(arrived + blockIdx.y, gridDim.x)) return;
+    join(partial, y, queries, first, head_dim, n_parts, sinks);
+    rounded.round(y, queries, first, head_dim);   // each thread reads what it has written
 }
 
 #define ATTENTION(NAME, T) \
@@ -274,33 +316,19 @@ KERNEL_WIDE attention_##NAME(const float* __restrict__ q, const T* __restrict__ 
                              const T* __restrict__ values, const int* __restrict__ positions, \
                              float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim, \
                              int n_rows, const float* __restrict__ sinks, int has_sinks, int window, \
-                             float scale) { \
+                             float scale, signed char* __restrict__ rounded, float* __restrict__ d, \
+                             int* __restrict__ sum, int rounds) { \
     attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_rows, \
-              Sinks{sinks, has_sinks}, window, scale); \
+              Sinks{sinks, has_sinks}, window, scale, Rounded{rounded, d, sum, rounds}); \
 } \
 KERNEL_WIDE attention_part_##NAME(const float* __restrict__ q, const T* __restrict__ keys, \
                                   const T* __restrict__ values, const int* __restrict__ positions, \
-                                  float* __restrict__ partial, int n_head, int n_head_kv, int head_dim, \
-                                  int n_rows, int n_parts, int window, float scale) { \
-    attention_part(q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_rows, n_parts, window, \
-                   scale); \
+                                  float* partial, unsigned* arrived, float* __restrict__ y, int n_head, \
+                                  int n_head_kv, int head_dim, int n_rows, int n_parts, \
+                                  const float* __restrict__ sinks, int has_sinks, int window, float scale, \
+                                  signed char* __restrict__ rounded, float* __restrict__ d, \
+                                  int* __restrict__ sum, int rounds) { \
+    attention_part(q, keys, values, positions, partial, arrived, y, n_head, n_head_kv, head_dim, n_rows, n_parts, \
+                   Sinks{sinks, has_sinks}, window, scale, Rounded{rounded, d, sum, rounds}); \
 }
 ATTENTION(f16, __half) ATTENTION(f32, float) ATTENTION(q8_0, signed char)
-
-// partial[n_head][n_parts][2 + head_dim] -> y[n_head][head_dim], of one token; one thread a number.
-KERNEL attention_join(const float* __restrict__ partial, const int* __restrict__ positions,
-                      float* __restrict__ y, int n_head, int head_dim, int n_parts,
-                      const float* __restrict__ sinks, int has_sinks, int window) {
-    int i = thread_of_row(), head = i / head_dim, column = i % head_dim;
-    if (head >= n_head) return;
-    int begin = window ? max(positions[0] + 1 - window, 0) : 0;
-    int n_used = positions[0] / KEYS - begin / KEYS + 1, stride = head_dim + 2;
-    partial += (size_t)head * n_parts * stride;
-    Sum all = sum_of_nothing();
-    UNROLL(4)
-    for (int part = 0; part < n_used; part++) {
-        const float* record = partial + part * stride;
-        all = all.joined({record[0], record[1], record[2 + column]});
-    }
-    y[i] = Sinks{sinks, has_sinks}.answer(head, all);
-}

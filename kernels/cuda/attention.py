@@ -1,15 +1,19 @@
 """Sizes of attention.cu.
 
 One launch of `attention` serves any batch and any context. One token of a long context would keep few
-multiprocessors busy, so its parts get blocks of their own: `attention_part`, then `attention_join`.
+multiprocessors busy, so its parts get blocks of their own, of which the last joins them: `attention_part`.
 `formats.is_split` says which way a launch goes; the bits are the same.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.formats import POSITIONS_A_PART, kv_row_bytes, n_parts
+from hotcold.kernels.formats import POSITIONS_A_PART, kv_row_bytes, n_parts, quantised_bytes
 
 QUERIES, KEYS = 4, POSITIONS_A_PART  # as attention.cu has them
 
@@ -36,19 +40,30 @@ class Scores:
         return cls(unread, 0, 0, head_dim**-0.5)
 
     @property
-    def of_attention(self) -> tuple[Any, int, int, float]:
-        """The last arguments of `attention`."""
+    def arguments(self) -> tuple[Any, ...]:
+        """As kernels take them, behind their sizes."""
         return self.sinks, self.has_sinks, self.window, self.scale
 
-    @property
-    def of_part(self) -> tuple[int, float]:
-        """The last arguments of `attention_part`."""
-        return self.window, self.scale
 
-    @property
-    def of_join(self) -> tuple[Any, int, int]:
-        """The last arguments of `attention_join`."""
-        return self.sinks, self.has_sinks, self.window
+class Rounded(NamedTuple):
+    """Where answers are rounded to, int8 in blocks of 32 as `quantise` does it: the last arguments of the kernels."""
+
+    q: Any
+    d: Any
+    sum: Any
+    there: int = 1
+
+    @classmethod
+    def to(cls, places: Sequence[Any]) -> "Rounded":
+        """Numbers, scales and sums."""
+        q, d, sums = places
+        return cls(q, d, sums)
+
+    @classmethod
+    def nowhere(cls, unread: Buffer) -> "Rounded":
+        """Any buffer of four bytes stands in for what is not written."""
+        q, d, sums = (unread.view(0, 1, dtype) for dtype in (np.int8, np.float32, np.int32))
+        return cls(q, d, sums, 0)
 
 
 def parts_in_use(n_keys: int) -> int:
@@ -56,48 +71,59 @@ def parts_in_use(n_keys: int) -> int:
     return cover(n_keys, KEYS)
 
 
-def attention(kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int) -> Work:
+def attention(
+    kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int, rounds: bool = False
+) -> Work:
     """One block of threads for four queries of a key/value head.
 
     Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of the
     cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
-    query, and reads these again where there is more than a part. The grid does not depend on n_keys.
+    query, and reads these again where there is more than a part, or to write `quantised_bytes`. The grid does not
+    depend on n_keys.
 
     Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_rows, head_dim]), positions, y,
-    n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` has.
+    n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` and `Rounded` have.
     """
     vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
     grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
-    reads = vectors * (1 + (n_keys > KEYS)) + 4 * n_tokens + of_cache * n_keys
-    return Work(f"attention_{kv_type}", grid, BLOCK, reads, vectors, _shared_bytes(head_dim))
+    reads = vectors * (1 + (rounds or n_keys > KEYS)) + 4 * n_tokens + of_cache * n_keys
+    writes = vectors + _rounded_bytes(n_tokens, n_head * head_dim, rounds)
+    return Work(f"attention_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(head_dim))
 
 
-def attention_part(kv_type: str, n_head: int, n_head_kv: int, head_dim: int, n_ctx: int, n_keys: int) -> Work:
+def arrived_bytes(n_head: int, n_head_kv: int) -> int:
+    """Of what counts the blocks of each four queries of a key/value head, uint32, zero before and after a launch."""
+    return 4 * cover(n_head // n_head_kv, QUERIES) * n_head_kv
+
+
+def attention_part(
+    kv_type: str,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    n_ctx: int,
+    n_keys: int,
+    rounds: bool = False,
+) -> Work:
     """One token: one block of threads for four queries of a key/value head and a part of the positions.
 
-    Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a head and part in use.
+    Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a head and part in use, which the last block
+    of four queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
+    `quantised_bytes`.
 
-    Arguments of the kernel: q, keys, values, positions, partial, n_head, n_head_kv, head_dim, n_rows,
-    n_parts(n_rows), window, scale.
+    Arguments of the kernel: q, keys, values, positions, partial, arrived, y, n_head, n_head_kv, head_dim, n_rows,
+    n_parts(n_rows), and what `Scores` and `Rounded` have.
     """
-    whole = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys)
+    whole, y = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys), 4 * n_head * head_dim
     grid = (n_parts(n_ctx), whole.grid[0] * n_head_kv)
-    writes = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2)
-    reads = whole.bytes_read - 4 * n_head * head_dim * (n_keys > KEYS)
+    partial = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2)
+    reads = whole.bytes_read - y * (n_keys > KEYS) + partial + y * rounds
+    writes = partial + y + arrived_bytes(n_head, n_head_kv) + _rounded_bytes(1, n_head * head_dim, rounds)
     return Work(f"attention_part_{kv_type}", grid, BLOCK, reads, writes, whole.shared)
 
 
-def attention_join(n_head: int, head_dim: int, n_keys: int) -> Work:
-    """The second reduce, of one token: one thread a number of y.
-
-    Reads the parts in use and 4 bytes, writes 4 head_dim a head.
-
-    Arguments of the kernel: partial, positions, y, n_head, head_dim, n_parts(n_rows), sinks, has_sinks,
-    window.
-    """
-    reads = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2) + 4
-    grid = (cover(n_head * head_dim, BLOCK), 1)
-    return Work("attention_join", grid, BLOCK, reads, 4 * n_head * head_dim)
+def _rounded_bytes(n_tokens: int, n: int, rounds: bool) -> int:
+    return quantised_bytes(n_tokens, n) if rounds else 0
 
 
 def _shared_bytes(head_dim: int) -> int:

@@ -28,3 +28,11 @@ __device__ inline void quantise_four(float4 x, size_t at, bool is_there, signed 
     *(unsigned*)(q + at) = (a & 255u) | (b & 255u) << 8 | (c & 255u) << 16 | (unsigned)e << 24;
     if (lane() % LANES_OF_BLOCK == 0) d[at / BLOCK] = scale, sum[at / BLOCK] = total;
 }
+
+// One warp rounds a block of 32, a number a lane: the bits of quantise_four. `at` is the lane's place.
+__device__ inline void quantise_block(float x, size_t at, signed char* q, float* d, int* sum) {
+    float scale = warp_max_abs(x) / 127.f, inverse = scale == 0.f ? 0.f : 1.f / scale;
+    int rounded = __float2int_rn(x * inverse), total = warp_sum(rounded);
+    q[at] = (signed char)rounded;
+    if (lane() == 0) d[at / BLOCK] = scale, sum[at / BLOCK] = total;
+}

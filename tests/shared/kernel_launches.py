@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 
-from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part
+from hotcold.kernels.cuda.attention import Rounded, Scores, attention, attention_part
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
@@ -55,19 +55,9 @@ def run_attention(device: Device, put: Put) -> None:
     q, cache = put(device, floats(5 * n)), put(device, floats(n_ctx * n))
     positions = put(device, np.arange(295, 300, dtype="i4"))
     scores = Scores.plain(q, n)
-    arguments = (
-        q,
-        cache,
-        cache,
-        positions,
-        device.empty(5 * n, "f4"),
-        5,
-        1,
-        1,
-        n,
-        n_ctx,
-        *scores.of_attention,
-    )
+    y = device.empty(5 * n, "f4")
+    sizes = 5, 1, 1, n, n_ctx
+    arguments = (q, cache, cache, positions, y, *sizes, *scores.arguments, *Rounded.nowhere(y))
     attention("f32", 5, 1, 1, n, n_ctx).launch(device, arguments, device.compute)
 
 
@@ -76,7 +66,8 @@ def run_attention_window(device: Device, put: Put) -> None:
     n, window = 16, 12
     q, cache, y = put(device, floats(n)), put(device, floats(20 * n)), device.empty(n, "f4")
     scores = Scores(q, 0, window, n**-0.5)
-    arguments = (q, cache, cache, put(device, np.array([25], "i4")), y, 1, 1, 1, n, 20, *scores.of_attention)
+    places = put(device, np.array([25], "i4")), y, 1, 1, 1, n, 20
+    arguments = (q, cache, cache, *places, *scores.arguments, *Rounded.nowhere(y))
     attention("f32", 1, 1, 1, n, 20).launch(device, arguments, device.compute)
 
 
@@ -88,12 +79,13 @@ def run_scale(device: Device, put: Put) -> None:
 def run_attention_odd(device: Device, put: Put) -> None:
     n, cache = 6, put(device, floats(3 * 6))
     q, positions, y = put(device, floats(n)), put(device, np.array([2], "i4")), device.empty(n, "f4")
-    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3, *Scores.plain(q, n).of_attention)
+    scores = Scores.plain(q, n)
+    arguments = (q, cache, cache, positions, y, 1, 1, 1, n, 3, *scores.arguments, *Rounded.nowhere(y))
     attention("f32", 1, 1, 1, n, 3).launch(device, arguments, device.compute)
 
 
 def run_attention_parts(device: Device, put: Put) -> None:
-    n, n_ctx = 16, 1100  # six parts, of which position 550 uses three
+    n, n_ctx = 32, 1100  # six parts, of which position 550 uses three
     q, cache, position = (
         put(device, floats(2 * n)),
         put(device, floats(n_ctx * n)),
@@ -101,10 +93,10 @@ def run_attention_parts(device: Device, put: Put) -> None:
     )
     partial, y, parts = device.empty(2 * 6 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
     scores = Scores.plain(q, n)
-    arguments = (q, cache, cache, position, partial, 2, 1, n, n_ctx, parts, *scores.of_part)
-    attention_part("f32", 2, 1, n, n_ctx, 551).launch(device, arguments, device.compute)
-    joined = (partial, position, y, 2, n, parts, *scores.of_join)
-    attention_join(2, n, 551).launch(device, joined, device.compute)
+    places = position, partial, put(device, np.zeros(1, "u4")), y, 2, 1, n, n_ctx, parts
+    outs = device.empty(2 * n, "i1"), device.empty(2 * n // 32, "f4"), device.empty(2 * n // 32, "i4")
+    arguments = (q, cache, cache, *places, *scores.arguments, *outs, 1)
+    attention_part("f32", 2, 1, n, n_ctx, 551, True).launch(device, arguments, device.compute)
 
 
 def all_listed(device: Device, put: Put, n: int) -> tuple[Any, Any, Any]:

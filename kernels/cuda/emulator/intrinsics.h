@@ -53,6 +53,12 @@ template <class T> T __shfl_up_sync(unsigned mask, T v, unsigned by, int width =
     return emulator::shuffle(mask, v, source >= (lane & -width) ? source : lane, WHERE);
 }
 
+#ifdef EMULATOR_RACES
+inline void __threadfence() { emulator::fence(); }
+#else
+inline void __threadfence() {}                    // blocks run one after the other
+#endif
+
 // ---- integer atomics ---------------------------------------------------------------------------
 // Fibers never switch inside these. There are no float atomics: their sums depend on the order.
 
@@ -68,6 +74,7 @@ ATOMIC_OPERATION atomicMax(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old >
 ATOMIC_OPERATION atomicMin(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = old < v ? old : v; return old; }
 ATOMIC_OPERATION atomicOr(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = (T)(old | v); return old; }
 ATOMIC_OPERATION atomicExch(T* p, T v) { ATOMIC_ACCESS(p); T old = *p; *p = v; return old; }
+ATOMIC_OPERATION atomicInc(T* p, T last) { ATOMIC_ACCESS(p); T old = *p; *p = old >= last ? 0 : old + 1; return old; }
 ATOMIC_OPERATION atomicCAS(T* p, T want, T v) {
     ATOMIC_ACCESS(p);
     T old = *p;

@@ -3,8 +3,10 @@
 //
 // Two accesses to one byte by two threads, one of them a write at least, are a race unless a
 // __syncthreads (same block) or a __syncwarp (same warp) lies between. Other warp operations order
-// no memory, nor does anything order two blocks. Atomics do not race with atomics, but with plain
-// accesses they do. Also found: shared memory read before anybody wrote it. None of it depends on
+// no memory. Two blocks are ordered by an atomic operation of each on one address, if the first one's thread has a
+// __threadfence before it and the second one's a __threadfence behind it: what the first block did up to its last
+// barrier before that fence comes before what the second does behind its fence, or other threads of it behind the next
+// barrier. Atomics do not race with atomics, but with plain accesses they do. Also found: shared memory read before anybody wrote it. None of it depends on
 // the order in which the threads happen to run.
 #pragma once
 #define UNCHECKED __attribute__((no_sanitize("thread")))
@@ -22,9 +24,60 @@ constexpr unsigned CELLS = 1 << 21;               // twice the bytes that one la
 inline Cell cells[CELLS];                         // a hash table; entries of older launches are free
 inline unsigned cells_used, cells_launch;
 
+// A thread of a block that has fenced: accesses before `barriers` of its block, and its own, come before.
+struct Fenced { unsigned block, barriers; int thread; };
+struct Released { uintptr_t address; Fenced what; };
+struct Acquired { Fenced what, here; };           // what came before, and who has seen it
+struct Counted { uintptr_t address; int n_released, thread; };
+template <class T, int N> struct Some {           // in the library itself, whose memory nobody watches
+    T all[N];
+    int n;
+    UNCHECKED void add(T one) {
+        if (n == N) fail("more than %d fences and atomics for the race build", N);
+        all[n++] = one;
+    }
+};
+inline Some<Released, 1 << 14> released;          // by the atomics of this launch, in their order
+inline Some<Acquired, 1 << 14> acquired;          // by the running block
+inline Some<Counted, 1 << 14> counted;            // its atomics
+inline Some<Fenced, 1 << 10> fenced;              // its fences
+inline unsigned fences_launch, fences_block;
+
+UNCHECKED inline void begin_block() {             // where that has not been done
+    if (fences_launch != launches) released.n = 0;
+    else if (fences_block == block_number) return;
+    fences_launch = launches, fences_block = block_number;
+    acquired.n = counted.n = fenced.n = 0;
+}
+UNCHECKED inline void fence() {
+    begin_block();
+    Fenced here{block_number, barriers, self->number};
+    fenced.add(here);
+    for (int c = 0; c < counted.n; c++)
+        for (int i = 0; i < counted.all[c].n_released && counted.all[c].thread == here.thread; i++)
+            if (released.all[i].address == counted.all[c].address) acquired.add({released.all[i].what, here});
+}
+UNCHECKED inline void count_atomic(uintptr_t address) {
+    begin_block();
+    counted.add({address, released.n, self->number});
+    for (int i = 0; i < fenced.n; i++)
+        if (fenced.all[i].thread == self->number) released.add({address, fenced.all[i]});
+}
+UNCHECKED inline bool comes_after(const Access& a, const Fenced& f) {
+    return a.block == f.block && (a.barriers > f.barriers || (a.barriers == f.barriers && a.thread == f.thread));
+}
+UNCHECKED inline bool comes_before(const Access& a, const Fenced& f) {
+    return a.block == f.block && (a.barriers < f.barriers || (a.barriers == f.barriers && a.thread == f.thread));
+}
+UNCHECKED inline bool ordered_by_fences(const Access& before, const Access& now) {
+    if (fences_launch != launches || fences_block != now.block) return false;
+    for (int i = 0; i < acquired.n; i++)
+        if (comes_before(before, acquired.all[i].what) && comes_after(now, acquired.all[i].here)) return true;
+    return false;
+}
 UNCHECKED inline bool ordered(const Access& before, const Access& now) {
     if (before.thread < 0 || (before.atomic && now.atomic)) return true;
-    if (before.block != now.block) return false;
+    if (before.block != now.block) return ordered_by_fences(before, now);
     if (before.thread == now.thread || before.barriers < now.barriers) return true;
     return before.thread / 32 == now.thread / 32 && before.warp_epoch < now.warp_epoch;
 }
@@ -86,6 +139,7 @@ UNCHECKED inline void touch_byte(uintptr_t address, bool shared, Kind kind, unsi
 }
 UNCHECKED inline void touch(const void* p, size_t n, Kind kind, void* pc) {
     if (self == &outside || failed) return;
+    if (kind == ATOMIC) count_atomic((uintptr_t)p);
     bool shared = is_shared((const char*)p);
     if (!shared && is_private((const char*)p)) return;
     for (size_t i = 0; i < n; i++)

@@ -28,6 +28,7 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
         "positions": -(4 * n_tokens // up) * 64,
         "quantised": -(quantised_bytes(n_tokens, 256) // up) * 64,
         "attention": 0,
+        "arrived": 0,
         "counts": 64,
         "hidden": -(4 * n_tokens * 32 // up) * 64,
         "held": 2 * 2 * 64,  # of two layers 512 bits, twice

@@ -100,7 +100,7 @@ def test_everything_on_the_device(outtype: str, tiny_model: TinyModel, split_dev
 
 
 @pytest.mark.sample(3)
-@pytest.mark.parametrize(("n_ctx", "of_floats"), [(32, 9), (1024, 9), (1025, 10), (2048, 10)])
+@pytest.mark.parametrize(("n_ctx", "of_floats"), [(32, 9), (1024, 9), (1025, 9), (2048, 9)])
 @pytest.mark.parametrize(
     "outtype", ["f16", "q8_0", pytest.param("f32", marks=slow), pytest.param("q4_0", marks=slow)]
 )
@@ -112,7 +112,7 @@ def test_launches_of_a_layer(
         model, case = model_of(file, 2), Case("predictor", "f16", n_ctx)
         for n_hot in (model.n_ff // 2, model.n_ff):
             cost = layer_cost(model, file, split_device, case, n_hot)
-            of_type = 0 if outtype in ("f16", "f32") else 3  # what is rounded by a launch of its own
+            of_type = 0 if outtype in ("f16", "f32") else 2  # what is rounded by a launch of its own
             assert cost.launches == of_floats + of_type
 
 
@@ -122,7 +122,7 @@ def launches_of_first_layer(executor: Executor) -> int:
     return sum(len(step.launches) for step in steps if step.nodes[0].name.endswith("-0"))
 
 
-@pytest.mark.parametrize(("n_ctx", "of_floats"), [(64, 9), (1100, 10)])
+@pytest.mark.parametrize(("n_ctx", "of_floats"), [(64, 9), (1100, 9)])
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_launches_of_other_architectures(
@@ -134,7 +134,7 @@ def test_launches_of_other_architectures(
             with on_device(
                 plan_with(model, case, some_neurons(model, n_hot)), file, split_device
             ) as executor:
-                of_kind = 0 if kind == "f16" else 3
+                of_kind = 0 if kind == "f16" else 2
                 assert launches_of_first_layer(executor) <= of_floats + of_kind, n_hot
 
 

@@ -9,11 +9,20 @@ import numpy as np
 import pytest
 from kv_rows import rounded, whole
 from numpy.typing import NDArray
-from operands import Array, Get, Put, normal
+from operands import Array, Get, Put, empty_quantised, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part, parts_in_use
+from hotcold.kernels.cuda.attention import (
+    Rounded,
+    Scores,
+    arrived_bytes,
+    attention,
+    attention_part,
+    parts_in_use,
+)
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.sources import SOURCES, program
+from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.formats import KV_TYPES, LONGEST_AT_ONCE, attention_sums_bytes, is_split, n_parts
 from hotcold.kernels.order_of_device_sums import device_attention
 
@@ -109,22 +118,42 @@ class Case:
         return device_attention(self.q, *self.held(), self.n_past, self.window, sinks, scale, exp)
 
 
-def attend(device: Device, put: Put, get: Get, case: Case, split: bool) -> Array:
-    """By one launch, or in parts."""
+def attend(device: Device, put: Put, get: Get, case: Case, split: bool, to: Rounded | None = None) -> Array:
+    """By a block for all positions, or in parts; rounded too, if there is room."""
     q, positions = put(device, case.q), put(device, case.positions)
     keys, values = put(device, case.cache(2)), put(device, case.cache(3))
     y, parts = device.empty(case.q.shape, "f4"), n_parts(case.n_ctx)
     given, scores = (q, keys, values, positions), case.scores(put(device, case.sinks))
+    rounded, rounds = to or Rounded.nowhere(y), to is not None
     if not split:
-        work = attention(case.kv_type, case.n_tokens, *case.sizes[:3], case.n_keys)
-        work.launch(device, (*given, y, case.n_tokens, *case.sizes, *scores.of_attention), device.compute)
+        work = attention(case.kv_type, case.n_tokens, *case.sizes[:3], case.n_keys, rounds)
+        sizes = y, case.n_tokens, *case.sizes
+        work.launch(device, (*given, *sizes, *scores.arguments, *rounded), device.compute)
         return get(device, y)
     partial = device.empty(attention_sums_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
-    work = attention_part(case.kv_type, *case.sizes, case.n_keys)
-    work.launch(device, (*given, partial, *case.sizes, parts, *scores.of_part), device.compute)
-    arguments = (partial, positions, y, case.n_head, case.head_dim, parts, *scores.of_join)
-    attention_join(case.n_head, case.head_dim, case.n_keys).launch(device, arguments, device.compute)
+    arrived = put(device, np.zeros(arrived_bytes(case.n_head, case.n_head_kv) // 4, "u4"))
+    work = attention_part(case.kv_type, *case.sizes, case.n_keys, rounds)
+    places = partial, arrived, y, *case.sizes, parts
+    work.launch(device, (*given, *places, *scores.arguments, *rounded), device.compute)
+    assert not get(device, arrived).any()
     return get(device, y)
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
+@pytest.mark.parametrize(("heads", "head_dim"), [((6, 2), 32), ((5, 1), 64), ((2, 2), 96)])
+def test_answers_are_rounded_as_by_a_launch_of_its_own(
+    device: Device, put: Put, get: Get, kv_type: str, heads: tuple[int, int], head_dim: int, split: bool
+) -> None:
+    case = Case(kv_type, 700, 1 if split else 3, *heads, head_dim, 1100, 0, True)
+    n_tokens, n = case.n_tokens, heads[0] * head_dim
+    fused, apart = empty_quantised(device, n_tokens, n), empty_quantised(device, n_tokens, n)
+    y = attend(device, put, get, case, split, Rounded.to(fused))
+    arguments = (put(device, y), *apart, y.size // 32)
+    quantise(n_tokens, n).launch(device, arguments, device.compute)
+    assert close(y, case.want())
+    for a, b in zip(apart, fused, strict=True):
+        assert get(device, a).tobytes() == get(device, b).tobytes()
 
 
 @pytest.mark.parametrize("kv_type", KV_TYPES)
@@ -289,7 +318,8 @@ def test_a_later_token_of_the_batch_does_not_matter(
         out = device.empty(case.q.shape, "f4")
         given = put(device, case.q), put(device, cache["keys"]), put(device, cache["values"])
         scores = case.scores(given[0])
-        arguments = (*given, put(device, case.positions), out, 3, *case.sizes, *scores.of_attention)
+        places = put(device, case.positions), out, 3, *case.sizes
+        arguments = (*given, *places, *scores.arguments, *Rounded.nowhere(out))
         attention("f32", 3, 2, 2, 64, 8).launch(device, arguments, device.compute)
         y.append(get(device, out))
     assert y[0][:2].tobytes() == y[1][:2].tobytes()
@@ -309,24 +339,45 @@ def test_the_bits_do_not_depend_on_order_or_build(
 
 
 def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put, get: Get) -> None:
-    """The position is read from its buffer alone, also how many parts are in use."""
+    """The position is read from its buffer alone, also how many parts are in use; who counts blocks begins anew."""
     case, device = Case("f16", 1500, 1, 2, 1, 16, 1600), open_emulated()
     full, n = (case.cache(2), case.cache(3)), n_parts(1600)
     q, keys, values, position = (put(device, a) for a in (case.q, *full, case.positions))
     partial, y = device.empty(attention_sums_bytes(1, 2, 16, 1600) // 4, "f4"), device.empty((1, 2, 16), "f4")
     scores = case.scores(q)
-    launches = [
-        attention_part("f16", *case.sizes, 1600).prepare(
-            device, (q, keys, values, position, partial, *case.sizes, n, *scores.of_part)
-        ),
-        attention_join(2, 16, 1600).prepare(device, (partial, position, y, 2, 16, n, *scores.of_join)),
-    ]
+    places = position, partial, put(device, np.zeros(1, "u4")), y, *case.sizes, n
+    arguments = (q, keys, values, *places, *scores.arguments, *Rounded.nowhere(y))
+    launch = attention_part("f16", *case.sizes, 1600).prepare(device, arguments)
     for n_past in (1500, 70, 0, 900):
         device.upload(position, host_of(device, n_past), device.compute)
-        for launch in launches:
-            device.run(launch, device.compute)
+        device.run(launch, device.compute)
         k, v = (cache[:, : n_past + 1].swapaxes(0, 1).astype("f4") for cache in full)
         assert close(get(device, y), ref.attention(case.q, k, v, n_past))
+
+
+def test_a_counter_that_does_not_begin_anew_is_noticed(open_emulated: Open, put: Put, get: Get) -> None:
+    """The second launch then has no last block, and no answer."""
+    whole = program(SOURCES / "attention.cu")
+    broken = whole.replace("atomicInc(counter, n - 1)", "atomicInc(counter, ~0u)")
+    case, answers = Case("f16", 700, 1, 2, 1, 16, 1100), []
+    for source in (whole, broken):
+        device = open_emulated(source=source)
+        q, keys, values, position = (
+            put(device, a) for a in (case.q, case.cache(2), case.cache(3), case.positions)
+        )
+        partial, y = (
+            device.empty(attention_sums_bytes(1, 2, 16, 1100) // 4, "f4"),
+            device.empty((1, 2, 16), "f4"),
+        )
+        places = position, partial, put(device, np.zeros(1, "u4")), y, *case.sizes, n_parts(1100)
+        arguments = (q, keys, values, *places, *case.scores(q).arguments, *Rounded.nowhere(y))
+        for _ in range(2):
+            nothing = device.pinned(y.shape, "f4")
+            nothing.array[:] = np.nan
+            device.upload(y, nothing, device.compute)
+            attention_part("f16", *case.sizes, 701).launch(device, arguments, device.compute)
+        answers.append(get(device, y))
+    assert close(answers[0], case.want()) and np.isnan(answers[1]).all()
 
 
 def host_of(device: Device, position: int) -> Any:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from operands import Array, Matrix, block_of, each_type, listing, random_matrix
+from operands import Array, Matrix, block_of, each_type, empty_quantised, listing, random_matrix
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.attention import Scores, attention, attention_join, attention_part
+from hotcold.kernels.cuda.attention import Rounded, Scores, attention, attention_part
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -352,9 +352,11 @@ def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
         filled(device, np.array([300, 301], "i4")),
     )
     keys, values = (cache(device, kv_type, 2, 320, 32) for _ in range(2))
-    work = attention(kv_type, 2, 4, 2, 32, 302)
-    arguments = (q, keys, values, positions, y, 2, 4, 2, 32, 320, *Scores.plain(q, 32).of_attention)
-    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    for rounded in (Rounded.nowhere(y), Rounded.to(empty_quantised(device, 2, 128))):
+        work = attention(kv_type, 2, 4, 2, 32, 302, bool(rounded.there))
+        sizes = 2, 4, 2, 32, 320
+        arguments = (q, keys, values, positions, y, *sizes, *Scores.plain(q, 32).arguments, *rounded)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
@@ -363,13 +365,12 @@ def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> N
     parts, position = n_parts(1100), filled(device, np.array([550], "i4"))
     partial, q, y = device.empty((4, parts, 34), "f4"), ones(device, 4, 32), device.empty((4, 32), "f4")
     keys, values = (cache(device, kv_type, 2, 1100, 32) for _ in range(2))
-    work = attention_part(kv_type, 4, 2, 32, 1100, 551)
-    scores = Scores.plain(q, 32)
-    arguments = (q, keys, values, position, partial, 4, 2, 32, 1100, parts, *scores.of_part)
-    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
-    work = attention_join(4, 32, 551)
-    joined = (partial, position, y, 4, 32, parts, *scores.of_join)
-    assert touched(work, joined) == (work.bytes_read, work.bytes_written)
+    scores, arrived = Scores.plain(q, 32), filled(device, np.zeros(2, "u4"))
+    for rounded in (Rounded.nowhere(y), Rounded.to(empty_quantised(device, 1, 128))):
+        work = attention_part(kv_type, 4, 2, 32, 1100, 551, bool(rounded.there))
+        places = position, partial, arrived, y, 4, 2, 32, 1100, parts
+        arguments = (q, keys, values, *places, *scores.arguments, *rounded)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 def test_top_k(device: Device, touched: Touched) -> None:

@@ -45,6 +45,18 @@ def test_everything_that_is_offered_is_used_here() -> None:
     assert not [name for name in sorted(offered) if not re.search(rf"\b{name}\b", used)]
 
 
+def test_the_last_block_sees_what_all_have_written(own_device: Device, get: Callable[..., Array]) -> None:
+    zeros = own_device.pinned(1, "i4")
+    zeros.array[:] = 0
+    counter, total, parts = (own_device.empty(n, "i4") for n in (1, 1, 7))
+    for buffer in (counter, total):
+        own_device.upload(buffer, zeros, own_device.compute)
+    for _ in range(3):
+        arguments = (counter.view(0, 1, "u4"), parts, total)
+        own_device.launch("arrivals", 7, 32, arguments, own_device.compute)
+    assert get(own_device, total)[0] == 3 * 28 and get(own_device, counter)[0] == 0
+
+
 def test_warp_and_block_operations(own_device: Device, get: Callable[..., Array]) -> None:
     out, lane, thread = own_device.empty((16, 64), "i4"), np.arange(64) % 32, np.arange(64)
     own_device.launch("lanes", 1, 64, (out,), own_device.compute)
