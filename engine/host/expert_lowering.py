@@ -4,6 +4,8 @@ A pair is a token and one of its experts. One token's pairs all read its one vec
 the order of the pairs first, so that each expert meets its tokens as a batch of their own.
 """
 
+import mmap
+
 import numpy as np
 
 from hotcold.engine.graph.graph import COLD, Node, ffn_matrices, layer_of
@@ -78,6 +80,19 @@ class _Pairs:
         if self.cold is not None:
             return self.low.store.experts(self.gate, np.flatnonzero(self.cold.n))
         return self.low.store.experts(self.gate, self.low.cold[layer_of(self.node)].listed[1:])
+
+    def will_need(self) -> None:
+        """Tell the system of the experts whose rows come next, so that it reads them all at once."""
+        x, x_stride = self.chosen
+        fields: Record = {"x": x, "x_stride": x_stride, "k": self.n_used, "n_rows": self.n_expert}
+        for name, weight in (("w", self.gate), ("w1", self.up), ("w2", self.down)):
+            fields |= {
+                name: self.low.store.experts(weight),
+                f"{name}_stride": weight.n_bytes // self.n_expert,
+            }
+        fields["w"] = self._here()
+        chunks = min(self.n_expert, self.n_pairs, program.MAX_CHUNKS)
+        self.low.emit(program.WILL_NEED, chunks, **fields, advice=int(mmap.MADV_WILLNEED))
 
     def vectors(self, weight: Weight) -> tuple[int, int]:
         """The pairs' vectors as a matrix wants them: one for all, or gathered."""
@@ -233,3 +248,8 @@ def expert_ffn(low: Lowering, node: Node) -> None:
     sums = pairs.sums(hidden)
     pairs.multiply(pairs.down, node.find_weight("down_bias"), pairs.packed(hidden), sums)
     pairs.add_up(sums)
+
+
+def will_need(low: Lowering, node: Node) -> None:
+    """Append advice to the system of what an `expert_ffn` node will read."""
+    _Pairs(low, node).will_need()

@@ -6,7 +6,7 @@ One short function a node kind; each knows its node's operands and nothing of th
 from collections.abc import Callable, Sequence
 
 from hotcold.engine.graph.graph import Node, layer_of
-from hotcold.engine.host.expert_lowering import expert_ffn, mul_sigmoid, top_k
+from hotcold.engine.host.expert_lowering import expert_ffn, mul_sigmoid, top_k, will_need
 from hotcold.engine.host.ffn_lowering import dense_ffn, dense_gated_ffn, sparse_ffn, sparse_gated_ffn
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.errors import HotcoldError
@@ -220,14 +220,23 @@ LOWER: dict[str, Callable[[Lowering, Node], None]] = {
 def lower(nodes: Sequence[Node], low: Lowering) -> list[tuple[Node, list[Record]]]:
     """Nodes in order with their records; those of a `pack` belong to the first node that reads it.
 
+    Where experts may have to be read from disk the system hears of them as soon as the router has chosen, which is
+    before attention in SmallThinker; or, if a device chose, before they are read.
+
     Raises:
         HotcoldError: an op that has no lowering.
     """
     lowered, begin = [], len(low.records)
+    mixtures = [node for node in nodes if node.op == "expert_ffn"] if low.reads_disk else []
+    unheard = {node.tensor("chosen").name: node for node in mixtures}
     for node in nodes:
         if node.op not in LOWER:
             raise HotcoldError(f"op of node {node.name}", node.op, f"known are {', '.join(LOWER)}")
+        if node.op == "expert_ffn" and node.tensor("chosen").name in unheard:
+            will_need(low, node)
         LOWER[node.op](low, node)
+        if node.op == "top_k" and (reader := unheard.pop(node.output.name, None)):
+            will_need(low, reader)
         if node.op != "pack":
             lowered.append((node, low.records[begin:]))
             begin = len(low.records)

@@ -29,6 +29,7 @@ class Lowering:
         apart: address of run parameters, one behind the other, of n_apart tokens that each belong to a sequence of
             their own; 0 where all belong to one.
         cold_neurons: of each layer whose experts are split by neurons, the rows that are the CPU's.
+        reads_disk: whether the file is larger than memory, so that the system is told which experts come next.
     """
 
     n_tokens: int
@@ -43,6 +44,7 @@ class Lowering:
     cold_neurons: dict[int, ColdNeurons]
     apart: int = 0
     n_apart: int = 0
+    reads_disk: bool = False
     records: list[Record] = field(default_factory=list)
 
     @property

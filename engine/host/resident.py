@@ -12,7 +12,7 @@ from hotcold.engine.plan.footprint import host_layer_kv_bytes
 from hotcold.engine.plan.plan import Plan
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import GGUFFile
-from hotcold.gguf_io.residency import ReadProgress, advise, lock, populate, ranges_of
+from hotcold.gguf_io.residency import Range, ReadProgress, advise, lock, populate, ranges_of
 
 ROOT = Path("/")
 
@@ -67,15 +67,25 @@ def make_resident(
         What a user should know, a line each.
     """
     said = [note] if (note := memory_note(plan, root)) else []
-    here = [entry for entry in plan.weights if entry.host_bytes]
-    everything = ranges_of(file, {name for entry in here for name in entry.weight.names})
-    if sum(each.n_bytes for each in everything) <= machine.available_memory(root):
+    everything = _ranges_here(plan, file)
+    if fits_memory(plan, file, root):
         populate(everything, progress)
     else:
         _advise(plan, file)
     if keep and (problem := lock(everything)):
         said.append(f"--mlock: the weights are not locked in memory: {problem}; see `ulimit -l`")
     return tuple(said)
+
+
+def fits_memory(plan: Plan, file: GGUFFile, root: Path = ROOT) -> bool:
+    """Whether all that the CPU reads of the file fits the memory that is free, pages of files among it."""
+    return sum(each.n_bytes for each in _ranges_here(plan, file)) <= machine.available_memory(root)
+
+
+def _ranges_here(plan: Plan, file: GGUFFile) -> list[Range]:
+    """The pages that the CPU reads."""
+    here = [entry for entry in plan.weights if entry.host_bytes]
+    return ranges_of(file, {name for entry in here for name in entry.weight.names})
 
 
 def _advise(plan: Plan, file: GGUFFile) -> None:

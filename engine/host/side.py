@@ -50,12 +50,16 @@ class HostSide:
         slot_bytes: from one sequence's caches to the next one's.
     """
 
-    def __init__(self, plan: Plan, store: HostStore, arena: NDArray[np.uint8]) -> None:
+    def __init__(
+        self, plan: Plan, store: HostStore, arena: NDArray[np.uint8], reads_disk: bool = False
+    ) -> None:
         """Allocate.
 
         Args:
             arena: bytes for the intermediates of every graph; what crosses the bus lies there too.
+            reads_disk: see `Lowering`.
         """
+        self._reads_disk = reads_disk
         model, n_ctx = plan.model, plan.n_ctx
         self.store, self.arena = store, arena
         divided = [split for split in plan.layers if 0 < split.n_hot < split.n_ff]
@@ -109,6 +113,7 @@ class HostSide:
             counts=self.counts.ctypes.data,
             cold=self._cold,
             cold_neurons=self._cold_neurons,
+            reads_disk=self._reads_disk,
         )
 
     def last_states(self, graph: GraphPlan, n_tokens: int) -> NDArray[np.float32]:

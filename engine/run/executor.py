@@ -16,6 +16,7 @@ from hotcold.closing import Closing
 from hotcold.engine.graph.graph import check
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host.machine import default_threads
+from hotcold.engine.host.resident import fits_memory
 from hotcold.engine.host.side import HostSide, host_arena_bytes
 from hotcold.engine.host.speed import products_a_second
 from hotcold.engine.host.steps import Context, Step, take_all
@@ -100,7 +101,8 @@ class Executor(Closing):
 
             self._side = DeviceSide(self.device_store, arena_bytes, host_store)
             arena = self._side.arena.array
-        self.host = HostSide(self.plan, host_store, arena)
+        reads_disk = self.model.experts is not None and not fits_memory(self.plan, file)
+        self.host = HostSide(self.plan, host_store, arena, reads_disk)
         if self._side is not None:
             self._side.fill_tables(self.host.rope_table)
         self.run_steps = RunSteps(self.plan, self.host, self._side)

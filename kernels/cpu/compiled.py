@@ -45,7 +45,7 @@ RECIPES: dict[str, Callable[[], Any]] = {}  # of kernels: what gives a module of
 
 # what compiled code may call besides kernels: all of it is in the C library
 _C_FUNCTIONS = {
-    *("sched_yield", "syscall", "usleep", "clock_gettime"),
+    *("sched_yield", "madvise", "syscall", "usleep", "clock_gettime"),
     *("memset", "memcpy", "memmove", "sqrt", "sqrtf"),
 }
 

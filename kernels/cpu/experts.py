@@ -9,6 +9,7 @@ its number, its first pair, and how many; from `pair_tokens` on the token of eac
 """
 
 import math
+import mmap
 
 from hotcold.kernels.cpu import elementwise, ffn, ffn_batch, ffn_down, operations, tiles
 from hotcold.kernels.cpu.compiled import compiled
@@ -18,6 +19,7 @@ from hotcold.kernels.cpu.sizes import GROUP_ENTRY, GROUP_HEAD
 from hotcold.kernels.formats import EXACT_POSITIONS
 
 SMALLEST_SUM = 2.0**-14  # that weights are divided by
+PAGE = mmap.PAGESIZE
 
 
 @compiled
@@ -136,6 +138,33 @@ def group(op, n_tokens: int, counts: int) -> int:  # type: ignore[no-untyped-def
                 store_i64(tokens + 8 * pair, t)
             store_i64(op.z + 8 * (t * op.k + i), pair)
     return listed
+
+
+@compiled
+def will_need(op, n_tokens: int, first: int, last: int) -> None:  # type: ignore[no-untyped-def]
+    """Give the system advice of the matrices of experts first..last-1 that are here and that a token chose."""
+    for e in range(first, last):
+        if load_i64(op.w + 8 * e) != 0 and _is_chosen(op, n_tokens, e):
+            _advise(load_i64(op.w + 8 * e), op.w_stride, op.advice)
+            _advise(load_i64(op.w1 + 8 * e), op.w1_stride, op.advice)
+            _advise(load_i64(op.w2 + 8 * e), op.w2_stride, op.advice)
+
+
+@compiled
+def _is_chosen(op, n_tokens: int, e: int) -> bool:  # type: ignore[no-untyped-def]
+    """Whether expert e is among the op.k of any token."""
+    for t in range(n_tokens):
+        for i in range(op.k):
+            if load_i32(op.x + t * op.x_stride + 4 * i) == e:
+                return True
+    return False
+
+
+@compiled
+def _advise(at: int, n_bytes: int, advice: int) -> None:
+    """Give advice of all pages that n bytes lie on."""
+    start = at & -PAGE
+    operations.madvise(start, at + n_bytes - start, advice)
 
 
 @compiled

@@ -237,6 +237,13 @@ def group(at: int, c: int, n: int, run: int, scratch: int) -> None:
     _count(op, 0, experts.group(op, load_i64(run + 8 * N_TOKENS), scratch), 0)
 
 
+@op_kernel(program.WILL_NEED)
+def will_need(at: int, c: int, n: int, run: int, scratch: int) -> None:
+    op = record(at)
+    first, last = _cut(op.n_rows, c, op.chunks, 1), _cut(op.n_rows, c + n, op.chunks, 1)
+    experts.will_need(op, load_i64(run + 8 * N_TOKENS), first, last)
+
+
 @op_kernel(program.GATHER)
 def gather(at: int, c: int, n: int, run: int, scratch: int) -> None:
     op = record(at)

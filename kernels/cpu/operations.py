@@ -352,3 +352,9 @@ def prefetch(b: Builder, at: Value) -> None:
 def prefetch_stream(b: Builder, at: Value) -> None:
     """`emit_prefetch` into the level that suits rows."""
     emit_prefetch(b, at, stream_locality())
+
+
+@operation(types.void, address, types.int64, types.int64)
+def madvise(b: Builder, at: Value, n_bytes: Value, advice: Value) -> None:
+    """Tell the system how n bytes from the start of a page on will be read, which it may leave unheard."""
+    call(b, "madvise", I32, at, n_bytes, b.trunc(advice, I32))

@@ -132,6 +132,9 @@ EXPERT_THRESHOLD = _op("groups", "activation", "least")
 """x[p, n_rows] of k experts, least [k, n_rows] -> y[p, r], as THRESHOLD"""
 EXPERT_SUM = _op("n_used", "pairs")
 """x[p, k], z[t] what TOP_K chose, its pairs -> y[t, k] = sum of weight x[p], experts ascending"""
+WILL_NEED = _op("advice")
+"""x[t] what TOP_K chose, k experts, addresses w, w1, w2 [n_rows] of experts' matrices of w_stride, w1_stride, w2_stride
+bytes, w 0 where not here -> the system hears `advice` of the pages of those that some token chose"""
 TO_PLANES = _op("listed", "n_parts")
 """w rows of a file, those that int32 [n_rows] at `listed` name, or 0 = the first n_rows -> y, n_parts planes, as the
 entries at x say (see `to_planes.py`); k blocks a row, z_stride bytes a block"""

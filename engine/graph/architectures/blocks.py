@@ -116,11 +116,16 @@ def ffn(
     return graph.add("dense_ffn", n, up, up_bias, layer.down, down_bias, transposed=transposed, **act)
 
 
-def router(graph: Graph, layer: Layer, x: Tensor, i: int) -> Tensor:
-    """The logits of all experts."""
-    return graph.add(
+def router(graph: Graph, model: Model, layer: Layer, x: Tensor, i: int) -> Tensor:
+    """The experts that x goes to, and their weights."""
+    if model.experts is None:
+        raise FileError("layer", i, "no experts")
+    logits = graph.add(
         "mul_mat", layer.ffn_gate_inp, x, layer.ffn_gate_inp_bias, name="ffn_moe_logits", layer=i
     )
+    how: dict[str, Any] = {"n_used": model.experts.n_used, "gating": model.experts.gating}
+    how |= {"normed": model.experts.normed, "scale": model.experts.scale}
+    return graph.add("top_k", logits, **how, name="ffn_moe_topk", layer=i)
 
 
 def expert_ffn(
@@ -128,21 +133,16 @@ def expert_ffn(
     model: Model,
     layer: Layer,
     n: Tensor,
-    logits: Tensor,
+    chosen: Tensor,
     i: int,
     activation: str,
     sparsity: str = "off",
 ) -> Tensor:
     """The chosen experts' sum_e w_e down_e (act(gate_e n) * (up_e n)), and the shared expert's, if there is one."""
-    if model.experts is None:
-        raise FileError("layer", i, "no experts")
-    how: dict[str, Any] = {"n_used": model.experts.n_used, "gating": model.experts.gating}
-    how |= {"normed": model.experts.normed, "scale": model.experts.scale}
-    chosen = graph.add("top_k", logits, **how, name="ffn_moe_topk", layer=i)
     matrices = (layer.ffn_gate_exps, layer.ffn_up_exps, layer.down)
     biases = (layer.ffn_gate_exps_bias, layer.ffn_up_exps_bias, layer.ffn_down_exps_bias)
     act: dict[str, Any] = {"activation": activation, "layer": i}
-    how = {"transposed": layer.ffn_down_exps is None, "skip": sparsity != "off"}
+    how: dict[str, Any] = {"transposed": layer.ffn_down_exps is None, "skip": sparsity != "off"}
     least = _thresholds(layer, sparsity)
     h = graph.add("expert_ffn", n, chosen, *matrices, *biases, least, **act, **how, name="ffn_moe_out")
     if layer.ffn_gate_shexp is None:

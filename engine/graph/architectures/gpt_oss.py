@@ -17,7 +17,9 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
         a = self_attention(graph, model, layer, n, i, interleaved=False)
         x = graph.add("add", a, x, name="ffn_inp", layer=i)
         n = graph.add("rms_norm", x, layer.post_attention_norm, eps=eps, name="attn_post_norm", layer=i)
-        h = expert_ffn(graph, model, layer, n, router(graph, layer, n, i), i, model.ffn_activation, sparsity)
+        h = expert_ffn(
+            graph, model, layer, n, router(graph, model, layer, n, i), i, model.ffn_activation, sparsity
+        )
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     graph.add("logits", model.output, x, name="result_output")

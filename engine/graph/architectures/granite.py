@@ -27,7 +27,7 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
         if layer.ffn_gate_inp is None:
             h = gated_ffn(graph, layer, n, listed, i, activation, sparsity)
         else:
-            h = expert_ffn(graph, model, layer, n, router(graph, layer, n, i), i, activation, sparsity)
+            h = expert_ffn(graph, model, layer, n, router(graph, model, layer, n, i), i, activation, sparsity)
         h = scaled(graph, h, by.residual, "ffn_scaled", i)
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")

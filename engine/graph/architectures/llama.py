@@ -27,7 +27,7 @@ def append(graph: Graph, model: Model, sparsity: str, activation: str, *, interl
         if layer.ffn_gate_inp is None:
             h = gated_ffn(graph, layer, n, listed, i, activation, sparsity)
         else:
-            h = expert_ffn(graph, model, layer, n, router(graph, layer, n, i), i, activation, sparsity)
+            h = expert_ffn(graph, model, layer, n, router(graph, model, layer, n, i), i, activation, sparsity)
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     graph.add("logits", model.output, x, name="result_output")

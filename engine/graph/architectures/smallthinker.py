@@ -16,13 +16,13 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
     eps = model.norm_eps
     x = graph.add("embed", model.token_embd, name="inp_embd")
     for i, layer in enumerate(model.layers):
-        logits = router(graph, layer, x, i)
+        chosen = router(graph, model, layer, x, i)
         n = graph.add("rms_norm", x, layer.attn_norm, eps=eps, name="attn_norm", layer=i)
         rotates = model.windows is None or model.n_layer == PERIOD or i % PERIOD != 0
         a = self_attention(graph, model, layer, n, i, interleaved=False, rotates=rotates)
         x = graph.add("add", a, x, name="ffn_inp", layer=i)
         n = graph.add("rms_norm", x, layer.ffn_norm, eps=eps, name="ffn_norm", layer=i)
-        h = expert_ffn(graph, model, layer, n, logits, i, model.ffn_activation, sparsity)
+        h = expert_ffn(graph, model, layer, n, chosen, i, model.ffn_activation, sparsity)
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     profile = None

@@ -1,5 +1,7 @@
 """The CPU's mixtures of experts against their oracle: which are chosen, and what they give."""
 
+import mmap
+
 import cpu_operands as checks
 import numpy as np
 import pytest
@@ -148,3 +150,29 @@ def test_experts(type_id: int, activation: str, biased: bool, n_tokens: int) -> 
 @pytest.mark.parametrize("n_tokens", [1, 9])
 def test_experts_of_mixed_types(n_tokens: int) -> None:
     check_experts((rows.Q4_0_ID, rows.Q8_0_ID, rows.Q5_0_ID), n_tokens, "silu")
+
+
+@pytest.mark.skipif(not hasattr(mmap, "MADV_DONTNEED"), reason="the system takes no such advice")
+@pytest.mark.parametrize(("n_pages", "n_tokens"), [(3, 1), (2, 3), (1.5, 2)])
+def test_advice_is_of_the_pages_of_the_chosen(n_pages: float, n_tokens: int) -> None:
+    """Memory that is not needed any more reads as zeros: the chosen experts' pages do, of those that are here."""
+    n_expert, n_used, page, absent = 9, 2, mmap.PAGESIZE, 4
+    size = int(n_pages * page)
+    chosen = np.array([[1, 4], [1, 7], [0, 7]], np.int32)[:n_tokens]
+    choices = np.concatenate([chosen, np.zeros_like(chosen)], axis=1)
+    maps = [mmap.mmap(-1, n_expert * size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) for _ in range(3)]
+    views = [np.frombuffer(each, np.uint8) for each in maps]
+    for view in views:
+        view[:] = 1
+    tables = [np.arange(n_expert) * size + view.ctypes.data for view in views]
+    tables[0][absent] = 0
+    record = {"code": program.WILL_NEED, "chunks": 2, "n_rows": n_expert, "advice": int(mmap.MADV_DONTNEED)}
+    record |= {"x": choices.ctypes.data, "x_stride": 8 * n_used, "k": n_used}
+    for name, table in zip(("w", "w1", "w2"), tables, strict=True):
+        record |= {name: table.ctypes.data, f"{name}_stride": size}
+    checks.run([record], n_tokens)
+    heard = {int(e) for e in chosen.flat} - {absent}
+    pages = {p for e in heard for p in range(e * size // page, -(-(e + 1) * size // page))}
+    for view in views:
+        gone = {p for p in range(-(-view.size // page)) if not view[p * page : (p + 1) * page].any()}
+        assert gone == pages
