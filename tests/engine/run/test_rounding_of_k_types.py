@@ -32,7 +32,8 @@ def as_q8_0(x: F64) -> F64:
     """Blocks of 32; the largest magnitude becomes 127, as in Q8_0."""
     b = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
     scale = np.abs(b).max(-1, keepdims=True) / np.float32(127)
-    return (np.rint(b / scale).astype(np.float64) * scale).reshape(x.shape)
+    rounded: F64 = np.rint(b / scale).astype(np.float64) * scale
+    return rounded.reshape(x.shape)
 
 
 def forward(file: GGUFFile, ids: NDArray[np.int32], rounded: Rounding) -> F64:
@@ -50,7 +51,8 @@ def forward(file: GGUFFile, ids: NDArray[np.int32], rounded: Rounding) -> F64:
     angles = np.outer(np.arange(n), keys["rope.freq_base"] ** (-np.arange(0, size, 2) / size))[:, None]
 
     def norm(x: F64, w: F64) -> F64:
-        return x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
+        normed: F64 = x / np.sqrt((x * x).mean(-1, keepdims=True) + eps) * w
+        return normed
 
     def rotated(x: F64) -> F64:
         pairs = x.reshape(n, -1, size)[..., ::2] + 1j * x.reshape(n, -1, size)[..., 1::2]
@@ -93,7 +95,7 @@ def test_what_is_between_ours_and_theirs_is_the_rounding(
         open_gguf(recorded(f"llamacpp/{name}")) as file,
         Executor(plan_for_cpu(load_model(file), Wanted("off", 64, 48, "f32")), file, 2) as executor,
     ):
-        ours = logits_of(executor, ids, 1)
+        ours = logits_of(executor, ids, 1).astype(np.float64)
         assert distance(forward(file, ids, lambda x: x), exact) < 1e-6
         by_256, by_32 = forward(file, ids, as_q8_k), forward(file, ids, as_q8_0)
     assert distance(by_256, theirs) < 1e-2
