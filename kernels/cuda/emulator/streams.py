@@ -42,8 +42,8 @@ class Streams:
     def drop(self) -> None:
         """Forget all enqueued work, as a lost device does."""
         for stream in self.all:
-            stream.queue.clear()
             stream.n_run = stream.n_added
+            stream.queue.clear()
 
 
 class WorkQueue:
@@ -56,13 +56,17 @@ class WorkQueue:
     def __init__(self, streams: Streams, eagerness: float) -> None:
         self.streams, self.eagerness = streams, eagerness
         self.queue: deque[Work] = deque()
-        self.n_added = self.n_run = 0
+        self.n_run = 0
         self.captured: list[Enqueue] | None = None
+
+    @property
+    def n_added(self) -> int:
+        """Not counted apart: a Ctrl-C between two statements would leave a piece behind for ever."""
+        return self.n_run + len(self.queue)
 
     def enqueue(self, work: Work) -> None:
         """Add work; the policy says whether some runs now."""
         self.queue.append(work)
-        self.n_added += 1
         if self.streams.policy == "eager":
             self.run_to(self.n_added)
         elif self.streams.policy == "random":

@@ -1,9 +1,11 @@
 """Every call of a split run fails, once or from then on: a clear error, nothing left, the next run works."""
 
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -178,6 +180,36 @@ def test_a_device_vanishes(plan: Plan, file: GGUFFile, compiler: str, every: boo
         device.close()
         assert driver.driver.memory.used == 0 and device.counters.pinned_bytes == 0, n
         assert not [t for t in threading.enumerate() if t.name.startswith("hotcold-")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n_threads", [2, 4])
+def test_ctrl_c_at_any_moment(plan: Plan, file: GGUFFile, open_emulated: Open, n_threads: int) -> None:
+    """Whether the other threads linger, sleep or walk: the next run is right, and nothing is left at the end."""
+
+    def interrupt(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    device, interrupted, n_times = open_emulated(build_kind="fast"), 0, 100
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with Executor(plan, file, n_threads, loaded_store(device, plan, file)) as executor:
+            right, started = run(executor), perf_counter()
+            run(executor)
+            longest = perf_counter() - started
+            for delay in np.random.default_rng(0).uniform(1e-6, longest, n_times).tolist():
+                try:
+                    signal.setitimer(signal.ITIMER_REAL, delay)
+                    run(executor)
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                except KeyboardInterrupt:
+                    interrupted += 1
+                assert np.array_equal(run(executor), right)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert interrupted > n_times // 4
+    assert nothing_is_left(device)
 
 
 def test_a_thread_that_does_not_start(

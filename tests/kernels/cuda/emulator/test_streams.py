@@ -1,11 +1,13 @@
 """Work on two streams: the policies differ only where a wait is missing."""
 
+from collections import deque
 from collections.abc import Callable
 
 import pytest
 
 from hotcold.errors import SettingError
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator.streams import Mark, Streams
 
 Open = Callable[..., Device]
 N, STEPS = 64, 4
@@ -87,3 +89,21 @@ def test_an_event_that_nobody_recorded_is_passed(open_emulated: Open, seam_sourc
 def test_an_unknown_policy_is_refused(open_emulated: Open, seam_source: str) -> None:
     with pytest.raises(SettingError, match="lazy.*eager, late, random"):
         open_emulated(source=seam_source, policy="lazy")
+
+
+def test_ctrl_c_while_work_is_enqueued_leaves_nothing_behind_for_ever() -> None:
+    class Interrupted(deque[Callable[[], None]]):
+        def append(self, work: Callable[[], None]) -> None:
+            super().append(work)
+            raise KeyboardInterrupt
+
+    stream, done = Streams("late", 0).new(), list[str]()
+    stream.queue = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        stream.enqueue(lambda: done.append("first"))
+    stream.queue = deque(stream.queue)
+    stream.enqueue(lambda: done.append("second"))
+    mark = Mark()
+    mark.record(stream)
+    mark.synchronize()
+    assert done == ["first", "second"]
