@@ -42,6 +42,7 @@ _CHAIN = PASSING // ROWS * _ROW_SUMS
 SCRATCH_BYTES = _SUMS + CHAINS * _CHAIN
 
 _TYPES = {kind.type_id: kind for kind in FLOAT_TYPES}
+_ONE = dict.fromkeys(_TYPES, "floats")  # a kernel that all of them share
 
 
 @family(_TYPES, 5)
@@ -61,7 +62,7 @@ def _widen_slice(b: Builder, kind: FloatType, *arguments: Value) -> None:
                 simd.store(b, own, at, _PART * part, _VECTOR)
 
 
-@family({0: "whole"}, 10, always=(0,))
+@family(_ONE, 10)
 def _meet_tokens(b: Builder, _: str, *arguments: Value) -> None:
     """Add a panel's products with n tokens, whose first step is at x, to their sums, or begin these.
 
@@ -126,7 +127,7 @@ def _emit_tile(
         simd.store(b, b.load(cell), sums, place, _VECTOR)
 
 
-@family({0: "whole"}, 5, always=(0,))
+@family(_ONE, 5)
 def _fold_sums(b: Builder, _: str, *arguments: Value) -> None:
     """y[t, r] = both vectors of sums of n tokens and n_rows rows, added and folded, 16 at a time."""
     sums, n, n_rows, y, y_stride = arguments
@@ -195,7 +196,7 @@ def _passing_rows(op, r: int, n_rows: int, n: int, x: int, y: int, y_stride: int
                 sums += i // ROWS * _ROW_SUMS
                 _widen_slice(op.w_type, row, op.w_stride, min(ROWS, n_rows - i), end - begin, scratch)
                 _meet_tokens(
-                    0,
+                    op.w_type,
                     scratch,
                     end - begin,
                     x + 4 * column,
@@ -208,7 +209,8 @@ def _passing_rows(op, r: int, n_rows: int, n: int, x: int, y: int, y_stride: int
                     CHAINS * STEP * size,
                 )
     for i in range(0, n_rows, ROWS):
-        _fold_sums(0, scratch + _SUMS + i // ROWS * _ROW_SUMS, n, min(ROWS, n_rows - i), y + 4 * i, y_stride)
+        sums = scratch + _SUMS + i // ROWS * _ROW_SUMS
+        _fold_sums(op.w_type, sums, n, min(ROWS, n_rows - i), y + 4 * i, y_stride)
     if op.k % STEP:
         done = whole * STEP
         _add_tails(
