@@ -7,16 +7,18 @@ turns: a prompt of 256 and tokens one by one here and in llama.cpp (without it: 
 sum over as many bytes of the same file. Routers are random, so every token goes to other experts. Then batches of 1
 to 32 tokens beside as many tokens one by one. Last, layers of SmallThinker-21B-A3B's shape with a row a neuron of the
 down projection, whose gates are positive by half: the experts' nodes with silent neurons skipped, with all read, and
-of a file with a row an output.
+of a file with a row an output; and tokens of the first model from disk, which stands for one larger than memory.
 """
 
 import argparse
+import mmap
 import os
 import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -28,6 +30,7 @@ from hotcold.engine.measure.traffic import token_bytes
 from hotcold.engine.model.load import load_model
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
+from hotcold.engine.run import executor as executors
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Taken, Tracing
 from hotcold.gguf_io import blocks, open_gguf
@@ -213,6 +216,31 @@ def skipping(path: Path, kind: GGMLQuantizationType, n_threads: int, seconds: fl
     )
 
 
+def from_disk(path: Path, n_threads: int) -> None:
+    """Tokens whose pages are dropped before each run, with and without word to the system of the chosen experts."""
+    with ExitStack() as stack:
+        file, raw = stack.enter_context(open_gguf(path)), stack.enter_context(path.open("rb"))
+        model, both = load_model(file), {}
+        for fits in (True, False):
+            with mock.patch.object(executors, "fits_memory", return_value=fits):
+                executor = Executor(plan_for_cpu(model, Wanted("off", 64, 8)), file, n_threads)
+            both[fits] = stack.enter_context(executor)
+        os.fsync(raw.fileno())
+        ids = np.random.default_rng(0).integers(3, model.n_vocab, 64).astype(np.int32)
+        for n in (1, 8):
+            times: dict[bool, list[float]] = {True: [], False: []}
+            for i in range(8):
+                for fits, executor in both.items():
+                    for part in file.parts:
+                        part.mapping.madvise(mmap.MADV_DONTNEED)
+                    os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+                    start = time.perf_counter()
+                    executor.run(np.roll(ids, i)[:n].copy(), 0)
+                    times[fits].append(time.perf_counter() - start)
+            silent, told = (1e3 * float(np.median(times[fits])) for fits in (True, False))
+            print(f"{n} at once from disk: {silent:.0f} ms, told which experts {told:.0f} ms", flush=True)
+
+
 def main() -> None:
     """Write a model and compare."""
     parser = argparse.ArgumentParser(
@@ -235,6 +263,7 @@ def main() -> None:
         if not arguments.no_peer:
             compare(path, arguments.type, arguments.threads, arguments.seconds, None)
         skipping(path, kind, arguments.threads, arguments.seconds)
+        from_disk(path, arguments.threads)
 
 
 if __name__ == "__main__":
