@@ -10,7 +10,7 @@ from planned import LoadRate, bytes_of_budget, plan_for, whole_plan
 from sparse import with_threshold
 from split_layer import Times, measure, split_layers
 
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.cards import card_like, estimate
 from hotcold.engine.plan.plan import Plan
@@ -97,7 +97,7 @@ def _row(
     text: str, plan: Plan, file: GGUFFile, device: Device, n_threads: int, seconds: float, at_most: float
 ) -> Row:
     loaded, started = LoadRate(), time.perf_counter()
-    with Executor(plan, file, n_threads, loaded_store(device, plan, file, loaded)) as executor:
+    with Executor(plan, file, n_threads, loaded_stores((device,), plan, file, loaded)) as executor:
         allocated = device.counters.live_bytes
         left = max(0.0, seconds - (time.perf_counter() - started))
         each = min(left / 4, at_most)

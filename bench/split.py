@@ -23,7 +23,7 @@ from split_layer import measure, split_layers
 from stub_driver import SleepingDriver, StubDriver
 
 from hotcold.engine.device.steps import Launches
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.host.machine import default_threads
 from hotcold.engine.host.steps import Walk
 from hotcold.engine.plan.wanted import Wanted
@@ -44,7 +44,7 @@ def python_time(kind: Type, folder: Path, n_tokens: int = 200) -> float:
     with random_relu_model(folder, SMALL, kind, 32) as (file, model), Device(StubDriver()) as device:
         budget = half_the_neurons(whole_plan(model, device, how))
         plan = plan_for(model, device, how, budget)
-        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, 1, loaded_stores((device,), plan, file)) as executor:
             logits = np.empty((1, model.n_vocab), np.float32)
             times: tuple[list[float], list[float]] = [], []
             for i in range(n_tokens):
@@ -80,7 +80,8 @@ def threads_table(folder: Path, n_rounds: int = 12, n_tokens: int = 20) -> None:
         plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
         logits = np.empty((1, model.n_vocab), np.float32)
         executors = {
-            n: stack.enter_context(Executor(plan, file, n, loaded_store(device, plan, file))) for n in times
+            n: stack.enter_context(Executor(plan, file, n, loaded_stores((device,), plan, file)))
+            for n in times
         }
         for _ in range(n_rounds):
             for n, executor in executors.items():
@@ -106,7 +107,7 @@ def together_table(folder: Path, seconds: float, n_threads: int) -> bool:
             model = everyone_listed(model)
             budget = half_the_neurons(whole_plan(model, device, how))
             plan = plan_for(model, device, how, budget)
-            with Executor(plan, file, n_threads, loaded_store(device, plan, file)) as executor:
+            with Executor(plan, file, n_threads, loaded_stores((device,), plan, file)) as executor:
                 driver.seconds["sparse_gated_ffn"] = measure(executor, seconds / 4).host
                 times = measure(executor, seconds)
         both = times.device + times.host
@@ -133,7 +134,9 @@ def loading_table(folder: Path, n_threads: int) -> bool:
                         whole = whole_plan(model, device, how)
                         n_bytes = whole.totals.used if text == "all" else half_the_neurons(whole)
                         plan, loaded = plan_for(model, device, how, n_bytes), LoadRate()
-                        Executor(plan, file, 1, loaded_store(device, plan, file, loaded, n_threads)).close()
+                        Executor(
+                            plan, file, 1, loaded_stores((device,), plan, file, loaded, n_threads)
+                        ).close()
                         rates.append(loaded.gb_a_second)
                 copied = memcpy_rate(source)
                 shares.append(max(rates) / copied)

@@ -96,8 +96,8 @@ class Stopwatch:
         self.seconds[self.what].append(perf_counter() - started)
 
     def _settle(self) -> None:
-        if self.executor.device is not None:
-            self.executor.device.compute.synchronize()
+        for device in self.executor.devices:
+            device.compute.synchronize()
 
 
 def split_layers(executor: Executor) -> int:

@@ -59,6 +59,12 @@ class StubDriver:
     def release_pinned(self, handle: Any) -> None:
         """Nothing to do."""
 
+    def know_pinned(self, array: Any) -> None:
+        """Nothing to do."""
+
+    def forget_pinned(self, array: Any) -> None:
+        """Nothing to do."""
+
     def new_stream(self) -> Any:
         """Nothing."""
         return None

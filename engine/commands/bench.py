@@ -37,10 +37,10 @@ class BenchCommand(EngineOptions, TestOptions):
 
             warn(engine, self.quiet)
             results = benchmark.run(engine, self.n_prompt, self.n_gen, self.repetitions)
-            device = engine.executor.device
+            devices = engine.executor.devices
             head = {
                 "model": engine.file.path.name,
-                "device": "cpu" if device is None else device.name,
+                "device": ",".join(device.name for device in devices) or "cpu",
                 "threads": engine.n_threads,
                 "sparsity": engine.sparsity,
             }

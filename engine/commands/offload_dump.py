@@ -226,9 +226,9 @@ def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> No
         of_memory = filter(None, [memory_note(plan)])
         for line in () if options.quiet else (*source.model.warnings, *lines, *of_memory):
             note(line)
-        others = dump_run.neighbours(source, how, plan) if opened is not None else []
+        others = dump_run.neighbours(source, how, plan) if opened else []
         rows = dump_run.run(plan, file, thread_count(None), opened, others)
-        name = opened.name if opened is not None else "cpu"
+        name = ",".join(device.name for device in opened) or "cpu"
     if options.as_json:
         terminal.write_line(
             json.dumps({"schema_version": 1, "model": source.name, "device": name, "run": rows})

@@ -18,19 +18,20 @@ def card_arrays(choice: DeviceChoice) -> Iterator[Any]:
     Raises:
         DeviceError: the card cannot be used.
     """
+    index = choice.index or 0
     try:
         cupy = load_cupy()
         n_cards = usable_cards(cupy)
-        if choice.index >= n_cards:
-            raise DeviceError("device", f"cuda:{choice.index}", f"{n_cards} cards", "see `hotcold devices`")
-        with cupy.cuda.Device(choice.index):
+        if index >= n_cards:
+            raise DeviceError("device", f"cuda:{index}", f"{n_cards} cards", "see `hotcold devices`")
+        with cupy.cuda.Device(index):
             _check_products(cupy)
     except DeviceError:
         if choice.kind != "auto":
             raise
         yield None
     else:
-        with cupy.cuda.Device(choice.index):
+        with cupy.cuda.Device(index):
             yield cupy
 
 

@@ -26,6 +26,7 @@ from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 log = logging.getLogger("hotcold.engine")
 
 UNWRAPPED = 1 << 16  # columns
+MOST_EMULATED = 8  # devices
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,25 @@ def open_device(choice: DeviceChoice) -> Device | None:
     if choice.kind == "cpu":
         return None
     if choice.kind == "emulated":
-        return Device(EmulatedDriver(build_kind="fast"))
-    return Device(CudaDriver(choice.index))
+        if choice.index is not None and choice.index >= MOST_EMULATED:
+            bound = f"there are emulated:0 to emulated:{MOST_EMULATED - 1}"
+            raise DeviceError("device", choice.text, bound, "choose one of them")
+        return Device(EmulatedDriver(build_kind="fast", index=choice.index))
+    return Device(CudaDriver(choice.index or 0))
+
+
+def open_devices(choices: Sequence[DeviceChoice]) -> tuple[Device, ...]:
+    """Those that were asked for; none means the CPU alone. Where one fails none stays open."""
+    opened: list[Device] = []
+    try:
+        for choice in choices:
+            if (device := open_device(choice)) is not None:
+                opened.append(device)
+    except BaseException:
+        for device in opened:
+            device.close()
+        raise
+    return tuple(opened)
 
 
 def _first_card_if_any() -> Device | None:

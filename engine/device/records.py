@@ -11,8 +11,7 @@ from numpy.typing import DTypeLike
 from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import COLD, Node, Tensor, layer_of, tensors_of
-from hotcold.engine.graph.pack import pack
-from hotcold.engine.graph.placed import GPU
+from hotcold.engine.graph.placed import PlacedGraph
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError
@@ -49,17 +48,17 @@ class DeviceLowering:
 
     Attributes:
         n_tokens: of the run, at most the graph's.
-        placed: the graph, with the device's `pack` nodes.
+        placed: the graph, with the `pack` nodes of all cards.
         readers: how many nodes read a result.
         unsummed: by result, what its only reader adds up in its place.
     """
 
-    def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int) -> None:
+    def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int, placed: PlacedGraph) -> None:
         self.store, self.plan, self.model = store, store.plan, store.plan.model
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
-        self.placed = pack(graph.placed, GPU, QUANTISED.__contains__)
+        self.placed = placed
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
-        self._offsets = {entry.name: entry.offset for entry in graph.arenas[GPU].slots}
+        self._offsets = {entry.name: entry.offset for entry in graph.arenas[store.card.side].slots}
         self._launches: list[Prepared] = []
         self.unsummed: dict[str, GroupSums] = {}
 
@@ -208,7 +207,7 @@ class DeviceLowering:
 
     def is_merged_next(self, made: Node) -> bool:
         """Whether a merge is the only one that reads a node's result, and nothing runs on the device before it."""
-        nodes = [p.node for p in self.placed.nodes if p.side == GPU and p.node.op != "copy"]
+        nodes = [p.node for p in self.placed.nodes if p.side == self.store.card.side and p.node.op != "copy"]
         following = next((b for a, b in pairwise(nodes) if a.output.name == made.output.name), None)
         return following is not None and following.op == "merge" and self.is_alone(following, made)
 

@@ -58,22 +58,25 @@ class Replay:
             log.warning("without graphs, launches one by one: %s", error)
 
 
-def in_graphs(steps: Sequence[Step], device: Device) -> list[Step]:
-    """The steps of a run of one token, with those of the device together as far as one graph can hold them."""
+def in_graphs(steps: Sequence[Step]) -> list[Step]:
+    """The steps of a run of one token, with those of a device together as far as one graph can hold them."""
     found: list[Step] = []
     part: list[DeviceStep] = []
     for step in steps:
         if not isinstance(step, DeviceStep):
-            found += _replays(part, device)
+            found += _replays(part)
             found.append(step)
             part = []
             continue
+        if part and part[-1].device is not step.device:
+            found += _replays(part)
+            part = []
         part.append(step)
         if step.has_end:
-            found += _replays(part, device)
+            found += _replays(part)
             part = []
-    return found + _replays(part, device)
+    return found + _replays(part)
 
 
-def _replays(part: list[DeviceStep], device: Device) -> list[Step]:
-    return [Replay(device, tuple(part))] if part else []
+def _replays(part: list[DeviceStep]) -> list[Step]:
+    return [Replay(part[0].device, tuple(part))] if part else []

@@ -1,23 +1,18 @@
 """The device's part of a run: its memory, its page-locked mirror of the host, and its nodes as steps."""
 
-from collections.abc import Iterator, Sequence
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.bus import bytes_a_second
 from hotcold.engine.device.records import DeviceLowering
-from hotcold.engine.device.replay import in_graphs
-from hotcold.engine.device.sending import Sender, with_sending
-from hotcold.engine.device.steps import CopyDown, CopyUp, Logits, WaitFor
+from hotcold.engine.device.sending import Sender
+from hotcold.engine.device.steps import CopyDown, CopyUp, Logits
 from hotcold.engine.device.store import DeviceStore, held_bits
 from hotcold.engine.graph.arena import bytes_together
 from hotcold.engine.graph.graph import tensors_of
-from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, results
-from hotcold.engine.graph.segments import segments
-from hotcold.engine.host.steps import Step, Walk
+from hotcold.engine.graph.placed import CPU, PlacedNode, results
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
@@ -25,28 +20,27 @@ from hotcold.kernels.cuda.device.device import Prepared
 
 
 class DeviceSide:
-    """What the executor needs of a device.
+    """What the executor needs of one device.
 
     Attributes:
-        arena: the host's intermediates, page-locked, so that copies need no staging.
+        arena: the host's intermediates, page-locked, so that copies need no staging; of all devices.
         positions, logits, counted: page-locked too, int32 [n_batch], float32 [n_vocab], and bytes of the
             counts.
         sender: of what the device lacks for a prompt; None where that is not sent.
     """
 
-    def __init__(self, store: DeviceStore, arena_bytes: int, host: HostStore) -> None:
+    def __init__(self, store: DeviceStore, arena: Pinned, host: HostStore) -> None:
         plan, device = store.plan, store.device
         self.store, self.device, self.stream = store, device, device.compute
         self.event = device.event()
         self.pinned: list[Pinned] = []
         self._looked_at: Pinned | None = None
-        self._replayed: dict[bool, tuple[Sequence[Step], list[Step]]] = {}  # by whether logits are wanted
+        self.arena = arena
         try:
-            self.arena = self._pinned(arena_bytes, np.uint8)
             self.positions = self._pinned(plan.n_batch, np.int32)
             self.logits = self._pinned(plan.model.n_vocab, np.float32)
             self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
-            self.sender = None if plan.streaming is None else Sender(store, host, plan.streaming)
+            self.sender = Sender(store, host, plan.streaming) if plan.streaming and store.staged else None
             if self.sender is not None:
                 self.pinned.append(self.sender.staging.pinned)
         except BaseException:
@@ -96,47 +90,7 @@ class DeviceSide:
         host, buffer = self.positions.view(0, n, np.int32), self.store.areas["positions"]
         self.device.upload(buffer.view(0, n, np.int32), host, self.stream)
 
-    def steps(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
-        """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
-        low, remaining = DeviceLowering(self.store, graph, n_tokens), iter(walks)
-        steps: list[Step] = []
-        for kind, nodes in segments(low.placed):
-            if kind == CPU:
-                steps += self._waits(steps)
-                steps.append(next(remaining))
-            elif kind == GPU:
-                steps += device_lowering.lower([p.node for p in nodes], low)
-            elif kind == "logits":
-                steps.append(self._logits(low, nodes))
-            else:
-                steps += [self._copy(p, graph, n_tokens) for p in nodes]
-        return steps
-
-    def steps_with_sending(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
-        """A run whose cold rows are sent to the device."""
-        assert self.sender is not None
-        return with_sending(self.steps(graph, n_tokens, walks), self.sender)
-
-    def replayed(self, steps: Sequence[Step], wants_logits: bool) -> Sequence[Step]:
-        """The steps of a run of one token, as graphs where the device is to have them."""
-        if not self.device.has_graphs:
-            return steps
-        of, replays = self._replayed.get(wants_logits, (None, []))
-        if of is not steps:
-            replays = in_graphs(steps, self.device)
-            self._replayed[wants_logits] = steps, replays
-        return replays
-
-    def _waits(self, before: list[Step]) -> Iterator[WaitFor]:
-        """The wait, if one is due, before the host goes on: for copies down, and for copies up behind them."""
-        for step in reversed(before):
-            if isinstance(step, WaitFor | Walk):
-                return
-            if isinstance(step, CopyDown | CopyUp):
-                yield WaitFor(self.device, self.event, record=isinstance(step, CopyUp))
-                return
-
-    def _copy(self, p: PlacedNode, graph: GraphPlan, n_tokens: int) -> CopyDown | CopyUp:
+    def copy_of(self, p: PlacedNode, graph: GraphPlan, n_tokens: int) -> CopyDown | CopyUp:
         """The copy of one node: several operands lie side by side, on both sides, and go whole."""
         parts = results(p.node)
         n_bytes = bytes_together(parts)
@@ -151,12 +105,13 @@ class DeviceSide:
 
     def _of_arena(self, graph: GraphPlan, name: str, n_bytes: int) -> Buffer:
         assert self.store.arena is not None
-        return self.store.arena.view(graph.arenas[GPU].slot(name).offset, n_bytes, np.uint8)
+        return self.store.arena.view(graph.arenas[self.store.card.side].slot(name).offset, n_bytes, np.uint8)
 
     def _of_host(self, graph: GraphPlan, name: str, n_bytes: int) -> Pinned:
         return self.arena.view(graph.arenas[CPU].slot(name).offset, n_bytes, np.uint8)
 
-    def _logits(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
+    def logits_of(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
+        """The head's step."""
         node = nodes[0].node
         weight = node.weight("weight")
         n = weight.ne[0]
@@ -192,8 +147,3 @@ class DeviceSide:
         for pinned in self.pinned:
             pinned.free()
         self.pinned = []
-
-    def free(self) -> None:
-        """Give page-locked and device memory back."""
-        self.free_pinned()
-        self.store.free()

@@ -27,10 +27,12 @@ class DeviceStep(ABC):
     """A step whose copies and launches are the same ones in every run.
 
     Attributes:
+        device: that it is of.
         nodes: that it carries out.
         has_end: whether the host has something to do behind them.
     """
 
+    device: Device
     nodes: tuple[Node, ...]
     has_end: ClassVar[bool] = False
 

@@ -5,7 +5,7 @@ kernels' workspace. Weights are repacked on their way (`staging.py`).
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -254,24 +254,61 @@ class DeviceStore:
         self.slabs.free()
 
 
-def loaded_store(
-    device: Device | None,
+def loaded_stores(
+    devices: Sequence[Device],
     plan: Plan,
     file: GGUFFile,
     progress: LoadProgress | None = None,
     n_threads: int = 1,
-) -> DeviceStore | None:
-    """What the plan puts on the device, allocated and copied; None if that is nothing, or there is none.
+) -> tuple[DeviceStore, ...]:
+    """What the plan puts on each device, allocated and copied; none if that is nothing, or there is none.
 
     Raises:
         DoesNotFitError: the device, or page-locked memory, has less room than the plan takes.
         DeviceError: the device fails.
     """
-    if device is None or not plan.totals.used:
-        return None
-    store = DeviceStore(device, plan)
-    store.load(HostStore(file), progress, n_threads)
-    return store
+    stores = allocated_stores(devices, plan)
+    load_stores(stores, HostStore(file), progress, n_threads)
+    return stores
+
+
+def allocated_stores(devices: Sequence[Device], plan: Plan) -> tuple[DeviceStore, ...]:
+    """Memory for what the plan puts on each device, all or nothing; DoesNotFitError without room."""
+    stores: list[DeviceStore] = []
+    try:
+        for number, device in enumerate(devices if plan.totals.used else ()):
+            stores.append(DeviceStore(device, plan, number))
+    except BaseException:
+        for store in stores:
+            store.free()
+        raise
+    return tuple(stores)
+
+
+def load_stores(
+    stores: Sequence[DeviceStore], host: HostStore, progress: LoadProgress | None, n_threads: int
+) -> None:
+    """Load each of them, one after the other; where that fails nothing is left on any.
+
+    Args:
+        progress: hears of all of them together.
+    """
+    before, started = 0, time.perf_counter()
+    for store in stores:
+        total = sum(entry.device_bytes for entry in store.plan.weights)
+
+        def hear(done: int, _: int, seconds: float, before: int = before, total: int = total) -> None:
+            if progress is not None:
+                progress(before + done, total, time.perf_counter() - started)
+
+        try:
+            store.load(host, hear, n_threads)
+        except BaseException:
+            for other in stores:
+                if other is not store:
+                    other.free()
+            raise
+        before += store.loaded_bytes
 
 
 def rows_of_units(units: NDArray[np.int32], n: int) -> NDArray[np.int32]:

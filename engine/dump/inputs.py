@@ -154,7 +154,7 @@ def _sweep_row(
 
 def short_lines(engine: "Engine") -> list[str]:
     """Where everything of a loaded model is, in a few lines; statistics that cannot be read are named."""
-    said, plan = _plan_of_the_cpu(engine) if engine.executor.device is None else ([], engine.executor.plan)
+    said, plan = _plan_of_the_cpu(engine) if not engine.executor.devices else ([], engine.executor.plan)
     report = as_json(plan)
     is_mapped = all(part.is_mapped for part in engine.file.parts)
     return [*said, *short_form(report), *host_lines(report, is_mapped), *traffic_lines(report)]

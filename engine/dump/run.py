@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.device.store import DeviceStore, loaded_store
+from hotcold.engine.device.store import DeviceStore, loaded_stores
 from hotcold.engine.graph.placed import BOTH_SIDES, CPU, GPU
 from hotcold.engine.plan.budget import Budget, mib, of_cards
 from hotcold.engine.plan.plan import Plan
@@ -21,7 +21,6 @@ from hotcold.engine.run.sides import Only
 from hotcold.engine.run.use import DeviceMeter
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import GGUFFile
-from hotcold.kernels.cuda.device.calls import Counters
 from hotcold.kernels.cuda.device.device import Device
 
 PROMPT, DECODED = 8, 16  # tokens
@@ -75,7 +74,7 @@ def neighbours(source: Source, how: Wanted, plan: Plan) -> list[Plan]:
 
 
 def run(
-    plan: Plan, file: GGUFFile, n_threads: int, device: Device | None, others: Sequence[Plan] = ()
+    plan: Plan, file: GGUFFile, n_threads: int, devices: Sequence[Device], others: Sequence[Plan] = ()
 ) -> list[Row]:
     """Load, run a few tokens, and compare: a row a figure, with `name`, `unit`, `planned`, `measured`.
 
@@ -86,29 +85,29 @@ def run(
         others: plans for other budgets, of which a token's time is reckoned from what is measured.
 
     Raises:
-        DoesNotFitError, DeviceError: see `loaded_store` and `Executor`.
+        DoesNotFitError, DeviceError: see `loaded_stores` and `Executor`.
     """
     started = time.perf_counter()
-    store = loaded_store(device, plan, file, n_threads=n_threads)
-    with Executor(plan, file, n_threads, store) as executor:
+    stores = loaded_stores(devices, plan, file, n_threads=n_threads)
+    with Executor(plan, file, n_threads, stores) as executor:
         load_seconds = time.perf_counter() - started
         meter, logits = DeviceMeter(executor), np.empty((1, plan.model.n_vocab), np.float32)
         n_prompt = min(PROMPT, plan.n_batch, plan.n_ctx - 1)
         executor.run(np.arange(n_prompt, dtype=np.int32) % plan.model.n_vocab, 0, logits)
-        before, counted, walked = meter.read(), _copies(device), executor.walked
+        before, counted, walked = meter.read(), _copies(devices), executor.walked
         n_tokens = min(DECODED, plan.n_ctx - n_prompt)
         started = time.perf_counter()
         for i in range(n_tokens):
             token = np.array([logits.argmax()], np.int32)
             executor.run(token, n_prompt + i, logits)
         seconds = (time.perf_counter() - started) / n_tokens
-        counted = [(now - then) / n_tokens for now, then in zip(_copies(device), counted, strict=True)]
+        counted = [(now - then) / n_tokens for now, then in zip(_copies(devices), counted, strict=True)]
         use, walked = meter.read().since(before), (executor.walked - walked) / n_tokens
         alone = {side: _alone(executor, side, token, n_prompt + n_tokens - 1) for side in BOTH_SIDES}
         sides = SideTimes(alone[GPU], alone[CPU], seconds, walked, counted[-1])
         rows = _rows(plan, use.numbers(), counted, n_tokens, seconds)
-        rows += _loading(store, load_seconds, executor.bus_speed())
-    return rows + _times(sides, device is not None and plan.totals.used > 0) + _reckoned(sides, plan, others)
+        rows += _loading(stores, load_seconds, executor.bus_speed())
+    return rows + _times(sides, bool(devices) and plan.totals.used > 0) + _reckoned(sides, plan, others)
 
 
 def _alone(executor: Executor, side: str, token: NDArray[np.int32], position: int) -> float:
@@ -121,10 +120,11 @@ def _alone(executor: Executor, side: str, token: NDArray[np.int32], position: in
     return best
 
 
-def _copies(device: Device | None) -> list[float]:
+def _copies(devices: Sequence[Device]) -> list[float]:
     """Copies and bytes up, copies and bytes down, waits of the host and their seconds."""
-    c = device.counters if device is not None else Counters()
-    return [c.h2d_calls, c.h2d_bytes, c.d2h_calls, c.d2h_bytes, c.host_waits, c.waiting]
+    counted = [device.counters for device in devices]
+    figures = "h2d_calls", "h2d_bytes", "d2h_calls", "d2h_bytes", "host_waits", "waiting"
+    return [sum(getattr(each, name) for each in counted) for name in figures]
 
 
 def _rows(
@@ -136,13 +136,13 @@ def _rows(
 ) -> list[Row]:
     traffic = token_traffic(plan)
     up, up_bytes, down, down_bytes, waits, _ = copies
-    positions = 4 * bool(plan.totals.used)
+    positions = 4 * len(plan.cards) * bool(plan.totals.used)
     served = f"{'chosen' if plan.model.experts else 'active'} {plan.model.unit}s served there"
     figures: list[tuple[str, str, float | None, float | None]] = [
         ("device memory", "bytes", plan.totals.used, use["vram_used"]),
         ("copied up, a token", "bytes", traffic.to_device + positions, up_bytes),
         ("copied down, a token", "bytes", traffic.to_host, down_bytes),
-        ("copies, a token", "", traffic.copies + bool(positions), up + down),
+        ("copies, a token", "", traffic.copies + positions // 4, up + down),
         ("waits of the host, a token", "", None, waits),
         ("launches, a token", "", None, use["kernel_launches"] / n_tokens),
         ("of graphs, a token", "", None, use["graph_launches"] / n_tokens),
@@ -157,8 +157,8 @@ def _row(name: str, unit: str, planned: float | None, measured: float | None) ->
     return {"name": name, "unit": unit, "planned": planned, "measured": measured}
 
 
-def _loading(store: DeviceStore | None, seconds: float, bus: float | None) -> list[Row]:
-    loaded = store.loaded_bytes / seconds if store is not None else None
+def _loading(stores: Sequence[DeviceStore], seconds: float, bus: float | None) -> list[Row]:
+    loaded = sum(store.loaded_bytes for store in stores) / seconds if stores else None
     return [
         _row("loading to the device", "bytes/s", None, loaded),
         _row("the bus, copies to the device", "bytes/s", None, bus),

@@ -60,12 +60,12 @@ class Engine(Closing):
         sparsity: str = "off",
         sparsity_reason: str = "",
         warnings: tuple[str, ...] = (),
-        device: "Device | None" = None,
+        devices: "Sequence[Device]" = (),
         load_seconds: float = 0.0,
     ) -> None:
         self.file, self.model, self.tokenizer = file, model, tokenizer
         self._executor: Executor | None = executor
-        self._device = device
+        self._devices = devices
         self.n_ctx, self.n_batch, self.n_threads = executor.n_ctx, executor.n_batch, executor.n_threads
         self.sparsity, self.sparsity_reason = sparsity, sparsity_reason
         self.warnings, self.load_seconds = warnings, load_seconds
@@ -250,8 +250,8 @@ class Engine(Closing):
             if self._executor is not None:
                 self._executor.close()
                 self._executor = None
-                if self._device is not None:
-                    self._device.close()
+                for device in self._devices:
+                    device.close()
                 self.file.close()
 
 

@@ -149,8 +149,8 @@ def load_with(
         how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots, least)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
-        if executor.device is not None:
-            executor.device.has_graphs = not options.no_graphs
+        for device in executor.devices:
+            device.has_graphs = not options.no_graphs
         memory = make_resident(executor.plan, file, options.mlock, reading) if populate else ()
     except BaseException:
         file.close()
@@ -171,7 +171,7 @@ def load_with(
             *memory,
             *([threshold_note(file)] if mode == "threshold" and not tensors else []),
         ),
-        device=loaded.device,
+        devices=loaded.devices,
         load_seconds=time.perf_counter() - started,
     )
 

@@ -51,7 +51,7 @@ class ActivityMeter:
     def read(self, n_tokens: int) -> Activity:
         """Averages over the n_tokens that ran since the start."""
         engine, model = self._engine, self._engine.model
-        split = engine.executor.device is not None
+        split = bool(engine.executor.devices)
         if engine.sparsity == "off":
             if split:
                 return Activity((), (), 0.0, "cpu")

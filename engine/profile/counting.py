@@ -44,8 +44,8 @@ class Counter:
 
     def __init__(self, engine: Engine) -> None:
         self._executor, self._firing = engine.executor, Firing(engine.executor)
-        store = engine.executor.device_store
-        self._most = None if store is None else tokens_at_once(store.plan.model)
+        executor = engine.executor
+        self._most = tokens_at_once(executor.plan.model) if executor.stores else None
 
     def count(self, chunk: Chunk) -> ChunkCounts:
         """Let a chunk pass."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.graph import COLD, Node, layer_of
-from hotcold.engine.graph.placed import GPU
+from hotcold.engine.graph.placed import CPU
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.profile.passing import (
@@ -54,9 +54,9 @@ class Firing:
                 self._note(node, chosen_experts(executor, node, experts.n_expert, taken.side))
         elif node.op in HIDDEN or node.op == "expert_ffn":
             if experts is None:
-                of_side = device_hidden if taken.side == GPU else hidden_values
+                of_side = device_hidden if taken.side != CPU else hidden_values
             else:
-                of_side = device_hidden_of_experts if taken.side == GPU else hidden_of_experts
+                of_side = device_hidden_of_experts if taken.side != CPU else hidden_of_experts
             self._add(node, of_side(executor, node))
 
     def _add(self, node: Node, hidden: NDArray[np.float32]) -> None:

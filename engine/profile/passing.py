@@ -35,9 +35,9 @@ def check_executor(executor: Executor, on_device: bool = False) -> None:
     """
     if executor.n_batch < FEWEST:
         raise SettingError("n_batch", executor.n_batch, f"at least {FEWEST} to look at batches", "raise -b")
-    if executor.device is not None and not on_device:
+    if executor.devices and not on_device:
         bound = "what passes is looked at on the CPU"
-        raise SettingError("device", executor.device.name, bound, "use --device cpu")
+        raise SettingError("device", executor.devices[0].name, bound, "use --device cpu")
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from hotcold.kernels.cpu.team import Team
 from hotcold.kernels.formats import EXACT_POSITIONS
 
 if TYPE_CHECKING:
-    from hotcold.engine.device.side import DeviceSide
+    from hotcold.engine.device.cards import Cards
     from hotcold.engine.device.store import DeviceStore
     from hotcold.kernels.cuda.device.device import Device
 
@@ -52,20 +52,20 @@ class Executor(Closing):
         host: the CPU's memory and programs.
         slots: which positions the sequences' caches hold.
         run_steps: the steps of a run, by its number of tokens.
-        device_store: what the plan put on the device; None on the CPU alone.
+        stores: what the plan put on each device; none on the CPU alone.
         n_tokens: that have run so far.
         prompts: how large batches of prompts run, in words; "" where there is nothing to say.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
 
     def __init__(
-        self, plan: Plan, file: GGUFFile, n_threads: int, device_store: "DeviceStore | None" = None
+        self, plan: Plan, file: GGUFFile, n_threads: int, stores: "Sequence[DeviceStore]" = ()
     ) -> None:
         """Lower the plan's graphs.
 
         Args:
             file: whose weights the CPU reads.
-            device_store: the plan's memory on a device, loaded; it is the executor's from here on, and freed
+            stores: the plan's memory on each device, loaded; it is the executor's from here on, and freed
                 if anything fails. None for a plan that puts nothing there.
 
         Raises:
@@ -75,10 +75,10 @@ class Executor(Closing):
         """
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
-        self.device_store, self.taking, self.n_tokens = device_store, take_all, 0
+        self.stores, self.taking, self.n_tokens = tuple(stores), take_all, 0
         self.n_slots, self.prompts = plan.n_slots, ""
         self.slots = Slots(plan)
-        self._side: DeviceSide | None = None
+        self._cards: Cards | None = None
         self._team: Team | None = None
         try:
             self._make(file)
@@ -92,20 +92,18 @@ class Executor(Closing):
             check(graph.graph)
         check_positions(self.plan)
         arena_bytes, host_store = host_arena_bytes(self.plan.all_graphs), HostStore(file)
-        if self.device_store is None:
+        if not self.stores:
             arena = program.aligned(arena_bytes)
         else:
-            from hotcold.engine.device.side import (
-                DeviceSide,  # CUDA's modules are for those who have a device
-            )
+            from hotcold.engine.device.cards import Cards  # CUDA's modules are for those who have a device
 
-            self._side = DeviceSide(self.device_store, arena_bytes, host_store)
-            arena = self._side.arena.array
+            self._cards = Cards(self.stores, arena_bytes, host_store)
+            arena = self._cards.arena.array
         reads_disk = self.model.experts is not None and not fits_memory(self.plan, file)
         self.host = HostSide(self.plan, host_store, arena, reads_disk)
-        if self._side is not None:
-            self._side.fill_tables(self.host.rope_table)
-        self.run_steps = RunSteps(self.plan, self.host, self._side)
+        if self._cards is not None:
+            self._cards.fill_tables(self.host.rope_table)
+        self.run_steps = RunSteps(self.plan, self.host, self._cards)
         self._team = Team(self.n_threads, lingers=self.n_threads <= default_threads())
 
     @property
@@ -119,14 +117,14 @@ class Executor(Closing):
 
     def device_counts(self) -> NDArray[np.uint32]:
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
-        return np.zeros(self.model.n_layer, np.uint32) if self._side is None else self._side.counts()
+        return np.zeros(self.model.n_layer, np.uint32) if self._cards is None else self._cards.counts()
 
     def intermediate(self, name: str, side: str, n_bytes: int) -> NDArray[np.uint8]:
         """The first bytes of an intermediate of the last run, while nothing has taken its place: a copy."""
         arena = self.run_steps.last.arenas[side]
         at = arena.slot(name).offset
-        if self._side is not None and side != CPU:
-            return self._side.intermediate(at, n_bytes)
+        if self._cards is not None and side != CPU:
+            return self._cards.intermediate(side, at, n_bytes)
         return self.host.arena[at : at + n_bytes].copy()
 
     def overflow(self, n_keys: int | None = None, slot: int = 0) -> int | None:
@@ -136,8 +134,7 @@ class Executor(Closing):
             n_keys: keys of so many positions of one slot alone; None: keys and values of all.
         """
         found = [self.host.overflow(n_keys, slot)]
-        if self.device_store is not None:
-            found.append(self.device_store.overflow(n_keys))
+        found += [store.overflow(n_keys) for store in self.stores]
         return min((layer for layer in found if layer is not None), default=None)
 
     def caches(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
@@ -163,10 +160,9 @@ class Executor(Closing):
 
     def _caches_on_device(self, n: int) -> Iterator[tuple["DeviceStore", int, int]]:
         """Of each layer the store, its number, and how many of n positions it holds; there is one slot then."""
-        if (store := self.device_store) is not None:
-            for cache in self.plan.caches:
-                if cache.side != CPU:
-                    yield store, cache.layer, min(n, cache.n_positions)
+        for cache in self.plan.caches if self.stores else ():
+            if cache.side != CPU:
+                yield self.store_of(cache.layer), cache.layer, min(n, cache.n_positions)
 
     @property
     def walked(self) -> float:
@@ -175,16 +171,20 @@ class Executor(Closing):
 
     def bus_speed(self) -> float | None:
         """Bytes a second to the device, measured here and now; None without one."""
-        return None if self._side is None else self._side.bus_speed()
+        return None if self._cards is None else self._cards.bus_speed()
 
     def products_a_second(self, weight: Weight) -> float:
         """Of this weight with numbers of a prompt on the CPU, measured here and now."""
         return products_a_second(self._check_open(), self.host.store, weight)
 
     @property
-    def device(self) -> "Device | None":
-        """What the plan was carried out on; None on the CPU alone."""
-        return self._side.device if self._side is not None else None
+    def devices(self) -> "tuple[Device, ...]":
+        """What the plan is carried out on, in the order of the layers; none on the CPU alone."""
+        return () if self._cards is None else self._cards.devices
+
+    def store_of(self, layer: int) -> "DeviceStore":
+        """What the plan put on the device that has a layer."""
+        return self.stores[self.plan.caches[layer].card]
 
     def run(
         self,
@@ -263,25 +263,25 @@ class Executor(Closing):
         run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
         run[program.LOGITS_FROM] = ids.size - (0 if logits is None else logits.shape[0])
         context = Context(team, ids.size, logits)
-        if self._side is None:
+        if self._cards is None:
             self.taking(steps, context)
         else:
-            self._run_both(self._side, positions, steps, context)
+            self._run_both(self._cards, positions, steps, context)
 
     def _run_both(
-        self, side: "DeviceSide", positions: NDArray[np.integer], steps: Sequence[Step], context: Context
+        self, cards: "Cards", positions: NDArray[np.integer], steps: Sequence[Step], context: Context
     ) -> None:
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
             if context.n_tokens == 1 and takes_graphs(self.taking):
-                steps = side.replayed(steps, context.logits is not None)
-            side.send_positions(positions)
+                steps = cards.replayed(steps, context.logits is not None)
+            cards.send_positions(positions)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen
-                side.settle()
+                cards.settle()
         except BaseException:
             with suppress(DeviceError):  # a lost device has nothing to wait for
-                side.settle()
+                cards.settle()
             raise
 
     def _check_open(self) -> Team:
@@ -299,7 +299,7 @@ class Executor(Closing):
         team, self._team = self._team, None
         if team is not None:
             team.close()
-        if self._side is not None:
-            self._side.free_pinned()
-        if self.device_store is not None:
-            self.device_store.free()
+        if self._cards is not None:
+            self._cards.free_pinned()
+        for store in self.stores:
+            store.free()

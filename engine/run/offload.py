@@ -30,10 +30,10 @@ EMULATED = "device emulated runs the CUDA kernels on the CPU: for checking, not 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An executor, the device that it runs on, and what a user should know, a line each."""
+    """An executor, the devices that it runs on, and what a user should know, a line each."""
 
     executor: Executor
-    device: "Device | None"
+    devices: "tuple[Device, ...]"
     warnings: tuple[str, ...] = ()
 
 
@@ -54,27 +54,27 @@ def load_executor(
     """
     _check_cache(model, how)
     if request.is_for_the_cpu or (request.leaves_it_open and not machine.has_cuda_driver()):
-        return Loaded(_on_the_cpu(model, file, how, n_threads), None)
-    from hotcold.engine.run.device_plan import NoRoomError, open_wanted
+        return Loaded(_on_the_cpu(model, file, how, n_threads), ())
+    from hotcold.engine.run.device_plan import NoRoomError, close_all, open_wanted
 
-    device = open_wanted(request)
-    if device is None:
-        return Loaded(_on_the_cpu(model, file, how, n_threads), None)
+    devices = open_wanted(request)
+    if not devices:
+        return Loaded(_on_the_cpu(model, file, how, n_threads), ())
     try:
-        return _on_device(device, model, file, how, n_threads, request, progress)
+        return _on_devices(devices, model, file, how, n_threads, request, progress)
     except NoRoomError as error:
-        device.close()
+        close_all(devices)
         if not request.leaves_it_open:
             raise
         said = f"everything runs on the CPU: {error}"
-        return Loaded(_on_the_cpu(model, file, how, n_threads), None, (said,))
+        return Loaded(_on_the_cpu(model, file, how, n_threads), (), (said,))
     except BaseException:
-        device.close()
+        close_all(devices)
         raise
 
 
-def _on_device(
-    device: "Device",
+def _on_devices(
+    devices: "tuple[Device, ...]",
     model: Model,
     file: GGUFFile,
     how: Wanted,
@@ -82,21 +82,21 @@ def _on_device(
     request: Request,
     progress: "LoadProgress | None",
 ) -> Loaded:
+    from hotcold.engine.device.store import load_stores
     from hotcold.engine.run.device_plan import place_on
 
     source, said = _source(model, file)
-    placed = place_on(device, source, how, request)
+    placed = place_on(devices, source, how, request)
     with _host_memory(how):
-        if placed.store is not None:
-            placed.store.load(HostStore(file), progress, n_threads)
-        executor = Executor(placed.plan, file, n_threads, placed.store)
+        load_stores(placed.stores, HostStore(file), progress, n_threads)
+        executor = Executor(placed.plan, file, n_threads, placed.stores)
     try:
         executor.prompts = "" if how.stream_batch == 0 else settle_prompts(executor)
     except BaseException:
         executor.close()
         raise
-    emulated = (EMULATED,) if device.name == "emulated" else ()
-    return Loaded(executor, device, (*emulated, *said, *placed.lines))
+    emulated = (EMULATED,) if devices[0].is_emulated else ()
+    return Loaded(executor, devices, (*emulated, *said, *placed.lines))
 
 
 def _check_cache(model: Model, how: Wanted) -> None:

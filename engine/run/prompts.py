@@ -15,8 +15,8 @@ def settle_prompts(executor: Executor) -> str:
     if streaming is None:
         if executor.plan.not_streamed:
             return f"prompts: {executor.plan.not_streamed}"
-        device, lacks = executor.device, any(split.n_hot < split.n_ff for split in executor.plan.layers)
-        return f"prompts: {ON_THE_EMULATED}" if device and device.name == "emulated" and lacks else ""
+        devices, lacks = executor.devices, any(split.n_hot < split.n_ff for split in executor.plan.layers)
+        return f"prompts: {ON_THE_EMULATED}" if devices and devices[0].is_emulated and lacks else ""
     held = f"{mib(streaming.sent_bytes)} are sent for each"
     if streaming.asked is not None:
         return (

@@ -2,28 +2,28 @@
 
 from dataclasses import dataclass
 
-from hotcold.engine.device.choice import DeviceChoice, parse_device
-from hotcold.engine.plan.budget import BudgetSetting, parse_budget
+from hotcold.engine.device.choice import DeviceChoice, parse_devices
+from hotcold.engine.plan.budget import BudgetSetting, budget_for_each, parse_budgets
 from hotcold.errors import DeviceError
 
 
 @dataclass(frozen=True)
 class Request:
-    """The device and the budget that are asked for; `strict`: no fallback."""
+    """The devices and their budgets that are asked for; `strict`: no fallback."""
 
-    device: DeviceChoice
-    budget: BudgetSetting
+    devices: tuple[DeviceChoice, ...]
+    budgets: tuple[BudgetSetting, ...]
     strict: bool = False
 
     @property
     def is_for_the_cpu(self) -> bool:
         """Whether no device is wanted."""
-        return self.device.kind == "cpu" or self.budget.is_none
+        return self.devices[0].kind == "cpu" or self.budgets[0].is_none
 
     @property
     def leaves_it_open(self) -> bool:
         """Whether the CPU alone is as good an answer as any."""
-        return self.device.kind == "auto" and self.budget.is_auto and not self.strict
+        return self.devices[0].kind == "auto" and self.budgets[0].is_auto and not self.strict
 
 
 def parse_request(device: str, vram_budget: float | str, strict: bool = False) -> Request:
@@ -33,7 +33,8 @@ def parse_request(device: str, vram_budget: float | str, strict: bool = False) -
         SettingError: a value that means nothing.
         DeviceError: a budget for the CPU.
     """
-    request = Request(parse_device(device), parse_budget(vram_budget), strict)
-    if request.device.kind == "cpu" and not (request.budget.is_none or request.budget.is_auto):
+    devices = parse_devices(device)
+    budgets = budget_for_each(parse_budgets(vram_budget), len(devices))
+    if devices[0].kind == "cpu" and not (budgets[0].is_none or budgets[0].is_auto):
         raise DeviceError("vram_budget", vram_budget, "device cpu has no VRAM", "leave one of them out")
-    return request
+    return Request(devices, budgets, strict)

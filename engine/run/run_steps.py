@@ -9,7 +9,7 @@ from hotcold.engine.host.steps import Step
 from hotcold.engine.plan.plan import GraphPlan, Plan
 
 if TYPE_CHECKING:
-    from hotcold.engine.device.side import DeviceSide
+    from hotcold.engine.device.cards import Cards
 
 TAILS = 8  # lengths of a prompt's last batch whose launches are kept
 
@@ -24,8 +24,8 @@ class RunSteps:
         stream_from: tokens from which on a run has cold rows sent to the device; None: none has.
     """
 
-    def __init__(self, plan: Plan, host: HostSide, side: "DeviceSide | None") -> None:
-        self._plan, self._host, self._side = plan, host, side
+    def __init__(self, plan: Plan, host: HostSide, cards: "Cards | None") -> None:
+        self._plan, self._host, self._cards = plan, host, cards
         self.walks = {graph.placed.n_tokens: host.walks(graph) for graph in plan.graphs}
         self._apart = dict[int, list[Step]]()
         streaming = plan.streaming
@@ -51,7 +51,7 @@ class RunSteps:
 
         The CPU's programs take any number of tokens; only launches and copies are made for one.
         """
-        if self._side is None and n_tokens > 1:
+        if self._cards is None and n_tokens > 1:
             n_tokens = self._plan.n_batch
         is_sent = sends and self.stream_from is not None and n_tokens >= self.stream_from
         if is_sent and self._plan.streaming is not None:
@@ -70,14 +70,14 @@ class RunSteps:
         batch = self.last = self._plan.batch
         if n not in self._apart:
             walks = self._host.walks(batch, n)
-            self._apart[n] = [*walks] if self._side is None else self._side.steps(batch, n, walks)
+            self._apart[n] = [*walks] if self._cards is None else self._cards.steps(batch, n, walks)
         return self._apart[n]
 
     def _make(self, n_tokens: int) -> list[Step]:
         graph = self._graph(n_tokens)
         walks = self.walks[graph.placed.n_tokens]
-        return [*walks] if self._side is None else self._side.steps(graph, n_tokens, walks)
+        return [*walks] if self._cards is None else self._cards.steps(graph, n_tokens, walks)
 
     def _make_sent(self, n_tokens: int) -> list[Step]:
-        assert self._side is not None and self._plan.streaming is not None
-        return self._side.steps_with_sending(self._plan.streaming.graph, n_tokens, self._sent_walks)
+        assert self._cards is not None and self._plan.streaming is not None
+        return self._cards.steps_with_sending(self._plan.streaming.graph, n_tokens, self._sent_walks)

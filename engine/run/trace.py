@@ -26,7 +26,7 @@ class Taken:
         n_tokens: that its graph takes.
         seconds: of all that ran together.
         counted: the neurons it listed and found firing in each layer, int64 [n_layer, 2].
-        side: "cpu" or "gpu".
+        side: "cpu", or the card's, of copies both ways.
         together: the nodes that ran together, it among them.
     """
 
@@ -111,12 +111,14 @@ class Tracing:
         """A step of the device."""
         started = time.perf_counter()
         step.run(context)
-        if self._executor.device is not None:
-            self._executor.device.compute.synchronize()
+        for device in self._executor.devices:
+            device.compute.synchronize()
         seconds = time.perf_counter() - started
         none = np.zeros_like(self._executor.counts[:, 0])
         for node in step.nodes:
-            self._trace(Taken(numbers[node.name], node, n_tokens, seconds, none, GPU, step.nodes))
+            side = self._executor.run_steps.last.placed.nodes[numbers[node.name]].side
+            side = GPU if side == CPU else side  # a copy that comes from there
+            self._trace(Taken(numbers[node.name], node, n_tokens, seconds, none, side, step.nodes))
 
     def _walk(self, node: Node, records: list[Record], number: int, n_tokens: int, context: Context) -> None:
         """A node of the CPU."""

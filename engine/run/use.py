@@ -15,7 +15,7 @@ class DeviceUse:
 
     Attributes:
         device: as in --device; "cpu" where there is none.
-        vram_planned, vram_used: bytes; what the device's allocator says is used.
+        vram_planned, vram_used: bytes of all cards; what the devices' allocators say is used.
         kernel_launches, graph_launches: so far; kernels also as parts of graphs.
         ffn_device_share: part of all neurons whose rows are on the device.
         listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the experts
@@ -23,6 +23,7 @@ class DeviceUse:
             of all neurons the same.
         host_seconds: of the CPU's part of the runs.
         waiting_seconds: in which the host waited for the device.
+        cards: name, planned and used bytes of each.
     """
 
     device: str = "cpu"
@@ -35,6 +36,7 @@ class DeviceUse:
     listed_host: int = 0
     host_seconds: float = 0.0
     waiting_seconds: float = 0.0
+    cards: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def active_device_share(self) -> float:
@@ -55,15 +57,20 @@ class DeviceUse:
             self.listed_host - earlier.listed_host,
             self.host_seconds - earlier.host_seconds,
             self.waiting_seconds - earlier.waiting_seconds,
+            self.cards,
         )
 
     def line(self) -> str:
-        """Memory and shares in a line below 70 columns; empty on the CPU alone."""
+        """Memory and shares in a line, below 70 columns for one card; empty on the CPU alone."""
         if not self.vram_planned:
             return ""
-        used, planned, share = self.vram_used / 2**20, self.vram_planned / 2**20, self.active_device_share
+        share = self.active_device_share
+        memory = (
+            f"{name}: VRAM {used / 2**20:.1f} of {planned / 2**20:.1f} MiB"
+            for name, planned, used in self.cards
+        )
         return (
-            f"{self.device}: VRAM {used:.1f} of {planned:.1f} MiB; "
+            f"{', '.join(memory)}; "
             f"FFN {self.ffn_device_share:.0%}, active {share:.0%}, on the CPU {1 - share:.0%}"
         )
 
@@ -80,6 +87,10 @@ class DeviceUse:
             "device": self.device,
             "vram_planned": self.vram_planned,
             "vram_used": self.vram_used,
+            "cards": [
+                {"device": name, "vram_planned": planned, "vram_used": used}
+                for name, planned, used in self.cards
+            ],
             "kernel_launches": self.kernel_launches,
             "graph_launches": self.graph_launches,
             "ffn_device_share": self.ffn_device_share,
@@ -96,8 +107,8 @@ class DeviceMeter:
 
     def read(self) -> DeviceUse:
         """The use so far."""
-        executor, device, plan = self._executor, self._executor.device, self._executor.plan
-        if device is None:
+        executor, devices, plan = self._executor, self._executor.devices, self._executor.plan
+        if not devices:
             return DeviceUse()
         listed_host = 0
         if plan.sparsity == "predictor":
@@ -115,14 +126,18 @@ class DeviceMeter:
             chosen = executor.n_tokens * plan.model.n_layer * experts.n_used
             self._listed = chosen * experts.n_ff - listed_host
         return DeviceUse(
-            device.name,
+            ",".join(device.name for device in devices),
             plan.totals.used,
-            device.counters.live_bytes,
-            sum(device.counters.launches.values()),
-            device.counters.graph_launches,
+            sum(device.counters.live_bytes for device in devices),
+            sum(sum(device.counters.launches.values()) for device in devices),
+            sum(device.counters.graph_launches for device in devices),
             plan.hot_share,
             self._listed,
             listed_host,
             executor.walked,
-            device.counters.waiting,
+            sum(device.counters.waiting for device in devices),
+            tuple(
+                (device.name, card.totals.used, device.counters.live_bytes)
+                for device, card in zip(devices, plan.cards, strict=True)
+            ),
         )

@@ -33,9 +33,13 @@ def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_to
     plan, counts = executor.plan, executor.counts.sum(axis=1)
     return {
         "time": time.time(),
-        "device": executor.device.name if executor.device is not None else "cpu",
+        "device": ",".join(device.name for device in executor.devices) or "cpu",
         "budget": plan.totals.budget,
         "memory": memory(plan),
+        "cards": [
+            {"device": device.name, "budget": card.totals.budget, "used": device.counters.live_bytes}
+            for device, card in zip(executor.devices, plan.cards, strict=False)
+        ],
         "slots": executor.n_slots,
         "running": worker.n_running,
         "waiting": worker.n_waiting,

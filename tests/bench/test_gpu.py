@@ -19,7 +19,7 @@ from stub_cupy import StubCupy
 from stub_driver import SleepingDriver, StubDriver
 
 from hotcold.engine.device.steps import CopyDown, CopyUp
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.host.steps import take_all
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -115,10 +115,10 @@ def test_the_parts_of_a_token_are_its_split_layers(tmp_path: Path) -> None:
     shape, how = shape_of("tiny"), Wanted("predictor", 64, 8)
     with random_relu_model(tmp_path, shape, Type.F16, 32) as (file, model), Device(StubDriver()) as device:
         whole = whole_plan(model, device, how)
-        with Executor(whole, file, 1, loaded_store(device, whole, file)) as executor:
+        with Executor(whole, file, 1, loaded_stores((device,), whole, file)) as executor:
             assert split_layers(executor) == 0
         plan = plan_for(model, device, how, half_the_neurons(whole))
-        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, 1, loaded_stores((device,), plan, file)) as executor:
             steps = executor.run_steps.of(1)
             assert split_layers(executor) == shape.n_layer
             for begin, end in parts(steps):
@@ -131,7 +131,7 @@ def test_a_sleeping_device_works_while_the_host_does(tmp_path: Path) -> None:
     shape, how, driver = shape_of("tiny"), Wanted("predictor", 64, 8), SleepingDriver()
     with random_relu_model(tmp_path, shape, Type.F16, 32) as (file, model), Device(driver) as device:
         plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
-        with Executor(plan, file, 1, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, 1, loaded_stores((device,), plan, file)) as executor:
             driver.seconds["sparse_gated_ffn"] = 0.02
             times = measure(executor, 0.2)
             driver.seconds["sparse_gated_ffn"] = 0.0

@@ -10,7 +10,7 @@ import pytest
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
 
-from hotcold.engine.device.store import DeviceStore, loaded_store
+from hotcold.engine.device.store import DeviceStore, loaded_stores
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model import Model, Weight
@@ -111,7 +111,7 @@ def plan_with(model: Model, case: Case, hot: Sequence[Ids]) -> Plan:
 @contextmanager
 def on_device(plan: Plan, file: GGUFFile, device: Device, n_threads: int = 2) -> Iterator[Executor]:
     """An executor that carries out a plan; when it is closed the device must be empty."""
-    executor = Executor(plan, file, n_threads, loaded_store(device, plan, file))
+    executor = Executor(plan, file, n_threads, loaded_stores((device,), plan, file))
     with executor:
         yield executor
     assert device.counters.live_bytes == device.counters.pinned_bytes == 0

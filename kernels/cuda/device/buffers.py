@@ -42,16 +42,21 @@ class Owner(Protocol):
 
 @dataclass(eq=False)
 class Allocation:
-    """Memory that is freed as a whole; `array` is the driver's, `alive` until then."""
+    """Memory that is freed as a whole; `array` is the driver's, `alive` until then.
+
+    Attributes:
+        also: devices beside its own that copy from and to it: page-locked memory alone.
+    """
 
     device: Owner
     array: Any
     handle: object
     alive: bool = True
+    also: tuple[Owner, ...] = ()
 
     def check(self, device: Owner) -> None:
         """Refuse memory of another device, and memory that was freed."""
-        if self.device is not device:
+        if self.device is not device and all(other is not device for other in self.also):
             raise DeviceError("buffer", "of another device", f"{device.name} is asked")
         if not self.alive:
             raise DeviceError("buffer", "freed", "it cannot be used again", "allocate another")

@@ -200,6 +200,12 @@ class CudaDriver:
         """Freed when the last view is gone."""
         del handle
 
+    def know_pinned(self, array: NDArray[np.uint8]) -> None:
+        """Page-locked memory is one for all cards of a process, by CUDA's unified addresses."""
+
+    def forget_pinned(self, array: NDArray[np.uint8]) -> None:
+        """The same."""
+
     # Streams and events
 
     @translated

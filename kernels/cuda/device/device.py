@@ -23,6 +23,7 @@ from hotcold.kernels.cuda.device.buffers import (
     ArrayShape,
     Buffer,
     Event,
+    Owner,
     Pinned,
     Stream,
     bytes_of,
@@ -93,6 +94,11 @@ class Device(Closing):
         self._failures: dict[str, int] = {}
         self.compute, self.copy = self.stream("compute"), self.stream("copy")
 
+    @property
+    def is_emulated(self) -> bool:
+        """Whether it is no card."""
+        return self.name.partition(":")[0] == "emulated"
+
     # Memory
 
     def empty(self, shape: ArrayShape, dtype: DTypeLike) -> Buffer:
@@ -121,8 +127,11 @@ class Device(Closing):
         with suppress(DeviceError):  # a lost device cannot be weighed
             self._weigh()
 
-    def pinned(self, shape: ArrayShape, dtype: DTypeLike) -> Pinned:
+    def pinned(self, shape: ArrayShape, dtype: DTypeLike, also: Sequence[Owner] = ()) -> Pinned:
         """Uninitialised page-locked host memory.
+
+        Args:
+            also: other devices that copy from and to it.
 
         Raises:
             DoesNotFitError: the host does not give that much.
@@ -136,7 +145,9 @@ class Device(Closing):
             raise DoesNotFitError(
                 "page-locked host memory", f"{n_bytes} bytes", bound, "lower -b, or take --device cpu"
             ) from error
-        allocation = Allocation(self, array, handle)
+        allocation = Allocation(self, array, handle, also=tuple(also))
+        for other in also:
+            other.driver.know_pinned(array)
         self.pinned_allocations[id(allocation)] = allocation
         self.counters.pinned_bytes += array.nbytes
         return Pinned(allocation, 0, shape_of(shape), np.dtype(dtype), array.ctypes.data)
@@ -146,6 +157,8 @@ class Device(Closing):
         allocation.check(self)
         self.counters.pinned_bytes -= allocation.array.nbytes
         del self.pinned_allocations[id(allocation)]
+        for other in allocation.also:
+            other.driver.forget_pinned(allocation.array)
         self.driver.release_pinned(allocation.handle)
         allocation.array, allocation.handle, allocation.alive = None, None, False
 

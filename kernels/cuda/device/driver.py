@@ -83,6 +83,12 @@ class Driver(Protocol):
     def release_pinned(self, handle: Any) -> None:
         """Free page-locked memory."""
 
+    def know_pinned(self, array: NDArray[np.uint8]) -> None:
+        """Page-locked memory of another device's driver is one for this device too."""
+
+    def forget_pinned(self, array: NDArray[np.uint8]) -> None:
+        """It is about to be freed."""
+
     def new_stream(self) -> Any:
         """A stream that is ordered with no other, the default stream included."""
 

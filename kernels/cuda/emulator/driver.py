@@ -52,6 +52,7 @@ class EmulatedDriver:
             guard page instead of ending at one.
         seed: of the `random` policy.
         memory: bytes of device memory.
+        index: of the device, where there are several; None for the one that is called "emulated".
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class EmulatedDriver:
         order: int = 0,
         seed: int = 0,
         memory: int = MEMORY_BYTES,
+        index: int | None = None,
     ) -> None:
         if build_kind not in BUILDS:
             raise SettingError("build of the emulated device", build_kind, f"one of {', '.join(BUILDS)}")
@@ -73,7 +75,8 @@ class EmulatedDriver:
         self.streams, self.memory = Streams(policy, seed), Allocator(memory, at_start=order == 1)
         self.host = Allocator(memory, at_start=order == 1)
         self.order, self.lost = order, ""
-        self.facts = Facts("emulated", "emulated device on the CPU (for checking, not for speed)")
+        name = "emulated" if index is None else f"emulated:{index}"
+        self.facts = Facts(name, "emulated device on the CPU (for checking, not for speed)")
 
     # Memory
 
@@ -107,6 +110,14 @@ class EmulatedDriver:
     def release_pinned(self, handle: Any) -> None:
         """Take back what `allocate_pinned` returned."""
         self.host.release(handle)
+
+    def know_pinned(self, array: NDArray[np.uint8]) -> None:
+        """Copies from and to another device's page-locked memory are let through."""
+        self.host.others[array.ctypes.data] = array.nbytes
+
+    def forget_pinned(self, array: NDArray[np.uint8]) -> None:
+        """No more of them."""
+        del self.host.others[array.ctypes.data]
 
     # Streams and events
 

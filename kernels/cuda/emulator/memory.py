@@ -60,12 +60,14 @@ class Allocator:
     Attributes:
         total: bytes that there are.
         used: bytes taken from it, in whole granules.
+        others: addresses and bytes of what belongs to others, and may be used here too.
     """
 
     def __init__(self, total: int, at_start: bool) -> None:
         self.total, self.at_start, self.used = total, at_start, 0
         self.blocks: dict[int, Block] = {}
         self.retired: list[Block] = []
+        self.others: dict[int, int] = {}
 
     def allocate(self, n_bytes: int) -> NDArray[np.uint8]:
         """A fresh block's bytes, poisoned.
@@ -98,6 +100,8 @@ class Allocator:
         return any(
             block.address <= address and address + n_bytes <= block.address + block.n_bytes
             for block in self.blocks.values()
+        ) or any(
+            start <= address and address + n_bytes <= start + size for start, size in self.others.items()
         )
 
     def describe(self, address: int) -> str:

@@ -131,7 +131,7 @@ def test_a_card_that_is_not_there(generate: Run, name: str) -> None:
 
 
 def test_no_card_at_all(generate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", lambda name: None)
+    monkeypatch.setattr("hotcold.engine.device.devices.open_device", lambda name: None)
     assert generate("--device", "auto").returncode == 0
     assert "hotcold devices" in error_of(generate("--device", "auto", "--strict"), 5)
     assert "leave it out" in error_of(generate("--vram-budget", "1GiB"), 5)

@@ -80,7 +80,7 @@ class Opened:
 @pytest.fixture
 def opened(compiler: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     opened = Opened()
-    monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", opened.open)
+    monkeypatch.setattr("hotcold.engine.device.devices.open_device", opened.open)
     monkeypatch.setattr(machine, "has_cuda_driver", lambda: True)
     yield opened
     for device in opened.devices:
@@ -124,11 +124,11 @@ def test_others_take_the_memory_while_it_is_loaded(
     with load(model, vram_budget=budget) as engine:
         (warning,) = warnings_of(engine)
         plan = engine.executor.plan
-        assert plan is not None and engine.executor.device is not None
+        assert plan is not None and engine.executor.devices
         assert warning.startswith("a plan of ") and "did not fit the memory of emulated" in warning
         assert f"one of {plan.totals.used / MIB:.1f} MiB runs" in warning
         assert 0.4 * left < plan.totals.used <= left
-        assert engine.executor.device.counters.live_bytes == plan.totals.used
+        assert engine.executor.devices[0].counters.live_bytes == plan.totals.used
         assert ids_of(engine) == cpu_ids
 
 
@@ -176,7 +176,7 @@ def test_a_full_card_that_nobody_asked_for_is_left_alone(
     with load(model, device="auto", vram_budget="auto") as engine:
         (warning,) = engine.warnings
         assert warning.startswith("everything runs on the CPU: ") and "smallest useful plan" in warning
-        assert engine.executor.device is None and ids_of(engine) == cpu_ids
+        assert not engine.executor.devices and ids_of(engine) == cpu_ids
     with pytest.raises(DoesNotFitError, match="smallest useful plan|the plan takes"):
         load(model, device="auto", vram_budget="auto", strict=True)
 
@@ -203,7 +203,7 @@ def test_every_allocation_of_a_load_fails_once(opened: Opened, model: Path, cpu_
             return device
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("hotcold.engine.run.device_plan.open_device", open_failing)
+            patch.setattr("hotcold.engine.device.devices.open_device", open_failing)
             if n > 3:
                 with pytest.raises(DoesNotFitError, match="page-locked"):
                     load(model)
@@ -235,16 +235,16 @@ def test_strict_refuses_a_smaller_batch(opened: Opened, model: Path) -> None:
 
 
 def test_no_gpu(monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
-    monkeypatch.setattr("hotcold.engine.run.device_plan.open_device", lambda name: None)
+    monkeypatch.setattr("hotcold.engine.device.devices.open_device", lambda name: None)
     with load(model, device="auto", vram_budget="auto") as engine:
-        assert engine.executor.device is None and not engine.warnings
+        assert not engine.executor.devices and not engine.warnings
     with pytest.raises(DeviceError, match="leave out --strict"):
         load(model, device="auto", vram_budget="auto", strict=True)
     for budget in ("1400KiB", "50%", "8"):
         with pytest.raises(DeviceError, match=f"vram_budget: {budget} .no usable GPU"):
             load(model, device="auto", vram_budget=budget)
     with load(model, device="auto", vram_budget="0", strict=True) as engine:
-        assert engine.executor.device is None
+        assert not engine.executor.devices
 
 
 # Index files beside the model
@@ -341,9 +341,9 @@ def test_auto_takes_what_is_free_beside_the_kernels_of_the_models_types(
     """They are loaded before the device is asked; a budget in bytes asks for nothing."""
     monkeypatch.setattr(Crowded, "kernel_bytes", 100_000)
     with load(model, vram_budget="auto") as engine:
-        device = engine.executor.device
+        device = engine.executor.devices[0]
         assert device is not None and device.driver.loaded == ("f16",)  # type: ignore[attr-defined]
         assert engine.executor.plan.budget.n_bytes == MEMORY - 100_000
     with load(model) as engine:
-        assert engine.executor.device is not None
-        assert engine.executor.device.driver.loaded == ()  # type: ignore[attr-defined]
+        assert engine.executor.devices
+        assert engine.executor.devices[0].driver.loaded == ()  # type: ignore[attr-defined]

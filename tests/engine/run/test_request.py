@@ -16,28 +16,35 @@ from hotcold.errors import DeviceError, SettingError
         ("cpu", 0, DeviceChoice("cpu")),
         ("cpu", "auto", DeviceChoice("cpu")),
         ("auto", "0G", DeviceChoice("auto")),
-        ("cuda", "6G", DeviceChoice("cuda", 0)),
+        ("cuda", "6G", DeviceChoice("cuda")),
         ("cuda:1", "6G", DeviceChoice("cuda", 1)),
         ("emulated", "80%", DeviceChoice("emulated")),
     ],
 )
 def test_what_names_a_device_is_accepted(device: str, budget: Any, choice: DeviceChoice) -> None:
-    assert parse_request(device, budget).device == choice
+    assert parse_request(device, budget).devices == (choice,)
 
 
 @pytest.mark.parametrize(
     ("device", "budget", "kind", "message"),
     [
-        ("gpu", 0, SettingError, r"^device: gpu \(auto, cpu, cuda, cuda:N or emulated\)"),
+        ("gpu", 0, SettingError, r"^device: gpu \(auto, cpu, cuda, cuda:N, emulated, or cards with commas\)"),
         ("tpu", "auto", SettingError, "^device: tpu"),
         ("cuda:-1", "auto", SettingError, "^device: cuda:-1"),
         ("cuda:1:2", "auto", SettingError, "^device: cuda:1:2"),
-        ("emulated:1", "auto", SettingError, "^device: emulated:1"),
         ("", "auto", SettingError, "^device: "),
         ("cuda:", "auto", SettingError, "^device: cuda:"),
         ("cuda:x", "auto", SettingError, "^device: cuda:x"),
         ("cpu", 800_000_000, DeviceError, "^vram_budget: 800000000"),
         ("cpu", "6G", DeviceError, "^vram_budget: 6G .device cpu has no VRAM"),
+        ("cuda:0,cuda:0", "6G", SettingError, "the same card twice"),
+        ("cuda,cuda:1", "6G", SettingError, "several cards are all cuda:N or all emulated:N"),
+        ("cuda:0,emulated:1", "6G", SettingError, "several cards are all cuda:N"),
+        ("cuda:0,cpu", "6G", SettingError, "several cards are all cuda:N"),
+        ("cuda:0,cuda:1", "6G,0", SettingError, "a card of several has a budget above 0"),
+        ("cuda:0,cuda:1", "6G,4G,2G", SettingError, r"3 budgets for 2 cards"),
+        ("cuda:0", "6G,4G", SettingError, r"2 budgets for 1 card\)"),
+        ("auto", "6G,4G", SettingError, r"2 budgets for 1 card\)"),
         ("cpu", "much", SettingError, "^vram_budget: much"),
     ],
 )

@@ -23,7 +23,7 @@ from split_runs import (
     split_plan,
 )
 
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.graph.graph import layer_of
 from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.model.model import Model
@@ -208,6 +208,6 @@ def test_each_side_reads_its_own_experts_alone(
     changed.write_bytes(image)
     with (
         open_gguf(changed) as poisoned,
-        Executor(plan, poisoned, 2, loaded_store(split_device, plan, file)) as it,
+        Executor(plan, poisoned, 2, loaded_stores((split_device,), plan, file)) as it,
     ):
         assert np.array_equal(mixed_logits(it), wanted)

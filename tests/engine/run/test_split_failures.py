@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from hotcold.engine.device.store import loaded_store
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.model.load import load_model
 from hotcold.engine.plan import planning
 from hotcold.engine.plan.budget import Budget
@@ -57,7 +57,7 @@ def run(executor: Executor) -> Logits:
 
 
 def load_and_run(plan: Plan, file: GGUFFile, device: Device) -> Logits:
-    with Executor(plan, file, N_THREADS, loaded_store(device, plan, file)) as executor:
+    with Executor(plan, file, N_THREADS, loaded_stores((device,), plan, file)) as executor:
         return run(executor)
 
 
@@ -109,7 +109,7 @@ def test_an_executor_runs_again_after_a_failed_run(
     plan: Plan, file: GGUFFile, open_emulated: Open, kind: str, every: bool
 ) -> None:
     device = open_emulated(build_kind="fast")
-    with Executor(plan, file, N_THREADS, loaded_store(device, plan, file)) as executor:
+    with Executor(plan, file, N_THREADS, loaded_stores((device,), plan, file)) as executor:
         right, failed = run(executor), 0
         held = device.counters.live_bytes, device.counters.pinned_bytes
         for n in numbers(every):
@@ -167,7 +167,7 @@ def test_a_device_vanishes(plan: Plan, file: GGUFFile, compiler: str, every: boo
     driver: Any = Vanishing(EmulatedDriver(build_kind="fast"))
     with Device(driver) as device:
         before = driver.made
-        with Executor(plan, file, N_THREADS, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, N_THREADS, loaded_stores((device,), plan, file)) as executor:
             run(executor)
             n_calls = driver.made - before
     assert n_calls > 200
@@ -227,5 +227,5 @@ def test_a_thread_that_does_not_start(
 
     monkeypatch.setattr(threading.Thread, "start", once)
     with pytest.raises(DoesNotFitError, match=r"threads: 3 \(the system starts 2 of them\)"):
-        Executor(plan, file, N_THREADS, loaded_store(device, plan, file))
+        Executor(plan, file, N_THREADS, loaded_stores((device,), plan, file))
     assert not started[0].is_alive() and nothing_is_left(device)

@@ -120,22 +120,22 @@ def finish_nothing(self: DeviceStep, context: object) -> None:
     """As if the host had nothing to do."""
 
 
-def all_in_one(steps: Sequence[object], device: Device) -> list[object]:
+def all_in_one(steps: Sequence[object]) -> list[object]:
     """Over the walks, as if the cold rows came from nowhere."""
     of_device = tuple(step for step in steps if isinstance(step, DeviceStep))
     rest = [step for step in steps if not isinstance(step, DeviceStep)]
-    return [*rest, Replay(device, of_device)]
+    return [*rest, Replay(of_device[0].device, of_device)]
 
 
-def walks_first(steps: Sequence[object], device: Device) -> list[object]:
+def walks_first(steps: Sequence[object]) -> list[object]:
     """The graphs in their order, but behind the walks between them."""
-    replays = CORRECT(steps, device)  # type: ignore[arg-type]
+    replays = CORRECT(steps)  # type: ignore[arg-type]
     return sorted(replays, key=lambda step: isinstance(step, Replay))
 
 
-def without_the_last_of_each(steps: Sequence[object], device: Device) -> list[object]:
+def without_the_last_of_each(steps: Sequence[object]) -> list[object]:
     """Graphs that lack their last piece, whose end on the host is kept."""
-    replays = CORRECT(steps, device)  # type: ignore[arg-type]
+    replays = CORRECT(steps)  # type: ignore[arg-type]
     for step in replays:
         if isinstance(step, Replay):
             step._enqueue = lambda context, step=step: [s.enqueue(context) for s in step.steps[:-1]]  # type: ignore
@@ -155,24 +155,24 @@ BUGS: dict[str, Plant] = {
     "nobody waits for the logits": lambda patch: patch.setattr(Logits, "finish", finish_nothing),
     "a graph goes on behind a copy down": lambda patch: patch.setattr(CopyDown, "has_end", False),
     "one graph over the walks": lambda patch: patch.setattr(
-        "hotcold.engine.device.side.in_graphs", all_in_one
+        "hotcold.engine.device.cards.in_graphs", all_in_one
     ),
     "walks before the graphs": lambda patch: patch.setattr(
-        "hotcold.engine.device.side.in_graphs", walks_first
+        "hotcold.engine.device.cards.in_graphs", walks_first
     ),
     "a graph lacks its last piece": lambda patch: patch.setattr(
-        "hotcold.engine.device.side.in_graphs", without_the_last_of_each
+        "hotcold.engine.device.cards.in_graphs", without_the_last_of_each
     ),
     "the first run is done twice": lambda patch: patch.setattr(Replay, "_capture", captured_anew),
     "a graph without the logits serves who wants them": lambda patch: patch.setattr(
-        "hotcold.engine.device.side.DeviceSide.replayed", one_for_all
+        "hotcold.engine.device.cards.Cards.replayed", one_for_all
     ),
 }
 
 
 def one_for_all(self: object, steps: Sequence[object], wants_logits: bool) -> Sequence[object]:
     """The first kind of run is everybody's."""
-    kept = self.__dict__.setdefault("one_for_all", CORRECT(steps, self.device))  # type: ignore
+    kept = self.__dict__.setdefault("one_for_all", CORRECT(steps))  # type: ignore
     return kept  # type: ignore[no-any-return]
 
 

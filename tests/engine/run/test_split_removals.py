@@ -18,7 +18,7 @@ from split_runs import (
     some_neurons,
 )
 
-from hotcold.engine.device.side import DeviceSide
+from hotcold.engine.device.cards import Cards
 from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.offsets import offsets
 from hotcold.engine.graph.placed import PlacedGraph, results
@@ -49,7 +49,7 @@ def test_a_removed_wait_is_found(
     logits = {}
     for waits in (True, False):
         if not waits:
-            monkeypatch.setattr(DeviceSide, "_waits", lambda self, before: iter(()))
+            monkeypatch.setattr(Cards, "_waits", lambda self, before, but=None: iter(()))
         for policy in ("eager", "late"):
             with on_device(plan, file, open_emulated(build_kind="fast", policy=policy)) as executor:
                 logits[waits, policy] = mixed_logits(executor).tobytes()

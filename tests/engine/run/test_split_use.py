@@ -189,7 +189,7 @@ def test_a_run_that_failed_leaves_nothing_behind(
 
 def test_a_text_goes_on_after_a_failure(engine: Engine) -> None:
     """A chat's next turn finds the part that ran, and no more, in the cache."""
-    device = engine.executor.device
+    device = engine.executor.devices[0]
     assert device is not None
     ids = engine.tokenizer.encode(PROMPT, parse_special=True)
     whole = engine.generate(ids, 6, **GREEDY)

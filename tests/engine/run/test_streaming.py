@@ -21,7 +21,7 @@ from hotcold.engine.device import staging
 from hotcold.engine.device.matrix import matrix_at
 from hotcold.engine.device.sending import Await, Release, Send, Sender
 from hotcold.engine.device.staging import Staging
-from hotcold.engine.device.store import DeviceStore, loaded_store
+from hotcold.engine.device.store import DeviceStore, loaded_stores
 from hotcold.engine.generation.description import description
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.steps import Context, Step, take_all
@@ -89,8 +89,8 @@ def with_streaming(plan: Plan) -> Plan:
 
 
 def sender_of(executor: Executor) -> Sender:
-    assert executor._side is not None and executor._side.sender is not None
-    return executor._side.sender
+    assert executor._cards is not None and executor._cards.sides[0].sender is not None
+    return executor._cards.sides[0].sender
 
 
 def logits_of(executor: Executor, sizes: Sequence[int] = (8, 5)) -> Logits:
@@ -127,7 +127,7 @@ def all_there(
     with patch.context() as inner:
         inner.setattr(DeviceStore, "_place_sent", there_first)
         device = open_emulated(build_kind="fast")
-        with Executor(plan, file, 2, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, 2, loaded_stores((device,), plan, file)) as executor:
             for number in range(len(sender_of(executor).pieces)):
                 sender_of(executor).send(number, executor._check_open())
             device.synchronize()
@@ -299,8 +299,8 @@ def test_from_the_option_to_the_line_of_v(compiler: str, monkeypatch: pytest.Mon
         engine.logits(IDS[:4].tolist())
         assert sender_of(engine.executor).sent_bytes > 4 << 20
         plan = engine.executor.plan
-        assert engine.executor.device is not None
-        assert engine.executor.device.counters.live_bytes == plan.totals.used <= 4 << 20
+        assert engine.executor.devices
+        assert engine.executor.devices[0].counters.live_bytes == plan.totals.used <= 4 << 20
         assert plan.streaming is not None
         engine.executor.plan = replace(plan, streaming=replace(plan.streaming, asked=None))
         assert "GB/s" in (line := settle_prompts(engine.executor)) and "the CPU takes" in line

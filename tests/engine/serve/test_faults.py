@@ -242,8 +242,8 @@ def test_a_device_fails_under_load(open_emulated: Any) -> None:
         ThreadPoolExecutor(4) as pool,
     ):
         before = [told.json["choices"][0]["text"] for told in pool.map(partial(server.ask, TEXT), asked)]
-        assert engine.executor.device is not None
-        driver: Any = engine.executor.device.driver
+        assert engine.executor.devices
+        driver: Any = engine.executor.devices[0].driver
         enqueue, countdown = driver._enqueue, itertools.count()
 
         def fail_once(stream: Any, work: Any) -> None:

@@ -1,0 +1,149 @@
+"""The devices of a plan together: the steps of a run over all of them, in the order of their layers.
+
+Cards do not wait for each other. What one reads from another comes down to the host's arena, which is page-locked for
+all of them; the host waits for it, and sends it up. So when a card begins, those before it have nothing under way that
+reads or writes what it has.
+"""
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hotcold.engine.device import lowering as device_lowering
+from hotcold.engine.device.records import DeviceLowering
+from hotcold.engine.device.replay import in_graphs
+from hotcold.engine.device.sending import with_sending
+from hotcold.engine.device.side import DeviceSide
+from hotcold.engine.device.steps import CopyDown, CopyUp, WaitFor
+from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.graph.graph import tensors_of
+from hotcold.engine.graph.pack import pack
+from hotcold.engine.graph.placed import CPU, results
+from hotcold.engine.graph.segments import segments
+from hotcold.engine.host.steps import Step, Walk
+from hotcold.engine.host.stores import HostStore
+from hotcold.engine.plan.plan import GraphPlan
+from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.weight_table import QUANTISED
+
+
+class Cards:
+    """What the executor needs of its devices, one or several.
+
+    Attributes:
+        arena: the host's intermediates, page-locked for all devices.
+        sides: each device's part, in the order of the layers.
+    """
+
+    def __init__(self, stores: Sequence[DeviceStore], arena_bytes: int, host: HostStore) -> None:
+        """Allocate page-locked memory; DoesNotFitError leaves none behind."""
+        first, *others = [store.device for store in stores]
+        self.sides: list[DeviceSide] = []
+        self.arena = first.pinned(arena_bytes, np.uint8, others)
+        self._replayed: dict[bool, tuple[Sequence[Step], list[Step]]] = {}  # by whether logits are wanted
+        try:
+            for store in stores:
+                self.sides.append(DeviceSide(store, self.arena, host))
+        except BaseException:
+            self.free_pinned()
+            raise
+        self._of = {side.store.card.side: side for side in self.sides}
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """All of them."""
+        return tuple(side.device for side in self.sides)
+
+    def fill_tables(self, rope_table: NDArray[np.float32]) -> None:
+        """See `DeviceSide.fill_tables`."""
+        for side in self.sides:
+            side.fill_tables(rope_table)
+
+    def counts(self) -> NDArray[np.uint32]:
+        """See `DeviceSide.counts`; each layer is on one card alone."""
+        counts: NDArray[np.uint32] = np.add.reduce([side.counts() for side in self.sides], dtype=np.uint32)
+        return counts
+
+    def intermediate(self, side: str, offset: int, n_bytes: int) -> NDArray[np.uint8]:
+        """Bytes of a card's arena, once all that is enqueued has run."""
+        return self._of[side].intermediate(offset, n_bytes)
+
+    def send_positions(self, positions: NDArray[np.integer]) -> None:
+        """Enqueue the copies of the positions of a run's tokens."""
+        for side in self.sides:
+            side.send_positions(positions)
+
+    def steps(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
+        """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
+        placed, remaining = graph.placed, iter(walks)
+        for name in self._of:
+            placed = pack(placed, name, QUANTISED.__contains__)
+        made_on = {result.name: p.side for p in placed.nodes for result in results(p.node)}
+        lows = {name: DeviceLowering(side.store, graph, n_tokens, placed) for name, side in self._of.items()}
+        steps: list[Step] = []
+        for kind, nodes in segments(placed):
+            if kind == CPU:
+                steps += self._waits(steps)
+                steps.append(next(remaining))
+            elif kind in self._of:
+                steps += device_lowering.lower([p.node for p in nodes], lows[kind])
+            elif kind == "logits":
+                name = nodes[0].side
+                steps.append(self._of[name].logits_of(lows[name], nodes))
+            else:
+                for p in nodes:
+                    side = self._of[p.side if p.side != CPU else made_on[tensors_of(p.node)[0].name]]
+                    if p.side != CPU:
+                        steps += self._waits(steps, side.device)
+                    steps.append(side.copy_of(p, graph, n_tokens))
+        return steps
+
+    def steps_with_sending(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
+        """A run whose cold rows are sent to the devices."""
+        steps = self.steps(graph, n_tokens, walks)
+        for side in self.sides:
+            if side.sender is not None and side.sender.pieces:
+                steps = with_sending(steps, side.sender)
+        return steps
+
+    def replayed(self, steps: Sequence[Step], wants_logits: bool) -> Sequence[Step]:
+        """The steps of a run of one token, as graphs where the devices are to have them."""
+        if not any(device.has_graphs for device in self.devices):
+            return steps
+        of, replays = self._replayed.get(wants_logits, (None, []))
+        if of is not steps:
+            replays = in_graphs(steps)
+            self._replayed[wants_logits] = steps, replays
+        return replays
+
+    def _waits(self, before: list[Step], but: Device | None = None) -> Iterator[WaitFor]:
+        """The waits that are due before the host goes on: for copies down, and for copies up behind them.
+
+        Args:
+            but: the device that goes on itself.
+        """
+        seen = [] if but is None else [but]
+        for step in reversed(before):
+            if isinstance(step, Walk):
+                return
+            if isinstance(step, WaitFor | CopyDown | CopyUp) and not any(step.device is d for d in seen):
+                seen.append(step.device)
+                if not isinstance(step, WaitFor):
+                    event = next(side.event for side in self.sides if side.device is step.device)
+                    yield WaitFor(step.device, event, record=isinstance(step, CopyUp))
+
+    def bus_speed(self) -> float:
+        """Bytes a second to the slowest device, measured between two runs."""
+        return min(side.bus_speed() for side in self.sides)
+
+    def settle(self) -> None:
+        """Wait until nothing is under way."""
+        for side in self.sides:
+            side.settle()
+
+    def free_pinned(self) -> None:
+        """Give page-locked memory back."""
+        for side in self.sides:
+            side.free_pinned()
+        self.arena.free()
