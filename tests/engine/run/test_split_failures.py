@@ -193,7 +193,7 @@ def test_ctrl_c_at_any_moment(plan: Plan, file: GGUFFile, open_emulated: Open, n
     device, interrupted, n_times = open_emulated(build_kind="fast"), 0, 100
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        with Executor(plan, file, n_threads, loaded_store(device, plan, file)) as executor:
+        with Executor(plan, file, n_threads, loaded_stores((device,), plan, file)) as executor:
             right, started = run(executor), perf_counter()
             run(executor)
             longest = perf_counter() - started
