@@ -106,8 +106,8 @@ def test_everything_on_the_device(generate: Run, compiler: str) -> None:
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (("--device", "nonsense"), 2, "auto, cpu, cuda, cuda:N or emulated"),
-        (("--device", "cuda:x"), 2, "auto, cpu, cuda, cuda:N or emulated"),
+        (("--device", "nonsense"), 2, "auto, cpu, cuda, cuda:N, emulated, or cards"),
+        (("--device", "cuda:x"), 2, "auto, cpu, cuda, cuda:N, emulated, or cards"),
         (("--device", "cpu", "--vram-budget", "1GiB"), 5, "device cpu has no VRAM"),
         (("--vram-budget", "much"), 2, "--vram-budget: much"),
         (("--vram-budget", "-1"), 2, "--vram-budget: -1"),

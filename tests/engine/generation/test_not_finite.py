@@ -79,7 +79,7 @@ def test_a_key_that_hides_its_position_is_said(
 def make_infinite(engine: Engine, layer: int, position: int) -> None:
     """Put minus infinity in the place of a key's number or scale, in head 1."""
     plan, model = engine.executor.plan, engine.model
-    store = engine.executor.stores[0]
+    store = next(iter(engine.executor.stores), None)
     if store is not None:
         assert plan.caches[layer].side == "gpu"
         keys, _ = (buffer.array for buffer in store.cache(layer))
