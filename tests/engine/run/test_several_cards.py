@@ -44,6 +44,8 @@ def placed(model: Model, sparsity: str, sizes: list[int], hot: object = None) ->
 def tight(model: Model, sparsity: str, n_cards: int, share: float) -> Plan:
     """A plan whose cards hold all dense parts, and a share of their neurons."""
     whole = placed(model, sparsity, [PLENTY] * n_cards)
+    if share == 1:
+        return whole
     sizes = [card.totals.used - int((1 - share) * card.totals.hot_rows) for card in whole.cards]
     return placed(model, sparsity, sizes)
 
