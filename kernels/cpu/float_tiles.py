@@ -30,7 +30,7 @@ LANES = 16 if "avx512f" in _FEATURES else 8 if "avx" in _FEATURES else 4
 ROWS, COLUMNS = 8 if LANES == 16 else 4, 3  # of a tile
 SLICE = 32  # steps of a panel
 PASSING, TOKENS = 32, 96  # rows and tokens whose sums are kept
-ASKED = 2  # rows that a tile asks for, so that memory is read all the while
+ASKED = 4  # rows at most that a tile asks for: the next ROWS are spread over a pass
 
 # this file's part of a thread's scratch memory, in bytes
 _VECTOR = 4 * LANES
@@ -66,18 +66,20 @@ def _widen_slice(b: Builder, kind: FloatType, *arguments: Value) -> None:
 def _meet_tokens(b: Builder, _: str, *arguments: Value) -> None:
     """Add a panel's products with n tokens, whose first step is at x, to their sums, or begin these.
 
-    Meanwhile the next ROWS rows, whose first step is at `later`, are asked for, ASKED of them by a tile.
+    Meanwhile the next ROWS rows, whose first step is at `later`, are asked for, each tile its share of them.
     """
     panel, n_steps, x, x_stride, n, sums, begins, later, stride, step_bytes = arguments
     last, is_first = b.sub(n, I64(1)), b.icmp_signed("!=", begins, I64(0))
-    with cgutils.for_range(b, b.udiv(b.add(n, I64(COLUMNS - 1)), I64(COLUMNS))) as loop:
+    tiles = b.udiv(b.add(n, I64(COLUMNS - 1)), I64(COLUMNS))
+    with cgutils.for_range(b, tiles) as loop:
         first = b.mul(loop.index, I64(COLUMNS))
         numbers = [b.add(first, I64(c)) for c in range(COLUMNS)]
         numbers = [b.select(b.icmp_signed("<", c, last), c, last) for c in numbers]
         xs = [b.add(x, b.mul(c, x_stride)) for c in numbers]
         to = b.add(sums, b.mul(first, I64(4 * STEP * ROWS)))
-        asked = [b.add(b.mul(loop.index, I64(ASKED)), I64(i)) for i in range(ASKED)]
-        asked = [b.select(b.icmp_signed("<", r, I64(ROWS)), r, I64(0)) for r in asked]
+        share, past = (b.udiv(b.mul(i, I64(ROWS)), tiles) for i in (loop.index, b.add(loop.index, I64(1))))
+        asked = [b.add(share, I64(i)) for i in range(ASKED)]
+        asked = [b.select(b.icmp_signed("<", r, past), r, share) for r in asked]
         ahead = [b.add(later, b.mul(stride, r)) for r in asked]
         for part in range(_PARTS):
             at = [b.add(a, I64(_VECTOR * part)) for a in (to, *xs)]

@@ -229,6 +229,7 @@ class Q2_K(KType):
 
     name = "Q2_K"
     type_id = 10
+    few_tokens = 32  # four tokens' panels, whose sums are of 16, take longer than a row and a half
     type_size = 84
     largest = 3
     PAIRS, SCALE, MINIMUM = 16, 80, 82

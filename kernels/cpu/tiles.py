@@ -9,8 +9,8 @@ from hotcold.kernels.cpu.program import THREAD_SCRATCH_BYTES
 from hotcold.kernels.cpu.rows import MAX_COLUMNS, dot_rows, dot_strips
 from hotcold.kernels.cpu.weight_types import BLOCK_TYPES, BY_ID
 
-FEW_TOKENS = 10  # up to which rows of quantised weights are shared; above, panels are decoded
-FEW_FLOAT_TOKENS = 8  # likewise of float weights; fewer where their inputs take more than two passes
+# up to which float rows are shared, as `few_tokens` of a quantised type; fewer where inputs take over two passes
+FEW_FLOAT_TOKENS = 8
 COLUMN_BYTES = 28 << 10  # of inputs that stay in the first-level cache while rows pass
 RUN = 32  # rows that stay in the second-level cache while some tokens after others pass
 PRODUCT_ROWS, PRODUCT_TOKENS = (
@@ -22,9 +22,10 @@ if float_tiles.SCRATCH_BYTES > PRODUCTS:
     raise AssertionError(f"no room for the {float_tiles.SCRATCH_BYTES} bytes of a float type's tiles")
 MAX_K = (PRODUCTS - panels.scratch_bytes(0)) * 512 // (panels.scratch_bytes(512) - panels.scratch_bytes(0))
 
-_IS_SLOW = np.zeros(1 + max(BY_ID), np.bool_)  # by GGUF's type numbers, where compiled code reads it
+# by GGUF's type numbers, where compiled code reads them
+_IS_SLOW, _FEW_TOKENS = np.zeros(1 + max(BY_ID), np.bool_), np.zeros(1 + max(BY_ID), np.int64)
 for _kind in BLOCK_TYPES:
-    _IS_SLOW[_kind.type_id] = _kind.is_slow
+    _IS_SLOW[_kind.type_id], _FEW_TOKENS[_kind.type_id] = _kind.is_slow, _kind.few_tokens
 
 _COLUMNS = 0  # this file's part of a thread's scratch memory, in bytes
 
@@ -49,7 +50,9 @@ def has_tiles(op, n_tokens: int) -> bool:  # type: ignore[no-untyped-def]
     """
     if not rows.is_block_type(op.w_type):
         return n_tokens > min(FEW_FLOAT_TOKENS, 2 * _at_once(op) + 1)
-    few = min(FEW_TOKENS, _at_once(op)) if _IS_SLOW[op.w_type] else FEW_TOKENS
+    few = _FEW_TOKENS[op.w_type]
+    if _IS_SLOW[op.w_type]:
+        few = min(few, _at_once(op))
     return n_tokens > few and has_panels(op)
 
 

@@ -151,6 +151,7 @@ class BlockType:
     offset_shift = 0  # log2 of the offset that makes the stored numbers unsigned
     has_minimum = False  # whether a number is scale * q + minimum, with q unsigned and no offset
     has_parts = False  # whether numbers 0..15 and 16..31 of a block of 32 have a scale of their own each
+    few_tokens = 10  # up to which rows are shared; above, panels are decoded
     is_slow = False  # whether a row takes longer to decode than some products with it
     largest = 255  # of the stored numbers: says how many of their products fit 16 bits
 
