@@ -1,6 +1,6 @@
 """The thread that the engine belongs to: tasks from a bounded queue, as many at a time as there are slots.
 
-Each round lets a slice of one prompt pass, and one token of every answer that is under way, all in one run.
+Each round lets a slice of one prompt pass in a run, and then, in another, a token of every answer that is under way.
 What an answer says does not depend on the others: neither do its logits, and each chooses by its own seed.
 """
 
