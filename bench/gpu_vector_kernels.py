@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from hotcold.kernels import ref
 from hotcold.kernels.cuda import attention as attention_sizes
 from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL, add, merge
+from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
@@ -21,8 +22,10 @@ from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import (
     ACTIVATIONS,
+    CANDIDATE_WORDS,
     LONGEST_AT_ONCE,
     attention_sums_bytes,
+    candidate_parts_bytes,
     cos_sin_table,
     is_split,
     mask_words,
@@ -67,6 +70,11 @@ def vector_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     arguments = (bed.put(sums_of), y, y, y, y, groups, n, 0)
     work = sum_groups(1, sizes.n_ff, n)
     yield one(bed, f"{groups} x {n}", work, arguments, y, lambda: sums_of.astype("f8").sum(1))
+    n_vocab = 8 * n
+    logits, found = normal(n_vocab, seed=7), bed.empty((CANDIDATE_WORDS,), "i4")
+    parts, arrived = bed.empty((candidate_parts_bytes(n_vocab) // 8,), "u8"), bed.put(np.zeros(1, "u4"))
+    given_row = bed.put(logits), parts, arrived, found, n_vocab
+    yield one(bed, f"{n_vocab}", candidates(n_vocab), given_row, found, lambda: ref.candidates(logits), EXACT)
 
 
 def _unrounded(bed: Bed, out: Sequence[Buffer]) -> Array:

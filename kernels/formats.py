@@ -3,6 +3,7 @@
 It is the sizes and numbers of what both sides hold or exchange:
 
 * inputs and activations: how a quantised weight's input is rounded, and the numbers of the functions
+* candidates: of the tokens that may come next
 * masks: a bit a neuron
 * the KV cache's types, and the table of cosines and sines that turns queries and keys
 * sums in parts: into how many a device's kernel cuts its work, and the memory that they take
@@ -43,6 +44,19 @@ def quantised_bytes(n_tokens: int, n: int) -> int:
     Each is n of int8, then a float32 scale and an int32 sum for each 32 of them.
     """
     return n_tokens * (n + n // 32 * 8)
+
+
+# Candidates
+
+N_CANDIDATES = 64
+"""Of how many tokens, the likeliest ones, a device tells number and logit; candidates.cu has the same."""
+CANDIDATE_WORDS = 1 + 2 * N_CANDIDATES
+"""Words of 32 bits of that: 1 where any logit is not finite, else 0; int32 numbers; float32 logits."""
+
+
+def candidate_parts_bytes(n_vocab: int) -> int:
+    """What the candidates of each 2048 logits take before they are put together: uint64 keys, and one word."""
+    return 8 * (N_CANDIDATES + 1) * -(-n_vocab // 2048)
 
 
 # Masks

@@ -17,7 +17,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.kernels.formats import EXACT_POSITIONS
+from hotcold.kernels.formats import EXACT_POSITIONS, N_CANDIDATES
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
@@ -359,3 +359,17 @@ def active_rows(active: NDArray[np.bool_], neurons: NDArray[np.int32]) -> list[N
         neurons: [n_rows], the neuron that each stored row belongs to.
     """
     return [np.flatnonzero(of_token[neurons]) for of_token in active]
+
+
+def candidates(logits: F32) -> NDArray[np.int32]:
+    """The likeliest tokens of one row of logits: by falling logit, of equal ones by rising number, NaN last.
+
+    Returns:
+        int32 [CANDIDATE_WORDS]: 1 where any logit is not finite, else 0; `N_CANDIDATES` numbers, -1 where there are
+        fewer tokens; their logits as float32, 0 for those.
+    """
+    ids = np.argsort(-logits, kind="stable")[:N_CANDIDATES]
+    missing = (0, N_CANDIDATES - ids.size)
+    values = np.pad(logits[ids], missing).astype(np.float32).view(np.int32)
+    numbers = np.pad(ids, missing, constant_values=-1)
+    return np.concatenate([[not np.isfinite(logits).all()], numbers, values]).astype(np.int32)

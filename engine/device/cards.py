@@ -21,7 +21,7 @@ from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU, results
 from hotcold.engine.graph.segments import segments
-from hotcold.engine.host.steps import Step, Walk
+from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.device import Device
@@ -41,7 +41,7 @@ class Cards:
         first, *others = [store.device for store in stores]
         self.sides: list[DeviceSide] = []
         self.arena = first.pinned(arena_bytes, np.uint8, others)
-        self._replayed: dict[bool, tuple[Sequence[Step], list[Step]]] = {}  # by whether logits are wanted
+        self._replayed: dict[str, tuple[Sequence[Step], list[Step]]] = {}  # by what is wanted of the head
         try:
             for store in stores:
                 self.sides.append(DeviceSide(store, self.arena, host))
@@ -107,14 +107,15 @@ class Cards:
                 steps = with_sending(steps, side.sender)
         return steps
 
-    def replayed(self, steps: Sequence[Step], wants_logits: bool) -> Sequence[Step]:
+    def replayed(self, steps: Sequence[Step], context: Context) -> Sequence[Step]:
         """The steps of a run of one token, as graphs where the devices are to have them."""
         if not any(device.has_graphs for device in self.devices):
             return steps
-        of, replays = self._replayed.get(wants_logits, (None, []))
+        wants = "" if context.logits is None else "logits" if context.candidates is None else "candidates"
+        of, replays = self._replayed.get(wants, (None, []))
         if of is not steps:
             replays = in_graphs(steps)
-            self._replayed[wants_logits] = steps, replays
+            self._replayed[wants] = steps, replays
         return replays
 
     def _waits(self, before: list[Step], but: Device | None = None) -> Iterator[WaitFor]:

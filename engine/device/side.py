@@ -15,8 +15,10 @@ from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.placed import CPU, PlacedNode, results
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
+from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Prepared
+from hotcold.kernels.formats import CANDIDATE_WORDS, candidate_parts_bytes
 
 
 class DeviceSide:
@@ -24,8 +26,8 @@ class DeviceSide:
 
     Attributes:
         arena: the host's intermediates, page-locked, so that copies need no staging; of all devices.
-        positions, logits, counted: page-locked too, int32 [n_batch], float32 [n_vocab], and bytes of the
-            counts.
+        positions, logits, found, counted: page-locked too, int32 [n_batch], float32 [n_vocab], int32
+            [CANDIDATE_WORDS], and bytes of the counts.
         sender: of what the device lacks for a prompt; None where that is not sent.
     """
 
@@ -39,6 +41,7 @@ class DeviceSide:
         try:
             self.positions = self._pinned(plan.n_batch, np.int32)
             self.logits = self._pinned(plan.model.n_vocab, np.float32)
+            self.found = self._pinned(CANDIDATE_WORDS, np.int32)
             self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
             self.sender = Sender(store, host, plan.streaming) if plan.streaming and store.staged else None
             if self.sender is not None:
@@ -119,6 +122,13 @@ class DeviceSide:
         rounding = low.take()
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)
+        parts_bytes = candidate_parts_bytes(matrix.n_rows)
+        parts = low.area("candidates", parts_bytes // 8, np.uint64)
+        found = low.area("candidates", CANDIDATE_WORDS, np.int32, parts_bytes)
+        low.launch(
+            candidates(matrix.n_rows), y, parts, low.area("arrived", 1, np.uint32), found, matrix.n_rows
+        )
+        choosing = low.take()
 
         @cache
         def of_token(token: int) -> tuple[Prepared, ...]:
@@ -127,7 +137,8 @@ class DeviceSide:
 
         of_token(low.n_tokens - 1)  # the one that is mostly wanted
         all_nodes = tuple(p.node for p in nodes)
-        return Logits(self.device, all_nodes, rounding, y, self.logits, self.event, of_token)
+        arrives = self.logits, found, self.found, self.event
+        return Logits(self.device, all_nodes, rounding, y, *arrives, choosing, of_token)
 
     def bus_speed(self) -> float:
         """Bytes a second to the device, measured between two runs: to a staging buffer, or of intermediates."""

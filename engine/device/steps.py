@@ -117,14 +117,17 @@ class WaitFor:
 class Logits(DeviceStep):
     """The head on the device, for the tokens whose logits are wanted, and the copy to the run's array.
 
-    One token at a time: the head is large, and mostly one is wanted.
+    One token at a time: the head is large, and mostly one is wanted. Where the likeliest tokens are enough, they alone
+    are copied.
 
     Attributes:
         rounding: launches for all tokens together, before the first.
         buffer: one token's logits.
         host: page-locked, where they arrive.
+        found, host_found: the candidates among them, int32 [CANDIDATE_WORDS], and where those arrive.
         event: behind the copy.
         launches: of one token, by its number in the batch; prepared once.
+        choosing: what finds the candidates behind them.
     """
 
     has_end: ClassVar[bool] = True
@@ -133,7 +136,10 @@ class Logits(DeviceStep):
     rounding: tuple[Prepared, ...]
     buffer: Buffer
     host: Pinned
+    found: Buffer
+    host_found: Pinned
     event: Event
+    choosing: tuple[Prepared, ...]
     launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
     def enqueue(self, context: Context) -> None:
@@ -142,21 +148,33 @@ class Logits(DeviceStep):
             return
         for launch in self.rounding:
             self.device.run(launch, self.device.compute)
-        self._enqueue_token(context.n_tokens - len(context.logits))
+        self._enqueue_token(context.n_tokens - len(context.logits), context.candidates is not None)
 
-    def _enqueue_token(self, token: int) -> None:
-        for launch in self.launches(token):
+    def _enqueue_token(self, token: int, chooses: bool) -> None:
+        for launch in self.launches(token) + (self.choosing if chooses else ()):
             self.device.run(launch, self.device.compute)
-        self.device.download(self.host, self.buffer, self.device.compute)
+        if chooses:
+            self.device.download(self.host_found, self.found, self.device.compute)
+        else:
+            self.device.download(self.host, self.buffer, self.device.compute)
+
+    def _wait(self) -> None:
+        self.event.record(self.device.compute)
+        self.event.synchronize()
 
     def finish(self, context: Context) -> None:
         """Wait for the first token's logits, then take the others one by one."""
         if context.logits is None:
             return
-        first = context.n_tokens - len(context.logits)
+        first, candidates = context.n_tokens - len(context.logits), context.candidates
         for i, row in enumerate(context.logits):
             if i > 0:
-                self._enqueue_token(first + i)
-            self.event.record(self.device.compute)
-            self.event.synchronize()
+                self._enqueue_token(first + i, candidates is not None)
+            self._wait()
+            if candidates is not None:
+                candidates[i] = self.host_found.array
+                if not candidates[i, 0]:
+                    continue
+                self.device.download(self.host, self.buffer, self.device.compute)  # to tell what is wrong with them
+                self._wait()
             row[:] = self.host.array

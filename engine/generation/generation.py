@@ -15,8 +15,9 @@ from hotcold.engine.generation.draft import MAX_DRAFT, RunCosts
 from hotcold.engine.generation.first_prompt import FirstPrompt
 from hotcold.engine.generation.line import Line
 from hotcold.engine.generation.lookahead import rows_that_stand, run_ahead
-from hotcold.engine.generation.not_finite import check_finite, overflow_warning
+from hotcold.engine.generation.not_finite import overflow_warning
 from hotcold.engine.generation.prompt_length import check_length, checked_ids
+from hotcold.engine.generation.rows import Rows
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
@@ -292,7 +293,7 @@ class Generation(Iterator[str]):
         self.prompt_ids, self.ids = self._sequence.prompt_ids, self._sequence.ids
         self.logprobs = self._sequence.logprobs
         n_rows = 1 if settings.draft == "off" else 1 + MAX_DRAFT
-        self._logits = np.empty((n_rows, engine.model.n_vocab), np.float32)
+        self._rows = Rows(engine.executor, n_rows)
         self._first: FirstPrompt | None = None  # if this is the engine's first prompt, once it has passed
         self._after, self._turn, self._n_cached, self._stopped = after, -1, 0, False
         self._is_over, self._used_before, self._key = False, DeviceUse(), object()
@@ -368,7 +369,7 @@ class Generation(Iterator[str]):
         while self._n_cached < ids.size and not self._stopped:
             batch = ids[self._n_cached : self._n_cached + engine.n_batch]
             last = self._n_cached + batch.size == ids.size
-            engine.run_prompt(batch, self._n_cached, self._logits[:1] if last else None)
+            engine.run_prompt(batch, self._n_cached, self._rows.of_run(1)[0] if last else None)
             self._n_cached += batch.size
         self.statistics.prompt_seconds = time.perf_counter() - started
         self._first, first.is_over = None if first.is_over else first, True
@@ -376,16 +377,16 @@ class Generation(Iterator[str]):
     def _next_piece(self) -> str:
         """Let the last token pass, choose what follows, and return what text can be shown then, maybe none."""
         if not self.ids:  # of the first choice the prompt has brought the logits
-            return self._accept(0)
+            return self._rows.accept(0, self._sequence, self._engine.executor, self._engine.file)
         engine, sequence, statistics = self._engine, self._sequence, self.statistics
         if self._turn != engine.turn:
             self._bring_back()
         started, n_past, text = time.perf_counter(), statistics.n_prompt + statistics.n_generated - 1, ""
-        draft = run_ahead(engine.executor, engine.run_costs, sequence, n_past, self._logits)
+        draft = run_ahead(engine.executor, engine.run_costs, sequence, n_past, self._rows)
         for row in rows_that_stand(sequence, draft):
             self._n_cached = n_past + 1 + row
             statistics.n_decoded += 1
-            text += self._accept(row)
+            text += self._rows.accept(row, sequence, engine.executor, engine.file)
         statistics.decode_seconds += time.perf_counter() - started
         return text
 
@@ -397,9 +398,3 @@ class Generation(Iterator[str]):
                 some = np.array(ids[start : start + engine.n_batch], np.int32)
                 engine.executor.run(some, self._n_cached, sends=sends)
                 self._n_cached += some.size
-
-    def _accept(self, row: int) -> str:
-        """Choose by a row of logits; text that can be shown then."""
-        logits, engine = self._logits[row], self._engine
-        check_finite(logits[: engine.tokenizer.n_vocab], engine.executor, engine.file)
-        return self._sequence.accept(logits)

@@ -37,7 +37,21 @@ class Sampler:
         if settings.temp == 0:
             return int(np.argmax(values))
         likely = most_likely(values, settings.top_k)
-        p = softmax(values[likely].astype(np.float64), settings.temp)
+        return self._draw(likely, values[likely])
+
+    def sample_candidates(self, ids: NDArray[np.integer], values: NDArray[np.float32]) -> int:
+        """The next token by the likeliest ones, at least top_k of them, in the order of `most_likely`.
+
+        Args:
+            ids: [n]. values: their logits.
+        """
+        k = self.settings.top_k
+        return int(ids[0]) if self.settings.temp == 0 else self._draw(ids[:k], values[:k])
+
+    def _draw(self, likely: NDArray[np.integer], values: NDArray[np.floating]) -> int:
+        """One of those that top_k leaves, by falling value."""
+        settings = self.settings
+        p = softmax(values.astype(np.float64), settings.temp)
         p = p[: min(kept_by_top_p(p, settings.top_p), kept_by_min_p(p, settings.min_p))]
         cumulative = np.cumsum(p)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")

@@ -4,10 +4,10 @@ import time
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import ROLLED_OVER, Engine
 from hotcold.engine.generation.lookahead import run_ahead
+from hotcold.engine.generation.rows import Rows
 from hotcold.engine.generation.token_sequence import TokenSequence, n_alike
 
 
@@ -65,11 +65,8 @@ class Slot:
         assert self.sequence is not None
         return len(self.sequence.prompt_ids) - len(self.held) == 1 and self._engine.first_prompt.is_over
 
-    def run_slice(self, most: int, logits: NDArray[np.float32]) -> bool:
-        """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there.
-
-        Args:
-            logits: float32 [1, n_vocab].
+    def run_slice(self, most: int, rows: Rows) -> bool:
+        """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there, in the first row.
 
         Raises:
             DeviceError: the device fails.
@@ -78,6 +75,7 @@ class Slot:
         started, n_past = time.perf_counter(), len(self.held)
         ids = self.sequence.prompt_ids[n_past : n_past + most]
         is_last = n_past + len(ids) == len(self.sequence.prompt_ids)
+        logits, _ = rows.of_run(1)
         self._engine.run_prompt(np.array(ids, np.int32), n_past, logits if is_last else None, self.number)
         self.held += ids
         if is_last and not self.number and not self._engine.first_prompt.is_over:
@@ -86,11 +84,11 @@ class Slot:
         return is_last
 
 
-def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> list[int]:
+def step(engine: Engine, slots: Sequence[Slot], rows: Rows) -> list[int]:
     """Let the next token of each slot's sequence pass, all in one run; of one alone with a draft, where one pays.
 
     Args:
-        logits: float32 [at least n_slots, n_vocab], filled with those after each, or after it and each of its draft.
+        rows: at least n_slots, filled with those after each, or after it and each of its draft.
 
     Returns:
         The draft: see `rows_that_stand`.
@@ -101,11 +99,12 @@ def step(engine: Engine, slots: Sequence[Slot], logits: NDArray[np.float32]) -> 
     started, draft = time.perf_counter(), list[int]()
     ids = [slot.next_id for slot in slots]
     if len(slots) == 1 and (alone := slots[0].sequence) is not None:
-        place = len(slots[0].held), logits, slots[0].number
+        place = len(slots[0].held), rows, slots[0].number
         draft = run_ahead(engine.executor, engine.run_costs, alone, *place)
     else:
         places = [len(slot.held) for slot in slots], [slot.number for slot in slots]
-        engine.executor.run_apart(np.array(ids, np.int32), *places, logits[: len(ids)])
+        sequences = [slot.sequence for slot in slots if slot.sequence is not None]
+        engine.executor.run_apart(np.array(ids, np.int32), *places, *rows.of_run(len(ids), sequences))
     seconds = time.perf_counter() - started
     for slot, token in zip(slots, ids, strict=True):
         slot.held.append(token)

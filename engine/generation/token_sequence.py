@@ -13,6 +13,7 @@ from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.statistics import Statistics
 from hotcold.engine.tokenizer.stop_strings import StopStrings, checked_stops
 from hotcold.engine.tokenizer.tokenizer import CharacterStream, Tokenizer
+from hotcold.kernels.formats import N_CANDIDATES
 
 
 class TokenSequence:
@@ -52,6 +53,11 @@ class TokenSequence:
         self.logprobs, self.statistics = list[TokenLogprobs](), statistics
 
     @property
+    def n_vocab(self) -> int:
+        """Of the tokenizer; a model may have more rows."""
+        return self._tokenizer.n_vocab
+
+    @property
     def has_room(self) -> bool:
         """Whether a further token may be chosen; where not, the statistics say why it ended."""
         if self.statistics.n_generated == self._limit:
@@ -79,7 +85,27 @@ class TokenSequence:
         if self._constraint is not None and not self._constraint.forbid(allowed):
             statistics.stop_reason = "eos"
             return ""
-        token = self._sampler.sample(allowed, self.ids, self.prompt_ids)
+        return self._go_on(self._sampler.sample(allowed, self.ids, self.prompt_ids), logits)
+
+    def takes_candidates(self, n_vocab: int) -> bool:
+        """Whether the likeliest `N_CANDIDATES` of n_vocab tokens are enough to choose by."""
+        settings, n_out = self.settings, len(self._banned) + n_vocab - self._tokenizer.n_vocab
+        n = 1 if settings.temp == 0 else settings.top_k
+        needs_all = settings.penalizes or settings.grammar or settings.logprobs
+        return not needs_all and 0 < n <= min(N_CANDIDATES, n_vocab) - n_out
+
+    def accept_candidates(self, ids: NDArray[np.int32], values: NDArray[np.float32]) -> str:
+        """`accept` by the likeliest tokens, where `takes_candidates`: the same token.
+
+        Args:
+            ids, values: [N_CANDIDATES] as `ref.candidates` has them.
+        """
+        allowed = (ids >= 0) & (ids < self._tokenizer.n_vocab) & ~np.isin(ids, self._banned)
+        return self._go_on(self._sampler.sample_candidates(ids[allowed], values[allowed]))
+
+    def _go_on(self, token: int, logits: NDArray[np.float32] | None = None) -> str:
+        """Behind a token that was chosen, by these logits if they are there."""
+        statistics = self.statistics
         if token in self._tokenizer.end_ids:
             statistics.stop_reason = "eos"
             return self._text(token) if self.settings.special else ""
@@ -88,7 +114,7 @@ class TokenSequence:
         self.ids.append(token)
         if self._drafts is not None:
             self._drafts.append(token)
-        if self.settings.logprobs:
+        if self.settings.logprobs and logits is not None:
             self.logprobs.append(token_logprobs(logits, token, self.settings.logprobs))
         statistics.n_generated += 1
         text = self._text(token)

@@ -24,11 +24,14 @@ class Context:
         team: that walks the CPU's records.
         n_tokens: that pass.
         logits: float32 [n_out, n_vocab], of the last n_out tokens; None where nobody wants them.
+        candidates: int32 [n_out, CANDIDATE_WORDS], filled in the logits' place, of which only rows come that are not all
+            finite; None where all logits are wanted.
     """
 
     team: Team
     n_tokens: int
     logits: NDArray[np.float32] | None
+    candidates: NDArray[np.int32] | None = None
 
 
 class Step(Protocol):

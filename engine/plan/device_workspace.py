@@ -8,7 +8,7 @@ they do not depend on what a plan puts there.
 * quantised: one vector a token, rounded for quantised weights
 * hidden: of a predictor: fc1's result
 * attention: sums of the parts of a long context
-* arrived: how many of its blocks are done; zero between launches
+* arrived: how many of a launch's blocks are done, of attention and of the candidates; zero between launches
 * all: a mask of all neurons, for modes without a predictor
 * counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
 * held: of each layer which neurons are on the device, then which are not, as masks have them
@@ -16,6 +16,7 @@ they do not depend on what a plan puts there.
 * partial: the sums of the groups of one token's rows
 * first, second: hidden vectors: of a batch, and of an FFN with a row an output
 * logits: of one token
+* candidates: the likeliest tokens of each part of them, and of all
 """
 
 from hotcold.engine.graph.arena import aligned
@@ -23,7 +24,9 @@ from hotcold.engine.graph.graph import Graph, Node, reading_matrices, weights_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.model.model import Model
 from hotcold.kernels.formats import (
+    CANDIDATE_WORDS,
     attention_sums_bytes,
+    candidate_parts_bytes,
     cos_sin_bytes,
     group_sums_bytes,
     is_split,
@@ -57,7 +60,9 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
     if node.op == "expert_ffn":
         areas |= _expert_ffn(node, n_tokens, areas["quantised"])
     if node.op == "logits":
-        areas["logits"] = 4 * node.weight("weight").n_rows
+        n_vocab = node.weight("weight").n_rows
+        areas["logits"], areas["arrived"] = 4 * n_vocab, 4
+        areas["candidates"] = candidate_parts_bytes(n_vocab) + 4 * CANDIDATE_WORDS
     return areas
 
 

@@ -39,7 +39,7 @@ STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
 
 
 def launches_of_a_token(plan: Plan) -> int:
-    """Kernels, with the head's."""
+    """Kernels, with the head's; finding the candidates among its logits is one more, where they are enough."""
     placed = plan.decode.placed
     for card in plan.cards:
         placed = pack(placed, card.side, QUANTISED.__contains__)

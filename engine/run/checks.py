@@ -5,6 +5,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.plan.plan import Plan
 from hotcold.errors import SettingError
+from hotcold.kernels.formats import CANDIDATE_WORDS
 
 
 def check_positions(plan: Plan) -> None:
@@ -28,6 +29,21 @@ def check_run(plan: Plan, ids: NDArray[np.int32], logits: NDArray[np.float32] | 
     if logits.shape != shape or logits.dtype != np.float32 or not logits.flags.c_contiguous:
         raise SettingError(
             "logits array", f"{logits.dtype} {logits.shape}", f"wanted: contiguous float32 {shape}"
+        )
+
+
+def check_candidates(
+    are_given: bool, logits: NDArray[np.float32] | None, candidates: NDArray[np.int32] | None
+) -> None:
+    """SettingError for candidates that the head does not give, or a wrong array."""
+    if candidates is None:
+        return
+    if not are_given or logits is None:
+        raise SettingError("candidates", "wanted", "only with logits, of a head on a device")
+    shape = (logits.shape[0], CANDIDATE_WORDS)
+    if candidates.shape != shape or candidates.dtype != np.int32:
+        raise SettingError(
+            "candidates array", f"{candidates.dtype} {candidates.shape}", f"wanted: int32 {shape}"
         )
 
 

@@ -23,7 +23,7 @@ from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.run.checks import check_apart, check_positions, check_run
+from hotcold.engine.run.checks import check_apart, check_candidates, check_positions, check_run
 from hotcold.engine.run.run_steps import RunSteps
 from hotcold.engine.run.sides import takes_graphs
 from hotcold.engine.run.slots import Slots
@@ -115,6 +115,14 @@ class Executor(Closing):
         """
         return self.host.counts
 
+    @property
+    def gives_candidates(self) -> bool:
+        """Whether the head is on a device, which then can tell the likeliest tokens alone."""
+        return self._cards is not None and all(
+            any(p.node.op == "logits" and p.side != CPU for p in graph.placed.nodes)
+            for graph in self.plan.graphs
+        )
+
     def device_counts(self) -> NDArray[np.uint32]:
         """Rows that the device's masks listed since loading, uint32 [n_layer], wrapping; 0 without a device."""
         return np.zeros(self.model.n_layer, np.uint32) if self._cards is None else self._cards.counts()
@@ -193,6 +201,7 @@ class Executor(Closing):
         logits: NDArray[np.float32] | None = None,
         slot: int = 0,
         sends: bool = True,
+        candidates: NDArray[np.int32] | None = None,
     ) -> None:
         """Let tokens of one sequence pass, at positions n_past, n_past + 1 and so on.
 
@@ -203,6 +212,8 @@ class Executor(Closing):
             slot: whose caches are the sequence's.
             sends: whether the device may be sent what it lacks for many tokens, which then have other bits than
                 single ones.
+            candidates: int32 [n_out, CANDIDATE_WORDS], filled as `ref.candidates` has it in the place of the logits,
+                which then come only in rows that are not all finite. For an executor that `gives_candidates`.
 
         Raises:
             SettingError: no or too many tokens, an id outside the vocabulary, a wrong array, no such slot.
@@ -211,9 +222,11 @@ class Executor(Closing):
         """
         self._check_open()
         check_run(self.plan, ids, logits)
+        check_candidates(self.gives_candidates, logits, candidates)
         self.slots.take(n_past, ids.size, slot)
         self.host.run[program.KV_OFFSET] = slot * self.host.slot_bytes
-        self._take(ids, np.arange(n_past, n_past + ids.size), self.run_steps.of(ids.size, sends), logits)
+        positions, steps = np.arange(n_past, n_past + ids.size), self.run_steps.of(ids.size, sends)
+        self._take(ids, positions, steps, logits, candidates)
 
     def run_apart(
         self,
@@ -221,18 +234,20 @@ class Executor(Closing):
         n_past: Sequence[int],
         slots: Sequence[int],
         logits: NDArray[np.float32],
+        candidates: NDArray[np.int32] | None = None,
     ) -> None:
         """Let one token of each of several sequences pass; what each gives does not depend on the others.
 
         Args:
             ids: int32 [n], 2 <= n <= n_slots. n_past: the position of each. slots: of each, no two the same.
-            logits: float32 [n, n_vocab], filled.
+            logits: float32 [n, n_vocab], filled. candidates: see `run`.
 
         Raises:
             SettingError, DoesNotFitError, DeviceError: see `run`.
         """
         self._check_open()
         check_run(self.plan, ids, logits)
+        check_candidates(self.gives_candidates, logits, candidates)
         check_apart(ids.size, len(n_past), list(slots), logits.shape[0])
         for position, slot, run in zip(n_past, slots, self.host.runs, strict=False):
             self.slots.take(position, 1, slot)
@@ -241,9 +256,10 @@ class Executor(Closing):
         if self.plan.sparsity == "threshold" and min(n_past) < EXACT_POSITIONS:
             # of which all neurons run, by the position of the run's first token
             for i, slot in enumerate(slots):
-                self.run(ids[i : i + 1], n_past[i], logits[i : i + 1], slot)
+                found = None if candidates is None else candidates[i : i + 1]
+                self.run(ids[i : i + 1], n_past[i], logits[i : i + 1], slot, candidates=found)
             return
-        self._take(ids, np.array(n_past), self.run_steps.apart(ids.size), logits)
+        self._take(ids, np.array(n_past), self.run_steps.apart(ids.size), logits, candidates)
 
     def _take(
         self,
@@ -251,6 +267,7 @@ class Executor(Closing):
         positions: NDArray[np.integer],
         steps: Sequence[Step],
         logits: NDArray[np.float32] | None,
+        candidates: NDArray[np.int32] | None,
     ) -> None:
         """A run's steps, with its parameters."""
         team = self._check_open()
@@ -262,7 +279,7 @@ class Executor(Closing):
         run[program.TOKEN_IDS] = ids.ctypes.data
         run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
         run[program.LOGITS_FROM] = ids.size - (0 if logits is None else logits.shape[0])
-        context = Context(team, ids.size, logits)
+        context = Context(team, ids.size, logits, candidates)
         if self._cards is None:
             self.taking(steps, context)
         else:
@@ -274,7 +291,7 @@ class Executor(Closing):
         """A run with a device. Nothing is under way when it ends, however it ends."""
         try:
             if context.n_tokens == 1 and takes_graphs(self.taking):
-                steps = cards.replayed(steps, context.logits is not None)
+                steps = cards.replayed(steps, context)
             cards.send_positions(positions)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen

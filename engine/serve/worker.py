@@ -10,14 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from hotcold.closing import Closing
 from hotcold.engine.generation.draft import MAX_DRAFT
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.logprobs import TokenLogprobs
 from hotcold.engine.generation.lookahead import rows_that_stand
-from hotcold.engine.generation.not_finite import check_finite, overflow_warning
+from hotcold.engine.generation.not_finite import overflow_warning
+from hotcold.engine.generation.rows import Rows
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.generation.slot import Slot, step
 from hotcold.engine.generation.statistics import Statistics
@@ -146,7 +145,7 @@ class Worker(Closing):
         self._free = list(self.slots)  # those that rest longest first
         self._deferred = list[tuple[int, Task]]()  # until a slot is free
         self._running = list[Running]()
-        self._logits = np.empty((max(n_slots, 1 + MAX_DRAFT), engine.model.n_vocab), np.float32)
+        self._rows = Rows(engine.executor, max(n_slots, 1 + MAX_DRAFT))
         self._to_wake = set[Callable[[], None]]()
         self._turn, self.looks = -1, Looks(engine.executor)
         self._is_closed = False
@@ -321,7 +320,7 @@ class Worker(Closing):
         n_batch = self.engine.n_batch
         most = n_batch if len(self._running) == 1 else min(n_batch, SLICE)
         try:
-            running.in_prompt = not running.slot.run_slice(most, self._logits[:1])
+            running.in_prompt = not running.slot.run_slice(most, self._rows)
         except BaseException as error:  # noqa: BLE001 - one task's failure is its own
             self._fail([running], error)
             return
@@ -335,7 +334,7 @@ class Worker(Closing):
             return
         try:
             with self.looks.of_next():
-                draft = step(self.engine, [each.slot for each in some], self._logits)
+                draft = step(self.engine, [each.slot for each in some], self._rows)
         except BaseException as error:  # noqa: BLE001 - it is told to all whom it concerns
             self._fail(some, error)
             return
@@ -351,10 +350,8 @@ class Worker(Closing):
     def _accept(self, running: Running, row: int) -> None:
         """Choose a token, deliver what it brings, and end the answer where it ends."""
         engine, sequence = self.engine, running.sequence
-        logits = self._logits[row]
         try:
-            check_finite(logits[: engine.tokenizer.n_vocab], engine.executor, engine.file)
-            text = sequence.accept(logits)
+            text = self._rows.accept(row, sequence, engine.executor, engine.file)
         except BaseException as error:  # noqa: BLE001 - one task's failure is its own
             self._fail([running], error)
             return

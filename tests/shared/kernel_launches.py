@@ -7,6 +7,7 @@ import numpy as np
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.attention import Rounded, Scores, attention, attention_part
+from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
@@ -14,7 +15,7 @@ from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec3 import CACHES
 from hotcold.kernels.cuda.scale import scale
-from hotcold.kernels.formats import ACTIVATIONS, n_parts
+from hotcold.kernels.formats import ACTIVATIONS, CANDIDATE_WORDS, candidate_parts_bytes, n_parts
 
 RELU = ACTIVATIONS["relu"]
 Put = Callable[..., Any]
@@ -187,6 +188,13 @@ def run_ffn(device: Device, put: Put) -> None:
     lists = put(device, np.arange(rows, dtype="i4")), *all_listed(device, put, rows)
     arguments = (*given, *lists, device.empty(n, "f4"), rows // 32, n, 1, RELU)
     device.launch("sparse_ffn_f32", 1, 256, arguments, device.compute)
+
+
+def run_candidates(device: Device, put: Put) -> None:
+    n = 3000
+    parts, found = device.empty(candidate_parts_bytes(n) // 8, "u8"), device.empty(CANDIDATE_WORDS, "i4")
+    arguments = put(device, floats(n)), parts, put(device, np.zeros(1, "u4")), found, n
+    candidates(n).launch(device, arguments, device.compute)
 
 
 def run_sum_groups(device: Device, put: Put, groups: int = 9) -> None:

@@ -7,6 +7,7 @@ from kernel_launches import (
     run_attention_odd,
     run_attention_parts,
     run_attention_window,
+    run_candidates,
     run_lanes,
     run_layer_norm,
     run_merge,
@@ -19,6 +20,20 @@ from kernel_launches import (
 from planted_bug import BARRIER, Bug
 
 BUGS = planted_bugs_of_weights.BUGS | {
+    "no barrier between two steps of a sort": Bug(
+        "candidates.cu",
+        run_candidates,
+        "    " + BARRIER + "                          // these keys",
+        "        // these keys",
+        "race, ",
+    ),
+    "a block's candidates begin in those of the one before": Bug(
+        "candidates.cu",
+        run_candidates,
+        "Key* own = parts + (size_t)blockIdx.x * (N_CANDIDATES + 1);",
+        "Key* own = parts + (size_t)blockIdx.x * N_CANDIDATES;",
+        "race, two writes",
+    ),
     "no barrier after the warps' sums": Bug(
         "rms_norm.cu",
         run_rms_norm,

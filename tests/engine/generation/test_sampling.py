@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hotcold.engine.generation.sampling import Sampler, kept_by_top_p, most_likely
 from hotcold.engine.generation.settings import SamplingSettings
 from hotcold.errors import SettingError
+from hotcold.kernels import ref
 
 PLAIN = SamplingSettings(temp=1.0, top_k=0, top_p=1.0, min_p=0.0, repeat_penalty=1.0, seed=1)
 
@@ -186,3 +187,15 @@ def test_values_out_of_bounds_are_named(name: str, value: Any) -> None:
 def test_the_bounds_themselves_are_allowed() -> None:
     edge = SamplingSettings(temp=0, top_k=0, top_p=1, min_p=1, repeat_penalty=1, seed=(1 << 64) - 1)
     assert edge.checked() == edge
+
+
+@pytest.mark.parametrize("changed", [{"temp": 0.0}, {"top_k": 40}, {"top_k": 5, "min_p": 0.3}, {"top_k": 64}])
+@pytest.mark.parametrize("step", [0.01, 1.0])
+def test_candidates_give_the_same_tokens(changed: dict[str, Any], step: float) -> None:
+    """Of logits that are all different, and of such with many that are equal."""
+    rng, settings = np.random.default_rng(5), plain(**{"temp": 0.9, "top_p": 0.95} | changed)
+    whole, some = Sampler(settings), Sampler(settings)
+    for _ in range(50):
+        logits = (np.round(rng.standard_normal(700) / step) * step).astype(np.float32)
+        ids, values = np.split(ref.candidates(logits)[1:], 2)
+        assert some.sample_candidates(ids, values.view(np.float32)) == whole.sample(logits)

@@ -80,7 +80,7 @@ def gone_on(engine: Engine, after: Any) -> tuple[str, Any]:
     generation = engine.generate(MORE, 5, temp=0.0, after=after)
     text = "".join(generation)
     assert generation.statistics.n_reused > 10
-    return text, generation._logits.copy()
+    return text, generation._rows._logits.copy()
 
 
 QUICK = [("f16", "split", "split")]

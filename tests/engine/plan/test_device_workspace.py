@@ -28,12 +28,13 @@ def test_each_area_holds_what_its_kernel_writes(n_tokens: int) -> None:
         "positions": -(4 * n_tokens // up) * 64,
         "quantised": -(quantised_bytes(n_tokens, 256) // up) * 64,
         "attention": 0,
-        "arrived": 0,
+        "arrived": 64,
         "counts": 64,
         "hidden": -(4 * n_tokens * 32 // up) * 64,
         "held": 2 * 2 * 64,  # of two layers 512 bits, twice
         "partial": group_sums_bytes(1, 512, 256),
         "logits": 4 * 96,
+        "candidates": 1088,  # 64 keys and a word of 8 bytes each, then 129 words of 4, in whole cache lines
     }
 
 

@@ -15,6 +15,7 @@ from operands import Array, Matrix, block_of, each_type, empty_quantised, listin
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
 from hotcold.kernels.cuda.attention import Rounded, Scores, attention, attention_part
+from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
@@ -41,7 +42,15 @@ from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
 from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import ACTIVATIONS, KV_TYPES, mask_words, n_groups, n_parts
+from hotcold.kernels.formats import (
+    ACTIVATIONS,
+    CANDIDATE_WORDS,
+    KV_TYPES,
+    candidate_parts_bytes,
+    mask_words,
+    n_groups,
+    n_parts,
+)
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 pytestmark = pytest.mark.pairwise
@@ -371,6 +380,13 @@ def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> N
         places = position, partial, arrived, y, 4, 2, 32, 1100, parts
         arguments = (q, keys, values, *places, *scores.arguments, *rounded)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+def test_candidates(device: Device, touched: Touched) -> None:
+    n = 3000
+    parts, arrived = device.empty(candidate_parts_bytes(n) // 8, "u8"), filled(device, np.zeros(1, "u4"))
+    work, out = candidates(n), device.empty(CANDIDATE_WORDS, "i4")
+    assert touched(work, (ones(device, n), parts, arrived, out, n)) == (work.bytes_read, work.bytes_written)
 
 
 def test_top_k(device: Device, touched: Touched) -> None:
