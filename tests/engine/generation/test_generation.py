@@ -30,8 +30,9 @@ class ScriptedExecutor:
 
     def __init__(self, script: Sequence[int], n_ctx: int, n_batch: int) -> None:
         self.script, self.n_ctx, self.n_batch, self.n_threads = list(script), n_ctx, n_batch, 1
-        self.model, self.taking = SimpleNamespace(n_layer=1), None
-        self.device, self.plan = None, SimpleNamespace(kv_type="f32", sparsity="off")
+        self.model, self.taking = SimpleNamespace(n_layer=1, n_vocab=N_VOCAB), None
+        self.gives_candidates = False
+        self.devices, self.plan = (), SimpleNamespace(kv_type="f32", sparsity="off")
         self.overflow = lambda n_keys=None: None
         self.runs: list[tuple[list[int], int, int]] = []
 
@@ -42,6 +43,7 @@ class ScriptedExecutor:
         logits: NDArray[np.float32] | None = None,
         slot: int = 0,
         sends: bool = True,
+        candidates: None = None,
     ) -> None:
         n_out = 0 if logits is None else len(logits)
         self.runs.append((ids.tolist(), n_past, n_out))

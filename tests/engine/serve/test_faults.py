@@ -22,6 +22,7 @@ from table_models import table_model
 
 import hotcold.serve
 from hotcold import Engine, load
+from hotcold.engine.generation import rows
 from hotcold.engine.generation.not_finite import check_finite
 from hotcold.engine.serve import connection, responses, worker
 from hotcold.errors import DeviceError
@@ -47,7 +48,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
         time.sleep(0.03)
         check_finite(*arguments)
 
-    monkeypatch.setattr(worker, "check_finite", wait)
+    monkeypatch.setattr(rows, "check_finite", wait)
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -206,7 +207,7 @@ def test_a_stream_says_that_it_is_there(server: Served, monkeypatch: pytest.Monk
         time.sleep(0.2)
         check_finite(*arguments)
 
-    monkeypatch.setattr(worker, "check_finite", wait)
+    monkeypatch.setattr(rows, "check_finite", wait)
     told = server.ask(TEXT, {"prompt": "Emma", "max_tokens": 2, "stream": True})
     assert told.headers["content-type"].startswith("text/event-stream")
     assert b": ping\n\n" in told.body and told.events

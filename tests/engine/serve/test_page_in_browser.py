@@ -13,9 +13,10 @@ from selenium.webdriver import Chrome, Keys
 from serving import Served, served
 
 from hotcold import load
+from hotcold.engine.generation import rows
 from hotcold.engine.generation.constraint import of_regex
 from hotcold.engine.generation.not_finite import check_finite
-from hotcold.engine.serve import asked, worker
+from hotcold.engine.serve import asked
 
 MIXTURE = Path(__file__).parents[2] / "data" / "llamacpp" / "qwen3moe.f16.gguf"
 SCRIPT = "<script>document.title='forged'</script><b>bold</b>"
@@ -83,7 +84,7 @@ def slowly(*arguments: Any) -> None:
 
 @pytest.fixture
 def slow_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "check_finite", slowly)
+    monkeypatch.setattr(rows, "check_finite", slowly)
 
 
 def wait_for_rest(server: Served) -> None:

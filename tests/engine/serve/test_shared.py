@@ -10,7 +10,7 @@ import pytest
 from serving import until
 
 from hotcold import Engine, load
-from hotcold.engine.serve import worker
+from hotcold.engine.generation import rows
 from hotcold.engine.serve.shared import Shared
 from hotcold.engine.serve.worker import Closed
 from hotcold.errors import DoesNotFitError, SettingError
@@ -60,7 +60,7 @@ def test_whom_nobody_ever_listened_to_ends_too(
     engine: Engine, is_closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropped before its first piece, or closed, it stops within a step."""
-    monkeypatch.setattr(worker, "check_finite", lambda *_: time.sleep(0.02))
+    monkeypatch.setattr(rows, "check_finite", lambda *_: time.sleep(0.02))
     with Shared(engine) as shared:
         pieces = shared.generate("Emma", max_tokens=-1, ignore_eos=True)
         until(lambda: shared._worker.n_generated > 2)

@@ -14,7 +14,7 @@ from serving import Served, served
 from table_models import table_model
 
 from hotcold import load
-from hotcold.engine.serve import worker
+from hotcold.engine.generation import rows
 from hotcold.engine.serve.tools import Calls
 
 CHAT = "/v1/chat/completions"
@@ -87,7 +87,7 @@ def test_of_calls_that_are_not_wanted_side_by_side_the_first_ends_the_answer(
     several = eager_server.ask(CHAT, asked).json["choices"][0]
     assert len(several["message"]["tool_calls"]) == max_tokens // 3 and several["finish_reason"] == "length"
     asked |= {"parallel_tool_calls": False, "stream": stream, "stream_options": {"include_usage": True}}
-    monkeypatch.setattr(worker, "check_finite", lambda *_: time.sleep(0.01))
+    monkeypatch.setattr(rows, "check_finite", lambda *_: time.sleep(0.01))
     told = eager_server.ask(CHAT, asked)
     counts = (told.events[-1] if stream else told.json)["usage"]
     for i in range(2):
