@@ -56,7 +56,12 @@ Sparsity = Annotated[
     ),
 ]
 DeviceName = Annotated[
-    str, typer.Option("--device", metavar="{auto,cuda[:N],emulated,cpu}", help="What hot rows run on.")
+    str,
+    typer.Option(
+        "--device",
+        metavar="{auto,cuda[:N],emulated[:N],cpu}",
+        help="What hot rows run on; of several cards, cuda:0,cuda:1.",
+    ),
 ]
 FFNActivation = Annotated[
     str | None,
@@ -131,7 +136,11 @@ class EngineOptions:
     ffn_activation: FFNActivation = RunOptions.ffn_activation
     device: DeviceName = RunOptions.device
     vram_budget: Annotated[
-        str, typer.Option(metavar="SIZE", help="GPU memory to use: 8 (GiB), 6000MiB, 80%, auto, or 0.")
+        str,
+        typer.Option(
+            metavar="SIZE",
+            help="GPU memory to use: 8 (GiB), 6000MiB, 80%, auto, or 0; of several cards, 8GB,6GB.",
+        ),
     ] = str(RunOptions.vram_budget)
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse to run elsewhere, or with less, than was asked for.")

@@ -202,7 +202,10 @@ def _version(number: int) -> str:
 
 
 def _emulated() -> DeviceInfo:
-    description = "CUDA kernels on the CPU, for checking, not for speed"
+    description = (
+        "CUDA kernels on the CPU, for checking, not for speed; "
+        f"emulated:0 to emulated:{MOST_EMULATED - 1} stand in for several"
+    )
     try:
         compiler = compiler_version(find_compiler())
     except DeviceError as error:

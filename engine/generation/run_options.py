@@ -18,8 +18,10 @@ class RunOptions:
             rows that this lists, on the CPU alone; the other logits are -infinity. "off": all of them.
         sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
-        device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N" or "emulated".
-        vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%".
+        device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N", "emulated" or "emulated:N"; several
+            cards with commas, "cuda:0,cuda:1" or "emulated:0,emulated:1".
+        vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%"; for several cards
+            one that counts for each, or as many, "8GB,6GB".
         kv_type: "f16", "f32" or "q8_0", numbers of the KV cache.
         n_slots: sequences that have a KV cache of their own, each of n_ctx positions; with several head_sparsity is "off".
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a

@@ -285,7 +285,7 @@ class EmulatedDriver:
 
     def _check_alive(self) -> None:
         if self.lost:
-            raise DeviceError("emulated device", "lost", f"after {self.lost}", "open it again")
+            raise DeviceError(self.facts.name, "lost", f"after {self.lost}", "open it again")
 
     def _lose(self, message: str) -> None:
         """A fault ends the device, as it ends a CUDA context."""

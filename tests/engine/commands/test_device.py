@@ -19,6 +19,8 @@ from hotcold.engine.device import devices
 from hotcold.engine.run import offload
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
+from hotcold.kernels.cuda.emulator.streams import WorkQueue
 
 SPLIT = ("--device", "emulated", "--vram-budget", "1400KiB")
 SMALL = ("-c", "32", "-b", "8")
@@ -167,6 +169,31 @@ def test_a_device_that_vanishes(generate: Run, compiler: str, monkeypatch: pytes
         result.stderr.splitlines()[-1]
         == "hotcold: error: cuda:0: the device is gone (CUDA failed); see dmesg"
     )
+
+
+def test_the_second_of_two_is_lost(generate: Run, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    enqueue, seen = EmulatedDriver._enqueue, 0
+
+    def losing(driver: EmulatedDriver, stream: WorkQueue, work: Callable[[], None]) -> None:
+        nonlocal seen
+        seen += driver.facts.name == "emulated:1"
+        if seen == 30:
+            driver.streams.drop()
+            driver.lost = "a fault of the test"
+        enqueue(driver, stream, work)
+
+    monkeypatch.setattr(EmulatedDriver, "_enqueue", losing)
+    result = generate("--device", "emulated:0,emulated:1", "--vram-budget", "1400KiB")
+    assert result.returncode == 5 and seen >= 30
+    lost = "hotcold: error: emulated:1: lost (after a fault of the test); open it again"
+    assert result.stderr.splitlines()[-1] == lost
+
+
+def test_what_is_said_of_several_cards(compiler: str) -> None:
+    """Both options' help, and the list of devices."""
+    words = " ".join(run_command("generate", "--help", COLUMNS="200").stdout.split())
+    assert "cuda:0,cuda:1" in words and "8GB,6GB" in words
+    assert "emulated:0 to emulated:7" in run_command("devices", "--json").stdout
 
 
 @pytest.mark.parametrize("environment", [{}, {"LLAMA_OFFLOAD_DEBUG": "1"}], ids=["-v", "variable"])
