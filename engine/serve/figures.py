@@ -5,7 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hotcold.engine.generation.generation import Engine
-from hotcold.engine.plan.plan import FfnSplit, Plan
+from hotcold.engine.plan.plan import FfnSplit, Plan, Totals
 from hotcold.engine.run.look import PARTS, Look
 from hotcold.engine.serve.worker import Worker
 
@@ -37,7 +37,12 @@ def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_to
         "budget": plan.totals.budget,
         "memory": memory(plan),
         "cards": [
-            {"device": device.name, "budget": card.totals.budget, "used": device.counters.live_bytes}
+            {
+                "device": device.name,
+                "budget": card.totals.budget,
+                "used": device.counters.live_bytes,
+                "memory": _by_kind(card.totals),
+            }
             for device, card in zip(executor.devices, plan.cards, strict=False)
         ],
         "slots": executor.n_slots,
@@ -82,11 +87,16 @@ def _told(number: int, look: Look) -> dict[str, Any]:
 def memory(plan: Plan) -> list[dict[str, Any]]:
     """Bytes by kind: of the budget where there is one, else of the CPU."""
     if plan.totals.budget:
-        totals = asdict(plan.totals)
-        return [{"name": words, "bytes": int(totals[name])} for name, words in ON_DEVICE.items()]
+        return _by_kind(plan.totals)
     arena = max(plan.decode.arenas["cpu"].n_bytes, plan.batch.arenas["cpu"].n_bytes)
     return [
         {"name": "weights in the file", "bytes": sum(entry.host_bytes for entry in plan.weights)},
         {"name": "KV cache", "bytes": sum(cache.n_bytes for cache in plan.caches)},
         {"name": "intermediates", "bytes": arena},
     ]
+
+
+def _by_kind(totals: Totals) -> list[dict[str, Any]]:
+    """Bytes of a card, or of all together."""
+    found = asdict(totals)
+    return [{"name": words, "bytes": int(found[name])} for name, words in ON_DEVICE.items()]

@@ -1,5 +1,7 @@
 """Counts of the server in Prometheus's text format."""
 
+from functools import partial
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from hotcold.engine.generation.statistics import Statistics
@@ -49,6 +51,12 @@ class Metrics:
         waiting.set_function(lambda: worker.n_waiting)
         running = Gauge("hotcold_running", "Answers under way.", registry=registry)
         running.set_function(lambda: worker.n_running)
+        executor = worker.engine.executor
+        used = Gauge("hotcold_vram_bytes", "Taken on a card.", ("device",), registry=registry)
+        budget = Gauge("hotcold_vram_budget_bytes", "At most.", ("device",), registry=registry)
+        for device, card in zip(executor.devices, executor.plan.cards, strict=False):
+            used.labels(device.name).set_function(partial(getattr, device.counters, "live_bytes"))
+            budget.labels(device.name).set(card.totals.budget)
 
     def ended(self, done: Statistics) -> None:
         """Count an answer that has ended."""
