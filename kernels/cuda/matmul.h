@@ -183,7 +183,9 @@ __device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Inp
         multiply(matmul_tile<Rows>(which), rows, at, n_some, sums);
         if (goes_on && Rows::WAITS_DECODED) step.put(matmul_tile<Rows>(which ^ 1));
     }
+    UNROLL(REACH)                                 // else sm_120's sums lie on the stack
     for (int j = 0; j < REACH; j++)
+        UNROLL(REACH)
         for (int i = 0; i < REACH; i++) {
             int row = first_row + at.row(i), t = at.token(j, i);
             if (row < last_row && t < inputs.n) store(row, t, sums.total[j][i]);

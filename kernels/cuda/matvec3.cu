@@ -82,7 +82,10 @@ template <class Rows, class Input> struct DotOfThree<Rows, Rows, Rows, Input> {
     Rows a, b, c;
     Input x;
     __device__ float operator()(int matrix, int row) const {
-        return (matrix == 0 ? a : matrix == 1 ? b : c).dot(row, x);
+        Rows one = a;                             // a choice among lvalues would lie on the stack
+        if (matrix > 0) one = b;
+        if (matrix > 1) one = c;
+        return one.dot(row, x);
     }
 };
 template <class A, class B, class C, class Input>

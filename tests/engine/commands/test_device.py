@@ -171,6 +171,7 @@ def test_a_device_that_vanishes(generate: Run, compiler: str, monkeypatch: pytes
     )
 
 
+@pytest.mark.slow
 def test_the_second_of_two_is_lost(generate: Run, compiler: str, monkeypatch: pytest.MonkeyPatch) -> None:
     enqueue, seen = EmulatedDriver._enqueue, 0
 
