@@ -16,8 +16,6 @@ from split_runs import (
     nan_rows,
     on_device,
     plan_named,
-    plan_with,
-    some_neurons,
 )
 
 import hotcold
@@ -38,18 +36,6 @@ NEED_ALL: tuple[dict[str, Any], ...] = (
     {"temp": 0.0, "repeat_penalty": 1.1},
     {"temp": 0.0, "logprobs": 2},
 )
-
-
-@pytest.fixture
-def file(data: Path) -> Iterator[GGUFFile]:
-    with open_gguf(data / "powerinfer" / "llama-q4_0.powerinfer.gguf") as opened:
-        yield opened
-
-
-@pytest.fixture
-def plan(file: GGUFFile) -> Plan:
-    model = model_of(file)
-    return plan_with(model, Case("predictor"), some_neurons(model, model.n_ff // 2))
 
 
 def rows_of(executor: Executor, n: int) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

@@ -1,7 +1,7 @@
 """Split runs as graphs: the bits of runs without, as few graphs as the host's waits allow, and a way back."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +14,6 @@ from split_runs import (
     model_of,
     on_device,
     plan_named,
-    plan_with,
-    some_neurons,
 )
 
 from hotcold.engine.device import replay
@@ -29,18 +27,6 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import CaptureError
 
 FILES = ("powerinfer/llama-f16.powerinfer", "powerinfer/opt-q4_0.powerinfer", "llamacpp/qwen3moe.f16")
-
-
-@pytest.fixture
-def file(data: Path) -> Iterator[GGUFFile]:
-    with open_gguf(data / "powerinfer" / "llama-q4_0.powerinfer.gguf") as opened:
-        yield opened
-
-
-@pytest.fixture
-def plan(file: GGUFFile) -> Plan:
-    model = model_of(file)
-    return plan_with(model, Case("predictor"), some_neurons(model, model.n_ff // 2))
 
 
 @pytest.mark.sample(5)
