@@ -121,21 +121,57 @@ template <class T> T max(T a, T b) { return a < b ? b : a; }
 
 // ---- tensor cores: kernels/cuda/tensor_cores.h says which lane has what ------------------------
 
-template <int K> struct Fragments { unsigned a[2 * K], b[K]; int c[4]; };
+template <int K, class Number> struct Fragments { unsigned a[2 * K], b[K]; Number c[4]; };
 
-// C += A B of 16 K numbers a row, all lanes together.
-template <int K> void mma_s8(int (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], CALLER) {
-    Fragments<K> own;
+// C += A B of four times K words a row, all lanes together. add(sum, word of A, word of B): their numbers' products added.
+template <int K, class Number, class Add>
+void multiply_fragments(Number (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], Add, emulator::Where where) {
+    Fragments<K, Number> own;
     memcpy(own.a, a, sizeof a), memcpy(own.b, b, sizeof b), memcpy(own.c, c, sizeof c);
-    emulator::meet(~0u, (uint64_t)&own, 0, WHERE, [](emulator::Warp& w, int lane) {
-        auto of = [&w](int number) { return (Fragments<K>*)w.value[number]; };
-        for (int i = 0; i < 4; i++)
+    emulator::meet(~0u, (uint64_t)&own, 0, where, [](emulator::Warp& w, int lane) {
+        auto of = [&w](int number) { return (Fragments<K, Number>*)w.value[number]; };
+        for (int i = 0; i < 4; i++) {
+            int row = lane / 4, column = 2 * (lane % 4) + i % 2;
+            auto sum = Add::begin(of(lane)->c[i]);
             for (int word = 0; word < 4 * K; word++) {
-                int t = word % 4, part = word / 4, row = lane / 4, column = 2 * (lane % 4) + i % 2;
-                int four_of_a = (int)of(4 * row + t)->a[2 * part + i / 2], four_of_b = (int)of(4 * column + t)->b[part];
-                of(lane)->c[i] = __dp4a(four_of_a, four_of_b, of(lane)->c[i]);
+                int t = word % 4, part = word / 4;
+                sum = Add::add(sum, of(4 * row + t)->a[2 * part + i / 2], of(4 * column + t)->b[part]);
             }
+            of(lane)->c[i] = (Number)sum;
+        }
         return 0;
     });
     memcpy(c, own.c, sizeof c);
+}
+struct AddBytes {
+    static int begin(int c) { return c; }
+    static int add(int sum, unsigned a, unsigned b) { return __dp4a((int)a, (int)b, sum); }
+};
+// How a card adds the sixteen products of floats is not published. Here they are added in float64, in ascending order,
+// and with C rounded once.
+template <class Two> struct AddHalves {
+    static double begin(float c) { return c; }
+    static double add(double sum, unsigned a, unsigned b) {
+        for (int k = 0; k < 32; k += 16) sum += (double)Two::of(a >> k & 0xffff) * (double)Two::of(b >> k & 0xffff);
+        return sum;
+    }
+};
+struct HalfOfF16 {
+    static float of(unsigned bits) {
+        uint16_t low = (uint16_t)bits;
+        __half h;
+        memcpy(&h, &low, 2);
+        return (float)h;
+    }
+};
+struct HalfOfBf16 { static float of(unsigned bits) { return __int_as_float((int)(bits << 16)); } };
+
+template <int K> void mma_s8(int (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], CALLER) {
+    multiply_fragments<K>(c, a, b, AddBytes{}, WHERE);
+}
+inline void mma_f16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], CALLER) {
+    multiply_fragments<2>(c, a, b, AddHalves<HalfOfF16>{}, WHERE);
+}
+inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], CALLER) {
+    multiply_fragments<2>(c, a, b, AddHalves<HalfOfBf16>{}, WHERE);
 }

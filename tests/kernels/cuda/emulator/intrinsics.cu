@@ -127,6 +127,27 @@ KERNEL products_of_tiles(const signed char* a, const signed char* b, int* c, int
 #endif
 }
 
+// The same of 16 F16, or BF16, a row and column.
+template <class Mma>
+__device__ inline void product_of_halves(const unsigned* a, const unsigned* b, float* c, Mma mma) {
+    int g = lane() / 4, t = lane() % 4;
+    float own[4];
+    unsigned of_a[4], of_b[2];
+    for (int part = 0; part < 2; part++) {
+        of_a[2 * part] = a[8 * g + 4 * part + t], of_a[2 * part + 1] = a[8 * (g + 8) + 4 * part + t];
+        of_b[part] = b[8 * g + 4 * part + t];
+    }
+    for (int i = 0; i < 4; i++) own[i] = c[(g + i / 2 * 8) * 8 + 2 * t + i % 2];
+    mma(own, of_a, of_b);
+    for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = own[i];
+}
+KERNEL products_of_halves(const unsigned* a, const unsigned* b, float* c, int is_f16) {
+#ifdef TENSOR_CORES
+    if (is_f16) product_of_halves(a, b, c, [](auto& c, auto& a, auto& b) { mma_f16(c, a, b); });
+    else product_of_halves(a, b, c, [](auto& c, auto& a, auto& b) { mma_bf16(c, a, b); });
+#endif
+}
+
 // out[3][32]: what was copied, what lies there while the copy is under way, and a copy of nothing. One warp.
 KERNEL copied(const int4* from, int* out, int reads_early) {
     DYNAMIC_SHARED(int4, room);

@@ -40,7 +40,16 @@ def test_everything_that_is_offered_is_used_here() -> None:
     )
     offered |= set(re.findall(r"^struct alignas\(\d+\) (\w+)", text, re.MULTILINE))
     offered |= {"threadIdx", "blockIdx", "blockDim", "gridDim", "DYNAMIC_SHARED", "__half", "__shared__"}
-    assert {"__shfl_up_sync", "atomicCAS", "__dp4a", "uint4", "min", "mma_s8", "copy_async"} <= offered
+    assert {
+        "__shfl_up_sync",
+        "atomicCAS",
+        "__dp4a",
+        "uint4",
+        "min",
+        "mma_s8",
+        "mma_f16",
+        "copy_async",
+    } <= offered
     used = SOURCE.read_text()
     assert not [name for name in sorted(offered) if not re.search(rf"\b{name}\b", used)]
 
@@ -168,6 +177,27 @@ def test_products_of_tiles(
         "products_of_tiles", 1, 32, (put(own_device, a), put(own_device, b), c, n), own_device.compute
     )
     assert (get(own_device, c).reshape(16, 8) == given + a.astype("i4") @ b.astype("i4").T).all()
+
+
+@pytest.mark.parametrize("is_f16", [True, False], ids=["f16", "bf16"])
+def test_products_of_halves(
+    own_device: Device, put: Callable[..., Any], get: Callable[..., Array], is_f16: bool
+) -> None:
+    """Two halves lie in a word, and the sum is float32: sixteen sums, each cut to 24 bits."""
+    rng = np.random.default_rng(4)
+    numbers = [rng.standard_normal((rows, 16)).astype("f4") * 100 for rows in (16, 8)]
+    if is_f16:
+        bits = [n.astype("f2").view("u2") for n in numbers]
+        a, b = (h.view("f2").astype("f8") for h in bits)
+    else:
+        bits = [(n.view("u4") >> 16).astype("u2") for n in numbers]
+        a, b = ((h.astype("u4") << 16).view("f4").astype("f8") for h in bits)
+    given = rng.standard_normal((16, 8)).astype("f4")
+    c = put(own_device, given)
+    words = [put(own_device, h.view("u4")) for h in bits]
+    own_device.launch("products_of_halves", 1, 32, (*words, c, int(is_f16)), own_device.compute)
+    size = np.abs(given) + np.abs(a) @ np.abs(b).T
+    assert (np.abs(get(own_device, c).reshape(16, 8) - (given + a @ b.T)) <= 2.0**-20 * size).all()
 
 
 def test_asynchronous_copies(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
