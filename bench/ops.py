@@ -7,10 +7,12 @@ Matrices and FFN layers lie in a ring of mapped memory far beyond any cache; a k
 turns over it, and the median of the ratios of neighbours is printed, since other work on the machine
 slows both. A prompt's tiles take turns with those of Q8_0, a chunk of its attention with multiply-adds in
 registers alone. Types such as Q4_K limit the tables to these; `one` is one thread, and its own time, for a machine
-that others use. `monotone` fails where some tokens take longer than one fewer and one more. `bytes` runs the portable code in a build that counts every row it reads, and fails when a sparse
-FFN at 90 % sparsity reads over 10 % more than the formula says.
+that others use. `monotone` fails where some tokens take longer than one fewer and one more. `bytes` runs the portable
+code in a build that counts every row it reads, and fails when a sparse FFN at 90 % sparsity reads over 10 % more than
+the formula says.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -42,7 +44,30 @@ SMALL = (1, 2, 4, 8, 12, 16)  # tokens
 EACH, TOLERANCE = tuple(range(1, 19)), 1.05  # tokens, and what a figure may be off by
 PROMPT = (5632, 2048)  # rows and columns
 
-ONE = "one" in sys.argv
+TABLE_NAMES = ("matvec", "predictor", "small", "monotone", "ffn", "prompt", "attention", "bytes")
+
+
+def asked(words: list[str]) -> argparse.Namespace:
+    """The command line: seconds, and among the words tables, types and `one`; a word that is none of them is refused."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
+    )
+    known = {*TABLE_NAMES, "one", *(name.lower() for name in NAMES.values())}
+    parser.add_argument("seconds", type=float, nargs="?", default=3.0, help="a figure (default: 3)")
+    parser.add_argument(
+        "words", type=str.lower, nargs="*", metavar="word", help="what to measure: " + " ".join(sorted(known))
+    )
+    found = parser.parse_args(words)
+    for word in found.words:
+        if word not in known | {"counting"}:
+            parser.error(
+                f"{word} is no table, no type and not 'one'; these are known: {' '.join(sorted(known))}"
+            )
+    return found
+
+
+ASKED = asked(sys.argv[1:])
+ONE = "one" in ASKED.words
 clock = time.thread_time if ONE else time.perf_counter
 
 Record = dict[str, Any]
@@ -309,7 +334,7 @@ def count_in_portable_build() -> None:
 
 def wanted_types(types: tuple[int, ...]) -> list[int]:
     """Those that the command line names; all, if it names none."""
-    named = [type_id for type_id in types if NAMES[type_id] in sys.argv]
+    named = [type_id for type_id in types if NAMES[type_id].lower() in ASKED.words]
     return named or list(types)
 
 
@@ -363,22 +388,27 @@ def prompt_table(team: Team, _: StreamingSum, seconds: float) -> None:
         prompt(type_id, 256, team, seconds)
 
 
-TABLES: dict[str, Callable[[Team, StreamingSum, float], None]] = {
-    "matvec": matvec_table,
-    "predictor": predictor_table,
-    "small": small_table,
-    "monotone": monotone_table,
-    "ffn": ffn_table,
-    "prompt": prompt_table,
-    "attention": attention_table,
-}
+TABLES: dict[str, Callable[[Team, StreamingSum, float], None]] = dict(
+    zip(
+        TABLE_NAMES[:-1],
+        (
+            matvec_table,
+            predictor_table,
+            small_table,
+            monotone_table,
+            ffn_table,
+            prompt_table,
+            attention_table,
+        ),
+        strict=True,
+    )
+)
 
 
 def main() -> None:
     """Print the tables asked for."""
-    seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 3.0
-    wanted = set(sys.argv[2:]) & {*TABLES, "bytes", "counting"} or {*TABLES, "bytes"}
-    if "counting" in wanted:
+    wanted = set(ASKED.words) & {*TABLE_NAMES} or {*TABLE_NAMES}
+    if "counting" in ASKED.words:
         count_bytes()
         return
     n_threads = 1 if ONE else default_threads()
@@ -386,7 +416,7 @@ def main() -> None:
     team, stream = Team(n_threads), StreamingSum(n_threads)
     for name, table in TABLES.items():
         if name in wanted:
-            table(team, stream, seconds)
+            table(team, stream, ASKED.seconds)
     team.close()
     stream.close()
     if "bytes" in wanted:
