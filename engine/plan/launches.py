@@ -39,7 +39,7 @@ STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
 
 
 def launches_of_a_token(plan: Plan) -> int:
-    """Kernels, with the head's; finding the candidates among its logits is one more, where they are enough."""
+    """Kernels, with the head's, and with the one that finds the candidates among its logits."""
     placed = plan.decode.placed
     for card in plan.cards:
         placed = pack(placed, card.side, QUANTISED.__contains__)
@@ -54,9 +54,9 @@ def launches_of_a_token(plan: Plan) -> int:
 
 
 def _more(node: Node) -> int:
-    """What an op takes beside: the rounding of a vector of its own."""
+    """What an op takes beside: the rounding of a vector of its own, the search among what came out."""
     rounds = {"predictor": "fc2", "logits": "weight"}.get(node.op)
-    return int(rounds is not None and node.weight(rounds).type in QUANTISED)
+    return int(rounds is not None and node.weight(rounds).type in QUANTISED) + (node.op == "logits")
 
 
 def _is_of_three(nodes: list[Node], i: int) -> bool:
