@@ -113,7 +113,7 @@ class DeviceLowering:
     def least(self, node: Node, first: int = 0, count: int | None = None) -> tuple[Buffer, Buffer, int]:
         """The last arguments of kernels that leave small neurons out: thresholds, positions, whether there are any."""
         positions, layer = self.positions(first, count), layer_of(node)
-        found = self.store.thresholds(layer) if node.find_weight("threshold") is not None else None
+        found = self.store.thresholds(layer, node.rows) if node.find_weight("threshold") is not None else None
         if found is None:
             return self.area("counts", 1, np.float32), positions, 0
         return found, positions, 1

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.staging import Staging
 from hotcold.engine.device.steps import Launches, WaitFor
-from hotcold.engine.device.store import DeviceStore, rows_of_units
+from hotcold.engine.device.store import DeviceStore, rows_of_units, thresholds_of
 from hotcold.engine.graph.graph import COLD, Node, weights_of
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
@@ -52,6 +52,9 @@ class Sender:
                 self.sent_bytes += n_bytes
         if piece.index is not None:
             self.staging.copy(piece.index, self.store.sent_neurons(piece.layer))
+        if piece.units is not None and piece.n_thresholds:
+            least = thresholds_of(self.store.plan, piece.layer, piece.units, self.host)
+            self.staging.copy(least, self.store.sent_thresholds(piece.layer))
         self.filled[number % 2].record(self.device.copy)
 
     def _rows(self, piece: SentPiece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:

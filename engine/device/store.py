@@ -16,9 +16,10 @@ from hotcold.engine.device.staging import Staging
 from hotcold.engine.graph.graph import ALL, COLD
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
-from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.footprint import layer_kv_bytes
-from hotcold.engine.plan.plan import FfnSplit, Plan, WeightEntry
+from hotcold.engine.plan.neurons import index_of
+from hotcold.engine.plan.plan import Plan, SentPiece, WeightEntry
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu.team import Team
@@ -58,6 +59,7 @@ class DeviceStore:
         self._thresholds: dict[int, Buffer] = {}
         self._sent: dict[tuple[str, int, str], DeviceMatrix] = {}
         self._sent_neurons: dict[int, Buffer] = {}
+        self._sent_thresholds: dict[int, Buffer] = {}
         self._place_sent()
         self.loaded_bytes, self.load_seconds = 0, 0.0
 
@@ -76,17 +78,24 @@ class DeviceStore:
         return slab.view(0, totals.arena, np.uint8), areas
 
     def _place_sent(self) -> None:
-        """Views of the staging buffers, where each piece in turn has its rows, and behind them their neurons."""
+        """The pieces in the staging buffers, in turn."""
         streaming = self.plan.streaming
         for number, piece in enumerate(() if streaming is None else streaming.pieces_of(self.card.layers)):
-            buffer, offset = self.staged[number % 2], 0
-            for sent in piece.sent:
-                packed = buffer.view(offset, sent.n_bytes, np.uint8)
-                key = (*_key(sent.weight, False)[:2], sent.rows)
-                self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
-                offset += sent.n_bytes
-            if piece.index is not None:
-                self._sent_neurons[piece.layer] = buffer.view(offset, piece.index.size, np.int32)
+            self._place_piece(piece, self.staged[number % 2])
+
+    def _place_piece(self, piece: SentPiece, buffer: Buffer) -> None:
+        """Views of a buffer for a piece's rows, and behind them for what kernels find them by, and their thresholds."""
+        offset = 0
+        for sent in piece.sent:
+            packed = buffer.view(offset, sent.n_bytes, np.uint8)
+            key = (*_key(sent.weight, False)[:2], sent.rows)
+            self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
+            offset += sent.n_bytes
+        if piece.index is not None:
+            self._sent_neurons[piece.layer] = buffer.view(piece.index_at, piece.index.size, np.int32)
+        if piece.n_thresholds:
+            least = buffer.view(piece.thresholds_at, piece.n_thresholds, np.float32)
+            self._sent_thresholds[piece.layer] = least
 
     def load(self, host: HostStore, progress: LoadProgress | None = None, n_threads: int = 1) -> None:
         """Copy every row that the plan puts on the device; where that fails nothing is left there.
@@ -144,11 +153,11 @@ class DeviceStore:
         """Of each layer the numbers of its hot rows, and their thresholds."""
         for split in (self.plan.layers[i] for i in self.card.layers):
             if split.n_hot and split.index_bytes:
-                index = np.ascontiguousarray(_index(split, self.plan.model), np.int32)
+                index = np.ascontiguousarray(index_of(self.plan.model, split.hot), np.int32)
                 self._neurons[split.layer] = self._put(staging, index, offset)
             offset += split.index_bytes
             if split.n_hot and split.threshold_bytes:
-                least = _thresholds(split, self.plan.model, host)
+                least = thresholds_of(self.plan, split.layer, split.hot, host)
                 self._thresholds[split.layer] = self._put(staging, least, offset)
             offset += split.threshold_bytes
 
@@ -176,8 +185,7 @@ class DeviceStore:
     def neurons(self, layer: int, rows: str = ALL) -> Buffer:
         """Numbers of a layer's hot neurons, int32 [n_hot]; of "cold" ones, or where none is hot, of those that are sent.
 
-        Of experts each one's place among the hot ones, or -1; where neurons of theirs are hot, the first row of each,
-        and the end.
+        Of experts: see `index_of`.
         """
         if rows == COLD or layer not in self._neurons:
             return self.sent_neurons(layer)
@@ -187,9 +195,15 @@ class DeviceStore:
         """Where the numbers of a layer's neurons lie whose rows are sent, int32."""
         return self._sent_neurons[layer]
 
-    def thresholds(self, layer: int) -> Buffer | None:
-        """What a layer's hot neurons have to reach, float32 [n_hot], of whole experts [n_hot, n_ff]; None without."""
-        return self._thresholds.get(layer)
+    def thresholds(self, layer: int, rows: str = ALL) -> Buffer | None:
+        """What neurons have to reach, those that `neurons` gives: float32 [n], of whole experts [n, n_ff]; None without."""
+        if rows == COLD or layer not in self._thresholds:
+            return self._sent_thresholds.get(layer)
+        return self._thresholds[layer]
+
+    def sent_thresholds(self, layer: int) -> Buffer:
+        """Where those of a layer's neurons lie whose rows are sent, float32."""
+        return self._sent_thresholds[layer]
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
@@ -327,24 +341,12 @@ def held_bits(plan: Plan) -> NDArray[np.uint32]:
     return np.packbits(hot, bitorder="little").view("<u4").astype(np.uint32)
 
 
-def _index(split: FfnSplit, model: Model) -> NDArray[np.int32]:
-    """What kernels find a layer's hot rows by: see `DeviceStore.neurons`."""
-    if model.experts is None:
-        return split.hot
-    if model.experts_by_neuron:
-        ends = np.arange(model.experts.n_expert + 1) * model.experts.n_ff
-        return np.searchsorted(split.hot, ends).astype(np.int32)
-    slots = np.full(split.n_ff, -1, np.int32)
-    slots[split.hot] = np.arange(split.n_hot)
-    return slots
-
-
-def _thresholds(split: FfnSplit, model: Model, host: HostStore) -> NDArray[np.float32]:
-    """What the hot neurons of a layer have to reach, in their order."""
-    weight = model.layers[split.layer].ffn_threshold
+def thresholds_of(plan: Plan, layer: int, units: NDArray[np.int32], host: HostStore) -> NDArray[np.float32]:
+    """What some of a layer's neurons, or all neurons of some experts, have to reach, in their order."""
+    weight = plan.model.layers[layer].ffn_threshold
     assert weight is not None  # the plan has bytes for them
-    numbers = host.rows(weight).view(np.float32).reshape(split.n_ff, -1)
-    return np.ascontiguousarray(numbers[split.hot]).reshape(-1)
+    numbers = host.rows(weight).view(np.float32).reshape(plan.layers[layer].n_ff, -1)
+    return np.ascontiguousarray(numbers[units]).reshape(-1)
 
 
 def _key(weight: Weight, head: bool) -> tuple[str, int, str]:

@@ -62,8 +62,13 @@ class Slot:
     @property
     def lacks_one(self) -> bool:
         """Whether one token is left of the prompt, which may pass like one that was chosen."""
+        return self.n_lacking == 1 and self._engine.first_prompt.is_over
+
+    @property
+    def n_lacking(self) -> int:
+        """Tokens of the prompt that have yet to pass."""
         assert self.sequence is not None
-        return len(self.sequence.prompt_ids) - len(self.held) == 1 and self._engine.first_prompt.is_over
+        return len(self.sequence.prompt_ids) - len(self.held)
 
     def run_slice(self, most: int, rows: Rows) -> bool:
         """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there, in the first row.

@@ -83,6 +83,23 @@ def check_layers(model: Model, hot: Sequence[Ids] | None) -> None:
         raise SettingError("index", f"{len(hot)} layers", f"the model has {model.n_layer}")
 
 
+def index_of(model: Model, units: Ids) -> Ids:
+    """What kernels find the rows of some neurons or experts by, which lie in this order: int32.
+
+    The neurons' numbers; of experts each one's place among these, or -1; of experts by neuron the first row of each,
+    and the end.
+    """
+    experts = model.experts
+    if experts is None:
+        return units
+    if model.experts_by_neuron:
+        ends = np.arange(experts.n_expert + 1) * experts.n_ff
+        return np.searchsorted(units, ends).astype(np.int32)
+    places = np.full(experts.n_expert, -1, np.int32)
+    places[units] = np.arange(units.size)
+    return places
+
+
 def hot_neurons(found: Sequence[Ffn], counts: Sequence[NDArray[np.generic]], left: Left) -> Hot:
     """Neurons by firings served per byte, until one does not fit."""
     if left.ended is not None:

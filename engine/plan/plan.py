@@ -157,19 +157,30 @@ class SentPiece:
     Attributes:
         layer: that it is of, or mostly of.
         units: whose rows it has, neurons or experts, int32, ascending; None for what is no FFN by units.
-        index: how kernels find them: the neurons' numbers, or of each expert its place among them or -1; int32.
+        index: how kernels find them, see `index_of`; int32.
+        n_thresholds: of their neurons, behind the index, float32; 0 without.
     """
 
     layer: int
     sent: tuple[SentRows, ...]
     units: Ids | None = field(compare=False)
     index: Ids | None = field(compare=False)
+    n_thresholds: int = 0
 
     @property
     def n_bytes(self) -> int:
         """In a staging buffer."""
-        index = 0 if self.index is None else aligned(self.index.nbytes)
-        return index + sum(each.n_bytes for each in self.sent)
+        return self.thresholds_at + aligned(4 * self.n_thresholds)
+
+    @property
+    def index_at(self) -> int:
+        """Where the index begins there, behind all rows."""
+        return sum(each.n_bytes for each in self.sent)
+
+    @property
+    def thresholds_at(self) -> int:
+        """Where the thresholds begin there."""
+        return self.index_at + (0 if self.index is None else aligned(self.index.nbytes))
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,7 @@ A prompt's batch reads each weight once for all of its tokens, so from some size
 device lacks than to let the CPU multiply it. Each layer is two pieces: what comes before its FFN, and its FFN. A piece
 goes into one of two staging buffers while the device works on the other one.
 
-What has no kernel, the head, and attention over a KV cache on the CPU stay there. So does all of a mixture of which
-single neurons are placed.
+What has no kernel, the head, and attention over a KV cache on the CPU stay there.
 """
 
 from collections.abc import Iterator
@@ -23,8 +22,9 @@ from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.division import Share
 from hotcold.engine.plan.footprint import INDEX_BYTES, dense_part, ffn_part
+from hotcold.engine.plan.neurons import index_of
 from hotcold.engine.plan.plan import GraphPlan, Ids, Plan, SentPiece, SentRows, Streaming, sides_of
-from hotcold.engine.plan.reserve import Reserve, smallest_useful
+from hotcold.engine.plan.reserve import Reserve, layer_threshold_bytes, smallest_useful
 from hotcold.engine.plan.traffic import ffn_traffic
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.kernels.weight_table import device_row_bytes
@@ -36,10 +36,6 @@ Key = tuple[str, int]
 
 def obstacle(model: Model, how: Wanted, reserve: Reserve, share: Share) -> str:
     """Of a card, why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
-    if model.experts_by_neuron:
-        return "single neurons of experts are not sent for prompts: the CPU computes those that it has"
-    if how.sparsity == "threshold":
-        return "thresholds of neurons are not sent for prompts: the CPU computes those that it has"
     least = LEAST_TOKENS if how.stream_batch is None else how.stream_batch
     if reserve.n_batch < least:
         return f"no batch has the {least} tokens from which on rows are sent: n_batch is {reserve.n_batch}"
@@ -65,7 +61,8 @@ def largest_piece(model: Model, sparsity: str, layers: range | None = None) -> i
         biases = [w for role, w in dense.weights if role in ("bias", "norm")]
         of_ffn = [w for _, w in ffn.weights] if ffn.obstacle is None else []
         sizes = [sum(_bytes(w) for _, w in dense.weights), sum(map(_bytes, (*of_ffn, *biases)))]
-        found = max(found, *(aligned(size + INDEX_BYTES * model.n_units + 64) for size in sizes))
+        numbers = INDEX_BYTES * model.n_units + 64 + layer_threshold_bytes(layer, sparsity)
+        found = max(found, *(aligned(size + numbers) for size in sizes))
     return found
 
 
@@ -125,8 +122,11 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
     for (layer, _), run in groupby(lacking, key=place):
         found = list(run)
         sent = tuple(each for _, some in found for each in some)
-        units = next((_units(plan, node) for node, _ in found if node.op in ops), None)
-        yield SentPiece(layer, sent, units, None if units is None else _index(plan, units))
+        ffn = next((node for node, _ in found if node.op in ops), None)
+        units = None if ffn is None else _units(plan, ffn)
+        index = None if units is None else index_of(plan.model, units)
+        n_least = 0 if ffn is None or units is None else _n_thresholds(plan, ffn, units)
+        yield SentPiece(layer, sent, units, index, n_least)
 
 
 def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[SentRows, ...]:
@@ -163,13 +163,10 @@ def _units(plan: Plan, node: Node) -> Ids | None:
     return np.flatnonzero(lacking).astype(np.int32)
 
 
-def _index(plan: Plan, units: Ids) -> Ids:
-    """What kernels find them by, as `DeviceStore.neurons` says."""
-    if plan.model.experts is None:
-        return units
-    slots = np.full(plan.model.experts.n_expert, -1, np.int32)
-    slots[units] = np.arange(units.size)
-    return slots
+def _n_thresholds(plan: Plan, node: Node, units: Ids) -> int:
+    """How many the lacking part of an FFN has: one of each neuron, and all of each expert."""
+    weight, n_ff = node.find_weight("threshold"), plan.layers[layer_of(node)].n_ff
+    return 0 if weight is None else weight.n_rows * weight.ne[0] // n_ff * int(units.size)
 
 
 def _key(weight: Weight) -> Key:

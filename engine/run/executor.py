@@ -190,6 +190,10 @@ class Executor(Closing):
         """What the plan is carried out on, in the order of the layers; none on the CPU alone."""
         return () if self._cards is None else self._cards.devices
 
+    def sends_for(self, n_tokens: int) -> bool:
+        """Whether a device is sent what it lacks for so many tokens of a prompt."""
+        return self.run_steps.sends_for(n_tokens)
+
     def store_of(self, layer: int) -> "DeviceStore":
         """What the plan put on the device that has a layer."""
         return self.stores[self.plan.caches[layer].card]

@@ -43,6 +43,10 @@ class RunSteps:
     def _graph(self, n_tokens: int) -> GraphPlan:
         return self._plan.decode if n_tokens == 1 else self._plan.batch
 
+    def sends_for(self, n_tokens: int) -> bool:
+        """Whether a device is sent what it lacks for so many tokens."""
+        return self.stream_from is not None and n_tokens >= self.stream_from
+
     def of(self, n_tokens: int, sends: bool = True) -> list[Step]:
         """A run of one sequence; those of the last few other lengths than 1 and n_batch are kept.
 
@@ -53,8 +57,7 @@ class RunSteps:
         """
         if self._cards is None and n_tokens > 1:
             n_tokens = self._plan.n_batch
-        is_sent = sends and self.stream_from is not None and n_tokens >= self.stream_from
-        if is_sent and self._plan.streaming is not None:
+        if sends and self._plan.streaming is not None and self.sends_for(n_tokens):
             self.last, kept, make = self._plan.streaming.graph, self._sent, self._make_sent
         else:
             self.last, kept, make = self._graph(n_tokens), self.kept, self._make

@@ -317,15 +317,24 @@ class Worker(Closing):
         running = next((each for each in self._running if each.in_prompt), None)
         if running is None:
             return
-        n_batch = self.engine.n_batch
-        most = n_batch if len(self._running) == 1 else min(n_batch, SLICE)
         try:
-            running.in_prompt = not running.slot.run_slice(most, self._rows)
+            running.in_prompt = not running.slot.run_slice(self._most_of(running.slot), self._rows)
         except BaseException as error:  # noqa: BLE001 - one task's failure is its own
             self._fail([running], error)
             return
         if not running.in_prompt:
             self._accept(running, 0)
+
+    def _most_of(self, slot: Slot) -> int:
+        """Tokens of a prompt's next slice: a whole batch where no answer waits, or where rows are sent for it.
+
+        Those are sent once for many tokens as for few, and so are for the same ones with others and without.
+        """
+        n_batch, executor = self.engine.n_batch, self.engine.executor
+        is_alone = len(self._running) == 1
+        return (
+            n_batch if is_alone or executor.sends_for(min(slot.n_lacking, n_batch)) else min(n_batch, SLICE)
+        )
 
     def _run_step(self) -> None:
         """Let one token of every answer that has begun pass; of one alone with what may follow it."""

@@ -40,7 +40,7 @@ VARIANTS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
 }
 
 
-def _by_neuron(layer: Layer) -> Layer:
+def by_neuron(layer: Layer) -> Layer:
     """The layer with its experts' down projections the other way round."""
     down = layer.ffn_down_exps
     assert down is not None
@@ -75,7 +75,7 @@ def cases(draw: st.DrawFn) -> Case:
         layers = tuple(draw(st.sampled_from(pair)) for pair in zip(model.layers, other.layers, strict=True))
         model = replace(model, layers=layers)
     if model.experts is not None and draw(st.booleans()):
-        model = replace(model, layers=tuple(map(_by_neuron, model.layers)))
+        model = replace(model, layers=tuple(map(by_neuron, model.layers)))
     mode = "off"
     if model.ffn_activation == "relu":
         mode = draw(st.sampled_from(["off", "exact", *(["predictor"] if model.has_predictors else [])]))

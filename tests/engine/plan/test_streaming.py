@@ -1,12 +1,16 @@
 """What plans send to a device for prompts: staging buffers within the budget, and every row once."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
+from any_model import by_neuron
+from gguf import GGMLQuantizationType
 
+from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.placed import CPU, GPU
-from hotcold.engine.model.model import Model
+from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
@@ -101,6 +105,39 @@ def test_experts_are_sent_whole() -> None:
             assert (piece.index >= 0).sum() == piece.units.size
     cold = sum(each.n_rows * each.weight.ne[0] for piece in plan.streaming.pieces for each in piece.sent)
     assert plan.streaming.work < 0.3 * cold  # two of eight experts, and attention
+
+
+@pytest.mark.parametrize(("n_mib", "sparsity"), [(1850, "threshold"), (4000, "off"), (4000, "threshold")])
+def test_neurons_of_experts_are_sent_by_where_each_expert_begins(n_mib: int, sparsity: str) -> None:
+    model = with_thresholds_by_neuron(eight_layers(like("mixtral-8x7b:q4_0", None)))
+    budget = Budget("", n_mib * MIB, "")
+    counts = [np.random.default_rng(i).integers(1, 1000, model.n_units) for i in range(model.n_layer)]
+    plan = placement.plan(model, Wanted(sparsity, 512, 64, stream_batch=32), budget, counts)
+    assert plan.streaming is not None and plan.totals.used <= plan.totals.budget and model.experts is not None
+    assert plan.totals.staging >= 2 * plan.streaming.buffer_bytes(range(model.n_layer))
+    n_least = {"threshold": 1}.get(sparsity, 0)
+    pieces = [piece for piece in plan.streaming.pieces if piece.units is not None]
+    assert len(pieces) == model.n_layer and any(split.n_hot for split in plan.layers) == (n_mib == 4000)
+    for piece in pieces:
+        split = plan.layers[piece.layer]
+        assert piece.units is not None and piece.index is not None
+        assert np.array_equal(np.sort(np.r_[piece.units, split.hot]), np.arange(split.n_ff))
+        for e, (first, end) in enumerate(pairwise(piece.index)):
+            assert np.all(piece.units[first:end] // model.experts.n_ff == e)
+        assert piece.index[0] == 0 and piece.index[-1] == piece.units.size
+        assert piece.n_thresholds == n_least * piece.units.size
+        rows = sum(each.n_bytes for each in piece.sent)
+        assert piece.n_bytes == rows + aligned(piece.index.nbytes) + aligned(4 * piece.n_thresholds)
+
+
+def with_thresholds_by_neuron(model: Model) -> Model:
+    """The mixture with a row a neuron of the down projections, and a threshold each."""
+    assert model.experts is not None
+    ne = model.experts.n_ff, model.experts.n_expert
+    least = Weight("ffn_threshold", GGMLQuantizationType.F32, ne, 4 * ne[0] * ne[1])
+    return replace(
+        model, layers=tuple(replace(by_neuron(layer), ffn_threshold=least) for layer in model.layers)
+    )
 
 
 def test_from_which_batch_on_it_pays() -> None:

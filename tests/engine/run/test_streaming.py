@@ -4,8 +4,7 @@
 and every KV cache is on the device, that is the plan that has everything there.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -13,30 +12,25 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
-from split_runs import Case, OpenEmulated, cpu_executor, model_of, on_device, plan_named, split_plan
+from split_runs import Case, Logits, OpenEmulated, cpu_executor, model_of, on_device, plan_named, split_plan
+from streamed_runs import all_there, logits_in_runs, sender_of, with_streaming
 
 import hotcold
 from hotcold.engine.device import staging
-from hotcold.engine.device.matrix import matrix_at
-from hotcold.engine.device.sending import Await, Release, Send, Sender
+from hotcold.engine.device.sending import Await, Release, Sender
 from hotcold.engine.device.staging import Staging
-from hotcold.engine.device.store import DeviceStore, loaded_stores
 from hotcold.engine.generation.description import description
-from hotcold.engine.graph.placed import GPU
-from hotcold.engine.host.steps import Context, Step, take_all
+from hotcold.engine.host.steps import Context
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import Plan, SentPiece, SentRows
-from hotcold.engine.plan.streaming import streaming_of
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.prompts import ON_THE_EMULATED, settle_prompts
 from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.gguf_io import open_gguf
 
 slow = pytest.mark.slow
-Logits = NDArray[np.float32]
 IDS = np.array([1, 31, 40, 7, 55, 91, 26, 14, 28, 69, 66, 12, 5], np.int32)
-LEAST, N_BATCH = 3, 13
+N_BATCH = 13
 BOUND_OF_F32 = 1e-5  # as in test_split_logits.py
 CASES = [
     ("powerinfer/llama-f16.powerinfer", "predictor", "dense + 50%"),
@@ -68,71 +62,13 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(staging, "STAGING_BYTES", 40000)
 
 
+def logits_of(executor: Executor, sizes: Sequence[int] = (8, 5)) -> Logits:
+    return logits_in_runs(executor, IDS, sizes)
+
+
 def streamed_plan(model: Model, sparsity: str, budget: str) -> Plan:
     """The plan for a budget, with staging buffers beside it."""
     return with_streaming(plan_named(model, Case(sparsity, n_ctx=64, n_batch=N_BATCH), budget))
-
-
-def with_streaming(plan: Plan) -> Plan:
-    """A plan with two staging buffers beside what it takes: a model of two layers is too small to choose them."""
-    streaming = streaming_of(plan, plan.batch.graph, LEAST)
-    assert streaming is not None
-    (card,) = plan.cards
-    staging = 2 * streaming.buffer_bytes(card.layers)
-    totals = replace(
-        card.totals,
-        arena=max(card.totals.arena, streaming.graph.arenas[GPU].n_bytes),
-        staging=staging,
-        budget=card.totals.budget + staging,
-    ).padded()
-    return replace(plan, streaming=streaming, cards=(replace(card, totals=totals),))
-
-
-def sender_of(executor: Executor) -> Sender:
-    assert executor._cards is not None and executor._cards.sides[0].sender is not None
-    return executor._cards.sides[0].sender
-
-
-def logits_of(executor: Executor, sizes: Sequence[int] = (8, 5)) -> Logits:
-    out, start = np.zeros((len(IDS), executor.model.n_vocab), np.float32), 0
-    for size in sizes:
-        executor.run(IDS[start : start + size], start, out[start : start + size])
-        start += size
-    return out
-
-
-def there_first(self: DeviceStore) -> None:
-    """In place of `_place_sent`: memory of its own for each piece."""
-    assert self.plan.streaming is not None
-    for piece in self.plan.streaming.pieces:
-        buffer, offset = self.device.empty(piece.n_bytes, np.uint8), 0
-        for sent in piece.sent:
-            packed = buffer.view(offset, sent.n_bytes, np.uint8)
-            key = sent.weight.name, sent.weight.first_row, sent.rows
-            self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
-            offset += sent.n_bytes
-        if piece.index is not None:
-            self._sent_neurons[piece.layer] = buffer.view(offset, piece.index.size, np.int32)
-
-
-def take_without_sending(steps: Sequence[Step], context: Context) -> None:
-    take_all([step for step in steps if not isinstance(step, Send | Await | Release)], context)
-
-
-@contextmanager
-def all_there(
-    plan: Plan, file: Any, open_emulated: OpenEmulated, patch: pytest.MonkeyPatch
-) -> Iterator[Executor]:
-    """An executor that has every piece on the device before it runs, and sends nothing while it does."""
-    with patch.context() as inner:
-        inner.setattr(DeviceStore, "_place_sent", there_first)
-        device = open_emulated(build_kind="fast")
-        with Executor(plan, file, 2, loaded_stores((device,), plan, file)) as executor:
-            for number in range(len(sender_of(executor).pieces)):
-                sender_of(executor).send(number, executor._check_open())
-            device.synchronize()
-            executor.taking = take_without_sending
-            yield executor
 
 
 @pytest.mark.parametrize(("name", "sparsity", "budget"), EACH_CASE)

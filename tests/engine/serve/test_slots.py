@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hotcold import Engine, load
 from hotcold.engine.generation import slot as slots
 from hotcold.engine.generation.settings import GenerationSettings
 from hotcold.engine.serve import worker
-from hotcold.engine.serve.worker import Continuation, Done, Task, Worker
+from hotcold.engine.serve.worker import Continuation, Done, Piece, Task, Worker
 from hotcold.errors import DeviceError
 
 TEXT = "/v1/completions"
@@ -158,6 +159,51 @@ def test_a_failing_step_is_told_to_all_whom_it_concerns(
         found = list(pool.map(lambda i: server.ask(TEXT, asked(i)).status, range(3)))
     assert found == [503] * 3
     assert server.ask(TEXT, asked(0)).status == 200
+
+
+def test_a_streamed_prompt_passes_in_whole_batches_beside_others(
+    compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is sent is sent once for many tokens as for few, and for the same tokens as without others: to the bit."""
+    sizes, run_slice = dict[int, list[int]](), slots.Slot.run_slice
+
+    def noted(self: Any, most: int, logits: Any) -> bool:
+        before = self.n_lacking
+        is_last = run_slice(self, most, logits)
+        sizes.setdefault(self.number, []).append(before - self.n_lacking)
+        return is_last
+
+    monkeypatch.setattr(slots.Slot, "run_slice", noted)
+    monkeypatch.setattr(worker, "SLICE", 3)
+    settings = GenerationSettings(max_tokens=4, temp=0.0, logprobs=3, ignore_eos=True).checked()
+    size: dict[str, Any] = {"n_ctx": 96, "n_batch": 16, "threads": 1, "n_slots": 2}
+    device: dict[str, Any] = {"device": "emulated", "vram_budget": "4MiB", "stream_batch": 8}
+    with load(None, **size, **device) as engine, Worker(engine) as ours:
+        ids = engine.prompt_ids(PROMPTS[2], parse_special=False)[:39]
+
+        def told() -> list[Piece]:
+            pieces, ended = list[Piece](), threading.Event()
+
+            def deliver(event: Any) -> None:
+                assert not isinstance(event, BaseException), event
+                if isinstance(event, Done):
+                    ended.set()
+                else:
+                    pieces.append(event)
+
+            ours.submit(Task(Continuation(ids, settings), deliver))
+            assert ended.wait(60)
+            return pieces
+
+        alone = told()
+        assert sizes.pop(0) == [16, 16, 7]
+        begun = threading.Event()
+        long = Task(Continuation(ids[:5], replace(settings, max_tokens=60)), lambda event: begun.set())
+        ours.submit(long)
+        assert begun.wait(60)
+        assert told() == alone
+        long.stop()
+    assert [16, 16, 3, 3] in sizes.values()
 
 
 def test_a_prompt_passes_in_slices_beside_others(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
