@@ -15,7 +15,7 @@ def mean_state(engine: Engine, ids: Sequence[int], slot: int = 0) -> NDArray[np.
         ids: 1 to n_ctx of them. slot: whose caches they go through.
 
     Raises:
-        SettingError: the states lie on a device.
+        DeviceError: the device fails.
     """
     engine.take_turn()
     tokens, n_batch = np.array(ids, np.int32), engine.n_batch
@@ -29,10 +29,13 @@ def mean_state(engine: Engine, ids: Sequence[int], slot: int = 0) -> NDArray[np.
 
 
 def last_states(engine: Engine, n_tokens: int) -> NDArray[np.float32]:
-    """Those of the last run's tokens, of which there were n: float32 [n_tokens, n_embd], a view.
+    """Those of the last run's tokens, of which there were n, from the side that has the head: float32 [n_tokens, n_embd].
 
     Raises:
-        SettingError: they lie on a device.
+        DeviceError: the device fails.
     """
     executor = engine.executor
-    return executor.host.last_states(executor.run_steps.last, n_tokens)
+    head = next(p for p in executor.run_steps.last.placed.nodes if p.node.op == "logits")
+    x = head.node.tensor("x")
+    data = executor.intermediate(x.name, head.side, 4 * n_tokens * x.shape[1])
+    return data.view(np.float32).reshape(n_tokens, -1)

@@ -19,7 +19,6 @@ from hotcold.engine.host.stores import HostStore, allocate_kv_cache
 from hotcold.engine.model.model import Model
 from hotcold.engine.model.rope import frequencies
 from hotcold.engine.plan.plan import GraphPlan, Plan
-from hotcold.errors import SettingError
 from hotcold.kernels.cpu import program, sizes
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import cos_sin_table
@@ -34,9 +33,6 @@ def rope_table(model: Model, n_ctx: int, factors: NDArray[np.float32] | None) ->
         for each in model.rotations
     ]
     return np.stack(tables)
-
-
-ON_THE_CPU = "use --device cpu"
 
 
 class HostSide:
@@ -115,20 +111,6 @@ class HostSide:
             cold_neurons=self._cold_neurons,
             reads_disk=self._reads_disk,
         )
-
-    def last_states(self, graph: GraphPlan, n_tokens: int) -> NDArray[np.float32]:
-        """What the head has read of the last run's tokens, of which there were n: float32 [n, n_embd], a view.
-
-        Raises:
-            SettingError: it lies on a device.
-        """
-        last = next(p for p in graph.placed.nodes if p.node.op == "logits")
-        slots = {entry.name: entry for entry in graph.arenas[CPU].slots}
-        x = last.node.tensor("x")
-        if last.side != CPU or x.name not in slots:
-            raise SettingError("states of tokens", "on the device", "they are read on the CPU", ON_THE_CPU)
-        n_bytes, begin = 4 * n_tokens * x.shape[1], slots[x.name].offset
-        return self.arena[begin : begin + n_bytes].view(np.float32).reshape(n_tokens, -1)
 
     def area(self, name: str, n_bytes: int) -> NDArray[np.uint8]:
         """The first bytes of a workspace area, as the last node left them."""

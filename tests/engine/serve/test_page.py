@@ -54,8 +54,6 @@ def test_memory_of_a_device_is_shown_against_its_budget(open_emulated: Any) -> N
     options: dict[str, Any] = {"device": "emulated", "vram_budget": "6MiB", "stream_batch": 8}
     with load(n_ctx=64, threads=1, **options) as engine, served(engine) as server:
         told, totals = server.ask("/figures").json, engine.executor.plan.totals
-        refused = server.ask("/v1/embeddings", {"input": "Emma"})
-    assert refused.status == 400 and "on the device" in refused.message
     assert told["budget"] == 6 << 20 and told["device"] == "emulated"
     assert totals.staging > 0
     assert sum(kind["bytes"] for kind in told["memory"]) == told["budget"] - totals.left_over
