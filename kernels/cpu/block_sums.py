@@ -6,7 +6,8 @@ chains are folded by halves.
 
 A row's numbers are turned once, so that a lane holds the dwords of one block, as in packed inputs: the products of a
 block then meet in their lane, and each further input costs little more than the products. Rows go by fours: their
-chains are folded together, and where a row ends with a group of blocks the four groups are one more window.
+chains are folded together, and where a row ends with a group of blocks the four groups are one more window. Where it
+ends with two, as the rows of a predictor's second matrix may be no longer, those of two rows are a window.
 
 Measured choices: the windows of one row after those of another, since two or four rows side by side read memory at
 half speed; prefetch AHEAD bytes before the loads, farther than a page.
@@ -24,12 +25,13 @@ from hotcold.kernels.cpu.byte_dots import dot_words, halves_of_pairs
 from hotcold.kernels.cpu.matrix_rows import MatrixRows
 from hotcold.kernels.cpu.simd import F32, I8, I16, I32, I64, VT, Builder, Value, constant, load
 from hotcold.kernels.cpu.sizes import PACKED_WINDOW_BYTES
-from hotcold.kernels.cpu.weights import BLOCK, DWORDS, GROUP_BLOCKS, GROUPS, BlockType, Window
+from hotcold.kernels.cpu.weights import BLOCK, DWORDS, GROUP_BLOCKS, GROUPS, BlockType, Group, Window
 
 BLOCKS = 16  # of a window, and chains
 MAX_COLUMNS = 16  # inputs that meet a row at once
 QUAD = 4  # rows whose chains are folded together
 FEW_COLUMNS = 4  # inputs whose chains are registers
+PAIR_BLOCKS = 2 * GROUP_BLOCKS  # that rows end with which meet an input two at a time
 
 
 # ---- one window ---------------------------------------------------------------------
@@ -116,8 +118,15 @@ class _Columns(Protocol):
     def keep(self, b: Builder, row: Value) -> None:
         """Leave a row's chains to `fold`."""
 
-    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: "Store") -> None:
-        """Add what the quad's rows end with, and store the sums of their chains."""
+    def lay_pairs(self, b: Builder, offset: Value) -> None:
+        """Put the last blocks of each input, which lie `offset` bytes from its beginning, where a pair meets them."""
+
+    def fold(self, b: Builder, ends: list[_Decoded], offset: Value, store: "Store") -> None:
+        """Add what the quad's rows end with, and store the sums of their chains.
+
+        Args:
+            ends: nothing, a window of the rows' last groups, or one of two rows' last two and one of the others'.
+        """
 
 
 Store = Callable[[Value, Value, int], None]
@@ -128,16 +137,39 @@ def _chains_at(b: Builder, base: Value, column: Value, row: Value) -> Value:
     return b.add(base, b.mul(b.add(b.mul(column, I64(QUAD)), row), I64(64)))
 
 
-def _quad_sums(b: Builder, base: Value, column: Value, x: Value, end: _Decoded | None) -> Value:
+def _pair_at(b: Builder, base: Value, column: Value) -> Value:
+    return b.add(base, b.mul(column, I64(PACKED_WINDOW_BYTES)))
+
+
+def _lay_pair(b: Builder, x: Value, to: Value) -> None:
+    """The first two groups of a packed window, and in place of the others the same again."""
+    for at in range(0, PACKED_WINDOW_BYTES, 64):
+        v = load(b, x, VT(I32, 16), at)
+        simd.store(b, simd.shuffle(b, v, v, [lane & ~2 for lane in range(16)]), to, at, 64)
+
+
+def _pair_added(b: Builder, window: _Decoded, first: Value, second: Value, x: Value) -> tuple[Value, Value]:
+    """The chains of two rows, with a window of the first one's two groups and the second one's."""
+    own = [lane % 4 < 2 for lane in range(16)]  # chains of the two groups
+    both = simd.shuffle(b, first, second, [lane if own[lane] else 16 + lane - 2 for lane in range(16)])
+    both = window.add(b, both, x)
+    first = simd.shuffle(b, both, first, [lane if own[lane] else 16 + lane for lane in range(16)])
+    return first, simd.shuffle(b, both, second, [lane + 2 if own[lane] else 16 + lane for lane in range(16)])
+
+
+def _quad_sums(b: Builder, base: Value, column: Value, x: Value, ends: list[_Decoded]) -> Value:
     """Of a column's chains, folded but for the blocks' places in a group: lane 4 j + i is row i's of places j.
 
     Args:
-        base: of `_chains_at`. x: address of the input's window that the rows' last groups meet.
+        base: of `_chains_at`. x: address of the input's window that `ends` meet, as `_Columns.fold` has them.
     """
     rows = [load(b, _chains_at(b, base, column, I64(i)), VT(F32, 16), align=64) for i in range(QUAD)]
+    if len(ends) == QUAD // 2:
+        pairs = (_pair_added(b, end, rows[2 * i], rows[2 * i + 1], x) for i, end in enumerate(ends))
+        rows = [row for pair in pairs for row in pair]
     groups = _turned(b, rows)
-    if end is not None:
-        groups[0] = end.add(b, groups[0], x)
+    if len(ends) == 1:
+        groups[0] = ends[0].add(b, groups[0], x)
     return b.fadd(b.fadd(groups[0], groups[2]), b.fadd(groups[1], groups[3]))
 
 
@@ -154,6 +186,7 @@ class _FewColumns:
     def __init__(self, b: Builder, xs: list[Value], numbers: list[Value]) -> None:
         self.xs, self.numbers = xs, numbers
         self.base = simd.room(b, ir.ArrayType(VT(F32, 16), QUAD * len(xs)))
+        self.pairs = simd.room(b, ir.ArrayType(VT(I8, PACKED_WINDOW_BYTES), len(xs)))
         self.cells = [cgutils.alloca_once(b, VT(F32, 16)) for _ in xs]
 
     def clear(self, b: Builder, row: Value) -> None:
@@ -168,8 +201,15 @@ class _FewColumns:
         for c, cell in enumerate(self.cells):
             simd.store(b, b.load(cell), _chains_at(b, self.base, I64(c), row), align=64)
 
-    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: Store) -> None:
-        sums = [_quad_sums(b, self.base, I64(c), b.add(x, offset), end) for c, x in enumerate(self.xs)]
+    def lay_pairs(self, b: Builder, offset: Value) -> None:
+        for c, x in enumerate(self.xs):
+            _lay_pair(b, b.add(x, offset), _pair_at(b, self.pairs, I64(c)))
+
+    def fold(self, b: Builder, ends: list[_Decoded], offset: Value, store: Store) -> None:
+        def x(c: int) -> Value:
+            return b.add(self.xs[c], offset) if len(ends) < 2 else _pair_at(b, self.pairs, I64(c))
+
+        sums = [_quad_sums(b, self.base, I64(c), x(c), ends) for c in range(len(self.xs))]
         if len(sums) == 1:
             store(_folded(b, sums[0]), self.numbers[0], 0)
             return
@@ -185,6 +225,7 @@ class _ManyColumns:
     def __init__(self, b: Builder, xs: Value, n: Value) -> None:
         self.xs, self.n = xs, n
         self.base = simd.room(b, ir.ArrayType(VT(F32, 16), QUAD * MAX_COLUMNS))
+        self.pairs = simd.room(b, ir.ArrayType(VT(I8, PACKED_WINDOW_BYTES), MAX_COLUMNS))
 
     def clear(self, b: Builder, row: Value) -> None:
         with cgutils.for_range(b, self.n) as loop:
@@ -202,10 +243,15 @@ class _ManyColumns:
     def keep(self, b: Builder, row: Value) -> None:
         """They are kept already."""
 
-    def fold(self, b: Builder, end: _Decoded | None, offset: Value, store: Store) -> None:
+    def lay_pairs(self, b: Builder, offset: Value) -> None:
         with cgutils.for_range(b, self.n) as loop:
-            x = self._x(b, loop.index, offset)
-            store(_folded(b, _quad_sums(b, self.base, loop.index, x, end)), loop.index, 0)
+            _lay_pair(b, self._x(b, loop.index, offset), _pair_at(b, self.pairs, loop.index))
+
+    def fold(self, b: Builder, ends: list[_Decoded], offset: Value, store: Store) -> None:
+        with cgutils.for_range(b, self.n) as loop:
+            c = loop.index
+            x = self._x(b, c, offset) if len(ends) < 2 else _pair_at(b, self.pairs, c)
+            store(_folded(b, _quad_sums(b, self.base, c, x, ends)), c, 0)
 
 
 # ---- rows -----------------------------------------------------------------------------
@@ -219,7 +265,7 @@ def _emit_windows(
     ahead: Value,
     add: Callable[[_Decoded, Value], None],
 ) -> None:
-    """add(window, its number) for a row's windows; of a row that ends with one group more that is left out.
+    """add(window, its number) for a row's windows; of a row that ends with one or two groups more those are left out.
 
     Args:
         ahead: bytes to what is asked for meanwhile.
@@ -238,11 +284,15 @@ def _emit_windows(
         return
     with cgutils.for_range(b, whole) as loop:
         window(loop.index, None)
-    with cgutils.if_unlikely(b, b.icmp_signed(">", left, I64(GROUP_BLOCKS))):
-        window(whole, last_block)
-    with cgutils.if_unlikely(b, _has_end(b, left)):
-        at = b.add(b.add(row, b.mul(whole, I64(kind.window_bytes))), ahead)
-        simd.emit_prefetches(b, at, GROUP_BLOCKS * kind.type_size)
+    at = b.add(b.add(row, b.mul(whole, I64(kind.window_bytes))), ahead)
+    with b.if_else(_has_pairs(b, left)) as (then, otherwise):
+        with then:
+            simd.emit_prefetches(b, at, PAIR_BLOCKS * kind.type_size)
+        with otherwise:
+            with cgutils.if_unlikely(b, b.icmp_signed(">", left, I64(GROUP_BLOCKS))):
+                window(whole, last_block)
+            with cgutils.if_unlikely(b, _has_end(b, left)):
+                simd.emit_prefetches(b, at, GROUP_BLOCKS * kind.type_size)
 
 
 def _cut(b: Builder, n_blocks: Value) -> tuple[Value, Value, Value]:
@@ -255,6 +305,11 @@ def _has_end(b: Builder, left: Value) -> Value:
     return b.icmp_unsigned("<", b.sub(left, I64(1)), I64(GROUP_BLOCKS))
 
 
+def _has_pairs(b: Builder, left: Value) -> Value:
+    """Whether it is two whole groups."""
+    return b.icmp_signed("==", left, I64(PAIR_BLOCKS))
+
+
 def _emit_quads(
     b: Builder, kind: BlockType, rows: MatrixRows, columns: _Columns, out: Value, out_stride: Value
 ) -> None:
@@ -263,6 +318,16 @@ def _emit_quads(
     whole, left, last_block = _cut(b, n_blocks)
     end_offset = b.mul(whole, I64(PACKED_WINDOW_BYTES))
     last_row, room = b.sub(rows.n_rows, I64(1)), simd.room(b, VT(F32, QUAD))
+
+    def groups_of(number: Value, places: range, last_block: Value | None) -> list[Group]:
+        """Of what a row ends with; of the last row where there are no more."""
+        row, _ = rows.row(b, b.select(b.icmp_signed("<", number, last_row), number, last_row))
+        before = b.mul(whole, I64(GROUPS))
+        return [kind.unpack_group(b, row, b.add(before, I64(g)), last_block) for g in places]
+
+    if kind.block == BLOCK:
+        with cgutils.if_unlikely(b, _has_pairs(b, left)):
+            columns.lay_pairs(b, end_offset)
     with cgutils.for_range(b, b.udiv(b.add(rows.n_rows, I64(QUAD - 1)), I64(QUAD))) as loop:
         first = b.mul(loop.index, I64(QUAD))
         n = b.sub(rows.n_rows, first)
@@ -290,18 +355,27 @@ def _emit_quads(
                         offset = b.mul(some.index, I64(4))
                         simd.store(b, load(b, b.add(room, offset), F32, align=4), b.add(at, offset), align=4)
 
-        with b.if_else(_has_end(b, left)) as (then, otherwise):
-            with then:
-                if kind.block == BLOCK:
-                    groups = []
-                    for i in range(QUAD):
-                        r = b.add(first, I64(i))
-                        row, _ = rows.row(b, b.select(b.icmp_signed("<", r, last_row), r, last_row))
-                        groups.append(kind.unpack_group(b, row, b.mul(whole, I64(GROUPS)), last_block))
-                    end = _decoded(b, kind, kind.window_of(b, groups))
-                    columns.fold(b, end, end_offset, store)
-            with otherwise:
-                columns.fold(b, None, end_offset, store)
+        def fold(n_rows: int, n_groups: int, last_block: Value | None, first: Value = first) -> None:
+            """With windows of `n_rows` rows' last groups each."""
+            ends = []
+            for i in range(0, QUAD, n_rows):
+                groups = [
+                    groups_of(b.add(first, I64(i + j)), range(n_groups), last_block) for j in range(n_rows)
+                ]
+                ends.append(_decoded(b, kind, kind.window_of(b, [group for row in groups for group in row])))
+            columns.fold(b, ends, end_offset, store)
+
+        if kind.block != BLOCK:
+            columns.fold(b, [], end_offset, store)
+        else:
+            with b.if_else(_has_end(b, left)) as (has_end, otherwise):
+                with has_end:
+                    fold(QUAD, 1, last_block)
+                with otherwise, b.if_else(_has_pairs(b, left)) as (has_pairs, neither):
+                    with has_pairs:
+                        fold(QUAD // 2, 2, None)
+                    with neither:
+                        columns.fold(b, [], end_offset, store)
 
 
 def emit_rows(b: Builder, kind: BlockType, rows: MatrixRows, x: Value, out: Value) -> None:

@@ -22,7 +22,7 @@ F32 = NDArray[np.float32]
 Walk = Callable[..., None]
 
 TYPES = [pytest.param(t, id=GGMLQuantizationType(t).name) for t in sorted(rows.TYPE_SIZE)]
-LENGTHS = {"float": (1, 33, 100, 576), "32": (32, 160, 512, 576, 1056), "256": (256, 768, 1024)}
+LENGTHS = {"float": (1, 33, 100, 576), "32": (32, 160, 256, 512, 576, 768, 1056), "256": (256, 768, 1024)}
 BATCHES = (2, 3, 4, 5, 8, 9, 15, 16, 17, 31, 33, 64, 65)
 
 

@@ -24,7 +24,7 @@ Packed = Callable[[F32], U8]
 Place = Callable[[NDArray[Any]], NDArray[Any]]
 
 FLOAT_SIZES = (1, 2, 15, 16, 17, 31, 64, 65, 100, 130, 4097)
-BLOCK_SIZES = (32, 64, 96, 128, 160, 288, 352, 1024, 4128)
+BLOCK_SIZES = (32, 64, 96, 128, 160, 256, 288, 352, 768, 1024, 4128)
 K_SIZES = (256, 512, 768, 4352)
 SIZES = {
     **dict.fromkeys((F32_ID, F16_ID, BF16_ID), FLOAT_SIZES),
