@@ -30,7 +30,7 @@ from hotcold.engine.host.machine import default_threads
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.formats import LONGEST_AT_ONCE
+from hotcold.kernels.formats import POSITIONS_A_PART
 
 RING_BYTES = 512 << 20
 """More than any card's cache."""
@@ -195,7 +195,7 @@ def sizes_of(shape: LlamaShape, emulated: bool) -> Sizes:
 
     The batch is smaller where a thread of the CPU stands for the card.
     """
-    n_tokens, n_ctx = (5 if emulated else 256), max(shape.n_ctx, LONGEST_AT_ONCE + 76)
+    n_tokens, n_ctx = (5 if emulated else 256), max(shape.n_ctx, 4 * POSITIONS_A_PART + 76)
     return Sizes(shape.n_embd, shape.n_ff, shape.n_head, shape.n_head_kv, n_tokens, n_ctx)
 
 

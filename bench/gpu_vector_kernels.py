@@ -23,7 +23,7 @@ from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.formats import (
     ACTIVATIONS,
     CANDIDATE_WORDS,
-    LONGEST_AT_ONCE,
+    POSITIONS_A_PART,
     attention_sums_bytes,
     candidate_parts_bytes,
     cos_sin_table,
@@ -130,8 +130,7 @@ def attention_cases(bed: Bed, sizes: Sizes, kv_type: str) -> Iterator[Case]:
     for i in (0, 1):
         bed.copy(stored[i], [cache[i] for cache in caches])
     yield _rope_case(bed, sizes, kv_type)
-    at_once = min(LONGEST_AT_ONCE, n_ctx)
-    for tokens, n_keys in ((1, at_once), (sizes.n_tokens, at_once)):
+    for tokens, n_keys in ((1, min(POSITIONS_A_PART, n_ctx)), (sizes.n_tokens, min(1024, n_ctx))):
         q = normal(tokens, n_head, dim)
         positions = np.arange(n_keys - tokens, n_keys, dtype=np.int32)
         given, y = (bed.put(q), bed.put(positions)), bed.empty(q.shape, "f4")
@@ -165,7 +164,7 @@ def _split_attention(
     given, y = bed.put(q), bed.empty(q.shape, "f4")
     sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
     scores = attention_sizes.Scores.plain(y, dim)
-    work = attention_sizes.attention_part(kv_type, *sizes.heads, n_ctx, n_ctx)
+    work = attention_sizes.attention_part(kv_type, *sizes.heads, parts, n_ctx)
     arrived = bed.put(np.zeros(attention_sizes.arrived_bytes(n_head, sizes.n_head_kv) // 4, np.uint32))
     places = position, sums, arrived, y, *sizes.heads, n_ctx, parts
     rest = *scores.arguments, *attention_sizes.Rounded.nowhere(y)

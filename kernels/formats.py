@@ -152,23 +152,36 @@ def cos_sin_bytes(n_ctx: int, n_rot: int) -> int:
 
 # Sums in parts, on the device
 
-LONGEST_AT_ONCE = 1024
-"""The longest context that one launch of attention reads for a single token."""
 POSITIONS_A_PART = 256
 ROWS_A_GROUP, MOST_GROUPS, MOST_ROWS = 64, 128, 256
 
 
-def n_parts(n_ctx: int) -> int:
-    """How many parts of 256 positions attention gives blocks of their own: those that n_ctx positions may touch.
+def n_parts(n_positions: int) -> int:
+    """How many parts of 256 the positions 0 to n_positions - 1 lie in; attention gives each a block of its own."""
+    return max(1, -(-n_positions // POSITIONS_A_PART))
 
-    1 up to LONGEST_AT_ONCE. Parts begin at multiples of 256, and what a window sees may begin within one. A function
-    of the context's size alone, so that a launch can be prepared once; blocks without positions do nothing.
+
+def part_classes(n_ctx: int) -> tuple[int, ...]:
+    """For how many parts a single token's attention can have blocks: 1, 2, 4 and so on, last all of the context's.
+
+    A launch has the blocks that it was prepared, and captured, with; those without positions do nothing.
     """
-    return 1 if n_ctx <= LONGEST_AT_ONCE else -(-n_ctx // POSITIONS_A_PART) + 1
+    most = n_parts(n_ctx)
+    return (*(1 << i for i in range((most - 1).bit_length())), most)
+
+
+def parts_for(n_positions: int, n_ctx: int) -> int:
+    """The class of a token that reads positions 0 to n_positions - 1, or the last of them."""
+    return min(1 << (n_parts(n_positions) - 1).bit_length(), n_parts(n_ctx))
+
+
+def most_parts(n_rows: int, n_ctx: int) -> int:
+    """How many parts a token may touch of a cache with n_rows positions: what a window sees may begin within one."""
+    return min(n_parts(n_rows) + 1, n_parts(n_ctx))
 
 
 def is_split(n_tokens: int, n_ctx: int) -> bool:
-    """Whether the positions are cut into parts: for one token of a long context.
+    """Whether the positions are cut into parts: for one token of a context of several.
 
     A batch has blocks enough without, and its sums would need a workspace of hundreds of MiB.
     """

@@ -28,7 +28,7 @@ from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
 from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
 from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
 from hotcold.kernels.cuda.scale import scale as scale_work
-from hotcold.kernels.formats import is_split, n_parts
+from hotcold.kernels.formats import is_split
 
 Nodes = Sequence[Node]
 
@@ -113,15 +113,21 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
     n_rows = low.plan.caches[layer_of(node)].n_positions
     heads, rounds = (model.n_head, model.n_head_kv, model.head_dim), bool(rounded.there)
     given = q, keys, values, low.positions()
-    if not is_split(low.n_tokens, n_rows):
-        work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows, rounds)
-        low.launch(work, *given, y, low.n_tokens, *heads, n_rows, *scores.arguments, *rounded)
-        return taken
-    parts = n_parts(n_rows)
-    partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
-    arrived = low.area("arrived", arrived_bytes(*heads[:2]) // 4, np.uint32)
-    work = attention_sizes.attention_part(kv_type, *heads, n_rows, n_rows, rounds)
-    low.launch(work, *given, partial, arrived, y, *heads, n_rows, parts, *scores.arguments, *rounded)
+
+    def launch(parts: int) -> None:
+        if parts == 1:
+            work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows, rounds)
+            low.launch(work, *given, y, low.n_tokens, *heads, n_rows, *scores.arguments, *rounded)
+            return
+        partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
+        arrived = low.area("arrived", arrived_bytes(*heads[:2]) // 4, np.uint32)
+        work = attention_sizes.attention_part(kv_type, *heads, parts, n_rows, rounds)
+        low.launch(work, *given, partial, arrived, y, *heads, n_rows, parts, *scores.arguments, *rounded)
+
+    if is_split(low.n_tokens, low.plan.n_ctx):
+        low.launch_by_parts(n_rows, launch)
+    else:
+        launch(1)
     return taken
 
 
@@ -214,6 +220,6 @@ def lower(nodes: Nodes, low: DeviceLowering) -> list[Launches]:
         taken = LOWER[nodes[0].op](low, nodes)
         listed = tuple(node for node in nodes[:taken] if node.op != "pack")
         if listed:  # a `pack` alone belongs to the first node that reads it
-            groups.append(Launches(low.store.device, listed, low.take()))
+            groups.append(low.step(listed))
         nodes = nodes[taken:]
     return groups

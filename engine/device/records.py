@@ -1,6 +1,7 @@
 """Launches in the making: where operands lie on the device, and the launches so far."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from hotcold.engine.device.matrix import DeviceMatrix
+from hotcold.engine.device.steps import Launches, LaunchesByParts
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import COLD, Node, Tensor, layer_of, tensors_of
 from hotcold.engine.graph.placed import PlacedGraph
@@ -23,7 +25,7 @@ from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.work import Work
-from hotcold.kernels.formats import mask_words, n_groups
+from hotcold.kernels.formats import mask_words, most_parts, n_groups, part_classes
 from hotcold.kernels.weight_table import QUANTISED
 
 Input = tuple[Buffer, ...]
@@ -60,16 +62,35 @@ class DeviceLowering:
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[store.card.side].slots}
         self._launches: list[Prepared] = []
+        self._by_parts = dict[int, tuple[Prepared, ...]]()
         self.unsummed: dict[str, GroupSums] = {}
 
     def launch(self, work: Work, *arguments: Any) -> None:
         """Append a launch."""
         self._launches.append(work.prepare(self.store.device, arguments))
 
+    def launch_by_parts(self, n_rows: int, launch: Callable[[int], None]) -> None:
+        """Append what `launch` appends for the number of parts of a token's context; nothing follows in its step.
+
+        Args:
+            n_rows: positions that the layer's cache holds.
+        """
+        before, most = self.take(), most_parts(n_rows, self.plan.n_ctx)
+        for parts in sorted({min(each, most) for each in part_classes(self.plan.n_ctx)}):
+            launch(parts)
+            self._by_parts[parts] = before + self.take()
+
     def take(self) -> tuple[Prepared, ...]:
         """The launches since the last call."""
         taken, self._launches = tuple(self._launches), []
         return taken
+
+    def step(self, nodes: tuple[Node, ...]) -> Launches:
+        """The launches since the last call as the step of some nodes."""
+        by_parts, self._by_parts = self._by_parts, {}
+        if not by_parts:
+            return Launches(self.store.device, nodes, self.take())
+        return LaunchesByParts(self.store.device, nodes, by_parts[1], by_parts)
 
     # Where things lie
 

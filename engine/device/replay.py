@@ -3,6 +3,10 @@
 A graph takes its arguments from where it was captured, and they are the same for every token: positions, ids of
 listed rows and all other numbers that change lie in memory of the device. It ends where the host has something to do:
 at an event that it waits for later, at a wait, at a walk.
+
+Grids are captured too, and those of attention follow the context's class (`formats.part_classes`): a graph with an
+attention in it is captured anew when a token is of another class. The one before is gone by then, so that what graphs
+take of the device's memory does not depend on how long a context is.
 """
 
 import logging
@@ -20,7 +24,7 @@ log = logging.getLogger("hotcold.engine")
 
 @dataclass
 class Replay:
-    """Steps of the device, of which the last alone may have an end on the host; captured by the first run.
+    """Steps of the device, of which the last alone may have an end on the host; captured when the class changes.
 
     Attributes:
         steps: that it carries out.
@@ -29,6 +33,10 @@ class Replay:
     device: Device
     steps: tuple[DeviceStep, ...]
     _graph: CapturedGraph | None = field(default=None, repr=False)
+    _parts: int = field(default=0, repr=False)
+
+    def __post_init__(self) -> None:
+        self._most_parts = max(step.most_parts for step in self.steps)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -37,6 +45,9 @@ class Replay:
 
     def run(self, context: Context) -> None:
         """Launch the graph, then do what the last step does on the host."""
+        parts = min(context.parts, self._most_parts)
+        if parts != self._parts:
+            self._graph, self._parts = None, parts
         if self._graph is None and self.device.has_graphs:
             self._capture(context)
         if self._graph is None:

@@ -13,7 +13,7 @@ would go on without such a wait, `WaitFor` stands in its way.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -24,7 +24,7 @@ from hotcold.kernels.cuda.device.device import Device, Prepared
 
 
 class DeviceStep(ABC):
-    """A step whose copies and launches are the same ones in every run.
+    """A step whose copies and launches are the same ones in every run, or in every one of as many parts.
 
     Attributes:
         device: that it is of.
@@ -35,6 +35,11 @@ class DeviceStep(ABC):
     device: Device
     nodes: tuple[Node, ...]
     has_end: ClassVar[bool] = False
+
+    @property
+    def most_parts(self) -> int:
+        """For how many parts of the context its launches have blocks at most; up to that they follow the run's."""
+        return 1
 
     @abstractmethod
     def enqueue(self, context: Context) -> None:
@@ -60,6 +65,27 @@ class Launches(DeviceStep):
     def enqueue(self, context: Context) -> None:
         """The launches."""
         for launch in self.launches:
+            self.device.run(launch, self.device.compute)
+
+
+@dataclass(frozen=True)
+class LaunchesByParts(Launches):
+    """A single token's attention, whose grid follows the context: `launches` while that is one part.
+
+    Attributes:
+        by_parts: as many launches for each class of the context.
+    """
+
+    by_parts: Mapping[int, tuple[Prepared, ...]]
+
+    @property
+    def most_parts(self) -> int:
+        """Of the largest class."""
+        return max(self.by_parts)
+
+    def enqueue(self, context: Context) -> None:
+        """The launches of the run's class."""
+        for launch in self.by_parts[min(context.parts, self.most_parts)]:
             self.device.run(launch, self.device.compute)
 
 

@@ -31,7 +31,7 @@ from hotcold.errors import DeviceError, SettingError
 from hotcold.gguf_io import GGUFFile
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Team
-from hotcold.kernels.formats import EXACT_POSITIONS
+from hotcold.kernels.formats import EXACT_POSITIONS, parts_for
 
 if TYPE_CHECKING:
     from hotcold.engine.device.cards import Cards
@@ -283,7 +283,8 @@ class Executor(Closing):
         run[program.TOKEN_IDS] = ids.ctypes.data
         run[program.LOGITS_ADDRESS] = 0 if logits is None else logits.ctypes.data
         run[program.LOGITS_FROM] = ids.size - (0 if logits is None else logits.shape[0])
-        context = Context(team, ids.size, logits, candidates)
+        parts = parts_for(int(positions.max()) + 1, self.n_ctx)
+        context = Context(team, ids.size, parts, logits, candidates)
         if self._cards is None:
             self.taking(steps, context)
         else:

@@ -17,6 +17,7 @@ class DeviceUse:
         device: as in --device; "cpu" where there is none.
         vram_planned, vram_used: bytes of all cards; what the devices' allocators say is used.
         kernel_launches, graph_launches: so far; kernels also as parts of graphs.
+        graph_captures: graphs that were made so far.
         ffn_device_share: part of all neurons whose rows are on the device.
         listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the experts
             that a router chose, on either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
@@ -31,6 +32,7 @@ class DeviceUse:
     vram_used: int = 0
     kernel_launches: int = 0
     graph_launches: int = 0
+    graph_captures: int = 0
     ffn_device_share: float = 0.0
     listed_device: int = 0
     listed_host: int = 0
@@ -52,6 +54,7 @@ class DeviceUse:
             self.vram_used,
             self.kernel_launches - earlier.kernel_launches,
             self.graph_launches - earlier.graph_launches,
+            self.graph_captures - earlier.graph_captures,
             self.ffn_device_share,
             self.listed_device - earlier.listed_device,
             self.listed_host - earlier.listed_host,
@@ -93,6 +96,7 @@ class DeviceUse:
             ],
             "kernel_launches": self.kernel_launches,
             "graph_launches": self.graph_launches,
+            "graph_captures": self.graph_captures,
             "ffn_device_share": self.ffn_device_share,
             "active_device_share": self.active_device_share,
         }
@@ -131,6 +135,7 @@ class DeviceMeter:
             sum(device.counters.live_bytes for device in devices),
             sum(sum(device.counters.launches.values()) for device in devices),
             sum(device.counters.graph_launches for device in devices),
+            sum(device.counters.graph_captures for device in devices),
             plan.hot_share,
             self._listed,
             listed_host,

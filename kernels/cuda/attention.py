@@ -1,8 +1,8 @@
 """Sizes of attention.cu.
 
-One launch of `attention` serves any batch and any context. One token of a long context would keep few
+One launch of `attention` serves any batch and any context. One token that reads more than a part would keep few
 multiprocessors busy, so its parts get blocks of their own, of which the last joins them: `attention_part`.
-`formats.is_split` says which way a launch goes; the bits are the same.
+`formats.parts_for` says how many; the bits are the same.
 """
 
 from collections.abc import Sequence
@@ -66,11 +66,6 @@ class Rounded(NamedTuple):
         return cls(q, d, sums, 0)
 
 
-def parts_in_use(n_keys: int) -> int:
-    """How many parts have positions of a token that reads n_keys from the first on."""
-    return cover(n_keys, KEYS)
-
-
 def attention(
     kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int, rounds: bool = False
 ) -> Work:
@@ -101,7 +96,7 @@ def attention_part(
     n_head: int,
     n_head_kv: int,
     head_dim: int,
-    n_ctx: int,
+    parts: int,
     n_keys: int,
     rounds: bool = False,
 ) -> Work:
@@ -111,12 +106,15 @@ def attention_part(
     of four queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
     `quantised_bytes`.
 
+    Args:
+        parts: that have a block, at least those of the token's positions.
+
     Arguments of the kernel: q, keys, values, positions, partial, arrived, y, n_head, n_head_kv, head_dim, n_rows,
-    n_parts(n_rows), and what `Scores` and `Rounded` have.
+    parts, and what `Scores` and `Rounded` have.
     """
     whole, y = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys), 4 * n_head * head_dim
-    grid = (n_parts(n_ctx), whole.grid[0] * n_head_kv)
-    partial = 4 * n_head * parts_in_use(n_keys) * (head_dim + 2)
+    grid = (parts, whole.grid[0] * n_head_kv)
+    partial = 4 * n_head * n_parts(n_keys) * (head_dim + 2)
     reads = whole.bytes_read - y * (n_keys > KEYS) + partial + y * rounds
     writes = partial + y + arrived_bytes(n_head, n_head_kv) + _rounded_bytes(1, n_head * head_dim, rounds)
     return Work(f"attention_part_{kv_type}", grid, BLOCK, reads, writes, whole.shared)

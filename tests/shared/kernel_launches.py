@@ -86,18 +86,18 @@ def run_attention_odd(device: Device, put: Put) -> None:
 
 
 def run_attention_parts(device: Device, put: Put) -> None:
-    n, n_ctx = 32, 1100  # six parts, of which position 550 uses three
+    n, n_ctx = 32, 1100  # five parts, of which position 550 uses three
     q, cache, position = (
         put(device, floats(2 * n)),
         put(device, floats(n_ctx * n)),
         put(device, np.array([550], "i4")),
     )
-    partial, y, parts = device.empty(2 * 6 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
+    partial, y, parts = device.empty(2 * 5 * (n + 2), "f4"), device.empty(2 * n, "f4"), n_parts(n_ctx)
     scores = Scores.plain(q, n)
     places = position, partial, put(device, np.zeros(1, "u4")), y, 2, 1, n, n_ctx, parts
     outs = device.empty(2 * n, "i1"), device.empty(2 * n // 32, "f4"), device.empty(2 * n // 32, "i4")
     arguments = (q, cache, cache, *places, *scores.arguments, *outs, 1)
-    attention_part("f32", 2, 1, n, n_ctx, 551, True).launch(device, arguments, device.compute)
+    attention_part("f32", 2, 1, n, parts, 551, True).launch(device, arguments, device.compute)
 
 
 def all_listed(device: Device, put: Put, n: int) -> tuple[Any, Any, Any]:

@@ -13,7 +13,7 @@ class Counters:
     Attributes:
         h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
         launches: how often each kernel was launched, also as a part of graphs.
-        graph_launches: how often a graph was launched.
+        graph_captures, graph_launches: how often a graph was made, and one was launched.
         host_waits: how often the host waited for the device.
         waiting: seconds that it waited.
         stream_waits: how often a stream was told to wait for another.
@@ -26,6 +26,7 @@ class Counters:
     d2h_calls: int = 0
     d2h_bytes: int = 0
     launches: Counter[str] = field(default_factory=Counter)
+    graph_captures: int = 0
     graph_launches: int = 0
     host_waits: int = 0
     waiting: float = 0.0

@@ -279,6 +279,7 @@ class Device(Closing):
                 enqueue()
             finally:
                 raw = self.driver.end_capture(stream.raw)
+            counters.graph_captures += 1
             return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
         except DeviceError as error:
             raise CaptureError(f"graph of {self.name}", error, "not captured", "add --no-graphs") from error

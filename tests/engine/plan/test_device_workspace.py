@@ -49,5 +49,5 @@ def test_plain_weights_need_no_quantised_input_and_an_ordinary_ffn_two_hidden_ve
 def test_a_long_context_needs_the_sums_of_its_parts_for_one_token() -> None:
     model = build("small", Shape("llama", 2, 256, 512, 4, 2, 96, 64), GGMLQuantizationType.F16)
     graphs = [architectures.build(model, n, "off") for n in (1, 100)]
-    assert device_areas(graphs, model, 2800)["attention"] == 4 * 4 * 12 * 66  # whole cache lines
-    assert device_areas(graphs[1:], model, 2800)["attention"] == 0
+    assert device_areas(graphs, model, 3000)["attention"] == 4 * 4 * 12 * 66  # whole cache lines
+    assert device_areas(graphs[1:], model, 3000)["attention"] == 0

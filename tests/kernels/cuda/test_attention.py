@@ -18,12 +18,19 @@ from hotcold.kernels.cuda.attention import (
     arrived_bytes,
     attention,
     attention_part,
-    parts_in_use,
 )
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.quantise import quantise
-from hotcold.kernels.formats import KV_TYPES, LONGEST_AT_ONCE, attention_sums_bytes, is_split, n_parts
+from hotcold.kernels.formats import (
+    KV_TYPES,
+    attention_sums_bytes,
+    is_split,
+    most_parts,
+    n_parts,
+    part_classes,
+    parts_for,
+)
 from hotcold.kernels.order_of_device_sums import device_attention
 
 pytestmark = pytest.mark.pairwise
@@ -122,7 +129,7 @@ def attend(device: Device, put: Put, get: Get, case: Case, split: bool, to: Roun
     """By a block for all positions, or in parts; rounded too, if there is room."""
     q, positions = put(device, case.q), put(device, case.positions)
     keys, values = put(device, case.cache(2)), put(device, case.cache(3))
-    y, parts = device.empty(case.q.shape, "f4"), n_parts(case.n_ctx)
+    y, parts = device.empty(case.q.shape, "f4"), n_parts(case.n_ctx) + bool(case.window)
     given, scores = (q, keys, values, positions), case.scores(put(device, case.sinks))
     rounded, rounds = to or Rounded.nowhere(y), to is not None
     if not split:
@@ -130,9 +137,9 @@ def attend(device: Device, put: Put, get: Get, case: Case, split: bool, to: Roun
         sizes = y, case.n_tokens, *case.sizes
         work.launch(device, (*given, *sizes, *scores.arguments, *rounded), device.compute)
         return get(device, y)
-    partial = device.empty(attention_sums_bytes(1, case.n_head, case.head_dim, case.n_ctx) // 4, "f4")
+    partial = device.empty(attention_sums_bytes(1, case.n_head, case.head_dim, 256 * parts) // 4, "f4")
     arrived = put(device, np.zeros(arrived_bytes(case.n_head, case.n_head_kv) // 4, "u4"))
-    work = attention_part(case.kv_type, *case.sizes, case.n_keys, rounds)
+    work = attention_part(case.kv_type, *case.sizes[:3], parts, case.n_keys, rounds)
     places = partial, arrived, y, *case.sizes, parts
     work.launch(device, (*given, *places, *scores.arguments, *rounded), device.compute)
     assert not get(device, arrived).any()
@@ -347,7 +354,7 @@ def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put
     scores = case.scores(q)
     places = position, partial, put(device, np.zeros(1, "u4")), y, *case.sizes, n
     arguments = (q, keys, values, *places, *scores.arguments, *Rounded.nowhere(y))
-    launch = attention_part("f16", *case.sizes, 1600).prepare(device, arguments)
+    launch = attention_part("f16", *case.sizes[:3], n, 1600).prepare(device, arguments)
     for n_past in (1500, 70, 0, 900):
         device.upload(position, host_of(device, n_past), device.compute)
         device.run(launch, device.compute)
@@ -375,7 +382,7 @@ def test_a_counter_that_does_not_begin_anew_is_noticed(open_emulated: Open, put:
             nothing = device.pinned(y.shape, "f4")
             nothing.array[:] = np.nan
             device.upload(y, nothing, device.compute)
-            attention_part("f16", *case.sizes, 701).launch(device, arguments, device.compute)
+            attention_part("f16", *case.sizes[:3], 5, 701).launch(device, arguments, device.compute)
         answers.append(get(device, y))
     assert close(answers[0], case.want()) and np.isnan(answers[1]).all()
 
@@ -390,15 +397,37 @@ def host_of(device: Device, position: int) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("n_ctx", "parts"), [(1, 1), (LONGEST_AT_ONCE, 1), (1025, 6), (4096, 17), (1 << 20, 4097)]
+    ("n_ctx", "parts"), [(1, 1), (256, 1), (257, 2), (1025, 5), (4096, 16), (1 << 20, 4096)]
 )
-def test_parts_depend_on_the_context_alone(n_ctx: int, parts: int) -> None:
+def test_parts_are_of_256_positions(n_ctx: int, parts: int) -> None:
     assert n_parts(n_ctx) == parts
     assert is_split(1, n_ctx) == (parts > 1)
     assert attention_sums_bytes(1, 3, 64, n_ctx) == (0 if parts == 1 else 4 * 3 * parts * 66)
     assert attention_sums_bytes(2, 3, 64, n_ctx) == 0
 
 
-@pytest.mark.parametrize(("n_keys", "in_use"), [(1, 1), (256, 1), (257, 2), (4096, 16)])
-def test_parts_are_of_256_positions(n_keys: int, in_use: int) -> None:
-    assert parts_in_use(n_keys) == in_use
+@pytest.mark.parametrize(
+    ("n_ctx", "classes"),
+    [
+        (1, (1,)),
+        (256, (1,)),
+        (300, (1, 2)),
+        (1024, (1, 2, 4)),
+        (1100, (1, 2, 4, 5)),
+        (131072, (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)),
+    ],
+)
+def test_a_token_is_of_the_smallest_class_that_holds_its_positions(
+    n_ctx: int, classes: tuple[int, ...]
+) -> None:
+    assert part_classes(n_ctx) == classes
+    borders = {n for parts in classes for n in (256 * parts, 256 * parts + 1) if n <= n_ctx}
+    for n in sorted(borders | {1, n_ctx}):
+        assert parts_for(n, n_ctx) == min(parts for parts in classes if 256 * parts >= n)
+
+
+@pytest.mark.parametrize("n_rows", [1, 64, 256, 257, 512, 1100])
+def test_a_window_touches_no_more_parts_than_its_cache_has_blocks_for(n_rows: int) -> None:
+    for end in range(1, 1101):
+        touched = (end - 1) // 256 - max(0, end - n_rows) // 256 + 1
+        assert touched <= min(parts_for(end, 1100), most_parts(n_rows, 1100))

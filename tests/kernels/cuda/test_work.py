@@ -370,13 +370,13 @@ def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
 
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_attention_in_parts(device: Device, touched: Touched, kv_type: str) -> None:
-    """Position 550 of 1100: three of six parts are in use."""
+    """Position 550 of 1100: three of five parts are in use."""
     parts, position = n_parts(1100), filled(device, np.array([550], "i4"))
     partial, q, y = device.empty((4, parts, 34), "f4"), ones(device, 4, 32), device.empty((4, 32), "f4")
     keys, values = (cache(device, kv_type, 2, 1100, 32) for _ in range(2))
     scores, arrived = Scores.plain(q, 32), filled(device, np.zeros(2, "u4"))
     for rounded in (Rounded.nowhere(y), Rounded.to(empty_quantised(device, 1, 128))):
-        work = attention_part(kv_type, 4, 2, 32, 1100, 551, bool(rounded.there))
+        work = attention_part(kv_type, 4, 2, 32, parts, 551, bool(rounded.there))
         places = position, partial, arrived, y, 4, 2, 32, 1100, parts
         arguments = (q, keys, values, *places, *scores.arguments, *rounded)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
