@@ -241,6 +241,7 @@ def _streaming(streaming: Streaming) -> Report:
         "buffer_bytes": max(piece.n_bytes for piece in streaming.pieces),
         "sent_bytes": streaming.sent_bytes,
         "cpu_products": round(streaming.work),
+        "stays": list(streaming.stays),
         "usual_bus_bytes": USUAL_BUS,
         "usual_cpu_products": USUAL_PRODUCTS,
         "pieces": [

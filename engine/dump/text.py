@@ -320,6 +320,8 @@ def prompt_lines(report: Report) -> Iterator[str]:
         f"prompts: for a batch of {least} tokens and more {sent} are sent to the GPU, in {len(found['pieces'])} pieces "
         f"through two staging buffers of {buffers}, and it does all of the batch"
     )
+    if found["stays"]:
+        yield f"  but for {', '.join(found['stays'])}"
     if found["asked"] is not None:
         yield "  as --stream-batch asks"
         return

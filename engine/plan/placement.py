@@ -53,7 +53,14 @@ from hotcold.engine.plan.plan import (
 )
 from hotcold.engine.plan.reserve import Reserve, fitting_reserves, nothing_reserved
 from hotcold.engine.plan.spending import Left
-from hotcold.engine.plan.streaming import lacks_something, largest_piece, obstacle, streaming_of, with_staging
+from hotcold.engine.plan.streaming import (
+    lacks_something,
+    largest_piece,
+    obstacle,
+    streaming_of,
+    with_staging,
+    without_kernel,
+)
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io.firing_counts import Counts
@@ -101,17 +108,24 @@ def plan(
     )
     reserves = _reserves(asked)
     made = _settled(asked, reserves)
-    if how.stream_batch == 0 or not budget.n_bytes or not lacks_something(made):
+    if how.stream_batch == 0 or not budget.n_bytes:
         return made
+    if not lacks_something(made):
+        return _not_streamed(made, how, "; ".join(f"no kernel: {each}" for each in without_kernel(made)))
     for share, reserve in zip(shares, reserves, strict=True):
         if reason := obstacle(model, how, reserve, share):
-            said = () if how.stream_batch is None else (reason,)
-            return replace(made, not_streamed=reason, notes=(*made.notes, *said))
+            return _not_streamed(made, how, reason)
     most = [
         largest_piece(model, how.sparsity, share.layers) if lacks_something(made, share.layers) else 0
         for share in shares
     ]
     return _streamed(asked, reserves, most) or made
+
+
+def _not_streamed(made: Plan, how: Wanted, reason: str) -> Plan:
+    """The plan with why no prompt is streamed, which is told to who asked for it; "" where there is no need to."""
+    said = () if how.stream_batch is None or not reason else (reason,)
+    return replace(made, not_streamed=reason, notes=(*made.notes, *said))
 
 
 @dataclass(frozen=True)

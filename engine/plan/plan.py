@@ -192,12 +192,14 @@ class Streaming:
         pieces: in their order.
         asked: tokens from which on batches are sent, as asked for; None: where it pays.
         work: products of a weight with a number that the CPU would do for a token in its place, at most.
+        stays: what the CPU does all the same, and why, in words.
     """
 
     graph: GraphPlan
     pieces: tuple[SentPiece, ...]
     asked: int | None
     work: float
+    stays: tuple[str, ...] = ()
 
     @property
     def least(self) -> int:

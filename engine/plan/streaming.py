@@ -7,6 +7,7 @@ goes into one of two staging buffers while the device works on the other one.
 What has no kernel, the head, and attention over a KV cache on the CPU stay there.
 """
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import groupby
@@ -82,7 +83,28 @@ def streaming_of(plan: Plan, graph: Graph, asked: int | None) -> Streaming | Non
     every = {**{name: GPU for name in wanted}, **sides.weights}
     placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), streams=True)
     pieces = tuple(_pieces(plan, placed.nodes, wanted))
-    return Streaming(GraphPlan(graph, placed, arenas), pieces, asked, _work(plan, pieces)) if pieces else None
+    if not pieces:
+        return None
+    stays = (*without_kernel(plan), *_cached_on_the_cpu(plan))
+    return Streaming(GraphPlan(graph, placed, arenas), pieces, asked, _work(plan, pieces), stays)
+
+
+def without_kernel(plan: Plan) -> tuple[str, ...]:
+    """What no batch has sent, since the device has no kernels for it, and why, in words."""
+    found = Counter[tuple[str, str]]()
+    for layer in plan.model.layers:
+        parts = ("dense part", dense_part(layer, plan.sparsity)), ("FFN", ffn_part(layer, plan.sparsity))
+        found.update((what, part.obstacle.reason) for what, part in parts if part.obstacle is not None)
+    return tuple(f"{what} of {_layers(n)} ({reason})" for (what, reason), n in found.items())
+
+
+def _cached_on_the_cpu(plan: Plan) -> tuple[str, ...]:
+    n = sum(cache.side == CPU for cache in plan.caches)
+    return (f"attention of {_layers(n)} (KV cache on the CPU)",) if n else ()
+
+
+def _layers(n: int) -> str:
+    return f"{n} layer{'s' * (n > 1)}"
 
 
 def lacks_something(plan: Plan, layers: range | None = None) -> bool:

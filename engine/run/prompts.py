@@ -18,6 +18,8 @@ def settle_prompts(executor: Executor) -> str:
         devices, lacks = executor.devices, any(split.n_hot < split.n_ff for split in executor.plan.layers)
         return f"prompts: {ON_THE_EMULATED}" if devices and devices[0].is_emulated and lacks else ""
     held = f"{mib(streaming.sent_bytes)} are sent for each"
+    if streaming.stays:
+        held += f", and on the CPU stay {', '.join(streaming.stays)}"
     if streaming.asked is not None:
         return (
             f"prompts: batches of {streaming.asked} tokens and more run on the device, as asked for; {held}"

@@ -8,14 +8,16 @@ import pytest
 from any_model import by_neuron
 from gguf import GGMLQuantizationType
 
+from hotcold.engine.dump.report import as_json
+from hotcold.engine.dump.text import prompt_lines
 from hotcold.engine.graph.arena import aligned
 from hotcold.engine.graph.placed import CPU, GPU
-from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
 from hotcold.engine.plan.cards import CARDS, estimate
-from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.plan import Plan, Streaming
 from hotcold.engine.plan.planning import checked_stream_batch
 from hotcold.engine.plan.streaming import largest_piece
 from hotcold.engine.plan.wanted import Wanted
@@ -128,6 +130,35 @@ def test_neurons_of_experts_are_sent_by_where_each_expert_begins(n_mib: int, spa
         assert piece.n_thresholds == n_least * piece.units.size
         rows = sum(each.n_bytes for each in piece.sent)
         assert piece.n_bytes == rows + aligned(piece.index.nbytes) + aligned(4 * piece.n_thresholds)
+
+
+def test_what_has_no_kernel_is_named() -> None:
+    """In a part of the layers beside what is sent; in all of them in place of it, to who asked for it."""
+    model = eight_layers(like("mixtral-8x7b:q4_0", None))
+    stacked = replace(model, layers=tuple(map(with_experts_apart, model.layers)))
+    some = replace(model, layers=(*stacked.layers[:3], *model.layers[3:]))
+    (named,) = streaming_of_plan(plan_of(some, 4000, 32)).stays
+    assert named == "FFN of 3 layers (its experts are tensors of their own: convert the file for a device)"
+    assert streaming_of_plan(plan_of(model, 4000, 32)).stays == ()
+    plan = plan_of(stacked, 4000, 32)
+    assert plan.streaming is None and "FFN of 8 layers (its experts are" in plan.not_streamed
+    assert plan.not_streamed in plan.notes and plan.not_streamed not in plan_of(stacked, 4000, None).notes
+    several = Wanted("off", 512, 64, n_slots=2, stream_batch=32)
+    slots = placement.plan(LLAMA, several, Budget("", 800 * MIB, ""))
+    assert streaming_of_plan(slots).stays == ("attention of 8 layers (KV cache on the CPU)",)
+    (line,) = [line for line in prompt_lines(as_json(slots)) if "attention" in line]
+    assert line == "  but for attention of 8 layers (KV cache on the CPU)"
+
+
+def streaming_of_plan(plan: Plan) -> Streaming:
+    assert plan.streaming is not None, plan.not_streamed
+    return plan.streaming
+
+
+def with_experts_apart(layer: Layer) -> Layer:
+    up = layer.ffn_up_exps
+    assert up is not None
+    return replace(layer, ffn_up_exps=replace(up, stacked=("a", "b")))
 
 
 def with_thresholds_by_neuron(model: Model) -> Model:
