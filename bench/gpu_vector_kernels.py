@@ -15,6 +15,7 @@ from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated
+from hotcold.kernels.cuda.keep_some import keep_some
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.rms_norm import rms_norm, rms_norm_quantised
@@ -73,8 +74,13 @@ def vector_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
     n_vocab = 8 * n
     logits, found = normal(n_vocab, seed=7), bed.empty((CANDIDATE_WORDS,), "i4")
     parts, arrived = bed.empty((candidate_parts_bytes(n_vocab) // 8,), "u8"), bed.put(np.zeros(1, "u4"))
-    given_row = bed.put(logits), parts, arrived, found, n_vocab
+    given_row = bed.put(logits), parts, arrived, found, n_vocab, 0
     yield one(bed, f"{n_vocab}", candidates(n_vocab), given_row, found, lambda: ref.candidates(logits), EXACT)
+    profile = bed.put(logits)
+    given_profile = profile, n_vocab
+    yield one(
+        bed, f"{n_vocab}", keep_some(n_vocab), given_profile, profile, lambda: ref.keep_some(logits), EXACT
+    )
 
 
 def _unrounded(bed: Bed, out: Sequence[Buffer]) -> Array:

@@ -361,8 +361,21 @@ def active_rows(active: NDArray[np.bool_], neurons: NDArray[np.int32]) -> list[N
     return [np.flatnonzero(of_token[neurons]) for of_token in active]
 
 
-def candidates(logits: F32) -> NDArray[np.int32]:
+def keep_some(profile: F32) -> F32:
+    """Which rows of a head are wanted, by positive numbers: where none is positive, all of them are 1."""
+    return profile if (profile > 0).any() else np.ones_like(profile)
+
+
+def positive_rows(y: F64, profile: F32) -> F64:
+    """A product's rows where the profile is positive; the others are -infinity."""
+    return np.where(profile > 0, y, -np.inf)
+
+
+def candidates(logits: F32, left_out: bool = False) -> NDArray[np.int32]:
     """The likeliest tokens of one row of logits: by falling logit, of equal ones by rising number, NaN last.
+
+    Args:
+        left_out: whether -infinity is what rows have that were left out, and counts as finite.
 
     Returns:
         int32 [CANDIDATE_WORDS]: 1 where any logit is not finite, else 0; `N_CANDIDATES` numbers, -1 where there are
@@ -372,4 +385,5 @@ def candidates(logits: F32) -> NDArray[np.int32]:
     missing = (0, N_CANDIDATES - ids.size)
     values = np.pad(logits[ids], missing).astype(np.float32).view(np.int32)
     numbers = np.pad(ids, missing, constant_values=-1)
-    return np.concatenate([[not np.isfinite(logits).all()], numbers, values]).astype(np.int32)
+    is_fault = ~np.isfinite(logits) & ~(np.isneginf(logits) & left_out)
+    return np.concatenate([[is_fault.any()], numbers, values]).astype(np.int32)

@@ -18,6 +18,8 @@ from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Prepared
+from hotcold.kernels.cuda.keep_some import keep_some
+from hotcold.kernels.cuda.matvec import WHERE_POSITIVE
 from hotcold.kernels.formats import CANDIDATE_WORDS, candidate_parts_bytes
 
 
@@ -116,29 +118,31 @@ class DeviceSide:
     def logits_of(self, low: DeviceLowering, nodes: list[PlacedNode]) -> Logits:
         """The head's step."""
         node = nodes[0].node
-        weight = node.weight("weight")
-        n = weight.ne[0]
+        weight, profile = node.weight("weight"), node.find_tensor("profile")
+        n, listed, flags = weight.ne[0], None, 0
+        if profile is not None:
+            listed, flags = low.vector(profile), WHERE_POSITIVE
+            low.launch(keep_some(profile.shape[1]), listed, profile.shape[1])
         x = low.hidden_input(weight, low.vector(node.tensor("x")))
-        rounding = low.take()
+        before = low.take()
         matrix = self.store.matrix(weight, head=True)
         y = low.area("logits", matrix.n_rows, np.float32)
         parts_bytes = candidate_parts_bytes(matrix.n_rows)
         parts = low.area("candidates", parts_bytes // 8, np.uint64)
         found = low.area("candidates", CANDIDATE_WORDS, np.int32, parts_bytes)
-        low.launch(
-            candidates(matrix.n_rows), y, parts, low.area("arrived", 1, np.uint32), found, matrix.n_rows
-        )
+        given = y, parts, low.area("arrived", 1, np.uint32), found, matrix.n_rows, int(profile is not None)
+        low.launch(candidates(matrix.n_rows), *given)
         choosing = low.take()
 
         @cache
         def of_token(token: int) -> tuple[Prepared, ...]:
-            low.product(matrix, low.tokens_of(x, token, 1, n), y, n_tokens=1)
+            low.product(matrix, low.tokens_of(x, token, 1, n), y, flags=flags, bias=listed, n_tokens=1)
             return low.take()
 
         of_token(low.n_tokens - 1)  # the one that is mostly wanted
         all_nodes = tuple(p.node for p in nodes)
         arrives = self.logits, found, self.found, self.event
-        return Logits(self.device, all_nodes, rounding, y, *arrives, choosing, of_token)
+        return Logits(self.device, all_nodes, before, y, *arrives, choosing, of_token)
 
     def bus_speed(self) -> float:
         """Bytes a second to the device, measured between two runs: to a staging buffer, or of intermediates."""

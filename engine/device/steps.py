@@ -147,7 +147,7 @@ class Logits(DeviceStep):
     are copied.
 
     Attributes:
-        rounding: launches for all tokens together, before the first.
+        before: launches for all tokens together, before the first: the rounding, and which rows are wanted.
         buffer: one token's logits.
         host: page-locked, where they arrive.
         found, host_found: the candidates among them, int32 [CANDIDATE_WORDS], and where those arrive.
@@ -159,7 +159,7 @@ class Logits(DeviceStep):
     has_end: ClassVar[bool] = True
     device: Device
     nodes: tuple[Node, ...]
-    rounding: tuple[Prepared, ...]
+    before: tuple[Prepared, ...]
     buffer: Buffer
     host: Pinned
     found: Buffer
@@ -169,10 +169,10 @@ class Logits(DeviceStep):
     launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
     def enqueue(self, context: Context) -> None:
-        """The rounding, and the first token's launches and copy."""
+        """What comes before, and the first token's launches and copy."""
         if context.logits is None:
             return
-        for launch in self.rounding:
+        for launch in self.before:
             self.device.run(launch, self.device.compute)
         self._enqueue_token(context.n_tokens - len(context.logits), context.candidates is not None)
 

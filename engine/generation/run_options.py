@@ -15,7 +15,7 @@ class RunOptions:
         threads: None: the physical cores within the process's affinity and quota.
         sparsity: "auto", "exact", "off", "predictor" or "threshold"; see `sparsity.resolve_sparsity`.
         head_sparsity: "auto": of a model with a profile of the head (SmallThinker's) a token by itself computes the
-            rows that this lists, on the CPU alone; the other logits are -infinity. "off": all of them.
+            rows that this lists, where the head lies; the other logits are -infinity. "off": all of them.
         sparse_pred_threshold: predictor outputs at or above it count as active; None: the environment
             variable LLAMA_SPARSE_PRED_THRESHOLD, else the file's.
         device: "auto" (the first card if it can be used), "cpu", "cuda", "cuda:N", "emulated" or "emulated:N"; several

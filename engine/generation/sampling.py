@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.settings import SamplingSettings
+from hotcold.errors import SettingError
 
 LARGEST = float(np.finfo(np.float64).max)
 
@@ -27,7 +28,11 @@ class Sampler:
         """The next token.
 
         Args:
-            logits: float32 [n_vocab], unchanged. ids: chosen so far. prompt_ids: in front of them.
+            logits: float32 [n_vocab], unchanged; -infinity cannot be chosen. ids: chosen so far. prompt_ids: in front of
+                them.
+
+        Raises:
+            SettingError: none can be chosen.
         """
         settings = self.settings
         values: NDArray[np.floating] = logits
@@ -35,7 +40,9 @@ class Sampler:
             values = penalized = logits.astype(np.float64)
             penalize(penalized, last_ids(prompt_ids, ids, settings.repeat_last_n), settings)
         if settings.temp == 0:
-            return int(np.argmax(values))
+            token = int(np.argmax(values))
+            _check_any(values[token])
+            return token
         likely = most_likely(values, settings.top_k)
         return self._draw(likely, values[likely])
 
@@ -44,18 +51,32 @@ class Sampler:
 
         Args:
             ids: [n]. values: their logits.
+
+        Raises:
+            SettingError: none can be chosen.
         """
         k = self.settings.top_k
-        return int(ids[0]) if self.settings.temp == 0 else self._draw(ids[:k], values[:k])
+        if self.settings.temp:
+            return self._draw(ids[:k], values[:k])
+        _check_any(values[0])
+        return int(ids[0])
 
     def _draw(self, likely: NDArray[np.integer], values: NDArray[np.floating]) -> int:
         """One of those that top_k leaves, by falling value."""
         settings = self.settings
+        _check_any(values[0])
         p = softmax(values.astype(np.float64), settings.temp)
         p = p[: min(kept_by_top_p(p, settings.top_p), kept_by_min_p(p, settings.min_p))]
         cumulative = np.cumsum(p)
         drawn = np.searchsorted(cumulative, self._random.random() * cumulative[-1], side="right")
         return int(likely[min(int(drawn), p.size - 1)])
+
+
+def _check_any(largest: np.floating) -> None:
+    """Of the tokens that a ban or a grammar leaves a head that computes some rows may have computed none."""
+    if largest == -np.inf:
+        bound = "the profile of the head leaves out every token that may follow here"
+        raise SettingError("head_sparsity", "auto", bound, "add --head-sparsity off")
 
 
 def last_ids(prompt_ids: Sequence[int], ids: Sequence[int], n: int) -> list[int]:

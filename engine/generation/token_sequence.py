@@ -76,7 +76,11 @@ class TokenSequence:
         A text that follows a grammar ends where nothing can follow.
 
         Args:
-            logits: float32 [n_vocab], all finite; the tokenizer's part of them counts.
+            logits: float32 [n_vocab], finite but for those that a profile of the head left out, -infinity; the
+                tokenizer's part of them counts.
+
+        Raises:
+            SettingError: all that may follow were left out.
         """
         statistics = self.statistics
         logits = logits[: self._tokenizer.n_vocab]

@@ -177,6 +177,11 @@ class Model(Hyperparameters):
         return tuple(i for i, layer in enumerate(self.layers) if self.has_predictors and layer.fc1 is None)
 
     @property
+    def head_profile(self) -> tuple[Weight, ...]:
+        """Both matrices of the profile of the head; none without one."""
+        return tuple(weight for weight in (self.head_fc1, self.head_fc2) if weight is not None)
+
+    @property
     def lists_head_rows(self) -> bool:
         """Whether a token by itself computes some rows of the head alone."""
         return self.sparse_head and self.head_fc1 is not None

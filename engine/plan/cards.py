@@ -137,7 +137,7 @@ def _prompt(plan: Plan, card: Card) -> float:
     rate = REACHED_PROMPT * card.n_sm * DOTS_A_CLOCK * 8 * card.ghz * 1e9
     device = host = 0.0
     for entry in plan.weights:
-        if entry.role in ("embedding", "rope", "head", "norm", "bias") or len(entry.ne) < 2:
+        if entry.role in ("embedding", "rope", "head", "profile", "norm", "bias") or len(entry.ne) < 2:
             continue
         numbers = entry.n_rows * entry.ne[0] * _used(plan, entry.role)
         there = entry.device_rows / entry.n_rows

@@ -47,7 +47,9 @@ def entry(
 def _name(weight: Weight, model: Model, number: int | None) -> str:
     """The tensor's name, with the rows where several weights are stacked in it."""
     if number is None:
-        return weight.name
+        parts = zip(model.head_profile, ("rows of the profile", "rows of the vocabulary"), strict=False)
+        of_profile = [f"{weight.name} {rows}" for fc, rows in parts if fc is weight]
+        return of_profile[0] if of_profile else weight.name
     layer = model.layers[number]
     others = (getattr(layer, field.name) for field in fields(layer))
     if not any(each is not None and each != weight and each.name == weight.name for each in others):

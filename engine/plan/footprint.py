@@ -97,9 +97,10 @@ def dense_part(layer: Layer, sparsity: str) -> WeightGroup:
 
 
 def head_part(model: Model) -> WeightGroup:
-    """The last norm and the output matrix."""
+    """The last norm, the output matrix, and the profile where a token by itself goes by one."""
     biases = [("bias", model.output_norm_bias)] if model.output_norm_bias is not None else []
-    return part(("norm", model.output_norm), *biases, ("head", model.output))
+    profile = [("profile", weight) for weight in model.head_profile] if model.lists_head_rows else []
+    return part(("norm", model.output_norm), *biases, ("head", model.output), *profile)
 
 
 def ffn_part(layer: Layer, sparsity: str) -> WeightGroup:

@@ -17,25 +17,26 @@ SEVERAL = {
     "dense_gated_ffn": 2,
     "sparse_ffn": 2,
     "dense_ffn": 2,
-    "expert_ffn": 4,
+    "expert_ffn": 5,
 }
 """Kernels of an op that takes more than one."""
 TAKEN_BY_THE_ONE_BEFORE = {
     ("mul_mat", "add"),
     ("merge", "add"),
-    *((ffn, "add") for ffn in SEVERAL if ffn.endswith("ffn")),
+    *((ffn, "add") for ffn in FFN_OPS),
     *((ffn, "merge") for ffn in FFN_OPS),  # which adds up what the hot rows left
     ("rope", "rope"),
     ("rope", "kv_store"),
     ("rms_norm", "quantise"),
     ("layer_norm", "quantise"),
-    ("attention", "pack"),
     ("rms_norm", "pack"),
     ("layer_norm", "pack"),
 }
 """Of two nodes that follow each other, those that are one launch."""
 STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
 """Likewise where a number of the cache needs no other."""
+ROUNDED_WITH_THE_HEADS = {("attention", "pack")}
+"""Likewise where heads are whole blocks."""
 
 
 def launches_of_a_token(plan: Plan) -> int:
@@ -45,6 +46,7 @@ def launches_of_a_token(plan: Plan) -> int:
         placed = pack(placed, card.side, QUANTISED.__contains__)
     nodes = [p.node for p in placed.nodes if p.side != CPU and p.node.op != "copy"]
     taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(plan.kv_type) == 1 else set())
+    taken |= ROUNDED_WITH_THE_HEADS if plan.model.head_dim % 32 == 0 else set()
     count, before = 0, ""
     for i, node in enumerate(nodes):
         if (before, node.op) not in taken and not _is_of_three(nodes, i):
@@ -54,9 +56,12 @@ def launches_of_a_token(plan: Plan) -> int:
 
 
 def _more(node: Node) -> int:
-    """What an op takes beside: the rounding of a vector of its own, the search among what came out."""
+    """What an op takes beside: a rounding of its own, whether a profile wants any row, the search among what came out."""
     rounds = {"predictor": "fc2", "logits": "weight"}.get(node.op)
-    return int(rounds is not None and node.weight(rounds).type in QUANTISED) + (node.op == "logits")
+    if node.op in (*FFN_OPS, "expert_ffn") and not node.attributes.get("transposed", True):
+        rounds = "down"
+    is_head, looks = node.op == "logits", node.find_tensor("profile") is not None
+    return int(rounds is not None and node.weight(rounds).type in QUANTISED) + is_head + looks
 
 
 def _is_of_three(nodes: list[Node], i: int) -> bool:

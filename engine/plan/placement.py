@@ -54,8 +54,9 @@ from hotcold.engine.plan.plan import (
 from hotcold.engine.plan.reserve import Reserve, fitting_reserves, nothing_reserved
 from hotcold.engine.plan.spending import Left
 from hotcold.engine.plan.streaming import (
-    buffers_at_most,
     lacks_something,
+    largest_piece,
+    obstacle,
     streaming_of,
     with_staging,
     without_kernel,
@@ -93,8 +94,6 @@ def plan(
         SettingError: counts, or hot neurons, that are not the model's.
     """
     check_layers(model, hot)
-    if budget.n_bytes:  # no device has a kernel for some rows of the head
-        model = replace(model, sparse_head=False)
     shares = divide(model, how, budget)
     asked = _Asked(
         model,
@@ -109,14 +108,20 @@ def plan(
     made = _settled(asked, reserves)
     if how.stream_batch == 0 or not budget.n_bytes:
         return made
-    if not lacks_something(made, range(model.n_layer)):
+    if not lacks_something(made):
         return _not_streamed(made, how, "; ".join(f"no kernel: {each}" for each in without_kernel(made)))
-    most, reason = buffers_at_most(made, how, reserves, shares)
-    return _not_streamed((any(most) and _streamed(asked, reserves, most)) or made, how, reason)
+    for share, reserve in zip(shares, reserves, strict=True):
+        if reason := obstacle(model, how, reserve, share):
+            return _not_streamed(made, how, reason)
+    most = [
+        largest_piece(model, how.sparsity, share.layers) if lacks_something(made, share.layers) else 0
+        for share in shares
+    ]
+    return _streamed(asked, reserves, most) or made
 
 
 def _not_streamed(made: Plan, how: Wanted, reason: str) -> Plan:
-    """The plan with why nothing, or not all, is streamed, which is told to who asked for it; "" without need."""
+    """The plan with why no prompt is streamed, which is told to who asked for it; "" where there is no need to."""
     said = () if how.stream_batch is None or not reason else (reason,)
     return replace(made, not_streamed=reason, notes=(*made.notes, *said))
 
@@ -139,10 +144,7 @@ def _settled(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
     while True:
         made = _placed(asked, reserves)
         if any(reserve.staging for reserve in reserves):
-            both = zip(asked.shares, reserves, strict=True)
-            layers = [i for share, reserve in both if reserve.staging for i in share.layers]
-            batch, least = reserves[0].graphs[1], asked.how.stream_batch
-            made = replace(made, streaming=streaming_of(made, batch, least, layers))
+            made = replace(made, streaming=streaming_of(made, reserves[0].graphs[1], asked.how.stream_batch))
         graphs = made.decode, made.batch, *made.all_graphs
         arenas = [max(graph.arenas[card.side].n_bytes for graph in graphs) for card in made.cards]
         if all(arena <= reserve.arena for arena, reserve in zip(arenas, reserves, strict=True)):
@@ -282,12 +284,8 @@ def _mapped(model: Model) -> list[WeightEntry]:
         if factors is not None:
             why = "its factors are worked into the rotation's table"
             entries.append(entry(model, "rope", factors, why))
-    for name, fc in (("rows of the profile", model.head_fc1), ("rows of the vocabulary", model.head_fc2)):
-        if fc is not None:
-            why = (
-                "which rows of the head a token reads" if model.sparse_head else "the whole head is computed"
-            )
-            entries.append(replace(entry(model, "predictor", fc, why), name=f"{fc.name} {name}"))
+    if not model.lists_head_rows:
+        entries += [entry(model, "profile", fc, "the whole head is computed") for fc in model.head_profile]
     if model.position_embd is not None:
         entries.append(entry(model, "embedding", model.position_embd, "positions stay mapped"))
     return entries
@@ -362,7 +360,7 @@ def _totals(
     caches: Sequence[CacheEntry],
     layers: Sequence[FfnSplit],
 ) -> Totals:
-    predictors = sum(e.device_bytes for e in weights if e.role == "predictor")
+    predictors = sum(e.device_bytes for e in weights if e.role in ("predictor", "profile"))
     ffn = sum(e.device_bytes for e in weights if e.role == "ffn")
     return Totals(
         budget=budget.n_bytes,

@@ -27,8 +27,8 @@ class WeightEntry:
     Attributes:
         name: of the tensor in the file, with its rows where it is a part of one; or of a tied head.
         tensor: the tensor in the file.
-        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "threshold", "router", "shared", "ffn" or
-            "head".
+        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "threshold", "router", "shared", "ffn",
+            "head" or "profile", which says what of the head is computed.
         n_bytes: in the file; 0 for the head of a tied model, whose bytes are the embedding's.
         n_rows, device_rows: all rows, and those on the device.
         host_bytes: of the file's bytes, those that only the host serves.
@@ -310,7 +310,7 @@ class Plan:
         decode, batch: the graphs of one token and of n_batch tokens.
         notes: what a user should know, a line each.
         streaming: how large batches of a prompt run on the device alone; None if they do not.
-        not_streamed: why they do not, or not for the layers of some card, where that was wanted.
+        not_streamed: why they do not, where that was wanted.
     """
 
     model: Model

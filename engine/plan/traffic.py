@@ -61,7 +61,7 @@ def _read_on(entry: WeightEntry, plan: Plan, side: str) -> float:
     """Bytes of a weight that is no FFN matrix."""
     if entry.role in ("ffn", "rope") or (entry.role == "predictor" and plan.sparsity != "predictor"):
         return 0
-    if entry.side != side:
+    if entry.side != side or (entry.role == "profile" and not plan.model.lists_head_rows):
         return 0
     if entry.role == "embedding":
         return entry.n_bytes // entry.n_rows

@@ -38,17 +38,17 @@ __device__ static inline void merge_lists(Key* keys) {
     }
 }
 
-// logits[n] -> found: 1 where any of them is not finite, else 0; the 64 tokens with the largest, by falling logit, of equal ones
+// logits[n] -> found: 1 where any of them is not finite (but -infinity where left_out), else 0; the 64 tokens with the largest, by falling logit, of equal ones
 // by rising number; their logits as floats. Tokens that do not exist are -1. parts[blocks][65]: of each block its own
 // ones as keys, and the 1 or 0. arrived: see last_block.h. grid: 2048 logits each. Dynamic shared: 16 KiB.
 KERNEL candidates(const float* __restrict__ logits, unsigned long long* parts, unsigned* arrived, int* found,
-                  int n) {
+                  int n, int left_out) {
     DYNAMIC_SHARED(unsigned long long, keys);
     int blocks = (int)gridDim.x, first = (int)blockIdx.x * N_KEYS, odd = 0;
     for (int i = (int)threadIdx.x; i < N_KEYS; i += (int)blockDim.x) {
         int token = first + i;
         float v = token < n ? logits[token] : 0.f;
-        odd |= v - v != 0.f;
+        odd |= v - v != 0.f && !(left_out && v < 0.f);
         keys[i] = token < n ? key_of(v, token) : 0;
     }
     odd = __syncthreads_or(odd);                  // and the keys are there

@@ -5,11 +5,18 @@
 #include "epilogue.h"
 #include "parameters.h"
 
-// y = residual + act(W x + bias). grid: (rows / warps of a block, tokens).
+enum { WHERE_POSITIVE = 16 };                     // of flags, beside those of epilogue.h
+
+// y = residual + act(W x + bias). With WHERE_POSITIVE `bias` is no bias: rows where it is not positive are -infinity,
+// and not read. grid: (rows / warps of a block, tokens).
 template <class Rows, class Input>
 __device__ inline void matvec(Rows rows, Input x, Epilogue out) {
     int row = thread_of_row() / WARP, token = (int)blockIdx.y;
     if (row >= out.n_rows) return;                // a whole warp leaves, and no barrier follows
+    if (out.flags & WHERE_POSITIVE && !(out.bias[row] > 0.f)) {
+        if (lane() == 0) out.y[(size_t)token * out.n_rows + row] = __int_as_float((int)0xff800000);
+        return;
+    }
     float s = rows.dot(row, x.of_token(token, rows.n));
     if (lane() == 0) out.store(token, row, s);
 }

@@ -12,6 +12,8 @@ HAS_BIAS, HAS_RESIDUAL, RELU = add.HAS_BIAS, add.HAS_RESIDUAL, 4
 """Bits of `flags`: bias[n_rows] is added to W x, residual[n_tokens][n_rows] is added last, and ReLU comes
 between the two. A pointer without its flag is not read: any float buffer will do, y for instance.
 residual may be y."""
+WHERE_POSITIVE = 16
+"""In place of HAS_BIAS: rows where bias is not positive are -infinity, and not read."""
 
 
 def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int:
@@ -22,16 +24,27 @@ def input_bytes(weight_type: GGMLQuantizationType, n_tokens: int, n: int) -> int
     return quantised_bytes(n_tokens, n) - (0 if weight_type_row(weight_type).reads_sums else sums)
 
 
-def matvec(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
+def matvec(
+    weight_type: GGMLQuantizationType,
+    n_tokens: int,
+    n_rows: int,
+    n: int,
+    flags: int = 0,
+    n_positive: int | None = None,
+) -> Work:
     """y = residual + act(W x + bias), one warp a row and token, eight rows a block of threads.
 
     Reads the weight, the input and what the flags ask for, writes 4 n_rows a token. (Each token
     reads the weight again, from the cache at best: this kernel is for one token.)
 
+    Args:
+        n_positive: rows that `WHERE_POSITIVE` leaves to be read, for the bytes; None for all.
+
     Arguments of the kernel: the weight's planes; x, or q, d and sum; bias, residual, y, n_rows, n, flags.
     """
-    reads = n_rows * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
-    reads += add.addend_bytes(n_tokens, n_rows, flags)
+    n_read = n_rows if n_positive is None else n_positive
+    reads = n_read * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
+    reads += add.addend_bytes(n_tokens, n_rows, flags) + 4 * n_rows * bool(flags & WHERE_POSITIVE)
     grid = (cover(n_rows, BLOCK // 32), n_tokens)
     return Work(kernel_name("matvec", weight_type), grid, BLOCK, reads, 4 * n_tokens * n_rows)
 

@@ -193,8 +193,14 @@ def run_ffn(device: Device, put: Put) -> None:
 def run_candidates(device: Device, put: Put) -> None:
     n = 3000
     parts, found = device.empty(candidate_parts_bytes(n) // 8, "u8"), device.empty(CANDIDATE_WORDS, "i4")
-    arguments = put(device, floats(n)), parts, put(device, np.zeros(1, "u4")), found, n
+    arguments = put(device, floats(n)), parts, put(device, np.zeros(1, "u4")), found, n, 0
     candidates(n).launch(device, arguments, device.compute)
+
+
+def run_keep_some(device: Device, put: Put) -> None:
+    """None of 1100 is positive: two steps."""
+    n = 1100
+    device.launch("keep_some", 1, 256, (put(device, -np.abs(floats(n))), n), device.compute)
 
 
 def run_sum_groups(device: Device, put: Put, groups: int = 9) -> None:

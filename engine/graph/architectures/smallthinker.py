@@ -26,7 +26,7 @@ def build(graph: Graph, model: Model, sparsity: str) -> None:
         x = graph.add("add", h, x, name="l_out", layer=i)
     x = graph.add("rms_norm", x, model.output_norm, eps=eps, name="result_norm")
     profile = None
-    if model.sparse_head and graph.n_tokens == 1 and model.head_fc1 is not None:
+    if model.lists_head_rows and graph.n_tokens == 1:
         profile = graph.add("mul_mat", model.head_fc1, x, name="head_profile_in")
         profile = graph.add("mul_mat", model.head_fc2, profile, name="head_profile")
     graph.add("logits", model.output, x, profile, name="result_output")

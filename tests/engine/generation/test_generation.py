@@ -30,7 +30,7 @@ class ScriptedExecutor:
 
     def __init__(self, script: Sequence[int], n_ctx: int, n_batch: int) -> None:
         self.script, self.n_ctx, self.n_batch, self.n_threads = list(script), n_ctx, n_batch, 1
-        self.model, self.taking = SimpleNamespace(n_layer=1, n_vocab=N_VOCAB), None
+        self.model, self.taking = SimpleNamespace(n_layer=1, n_vocab=N_VOCAB, lists_head_rows=False), None
         self.gives_candidates = False
         self.devices, self.plan = (), SimpleNamespace(kv_type="f32", sparsity="off")
         self.overflow = lambda n_keys=None: None

@@ -25,10 +25,15 @@ def file(data: Path) -> Iterator[GGUFFile]:
 
 
 @pytest.mark.parametrize("budget", ["nothing", "half", "dense + 17%", "everything"])
-@pytest.mark.parametrize("name", ["llama-f16", "llama-q4_0", "falcon-q4_0", "opt-f16"])
+@pytest.mark.parametrize(
+    "name",
+    [f"powerinfer/{name}.powerinfer" for name in ("llama-f16", "llama-q4_0", "falcon-q4_0", "opt-f16")]
+    + [f"llamacpp/{name}" for name in ("smallthinker.f16", "qwen2moe.q4_0", "gptoss.mxfp4")],
+)
 def test_launches_are_those_of_a_run(name: str, budget: str, data: Path, open_emulated: OpenEmulated) -> None:
-    with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
-        plan = plan_named(model_of(file), Case("predictor"), budget)
+    with open_gguf(data / f"{name}.gguf") as file:
+        model = model_of(file)
+        plan = plan_named(model, Case("off" if model.experts else "predictor"), budget)
         device = open_emulated(build_kind="fast")
         if budget == "nothing":
             assert launches_of_a_token(plan) == 0

@@ -18,11 +18,11 @@ SIZES = (1, 5, 63, 64, 65, 1000, 2048, 2049, 5001)
 MANY = 2048 * 33 + 7  # more blocks than lists at once
 
 
-def found(device: Device, put: Put, get: Get, logits: F32) -> NDArray[np.int32]:
+def found(device: Device, put: Put, get: Get, logits: F32, left_out: int = 0) -> NDArray[np.int32]:
     n = logits.size
     parts = device.empty(candidate_parts_bytes(n) // 8, "u8")
     arrived, out = put(device, np.zeros(1, "u4")), device.empty(CANDIDATE_WORDS, "i4")
-    arguments = put(device, logits), parts, arrived, out, n
+    arguments = put(device, logits), parts, arrived, out, n, left_out
     for _ in range(2):  # what counts the blocks is left as it was
         candidates(n).launch(device, arguments, device.compute)
     return get(device, out)
@@ -78,3 +78,16 @@ def test_one_that_is_not_finite_is_told(device: Device, put: Put, get: Get, at: 
     got = found(device, put, get, logits)
     assert got[0] == 1
     assert at not in got[1 : 1 + N_CANDIDATES]
+
+
+@pytest.mark.parametrize("n_listed", [1, 40, 2990])
+def test_what_was_left_out_is_no_fault_and_stands_last(
+    device: Device, put: Put, get: Get, n_listed: int
+) -> None:
+    logits: Any = normal(3000)
+    logits[np.random.default_rng(1).permutation(3000)[n_listed:]] = -np.inf
+    got = found(device, put, get, logits, left_out=1)
+    assert got.tolist() == ref.candidates(logits, left_out=True).tolist() and got[0] == 0
+    for fault in (np.inf, np.nan):
+        logits[2500] = fault
+        assert found(device, put, get, logits, left_out=1)[0] == 1

@@ -12,7 +12,7 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.add import HAS_OTHER
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES
-from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, matvec, matvec_mask
+from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU, WHERE_POSITIVE, matvec, matvec_mask
 from hotcold.kernels.cuda.matvec3 import CACHES, Rooms, matvec3
 from hotcold.kernels.cuda.rope import rope_kv_store
 from hotcold.kernels.formats import cos_sin_table, mask_words
@@ -81,10 +81,31 @@ def test_relu_lets_nan_through(device: Device, put: Put, get: Get) -> None:
 
 
 def test_the_flags_are_those_of_the_headers() -> None:
-    text = (SOURCES / "addends.h").read_text() + (SOURCES / "epilogue.h").read_text()
+    text = "".join((SOURCES / name).read_text() for name in ("addends.h", "epilogue.h", "matvec.cu"))
     flags = {name: int(bit) for name, bit in re.findall(r"\b([A-Z_]+) = (\d+)\b", text)}
     want = {"HAS_BIAS": HAS_BIAS, "HAS_RESIDUAL": HAS_RESIDUAL, "RELU": RELU, "HAS_OTHER": HAS_OTHER}
-    assert flags == want and len(set(want.values())) == 4
+    want["WHERE_POSITIVE"] = WHERE_POSITIVE
+    assert flags == want and len(set(want.values())) == 5
+
+
+@pytest.mark.parametrize("weight_type", each_type(quick=[Type.F16, Type.Q4_0]))
+def test_rows_by_a_profile_have_the_bits_of_all_rows(
+    device: Device, put: Put, get: Get, weight_type: Type
+) -> None:
+    """NaN in the profile leaves a row out too."""
+    n, n_rows = block_of(weight_type), 37
+    profile = normal(n_rows, seed=3)
+    profile[[0, 4]], profile[[1, 5]] = 0, np.nan
+    x, y = inputs(device, put, weight_type, normal(1, n)), device.empty((1, n_rows), "f4")
+    planes = random_matrix(weight_type, n_rows, n).planes(device, put)
+    found = []
+    for flags in (0, WHERE_POSITIVE):
+        given = *planes, *x, put(device, profile), y, y, n_rows, n, flags
+        matvec(weight_type, 1, n_rows, n, flags).launch(device, given, device.compute)
+        found.append(get(device, y)[0])
+    whole, some = found
+    assert some.tobytes() == ref.positive_rows(whole, profile).astype("f4").tobytes()
+    assert 8 < np.isfinite(some).sum() < 29
 
 
 @pytest.mark.parametrize("weight_type", each_type())

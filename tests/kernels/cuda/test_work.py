@@ -26,10 +26,11 @@ from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.hidden_masked import hidden_masked, hidden_masked_gated, hidden_of_experts
+from hotcold.kernels.cuda.keep_some import keep_some
 from hotcold.kernels.cuda.layer_norm import layer_norm, layer_norm_quantised
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
-from hotcold.kernels.cuda.matvec import RELU, matvec, matvec_mask
+from hotcold.kernels.cuda.matvec import RELU, WHERE_POSITIVE, matvec, matvec_mask
 from hotcold.kernels.cuda.matvec3 import CACHES, Rooms, matvec3
 from hotcold.kernels.cuda.planes import to_planes
 from hotcold.kernels.cuda.quantise import quantise
@@ -162,6 +163,10 @@ def test_matvec(device: Device, touched: Touched, weight_type: Type) -> None:
         work = matvec(weight_type, 1, rows, n, flags)
         arguments = (*given, ones(device, rows), y, rows, n, flags)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    work = matvec(weight_type, 1, rows, n, WHERE_POSITIVE, n_positive=12)
+    profile = filled(device, np.repeat([1, -1], [12, 8]).astype("f4"))
+    arguments = (*given[:-1], profile, y, y, rows, n, WHERE_POSITIVE)
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
@@ -386,7 +391,16 @@ def test_candidates(device: Device, touched: Touched) -> None:
     n = 3000
     parts, arrived = device.empty(candidate_parts_bytes(n) // 8, "u8"), filled(device, np.zeros(1, "u4"))
     work, out = candidates(n), device.empty(CANDIDATE_WORDS, "i4")
-    assert touched(work, (ones(device, n), parts, arrived, out, n)) == (work.bytes_read, work.bytes_written)
+    assert touched(work, (ones(device, n), parts, arrived, out, n, 0)) == (
+        work.bytes_read,
+        work.bytes_written,
+    )
+
+
+def test_keep_some(device: Device, touched: Touched) -> None:
+    profile = np.repeat([-1, 1], [1500, 1500]).astype("f4")
+    for given, work in ((profile, keep_some(3000, 1500)), (-np.abs(profile), keep_some(3000, 3000))):
+        assert touched(work, (filled(device, given), 3000)) == (work.bytes_read, work.bytes_written)
 
 
 def test_top_k(device: Device, touched: Touched) -> None:
