@@ -322,6 +322,8 @@ def prompt_lines(report: Report) -> Iterator[str]:
     )
     if found["stays"]:
         yield f"  but for {', '.join(found['stays'])}"
+    if report["not_streamed"]:
+        yield f"  but nothing for {report['not_streamed']}"
     if found["asked"] is not None:
         yield "  as --stream-batch asks"
         return

@@ -8,6 +8,8 @@ copies    what a node reads from the other side arrives by one copy node
 offsets   each side's intermediates get bytes of that side's arena
 """
 
+from collections.abc import Collection
+
 from hotcold.engine.graph.arena import Arena
 from hotcold.engine.graph.cards import cards
 from hotcold.engine.graph.copies import copies
@@ -19,11 +21,13 @@ from hotcold.engine.graph.quantise import quantise
 from hotcold.engine.graph.split import split
 
 
-def run_passes(graph: Graph, sides: Sides, streams: bool = False) -> tuple[PlacedGraph, dict[str, Arena]]:
+def run_passes(
+    graph: Graph, sides: Sides, streams: Collection[int] = ()
+) -> tuple[PlacedGraph, dict[str, Arena]]:
     """All passes in order: the placed graph, and each side's arena.
 
     Args:
-        streams: whether cold rows come to the device.
+        streams: layers whose cold rows come to the device.
     """
     placed = place(graph, sides)
     if any(p.side != CPU for p in placed.nodes):  # on the CPU alone nothing is divided and nothing crosses

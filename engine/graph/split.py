@@ -3,6 +3,8 @@
 In a graph whose cold rows are sent to the device, that computes both parts.
 """
 
+from collections.abc import Collection
+
 from hotcold.engine.graph.graph import COLD, HOT, Node, Operand
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, PlacedNode
 
@@ -10,15 +12,15 @@ SENT = "sent"
 """In the name of what the device makes of cold rows."""
 
 
-def split(placed: PlacedGraph, streams: bool = False) -> PlacedGraph:
+def split(placed: PlacedGraph, streams: Collection[int] = ()) -> PlacedGraph:
     """Divide the nodes whose rows are divided; the merge keeps the node's name.
 
     Args:
-        streams: whether cold rows come to the device.
+        streams: layers whose cold rows come to the device.
     """
     nodes: list[PlacedNode] = []
     for p in placed.nodes:
-        nodes += _divided(p, streams) if p.side == SPLIT else [p]
+        nodes += _divided(p, p.node.layer in streams) if p.side == SPLIT else [p]
     return PlacedGraph(placed.n_tokens, tuple(nodes))
 
 

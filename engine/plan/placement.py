@@ -54,9 +54,8 @@ from hotcold.engine.plan.plan import (
 from hotcold.engine.plan.reserve import Reserve, fitting_reserves, nothing_reserved
 from hotcold.engine.plan.spending import Left
 from hotcold.engine.plan.streaming import (
+    buffers_at_most,
     lacks_something,
-    largest_piece,
-    obstacle,
     streaming_of,
     with_staging,
     without_kernel,
@@ -108,20 +107,14 @@ def plan(
     made = _settled(asked, reserves)
     if how.stream_batch == 0 or not budget.n_bytes:
         return made
-    if not lacks_something(made):
+    if not lacks_something(made, range(model.n_layer)):
         return _not_streamed(made, how, "; ".join(f"no kernel: {each}" for each in without_kernel(made)))
-    for share, reserve in zip(shares, reserves, strict=True):
-        if reason := obstacle(model, how, reserve, share):
-            return _not_streamed(made, how, reason)
-    most = [
-        largest_piece(model, how.sparsity, share.layers) if lacks_something(made, share.layers) else 0
-        for share in shares
-    ]
-    return _streamed(asked, reserves, most) or made
+    most, reason = buffers_at_most(made, how, reserves, shares)
+    return _not_streamed((any(most) and _streamed(asked, reserves, most)) or made, how, reason)
 
 
 def _not_streamed(made: Plan, how: Wanted, reason: str) -> Plan:
-    """The plan with why no prompt is streamed, which is told to who asked for it; "" where there is no need to."""
+    """The plan with why nothing, or not all, is streamed, which is told to who asked for it; "" without need."""
     said = () if how.stream_batch is None or not reason else (reason,)
     return replace(made, not_streamed=reason, notes=(*made.notes, *said))
 
@@ -144,7 +137,10 @@ def _settled(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
     while True:
         made = _placed(asked, reserves)
         if any(reserve.staging for reserve in reserves):
-            made = replace(made, streaming=streaming_of(made, reserves[0].graphs[1], asked.how.stream_batch))
+            both = zip(asked.shares, reserves, strict=True)
+            layers = [i for share, reserve in both if reserve.staging for i in share.layers]
+            batch, least = reserves[0].graphs[1], asked.how.stream_batch
+            made = replace(made, streaming=streaming_of(made, batch, least, layers))
         graphs = made.decode, made.batch, *made.all_graphs
         arenas = [max(graph.arenas[card.side].n_bytes for graph in graphs) for card in made.cards]
         if all(arena <= reserve.arena for arena, reserve in zip(arenas, reserves, strict=True)):

@@ -310,7 +310,7 @@ class Plan:
         decode, batch: the graphs of one token and of n_batch tokens.
         notes: what a user should know, a line each.
         streaming: how large batches of a prompt run on the device alone; None if they do not.
-        not_streamed: why they do not, where that was wanted.
+        not_streamed: why they do not, or not for the layers of some card, where that was wanted.
     """
 
     model: Model

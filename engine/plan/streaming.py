@@ -8,7 +8,7 @@ What has no kernel, the head, and attention over a KV cache on the CPU stay ther
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -71,17 +71,39 @@ def _bytes(weight: Weight) -> int:
     return aligned(weight.n_rows * device_row_bytes(weight.type, weight.ne[0]))
 
 
-def streaming_of(plan: Plan, graph: Graph, asked: int | None) -> Streaming | None:
+def buffers_at_most(
+    plan: Plan, how: Wanted, reserves: Sequence[Reserve], shares: Sequence[Share]
+) -> tuple[list[int], str]:
+    """Bytes of each card's staging buffers if nothing of a layer is there, and why some cards have none, in words.
+
+    Args:
+        plan: without any. 0 for a card that lacks nothing, which needs no reason.
+    """
+    most, reasons = [], list[str]()
+    for share, reserve in zip(shares, reserves, strict=True):
+        lacks = lacks_something(plan, share.layers)
+        reason = obstacle(plan.model, how, reserve, share) if lacks else ""
+        most.append(largest_piece(plan.model, how.sparsity, share.layers) if lacks and not reason else 0)
+        here = f"layers {share.layers.start} to {share.layers.stop - 1}: " if len(shares) > 1 else ""
+        reasons += [here + reason] if reason else []
+    return most, "; ".join(reasons)
+
+
+def streaming_of(
+    plan: Plan, graph: Graph, asked: int | None, layers: Collection[int] | None = None
+) -> Streaming | None:
     """How batches run for which rows are sent; None if everything that could be is there already.
 
     Args:
         graph: of a batch.
+        layers: of cards that have staging buffers; None for all.
     """
-    if not lacks_something(plan):
+    layers = range(plan.model.n_layer) if layers is None else layers
+    if not lacks_something(plan, layers):
         return None
-    wanted, sides = _sendable(plan), sides_of(plan.weights, plan.caches)
+    wanted, sides = _sendable(plan, layers), sides_of(plan.weights, plan.caches)
     every = {**{name: GPU for name in wanted}, **sides.weights}
-    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), streams=True)
+    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), layers)
     pieces = tuple(_pieces(plan, placed.nodes, wanted))
     if not pieces:
         return None
@@ -107,20 +129,16 @@ def _layers(n: int) -> str:
     return f"{n} layer{'s' * (n > 1)}"
 
 
-def lacks_something(plan: Plan, layers: range | None = None) -> bool:
-    """Whether the device lacks rows that it could multiply.
-
-    Args:
-        layers: of a card; None for all.
-    """
+def lacks_something(plan: Plan, layers: Collection[int]) -> bool:
+    """Whether the device lacks rows of some layers that it could multiply."""
     sides = sides_of(plan.weights, plan.caches)
     return any(sides.weights.get(name) != GPU for name in _sendable(plan, layers))
 
 
-def _sendable(plan: Plan, layers: range | None = None) -> set[str]:
+def _sendable(plan: Plan, layers: Collection[int]) -> set[str]:
     """Names of the tensors of some layers that the device could hold."""
     names = set[str]()
-    for layer in (plan.model.layers[i] for i in layers or range(plan.model.n_layer)):
+    for layer in (plan.model.layers[i] for i in layers):
         for part in (dense_part(layer, plan.sparsity), ffn_part(layer, plan.sparsity)):
             if part.obstacle is None:
                 names |= {weight.name for _, weight in part.weights}

@@ -20,6 +20,8 @@ def settle_prompts(executor: Executor) -> str:
     held = f"{mib(streaming.sent_bytes)} are sent for each"
     if streaming.stays:
         held += f", and on the CPU stay {', '.join(streaming.stays)}"
+    if executor.plan.not_streamed:
+        held += f", and nothing for {executor.plan.not_streamed}"
     if streaming.asked is not None:
         return (
             f"prompts: batches of {streaming.asked} tokens and more run on the device, as asked for; {held}"

@@ -12,7 +12,7 @@ from plan_checks import check_sums
 
 from hotcold.engine.dump.inputs import budget_of, facts_for
 from hotcold.engine.dump.report import as_json
-from hotcold.engine.dump.text import short_form
+from hotcold.engine.dump.text import prompt_lines, short_form
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import CPU
 from hotcold.engine.model.shape import Shape
@@ -71,6 +71,23 @@ def test_each_card_streams_through_buffers_of_its_own() -> None:
         pieces = streaming.pieces_of(card.layers)
         assert 2 * max(piece.n_bytes for piece in pieces) <= card.totals.staging
     assert sum(len(streaming.pieces_of(card.layers)) for card in plan.cards) == len(streaming.pieces)
+
+
+def test_a_card_without_room_for_its_buffers_is_sent_nothing() -> None:
+    """The others are; of its layers a batch has on the CPU what a token has there."""
+    plan = plan_of(9 * MIB, 4 * MIB, how=Wanted("predictor", 256, 32, stream_batch=8))
+    check_sums(plan)
+    assert plan.streaming is not None and plan.cards[0].totals.staging and not plan.cards[1].totals.staging
+    here = plan.cards[1].layers
+    assert plan.not_streamed.startswith(f"layers {here.start} to {here.stop - 1}: two staging buffers")
+    assert plan.not_streamed in plan.notes and not plan.streaming.pieces_of(here)
+    on_cpu = [
+        {(p.node.name, p.side) for p in graph.placed.nodes if p.side == CPU and p.node.layer in here}
+        for graph in (plan.batch, plan.streaming.graph)
+    ]
+    assert on_cpu[0] == on_cpu[1] and on_cpu[0]
+    (line,) = [line for line in prompt_lines(as_json(plan)) if "nothing" in line]
+    assert plan.not_streamed in line
 
 
 def test_the_dump_tells_each_card() -> None:

@@ -50,9 +50,13 @@ def tight(model: Model, sparsity: str, n_cards: int, share: float) -> Plan:
     return placed(model, sparsity, sizes)
 
 
-def with_streaming(plan: Plan) -> Plan:
-    """The plan with staging buffers beside what each card takes: a model of two layers is too small to choose them."""
-    streaming = streaming_of(plan, plan.batch.graph, LEAST)
+def with_streaming(plan: Plan, layers: range | None = None) -> Plan:
+    """The plan with staging buffers beside what each card takes: a model of two layers is too small to choose them.
+
+    Args:
+        layers: what is sent is of these; None: of all.
+    """
+    streaming = streaming_of(plan, plan.batch.graph, LEAST, layers)
     assert streaming is not None
     cards = []
     for card in plan.cards:
@@ -133,14 +137,17 @@ def test_bits_depend_on_no_order_and_the_crossing_is_waited_for(
     assert bits(policy="late") != wanted
 
 
-def test_rows_that_are_sent_to_each_card(file: GGUFFile, open_emulated: OpenEmulated) -> None:
-    """A prompt's bits are those of one device that is sent the same rows."""
+@pytest.mark.parametrize("layers", [None, pytest.param(range(1), marks=pytest.mark.slow)])
+def test_rows_that_are_sent_to_each_card(
+    layers: range | None, file: GGUFFile, open_emulated: OpenEmulated
+) -> None:
+    """A prompt's bits are those of one device that is sent the same rows, or of all layers but those of one card."""
     model = model_of(file)
     two = tight(model, "predictor", 2, 0.5)
-    one = with_streaming(placed(model, "predictor", [PLENTY], [layer.hot for layer in two.layers]))
-    two = with_streaming(two)
+    one = with_streaming(placed(model, "predictor", [PLENTY], [layer.hot for layer in two.layers]), layers)
+    two = with_streaming(two, layers)
     assert two.hot_share < 1 and two.streaming is not None
-    assert all(two.streaming.pieces_of(card.layers) for card in two.cards)
+    assert [bool(two.streaming.pieces_of(card.layers)) for card in two.cards] == [True, layers is None]
     alone = run_on(one, file, [open_emulated(build_kind="fast")], (8, 3)).tobytes()
     for policy in ("late", "random", "eager"):
         devices = [open_emulated(build_kind="fast", index=i, policy=policy) for i in range(2)]
