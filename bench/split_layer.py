@@ -98,6 +98,7 @@ class Stopwatch:
     def _settle(self) -> None:
         for device in self.executor.devices:
             device.compute.synchronize()
+            device.crossing.synchronize()
 
 
 def split_layers(executor: Executor) -> int:

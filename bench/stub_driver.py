@@ -79,6 +79,12 @@ class StubDriver:
     def stream_wait(self, stream: Any, event: Any) -> None:
         """Nothing to wait for."""
 
+    def record_external(self, event: Any, stream: Any) -> None:
+        """Nothing to mark."""
+
+    def wait_external(self, stream: Any, event: Any) -> None:
+        """Nothing to wait for."""
+
     def wait_event(self, event: Any) -> None:
         """Nothing to wait for."""
 
@@ -126,6 +132,7 @@ class SleepingDriver(StubDriver):
         super().__init__()
         self.seconds: dict[str, float] = {}
         self._lines: list[_Line] = []
+        self._captured: list[Callable[[], Any]] | None = None
 
     def new_stream(self) -> "_Line":
         """A thread with a queue."""
@@ -138,12 +145,30 @@ class SleepingDriver(StubDriver):
 
     def record(self, event: Any, stream: Any) -> None:
         """Pass it when the stream has come so far."""
-        event.passed = threading.Event()
-        stream.work.put(event.passed.set)
+
+        def mark() -> None:
+            event.passed = threading.Event()
+            stream.work.put(event.passed.set)
+
+        self._now_or_captured(mark)
 
     def stream_wait(self, stream: Any, event: Any) -> None:
         """Let the stream's thread wait."""
-        stream.work.put(event.passed.wait)
+        self._now_or_captured(lambda: stream.work.put(event.passed.wait))
+
+    def record_external(self, event: Any, stream: Any) -> None:
+        """The same: events are recorded anew by each launch of a graph."""
+        self.record(event, stream)
+
+    def wait_external(self, stream: Any, event: Any) -> None:
+        """The same."""
+        self.stream_wait(stream, event)
+
+    def _now_or_captured(self, enqueue: Callable[[], Any]) -> None:
+        if self._captured is not None:
+            self._captured.append(enqueue)
+        else:
+            enqueue()
 
     def wait_event(self, event: Any) -> None:
         """Wait for the other thread."""
@@ -168,21 +193,21 @@ class SleepingDriver(StubDriver):
             if seconds:
                 time.sleep(seconds)
 
-        return lambda stream: stream.put(sleep)
+        return lambda stream: self._now_or_captured(lambda: stream.work.put(sleep))
 
     def begin_capture(self, stream: Any) -> None:
-        """Keep what comes."""
-        stream.captured = []
+        """Keep what comes, of all streams."""
+        self._captured = []
 
     def end_capture(self, stream: Any) -> Any:
         """What came."""
-        captured, stream.captured = stream.captured, None
+        captured, self._captured = self._captured, None
         return captured
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
-        """Do it in its order."""
-        for work in graph:
-            stream.put(work)
+        """Do it in its order, in the streams that it was captured in."""
+        for enqueue in graph:
+            enqueue()
 
     def close(self) -> None:
         """End the threads."""
@@ -204,16 +229,8 @@ class _Line:
 
     def __init__(self) -> None:
         self.work: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self.captured: list[Callable[[], Any]] | None = None
         self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
-
-    def put(self, work: Callable[[], Any]) -> None:
-        """Do it after all before it, or keep it for a graph."""
-        if self.captured is not None:
-            self.captured.append(work)
-        else:
-            self.work.put(work)
 
     def _serve(self) -> None:
         while (work := self.work.get()) is not None:

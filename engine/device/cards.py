@@ -15,7 +15,7 @@ from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.replay import in_graphs
 from hotcold.engine.device.sending import with_sending
 from hotcold.engine.device.side import DeviceSide
-from hotcold.engine.device.steps import CopyDown, CopyUp, WaitFor
+from hotcold.engine.device.steps import CopyDown, CopyUp, WaitFor, with_awaits
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.pack import pack
@@ -24,6 +24,7 @@ from hotcold.engine.graph.segments import segments
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
+from hotcold.kernels.cuda.device.buffers import Event
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.weight_table import QUANTISED
 
@@ -97,7 +98,7 @@ class Cards:
                     if p.side != CPU:
                         steps += self._waits(steps, side.device)
                     steps.append(side.copy_of(p, graph, n_tokens))
-        return steps
+        return with_awaits(steps)
 
     def steps_with_sending(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
         """A run whose cold rows are sent to the devices."""
@@ -124,15 +125,17 @@ class Cards:
         Args:
             but: the device that goes on itself.
         """
-        seen = [] if but is None else [but]
+        done, seen = [] if but is None else [but], list[Event]()
         for step in reversed(before):
             if isinstance(step, Walk):
                 return
-            if isinstance(step, WaitFor | CopyDown | CopyUp) and not any(step.device is d for d in seen):
-                seen.append(step.device)
-                if not isinstance(step, WaitFor):
-                    event = next(side.event for side in self.sides if side.device is step.device)
-                    yield WaitFor(step.device, event, record=isinstance(step, CopyUp))
+            if not isinstance(step, WaitFor | CopyDown | CopyUp) or any(step.device is d for d in done):
+                continue
+            if not isinstance(step, CopyUp):  # it comes after all copies up before it
+                done.append(step.device)
+            if not isinstance(step, WaitFor) and not any(step.event is event for event in seen):
+                seen.append(step.event)
+                yield WaitFor(step.device, step.event)
 
     def bus_speed(self) -> float:
         """Bytes a second to the slowest device, measured between two runs."""

@@ -2,7 +2,7 @@
 
 A graph takes its arguments from where it was captured, and they are the same for every token: positions, ids of
 listed rows and all other numbers that change lie in memory of the device. It ends where the host has something to do:
-at an event that it waits for later, at a wait, at a walk.
+at a wait, at a walk, at a copy up. The event that the host waits for lies inside of it, behind a copy down.
 
 Grids are captured too, and those of attention follow the context's class (`formats.part_classes`): a graph with an
 attention in it is captured anew when a token is of another class. The one before is gone by then, so that what graphs
@@ -13,7 +13,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from hotcold.engine.device.steps import DeviceStep
+from hotcold.engine.device.steps import CopyDown, DeviceStep
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
 from hotcold.kernels.cuda.device.device import CapturedGraph, Device
@@ -59,6 +59,8 @@ class Replay:
     def _enqueue(self, context: Context) -> None:
         for step in self.steps:
             step.enqueue(context)
+        if any(isinstance(step, CopyDown) for step in self.steps):
+            self.device.compute.follow(self.device.crossing)  # CUDA wants all streams of a graph joined
 
     def _capture(self, context: Context) -> None:
         """Make the graph; a device that has none goes on without, and that is said once."""

@@ -28,6 +28,7 @@ class DeviceSide:
 
     Attributes:
         arena: the host's intermediates, page-locked, so that copies need no staging; of all devices.
+        down, up: recorded behind the last copy each way.
         positions, logits, found, counted: page-locked too, int32 [n_batch], float32 [n_vocab], int32
             [CANDIDATE_WORDS], and bytes of the counts.
         sender: of what the device lacks for a prompt; None where that is not sent.
@@ -36,7 +37,7 @@ class DeviceSide:
     def __init__(self, store: DeviceStore, arena: Pinned, host: HostStore) -> None:
         plan, device = store.plan, store.device
         self.store, self.device, self.stream = store, device, device.compute
-        self.event = device.event()
+        self.down, self.up = device.event(external=True), device.event(external=True)
         self.pinned: list[Pinned] = []
         self._looked_at: Pinned | None = None
         self.arena = arena
@@ -104,9 +105,9 @@ class DeviceSide:
         source, target = tensors_of(p.node)[0].name, parts[0].name
         if p.side == CPU:
             host, buffer = self._of_host(graph, target, n_bytes), self._of_arena(graph, source, n_bytes)
-            return CopyDown(self.device, (p.node,), host, buffer, self.event)
+            return CopyDown(self.device, (p.node,), host, buffer, self.down)
         host, buffer = self._of_host(graph, source, n_bytes), self._of_arena(graph, target, n_bytes)
-        return CopyUp(self.device, (p.node,), host, buffer)
+        return CopyUp(self.device, (p.node,), host, buffer, self.up)
 
     def _of_arena(self, graph: GraphPlan, name: str, n_bytes: int) -> Buffer:
         assert self.store.arena is not None
@@ -141,7 +142,7 @@ class DeviceSide:
 
         of_token(low.n_tokens - 1)  # the one that is mostly wanted
         all_nodes = tuple(p.node for p in nodes)
-        arrives = self.logits, found, self.found, self.event
+        arrives = self.logits, found, self.found, self.down
         return Logits(self.device, all_nodes, before, y, *arrives, choosing, of_token)
 
     def bus_speed(self) -> float:
@@ -154,6 +155,7 @@ class DeviceSide:
     def settle(self) -> None:
         """Wait until nothing is under way."""
         self.stream.synchronize()
+        self.device.crossing.synchronize()
         if self.sender is not None:
             self.device.copy.synchronize()
 

@@ -1,11 +1,15 @@
 """The device's steps of a run: launches, copies and waits, with walks of the CPU's team in between.
 
-A step enqueues its copies and launches, and may have something to do behind them: record an event, wait. For one
-token, the steps up to the next such end are captured once and replayed as one graph.
+A step enqueues its copies and launches, and may have something to do behind them: wait. For one token, the steps up
+to where the host has something to do are captured once and replayed as one graph.
 
-All work of the device goes to one stream, in the order of the nodes. So a copy down, the event behind it
-and the hot rows' launches are enqueued first; then the host waits for the event alone, walks the cold
-rows, and enqueues the copy up and the merge behind the hot rows.
+Kernels go to the compute stream, in the order of the nodes, and what crosses the bus between them to the crossing
+stream, so that no kernel waits for the bus but those that read what comes:
+
+* a copy down follows the compute stream (a fork), and the hot rows' launches do not wait for it. The host waits for
+  the event behind the copy, and for nothing else, and walks the cold rows;
+* a copy up follows nothing: `offsets` gives it bytes that nobody has used since the host last waited. The compute
+  stream waits for the event behind it (`AwaitUp`) before the merge.
 
 A page-locked arena is written by the host again and again. Whatever the device has still to read from it
 must be over before: the wait for a copy down is also one for every copy up before it, and where the host
@@ -13,12 +17,12 @@ would go on without such a wait, `WaitFor` stands in its way.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 from hotcold.engine.graph.graph import Node
-from hotcold.engine.host.steps import Context
+from hotcold.engine.host.steps import Context, Step
 from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned
 from hotcold.kernels.cuda.device.device import Device, Prepared
 
@@ -91,9 +95,8 @@ class LaunchesByParts(Launches):
 
 @dataclass(frozen=True)
 class CopyDown(DeviceStep):
-    """From the device's arena to the host's; `event` is recorded behind it."""
+    """From the device's arena to the host's, beside the kernels that follow; `event` is recorded behind it."""
 
-    has_end: ClassVar[bool] = True
     device: Device
     nodes: tuple[Node, ...]
     host: Pinned
@@ -101,42 +104,69 @@ class CopyDown(DeviceStep):
     event: Event
 
     def enqueue(self, context: Context) -> None:
-        """The copy."""
-        self.device.download(self.host, self.buffer, self.device.compute)
-
-    def finish(self, context: Context) -> None:
-        """Record the event."""
-        self.event.record(self.device.compute)
+        """The copy and its event."""
+        crossing = self.device.crossing
+        crossing.follow(self.device.compute)
+        self.device.download(self.host, self.buffer, crossing)
+        self.event.record(crossing)
 
 
 @dataclass(frozen=True)
-class CopyUp(DeviceStep):
-    """From the host's arena to the device's."""
+class CopyUp:
+    """From the host's arena to the device's, beside the kernels before it; `event` is recorded behind it.
+
+    It is in no graph: a graph's work begins when what is before it in its stream is done.
+    """
 
     device: Device
     nodes: tuple[Node, ...]
     host: Pinned
     buffer: Buffer
+    event: Event
+
+    def run(self, context: Context) -> None:
+        """The copy and its event."""
+        self.device.upload(self.buffer, self.host, self.device.crossing)
+        self.event.record(self.device.crossing)
+
+
+@dataclass(frozen=True)
+class AwaitUp(DeviceStep):
+    """Kernels from here on come after the copies up."""
+
+    device: Device
+    event: Event
+    nodes: tuple[Node, ...] = ()
 
     def enqueue(self, context: Context) -> None:
-        """The copy."""
-        self.device.upload(self.buffer, self.host, self.device.compute)
+        """Let the compute stream wait."""
+        self.device.compute.wait(self.event)
 
 
 @dataclass(frozen=True)
 class WaitFor:
-    """The host waits for copies; recorded here if nothing was recorded behind them."""
+    """The host waits for copies."""
 
     device: Device
     event: Event
-    record: bool = False
     nodes: tuple[Node, ...] = ()
 
     def run(self, context: Context) -> None:
         """Wait."""
-        if self.record:
-            self.event.record(self.device.compute)
         self.event.synchronize()
+
+
+def with_awaits(steps: Sequence[Step]) -> list[Step]:
+    """The steps of a run, with the compute stream's wait for copies up before the first that may read them."""
+    found: list[Step] = []
+    due: dict[int, CopyUp] = {}
+    for step in steps:
+        if isinstance(step, CopyUp):
+            due[id(step.device)] = step
+        elif isinstance(step, DeviceStep) and (up := due.pop(id(step.device), None)) is not None:
+            found.append(AwaitUp(up.device, up.event))
+        found.append(step)
+    return found
 
 
 @dataclass(frozen=True)

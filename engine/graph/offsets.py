@@ -35,18 +35,23 @@ def offsets(placed: PlacedGraph, n_cards: int = 1) -> dict[str, Arena]:
             lives = [spans[member.name] for member in group]
             first, last = min(first for first, _ in lives), max(last for _, last in lives)
             wanted[p.side].append(Span(group[0].name, aligned(bytes_together(group)), first, last))
+    for each in wanted.values():
+        each.sort(key=lambda span: span.first_step)
     return {side: _apart(arrange(each, len(placed.nodes)), members, spans) for side, each in wanted.items()}
 
 
 def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
     """First and last step of every result, on whichever side.
 
-    What is copied up stays until the CPU's next node: the host waits for its copies only then. What the
-    device reads for a node stays until the next one is done, where they are one launch.
+    What crosses the bus stays where it comes from until the CPU's next node: the host waits for its copies only then,
+    and other nodes run beside them. So it gets bytes on the device that no node there uses any more that may still be
+    running when the host lets it go up. What the device reads for a node stays until the next one is done, where they
+    are one launch.
     """
     spans: dict[str, tuple[int, int]] = {}
     for step, p in enumerate(placed.nodes):
-        spans |= {result.name: (step, step) for result in results(p.node)}
+        first = _last_waited(placed, step) if p.node.op == "copy" and p.side != CPU else step
+        spans |= {result.name: (first, step) for result in results(p.node)}
         last = _last_read(placed, step)
         for operand in tensors_of(p.node):
             spans[operand.name] = (spans[operand.name][0], max(spans[operand.name][1], last))
@@ -56,7 +61,7 @@ def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
 def _last_read(placed: PlacedGraph, step: int) -> int:
     """The step at which a node's operands are read for the last time on its behalf."""
     p, following = placed.nodes[step], placed.nodes[step + 1 : step + 2]
-    if p.node.op == "copy" and p.side != CPU:
+    if p.node.op == "copy":
         return _next_on_the_cpu(placed, step)
     if (
         p.side != CPU
@@ -85,6 +90,22 @@ def _next_on_the_cpu(placed: PlacedGraph, step: int) -> int:
     """The next step at which the CPU computes, else the last."""
     later = (i for i in range(step, len(placed.nodes)) if placed.nodes[i].side == CPU)
     return next((i for i in later if placed.nodes[i].node.op != "copy"), len(placed.nodes) - 1)
+
+
+def _last_waited(placed: PlacedGraph, step: int) -> int:
+    """The last copy down that the host has waited for when it sends up what a step wants; 0 where there is none.
+
+    The host waits before it computes, for the copies down before that.
+    """
+    card, made_on = placed.nodes[step].side, dict[str, str]()
+    found = waited = 0
+    for i, p in enumerate(placed.nodes[:step]):
+        made_on |= {result.name: p.side for result in results(p.node)}
+        if p.side == CPU and p.node.op != "copy":
+            waited = found
+        elif p.side == CPU and made_on[tensors_of(p.node)[0].name] == card:
+            found = i
+    return waited
 
 
 def _together(placed: PlacedGraph) -> dict[str, tuple[Tensor, ...]]:

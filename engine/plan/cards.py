@@ -105,7 +105,7 @@ def estimate(plan: Plan, card: Card) -> Estimate:
     n_split = sum(device > 0 for _, device in layers)
     dense = (traffic.device_bytes - hot + _cached(plan, GPU) / 2) / reached
     crossings = len(plan.cards) - 1  # of the hidden state, down from a card and up to the next
-    kernels = launches * GAP + (2 * n_split + 1 + crossings) * GRAPH * bool(launches) + 2 * crossings * COPY
+    kernels = launches * GAP + (n_split + 1 + crossings) * GRAPH * bool(launches) + 2 * crossings * COPY
     of_host = (traffic.host_bytes - cold + _cached(plan, CPU) / 2) / (HOST_GBPS * 1e9)
     together = sum(_layer(host, device, reached) for host, device in layers)
     waits = of_host + together - hot / reached

@@ -113,6 +113,7 @@ class Tracing:
         step.run(context)
         for device in self._executor.devices:
             device.compute.synchronize()
+            device.crossing.synchronize()
         seconds = time.perf_counter() - started
         none = np.zeros_like(self._executor.counts[:, 0])
         for node in step.nodes:

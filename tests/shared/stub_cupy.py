@@ -70,10 +70,12 @@ class StubCupy:
             getDeviceProperties=self._properties,
             memGetInfo=emulated.free_and_total,
             memcpyAsync=self._memcpy_async,
+            streamWaitEvent=self._stream_wait_event,
             memcpyHostToDevice=TO_DEVICE,
             memcpyDeviceToHost=TO_HOST,
             memcpyDeviceToDevice=WITHIN_DEVICE,
         )
+        self.libcuda = SimpleNamespace(cuEventRecordWithFlags=self._event_record_with_flags)
         self.__version__ = "of tests"
         self._core = SimpleNamespace(_scalar=SimpleNamespace(CScalar=CScalar))
         self.cuda = SimpleNamespace(
@@ -98,6 +100,17 @@ class StubCupy:
         else:
             assert kind == TO_HOST
             self.emulated.download(dst, src, size, self.by_pointer[stream])
+
+    def _stream_wait_event(self, stream: int, event: int, flags: int = 0) -> None:
+        assert all(type(number) is int for number in (stream, event, flags)) and flags in (0, 1)
+        wait = self.emulated.wait_external if flags else self.emulated.stream_wait
+        wait(self.by_pointer[stream], self.by_pointer[event])
+
+    def _event_record_with_flags(self, event: int, stream: int, flags: int) -> int:
+        """The driver's own call, which CuPy lacks."""
+        assert all(type(number) is int for number in (event, stream)) and flags == 1
+        self.emulated.record_external(self.by_pointer[event], self.by_pointer[stream])
+        return 0
 
     def _properties(self, index: int) -> dict[str, Any]:
         return {"name": b"stub card %d" % index, "major": 8, "minor": 6, "totalGlobalMem": 1 << 30}
@@ -259,6 +272,8 @@ class Event:
     def __init__(self, cupy: StubCupy, block: bool = False, disable_timing: bool = False) -> None:
         self.cupy, self.raw = cupy, cupy.emulated.new_event()
         self.disable_timing, self.passed = disable_timing, 0.0
+        self.ptr = id(self.raw)
+        cupy.by_pointer[self.ptr] = self.raw
 
     def record(self, stream: Stream) -> None:
         if not self.disable_timing:

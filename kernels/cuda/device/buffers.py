@@ -27,6 +27,10 @@ class Owner(Protocol):
     driver: Driver
     counters: Counters
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether what is enqueued is written down for a graph."""
+
     def check_open(self) -> None:
         """Refuse a closed device."""
 
@@ -132,7 +136,20 @@ class Stream:
         _check_pair(event, self)
         self.device.counters.stream_waits += 1
         self.device.note("wait", self.name)
-        self.device.driver.stream_wait(self.raw, event.raw)
+        if event.external and self.device.is_capturing:
+            self.device.driver.wait_external(self.raw, event.raw)
+        else:
+            self.device.driver.stream_wait(self.raw, event.raw)
+
+    def follow(self, other: Stream) -> None:
+        """Later work of this stream runs after what another one has up to now: a fork, or a join, of a graph too."""
+        other.end.record(other)
+        self.wait(other.end)
+
+    @cached_property
+    def end(self) -> Event:
+        """Where those stand that follow this stream."""
+        return Event(self.device)
 
     def synchronize(self) -> None:
         """Wait on the host until all work of this stream is done."""
@@ -144,17 +161,26 @@ class Stream:
 
 
 class Event:
-    """A place in a stream. One that was never recorded is passed at once."""
+    """A place in a stream. One that was never recorded is passed at once.
 
-    def __init__(self, device: Owner) -> None:
+    Attributes:
+        external: whether a graph that is captured records it anew, or waits for what it is then, each time that it
+            is launched. Others order the streams within one graph, and nothing outside may wait for them.
+    """
+
+    def __init__(self, device: Owner, external: bool = False) -> None:
         self.device, self.raw, self.stream_name = device, device.driver.new_event(), ""
+        self.external = external
 
     def record(self, stream: Stream) -> None:
         """Mark the end of a stream as it is now."""
         _check_pair(self, stream)
         self.stream_name = stream.name
         self.device.note("record", stream.name)
-        self.device.driver.record(self.raw, stream.raw)
+        if self.external and self.device.is_capturing:
+            self.device.driver.record_external(self.raw, stream.raw)
+        else:
+            self.device.driver.record(self.raw, stream.raw)
 
     def synchronize(self) -> None:
         """Wait on the host for what was recorded."""

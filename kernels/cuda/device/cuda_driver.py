@@ -3,6 +3,7 @@
 CuPy is imported when a device is opened, never before: CPU use pays nothing for it.
 """
 
+import ctypes
 import functools
 import importlib
 import os
@@ -22,6 +23,8 @@ from hotcold.kernels.cuda.device.units import Kernels, of_type, unit_of, untyped
 INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
 OUT_OF_MEMORY, IS_TAKEN = 2, 46
 """cudaErrorMemoryAllocation, cudaErrorDevicesUnavailable."""
+EXTERNAL = 1
+"""CU_EVENT_RECORD_EXTERNAL and cudaEventWaitExternal: an event of a graph that is seen from outside."""
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -82,6 +85,26 @@ def argument_maker(cupy: Any) -> Callable[[Any], Any]:
     return maker if callable(maker) else lambda number: number
 
 
+def load_libcuda() -> Any:
+    """The CUDA driver's own library, for the one call that CuPy lacks: cuEventRecordWithFlags, of CUDA 11.1.
+
+    Raises:
+        CaptureError: no library, or an old one.
+    """
+    name = "nvcuda.dll" if os.name == "nt" else "libcuda.so.1"
+    try:
+        library = ctypes.CDLL(name)
+        library.cuEventRecordWithFlags.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint)
+    except (OSError, AttributeError) as error:
+        raise CaptureError(
+            "CUDA driver",
+            error,
+            "the host cannot wait for a part of a graph",
+            "update it, or add --no-graphs",
+        ) from error
+    return library
+
+
 def usable_cards(cupy: Any) -> int:
     """How many cards CUDA shows.
 
@@ -111,10 +134,13 @@ class CudaDriver:
         index: which of the visible cards.
         source: the program; by default all kernels, a unit of them at a time.
         cupy: the module to call; tests pass a stub.
+        libcuda: the driver's library, loaded when it is first needed; tests pass a stub.
     """
 
-    def __init__(self, index: int = 0, source: str | None = None, cupy: Any = None) -> None:
-        self.cupy = load_cupy() if cupy is None else cupy
+    def __init__(
+        self, index: int = 0, source: str | None = None, cupy: Any = None, libcuda: Any = None
+    ) -> None:
+        self.cupy, self.libcuda = load_cupy() if cupy is None else cupy, libcuda
         count = usable_cards(self.cupy)
         if not 0 <= index < count:
             bound = f"there are {count}, the last is cuda:{count - 1}"
@@ -227,6 +253,19 @@ class CudaDriver:
     def stream_wait(self, stream: Any, event: Any) -> None:
         """cudaStreamWaitEvent."""
         stream.wait_event(event)
+
+    @translated
+    def record_external(self, event: Any, stream: Any) -> None:
+        """cuEventRecordWithFlags, which makes a node of the graph."""
+        self.libcuda = load_libcuda() if self.libcuda is None else self.libcuda
+        status = self.libcuda.cuEventRecordWithFlags(event.ptr, stream.ptr, EXTERNAL)
+        if status:
+            raise CaptureError("event in a graph", f"CUresult {status}", "", "add --no-graphs")
+
+    @translated
+    def wait_external(self, stream: Any, event: Any) -> None:
+        """cudaStreamWaitEvent, which makes a node of the graph."""
+        self.cupy.cuda.runtime.streamWaitEvent(stream.ptr, event.ptr, EXTERNAL)
 
     @translated
     def wait_event(self, event: Any) -> None:

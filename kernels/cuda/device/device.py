@@ -77,7 +77,8 @@ class Device(Closing):
 
     Attributes:
         name: as in --device, `cuda:0` or `emulated`.
-        compute, copy: the two streams that every device has.
+        compute, copy: the streams that every device has for kernels, and for what is sent to it in bulk.
+        crossing: the stream of what crosses the bus between the nodes of a run.
         counters: what was done.
         log: everything asked of the device, in order, while it is a list; None by default.
         has_graphs: whether runs are to capture what they enqueue; set by whoever opens the device.
@@ -93,6 +94,7 @@ class Device(Closing):
         self._captured: dict[int, Allocation] | None = None
         self._failures: dict[str, int] = {}
         self.compute, self.copy = self.stream("compute"), self.stream("copy")
+        self.crossing = self.stream("crossing")
 
     @property
     def is_emulated(self) -> bool:
@@ -185,10 +187,10 @@ class Device(Closing):
         self.check_open()
         return Stream(self, name)
 
-    def event(self) -> Event:
-        """An event that nobody recorded yet."""
+    def event(self, external: bool = False) -> Event:
+        """An event that nobody recorded yet; an external one has its meaning outside of graphs, too."""
         self.check_open()
-        return Event(self)
+        return Event(self, external)
 
     def synchronize(self) -> None:
         """Wait on the host until the device has done everything."""
@@ -201,11 +203,13 @@ class Device(Closing):
 
     def upload(self, buffer: Buffer, host: Pinned, stream: Stream) -> None:
         """Enqueue a copy from the host; both sides have as many bytes."""
-        self._begin("h2d", stream)
+        if self._failures or self.closed or stream.device is not self:
+            self._begin("h2d", stream)
         self._check_copy(buffer, host)
         self.counters.h2d_calls += 1
         self.counters.h2d_bytes += host.n_bytes
-        self.note("h2d", stream.name, host.n_bytes)
+        if self.log is not None:
+            self.note("h2d", stream.name, host.n_bytes)
         self.driver.upload(buffer.address, host.address, host.n_bytes, stream.raw)
 
     def download(self, host: Pinned, buffer: Buffer, stream: Stream) -> None:
@@ -264,8 +268,15 @@ class Device(Closing):
 
     # Graphs
 
+    @property
+    def is_capturing(self) -> bool:
+        """Whether what is enqueued is written down for a graph."""
+        return self._captured is not None
+
     def capture(self, enqueue: Callable[[], object], stream: Stream) -> CapturedGraph:
         """A graph of what `enqueue` enqueues on a stream; nothing of it is done or counted yet.
+
+        Streams that follow it meanwhile belong to the graph, and it has to follow them in the end.
 
         Raises:
             CaptureError: the device has no graphs, or something other than copies and launches was asked for.
@@ -277,8 +288,11 @@ class Device(Closing):
             self.driver.begin_capture(stream.raw)
             try:
                 enqueue()
-            finally:
-                raw = self.driver.end_capture(stream.raw)
+            except BaseException:
+                with suppress(DeviceError):  # what went wrong first is said
+                    self.driver.end_capture(stream.raw)
+                raise
+            raw = self.driver.end_capture(stream.raw)
             counters.graph_captures += 1
             return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
         except DeviceError as error:
@@ -303,7 +317,8 @@ class Device(Closing):
     def _begin_all(self, graph: CapturedGraph, stream: Stream) -> None:
         """What every piece of a graph would have asked first."""
         for call in graph.calls:
-            self._begin(call.what if call.what in FAILURES else "launch", stream)
+            if call.what not in ("record", "wait"):
+                self._begin(call.what if call.what in FAILURES else "launch", stream)
 
     # Tests and statistics
 

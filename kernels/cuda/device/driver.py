@@ -101,6 +101,12 @@ class Driver(Protocol):
     def stream_wait(self, stream: Any, event: Any) -> None:
         """Later work of the stream runs after what the event has recorded up to now."""
 
+    def record_external(self, event: Any, stream: Any) -> None:
+        """Within a capture: each launch of the graph records the event, which the host may wait for."""
+
+    def wait_external(self, stream: Any, event: Any) -> None:
+        """Within a capture: each launch of the graph waits for what the event has recorded before it."""
+
     def wait_event(self, event: Any) -> None:
         """The host waits for what the event has recorded."""
 
@@ -123,13 +129,16 @@ class Driver(Protocol):
         """Bring the kernels for some types of weights to the device, so that what they take there is taken."""
 
     def begin_capture(self, stream: Any) -> None:
-        """From here on the stream's copies and launches are written down and not done."""
+        """From here on the stream's copies and launches are written down and not done.
+
+        So are those of a stream that waits for an event of the capture, until the capture ends.
+        """
 
     def end_capture(self, stream: Any) -> Any:
-        """What was written down, as a graph."""
+        """What was written down, as a graph; the stream has to wait for all others in it before."""
 
     def launch_graph(self, graph: Any, stream: Any) -> None:
-        """Enqueue all of a graph, in its order."""
+        """Enqueue all of a graph; later work of the stream comes after all of it."""
 
     def close(self) -> None:
         """Give everything back."""

@@ -20,6 +20,7 @@ from hotcold.kernels.cuda.device.driver import CaptureError, Facts, KernelFault,
 from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.units import Kernels, unit_of
 from hotcold.kernels.cuda.emulator.build import BUILDS, build, find_compiler
+from hotcold.kernels.cuda.emulator.capture import Capture, Graph
 from hotcold.kernels.cuda.emulator.memory import POISON, Allocator
 from hotcold.kernels.cuda.emulator.streams import Enqueue, Mark, Streams, Work, WorkQueue
 
@@ -47,7 +48,7 @@ class EmulatedDriver:
     Args:
         source: the program; by default all kernels, a unit of them at a time.
         build_kind: `fast`, `checked` (traps undefined behaviour) or `races` (slow).
-        policy: when enqueued work runs: `eager`, `late` or `random`.
+        policy: when enqueued work runs: `eager`, `late`, `ahead` or `random`.
         order: of threads and blocks: 0 forward, 1 backward, else a seed. With 1, buffers begin at a
             guard page instead of ending at one.
         seed: of the `random` policy.
@@ -75,6 +76,7 @@ class EmulatedDriver:
         self.streams, self.memory = Streams(policy, seed), Allocator(memory, at_start=order == 1)
         self.host = Allocator(memory, at_start=order == 1)
         self.order, self.lost = order, ""
+        self.capture: Capture | None = None  # of the graph that is being made
         name = "emulated" if index is None else f"emulated:{index}"
         self.facts = Facts(name, "emulated device on the CPU (for checking, not for speed)")
 
@@ -130,21 +132,48 @@ class EmulatedDriver:
         return Mark()
 
     def record(self, event: Mark, stream: WorkQueue) -> None:
-        """Mark the end of a stream.
-
-        CUDA would take an event into a graph; the host could not wait for it.
-        """
-        self._check_no_capture("an event that the host waits for")
+        """Mark the end of a stream; within a capture, a place in the graph."""
+        if (capture := self._capture_of(stream)) is not None:
+            capture.record(event, stream)
+            return
+        self._check_no_capture("an event of another stream")
         event.record(stream)
 
     def stream_wait(self, stream: WorkQueue, event: Mark) -> None:
-        """Later work of the stream comes after the event."""
-        self._check_no_capture("a wait of one stream for another")
+        """Later work of the stream comes after the event, which lets it join the event's capture."""
+        capture = self.capture
+        if capture is not None and (stream in capture.done or event in capture.seen):
+            capture.wait(stream, event)
+            return
+        self._check_no_capture("a wait of another stream")
+        _check_not_captured(event)
         stream.wait(event)
+
+    def record_external(self, event: Mark, stream: WorkQueue) -> None:
+        """Each launch of the graph records the event."""
+        self._within(stream).record_external(event, stream)
+
+    def wait_external(self, stream: WorkQueue, event: Mark) -> None:
+        """Each launch of the graph waits for what the event has recorded."""
+        self._within(stream).wait_external(stream, event)
+
+    def _capture_of(self, stream: WorkQueue) -> Capture | None:
+        """The capture that a stream belongs to."""
+        return self.capture if self.capture is not None and stream in self.capture.done else None
+
+    def _within(self, stream: WorkQueue) -> Capture:
+        """The same, which has to be there."""
+        capture = self._capture_of(stream)
+        if capture is None:
+            raise CaptureError(
+                "external event", "of a stream that is not captured", "CUDA knows it in graphs alone"
+            )
+        return capture
 
     def wait_event(self, event: Mark) -> None:
         """The host waits for an event."""
         self._check_no_capture("a wait")
+        _check_not_captured(event)
         self._check_alive()
         event.synchronize()
 
@@ -178,14 +207,21 @@ class EmulatedDriver:
         self, stream: WorkQueue, copy: Work, host: int, n_bytes: int, first: Work = lambda: None
     ) -> None:
         """Enqueue a copy; `first` is done on the host at once, as often as the copy is enqueued."""
-        if stream.captured is not None and not self.host.covers(host, n_bytes):
+        if self._capture_of(stream) is not None and not self.host.covers(host, n_bytes):
             raise CaptureError("copy in a graph", f"{n_bytes} bytes", "the host's memory is not page-locked")
 
         def enqueue(to: WorkQueue) -> None:
             first()
             self._enqueue(to, copy)
 
-        _now_or_captured(stream, enqueue)
+        self._now_or_captured(stream, enqueue)
+
+    def _now_or_captured(self, stream: WorkQueue, enqueue: Enqueue) -> None:
+        """Enqueue work, or keep it for the graph that is being made."""
+        if (capture := self._capture_of(stream)) is not None:
+            capture.add(stream, enqueue)
+        else:
+            enqueue(stream)
 
     def _copy(self, to: int, source: int, n_bytes: int, host: int, address: int) -> None:
         if not self.memory.covers(address, n_bytes) or not self.host.covers(host, n_bytes):
@@ -217,7 +253,7 @@ class EmulatedDriver:
             if failed:
                 self._lose(said.value.decode(errors="replace"))
 
-        return lambda stream: _now_or_captured(stream, lambda to: self._enqueue(to, run))
+        return lambda stream: self._now_or_captured(stream, lambda to: self._enqueue(to, run))
 
     def load_types(self, endings: Iterable[str]) -> None:
         """Kernels take none of this device's memory."""
@@ -228,24 +264,23 @@ class EmulatedDriver:
         """From here on the stream's work is written down."""
         self._check_alive()
         self._check_no_capture("another capture")
-        stream.captured = []
+        self.capture = Capture(stream)
 
-    def end_capture(self, stream: WorkQueue) -> list[Enqueue]:
-        """What was written down; it is a graph as it is."""
-        captured, stream.captured = stream.captured, None
-        if captured is None:
+    def end_capture(self, stream: WorkQueue) -> Graph:
+        """What was written down."""
+        capture, self.capture = self.capture, None
+        if capture is None:
             raise CaptureError("capture", "ended", "none was begun")
-        return captured
+        return capture.end(stream, self.streams)
 
-    def launch_graph(self, graph: list[Enqueue], stream: WorkQueue) -> None:
+    def launch_graph(self, graph: Graph, stream: WorkQueue) -> None:
         """Enqueue it piece by piece, in its order."""
         self._check_no_capture("a graph")
-        for enqueue in graph:
-            enqueue(stream)
+        graph.launch(stream)
 
     def _check_no_capture(self, what: str) -> None:
         """CUDA ends a capture in which this is asked for."""
-        if any(stream.captured is not None for stream in self.streams.all):
+        if self.capture is not None:
             raise CaptureError(
                 "capture", what, "a graph holds copies and launches alone", "ask before or after"
             )
@@ -313,12 +348,11 @@ class EmulatedDriver:
         return f"{before}{found}" if found else f"{word} {address:#x}"
 
 
-def _now_or_captured(stream: WorkQueue, enqueue: Enqueue) -> None:
-    """Enqueue work, or keep it for the graph that is being made."""
-    if stream.captured is not None:
-        stream.captured.append(enqueue)
-    else:
-        enqueue(stream)
+def _check_not_captured(event: Mark) -> None:
+    """A place in a graph is none in a stream."""
+    bound = "nothing outside of its graph can wait for it (cudaErrorCapturedEvent)"
+    if event.captured:
+        raise DeviceError("event", "recorded within a capture", bound, "make it an external one")
 
 
 def _load(path: Path) -> ctypes.CDLL:

@@ -1,8 +1,9 @@
-"""Streams and events of the emulated device: queues, and three ways to run them.
+"""Streams and events of the emulated device: queues, and four ways to run them.
 
 `eager` runs work when it is enqueued, as a naive mock would. `late` runs it only when somebody waits
-for it, and then only what that needs: a forgotten wait reads poison or old values. `random` gives
-each stream a pace of its own.
+for it, and then only what that needs: a forgotten wait reads poison or old values. `ahead` lets all streams but the
+first do their work at once and the first one be late: copies that do not wait for kernels come too early. `random`
+gives each stream a pace of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 
 from hotcold.errors import SettingError
 
-POLICIES = ("eager", "late", "random")
+POLICIES = ("eager", "late", "ahead", "random")
 Work = Callable[[], None]
 Enqueue = Callable[["WorkQueue"], None]
 """Adds work to a stream."""
@@ -47,17 +48,12 @@ class Streams:
 
 
 class WorkQueue:
-    """Work in order; `n_added` and `n_run` count it from the beginning.
-
-    Attributes:
-        captured: while a graph is made, what it is to enqueue; None else.
-    """
+    """Work in order; `n_added` and `n_run` count it from the beginning."""
 
     def __init__(self, streams: Streams, eagerness: float) -> None:
         self.streams, self.eagerness = streams, eagerness
         self.queue: deque[Work] = deque()
         self.n_run = 0
-        self.captured: list[Enqueue] | None = None
 
     @property
     def n_added(self) -> int:
@@ -67,9 +63,10 @@ class WorkQueue:
     def enqueue(self, work: Work) -> None:
         """Add work; the policy says whether some runs now."""
         self.queue.append(work)
-        if self.streams.policy == "eager":
+        policy = self.streams.policy
+        if policy == "eager" or (policy == "ahead" and self is not self.streams.all[0]):
             self.run_to(self.n_added)
-        elif self.streams.policy == "random":
+        elif policy == "random":
             self.streams.run_some()
 
     def run_to(self, count: int) -> None:
@@ -86,15 +83,20 @@ class WorkQueue:
 
 
 class Mark:
-    """A place in a stream; one that was never recorded is passed at once, as in CUDA."""
+    """A place in a stream; one that was never recorded is passed at once, as in CUDA.
+
+    Attributes:
+        captured: whether it was recorded last within a capture: then it is a place in a graph.
+    """
 
     def __init__(self) -> None:
         self.stream: WorkQueue | None = None
         self.count = 0
+        self.captured = False
 
     def record(self, stream: WorkQueue) -> None:
         """Mark the stream's end as it is now."""
-        self.stream, self.count = stream, stream.n_added
+        self.stream, self.count, self.captured = stream, stream.n_added, False
 
     def synchronize(self) -> None:
         """Run what lies before the mark."""

@@ -37,7 +37,7 @@ def open_stub(compiler: str, nvrtc: Nvrtc, keep_device: Callable[[Device], Devic
     def open_device(index: int = 0, cards: int = 1, **options: Any) -> Device:
         emulated = EmulatedDriver(**options)
         cupy = StubCupy(emulated, cards=cards)
-        return keep_device(Device(CudaDriver(index, source=options.get("source"), cupy=cupy)))
+        return keep_device(Device(CudaDriver(index, options.get("source"), cupy, cupy.libcuda)))
 
     return open_device
 

@@ -44,6 +44,7 @@ NAMES = {
     "cuda.runtime.memcpyDeviceToHost",
     "cuda.runtime.memcpyHostToDevice",
     "cuda.runtime.runtimeGetVersion",
+    "cuda.runtime.streamWaitEvent",
 }
 
 
@@ -87,8 +88,10 @@ def test_signatures_are_cupys(cupy: Any) -> None:
     assert isinstance(inspect.getattr_static(cupy.RawKernel, "kernel"), types.GetSetDescriptorType | property)
     arguments = "(intptr_t dst, intptr_t src, size_t size, int kind, intptr_t stream)"
     assert arguments in cuda.runtime.memcpyAsync.__doc__
+    wait = "(intptr_t stream, intptr_t event, unsigned int flags=0)"
+    assert wait in cuda.runtime.streamWaitEvent.__doc__
     assert (cuda.runtime.memcpyHostToDevice, cuda.runtime.memcpyDeviceToHost) == (1, 2)
-    assert "~Stream.ptr" in cuda.Stream.__doc__
+    assert "~Stream.ptr" in cuda.Stream.__doc__ and "~Event.ptr" in cuda.Event.__doc__
     assert issubclass(cuda.runtime.CUDARuntimeError, Exception)
     assert cuda.runtime.CUDARuntimeError(cuda_driver.OUT_OF_MEMORY).status == cuda_driver.OUT_OF_MEMORY
     assert "emory" in str(cuda.runtime.CUDARuntimeError(cuda_driver.OUT_OF_MEMORY))
@@ -136,6 +139,7 @@ def test_calls_get_past_argument_checks(cupy: Any, nvrtc: Nvrtc, seam_source: st
         lambda: cuda.runtime.getDeviceProperties(0),
         lambda: cuda.runtime.memGetInfo(),
         lambda: cuda.runtime.memcpyAsync(1, 2, 3, cuda.runtime.memcpyHostToDevice, 0),
+        lambda: cuda.runtime.streamWaitEvent(0, 1, cuda_driver.EXTERNAL),
         lambda: module.get_function("scale"),
         lambda: launch(*scalars),
         lambda: launch(*ready),

@@ -11,7 +11,7 @@ from hotcold.kernels.cuda.emulator.streams import Mark, Streams
 
 Open = Callable[..., Device]
 N, STEPS = 64, 4
-POLICIES = [("eager", 0), ("late", 0), *(("random", seed) for seed in range(8))]
+POLICIES = [("eager", 0), ("late", 0), ("ahead", 0), *(("random", seed) for seed in range(8))]
 WAITS = ("staging", "reuse", "upload", "download")
 
 
@@ -59,6 +59,14 @@ def test_some_random_pace_catches_a_missing_wait(open_emulated: Open, seam_sourc
     assert not all(pipeline(device, forget) for device in devices)
 
 
+def test_ahead_catches_a_copy_that_does_not_wait_for_kernels(open_emulated: Open, seam_source: str) -> None:
+    def pipelined(forget: str) -> bool:
+        return pipeline(open_emulated(source=seam_source, policy="ahead"), forget)
+
+    assert not pipelined("reuse")  # x is written over before it is read
+    assert pipelined("upload")  # a kernel that does not wait for a copy is what late catches
+
+
 def test_eager_runs_work_at_once(open_emulated: Open, seam_source: str) -> None:
     device = open_emulated(source=seam_source, policy="eager")
     assert pipeline(device, "staging")  # as a naive mock would: this is why late is the default
@@ -87,7 +95,7 @@ def test_an_event_that_nobody_recorded_is_passed(open_emulated: Open, seam_sourc
 
 
 def test_an_unknown_policy_is_refused(open_emulated: Open, seam_source: str) -> None:
-    with pytest.raises(SettingError, match="lazy.*eager, late, random"):
+    with pytest.raises(SettingError, match="lazy.*eager, late, ahead, random"):
         open_emulated(source=seam_source, policy="lazy")
 
 
