@@ -131,9 +131,9 @@ class OffloadDumpCommand:
             run_plan(self, source, how)
             return
         if self.device != "auto":
-            raise SettingError(
-                "--device", self.device, "a plan is for a budget, not for a device", "add --run"
-            )
+            several = ", or name several cards by their budgets: --vram-budget 8GB,6GB"
+            next_step = f"add --run{several if ',' in self.device else ''}"
+            raise SettingError("--device", self.device, "a plan is for a budget, not for a device", next_step)
         if self.sweep is not None:
             given = (self.host_gbps, self.device_gbps, self.bus_gbps)
             usual = (HOST_GBPS, DEVICE_GBPS, BUS_GBPS)

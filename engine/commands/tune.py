@@ -48,27 +48,24 @@ class TuneCommand:
         """Load once a mode, measure, print."""
         if (self.vram_budget is None) != (self.card is None):
             raise SettingError("--vram-budget and --card", "one of them", "both or none", "add the other")
-        if self.card is not None:
-            from hotcold.engine.plan.cards import card_named
-
-            card_named(self.card)
         from hotcold.engine.measure.tune import tune
         from hotcold.engine.model.model_path import model_path
 
         path = model_path(self.path)
+        modes = modes_of(path, self.ffn_activation)
+        cards = {} if self.card is None else self._on_card(path, modes)  # what cannot be is told at once
         engines: dict[str, Engine] = {}
         with ExitStack() as stack:
-            for mode in modes_of(path, self.ffn_activation):
+            for mode in modes:
                 engine = open_engine(
                     self, self.quiet or bool(engines), device="cpu", vram_budget="auto", sparsity=mode
                 )
                 engines[mode] = stack.enter_context(engine)
             warn(engines["off"], self.quiet)
             found = tune(engines)
-        cards = {} if self.card is None else self._on_card(path, [each.mode for each in found])
         if self.as_json:
-            modes = [each.numbers() | ({"on_card": cards[each.mode]} if cards else {}) for each in found]
-            write_line(json.dumps({"modes": modes}))
+            rows = [each.numbers() | ({"on_card": cards[each.mode]} if cards else {}) for each in found]
+            write_line(json.dumps({"modes": rows}))
             return
         write_line(HEAD + (f"  {self.card}" if cards else ""))
         for each in found:
@@ -80,15 +77,13 @@ class TuneCommand:
             note(f"fastest by the prediction: --sparsity {best.mode}")
 
     def _on_card(self, path: Path, modes: list[str]) -> dict[str, float]:
-        """Modelled seconds of a token of each mode on the card."""
-        from hotcold.engine.dump.inputs import facts_for, open_source
-        from hotcold.engine.plan.budget import parse_budget, resolve_budget
+        """Modelled seconds of a token of each mode on the card, or on as many as there are budgets."""
+        from hotcold.engine.dump.inputs import budget_of, facts_for, open_source
         from hotcold.engine.plan.cards import card_named, estimate
         from hotcold.engine.plan.planning import make_plan, wanted
 
         source, card = open_source(path, None, None, None), card_named(self.card or "")
-        facts = facts_for(None, self.vram_budget or "", self.card)
-        budget = resolve_budget(parse_budget(self.vram_budget or ""), facts)
+        budget = budget_of(self.vram_budget, facts_for(None, self.vram_budget, self.card))
         found = {}
         for mode in modes:
             how = wanted(source, mode, self.n_ctx, RunOptions.n_batch, self.kv_type)

@@ -73,6 +73,13 @@ def facts_for(device_memory: str | None, budget: str | None, card: str | None = 
     if card is not None and device_memory is None:
         return DeviceFacts(card, card_named(card).memory)
     if device_memory is not None:
+        if "," in device_memory:
+            raise SettingError(
+                "--device-memory",
+                device_memory,
+                "the memory of each card, all alike",
+                "name one size, and the cards by their budgets, such as --vram-budget 8GB,6GB",
+            )
         memory = parse_size(device_memory, "--device-memory")
         if not memory:
             raise SettingError("--device-memory", device_memory, "above 0")

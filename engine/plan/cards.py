@@ -13,6 +13,7 @@ from hotcold.engine.plan.launches import launches_of_a_token
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.traffic import ffn_traffic, token_traffic
 from hotcold.engine.settings import one_of
+from hotcold.errors import SettingError
 
 REACHED = 0.85
 """Of a card's bandwidth, by a kernel that streams weights."""
@@ -83,7 +84,10 @@ class Estimate:
 
 
 def card_named(name: str) -> Card:
-    """A card of the table; SettingError for a name that it has not."""
+    """A card of the table; SettingError for a name that it has not, and for several."""
+    if "," in name:
+        more = f"name one, and a budget for each, such as --vram-budget {','.join(['8GB'] * len(name.split(',')))}"
+        raise SettingError("--card", name, "several cards are modelled as alike", more)
     one_of("--card", name, tuple(CARDS))
     return CARDS[name]
 

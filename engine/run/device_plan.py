@@ -147,7 +147,7 @@ def _smaller(
             f"a plan of {mib(wanted.totals.used)} did not fit the memory of {names(devices)} ({_reason(lack)}): "
             f"one of {mib(plan.totals.used)} runs"
         )
-        return Placed(plan, stores, ("; ".join((said, *plan.notes)),))
+        return Placed(plan, stores, (*_unlike(devices), "; ".join((said, *plan.notes))))
 
 
 def _less(devices: Sequence[Device], plan: Plan) -> Budget:

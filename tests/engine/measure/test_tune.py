@@ -41,9 +41,11 @@ def test_all_modes_of_the_bundled_model() -> None:
 
 
 def test_the_table_names_the_fastest() -> None:
-    shown = run("tune", "-t", "1")
+    """And what two cards would take."""
+    shown = run("tune", "-t", "1", "--vram-budget", "4MiB,4MiB", "--card", "rtx3060")
     assert shown.returncode == 0
     assert [line.split()[0] for line in shown.stdout.splitlines()] == ["mode", "off", "exact", "predictor"]
+    assert shown.stdout.splitlines()[0].endswith("  rtx3060")
     assert max(map(len, shown.stdout.splitlines())) <= 80
     assert "fastest by the prediction: --sparsity " in shown.stderr
 

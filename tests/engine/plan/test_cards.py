@@ -97,3 +97,26 @@ def test_the_dump_shows_it_and_says_that_it_is_a_model() -> None:
 def test_a_card_that_nobody_knows() -> None:
     shown = run("offload-dump", "--card", "rtx9", "-q")
     assert shown.returncode == 2 and "rtx4090" in shown.stderr
+
+
+SEVERAL = {
+    "offload-dump --card rtx4090,rtx3090": "--card: rtx4090,rtx3090 (several cards are modelled as alike); "
+    "name one, and a budget for each, such as --vram-budget 8GB,8GB",
+    "tune --card rtx4090,a100,h100 --vram-budget 1,2,3": "--card: rtx4090,a100,h100 (several cards are modelled as "
+    "alike); name one, and a budget for each, such as --vram-budget 8GB,8GB,8GB",
+    "offload-dump --device-memory 24GB,8GB": "--device-memory: 24GB,8GB (the memory of each card, all alike); "
+    "name one size, and the cards by their budgets, such as --vram-budget 8GB,6GB",
+    "offload-dump --card rtx4090 --device cuda:0,cuda:1": "--device: cuda:0,cuda:1 (a plan is for a budget, not for a "
+    "device); add --run, or name several cards by their budgets: --vram-budget 8GB,6GB",
+    "offload-dump --run --card rtx4090 --device cuda:0,cuda:1": "--card: rtx4090 (does not go with --run); "
+    "leave one of them out",
+    "tune --card rtx4090 --vram-budget 8,0": "--vram-budget: 8,0 (a card of several has a budget above 0); "
+    "leave the card out",
+}
+
+
+@pytest.mark.parametrize("words", SEVERAL)
+def test_several_cards_where_one_is_named(words: str) -> None:
+    shown = run(*words.split())
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr == f"hotcold: error: {SEVERAL[words]}\n"

@@ -16,6 +16,9 @@ from split_runs import Case, OpenEmulated, budget_bytes
 from hotcold import load
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.model.load import load_model
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget, of_cards
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.profile import profile as profiles
 from hotcold.engine.profile.counting import Chunk, Counter
 from hotcold.engine.profile.profile import FIRINGS, WEIGHT, Profile, measure
@@ -99,14 +102,52 @@ def test_both_sides_of_a_split_count_what_numpy_counts(
     sparsity: str,
     share: int,
 ) -> None:
-    model = hf_models.make(tmp_path / "model", kind, dtype="float32", **changes)
-    convert(model.folder, None, tmp_path / "out.gguf", "f32")
-    hidden = hidden_values(model, monkeypatch)
-    wanted = np.sum([[(h != 0).sum(0) for h in chunk] for chunk in hidden], axis=0)
+    hidden = hidden_of(tmp_path, monkeypatch, kind, changes)
     with on_both_sides(tmp_path / "out.gguf", sparsity, share) as engine:
         assert sum(split.n_hot for split in engine.executor.plan.layers) > 0 or not share
-        counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
-        alone = Counter(engine).count(Chunk(CHUNKS[0], 13))
+        check_counts(engine, hidden)
+
+
+@pytest.mark.sample(7)
+@pytest.mark.parametrize(("kind", "changes"), RELU)
+@pytest.mark.parametrize("sparsity", ["off", "exact"])
+def test_two_cards_count_what_numpy_counts(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    open_emulated: OpenEmulated,
+    kind: str,
+    changes: dict[str, Any],
+    sparsity: str,
+) -> None:
+    """Each with half of its layer's neurons."""
+    hidden = hidden_of(tmp_path, monkeypatch, kind, changes)
+    plenty = of_cards([Budget("1GiB", 1 << 30, "a test")] * 2)
+    with open_gguf(tmp_path / "out.gguf") as file:
+        whole = placement.plan(load_model(file), Wanted(sparsity, 32, 13, "f32"), plenty)
+    sizes = [card.totals.used - card.totals.hot_rows // 2 for card in whole.cards]
+    budgets = ",".join(f"{size // 1024}KiB" for size in sizes)
+    how: dict[str, Any] = {"n_ctx": 32, "n_batch": 13, "kv_type": "f32", "sparsity": sparsity}
+    path, names = tmp_path / "out.gguf", "emulated:0,emulated:1"
+    with load(path, device=names, vram_budget=budgets, **how) as engine:
+        assert len(engine.executor.devices) == 2
+        assert all(0 < split.n_hot < engine.model.n_ff for split in engine.executor.plan.layers)
+        check_counts(engine, hidden)
+
+
+def hidden_of(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, kind: str, changes: dict[str, Any]
+) -> list[list[NDArray[np.float64]]]:
+    """`hidden_values` of a new model, which becomes out.gguf."""
+    model = hf_models.make(folder / "model", kind, dtype="float32", **changes)
+    convert(model.folder, None, folder / "out.gguf", "f32")
+    return hidden_values(model, monkeypatch)
+
+
+def check_counts(engine: Engine, hidden: list[list[NDArray[np.float64]]]) -> None:
+    """What the engine counts is what NumPy counts, also token by token."""
+    wanted = np.sum([[(h != 0).sum(0) for h in chunk] for chunk in hidden], axis=0)
+    counted = measure(engine, CHUNKS, profiles.empty(engine, len(CHUNKS)))
+    alone = Counter(engine).count(Chunk(CHUNKS[0], 13))
     assert (counted.counts == wanted).all() and counted.n_tokens == 28
     for layer, bits in enumerate(alone.fired):  # token by token, of both sides
         assert (np.unpackbits(bits, axis=1, count=wanted.shape[1]) == (hidden[0][layer] != 0)).all()

@@ -12,9 +12,11 @@ from plan_checks import check_sums
 from split_runs import IDS, Logits, OpenEmulated, mixed_logits, model_of
 
 from hotcold.engine.device.cards import Cards
+from hotcold.engine.device.choice import DeviceChoice
 from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.generation.loading import load
 from hotcold.engine.model.model import Model
+from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, of_cards
 from hotcold.engine.plan.plan import Plan
@@ -24,6 +26,7 @@ from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError, DoesNotFitError, SettingError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 N_CTX, N_BATCH, LEAST = 64, 8, 3
 FILES = {
@@ -194,6 +197,56 @@ def test_a_model_is_loaded_on_two(data: Path, compiler: str) -> None:
         alone = np.empty((1, engine.model.n_vocab), np.float32)
         engine.executor.run(IDS[:1], 0, alone)
         assert np.abs(alone - logits).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_three_cards_from_end_to_end(open_emulated: OpenEmulated, compiler: str) -> None:
+    """The bundled model: the bits of one device with the same rows."""
+    names = ["emulated:0", "emulated:1", "emulated:2"]
+    with load(
+        device=",".join(names),
+        vram_budget="2MiB,1800KiB,2MiB",
+        n_ctx=N_CTX,
+        n_batch=N_BATCH,
+        kv_type="f32",
+        sparsity="predictor",
+    ) as engine:
+        plan, devices = engine.executor.plan, engine.executor.devices
+        assert [device.name for device in devices] == names
+        assert 0 < plan.hot_share < 1 and sum(len(card.layers) for card in plan.cards) == plan.model.n_layer
+        found = mixed_logits(engine.executor, (4, 3, 1, 1))
+        assert all(device.counters.graph_launches for device in devices)
+        with open_gguf(model_path(None)) as file:
+            one = placed(plan.model, "predictor", [PLENTY], [layer.hot for layer in plan.layers])
+            alone = run_on(one, file, [open_emulated(build_kind="fast")])
+        text = "".join(engine.generate("Mr. Darcy looked", 8, temp=0.0))
+        assert len(text) > 8
+    assert found.tobytes() == alone.tobytes()
+
+
+def test_cards_that_differ_are_used_and_a_line_says_so(
+    file: GGUFFile, compiler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opened(choice: DeviceChoice) -> Device:
+        is_second = choice.index == 1
+        driver = EmulatedDriver(build_kind="fast", index=int(is_second), memory=(4 - 2 * is_second) << 20)
+        driver.facts = replace(driver.facts, description="small card" if is_second else "large card")
+        return Device(driver)
+
+    said = "emulated:0 is a large card, emulated:1 is a small card: a token takes as long as its layers take on each"
+    budgets = {}
+    for are_unlike in (False, True):
+        if are_unlike:
+            monkeypatch.setattr("hotcold.engine.device.devices.open_device", opened)
+        with load(
+            file.path, device="emulated:0,emulated:1", vram_budget="40%", n_ctx=64, n_batch=8, threads=2
+        ) as engine:
+            assert engine.warnings.count(said) == are_unlike
+            assert all(card.totals.used for card in engine.executor.plan.cards)
+            budgets[are_unlike] = [card.budget.n_bytes for card in engine.executor.plan.cards]
+            engine.executor.run(IDS[:1], 0, np.empty((1, engine.model.n_vocab), np.float32))
+            assert all(device.counters.launches for device in engine.executor.devices)
+    assert budgets[False][0] == budgets[False][1] and budgets[True][0] // budgets[True][1] == 2
 
 
 def test_what_cannot_be(data: Path, compiler: str) -> None:

@@ -28,6 +28,9 @@ COLOURS = """(() => {
   return heat.map((row, i) => [...row].map((_, e) => [...red(i, e)]));
 })()"""
 
+FILLED = """bar => [...bar.children].reduce((sum, each) => sum + each.getBoundingClientRect().width, 0)
+  / bar.getBoundingClientRect().width"""
+
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
@@ -217,3 +220,21 @@ def test_experts_glow_where_tokens_go(browser: Chrome) -> None:
         of_experts = "a row a layer (2), a column an expert (8); 4 chosen"
         assert of_experts in (element(page, "experts").get_attribute("aria-label") or "")
         assert len(elements(page, "#times tr")) >= 3 and len(elements(page, "#parts i")) >= 3
+
+
+def test_each_card_has_a_bar_of_its_own(browser: Chrome, server: Served, compiler: str) -> None:
+    """As long as what it holds of its budget, in the colours of the legend; no card alone has one."""
+    with (
+        load(n_ctx=64, threads=1, device="emulated:0,emulated:1", vram_budget="6MiB,5MiB") as engine,
+        served(engine) as of_two,
+    ):
+        page = visit(browser, of_two)
+        until(page, "document.querySelectorAll('#cards .bar').length == 2")
+        said = [each.text for each in elements(page, "#cards p")]
+        shares = run(page, "[...document.querySelectorAll('#cards .bar')].map(" + FILLED + ")")
+        for i, (card, budget) in enumerate(zip(engine.executor.plan.cards, (6, 5), strict=True)):
+            used = card.totals.used / 2**20
+            assert said[i] == f"emulated:{i}, {used:.1f} MiB of {budget:.1f} MiB"
+            assert shares[i] == pytest.approx(used / budget, abs=0.02)
+        assert run(page, "document.documentElement.scrollWidth <= innerWidth") and not complaints(page)
+    assert not elements(visit(browser, server), "#cards p")
