@@ -134,6 +134,7 @@ def test_the_statistics_have_the_device(engine: Engine) -> None:
         numbers.append(generation.statistics.numbers())
     assert numbers[0]["device"] == "emulated"
     assert {name: numbers[0][name] for name in FIGURES} == {name: numbers[1][name] for name in FIGURES}
+    assert numbers[0]["graph_captures"] > numbers[1]["graph_captures"] == 0 < numbers[1]["graph_launches"]
     assert 0 < numbers[0]["vram_planned"] == numbers[0]["vram_used"] <= 5 << 20
     assert 0 < numbers[0]["ffn_device_share"] < numbers[0]["active_device_share"] < 1
     _, line = generation.statistics.lines()
