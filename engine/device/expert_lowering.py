@@ -69,7 +69,7 @@ class _Pairs:
 
     def _biases(self, bias: Weight) -> tuple[Buffer, int]:
         """All experts' biases, and the floats from one to the next."""
-        return self.low.store.vector(bias), device_row_bytes(bias.type, bias.ne[0]) // 4
+        return self.low.store.vector(bias, self.node.rows), device_row_bytes(bias.type, bias.ne[0]) // 4
 
     def hidden(self, gates: Buffer, ups: Buffer, n_ff: int) -> None:
         """gates = act(gates) * ups, 0 below a threshold."""

@@ -19,7 +19,7 @@ from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.staging import Staging
 from hotcold.engine.device.steps import Launches, WaitFor
 from hotcold.engine.device.store import DeviceStore, rows_of_units, thresholds_of
-from hotcold.engine.graph.graph import COLD, Node, weights_of
+from hotcold.engine.graph.graph import Node, weights_of
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import Ids, SentPiece, SentRows, Streaming
@@ -51,16 +51,18 @@ class Sender:
             for n_bytes in self.staging.send(team, *self._rows(piece, each)):
                 self.sent_bytes += n_bytes
         if piece.index is not None:
-            self.staging.copy(piece.index, self.store.sent_neurons(piece.layer))
+            self.staging.copy(piece.index, self.store.neurons(piece.layer, piece.rows))
         if piece.units is not None and piece.n_thresholds:
             least = thresholds_of(self.store.plan, piece.layer, piece.units, self.host)
-            self.staging.copy(least, self.store.sent_thresholds(piece.layer))
+            to = self.store.thresholds(piece.layer, piece.rows)
+            assert to is not None  # the piece has room for them
+            self.staging.copy(least, to)
         self.filled[number % 2].record(self.device.copy)
 
     def _rows(self, piece: SentPiece, each: SentRows) -> tuple[NDArray[np.uint8], Ids | None, DeviceMatrix]:
         """Rows of the file, which of them, and where they go."""
         cold = None
-        if each.rows == COLD and piece.units is not None:
+        if each.n_rows < each.weight.n_rows and piece.units is not None:
             cold = rows_of_units(piece.units, each.n_rows // piece.units.size)
         return self.host.rows(each.weight), cold, self.store.matrix(each.weight, rows=each.rows)
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device.matrix import DeviceMatrix, matrix_at
 from hotcold.engine.device.staging import Staging
-from hotcold.engine.graph.graph import ALL, COLD
+from hotcold.engine.graph.graph import ALL
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
 from hotcold.engine.model.model import Weight
@@ -58,8 +58,8 @@ class DeviceStore:
         self._neurons: dict[int, Buffer] = {}
         self._thresholds: dict[int, Buffer] = {}
         self._sent: dict[tuple[str, int, str], DeviceMatrix] = {}
-        self._sent_neurons: dict[int, Buffer] = {}
-        self._sent_thresholds: dict[int, Buffer] = {}
+        self._sent_neurons: dict[tuple[int, str], Buffer] = {}
+        self._sent_thresholds: dict[tuple[int, str], Buffer] = {}
         self._place_sent()
         self.loaded_bytes, self.load_seconds = 0, 0.0
 
@@ -92,10 +92,11 @@ class DeviceStore:
             self._sent[key] = matrix_at(packed, sent.weight, sent.n_rows)
             offset += sent.n_bytes
         if piece.index is not None:
-            self._sent_neurons[piece.layer] = buffer.view(piece.index_at, piece.index.size, np.int32)
+            index = buffer.view(piece.index_at, piece.index.size, np.int32)
+            self._sent_neurons[piece.layer, piece.rows] = index
         if piece.n_thresholds:
             least = buffer.view(piece.thresholds_at, piece.n_thresholds, np.float32)
-            self._sent_thresholds[piece.layer] = least
+            self._sent_thresholds[piece.layer, piece.rows] = least
 
     def load(self, host: HostStore, progress: LoadProgress | None = None, n_threads: int = 1) -> None:
         """Copy every row that the plan puts on the device; where that fails nothing is left there.
@@ -171,39 +172,26 @@ class DeviceStore:
     def matrix(self, weight: Weight, head: bool = False, rows: str = ALL) -> DeviceMatrix:
         """A weight's rows; all of them, or the hot ones. A tied head is the embedding's second place.
 
-        What is not here, and the "cold" rows of a prompt, are those that are sent.
+        What is not here, and the "cold" rows of a prompt, are those that are sent: for a part of these, or for all.
         """
-        key = _key(weight, head)
-        if rows == COLD or key not in self._matrices:
-            return self._sent[key[0], key[1], rows]
-        return self._matrices[key]
+        name, first_row, head_or_not = _key(weight, head)
+        sent = self._sent.get((name, first_row, rows)) or self._sent.get((name, first_row, ALL))
+        return sent or self._matrices[name, first_row, head_or_not]
 
-    def vector(self, weight: Weight) -> Buffer:
-        """A weight of one row, float32."""
-        return self.matrix(weight).planes[0]
+    def vector(self, weight: Weight, rows: str = ALL) -> Buffer:
+        """A weight of one row, float32; or of one an expert, side by side."""
+        return self.matrix(weight, rows=rows).planes[0]
 
     def neurons(self, layer: int, rows: str = ALL) -> Buffer:
         """Numbers of a layer's hot neurons, int32 [n_hot]; of "cold" ones, or where none is hot, of those that are sent.
 
         Of experts: see `index_of`.
         """
-        if rows == COLD or layer not in self._neurons:
-            return self.sent_neurons(layer)
-        return self._neurons[layer]
-
-    def sent_neurons(self, layer: int) -> Buffer:
-        """Where the numbers of a layer's neurons lie whose rows are sent, int32."""
-        return self._sent_neurons[layer]
+        return self._sent_neurons.get((layer, rows)) or self._neurons[layer]
 
     def thresholds(self, layer: int, rows: str = ALL) -> Buffer | None:
         """What neurons have to reach, those that `neurons` gives: float32 [n], of whole experts [n, n_ff]; None without."""
-        if rows == COLD or layer not in self._thresholds:
-            return self._sent_thresholds.get(layer)
-        return self._thresholds[layer]
-
-    def sent_thresholds(self, layer: int) -> Buffer:
-        """Where those of a layer's neurons lie whose rows are sent, float32."""
-        return self._sent_thresholds[layer]
+        return self._sent_thresholds.get((layer, rows)) or self._thresholds.get(layer)
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""

@@ -47,6 +47,7 @@ class Tensor:
 
 Operand = Tensor | Weight
 ALL, HOT, COLD = "all", "hot", "cold"
+"""Of a divided FFN's rows; where cold ones go to a device in several parts, these are "cold", "cold1" and so on."""
 Found = TypeVar("Found", Tensor, Weight)
 
 
@@ -56,7 +57,7 @@ class Node:
 
     Attributes:
         roles: of the inputs, as the op's table names them; none in nodes that a pass makes, such as copies.
-        rows: of its weights, that it is about: "all", or the "hot" or "cold" ones of a divided FFN.
+        rows: of its weights, that it is about: "all", or the "hot" or "cold" ones of a divided FFN, or a part of these.
     """
 
     op: str
@@ -306,3 +307,8 @@ def _misfit(node: Node) -> HotcoldError:
 
 def _takes(op: str) -> str:
     return f"{op} takes {OPS[op].text}" if op in OPS else f"{op} has no roles"
+
+
+def is_cold(rows: str) -> bool:
+    """Whether these are cold rows, all of them or a part."""
+    return rows.startswith(COLD)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.arena import Arena, aligned
-from hotcold.engine.graph.graph import Graph
+from hotcold.engine.graph.graph import ALL, Graph
 from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedGraph, Sides, card_side
 from hotcold.engine.model.model import Model, Weight
 from hotcold.engine.plan.budget import Budget
@@ -140,7 +140,7 @@ class SentRows:
     """Rows of a weight that are sent to the device for a prompt: all of them, or a divided FFN's cold ones.
 
     Attributes:
-        rows: "all" or "cold".
+        rows: of the node that reads them.
         n_bytes: on the device.
     """
 
@@ -159,6 +159,7 @@ class SentPiece:
         units: whose rows it has, neurons or experts, int32, ascending; None for what is no FFN by units.
         index: how kernels find them, see `index_of`; int32.
         n_thresholds: of their neurons, behind the index, float32; 0 without.
+        rows: of the FFN's node that is about these units.
     """
 
     layer: int
@@ -166,6 +167,7 @@ class SentPiece:
     units: Ids | None = field(compare=False)
     index: Ids | None = field(compare=False)
     n_thresholds: int = 0
+    rows: str = ALL
 
     @property
     def n_bytes(self) -> int:

@@ -1,8 +1,9 @@
 """What is sent to the device for a prompt, in which pieces, and what that takes of a budget.
 
 A prompt's batch reads each weight once for all of its tokens, so from some size on it takes less time to send what the
-device lacks than to let the CPU multiply it. Each layer is two pieces: what comes before its FFN, and its FFN. A piece
-goes into one of two staging buffers while the device works on the other one.
+device lacks than to let the CPU multiply it. Each layer is two pieces: what comes before its FFN, and its FFN; a large
+mixture's is cut into several, each of some experts. A piece goes into one of two staging buffers while the device works
+on the other one.
 
 What has no kernel, the head, and attention over a KV cache on the CPU stay there.
 """
@@ -10,16 +11,16 @@ What has no kernel, the head, and attention over a KV cache on the CPU stay ther
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
-from itertools import groupby
+from math import ceil
 
 import numpy as np
 
 from hotcold.engine.graph.arena import aligned
-from hotcold.engine.graph.graph import ALL, COLD, Graph, Node, layer_of, weights_of
+from hotcold.engine.graph.graph import ALL, COLD, HOT, Graph, Node, is_cold, layer_of, weights_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import CPU, GPU, PlacedNode, Sides
-from hotcold.engine.model.model import Model, Weight
+from hotcold.engine.graph.placed import CPU, GPU, SPLIT, PlacedNode, Sides
+from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.plan.budget import mib
 from hotcold.engine.plan.division import Share
 from hotcold.engine.plan.footprint import INDEX_BYTES, dense_part, ffn_part
@@ -32,6 +33,7 @@ from hotcold.kernels.weight_table import device_row_bytes
 
 QUARTER = 4  # of a budget both buffers take no more than one, unless streaming was asked for
 LEAST_TOKENS = 2
+PART_BYTES = 256 << 20  # a mixture's layer with more goes in parts of no more; the bus takes 10 ms for it
 Key = tuple[str, int]
 
 
@@ -59,16 +61,32 @@ def largest_piece(model: Model, sparsity: str, layers: range | None = None) -> i
     found = 0
     for layer in (model.layers[i] for i in layers or range(model.n_layer)):
         dense, ffn = dense_part(layer, sparsity), ffn_part(layer, sparsity)
-        biases = [w for role, w in dense.weights if role in ("bias", "norm")]
+        biases = sum(_bytes(w, w.n_rows) for role, w in dense.weights if role in ("bias", "norm"))
         of_ffn = [w for _, w in ffn.weights] if ffn.obstacle is None else []
-        sizes = [sum(_bytes(w) for _, w in dense.weights), sum(map(_bytes, (*of_ffn, *biases)))]
+        units = ceil(layer.n_units / _n_parts(layer, sparsity))
+        largest = sum(_bytes(w, units * w.n_rows // layer.n_units) for w in of_ffn)
+        sizes = [sum(_bytes(w, w.n_rows) for _, w in dense.weights), biases + largest]
         numbers = INDEX_BYTES * model.n_units + 64 + layer_threshold_bytes(layer, sparsity)
         found = max(found, *(aligned(size + numbers) for size in sizes))
     return found
 
 
-def _bytes(weight: Weight) -> int:
-    return aligned(weight.n_rows * device_row_bytes(weight.type, weight.ne[0]))
+def _bytes(weight: Weight, n_rows: int) -> int:
+    return aligned(n_rows * device_row_bytes(weight.type, weight.ne[0]))
+
+
+def _n_parts(layer: Layer, sparsity: str) -> int:
+    """How many parts an FFN goes in if nothing of it is on the device."""
+    if layer.ffn_gate_inp is None:
+        return 1
+    return max(1, min(layer.n_units, ceil(ffn_part(layer, sparsity).n_bytes / PART_BYTES)))
+
+
+def _parts(plan: Plan, layer: int) -> tuple[str, ...]:
+    """Which rows the nodes are about that a layer's FFN is divided into where it is sent."""
+    split, most = plan.layers[layer], _n_parts(plan.model.layers[layer], plan.sparsity)
+    cold = (COLD, *(f"{COLD}{i}" for i in range(1, most)))[: split.n_ff - split.n_hot]
+    return (*((HOT,) if split.n_hot else ()), *cold)
 
 
 def buffers_at_most(
@@ -102,8 +120,11 @@ def streaming_of(
     if not lacks_something(plan, layers):
         return None
     wanted, sides = _sendable(plan, layers), sides_of(plan.weights, plan.caches)
-    every = {**{name: GPU for name in wanted}, **sides.weights}
-    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), layers)
+    parts = {i: _parts(plan, i) for i in layers}
+    ffns = (ffn_part(plan.model.layers[i], plan.sparsity) for i in layers if len(parts[i]) > 1)
+    divided = {weight.name: SPLIT for each in ffns if each.obstacle is None for _, weight in each.weights}
+    every = {**{name: GPU for name in wanted}, **sides.weights, **divided}
+    placed, arenas = run_passes(graph, Sides(every, sides.kv, sides.head, sides.cards), parts)
     pieces = tuple(_pieces(plan, placed.nodes, wanted))
     if not pieces:
         return None
@@ -146,7 +167,7 @@ def _sendable(plan: Plan, layers: Collection[int]) -> set[str]:
 
 
 def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iterator[SentPiece]:
-    """Nodes of the device that lack something, in runs: a layer's up to its FFN, and from there on."""
+    """Nodes of the device that lack something, in runs: a layer's up to its FFN, from there on, and from later parts on."""
     there = {_key(entry.weight) for entry in plan.weights if entry.device_rows and entry.role != "head"}
     lacking = [
         (p.node, sent) for p in nodes if p.side != CPU and (sent := _sent(plan, p.node, wanted, there))
@@ -155,18 +176,21 @@ def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iter
     ffns = {layer_of(p.node): i for i, p in reversed(list(enumerate(nodes))) if p.node.op in ops}
     order = {p.node.name: i for i, p in enumerate(nodes)}
 
-    def place(pair: tuple[Node, tuple[SentRows, ...]]) -> tuple[int, bool]:
-        layer = layer_of(pair[0])
-        return layer, order[pair[0].name] >= ffns.get(layer, len(nodes))
-
-    for (layer, _), run in groupby(lacking, key=place):
-        found = list(run)
+    runs, place = list[list[tuple[Node, tuple[SentRows, ...]]]](), None
+    for node, each in lacking:
+        here = layer_of(node), order[node.name] >= ffns.get(layer_of(node), len(nodes))
+        if here != place or node.rows not in (ALL, HOT, COLD):
+            runs.append([])
+        runs[-1].append((node, each))
+        place = here
+    for found in runs:
         sent = tuple(each for _, some in found for each in some)
         ffn = next((node for node, _ in found if node.op in ops), None)
         units = None if ffn is None else _units(plan, ffn)
         index = None if units is None else index_of(plan.model, units)
         n_least = 0 if ffn is None or units is None else _n_thresholds(plan, ffn, units)
-        yield SentPiece(layer, sent, units, index, n_least)
+        rows = ALL if ffn is None else ffn.rows
+        yield SentPiece(layer_of(found[0][0]), sent, units, index, n_least, rows)
 
 
 def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[SentRows, ...]:
@@ -175,12 +199,14 @@ def _sent(plan: Plan, node: Node, wanted: set[str], there: set[Key]) -> tuple[Se
     for weight in weights_of(node):
         if weight.name not in wanted:
             continue
-        if node.rows == COLD and _is_matrix(node, weight):
-            split = plan.layers[layer_of(node)]
-            n_cold = split.n_ff - split.n_hot
-            found.append(_rows(weight, COLD, weight.n_rows // split.n_ff * n_cold))
+        if is_cold(node.rows) and _is_matrix(node, weight):
+            units = _units(plan, node)
+            n_units = 0 if units is None else int(units.size)
+            found.append(
+                _rows(weight, node.rows, weight.n_rows // plan.layers[layer_of(node)].n_ff * n_units)
+            )
         elif _key(weight) not in there:
-            found.append(_rows(weight, ALL, weight.n_rows))
+            found.append(_rows(weight, node.rows if is_cold(node.rows) else ALL, weight.n_rows))
     return tuple(found)
 
 
@@ -189,7 +215,7 @@ def _is_matrix(node: Node, weight: Weight) -> bool:
 
 
 def _rows(weight: Weight, rows: str, n_rows: int) -> SentRows:
-    return SentRows(weight, rows, n_rows, aligned(n_rows * device_row_bytes(weight.type, weight.ne[0])))
+    return SentRows(weight, rows, n_rows, _bytes(weight, n_rows))
 
 
 def _units(plan: Plan, node: Node) -> Ids | None:
@@ -198,9 +224,13 @@ def _units(plan: Plan, node: Node) -> Ids | None:
         return None
     split = plan.layers[layer_of(node)]
     lacking = np.ones(split.n_ff, bool)
-    if node.rows == COLD:
-        lacking[split.hot] = False
-    return np.flatnonzero(lacking).astype(np.int32)
+    lacking[split.hot] = False
+    units = np.flatnonzero(lacking).astype(np.int32)
+    if not is_cold(node.rows):
+        return units
+    cold = [rows for rows in _parts(plan, layer_of(node)) if is_cold(rows)]
+    part: Ids = np.array_split(units, len(cold))[cold.index(node.rows)]
+    return part
 
 
 def _n_thresholds(plan: Plan, node: Node, units: Ids) -> int:

@@ -18,8 +18,12 @@ from threshold_models import IDS, forward, model_file
 
 from hotcold.engine.device import staging
 from hotcold.engine.device.sending import Sender
-from hotcold.engine.plan import placement
+from hotcold.engine.device.store import DeviceStore
+from hotcold.engine.graph.graph import COLD
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan import placement, streaming
 from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.footprint import ffn_part
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -75,6 +79,24 @@ def logits_of(executor: Executor) -> Logits:
     return logits_in_runs(executor, IDS, SIZES)
 
 
+def checked_bits(
+    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> Logits:
+    """The logits, which have the same bits whether rows are there or are sent, in any order."""
+    orders: list[tuple[dict[str, Any], tuple[int, ...]]] = [
+        ({"policy": "late"}, SIZES),
+        ({"policy": "random", "seed": 2, "order": 9}, (5, 3, 12)),
+        ({"policy": "eager"}, (12, 8)),
+    ]
+    with all_there(plan, file, open_emulated, monkeypatch) as executor:
+        want = logits_of(executor)
+    for options, sizes in orders:
+        with on_device(plan, file, open_emulated(build_kind="fast", **options)) as executor:
+            assert logits_in_runs(executor, IDS, sizes).tobytes() == want.tobytes(), options
+            assert sender_of(executor).sent_bytes > 0
+    return want
+
+
 @pytest.mark.parametrize(("kind", "sparse_layout", "sparsity", "budget"), EACH_CASE)
 def test_bits_are_those_of_rows_that_are_there(
     kind: str,
@@ -87,18 +109,8 @@ def test_bits_are_those_of_rows_that_are_there(
     distance: Callable[[Logits, Logits], float],
 ) -> None:
     """In every order of streams, threads and blocks; and near NumPy, which leaves out what is below a threshold."""
-    orders: list[tuple[dict[str, Any], tuple[int, ...]]] = [
-        ({"policy": "late"}, SIZES),
-        ({"policy": "random", "seed": 2, "order": 9}, (5, 3, 12)),
-        ({"policy": "eager"}, (12, 8)),
-    ]
     with streamed((kind, sparse_layout, sparsity, budget), tmp_path, monkeypatch) as the:
-        with all_there(the.plan, the.file, open_emulated, monkeypatch) as executor:
-            want = logits_of(executor)
-        for options, sizes in orders:
-            with on_device(the.plan, the.file, open_emulated(build_kind="fast", **options)) as executor:
-                assert logits_in_runs(executor, IDS, sizes).tobytes() == want.tobytes(), options
-                assert sender_of(executor).sent_bytes > 0
+        want = checked_bits(the.plan, the.file, open_emulated, monkeypatch)
         near = the.wanted
         if sparsity == "off":
             with cpu_executor(the.plan.model, the.file, Case("off", n_ctx=64, n_batch=N_BATCH)) as executor:
@@ -147,6 +159,69 @@ def test_thresholds_that_stay_behind_are_found(
         monkeypatch.setattr(Sender, "send", without_thresholds)
         with on_device(the.plan, the.file, open_emulated(build_kind="fast")) as executor:
             assert logits_of(executor).tobytes() != want
+
+
+PARTS = [
+    ("llamacpp/mixtral.q4_0", "dense + 50%", 2, 5e-3),
+    ("llamacpp/mixtral.q4_0", "half", 3, 5e-3),
+    ("llamacpp/qwen2moe.q4_0", "one layer", 3, 5e-3),
+    ("llamacpp/gptoss.mxfp4", "half", 2, 5e-3),
+    ("llamacpp/gptoss.mxfp4", "dense + 50%", 3, 5e-3),
+    ("llamacpp/qwen3moe.f16", "half", 4, BOUND_OF_F32),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "budget", "n_parts", "bound"),
+    [pytest.param(*each, marks=() if each == PARTS[-1] else slow) for each in PARTS],
+)
+def test_a_large_mixture_is_sent_in_parts(
+    name: str,
+    budget: str,
+    n_parts: int,
+    bound: float,
+    data: Path,
+    open_emulated: OpenEmulated,
+    monkeypatch: pytest.MonkeyPatch,
+    distance: Callable[[Logits, Logits], float],
+) -> None:
+    """With the biases of its experts, where those are lacking; a part that is read by another's numbers is seen."""
+    with open_gguf(data / f"{name}.gguf") as file:
+        model, case = model_of(file), Case("off", n_ctx=64, n_batch=N_BATCH)
+        in_parts(model, n_parts, monkeypatch)
+        plan = with_streaming(plan_named(model, case, budget))
+        assert plan.streaming is not None
+        of_experts = [piece for piece in plan.streaming.pieces if piece.units is not None]
+        assert {piece.rows for piece in of_experts} >= {COLD, f"{COLD}1"}
+        want = checked_bits(plan, file, open_emulated, monkeypatch)
+        with cpu_executor(model, file, case) as executor:
+            assert distance(want, logits_of(executor)) < bound
+        neurons = DeviceStore.neurons
+        monkeypatch.setattr(
+            DeviceStore,
+            "neurons",
+            lambda self, i, rows: neurons(self, i, COLD if rows == f"{COLD}1" else rows),
+        )
+        with on_device(plan, file, open_emulated(build_kind="fast")) as executor:
+            try:
+                assert logits_of(executor).tobytes() != want.tobytes()
+            except DeviceError as error:  # what lies there by now may be no places of rows
+                assert "bad memory access" in str(error)
+
+
+def test_neurons_of_experts_are_sent_in_parts_with_their_thresholds(
+    tmp_path: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with streamed(CASES[0], tmp_path, monkeypatch) as the:
+        in_parts(the.plan.model, 3, monkeypatch)
+        plan = with_streaming(replace(the.plan, streaming=None))
+        assert plan.streaming is not None and len(plan.streaming.pieces) == 3 * the.plan.model.n_layer
+        assert np.isfinite(checked_bits(plan, the.file, open_emulated, monkeypatch)).all()
+
+
+def in_parts(model: Model, n: int, patch: pytest.MonkeyPatch) -> None:
+    n_bytes = ffn_part(model.layers[0], "off").n_bytes
+    patch.setattr(streaming, "PART_BYTES", -(-n_bytes // n))
 
 
 def test_a_prompt_of_one_of_several_sequences(
