@@ -12,6 +12,7 @@ from hotcold.kernels import ref
 from hotcold.kernels.cuda.dense_gated_ffn import gated_ffn_hidden
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_few import FEW_SIDE, matmul_few
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import matvec, matvec_mask
 from hotcold.kernels.cuda.matvec3 import Rooms, matvec3
@@ -45,19 +46,25 @@ def product_cases(bed: Bed, sizes: Sizes, weights: Weights) -> Iterator[Case]:
 
     yield Case(text, work, launches, lambda: bed.get(y)[:, rows], partial(product, x))
     yield _mask_case(bed, weights, given, ref.mul_mat(weights.values(0, np.arange(n_rows)), x, quantised))
-    batch = normal(sizes.n_tokens, n, seed=2)
-    inputs, ys = bed.inputs(kind, batch), bed.empty((sizes.n_tokens, n_rows), "f4")
-    work = matmul(kind, sizes.n_tokens, n_rows, n)
-    launches = [
-        work.prepare(
-            bed.device,
-            (*weights.planes(0, copy), *inputs, ys, ys, ys, n_rows, n, 0, sizes.n_tokens),
+    batches = [(matmul, sizes.n_tokens)]
+    if quantised:
+        batches += [(matmul_few, tokens) for tokens in (FEW_SIDE, 4 * FEW_SIDE)]
+    for sizes_of, n_tokens in batches:
+        batch = normal(n_tokens, n, seed=2)
+        inputs, ys = bed.inputs(kind, batch), bed.empty((n_tokens, n_rows), "f4")
+        work, rest = sizes_of(kind, n_tokens, n_rows, n), (ys, ys, ys, n_rows, n, 0, n_tokens)
+        launches = [
+            work.prepare(bed.device, (*weights.planes(0, copy), *inputs, *rest))
+            for copy in range(weights.n_copies)
+        ]
+        yield Case(
+            f"{text} by {n_tokens}", work, launches, partial(_of_rows, bed, ys, rows), partial(product, batch)
         )
-        for copy in range(weights.n_copies)
-    ]
-    yield Case(
-        f"{text} by {sizes.n_tokens}", work, launches, lambda: bed.get(ys)[:, rows], partial(product, batch)
-    )
+
+
+def _of_rows(bed: Bed, ys: Buffer, rows: NDArray[np.int64]) -> Array:
+    """Those of a batch's products that the oracle works out."""
+    return bed.get(ys)[:, rows]
 
 
 def _mask_case(bed: Bed, weights: Weights, given: Sequence[Buffer], y: Array) -> Case:

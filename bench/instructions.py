@@ -27,6 +27,7 @@ KERNELS = (
     *(f"matvec_mask_{ending}" for ending in ("f16", "q4_0")),
     *(f"sparse_gated_ffn_{ending}" for ending in ("f16", "q4_0")),
     *(f"matmul_{ending}" for ending in ("f16", "q8_0", "q4_0")),
+    *(f"matmul_few_{ending}" for ending in ("q8_0", "q4_0")),
     *(f"matmul_transposed_{ending}" for ending in ("f16", "q4_0")),
 )
 

@@ -20,7 +20,7 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
-from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_few import batch_product
 from hotcold.kernels.cuda.matvec import matvec
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.sum_groups import sum_groups
@@ -220,7 +220,8 @@ class DeviceLowering:
         if count == 1:
             self.launch(matvec(*shape), *matrix.planes, *x, *rest)
         else:
-            self.launch(matmul(*shape), *matrix.planes, *x, *rest, count)
+            work = batch_product(*shape, self.store.device.facts.n_sm)
+            self.launch(work, *matrix.planes, *x, *rest, count)
 
     def is_alone(self, reader: Node, made: Node) -> bool:
         """Whether a node is the only one that reads another's result."""

@@ -12,9 +12,11 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_few import matmul_few
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec3 import CACHES
 from hotcold.kernels.cuda.scale import scale
+from hotcold.kernels.cuda.work import Work
 from hotcold.kernels.formats import ACTIVATIONS, CANDIDATE_WORDS, candidate_parts_bytes, n_parts
 
 RELU = ACTIVATIONS["relu"]
@@ -153,11 +155,20 @@ def run_matmul(device: Device, put: Put) -> None:
 
 
 def run_matmul_of_int8(device: Device, put: Put) -> None:
-    tokens, rows, n = 2, 5, 256  # two steps
+    _run_int8(matmul, 2, 5, 256, device, put)  # two steps
+
+
+def run_matmul_few(device: Device, put: Put) -> None:
+    _run_int8(
+        matmul_few, 9, 5, 33 * 32, device, put
+    )  # of two eights of tokens, and two steps of the first warp
+
+
+def _run_int8(sizes: Callable[..., Work], tokens: int, rows: int, n: int, device: Device, put: Put) -> None:
     x, scales = (put(device, np.zeros((tokens, n), dtype)) for dtype in ("i1", "f4"))
-    w, halves = put(device, np.zeros((rows, n), "i1")), put(device, np.zeros((rows, 8), "f2"))
+    w, halves = put(device, np.zeros((rows, n), "i1")), put(device, np.zeros((rows, -(-n // 256) * 8), "f2"))
     sums, y = put(device, np.zeros((tokens, n), "i4")), put(device, floats(rows * tokens))
-    work = matmul(GGMLQuantizationType.Q8_0, tokens, rows, n)
+    work = sizes(GGMLQuantizationType.Q8_0, tokens, rows, n)
     work.launch(device, (halves, w, x, scales, sums, y, y, y, rows, n, 0, tokens), device.compute)
 
 

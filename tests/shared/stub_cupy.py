@@ -113,7 +113,8 @@ class StubCupy:
         return 0
 
     def _properties(self, index: int) -> dict[str, Any]:
-        return {"name": b"stub card %d" % index, "major": 8, "minor": 6, "totalGlobalMem": 1 << 30}
+        sizes = {"multiProcessorCount": 28, "totalGlobalMem": 1 << 30}
+        return {"name": b"stub card %d" % index, "major": 8, "minor": 6, **sizes}
 
 
 def _bound(kind: Callable[..., Any], cupy: StubCupy) -> Callable[..., Any]:

@@ -345,8 +345,9 @@ class CudaDriver:
 
 
 def card_facts(cupy: Any, index: int) -> Facts:
-    """What a card is called, and its architecture."""
+    """What a card is called, its architecture and its multiprocessors."""
     properties = cupy.cuda.runtime.getDeviceProperties(index)
     name = properties["name"]
     text = name.decode(errors="replace") if isinstance(name, bytes) else str(name)
-    return Facts(f"cuda:{index}", text, 10 * properties["major"] + properties["minor"])
+    architecture = 10 * properties["major"] + properties["minor"]
+    return Facts(f"cuda:{index}", text, architecture, properties["multiProcessorCount"])

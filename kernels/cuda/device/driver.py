@@ -27,11 +27,13 @@ class Facts:
         name: as in --device.
         description: for people.
         architecture: its version, 90 for sm_90; 0 if it has none.
+        n_sm: multiprocessors, each of which runs blocks of its own.
     """
 
     name: str
     description: str
     architecture: int = 0
+    n_sm: int = 1
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,8 @@ from hotcold.kernels.cuda.emulator.streams import Enqueue, Mark, Streams, Work, 
 MESSAGE_BYTES = 1000
 MEMORY_BYTES = 8 << 30
 """What the emulated device says it has; pages are taken from the host when they are touched."""
+N_SM = 4
+"""Multiprocessors that it says it has, so that small matrices are cut as large ones are on a card."""
 _one_launch = threading.Lock()
 """Fibers and signal handlers belong to the process."""
 _stacks = ctypes.c_void_p()
@@ -78,7 +80,7 @@ class EmulatedDriver:
         self.order, self.lost = order, ""
         self.capture: Capture | None = None  # of the graph that is being made
         name = "emulated" if index is None else f"emulated:{index}"
-        self.facts = Facts(name, "emulated device on the CPU (for checking, not for speed)")
+        self.facts = Facts(name, "emulated device on the CPU (for checking, not for speed)", n_sm=N_SM)
 
     # Memory
 

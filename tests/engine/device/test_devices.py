@@ -156,7 +156,8 @@ def test_cpu_and_auto_without_a_card_are_no_device(monkeypatch: pytest.MonkeyPat
 
 
 def test_auto_says_why_a_card_is_not_used(two_cards: Any, caplog: pytest.LogCaptureFixture) -> None:
-    two_cards.cuda.runtime.getDeviceProperties = lambda index: {"name": b"old", "major": 1, "minor": 0}
+    old = {"name": b"old", "major": 1, "minor": 0, "multiProcessorCount": 1}
+    two_cards.cuda.runtime.getDeviceProperties = lambda index: old
     two_cards.cuda.Device = lambda index: SimpleNamespace(use=lambda: None)
     assert open_device(DeviceChoice("auto")) is None
     assert "cuda:0 is not used: architecture of the card: sm_10 (the kernels need sm_61)" in caplog.text

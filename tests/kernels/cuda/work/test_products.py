@@ -16,6 +16,7 @@ from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, exper
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_tiles import expert_tiles
 from hotcold.kernels.cuda.matmul import matmul
+from hotcold.kernels.cuda.matmul_few import matmul_few
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
 from hotcold.kernels.cuda.matvec import RELU, WHERE_POSITIVE, matvec, matvec_mask
 from hotcold.kernels.cuda.matvec3 import CACHES, Rooms, matvec3
@@ -26,7 +27,7 @@ from hotcold.kernels.formats import (
     mask_words,
     n_groups,
 )
-from hotcold.kernels.weight_table import device_row_bytes
+from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 pytestmark = pytest.mark.pairwise
 QUICK = (Type.Q4_0,)  # of each a build that watches every byte takes seconds
@@ -53,9 +54,10 @@ def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
     y, residual, bias = device.empty(tokens * rows, "f4"), ones(device, tokens * rows), ones(device, rows)
     given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n, tokens), bias, residual)
     for flags in (0, HAS_BIAS | HAS_RESIDUAL | RELU):
-        work = matmul(weight_type, tokens, rows, n, flags)
         arguments = (*given, y, rows, n, flags, tokens)
-        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+        for sizes in (matmul, matmul_few) if weight_type in QUANTISED else (matmul,):
+            work = sizes(weight_type, tokens, rows, n, flags)
+            assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
