@@ -4,6 +4,7 @@ What takes a moment to import (NumPy, Numba, gguf, rich's progress bars) is impo
 """
 
 import logging
+import re
 import sys
 from typing import Any
 
@@ -28,6 +29,9 @@ from hotcold.engine.commands.terminal import forget, prepare_streams, unwritable
 from hotcold.engine.commands.train_predictor import TrainPredictorCommand
 from hotcold.engine.commands.tune import TuneCommand
 from hotcold.errors import INTERRUPTED
+
+NO_NUMBER = re.compile(r"a valid (integer|number), unable to parse string as an? \w+")
+NUMBERS = {"integer": "whole number", "number": "number"}  # the library's word, ours
 
 app = typer.Typer(
     help="Runs large language models that do not fit the GPU.",
@@ -85,6 +89,7 @@ def main() -> None:
         if error.__class__.__name__ == "NoArgsIsHelpError":
             show_help(error)
         else:
+            message = NO_NUMBER.sub(lambda found: "a " + NUMBERS[found[1]], message)
             message = message.replace("Input should be", f"{_given_to(error)} should be")
             see = f"see `{_command_of(error)} --help`"
             asks = message.endswith("?")

@@ -7,7 +7,7 @@ import math
 import os
 from collections.abc import Mapping
 
-from hotcold.errors import SettingError
+from hotcold.errors import SettingError, shown
 
 DEBUG_VARIABLE = "HOTCOLD_DEBUG"
 OFFLOAD_VARIABLE = "LLAMA_OFFLOAD_DEBUG"  # a macro in PowerInfer
@@ -45,7 +45,7 @@ def number_within(
 
 
 def _bad_number(name: str, value: object, bound: str, such_as: str) -> SettingError:
-    return SettingError(name, str(value), bound, f"such as {such_as}")
+    return SettingError(name, shown(value), bound, f"such as {such_as}")
 
 
 def finite_number(name: str, value: float | str) -> float:
@@ -59,7 +59,7 @@ def finite_number(name: str, value: float | str) -> float:
     except (TypeError, ValueError):
         number = math.nan
     if not math.isfinite(number):
-        raise SettingError(name, repr(value) if value == "" else value, "a finite number", "such as 0.5")
+        raise SettingError(name, value, "a finite number", "such as 0.5")
     return number
 
 

@@ -45,7 +45,7 @@ class LevelOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateCommand(LevelOptions, CorpusOptions):
-    """Find thresholds for a SiLU or GELU model, below which neurons are left out."""
+    """Find which neurons to leave out. Of a SiLU or GELU model: thresholds, and what they cost."""
 
     quiet: Quiet = False
     as_json: Json = False

@@ -20,7 +20,7 @@ MAX_LISTED = 8  # matrices that fell back to one type
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertCommand:
-    """Make a GGUF file of a Hugging Face directory or GGUF file."""
+    """Make a GGUF file, of a directory or another GGUF file."""
 
     model: Annotated[Path, typer.Argument(help="Directory as Hugging Face has it, or a GGUF file.")]
     outfile: Annotated[Path, typer.Option("--outfile", help="GGUF file to write.")]

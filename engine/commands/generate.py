@@ -53,12 +53,14 @@ class PromptOptions:
     grammar_file: Annotated[
         Path | None, typer.Option("--grammar", metavar="FILE", help="Lark or GBNF that the text follows.")
     ] = None
-    parse_special: Annotated[
-        bool,
-        typer.Option(
-            " /--no-special", show_default=False, help="Leave what looks like </s> in the prompt as text."
-        ),
-    ] = GenerationSettings.parse_special
+    no_special: Annotated[
+        bool, typer.Option("--no-special", help="Leave what looks like </s> in the prompt as text.")
+    ] = False
+
+    @property
+    def parse_special(self) -> bool:
+        """As the engine's settings have it."""
+        return not self.no_special
 
 
 @dataclass(frozen=True, kw_only=True)

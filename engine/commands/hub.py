@@ -34,7 +34,7 @@ class PullCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class ListCommand:
-    """List the models that were fetched, and whether they fit this machine."""
+    """List fetched models, and whether they fit this machine."""
 
     as_json: Json = False
 

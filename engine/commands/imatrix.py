@@ -26,7 +26,7 @@ class ImatrixOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ImatrixCommand(ImatrixOptions, CorpusOptions):
-    """Sum up what each column of the matrices reads, for convert --imatrix."""
+    """Sum up the matrices' inputs, for convert --imatrix."""
 
     quiet: Quiet = False
 

@@ -64,7 +64,8 @@ class OffloadDumpCommand:
     ] = None
     predictor_rank: Annotated[int | None, typer.Option(help="For --like; 0: no predictors.")] = None
     vram_budget: Annotated[
-        str | None, typer.Option(help="8 (GiB), 8GB,6GB for two cards, 6000MiB, 80%, auto, or 0.")
+        str | None,
+        typer.Option(metavar="SIZE", help="8 (GiB), 8GB,6GB for two cards, 6000MiB, 80%, auto, or 0."),
     ] = None
     card: Annotated[
         str | None, typer.Option(metavar="NAME", help="Model a token's time on a card, such as rtx4090.")

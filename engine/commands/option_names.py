@@ -62,7 +62,7 @@ def check_paths(command: object, typed: Sequence[str] | None = None) -> None:
             is_empty = any(not words[i - 1].startswith("-") for i in empty)
         if is_empty:
             thing = option_names(type(command), words).get(field, field.upper())
-            raise SettingError(thing, '""', "no path", "name one, or . for the working folder")
+            raise SettingError(thing, '""', "no path", "name one")
 
 
 def in_options(error: HotcoldError, command: type, typed: Sequence[str] | None = None) -> str:

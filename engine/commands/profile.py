@@ -56,7 +56,7 @@ class CountsOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
-    """Which neurons fire, counted on texts of one's own, for plans to know the hot ones."""
+    """Count which neurons fire on texts. Plans then know the hot ones."""
 
     device: DeviceName = RunOptions.device
     vram_budget: Annotated[

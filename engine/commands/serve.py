@@ -71,6 +71,8 @@ class ServeCommand(EngineOptions, ListenOptions):
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         one_of("draft", self.draft, DRAFTS)
         checked_folder(self.slot_save_path)
+        if self.api_key == "":  # of a script's variable that is not set, which is to let in nobody
+            raise SettingError("api_key", "", "no key", "name one, or leave it out to let in everybody")
         template = read_template(self.chat_template)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)

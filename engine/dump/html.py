@@ -15,14 +15,14 @@ from hotcold.engine.plan.budget import mib
 STYLE = """
 :root{--ink:#1b1f24;--paper:#fff;--faint:#6b7280;--line:#d7dce2;--gpu:#c2410c;--cpu:#1d6fb8;--copy:#7c3aed;
 --c0:#c2410c;--c1:#a16207;--c2:#15803d;--c3:#dc2626;--c4:#0e7490;--c5:#6d28d9;--c6:#be185d;--c7:#cbd5e1;
---c8:#64748b;--c9:#e2e8f0}
+--c8:#64748b;--c9:#e2e8f0;--c10:#f1f5f9}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--paper:#14171b;--faint:#9aa3ad;--line:#343a42;
 --gpu:#fb923c;--cpu:#60a5fa;--copy:#c4b5fd;--c0:#fb923c;--c1:#facc15;--c2:#4ade80;--c3:#f87171;--c4:#22d3ee;
---c5:#a78bfa;--c6:#f472b6;--c7:#3b424c;--c8:#94a3b8;--c9:#242b33}}
+--c5:#a78bfa;--c6:#f472b6;--c7:#3b424c;--c8:#94a3b8;--c9:#242b33;--c10:#1c2026}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1rem;max-width:46rem;color:var(--ink);background:var(--paper);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2.2rem}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin-top:2.2rem}h3{font-size:1rem}
 svg{width:100%;height:auto;display:block}svg text{font:10px system-ui,sans-serif;fill:var(--ink)}
 svg .faint{fill:var(--faint)}svg .axis{stroke:var(--line)}
 .gpu{fill:var(--gpu)}.cpu{fill:var(--cpu)}.copy{fill:var(--copy)}

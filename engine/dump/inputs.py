@@ -139,7 +139,8 @@ def _sweep_row(
     try:
         budget = resolve_budget(parse_budget(text), facts)
     except (SettingError, DeviceError) as error:  # of one in the list
-        raise type(error)("--sweep", error.value, error.bound, error.next_step) from error
+        step = error.next_step if isinstance(error, DeviceError) else "such as --sweep 0,8GiB,80%"
+        raise type(error)("--sweep", error.value, error.bound, step) from error
     try:
         plan = make_plan(source, how, budget)
     except DoesNotFitError as error:

@@ -15,7 +15,7 @@ from hotcold.engine.model.hyperparameters import (
 from hotcold.engine.model.rope import Rotation
 from hotcold.engine.model.windows import Windows, windowed_layers
 from hotcold.engine.settings import one_of
-from hotcold.errors import SettingError
+from hotcold.errors import SettingError, shown
 from hotcold.gguf_io.architectures import ARCHITECTURES
 from hotcold.gguf_io.architectures.table import MAX_EXPERTS
 
@@ -152,4 +152,4 @@ def _check_window(shape: Shape) -> None:
 def whole(name: str, value: Any, least: int, most: int, next_step: str = "") -> None:
     """Refuse what is no whole number within its bounds; SettingError."""
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise SettingError(name, value, f"a whole number from {least} to {most}", next_step)
+        raise SettingError(name, shown(value), f"a whole number from {least} to {most}", next_step)

@@ -47,11 +47,15 @@ def like(text: str, predictor_rank: int | None = None) -> Model:
         shape, type_name = read_shape(Path(text[1:]))
         name = Path(text[1:]).stem
     else:
-        name, _, type_name = text.partition(":")
+        name, colon, type_name = text.partition(":")
         if name not in SHAPES:
             near = ", ".join(get_close_matches(name, SHAPES, 4, 0.5))
             bound = f"known, and near it: {near}" if near else "no known model"
             raise SettingError("--like", name, bound, "docs/offload-dump.md lists all; or give @FILE.json")
+        if colon and not type_name:
+            raise SettingError(
+                "type of --like", "", "behind the colon", f"such as --like {name}:{DEFAULT_TYPE}"
+            )
         shape = SHAPES[name]
     type_name = check_type(type_name or DEFAULT_TYPE, DEFAULT_TYPE)
     return build(name, shape, kind_of(type_name), predictor_rank)
@@ -76,11 +80,13 @@ def read_shape(path: Path) -> tuple[Shape, str]:
     if not isinstance(data, dict):
         raise FileError("--like file", path, "no JSON object", f"fields: {', '.join(known)}")
     if strange := sorted(set(data) - {*known, "type"}):
-        raise FileError(f"--like file {path}: field", strange[0], f"known: type, {', '.join(known)}")
+        raise FileError(
+            f"--like file {path}: field", strange[0], f"known: type, {', '.join(known)}", "leave it out"
+        )
     type_name = data.pop("type", DEFAULT_TYPE)
     required = [field.name for field in fields(Shape) if field.default is MISSING]
     if missing := [name for name in required if name not in data]:
-        raise FileError(f"--like file {path}: field", missing[0], "missing")
+        raise FileError(f"--like file {path}: field", missing[0], "missing", "see docs/offload-dump.md")
     shape = Shape(**data)
     try:
         check_shape(shape)

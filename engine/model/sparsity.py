@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 SPARSITY_CHOICES = ("auto", "exact", "off", "predictor", "threshold")
 SMOOTH = ("silu", "gelu")
 """Functions without zeros of their own, of whose neurons thresholds say which matter."""
+SPOKEN = {"relu": "ReLU", "silu": "SiLU", "gelu": "GELU"}
+"""Functions of an FFN as people write them."""
 THRESHOLD_VARIABLE = "LLAMA_SPARSE_PRED_THRESHOLD"
 
 
@@ -39,13 +41,13 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
             return "predictor", "the file has predictors"
         if can_be_exact(model):
             return "exact", "a ReLU model without predictors"
-        return "off", f"{model.ffn_activation.upper()} without predictors" if not relu else "no ffn_down_t"
+        return "off", f"{spoken(model.ffn_activation)} without predictors" if not relu else "no ffn_down_t"
     if wanted == "predictor" and not model.has_predictors:
         raise SettingError(
             "sparsity", wanted, "this file has no predictors", "use auto, or convert with them"
         )
     if wanted == "exact" and not relu:
-        bound = f"the FFN is {model.ffn_activation.upper()}: only ReLU has exact zeros"
+        bound = f"the FFN is {spoken(model.ffn_activation)}: only ReLU has exact zeros"
         raise SettingError("sparsity", wanted, bound, "use off")
     if wanted == "threshold":
         _check_gate(model)
@@ -59,6 +61,11 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     return wanted, "asked for"
 
 
+def spoken(activation: str) -> str:
+    """An FFN's function as people write it; one of a single architecture as its file has it."""
+    return SPOKEN.get(activation, activation)
+
+
 def sparsity_of(layer: "Layer", sparsity: str) -> str:
     """The mode that a layer runs in: exact where others use their predictors and it has none."""
     return "exact" if sparsity == "predictor" and layer.fc1 is None else sparsity
@@ -67,7 +74,7 @@ def sparsity_of(layer: "Layer", sparsity: str) -> str:
 def _check_gate(model: "Model") -> None:
     """Refuse an FFN of whose neurons no threshold can say which matter."""
     if model.ffn_activation not in SMOOTH:
-        bound = f"the FFN is {model.ffn_activation.upper()}, thresholds are for SiLU and GELU"
+        bound = f"the FFN is {spoken(model.ffn_activation)}, thresholds are for SiLU and GELU"
         next_step = "use exact, which costs nothing" if model.ffn_activation == "relu" else "use off"
         raise SettingError("sparsity", "threshold", bound, next_step)
     if any(layer.ffn_gate is None and layer.ffn_gate_exps is None for layer in model.layers):

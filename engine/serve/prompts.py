@@ -46,6 +46,8 @@ class Prompts:
         self._template: ChatTemplate | FileError
         try:
             self._template = load_template(engine.file, engine.tokenizer, template)
+            if template is not None:
+                self._template.render()  # no conversation: a bad one is to show before somebody asks
         except FileError as error:
             if template is not None:
                 raise

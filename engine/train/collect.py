@@ -23,6 +23,7 @@ from hotcold.engine.generation.generation import Engine
 from hotcold.engine.generation.worker import ModelWorkers, WorkersModel, one_at_a_time, opened
 from hotcold.engine.graph.graph import Node, layer_of
 from hotcold.engine.model.model import Model
+from hotcold.engine.model.sparsity import spoken
 from hotcold.engine.profile.passing import (
     HIDDEN,
     check_executor,
@@ -150,7 +151,7 @@ def check_corpus(executor: Executor, n_tokens: int) -> None:
             "model", "its FFN is experts", "a router lists them, no predictor", "use another model"
         )
     if model.ffn_activation != "relu":
-        name = model.ffn_activation.upper()
+        name = spoken(model.ffn_activation)
         raise SettingError(
             "model", f"its FFN is {name}", "only ReLU has idle neurons to foresee", "use another model"
         )

@@ -145,7 +145,7 @@ def open_folder(folder: Path, identity: dict[str, Any]) -> None:
         kept = _read_state(state)["identity"]
         if kept != identity:
             different = [name for name in identity if kept.get(name) != identity[name]]
-            bound = f"it was begun with another {', '.join(different)}"
+            bound = f"it was begun with other {', '.join(different)}"
             raise FileError("training folder", folder, bound, "delete it, or name another -o")
         return
     folder.mkdir(parents=True, exist_ok=True)

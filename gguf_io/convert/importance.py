@@ -29,7 +29,7 @@ def read_importance(
     if path is None:
         return {}
     found, seen = {}, set[str]()
-    with open_gguf(path) as file:
+    with _opened(path) as file:
         kind = file.metadata.get(KIND)
         if kind != IMATRIX:
             what = f"no {KIND}" if kind is None else f"{KIND} {kind}"
@@ -45,6 +45,15 @@ def read_importance(
         if _has_inputs(name, shape) and name not in seen:
             raise _another_model(path, f"nothing for {name}", f"the model has {name}")
     return found
+
+
+def _opened(path: Path) -> GGUFFile:
+    try:
+        return open_gguf(path)
+    except FileError as error:
+        thing = "imatrix" if error.thing == "model file" else error.thing
+        step = "give one that llama.cpp or hotcold imatrix wrote"
+        raise FileError(thing, error.value, error.bound, step) from error
 
 
 def _mean(path: Path, file: GGUFFile, name: str) -> NDArray[np.float32]:

@@ -18,7 +18,8 @@ class HotcoldError(Exception):
 
     def __init__(self, thing: str, value: object = None, bound: str = "", next_step: str = "") -> None:
         self.thing, self.value, self.bound, self.next_step = thing, value, bound, next_step
-        text = thing if value is None else f"{thing}: {value}"
+        said = '""' if isinstance(value, str) and not value else value
+        text = thing if value is None else f"{thing}: {said}"
         text += f" ({bound})" if bound else ""
         text += f"; {next_step}" if next_step else ""
         super().__init__(printable(text))
@@ -46,6 +47,11 @@ class DeviceError(HotcoldError):
     """No usable device or driver."""
 
     exit_code = 5
+
+
+def shown(value: object) -> str:
+    """A value where a number belongs: text in quotes, so that "4" is not taken for 4."""
+    return f'"{value}"' if isinstance(value, str) else str(value)
 
 
 def printable(text: str) -> str:

@@ -42,6 +42,7 @@ def refused(code: int, *arguments: str, **environment: str) -> str:
             ("-m", str(GOLDEN / "llama.f16.gguf"), "-p", "a", "--kv-type", "q8_0"),
             "--kv-type: q8_0 (its blocks of 32 do not divide the model's heads of 16); take --kv-type f16",
         ),
+        (2, ("-p", "a", "--draft", ""), '--draft: "" (known: off, ngram)'),
         (2, ("-p", "a", "--sparsity", "some"), "--sparsity: some (known: "),
         (2, ("-p", "a", "--stop", ""), "stop string: '' ("),
         (2, ("-p", "a", "-f", "b"), "prompt: both -p and -f (one of them); leave out -p or -f"),

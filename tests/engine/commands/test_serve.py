@@ -117,6 +117,15 @@ def test_it_refuses_to_begin() -> None:
     assert result.returncode == 3 and "missing.gguf" in result.stderr
     result = run("serve", "--port", "0", "--chat-template", "missing.jinja")
     assert result.returncode == 3 and "missing.jinja" in result.stderr
+    result = run("serve", "--port", "0", "--api-key", "")
+    assert result.returncode == 2 and '--api-key: "" (no key); name one, or' in result.stderr
+
+
+def test_a_template_that_is_none_is_refused_before_somebody_asks(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.jinja"
+    wrong.write_text("{{ foo(")
+    result = run("serve", "--port", "0", "--chat-template", str(wrong), "-q")
+    assert result.returncode == 3 and "chat template of wrong.jinja: line 1: " in result.stderr
 
 
 def test_everybody_who_may_ask_is_said() -> None:

@@ -69,7 +69,7 @@ def test_an_interrupted_training_goes_on(text: Path, tmp_path: Path, monkeypatch
         stopped = run(*command, *OPTIONS)
     assert stopped.returncode == 130 and "the same command goes on" in stopped.stderr and not parts.exists()
     other = run(*command, *OPTIONS, "--seed", "2")
-    assert other.returncode == 3 and "begun with another settings" in other.stderr
+    assert other.returncode == 3 and "begun with other settings" in other.stderr
     assert "the same command" not in other.stderr
     again = run(*command, *OPTIONS, "--json")
     assert [layer["layer"] for layer in json.loads(again.stdout)["layers"]] == list(range(6))

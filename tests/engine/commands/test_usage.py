@@ -59,6 +59,15 @@ def test_bad_usage_is_one_line(arguments: list[str], words: list[str]) -> None:
     assert done.stderr.startswith("hotcold: error: ")
     assert all(word in done.stderr for word in words)
     assert done.stderr.count("\n") == 1
+    assert "unable to parse" not in done.stderr
+
+
+def test_the_list_of_commands_tells_each_in_a_whole_sentence() -> None:
+    """In 80 columns, and what says that a flag is off stands by itself."""
+    listed = process("--help", COLUMNS="80").stdout.partition("Commands:")[2]
+    assert all(f"  {command.name} " in listed for command in app.registered_commands)
+    assert "..." not in listed
+    assert "/ --no-special" not in process("generate", "--help", COLUMNS="80").stdout
 
 
 NEEDED = {"convert": ["m", "--outfile", "o"], "perplexity": ["-f", "t"]}
@@ -79,7 +88,7 @@ def test_a_path_of_no_characters_is_refused(command: CommandInfo) -> None:
     for name, n in path_options(command.callback).items():
         for k in range(n):
             result = run(*needed, name, *("" if i == k else "a" for i in range(n)))
-            said = f'hotcold: error: {name}: "" (no path); name one, or . for the working folder\n'
+            said = f'hotcold: error: {name}: "" (no path); name one\n'
             assert (result.returncode, result.stderr) == (2, said)
         if name.startswith("--") and n == 1:
             assert f'error: {name}: "" (no path)' in run(*needed, f"{name}=").stderr

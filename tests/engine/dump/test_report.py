@@ -14,9 +14,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from hotcold.engine.dump import inputs as dump
-from hotcold.engine.dump.html import page
+from hotcold.engine.dump.html import STYLE, page
 from hotcold.engine.dump.report import as_json, select
-from hotcold.engine.dump.text import bar, short_form
+from hotcold.engine.dump.text import TOTALS, bar, short_form
 from hotcold.engine.measure.traffic import sparse_token_bytes
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.plan import planning
@@ -231,6 +231,21 @@ def test_any_budget_gives_a_page_and_the_bars_stay_inside(n_bytes: int) -> None:
         return
     for x, width in re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)"', page(got, [])):
         assert float(x) + float(width) <= 400.5
+
+
+def test_every_part_of_the_memory_has_its_colour() -> None:
+    """In light and in dark; one without is black."""
+    for i, key in enumerate(TOTALS):
+        assert STYLE.count(f"--c{i}:#") == 2, key
+
+
+def test_the_readme_shows_the_sums_of_the_golden_listing() -> None:
+    """Both are of the bundled model at 6 MiB."""
+    readme = (GOLDEN.parent.parent.parent / "README.md").read_text("utf-8").splitlines()
+    golden = {line.rstrip() for line in (GOLDEN / "tiny-relu-llama.6MiB.txt").read_text("utf-8").splitlines()}
+    first = readme.index("    on the GPU       bytes   MiB")
+    block = [line.strip() for line in readme[first : readme.index("", first)]]
+    assert len(block) == 11 and golden >= {*block}
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

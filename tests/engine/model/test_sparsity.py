@@ -38,10 +38,10 @@ def test_sparsity_follows_the_file(kind: Any, wanted: str, mode: str) -> None:
     ("kind", "wanted", "message"),
     [
         (model(), "predictor", "sparsity: predictor .*no predictors"),
-        (model("silu", transposed=False), "exact", "sparsity: exact .*SILU"),
+        (model("silu", transposed=False), "exact", "sparsity: exact .*SiLU: only"),
         (model(transposed=False), "exact", "sparsity: exact .*no ffn_down_t"),
         (model(), "some", "sparsity: some .*auto, exact, off, predictor, threshold"),
-        (model(), "threshold", "RELU, thresholds are for SiLU and GELU.; use exact"),
+        (model(), "threshold", "is ReLU, thresholds are for SiLU and GELU.; use exact"),
     ],
 )
 def test_sparsity_that_the_file_cannot_run_in_is_refused(kind: Any, wanted: str, message: str) -> None:

@@ -70,6 +70,11 @@ def test_the_down_projection_by_neuron_has_none(tmp_path: Path) -> None:
     assert "blk.0.ffn_down_t.weight" not in read_importance(path, {"blk.0.ffn_down_t.weight": (8, 4)})
 
 
+def test_a_matrix_that_is_not_there_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(FileError, match=r"^imatrix: .*none\.gguf \(No such file.*; give one that"):
+        read_importance(tmp_path / "none.gguf", {})
+
+
 def refusal(tmp_path: Path, sums: Sums, kind: str = "imatrix") -> str:
     path, out = write_imatrix(tmp_path / "imatrix.gguf", sums, kind), tmp_path / "out.gguf"
     with pytest.raises(FileError) as caught:
