@@ -48,7 +48,7 @@ def vector_cases(bed: Bed, sizes: Sizes) -> Iterator[Case]:
         (rms_norm_quantised(1, n), given[:2], rms),
         (layer_norm_quantised(1, n), given, layer),
     ):
-        launch = work.prepare(bed.device, (*operands, *out, n, EPS))
+        launch = work.prepare(bed.device, (*operands, *out * 2, n, EPS, 0))
         want = partial(lambda exact: ref.rounded(exact().astype(np.float32)).ravel(), oracle)
         yield Case(text, work, [launch], partial(_unrounded, bed, out), want, ONE_STEP)
     work = quantise(1, n)

@@ -107,7 +107,7 @@ def prepared_norm(device: Device) -> Prepared:
     """A norm whose output is rounded to int8."""
     x, q = device.empty(N, "f4"), device.empty(N, "i1")
     d, sums = device.empty(N // 32, "f4"), device.empty(N // 32, "i4")
-    return rms_norm_quantised(1, N).prepare(device, (x, x, q, d, sums, N, 1e-5))
+    return rms_norm_quantised(1, N).prepare(device, (x, x, *(q, d, sums) * 2, N, 1e-5, 0))
 
 
 def costs(device: Device, repeats: int) -> Iterator[Cost]:

@@ -6,12 +6,12 @@ What was fused has no bytes of its own on the device, but has its place in the p
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
 from hotcold.engine.device import expert_lowering as experts
 from hotcold.engine.device import ffn_lowering as ffn
+from hotcold.engine.device import norm_lowering as norms
 from hotcold.engine.device import qkv_lowering as qkv
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.steps import Launches
@@ -22,59 +22,11 @@ from hotcold.kernels.cuda.add import HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.add import add as add_work
 from hotcold.kernels.cuda.add import merge as merge_work
 from hotcold.kernels.cuda.attention import Rounded, Scores, arrived_bytes
-from hotcold.kernels.cuda.layer_norm import layer_norm as layer_norm_work
-from hotcold.kernels.cuda.layer_norm import layer_norm_quantised
-from hotcold.kernels.cuda.matvec import HAS_BIAS, RELU, matvec_mask
-from hotcold.kernels.cuda.rms_norm import rms_norm as rms_norm_work
-from hotcold.kernels.cuda.rms_norm import rms_norm_quantised
+from hotcold.kernels.cuda.matvec import HAS_BIAS
 from hotcold.kernels.cuda.scale import scale as scale_work
 from hotcold.kernels.formats import is_split
 
 Nodes = Sequence[Node]
-
-
-def rms_norm(low: DeviceLowering, nodes: Nodes) -> int:
-    operands = low.vector(nodes[0].tensor("x")), low.store.vector(nodes[0].weight("weight"))
-    return _norm(low, nodes, rms_norm_work, rms_norm_quantised, operands)
-
-
-def rms_norm_heads(low: DeviceLowering, nodes: Nodes) -> int:
-    """A head is a row as good as any."""
-    x, weight = nodes[0].tensor("x"), nodes[0].weight("weight")
-    n_rows, eps = low.n_tokens * nodes[0].attributes["n_head"], nodes[0].attributes["eps"]
-    operands = low.vector(x), low.store.vector(weight), low.vector(nodes[0].output)
-    low.launch(rms_norm_work(n_rows, weight.ne[0]), *operands, weight.ne[0], eps)
-    return 1
-
-
-def layer_norm(low: DeviceLowering, nodes: Nodes) -> int:
-    weights = [low.store.vector(nodes[0].weight(role)) for role in ("weight", "bias")]
-    operands = low.vector(nodes[0].tensor("x")), *weights
-    return _norm(low, nodes, layer_norm_work, layer_norm_quantised, operands)
-
-
-def _norm(low: DeviceLowering, nodes: Nodes, plain: Any, rounded: Any, operands: tuple[Any, ...]) -> int:
-    """A norm, and its rounding with it where nobody reads it as it is."""
-    node, eps = nodes[0], nodes[0].attributes["eps"]
-    n = node.output.shape[1]
-    if len(nodes) > 1 and nodes[1].op in ("quantise", "pack") and low.is_alone(nodes[1], node):
-        to = low.packed(n) if nodes[1].op == "pack" else low.rounded(nodes[1].output)
-        low.launch(rounded(low.n_tokens, n), *operands, *to, n, eps)
-        return 2
-    low.launch(plain(low.n_tokens, n), *operands, low.vector(node.output), n, eps)
-    return 1
-
-
-def quantise(low: DeviceLowering, nodes: Nodes) -> int:
-    (x,) = tensors_of(nodes[0])
-    low.quantise(low.vector(x), low.rounded(nodes[0].output), x.shape[1])
-    return 1
-
-
-def pack(low: DeviceLowering, nodes: Nodes) -> int:
-    x = nodes[0].tensor("x")
-    low.quantise(low.vector(x), low.packed(x.shape[1]), x.shape[1])
-    return 1
 
 
 def mul_mat(low: DeviceLowering, nodes: Nodes) -> int:
@@ -159,30 +111,12 @@ def merge(low: DeviceLowering, nodes: Nodes) -> int:
     return taken
 
 
-def predictor(low: DeviceLowering, nodes: Nodes) -> int:
-    node = nodes[0]
-    fc1, fc2 = node.weight("fc1"), node.weight("fc2")
-    rank, n_ff = fc1.ne[1], fc2.ne[1]
-    hidden = low.area("hidden", low.n_tokens * rank, np.float32)
-    low.product(low.store.matrix(fc1), low.input_of(node, fc1), hidden, flags=RELU)
-    low.launch(
-        matvec_mask(fc2.type, low.n_tokens, n_ff, rank),
-        *low.store.matrix(fc2).planes,
-        *low.hidden_input(fc2, hidden),
-        low.mask(node.output),
-        n_ff,
-        rank,
-        node.attributes["threshold"],
-    )
-    return 1
-
-
 LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
-    "rms_norm": rms_norm,
-    "rms_norm_heads": rms_norm_heads,
-    "layer_norm": layer_norm,
-    "quantise": quantise,
-    "pack": pack,
+    "rms_norm": norms.norm,
+    "rms_norm_heads": norms.rms_norm_heads,
+    "layer_norm": norms.norm,
+    "quantise": norms.quantise,
+    "pack": norms.pack,
     "mul_mat": mul_mat,
     "rope": qkv.kv_store,
     "kv_store": qkv.kv_store,
@@ -190,7 +124,7 @@ LOWER: dict[str, Callable[[DeviceLowering, Nodes], int]] = {
     "scale": scale,
     "add": add,
     "merge": merge,
-    "predictor": predictor,
+    "predictor": norms.predictor,
     "dense_gated_ffn": ffn.gated,
     "sparse_gated_ffn": ffn.gated,
     "dense_ffn": ffn.ungated,

@@ -171,21 +171,26 @@ class DeviceLowering:
             return self.rounded(x)
         return self.packed(x.shape[1]) if weight.type in QUANTISED else (self.vector(x),)
 
-    def hidden_input(self, weight: Weight, hidden: Buffer) -> Input:
-        """A node's own vector float32 [n_tokens, n], of which this weight reads all: as it is, or rounded here."""
+    def hidden_input(self, weight: Weight, hidden: Buffer, to: Input | None = None) -> Input:
+        """A node's own vector float32 [n_tokens, n], of which this weight reads all: as it is, or rounded here.
+
+        Args:
+            to: where it is rounded to; by default the area of rounded vectors.
+        """
         if weight.type not in QUANTISED:
             return (hidden,)
         n = weight.ne[0]
-        self.quantise(hidden, self.packed(n), n)
-        return self.packed(n)
+        to = to or self.packed(n)
+        self.quantise(hidden, to, n)
+        return to
 
-    def packed(self, n: int) -> Input:
-        """The area of rounded vectors, for one of n numbers."""
+    def packed(self, n: int, area: str = "quantised", offset: int = 0) -> Input:
+        """The area of rounded vectors, for one of n numbers; or a place in another area."""
         count, blocks = self.n_tokens * n, self.n_tokens * n // 32
         return (
-            self.area("quantised", count, np.int8),
-            self.area("quantised", blocks, np.float32, count),
-            self.area("quantised", blocks, np.int32, count + 4 * blocks),
+            self.area(area, count, np.int8, offset),
+            self.area(area, blocks, np.float32, offset + count),
+            self.area(area, blocks, np.int32, offset + count + 4 * blocks),
         )
 
     def quantise(self, x: Buffer, to: Input, n: int) -> None:

@@ -13,7 +13,7 @@ they do not depend on what a plan puts there.
 * counts: of each layer, how many rows the mask listed since loading, uint32 that wraps
 * held: of each layer which neurons are on the device, then which are not, as masks have them
 * ids: of a batch, rows of an FFN that the mask lists, and their number
-* partial: the sums of the groups of one token's rows
+* partial: the sums of the groups of one token's rows; before them what its predictor's matrices read, rounded
 * first, second: hidden vectors: of a batch, and of an FFN with a row an output
 * logits: of one token
 * candidates: the likeliest tokens of each part of them, and of all

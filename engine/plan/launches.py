@@ -49,7 +49,11 @@ def launches_of_a_token(plan: Plan) -> int:
     taken |= ROUNDED_WITH_THE_HEADS if plan.model.head_dim % 32 == 0 else set()
     count, before = 0, ""
     for i, node in enumerate(nodes):
-        if (before, node.op) not in taken and not _is_of_three(nodes, i):
+        if (
+            (before, node.op) not in taken
+            and not _is_of_three(nodes, i)
+            and not _is_by_the_norm(nodes[i : i + 4])
+        ):
             count += SEVERAL.get(node.op, 1) + _more(node)
         before = node.op
     return count
@@ -62,6 +66,14 @@ def _more(node: Node) -> int:
         rounds = "down"
     is_head, looks = node.op == "logits", node.find_tensor("profile") is not None
     return int(rounds is not None and node.weight(rounds).type in QUANTISED) + is_head + looks
+
+
+def _is_by_the_norm(nodes: list[Node]) -> bool:
+    """Whether a rounding for a predictor is done by the norm behind it, which reads the same and is rounded too."""
+    if [node.op for node in nodes[:2]] != ["pack", "predictor"] or len(nodes) < 4:
+        return False
+    is_norm = nodes[2].op in ("rms_norm", "layer_norm") and nodes[3].op in ("quantise", "pack")
+    return is_norm and nodes[2].tensor("x") == nodes[0].tensor("x")
 
 
 def _is_of_three(nodes: list[Node], i: int) -> bool:

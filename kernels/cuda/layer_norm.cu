@@ -33,10 +33,12 @@ KERNEL layer_norm(const float4* __restrict__ row, const float* __restrict__ weig
     for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = m.normed(x[i]) * weight[i] + bias[i];
 }
 
-// The same, rounded as `quantise` would round y: the bits of layer_norm followed by quantise.
+// The same, rounded as `quantise` would round y: the bits of layer_norm followed by quantise. With rounds_x, x as it is
+// is rounded too, to qx, dx and sum_x.
 KERNEL layer_norm_quantised(const float4* __restrict__ x, const float4* __restrict__ weight,
                             const float4* __restrict__ bias, signed char* __restrict__ q,
-                            float* __restrict__ d, int* __restrict__ sum, int n, float eps) {
+                            float* __restrict__ d, int* __restrict__ sum, signed char* __restrict__ qx,
+                            float* __restrict__ dx, int* __restrict__ sum_x, int n, float eps, int rounds_x) {
     size_t first = (size_t)blockIdx.x * n;
     x += first / IN_A_LANE;
     Moments m = moments((const float*)x, n, eps);
@@ -46,5 +48,6 @@ KERNEL layer_norm_quantised(const float4* __restrict__ x, const float4* __restri
         float4 y = {m.normed(v.x) * w.x + b.x, m.normed(v.y) * w.y + b.y, m.normed(v.z) * w.z + b.z,
                     m.normed(v.w) * w.w + b.w};
         quantise_four(y, first + at, at < n, q, d, sum);
+        if (rounds_x) quantise_four(v, first + at, at < n, qx, dx, sum_x);
     }
 }

@@ -14,10 +14,11 @@ def layer_norm(n_tokens: int, n: int) -> Work:
     return Work("layer_norm", (n_tokens, 1), BLOCK, 4 * (n_tokens + 2) * n, 4 * n_tokens * n)
 
 
-def layer_norm_quantised(n_tokens: int, n: int) -> Work:
-    """As `layer_norm`, but writes `quantised_bytes`; n is a multiple of 32.
+def layer_norm_quantised(n_tokens: int, n: int, rounds_x: bool = False) -> Work:
+    """As `layer_norm`, but writes `quantised_bytes`, with rounds_x twice: of x too; n is a multiple of 32.
 
-    Arguments of the kernel: x, weight, bias, q, d, sum, n, eps.
+    Arguments of the kernel: x, weight, bias, q, d, sum, then the same three of x or any, n, eps, rounds_x.
     """
     reads = 4 * (n_tokens + 2) * n
-    return Work("layer_norm_quantised", (n_tokens, 1), BLOCK, reads, quantised_bytes(n_tokens, n))
+    writes = (1 + rounds_x) * quantised_bytes(n_tokens, n)
+    return Work("layer_norm_quantised", (n_tokens, 1), BLOCK, reads, writes)

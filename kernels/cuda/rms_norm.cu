@@ -17,10 +17,12 @@ KERNEL rms_norm(const float4* __restrict__ row, const float* __restrict__ weight
     for (int i = threadIdx.x; i < n; i += blockDim.x) y[i] = x[i] * r * weight[i];
 }
 
-// The same, rounded as `quantise` would round y: the bits of rms_norm followed by quantise.
+// The same, rounded as `quantise` would round y: the bits of rms_norm followed by quantise. With rounds_x, x as it is
+// is rounded too, to qx, dx and sum_x.
 KERNEL rms_norm_quantised(const float4* __restrict__ x, const float4* __restrict__ weight,
                           signed char* __restrict__ q, float* __restrict__ d, int* __restrict__ sum,
-                          int n, float eps) {
+                          signed char* __restrict__ qx, float* __restrict__ dx, int* __restrict__ sum_x,
+                          int n, float eps, int rounds_x) {
     size_t first = (size_t)blockIdx.x * n;
     x += first / IN_A_LANE;
     float r = inverse_rms((const float*)x, n, eps);
@@ -28,5 +30,6 @@ KERNEL rms_norm_quantised(const float4* __restrict__ x, const float4* __restrict
         int at = i + lane() * IN_A_LANE, four = min(at, n - IN_A_LANE) / IN_A_LANE;
         float4 v = x[four], w = weight[four];
         quantise_four({v.x * r * w.x, v.y * r * w.y, v.z * r * w.z, v.w * r * w.w}, first + at, at < n, q, d, sum);
+        if (rounds_x) quantise_four(v, first + at, at < n, qx, dx, sum_x);
     }
 }

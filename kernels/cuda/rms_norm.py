@@ -14,10 +14,11 @@ def rms_norm(n_tokens: int, n: int) -> Work:
     return Work("rms_norm", (n_tokens, 1), BLOCK, 4 * (n_tokens + 1) * n, 4 * n_tokens * n)
 
 
-def rms_norm_quantised(n_tokens: int, n: int) -> Work:
-    """As `rms_norm`, but writes `quantised_bytes`; n is a multiple of 32.
+def rms_norm_quantised(n_tokens: int, n: int, rounds_x: bool = False) -> Work:
+    """As `rms_norm`, but writes `quantised_bytes`, with rounds_x twice: of x too; n is a multiple of 32.
 
-    Arguments of the kernel: x, weight, q, d, sum, n, eps.
+    Arguments of the kernel: x, weight, q, d, sum, then the same three of x or any, n, eps, rounds_x.
     """
     reads = 4 * (n_tokens + 1) * n
-    return Work("rms_norm_quantised", (n_tokens, 1), BLOCK, reads, quantised_bytes(n_tokens, n))
+    writes = (1 + rounds_x) * quantised_bytes(n_tokens, n)
+    return Work("rms_norm_quantised", (n_tokens, 1), BLOCK, reads, writes)

@@ -112,7 +112,7 @@ def test_launches_of_a_layer(
         model, case = model_of(file, 2), Case("predictor", "f16", n_ctx)
         for n_hot in (model.n_ff // 2, model.n_ff):
             cost = layer_cost(model, file, split_device, case, n_hot)
-            of_type = 0 if outtype in ("f16", "f32") else 2  # what is rounded by a launch of its own
+            of_type = 0 if outtype in ("f16", "f32") else 1  # fc1's result is rounded by a launch of its own
             assert cost.launches == of_floats + of_type
 
 
@@ -134,7 +134,7 @@ def test_launches_of_other_architectures(
             with on_device(
                 plan_with(model, case, some_neurons(model, n_hot)), file, split_device
             ) as executor:
-                of_kind = 0 if kind == "f16" else 2
+                of_kind = 0 if kind == "f16" else 1 + (architecture == "falcon")  # whose norm is far away
                 assert launches_of_first_layer(executor) <= of_floats + of_kind, n_hot
 
 

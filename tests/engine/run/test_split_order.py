@@ -19,7 +19,7 @@ from split_runs import (
     some_neurons,
 )
 
-from hotcold.engine.device import qkv_lowering
+from hotcold.engine.device import norm_lowering, qkv_lowering
 from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.plan.plan import Plan
@@ -152,6 +152,31 @@ def test_groups_that_the_merge_adds_up_have_the_bits_of_two_launches(
             logits.append(mixed_logits(executor).tobytes())
         merged.append(device.counters.launches["merge"])
     assert logits[0] == logits[1] and merged[0] < merged[1]  # batches merge by a launch of its own
+
+
+@pytest.mark.parametrize("architecture", ["llama", "opt"])
+def test_a_predictors_input_that_its_norm_rounds_has_the_bits_of_two_launches(
+    architecture: str, data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divided and whole, where the norm's output waits in the area that fc1's result is rounded to otherwise."""
+    with open_gguf(data / "powerinfer" / f"{architecture}-q4_0.powerinfer.gguf") as file:
+        plans = (
+            split_in_half(file, Case("predictor")),
+            plan_named(model_of(file), Case("predictor"), "everything"),
+        )
+        logits, rounded = [], []
+        for together in (True, False):
+            if not together:
+                monkeypatch.setattr(
+                    norm_lowering, "_is_for_a_predictor_and_its_norm", lambda low, nodes: False
+                )
+            for plan in plans:
+                device = open_emulated(build_kind="fast", order=7)
+                with on_device(plan, file, device) as executor:
+                    logits.append(mixed_logits(executor).tobytes())
+                rounded.append(device.counters.launches["quantise"])
+    assert logits[:2] == logits[2:]
+    assert rounded[0] < rounded[2] and rounded[1] < rounded[3]
 
 
 def test_a_layer_on_the_device_waits_for_nothing(f16: GGUFFile, split_device: Device) -> None:

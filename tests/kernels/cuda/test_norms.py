@@ -26,10 +26,13 @@ def test_rms_norm_quantised_is_both_steps_in_one(
     x, weight, y = normal(n_tokens, n), normal(n, seed=2), device.empty((n_tokens, n), "f4")
     given = put(device, x), put(device, weight)
     rms_norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
-    apart, fused = empty_quantised(device, n_tokens, n), empty_quantised(device, n_tokens, n)
-    quantise(n_tokens, n).launch(device, (y, *apart, x.size // 32), device.compute)
-    rms_norm_quantised(n_tokens, n).launch(device, (*given, *fused, n, 1e-5), device.compute)
-    for a, b in zip(apart, fused, strict=True):
+    apart, apart_x, fused, fused_x, alone = (empty_quantised(device, n_tokens, n) for _ in range(5))
+    for given_to, to in ((y, apart), (given[0], apart_x)):
+        quantise(n_tokens, n).launch(device, (given_to, *to, x.size // 32), device.compute)
+    work = rms_norm_quantised(n_tokens, n, rounds_x=True)
+    work.launch(device, (*given, *fused, *fused_x, n, 1e-5, 1), device.compute)
+    rms_norm_quantised(n_tokens, n).launch(device, (*given, *alone * 2, n, 1e-5, 0), device.compute)
+    for a, b in zip((*apart, *apart_x, *apart), (*fused, *fused_x, *alone), strict=True):
         assert get(device, a).tobytes() == get(device, b).tobytes()
     want = ref.rounded(ref.rms_norm(x, weight, 1e-5).astype("f4"))
     got = get(device, fused[0]).reshape(-1, 32) * get(device, fused[1])[:, None].astype("f8")
@@ -61,8 +64,11 @@ def test_layer_norm_quantised_is_both_steps_in_one(
     x, y = normal(n_tokens, n), device.empty((n_tokens, n), "f4")
     given = [put(device, a) for a in (x, normal(n, seed=2), normal(n, seed=3))]
     layer_norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
-    apart, fused = empty_quantised(device, n_tokens, n), empty_quantised(device, n_tokens, n)
-    quantise(n_tokens, n).launch(device, (y, *apart, x.size // 32), device.compute)
-    layer_norm_quantised(n_tokens, n).launch(device, (*given, *fused, n, 1e-5), device.compute)
-    for a, b in zip(apart, fused, strict=True):
+    apart, apart_x, fused, fused_x, alone = (empty_quantised(device, n_tokens, n) for _ in range(5))
+    for given_to, to in ((y, apart), (given[0], apart_x)):
+        quantise(n_tokens, n).launch(device, (given_to, *to, x.size // 32), device.compute)
+    work = layer_norm_quantised(n_tokens, n, rounds_x=True)
+    work.launch(device, (*given, *fused, *fused_x, n, 1e-5, 1), device.compute)
+    layer_norm_quantised(n_tokens, n).launch(device, (*given, *alone * 2, n, 1e-5, 0), device.compute)
+    for a, b in zip((*apart, *apart_x, *apart), (*fused, *fused_x, *alone), strict=True):
         assert get(device, a).tobytes() == get(device, b).tobytes()

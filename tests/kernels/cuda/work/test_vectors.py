@@ -42,12 +42,16 @@ def test_rows_and_vectors(device: Device, touched: Touched) -> None:
     tokens, n = 2, 320
     x, w, y = ones(device, tokens, n), ones(device, n), device.empty((tokens, n), "f4")
     bias, other, residual = ones(device, n), ones(device, tokens, n), ones(device, tokens, n)
-    out = device.empty(tokens * n, "i1"), device.empty(20, "f4"), device.empty(20, "i4")
+    out, of_x = (
+        (device.empty(tokens * n, "i1"), device.empty(20, "f4"), device.empty(20, "i4")) for _ in range(2)
+    )
     cases: list[tuple[Work, tuple[Any, ...]]] = [
         (rms_norm(tokens, n), (x, w, y, n, 1e-5)),
-        (rms_norm_quantised(tokens, n), (x, w, *out, n, 1e-5)),
+        (rms_norm_quantised(tokens, n), (x, w, *out * 2, n, 1e-5, 0)),
+        (rms_norm_quantised(tokens, n, rounds_x=True), (x, w, *out, *of_x, n, 1e-5, 1)),
         (layer_norm(tokens, n), (x, w, bias, y, n, 1e-5)),
-        (layer_norm_quantised(tokens, n), (x, w, bias, *out, n, 1e-5)),
+        (layer_norm_quantised(tokens, n), (x, w, bias, *out * 2, n, 1e-5, 0)),
+        (layer_norm_quantised(tokens, n, rounds_x=True), (x, w, bias, *out, *of_x, n, 1e-5, 1)),
         (quantise(tokens, n), (x, *out, tokens * n // 32)),
         (add(tokens * n), (x, x, y, tokens * n)),
         *(
