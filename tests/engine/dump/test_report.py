@@ -248,6 +248,25 @@ def test_the_readme_shows_the_sums_of_the_golden_listing() -> None:
     assert len(block) == 11 and golden >= {*block}
 
 
+def test_the_chinese_readme_shows_the_first_layer_of_its_command() -> None:
+    readme = (GOLDEN.parent.parent.parent / "README.zh-CN.md").read_text("utf-8")
+    assert "hotcold offload-dump --like falcon-40b:q4_0 --vram-budget 8GiB\n" in readme
+    source = dump.open_source(None, "falcon-40b:q4_0", None, None)
+    how = planning.wanted(source, "auto", None, 512, "f16", stream_batch=None)
+    layer = as_json(planning.make_plan(source, how, dump.budget_of("8GiB", None)), "m")["layers"][0]
+    for name in ("gpu_idx", "gpu_bucket"):
+        assert f"    {name} {layer[name]}\n" in readme
+
+
+def test_commands_of_the_chinese_readme_stand_in_the_english_one() -> None:
+    folder = GOLDEN.parent.parent.parent
+    texts = [(folder / name).read_text("utf-8") for name in ("README.zh-CN.md", "README.md")]
+    chinese, english = (
+        {line for line in text.splitlines() if line.startswith("    hotcold ")} for text in texts
+    )
+    assert len(chinese) > 10 and chinese <= english
+
+
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_golden_listings(budget: str) -> None:
     """As text of 80 columns, every line."""
