@@ -111,7 +111,7 @@ def prepared_norm(device: Device) -> Prepared:
 
 
 def costs(device: Device, repeats: int) -> Iterator[Cost]:
-    """Of launches with few and many arguments, a norm, a copy that is waited for, and a graph."""
+    """Of launches with few and many arguments, a norm, a copy that is waited for, and graphs."""
     few, many, norm = prepared_add(device), prepared_matvec3(device), prepared_norm(device)
     for what, launch in (
         ("add, 4 arguments", few),
@@ -133,9 +133,52 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
             device.run(few, device.compute)
             device.run(norm, device.compute)
 
+    yield forked(device, few, min(max(1, repeats // IN_A_GRAPH), 100))
     graph = device.capture(many_launches, device.compute)
     whole = cost("", device, lambda: device.run_graph(graph, device.compute), max(1, repeats // IN_A_GRAPH))
     yield Cost(f"one of {IN_A_GRAPH} launches in a graph", whole.host / IN_A_GRAPH, whole.done / IN_A_GRAPH)
+
+
+def forked(device: Device, beside: Prepared, repeats: int) -> Cost:
+    """A graph as a split layer's: the host waits for an event in the middle of it, behind a copy down.
+
+    Returns:
+        until the event, and until the whole graph is done.
+
+    Raises:
+        RuntimeError: the event lets the host pass before the copy is done.
+    """
+    x, host, event = device.empty(N, "f4"), device.pinned(N, "f4"), device.event(external=True)
+    double = add(N).prepare(device, (x, x, x, N))
+    host.array[:] = 1
+    device.upload(x, host, device.compute)
+    device.compute.synchronize()
+
+    def work() -> None:
+        for _ in range(IN_A_GRAPH):  # so long that who does not wait is too early
+            device.run(beside, device.compute)
+        device.run(double, device.compute)
+        device.crossing.follow(device.compute)
+        device.download(host, x, device.crossing)
+        event.record(device.crossing)
+        for _ in range(IN_A_GRAPH):
+            device.run(beside, device.compute)
+        device.compute.follow(device.crossing)
+
+    graph, until, whole = device.capture(work, device.compute), 0.0, 0.0
+    for i in range(repeats):
+        started = time.perf_counter()
+        device.run_graph(graph, device.compute)
+        event.synchronize()
+        until += time.perf_counter() - started
+        if not (host.array == 2.0 ** (1 + i)).all():
+            raise RuntimeError(
+                "an event within a graph: the host passes too early; use --no-graphs, and report it"
+            )
+        device.compute.synchronize()
+        whole += time.perf_counter() - started
+    what = f"a graph of {2 * IN_A_GRAPH}, until an event in its middle"
+    return Cost(what, 1e6 * until / repeats, 1e6 * whole / repeats)
 
 
 def spills(driver: CudaDriver) -> dict[str, int]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, Self
@@ -156,8 +154,9 @@ class Stream:
         self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.name)
-        with waiting(self.device):
-            self.device.driver.wait_stream(self.raw)
+        started = time.perf_counter()
+        self.device.driver.wait_stream(self.raw)
+        self.device.counters.waiting += time.perf_counter() - started
 
 
 class Event:
@@ -187,16 +186,9 @@ class Event:
         self.device.check_open()
         self.device.counters.host_waits += 1
         self.device.note("host waits", self.stream_name)
-        with waiting(self.device):
-            self.device.driver.wait_event(self.raw)
-
-
-@contextmanager
-def waiting(device: Owner) -> Iterator[None]:
-    """Count the seconds in which the host waits for a device."""
-    started = time.perf_counter()
-    yield
-    device.counters.waiting += time.perf_counter() - started
+        started = time.perf_counter()
+        self.device.driver.wait_event(self.raw)
+        self.device.counters.waiting += time.perf_counter() - started
 
 
 def _check_pair(event: Event, stream: Stream) -> None:

@@ -214,11 +214,13 @@ class Device(Closing):
 
     def download(self, host: Pinned, buffer: Buffer, stream: Stream) -> None:
         """Enqueue a copy to the host; both sides have as many bytes."""
-        self._begin("d2h", stream)
+        if self._failures or self.closed or stream.device is not self:
+            self._begin("d2h", stream)
         self._check_copy(buffer, host)
         self.counters.d2h_calls += 1
         self.counters.d2h_bytes += host.n_bytes
-        self.note("d2h", stream.name, host.n_bytes)
+        if self.log is not None:
+            self.note("d2h", stream.name, host.n_bytes)
         self.driver.download(host.address, buffer.address, host.n_bytes, stream.raw)
 
     def launch(

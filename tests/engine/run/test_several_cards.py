@@ -114,6 +114,7 @@ def test_the_bits_of_one_device_with_the_same_rows(
 ORDERS: list[dict[str, Any]] = [
     {"policy": "eager"},
     {"policy": "late", "order": 7},
+    {"policy": "ahead"},
     {"policy": "random", "seed": 1},
     {"policy": "random", "seed": 2, "order": 1},
     {"policy": "random", "seed": 3},
@@ -152,7 +153,7 @@ def test_rows_that_are_sent_to_each_card(
     assert two.hot_share < 1 and two.streaming is not None
     assert [bool(two.streaming.pieces_of(card.layers)) for card in two.cards] == [True, layers is None]
     alone = run_on(one, file, [open_emulated(build_kind="fast")], (8, 3)).tobytes()
-    for policy in ("late", "random", "eager"):
+    for policy in ("late", "ahead", "random", "eager"):
         devices = [open_emulated(build_kind="fast", index=i, policy=policy) for i in range(2)]
         assert run_on(two, file, devices, (8, 3)).tobytes() == alone
 

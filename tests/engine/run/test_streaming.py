@@ -83,6 +83,7 @@ def test_bits_are_those_of_rows_that_are_there(
     """In every order of streams, threads and blocks, for any number of threads, and whatever a token's company is."""
     orders: list[tuple[dict[str, Any], int, tuple[int, ...]]] = [
         ({"policy": "late"}, 2, (8, 5)),
+        ({"policy": "ahead"}, 2, (5, 8)),
         ({"policy": "random", "seed": 2, "order": 9}, 3, (5, 3, 5)),
         ({"policy": "eager"}, 1, (13,)),
     ]
