@@ -2,7 +2,8 @@
 
 It is measured while the first prompt passes, in a few layers and for some neurons. Their rows are copied when
 the model is loaded, and the walk of that prompt has a few records more, which multiply them and keep the masks:
-no stop, no thread of another library, and less than a hundredth of the prompt's time (`bench/recall.py`).
+no stop, no thread of another library, and less than a hundredth of the prompt's time (`bench/recall.py`). Where a
+device does all of the prompt, since it is sent what it lacks, what these FFNs are about to read is fetched there.
 Predictors of other weights list what they like, and the text is garbage.
 """
 
@@ -12,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.graph.graph import Node, layer_of
-from hotcold.engine.graph.placed import CPU
+from hotcold.engine.graph.arena import tensor_bytes
+from hotcold.engine.graph.graph import Node, Tensor, layer_of, tensors_of
+from hotcold.engine.graph.placed import CPU, PlacedNode
 from hotcold.engine.host.records import Lowering, Record
 from hotcold.engine.host.steps import Context, Step, Walk
 from hotcold.engine.host.stores import HostStore
@@ -21,16 +23,21 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile
+from hotcold.gguf_io.blocks import dequantize
+from hotcold.kernels import ref
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
 from hotcold.kernels.formats import mask_bytes
 
 N_NEURONS, N_TOKENS, FEWEST = 96, 64, 24
+N_FETCHED = 16  # tokens of a device's batch, whose products are formed one by one
 # of a smaller file more than a layer would be more than 1 % of the work, and so is one where a single token passes,
 # which lets too few neurons fire to tell anything
 N_LAYERS, SMALL_BYTES = 3, 64 << 20
 GOOD_ENOUGH = 0.5
 NOT_TOLD = "whether the predictors belong to the weights is not told"
+ON_THE_DEVICE, TOO_SHORT = "their layers are on the device", "a first prompt of one token is too short"
+SENT_THERE = "the device did all of the first prompt"
 ADVICE = (
     "they may belong to other weights: use --sparsity exact, or convert the model with its own predictors"
 )
@@ -41,13 +48,13 @@ class Recall:
     """Neurons that fired, those of them that were listed, and the layers that were looked at.
 
     Attributes:
-        too_short: the prompt, to be looked at.
+        untold: why nothing was looked at.
     """
 
     n_firing: int
     n_listed: int
     layers: tuple[int, ...]
-    too_short: bool = False
+    untold: str = ON_THE_DEVICE
 
     @property
     def share(self) -> float:
@@ -56,10 +63,8 @@ class Recall:
 
     def line(self) -> str:
         """What -v says: the share, or why there is none."""
-        if self.too_short:
-            return f"{NOT_TOLD}: a first prompt of one token is too short"
         if not self.layers:
-            return f"{NOT_TOLD}: their layers are on the device"
+            return f"{NOT_TOLD}: {self.untold}"
         where = (
             f"on the first prompt, in layer{'s' * (len(self.layers) > 1)} {', '.join(map(str, self.layers))}"
         )
@@ -133,8 +138,10 @@ class Watching:
         """
         self.n_tokens, self._is_kept = 0, False
         is_small = n_layers is None and file.size < SMALL_BYTES
-        self._samples = _samples(executor, HostStore(file), n_layers or (1 if is_small else N_LAYERS))
+        self._store = HostStore(file)
+        self._samples = _samples(executor, self._store, n_layers or (1 if is_small else N_LAYERS))
         self._programs: dict[int, Program] = {}
+        self._executor, self._fetched = executor, list[Kept]()
         self._kept: dict[bool, list[Kept]] = {}  # as `added`
         self.added: dict[bool, list[Record]] = {True: [], False: []}
         for graph in executor.plan.graphs if self._samples else ():
@@ -167,21 +174,74 @@ class Watching:
         """Take them."""
         self.n_tokens = context.n_tokens
         self._is_kept = any(id(step) in self._programs for step in steps)  # else the device does all of it
+        streaming, last = self._executor.plan.streaming, self._executor.run_steps.last
+        looked_at = self._on_device(last) if streaming is not None and last is streaming.graph else {}
+        self._fetched = []
         for step in steps:
             longer = self._programs.get(id(step))
-            if longer is None:
-                step.run(context)
-            else:
+            if longer is not None:
                 context.team.walk(longer)
+                continue
+            for node in step.nodes:
+                if node.name in looked_at:
+                    self._fetched.append(self._fetch(*looked_at[node.name]))
+            step.run(context)
+
+    def _on_device(self, graph: GraphPlan) -> dict[str, tuple[PlacedNode, Node]]:
+        """Sampled FFNs that run there, the first part of each, and the norms that they read, by name."""
+        made = {p.node.output.name: p for p in graph.placed.nodes}
+        found = dict[int | None, tuple[PlacedNode, Node]]()
+        for p in reversed(graph.placed.nodes):
+            if p.side == CPU or p.node.layer not in self._samples or p.node.find_tensor("mask") is None:
+                continue
+            norm = made[p.node.tensor("x").name]
+            if norm.node.op == "quantise":
+                norm = made[tensors_of(norm.node)[0].name]
+            if norm.side == p.side and norm.node.op in ("rms_norm", "layer_norm"):
+                found[p.node.layer] = p, norm.node
+        return {p.node.name: (p, norm) for p, norm in found.values()}
+
+    def _fetch(self, p: PlacedNode, norm: Node) -> Kept:
+        """What an FFN of a device is about to read of the last tokens, with the products that decide what fires.
+
+        Its input is made again from what the norm has read: the device may have left it rounded, in a place of kernels.
+        """
+        some = slice(max(0, self.n_tokens - N_FETCHED), self.n_tokens)
+        sample, masks = self._samples[layer_of(p.node)], self._rows_of(p.node.tensor("mask"), p.side)[some]
+        before, eps = self._rows_of(norm.tensor("x"), p.side).view(np.float32)[some], norm.attributes["eps"]
+        weight = self._vector(norm.weight("weight"))
+        bias = norm.find_weight("bias")
+        inputs = (
+            ref.rms_norm(before, weight, eps)
+            if bias is None
+            else ref.layer_norm(before, weight, self._vector(bias), eps)
+        )
+        matrices = (dequantize(rows, weight.type) for weight, rows in sample.matrices)
+        products = tuple(  # without BLAS's threads
+            np.einsum("tk,nk->tn", inputs.astype(np.float32), rows) for rows in matrices
+        )
+        return Kept(sample, products, masks, np.zeros(0, np.uint8))
+
+    def _vector(self, weight: Weight) -> NDArray[np.float32]:
+        vector: NDArray[np.float32] = self._store.rows(weight).view(np.float32)[0]
+        return vector
+
+    def _rows_of(self, tensor: Tensor, side: str) -> NDArray[np.uint8]:
+        """An intermediate of the run's tokens, uint8 [n_tokens, bytes]."""
+        n_bytes = tensor_bytes(tensor) // tensor.shape[0]
+        data = self._executor.intermediate(tensor.name, side, self.n_tokens * n_bytes)
+        return data.reshape(self.n_tokens, n_bytes)
 
     def recall(self) -> Recall:
         """Of the last tokens that have passed."""
         some = slice(max(0, self.n_tokens - N_TOKENS), self.n_tokens)
         kept = self._kept.get(self.n_tokens == 1)
-        if kept is None:
-            return Recall(0, 0, (), too_short=bool(self._samples))
-        if not self._is_kept:
-            return Recall(0, 0, ())
+        if self._fetched:
+            some, kept = slice(None), self._fetched
+        elif kept is None:
+            return Recall(0, 0, (), TOO_SHORT if self._samples else ON_THE_DEVICE)
+        elif not self._is_kept:
+            return Recall(0, 0, (), SENT_THERE)
         counts = [each.counts(some) for each in kept]
         layers = tuple(each.sample.layer for each in kept)
         return Recall(sum(firing for firing, _ in counts), sum(listed for _, listed in counts), layers)

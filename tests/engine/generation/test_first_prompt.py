@@ -142,6 +142,35 @@ def test_a_device_changes_nothing_or_it_is_said(foreign: Path, budget: str) -> N
     assert bool(generation.findings) == (budget != "24MiB")
 
 
+@pytest.mark.parametrize(
+    ("its_own", "budget"),
+    [(False, "6MiB"), *(pytest.param(True, budget, marks=pytest.mark.slow) for budget in ("5MiB", "7MiB"))],
+)
+def test_a_device_that_is_sent_rows_is_looked_at(
+    tiny_model: TinyModel,
+    foreign: Path,
+    compiler: str,
+    monkeypatch: pytest.MonkeyPatch,
+    its_own: bool,
+    budget: str,
+) -> None:
+    """What it lists and what fires is what the CPU says, of as many tokens."""
+    monkeypatch.setattr(recall, "N_NEURONS", 100_000)
+    monkeypatch.setattr(recall, "N_TOKENS", recall.N_FETCHED)
+    options: dict[str, Any] = {"device": "emulated", "vram_budget": budget, "stream_batch": 4, "n_batch": 32}
+    path, found = tiny_model("q8_0", True) if its_own else foreign, list[recall.Recall]()
+    for more in ({}, options):
+        with load(path, n_ctx=64, threads=1, **more) as engine:
+            assert (engine.executor.plan.streaming is not None) == bool(more)
+            engine.executor.taking = watching = recall.Watching(engine.executor, engine.file)
+            engine.executor.run(np.array(engine.tokenizer.encode(TEXT), np.int32), 0)
+            found.append(watching.recall())
+    there, on_the_cpu = found[1], found[0]
+    assert there.layers == on_the_cpu.layers and bool(there.warning()) != its_own
+    assert abs(there.n_firing - on_the_cpu.n_firing) < 0.01 * on_the_cpu.n_firing
+    assert abs(there.n_listed - on_the_cpu.n_listed) < 0.01 * on_the_cpu.n_firing
+
+
 def test_the_logits_are_those_of_an_ordinary_run(engine: Engine) -> None:
     ids = np.array(engine.tokenizer.encode(TEXT), np.int32)
     wanted = engine.logits(ids)[-1:]
