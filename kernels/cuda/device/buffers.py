@@ -124,10 +124,15 @@ class Pinned(Memory):
 
 
 class Stream:
-    """Work that runs in order."""
+    """Work that runs in order.
+
+    Attributes:
+        end: where those stand that follow this stream.
+    """
 
     def __init__(self, device: Owner, name: str) -> None:
         self.device, self.name, self.raw = device, name, device.driver.new_stream()
+        self.end = Event(device)
 
     def wait(self, event: Event) -> None:
         """Later work of this stream runs after what the event has recorded up to now."""
@@ -143,11 +148,6 @@ class Stream:
         """Later work of this stream runs after what another one has up to now: a fork, or a join, of a graph too."""
         other.end.record(other)
         self.wait(other.end)
-
-    @cached_property
-    def end(self) -> Event:
-        """Where those stand that follow this stream."""
-        return Event(self.device)
 
     def synchronize(self) -> None:
         """Wait on the host until all work of this stream is done."""

@@ -4,6 +4,7 @@ import json
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 from any_model import Case, cases, everything
 from hypothesis import given, settings
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from plan_checks import budget, check_sums, hot
 
 from hotcold.engine.dump.report import as_json
+from hotcold.engine.graph.arena import ArenaSlot
+from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.offsets import placed_lifetimes
+from hotcold.engine.graph.placed import GPU, PlacedNode, results
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.wanted import Wanted
@@ -92,6 +96,41 @@ def test_overlapping_lifetimes_never_overlap_in_an_arena(case: Case, share: floa
                     together = a.first_step <= b.last_step and b.first_step <= a.last_step
                     apart = a.offset + a.n_bytes <= b.offset or b.offset + b.n_bytes <= a.offset
                     assert apart or not together
+
+
+@settings(max_examples=40, deadline=None)
+@given(cases(), st.floats(0.5, 3.0))
+def test_what_crosses_the_bus_shares_no_bytes_with_what_runs_beside_it(case: Case, share: float) -> None:
+    """Copies are in a stream of their own; the host waits for those down before it computes, and for nothing else."""
+    model = case[0]
+    hot = [np.arange(0, model.n_units, 2, dtype=np.int32)] * model.n_layer
+    plan = planned(case, int(share * everything(model)), hot=hot)
+    for graph in (plan.decode, plan.batch) if plan else ():
+        slots = {slot.name: slot for slot in graph.arenas[GPU].slots}
+
+        def overlap(a: str, b: str, slots: dict[str, ArenaSlot] = slots) -> bool:
+            if a not in slots or b not in slots:
+                return False
+            first, second = slots[a], slots[b]
+            return (
+                first.offset < second.offset + second.n_bytes and second.offset < first.offset + first.n_bytes
+            )
+
+        running: list[PlacedNode] = []  # of the device, since the last copy down that the host has waited for
+        sent: list[Tensor] = []  # what copies down may still read
+        behind = 0  # how many of those running come before the last copy down
+        for p in graph.placed.nodes:
+            used = [*tensors_of(p.node), *results(p.node)]
+            if p.side == GPU and p.node.op == "copy":
+                others = [t.name for node in running for t in (*tensors_of(node.node), *results(node.node))]
+                assert not any(overlap(to.name, other) for to in results(p.node) for other in others)
+            elif p.side == GPU:
+                assert not any(overlap(t.name, made.name) for t in sent for made in results(p.node))
+                running.append(p)
+            elif p.node.op == "copy":
+                sent, behind = [*sent, *tensors_of(p.node)], len(running)
+            elif used:
+                running, sent, behind = running[behind:], [], 0
 
 
 @settings(max_examples=15, deadline=None)
