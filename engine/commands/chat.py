@@ -53,7 +53,7 @@ class ChatCommand(GenerationOptions, HeadOptions, EngineOptions, AnswerOptions):
         from hotcold.engine.chat.template import load_template, read_template
 
         given = read_template(self.chat_template)
-        with open_engine(self, self.quiet) as engine:
+        with open_engine(self, self.quiet, head_sparsity=self.head_rows(settings)) as engine:
             from hotcold.engine.chat.conversation import Chat
             from hotcold.engine.commands.conversation import converse
             from hotcold.engine.generation.description import description

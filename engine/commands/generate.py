@@ -89,7 +89,7 @@ class GenerateCommand(GenerationOptions, HeadOptions, EngineOptions, PromptOptio
         settings = replace(self.generation_settings(), grammar=grammar).checked()
         if self.session is not None:
             check_output(self.session, force=True, option="--session")
-        with open_engine(self, self.quiet) as engine:
+        with open_engine(self, self.quiet, head_sparsity=self.head_rows(settings)) as engine:
             held = None if self.session is None else restored(engine, self.session)
             generation = engine.generate_with(text, settings, held)
             if not self.quiet:

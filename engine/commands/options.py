@@ -170,6 +170,10 @@ class HeadOptions:
         typer.Option(metavar="{auto,off}", help="Compute the head's rows that a profile in the file lists."),
     ] = RunOptions.head_sparsity
 
+    def head_rows(self, settings: GenerationSettings) -> str:
+        """`head_sparsity`, where auto is "off" for texts that need the whole head."""
+        return "off" if self.head_sparsity == "auto" and settings.needs_whole_head else self.head_sparsity
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationOptions:

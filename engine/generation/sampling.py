@@ -73,7 +73,7 @@ class Sampler:
 
 
 def _check_any(largest: np.floating) -> None:
-    """Of the tokens that a ban or a grammar leaves a head that computes some rows may have computed none."""
+    """Of the tokens that a ban leaves a head that computes some rows may have computed none."""
     if largest == -np.inf:
         bound = "the profile of the head leaves out every token that may follow here"
         raise SettingError("head_sparsity", "auto", bound, "add --head-sparsity off")

@@ -109,6 +109,11 @@ class GenerationSettings(SamplingSettings):
     grammar: str = ""
     draft: str = "off"
 
+    @property
+    def needs_whole_head(self) -> str:
+        """The setting that has to do with every row of the head, by name; "" for none."""
+        return "draft" if self.draft != "off" else "grammar" if self.grammar else ""
+
     def checked(self) -> Self:
         """The same settings, with a seed.
 

@@ -18,7 +18,8 @@ class Activity:
     """Averages over tokens.
 
     Attributes:
-        listed, firing: neurons a token, for each layer; empty when the FFN runs dense.
+        listed, firing: neurons a token, for each layer; empty when the FFN runs dense. Of experts that run dense both are
+            all neurons of the chosen ones.
         bytes_a_token: of weights; 0 where a device reads a part of them.
         of: "model", or "cpu" where a device serves the other neurons.
     """
@@ -52,12 +53,10 @@ class ActivityMeter:
         """Averages over the n_tokens that ran since the start."""
         engine, model = self._engine, self._engine.model
         split = bool(engine.executor.devices)
-        if engine.sparsity == "off":
-            if split:
-                return Activity((), (), 0.0, "cpu")
-            return Activity((), (), sparse_token_bytes(model, "off", [], []))
         per_token = (self._counts() - self._before) / max(n_tokens, 1)
         listed, firing = per_token[:, 0].tolist(), per_token[:, 1].tolist()
+        if engine.sparsity == "off":
+            firing = listed = listed if model.experts is not None else []
         if split:
             return Activity(tuple(listed), tuple(firing), 0.0, "cpu")
         n_bytes = sparse_token_bytes(model, engine.sparsity, listed, firing)

@@ -118,13 +118,15 @@ def test_a_batch_of_one_has_no_drafts() -> None:
         assert "".join(generation) and not generation.statistics.n_drafted
 
 
-def test_drafts_need_the_whole_head() -> None:
-    """A token by itself would be chosen among fewer than one of a draft."""
+def test_drafts_and_grammars_need_the_whole_head() -> None:
+    """A token by itself would be chosen among fewer than one of a draft, and maybe none that a grammar allows."""
     with load(n_ctx=64, threads=1) as engine:
         executor = engine.executor
         executor.model = replace(executor.model, sparse_head=True, head_fc1=executor.model.output)
-        with pytest.raises(SettingError, match=r"draft: ngram .*head-sparsity off"):
+        with pytest.raises(SettingError, match=r"draft: ngram .*head_sparsity='off'"):
             engine.generate("Emma", draft="ngram")
+        with pytest.raises(SettingError, match=r"grammar .*head_sparsity='off'"):
+            engine.generate("Emma", grammar="any")
         executor.model = replace(executor.model, sparse_head=False)
         assert "".join(engine.generate("Emma", 3, draft="ngram", ignore_eos=True))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import run
 from head_profiles import ROW, by_sign, with_profile
 
 import hotcold
@@ -53,9 +54,36 @@ def test_texts_are_of_listed_rows_alone(path: Path, options: dict[str, Any], com
         assert len(drawn.ids) == 9
 
 
+@pytest.mark.parametrize("option", ["--draft", "--grammar"])
+def test_a_command_computes_the_whole_head_where_a_text_needs_it(
+    option: str, path: Path, tmp_path: Path
+) -> None:
+    """By --head-sparsity auto."""
+    (grammar := tmp_path / "g.lark").write_text('start: "zz" /[0-9]+/')
+    value = "ngram" if option == "--draft" else str(grammar)
+    given = (
+        "generate",
+        "-m",
+        str(path),
+        "-p",
+        PROMPT,
+        "-n",
+        "6",
+        "--temp",
+        "0",
+        "-c",
+        "64",
+        "-q",
+        option,
+        value,
+    )
+    auto, off = run(*given), run(*given, "--head-sparsity", "off")
+    assert auto.returncode == off.returncode == 0 and auto.stdout == off.stdout
+
+
 @pytest.mark.parametrize("settings", [{"temp": 0.0}, {"temp": 0.8}, {"temp": 0.8, "top_k": 0}])
 def test_where_all_that_may_follow_were_left_out_that_is_said(settings: dict[str, Any]) -> None:
-    """As of a grammar of which no token was listed."""
+    """As where nothing but tokens that end a text were listed, and those are banned."""
     nothing = np.full(100, -np.inf, np.float32)
     sampler = Sampler(SamplingSettings(seed=1, **settings))
     with pytest.raises(SettingError, match=r"leaves out every token .*--head-sparsity off"):

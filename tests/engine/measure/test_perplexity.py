@@ -56,6 +56,16 @@ def test_the_bundled_mixture_has_its_recorded_perplexity(sparsity: str, tiny: Pa
     assert recorded_definition(model_path(name), tiny, sparsity) == pytest.approx(recorded, rel=0.01)
 
 
+def test_of_a_mixture_the_chosen_experts_are_looked_at(tiny: Path) -> None:
+    """Two of eight; dense, all of their neurons are computed."""
+    text, shares = (tiny / "valid_excerpt.txt").read_bytes()[:3000], {}
+    for mode in ("off", "exact"):
+        with load("tiny-moe-austen", n_ctx=128, sparsity=mode) as engine:
+            shares[mode] = perplexity.measure(engine, text).activity.shares(engine.model.n_neurons)
+    assert shares["off"] == (0.25, 0.25)
+    assert shares["exact"][0] == 0.25 and shares["exact"][1] < 0.1
+
+
 def test_modes_agree_and_report_what_they_read(tiny: Path) -> None:
     text = (tiny / "valid_excerpt.txt").read_bytes()[:6000]
     results = {}
