@@ -171,7 +171,7 @@ def _split_attention(
     sums = bed.empty(attention_sums_bytes(1, n_head, dim, n_ctx) // 4, "f4")
     scores = attention_sizes.Scores.plain(y, dim)
     work = attention_sizes.attention_part(kv_type, *sizes.heads, parts, n_ctx)
-    arrived = bed.put(np.zeros(attention_sizes.arrived_bytes(n_head, sizes.n_head_kv) // 4, np.uint32))
+    arrived = bed.put(np.zeros(attention_sizes.arrived_bytes(kv_type, *sizes.heads) // 4, np.uint32))
     places = position, sums, arrived, y, *sizes.heads, n_ctx, parts
     rest = *scores.arguments, *attention_sizes.Rounded.nowhere(y)
     launches = [work.prepare(bed.device, (given, *cache, *places, *rest)) for cache in caches]

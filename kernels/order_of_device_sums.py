@@ -6,6 +6,7 @@ another.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGMLQuantizationType
@@ -122,11 +123,30 @@ def device_rows(hidden: F32, w: F32, listed: Sequence[int], n_groups: int) -> F3
 
 PART, LANES, THREADS = 256, 4, 256
 """Positions of a part of a context; lanes that multiply a key together; threads of a block."""
+WARPS, CHUNK, ONE = 8, 32, np.float32(2**14)
+"""Of attention by tensor cores: warps of a block; numbers of a row that are read at once; a weight of 1."""
 
 
 def exp_of_float64(x: F32) -> F32:
     """e^x, rounded once. A device's own expf may differ in the last bit."""
     return np.exp(x.astype(np.float64)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class AttentionOrder:
+    """Which of the device's two ways of attention.
+
+    Attributes:
+        exp: e^x.
+        tiles: by tensor cores, of a cache whose numbers are F16. The bits are those of the emulated device: in which
+            order a card's own add sixteen products, and how they round, is not published.
+    """
+
+    exp: Callable[[F32], F32] = exp_of_float64
+    tiles: bool = False
+
+
+BY_LANES = AttentionOrder()
 
 
 def device_attention(
@@ -137,15 +157,12 @@ def device_attention(
     window: int,
     sinks: F32 | None,
     scale: float,
-    exp: Callable[[F32], F32] = exp_of_float64,
+    order: AttentionOrder = BY_LANES,
 ) -> F32:
     """`ref.attention` in float32, in the order of sums that the device's kernels have.
 
-    Parts of 256 positions, from the first on, soften by themselves. A score is four chains of fma: chain c has eights
-    c, c + 4 and so on of the head; they are added as a tree. Weight i of a part goes to lane i mod 32 of the total,
-    whose lanes are added as a tree. With as many columns as four a thread leave groups of threads, position i of a
-    part adds to the sums of values of group i mod n_groups, by fma; groups are added in order. A query's parts are
-    joined in order: with w = exp(top of the part - new top) and u = exp(old top - new top)
+    Parts of 256 positions, from the first on, soften by themselves, as `_of_part` and, by tensor cores, `_of_part_in_tiles`
+    have it. A query's parts are joined in order: with w = exp(top of the part - new top) and u = exp(old top - new top)
 
         sum = fma(sum of the part, w, sum * u),    and the total likewise.
 
@@ -156,14 +173,15 @@ def device_attention(
     n_tokens, n_head, head_dim = q.shape
     n_keys, group = len(k), n_head // k.shape[1]
     seen = seen_positions(n_past, n_tokens, n_keys, window)
-    x, y = q * np.float32(scale), np.empty_like(q)
+    x, y, exp = q * np.float32(scale), np.empty_like(q), order.exp
+    of_part = _of_part_in_tiles if order.tiles else _of_part
     for token, head in np.ndindex(n_tokens, n_head):
         keys, values = k[:, head // group], v[:, head // group]
         all_before = (np.array([LOWEST], np.float32), np.zeros(1, np.float32), np.zeros(head_dim, np.float32))
         for first in range(0, n_keys, PART):
             part = slice(first, first + PART)
             if seen[token, part].any():
-                next_one = _of_part(x[token, head], keys[part], values[part], seen[token, part], exp)
+                next_one = of_part(x[token, head], keys[part], values[part], seen[token, part], exp)
                 all_before = _joined(all_before, next_one, exp)
         top, total, sums = all_before
         if sinks is not None:
@@ -185,7 +203,12 @@ def _joined(
 def _of_part(
     x: F32, keys: F32, values: F32, seen: NDArray[np.bool_], exp: Callable[[F32], F32]
 ) -> tuple[F32, F32, F32]:
-    """Maximum [1], total [1] and sums of values of one query; x [head_dim], keys [positions, head_dim]."""
+    """Maximum [1], total [1] and sums of values of one query; x [head_dim], keys [positions, head_dim].
+
+    A score is four chains of fma: chain c has eights c, c + 4 and so on of the head; they are added as a tree. Weight i
+    goes to lane i mod 32 of the total, whose lanes are added as a tree. With as many columns as four a thread leave
+    groups of threads, position i adds to the sums of values of group i mod n_groups, by fma; groups are added in order.
+    """
     n, chains = len(x), np.zeros((LANES, len(keys)), np.float32)
     for d in range(n):
         lane = chains[d // EIGHT % LANES]
@@ -205,3 +228,63 @@ def _of_part(
     for other in groups[1:]:
         sums = sums + other
     return top, folded(lanes[:, None]), sums
+
+
+def in_halves(x: F32) -> tuple[F32, F32]:
+    """Each number rounded to F16, and what is missing rounded to F16."""
+    high = x.astype(np.float16).astype(np.float32)
+    return high, (x - high).astype(np.float16).astype(np.float32)
+
+
+def add_products(c: F32, a: F32, b: F32) -> F32:
+    """c + sum of a b over the last axis, as the emulated device's mma adds them: exact products, rounded once.
+
+    Args:
+        a, b: [..., 16], numbers of F16. c: [...].
+    """
+    total = c.astype(np.float64)
+    for k in range(a.shape[-1]):
+        total = total + a[..., k].astype(np.float64) * b[..., k].astype(np.float64)
+    return total.astype(np.float32)
+
+
+def _of_part_in_tiles(
+    x: F32, keys: F32, values: F32, seen: NDArray[np.bool_], exp: Callable[[F32], F32]
+) -> tuple[F32, F32, F32]:
+    """As `_of_part`, by tensor cores.
+
+    x is taken in units of a power of two, its largest number between 2^14 and 2^15, and as two halves. Of 32 numbers the
+    first product of 16 has those whose place in their eight is below 4, two of each eight and then the other two, and
+    the next product has the rest; high halves go before low ones, into one float. A warp has 32 positions: two lots of
+    eight neighbouring pairs. Of its total a pair and that of the other lot add up in order, the eight as a tree, and the
+    warps in order. Weights, in units of 2^-14 and as two halves, multiply values sixteen by sixteen positions. With as
+    many chunks of 32 columns leave groups of warps, sixteen i goes to group i mod n_groups; groups are added in order.
+    """
+    n, n_chunks = len(x), -(-len(x) // CHUNK)
+    exponent = max(int(np.abs(x).max().view(np.int32)) >> 23, 15) - 127
+    unit = np.float32(2.0 ** (exponent - 14))
+    halves = in_halves(np.pad(x * np.float32(2.0 ** (14 - exponent)), (0, n_chunks * CHUNK - n)))
+    scores, wide = np.zeros(PART, np.float32), np.zeros((PART, n_chunks * CHUNK), np.float32)
+    wide[: len(keys), :n] = keys
+    eights = np.arange(0, CHUNK, EIGHT)[:, None]
+    for first in range(0, n_chunks * CHUNK, CHUNK):
+        for step in (0, 4):
+            places = [(first + eights + step + pair + np.arange(2)).ravel() for pair in (0, 2)]
+            some = np.concatenate(places)
+            for half in halves:
+                scores = add_products(scores, wide[:, some], half[some])
+    scores = scores * unit
+    is_seen = np.pad(seen, (0, PART - len(seen)))
+    top = scores[is_seen].max(keepdims=True)
+    weights = np.zeros(PART, np.float32)
+    weights[is_seen] = exp(scores[is_seen] - top)
+    pairs = weights.reshape(WARPS, 2, EIGHT, 2)
+    lanes = ((pairs[:, 0, :, 0] + pairs[:, 0, :, 1]) + pairs[:, 1, :, 0]) + pairs[:, 1, :, 1]
+    n_groups, read = WARPS // n_chunks, np.zeros((PART, n), np.float32)
+    read[: len(seen)][seen] = values[seen]
+    groups, (high, low) = np.zeros((n_groups, n), np.float32), in_halves(weights * ONE)
+    for i in range(PART // SIXTEEN):
+        some = np.arange(i * SIXTEEN, (i + 1) * SIXTEEN)
+        for half in (high, low):
+            groups[i % n_groups] = add_products(groups[i % n_groups], read[some].T, half[some])
+    return top, in_lanes(folded(lanes.T)[:, None]), in_lanes(groups) / ONE

@@ -72,7 +72,7 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
             low.launch(work, *given, y, low.n_tokens, *heads, n_rows, *scores.arguments, *rounded)
             return
         partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
-        arrived = low.area("arrived", arrived_bytes(*heads[:2]) // 4, np.uint32)
+        arrived = low.area("arrived", arrived_bytes(kv_type, *heads) // 4, np.uint32)
         work = attention_sizes.attention_part(kv_type, *heads, parts, n_rows, rounds)
         low.launch(work, *given, partial, arrived, y, *heads, n_rows, parts, *scores.arguments, *rounded)
 

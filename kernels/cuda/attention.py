@@ -16,6 +16,9 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import POSITIONS_A_PART, kv_row_bytes, n_parts, quantised_bytes
 
 QUERIES, KEYS = 4, POSITIONS_A_PART  # as attention.cu has them
+COLUMNS, MOST_COLUMNS, WIDEST_IN_TILES = 8, 16, 256  # as attention_tiles.h has them; eight are a tile
+BLOCKS_WANTED = 128
+"""So many blocks are worth more than a cache that fewer of them read: as many as a large card has multiprocessors."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +69,22 @@ class Rounded(NamedTuple):
         return cls(q, d, sums, 0)
 
 
+def in_tiles(kv_type: str, head_dim: int) -> bool:
+    """Whether tensor cores multiply this cache, where a card has them."""
+    return kv_type == "f16" and head_dim <= WIDEST_IN_TILES
+
+
+def queries_at_once(kv_type: str, n_queries: int, n_head_kv: int, head_dim: int) -> int:
+    """How many of a key/value head's queries a block takes at most: 4, or 8 or 16 where they come in tiles."""
+    if not in_tiles(kv_type, head_dim):
+        return QUERIES
+    return COLUMNS if cover(n_queries, MOST_COLUMNS) * n_head_kv < BLOCKS_WANTED else MOST_COLUMNS
+
+
 def attention(
     kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int, rounds: bool = False
 ) -> Work:
-    """One block of threads for four queries of a key/value head.
+    """One block of threads for `queries_at_once` queries of a key/value head.
 
     Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of the
     cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
@@ -80,15 +95,22 @@ def attention(
     n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` and `Rounded` have.
     """
     vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
-    grid = (cover(n_tokens * (n_head // n_head_kv), QUERIES), n_head_kv)
+    n_queries = n_tokens * (n_head // n_head_kv)
+    at_once = queries_at_once(kv_type, n_queries, n_head_kv, head_dim)
+    grid = (cover(n_queries, at_once), n_head_kv)
     reads = vectors * (1 + (rounds or n_keys > KEYS)) + 4 * n_tokens + of_cache * n_keys
     writes = vectors + _rounded_bytes(n_tokens, n_head * head_dim, rounds)
-    return Work(f"attention_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(head_dim))
+    return Work(f"attention_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(kv_type, head_dim, at_once))
 
 
-def arrived_bytes(n_head: int, n_head_kv: int) -> int:
-    """Of what counts the blocks of each four queries of a key/value head, uint32, zero before and after a launch."""
-    return 4 * cover(n_head // n_head_kv, QUERIES) * n_head_kv
+def arrived_bytes(kv_type: str, n_head: int, n_head_kv: int, head_dim: int) -> int:
+    """Of what counts the blocks of the same queries of a token, uint32, zero before and after a launch."""
+    return 4 * cover(n_head // n_head_kv, _of_a_part(kv_type, head_dim)) * n_head_kv
+
+
+def _of_a_part(kv_type: str, head_dim: int) -> int:
+    """How many queries of a key/value head a block takes at most that has a part of the positions."""
+    return COLUMNS if in_tiles(kv_type, head_dim) else QUERIES
 
 
 def attention_part(
@@ -100,10 +122,10 @@ def attention_part(
     n_keys: int,
     rounds: bool = False,
 ) -> Work:
-    """One token: one block of threads for four queries of a key/value head and a part of the positions.
+    """One token: one block of threads for 4 queries of a key/value head, or 8, and a part of the positions.
 
     Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a head and part in use, which the last block
-    of four queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
+    of the same queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
     `quantised_bytes`.
 
     Args:
@@ -113,17 +135,36 @@ def attention_part(
     parts, and what `Scores` and `Rounded` have.
     """
     whole, y = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys), 4 * n_head * head_dim
-    grid = (parts, whole.grid[0] * n_head_kv)
+    at_once = _of_a_part(kv_type, head_dim)
+    grid = (parts, cover(n_head // n_head_kv, at_once) * n_head_kv)
     partial = 4 * n_head * n_parts(n_keys) * (head_dim + 2)
     reads = whole.bytes_read - y * (n_keys > KEYS) + partial + y * rounds
-    writes = partial + y + arrived_bytes(n_head, n_head_kv) + _rounded_bytes(1, n_head * head_dim, rounds)
-    return Work(f"attention_part_{kv_type}", grid, BLOCK, reads, writes, whole.shared)
+    writes = (
+        partial
+        + y
+        + arrived_bytes(kv_type, n_head, n_head_kv, head_dim)
+        + _rounded_bytes(1, n_head * head_dim, rounds)
+    )
+    return Work(
+        f"attention_part_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(kv_type, head_dim, at_once)
+    )
 
 
 def _rounded_bytes(n_tokens: int, n: int, rounds: bool) -> int:
     return quantised_bytes(n_tokens, n) if rounds else 0
 
 
-def _shared_bytes(head_dim: int) -> int:
-    """The queries in units of eight columns, with a gap; the scores of a tile; four sums a thread."""
-    return 4 * (cover(head_dim, 8) * (8 * QUERIES + 4) + QUERIES * KEYS + 4 * BLOCK)
+def _shared_bytes(kv_type: str, head_dim: int, at_once: int) -> int:
+    """The queries in units of eight columns, with a gap; the scores of a tile; four sums a thread.
+
+    Where queries come in tiles there may be more: their halves, 32 numbers at a time, and the halves of a part's weights,
+    in the place of which then groups of warps leave sums.
+    """
+    by_lanes = 4 * (cover(head_dim, 8) * (8 * QUERIES + 4) + QUERIES * KEYS + 4 * BLOCK)
+    if not in_tiles(kv_type, head_dim):
+        return by_lanes
+    n_chunks = cover(head_dim, 32)
+    columns = COLUMNS * cover(at_once, COLUMNS)
+    sums = 4 * (8 // n_chunks) * columns * (32 * n_chunks + 4)
+    by_tiles = 4 * 32 * n_chunks * columns + max(4 * KEYS * (columns + 4), sums)
+    return max(by_lanes, by_tiles)

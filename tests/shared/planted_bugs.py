@@ -1,5 +1,6 @@
 """Bugs of the kernels' text, by what is wrong; those of kernels with weights lie in a file of their own."""
 
+import planted_bugs_of_attention
 import planted_bugs_of_weights
 from kernel_launches import (
     run_add,
@@ -20,7 +21,8 @@ from kernel_launches import (
 )
 from planted_bug import BARRIER, Bug
 
-BUGS = planted_bugs_of_weights.BUGS | {
+OTHERS = planted_bugs_of_attention.BUGS | planted_bugs_of_weights.BUGS
+BUGS = OTHERS | {
     "no barrier between two steps of a sort": Bug(
         "candidates.cu",
         run_candidates,
@@ -147,8 +149,8 @@ BUGS = planted_bugs_of_weights.BUGS | {
     "answers rounded after the last": Bug(
         "attention.cu",
         run_attention_parts,
-        "int n_queries = min(queries.n - first, QUERIES), of_query = n / BLOCK;",
-        "int n_queries = QUERIES, of_query = n / BLOCK;",
+        "i < (last - first) * of_query;",
+        "i < 4 * of_query;",
         r"bad memory access to byte \d+ of a buffer of \d+ bytes",
         [],
         "checked",
