@@ -1,4 +1,4 @@
-"""Keys of a GGUF file's metadata that are not llama.cpp's."""
+"""Keys of a GGUF file's metadata, and tensors, that are not llama.cpp's."""
 
 SPARSE_THRESHOLD = "powerinfer.sparse_threshold"
 FFN_ACTIVATION = "hotcold.ffn_activation"
@@ -6,6 +6,7 @@ END_IDS = "hotcold.end_token_ids"  # ids that end a text, for which llama.cpp ha
 ACTIVATION_COUNTS = "hotcold.activation.{i}"
 CALIBRATED = "hotcold.threshold.{what}"  # see engine/model/calibration.py
 EXACT_LAYERS = "hotcold.exact_layers"  # of a file with predictors, the layers that have none, ascending
+HEAD_PROFILE = "lm_head_profiler.weight"  # PowerInfer's: H rows of n_embd, then n_vocab rows of H
 
 
 def threshold_name(i: int, has_experts: bool) -> str:

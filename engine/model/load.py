@@ -22,9 +22,7 @@ from hotcold.gguf_io.architectures.table import (
     of_layer,
     sizes_of,
 )
-from hotcold.gguf_io.names import EXACT_LAYERS, threshold_name
-
-HEAD_PROFILE = "lm_head_profiler.weight"
+from hotcold.gguf_io.names import EXACT_LAYERS, HEAD_PROFILE, threshold_name
 
 
 class _Tensors:

@@ -25,10 +25,11 @@ from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, check_biases, encode, no_down
 from hotcold.gguf_io.down_names import by_neuron
-from hotcold.gguf_io.names import FFN_ACTIVATION
+from hotcold.gguf_io.names import FFN_ACTIVATION, HEAD_PROFILE
 from hotcold.gguf_io.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
+    TIED_HEAD,
     Recipe,
     check_outtype,
     check_rows,
@@ -89,6 +90,7 @@ def _tensors(
         turned.get(name, name): _turned_shape(info) if name in turned else info.shape
         for name, info in file.tensors.items()
     }
+    shapes |= _profile_shape(file)
     recipe = recipe_of(options.outtype, architecture, shapes, tied=tied, requantised=True)
     importance = read_importance(options.imatrix, shapes)
     tensors = []
@@ -97,7 +99,7 @@ def _tensors(
             name = turned[info.name]
             tensors.append(_turned_tensor(file, info, name, output_type(name, shapes[name], recipe), warn))
         else:
-            kind = _new_type(info, recipe)
+            kind = output_type(info.name, shapes[info.name], recipe) if _is_matrix(info) else info.type
             tensors.append(_output_tensor(file, info, kind, importance.get(info.name), warn))
     check_rows(tensors, recipe)
     for warning in _already_blocked(file, tensors):
@@ -178,8 +180,14 @@ def _is_matrix(info: TensorInfo) -> bool:
     )
 
 
-def _new_type(info: TensorInfo, recipe: Recipe) -> T:
-    return output_type(info.name, info.shape, recipe) if _is_matrix(info) else info.type
+def _profile_shape(file: GGUFFile) -> dict[str, tuple[int, ...]]:
+    """Of a profile of the head, whose tensor holds rows of two lengths: as if of rows that divide both."""
+    info, embedding = file.tensors.get(HEAD_PROFILE), file.tensors.get(TIED_HEAD)
+    if info is None or embedding is None:
+        return {}
+    rank = math.prod(info.ne) // sum(embedding.ne)
+    n = math.gcd(rank, embedding.ne[0], info.ne[0])
+    return {HEAD_PROFILE: (math.prod(info.ne) // n, n)} if rank else {}
 
 
 def _output_tensor(

@@ -18,7 +18,8 @@ def with_profile(
     source: Path, path: Path, fc1: F32, fc2: F32, kind: GGMLQuantizationType = GGMLQuantizationType.F32
 ) -> Path:
     """The file once more, with a profile of this type; a rank of 32 at least for those of blocks."""
-    rows = np.concatenate([fc1.reshape(-1), fc2.reshape(-1)]).reshape(-1, len(fc1)).astype(np.float32)
+    flat = np.concatenate([fc1.reshape(-1), fc2.reshape(-1)]).astype(np.float32)
+    rows = flat.reshape(-1, len(fc1) if flat.size % 32 else 32)  # its shape says nothing of either matrix
     with_more(source, path, {}, [new_tensor(NAME, rows, kind)], force=True)
     return path
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import recorded_files
 from gguf import GGMLQuantizationType
+from head_profiles import NAME, by_sign, with_profile
 from numpy.typing import NDArray
 
 from hotcold import load
+from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
@@ -240,6 +242,17 @@ def written(gguf_bytes: Any, *pairs: bytes, **fields: Any) -> bytes:
     settings = {"tensors": (gguf_bytes.tensor(b"a.weight", (32, 2), 1),), "data": data} | fields
     content: bytes = gguf_bytes(base, **settings).whole()
     return content
+
+
+@pytest.mark.parametrize(("rank", "kind"), [(48, T.F16), (32, T.Q4_0)])
+def test_a_profile_of_the_head_has_rows_of_two_lengths(rank: int, kind: T, tmp_path: Path, out: Path) -> None:
+    """A type whose blocks do not divide both is none for it."""
+    source = DATA / "llamacpp" / "smallthinker.f16.gguf"
+    path = with_profile(source, tmp_path / "a.gguf", *by_sign(source, rank))
+    convert(path, None, out, "q4_0")
+    with open_gguf(out) as file:
+        assert file.tensors[NAME].type is kind
+        assert load_model(file).lists_head_rows
 
 
 def test_every_kind_of_metadata_is_kept(gguf_bytes: Any, tmp_path: Path, out: Path) -> None:
