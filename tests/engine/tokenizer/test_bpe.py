@@ -276,7 +276,7 @@ def test_metadata_are_read(write: Write) -> None:
         ({"merges": ["ab"]}, r"merges\[0\]: ab \(two pieces with one space"),
         ({"merges": [" b"]}, r"merges\[0\]:  b \(two pieces"),
         ({"merges": ["a "]}, r"merges\[0\]: a  \(two pieces"),
-        ({"merges": [""]}, r"merges\[0\]:  \(two pieces"),
+        ({"merges": [""]}, r'merges\[0\]: "" \(two pieces'),
         ({"merges": ["a\x1b[31m"]}, r"merges\[0\]: a\\x1b\[31m \(two pieces"),
         ({"bos_token_id": 6}, r"bos_token_id: 6 .*0 to 5"),
         ({"add_bos_token": 1}, r"add_bos_token: 1"),
