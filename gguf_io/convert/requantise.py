@@ -21,9 +21,10 @@ from hotcold.gguf_io import blocks
 from hotcold.gguf_io.architectures import check_activation
 from hotcold.gguf_io.convert.copied import architecture_of, metadata_of, slabs
 from hotcold.gguf_io.convert.importance import read_importance
+from hotcold.gguf_io.convert.old_experts import experts_of
 from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
-from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, check_biases, encode, no_down
+from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, check_biases, encode, no_down, stacked_tensor
 from hotcold.gguf_io.down_names import by_neuron
 from hotcold.gguf_io.names import FFN_ACTIVATION, HEAD_PROFILE
 from hotcold.gguf_io.outtypes import (
@@ -85,25 +86,37 @@ def _tensors(
 ) -> tuple[list[OutputTensor], Recipe]:
     """The tensors of the new file, and the recipe that chose their types."""
     tied = HEAD not in file.tensors and not file.is_powerinfer
-    turned = _to_turn(file, options, warn)
+    turned, stacks = _to_turn(file, options, warn), experts_of(file)
+    stacked = {info.name: name for name, some in stacks.items() for info in some}
     shapes = {
         turned.get(name, name): _turned_shape(info) if name in turned else info.shape
         for name, info in file.tensors.items()
+        if name not in stacked
     }
-    shapes |= _profile_shape(file)
+    shapes |= {name: (len(some), *some[0].shape) for name, some in stacks.items()} | _profile_shape(file)
     recipe = recipe_of(options.outtype, architecture, shapes, tied=tied, requantised=True)
     importance = read_importance(options.imatrix, shapes)
-    tensors = []
+    tensors, rounded_again = [], set[str]()
     for info in file.tensors.values():
-        if info.name in turned:
-            name = turned[info.name]
-            tensors.append(_turned_tensor(file, info, name, output_type(name, shapes[name], recipe), warn))
-        else:
-            kind = output_type(info.name, shapes[info.name], recipe) if _is_matrix(info) else info.type
-            tensors.append(_output_tensor(file, info, kind, importance.get(info.name), warn))
+        name = turned.get(info.name) or stacked.get(info.name, info.name)
+        is_matrix = name != info.name or _is_matrix(info)
+        kind, own = output_type(name, shapes[name], recipe) if is_matrix else info.type, importance.get(name)
+        if name in turned.values():
+            tensors.append(_turned_tensor(file, info, name, kind, warn))
+        elif name not in stacks:
+            tensors.append(_output_tensor(file, info, kind, own, warn))
+        elif info is stacks[name][0]:
+            rows = [None] * len(stacks[name]) if own is None else np.split(own, len(own))
+            parts = zip(stacks[name], rows, strict=True)
+            tensors.append(
+                stacked_tensor(name, [_output_tensor(file, each, kind, row, warn) for each, row in parts])
+            )
+        if is_blocked(info.type) and (info.name in turned or kind is not info.type):
+            rounded_again.add(info.type.name)
     check_rows(tensors, recipe)
-    for warning in _already_blocked(file, tensors):
-        warn(warning)
+    if rounded_again:
+        kinds = ", ".join(sorted(rounded_again))
+        warn(f"{file.path.name} is in {kinds} already: start from F16 or F32 for the best result")
     return tensors, recipe
 
 
@@ -247,13 +260,3 @@ def _is_readable(info: TensorInfo) -> bool:
     except SettingError:
         return False
     return True
-
-
-def _already_blocked(file: GGUFFile, tensors: list[OutputTensor]) -> list[str]:
-    """A warning where rounded numbers are rounded again or spread out."""
-    pairs = zip(tensors, file.tensors.values(), strict=True)
-    changed = [info for tensor, info in pairs if (tensor.type, tensor.name) != (info.type, info.name)]
-    kinds = sorted({info.type.name for info in changed if is_blocked(info.type)})
-    if not kinds:
-        return []
-    return [f"{file.path.name} is in {', '.join(kinds)} already: start from F16 or F32 for the best result"]

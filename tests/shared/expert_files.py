@@ -55,3 +55,23 @@ def write_mixture(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def write_old(path: Path, file: GGUFFile) -> None:
+    """A Mixtral's file with one tensor an expert, as they once were."""
+    writer = GGUFWriter(path, "llama")
+    for key, value in file.metadata.items():
+        if key.startswith("llama.") and isinstance(value, int | float):
+            add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
+            add(key, value)
+    for name, info in file.tensors.items():
+        rows = file.data(name)
+        if "_exps" not in name:
+            writer.add_tensor(name, rows.reshape(*info.shape[:-1], -1), raw_dtype=info.type)
+            continue
+        for e, some in enumerate(np.split(rows, info.ne[2])):
+            writer.add_tensor(name.replace("_exps", f".{e}"), some.copy(), raw_dtype=info.type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()

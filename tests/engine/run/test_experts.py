@@ -2,11 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-from gguf import GGUFWriter
+from expert_files import write_old
 from numpy.typing import NDArray
 
 from hotcold.engine.measure.traffic import token_bytes
@@ -64,26 +63,6 @@ def test_experts_that_are_not_chosen_are_not_read(
     assert model.n_layer * model.experts.n_used <= n_chosen <= n_tokens * model.n_layer * model.experts.n_used
     assert n_chosen < len(every)
     assert logits(unread).tobytes() == wanted.tobytes()
-
-
-def write_old(path: Path, file: GGUFFile) -> None:
-    """The file with one tensor an expert, as files of Mixtral once were."""
-    writer = GGUFWriter(path, "llama")
-    for key, value in file.metadata.items():
-        if key.startswith("llama.") and isinstance(value, int | float):
-            add: Any = writer.add_float32 if isinstance(value, float) else writer.add_uint32
-            add(key, value)
-    for name, info in file.tensors.items():
-        rows = file.data(name)
-        if "_exps" not in name:
-            writer.add_tensor(name, rows.reshape(*info.shape[:-1], -1), raw_dtype=info.type)
-            continue
-        for e, some in enumerate(np.split(rows, info.ne[2])):
-            writer.add_tensor(name.replace("_exps", f".{e}"), some.copy(), raw_dtype=info.type)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
 
 
 @pytest.mark.parametrize("step", [1, 3])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recorded_files
+from expert_files import write_old
 from gguf import GGMLQuantizationType
 from head_profiles import NAME, by_sign, with_profile
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from hotcold.engine.model.load import load_model
 from hotcold.errors import FileError, HotcoldError, SettingError
 from hotcold.gguf_io import GGUFFile, blocks, open_gguf
 from hotcold.gguf_io.convert.conversion import convert
+from hotcold.gguf_io.convert.copied import with_more
 from hotcold.gguf_io.outtypes import OUTTYPES
 
 T = GGMLQuantizationType
@@ -227,6 +229,33 @@ def test_experts_are_rounded_too_and_the_file_runs(outtype: str, out: Path) -> N
             assert np.array_equal(made.data(name).ravel(), rounded.ravel()), name
     with load(out, n_ctx=8) as engine:
         assert np.isfinite(engine.logits(np.array([1, 5, 9, 12], np.int32))).all()
+
+
+@pytest.mark.parametrize(("kind", "outtype"), [("f16", "f16"), ("f16", "q4_0"), ("q4_0", "q4_0")])
+def test_one_tensor_an_expert_becomes_one_for_all(kind: str, outtype: str, tmp_path: Path, out: Path) -> None:
+    """To the byte what becomes of the file of today."""
+    today, old = DATA / "llamacpp" / f"mixtral.{kind}.gguf", tmp_path / "old.gguf"
+    with open_gguf(today) as file:
+        write_old(old, file)
+    said = convert(old, None, out, outtype).warnings
+    warnings = convert(today, None, wanted := tmp_path / "wanted.gguf", outtype).warnings
+    assert [warning.replace(old.name, today.name) for warning in said] == list(warnings)
+    with open_gguf(out) as made, open_gguf(wanted) as file:
+        assert set(made.tensors) == set(file.tensors)
+        for name, info in file.tensors.items():
+            assert (made.tensors[name].ne, made.tensors[name].type) == (info.ne, info.type), name
+            assert made.data(name).tobytes() == file.data(name).tobytes(), name
+        assert not load_model(made).layers[0].up.stacked
+
+
+def test_of_experts_that_are_not_all_there_none_is_stacked(tmp_path: Path, out: Path) -> None:
+    with open_gguf(DATA / "llamacpp" / "mixtral.f16.gguf") as file:
+        write_old(tmp_path / "old.gguf", file)
+    with_more(tmp_path / "old.gguf", tmp_path / "less.gguf", {}, [], without=["blk.1.ffn_up.2.weight"])
+    convert(tmp_path / "less.gguf", None, out, "q8_0")
+    with open_gguf(out) as made:
+        assert "blk.1.ffn_up.3.weight" in made.tensors and "blk.1.ffn_up_exps.weight" not in made.tensors
+        assert "blk.0.ffn_up_exps.weight" in made.tensors
 
 
 def test_rows_that_the_type_does_not_divide_stay_f16(llama: MakeLlama, tmp_path: Path) -> None:
