@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,6 +94,44 @@ def test_a_device_without_graphs_runs_without_and_says_so_once(
     assert logits[0] == logits[1]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("without graphs, launches one by one") and "it has no graphs" in said
+
+
+def test_a_driver_whose_events_within_graphs_let_the_host_pass_gets_none(
+    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A graph's first launch is watched: right answers, a line, and plain launches from there on."""
+    logits = []
+    for passes in (False, True):
+        device = open_emulated(build_kind="fast", policy="late")
+        if passes:
+            let_pass(device)
+        with on_device(plan, file, device) as executor, caplog.at_level(logging.WARNING, "hotcold.engine"):
+            logits.append(mixed_logits(executor).tobytes())
+        assert device.has_graphs != passes
+    assert logits[0] == logits[1]
+    (said,) = (record.getMessage() for record in caplog.records)
+    assert said.startswith("without graphs, launches one by one") and "an event within a graph" in said
+
+
+def let_pass(device: Device) -> None:
+    """The host does not wait for events whose last record is within a graph."""
+    driver, within = device.driver, set[int]()
+    record_external, record, wait = driver.record_external, driver.record, driver.wait_event
+
+    def externally(event: object, stream: object) -> None:
+        within.add(id(event))
+        record_external(event, stream)
+
+    def plainly(event: object, stream: object) -> None:
+        within.discard(id(event))
+        record(event, stream)
+
+    def wait_for(event: object) -> None:
+        if id(event) not in within:
+            wait(event)
+
+    patched: Any = driver
+    patched.record_external, patched.record, patched.wait_event = externally, plainly, wait_for
 
 
 def refuse(stream: object) -> None:
