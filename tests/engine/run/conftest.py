@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from split_runs import Case, model_of, plan_with, some_neurons
 
+from hotcold.engine.device import replay
 from hotcold.engine.plan.plan import Plan
 from hotcold.gguf_io import GGUFFile, open_gguf
 
@@ -20,3 +21,9 @@ def file(data: Path) -> Iterator[GGUFFile]:
 def plan(file: GGUFFile) -> Plan:
     model = model_of(file)
     return plan_with(model, Case("predictor"), some_neurons(model, model.n_ff // 2))
+
+
+@pytest.fixture(autouse=True)
+def graphs_without_a_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A watched launch waits for all that runs, and would hide what late and early orders are to show."""
+    monkeypatch.setattr(replay, "WATCHED", 0)

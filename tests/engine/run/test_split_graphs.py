@@ -97,10 +97,15 @@ def test_a_device_without_graphs_runs_without_and_says_so_once(
 
 
 def test_a_driver_whose_events_within_graphs_let_the_host_pass_gets_none(
-    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, caplog: pytest.LogCaptureFixture
+    plan: Plan,
+    file: GGUFFile,
+    open_emulated: OpenEmulated,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A graph's first launch is watched: right answers, a line, and plain launches from there on."""
+    """A graph's first launches are watched: right answers, a line, and plain launches from there on."""
     logits = []
+    monkeypatch.setattr(replay, "WATCHED", 1)
     for passes in (False, True):
         device = open_emulated(build_kind="fast", policy="late")
         if passes:
