@@ -15,6 +15,7 @@ from gguf import GGMLQuantizationType as Type
 
 from hotcold.engine.device.choice import parse_device
 from hotcold.engine.device.devices import open_device
+from hotcold.engine.plan.graph_memory import NODE_BYTES
 from hotcold.kernels.cuda.add import add
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
@@ -25,7 +26,7 @@ from hotcold.kernels.cuda.weights import weight_planes
 from hotcold.kernels.weight_table import WEIGHT_TYPES, device_row_bytes
 
 N = 4096
-IN_A_GRAPH = 200
+IN_A_GRAPH, GRAPHS = 200, 10
 TYPES = Type.F16, Type.Q4_0, Type.Q8_0, Type.Q4_K, Type.Q6_K
 """Whose kernels are loaded: each takes NVRTC some seconds."""
 
@@ -181,6 +182,24 @@ def forked(device: Device, beside: Prepared, repeats: int) -> Cost:
     return Cost(what, 1e6 * until / repeats, 1e6 * whole / repeats)
 
 
+def graph_node_bytes(device: Device) -> float:
+    """Bytes of device memory that a launch takes in a graph, of `GRAPHS` that are there at once.
+
+    A driver takes its memory in pieces of some MiB, so few launches would say nothing.
+    """
+    launch, free = prepared_add(device), device.memory()[0]
+
+    def many_launches() -> None:
+        for _ in range(IN_A_GRAPH):
+            device.run(launch, device.compute)
+
+    graphs = [device.capture(many_launches, device.compute) for _ in range(GRAPHS)]
+    for graph in graphs:
+        device.run_graph(graph, device.compute)
+    device.compute.synchronize()
+    return (free - device.memory()[0]) / (GRAPHS * IN_A_GRAPH)
+
+
 def spills(driver: CudaDriver) -> dict[str, int]:
     """Bytes of local memory of each kernel that has any; loads every kernel of `TYPES` and those without."""
     units = untyped(), *(of_type(WEIGHT_TYPES[kind].ending) for kind in TYPES)
@@ -212,6 +231,8 @@ def run(given: Sequence[str] | None = None) -> int:
         print("| | us of the host | us until done |\n| --- | ---: | ---: |")
         for each in costs(device, arguments.repeats):
             print(each, flush=True)
+        taken = graph_node_bytes(device)
+        print(f"\na launch in a graph takes {taken:.0f} bytes of device memory; plans assume {NODE_BYTES}")
     return 1 if spilled else 0
 
 

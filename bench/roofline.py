@@ -13,6 +13,7 @@ from pathlib import Path
 from hotcold.engine.dump.inputs import open_source
 from hotcold.engine.plan.budget import DeviceFacts, parse_budget, resolve_budget
 from hotcold.engine.plan.cards import CARDS, PROMPT, estimate
+from hotcold.engine.plan.graph_memory import graph_bytes
 from hotcold.engine.plan.planning import make_plan, wanted
 from hotcold.errors import DoesNotFitError
 
@@ -24,9 +25,10 @@ def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
     """A line of the table for each card and budget."""
     source, lines = open_source(path, like, None, None), []
     how = wanted(source, "auto", n_ctx, PROMPT, "f16")
+    of_graphs = graph_bytes(source.model, how.sparsity, how.kv_type)
     for name, card in CARDS.items():
         for share in SHARES:
-            facts = DeviceFacts(name, card.memory)
+            facts = DeviceFacts(name, card.memory, graph_bytes=of_graphs)
             try:
                 plan = make_plan(source, how, resolve_budget(parse_budget(share), facts))
             except DoesNotFitError:

@@ -128,6 +128,7 @@ class OffloadDumpCommand:
             self.stream_batch,
         )
         facts = dump.facts_for(self.device_memory, self.sweep or self.vram_budget, self.card)
+        facts = dump.with_graphs(facts, source, how)
         if self.run_it:
             run_plan(self, source, how)
             return

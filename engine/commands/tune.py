@@ -78,15 +78,15 @@ class TuneCommand:
 
     def _on_card(self, path: Path, modes: list[str]) -> dict[str, float]:
         """Modelled seconds of a token of each mode on the card, or on as many as there are budgets."""
-        from hotcold.engine.dump.inputs import budget_of, facts_for, open_source
+        from hotcold.engine.dump.inputs import budget_of, facts_for, open_source, with_graphs
         from hotcold.engine.plan.cards import card_named, estimate
         from hotcold.engine.plan.planning import make_plan, wanted
 
         source, card = open_source(path, None, None, None), card_named(self.card or "")
-        budget = budget_of(self.vram_budget, facts_for(None, self.vram_budget, self.card))
-        found = {}
+        facts, found = facts_for(None, self.vram_budget, self.card), {}
         for mode in modes:
             how = wanted(source, mode, self.n_ctx, RunOptions.n_batch, self.kv_type)
+            budget = budget_of(self.vram_budget, with_graphs(facts, source, how))
             found[mode] = estimate(make_plan(source, how, budget), card).token
         return found
 

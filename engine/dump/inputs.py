@@ -26,6 +26,7 @@ from hotcold.engine.plan.budget import (
 )
 from hotcold.engine.plan.cards import card_named
 from hotcold.engine.plan.gpu_index import capacity, for_powerinfer, store
+from hotcold.engine.plan.graph_memory import graph_bytes
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import CPU_ALONE, Source, identity, make_plan, with_counts
 from hotcold.engine.plan.traffic import token_traffic
@@ -90,6 +91,11 @@ def facts_for(device_memory: str | None, budget: str | None, card: str | None = 
 
     found = first_card()
     return facts_of_card(found.name, found.memory_free, found.memory_total) if found else None
+
+
+def with_graphs(facts: DeviceFacts | None, source: Source, how: Wanted) -> DeviceFacts | None:
+    """The device with what its driver is assumed to take for graphs of the model."""
+    return facts and replace(facts, graph_bytes=graph_bytes(source.model, how.sparsity, how.kv_type))
 
 
 def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:

@@ -119,9 +119,8 @@ def _budget(plan: Plan) -> Report:
 
 def _cap(budget: Budget) -> Report:
     facts = budget.device
-    device = (
-        {"name": facts.name, "memory": facts.memory, "context_bytes": facts.context_bytes} if facts else None
-    )
+    names = "name", "memory", "context_bytes", "graph_bytes"
+    device = {name: getattr(facts, name) for name in names} if facts else None
     return {"text": budget.text, "bytes": budget.n_bytes, "why": budget.why, "device": device}
 
 

@@ -140,6 +140,7 @@ def _rows(
     served = f"{'chosen' if plan.model.experts else 'active'} {plan.model.unit}s served there"
     figures: list[tuple[str, str, float | None, float | None]] = [
         ("device memory", "bytes", plan.totals.used, use["vram_used"]),
+        ("graphs, beside it", "bytes", _assumed_of_graphs(plan), use["graph_bytes"]),
         ("copied up, a token", "bytes", traffic.to_device + positions, up_bytes),
         ("copied down, a token", "bytes", traffic.to_host, down_bytes),
         ("copies, a token", "", traffic.copies + positions // 4, up + down),
@@ -151,6 +152,11 @@ def _rows(
         ("a token", "s", None, seconds),
     ]
     return [_row(*figure) for figure in figures]
+
+
+def _assumed_of_graphs(plan: Plan) -> int:
+    """What the plan has left free for them, outside of its budgets."""
+    return sum(card.budget.device.graph_bytes for card in plan.cards if card.budget.device is not None)
 
 
 def _row(name: str, unit: str, planned: float | None, measured: float | None) -> Row:

@@ -11,6 +11,7 @@ from rich.text import Text
 from hotcold.engine.dump.alike import Band
 from hotcold.engine.dump.report import GRAPHS, Report
 from hotcold.engine.plan.budget import mib
+from hotcold.engine.plan.graph_memory import NODE_BYTES
 
 BAR = 12
 WEIGHTS_HEAD = f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
@@ -282,10 +283,12 @@ def _mib(n_bytes: int) -> str:
 
 
 def context_lines(report: Report) -> Iterator[str]:
-    """What the CUDA context takes beside the budget."""
+    """What the CUDA context takes beside the budget, and graphs."""
     for device in filter(None, (budget["device"] for budget in report["budget"]["cards"])):
         context = device["context_bytes"]
         yield f"outside the budget: CUDA context of {device['name']}, {context} bytes, {mib(context)}"
+        if of_graphs := device["graph_bytes"]:
+            yield f"outside the budget: graphs, at most {of_graphs} bytes, {mib(of_graphs)}, assumed ({NODE_BYTES} a node)"
 
 
 def host_lines(report: Report, is_mapped: bool = True) -> Iterator[str]:

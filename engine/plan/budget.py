@@ -3,8 +3,8 @@
 8, 8GiB, 8G, 6000MiB    bytes; a bare number counts GiB, as PowerInfer's --vram-budget does
 8GB, 800000000B         decimal units end in B without an i
 80%                     of the device's memory
-auto                    what is free on the device with its context and kernels there, less a margin; of one that is only assumed, its memory less
-                        what the CUDA context takes
+auto                    what is free on the device with its context and kernels there, less a margin and the graphs that are to come; of one that
+                        is only assumed, its memory less what the CUDA context and the graphs take
 0                       the CPU alone
 """
 
@@ -32,13 +32,20 @@ class DeviceFacts:
     Attributes:
         memory: bytes, all of it.
         context_bytes: what CUDA itself takes, or what others may need; no part of a budget.
-        free: bytes that `auto` may take; None: memory less context_bytes.
+        free: bytes that `auto` may take with what graphs take; None: memory less context_bytes.
+        graph_bytes: what its driver is assumed to take for graphs; no part of a budget either.
     """
 
     name: str
     memory: int
     context_bytes: int = CONTEXT_BYTES
     free: int | None = None
+    graph_bytes: int = 0
+
+    @property
+    def outside(self) -> int:
+        """Bytes that no budget may have."""
+        return self.context_bytes + self.graph_bytes
 
 
 @dataclass(frozen=True)
@@ -202,11 +209,11 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
         budget = Budget(
             asked, _share(setting.percent, asked, facts), f"{asked} of the memory of {facts.name}"
         )
-    if facts is not None and budget.n_bytes + facts.context_bytes > facts.memory and budget.n_bytes:
+    if facts is not None and budget.n_bytes + facts.outside > facts.memory and budget.n_bytes:
         raise DoesNotFitError(
             "vram_budget",
             f"{asked}, {budget.n_bytes} bytes",
-            f"{facts.name} has {facts.memory} bytes, {facts.context_bytes} of them for CUDA and others",
+            f"{facts.name} has {facts.memory} bytes, {facts.outside} of them for CUDA and others",
             "lower it, or use auto",
         )
     return replace(budget, device=facts)
@@ -215,9 +222,12 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
 def _all_of(facts: DeviceFacts) -> Budget:
     if facts.free is None:
         return Budget(
-            "auto", max(facts.memory - facts.context_bytes, 0), f"memory of {facts.name} less its context"
+            "auto",
+            max(facts.memory - facts.outside, 0),
+            f"memory of {facts.name} less its context and graphs",
         )
-    return Budget("auto", facts.free, f"free memory of {facts.name}")
+    # a budget of 0 would be the CPU's without a word
+    return Budget("auto", max(facts.free - facts.graph_bytes, 1), f"free memory of {facts.name}")
 
 
 def _share(percent: float, asked: str, facts: DeviceFacts) -> int:

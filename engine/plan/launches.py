@@ -3,10 +3,12 @@
 The lowering decides (`engine/device/lowering.py`); this follows its fusions without a device, for the model of a card.
 """
 
+from collections.abc import Sequence
+
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
-from hotcold.engine.graph.placed import CPU
+from hotcold.engine.graph.placed import CPU, PlacedGraph
 from hotcold.engine.plan.plan import Plan
 from hotcold.kernels.formats import kv_block
 from hotcold.kernels.weight_table import QUANTISED
@@ -41,12 +43,21 @@ ROUNDED_WITH_THE_HEADS = {("attention", "pack")}
 
 def launches_of_a_token(plan: Plan) -> int:
     """Kernels, with the head's, and with the one that finds the candidates among its logits."""
-    placed = plan.decode.placed
-    for card in plan.cards:
-        placed = pack(placed, card.side, QUANTISED.__contains__)
+    sides = [card.side for card in plan.cards]
+    return launches_of(plan.decode.placed, sides, plan.kv_type, plan.model.head_dim)
+
+
+def launches_of(placed: PlacedGraph, sides: Sequence[str], kv_type: str, head_dim: int) -> int:
+    """Kernels of a placed graph of one token.
+
+    Args:
+        sides: of the cards.
+    """
+    for side in sides:
+        placed = pack(placed, side, QUANTISED.__contains__)
     nodes = [p.node for p in placed.nodes if p.side != CPU and p.node.op != "copy"]
-    taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(plan.kv_type) == 1 else set())
-    taken |= ROUNDED_WITH_THE_HEADS if plan.model.head_dim % 32 == 0 else set()
+    taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(kv_type) == 1 else set())
+    taken |= ROUNDED_WITH_THE_HEADS if head_dim % 32 == 0 else set()
     count, before = 0, ""
     for i, node in enumerate(nodes):
         if (

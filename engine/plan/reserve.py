@@ -57,6 +57,11 @@ def _all_on_device(model: Model, sparsity: str, divided: tuple[str, ...]) -> Sid
     return Sides(sides, (GPU,) * model.n_layer, CPU if head.obstacle else GPU)
 
 
+def extremes(model: Model, sparsity: str) -> list[Sides]:
+    """Placements of which one has as much on the device as any plan can have, by arena or by graph nodes."""
+    return [_all_on_device(model, sparsity, divided) for divided in _divisions(model)]
+
+
 def _placeable(part: WeightGroup) -> tuple[tuple[str, Weight], ...]:
     return () if part.obstacle else part.weights
 
@@ -83,8 +88,8 @@ def reserves_for(
 ) -> tuple[Reserve, ...]:
     """Of cards that have these layers. Each arena is that of one card with all of them."""
     graphs = graphs_of(model, sparsity, n_batch)
-    variants = [_all_on_device(model, sparsity, divided) for divided in _divisions(model)]
-    arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in variants]
+    placements = extremes(model, sparsity)
+    arenas = [passes.run_passes(graph, sides)[1][GPU] for graph in graphs for sides in placements]
     arena = max(each.n_bytes for each in arenas)
     return tuple(
         Reserve(

@@ -21,6 +21,7 @@ from hotcold.engine.plan.budget import (
     resolve_budget,
 )
 from hotcold.engine.plan.footprint import types_there
+from hotcold.engine.plan.graph_memory import graph_bytes
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.planning import Source, make_plan, plan_source
 from hotcold.engine.plan.reserve import reserve_for, smallest_useful
@@ -154,11 +155,16 @@ def _less(devices: Sequence[Device], plan: Plan) -> Budget:
     """Budgets below what a plan takes, which did not fit: what is free on each card, if that is less."""
     found = []
     for device, card in zip(devices, plan.cards, strict=True):
-        used, facts = card.totals.used, facts_of(device)
-        free = facts.free or 0
+        used, facts = card.totals.used, _again(device, card.budget)
+        free = max((facts.free or 0) - facts.graph_bytes, 0)
         n_bytes = min(free, int(SMALLER[0] * used)) if free < used else int(SMALLER[1] * used)
         found.append(Budget(card.budget.text, max(n_bytes, 1), "what the device has room for", facts))
     return of_cards(found)
+
+
+def _again(device: Device, budget: Budget) -> DeviceFacts:
+    """What is known of a device by now."""
+    return replace(facts_of(device), graph_bytes=budget.device.graph_bytes if budget.device else 0)
 
 
 @contextmanager
@@ -185,10 +191,11 @@ def budget_for(devices: Sequence[Device], source: Source, how: Wanted, request: 
 def facts_for(device: Device, source: Source, how: Wanted, budget: BudgetSetting) -> DeviceFacts:
     """What the planner has to know; where all that is free may be taken, the model's kernels are there before.
 
-    What they have taken, as much again stays free, at least the margin: for graphs, and kernels of several types.
+    What they have taken, as much again stays free, at least the margin: for others, and kernels of several types.
     """
     taken = device.load_kernels(types_there(source.model, how.sparsity)) if budget.is_auto else 0
-    return facts_of(device, taken)
+    of_graphs = 0 if device.is_emulated else graph_bytes(source.model, how.sparsity, how.kv_type)
+    return replace(facts_of(device, taken), graph_bytes=of_graphs)
 
 
 def facts_of(device: Device, taken: int = 0) -> DeviceFacts:
@@ -201,4 +208,4 @@ def facts_of(device: Device, taken: int = 0) -> DeviceFacts:
     facts = facts_of_card(device.name, free, total, taken)
     if device.is_emulated:  # nobody else needs its memory
         facts = DeviceFacts(device.name, total, 0, free)
-    return replace(facts, free=max(facts.free or 0, 1))  # a budget of 0 would be the CPU's without a word
+    return facts

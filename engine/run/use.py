@@ -25,6 +25,7 @@ class DeviceUse:
         host_seconds: of the CPU's part of the runs.
         waiting_seconds: in which the host waited for the device.
         cards: name, planned and used bytes of each.
+        graph_bytes: of device memory that drivers took for graphs, which no allocator knows of.
     """
 
     device: str = "cpu"
@@ -39,6 +40,7 @@ class DeviceUse:
     host_seconds: float = 0.0
     waiting_seconds: float = 0.0
     cards: tuple[tuple[str, int, int], ...] = ()
+    graph_bytes: int = 0
 
     @property
     def active_device_share(self) -> float:
@@ -61,6 +63,7 @@ class DeviceUse:
             self.host_seconds - earlier.host_seconds,
             self.waiting_seconds - earlier.waiting_seconds,
             self.cards,
+            self.graph_bytes,
         )
 
     def line(self) -> str:
@@ -97,6 +100,7 @@ class DeviceUse:
             "kernel_launches": self.kernel_launches,
             "graph_launches": self.graph_launches,
             "graph_captures": self.graph_captures,
+            "graph_bytes": self.graph_bytes,
             "ffn_device_share": self.ffn_device_share,
             "active_device_share": self.active_device_share,
         }
@@ -145,4 +149,5 @@ class DeviceMeter:
                 (device.name, card.totals.used, device.counters.live_bytes)
                 for device, card in zip(devices, plan.cards, strict=True)
             ),
+            sum(device.counters.graph_bytes for device in devices),
         )

@@ -72,5 +72,6 @@ def test_launches_are_timed_through_the_cuda_driver() -> None:
     cupy = StubCupy(EmulatedDriver())
     with Device(CudaDriver(cupy=cupy, libcuda=cupy.libcuda)) as device:
         found = list(launches.costs(device, 1))
+        assert launches.graph_node_bytes(device) == 0
         assert isinstance(device.driver, CudaDriver) and device.driver.local_bytes("add") == 0
     assert len(found) == 6 and all(0 < each.host <= each.done for each in found)

@@ -14,6 +14,7 @@ class Counters:
         h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
         launches: how often each kernel was launched, also as a part of graphs.
         graph_captures, graph_launches: how often a graph was made, and one was launched.
+        graph_bytes: device memory that was no longer free when graphs had been made; the driver's, in no allocator.
         host_waits: how often the host waited for the device.
         waiting: seconds that it waited.
         stream_waits: how often a stream was told to wait for another.
@@ -28,6 +29,7 @@ class Counters:
     launches: Counter[str] = field(default_factory=Counter)
     graph_captures: int = 0
     graph_launches: int = 0
+    graph_bytes: int = 0
     host_waits: int = 0
     waiting: float = 0.0
     stream_waits: int = 0

@@ -21,6 +21,7 @@ from hotcold.kernels.cuda.device.signatures import Signature, read_signatures
 from hotcold.kernels.cuda.device.units import Kernels, of_type, unit_of, untyped
 
 INSTALL = "pip install cupy-cuda12x (or cupy-cuda13x), or use --device cpu"
+NO_FOLDER = "set CUPY_CACHE_DIR to a folder that can be written, or use --device cpu"
 OUT_OF_MEMORY, IS_TAKEN = 2, 46
 """cudaErrorMemoryAllocation, cudaErrorDevicesUnavailable."""
 EXTERNAL = 1
@@ -32,14 +33,15 @@ def load_cupy() -> Any:
     """The module cupy; DeviceError if it is not installed or does not import.
 
     CuPy makes the folder of its cache when it is imported, card or no card: it is in ours, unless
-    CUPY_CACHE_DIR says otherwise.
+    CUPY_CACHE_DIR names another.
     """
     try:
-        if "CUPY_CACHE_DIR" not in os.environ:
+        if not os.environ.get("CUPY_CACHE_DIR"):
             os.environ["CUPY_CACHE_DIR"] = str(quiet_directory() / "cupy")
         return importlib.import_module("cupy")
     except (ImportError, OSError, FileError) as error:
-        raise DeviceError("CuPy", "not importable", str(error), INSTALL) from error
+        remedy = NO_FOLDER if isinstance(error, OSError) and error.filename is not None else INSTALL
+        raise DeviceError("CuPy", "not importable", str(error), remedy) from error
 
 
 def translated(method: F) -> F:
@@ -325,8 +327,10 @@ class CudaDriver:
 
     @translated
     def end_capture(self, stream: Any) -> Any:
-        """cudaStreamEndCapture and cudaGraphInstantiate."""
-        return stream.end_capture()
+        """cudaStreamEndCapture, cudaGraphInstantiate, and cudaGraphUpload, which would fail at the first launch."""
+        graph = stream.end_capture()
+        graph.upload(stream)
+        return graph
 
     @translated
     def launch_graph(self, graph: Any, stream: Any) -> None:

@@ -281,23 +281,26 @@ class Device(Closing):
         Streams that follow it meanwhile belong to the graph, and it has to follow them in the end.
 
         Raises:
-            CaptureError: the device has no graphs, or something other than copies and launches was asked for.
+            CaptureError: the device has no graphs, or no room for one, or something other than copies and launches was
+                asked for.
         """
         self.check_open()
         counters, log, failures = self.counters, self.log, self._failures
         self.counters, self.log, self._failures, self._captured = Counters(), [], {}, {}
         try:
+            free = self.driver.free_and_total()[0]
             self.driver.begin_capture(stream.raw)
             try:
                 enqueue()
             except BaseException:
-                with suppress(DeviceError):  # what went wrong first is said
+                with suppress(DeviceError, DoesNotFitError):  # what went wrong first is said
                     self.driver.end_capture(stream.raw)
                 raise
             raw = self.driver.end_capture(stream.raw)
             counters.graph_captures += 1
+            counters.graph_bytes += max(0, free - self.driver.free_and_total()[0])
             return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
-        except DeviceError as error:
+        except (DeviceError, DoesNotFitError) as error:
             raise CaptureError(f"graph of {self.name}", error, "not captured", "add --no-graphs") from error
         finally:
             self.counters, self.log, self._failures, self._captured = counters, log, failures, None

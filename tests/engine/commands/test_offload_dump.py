@@ -97,8 +97,10 @@ def test_json() -> None:
 
 def test_the_context_stands_outside_the_budget() -> None:
     text = run("--device-memory", "8GiB").stdout
-    assert f"{(8 << 30) - (512 << 20)} bytes" in text
+    of_graphs = json.loads(run("--device-memory", "8GiB", "--json").stdout)["budget"]["device"]["graph_bytes"]
+    assert of_graphs > 0 and f"{(8 << 30) - (512 << 20) - of_graphs} bytes" in text
     assert "outside the budget: CUDA context" in text
+    assert f"outside the budget: graphs, at most {of_graphs} bytes" in text and "assumed" in text
 
 
 @pytest.mark.parametrize(
@@ -323,9 +325,10 @@ def test_a_card_is_asked_for_its_memory_if_a_budget_needs_it(monkeypatch: pytest
     for arguments in (("--vram-budget", "auto"), ()):
         got = json.loads(run("--json", *arguments).stdout)
         assert got["budget"]["device"]["name"] == "cuda:0"
-        assert got["budget"]["bytes"] == (1 << 33) - (64 << 20)
+        of_graphs = got["budget"]["device"]["graph_bytes"]
+        assert got["budget"]["bytes"] == (1 << 33) - (64 << 20) - of_graphs
     rows = json.loads(run("--json", "--sweep", "0,50%,auto").stdout)["sweep"]
-    assert [row["bytes"] for row in rows] == [0, 3 << 31, (1 << 33) - (64 << 20)]
+    assert [row["bytes"] for row in rows] == [0, 3 << 31, (1 << 33) - (64 << 20) - of_graphs]
 
 
 @pytest.mark.parametrize("kind", ["q4_k_m", "iq4_nl", "iq2_xxs"])

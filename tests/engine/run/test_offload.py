@@ -14,6 +14,8 @@ from hotcold.engine.dump import inputs as dump
 from hotcold.engine.generation.generation import Engine
 from hotcold.engine.host import machine
 from hotcold.engine.plan import gpu_index, planning
+from hotcold.engine.plan.budget import MARGIN_BYTES
+from hotcold.engine.plan.graph_memory import graph_bytes
 from hotcold.engine.plan.placement import UNIFORM
 from hotcold.engine.run import offload
 from hotcold.errors import DeviceError, DoesNotFitError, FileError
@@ -148,6 +150,19 @@ def test_auto_takes_what_is_free(opened: Opened, model: Path, cpu_ids: Ids) -> N
         assert not warnings_of(engine)
         assert engine.executor.plan is not None and engine.executor.plan.budget.n_bytes == MIB
         assert ids_of(engine) == cpu_ids
+
+
+def test_auto_leaves_a_card_room_for_graphs(
+    opened: Opened, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside what others may take; of the emulated device they take none."""
+    monkeypatch.setattr(Device, "is_emulated", False)
+    opened.memory = 512 * MIB
+    with load(model, vram_budget="auto", stream_batch=0) as engine:
+        budget = engine.executor.plan.budget
+        of_graphs = graph_bytes(engine.model, engine.sparsity, "f16")
+        assert budget.device is not None and budget.device.graph_bytes == of_graphs > 0
+        assert budget.n_bytes == 512 * MIB - MARGIN_BYTES - of_graphs
 
 
 def test_strict_names_the_sum(opened: Opened, model: Path) -> None:

@@ -23,6 +23,7 @@ from hotcold.engine.device.steps import CopyDown, DeviceStep, Logits
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Tracing
+from hotcold.errors import DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import CaptureError
@@ -80,14 +81,27 @@ def test_who_looks_at_single_steps_gets_them(plan: Plan, file: GGUFFile, open_em
     assert heard == [p.node.name for p in plan.decode.placed.nodes]
 
 
+@pytest.mark.parametrize(
+    "call, error",
+    [
+        ("begin_capture", CaptureError("driver", "old", "it has no graphs")),
+        ("end_capture", DoesNotFitError("memory of a card", "it has no graphs' room")),
+    ],
+)
 def test_a_device_without_graphs_runs_without_and_says_so_once(
-    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, caplog: pytest.LogCaptureFixture
+    call: str,
+    error: HotcoldError,
+    plan: Plan,
+    file: GGUFFile,
+    open_emulated: OpenEmulated,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    """One whose memory is full is such a device too: what it has is enough for launches."""
     logits = []
     for refuses in (False, True):
         device = open_emulated(build_kind="fast")
         if refuses:
-            device.driver.begin_capture = refuse  # type: ignore[method-assign]
+            setattr(device.driver, call, refusing(getattr(device.driver, call), error))
         with on_device(plan, file, device) as executor, caplog.at_level(logging.WARNING, "hotcold.engine"):
             logits.append(mixed_logits(executor).tobytes())
         assert device.has_graphs != refuses
@@ -139,8 +153,15 @@ def let_pass(device: Device) -> None:
     patched.record_external, patched.record, patched.wait_event = externally, plainly, wait_for
 
 
-def refuse(stream: object) -> None:
-    raise CaptureError("driver", "old", "it has no graphs")
+def refusing(call: Callable[[object], object], error: HotcoldError) -> Callable[[object], None]:
+    """The end of a capture comes all the same, as CUDA ends one that it cannot make a graph of."""
+
+    def refuse(stream: object) -> None:
+        if call.__name__ == "end_capture":
+            call(stream)
+        raise error
+
+    return refuse
 
 
 # Bugs that are put in, each of which has to be seen

@@ -321,3 +321,15 @@ def test_a_cupy_without_graphs_says_so(open_stub: Open, monkeypatch: pytest.Monk
     device = open_stub()
     with pytest.raises(CaptureError, match="no graphs"):
         device.capture(lambda: None, device.compute)
+
+
+def test_memory_that_a_graph_takes_is_measured(
+    open_emulated: Open, put: Put, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is the driver's own, which no allocator counts."""
+    device, left = open_emulated(), [3000, 1000, 1000, 1200]
+    monkeypatch.setattr(device.driver, "free_and_total", lambda: (left.pop(0), 4000))
+    x = put(device, np.ones(N, "f4"))
+    for _ in range(2):  # the second gives back more than it takes
+        device.capture(lambda: device.launch("add", 1, 32, (x, x, x, N), device.compute), device.compute)
+    assert device.counters.graph_bytes == 2000

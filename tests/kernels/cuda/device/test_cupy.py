@@ -81,7 +81,10 @@ def test_signatures_are_cupys(cupy: Any) -> None:
     inspect.signature(cuda.Stream.wait_event).bind(None, None)
     inspect.signature(cuda.Stream.synchronize).bind(None)
     assert all(hasattr(cuda.Stream, name) for name in ("begin_capture", "end_capture"))
-    assert "launch" in dir(cuda.Graph)
+    assert all(
+        f"Graph.{call}(self, stream=None)" in getattr(cuda.Graph, call).__doc__
+        for call in ("launch", "upload")
+    )
     inspect.signature(cuda.PinnedMemory).bind(512)
     assert "PinnedMemoryPointer(mem, ptrdiff_t offset)" in cuda.PinnedMemoryPointer.__doc__
     assert "str path=None" in cupy.RawModule.__doc__
@@ -168,6 +171,10 @@ def test_cupy_writes_into_our_cache_alone(tmp_path: Path) -> None:
     assert left_in(tmp_path, LOOK, XDG_CACHE_HOME=str(tmp_path / "cache")) == ["cache"]
     assert [path.name for path in (tmp_path / "cache" / "hotcold").iterdir()] == ["cupy"]
     assert left_in(tmp_path, LOOK, CUPY_CACHE_DIR=str(tmp_path / "own")) == ["cache", "own"]
+    assert left_in(tmp_path, LOOK, XDG_CACHE_HOME=str(tmp_path / "cache"), CUPY_CACHE_DIR="") == [
+        "cache",
+        "own",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,11 +190,20 @@ def test_cupy_writes_nothing_of_its_own_into_a_home(
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == left
 
 
-@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), ImportError("no such library")])
-def test_cupy_that_cannot_be_imported_is_named(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error, remedy",
+    [
+        (OSError(13, "Permission denied", "/of/cupy"), "set CUPY_CACHE_DIR"),
+        (OSError("no such library"), "pip install cupy"),
+        (ImportError("no such library"), "pip install cupy"),
+    ],
+)
+def test_cupy_that_cannot_be_imported_is_named(
+    error: Exception, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(name: str) -> None:
         raise error
 
     monkeypatch.setattr(importlib, "import_module", refuse)
-    with pytest.raises(DeviceError, match=f"CuPy: not importable.*{error.args[-1]}"):
+    with pytest.raises(DeviceError, match=f"CuPy: not importable.*{error.args[-1]}.*; {remedy}"):
         cuda_driver.load_cupy()

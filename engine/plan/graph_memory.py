@@ -1,0 +1,36 @@
+"""What a driver keeps of graphs in a card's memory, outside the budget: assumed, for no card has been asked.
+
+For each node of a graph that can be launched the driver holds a record on the card. Of graphs with 500, 1000 and 2000
+empty kernels a user of driver 470 (CUDA 11.2) saw 362, 395 and 458 MiB taken, so 64 KiB a node
+(forums.developer.nvidia.com, thread 244901); the authors of NVIDIA's CCCL reckon with about 10 KB
+(github.com/NVIDIA/cccl, pull request 3768). The larger figure is taken. `bench/launches.py` measures a card's own.
+"""
+
+from hotcold.engine.graph import architectures, passes
+from hotcold.engine.graph.placed import GPU
+from hotcold.engine.model.model import Model
+from hotcold.engine.plan.launches import launches_of
+from hotcold.engine.plan.reserve import extremes
+
+NODE_BYTES = 64 << 10
+KINDS = 3
+"""Of tokens that have graphs of their own: logits wanted, candidates alone, neither."""
+
+
+def graph_nodes(model: Model, sparsity: str, kv_type: str) -> int:
+    """Most nodes that a card's graphs have at a time, whatever a plan puts there.
+
+    A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two.
+    """
+    one = architectures.build(model, 1, sparsity)
+    placed = [passes.run_passes(one, sides)[0] for sides in extremes(model, sparsity)]
+    return KINDS * max(
+        launches_of(each, [GPU], kv_type, model.head_dim)
+        + 2 * (sum(p.node.op == "copy" for p in each.nodes) + 1)  # and the head's
+        for each in placed
+    )
+
+
+def graph_bytes(model: Model, sparsity: str, kv_type: str) -> int:
+    """What they take of a card's memory, assumed; of several cards each is reckoned to have all layers."""
+    return NODE_BYTES * graph_nodes(model, sparsity, kv_type)

@@ -1,0 +1,79 @@
+"""What plans leave to the driver for graphs: no fewer nodes than a run's graphs have, beside the budget."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from split_runs import IDS, Case, OpenEmulated, model_of, on_device, plan_named
+
+from hotcold.engine.dump.inputs import budget_of, facts_for
+from hotcold.engine.plan.budget import GIB, MIB, DeviceFacts, parse_budget, resolve_budget
+from hotcold.engine.plan.graph_memory import NODE_BYTES, graph_bytes, graph_nodes
+from hotcold.errors import DoesNotFitError
+from hotcold.gguf_io import open_gguf
+from hotcold.kernels.cuda.device.device import CapturedGraph, Device
+from hotcold.kernels.formats import CANDIDATE_WORDS
+
+CARD = DeviceFacts("a card", 24 * GIB, 512 * MIB, graph_bytes=100 * MIB)
+
+
+@pytest.mark.parametrize(
+    "name, budget",
+    [
+        ("powerinfer/llama-q4_0.powerinfer", "everything"),
+        ("powerinfer/llama-f16.powerinfer", "dense + 50%"),
+        ("powerinfer/opt-f16.powerinfer", "dense"),
+        ("llamacpp/qwen3moe.f16", "dense + 50%"),
+        ("llamacpp/gptoss.mxfp4", "everything"),
+    ],
+)
+def test_graphs_have_no_more_nodes(
+    name: str, budget: str, data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of all three kinds of tokens: logits wanted, candidates alone, neither."""
+    captured, capture = list[CapturedGraph](), Device.capture
+
+    def kept(self: Device, *arguments: Any) -> CapturedGraph:
+        captured.append(capture(self, *arguments))
+        return captured[-1]
+
+    monkeypatch.setattr(Device, "capture", kept)
+    case = Case("predictor" if "powerinfer" in name else "off")
+    with open_gguf(data / f"{name}.gguf") as file:
+        model = model_of(file)
+        with on_device(plan_named(model, case, budget), file, open_emulated(build_kind="fast")) as executor:
+            logits = np.empty((1, model.n_vocab), np.float32)
+            found = np.empty((1, CANDIDATE_WORDS), np.int32) if executor.gives_candidates else None
+            for i, wanted in enumerate(((logits, None), (logits, found), (None, None))):
+                executor.run(IDS[i : i + 1], i, wanted[0], candidates=wanted[1])
+    nodes = sum(call.what not in ("record", "wait") for graph in captured for call in graph.calls)
+    most = graph_nodes(model, case.sparsity, case.kv_type)
+    assert 0 < nodes <= most <= 4 * nodes
+
+
+def test_they_are_no_part_of_a_budget() -> None:
+    assert resolve_budget(parse_budget("auto"), CARD).n_bytes == 24 * GIB - 612 * MIB
+    asked = DeviceFacts("a card", 24 * GIB, 64 * MIB, free=10 * GIB, graph_bytes=100 * MIB)
+    assert resolve_budget(parse_budget("auto"), asked).n_bytes == 10 * GIB - 100 * MIB
+    assert resolve_budget(parse_budget("23GiB"), CARD).n_bytes == 23 * GIB
+    with pytest.raises(DoesNotFitError, match=f"{612 * MIB} of them for CUDA and others"):
+        resolve_budget(parse_budget(f"{24 * 1024 - 600}MiB"), CARD)
+
+
+def test_auto_leaves_a_byte_where_graphs_would_take_all() -> None:
+    """0 would be the CPU's without a word; the plan says what it needs."""
+    full = DeviceFacts("a card", GIB, 64 * MIB, free=MIB, graph_bytes=100 * MIB)
+    assert resolve_budget(parse_budget("auto"), full).n_bytes == 1
+
+
+def test_of_several_cards_each_has_its_own(data: Path) -> None:
+    with open_gguf(data / "powerinfer/llama-f16.powerinfer.gguf") as file:
+        model = model_of(file)
+        n_bytes = graph_bytes(model, "predictor", "f16")
+        assert n_bytes == NODE_BYTES * graph_nodes(model, "predictor", "f16")
+    card = facts_for("4GiB", "auto,auto")
+    assert card is not None
+    budget = budget_of("auto,auto", replace(card, graph_bytes=n_bytes))
+    assert [each.n_bytes for each in budget.each] == 2 * [4 * GIB - 512 * MIB - n_bytes]
