@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
-from hotcold.kernels.cuda.expert_tiles import expert_tiles
+from hotcold.kernels.cuda.expert_tiles import expert_few, expert_tiles
 from hotcold.kernels.cuda.hidden_masked import hidden_of_experts
 from hotcold.kernels.cuda.scale import scale
 from hotcold.kernels.cuda.top_k import top_k
@@ -81,8 +81,10 @@ def expert_product_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
         return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
 
     of_token = ExpertProducts(kind, 1, N_USED, n_rows, n)
-    by_pair, by_expert = expert_rows(of_token), expert_tiles(of_token, N_EXPERT, N_USED)
-    for work, more in ((by_pair, ()), (by_expert, (N_USED,))):
+    works = [(expert_rows(of_token), ()), (expert_tiles(of_token, N_EXPERT, N_USED), (N_USED,))]
+    if kind in QUANTISED:
+        works.append((expert_few(of_token, N_EXPERT, N_USED), (N_USED,)))
+    for work, more in works:
         launches = [work.prepare(bed.device, (*of_copy, *given, *more)) for of_copy in planes]
         yield Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
 

@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, exper
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum
 from hotcold.kernels.cuda.expert_sum import mul_sigmoid as mul_sigmoid_work
-from hotcold.kernels.cuda.expert_tiles import expert_tiles
+from hotcold.kernels.cuda.expert_tiles import batch_of_experts
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated, hidden_of_experts
 from hotcold.kernels.cuda.quantise import quantise
 from hotcold.kernels.cuda.sum_groups import sum_groups
@@ -59,7 +59,7 @@ class _Pairs:
         rest = biases, y, n_rows, n, self.n_used, int(per_pair), int(bias is not None), stride
         given = *self.low.matrix(self.node, weight).planes, *x, self.slots, self.chosen, *rest
         if self.n_pairs > n_expert:  # then some experts have several
-            self.low.launch(expert_tiles(products, n_expert, **kind), *given, self.n_pairs)
+            self.low.launch(batch_of_experts(products, n_expert, **kind), *given, self.n_pairs)
         else:
             self.low.launch(expert_rows(products, **kind), *given)
 

@@ -1,9 +1,13 @@
-"""Sizes of expert_tiles.cu."""
+"""Sizes of expert_tiles.cu, and which of its tiles a batch has."""
+
+from dataclasses import replace
 
 from hotcold.kernels.cuda.expert_rows import ExpertProducts
 from hotcold.kernels.cuda.matmul import TILE_SIDE, shared_bytes, tile_input_bytes
+from hotcold.kernels.cuda.matmul_few import FEW_SHARED, FEW_SIDE
 from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.weight_table import QUANTISED
 
 
 def expert_tiles(
@@ -32,3 +36,28 @@ def expert_tiles(
     kernel, shared = kernel_name("expert_tiles", products.weight_type), shared_bytes(products.weight_type)
     grid, writes = (cover(products.n_rows, TILE_SIDE), n_expert), 4 * n_pairs * products.n_rows
     return Work(kernel, grid, BLOCK, reads, writes, shared)
+
+
+def expert_few(
+    products: ExpertProducts,
+    n_expert: int,
+    n_here: int | None = None,
+    *,
+    per_pair: bool = False,
+    has_bias: bool = False,
+) -> Work:
+    """`expert_tiles` of a quantised type, in the tiles of 16 rows by 16 pairs that `matmul_few` has."""
+    large = expert_tiles(products, n_expert, n_here, per_pair=per_pair, has_bias=has_bias)
+    grid, kernel = (
+        (cover(products.n_rows, FEW_SIDE), n_expert),
+        kernel_name("expert_few", products.weight_type),
+    )
+    return replace(large, kernel=kernel, grid=grid, shared=FEW_SHARED)
+
+
+def batch_of_experts(
+    products: ExpertProducts, n_expert: int, *, per_pair: bool = False, has_bias: bool = False
+) -> Work:
+    """`expert_few` or `expert_tiles`: where experts have 16 pairs each on average, both read most rows once."""
+    is_few = products.weight_type in QUANTISED and products.n_pairs <= FEW_SIDE * n_expert
+    return (expert_few if is_few else expert_tiles)(products, n_expert, per_pair=per_pair, has_bias=has_bias)

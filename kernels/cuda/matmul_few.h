@@ -48,56 +48,63 @@ template <class Rows> struct FewShape {
 // ---- products of a term of 16 rows by eight tokens ---------------------------------------------
 // `begin` fetches the inputs of a step that begins with a piece.
 
-template <class Rows> struct FewByDp4a {
-    static constexpr int TERM = FewShape<Rows>::TERM;
-    struct Weights { int4 of[2][TERM]; };
-    const int4* inputs;
-    int first[EIGHTS][2], units[OWN_UNITS];       // where the lane's tokens begin, and where the step's units are
+// Where input t begins, in units; behind the last one it is that again.
+template <class Inputs> __device__ inline int begin_of(Inputs inputs, int t, int n) {
+    return inputs.of(min(t, inputs.n - 1)) * (n / 16);
+}
 
-    template <class Inputs> __device__ FewByDp4a(Quantised x, Inputs given, int n) : inputs(x.q) {
-        for (int j = 0; j < EIGHTS; j++)
-            for (int i = 0; i < 2; i++) first[j][i] = given.of(min(8 * j + few_token(lane(), i), given.n - 1)) * (n / 16);
-    }
-    __device__ void begin(Rows rows, int piece) {
-        for (int at = 0; at < OWN_UNITS; at++) units[at] = FewShape<Rows>::unit(rows, piece, at);
-    }
+// Of a term, by a thread without tensor cores: as many as the kernel's registers have room for.
+template <class Inputs> constexpr int UNITS_AT_ONCE = 1;
+template <> constexpr int UNITS_AT_ONCE<Following> = 2;
+
+template <class Rows, class Inputs> struct FewByDp4a {
+    static constexpr int TERM = FewShape<Rows>::TERM;
+    static constexpr int DECODED_AT_ONCE = Rows::WAITS_DECODED ? 2 : 1;  // else some spill
+    struct Weights { const int4* first; };        // of the lane's first row
+    Rows rows;
+    Quantised x;
+    Inputs inputs;
+    int piece;
+
+    __device__ void begin(int first) { piece = first; }
     __device__ static Weights weights(const FewStep& step, int at) {
-        Weights w;
-        for (int h = 0; h < 2; h++)
-            for (int k = 0; k < TERM; k++) w.of[h][k] = step.rows[few_row(lane(), 2 * h) * OWN_STRIDE + at + k];
-        return w;
+        return {step.rows + few_row(lane(), 0) * OWN_STRIDE + at};
     }
     __device__ void multiply(int (&product)[4], const Weights& w, int at, int j) const {
-        for (int i = 0; i < 2; i++)
-            for (int k = 0; k < TERM; k++) {
-                int4 x = inputs[first[j][i] + units[at + k]];
-                for (int h = 0; h < 2; h++) product[2 * h + i] = dot16(w.of[h][k], x, product[2 * h + i]);
+        UNROLL(UNITS_AT_ONCE<Inputs>)
+        for (int k = 0; k < TERM; k++) {
+            int4 of_rows[2] = {w.first[k], w.first[8 * OWN_STRIDE + k]};
+            int unit = FewShape<Rows>::unit(rows, piece, at + k);
+            UNROLL(2)
+            for (int i = 0; i < 2; i++) {
+                int4 sixteen = x.q[begin_of(inputs, 8 * j + few_token(lane(), i), rows.n) + unit];
+                UNROLL(2)
+                for (int h = 0; h < 2; h++) product[2 * h + i] = dot16(of_rows[h], sixteen, product[2 * h + i]);
             }
+        }
     }
 };
 
 #ifdef TENSOR_CORES
 // The order of the numbers within a term is free, so that of 32 a lane takes eight which lie side by side.
-template <class Rows> struct FewByTensorCores {
+template <class Rows, class Inputs> struct FewByTensorCores {
     static constexpr int TERM = FewShape<Rows>::TERM;
+    static constexpr int DECODED_AT_ONCE = 2;
     struct Weights { unsigned of[2 * TERM]; };
-    const unsigned* inputs[EIGHTS];               // of token g of each eight: the lane's words
-    unsigned x[OWN_UNITS][EIGHTS];
+    Rows rows;
+    Quantised x;
+    Inputs inputs;
+    unsigned words[OWN_UNITS][EIGHTS];            // the lane's, of token g of each eight
 
-    template <class Inputs> __device__ FewByTensorCores(Quantised of_all, Inputs given, int n) {
+    __device__ void begin(int piece) {
         for (int j = 0; j < EIGHTS; j++) {
-            int token = given.of(min(8 * j + lane() / 4, given.n - 1));
-            inputs[j] = (const unsigned*)of_all.of_token(token, n).q + TERM * (lane() % 4);
-        }
-    }
-    __device__ void begin(Rows rows, int piece) {
-        for (int at = 0; at < OWN_UNITS; at += TERM) {
-            int unit = FewShape<Rows>::unit(rows, piece, at);
-            for (int j = 0; j < EIGHTS; j++) {
-                if constexpr (TERM == 1) x[at][j] = inputs[j][4 * unit];
+            const int4* own = x.q + begin_of(inputs, 8 * j + lane() / 4, rows.n);
+            for (int at = 0; at < OWN_UNITS; at += TERM) {
+                const unsigned* of_term = (const unsigned*)(own + FewShape<Rows>::unit(rows, piece, at)) + TERM * (lane() % 4);
+                if constexpr (TERM == 1) words[at][j] = *of_term;
                 else {
-                    uint2 two = *(const uint2*)(inputs[j] + 4 * unit);
-                    x[at][j] = two.x, x[at + 1][j] = two.y;
+                    uint2 two = *(const uint2*)of_term;
+                    words[at][j] = two.x, words[at + 1][j] = two.y;
                 }
             }
         }
@@ -115,22 +122,24 @@ template <class Rows> struct FewByTensorCores {
         return w;
     }
     __device__ void multiply(int (&product)[4], const Weights& w, int at, int j) const {
-        if constexpr (TERM == 1) mma_s8(product, w.of, {x[at][j]});
-        else mma_s8(product, w.of, {x[at][j], x[at + 1][j]});
+        if constexpr (TERM == 1) mma_s8(product, w.of, {words[at][j]});
+        else mma_s8(product, w.of, {words[at][j], words[at + 1][j]});
     }
 };
-template <class Rows> using FewProducts = FewByTensorCores<Rows>;
+template <class Rows, class Inputs> using FewProducts = FewByTensorCores<Rows, Inputs>;
 #else
-template <class Rows> using FewProducts = FewByDp4a<Rows>;
+template <class Rows, class Inputs> using FewProducts = FewByDp4a<Rows, Inputs>;
 #endif
 
 // ---- a warp's step -----------------------------------------------------------------------------
 // Past the last row, and the last token, it takes that again.
 
 // A lane has two units of a row, those that share bytes if any do, and of each two blocks' scales one.
-template <class Rows> __device__ inline void decode(FewStep& step, Rows rows, int first_row, int last_row, int piece) {
+template <int AT_ONCE, class Rows>
+__device__ inline void decode(FewStep& step, Rows rows, int first_row, int last_row, int piece) {
     using Shape = FewShape<Rows>;
     int line = lane() / 2, side = lane() % 2, row = min(first_row + line, last_row - 1);
+    UNROLL(AT_ONCE)
     for (int k = 0; k < 2; k++) {
         int at = Shape::PIECE == 2 ? 2 * side + k : side + 2 * k, unit = Shape::unit(rows, piece, at);
         step.rows[line * OWN_STRIDE + at] = rows.sixteen(row, unit);
@@ -142,11 +151,13 @@ template <class Rows> __device__ inline void decode(FewStep& step, Rows rows, in
     }
 }
 
-// Scales and sums of the lane's input x.
-template <class Rows> __device__ inline void put_scales(FewStep& step, Rows rows, Quantised x, int piece) {
+// Scales and sums of inputs.
+template <class Rows, class Inputs>
+__device__ inline void put_scales(FewStep& step, Rows rows, Quantised x, Inputs inputs, int piece) {
     using Shape = FewShape<Rows>;
+    int own = begin_of(inputs, lane() % FEW_SIDE, rows.n);
     for (int at = lane() / FEW_SIDE * Shape::TERM; at < OWN_UNITS; at += 2 * Shape::TERM) {
-        int unit = Shape::unit(rows, piece, at), place = at * FEW_SIDE + lane() % FEW_SIDE;
+        int unit = own + Shape::unit(rows, piece, at), place = at * FEW_SIDE + lane() % FEW_SIDE;
         float d = x.d[unit / 2];
         step.input_scales[place] = d;
         if constexpr (Rows::MINIMA == 1) step.input_sums[place] = from_int(x.sum[unit / 2]) * d;
@@ -181,12 +192,11 @@ __device__ inline void add_piece(const FewStep& step, Rows, const Products& prod
 }
 
 // Rows first_row to last_row - 1, 16 at most, times inputs of a tile, 16 at most: store(row, t, number) gets each number.
-template <template <class> class Products, class Rows, class Inputs, class Store>
+template <template <class, class> class Products, class Rows, class Inputs, class Store>
 __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quantised x, Inputs inputs, Store store) {
     using Shape = FewShape<Rows>;
     FewStep& step = few_steps()[warp()];
-    Products<Rows> products(x, inputs, rows.n);
-    Quantised own = x.of_token(inputs.of(min(lane() % FEW_SIDE, inputs.n - 1)), rows.n);
+    Products<Rows, Inputs> products{rows, x, inputs};
     int n_some = min((inputs.n + 7) / 8, EIGHTS), n_pieces = rows.pieces().n;
     float total = 0.f;
     UNROLL(1)
@@ -194,9 +204,9 @@ __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quan
         float sums[Shape::CHAINS][EIGHTS][4] = {};
         UNROLL(1)
         for (int piece = pass + Shape::CHAINS * warp(); piece < n_pieces; piece += WARP) {
-            products.begin(rows, piece);
-            put_scales(step, rows, own, piece);
-            decode(step, rows, first_row, last_row, piece);
+            products.begin(piece);
+            put_scales(step, rows, x, inputs, piece);
+            decode<Products<Rows, Inputs>::DECODED_AT_ONCE>(step, rows, first_row, last_row, piece);
             __syncwarp();                         // the step is there
             for (int c = 0; c < Shape::CHAINS; c++)
                 if (piece + c < n_pieces) add_piece(step, rows, products, c * Shape::PIECE, n_some, sums[c]);
@@ -210,12 +220,12 @@ __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quan
             for (int c = 0; c < Shape::CHAINS; c++) total += few_steps()[w].chains[c][threadIdx.x];
         __syncthreads();                          // they have been added
     }
-    int row = first_row + few_row(lane(), warp() % 4), t = warp() / 4 * 8 + few_token(lane(), warp() % 4);
+    int i = (int)(threadIdx.x / WARP), row = first_row + few_row(lane(), i % 4), t = i / 4 * 8 + few_token(lane(), i % 4);
     if (row < last_row && t < inputs.n) store(row, t, total);
 }
 
 // grid: (rows / 16, tokens / 16).
-template <template <class> class Products, class Rows>
+template <template <class, class> class Products, class Rows>
 __device__ inline void matmul_few(Rows rows, Quantised x, Epilogue out, int n_tokens) {
     int first_row = (int)blockIdx.x * FEW_SIDE, first_token = (int)blockIdx.y * FEW_SIDE;
     multiply_few<Products>(rows, first_row, min(first_row + FEW_SIDE, out.n_rows), x,

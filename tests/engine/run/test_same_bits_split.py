@@ -87,6 +87,21 @@ def test_logits_do_not_depend_on_batches_threads_or_reuse(
     assert len(seen) == 1, seen.values()
 
 
+def test_batches_go_through_small_tiles_and_large_ones(data: Path, open_emulated: OpenEmulated) -> None:
+    """So that what is said above is said of both."""
+    with open_gguf(data / "llamacpp/llama.q4_0.gguf") as file:
+        model, device = model_of(file), open_emulated(build_kind="fast")
+        plan = plan_of(model, Case("off", "f16", 128, N_TOKENS), SHARES["all"])
+        with on_device(plan, file, device) as executor:
+            for n_tokens, kernels in (
+                (16, {"matmul_few_q4_0"}),
+                (N_TOKENS, {"matmul_few_q4_0", "matmul_q4_0"}),
+            ):
+                device.counters.launches.clear()
+                executor.run(np.full(n_tokens, 5, np.int32), 0, None)
+                assert {k for k in device.counters.launches if k.startswith("matmul_")} == kernels
+
+
 def test_logits_of_a_long_context_do_not_depend_on_batches(data: Path, open_emulated: OpenEmulated) -> None:
     """Where a token's parts have blocks of their own, and a batch takes them behind each other."""
     n_before, n_after = 1025, 12

@@ -12,7 +12,7 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
 from hotcold.kernels.cuda.expert_sum import expert_sum, mul_sigmoid
-from hotcold.kernels.cuda.expert_tiles import expert_tiles
+from hotcold.kernels.cuda.expert_tiles import batch_of_experts, expert_few, expert_tiles
 from hotcold.kernels.cuda.sum_groups import sum_groups
 from hotcold.kernels.cuda.top_k import top_k
 from hotcold.kernels.formats import ACTIVATIONS, EXACT_POSITIONS, GATINGS, n_groups
@@ -21,6 +21,8 @@ from hotcold.kernels.weight_table import QUANTISED
 pytestmark = pytest.mark.pairwise
 F32 = NDArray[np.float32]
 N_EXPERT, N_USED = 6, 3
+TILES = {False: (expert_tiles,), True: (expert_tiles, expert_few)}
+"""Of a batch, by whether the type is quantised."""
 SLOTS = np.array([2, -1, 0, -1, 1, 3], "i4")  # experts 2, 4, 0 and 5 are here, in this order
 
 
@@ -85,29 +87,38 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
-    batch = expert_tiles(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
-    again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
-    others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
-    batch.launch(device, (*given, *others, n_tokens * N_USED), device.compute)
-    assert get(device, again).tobytes() == got.tobytes()
+    for tiles in TILES[weight_type in QUANTISED]:
+        batch = tiles(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
+        again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
+        others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
+        batch.launch(device, (*given, *others, n_tokens * N_USED), device.compute)
+        assert get(device, again).tobytes() == got.tobytes()
 
 
 @pytest.mark.parametrize("weight_type", each_type())
 def test_tiles_of_an_expert_with_many_tokens(device: Device, put: Put, get: Get, weight_type: Type) -> None:
-    """Two tiles of expert 2, which all 70 tokens choose, and some of others; 65 rows are two tiles as well."""
+    """Several tiles of expert 2, which all 70 tokens choose, and some of others; 65 rows are several as well."""
     n_tokens, n_rows, n, n_used = 70, 65, 256, 2
     w, x = random_matrix(weight_type, 4 * n_rows, n), normal(n_tokens, n)
     ids = np.stack([np.full(n_tokens, 2), np.where(np.arange(n_tokens) % 7 < 5, 1, 4)], 1).astype("i4")
     chosen, slots = put(device, packed(ids, np.ones(ids.shape))), put(device, SLOTS)
     products = ExpertProducts(weight_type, n_tokens, n_used, n_rows, n)
     given = *w.planes(device, put), *inputs(device, put, weight_type, x), slots, chosen
-    answers = []
-    for work, more in ((expert_rows(products), ()), (expert_tiles(products, N_EXPERT), (n_tokens * n_used,))):
+    answers, by_expert = [], [tiles(products, N_EXPERT) for tiles in TILES[weight_type in QUANTISED]]
+    for work, more in ((expert_rows(products), ()), *((work, (n_tokens * n_used,)) for work in by_expert)):
         y = put(device, np.full((n_tokens * n_used, n_rows), np.nan, "f4"))
         work.launch(device, (*given, y, y, n_rows, n, n_used, 0, 0, 0, *more), device.compute)
         answers.append(get(device, y))
-    assert answers[0].tobytes() == answers[1].tobytes()
+    assert len({answer.tobytes() for answer in answers}) == 1
     assert np.isfinite(answers[0]).all() and answers[0][0::2].any(1).all()
+
+
+def test_a_batch_has_small_tiles_where_experts_have_few_tokens() -> None:
+    def kernel(weight_type: Type, n_tokens: int, n_expert: int) -> str:
+        return batch_of_experts(ExpertProducts(weight_type, n_tokens, 2, 64, 256), n_expert).kernel
+
+    assert kernel(Type.Q4_0, 64, 8) == "expert_few_q4_0" and kernel(Type.Q4_0, 65, 8) == "expert_tiles_q4_0"
+    assert kernel(Type.F16, 5, 8) == "expert_tiles_f16"
 
 
 STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none of experts 1 and 4

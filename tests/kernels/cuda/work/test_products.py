@@ -14,7 +14,7 @@ from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.expert_neurons import expert_down, expert_gates, expert_ups
 from hotcold.kernels.cuda.expert_rows import ExpertProducts, expert_rows
-from hotcold.kernels.cuda.expert_tiles import expert_tiles
+from hotcold.kernels.cuda.expert_tiles import expert_few, expert_tiles
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_few import matmul_few
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -182,8 +182,9 @@ def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bi
     given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
     rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
     assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
-    work = expert_tiles(products, 3, 1, has_bias=has_bias)
-    assert touched(work, (*given, *rest, 2)) == (work.bytes_read, work.bytes_written)
+    for tiles in (expert_tiles, expert_few) if weight_type in QUANTISED else (expert_tiles,):
+        work = tiles(products, 3, 1, has_bias=has_bias)
+        assert touched(work, (*given, *rest, 2)) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))
