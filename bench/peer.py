@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 from gguf import GGMLQuantizationType
 from numpy.typing import NDArray
-from random_model import LlamaShape, write, write_mix, write_sparse
+from random_model import HALFS, LlamaShape, write, write_mix, write_sparse
 from sparse import with_threshold
 
 from hotcold.engine.host.machine import default_threads
@@ -236,20 +236,41 @@ def report(name: str, what: str, ours: float, theirs: float, peer: str = "llama.
     )
 
 
-def main() -> None:
-    """Compare each file or type."""
+def numbers(text: str) -> list[int]:
+    """Numbers above 0, with commas between."""
+    found = [int(word) for word in text.split(",")]
+    if min(found) < 1:
+        raise ValueError
+    return found
+
+
+def file(text: str) -> Path:
+    """A file that is there."""
+    if not Path(text).is_file():
+        raise argparse.ArgumentTypeError(f"no file: {text}")
+    return Path(text)
+
+
+def asked(words: list[str] | None = None) -> argparse.Namespace:
+    """The command line; what is none of it is refused before a model is written."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("-m", "--model", dest="models", type=Path, nargs="*", default=[])
-    parser.add_argument("--types", nargs="*", default=["q4_0", "q8_0"])
+    parser.add_argument("-m", "--model", dest="models", type=file, nargs="*", default=[])
+    known = [*(kind.name.lower() for kind in HALFS), "f32", "f16", "bf16", *MIXES]
+    parser.add_argument("--types", nargs="*", default=["q4_0", "q8_0"], choices=known, metavar="TYPE")
     parser.add_argument("--sparse", action="store_true")
     parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--seconds", type=float, default=10)
     for option in ("--depths", "--batches"):
-        parser.add_argument(option, type=lambda text: [int(n) for n in text.split(",")], default=[])
-    parser.add_argument("--powerinfer", type=Path)
-    arguments = parser.parse_args()
+        parser.add_argument(option, type=numbers, default=[])
+    parser.add_argument("--powerinfer", type=file)
+    return parser.parse_args(words)
+
+
+def main() -> None:
+    """Compare each file or type."""
+    arguments = asked()
     print(f"{arguments.threads} threads, load average {os.getloadavg()[0]:.1f}", flush=True)
     for path in arguments.models:
         compare_file(path, path.stem, arguments, None)
