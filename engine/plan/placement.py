@@ -110,7 +110,14 @@ def plan(
     if not lacks_something(made, range(model.n_layer)):
         return _not_streamed(made, how, "; ".join(f"no kernel: {each}" for each in without_kernel(made)))
     most, reason = buffers_at_most(made, how, reserves, shares)
-    return _not_streamed((any(most) and _streamed(asked, reserves, most)) or made, how, reason)
+    streamed = _streamed(asked, reserves, most) if any(most) else None
+    if streamed is None or (how.stream_batch is None and made.head_side != streamed.head_side):
+        reason = (
+            reason
+            or "staging buffers would leave no room for the head, nor for neurons: prompts are not streamed"
+        )
+        return _not_streamed(made, how, reason)
+    return _not_streamed(streamed, how, reason)
 
 
 def _not_streamed(made: Plan, how: Wanted, reason: str) -> Plan:

@@ -359,6 +359,11 @@ class Plan:
         return self.graphs if self.streaming is None else (*self.graphs, self.streaming.graph)
 
     @property
+    def head_side(self) -> str:
+        """Where the head is."""
+        return _head_side(self.weights)
+
+    @property
     def coverage(self) -> float:
         """Share of the measured firings that hot neurons cover."""
         measured = sum(layer.measured for layer in self.layers)
@@ -377,9 +382,12 @@ class Plan:
 
 def sides_of(weights: tuple[WeightEntry, ...], caches: tuple[CacheEntry, ...]) -> Sides:
     """What the passes have to know of the entries."""
-    head = next((entry.side for entry in weights if entry.role == "head"), CPU)
     sides = {
         entry.tensor: entry.side for entry in weights if entry.side in (GPU, SPLIT) and entry.role != "head"
     }
     cards = tuple(cache.card for cache in caches)
-    return Sides(sides, tuple(cache.side for cache in caches), head, cards)
+    return Sides(sides, tuple(cache.side for cache in caches), _head_side(weights), cards)
+
+
+def _head_side(weights: tuple[WeightEntry, ...]) -> str:
+    return next((entry.side for entry in weights if entry.role == "head"), CPU)

@@ -85,6 +85,17 @@ def test_a_larger_budget_holds_no_fewer_neurons_beside_the_buffers(n_mib: int) -
     assert more.streaming.sent_bytes < less.streaming.sent_bytes
 
 
+def test_buffers_keep_no_head_off_the_device_unless_they_are_asked_for() -> None:
+    """Behind a head that does not fit there are no neurons either."""
+    whole, usual, asked = (plan_of(RELU, 600, stream_batch) for stream_batch in (0, None, 32))
+    assert usual.head_side == whole.head_side == GPU and usual.streaming is None
+    assert [s.n_hot for s in usual.layers] == [s.n_hot for s in whole.layers] and usual.hot_share > 0.1
+    assert "no room for the head" in usual.not_streamed
+    assert asked.head_side == CPU and not asked.hot_share and asked.streaming is not None
+    later = plan_of(RELU, 660, None)
+    assert later.head_side == GPU and later.streaming is not None
+
+
 def test_nothing_is_kept_for_what_cannot_be() -> None:
     everything = plan_of(LLAMA, 3000, 32)
     assert everything.streaming is None and everything.totals.staging == 0 and not everything.not_streamed
