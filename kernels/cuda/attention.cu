@@ -125,7 +125,9 @@ __device__ inline void attend(Cache<T> cache, Queries queries, Out out, int firs
             for (int column = threadIdx.x; column < n && first + j < last; column += blockDim.x) {
                 all.of_values = sums[column];
                 for (int g = 1; g < n_groups; g++) all.of_values += sums[4 * g * n_units + column];
-                out.put(queries.row(first + j), column, by, all, part <= least, part + KEYS >= longest);
+                int to_row = queries.row(first + j);
+                float so_far = part <= least ? 0.f : out.before(to_row, column);
+                out.put(to_row, column, by, all, so_far, part + KEYS >= longest);
             }
             __syncthreads();                      // the sums, and the scores, are about to be written again
             if (threadIdx.x == 0) softmax.top[j] = all.top, softmax.total[j] = all.total;

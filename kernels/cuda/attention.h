@@ -116,18 +116,20 @@ struct Answer {
     float* y;
     Sinks sinks;
     int n, n_head;
+    // What the parts before gave.
+    __device__ float before(int row, int column) const { return y[(size_t)row * n + column]; }
     // With a part's sum of values come top and total of it and all before it, and the factors of both.
-    __device__ void put(int row, int column, Factors by, Sum all, bool is_first, bool is_last) const {
-        float& place = y[(size_t)row * n + column];
-        all.of_values = fmaf(all.of_values, by.its, (is_first ? 0.f : place) * by.mine);
-        place = is_last ? sinks.answer(row % n_head, all) : all.of_values;
+    __device__ void put(int row, int column, Factors by, Sum all, float before, bool is_last) const {
+        all.of_values = fmaf(all.of_values, by.its, before * by.mine);
+        y[(size_t)row * n + column] = is_last ? sinks.answer(row % n_head, all) : all.of_values;
     }
 };
 struct PartAnswer {
     static constexpr int MOST_TILES = 1;          // more would spill on sm_90
     float* partial;
     int n, part, n_parts;
-    __device__ void put(int row, int column, Factors, Sum all, bool, bool) const {
+    __device__ float before(int, int) const { return 0.f; }
+    __device__ void put(int row, int column, Factors, Sum all, float, bool) const {
         float* record = partial + ((size_t)row * n_parts + part) * (n + 2);
         if (column == 0) record[0] = all.top, record[1] = all.total;
         record[2 + column] = all.of_values;

@@ -332,12 +332,21 @@ __device__ inline void attend_tiles(Cache<__half> cache, Queries queries, Out ou
         __syncthreads();                          // the sums are there
         for (int c = warp(); c < n_columns; c += n_warps()) {
             Factors by(columns.top[c], columns.mine[c], columns.its[c]);
-            for (int column = lane(); column < cache.n; column += WARP) {
-                const float* of_group = room.sums + c * room.sum_stride + column;
-                float s = *of_group;
-                for (int i = 1; i < room.n_groups(); i++) s += of_group[i * room.COLUMNS * room.sum_stride];
-                Sum all{columns.top[c], columns.total[c], s / ONE};
-                out.put(columns.row[c], column, by, all, part <= columns.first, part + KEYS >= columns.last);
+            for (int four = lane(); four < cache.n; four += 4 * WARP) {
+                float before[4] = {};             // loaded together
+                for (int k = 0; k < 4; k++)
+                    if (part > columns.first && four + k * WARP < cache.n)
+                        before[k] = out.before(columns.row[c], four + k * WARP);
+                for (int k = 0; k < 4; k++) {
+                    int column = four + k * WARP;
+                    if (column >= cache.n) break;
+                    const float* of_group = room.sums + c * room.sum_stride + column;
+                    float s = *of_group;
+                    UNROLL(1)                     // more would spill on sm_120
+                    for (int i = 1; i < room.n_groups(); i++) s += of_group[i * room.COLUMNS * room.sum_stride];
+                    Sum all{columns.top[c], columns.total[c], s / ONE};
+                    out.put(columns.row[c], column, by, all, before[k], part + KEYS >= columns.last);
+                }
             }
         }
     }

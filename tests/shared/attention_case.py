@@ -98,10 +98,14 @@ class Case:
         sinks = self.sinks if self.has_sinks else None
         return ref.attention(self.q, *self.held(), self.n_past, self.window, sinks, self.scale)
 
-    def in_order(self) -> NDArray[np.float32]:
-        """With the sums in the order of the device, and the exponential function of the emulated one."""
+    def in_order(self, by_lanes: bool = False) -> NDArray[np.float32]:
+        """With the sums in the order of the device, and the exponential function of the emulated one.
+
+        Args:
+            by_lanes: as without tensor cores.
+        """
         sinks, scale = self.sinks if self.has_sinks else None, self.scores(None).scale
-        order = AttentionOrder(exp, in_tiles(self.kv_type, self.head_dim))
+        order = AttentionOrder(exp, in_tiles(self.kv_type, self.head_dim) and not by_lanes)
         return device_attention(self.q, *self.held(), self.n_past, self.window, sinks, scale, order)
 
 

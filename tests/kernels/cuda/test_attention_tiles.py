@@ -1,6 +1,7 @@
 """Attention over a cache of F16 by tensor cores: every size of a head, every grid, and values that are not finite."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,20 @@ def test_every_head_has_the_bits_of_the_oracle(
     y = attend(open_emulated(build_kind="fast"), put, get, case, split=False)
     assert y.tobytes() == case.in_order().tobytes()
     assert close(y, case.want())
+
+
+@pytest.mark.parametrize("head_dim", [64, 80])
+def test_a_token_alone_has_the_bits_that_it_has_in_a_batch(
+    device: Device, put: Put, get: Get, head_dim: int
+) -> None:
+    """On a card too, whose order within a product is its own: of one block and of parts, within the oracle's bound."""
+    batch = Case("f16", 508, 6, 6, 2, head_dim, 520)
+    y = attend(device, put, get, batch, split=False)
+    assert close(y, batch.want())
+    for token in (0, 4, 5):
+        alone = replace(batch, n_past=508 + token, n_tokens=1, of_batch=batch)
+        for split in (False, True):
+            assert attend(device, put, get, alone, split).tobytes() == y[token].tobytes()
 
 
 @pytest.mark.parametrize("window", [0, 40])
@@ -99,6 +114,19 @@ def test_a_query_of_zeros_and_one_of_nan(open_emulated: Open, put: Put, get: Get
     means = case.held()[1][:21, 0].astype("f8").mean(0)
     assert close(y[0, 1], means)
     assert np.isnan(y[1, 2]).all() and np.isfinite(np.delete(y.reshape(8, -1), 6, 0)).all()
+
+
+def test_without_tensor_cores_a_block_takes_its_queries_by_four(
+    open_emulated: Open, put: Put, get: Get
+) -> None:
+    """As cards below sm_80 do it, with a grid that does not know of them: the bits of the other order."""
+    source = program(SOURCES / "attention.cu").replace("#define TENSOR_CORES\n", "", 1)
+    case = Case("f16", 258, 5, 2, 1, 40, 300, has_sinks=True)
+    device = open_emulated(source=source, build_kind="fast")
+    y = attend(device, put, get, case, split=False)
+    assert y.tobytes() == case.in_order(by_lanes=True).tobytes() != case.in_order().tobytes()
+    last = replace(case, n_past=262, n_tokens=1, of_batch=case)
+    assert attend(device, put, get, last, split=True).tobytes() == y[4].tobytes()
 
 
 # Sizes
