@@ -68,7 +68,7 @@ def table(names: tuple[str, ...], nvdisasm: str) -> str:
         rows.append([f"`{name}`", *(_cell(loop_of(name, a, nvdisasm)) for a in MULTIPROCESSORS)])
     version = ".".join(map(str, load_nvrtc().version))
     head = f"NVRTC {version}. Instructions a pass of the innermost loop with the most products: of them products (one IDP\n"
-    head += "is four, one IMMA a tile of 16 by 8) + loads of 16 bytes from the card's memory + other loads; in brackets, how many loads of 16 bytes\n"
+    head += "is four, one IMMA or HMMA a tile of 16 by 8) + loads of 16 bytes from the card's memory + other loads; in brackets, how many loads of 16 bytes\n"
     head += "are issued before the first is waited for."
     return head + "\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in rows) + "\n"
 

@@ -12,7 +12,7 @@ LABEL = re.compile(r"^(\.L_x_\d+):")
 INSTRUCTION = re.compile(r"/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]*)\s*(.*?)\s*;")
 TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 REGISTER = re.compile(r"\bR(\d+)")
-DOT_PRODUCTS = ("IDP", "FFMA", "HFMA2", "IMMA")
+DOT_PRODUCTS = ("IDP", "FFMA", "HFMA2", "IMMA", "HMMA")
 FROM_MEMORY = ("LDG", "LDS", "LDSM", "LDC", "LD")
 
 
@@ -51,7 +51,7 @@ class Loop:
 
     Attributes:
         length: instructions a pass.
-        products: of them multiply and add: FFMA, HFMA2, IDP (four products), IMMA (a tile of 16 by 8).
+        products: of them multiply and add: FFMA, HFMA2, IDP (four products), IMMA and HMMA (a tile of 16 by 8).
         wide_loads: of them load 16 bytes from the card's memory.
         other_loads: of them load less, or from shared or constant memory.
         under_way: loads of 16 bytes that are issued before one of them is first waited for.

@@ -19,6 +19,12 @@ Type = GGMLQuantizationType
 CHAINS = 32
 """As many as a warp has lanes."""
 EIGHT, SIXTEEN = 8, 16
+CHAINS_OF_HALVES = 8
+IN_ORDER_OF_MMA = (
+    tuple(8 * lane + word + i for word in (0, 2) for lane in range(4) for i in (0, 1)),
+    tuple(8 * lane + word + i for word in (4, 6) for lane in range(4) for i in (0, 1)),
+)
+"""Numbers of a piece of 32 halves that the first mma multiplies, and the second."""
 
 QUARTERS = frozenset({Type.Q2_K, Type.Q3_K, Type.Q6_K, Type.TQ2_0})
 """Types of which four sixteens with one between them lie in the same bytes, and are a piece."""
@@ -86,7 +92,7 @@ def device_dots_of_blocks(
 
 
 def device_dots_of_floats(w: F32, x: F32) -> F32:
-    """w . x of float rows: eight i adds to chain i mod 32, number after number by fma; the last may have fewer.
+    """w . x of float rows, and of halves without tensor cores: eight i adds to chain i mod 32, number after number by fma; the last may have fewer.
 
     Args:
         w: [n_rows, k]. x: [k].
@@ -99,6 +105,65 @@ def device_dots_of_floats(w: F32, x: F32) -> F32:
         chain = chains[i // EIGHT % CHAINS]
         chain[:] = fma(w[:, i], x[i : i + 1], chain)
     return in_lanes(chains)
+
+
+def split_to_f16(x: F32) -> tuple[np.float32, tuple[F32, ...]]:
+    """32 numbers as scale * (high + low), both of F16.
+
+    The scale is the power of two that makes the largest of them 2^14 to 2^15, and 2^-126 at least.
+    """
+    _, exponent = np.frexp(np.abs(x).max())  # the largest is below 2^exponent
+    scale = np.ldexp(np.float32(1), max(int(exponent) - 15, -126)) if x.any() else np.float32(2.0**-126)
+    return scale, in_halves(x / scale)
+
+
+def split_to_bf16(x: F32) -> tuple[np.float32, tuple[F32, ...]]:
+    """Numbers as the sum of three BF16, each what is left cut to eight bits; and 1."""
+    terms: list[F32] = []
+    for _ in range(3):
+        terms.append((np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32))
+        x = x - terms[-1]
+    return np.float32(1), tuple(terms)
+
+
+def device_dots_of_halves(weight_type: Type, w: F32, x: F32) -> F32:
+    """w . x of F16 or BF16 rows by tensor cores.
+
+    Pieces of 32 weights; piece p adds to chain p mod 8 by a = fma(products, scale, a). Of each term of the input they
+    are two mma, of the numbers `IN_ORDER_OF_MMA`, the second of which adds to the first; terms are added as first +
+    second, or first + (second + third). At last the chains are added in their order, and a row ends in zeros.
+
+    An mma is that of the emulated device: sixteen exact products added in float64 in ascending order, rounded once.
+    How a card adds them is not published. There this oracle is as near as any other order of float32.
+
+    Args:
+        weight_type: F16 or BF16.
+        w: [n_rows, k]. x: [k].
+
+    Returns:
+        float32 [n_rows].
+    """
+    split = split_to_f16 if weight_type == Type.F16 else split_to_bf16
+    past = -len(x) % BLOCK
+    w, x = np.pad(w, ((0, 0), (0, past))), np.pad(x, (0, past))
+    chains = np.zeros((CHAINS_OF_HALVES, len(w)), np.float32)
+    for p in range(len(x) // BLOCK):
+        piece = slice(BLOCK * p, BLOCK * (p + 1))
+        scale, terms = split(x[piece])
+        *larger, products = (_products(w[:, piece], term) for term in terms)
+        for of_term in reversed(larger):
+            products = of_term + products
+        chain = chains[p % CHAINS_OF_HALVES]
+        chain[:] = fma(products, np.broadcast_to(scale, products.shape), chain)
+    return in_lanes(chains)
+
+
+def _products(w: F32, x: F32) -> F32:
+    """The sum of those of 32 weights and halves, by two mma."""
+    products = np.zeros(len(w), np.float32)
+    for numbers in map(list, IN_ORDER_OF_MMA):
+        products = add_products(products, w[:, numbers], x[numbers])
+    return products
 
 
 def device_rows(hidden: F32, w: F32, listed: Sequence[int], n_groups: int) -> F32:
@@ -240,7 +305,7 @@ def add_products(c: F32, a: F32, b: F32) -> F32:
     """c + sum of a b over the last axis, as the emulated device's mma adds them: exact products, rounded once.
 
     Args:
-        a, b: [..., 16], numbers of F16. c: [...].
+        a, b: [..., 16], numbers of F16 or BF16. c: [...].
     """
     total = c.astype(np.float64)
     for k in range(a.shape[-1]):

@@ -35,21 +35,23 @@ __device__ inline int warp_sum(int v) {
     for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
     return v;
 }
-// Every lane gets the sum of its warp's numbers in the order of the lanes, from 0 on, as one thread makes it that has
-// them one after the other. Through shared memory: eight loads and 32 sums in each lane.
-__device__ static inline float sum_of_lanes(float v) {
+// Every lane gets the sum of a warp's n numbers in their order, from 0 on, as one thread makes it that has them one
+// after the other. The lane has number `at`, or none if it is not below n. Through shared memory: n / 4 loads and n sums
+// in each lane.
+__device__ static inline float sum_in_order(float v, int at, int n) {
     __shared__ float4 of_lanes[8][WARP / 4];      // of eight warps
     float4* fours = of_lanes[warp()];
-    ((float*)fours)[lane()] = v;
+    if (at < n) ((float*)fours)[at] = v;
     __syncwarp();
     float sum = 0.f;
-    for (int i = 0; i < WARP / 4; i++) {
+    for (int i = 0; i < n / 4; i++) {
         float4 four = fours[i];
         sum += four.x, sum += four.y, sum += four.z, sum += four.w;
     }
     __syncwarp();                                 // they are about to be written again
     return sum;
 }
+__device__ inline float sum_of_lanes(float v) { return sum_in_order(v, lane(), WARP); }
 // Every lane gets the sum over the lanes up to itself.
 __device__ static inline int sum_up_to(int v) {
     for (int d = 1; d < WARP; d *= 2) {

@@ -1,8 +1,9 @@
 // A block's tile of Y = X W^T: who works out which of its numbers, and how, with tensor cores and without. The products
-// within a block of weights are integers and exact, and the sums over blocks have one order: the bits are the same.
+// within a block of weights are integers and exact, and the sums over blocks have one order: the bits are the same. Halves
+// have an order of their own with tensor cores, and the floats' without (weights_half.h).
 #pragma once
 #include "epilogue.h"
-#include "matmul_tile.h"
+#include "halves_tile.h"
 #include "tensor_cores.h"
 
 // Number i of j of a thread is of row `row(i)` of the tile and of token `token(j, i)`; `n_some(n)`: how many j have a
@@ -153,18 +154,54 @@ __device__ inline void multiply(const MatmulTile& tile, Rows, ByWarp at, int n_s
         if (tile.is_last[u + STEP - 1]) sums.end_chain();
     }
 }
+// Halves: the same tile of a warp, but lane 4 g + t has token g of eight, and rows 2 t and 2 t + 1.
+struct HalvesByWarp : ByWarp {
+    __device__ HalvesByWarp() {                   // the same, by divisions without a sign
+        first_row = (int)(threadIdx.x / WARP % 4 * 16), first_token = (int)(threadIdx.x / (4 * WARP) * 32);
+    }
+    __device__ int row(int i) const { return first_row + i / 2 * 8 + 2 * t + i % 2; }
+    __device__ int token(int j, int) const { return first_token + 8 * j + g; }
+};
+template <class T>
+__device__ inline void multiply(const HalvesTile<T>& tile, HalvesByWarp at, int n_some, Sums& sums) {
+    int4 w[2];
+    for (int i = 0; i < 2; i++) w[i] = tile.rows[(at.first_row + 8 * i) * UNITS + lane()];
+    float of_thirds[2][4];
+    for (int j = 0; j < REACH; j++) {
+        if (j >= n_some) break;
+        int first = (at.first_token + 8 * j) * UNITS + lane();
+        uint4 x[2];
+        if (Split<T>::TERMS == 3 && j % 2 == 0) {
+            for (int k = 0; k < 2; k++) x[k] = tile.inputs[2][first + 8 * k * UNITS];
+            for (int i = 0; i < 2; i++) {
+                for (int k = 0; k < 4; k++) of_thirds[i][k] = 0.f;
+                add_products<T>(of_thirds[i], x, w[i]);
+            }
+        }
+        for (int k = 0; k < 2; k++) x[k] = tile.inputs[k][first];
+        float scale = Split<T>::HAS_SCALE ? tile.scales[at.token(j, 0)] : 1.f;
+        for (int i = 0; i < 2; i++) {
+            float products[4] = {};
+            add_products<T>(products, x, w[i]);
+            for (int k = 0; k < 2; k++) {
+                float& sum = sums.chain[j][2 * i + k];
+                if constexpr (Split<T>::TERMS == 3) products[2 + k] += of_thirds[i][j % 2 * 2 + k];
+                sum = fmaf(scale, products[k] + products[2 + k], sum);
+            }
+        }
+    }
+}
+template <class T> __device__ inline HalvesByWarp places(Halves<T>) { return {}; }
 template <class Rows> __device__ inline ByWarp places(Rows) { return {}; }
 #else
 template <class Rows> __device__ inline Apart places(Rows) { return {}; }
 #endif
 template <class T> __device__ inline Apart places(Plain<T>) { return {}; }
 
-// Rows first_row to last_row - 1, 64 at most, times inputs of a tile: store(row, t, number) gets each number.
-template <class Rows, class Input, class Inputs, class Places, class Store>
-__device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Input x, Inputs inputs, Places at,
-                                     Store store) {
+// Adds up rows first_row to last_row - 1, 64 at most, times inputs of a tile.
+template <class Rows, class Input, class Inputs, class Places>
+__device__ inline void add_up(Rows rows, int first_row, int last_row, Input x, Inputs inputs, Places at, Sums& sums) {
     int n_some = at.n_some(inputs.n), n_units = rows.pieces().n * Rows::piece_units();
-    Sums sums;
     Step<Rows> step;
     auto begin = [&](int which, int first) {
         MatmulTile& next = matmul_tile<Rows>(which);
@@ -183,6 +220,34 @@ __device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Inp
         multiply(matmul_tile<Rows>(which), rows, at, n_some, sums);
         if (goes_on && Rows::WAITS_DECODED) step.put(matmul_tile<Rows>(which ^ 1));
     }
+}
+#ifdef TENSOR_CORES
+template <class T, class Inputs>
+__device__ inline void add_up(Halves<T> rows, int first_row, int last_row, Floats x, Inputs inputs, HalvesByWarp at,
+                              Sums& sums) {
+    auto begin = [&](int which, int piece) {
+        begin_step(halves_tile<T>(which), rows, first_row, last_row, x, inputs, piece);
+    };
+    begin(0, 0);
+    UNROLL(1)
+    for (int piece = 0, which = 0; piece < rows.n_pieces(); which ^= 1) {
+        int next = rows.piece_behind(piece);
+        split_inputs(halves_tile<T>(which));
+        __syncthreads();                          // the halves are there, and nobody reads the other tile any more
+        if (next < rows.n_pieces()) begin(which ^ 1, next);
+        multiply(halves_tile<T>(which), at, at.n_some(inputs.n), sums);
+        if (rows.ends_chain(piece)) sums.end_chain();
+        piece = next;
+    }
+}
+#endif
+
+// The products of such rows and inputs: store(row, t, number) gets each number.
+template <class Rows, class Input, class Inputs, class Places, class Store>
+__device__ inline void multiply_tile(Rows rows, int first_row, int last_row, Input x, Inputs inputs, Places at,
+                                     Store store) {
+    Sums sums;
+    add_up(rows, first_row, last_row, x, inputs, at, sums);
     UNROLL(REACH)                                 // else sm_120's sums lie on the stack
     for (int j = 0; j < REACH; j++)
         UNROLL(REACH)

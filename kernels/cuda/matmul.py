@@ -16,10 +16,15 @@ TILE_BYTES, MINIMA_BYTES = (
 )
 """Shared memory of one of a block's two tiles, the struct MatmulTile: without its last two arrays, and of those,
 which types with minima use."""
+TERMS_OF_INPUTS = {GGMLQuantizationType.F16: 2, GGMLQuantizationType.BF16: 3}
+"""Halves that tensor cores take for a number of an input."""
 
 
 def shared_bytes(weight_type: GGMLQuantizationType) -> int:
-    """Dynamic shared memory of a block with two tiles."""
+    """Dynamic shared memory of a block with two tiles; of halves the struct HalvesTile, which is the larger one."""
+    if terms := TERMS_OF_INPUTS.get(weight_type):
+        scales = 4 * TILE_SIDE if weight_type == GGMLQuantizationType.F16 else 0
+        return 2 * ((1 + terms) * TILE_SIDE * UNITS * 16 + scales)
     return 2 * (TILE_BYTES + (MINIMA_BYTES if weight_type_row(weight_type).has_minima else 0))
 
 

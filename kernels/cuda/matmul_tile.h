@@ -88,6 +88,14 @@ template <class Rows> struct Step {
     }
 };
 
+// Four numbers of an input that has n, zeros behind its end.
+__device__ inline void copy_four(int4* to, Floats all, Floats own, int unit, int n, bool is_aligned) {
+    int first = 4 * unit;
+    if (is_aligned) copy_async<16>(to, first < n ? own.x + first : all.x, first < n);
+    else
+        for (int k = 0; k < 4; k++)
+            copy_async<4>((float*)to + k, first + k < n ? own.x + first + k : all.x, first + k < n);
+}
 // Two units at once: eight numbers.
 __device__ inline void store8(int4* unit, const float* v) {
     ((float4*)unit)[0] = {v[0], v[1], v[2], v[3]};
@@ -109,13 +117,9 @@ template <class T> struct Step<Plain<T>> {
             int row = first_row + line();
             if (row < last_row && unit / 2 < rows.n_units()) rows.eight(row, unit / 2, v);
         } else {
-            float* to = (float*)(tile.inputs + of_unit());
-            const float* own = x.of_token(inputs.of(line()), rows.n).x;
-            int first = 4 * unit, n = line() < inputs.n ? rows.n : 0;
-            if (rows.n % 4 == 0)                  // then inputs are aligned
-                for (int k = 0; k < 8; k += 4) copy_async<16>(to + k, first + k < n ? own + first + k : x.x, first + k < n);
-            else
-                for (int k = 0; k < 8; k++) copy_async<4>(to + k, first + k < n ? own + first + k : x.x, first + k < n);
+            Floats own = x.of_token(inputs.of(line()), rows.n);
+            int n = line() < inputs.n ? rows.n : 0;
+            for (int k = 0; k < 2; k++) copy_four(tile.inputs + of_unit() + k, x, own, unit + k, n, rows.n % 4 == 0);
         }
         commit_copies();
     }

@@ -10,6 +10,7 @@
 #pragma once
 #include "weights_32.h"
 #include "weights_grid.h"
+#include "weights_half.h"
 #include "weights_k.h"
 #include "weights_ternary.h"
 

@@ -1,5 +1,5 @@
 // Products by tensor cores, as PTX's mma.sync has them: from sm_80 on, and on the emulated device. Where they are,
-// TENSOR_CORES is defined.
+// TENSOR_CORES is defined; a program that defines WITHOUT_TENSOR_CORES has none, as cards below.
 //
 // A warp multiplies A, 16 rows of 16 or 32 int8, by B, 8 columns of as many, and adds to C. All lanes come; lane
 // 4 g + t has, word by word, of A: numbers 4 t to 4 t + 3 of row g, those of row g + 8, and for 32 both again 16
@@ -9,7 +9,8 @@
 #pragma once
 #include "common.h"
 
-#if defined HOTCOLD_EMULATED
+#if defined WITHOUT_TENSOR_CORES
+#elif defined HOTCOLD_EMULATED
 #define TENSOR_CORES
 #elif defined __CUDA_ARCH__ && __CUDA_ARCH__ >= 800
 #define TENSOR_CORES
@@ -31,4 +32,10 @@ __device__ inline void mma_##TYPE(float (&c)[4], const unsigned (&a)[4], const u
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1])); \
 }
 MMA_OF_HALVES(f16) MMA_OF_HALVES(bf16)
+// Two floats in a word, rounded to F16, the first in its low half.
+__device__ inline unsigned two_f16(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
 #endif

@@ -22,10 +22,11 @@
 // The order of a product's sums is one for a warp and for a tile of matmul.cu. What a lane takes at a time is a
 // piece: SPAN blocks, four sixteens, or eight floats. Piece p adds to chain p % 32 by fmaf, number after number, and
 // the chains are added in their order. A warp has a chain in each lane; a tile takes the pieces of chain 0, then
-// those of chain 1, as `Pieces` lists them, in units of sixteen weights or of four floats.
+// those of chain 1, as `Pieces` lists them, in units of sixteen weights or of four floats. F16 and BF16 have an order of
+// their own where there are tensor cores (weights_half.h).
 //
-// The types lie in weights_32.h (blocks of 32), weights_k.h (of 256), weights_grid.h (whose numbers are points of a
-// grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
+// The types lie in weights_half.h (F16 and BF16), weights_32.h (blocks of 32), weights_k.h (of 256), weights_grid.h
+// (whose numbers are points of a grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
 // the order of weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
 #pragma once
 #include "common.h"
@@ -109,6 +110,14 @@ template <int N, class T> __device__ inline void load_some(const T* p, int n, bo
     else load4(p, w);
 }
 
+// Eight numbers of an input of n from 8 unit on, zeros behind its end.
+__device__ inline void load_eight(const float* x, int unit, int n, float* u) {
+    for (int k = 0; k < 8; k += 4) {
+        int left = n - 8 * unit - k;
+        load_some<4>(x + 8 * unit + k, left, n % 4 == 0 && left >= 4, u + k);
+    }
+}
+
 // T: float, __half, or unsigned short for BF16.
 template <class T> struct Plain {
     const T* values;
@@ -152,11 +161,7 @@ template <class T> struct Plain {
 };
 
 #define PLANES_f32(w) const float* __restrict__ w
-#define PLANES_f16(w) const __half* __restrict__ w
-#define PLANES_bf16(w) const unsigned short* __restrict__ w
 #define ROWS_f32(w, n) Plain<float>(w, n)
-#define ROWS_f16(w, n) Plain<__half>(w, n)
-#define ROWS_bf16(w, n) Plain<unsigned short>(w, n)
 
 // ---- what quantised types have in common -------------------------------------------------------
 

@@ -154,6 +154,17 @@ def run_matmul(device: Device, put: Put) -> None:
     work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
 
 
+def run_matmul_of_halves(device: Device, put: Put) -> None:
+    tokens, rows, n = 2, 5, 96  # three steps
+    w, x, y = (
+        put(device, floats(rows * n).astype("f2")),
+        put(device, floats(tokens * n)),
+        put(device, floats(rows * tokens)),
+    )
+    work = matmul(GGMLQuantizationType.F16, tokens, rows, n)
+    work.launch(device, (w, x, y, y, y, rows, n, 0, tokens), device.compute)
+
+
 def run_matmul_of_int8(device: Device, put: Put) -> None:
     _run_int8(matmul, 2, 5, 256, device, put)  # two steps
 

@@ -147,31 +147,72 @@ struct AddBytes {
     static int begin(int c) { return c; }
     static int add(int sum, unsigned a, unsigned b) { return __dp4a((int)a, (int)b, sum); }
 };
-// How a card adds the sixteen products of floats is not published. Here they are added in float64, in ascending order,
-// and with C rounded once.
-template <class Two> struct AddHalves {
-    static double begin(float c) { return c; }
-    static double add(double sum, unsigned a, unsigned b) {
-        for (int k = 0; k < 32; k += 16) sum += (double)Two::of(a >> k & 0xffff) * (double)Two::of(b >> k & 0xffff);
-        return sum;
+// Halves of words as floats, in their order.
+typedef float Eight __attribute__((vector_size(32)));
+struct WordsOfF16 {
+    static Eight floats(const unsigned* words) {
+        typedef short Halves __attribute__((vector_size(16)));
+        Halves halves;
+        memcpy(&halves, words, sizeof halves);
+        return __builtin_ia32_vcvtph2ps256(halves);
     }
 };
-struct HalfOfF16 {
-    static float of(unsigned bits) {
-        uint16_t low = (uint16_t)bits;
-        __half h;
-        memcpy(&h, &low, 2);
-        return (float)h;
+struct WordsOfBf16 {
+    static Eight floats(const unsigned* words) {
+        Eight all;
+        for (int i = 0; i < 8; i++) all[i] = __int_as_float((int)(i % 2 ? words[i / 2] & 0xffff0000 : words[i / 2] << 16));
+        return all;
     }
 };
-struct HalfOfBf16 { static float of(unsigned bits) { return __int_as_float((int)(bits << 16)); } };
 
 template <int K> void mma_s8(int (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], CALLER) {
     multiply_fragments<K>(c, a, b, AddBytes{}, WHERE);
 }
+
+// How a card adds the sixteen products of floats is not published. Here they are added in float64, in ascending order,
+// and with C rounded once: a row of eight sums at a time, by whichever lane comes last.
+typedef double Row __attribute__((vector_size(64)));
+template <class Words> UNCHECKED inline void multiply_halves(emulator::Warp& w) {
+    double a[16][16], b[16][8];
+    for (int lane = 0; lane < 32; lane++) {
+        auto own = (const Fragments<2, float>*)w.value[lane];
+        int g = lane / 4, first = 2 * (lane % 4);
+        unsigned words[4] = {own->b[0], own->b[1]};
+        Eight of_a = Words::floats(own->a), of_b = Words::floats(words);
+        for (int k = 0; k < 4; k++) {             // of a row two numbers, and eight further on two
+            int at = first + k / 2 * 8 + k % 2;
+            a[g][at] = of_a[k / 2 * 4 + k % 2], a[g + 8][at] = of_a[k / 2 * 4 + 2 + k % 2];
+            b[at][g] = of_b[k];
+        }
+    }
+    for (int row = 0; row < 16; row++) {
+        Row sum, column;
+        for (int i = 0; i < 8; i++)
+            sum[i] = ((Fragments<2, float>*)w.value[4 * (row % 8) + i / 2])->c[row / 8 * 2 + i % 2];
+        for (int k = 0; k < 16; k++) memcpy(&column, b[k], sizeof column), sum += a[row][k] * column;
+        for (int i = 0; i < 8; i++)
+            ((Fragments<2, float>*)w.value[4 * (row % 8) + i / 2])->c[row / 8 * 2 + i % 2] = (float)sum[i];
+    }
+}
+template <class Words>
+void mma_of_halves(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], emulator::Where where) {
+    Fragments<2, float> own;
+    memcpy(own.a, a, sizeof a), memcpy(own.b, b, sizeof b), memcpy(own.c, c, sizeof c);
+    emulator::meet(~0u, (uint64_t)&own, 0, where, [](emulator::Warp& w, int lane) {
+        if (lane == 0) multiply_halves<Words>(w);  // the last that is looked at, so all are here
+        return 0;
+    });
+    memcpy(c, own.c, sizeof c);
+}
 inline void mma_f16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], CALLER) {
-    multiply_fragments<2>(c, a, b, AddHalves<HalfOfF16>{}, WHERE);
+    mma_of_halves<WordsOfF16>(c, a, b, WHERE);
 }
 inline void mma_bf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2], CALLER) {
-    multiply_fragments<2>(c, a, b, AddHalves<HalfOfBf16>{}, WHERE);
+    mma_of_halves<WordsOfBf16>(c, a, b, WHERE);
+}
+inline unsigned two_f16(float low, float high) {
+    __half two[2] = {(__half)low, (__half)high};
+    unsigned word;
+    memcpy(&word, two, 4);
+    return word;
 }

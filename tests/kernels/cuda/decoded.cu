@@ -14,6 +14,9 @@ template <class Rows> __device__ inline void decoded(Rows rows, int row, float* 
 template <class T> __device__ inline void decoded(Plain<T> rows, int row, float* by_sixteens) {
     for (int k = lane(); k < rows.n; k += WARP) by_sixteens[k] = value(rows.values[row * rows.stride + k]);
 }
+template <class T> __device__ inline void decoded(Halves<T> rows, int row, float* by_sixteens) {
+    decoded((Plain<T>)rows, row, by_sixteens);
+}
 
 // grid: rows, of one warp each.
 template <class Rows> __device__ inline void both_ways(Rows rows, float* by_sixteens, float* by_eights) {

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from operands import Array, Get, Put, Type, block_of, each_type, inputs, normal, random_matrix, worst_error
@@ -14,7 +13,6 @@ from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.matvec import HAS_BIAS, HAS_RESIDUAL, RELU
-from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
@@ -30,13 +28,11 @@ Product = Callable[..., tuple[Array, Array]]
 def product(put: Put, get: Get) -> Product:
     """product(device, weight_type, n_tokens, n_rows, n): Y for random W and X, and what it should be."""
 
-    def run(
-        device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int, family: str = "matmul"
-    ) -> tuple[Array, Array]:
+    def run(device: Device, weight_type: Type, n_tokens: int, n_rows: int, n: int) -> tuple[Array, Array]:
         w, x = random_matrix(weight_type, n_rows, n), normal(n_tokens, n)
         y = device.empty((n_tokens, n_rows), "f4")
         given = (*w.planes(device, put), *inputs(device, put, weight_type, x))
-        work = replace(matmul(weight_type, n_tokens, n_rows, n), kernel=kernel_name(family, weight_type))
+        work = matmul(weight_type, n_tokens, n_rows, n)
         work.launch(device, (*given, y, y, y, n_rows, n, 0, n_tokens), device.compute)
         return get(device, y), ref.mul_mat(w.values, x, quantised=weight_type in QUANTISED)
 
@@ -107,24 +103,29 @@ def test_the_tile_is_that_of_the_source() -> None:
 def test_the_bits_are_the_same_without_tensor_cores(
     open_emulated: Callable[..., Device], product: Product, weight_type: Type, n_tokens: int, n_rows: int
 ) -> None:
-    paths = Path(__file__).with_name("dp4a_tiles.cu"), SOURCES / "quantise.cu"
-    without = open_emulated(source=program(*paths, types=[(WEIGHT_TYPES[weight_type].ending,)]))
+    """Of quantised types, on cards below sm_80."""
+    paths = SOURCES / "matmul.cu", SOURCES / "quantise.cu"
+    source = program(*paths, types=[(WEIGHT_TYPES[weight_type].ending,)])
+    without = open_emulated(source="#define WITHOUT_TENSOR_CORES\n" + source)
     answers = (
-        product(device, weight_type, n_tokens, n_rows, 1280, family)[0]
-        for device, family in [(open_emulated(), "matmul"), (without, "dp4a_tiles")]
+        product(device, weight_type, n_tokens, n_rows, 1280)[0] for device in (open_emulated(), without)
     )
     assert len({y.tobytes() for y in answers}) == 1
 
 
 @pytest.mark.parametrize(
     ("weight_type", "missing"),
-    [(Type.Q8_0, 0), (Type.Q8_0, 32), (Type.Q4_K, 0), (Type.Q4_K, 4 * (TILE_SIDE + 4) + 32)],
+    [
+        *[(Type.Q8_0, 0), (Type.Q8_0, 32), (Type.Q4_K, 0), (Type.Q4_K, 4 * (TILE_SIDE + 4) + 32)],
+        *[(Type.F16, 0), (Type.F16, 16)],
+        *(pytest.param(Type.BF16, missing, marks=pytest.mark.slow) for missing in (0, 16)),
+    ],
     ids=str,
 )
 def test_the_kernel_uses_the_shared_memory_that_is_planned(
     open_emulated: Callable[..., Device], put: Put, weight_type: Type, missing: int
 ) -> None:
-    """With 32 bytes less, the scales of the last inputs lie outside, or their sums, which the last unit has not."""
+    """With some bytes less, the scales of the last inputs lie outside, or their sums, or whether a chain ends."""
     device, n = open_emulated(), 4 * block_of(weight_type)
     w, x, y = random_matrix(weight_type, 1, n), normal(64, n), device.empty(64, "f4")
     work = matmul(weight_type, 64, 1, n)

@@ -24,7 +24,7 @@ from operands import (
 from hotcold.kernels import order_of_device_sums as order
 from hotcold.kernels import ref
 from hotcold.kernels.cuda.device.device import Device
-from hotcold.kernels.cuda.device.sources import program
+from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.hidden_masked import hidden_masked_gated
 from hotcold.kernels.cuda.matmul import matmul
 from hotcold.kernels.cuda.matmul_transposed import matmul_transposed
@@ -38,6 +38,7 @@ from hotcold.kernels.weight_table import QUANTISED, weight_type_row
 Open = Callable[..., Device]
 F32 = NDArray[np.float32]
 BATCHES = (2, 3, 5, 16, 17, 33, 64, 65)
+HALVES = Type.F16, Type.BF16
 
 
 def lengths(weight_type: Type) -> tuple[int, ...]:
@@ -87,9 +88,107 @@ def test_products_have_the_bits_of_the_oracle(
         w, x = random_matrix(weight_type, 3, n), normal(1, n)
         if weight_type in QUANTISED:
             want = order.device_dots_of_blocks(weight_type, *units(open_emulated, put, get, w), x[0])
+        elif weight_type in HALVES:
+            want = order.device_dots_of_halves(weight_type, w.values, x[0])
         else:
             want = order.device_dots_of_floats(w.values, x[0])
         assert alone(device, put, get, w, x).tobytes() == want.tobytes(), n
+
+
+of_halves = pytest.mark.parametrize(
+    "weight_type", [Type.F16, pytest.param(Type.BF16, marks=pytest.mark.slow)], ids=lambda t: t.name
+)
+
+
+@of_halves
+def test_without_tensor_cores_halves_have_the_order_of_floats(
+    open_emulated: Open, put: Put, get: Get, weight_type: Type
+) -> None:
+    """As cards of sm_75 have it: a token alone, in a batch, and the oracle."""
+    source = "#define WITHOUT_TENSOR_CORES\n" + products_of(weight_type)
+    device = open_emulated(source=source, build_kind="fast")
+    for n in lengths(weight_type):
+        w, x = random_matrix(weight_type, 67, n), normal(17, n)
+        want = alone(device, put, get, w, x)
+        assert batch(device, put, get, w, x).tobytes() == want.tobytes(), n
+        assert want[0].tobytes() == order.device_dots_of_floats(w.values, x[0]).tobytes(), n
+
+
+@of_halves
+def test_products_of_halves_hold_large_small_and_no_numbers(
+    device: Device, put: Put, get: Get, weight_type: Type
+) -> None:
+    """Inputs above 65504 and near the ends of float32 beside small ones; what is not finite never becomes a number."""
+    n, rng = 320, np.random.default_rng(7)
+    w, x = random_matrix(weight_type, 3, n), normal(10, n)
+    powers = np.array([1e-30, 1e-20, 1e-5, 1, 7e4, 1e20, 1e36], "f4")
+    x[:7] *= powers[:, None]
+    x[7] *= rng.choice(powers[1:5], n)
+    x[8] = 0
+    x[9, :32], x[9, 40] = 0, np.finfo(np.float32).max / 1e3
+    got = alone(device, put, get, w, x)
+    assert got.tobytes() == batch(device, put, get, w, x).tobytes()
+    size = np.abs(x).astype("f8") @ np.abs(w.values.astype("f8")).T
+    assert (np.abs(got - x.astype("f8") @ w.values.astype("f8").T) <= 2.0**-21 * size).all()
+    assert not got[8].any()
+    for bad in (np.inf, -np.inf, np.nan):
+        y = x[3:4].copy()
+        y[0, 300] = bad
+        assert not np.isfinite(alone(device, put, get, w, y)).any()
+        assert not np.isfinite(batch(device, put, get, w, y.repeat(2, 0))).any()
+
+
+def products_of(weight_type: Type) -> str:
+    """The program of matvec and matmul of a type."""
+    paths = (SOURCES / f"{family}.cu" for family in ("matvec", "matmul"))
+    return program(*paths, types=[(weight_type_row(weight_type).ending,)])
+
+
+BUGS_OF_HALVES = {
+    "pieces in the chain before theirs": (
+        "unit = eights / 8 + lane();",
+        "unit = eights / 8 + (lane() + 4) % WARP;",
+    ),
+    "chains added from the last on": ("? g : CHAINS, CHAINS);", "? 7 - g : CHAINS, CHAINS);"),
+    "a chain that ends too late": (
+        "return piece + CHAINS >= n_pieces(); }",
+        "return piece + CHAINS > n_pieces(); }",
+    ),
+    "the second term lost": (
+        "u, words);\n            for_mma(given, words[0], words[1]);",
+        "u, words);\n            words[1][0] = words[1][1] = words[1][2] = 0; for_mma(given, words[0], words[1]);",
+    ),
+    "the second term lost in a tile": (
+        "fmaf(scale, products[k] + products[2 + k], sum)",
+        "fmaf(scale, products[k], sum)",
+    ),
+    "the scale of the token beside": ("tile.scales[at.token(j, 0)]", "tile.scales[at.token(j, 0) ^ 1]"),
+    "a scale for half of a piece": ("for (int d = 1; d < 4; d *= 2)", "for (int d = 1; d < 2; d *= 2)"),
+    "the scale of the piece beside": (
+        "float scale = Split<T>::of(u, words);",
+        "float scale = __shfl_xor_sync(ALL_LANES, Split<T>::of(u, words), 4);",
+    ),
+    "words of the other mma": ("x[0] = {a[0], b[0], a[1], b[1]},", "x[0] = {a[0], b[0], a[2], b[2]},"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS_OF_HALVES)
+def test_a_planted_bug_of_halves_changes_the_bits(
+    open_emulated: Open, put: Put, get: Get, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is seen by what the tests above compare: a token alone with the oracle, or with a batch."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old, new = BUGS_OF_HALVES[name]
+    source, n = products_of(Type.F16), 1027
+    assert source.count(old) == 1
+    device = open_emulated(source=source.replace(old, new), build_kind="fast")
+    w, x = random_matrix(Type.F16, 3, n), normal(3, n)
+    sizes = np.random.default_rng(8).integers(-20, 20, (3, n // 32 + 1)).repeat(32, 1)[:, :n]
+    x = np.ldexp(x, sizes)  # pieces of different scales
+    got = alone(device, put, get, w, x)
+    has_bits_of_oracle = got[0].tobytes() == order.device_dots_of_halves(Type.F16, w.values, x[0]).tobytes()
+    assert not has_bits_of_oracle or batch(device, put, get, w, x).tobytes() != got.tobytes()
 
 
 def units(open_emulated: Open, put: Put, get: Get, w: Matrix) -> tuple[Array, F32, F32 | None]:

@@ -148,6 +148,13 @@ KERNEL products_of_halves(const unsigned* a, const unsigned* b, float* c, int is
 #endif
 }
 
+// Two floats a word, rounded to F16. One warp.
+KERNEL pairs_of_halves(const float2* x, unsigned* out) {
+#ifdef TENSOR_CORES
+    out[lane()] = two_f16(x[lane()].x, x[lane()].y);
+#endif
+}
+
 // out[3][32]: what was copied, what lies there while the copy is under way, and a copy of nothing. One warp.
 KERNEL copied(const int4* from, int* out, int reads_early) {
     DYNAMIC_SHARED(int4, room);

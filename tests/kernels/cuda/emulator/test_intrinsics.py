@@ -200,6 +200,14 @@ def test_products_of_halves(
     assert (np.abs(get(own_device, c).reshape(16, 8) - (given + a @ b.T)) <= 2.0**-20 * size).all()
 
 
+def test_two_halves_in_a_word(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
+    x = (np.random.default_rng(5).standard_normal(64) * 2.0 ** np.arange(-28, 4, 0.5)).astype("f4")
+    x[:4] = 1 + 2.0**-11, 1 + 3 * 2.0**-11, 2.0**-25, 0  # ties go to even
+    out = own_device.empty(32, "u4")
+    own_device.launch("pairs_of_halves", 1, 32, (put(own_device, x), out), own_device.compute)
+    assert get(own_device, out).view("f2").tolist() == x.astype("f2").tolist()
+
+
 def test_asynchronous_copies(own_device: Device, put: Callable[..., Any], get: Callable[..., Array]) -> None:
     """A copy is there behind the wait for its group; until then its target is poison, or an error of the race build."""
     source, out = np.arange(1, 129, dtype="i4").reshape(32, 4), own_device.empty((3, 32), "i4")
