@@ -112,6 +112,14 @@ def planned_is_used(printed: str) -> str:
     return f"planned {answer['vram_planned']} bytes, used {answer['vram_used']}"
 
 
+def graphs_as_assumed(printed: str) -> str:
+    """Graphs take no more of the card than plans leave for them."""
+    (row,) = (row for row in json.loads(printed)["run"] if row["name"].startswith("graphs"))
+    if row["measured"] <= row["planned"]:
+        return ""
+    return f"graphs take {row['measured']} bytes, plans leave {row['planned']}"
+
+
 def facts() -> Iterator[Step]:
     """The machine, and what a launch costs."""
     query = "name,driver_version,compute_cap,memory.free,compute_mode,pcie.link.gen.current"
@@ -126,6 +134,8 @@ def texts(device: str, budget: str) -> Iterator[Step]:
     yield Step("text-cpu", generate("cpu"), 90)
     yield Step("text-device", generate(device), 60, planned_is_used)
     yield Step("text-split", generate(device, "--strict", "--vram-budget", budget), 60, planned_is_used)
+    run = hotcold("offload-dump", "--run", "--json", "--device", device, "--vram-budget", budget, "-q")
+    yield Step("sides", run, 60, graphs_as_assumed)
 
 
 def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:

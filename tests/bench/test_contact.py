@@ -47,6 +47,9 @@ def test_what_a_step_prints_is_looked_at(tmp_path: Path) -> None:
     assert contact.run_step(skipped, tmp_path, 600).problem == "tests were skipped"
     other = python("step", 'print(\'{"vram_planned": 5, "vram_used": 6}\')', check=contact.planned_is_used)
     assert contact.run_step(other, tmp_path, 600).problem == "planned 5 bytes, used 6"
+    row = '{"name": "graphs, beside it", "planned": 5, "measured": 6}'
+    more = python("step", f"print('{{\"run\": [{row}]}}')", check=contact.graphs_as_assumed)
+    assert contact.run_step(more, tmp_path, 600).problem == "graphs take 6 bytes, plans leave 5"
     spilled = python("step", "print('local memory (none is right): 8')", check=contact.no_spills)
     assert contact.run_step(spilled, tmp_path, 600).problem == "kernels spill"
 
