@@ -12,6 +12,7 @@ take of the device's memory does not depend on how long a context is.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from time import perf_counter
 
 import numpy as np
 
@@ -75,11 +76,13 @@ class Replay:
         for copy in copies:
             copy.host.array.view(np.uint8)[:] = NOT_YET
         self.device.run_graph(graph, self.device.compute)
+        started = perf_counter()
         for copy in copies:
-            driver.wait_event(copy.event.raw)  # past the counters: these waits are no part of a run
+            driver.wait_event(copy.event.raw)  # past the counters of calls: these waits are no part of a run
         seen = [copy.host.array.tobytes() for copy in copies]
         if copies:
             driver.wait_stream(self.device.compute.raw)
+        self.device.counters.waiting += perf_counter() - started
         if seen != [copy.host.array.tobytes() for copy in copies]:
             self.device.has_graphs = False
             log.warning(

@@ -20,7 +20,11 @@ REACHED = 0.85
 REACHED_PROMPT = 0.4
 """Of a card's int8 dot products, by a prompt's tiles."""
 DOTS_A_CLOCK = 64
-"""Four-wide int8 dot products (`__dp4a`) that a multiprocessor starts in a clock."""
+"""Four-wide int8 dot products (`__dp4a`) that a multiprocessor starts in a clock.
+
+The tiles of a prompt use tensor cores from sm_80 on. What they reach there no card has shown, so nothing is reckoned
+for it: times of prompts are on the slow side.
+"""
 GAP = 3e-6
 """Seconds of a launch within a graph beside its bytes: its start, its tail and what small kernels wait for."""
 GRAPH = 6e-6

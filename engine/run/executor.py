@@ -7,6 +7,7 @@ the team, with a device also launches and copies.
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +55,8 @@ class Executor(Closing):
         run_steps: the steps of a run, by its number of tokens.
         stores: what the plan put on each device; none on the CPU alone.
         n_tokens: that have run so far.
+        n_alone, enqueueing: tokens that ran by themselves with a device, and seconds of those runs in which the host neither
+            computed nor waited.
         prompts: how large batches of prompts run, in words; "" where there is nothing to say.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
@@ -76,6 +79,7 @@ class Executor(Closing):
         self.plan, self.model = plan, plan.model
         self.n_ctx, self.n_batch, self.n_threads = plan.n_ctx, plan.n_batch, n_threads
         self.stores, self.taking, self.n_tokens = tuple(stores), take_all, 0
+        self.n_alone, self.enqueueing = 0, 0.0
         self.n_slots, self.prompts = plan.n_slots, ""
         self.slots = Slots(plan)
         self._cards: Cards | None = None
@@ -294,6 +298,7 @@ class Executor(Closing):
         self, cards: "Cards", positions: NDArray[np.integer], steps: Sequence[Step], context: Context
     ) -> None:
         """A run with a device. Nothing is under way when it ends, however it ends."""
+        started, elsewhere = perf_counter(), self._elsewhere()
         try:
             if context.n_tokens == 1 and takes_graphs(self.taking):
                 steps = cards.replayed(steps, context)
@@ -305,6 +310,13 @@ class Executor(Closing):
             with suppress(DeviceError):  # a lost device has nothing to wait for
                 cards.settle()
             raise
+        if context.n_tokens == 1:
+            self.n_alone += 1
+            self.enqueueing += perf_counter() - started - (self._elsewhere() - elsewhere)
+
+    def _elsewhere(self) -> float:
+        """Seconds of all runs in which the host computed, or waited for a device."""
+        return self.walked + sum(device.counters.waiting for device in self.devices)
 
     def _check_open(self) -> Team:
         """The team; SettingError for an executor that was closed."""

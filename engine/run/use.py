@@ -26,6 +26,8 @@ class DeviceUse:
         waiting_seconds: in which the host waited for the device.
         cards: name, planned and used bytes of each.
         graph_bytes: of device memory that drivers took for graphs, which no allocator knows of.
+        n_alone: tokens that passed by themselves so far, and enqueueing_seconds: in which their runs neither computed on the
+            CPU nor waited: Python's.
     """
 
     device: str = "cpu"
@@ -41,6 +43,8 @@ class DeviceUse:
     waiting_seconds: float = 0.0
     cards: tuple[tuple[str, int, int], ...] = ()
     graph_bytes: int = 0
+    n_alone: int = 0
+    enqueueing_seconds: float = 0.0
 
     @property
     def active_device_share(self) -> float:
@@ -64,6 +68,8 @@ class DeviceUse:
             self.waiting_seconds - earlier.waiting_seconds,
             self.cards,
             self.graph_bytes,
+            self.n_alone - earlier.n_alone,
+            self.enqueueing_seconds - earlier.enqueueing_seconds,
         )
 
     def line(self) -> str:
@@ -101,6 +107,7 @@ class DeviceUse:
             "graph_launches": self.graph_launches,
             "graph_captures": self.graph_captures,
             "graph_bytes": self.graph_bytes,
+            "host_microseconds_per_token": 1e6 * self.enqueueing_seconds / max(self.n_alone, 1),
             "ffn_device_share": self.ffn_device_share,
             "active_device_share": self.active_device_share,
         }
@@ -150,4 +157,6 @@ class DeviceMeter:
                 for device, card in zip(devices, plan.cards, strict=True)
             ),
             sum(device.counters.graph_bytes for device in devices),
+            executor.n_alone,
+            executor.enqueueing,
         )

@@ -301,7 +301,11 @@ class Device(Closing):
             counters.graph_bytes += max(0, free - self.driver.free_and_total()[0])
             return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
         except (DeviceError, DoesNotFitError) as error:
-            raise CaptureError(f"graph of {self.name}", error, "not captured", "add --no-graphs") from error
+            said, remedy = f"{error.thing}: {error.value}", error.next_step
+            remedy = remedy if "--no-graphs" in remedy else "add --no-graphs"
+            raise CaptureError(
+                f"graph of {self.name}", said, error.bound or "not captured", remedy
+            ) from error
         finally:
             self.counters, self.log, self._failures, self._captured = counters, log, failures, None
 

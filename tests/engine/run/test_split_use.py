@@ -137,6 +137,8 @@ def test_the_statistics_have_the_device(engine: Engine) -> None:
     assert numbers[0]["graph_captures"] > numbers[1]["graph_captures"] == 0 < numbers[1]["graph_launches"]
     assert 0 < numbers[0]["vram_planned"] == numbers[0]["vram_used"] <= 5 << 20
     assert 0 < numbers[0]["ffn_device_share"] < numbers[0]["active_device_share"] < 1
+    seconds = numbers[1]["prompt_seconds"] + numbers[1]["decode_seconds"]
+    assert 0 < numbers[1]["host_microseconds_per_token"] < 1e6 * seconds
     _, line = generation.statistics.lines()
     for words in ("emulated: VRAM", "FFN", "active", "on the CPU"):
         assert words in line
