@@ -153,7 +153,7 @@ def cos_sin_bytes(n_ctx: int, n_rot: int) -> int:
 # Sums in parts, on the device
 
 POSITIONS_A_PART = 256
-ROWS_A_GROUP, MOST_GROUPS, MOST_ROWS = 64, 128, 256
+ROWS_A_GROUP, MOST_GROUPS, MOST_ROWS = 64, 256, 256
 
 
 def n_parts(n_positions: int) -> int:
@@ -194,9 +194,10 @@ def attention_sums_bytes(n_tokens: int, n_head: int, head_dim: int, n_ctx: int) 
 
 
 def n_groups(n_rows: int) -> int:
-    """Into how many groups a sparse FFN cuts the active of n_rows: min(ceil(n_rows / 64), 128).
+    """Into how many groups a sparse FFN cuts the active of n_rows: min(ceil(n_rows / 64), 256).
 
-    More only where a group would have over 256 rows. A function of the plan alone, so that sums have the same
+    Where a tenth of them is active, the eight warps of a block then have a row each, or none. More only where a group
+    would have over 256 rows. A function of the plan alone, so that sums have the same
     order in every run.
     """
     return max(1, min(-(-n_rows // ROWS_A_GROUP), MOST_GROUPS), -(-n_rows // MOST_ROWS))

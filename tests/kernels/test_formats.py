@@ -19,7 +19,13 @@ def test_odd_heads_are_filled_up_to_whole_vectors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("n_rows", "groups"), [(0, 1), (64, 1), (65, 2), (8192, 128), (32768, 128), (32769, 129)]
+    ("n_rows", "groups"), [(0, 1), (64, 1), (65, 2), (11008, 172), (16384, 256), (65536, 256), (65537, 257)]
 )
 def test_no_group_has_more_rows_than_a_tile(n_rows: int, groups: int) -> None:
     assert formats.n_groups(n_rows) == groups
+
+
+@pytest.mark.parametrize("n_ff", [11008, 14336, 16384])
+def test_a_tenth_of_the_rows_is_at_most_one_for_each_warp_of_a_block(n_ff: int) -> None:
+    """More would make a second round, nearly empty."""
+    assert n_ff / 10 <= 8 * formats.n_groups(n_ff)
