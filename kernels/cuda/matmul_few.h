@@ -142,7 +142,8 @@ __device__ inline void decode(FewStep& step, Rows rows, int first_row, int last_
     UNROLL(AT_ONCE)
     for (int k = 0; k < 2; k++) {
         int at = Shape::PIECE == 2 ? 2 * side + k : side + 2 * k, unit = Shape::unit(rows, piece, at);
-        step.rows[line * OWN_STRIDE + at] = rows.sixteen(row, unit);
+        int4 sixteen = rows.sixteen(row, unit);   // the race build does not see what is made in its place
+        step.rows[line * OWN_STRIDE + at] = sixteen;
         if (Shape::TERM == 2 && k == 1) continue;
         int of_scale = Shape::TERM == 2 ? 2 * side : at;
         unit = Shape::unit(rows, piece, of_scale);
