@@ -154,6 +154,7 @@ def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:
     for n_threads in ("1", "2", "4", "8", "16"):
         split = generate(device, "--vram-budget", "6MiB", "-t", n_threads)
         yield Step(f"threads-{n_threads}", split, 30, planned_is_used)
+    yield Step("trouble", bench("trouble.py", "--device", device), 90)
     yield Step(
         "kernels",
         bench("gpu.py", "--device", device, "--minutes", str(minutes), "--budgets"),
@@ -166,6 +167,7 @@ def steps_without_one(device: str) -> Iterator[Step]:
     yield from facts()
     yield Step("launches", bench("launches.py", "--device", device, "--repeats", "2"), 120, no_spills)
     yield from texts(device, "6MiB")
+    yield Step("trouble", bench("trouble.py", "--device", device), 60)
 
 
 def run_step(step: Step, folder: Path, left: float) -> Outcome:

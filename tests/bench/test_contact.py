@@ -3,10 +3,12 @@
 import json
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import contact
 import launches
 import pytest
+import trouble
 from contact import Outcome, Step
 from stub_cupy import StubCupy
 
@@ -58,6 +60,19 @@ def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
     missing = python("step", "print(1)", needs="no-such-program")
     assert contact.run_step(missing, tmp_path, 600).problem == "left out: no no-such-program"
     assert "want of time" in contact.run_step(python("step", "print(1)"), tmp_path, 0).problem
+
+
+def test_what_is_told_of_a_card_in_trouble(compiler: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert trouble.run(["--device", "emulated"]) == 0
+    assert "a failed kernel: kernel add" in capsys.readouterr().out
+
+    def beside(code: int, device: str, said: str) -> str:
+        return trouble.taken_over(CompletedProcess((), code, json.dumps({"device": device}), said))
+
+    assert beside(0, "cpu", "warning: cuda:0 is not used: full") == ""
+    assert beside(1, "cpu", "") == "exit code 1"
+    assert beside(0, "cuda:0", "cuda:0") == "the text is from cuda:0"
+    assert beside(0, "cpu", "") == "nothing is said"
 
 
 def test_other_ids_than_the_cpus_are_seen() -> None:
