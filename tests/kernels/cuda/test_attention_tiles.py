@@ -116,11 +116,12 @@ def test_a_query_of_zeros_and_one_of_nan(open_emulated: Open, put: Put, get: Get
     assert np.isnan(y[1, 2]).all() and np.isfinite(np.delete(y.reshape(8, -1), 6, 0)).all()
 
 
+@pytest.mark.slow
 def test_without_tensor_cores_a_block_takes_its_queries_by_four(
     open_emulated: Open, put: Put, get: Get
 ) -> None:
     """As cards below sm_80 do it, with a grid that does not know of them: the bits of the other order."""
-    source = program(SOURCES / "attention.cu").replace("#define TENSOR_CORES\n", "", 1)
+    source = "#define WITHOUT_TENSOR_CORES\n" + program(SOURCES / "attention.cu")
     case = Case("f16", 258, 5, 2, 1, 40, 300, has_sinks=True)
     device = open_emulated(source=source, build_kind="fast")
     y = attend(device, put, get, case, split=False)
