@@ -19,6 +19,7 @@ import numpy as np
 from hotcold.engine.device.steps import CopyDown, DeviceStep
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
+from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
 
@@ -68,26 +69,42 @@ class Replay:
         """One of the first: the host must not pass an event within the graph before the copy in front of it is there.
 
         That it waits for this launch, and not for what the event recorded before, is what CUDA's documentation lets
-        expect, not what it says. A driver that has it otherwise would give wrong answers without a word.
+        expect, not what it says. A driver that has it otherwise would give wrong answers without a word, or refuse the
+        wait.
         """
         self._launched += 1
-        driver = self.device.driver
         copies = [step for step in self.steps if isinstance(step, CopyDown)]
         for copy in copies:
             copy.host.array.view(np.uint8)[:] = NOT_YET
         self.device.run_graph(graph, self.device.compute)
         started = perf_counter()
-        for copy in copies:
-            driver.wait_event(copy.event.raw)  # past the counters of calls: these waits are no part of a run
-        seen = [copy.host.array.tobytes() for copy in copies]
+        seen = self._seen(copies)
         if copies:
-            driver.wait_stream(self.device.compute.raw)
+            self.device.driver.wait_stream(self.device.compute.raw)
         self.device.counters.waiting += perf_counter() - started
         if seen != [copy.host.array.tobytes() for copy in copies]:
             self.device.has_graphs = False
+            for copy in copies:  # for who waits next, where the graph's record is of no use
+                copy.event.record(self.device.crossing)
             log.warning(
                 "without graphs, launches one by one: the host does not wait for an event within a graph here"
             )
+
+    def _seen(self, copies: Sequence[CopyDown]) -> list[bytes]:
+        """What lies where copies go once their events let the host pass; nothing where it may not wait for them."""
+        driver = self.device.driver
+        try:
+            for copy in copies:
+                driver.wait_event(
+                    copy.event.raw
+                )  # past the counters of calls: these waits are no part of a run
+            return [copy.host.array.tobytes() for copy in copies]
+        except DeviceError as refusal:
+            try:
+                driver.wait_stream(self.device.compute.raw)
+            except DeviceError:
+                raise refusal from None  # the device is lost, and the first error tells why
+            return []
 
     def _enqueue(self, context: Context) -> None:
         for step in self.steps:

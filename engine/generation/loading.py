@@ -118,7 +118,7 @@ def load_with(
         SettingError, FileError, DoesNotFitError, DeviceError: see `load`.
     """
     started = time.perf_counter()
-    request = parse_request(options.device, options.vram_budget, options.strict)
+    request = parse_request(options.device, options.vram_budget, options.strict, not options.no_graphs)
     check_kv_type(options.kv_type)
     one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
     one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
@@ -149,8 +149,6 @@ def load_with(
         how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots, least)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
-        for device in executor.devices:
-            device.has_graphs = not options.no_graphs
         memory = make_resident(executor.plan, file, options.mlock, reading) if populate else ()
     except BaseException:
         file.close()

@@ -47,6 +47,8 @@ def open_wanted(request: Request) -> tuple[Device, ...]:
     if request.is_for_the_cpu:
         return ()
     devices = open_devices(request.devices)
+    for device in devices:
+        device.has_graphs = request.graphs
     if not devices and not request.leaves_it_open:
         (budget,) = request.budgets
         is_auto = budget.is_auto
@@ -194,7 +196,8 @@ def facts_for(device: Device, source: Source, how: Wanted, budget: BudgetSetting
     What they have taken, as much again stays free, at least the margin: for others, and kernels of several types.
     """
     taken = device.load_kernels(types_there(source.model, how.sparsity)) if budget.is_auto else 0
-    of_graphs = 0 if device.is_emulated else graph_bytes(source.model, how.sparsity, how.kv_type)
+    takes_none = device.is_emulated or not device.has_graphs
+    of_graphs = 0 if takes_none else graph_bytes(source.model, how.sparsity, how.kv_type)
     return replace(facts_of(device, taken), graph_bytes=of_graphs)
 
 

@@ -9,11 +9,18 @@ from hotcold.errors import DeviceError
 
 @dataclass(frozen=True)
 class Request:
-    """The devices and their budgets that are asked for; `strict`: no fallback."""
+    """What is asked for.
+
+    Attributes:
+        devices, budgets: as many of each.
+        strict: no fallback.
+        graphs: whether what runs on the devices is to be captured, and plans leave memory for that.
+    """
 
     devices: tuple[DeviceChoice, ...]
     budgets: tuple[BudgetSetting, ...]
     strict: bool = False
+    graphs: bool = True
 
     @property
     def is_for_the_cpu(self) -> bool:
@@ -26,8 +33,10 @@ class Request:
         return self.devices[0].kind == "auto" and self.budgets[0].is_auto and not self.strict
 
 
-def parse_request(device: str, vram_budget: float | str, strict: bool = False) -> Request:
-    """What --device, --vram-budget and --strict mean together.
+def parse_request(
+    device: str, vram_budget: float | str, strict: bool = False, graphs: bool = True
+) -> Request:
+    """What --device, --vram-budget, --strict and --no-graphs mean together.
 
     Raises:
         SettingError: a value that means nothing.
@@ -37,4 +46,4 @@ def parse_request(device: str, vram_budget: float | str, strict: bool = False) -
     budgets = budget_for_each(parse_budgets(vram_budget), len(devices))
     if devices[0].kind == "cpu" and not (budgets[0].is_none or budgets[0].is_auto):
         raise DeviceError("vram_budget", vram_budget, "device cpu has no VRAM", "leave one of them out")
-    return Request(devices, budgets, strict)
+    return Request(devices, budgets, strict, graphs)

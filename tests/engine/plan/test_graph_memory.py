@@ -8,9 +8,13 @@ import numpy as np
 import pytest
 from split_runs import IDS, Case, OpenEmulated, model_of, on_device, plan_named
 
-from hotcold.engine.dump.inputs import budget_of, facts_for
+from hotcold.engine.dump.inputs import budget_of, facts_for, open_source
 from hotcold.engine.plan.budget import GIB, MIB, DeviceFacts, parse_budget, resolve_budget
 from hotcold.engine.plan.graph_memory import NODE_BYTES, graph_bytes, graph_nodes
+from hotcold.engine.plan.planning import wanted
+from hotcold.engine.run import device_plan
+from hotcold.engine.run.device_plan import open_wanted
+from hotcold.engine.run.request import parse_request
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cuda.device.device import CapturedGraph, Device
@@ -60,6 +64,21 @@ def test_they_are_no_part_of_a_budget() -> None:
     assert resolve_budget(parse_budget("23GiB"), CARD).n_bytes == 23 * GIB
     with pytest.raises(DoesNotFitError, match=f"{612 * MIB} of them for CUDA and others"):
         resolve_budget(parse_budget(f"{24 * 1024 - 600}MiB"), CARD)
+
+
+def test_who_wants_no_graphs_leaves_them_nothing(
+    data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = data / "powerinfer/llama-f16.powerinfer.gguf"
+    monkeypatch.setattr(Device, "is_emulated", False)  # whose graphs take nothing
+    monkeypatch.setattr(device_plan, "open_devices", lambda _: (open_emulated(build_kind="fast"),))
+    left = []
+    for graphs in (True, False):
+        (device,) = open_wanted(parse_request("emulated", "1GiB", graphs=graphs))
+        source = open_source(path, None, None, None)
+        how = wanted(source, "auto", 64, 8, "f16")
+        left.append(device_plan.facts_for(device, source, how, parse_budget("1GiB")).graph_bytes)
+    assert left[0] > 0 == left[1]
 
 
 def test_auto_leaves_a_byte_where_graphs_would_take_all() -> None:

@@ -23,7 +23,7 @@ from hotcold.engine.device.steps import CopyDown, DeviceStep, Logits
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Tracing
-from hotcold.errors import DoesNotFitError, HotcoldError
+from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import CaptureError
@@ -110,20 +110,22 @@ def test_a_device_without_graphs_runs_without_and_says_so_once(
     assert said.startswith("without graphs, launches one by one") and "it has no graphs" in said
 
 
-def test_a_driver_whose_events_within_graphs_let_the_host_pass_gets_none(
+@pytest.mark.parametrize("refuses", [False, True])
+def test_a_driver_whose_events_within_graphs_are_of_no_use_gets_none(
+    refuses: bool,
     plan: Plan,
     file: GGUFFile,
     open_emulated: OpenEmulated,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A graph's first launches are watched: right answers, a line, and plain launches from there on."""
+    """They let the host pass, or may not be waited for: right answers, a line, and plain launches from there on."""
     logits = []
     monkeypatch.setattr(replay, "WATCHED", 1)
     for passes in (False, True):
         device = open_emulated(build_kind="fast", policy="late")
         if passes:
-            let_pass(device)
+            let_pass(device, refuses)
         with on_device(plan, file, device) as executor, caplog.at_level(logging.WARNING, "hotcold.engine"):
             logits.append(mixed_logits(executor).tobytes())
         assert device.has_graphs != passes
@@ -132,8 +134,8 @@ def test_a_driver_whose_events_within_graphs_let_the_host_pass_gets_none(
     assert said.startswith("without graphs, launches one by one") and "an event within a graph" in said
 
 
-def let_pass(device: Device) -> None:
-    """The host does not wait for events whose last record is within a graph."""
+def let_pass(device: Device, refuses: bool) -> None:
+    """The host does not wait for events whose last record is within a graph, or is refused when it wants to."""
     driver, within = device.driver, set[int]()
     record_external, record, wait = driver.record_external, driver.record, driver.wait_event
 
@@ -148,6 +150,8 @@ def let_pass(device: Device) -> None:
     def wait_for(event: object) -> None:
         if id(event) not in within:
             wait(event)
+        elif refuses:
+            raise DeviceError("event", "recorded within a capture")
 
     patched: Any = driver
     patched.record_external, patched.record, patched.wait_event = externally, plainly, wait_for
