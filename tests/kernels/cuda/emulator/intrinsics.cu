@@ -141,10 +141,18 @@ __device__ inline void product_of_halves(const unsigned* a, const unsigned* b, f
     mma(own, of_a, of_b);
     for (int i = 0; i < 4; i++) c[(g + i / 2 * 8) * 8 + 2 * t + i % 2] = own[i];
 }
+#ifdef TENSOR_CORES
+struct MmaF16 {                                   // NVRTC takes no generic lambda for code of a device
+    template <class C, class A, class B> __device__ inline void operator()(C& c, A& a, B& b) const { mma_f16(c, a, b); }
+};
+struct MmaBf16 {
+    template <class C, class A, class B> __device__ inline void operator()(C& c, A& a, B& b) const { mma_bf16(c, a, b); }
+};
+#endif
 KERNEL products_of_halves(const unsigned* a, const unsigned* b, float* c, int is_f16) {
 #ifdef TENSOR_CORES
-    if (is_f16) product_of_halves(a, b, c, [](auto& c, auto& a, auto& b) { mma_f16(c, a, b); });
-    else product_of_halves(a, b, c, [](auto& c, auto& a, auto& b) { mma_bf16(c, a, b); });
+    if (is_f16) product_of_halves(a, b, c, MmaF16());
+    else product_of_halves(a, b, c, MmaBf16());
 #endif
 }
 
