@@ -81,10 +81,8 @@ def expert_product_cases(bed: Bed, weights: Weights) -> Iterator[Case]:
         return ref.mul_mat(values, x, kind in QUANTISED).reshape(N_USED, -1)
 
     of_token = ExpertProducts(kind, 1, N_USED, n_rows, n)
-    works = [(expert_rows(of_token), ()), (expert_tiles(of_token, N_EXPERT, N_USED), (N_USED,))]
-    if kind in QUANTISED:
-        works.append((expert_few(of_token, N_EXPERT, N_USED), (N_USED,)))
-    for work, more in works:
+    by_expert = expert_tiles(of_token, N_EXPERT, N_USED), expert_few(of_token, N_EXPERT, N_USED)
+    for work, more in ((expert_rows(of_token), ()), *((work, (N_USED,)) for work in by_expert)):
         launches = [work.prepare(bed.device, (*of_copy, *given, *more)) for of_copy in planes]
         yield Case(f"{N_USED} x {n_rows} x {n}", work, launches, lambda: bed.get(y)[:, rows], want)
 

@@ -46,10 +46,7 @@ def product_cases(bed: Bed, sizes: Sizes, weights: Weights) -> Iterator[Case]:
 
     yield Case(text, work, launches, lambda: bed.get(y)[:, rows], partial(product, x))
     yield _mask_case(bed, weights, given, ref.mul_mat(weights.values(0, np.arange(n_rows)), x, quantised))
-    batches = [(matmul, sizes.n_tokens)]
-    if quantised:
-        batches += [(matmul_few, tokens) for tokens in (FEW_SIDE, 4 * FEW_SIDE)]
-    for sizes_of, n_tokens in batches:
+    for sizes_of, n_tokens in ((matmul, sizes.n_tokens), (matmul_few, FEW_SIDE), (matmul_few, 4 * FEW_SIDE)):
         batch = normal(n_tokens, n, seed=2)
         inputs, ys = bed.inputs(kind, batch), bed.empty((n_tokens, n_rows), "f4")
         work, rest = sizes_of(kind, n_tokens, n_rows, n), (ys, ys, ys, n_rows, n, 0, n_tokens)

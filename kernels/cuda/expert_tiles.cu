@@ -1,7 +1,7 @@
 // The products of expert_rows.cu for many tokens, expert by expert, so that a row comes from memory once for several pairs:
 // tiles of 64 rows of an expert by 64 of its pairs, or of 16 by 16 (matmul_few.h). Each product has the bits that
 // expert_rows gives it.
-#include "matmul_few.h"
+#include "matmul_few_floats.h"
 
 // Pairs of one expert, in ascending order, and the input of each; where the expert's rows are, if there are pairs; `last`
 // is the last pair that was looked at.
@@ -74,4 +74,4 @@ KERNEL_WIDE KIND##_##T(PLANES_##T(w), INPUT_##T, const int* __restrict__ slots, 
 #define LARGE_TILES(T) EXPERT_TILES(T, expert_tiles, TILE_SIDE)
 #define SMALL_TILES(T) EXPERT_TILES(T, expert_few, FEW_SIDE)
 ONE_TYPE(LARGE_TILES)
-ONE_QUANTISED_TYPE(SMALL_TILES)
+ONE_TYPE(SMALL_TILES)

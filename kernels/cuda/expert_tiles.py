@@ -7,7 +7,6 @@ from hotcold.kernels.cuda.matmul import TILE_SIDE, shared_bytes, tile_input_byte
 from hotcold.kernels.cuda.matmul_few import FEW_SHARED, FEW_SIDE
 from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
-from hotcold.kernels.weight_table import QUANTISED
 
 
 def expert_tiles(
@@ -46,7 +45,7 @@ def expert_few(
     per_pair: bool = False,
     has_bias: bool = False,
 ) -> Work:
-    """`expert_tiles` of a quantised type, in the tiles of 16 rows by 16 pairs that `matmul_few` has."""
+    """`expert_tiles` in the tiles of 16 rows by 16 pairs that `matmul_few` has."""
     large = expert_tiles(products, n_expert, n_here, per_pair=per_pair, has_bias=has_bias)
     grid, kernel = (
         (cover(products.n_rows, FEW_SIDE), n_expert),
@@ -59,5 +58,5 @@ def batch_of_experts(
     products: ExpertProducts, n_expert: int, *, per_pair: bool = False, has_bias: bool = False
 ) -> Work:
     """`expert_few` or `expert_tiles`: where experts have 16 pairs each on average, both read most rows once."""
-    is_few = products.weight_type in QUANTISED and products.n_pairs <= FEW_SIDE * n_expert
+    is_few = products.n_pairs <= FEW_SIDE * n_expert
     return (expert_few if is_few else expert_tiles)(products, n_expert, per_pair=per_pair, has_bias=has_bias)

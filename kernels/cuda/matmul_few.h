@@ -192,6 +192,26 @@ __device__ inline void add_piece(const FewStep& step, Rows, const Products& prod
     }
 }
 
+// Puts a warp's chains, of a lane's four numbers of each eight tokens, in the place of its step.
+template <int N> __device__ inline void put_chains(const float (&sums)[N][EIGHTS][4]) {
+    for (int c = 0; c < N; c++)
+        for (int j = 0; j < EIGHTS; j++)
+            for (int i = 0; i < 4; i++) few_steps()[warp()].chains[c][WARP * (4 * j + i) + lane()] = sums[c][j][i];
+}
+// Adds all warps' N chains of the thread's number.
+template <int N> __device__ inline float add_chains(float total) {
+    __syncthreads();                              // the chains of all warps are there
+    for (int w = 0; w < 8; w++)
+        for (int c = 0; c < N; c++) total += few_steps()[w].chains[c][threadIdx.x];
+    __syncthreads();                              // they have been added
+    return total;
+}
+template <class Store>
+__device__ inline void store_few(int first_row, int last_row, int n_tokens, float total, Store store) {
+    int i = (int)(threadIdx.x / WARP), row = first_row + few_row(lane(), i % 4), t = i / 4 * 8 + few_token(lane(), i % 4);
+    if (row < last_row && t < n_tokens) store(row, t, total);
+}
+
 // Rows first_row to last_row - 1, 16 at most, times inputs of a tile, 16 at most: store(row, t, number) gets each number.
 template <template <class, class> class Products, class Rows, class Inputs, class Store>
 __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quantised x, Inputs inputs, Store store) {
@@ -213,23 +233,8 @@ __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quan
                 if (piece + c < n_pieces) add_piece(step, rows, products, c * Shape::PIECE, n_some, sums[c]);
             __syncwarp();                         // nobody reads it any more
         }
-        for (int c = 0; c < Shape::CHAINS; c++)
-            for (int j = 0; j < EIGHTS; j++)
-                for (int i = 0; i < 4; i++) step.chains[c][WARP * (4 * j + i) + lane()] = sums[c][j][i];
-        __syncthreads();                          // the chains of all warps are there
-        for (int w = 0; w < 8; w++)
-            for (int c = 0; c < Shape::CHAINS; c++) total += few_steps()[w].chains[c][threadIdx.x];
-        __syncthreads();                          // they have been added
+        put_chains(sums);
+        total = add_chains<Shape::CHAINS>(total);
     }
-    int i = (int)(threadIdx.x / WARP), row = first_row + few_row(lane(), i % 4), t = i / 4 * 8 + few_token(lane(), i % 4);
-    if (row < last_row && t < inputs.n) store(row, t, total);
-}
-
-// grid: (rows / 16, tokens / 16).
-template <template <class, class> class Products, class Rows>
-__device__ inline void matmul_few(Rows rows, Quantised x, Epilogue out, int n_tokens) {
-    int first_row = (int)blockIdx.x * FEW_SIDE, first_token = (int)blockIdx.y * FEW_SIDE;
-    multiply_few<Products>(rows, first_row, min(first_row + FEW_SIDE, out.n_rows), x,
-                           Following{first_token, min(n_tokens - first_token, FEW_SIDE)},
-                           [&](int row, int t, float v) { out.store(first_token + t, row, v); });
+    store_few(first_row, last_row, inputs.n, total, store);
 }

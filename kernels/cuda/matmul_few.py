@@ -7,7 +7,6 @@ from gguf import GGMLQuantizationType
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import Work, cover
-from hotcold.kernels.weight_table import QUANTISED
 
 FEW_SIDE = 16
 """Rows, and tokens, of a tile."""
@@ -16,7 +15,7 @@ FEW_SHARED = 8 * (FEW_SIDE * 5 * 16 + 4 * 4 * FEW_SIDE * 4)
 
 
 def matmul_few(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, flags: int = 0) -> Work:
-    """`matmul` of a quantised type, in tiles of 16 rows by 16 tokens whose chains the warps of a block share out.
+    """`matmul` in tiles of 16 rows by 16 tokens whose chains the warps of a block share out.
 
     Bytes and arguments are those of `matmul`, and so are the bits.
     """
@@ -38,5 +37,5 @@ def batch_product(
     there are fewer large ones than multiprocessors some of these have nothing to do.
     """
     tiles = cover(n_rows, TILE_SIDE) * cover(n_tokens, TILE_SIDE)
-    is_few = weight_type in QUANTISED and (n_tokens <= FEW_SIDE or tiles < n_sm)
+    is_few = n_tokens <= FEW_SIDE or tiles < n_sm
     return (matmul_few if is_few else matmul)(weight_type, n_tokens, n_rows, n, flags)

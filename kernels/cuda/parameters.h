@@ -4,9 +4,8 @@
 // X_q4_0: the input made of them; for each type of a program sources.py says which of the two kinds it is.
 //
 // A kernel's macro is handed to ONE_TYPE, TWO_TYPES or THREE_TYPES, by how many matrices of types of their own
-// the kernel multiplies, or to ONE_QUANTISED_TYPE, if it is for no others. They are defined in front of the program,
-// and make it for the types that were asked for: M(type), M(ending, a, b) or M(ending, a, b, c), where the ending is
-// the type if all are the same.
+// the kernel multiplies. They are defined in front of the program, and make it for the types that were asked for:
+// M(type), M(ending, a, b) or M(ending, a, b, c), where the ending is the type if all are the same.
 #pragma once
 #include "weights_32.h"
 #include "weights_grid.h"

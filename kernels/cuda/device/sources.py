@@ -15,7 +15,7 @@ from hotcold.kernels.weight_table import WEIGHT_TYPES
 
 SOURCES = Path(__file__).parent.parent  # kernels/cuda/
 INCLUDE = re.compile(r'^#include "(\w+\.h)"$')
-BY_TYPES = {"ONE_TYPE": 1, "ONE_QUANTISED_TYPE": 1, "TWO_TYPES": 2, "THREE_TYPES": 3}
+BY_TYPES = {"ONE_TYPE": 1, "TWO_TYPES": 2, "THREE_TYPES": 3}
 """What makes a kernel for types, and how many matrices of types of their own it multiplies."""
 IS_TYPED = re.compile(rf"^(?:{'|'.join(BY_TYPES)})\(\w+\)", re.MULTILINE)
 Types = tuple[str, ...]
@@ -49,16 +49,14 @@ def program(*paths: Path, types: Sequence[Types] = ()) -> str:
 def _prelude(types: Sequence[Types]) -> Iterator[str]:
     if types:
         yield '#line 1 "types"\n'
-    quantised = {row.ending for row in WEIGHT_TYPES.values() if row.is_quantised}
     for macro, count in BY_TYPES.items():
-        fit = [of_one for of_one in types if len(of_one) in (1, count)]
-        calls = [_call(each, count) for each in fit if "QUANTISED" not in macro or quantised.issuperset(each)]
-        if fit:
+        calls = [_call(of_one, count) for of_one in types if len(of_one) in (1, count)]
+        if calls:
             yield f"#define {macro}(M) {' '.join(calls)}\n"
     used = {ending for of_one in types for ending in of_one}
     for row in WEIGHT_TYPES.values():
         if row.ending in used:
-            kind = "ROUNDED" if row.ending in quantised else "FLOATS"
+            kind = "ROUNDED" if row.is_quantised else "FLOATS"
             yield f"#define INPUT_{row.ending} INPUT_{kind}\n#define X_{row.ending} X_{kind}\n"
     if used:
         yield from tables_of(used)

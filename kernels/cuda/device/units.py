@@ -61,11 +61,9 @@ def of_type(ending: str) -> Unit:
 @cache
 def _family_paths() -> dict[str, Path]:
     """The file of each typed kernel, by the kernel's name without its types."""
-    ending = next(
-        row.ending for row in WEIGHT_TYPES.values() if row.is_quantised
-    )  # every family has such kernels
-    found = ((path, read_signatures(program(path, types=((ending,),)))) for path in typed_families())
-    return {kernel.removesuffix(f"_{ending}"): path for path, kernels in found for kernel in kernels}
+    types = ((ENDINGS[0],),)
+    found = ((path, read_signatures(program(path, types=types))) for path in typed_families())
+    return {kernel.removesuffix(f"_{ENDINGS[0]}"): path for path, kernels in found for kernel in kernels}
 
 
 def family_of(kernel: str) -> str:

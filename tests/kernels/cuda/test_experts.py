@@ -21,8 +21,7 @@ from hotcold.kernels.weight_table import QUANTISED
 pytestmark = pytest.mark.pairwise
 F32 = NDArray[np.float32]
 N_EXPERT, N_USED = 6, 3
-TILES = {False: (expert_tiles,), True: (expert_tiles, expert_few)}
-"""Of a batch, by whether the type is quantised."""
+TILES = expert_tiles, expert_few
 SLOTS = np.array([2, -1, 0, -1, 1, 3], "i4")  # experts 2, 4, 0 and 5 are here, in this order
 
 
@@ -87,7 +86,7 @@ def test_expert_rows(
     got = get(device, y)
     assert worst_error(got, want) < 1e-5
     assert (got[~want.any(1)] == 0).all()
-    for tiles in TILES[weight_type in QUANTISED]:
+    for tiles in TILES:
         batch = tiles(products, N_EXPERT, per_pair=per_pair, has_bias=has_bias)
         again = put(device, np.full((n_tokens * N_USED, n_rows), np.nan, "f4"))
         others = rest[0], given_bias, again, n_rows, n, N_USED, int(per_pair), int(has_bias), n_rows
@@ -104,7 +103,7 @@ def test_tiles_of_an_expert_with_many_tokens(device: Device, put: Put, get: Get,
     chosen, slots = put(device, packed(ids, np.ones(ids.shape))), put(device, SLOTS)
     products = ExpertProducts(weight_type, n_tokens, n_used, n_rows, n)
     given = *w.planes(device, put), *inputs(device, put, weight_type, x), slots, chosen
-    answers, by_expert = [], [tiles(products, N_EXPERT) for tiles in TILES[weight_type in QUANTISED]]
+    answers, by_expert = [], [tiles(products, N_EXPERT) for tiles in TILES]
     for work, more in ((expert_rows(products), ()), *((work, (n_tokens * n_used,)) for work in by_expert)):
         y = put(device, np.full((n_tokens * n_used, n_rows), np.nan, "f4"))
         work.launch(device, (*given, y, y, n_rows, n, n_used, 0, 0, 0, *more), device.compute)
@@ -118,7 +117,6 @@ def test_a_batch_has_small_tiles_where_experts_have_few_tokens() -> None:
         return batch_of_experts(ExpertProducts(weight_type, n_tokens, 2, 64, 256), n_expert).kernel
 
     assert kernel(Type.Q4_0, 64, 8) == "expert_few_q4_0" and kernel(Type.Q4_0, 65, 8) == "expert_tiles_q4_0"
-    assert kernel(Type.F16, 5, 8) == "expert_tiles_f16"
 
 
 STARTS = np.array([0, 3, 3, 50, 59, 59, 60], "i4")  # of six experts' rows: none of experts 1 and 4

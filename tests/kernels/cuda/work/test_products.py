@@ -27,7 +27,7 @@ from hotcold.kernels.formats import (
     mask_words,
     n_groups,
 )
-from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
+from hotcold.kernels.weight_table import device_row_bytes
 
 pytestmark = pytest.mark.pairwise
 QUICK = (Type.Q4_0,)  # of each a build that watches every byte takes seconds
@@ -55,7 +55,7 @@ def test_matmul(device: Device, touched: Touched, weight_type: Type) -> None:
     given = (*weights(device, weight_type, rows, n), *inputs(device, weight_type, n, tokens), bias, residual)
     for flags in (0, HAS_BIAS | HAS_RESIDUAL | RELU):
         arguments = (*given, y, rows, n, flags, tokens)
-        for sizes in (matmul, matmul_few) if weight_type in QUANTISED else (matmul,):
+        for sizes in (matmul, matmul_few):
             work = sizes(weight_type, tokens, rows, n, flags)
             assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
@@ -182,7 +182,7 @@ def test_expert_rows(device: Device, touched: Touched, weight_type: Type, has_bi
     given = (*weights(device, weight_type, 2 * n_rows, n), *inputs(device, weight_type, n), slots, chosen)
     rest = bias, y, n_rows, n, 2, 0, int(has_bias), n_rows
     assert touched(work, (*given, *rest)) == (work.bytes_read, work.bytes_written)
-    for tiles in (expert_tiles, expert_few) if weight_type in QUANTISED else (expert_tiles,):
+    for tiles in (expert_tiles, expert_few):
         work = tiles(products, 3, 1, has_bias=has_bias)
         assert touched(work, (*given, *rest, 2)) == (work.bytes_read, work.bytes_written)
 
