@@ -25,7 +25,10 @@ __device__ inline void begin_step(HalvesTile<T>& tile, Halves<T> rows, int first
     bool is_there = row < last_row && rows.is_whole(unit);
     if (is_there || row >= last_row || rows.n % 8 == 0)
         copy_async<16>(tile.rows + threadIdx.x, rows.whole(is_there ? row : 0, is_there ? unit : 0), is_there);
-    else tile.rows[threadIdx.x] = rows.cut(row, unit);
+    else {
+        int4 own = rows.cut(row, unit);           // word by word: the race build does not see that a call's answer is stored
+        tile.rows[threadIdx.x] = {own.x, own.y, own.z, own.w};
+    }
     Floats own = x.of_token(inputs.of(line), rows.n);
     int n = line < inputs.n ? rows.n : 0;
     for (int k = 0; k < 2; k++)

@@ -97,10 +97,13 @@ template <class T> struct Halves : Plain<T> {
     }
     // A unit that the row's end cuts, or that lies behind it.
     __device__ int4 cut(int row, int unit) const {
-        union { int4 bits; T values[8]; } u = {{0, 0, 0, 0}};
-        for (int k = 0; k < 8; k++)
-            if (8 * unit + k < this->n) u.values[k] = this->values[row * this->stride + 8 * unit + k];
-        return u.bits;
+        const unsigned short* bits = (const unsigned short*)(this->values + row * this->stride) + 8 * unit;
+        unsigned words[4];
+        for (int k = 0; k < 4; k++) {
+            int left = this->n - 8 * unit - 2 * k;
+            words[k] = (left > 0 ? bits[2 * k] : 0u) | (left > 1 ? bits[2 * k + 1] : 0u) << 16;
+        }
+        return {(int)words[0], (int)words[1], (int)words[2], (int)words[3]};
     }
 
     // Chain g is input g of what is multiplied, and its own pieces column g: of the products of 8 inputs by 8 columns
@@ -111,7 +114,7 @@ template <class T> struct Halves : Plain<T> {
         return sum_in_order(sum, lane() % 4 == g / 2 ? g : CHAINS, CHAINS);
     }
     template <bool ALL_WHOLE> __device__ float chain(int row, const float* x) const {
-        constexpr int PASSES = ALL_WHOLE && Split<T>::TERMS == 2 ? 2 : 1;  // of BF16 two would spill
+        [[maybe_unused]] constexpr int PASSES = ALL_WHOLE && Split<T>::TERMS == 2 ? 2 : 1;  // of BF16 two would spill
         float sum = 0.f;
         UNROLL(PASSES)
         for (int eights = 0; eights < this->n; eights += 8 * WARP) {
