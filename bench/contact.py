@@ -15,16 +15,36 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 KERNEL_TESTS = (
     *("quantise", "add", "norms", "compact", "matvec", "ffn", "attention", "matmul", "dense_gated_ffn"),
-    *("hidden_masked", "matmul_transposed", "experts", "scale", "weights"),
+    *(
+        "order_of_sums",
+        "attention_tiles",
+        "matmul_few",
+        "graphs",
+        "hidden_masked",
+        "matmul_transposed",
+        "experts",
+    ),
+    *("scale", "rope", "candidates", "keep_some"),
 )
-SPLIT_TESTS = "split_logits", "split_counters", "split_types"
+SPLIT_TESTS = (
+    "split_logits",
+    "split_counters",
+    "split_types",
+    "same_bits_split",
+    "split_experts",
+    "split_order",
+)
+AT_ONCE = 4
+"""Steps that run beside each other, of those that may."""
 SHOWN_LINES = 12
 """Of the output of a step that failed."""
 
@@ -42,6 +62,7 @@ class Step:
         seconds: after which it is ended.
         check: looks at what it printed, if it ended well.
         needs: a program without which it is left out.
+        beside: whether it may run beside its neighbours that may too, since nothing of it is timed.
     """
 
     name: str
@@ -49,6 +70,7 @@ class Step:
     seconds: float
     check: Check = lambda printed: ""
     needs: str = ""
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,15 +160,21 @@ def texts(device: str, budget: str) -> Iterator[Step]:
     yield Step("sides", run, 60, graphs_as_assumed)
 
 
+def test_step(path: str) -> Step:
+    """The tests of a file, on a card."""
+    name = Path(path).stem.removeprefix("test_")
+    return Step(f"test-{name}", tests(path), 90, nothing_skipped, beside=True)
+
+
 def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:
     """In the order of what one learns from them."""
     yield from facts()
     yield Step("launches", bench("launches.py", "--device", device), 90, no_spills)
     yield from texts(device, "6MiB")
     for name in KERNEL_TESTS:
-        yield Step(f"test-{name}", tests(f"tests/kernels/cuda/test_{name}.py"), 60, nothing_skipped)
+        yield test_step(f"tests/kernels/cuda/test_{name}.py")
     for name in SPLIT_TESTS:
-        yield Step(f"test-{name}", tests(f"tests/engine/run/test_{name}.py"), 60, nothing_skipped)
+        yield test_step(f"tests/engine/run/test_{name}.py")
     for tool, name in (("memcheck", "attention"), ("memcheck", "compact"), ("racecheck", "matmul")):
         checked = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
         command = (*checked, *tests(f"tests/kernels/cuda/test_{name}.py"))
@@ -199,6 +227,21 @@ def run_step(step: Step, folder: Path, left: float) -> Outcome:
     return Outcome(step, time.perf_counter() - started, problem, printed)
 
 
+def run_steps(steps: Iterable[Step], folder: Path, deadline: float) -> Iterator[Outcome]:
+    """What becomes of each, in their order; neighbours that may run beside each other do.
+
+    Args:
+        deadline: seconds of `time.perf_counter`.
+    """
+
+    def taken(step: Step) -> Outcome:
+        return run_step(step, folder, deadline - time.perf_counter())
+
+    for beside, some in groupby(steps, lambda step: step.beside):
+        with ThreadPoolExecutor(AT_ONCE if beside else 1) as pool:
+            yield from pool.map(taken, some)
+
+
 def ids_differ(outcomes: Sequence[Outcome]) -> str:
     """The texts of the CPU, the device and both are one text."""
     answers = {}
@@ -229,9 +272,9 @@ def run(given: Sequence[str] | None = None) -> int:
     )
     outcomes = []
     print("| step | seconds | |\n| --- | ---: | --- |")
-    for step in steps:
-        outcomes.append(run_step(step, arguments.folder, deadline - time.perf_counter()))
-        print(f"| {step.name} | {outcomes[-1].seconds:.1f} | {outcomes[-1].problem or 'well'} |", flush=True)
+    for outcome in run_steps(steps, arguments.folder, deadline):
+        outcomes.append(outcome)
+        print(f"| {outcome.step.name} | {outcome.seconds:.1f} | {outcome.problem or 'well'} |", flush=True)
     for outcome in outcomes:
         if outcome.problem and outcome.printed:
             last = "\n".join(outcome.printed.splitlines()[-SHOWN_LINES:])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 from pathlib import Path
 from subprocess import CompletedProcess
 
@@ -60,6 +61,19 @@ def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
     missing = python("step", "print(1)", needs="no-such-program")
     assert contact.run_step(missing, tmp_path, 600).problem == "left out: no no-such-program"
     assert "want of time" in contact.run_step(python("step", "print(1)"), tmp_path, 0).problem
+
+
+def test_neighbours_run_beside_each_other_in_their_order(tmp_path: Path) -> None:
+    slow, quick = "import time; time.sleep(2)", "print(1)"
+    steps = [
+        python("first", quick),
+        *(python(f"{i}", slow, beside=True) for i in range(4)),
+        python("last", quick),
+    ]
+    started = time.perf_counter()
+    found = list(contact.run_steps(steps, tmp_path, started + 600))
+    assert [each.step.name for each in found] == ["first", "0", "1", "2", "3", "last"]
+    assert time.perf_counter() - started < sum(each.seconds for each in found) - 2
 
 
 def test_what_is_told_of_a_card_in_trouble(compiler: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import open_gguf
+from hotcold.kernels.cuda.device.device import Device
 
 Logits = NDArray[np.float32]
 LogitsOf = Callable[[Executor, NDArray[np.int32], int], Logits]
@@ -44,6 +45,16 @@ QUICK = (
 )
 
 
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def open_anew(request: pytest.FixtureRequest) -> Callable[[], Device]:
+    """Opens a fast emulated device, or hands out the one card."""
+    if request.param == "cuda":
+        card: Device = request.getfixturevalue("card")
+        return lambda: card
+    open_emulated: OpenEmulated = request.getfixturevalue("open_emulated")
+    return lambda: open_emulated(build_kind="fast")
+
+
 def plan_of(model: Model, case: Case, share: float) -> Plan:
     smallest, largest = (budget_bytes(model, case, which) for which in ("one layer", "everything"))
     return split_plan(model, case, smallest + int(share * (largest - smallest)))
@@ -69,7 +80,7 @@ def test_logits_do_not_depend_on_batches_threads_or_reuse(
     sparsity: str,
     where: str,
     recorded: Callable[[str], Path],
-    open_emulated: OpenEmulated,
+    open_anew: Callable[[], Device],
     logits_of: LogitsOf,
 ) -> None:
     """Of one plan: what lies on the device says whose order of sums a row has."""
@@ -78,7 +89,7 @@ def test_logits_do_not_depend_on_batches_threads_or_reuse(
         plan = plan_of(model, Case(sparsity, "f16", 128, N_TOKENS), SHARES[where])
         ids = np.random.default_rng(0).integers(3, min(model.n_vocab, 200), N_TOKENS).astype(np.int32)
         for n_batch, n_threads in BATCHES:
-            with on_device(plan, file, open_emulated(build_kind="fast"), n_threads) as executor:
+            with on_device(plan, file, open_anew(), n_threads) as executor:
                 logits = logits_of(executor, ids, n_batch)
                 assert np.isfinite(logits).all()
                 seen[logits.tobytes()] = n_batch, n_threads
