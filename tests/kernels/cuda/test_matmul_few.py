@@ -112,6 +112,19 @@ def test_the_bits_are_the_same_without_tensor_cores(
     assert len({product(device, work, weight_type, 19, 18, n).tobytes() for device in devices}) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("weight_type", [Type.F16, Type.BF16], ids=lambda t: t.name)
+def test_halves_without_tensor_cores_have_the_bits_of_a_row_alone(
+    open_emulated: Open, product: Callable[..., Array], weight_type: Type
+) -> None:
+    paths = SOURCES / "matmul_few.cu", SOURCES / "matvec.cu"
+    source = program(*paths, types=[(WEIGHT_TYPES[weight_type].ending,)])
+    device = open_emulated(source="#define WITHOUT_TENSOR_CORES\n" + source)
+    for n in lengths(weight_type):
+        works = (each(weight_type, 19, 18, n) for each in (matvec, matmul_few))
+        assert len({product(device, work, weight_type, 19, 18, n).tobytes() for work in works}) == 1
+
+
 BUGS = {
     "chains added from the last on": ("total += few_steps()[w].", "total += few_steps()[7 - w]."),
     "a warp's chains in the wrong order": (
