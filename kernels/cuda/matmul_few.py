@@ -7,6 +7,7 @@ from gguf import GGMLQuantizationType
 from hotcold.kernels.cuda.matmul import TILE_SIDE, matmul
 from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import Work, cover
+from hotcold.kernels.weight_table import QUANTISED
 
 FEW_SIDE = 16
 """Rows, and tokens, of a tile."""
@@ -34,8 +35,10 @@ def batch_product(
     """`matmul_few` or `matmul`, by what fills a device of n_sm multiprocessors.
 
     Large tiles read their inputs and rows less often, but up to 16 tokens both kinds read each row once, and where
-    there are fewer large ones than multiprocessors some of these have nothing to do.
+    there are fewer large ones than multiprocessors some of these have nothing to do. Inputs of floats have four times
+    the bytes, so that small tiles, which ask for them four times as often, are for half as many.
     """
+    n_sm = n_sm if weight_type in QUANTISED else n_sm // 2
     tiles = cover(n_rows, TILE_SIDE) * cover(n_tokens, TILE_SIDE)
     is_few = n_tokens <= FEW_SIDE or tiles < n_sm
     return (matmul_few if is_few else matmul)(weight_type, n_tokens, n_rows, n, flags)

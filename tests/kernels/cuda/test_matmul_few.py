@@ -193,7 +193,8 @@ def test_a_batch_is_cut_where_tiles_would_not_fill_the_device() -> None:
     assert kernel(Type.Q4_0, 64, 4096) == kernel(Type.Q4_0, 64, 1024) == "matmul_few_q4_0"
     assert kernel(Type.Q4_0, 65, 4096) == kernel(Type.Q4_0, 17, 11008) == "matmul_q4_0"
     assert kernel(Type.Q4_0, FEW_SIDE, 11008) == "matmul_few_q4_0"
-    assert kernel(Type.F16, 64, 4096) == "matmul_few_f16" and kernel(Type.F16, 64, 11008) == "matmul_f16"
+    assert kernel(Type.F16, 64, 1024) == kernel(Type.F16, FEW_SIDE, 4096) == "matmul_few_f16"
+    assert kernel(Type.F16, 64, 41 * 64) == "matmul_f16"
     assert (
         kernel(Type.Q4_0, 64, 81 * 64) == "matmul_few_q4_0"
         and kernel(Type.Q4_0, 64, 82 * 64) == "matmul_q4_0"
