@@ -200,6 +200,33 @@ def test_a_planted_bug_of_halves_changes_the_bits(
     assert not has_bits_of_oracle or batch(device, put, get, w, x).tobytes() != got.tobytes()
 
 
+@pytest.mark.slow
+def test_a_token_has_its_bits_in_whatever_order_an_mma_adds(
+    open_emulated: Open, put: Put, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card's own order is not published: here the sixteen products are added first, and then to what was there."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source, n, old = products_of(Type.F16), 1027, "mma_f16(c, a, b);"
+    assert source.count(old) == 1
+    other = "float d[4] = {}; mma_f16(d, a, b); for (int i = 0; i < 4; i++) c[i] += d[i];"
+    device = open_emulated(source=source.replace(old, other), build_kind="fast")
+    w, x = random_matrix(Type.F16, 67, n), normal(65, n)
+    got = alone(device, put, get, w, x)
+    assert got.tobytes() == batch(device, put, get, w, x).tobytes()
+    assert got[0].tobytes() != order.device_dots_of_halves(Type.F16, w.values, x[0]).tobytes()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weight_type", each_type())
+def test_a_card_has_one_order_too(card: Device, put: Put, get: Get, weight_type: Type) -> None:
+    """Which one that is within an mma of halves is not published, so kernels are held against each other."""
+    for n in lengths(weight_type):
+        w, x = random_matrix(weight_type, 67, n), normal(max(BATCHES), n)
+        want = alone(card, put, get, w, x)
+        for n_tokens in BATCHES:
+            assert batch(card, put, get, w, x[:n_tokens]).tobytes() == want[:n_tokens].tobytes(), n
+
+
 def units(open_emulated: Open, put: Put, get: Get, w: Matrix) -> tuple[Array, F32, F32 | None]:
     """Numbers, scales and minima of each sixteen, as kernels read them."""
     row, (n_rows, n) = weight_type_row(w.type), w.values.shape
