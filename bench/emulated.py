@@ -24,8 +24,8 @@ from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes
 
 Type = GGMLQuantizationType
-GOAL = 100.0
-"""Million weights a second."""
+GOALS = {Type.F16: 50.0, Type.Q8_0: 100.0, Type.Q4_0: 100.0}
+"""Million weights a second; of F16 half of them, since tensor cores are four operations of a warp for 256 weights."""
 WEIGHTS = 1 << 20
 ACTIVE = 0.3
 
@@ -111,12 +111,16 @@ def main() -> None:
     print(f"{'build':9}{'order':>6}  {'type':6}{'row':>6}{'matvec':>9}{'FFN':>9}")
     missed = False
     for build_kind, order in (("fast", 0), ("fast", 7), ("checked", 0), ("checked", 7)):
-        for weight_type in (Type.F16, Type.Q8_0, Type.Q4_0):
+        for weight_type, goal in GOALS.items():
             for n in (256, 512, 2048, 4096):
                 r = measure(build_kind, order, weight_type, n)
                 print(f"{build_kind:9}{order:6}  {weight_type.name:6}{n:6}{r.matvec:9.0f}{r.ffn:9.0f}")
-                missed |= (build_kind, order) == ("fast", 0) and n >= 512 and min(r.matvec, r.ffn) < GOAL
-    sys.exit(f"the fast build is below {GOAL:.0f} million weights a second" if missed else 0)
+                missed |= (build_kind, order) == ("fast", 0) and n >= 512 and min(r.matvec, r.ffn) < goal
+    sys.exit(
+        "the fast build is too slow: " + ", ".join(f"{t.name} {g:.0f}" for t, g in GOALS.items())
+        if missed
+        else 0
+    )
 
 
 if __name__ == "__main__":

@@ -178,11 +178,11 @@ template <class Words> UNCHECKED inline void multiply_halves(emulator::Warp& w) 
         auto own = (const Fragments<2, float>*)w.value[lane];
         int g = lane / 4, first = 2 * (lane % 4);
         unsigned words[4] = {own->b[0], own->b[1]};
-        Eight of_a = Words::floats(own->a), of_b = Words::floats(words);
-        for (int k = 0; k < 4; k++) {             // of a row two numbers, and eight further on two
-            int at = first + k / 2 * 8 + k % 2;
-            a[g][at] = of_a[k / 2 * 4 + k % 2], a[g + 8][at] = of_a[k / 2 * 4 + 2 + k % 2];
-            b[at][g] = of_b[k];
+        Row of_a = __builtin_convertvector(Words::floats(own->a), Row), of_b = __builtin_convertvector(Words::floats(words), Row);
+        for (int k = 0; k < 2; k++) {             // of a row two numbers, and eight further on two
+            memcpy(&a[g][first + 8 * k], (const double*)&of_a + 4 * k, 16);
+            memcpy(&a[g + 8][first + 8 * k], (const double*)&of_a + 4 * k + 2, 16);
+            for (int i = 0; i < 2; i++) b[first + 8 * k + i][g] = of_b[2 * k + i];
         }
     }
     for (int row = 0; row < 16; row++) {
