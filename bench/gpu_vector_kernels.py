@@ -190,7 +190,7 @@ def _rope_case(bed: Bed, sizes: Sizes, kv_type: str) -> Case:
     ]
     q_out, keys, values = bed.empty(q.shape, "f4"), *(bed.empty(empty.shape, empty.dtype) for _ in range(2))
     work = rope_kv_store(kv_type, 1, n_head, n_kv, dim, dim)
-    arguments = (*given, q_out, keys, values, 1, n_head, n_kv, dim, dim // 2, 1, n_ctx)
+    arguments = (*given, q_out, keys, values, 1, n_head, n_kv, dim, dim // 2, 1, n_ctx, 1)
 
     def got() -> Array:
         stored = [ref.cache_numbers(bed.get(cache), shape)[:, at].ravel() for cache in (keys, values)]

@@ -181,9 +181,9 @@ def most_parts(n_rows: int, n_ctx: int) -> int:
 
 
 def is_split(n_tokens: int, n_ctx: int) -> bool:
-    """Whether the positions are cut into parts: for one token of a context of several.
+    """Whether the positions are cut into parts: for one token of a context of several, and so for one of each sequence.
 
-    A batch has blocks enough without, and its sums would need a workspace of hundreds of MiB.
+    A batch of one sequence has blocks enough without, and its sums would need a workspace of hundreds of MiB.
     """
     return n_tokens == 1 and n_parts(n_ctx) > 1
 

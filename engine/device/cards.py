@@ -70,18 +70,27 @@ class Cards:
         """Bytes of a card's arena, once all that is enqueued has run."""
         return self._of[side].intermediate(offset, n_bytes)
 
-    def send_positions(self, positions: NDArray[np.integer]) -> None:
-        """Enqueue the copies of the positions of a run's tokens."""
+    def send_positions(self, positions: NDArray[np.integer], slots: Sequence[int]) -> None:
+        """Enqueue the copies of the positions of a run's tokens, and of their slots."""
         for side in self.sides:
-            side.send_positions(positions)
+            side.send_positions(positions, slots)
 
-    def steps(self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk]) -> list[Step]:
-        """One run of n_tokens, at most the graph's, with the CPU's walks where they belong."""
+    def steps(
+        self, graph: GraphPlan, n_tokens: int, walks: Sequence[Walk], apart: bool = False
+    ) -> list[Step]:
+        """One run of n_tokens, at most the graph's, with the CPU's walks where they belong.
+
+        Args:
+            apart: whether each token is of another sequence.
+        """
         placed, remaining = graph.placed, iter(walks)
         for name in self._of:
             placed = pack(placed, name, QUANTISED.__contains__)
         made_on = {result.name: p.side for p in placed.nodes for result in results(p.node)}
-        lows = {name: DeviceLowering(side.store, graph, n_tokens, placed) for name, side in self._of.items()}
+        lows = {
+            name: DeviceLowering(side.store, graph, n_tokens, placed, apart)
+            for name, side in self._of.items()
+        }
         steps: list[Step] = []
         for kind, nodes in segments(placed):
             if kind == CPU:

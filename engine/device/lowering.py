@@ -57,6 +57,7 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
         int(sinks is not None),
         node.attributes["window"],
         node.attributes["scale"],
+        low.sequences,
     )
     rounded, taken = Rounded.nowhere(y), 1
     if model.head_dim % 32 == 0 and len(nodes) > 1 and nodes[1].op == "pack" and low.is_alone(nodes[1], node):
@@ -64,19 +65,20 @@ def attention(low: DeviceLowering, nodes: Nodes) -> int:
     keys, values = low.store.cache(layer_of(node))
     n_rows = low.plan.caches[layer_of(node)].n_positions
     heads, rounds = (model.n_head, model.n_head_kv, model.head_dim), bool(rounded.there)
-    given = q, keys, values, low.positions()
+    given, of_sequences = (q, keys, values, low.places()), low.sequences.n_apart
 
     def launch(parts: int) -> None:
         if parts == 1:
-            work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows, rounds)
+            work = attention_sizes.attention(kv_type, low.n_tokens, *heads, n_rows, rounds, low.sequences)
             low.launch(work, *given, y, low.n_tokens, *heads, n_rows, *scores.arguments, *rounded)
             return
-        partial = low.area("attention", model.n_head * parts * (model.head_dim + 2), np.float32)
-        arrived = low.area("arrived", arrived_bytes(kv_type, *heads) // 4, np.uint32)
-        work = attention_sizes.attention_part(kv_type, *heads, parts, n_rows, rounds)
+        sums = of_sequences * model.n_head * parts * (model.head_dim + 2)
+        partial = low.area("attention", sums, np.float32)
+        arrived = low.area("arrived", of_sequences * arrived_bytes(kv_type, *heads) // 4, np.uint32)
+        work = attention_sizes.attention_part(kv_type, *heads, parts, n_rows, rounds, low.sequences)
         low.launch(work, *given, partial, arrived, y, *heads, n_rows, parts, *scores.arguments, *rounded)
 
-    if is_split(low.n_tokens, low.plan.n_ctx):
+    if is_split(low.n_tokens // of_sequences, low.plan.n_ctx):
         low.launch_by_parts(n_rows, launch)
     else:
         launch(1)

@@ -40,12 +40,12 @@ class _Stored:
 
     def places(self, low: DeviceLowering) -> tuple[Any, ...]:
         """cos_sin, positions, keys and values."""
-        return low.cos_sin(self.rotation["table"]), low.positions(), *low.store.cache(layer_of(self.node))
+        return low.cos_sin(self.rotation["table"]), low.places(), *low.store.cache(layer_of(self.node))
 
-    def sizes(self, low: DeviceLowering) -> tuple[int, int, int, int]:
-        """head_dim, pairs of a head, whether they are interleaved, rows of the cache."""
-        n_rows = low.plan.caches[layer_of(self.node)].n_positions
-        return low.model.head_dim, self.rotation["n_rot"] // 2, int(self.rotation["interleaved"]), n_rows
+    def sizes(self, low: DeviceLowering) -> tuple[int, int, int, int, int]:
+        """head_dim, pairs of a head, whether they are interleaved, rows of the cache, slots."""
+        n_rows, half = low.plan.caches[layer_of(self.node)].n_positions, self.rotation["n_rot"] // 2
+        return low.model.head_dim, half, int(self.rotation["interleaved"]), n_rows, low.plan.n_slots
 
 
 def _stored(nodes: Nodes) -> _Stored | None:
@@ -130,10 +130,10 @@ def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
     if stored is None:
         raise HotcoldError("node", nodes[0].name, "rope of q, rope of k and kv_store in a row")
     cos_sin, positions, keys, values = stored.places(low)
-    head_dim, half, interleaved, n_rows = stored.sizes(low)
+    head_dim, half, *rest = stored.sizes(low)
     sizes = low.n_tokens, stored.n_head, model.n_head_kv, head_dim
     low.launch(
-        rope_kv_store(low.plan.kv_type, *sizes, 2 * half),
+        rope_kv_store(low.plan.kv_type, *sizes, 2 * half, low.plan.n_slots),
         *(low.vector(tensor) for tensor in (stored.q, stored.k, stored.v)),
         cos_sin,
         positions,
@@ -142,7 +142,6 @@ def kv_store(low: DeviceLowering, nodes: Nodes) -> int:
         values,
         *sizes,
         half,
-        interleaved,
-        n_rows,
+        *rest,
     )
     return stored.taken

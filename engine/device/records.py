@@ -18,6 +18,7 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
+from hotcold.kernels.cuda.attention import Sequences
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.matmul_few import batch_product
@@ -50,14 +51,18 @@ class DeviceLowering:
 
     Attributes:
         n_tokens: of the run, at most the graph's.
+        sequences: whose these are.
         placed: the graph, with the `pack` nodes of all cards.
         readers: how many nodes read a result.
         unsummed: by result, what its only reader adds up in its place.
     """
 
-    def __init__(self, store: DeviceStore, graph: GraphPlan, n_tokens: int, placed: PlacedGraph) -> None:
+    def __init__(
+        self, store: DeviceStore, graph: GraphPlan, n_tokens: int, placed: PlacedGraph, apart: bool = False
+    ) -> None:
         self.store, self.plan, self.model = store, store.plan, store.plan.model
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
+        self.sequences = Sequences(self.plan.n_slots, n_tokens if apart else 1)
         self.placed = placed
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[store.card.side].slots}
@@ -130,6 +135,10 @@ class DeviceLowering:
     def positions(self, first: int = 0, count: int | None = None) -> Buffer:
         """Positions of the run's tokens, int32 [n_tokens], or of count of them from `first` on."""
         return self.area("positions", count or self.n_tokens, np.int32, 4 * first)
+
+    def places(self) -> Buffer:
+        """The positions for who writes or reads caches: with several slots these lie behind them."""
+        return self.positions(0, self.n_tokens * (1 if self.plan.n_slots == 1 else 2))
 
     def least(self, node: Node, first: int = 0, count: int | None = None) -> tuple[Buffer, Buffer, int]:
         """The last arguments of kernels that leave small neurons out: thresholds, positions, whether there are any."""

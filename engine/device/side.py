@@ -1,5 +1,6 @@
 """The device's part of a run: its memory, its page-locked mirror of the host, and its nodes as steps."""
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -29,7 +30,7 @@ class DeviceSide:
     Attributes:
         arena: the host's intermediates, page-locked, so that copies need no staging; of all devices.
         down, up: recorded behind the last copy each way.
-        positions, logits, found, counted: page-locked too, int32 [n_batch], float32 [n_vocab], int32
+        positions, logits, found, counted: page-locked too, int32 [n_batch], twice with several slots, float32 [n_vocab], int32
             [CANDIDATE_WORDS], and bytes of the counts.
         sender: of what the device lacks for a prompt; None where that is not sent.
     """
@@ -42,7 +43,7 @@ class DeviceSide:
         self._looked_at: Pinned | None = None
         self.arena = arena
         try:
-            self.positions = self._pinned(plan.n_batch, np.int32)
+            self.positions = self._pinned(plan.n_batch * (1 if plan.n_slots == 1 else 2), np.int32)
             self.logits = self._pinned(plan.model.n_vocab, np.float32)
             self.found = self._pinned(CANDIDATE_WORDS, np.int32)
             self.counted = self._pinned(store.areas["counts"].n_bytes, np.uint8)
@@ -89,10 +90,13 @@ class DeviceSide:
         self.settle()
         return np.array(host.array, np.uint8)
 
-    def send_positions(self, positions: NDArray[np.integer]) -> None:
-        """Enqueue the copy of the positions of a run's tokens."""
+    def send_positions(self, positions: NDArray[np.integer], slots: Sequence[int]) -> None:
+        """Enqueue the copy of the positions of a run's tokens, and where there are several slots of each one's slot."""
         n = positions.size
         self.positions.array[:n] = positions
+        if self.store.plan.n_slots > 1:
+            self.positions.array[n : 2 * n] = slots
+            n *= 2
         host, buffer = self.positions.view(0, n, np.int32), self.store.areas["positions"]
         self.device.upload(buffer.view(0, n, np.int32), host, self.stream)
 

@@ -4,6 +4,7 @@ Three slabs, as large as the plan says: weights with the index of hot rows, KV c
 kernels' workspace. Weights are repacked on their way (`staging.py`).
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,7 +18,6 @@ from hotcold.engine.graph.graph import ALL
 from hotcold.engine.graph.placed import GPU
 from hotcold.engine.host.stores import HostStore, first_infinite
 from hotcold.engine.model.model import Weight
-from hotcold.engine.plan.footprint import layer_kv_bytes
 from hotcold.engine.plan.neurons import index_of
 from hotcold.engine.plan.plan import Plan, SentPiece, WeightEntry
 from hotcold.errors import DeviceError
@@ -194,46 +194,59 @@ class DeviceStore:
         return self._sent_thresholds.get((layer, rows)) or self._thresholds.get(layer)
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of a layer, [n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
+        """Keys and values of a layer, [n_slots, n_head_kv, n_ctx, head_dim] each; q8_0 as int8, then float16 scales."""
         plan, slab = self.plan, self.slabs.kv_cache
         here = plan.caches[self.card.layers.start : layer]
         before = sum(cache.n_bytes for cache in here if cache.side == GPU)
-        half = layer_kv_bytes(plan.model, plan.caches[layer].n_positions, plan.kv_type) // 2
+        half = plan.caches[layer].n_bytes // 2
         dtype = np.dtype({"f16": np.float16, "f32": np.float32, "q8_0": np.int8}[plan.kv_type])
         if slab is None:
             raise DeviceError("KV cache on the device", f"layer {layer}", "the plan puts none there")
         keys, values = (slab.view(before + i * half, half // dtype.itemsize, dtype) for i in (0, 1))
         return keys, values
 
-    def blocks(self, layer: int, n: int) -> NDArray[np.uint8]:
-        """What a layer's cache here holds of the first n positions, as the host would; nothing may be under way."""
-        keys, values = map(self.fetch, self.cache(layer))
+    def blocks(self, layer: int, n: int, slot: int = 0) -> NDArray[np.uint8]:
+        """What a slot's cache of a layer here holds of the first n positions, as the host would; nothing may be under way."""
+        keys, values = (
+            np.concatenate([self.fetch(part) for part in parts]) for parts in self._slot_parts(layer, slot)
+        )
         return blocks_of_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n)
 
-    def fill_cache(self, layer: int, n: int, blocks: NDArray[np.uint8]) -> None:
-        """Let a layer's cache here hold n positions of the host's blocks, and else 0; nothing may be under way."""
-        buffers = self.cache(layer)
-        keys, values = (np.zeros(buffer.shape, buffer.dtype) for buffer in buffers)
+    def fill_cache(self, layer: int, n: int, blocks: NDArray[np.uint8], slot: int = 0) -> None:
+        """Let a slot's cache of a layer here hold n positions of the host's blocks, else 0; nothing may be under way."""
+        both = self._slot_parts(layer, slot)
+        keys, values = (np.zeros(sum(part.shape[0] for part in parts), parts[0].dtype) for parts in both)
         fill_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n, blocks)
-        for array, buffer in zip((keys, values), buffers, strict=True):
-            self.send(array, buffer)
+        for array, parts in zip((keys, values), both, strict=True):
+            for part, there in zip(np.split(array, [parts[0].shape[0]]), parts, strict=False):
+                self.send(part, there)
 
     def _cache_shape(self, layer: int) -> tuple[int, int, int]:
+        """Of a slot's."""
         return self.plan.model.n_head_kv, self.plan.caches[layer].n_positions, self.plan.model.head_dim
 
-    def overflow(self, n_keys: int | None) -> int | None:
+    def _slot_parts(self, layer: int, slot: int) -> list[list[Buffer]]:
+        """A slot's keys, and its values: their numbers, and of q8_0 the scales, which lie behind the numbers of all slots."""
+        n = math.prod(self._cache_shape(layer))
+        spans = [(slot * n, n)]
+        if self.plan.kv_type == "q8_0":
+            spans.append((self.plan.n_slots * n + slot * (n // 16), n // 16))
+        return [
+            [whole.view(first * whole.dtype.itemsize, count, whole.dtype) for first, count in spans]
+            for whole in self.cache(layer)
+        ]
+
+    def overflow(self, n_keys: int | None, slot: int = 0) -> int | None:
         """As `KVCache.overflow`, of the layers whose cache is here; nothing may be under way."""
         plan, model = self.plan, self.plan.model
+        slots = range(plan.n_slots) if n_keys is None else (slot,)
 
         def read(layer: int) -> Iterator[NDArray[np.generic]]:
             n_rows = plan.caches[layer].n_positions
-            numbers = model.n_head_kv * n_rows * model.head_dim
-            of_half_floats, row_bytes = slice(numbers), 2 * model.head_dim
-            if plan.kv_type == "q8_0":  # scales lie behind all numbers
-                of_half_floats, row_bytes = slice(numbers, numbers + numbers // 16), model.head_dim // 16
-            for buffer in self.cache(layer)[: 2 if n_keys is None else 1]:
-                host = self.fetch(buffer)[of_half_floats]
-                yield host.view(np.uint8).reshape(model.n_head_kv, n_rows, row_bytes)[:, :n_keys]
+            for each in slots:
+                for *_, of_half_floats in self._slot_parts(layer, each)[: 2 if n_keys is None else 1]:
+                    host = self.fetch(of_half_floats).view(np.uint8)
+                    yield host.reshape(model.n_head_kv, n_rows, -1)[:, :n_keys]
 
         if plan.kv_type == "f32":
             return None

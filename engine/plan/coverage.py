@@ -27,10 +27,10 @@ def coverage_curve(
     there is nothing to gain. A model whose FFN goes by whole layers has no curve.
     """
     parts = [*(dense_part(layer, how.sparsity) for layer in model.layers), head_part(model)]
-    base = reserve_for(model, how.sparsity, how.n_ctx, how.n_batch).n_bytes
+    base = reserve_for(model, how.sparsity, how.n_ctx, how.n_batch, how.n_slots).n_bytes
     base += sum(part.n_bytes for part in parts)
     held = kv_positions(model, how.n_ctx, how.n_batch)
-    base += sum(layer_kv_bytes(model, n, how.kv_type) for n in held)
+    base += sum(layer_kv_bytes(model, n, how.kv_type, how.n_slots) for n in held)
     ffns = [(layer, ffn_part(layer, how.sparsity)) for layer in model.layers]
     if any(layer.ffn_down is not None or part.obstacle is not None for layer, part in ffns):
         return []

@@ -4,7 +4,7 @@ Areas serve all nodes in turn, each as large as the node that wants most of it. 
 kernels/formats.py, for the largest number of rows that any layer can have on the device, so
 they do not depend on what a plan puts there.
 
-* cos_sin, positions: the rotations' tables, and the tokens' positions
+* cos_sin, positions: the rotations' tables, and the tokens' positions, with several slots behind them the tokens' slots
 * quantised: one vector a token, rounded for quantised weights
 * hidden: of a predictor: fc1's result
 * attention: sums of the parts of a long context
@@ -41,8 +41,8 @@ NEURON_TOKENS = (
 )
 
 
-def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
-    """Bytes of each area that one node uses for n_tokens tokens."""
+def node_areas(node: Node, n_tokens: int, n_ctx: int, n_slots: int = 1) -> dict[str, int]:
+    """Bytes of each area that one node uses for n_tokens tokens, or for one of each slot where that takes more."""
     weights = weights_of(node)
     areas: dict[str, int] = {}
     if reading_matrices(node):
@@ -53,8 +53,8 @@ def node_areas(node: Node, n_tokens: int, n_ctx: int) -> dict[str, int]:
         areas["hidden"] = 4 * n_tokens * node.weight("fc1").n_rows
     if node.op == "attention":
         n_head, head_dim = node.attributes["n_head"], node.attributes["head_dim"]
-        areas["attention"] = attention_sums_bytes(n_tokens, n_head, head_dim, n_ctx)
-        areas["arrived"] = 4 * n_head if is_split(n_tokens, n_ctx) else 0
+        areas["attention"] = n_slots * attention_sums_bytes(n_tokens, n_head, head_dim, n_ctx)
+        areas["arrived"] = 4 * n_slots * n_head if is_split(n_tokens, n_ctx) else 0
     if node.op in FFN_OPS:
         areas |= _ffn(node, n_tokens)
     if node.op == "expert_ffn":
@@ -109,7 +109,7 @@ def _expert_ffn(node: Node, n_tokens: int, quantised: int) -> dict[str, int]:
 
 
 def device_areas(
-    graphs: list[Graph], model: Model, n_ctx: int, layers: range | None = None
+    graphs: list[Graph], model: Model, n_ctx: int, layers: range | None = None, n_slots: int = 1
 ) -> dict[str, int]:
     """Bytes of each area that serve every node of all graphs, whole cache lines.
 
@@ -124,10 +124,11 @@ def device_areas(
     if any(_goes_by_neurons(node) for graph in graphs for node in graph.nodes):
         sizes["held"] = aligned(2 * 4 * mask_words(model.n_ff) * model.n_layer)
     for graph in graphs:
-        sizes["positions"] = max(sizes.get("positions", 0), aligned(4 * graph.n_tokens))
+        of_token = 4 if n_slots == 1 else 8
+        sizes["positions"] = max(sizes.get("positions", 0), aligned(of_token * graph.n_tokens))
         for node in graph.nodes:
             if (model.n_layer - 1 if node.layer is None else node.layer) not in here:
                 continue
-            for area, n_bytes in node_areas(node, graph.n_tokens, n_ctx).items():
+            for area, n_bytes in node_areas(node, graph.n_tokens, n_ctx, n_slots).items():
                 sizes[area] = max(sizes.get(area, 0), aligned(n_bytes))
     return sizes

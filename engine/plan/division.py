@@ -53,7 +53,7 @@ def _bytes(model: Model, how: Wanted) -> list[int]:
     layers = [
         dense_part(layer, how.sparsity).n_bytes
         + ffn_part(layer, how.sparsity).n_bytes
-        + layer_kv_bytes(model, n, how.kv_type)
+        + layer_kv_bytes(model, n, how.kv_type, how.n_slots)
         for layer, n in zip(model.layers, held, strict=True)
     ]
     return [*layers, head_part(model).n_bytes]

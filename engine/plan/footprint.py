@@ -154,9 +154,9 @@ def kv_positions(model: Model, n_ctx: int, n_batch: int) -> tuple[int, ...]:
     return tuple(cache_positions(n_ctx, model.window(i), n_batch) for i in range(model.n_layer))
 
 
-def layer_kv_bytes(model: Model, n_positions: int, kv_type: str) -> int:
-    """Bytes of one layer's keys and values on the device."""
-    return 2 * device_kv_bytes(kv_type, model.n_head_kv, n_positions, model.head_dim)
+def layer_kv_bytes(model: Model, n_positions: int, kv_type: str, n_slots: int = 1) -> int:
+    """Bytes of one layer's keys and values on the device, of all slots."""
+    return 2 * device_kv_bytes(kv_type, n_slots * model.n_head_kv, n_positions, model.head_dim)
 
 
 def host_layer_kv_bytes(model: Model, n_positions: int, kv_type: str) -> int:

@@ -4,7 +4,8 @@ Order: the dense parts of whole layers (attention, norms, and the predictor wher
 each layer's KV cache, the head; only when all of these fit, neurons by firings served per byte,
 each placed whole. Within each of these the first that does not fit ends the placing of all that comes
 later. Arena, workspace and the index of all layers are taken off the budget first, as large as they
-are when everything is on the device, so a larger budget never holds fewer neurons.
+are when everything is on the device, so a larger budget never holds fewer neurons. The caches of several slots are the
+exception: all of a card's are there, or none, and then the rest goes on without them.
 
 With several cards each has its own layers, and spends its own budget on them in this order (`division.py`).
 
@@ -18,18 +19,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.graph.passes import run_passes
-from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.caches import caches_of, obstacle_to_slots
 from hotcold.engine.plan.division import Share, divide
 from hotcold.engine.plan.entries import entry, part_entries
 from hotcold.engine.plan.footprint import (
     Obstacle,
     dense_part,
     head_part,
-    host_layer_kv_bytes,
-    kv_positions,
-    layer_kv_bytes,
 )
 from hotcold.engine.plan.neurons import (
     check_layers,
@@ -186,7 +185,11 @@ def _buffers(made: Plan) -> list[int]:
 
 @dataclass(frozen=True)
 class _Placed:
-    """What of a card's layers is where, and what its budget is spent on."""
+    """What of a card's layers is where, and what its budget is spent on.
+
+    Attributes:
+        without_caches: why it has none of several slots' caches; None where it has, or for one slot.
+    """
 
     card: CardPlan
     dense: list[WeightEntry]
@@ -194,6 +197,7 @@ class _Placed:
     head: list[WeightEntry]
     ffns: list[WeightEntry]
     layers: list[FfnSplit]
+    without_caches: Obstacle | None
 
 
 def _placed(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
@@ -208,6 +212,10 @@ def _placed(asked: _Asked, reserves: tuple[Reserve, ...]) -> Plan:
     notes: list[str] = []
     if n_batch < how.n_batch:
         notes.append(f"n_batch lowered from {how.n_batch} to {n_batch}: not one layer fits otherwise")
+    for part in found:
+        if part.without_caches is not None:
+            less = "with attention they stay on the CPU: take fewer slots, or a smaller n_ctx"
+            notes.append(f"{part.without_caches.reason}; {less}")
     if asked.origin == UNIFORM and budget_is_spent(layers):
         notes.append(f"{UNIFORM}; {WHERE_COUNTS_GO}")
     return Plan(
@@ -235,7 +243,8 @@ def _of_card(asked: _Asked, share: Share, reserve: Reserve) -> _Placed:
     model, how, here = asked.model, asked.how, slice(share.layers.start, share.layers.stop)
     sparsity, left = how.sparsity, _left(share.budget, reserve)
     dense, left = _dense(model, sparsity, share.layers, left)
-    caches, left = _caches(model, how, share, reserve.n_batch, left)
+    without_caches = obstacle_to_slots(model, how, share, reserve.n_batch, left)
+    caches, left = caches_of(model, how, share, reserve.n_batch, left, without_caches)
     head, left = _head(model, left) if share.has_head else ([], left)
     if reserve.n_batch < how.n_batch:
         left = left.end(f"n_batch was lowered to {reserve.n_batch}: no neurons are placed")
@@ -255,7 +264,7 @@ def _of_card(asked: _Asked, share: Share, reserve: Reserve) -> _Placed:
     dense, head, of_ffns = ([replace(e, card=share.number) for e in part] for part in (dense, head, of_ffns))
     totals = _totals(share.budget, reserve, [*dense, *head, *of_ffns], caches, layers)
     card = CardPlan(share.number, share.layers, share.budget, reserve.workspace, totals)
-    return _Placed(card, dense, caches, head, of_ffns, layers)
+    return _Placed(card, dense, caches, head, of_ffns, layers, without_caches)
 
 
 def _reserves(asked: _Asked) -> tuple[Reserve, ...]:
@@ -263,7 +272,7 @@ def _reserves(asked: _Asked) -> tuple[Reserve, ...]:
     model, how = asked.model, asked.how
     if not asked.budget.n_bytes:
         return (nothing_reserved(model, how.sparsity, how.n_batch),)
-    return fitting_reserves(model, asked.shares, how.sparsity, how.n_ctx, how.n_batch)
+    return fitting_reserves(model, asked.shares, how.sparsity, how.n_ctx, how.n_batch, how.n_slots)
 
 
 def _with_arena(reserve: Reserve, arena: int, budget: Budget) -> Reserve:
@@ -310,34 +319,6 @@ def _dense(model: Model, sparsity: str, layers: range, left: Left) -> tuple[list
             unused = filter(None, (layer.fc1, layer.fc2))
             entries += [entry(model, "predictor", weight, why, layer=i) for weight in unused]
     return entries, left
-
-
-def _caches(
-    model: Model, how: Wanted, share: Share, n_batch: int, left: Left
-) -> tuple[list[CacheEntry], Left]:
-    """Each layer's KV cache, which is of use beside its layer alone."""
-    caches, positions = [], kv_positions(model, how.n_ctx, n_batch)
-    for i in share.layers:
-        layer, n = model.layers[i], positions[i]
-        n_bytes = layer_kv_bytes(model, n, how.kv_type)
-        on_host = how.n_slots * host_layer_kv_bytes(model, n, how.kv_type)
-        held = f"{n} positions of layer {i}" + (
-            f", a window of {window}" if (window := model.window(i)) else ""
-        )
-        obstacle = dense_part(layer, how.sparsity).obstacle or _of_slots(how.n_slots)
-        if obstacle is None:
-            left, obstacle = left.pay(n_bytes, f"the KV cache of layer {i}")
-        if obstacle is None:
-            caches.append(CacheEntry(i, n, n_bytes, GPU, held, share.number))
-        else:
-            caches.append(CacheEntry(i, n, on_host, CPU, obstacle.reason, share.number))
-    return caches, left
-
-
-def _of_slots(n_slots: int) -> Obstacle | None:
-    if n_slots == 1:
-        return None
-    return Obstacle(f"{n_slots} sequences: the device has kernels for one")
 
 
 def _head(model: Model, left: Left) -> tuple[list[WeightEntry], Left]:

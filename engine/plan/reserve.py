@@ -77,14 +77,14 @@ def graphs_of(model: Model, sparsity: str, n_batch: int) -> tuple[Graph, Graph]:
     return one, one if n_batch == 1 else architectures.build(model, n_batch, sparsity)
 
 
-def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int) -> Reserve:
+def reserve_for(model: Model, sparsity: str, n_ctx: int, n_batch: int, n_slots: int = 1) -> Reserve:
     """The reserve of both graphs: the largest arena, the workspace, and room for every neuron in the index."""
-    (reserve,) = reserves_for(model, sparsity, n_ctx, n_batch, (range(model.n_layer),))
+    (reserve,) = reserves_for(model, sparsity, n_ctx, n_batch, (range(model.n_layer),), n_slots)
     return reserve
 
 
 def reserves_for(
-    model: Model, sparsity: str, n_ctx: int, n_batch: int, cards: Sequence[range]
+    model: Model, sparsity: str, n_ctx: int, n_batch: int, cards: Sequence[range], n_slots: int = 1
 ) -> tuple[Reserve, ...]:
     """Of cards that have these layers. Each arena is that of one card with all of them."""
     graphs = graphs_of(model, sparsity, n_batch)
@@ -96,7 +96,7 @@ def reserves_for(
             n_batch,
             graphs,
             arena,
-            device_areas(list(graphs), model, n_ctx, layers),
+            device_areas(list(graphs), model, n_ctx, layers, n_slots),
             sum(layer_index_bytes(model.layers[i], model.n_units, sparsity) for i in layers),
             sum(layer_threshold_bytes(model.layers[i], sparsity) for i in layers),
         )
@@ -127,15 +127,15 @@ def layer_threshold_bytes(layer: Layer, sparsity: str) -> int:
 
 
 def fitting_reserves(
-    model: Model, shares: Sequence[Share], sparsity: str, n_ctx: int, n_batch: int
+    model: Model, shares: Sequence[Share], sparsity: str, n_ctx: int, n_batch: int, n_slots: int = 1
 ) -> tuple[Reserve, ...]:
-    """Each card's reserve for the largest of n_batch, n_batch / 2, ... that leaves room for one layer on each.
+    """Each card's reserve for the largest of n_batch, n_batch / 2, ... n_slots that leaves room for one layer on each.
 
     Raises:
-        DoesNotFitError: not even a batch of 1 does; the text has the sum that is needed.
+        DoesNotFitError: not even a batch of one token a slot does; the text has the sum that is needed.
     """
     while True:
-        reserves = reserves_for(model, sparsity, n_ctx, n_batch, [share.layers for share in shares])
+        reserves = reserves_for(model, sparsity, n_ctx, n_batch, [share.layers for share in shares], n_slots)
         needs = [
             smallest_useful(model, sparsity, each, share.layers)
             for each, share in zip(reserves, shares, strict=True)
@@ -143,7 +143,7 @@ def fitting_reserves(
         short = [pair for pair in zip(shares, needs, strict=True) if pair[1] > pair[0].budget.n_bytes]
         if not short:
             return reserves
-        if n_batch == 1:
+        if n_batch <= n_slots:
             (share, needed), budget = short[0], short[0][0].budget
             of_card = f" of layers {share.layers.start} to {share.layers.stop - 1}" if len(shares) > 1 else ""
             raise DoesNotFitError(
@@ -152,7 +152,7 @@ def fitting_reserves(
                 f"the smallest useful plan{of_card} needs {needed} bytes, {mib(needed)}",
                 "raise it, lower n_ctx, or take 0 for the CPU alone",
             )
-        n_batch //= 2
+        n_batch = max(n_batch // 2, n_slots)
 
 
 def smallest_useful(model: Model, sparsity: str, reserve: Reserve, layers: range | None = None) -> int:

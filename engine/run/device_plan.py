@@ -122,7 +122,7 @@ def _reason(error: DoesNotFitError) -> str:
 
 
 def _batch_lowered(source: Source, plan: Plan, how: Wanted) -> DoesNotFitError:
-    reserve = reserve_for(source.model, how.sparsity, how.n_ctx, how.n_batch)
+    reserve = reserve_for(source.model, how.sparsity, how.n_ctx, how.n_batch, how.n_slots)
     needed = smallest_useful(source.model, how.sparsity, reserve)
     bound = f"it needs a budget of {needed} bytes, {mib(needed)}; this one is for {plan.n_batch}"
     return DoesNotFitError(

@@ -146,7 +146,7 @@ class Executor(Closing):
             n_keys: keys of so many positions of one slot alone; None: keys and values of all.
         """
         found = [self.host.overflow(n_keys, slot)]
-        found += [store.overflow(n_keys) for store in self.stores]
+        found += [store.overflow(n_keys, slot) for store in self.stores]
         return min((layer for layer in found if layer is not None), default=None)
 
     def caches(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
@@ -156,7 +156,7 @@ class Executor(Closing):
         """
         found = [each.copy() for each in self.host.blocks(n, slot)]
         for store, layer, n_held in self._caches_on_device(n):
-            found[layer] = store.blocks(layer, n_held)
+            found[layer] = store.blocks(layer, n_held, slot)
         return found
 
     def fill_caches(self, n: int, blocks: Sequence[NDArray[np.uint8]], slot: int = 0) -> None:
@@ -168,10 +168,10 @@ class Executor(Closing):
         for place, each in zip(self.host.blocks(n, slot), blocks, strict=True):
             place[...] = each
         for store, layer, n_held in self._caches_on_device(n):
-            store.fill_cache(layer, n_held, blocks[layer])
+            store.fill_cache(layer, n_held, blocks[layer], slot)
 
     def _caches_on_device(self, n: int) -> Iterator[tuple["DeviceStore", int, int]]:
-        """Of each layer the store, its number, and how many of n positions it holds; there is one slot then."""
+        """Of each layer the store, its number, and how many of n positions it holds."""
         for cache in self.plan.caches if self.stores else ():
             if cache.side != CPU:
                 yield self.store_of(cache.layer), cache.layer, min(n, cache.n_positions)
@@ -234,7 +234,7 @@ class Executor(Closing):
         self.slots.take(n_past, ids.size, slot)
         self.host.run[program.KV_OFFSET] = slot * self.host.slot_bytes
         positions, steps = np.arange(n_past, n_past + ids.size), self.run_steps.of(ids.size, sends)
-        self._take(ids, positions, steps, logits, candidates)
+        self._take(ids, positions, [slot] * ids.size, steps, logits, candidates)
 
     def run_apart(
         self,
@@ -267,12 +267,13 @@ class Executor(Closing):
                 found = None if candidates is None else candidates[i : i + 1]
                 self.run(ids[i : i + 1], n_past[i], logits[i : i + 1], slot, candidates=found)
             return
-        self._take(ids, np.array(n_past), self.run_steps.apart(ids.size), logits, candidates)
+        self._take(ids, np.array(n_past), slots, self.run_steps.apart(ids.size), logits, candidates)
 
     def _take(
         self,
         ids: NDArray[np.int32],
         positions: NDArray[np.integer],
+        slots: Sequence[int],
         steps: Sequence[Step],
         logits: NDArray[np.float32] | None,
         candidates: NDArray[np.int32] | None,
@@ -292,17 +293,24 @@ class Executor(Closing):
         if self._cards is None:
             self.taking(steps, context)
         else:
-            self._run_both(self._cards, positions, steps, context)
+            self._run_both(self._cards, (positions, slots), steps, context)
 
     def _run_both(
-        self, cards: "Cards", positions: NDArray[np.integer], steps: Sequence[Step], context: Context
+        self,
+        cards: "Cards",
+        places: tuple[NDArray[np.integer], Sequence[int]],
+        steps: Sequence[Step],
+        context: Context,
     ) -> None:
-        """A run with a device. Nothing is under way when it ends, however it ends."""
+        """A run with a device, of tokens at these positions and of these slots.
+
+        Nothing is under way when it ends, however it ends.
+        """
         started, elsewhere = perf_counter(), self._elsewhere()
         try:
             if context.n_tokens == 1 and takes_graphs(self.taking):
                 steps = cards.replayed(steps, context)
-            cards.send_positions(positions)
+            cards.send_positions(*places)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen
                 cards.settle()

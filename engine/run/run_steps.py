@@ -73,7 +73,9 @@ class RunSteps:
         batch = self.last = self._plan.batch
         if n not in self._apart:
             walks = self._host.walks(batch, n)
-            self._apart[n] = [*walks] if self._cards is None else self._cards.steps(batch, n, walks)
+            self._apart[n] = (
+                [*walks] if self._cards is None else self._cards.steps(batch, n, walks, apart=True)
+            )
         return self._apart[n]
 
     def _make(self, n_tokens: int) -> list[Step]:

@@ -153,24 +153,27 @@ __device__ inline void attend_some(Cache<T> cache, Queries queries, Out out, int
     } while (sizeof(T) == sizeof(__half) && first < last);  // of the others a block has no more
 }
 
-// q[n_tokens][n_head][head_dim], keys and values[n_head_kv][n_rows][head_dim] -> y like q. Token t reads
-// positions up to positions[t]. sinks[n_head]. grid: (blocks that share out the queries of a key/value head, n_head_kv).
+// q[n_tokens][n_head][head_dim], keys and values[n_slots][n_head_kv][n_rows][head_dim] -> y like q. Token t reads
+// positions up to positions[t], behind which are the tokens' slots (slots.h): one and the same, or n_apart is n_tokens,
+// and no block has queries of two. sinks[n_head].
+// grid: (blocks that share out the queries of a key/value head, n_head_kv).
 template <class T>
 __device__ inline void attention(const float* q, const T* keys, const T* values, const int* positions,
                                  float* y, int n_tokens, int n_head, int n_head_kv, int head_dim, int n_rows,
-                                 Sinks sinks, int window, float scale, Rounded rounded) {
+                                 Sinks sinks, int window, float scale, int n_slots, int n_apart, Rounded rounded) {
     int kv_head = (int)blockIdx.y, block = (int)blockIdx.x, blocks = (int)gridDim.x;
     Queries queries(q, positions, n_tokens, n_head, n_head_kv, kv_head, window);
-    int first = queries.first_of(block, blocks), last = queries.first_of(block + 1, blocks);
-    attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
+    int first = queries.first_of(block, blocks, n_apart), last = queries.first_of(block + 1, blocks, n_apart);
+    int slot = slot_of(positions, n_tokens, block / (blocks / n_apart), n_slots);
+    attend_some(Cache<T>(keys, values, slot * n_head_kv + kv_head, n_slots * n_head_kv, n_rows, head_dim), queries,
                 Answer{y, sinks, head_dim, n_head}, first, last, 0, 0x7fffffff, scale);
     rounded.round(y, queries, first, last, head_dim);  // the last barrier of attend_some lies behind the answers
 }
 
-// Answers to some queries of one token from their parts' records, by a block of threads.
+// Answers to some queries of a token from their parts' records, by a block of threads.
 __device__ inline void join(const float* partial, float* y, Queries queries, int first, int last, int n, int n_parts,
                             Sinks sinks) {
-    int n_used = (queries.end(0) - 1) / KEYS - queries.begin(0) / KEYS + 1, stride = n + 2;
+    int n_used = (queries.end(first) - 1) / KEYS - queries.begin(first) / KEYS + 1, stride = n + 2;
     for (int i = threadIdx.x; i < (last - first) * n; i += blockDim.x) {
         int row = queries.row(first + i / n), column = i % n;
         const float* records = partial + (size_t)row * n_parts * stride;
@@ -182,26 +185,28 @@ __device__ inline void join(const float* partial, float* y, Queries queries, int
             next = {record[0], record[1], record[2 + column]};
             all = all.joined(of_part);
         }
-        y[(size_t)row * n + column] = sinks.answer(row, all);
+        y[(size_t)row * n + column] = sinks.answer(row % queries.n_head, all);
     }
 }
 
-// The same for one token, a block for a part of its positions, by way of partial[n_head][n_parts][2 + head_dim]:
-// maximum, total and sums. The first part is that of the first position that it reads; those after its last one are
-// left alone. arrived[grid.y] counts blocks, and is 0 before and after. grid: (n_parts, blocks that share out the
-// queries of a key/value head * n_head_kv).
+// The same for n_apart tokens of as many slots, or one, a block for a part of a token's positions, by way of
+// partial[n_apart][n_head][n_parts][2 + head_dim]: maximum, total and sums. The first part is that of the first position
+// that the token reads; those after its last one are left alone. arrived[grid.y] counts blocks, and is 0 before and
+// after. grid: (n_parts, blocks that share out the queries of a key/value head * n_head_kv).
 template <class T>
 __device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
                                       float* partial, unsigned* arrived, float* y, int n_head, int n_head_kv,
                                       int head_dim, int n_rows, int n_parts, Sinks sinks, int window, float scale,
-                                      Rounded rounded) {
+                                      int n_slots, int n_apart, Rounded rounded) {
     int kv_head = (int)blockIdx.y % n_head_kv, part = (int)blockIdx.x;
     int block = (int)blockIdx.y / n_head_kv, blocks = (int)gridDim.y / n_head_kv;
-    Queries queries(q, positions, 1, n_head, n_head_kv, kv_head, window);
-    int first = queries.first_of(block, blocks), last = queries.first_of(block + 1, blocks);
-    int begin = (queries.begin(0) / KEYS + part) * KEYS;
-    if (begin < queries.end(0))
-        attend_some(Cache<T>(keys, values, kv_head, n_head_kv, n_rows, head_dim), queries,
+    Queries queries(q, positions, n_apart, n_head, n_head_kv, kv_head, window);
+    int first = queries.first_of(block, blocks, n_apart), last = queries.first_of(block + 1, blocks, n_apart);
+    int token = block / (blocks / n_apart);
+    int slot = slot_of(positions, n_apart, first / queries.group, n_slots);  // by `token` would spill on sm_75
+    int begin = (queries.begin_of(token) / KEYS + part) * KEYS;
+    if (begin < queries.end_of(token))
+        attend_some(Cache<T>(keys, values, slot * n_head_kv + kv_head, n_slots * n_head_kv, n_rows, head_dim), queries,
                     PartAnswer{partial, head_dim, part, n_parts}, first, last, begin, begin + KEYS, scale);
     if (!comes_last(arrived + blockIdx.y, gridDim.x)) return;
     join(partial, y, queries, first, last, head_dim, n_parts, sinks);
@@ -213,19 +218,19 @@ KERNEL_WIDE attention_##NAME(const float* __restrict__ q, const T* __restrict__ 
                              const T* __restrict__ values, const int* __restrict__ positions, \
                              float* __restrict__ y, int n_tokens, int n_head, int n_head_kv, int head_dim, \
                              int n_rows, const float* __restrict__ sinks, int has_sinks, int window, \
-                             float scale, signed char* __restrict__ rounded, float* __restrict__ d, \
-                             int* __restrict__ sum, int rounds) { \
+                             float scale, int n_slots, int n_apart, signed char* __restrict__ rounded, \
+                             float* __restrict__ d, int* __restrict__ sum, int rounds) { \
     attention(q, keys, values, positions, y, n_tokens, n_head, n_head_kv, head_dim, n_rows, \
-              Sinks{sinks, has_sinks}, window, scale, Rounded{rounded, d, sum, rounds}); \
+              Sinks{sinks, has_sinks}, window, scale, n_slots, n_apart, Rounded{rounded, d, sum, rounds}); \
 } \
 KERNEL_WIDE attention_part_##NAME(const float* __restrict__ q, const T* __restrict__ keys, \
                                   const T* __restrict__ values, const int* __restrict__ positions, \
                                   float* partial, unsigned* arrived, float* __restrict__ y, int n_head, \
                                   int n_head_kv, int head_dim, int n_rows, int n_parts, \
                                   const float* __restrict__ sinks, int has_sinks, int window, float scale, \
-                                  signed char* __restrict__ rounded, float* __restrict__ d, \
-                                  int* __restrict__ sum, int rounds) { \
+                                  int n_slots, int n_apart, signed char* __restrict__ rounded, \
+                                  float* __restrict__ d, int* __restrict__ sum, int rounds) { \
     attention_part(q, keys, values, positions, partial, arrived, y, n_head, n_head_kv, head_dim, n_rows, n_parts, \
-                   Sinks{sinks, has_sinks}, window, scale, Rounded{rounded, d, sum, rounds}); \
+                   Sinks{sinks, has_sinks}, window, scale, n_slots, n_apart, Rounded{rounded, d, sum, rounds}); \
 }
 ATTENTION(f16, __half) ATTENTION(f32, float) ATTENTION(q8_0, signed char)

@@ -1,6 +1,7 @@
 // What the kernels of attention share: the cache, the queries of a key/value head, and where a query's sums go.
 #pragma once
 #include "quantise.h"
+#include "slots.h"
 #include "weights.h"
 
 constexpr int KEYS = 256;                         // positions of a part
@@ -76,11 +77,17 @@ struct Queries {
         : q(all), positions(positions_of), n_head(heads), group(heads / n_head_kv),
           first_head(kv_head * group), n(n_tokens * group), window(seen) {}
     __device__ int row(int i) const { return i / group * n_head + first_head + i % group; }
-    // Of `blocks` that share out the queries evenly, the first query of one.
-    __device__ int first_of(int block, int blocks) const { return min(n, (n + blocks - 1) / blocks * block); }
-    // The positions that a query reads.
-    __device__ int end(int i) const { return positions[i / group] + 1; }
-    __device__ int begin(int i) const { return window ? max(end(i) - window, 0) : 0; }
+    // Of `blocks` that share out the queries evenly, those of each token by itself where n_apart is their number and not
+    // 1: the first query of one.
+    __device__ int first_of(int block, int blocks, int n_apart) const {
+        int each = n / n_apart, of_each = blocks / n_apart, size = (each + of_each - 1) / of_each;
+        return block / of_each * each + min(each, block % of_each * size);
+    }
+    // The positions that a token reads, and a query.
+    __device__ int end_of(int token) const { return positions[token] + 1; }
+    __device__ int begin_of(int token) const { return window ? max(end_of(token) - window, 0) : 0; }
+    __device__ int end(int i) const { return end_of(i / group); }
+    __device__ int begin(int i) const { return begin_of(i / group); }
 };
 
 // One more score of each head; none unless `there`.

@@ -1,7 +1,8 @@
 """Sizes of attention.cu.
 
 One launch of `attention` serves any batch and any context. One token that reads more than a part would keep few
-multiprocessors busy, so its parts get blocks of their own, of which the last joins them: `attention_part`.
+multiprocessors busy, and so would one of each of several sequences, so their parts get blocks of their own, of which a
+token's last joins them: `attention_part`.
 `formats.parts_for` says how many; the bits are the same.
 """
 
@@ -21,6 +22,27 @@ BLOCKS_WANTED = 128
 """So many blocks are worth more than a cache that fewer of them read: as many as a large card has multiprocessors."""
 
 
+class Sequences(NamedTuple):
+    """Whose tokens a launch is about, as the kernels take it.
+
+    Attributes:
+        n_slots: sequences that have a cache each, one behind the other as if their heads were more heads of one cache;
+            with several the slot of each token lies behind the positions of all.
+        n_apart: tokens whose slots are not the same; 1 for those of one sequence.
+    """
+
+    n_slots: int = 1
+    n_apart: int = 1
+
+    @property
+    def slot_bytes(self) -> int:
+        """Of slots that attention reads."""
+        return 4 * self.n_apart * (self.n_slots > 1)
+
+
+ONE_SEQUENCE = Sequences()
+
+
 @dataclass(frozen=True)
 class Scores:
     """What becomes of the products of queries and keys, as the kernels take it.
@@ -30,12 +52,14 @@ class Scores:
         has_sinks: 1 or 0.
         window: how many positions a token sees, its own the last; 0: all.
         scale: what scores are multiplied with.
+        sequences: whose keys these are.
     """
 
     sinks: Any
     has_sinks: int
     window: int
     scale: float
+    sequences: Sequences = ONE_SEQUENCE
 
     @classmethod
     def plain(cls, unread: Any, head_dim: int) -> "Scores":
@@ -45,7 +69,7 @@ class Scores:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """As kernels take them, behind their sizes."""
-        return self.sinks, self.has_sinks, self.window, self.scale
+        return self.sinks, self.has_sinks, self.window, self.scale, *self.sequences
 
 
 class Rounded(NamedTuple):
@@ -82,29 +106,38 @@ def queries_at_once(kv_type: str, n_queries: int, n_head_kv: int, head_dim: int)
 
 
 def attention(
-    kv_type: str, n_tokens: int, n_head: int, n_head_kv: int, head_dim: int, n_keys: int, rounds: bool = False
+    kv_type: str,
+    n_tokens: int,
+    n_head: int,
+    n_head_kv: int,
+    head_dim: int,
+    n_keys: int,
+    rounds: bool = False,
+    sequences: Sequences = ONE_SEQUENCE,
 ) -> Work:
-    """One block of threads for `queries_at_once` queries of a key/value head.
+    """One block of threads for `queries_at_once` queries of a key/value head, of one sequence.
 
-    Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of the
+    Reads 4 head_dim bytes a query, 4 a token, and the first n_keys keys and values of each head of each sequence's
     cache: as many as the token with the highest position reads (n_ctx for the plan). Writes 4 head_dim a
-    query, and reads these again where there is more than a part, or to write `quantised_bytes`. The grid does not
-    depend on n_keys.
+    query, and reads these again where there is more than a part, or to write `quantised_bytes`. With several slots it
+    reads those. The grid does not depend on n_keys.
 
-    Arguments of the kernel: q, keys, values (of one layer, [n_head_kv, n_rows, head_dim]), positions, y,
+    Arguments of the kernel: q, keys, values (of one layer, [n_slots, n_head_kv, n_rows, head_dim]), positions, y,
     n_tokens, n_head, n_head_kv, head_dim, n_rows, and what `Scores` and `Rounded` have.
     """
     vectors, of_cache = 4 * n_tokens * n_head * head_dim, 2 * n_head_kv * kv_row_bytes(kv_type, head_dim)
     n_queries = n_tokens * (n_head // n_head_kv)
     at_once = queries_at_once(kv_type, n_queries, n_head_kv, head_dim)
-    grid = (cover(n_queries, at_once), n_head_kv)
-    reads = vectors * (1 + (rounds or n_keys > KEYS)) + 4 * n_tokens + of_cache * n_keys
+    n_apart = sequences.n_apart
+    grid = (n_apart * cover(n_queries // n_apart, at_once), n_head_kv)
+    reads = vectors * (1 + (rounds or n_keys > KEYS)) + 4 * n_tokens + n_apart * of_cache * n_keys
+    reads += sequences.slot_bytes
     writes = vectors + _rounded_bytes(n_tokens, n_head * head_dim, rounds)
     return Work(f"attention_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(kv_type, head_dim, at_once))
 
 
 def arrived_bytes(kv_type: str, n_head: int, n_head_kv: int, head_dim: int) -> int:
-    """Of what counts the blocks of the same queries of a token, uint32, zero before and after a launch."""
+    """Of what counts the blocks of the same queries of one token, uint32, zero before and after a launch."""
     return 4 * cover(n_head // n_head_kv, _of_a_part(kv_type, head_dim)) * n_head_kv
 
 
@@ -121,29 +154,31 @@ def attention_part(
     parts: int,
     n_keys: int,
     rounds: bool = False,
+    sequences: Sequences = ONE_SEQUENCE,
 ) -> Work:
-    """One token: one block of threads for 4 queries of a key/value head, or 8, and a part of the positions.
+    """One token of each sequence: one block of threads for 4 queries of a key/value head, or 8, and a part of the positions.
 
-    Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a head and part in use, which the last block
-    of the same queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
+    Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a token, head and part in use, which the last
+    block of the same queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write
     `quantised_bytes`.
 
     Args:
-        parts: that have a block, at least those of the token's positions.
+        parts: that have a block, at least those of any token's positions.
 
     Arguments of the kernel: q, keys, values, positions, partial, arrived, y, n_head, n_head_kv, head_dim, n_rows,
     parts, and what `Scores` and `Rounded` have.
     """
-    whole, y = attention(kv_type, 1, n_head, n_head_kv, head_dim, n_keys), 4 * n_head * head_dim
-    at_once = _of_a_part(kv_type, head_dim)
-    grid = (parts, cover(n_head // n_head_kv, at_once) * n_head_kv)
-    partial = 4 * n_head * n_parts(n_keys) * (head_dim + 2)
+    n_tokens = sequences.n_apart
+    whole = attention(kv_type, n_tokens, n_head, n_head_kv, head_dim, n_keys, False, sequences)
+    y, at_once = 4 * n_tokens * n_head * head_dim, _of_a_part(kv_type, head_dim)
+    grid = (parts, n_tokens * cover(n_head // n_head_kv, at_once) * n_head_kv)
+    partial = 4 * n_tokens * n_head * n_parts(n_keys) * (head_dim + 2)
     reads = whole.bytes_read - y * (n_keys > KEYS) + partial + y * rounds
     writes = (
         partial
         + y
-        + arrived_bytes(kv_type, n_head, n_head_kv, head_dim)
-        + _rounded_bytes(1, n_head * head_dim, rounds)
+        + n_tokens * arrived_bytes(kv_type, n_head, n_head_kv, head_dim)
+        + _rounded_bytes(n_tokens, n_head * head_dim, rounds)
     )
     return Work(
         f"attention_part_{kv_type}", grid, BLOCK, reads, writes, _shared_bytes(kv_type, head_dim, at_once)

@@ -3,13 +3,14 @@
 #include "epilogue.h"
 #include "parameters.h"
 #include "rope.h"
+#include "slots.h"
 
-// Where the rows go. Without a cache each goes to its y, else q alone does, and `cos_sin` to `n_rows` are as in rope.cu.
+// Where the rows go. Without a cache each goes to its y, else q alone does, and `cos_sin` to `n_slots` are as in rope.cu.
 struct Rooms {
     const float2* cos_sin;
     const int* positions;
     unsigned char *keys, *values;                 // of numbers of the cache's type
-    int head_dim, half, interleaved, n_rows;
+    int head_dim, half, interleaved, n_rows, n_slots;
     int cache;                                    // a type, or none
     enum { NONE = 0, F16 = 1, F32 = 2 };
 
@@ -25,7 +26,10 @@ struct Rooms {
         float2 angle = cos_sin[(size_t)position * half + at / 2];
         return at % 2 ? turn(of_neighbour, own, angle).second : turn(own, of_neighbour, angle).first;
     }
-    __device__ void keep(unsigned char* all, int row, int position, float v) const {
+    // Row of n of a token's slot.
+    __device__ void keep(unsigned char* all, int row, int n, int token, float v) const {
+        int position = positions[token];
+        row += slot_of(positions, (int)gridDim.y, token, n_slots) * n;
         size_t at = ((size_t)(row / head_dim) * n_rows + position % n_rows) * head_dim + row % head_dim;
         if (cache == F16) put((__half*)all + at, v);
         else put((float*)all + at, v);
@@ -62,9 +66,8 @@ __device__ inline void matvec3(Dot dot, Epilogue out_a, Epilogue out_b, Epilogue
     float of_neighbour = has_cache ? sum_of_neighbour(v) : 0.f;
     if (lane() > 0 || at.matrix > 2) return;
     if (has_cache) {
-        int position = rooms.positions[token];
-        if (at.matrix < 2) v = rooms.turned(v, of_neighbour, at.i, position);
-        if (at.matrix > 0) return rooms.keep(at.matrix == 1 ? rooms.keys : rooms.values, row, position, v);
+        if (at.matrix < 2) v = rooms.turned(v, of_neighbour, at.i, rooms.positions[token]);
+        if (at.matrix > 0) return rooms.keep(at.matrix == 1 ? rooms.keys : rooms.values, row, out.n_rows, token, v);
     }
     out.y[(size_t)token * out.n_rows + row] = v;
 }
@@ -100,10 +103,10 @@ KERNEL_WIDE matvec3_##ENDING(PLANES_##A(a), PLANES_##B(b), PLANES_##C(c), INPUT_
                    float* __restrict__ y_c, int rows_a, int rows_b, int rows_c, int n, int flags, \
                    const float2* __restrict__ cos_sin, const int* __restrict__ positions, \
                    unsigned char* __restrict__ keys, unsigned char* __restrict__ values, int head_dim, int half, \
-                   int interleaved, int n_rows, int cache) { \
+                   int interleaved, int n_rows, int n_slots, int cache) { \
     matvec3(dot_of_three(ROWS_##A(a, n), ROWS_##B(b, n), ROWS_##C(c, n), X_##A), \
             Epilogue{bias_a, y_a, y_a, rows_a, flags}, Epilogue{bias_b, y_b, y_b, rows_b, flags}, \
             Epilogue{bias_c, y_c, y_c, rows_c, flags}, \
-            Rooms{cos_sin, positions, keys, values, head_dim, half, interleaved, n_rows, cache}); \
+            Rooms{cos_sin, positions, keys, values, head_dim, half, interleaved, n_rows, n_slots, cache}); \
 }
 THREE_TYPES(MATVEC3)

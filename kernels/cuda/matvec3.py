@@ -27,7 +27,7 @@ class Rooms:
     Attributes:
         kv_type: of the cache, one of `CACHES`; "" for none: then q, k and v go to vectors.
         n_rot: numbers of a head that turn.
-        given: cos_sin, positions, keys, values (bytes), head_dim, n_rot / 2, interleaved, rows of the cache.
+        given: cos_sin, positions, keys, values (bytes), head_dim, n_rot / 2, interleaved, rows of the cache, slots.
     """
 
     kv_type: str
@@ -39,7 +39,7 @@ class Rooms:
         """No cache; a float32 buffer of at least eight bytes stands in for what is not read."""
         of_bytes = unread.view(0, 8, np.uint8)
         pointers = unread.view(0, 2, np.float32), unread.view(0, 1, np.int32), of_bytes, of_bytes
-        return cls("", 0, (*pointers, 1, 0, 0, 1))
+        return cls("", 0, (*pointers, 1, 0, 0, 1, 1))
 
     @property
     def arguments(self) -> tuple[Any, ...]:
@@ -55,18 +55,19 @@ def matvec3(
     flags: int = 0,
     kv_type: str = "",
     n_rot: int = 0,
+    n_slots: int = 1,
 ) -> Work:
     """Three products of one input, for q, k and v: y_a = A x + bias_a, and so on, as `matvec` does them.
 
     Reads the three weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
     token. RELU holds for all three; there is no residual. With a cache the rows of b and c are written there, in its type, in place of y_b and
     y_c, those of a and b turned: 4 bytes of position a token are read, and 4 n_rot of the table (so if no two tokens
-    stand at one position). Heads have an even number of numbers then.
+    stand at one position), and 4 of its slot with several of them. Heads have an even number of numbers then.
 
     Args:
         weight_types: of a, b and c; all of them quantised, or none.
         n_rows: of a, b and c.
-        kv_type, n_rot: see `Rooms`.
+        kv_type, n_rot: see `Rooms`. n_slots: see `rope_kv_store`.
 
     Arguments of the kernel: the planes of a, of b and of c; x, or q, d and sum; bias_a, bias_b, bias_c,
     y_a, y_b, y_c, rows_a, rows_b, rows_c, n, flags, and what `Rooms` has.
@@ -77,7 +78,7 @@ def matvec3(
     reads += 4 * rows if flags & HAS_BIAS else 0
     writes = 4 * n_tokens * rows
     if kv_type:
-        reads += n_tokens * (4 * n_rot + 4)
+        reads += n_tokens * (4 * n_rot + 4 + 4 * (n_slots > 1))
         writes = n_tokens * (4 * n_rows[0] + kv_row_bytes(kv_type, n_rows[1] + n_rows[2]))
     grid = (cover(rows, BLOCK // 32), n_tokens)
     return Work(kernel_name("matvec3", *weight_types), grid, BLOCK, reads, writes)

@@ -49,7 +49,7 @@ def run_add(device: Device, put: Put) -> None:
 def run_rope(device: Device, put: Put) -> None:
     q, k, table = put(device, floats(4 * 32)), put(device, floats(2 * 32)), put(device, floats(16 * 2))
     keys, values = device.empty(2 * 32, "f2"), device.empty(2 * 32, "f2")
-    arguments = (q, k, k, table, put(device, np.zeros(1, "i4")), q, keys, values, 1, 4, 2, 32, 16, 1, 1)
+    arguments = (q, k, k, table, put(device, np.zeros(1, "i4")), q, keys, values, 1, 4, 2, 32, 16, 1, 1, 1)
     device.launch("rope_kv_store_f16", 3, 64, arguments, device.compute)
 
 
@@ -128,7 +128,7 @@ def run_matvec3(device: Device, put: Put) -> None:
     outs = [device.empty(count, "f4") for count in counts]
     table, position = put(device, floats(4)), put(device, np.zeros(1, "i4"))
     caches = [device.empty(4 * head_dim, "u1") for _ in range(2)]
-    rooms = table, position, *caches, head_dim, 2, 0, 1, CACHES["f32"]
+    rooms = table, position, *caches, head_dim, 2, 0, 1, 1, CACHES["f32"]
     arguments = (*matrices, put(device, floats(n)), *outs, *outs, *counts, n, 0, *rooms)
     device.launch("matvec3_f32", 3, 256, arguments, device.compute)
 

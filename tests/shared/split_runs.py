@@ -46,6 +46,12 @@ class Case:
     n_ctx: int = 32
     n_batch: int = N_BATCH
     n_threads: int = 2
+    n_slots: int = 1
+
+    @property
+    def wanted(self) -> Wanted:
+        """Of the planner."""
+        return Wanted(self.sparsity, self.n_ctx, self.n_batch, self.kv_type, self.n_slots)
 
 
 def model_of(file: GGUFFile, n_layer: int | None = None, **changes: Any) -> Model:
@@ -57,7 +63,7 @@ def model_of(file: GGUFFile, n_layer: int | None = None, **changes: Any) -> Mode
 
 def cpu_executor(model: Model, file: GGUFFile, case: Case) -> Executor:
     return Executor(
-        plan_for_cpu(model, Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type)),
+        plan_for_cpu(model, case.wanted),
         file,
         case.n_threads,
     )
@@ -71,20 +77,19 @@ def split_plan(
     frequencies: Counts | None = None,
 ) -> Plan:
     """The plan for a budget; `hot` names the neurons in place of the ranking."""
-    how = Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type)
-    return placement.plan(model, how, Budget(str(n_bytes), n_bytes, "a test"), frequencies, hot=hot)
+    return placement.plan(model, case.wanted, Budget(str(n_bytes), n_bytes, "a test"), frequencies, hot=hot)
 
 
 def budget_bytes(model: Model, case: Case, name: str) -> int:
     """Bytes of one of BUDGETS: the reserve, and what is placed behind it, in the planner's order."""
     if name == "nothing":
         return 0
-    reserve = reserve_for(model, case.sparsity, case.n_ctx, case.n_batch).n_bytes
+    reserve = reserve_for(model, case.sparsity, case.n_ctx, case.n_batch, case.n_slots).n_bytes
     dense = [dense_part(layer, case.sparsity).n_bytes for layer in model.layers]
     if name in ("one layer", "half"):
         return reserve + sum(dense[: 1 if name == "one layer" else -(-model.n_layer // 2)])
     held = kv_positions(model, case.n_ctx, case.n_batch)
-    caches = sum(layer_kv_bytes(model, n, case.kv_type) for n in held)
+    caches = sum(layer_kv_bytes(model, n, case.kv_type, case.n_slots) for n in held)
     neurons = sum(neuron_bytes(layer) * model.n_units for layer in model.layers)
     percent = {"dense": 0, "everything": 100}.get(name)
     if percent is None:

@@ -169,7 +169,7 @@ def test_what_has_no_kernel_is_named() -> None:
     plan = plan_of(stacked, 4000, 32)
     assert plan.streaming is None and "FFN of 8 layers (its experts are" in plan.not_streamed
     assert plan.not_streamed in plan.notes and plan.not_streamed not in plan_of(stacked, 4000, None).notes
-    several = Wanted("off", 512, 64, n_slots=2, stream_batch=32)
+    several = Wanted("off", 512, 64, n_slots=40, stream_batch=32)
     slots = placement.plan(LLAMA, several, Budget("", 800 * MIB, ""))
     assert streaming_of_plan(slots).stays == ("attention of 8 layers (KV cache on the CPU)",)
     (line,) = [line for line in prompt_lines(as_json(slots)) if "attention" in line]

@@ -5,51 +5,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from split_runs import on_device
+from slot_runs import N_STEPS, Logits, alone, prompts, together
 
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.dump.text import cache_line
 from hotcold.engine.model.load import load_model
-from hotcold.engine.plan.budget import Budget
-from hotcold.engine.plan.placement import plan
 from hotcold.engine.plan.planning import plan_for_cpu
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DoesNotFitError, SettingError
 from hotcold.gguf_io import open_gguf
 from hotcold.kernels.cpu import sizes
-from hotcold.kernels.cuda.device.device import Device
 
-N_SLOTS, N_CTX, N_STEPS = 3, 48, 6
-Logits = NDArray[np.float32]
-
-
-def prompts(n_vocab: int) -> list[NDArray[np.int32]]:
-    """Of several lengths."""
-    dice = np.random.default_rng(7)
-    return [dice.integers(0, n_vocab, n).astype(np.int32) for n in (5, 11, 1)]
-
-
-def alone(executor: Executor, prompt: NDArray[np.int32], n_steps: int, slot: int = 0) -> list[Logits]:
-    """Logits after a prompt, and after each of the likeliest tokens that follow it."""
-    found = [np.empty((1, executor.model.n_vocab), np.float32)]
-    executor.run(prompt, 0, found[0], slot)
-    for i in range(n_steps):
-        found.append(np.empty_like(found[0]))
-        executor.run(np.array([found[-2][0].argmax()], np.int32), prompt.size + i, found[-1], slot)
-    return found
-
-
-def together(executor: Executor, each: list[NDArray[np.int32]], order: list[int]) -> list[list[Logits]]:
-    """The same of several sequences, whose tokens pass together, in slots of this order."""
-    found = [alone(executor, prompt, 0, slot) for prompt, slot in zip(each, order, strict=True)]
-    for i in range(N_STEPS):
-        logits = np.empty((len(each), executor.model.n_vocab), np.float32)
-        ids = np.array([logits_of[-1][0].argmax() for logits_of in found], np.int32)
-        executor.run_apart(ids, [prompt.size + i for prompt in each], order, logits)
-        for row, logits_of in zip(logits, found, strict=True):
-            logits_of.append(row[None])
-    return found
+N_SLOTS, N_CTX = 3, 48
 
 
 def opened(path: Path, sparsity: str, kv_type: str, n_ctx: int = N_CTX, n_threads: int = 2) -> Executor:
@@ -149,17 +117,3 @@ def test_slots_of_windows_move_on_by_themselves(data: Path) -> None:
         for start in range(0, 200, 16):
             executor.run(long[start : start + 16], start, None, 1)
         assert not executor.slots.can_go_on(60, 1) and executor.slots.can_go_on(60, 0)
-
-
-@pytest.mark.parametrize("name", ["llama-f16", "llama-q4_0"])
-def test_with_a_device_attention_stays_on_the_cpu(split_device: Device, data: Path, name: str) -> None:
-    """The rows on the device serve every sequence; what knows positions is where the caches are."""
-    with open_gguf(data / "powerinfer" / f"{name}.powerinfer.gguf") as file:
-        model, how = load_model(file), Wanted("predictor", N_CTX, 16, "f16", N_SLOTS)
-        divided = plan(model, how, Budget("1", 1 << 22, ""), None)
-        assert {cache.side for cache in divided.caches} == {"cpu"} and divided.totals.hot_rows
-        with on_device(divided, file, split_device) as executor:
-            each = prompts(model.n_vocab)
-            wanted = [alone(executor, prompt, N_STEPS) for prompt in each]
-            for found, of_one in zip(together(executor, each, [2, 0, 1]), wanted, strict=True):
-                assert [a.tobytes() for a in found] == [a.tobytes() for a in of_one]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from split_runs import Case, Logits, OpenEmulated, budget_bytes, cpu_executor, model_of, on_device, plan_named
+from split_runs import Case, Logits, OpenEmulated, cpu_executor, model_of, on_device, plan_named
 from streamed_runs import LEAST, all_there, logits_in_runs, sender_of, with_streaming
 from threshold_models import IDS, forward, model_file
 
@@ -21,11 +21,9 @@ from hotcold.engine.device.sending import Sender
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import COLD
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan import placement, streaming
-from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan import streaming
 from hotcold.engine.plan.footprint import ffn_part
 from hotcold.engine.plan.plan import Plan
-from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -224,17 +222,19 @@ def in_parts(model: Model, n: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(streaming, "PART_BYTES", -(-n_bytes // n))
 
 
+@pytest.mark.parametrize(
+    ("budget", "sides"),
+    [("dense + 17%", ["gpu", "gpu"]), pytest.param("half", ["cpu", "cpu"], marks=pytest.mark.slow)],
+)
 def test_a_prompt_of_one_of_several_sequences(
-    data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+    budget: str, sides: list[str], data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Prompts of two sequences by turns, and a token of both in one run: each says what it says alone."""
     ids = np.array([1, 31, 40, 7, 55, 91, 26, 14, 28, 69, 66, 12, 5, 3], np.int32)
     with open_gguf(data / "powerinfer/llama-f16.powerinfer.gguf") as file:
-        model, case = model_of(file), Case("predictor", n_ctx=64, n_batch=N_BATCH)
-        n_bytes = budget_bytes(model, case, "dense + 17%")
-        how = Wanted(case.sparsity, case.n_ctx, case.n_batch, case.kv_type, n_slots=3)
-        plan = with_streaming(placement.plan(model, how, Budget("", n_bytes, "a test")))
-        assert plan.streaming is not None and {cache.side for cache in plan.caches} == {"cpu"}
+        model, case = model_of(file), Case("predictor", n_ctx=64, n_batch=N_BATCH, n_slots=3)
+        plan = with_streaming(plan_named(model, case, budget))
+        assert plan.streaming is not None and [cache.side for cache in plan.caches] == sides
         with all_there(plan, file, open_emulated, monkeypatch) as executor:
             want = logits_in_runs(executor, ids, (8, 5, 1))
         for options in ({"policy": "late"}, {"policy": "random", "seed": 3}):

@@ -64,15 +64,21 @@ def test_a_restored_slot_has_the_same_answer_and_runs_the_rest(engine: Engine, t
 
 
 @pytest.mark.slow
-def test_a_slot_on_a_device_is_kept_too(compiler: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("n_slots", [1, 3])
+def test_a_slot_on_a_device_is_kept_too(n_slots: int, compiler: str, tmp_path: Path) -> None:
+    """And put into another slot where there are several, and erased."""
     how: dict[str, Any] = {"n_ctx": 96, "threads": 1, "device": "emulated", "vram_budget": "64MiB"}
     with load(**how) as engine, served(engine, slot_save_path=tmp_path) as server:
         answered(server, {"prompt": PROMPT, "max_tokens": 1})
         n_saved = act(server, "save").json["n_saved"]
         wanted, _ = answered(server, ASKED | {"max_tokens": 4})
-    with load(**how) as engine, served(engine, slot_save_path=tmp_path) as server:
-        assert act(server, "restore").json["n_restored"] == n_saved
+    with load(n_slots=n_slots, **how) as engine, served(engine, slot_save_path=tmp_path) as server:
+        assert {cache.side for cache in engine.executor.plan.caches} == {"gpu"}
+        last = n_slots - 1
+        assert act(server, "restore", slot=last).json["n_restored"] == n_saved
         assert answered(server, ASKED | {"max_tokens": 4}) == (wanted, n_saved)
+        assert act(server, "erase", slot=last).json["n_erased"] > n_saved
+        assert answered(server, ASKED | {"max_tokens": 4}) == (wanted, 0)
 
 
 def test_a_slot_that_answers_is_waited_for(engine: Engine, tmp_path: Path) -> None:

@@ -87,6 +87,17 @@ def test_sixteen_at_once_and_a_restart(
     assert max(taken) > 8
 
 
+def test_several_at_once_wholly_on_a_device(compiler: str) -> None:
+    """Three answers in two slots, whose caches are there: each says what it says alone."""
+    device: dict[str, Any] = {"device": "emulated", "vram_budget": "64MiB", "n_batch": 16}
+    bodies = [asked(i) | {"max_tokens": 6} for i in range(3)]
+    with load(None, n_ctx=96, threads=1, n_slots=2, **device) as engine, served(engine) as server:
+        assert {cache.side for cache in engine.executor.plan.caches} == {"gpu"}
+        alone = [text_of(server, body) for body in bodies]
+        with ThreadPoolExecutor(3) as pool:
+            assert list(pool.map(partial(text_of, server), bodies)) == alone
+
+
 def test_several_run_at_a_time(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """All slots, and no more; who goes makes room for the next, and disturbs nobody."""
     wanted = text_of(server, {"prompt": "Emma", "temperature": 0, "max_tokens": 60, "ignore_eos": True})

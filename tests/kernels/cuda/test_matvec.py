@@ -144,7 +144,7 @@ def test_what_is_stored_as_it_is_made_has_the_bits_of_two_launches(
     flags: int,
     sizes: tuple[int, int, int, int],
 ) -> None:
-    """Positions beyond the cache's rows go round."""
+    """Positions beyond the cache's rows go round; of two slots the first token has the second one."""
     (n_head, n_head_kv, head_dim, n_rot), n, tokens, rows = sizes, block_of(weight_type), 2, 5
     n_rows = n_head * head_dim, n_head_kv * head_dim, n_head_kv * head_dim
     table = cos_sin_table(16, ref.rope_frequencies(n_rot, 10000.0)) if n_rot else np.zeros((1, 2), "f4")
@@ -152,10 +152,10 @@ def test_what_is_stored_as_it_is_made_has_the_bits_of_two_launches(
     biases = [put(device, normal(r, seed=i)) for i, r in enumerate(n_rows)]
     given = *(p for of_one in planes for p in of_one), *inputs(device, put, weight_type, normal(tokens, n))
     q, k, v, fused = (device.empty((tokens, r), "f4") for r in (*n_rows, n_rows[0]))
-    empty = ref.cached(kv_type, np.full((n_head_kv, rows, head_dim), np.nan, np.float32))
+    empty = ref.cached(kv_type, np.full((2 * n_head_kv, rows, head_dim), np.nan, np.float32))
     caches = [put(device, empty) for _ in range(4)]
-    tables = put(device, table), put(device, np.array([3, 12], "i4"))
-    turning = n_rot // 2, int(interleaved), rows
+    tables = put(device, table), put(device, np.array([3, 12, 1, 0], "i4"))
+    turning = n_rot // 2, int(interleaved), rows, 2
     arguments = (*given, *biases, q, k, v, *n_rows, n, flags, *Rooms.none(q).arguments)
     matvec3((weight_type,) * 3, tokens, n_rows, n, flags).launch(device, arguments, device.compute)
     work = rope_kv_store(kv_type, tokens, n_head, n_head_kv, head_dim, n_rot)
@@ -170,7 +170,9 @@ def test_what_is_stored_as_it_is_made_has_the_bits_of_two_launches(
     assert get(device, fused).tobytes() == get(device, q).tobytes()
     for apart, together in zip(caches[:2], caches[2:], strict=True):
         assert get(device, apart).tobytes() == get(device, together).tobytes()
-        assert np.isnan(get(device, together)).reshape(n_head_kv, rows, head_dim)[:, [0, 1, 4]].all()
+        heads = np.isnan(get(device, together)).reshape(2 * n_head_kv, rows, head_dim)
+        assert heads[:, [0, 1, 4]].all() and heads[:n_head_kv, 3].all() and heads[n_head_kv:, 2].all()
+        assert not heads[:n_head_kv, 2].any() and not heads[n_head_kv:, 3].any()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,19 @@ def store(
     q_out = given if in_place else device.empty(q.shape, "f4")
     arguments = (
         *(given, put(device, k), put(device, v), put(device, table), put(device, np.array(positions, "i4"))),
-        *(q_out, keys, values, n_tokens, n_head, n_head_kv, head_dim, n_rot // 2, int(interleaved), n_rows),
+        *(
+            q_out,
+            keys,
+            values,
+            n_tokens,
+            n_head,
+            n_head_kv,
+            head_dim,
+            n_rot // 2,
+            int(interleaved),
+            n_rows,
+            1,
+        ),
     )
     work = rope_kv_store(kv_type, n_tokens, n_head, n_head_kv, head_dim, n_rot)
     work.launch(device, arguments, device.compute)

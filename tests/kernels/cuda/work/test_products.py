@@ -91,13 +91,14 @@ def test_three_matrices_into_a_cache(device: Device, touched: Touched, kv_type: 
     n, n_rows = 256, (5 * 64, 2 * 64, 2 * 64)
     planes = [plane for count in n_rows for plane in weights(device, Type.Q4_0, count, n)]
     outs = [floats(device, count) for count in n_rows]
-    table, position = ones(device, 8, 32, 2), filled(device, np.array([5], "i4"))
-    caches = [cache(device, kv_type, 2, 8, 64) for _ in range(2)]
+    table, places = ones(device, 8, 32, 2), filled(device, np.array([5, 1], "i4"))
+    caches = [cache(device, kv_type, 2 * 2, 8, 64) for _ in range(2)]
     in_bytes = [each.view(0, each.n_bytes, "u1") for each in caches]
-    rooms = Rooms(kv_type, n_rot, (table, position, *in_bytes, 64, n_rot // 2, 1, 8))
-    work = matvec3((Type.Q4_0,) * 3, 1, n_rows, n, 0, kv_type, n_rot)
-    arguments = (*planes, *inputs(device, Type.Q4_0, n), *outs, *outs, *n_rows, n, 0, *rooms.arguments)
-    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+    for n_slots in (1, 2):
+        rooms = Rooms(kv_type, n_rot, (table, places, *in_bytes, 64, n_rot // 2, 1, 8, n_slots))
+        work = matvec3((Type.Q4_0,) * 3, 1, n_rows, n, 0, kv_type, n_rot, n_slots)
+        arguments = (*planes, *inputs(device, Type.Q4_0, n), *outs, *outs, *n_rows, n, 0, *rooms.arguments)
+        assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("weight_type", each_type(quick=QUICK))

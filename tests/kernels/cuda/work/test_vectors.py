@@ -3,6 +3,7 @@
 The race build of the emulated device notes every byte. Sizes are such that no row needs padding.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from operands import empty_quantised
 from touched_bytes import Touched, cache, filled, ones
 
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL, add, merge
-from hotcold.kernels.cuda.attention import Rounded, Scores, attention, attention_part
+from hotcold.kernels.cuda.attention import Rounded, Scores, Sequences, attention, attention_part
 from hotcold.kernels.cuda.candidates import candidates
 from hotcold.kernels.cuda.compact import compact
 from hotcold.kernels.cuda.device.device import Device
@@ -114,11 +115,11 @@ def test_hidden_masked_gated(device: Device, touched: Touched, has_mask: bool, h
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
 def test_rope_kv_store(device: Device, touched: Touched, kv_type: str, n_rot: int) -> None:
     q, k, v = (ones(device, 2, n, 64) for n in (5, 2, 2))
-    table, positions = ones(device, 8, 32, 2), filled(device, np.array([3, 5], "i4"))
-    keys, values = (cache(device, kv_type, 2, 8, 64) for _ in range(2))
-    work = rope_kv_store(kv_type, 2, 5, 2, 64, n_rot)
-    for q_out in (q, device.empty((2, 5, 64), "f4")):
-        arguments = (q, k, v, table, positions, q_out, keys, values, 2, 5, 2, 64, n_rot // 2, 1, 8)
+    table, positions = ones(device, 8, 32, 2), filled(device, np.array([3, 5, 1, 0], "i4"))
+    keys, values = (cache(device, kv_type, 2 * 2, 8, 64) for _ in range(2))
+    for q_out, n_slots in ((q, 1), (device.empty((2, 5, 64), "f4"), 2)):
+        work = rope_kv_store(kv_type, 2, 5, 2, 64, n_rot, n_slots)
+        arguments = (q, k, v, table, positions, q_out, keys, values, 2, 5, 2, 64, n_rot // 2, 1, 8, n_slots)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
@@ -126,7 +127,7 @@ def test_rope_kv_store_without_q_touches_the_rest_alone(device: Device, touched:
     k, v, positions = ones(device, 2, 2, 64), ones(device, 2, 2, 64), filled(device, np.array([3, 5], "i4"))
     keys, values = (cache(device, "f16", 2, 8, 64) for _ in range(2))
     work = rope_kv_store("f16", 2, 0, 2, 64, 0)
-    arguments = (k, k, v, k, positions, k, keys, values, 2, 0, 2, 64, 0, 1, 8)
+    arguments = (k, k, v, k, positions, k, keys, values, 2, 0, 2, 64, 0, 1, 8, 1)
     assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
 
 
@@ -150,6 +151,39 @@ def test_attention(device: Device, touched: Touched, kv_type: str) -> None:
         sizes = 2, 4, 2, 32, 320
         arguments = (q, keys, values, positions, y, *sizes, *Scores.plain(q, 32).arguments, *rounded)
         assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("n_apart", [1, 2])
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
+def test_attention_of_slots(device: Device, touched: Touched, kv_type: str, n_apart: int) -> None:
+    """Of three: both tokens of the last one, or each of another, at positions 300 and 301 of 320."""
+    q, y = ones(device, 2, 4, 32), device.empty((2, 4, 32), "f4")
+    positions = filled(device, np.array([301 - (n_apart == 1), 301, 2, 2 if n_apart == 1 else 0], "i4"))
+    keys, values = (cache(device, kv_type, 3 * 2, 320, 32) for _ in range(2))
+    sequences = Sequences(3, n_apart)
+    work = attention(kv_type, 2, 4, 2, 32, 302, False, sequences)
+    scores = replace(Scores.plain(q, 32), sequences=sequences)
+    sizes = 2, 4, 2, 32, 320
+    arguments = (q, keys, values, positions, y, *sizes, *scores.arguments, *Rounded.nowhere(y))
+    assert touched(work, arguments) == (work.bytes_read, work.bytes_written)
+
+
+@pytest.mark.parametrize("kv_type", list(KV_TYPES))
+def test_attention_of_slots_in_parts(device: Device, touched: Touched, kv_type: str) -> None:
+    """Position 550 of 1100 in two of three slots."""
+    parts, places = n_parts(1100), filled(device, np.array([550, 550, 2, 0], "i4"))
+    partial, q, y = (
+        device.empty((2, 4, parts, 34), "f4"),
+        ones(device, 2, 4, 32),
+        device.empty((2, 4, 32), "f4"),
+    )
+    keys, values = (cache(device, kv_type, 3 * 2, 1100, 32) for _ in range(2))
+    sequences, arrived = Sequences(3, 2), filled(device, np.zeros(4, "u4"))
+    scores = replace(Scores.plain(q, 32), sequences=sequences)
+    rounded = Rounded.to(empty_quantised(device, 2, 128))
+    work = attention_part(kv_type, 4, 2, 32, parts, 551, True, sequences)
+    given = q, keys, values, places, partial, arrived, y, 4, 2, 32, 1100, parts
+    assert touched(work, (*given, *scores.arguments, *rounded)) == (work.bytes_read, work.bytes_written)
 
 
 @pytest.mark.parametrize("kv_type", list(KV_TYPES))
