@@ -198,11 +198,8 @@ class Engine(Closing):
         Raises:
             SettingError: a value out of its bounds, or one that this model cannot have.
         """
-        if self.executor.model.lists_head_rows and (name := settings.needs_whole_head):
-            bound = "not with a head of which a token by itself computes some rows"
-            raise SettingError(
-                name, settings.draft if name == "draft" else None, bound, "load with head_sparsity='off'"
-            )
+        if self.executor.model.lists_head_rows:
+            settings.check_some_rows()
         return settings.checked()
 
     def prompt_ids(self, text: str | bytes, *, parse_special: bool) -> list[int]:

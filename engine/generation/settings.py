@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from hotcold.engine.settings import number_within, one_of, whole_number
+from hotcold.errors import SettingError
 
 MAX_SEED = (1 << 64) - 1
 MAX_TOP_K = 1 << 30
@@ -113,6 +114,13 @@ class GenerationSettings(SamplingSettings):
     def needs_whole_head(self) -> str:
         """The setting that has to do with every row of the head, by name; "" for none."""
         return "draft" if self.draft != "off" else "grammar" if self.grammar else ""
+
+    def check_some_rows(self) -> None:
+        """Refuse what needs the whole head, where a token by itself computes some of its rows; SettingError."""
+        if name := self.needs_whole_head:
+            value = self.draft if name == "draft" else None  # no grammar: it may be long
+            bound = "not with a head of which a token by itself computes some rows"
+            raise SettingError(name, value, bound, "load with head_sparsity='off'")
 
     def checked(self) -> Self:
         """The same settings, with a seed.

@@ -22,8 +22,8 @@ def resolve_sparsity(model: "Model", wanted: str) -> tuple[str, str]:
     """How the FFN runs, and why.
 
     Args:
-        wanted: "auto", "exact", "off", "predictor" or "threshold", which is never a default. Auto takes the predictor where the file has one,
-            exact for a ReLU model that keeps a row a neuron of its down projection, else off.
+        wanted: "auto", "exact", "off", "predictor" or "threshold", which is never a default. Auto takes the predictor
+            where the file has one, exact for a ReLU model that keeps a row a neuron of its down projection, else off.
 
     Returns:
         ("off" | "exact" | "predictor" | "threshold", reason in words).

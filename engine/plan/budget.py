@@ -3,8 +3,9 @@
 8, 8GiB, 8G, 6000MiB    bytes; a bare number counts GiB, as PowerInfer's --vram-budget does
 8GB, 800000000B         decimal units end in B without an i
 80%                     of the device's memory
-auto                    what is free on the device with its context and kernels there, less a margin and the graphs that are to come; of one that
-                        is only assumed, its memory less what the CUDA context and the graphs take
+auto                    what is free on the device with its context and kernels there, less a margin and the
+                        graphs that are to come; of one that is only assumed, its memory less what the CUDA
+                        context and the graphs take
 0                       the CPU alone
 """
 

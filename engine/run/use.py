@@ -19,15 +19,15 @@ class DeviceUse:
         kernel_launches, graph_launches: so far; kernels also as parts of graphs.
         graph_captures: graphs that were made so far.
         ffn_device_share: part of all neurons whose rows are on the device.
-        listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the experts
-            that a router chose, on either side, for all tokens so far. Without either every neuron is looked at: both are 0, and the shares of active and
-            of all neurons the same.
+        listed_device, listed_host: neurons that a predictor listed (all where a layer has none), or those of the
+            experts that a router chose, on either side, for all tokens so far. Without either every neuron is looked
+            at: both are 0, and the shares of active and of all neurons the same.
         host_seconds: of the CPU's part of the runs.
         waiting_seconds: in which the host waited for the device.
         cards: name, planned and used bytes of each.
         graph_bytes: of device memory that drivers took for graphs, which no allocator knows of.
-        n_alone: tokens that passed by themselves so far, and enqueueing_seconds: in which their runs neither computed on the
-            CPU nor waited: Python's.
+        n_alone: tokens that passed by themselves so far.
+        enqueueing_seconds: in which their runs neither computed on the CPU nor waited: Python's.
     """
 
     device: str = "cpu"

@@ -330,11 +330,9 @@ class Worker(Closing):
 
         Those are sent once for many tokens as for few, and so are for the same ones with others and without.
         """
-        n_batch, executor = self.engine.n_batch, self.engine.executor
-        is_alone = len(self._running) == 1
-        return (
-            n_batch if is_alone or executor.sends_for(min(slot.n_lacking, n_batch)) else min(n_batch, SLICE)
-        )
+        n_batch, sends_for = self.engine.n_batch, self.engine.executor.sends_for
+        is_whole = len(self._running) == 1 or sends_for(min(slot.n_lacking, n_batch))
+        return n_batch if is_whole else min(n_batch, SLICE)
 
     def _run_step(self) -> None:
         """Let one token of every answer that has begun pass; of one alone with what may follow it."""

@@ -38,9 +38,10 @@ __device__ static inline void merge_lists(Key* keys) {
     }
 }
 
-// logits[n] -> found: 1 where any of them is not finite (but -infinity where left_out), else 0; the 64 tokens with the largest, by falling logit, of equal ones
-// by rising number; their logits as floats. Tokens that do not exist are -1. parts[blocks][65]: of each block its own
-// ones as keys, and the 1 or 0. arrived: see last_block.h. grid: 2048 logits each. Dynamic shared: 16 KiB.
+// logits[n] -> found: 1 where any of them is not finite (but -infinity where left_out), else 0; the 64 tokens with the
+// largest, by falling logit, of equal ones by rising number; their logits as floats. Tokens that do not exist are -1.
+// parts[blocks][65]: of each block its own ones as keys, and the 1 or 0. arrived: see last_block.h. grid: 2048 logits
+// each. Dynamic shared: 16 KiB.
 KERNEL candidates(const float* __restrict__ logits, unsigned long long* parts, unsigned* arrived, int* found,
                   int n, int left_out) {
     DYNAMIC_SHARED(unsigned long long, keys);
