@@ -50,17 +50,21 @@ def test_without_thresholds_all_neurons_are_computed(tmp_path: Path) -> None:
     assert np.allclose(got, wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("emulated", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("kind", "sparse_layout"), KINDS)
 def test_each_sequence_is_exact_at_its_own_first_positions(
-    kind: str, sparse_layout: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    kind: str, sparse_layout: bool, device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three sequences go on by one token in one run: one behind the first positions, two at them."""
     path, model = model_file(tmp_path, kind, sparse_layout)
     _, thresholds = forward(model, IDS, monkeypatch)
     pasts = [12, 3, 7]
-    options = RunOptions(n_ctx=32, n_batch=32, n_slots=3, device="cpu", sparsity="threshold")
+    options = RunOptions(
+        n_ctx=32, n_batch=32, n_slots=3, device=device, vram_budget="auto", sparsity="threshold"
+    )
     with load_with(path, options, tensors=thresholds) as engine:
         executor = engine.executor
+        assert {cache.side == "cpu" for cache in executor.plan.caches} == {device == "cpu"}
         together, alone = np.zeros((2, len(pasts), engine.model.n_vocab), np.float32)
         for slot, n_past in enumerate(pasts):
             executor.run(IDS[:n_past], 0, None, slot)

@@ -164,11 +164,11 @@ def test_over_two_cards(has_room: bool, data: Path, open_emulated: OpenEmulated)
 
 
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
-def test_a_slot_goes_into_an_array_and_back(kv_type: str, data: Path, open_emulated: OpenEmulated) -> None:
+def test_a_slot_goes_into_an_array_and_back(kv_type: str, data: Path, split_device: Device) -> None:
     """From one slot to another, which says the same then; those beside it keep what they hold."""
     with open_gguf(data / "powerinfer/llama-f16.powerinfer.gguf") as file, ExitStack() as stack:
         plan = plan_of(file, case_of("predictor", kv_type))
-        executor = stack.enter_context(on_device(plan, file, opened(open_emulated, True)))
+        executor = stack.enter_context(on_device(plan, file, split_device))
         first, second, _ = prompts(plan.model.n_vocab)
         wanted = [bits(alone(executor, prompt, 2)) for prompt in (first, second)]
         alone(executor, first, 0, 0)
