@@ -30,8 +30,8 @@ class DeviceSide:
     Attributes:
         arena: the host's intermediates, page-locked, so that copies need no staging; of all devices.
         down, up: recorded behind the last copy each way.
-        positions, logits, found, counted: page-locked too, int32 [n_batch], twice with several slots, float32 [n_vocab], int32
-            [CANDIDATE_WORDS], and bytes of the counts.
+        positions: page-locked too, int32 [n_batch], with several slots twice: behind them are the tokens' slots.
+        logits, found, counted: likewise, float32 [n_vocab], int32 [CANDIDATE_WORDS], and bytes of the counts.
         sender: of what the device lacks for a prompt; None where that is not sent.
     """
 

@@ -55,8 +55,8 @@ class Executor(Closing):
         run_steps: the steps of a run, by its number of tokens.
         stores: what the plan put on each device; none on the CPU alone.
         n_tokens: that have run so far.
-        n_alone, enqueueing: tokens that ran by themselves with a device, and seconds of those runs in which the host neither
-            computed nor waited.
+        n_alone: tokens that ran by themselves with a device.
+        enqueueing: seconds of those runs in which the host neither computed nor waited.
         prompts: how large batches of prompts run, in words; "" where there is nothing to say.
         taking: takes a run's steps, and has to take them all in order; to be set for tracing and measuring.
     """
