@@ -206,14 +206,14 @@ class DeviceStore:
         return keys, values
 
     def blocks(self, layer: int, n: int, slot: int = 0) -> NDArray[np.uint8]:
-        """What a slot's cache of a layer here holds of the first n positions, as the host would; nothing may be under way."""
+        """What a slot's cache here holds of a layer's first n positions, as the host has it; nothing may be under way."""
         keys, values = (
             np.concatenate([self.fetch(part) for part in parts]) for parts in self._slot_parts(layer, slot)
         )
         return blocks_of_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n)
 
     def fill_cache(self, layer: int, n: int, blocks: NDArray[np.uint8], slot: int = 0) -> None:
-        """Let a slot's cache of a layer here hold n positions of the host's blocks, else 0; nothing may be under way."""
+        """Let a slot's cache of a layer here hold n positions of the host's blocks; nothing may be under way."""
         both = self._slot_parts(layer, slot)
         keys, values = (np.zeros(sum(part.shape[0] for part in parts), parts[0].dtype) for parts in both)
         fill_rows(self.plan.kv_type, self._cache_shape(layer), (keys, values), n, blocks)
@@ -226,7 +226,7 @@ class DeviceStore:
         return self.plan.model.n_head_kv, self.plan.caches[layer].n_positions, self.plan.model.head_dim
 
     def _slot_parts(self, layer: int, slot: int) -> list[list[Buffer]]:
-        """A slot's keys, and its values: their numbers, and of q8_0 the scales, which lie behind the numbers of all slots."""
+        """A slot's keys, and its values: numbers, and of q8_0 scales, which lie behind the numbers of all slots."""
         n = math.prod(self._cache_shape(layer))
         spans = [(slot * n, n)]
         if self.plan.kv_type == "q8_0":

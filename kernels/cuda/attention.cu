@@ -190,9 +190,9 @@ __device__ inline void join(const float* partial, float* y, Queries queries, int
 }
 
 // The same for n_apart tokens of as many slots, or one, a block for a part of a token's positions, by way of
-// partial[n_apart][n_head][n_parts][2 + head_dim]: maximum, total and sums. The first part is that of the first position
-// that the token reads; those after its last one are left alone. arrived[grid.y] counts blocks, and is 0 before and
-// after. grid: (n_parts, blocks that share out the queries of a key/value head * n_head_kv).
+// partial[n_apart][n_head][n_parts][2 + head_dim]: maximum, total and sums. The first part is that of the first
+// position that the token reads; those after its last one are left alone. arrived[grid.y] counts blocks, and is 0
+// before and after. grid: (n_parts, blocks that share out the queries of a key/value head * n_head_kv).
 template <class T>
 __device__ inline void attention_part(const float* q, const T* keys, const T* values, const int* positions,
                                       float* partial, unsigned* arrived, float* y, int n_head, int n_head_kv,

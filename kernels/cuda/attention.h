@@ -77,8 +77,8 @@ struct Queries {
         : q(all), positions(positions_of), n_head(heads), group(heads / n_head_kv),
           first_head(kv_head * group), n(n_tokens * group), window(seen) {}
     __device__ int row(int i) const { return i / group * n_head + first_head + i % group; }
-    // Of `blocks` that share out the queries evenly, those of each token by itself where n_apart is their number and not
-    // 1: the first query of one.
+    // Of `blocks` that share out the queries evenly, those of each token by itself where n_apart is their number and
+    // not 1: the first query of one.
     __device__ int first_of(int block, int blocks, int n_apart) const {
         int each = n / n_apart, of_each = blocks / n_apart, size = (each + of_each - 1) / of_each;
         return block / of_each * each + min(each, block % of_each * size);

@@ -156,7 +156,7 @@ def attention_part(
     rounds: bool = False,
     sequences: Sequences = ONE_SEQUENCE,
 ) -> Work:
-    """One token of each sequence: one block of threads for 4 queries of a key/value head, or 8, and a part of the positions.
+    """One token of each sequence: a block of threads for 4 queries of a key/value head, or 8, and a part of positions.
 
     Reads what `attention` does of others. Writes 4 (head_dim + 2) bytes a token, head and part in use, which the last
     block of the same queries reads, `arrived_bytes` and 4 head_dim bytes a query, which are read again to write

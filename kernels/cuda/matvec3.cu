@@ -5,7 +5,8 @@
 #include "rope.h"
 #include "slots.h"
 
-// Where the rows go. Without a cache each goes to its y, else q alone does, and `cos_sin` to `n_slots` are as in rope.cu.
+// Where the rows go. Without a cache each goes to its y, else q alone does, and `cos_sin` to `n_slots` are as in
+// rope.cu.
 struct Rooms {
     const float2* cos_sin;
     const int* positions;

@@ -37,7 +37,8 @@ __device__ inline void rope_kv_store(const float* q, const float* k, const float
         rotate(q + at, q_out + at, cos_sin, i % pieces, half, interleaved);
     } else if (head < n_head + n_head_kv) {
         head -= n_head;
-        size_t at = (token * n_head_kv + head) * head_dim, to = ((first_head + head) * (size_t)n_rows + place) * head_dim;
+        size_t at = (token * n_head_kv + head) * head_dim;
+        size_t to = ((first_head + head) * (size_t)n_rows + place) * head_dim;
         rotate(k + at, keys + to, cos_sin, i % pieces, half, interleaved);
     } else {
         i -= (n_head + n_head_kv) * pieces;

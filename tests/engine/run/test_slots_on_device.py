@@ -1,4 +1,4 @@
-"""Several sequences whose caches are on a device: the bits of each are those that it has alone, whatever is beside it."""
+"""Several sequences whose caches are on a device: the bits of each are those that it has alone."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack

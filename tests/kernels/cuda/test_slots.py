@@ -1,4 +1,4 @@
-"""Caches of several sequences, one behind the other: each token writes and reads its own, and has the bits it has alone."""
+"""Caches of several sequences, one behind the other: a token writes and reads its own, with the bits it has alone."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
