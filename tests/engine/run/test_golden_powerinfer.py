@@ -110,8 +110,8 @@ def test_a_sparse_ffn_runs_in_every_block_type(
     rounded, widened = tmp_path / "rounded.gguf", tmp_path / "widened.gguf"
     with monkeypatch.context() as patch:
         patch.setattr(
-            "hotcold.gguf_io.convert.requantise._new_type",
-            lambda info, *_: kind if ".ffn_" in info.name and len(info.ne) > 1 else info.type,
+            "hotcold.gguf_io.convert.requantise.output_type",
+            lambda name, *_: kind if ".ffn_" in name else GGMLQuantizationType.F16,
         )
         convert(source, None, rounded, "q4_0")
     convert(rounded, None, widened, "f32")
