@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TuneCommand:
-    """Time of a token in each mode that the model can run in, predicted and measured."""
+    """Time of a token in each mode, predicted and measured."""
 
     path: ModelPath = None
     threads: Threads = RunOptions.threads

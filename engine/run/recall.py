@@ -23,7 +23,6 @@ from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.engine.run.executor import Executor
 from hotcold.gguf_io import GGUFFile
-from hotcold.gguf_io.blocks import dequantize
 from hotcold.kernels import ref
 from hotcold.kernels.cpu import program
 from hotcold.kernels.cpu.team import Program
@@ -206,6 +205,8 @@ class Watching:
 
         Its input is made again from what the norm has read: the device may have left it rounded, in a place of kernels.
         """
+        from hotcold.gguf_io.blocks import dequantize  # which brings the whole gguf package
+
         some = slice(max(0, self.n_tokens - N_FETCHED), self.n_tokens)
         sample, masks = self._samples[layer_of(p.node)], self._rows_of(p.node.tensor("mask"), p.side)[some]
         before, eps = self._rows_of(norm.tensor("x"), p.side).view(np.float32)[some], norm.attributes["eps"]

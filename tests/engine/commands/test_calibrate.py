@@ -106,7 +106,7 @@ def test_models_that_cannot_have_thresholds_are_refused(text: Path, tmp_path: Pa
     shown = run("calibrate", "-m", str(ungated), "-f", str(text), *OPTIONS)
     assert shown.returncode == 2 and "no gate to look at first" in shown.stderr
     shown = run("calibrate", "-f", str(text), *OPTIONS)
-    assert shown.returncode == 2 and "RELU" in shown.stderr
+    assert shown.returncode == 2 and "the FFN is ReLU" in shown.stderr
 
 
 def test_threshold_without_calibration_is_refused(silu: Path) -> None:

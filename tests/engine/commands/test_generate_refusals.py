@@ -96,7 +96,7 @@ def test_debug_shows_the_traceback() -> None:
 
 
 def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(options: object, quiet: bool) -> None:
+    def broken(options: object, quiet: bool, head_sparsity: str) -> None:
         raise ValueError("first\nsecond")
 
     monkeypatch.setattr("hotcold.engine.commands.generate.open_engine", broken)
@@ -104,7 +104,7 @@ def test_what_is_not_expected_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_memory_that_is_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    def greedy(options: object, quiet: bool) -> None:
+    def greedy(options: object, quiet: bool, head_sparsity: str) -> None:
         raise MemoryError("90 GB")
 
     monkeypatch.setattr("hotcold.engine.commands.generate.open_engine", greedy)

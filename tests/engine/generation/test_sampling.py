@@ -180,7 +180,8 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
 )
 def test_values_out_of_bounds_are_named(name: str, value: Any) -> None:
     option = "--" + name.replace("_", "-")
-    with pytest.raises(SettingError, match=rf"^{name}: {value} \(.+\); such as {option} \d"):
+    shown = f'"{value}"' if isinstance(value, str) else value
+    with pytest.raises(SettingError, match=rf"^{name}: {shown} \(.+\); such as {option} \d"):
         SamplingSettings(**{name: value}).checked()
 
 

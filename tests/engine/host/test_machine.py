@@ -103,7 +103,8 @@ def test_threads_of_this_machine() -> None:
 
 @pytest.mark.parametrize("value", [0, -1, 1025, 1.5, True, "2"])
 def test_bad_thread_counts_are_named(value: Any) -> None:
-    with pytest.raises(SettingError, match=rf"^threads: {value} \(a whole number from 1 to 1024\)"):
+    shown = f'"{value}"' if isinstance(value, str) else value
+    with pytest.raises(SettingError, match=rf"^threads: {shown} \(a whole number from 1 to 1024\)"):
         machine.thread_count(value)
 
 
