@@ -1,6 +1,6 @@
 """Runs whose rows are sent to an emulated device, and runs for which they lie there before."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -16,6 +16,8 @@ from hotcold.engine.host.steps import Context, Step, take_all
 from hotcold.engine.plan.plan import Ids, Plan
 from hotcold.engine.plan.streaming import streaming_of
 from hotcold.engine.run.executor import Executor
+from hotcold.errors import DeviceError
+from hotcold.kernels.cuda.device.device import Device
 
 LEAST = 3
 
@@ -74,3 +76,21 @@ def all_there(
             device.synchronize()
             executor.taking = take_without_sending
             yield executor
+
+
+def last_failure(
+    device: Device, kind: str, numbers: Iterable[int], want: Logits, run: Callable[[], Logits]
+) -> int:
+    """The last of a run's calls of a kind, by its number, that could fail; whatever failed, the next run is right."""
+    failed = 0
+    for n in numbers:
+        device.fail_at(kind, n)
+        try:
+            assert run().tobytes() == want.tobytes()
+            break
+        except DeviceError as error:
+            assert "as fail_at asked" in str(error)
+            failed = n
+        assert run().tobytes() == want.tobytes(), (kind, n)
+    device.fail_at(kind, 1 << 30)
+    return failed

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from split_runs import Case, Logits, OpenEmulated, cpu_executor, model_of, on_device, plan_named, split_plan
-from streamed_runs import all_there, logits_in_runs, sender_of, with_streaming
+from streamed_runs import all_there, last_failure, logits_in_runs, sender_of, with_streaming
 
 import hotcold
 from hotcold.engine.device import staging
@@ -25,7 +25,7 @@ from hotcold.engine.model.model import Model
 from hotcold.engine.plan.plan import Plan, SentPiece, SentRows
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.prompts import ON_THE_EMULATED, settle_prompts
-from hotcold.errors import DeviceError, DoesNotFitError
+from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io import open_gguf
 
 slow = pytest.mark.slow
@@ -147,20 +147,13 @@ def test_a_call_fails_and_the_next_run_is_right(
     if every:  # of few copies a run
         monkeypatch.setattr(staging, "STAGING_BYTES", 4 << 20)
     with open_gguf(data / "powerinfer/llama-f16.powerinfer.gguf") as file:
-        plan, failed = streamed_plan(model_of(file), "predictor", "half"), 0
+        plan = streamed_plan(model_of(file), "predictor", "half")
         device = open_emulated(build_kind="fast", policy="random")
         with on_device(plan, file, device) as executor:
             want = logits_of(executor)
-            for n in count(1) if every else (1, 7, 19):
-                device.fail_at(kind, n)
-                try:
-                    assert logits_of(executor).tobytes() == want.tobytes()
-                    break
-                except DeviceError as error:
-                    assert "as fail_at asked" in str(error)
-                    failed = n
-                assert logits_of(executor).tobytes() == want.tobytes(), (kind, n)
-            device.fail_at(kind, 1 << 30)
+            failed = last_failure(
+                device, kind, count(1) if every else (1, 7, 19), want, lambda: logits_of(executor)
+            )
     assert failed >= 7
 
 

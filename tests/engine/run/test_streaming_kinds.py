@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from split_runs import Case, Logits, OpenEmulated, cpu_executor, model_of, on_device, plan_named
-from streamed_runs import LEAST, all_there, logits_in_runs, sender_of, with_streaming
+from streamed_runs import LEAST, all_there, last_failure, logits_in_runs, sender_of, with_streaming
 from threshold_models import IDS, forward, model_file
 
 from hotcold.engine.device import staging
@@ -121,21 +121,13 @@ def test_a_copy_fails_and_the_next_run_is_right(
     every: bool, tmp_path: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of rows, of numbers and of thresholds."""
-    failed = 0
     with streamed(CASES[0], tmp_path, monkeypatch) as the:
         device = open_emulated(build_kind="fast", policy="random")
         with on_device(the.plan, the.file, device) as executor:
             want = logits_of(executor)
-            for n in count(1) if every else (2, 30):
-                device.fail_at("h2d", n)
-                try:
-                    assert logits_of(executor).tobytes() == want.tobytes()
-                    break
-                except DeviceError as error:
-                    assert "as fail_at asked" in str(error)
-                    failed = n
-                assert logits_of(executor).tobytes() == want.tobytes(), n
-            device.fail_at("h2d", 1 << 30)
+            failed = last_failure(
+                device, "h2d", count(1) if every else (2, 30), want, lambda: logits_of(executor)
+            )
     assert failed >= 30
 
 
