@@ -24,7 +24,7 @@ from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
 
 log = logging.getLogger("hotcold.engine")
-WATCHED = 4  # launches of each graph
+WATCHED = 4  # launches of each stretch of steps
 NOT_YET = 0xFF  # bytes of float32 that no kernel computes
 
 
@@ -44,6 +44,7 @@ class Replay:
 
     def __post_init__(self) -> None:
         self._most_parts = max(step.most_parts for step in self.steps)
+        self._copies = [step for step in self.steps if isinstance(step, CopyDown)]
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -73,32 +74,29 @@ class Replay:
         wait.
         """
         self._launched += 1
-        copies = [step for step in self.steps if isinstance(step, CopyDown)]
-        for copy in copies:
+        for copy in self._copies:
             copy.host.array.view(np.uint8)[:] = NOT_YET
         self.device.run_graph(graph, self.device.compute)
         started = perf_counter()
-        seen = self._seen(copies)
-        if copies:
+        seen = self._seen()
+        if self._copies:
             self.device.driver.wait_stream(self.device.compute.raw)
         self.device.counters.waiting += perf_counter() - started
-        if seen != [copy.host.array.tobytes() for copy in copies]:
+        if seen != [copy.host.array.tobytes() for copy in self._copies]:
             self.device.has_graphs = False
-            for copy in copies:  # for who waits next, where the graph's record is of no use
+            for copy in self._copies:  # for who waits next, where the graph's record is of no use
                 copy.event.record(self.device.crossing)
             log.warning(
                 "without graphs, launches one by one: the host does not wait for an event within a graph here"
             )
 
-    def _seen(self, copies: Sequence[CopyDown]) -> list[bytes]:
+    def _seen(self) -> list[bytes]:
         """What lies where copies go once their events let the host pass; nothing where it may not wait for them."""
         driver = self.device.driver
         try:
-            for copy in copies:
-                driver.wait_event(
-                    copy.event.raw
-                )  # past the counters of calls: these waits are no part of a run
-            return [copy.host.array.tobytes() for copy in copies]
+            for copy in self._copies:
+                driver.wait_event(copy.event.raw)  # past the counters of calls: no part of a run
+            return [copy.host.array.tobytes() for copy in self._copies]
         except DeviceError as refusal:
             try:
                 driver.wait_stream(self.device.compute.raw)
@@ -109,7 +107,7 @@ class Replay:
     def _enqueue(self, context: Context) -> None:
         for step in self.steps:
             step.enqueue(context)
-        if any(isinstance(step, CopyDown) for step in self.steps):
+        if self._copies:
             self.device.compute.follow(self.device.crossing)  # CUDA wants all streams of a graph joined
 
     def _capture(self, context: Context) -> None:

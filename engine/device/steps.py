@@ -231,8 +231,7 @@ class Logits(DeviceStep):
                 candidates[i] = self.host_found.array
                 if not candidates[i, 0]:
                     continue
-                self.device.download(
-                    self.host, self.buffer, self.device.compute
-                )  # to tell what is wrong with them
+                # to tell what is wrong with them
+                self.device.download(self.host, self.buffer, self.device.compute)
                 self._wait()
             row[:] = self.host.array

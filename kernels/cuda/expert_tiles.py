@@ -47,9 +47,9 @@ def expert_few(
 ) -> Work:
     """`expert_tiles` in the tiles of 16 rows by 16 pairs that `matmul_few` has."""
     large = expert_tiles(products, n_expert, n_here, per_pair=per_pair, has_bias=has_bias)
-    grid, kernel = (
-        (cover(products.n_rows, FEW_SIDE), n_expert),
+    kernel, grid = (
         kernel_name("expert_few", products.weight_type),
+        (cover(products.n_rows, FEW_SIDE), n_expert),
     )
     return replace(large, kernel=kernel, grid=grid, shared=FEW_SHARED)
 
