@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hotcold.engine.device import lowering as device_lowering
 from hotcold.engine.device.records import DeviceLowering
-from hotcold.engine.device.replay import in_graphs
+from hotcold.engine.device.replay import Replays
 from hotcold.engine.device.sending import with_sending
 from hotcold.engine.device.side import DeviceSide
 from hotcold.engine.device.steps import CopyDown, CopyUp, WaitFor, with_awaits
@@ -21,7 +21,7 @@ from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU, results
 from hotcold.engine.graph.segments import segments
-from hotcold.engine.host.steps import Context, Step, Walk
+from hotcold.engine.host.steps import Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.kernels.cuda.device.buffers import Event
@@ -42,7 +42,7 @@ class Cards:
         first, *others = [store.device for store in stores]
         self.sides: list[DeviceSide] = []
         self.arena = first.pinned(arena_bytes, np.uint8, others)
-        self._replayed: dict[str, tuple[Sequence[Step], list[Step]]] = {}  # by what is wanted of the head
+        self._replays = Replays()
         try:
             for store in stores:
                 self.sides.append(DeviceSide(store, self.arena, host))
@@ -117,16 +117,15 @@ class Cards:
                 steps = with_sending(steps, side.sender)
         return steps
 
-    def replayed(self, steps: Sequence[Step], context: Context) -> Sequence[Step]:
+    def replayed(self, steps: Sequence[Step]) -> Sequence[Step]:
         """The steps of a run of one token, as graphs where the devices are to have them."""
-        if not any(device.has_graphs for device in self.devices):
-            return steps
-        wants = "" if context.logits is None else "logits" if context.candidates is None else "candidates"
-        of, replays = self._replayed.get(wants, (None, []))
-        if of is not steps:
-            replays = in_graphs(steps)
-            self._replayed[wants] = steps, replays
-        return replays
+        return self._replays.of(steps) if any(device.has_graphs for device in self.devices) else steps
+
+    def drop_graphs(self) -> None:
+        """Give back what is captured on devices that turned out, in a run that is over, to have no use for it."""
+        for side in self.sides:
+            if not side.device.has_graphs:
+                self._replays.drop(side.device)
 
     def _waits(self, before: list[Step], but: Device | None = None) -> Iterator[WaitFor]:
         """The waits that are due before the host goes on: for copies down, and for copies up behind them.

@@ -1,12 +1,13 @@
-"""Runs of one token as graphs: what the device's steps enqueue is captured once and launched as a whole.
+"""Decode steps as graphs: what the device's steps enqueue is captured once and launched as a whole.
 
 A graph takes its arguments from where it was captured, and they are the same for every token: positions, ids of
 listed rows and all other numbers that change lie in memory of the device. It ends where the host has something to do:
 at a wait, at a walk, at a copy up. The event that the host waits for lies inside of it, behind a copy down.
 
 Grids are captured too, and those of attention follow the context's class (`formats.part_classes`): a graph with an
-attention in it is captured anew when a token is of another class. The one before is gone by then, so that what graphs
-take of the device's memory does not depend on how long a context is.
+attention in it is captured anew when a token is of another class. So is the one with the head, when a token whose logits
+nobody wants follows others, or the other way round; logits and candidates have one and the same. The one before is gone
+by then, so that what graphs take of the device's memory depends neither on how long a context is nor on what is wanted.
 """
 
 import logging
@@ -16,7 +17,7 @@ from time import perf_counter
 
 import numpy as np
 
-from hotcold.engine.device.steps import CopyDown, DeviceStep
+from hotcold.engine.device.steps import CopyDown, DeviceStep, Logits
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
 from hotcold.errors import DeviceError
@@ -30,7 +31,7 @@ NOT_YET = 0xFF  # bytes of float32 that no kernel computes
 
 @dataclass
 class Replay:
-    """Steps of the device, of which the last alone may have an end on the host; captured when the class changes.
+    """Steps of the device, of which the last alone may have an end on the host; captured when their launches change.
 
     Attributes:
         steps: that it carries out.
@@ -39,12 +40,13 @@ class Replay:
     device: Device
     steps: tuple[DeviceStep, ...]
     _graph: CapturedGraph | None = field(default=None, repr=False)
-    _parts: int = field(default=0, repr=False)
+    _captured_for: tuple[int, bool] = field(default=(0, False), repr=False)
     _launched: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         self._most_parts = max(step.most_parts for step in self.steps)
         self._copies = [step for step in self.steps if isinstance(step, CopyDown)]
+        self._has_head = isinstance(self.steps[-1], Logits)
 
     @property
     def nodes(self) -> tuple[Node, ...]:
@@ -53,9 +55,9 @@ class Replay:
 
     def run(self, context: Context) -> None:
         """Launch the graph, then do what the last step does on the host."""
-        parts = min(context.parts, self._most_parts)
-        if parts != self._parts:
-            self._graph, self._parts = None, parts
+        wanted = min(context.parts, self._most_parts), self._has_head and context.logits is not None
+        if wanted != self._captured_for:
+            self._graph, self._captured_for = None, wanted
         if self._graph is None and self.device.has_graphs:
             self._capture(context)
         if self._graph is None or not self.device.has_graphs:
@@ -65,6 +67,10 @@ class Replay:
         else:
             self.device.run_graph(self._graph, self.device.compute)
         self.steps[-1].finish(context)
+
+    def drop(self) -> None:
+        """Give the graph's memory back; nothing of it may be under way."""
+        self._graph = None
 
     def _launch_watched(self, graph: CapturedGraph) -> None:
         """One of the first: the host must not pass an event within the graph before the copy in front of it is there.
@@ -119,8 +125,27 @@ class Replay:
             log.warning("without graphs, launches one by one: %s", error)
 
 
+class Replays:
+    """The graphs of decode steps."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[Sequence[Step], list[Step]] = (), []
+
+    def of(self, steps: Sequence[Step]) -> list[Step]:
+        """A decode step's steps, as graphs where the devices are to have them."""
+        if self._kept[0] is not steps:
+            self._kept = steps, in_graphs(steps)
+        return self._kept[1]
+
+    def drop(self, device: Device) -> None:
+        """Give back what a device holds of them, when nothing is under way."""
+        for step in self._kept[1]:
+            if isinstance(step, Replay) and step.device is device:
+                step.drop()
+
+
 def in_graphs(steps: Sequence[Step]) -> list[Step]:
-    """The steps of a run of one token, with those of a device together as far as one graph can hold them."""
+    """The steps of a decode step, with those of a device together as far as one graph can hold them."""
     found: list[Step] = []
     part: list[DeviceStep] = []
     for step in steps:

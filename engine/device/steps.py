@@ -199,39 +199,39 @@ class Logits(DeviceStep):
     launches: Callable[[int], tuple[Prepared, ...]] = field(compare=False)
 
     def enqueue(self, context: Context) -> None:
-        """What comes before, and the first token's launches and copy."""
+        """What comes before, and the first token's launches.
+
+        A graph has the search for candidates too: it serves those who want logits, and copies what they want behind it.
+        """
         if context.logits is None:
             return
         for launch in self.before:
             self.device.run(launch, self.device.compute)
-        self._enqueue_token(context.n_tokens - len(context.logits), context.candidates is not None)
+        chooses = context.candidates is not None or self.device.is_capturing
+        self._enqueue_token(context.n_tokens - len(context.logits), chooses)
 
     def _enqueue_token(self, token: int, chooses: bool) -> None:
         for launch in self.launches(token) + (self.choosing if chooses else ()):
             self.device.run(launch, self.device.compute)
-        if chooses:
-            self.device.download(self.host_found, self.found, self.device.compute)
-        else:
-            self.device.download(self.host, self.buffer, self.device.compute)
 
-    def _wait(self) -> None:
+    def _fetch(self, host: Pinned, buffer: Buffer) -> None:
+        """Copy what was made, and wait for it."""
+        self.device.download(host, buffer, self.device.compute)
         self.event.record(self.device.compute)
         self.event.synchronize()
 
     def finish(self, context: Context) -> None:
-        """Wait for the first token's logits, then take the others one by one."""
+        """Take the first token's logits or candidates, then those of the others one by one."""
         if context.logits is None:
             return
         first, candidates = context.n_tokens - len(context.logits), context.candidates
         for i, row in enumerate(context.logits):
             if i > 0:
                 self._enqueue_token(first + i, candidates is not None)
-            self._wait()
             if candidates is not None:
+                self._fetch(self.host_found, self.found)
                 candidates[i] = self.host_found.array
                 if not candidates[i, 0]:
                     continue
-                # to tell what is wrong with them
-                self.device.download(self.host, self.buffer, self.device.compute)
-                self._wait()
+            self._fetch(self.host, self.buffer)  # wanted, or to tell what is wrong with them
             row[:] = self.host.array

@@ -13,20 +13,17 @@ from hotcold.engine.plan.launches import launches_of
 from hotcold.engine.plan.reserve import extremes
 
 NODE_BYTES = 64 << 10
-KINDS = 3
-"""Of tokens that have graphs of their own: logits wanted, candidates alone, neither."""
 
 
 def graph_nodes(model: Model, sparsity: str, kv_type: str) -> int:
-    """Most nodes that a card's graphs have at a time, whatever a plan puts there.
+    """Most nodes that a card's graphs have at a time, whatever a plan puts there and whatever is wanted of the head.
 
     A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two.
     """
     one = architectures.build(model, 1, sparsity)
     placed = [passes.run_passes(one, sides)[0] for sides in extremes(model, sparsity)]
-    return KINDS * max(
-        launches_of(each, [GPU], kv_type, model.head_dim)
-        + 2 * (sum(p.node.op == "copy" for p in each.nodes) + 1)  # and the head's
+    return max(
+        launches_of(each, [GPU], kv_type, model.head_dim) + 2 * sum(p.node.op == "copy" for p in each.nodes)
         for each in placed
     )
 

@@ -309,7 +309,7 @@ class Executor(Closing):
         started, elsewhere = perf_counter(), self._elsewhere()
         try:
             if context.n_tokens == 1 and takes_graphs(self.taking):
-                steps = cards.replayed(steps, context)
+                steps = cards.replayed(steps)
             cards.send_positions(*places)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen
@@ -318,6 +318,7 @@ class Executor(Closing):
             with suppress(DeviceError):  # a lost device has nothing to wait for
                 cards.settle()
             raise
+        cards.drop_graphs()
         if context.n_tokens == 1:
             self.n_alone += 1
             self.enqueueing += perf_counter() - started - (self._elsewhere() - elsewhere)

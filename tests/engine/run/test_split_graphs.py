@@ -1,6 +1,7 @@
 """Split runs as graphs: the bits of runs without, as few graphs as the host's waits allow, and a way back."""
 
 import logging
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,9 @@ from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.trace import Tracing
 from hotcold.errors import DeviceError, DoesNotFitError, HotcoldError
 from hotcold.gguf_io import GGUFFile, open_gguf
-from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
+from hotcold.kernels.formats import CANDIDATE_WORDS
 
 FILES = ("powerinfer/llama-f16.powerinfer", "powerinfer/opt-q4_0.powerinfer", "llamacpp/qwen3moe.f16")
 
@@ -70,6 +72,28 @@ def test_everything_on_the_device_is_one_graph(file: GGUFFile, open_emulated: Op
     device = open_emulated(build_kind="fast")
     with on_device(plan_named(model_of(file), Case("predictor"), "everything"), file, device) as executor:
         assert graphs_of_a_token(executor, device) == [1, 1, 1]
+
+
+def captures_of(executor: Executor, device: Device, wanted: str) -> list[int]:
+    """Of tokens of which l wants logits, c candidates, n neither."""
+    counted = []
+    logits = np.empty((1, executor.model.n_vocab), np.float32)
+    found = np.empty((1, CANDIDATE_WORDS), np.int32)
+    for i, each in enumerate(wanted):
+        before = device.counters.graph_captures
+        what = logits if each != "n" else None, found if each == "c" else None
+        executor.run(IDS[i : i + 1], i, what[0], candidates=what[1])
+        counted.append(device.counters.graph_captures - before)
+    return counted
+
+
+def test_all_who_want_the_head_have_the_same_graphs(
+    plan: Plan, file: GGUFFile, open_emulated: OpenEmulated
+) -> None:
+    """And who does not has all but the last one, which takes the other's place."""
+    device, n = open_emulated(build_kind="fast"), plan.model.n_layer
+    with on_device(plan, file, device) as executor:
+        assert captures_of(executor, device, "lclccnnlcn") == [n + 1, 0, 0, 0, 0, 1, 0, 1, 0, 1]
 
 
 def test_who_looks_at_single_steps_gets_them(plan: Plan, file: GGUFFile, open_emulated: OpenEmulated) -> None:
@@ -126,12 +150,49 @@ def test_a_driver_whose_events_within_graphs_are_of_no_use_gets_none(
         device = open_emulated(build_kind="fast", policy="late")
         if passes:
             let_pass(device, refuses)
+        held = captured_by(device)
         with on_device(plan, file, device) as executor, caplog.at_level(logging.WARNING, "hotcold.engine"):
             logits.append(mixed_logits(executor).tobytes())
+            assert bool(held) and any(graph() for graph in held) != passes
         assert device.has_graphs != passes
     assert logits[0] == logits[1]
     (said,) = (record.getMessage() for record in caplog.records)
     assert said.startswith("without graphs, launches one by one") and "an event within a graph" in said
+
+
+@pytest.mark.parametrize("found", [1, 3])
+def test_who_gets_no_more_graphs_gives_those_back_that_are_there(
+    found: int, plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the end of the run in which the first one, or the last, is found to be of no use."""
+    monkeypatch.setattr(replay, "WATCHED", 1)
+    device, seen = open_emulated(build_kind="fast", policy="late"), Replay._seen
+    held, times = captured_by(device), iter(range(1, 100))
+
+    def sees(self: Replay) -> list[bytes]:
+        return (
+            seen(self) if next(times) != found else [b"what was there before" for _ in self._copies] or [b""]
+        )
+
+    monkeypatch.setattr(Replay, "_seen", sees)
+    with on_device(plan, file, device) as executor:
+        executor.run(IDS[:1], 0, np.empty((1, executor.model.n_vocab), np.float32))
+        assert len(held) == found and not device.has_graphs
+        assert not any(graph() for graph in held)
+
+
+def captured_by(device: Device) -> list[weakref.ref[CapturedGraph]]:
+    """All graphs of a device, for as long as somebody holds them."""
+    held, capture = list[weakref.ref[CapturedGraph]](), device.capture
+
+    def captured(*arguments: Any) -> CapturedGraph:
+        graph = capture(*arguments)
+        held.append(weakref.ref(graph))
+        return graph
+
+    patched: Any = device
+    patched.capture = captured
+    return held
 
 
 def let_pass(device: Device, refuses: bool) -> None:
@@ -210,41 +271,47 @@ def captured_anew(self: Replay, context: object) -> None:
     self._enqueue(context)  # type: ignore[arg-type]
 
 
-CORRECT, CAPTURE = replay.in_graphs, Replay._capture
+CORRECT, CAPTURE, SEEING = replay.in_graphs, Replay._capture, Replay.__post_init__
 Plant = Callable[[pytest.MonkeyPatch], None]
 BUGS: dict[str, Plant] = {
     "no event behind a copy down": lambda patch: patch.setattr(CopyDown, "enqueue", copy_alone),
     "nobody waits for the logits": lambda patch: patch.setattr(Logits, "finish", finish_nothing),
     "one graph over the walks": lambda patch: patch.setattr(
-        "hotcold.engine.device.cards.in_graphs", all_in_one
+        "hotcold.engine.device.replay.in_graphs", all_in_one
     ),
     "walks before the graphs": lambda patch: patch.setattr(
-        "hotcold.engine.device.cards.in_graphs", walks_first
+        "hotcold.engine.device.replay.in_graphs", walks_first
     ),
     "a graph lacks its last piece": lambda patch: patch.setattr(
-        "hotcold.engine.device.cards.in_graphs", without_the_last_of_each
+        "hotcold.engine.device.replay.in_graphs", without_the_last_of_each
     ),
     "the first run is done twice": lambda patch: patch.setattr(Replay, "_capture", captured_anew),
-    "a graph without the logits serves who wants them": lambda patch: patch.setattr(
-        "hotcold.engine.device.cards.Cards.replayed", one_for_all
+    "a graph without the head serves who wants it": lambda patch: patch.setattr(
+        Replay, "__post_init__", without_a_head
+    ),
+    "a graph without the search serves who wants candidates": lambda patch: patch.setattr(
+        Device, "is_capturing", False
     ),
 }
 
 
-def one_for_all(self: object, steps: Sequence[object], wants_logits: bool) -> Sequence[object]:
-    """The first kind of run is everybody's."""
-    kept = self.__dict__.setdefault("one_for_all", CORRECT(steps))  # type: ignore
-    return kept  # type: ignore[no-any-return]
+def without_a_head(self: Replay) -> None:
+    """As if it did not matter whether logits are wanted."""
+    SEEING(self)
+    self._has_head = False
 
 
-def bits(plan: Plan, file: GGUFFile, device: Device) -> tuple[bytes, int]:
-    """Logits of some tokens, of which the first has nobody who wants its own; and the launches."""
+def bits(plan: Plan, file: GGUFFile, device: Device) -> tuple[bytes, bytes, int]:
+    """Logits of some tokens, of which the first has nobody who wants its own; candidates of others; and the launches."""
     logits = np.full((4, plan.model.n_vocab), np.nan, np.float32)
+    found = np.zeros((2, CANDIDATE_WORDS), np.int32)
     with on_device(plan, file, device) as executor:
         executor.run(IDS[:1], 0, None)
         for i in range(1, 5):
             executor.run(IDS[i : i + 1], i, logits[i - 1 : i])
-    return logits.tobytes(), sum(device.counters.launches.values())
+        for i in range(2):
+            executor.run(IDS[5 + i : 6 + i], 5 + i, logits[:1].copy(), candidates=found[i : i + 1])
+    return logits.tobytes(), found.tobytes(), sum(device.counters.launches.values())
 
 
 @pytest.mark.parametrize("bug", BUGS)
