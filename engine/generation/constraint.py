@@ -97,11 +97,11 @@ def of_grammar(text: str, name: str = "grammar") -> str:
     """
     _check_length(text, name)
     library = _library()
-    from llguidance.gbnf_to_lark import GbnfToLarkError, any_to_lark
+    from llguidance.gbnf_to_lark import any_to_lark
 
     try:
         made: str = library.LLMatcher.grammar_from_lark(any_to_lark(text))
-    except (GbnfToLarkError, RecursionError) as error:
+    except Exception as error:  # its own, plain ones, and an IndexError
         raise SettingError(name, None, str(error)[:200], "write Lark or GBNF") from error
     return made
 

@@ -47,6 +47,13 @@ def test_what_is_wrong_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert told.returncode == 2 and "pip install 'hotcold[serve]'" in told.stderr
 
 
+@pytest.mark.parametrize("text", ["", "root ::= other", "root ::= [ {9} 'b' \\"])
+def test_no_error_of_the_converter_comes_through(text: str) -> None:
+    with pytest.raises(SettingError, match="write Lark or GBNF") as refused:
+        of_grammar(text, "--grammar")
+    assert str(refused.value).startswith("--grammar (")
+
+
 def test_a_grammar_that_grows_without_bound_is_stopped() -> None:
     with load(n_ctx=64, threads=1) as engine:
         for grammar in (
