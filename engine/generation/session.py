@@ -1,8 +1,9 @@
 """A session's file: what an engine's KV cache holds, and the ids that it is of.
 
-Eight bytes MAGIC, the header's length (uint32, little endian), the header (JSON), and the caches' blocks, a layer after
-the other, as the CPU has them, wherever they were: [2, n_head_kv, blocks of 64 positions, bytes]. The header says what the model and its
-settings have to be, and the SHA-256 of the blocks: a file of anything else, or a damaged one, is refused.
+Eight bytes MAGIC, the header's length (uint32, little endian), the header (JSON), and the caches' blocks, a layer
+after the other, as the CPU has them, wherever they were: [2, n_head_kv, blocks of 64 positions, bytes]. The header
+says what the model and its settings have to be, and the SHA-256 of the blocks: a file of anything else, or a damaged
+one, is refused.
 """
 
 import errno
@@ -157,12 +158,14 @@ def model_mark(file: GGUFFile) -> str:
 def _wanted(engine: Engine) -> dict[str, Any]:
     """What has to be the same: all that a key or a value depends on, and how it lies."""
     plan = engine.executor.plan
+    factors = engine.model.rope_factors(engine.n_ctx)  # of some models other ones in a longer context
     return {
         "model": model_mark(engine.file),
         "kv_type": plan.kv_type,
         "sparsity": engine.sparsity,
         "threshold": engine.model.sparse_threshold,
         "activation": engine.model.ffn_activation,
+        "rope_factors": None if factors is None else factors.name,
         "windows": [c.n_positions for c in plan.caches if engine.model.window(c.layer)],
     }
 

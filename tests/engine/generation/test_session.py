@@ -164,6 +164,19 @@ def test_a_session_belongs_to_its_model_and_settings(
             restore(engine, path)
 
 
+def test_a_session_belongs_to_the_rotation_of_its_context(tmp_path: Path, data: Path) -> None:
+    path, model = tmp_path / "one.session", data / "llamacpp/phi3.longrope.q8_0.gguf"
+    with load(model, n_ctx=48, threads=1) as engine:
+        assert engine.model.rope_scaling.n_ctx_orig == 64
+        generation = engine.generate(range(5, 25), 2, temp=0.0)
+        "".join(generation)
+        save(engine, generation.held, path)
+    with load(model, n_ctx=64, threads=1) as engine:
+        assert restore(engine, path).ids == generation.held.ids
+    with load(model, n_ctx=65, threads=1) as engine, pytest.raises(FileError, match="rope_factors_short"):
+        restore(engine, path)
+
+
 def test_a_full_disk_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "one.session"
 
