@@ -41,7 +41,7 @@ KERNELS_SHARE = 0.45
 DEFAULT_BUDGETS = ["0%", "25%", "50%", "75%", "90%", "all"]
 
 
-MODEL_HEADS = "tokens/s", "by the model of the card", "prompt, tokens/s", "launches", "copies, KB"
+MODEL_HEADS = "tokens/s", "by the model", "prompt, tokens/s", "by the model", "launches", "copies, KB"
 """The last two are a decoded token's."""
 SPLIT_HEADS = "device alone, ms", "cold rows alone, ms", "sum, ms", "split layer, ms", "ratio"
 
@@ -144,11 +144,11 @@ def model_tables(rows: Iterator[Row]) -> bool:
 def model_line(row: Row) -> str:
     """A row of the table."""
     if row.error:
-        return f"| {row.budget} | {row.error} | | | | | | | | |"
+        return f"| {row.budget} | {row.error} | | | | | | | | | |"
     allocated = "the same" if row.planned == row.allocated else f"{row.allocated / 2**20:.3f} MiB"
     cells = [row.budget, f"{row.planned / 2**20:.1f}", allocated, f"{row.load_rate:.1f}"]
     cells += [f"{row.hot_share:.0%}", f"{row.decode:.1f}", f"{row.modelled:.1f}" if row.modelled else ""]
-    cells.append(f"{row.prompt:.0f}")
+    cells += [f"{row.prompt:.0f}", f"{row.modelled_prompt:.0f}" if row.modelled_prompt else ""]
     cells += [f"{row.launches:.0f}", f"{row.copies:.0f}, {row.copied / 1e3:.0f}"]
     return "| " + " | ".join(cells) + " |"
 

@@ -12,7 +12,9 @@ from split_layer import Times, measure, split_layers
 
 from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.model.model import Model
-from hotcold.engine.plan.cards import card_like, estimate
+from hotcold.engine.plan.cards import card_like
+from hotcold.engine.plan.estimate import estimate
+from hotcold.engine.plan.estimate_prompt import PROMPT
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
@@ -41,6 +43,7 @@ class Row:
         load_rate: GB/s.
         decode, prompt: tokens a second.
         modelled: tokens a second that the card's published figures promise; 0 for a card that is in no table.
+        modelled_prompt: likewise for prompts in as large batches.
         launches, copies, copied: a decoded token's, and the bytes of its copies.
         n_split: layers that are split, and their times; None without any.
         error: why there are no figures.
@@ -60,6 +63,7 @@ class Row:
     n_split: int = 0
     split: Times | None = None
     modelled: float = 0.0
+    modelled_prompt: float = 0.0
     error: str = ""
     failed: bool = False
 
@@ -106,6 +110,7 @@ def _row(
         n_split = split_layers(executor)
         split = measure(executor, each) if n_split else None
     card = card_like(device.facts.description)
+    model = estimate(plan, card) if card is not None else None
     return Row(
         text,
         plan.totals.used,
@@ -119,7 +124,8 @@ def _row(
         used.h2d_bytes + used.d2h_bytes,
         n_split,
         split,
-        modelled=1 / estimate(plan, card).token if card is not None else 0.0,
+        modelled=1 / model.token if model is not None else 0.0,
+        modelled_prompt=PROMPT / model.prompt.seconds if model is not None else 0.0,
     )
 
 

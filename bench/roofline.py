@@ -1,8 +1,8 @@
-"""What eight cards would take for a model, by arithmetic alone: budgets from nothing to the whole card.
+"""What eight cards would take for a model, by arithmetic alone: rising budgets, until all of it is there.
 
     python bench/roofline.py --like relullama-7b:q4_0
 
-The model is in engine/plan/cards.py; `hotcold offload-dump --card NAME` says the same of one card and budget. When a
+The model is in engine/plan/estimate.py; `hotcold offload-dump --card NAME` says the same of one card and budget. When a
 card runs, `bench/gpu.py` prints the model beside what it measures.
 """
 
@@ -11,20 +11,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hotcold.engine.dump.inputs import open_source
+from hotcold.engine.graph.placed import GPU
 from hotcold.engine.plan.budget import DeviceFacts, parse_budget, resolve_budget
-from hotcold.engine.plan.cards import CARDS, PROMPT, estimate
+from hotcold.engine.plan.cards import CARDS
+from hotcold.engine.plan.estimate import estimate
+from hotcold.engine.plan.estimate_prompt import DP4A, FMA, MATRICES, MMA, PROMPT
 from hotcold.engine.plan.graph_memory import graph_bytes
 from hotcold.engine.plan.planning import make_plan, wanted
 from hotcold.errors import DoesNotFitError
 
-SHARES = "25%", "50%", "auto"
+SHARES = "10%", "25%", "50%", "auto"
 """Of a card's memory."""
 
 
 def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
     """A line of the table for each card and budget."""
     source, lines = open_source(path, like, None, None), []
-    how = wanted(source, "auto", n_ctx, PROMPT, "f16")
+    how = wanted(source, "auto", n_ctx, PROMPT, "f16", stream_batch=None)
     of_graphs = graph_bytes(source.model, how.sparsity, how.kv_type)
     for name, card in CARDS.items():
         for share in SHARES:
@@ -32,7 +35,7 @@ def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
             try:
                 plan = make_plan(source, how, resolve_budget(parse_budget(share), facts))
             except DoesNotFitError:
-                lines.append(f"| {card.title} | {share} | does not fit | | | | |")
+                lines.append(f"| {card.title} | {share} | does not fit | | | | | | | | |")
                 continue
             found = estimate(plan, card)
             cells = [
@@ -42,8 +45,12 @@ def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
                 f"{1 / found.token:.0f}",
                 f"{1e3 * found.memory:.1f}",
             ]
-            cells += [f"{1e3 * found.waits:.1f}", f"{PROMPT / found.prompt:.0f}"]
+            cells += [f"{1e3 * found.waits:.1f}", f"{PROMPT / found.prompt.seconds:.0f}"]
+            of_prompt = found.prompt.units[MMA], found.prompt.units[DP4A], found.prompt.units[FMA]
+            cells += [f"{1e3 * seconds:.1f}" for seconds in (*of_prompt, found.prompt.host, found.prompt.bus)]
             lines.append("| " + " | ".join(cells) + " |")
+            if all(entry.side == GPU for entry in plan.weights if entry.role in (*MATRICES, "head")):
+                break
     return lines
 
 
@@ -58,10 +65,9 @@ def run(given: Sequence[str] | None = None) -> int:
     arguments = parser.parse_args(given)
     like = arguments.like or ("relullama-7b:q4_0" if arguments.path is None else None)
     print("A model: nothing in this table was measured.\n")
-    print(
-        "| card | budget | hot | tokens/s | ms for the bytes | ms of waiting for the CPU | prompt, tokens/s |"
-    )
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    of_prompt = f"prompt, tokens/s | {MMA}, ms | `{DP4A}` | {FMA} | CPU | bus"
+    print(f"| card | budget | hot | tokens/s | ms for the bytes | ms of waiting for the CPU | {of_prompt} |")
+    print("| --- | --- |" + 10 * " ---: |")
     print("\n".join(rows(like, arguments.path, arguments.n_ctx)))
     return 0
 

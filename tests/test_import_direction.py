@@ -31,7 +31,13 @@ WINGS = (
 FORMAT = {"gguf_io"}
 CONVERSION = {"gguf_io/huggingface", "gguf_io/convert"}
 HUB = {"gguf_io/hub"}
-AGREED = {"kernels/formats", "kernels/kv_layout", "kernels/ref", "kernels/weight_table"}
+AGREED = {
+    "kernels/formats",
+    "kernels/kv_layout",
+    "kernels/ref",
+    "kernels/tensor_cores",
+    "kernels/weight_table",
+}
 CPU = AGREED | {"kernels/cpu"}
 DEVICE = AGREED | {"kernels/cuda", "kernels/cuda/device"}
 # what a wing may import besides wings; who reads the CPU's side never opens the device's
@@ -93,6 +99,7 @@ ROOMS: dict[str, set[str]] = {
     "kernels/order_of_device_sums": {"kernels/ref", "kernels/order_of_sums"},
     "kernels/formats": set(),
     "kernels/kv_layout": {"kernels/formats"},
+    "kernels/tensor_cores": set(),
     "kernels/weight_table": set(),
     "kernels/cpu": AGREED,
     "kernels/cuda": AGREED | {"kernels/cuda/device"},

@@ -79,7 +79,8 @@ class TuneCommand:
     def _on_card(self, path: Path, modes: list[str]) -> dict[str, float]:
         """Modelled seconds of a token of each mode on the card, or on as many as there are budgets."""
         from hotcold.engine.dump.inputs import budget_of, facts_for, open_source, with_graphs
-        from hotcold.engine.plan.cards import card_named, estimate
+        from hotcold.engine.plan.cards import card_named
+        from hotcold.engine.plan.estimate import estimate
         from hotcold.engine.plan.planning import make_plan, wanted
 
         source, card = open_source(path, None, None, None), card_named(self.card or "")

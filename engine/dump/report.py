@@ -15,7 +15,9 @@ from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode, card_side, is_own_array, results
 from hotcold.engine.model.sparsity import sparsity_of
 from hotcold.engine.plan.budget import Budget
-from hotcold.engine.plan.cards import PROMPT, card_named, estimate
+from hotcold.engine.plan.cards import card_named
+from hotcold.engine.plan.estimate import estimate
+from hotcold.engine.plan.estimate_prompt import PROMPT
 from hotcold.engine.plan.plan import (
     USUAL_BUS,
     USUAL_PRODUCTS,
@@ -108,7 +110,10 @@ def card_model(plan: Plan, name: str) -> Report:
         "memory_seconds": found.memory,
         "waits_seconds": found.waits,
         "prompt_tokens": PROMPT,
-        "prompt_seconds": found.prompt,
+        "prompt_seconds": found.prompt.seconds,
+        "prompt_units": found.prompt.units,
+        "prompt_host_seconds": found.prompt.host,
+        "prompt_bus_seconds": found.prompt.bus,
         "launches": found.launches,
     }
 

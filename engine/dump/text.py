@@ -346,7 +346,13 @@ def card_lines(card: Report) -> Iterator[str]:
         f"for the card's memory at its full speed, {1e3 * card['waits_seconds']:.1f} ms of waiting for the CPU, "
         f"and {card['launches']} launches"
     )
-    yield f"a prompt of {n} tokens: {prompt:.2f} s, {n / prompt:.0f} tokens/s"
+    beside = {
+        **card["prompt_units"],
+        "the CPU": card["prompt_host_seconds"],
+        "the bus": card["prompt_bus_seconds"],
+    }
+    parts = ", ".join(f"{1e3 * seconds:.1f} by {what}" for what, seconds in beside.items() if seconds)
+    yield f"a prompt of {n} tokens: {1e3 * prompt:.1f} ms, {n / prompt:.0f} tokens/s; ms of each: {parts}"
 
 
 def sweep_table(rows: list[dict[str, Any]]) -> Table:

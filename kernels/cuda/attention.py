@@ -15,9 +15,10 @@ import numpy as np
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import POSITIONS_A_PART, kv_row_bytes, n_parts, quantised_bytes
+from hotcold.kernels.tensor_cores import in_tiles
 
 QUERIES, KEYS = 4, POSITIONS_A_PART  # as attention.cu has them
-COLUMNS, MOST_COLUMNS, WIDEST_IN_TILES = 8, 16, 256  # as attention_tiles.h has them; eight are a tile
+COLUMNS, MOST_COLUMNS = 8, 16  # as attention_tiles.h has them; eight are a tile
 BLOCKS_WANTED = 128
 """So many blocks are worth more than a cache that fewer of them read: as many as a large card has multiprocessors."""
 
@@ -91,11 +92,6 @@ class Rounded(NamedTuple):
         """Any buffer of four bytes stands in for what is not written."""
         q, d, sums = (unread.view(0, 1, dtype) for dtype in (np.int8, np.float32, np.int32))
         return cls(q, d, sums, 0)
-
-
-def in_tiles(kv_type: str, head_dim: int) -> bool:
-    """Whether tensor cores multiply this cache, where a card has them."""
-    return kv_type == "f16" and head_dim <= WIDEST_IN_TILES
 
 
 def queries_at_once(kv_type: str, n_queries: int, n_head_kv: int, head_dim: int) -> int:

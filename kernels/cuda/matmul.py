@@ -5,6 +5,7 @@ from gguf import GGMLQuantizationType
 from hotcold.kernels.cuda.add import addend_bytes
 from hotcold.kernels.cuda.weights import kernel_name
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.tensor_cores import TERMS_OF_INPUTS
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes, weight_type_row
 
 TILE_SIDE = 64
@@ -16,8 +17,6 @@ TILE_BYTES, MINIMA_BYTES = (
 )
 """Shared memory of one of a block's two tiles, the struct MatmulTile: without its last two arrays, and of those,
 which types with minima use."""
-TERMS_OF_INPUTS = {GGMLQuantizationType.F16: 2, GGMLQuantizationType.BF16: 3}
-"""Halves that tensor cores take for a number of an input."""
 
 
 def shared_bytes(weight_type: GGMLQuantizationType) -> int:

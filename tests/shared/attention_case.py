@@ -10,10 +10,11 @@ from numpy.typing import NDArray
 from operands import Array, Get, Put, normal
 
 from hotcold.kernels import ref
-from hotcold.kernels.cuda.attention import Rounded, Scores, arrived_bytes, attention, attention_part, in_tiles
+from hotcold.kernels.cuda.attention import Rounded, Scores, arrived_bytes, attention, attention_part
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.formats import attention_sums_bytes, n_parts
 from hotcold.kernels.order_of_device_sums import AttentionOrder, device_attention
+from hotcold.kernels.tensor_cores import in_tiles
 
 
 def close(got: Array, want: Array) -> bool:

@@ -9,7 +9,8 @@ import pytest
 from commands import run
 from split_runs import IDS, Case, OpenEmulated, model_of, on_device, plan_named
 
-from hotcold.engine.plan.cards import CARDS, card_like, estimate
+from hotcold.engine.plan.cards import CARDS, card_like
+from hotcold.engine.plan.estimate import estimate
 from hotcold.engine.plan.launches import launches_of_a_token
 from hotcold.engine.plan.plan import Plan
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -57,7 +58,9 @@ def test_a_faster_part_makes_no_token_slower(file: GGUFFile) -> None:
         plan = named(file, budget)
         usual = estimate(plan, CARD)
         assert estimate(plan, replace(CARD, gbps=2 * CARD.gbps)).token < usual.token
-        assert estimate(plan, replace(CARD, ghz=2 * CARD.ghz)).prompt <= usual.prompt
+        for name in ("ghz", "int8", "halves", "floats"):
+            faster = replace(CARD, **{name: 2 * getattr(CARD, name)})
+            assert estimate(plan, faster).prompt.seconds <= usual.prompt.seconds
         assert 0 < usual.memory < usual.token and 0 <= usual.waits < usual.token
 
 

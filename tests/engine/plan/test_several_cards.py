@@ -19,7 +19,8 @@ from hotcold.engine.model.shape import Shape
 from hotcold.engine.model.shapes import build
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget, budget_for_each, of_cards, parse_budgets
-from hotcold.engine.plan.cards import CARDS, estimate
+from hotcold.engine.plan.cards import CARDS
+from hotcold.engine.plan.estimate import estimate
 from hotcold.engine.plan.launches import launches_of_a_token
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.wanted import Wanted

@@ -16,7 +16,8 @@ from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
 from hotcold.engine.plan.budget import Budget
-from hotcold.engine.plan.cards import CARDS, estimate
+from hotcold.engine.plan.cards import CARDS
+from hotcold.engine.plan.estimate import estimate
 from hotcold.engine.plan.footprint import ffn_part
 from hotcold.engine.plan.plan import Plan, Streaming
 from hotcold.engine.plan.planning import checked_stream_batch
@@ -233,6 +234,8 @@ def test_a_card_of_the_table_reckons_with_what_is_sent() -> None:
     without, plan = (plan_of(LLAMA, 700, n, n_batch=512) for n in (0, None))
     card = CARDS["rtx4090"]
     assert plan.streaming is not None
-    slow, usual = (estimate(plan, replace(card, bus_gbps=gbps)).prompt for gbps in (1.0, card.bus_gbps))
+    slow, usual = (
+        estimate(plan, replace(card, bus_gbps=gbps)).prompt.seconds for gbps in (1.0, card.bus_gbps)
+    )
     assert slow >= plan.streaming.sent_bytes / 1e9
-    assert usual < slow < estimate(without, card).prompt
+    assert usual < slow < estimate(without, card).prompt.seconds

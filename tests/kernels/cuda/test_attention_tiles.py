@@ -12,9 +12,10 @@ from operands import Array, Get, Put
 
 from hotcold.kernels import ref
 from hotcold.kernels.cuda import attention as module
-from hotcold.kernels.cuda.attention import Rounded, attention, in_tiles, queries_at_once
+from hotcold.kernels.cuda.attention import Rounded, attention, queries_at_once
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.sources import SOURCES, program
+from hotcold.kernels.tensor_cores import in_tiles
 
 Open = Callable[..., Device]
 QUICK_DIMS = (64, 7, 96)
