@@ -66,13 +66,14 @@ class ServeCommand(EngineOptions, ListenOptions):
             from hotcold.engine.generation.description import description
             from hotcold.engine.serve.app import ServeOptions, app
             from hotcold.engine.serve.connection import Connection
+            from hotcold.engine.serve.guard import checked_key
             from hotcold.engine.serve.slot_files import checked_folder
         except ModuleNotFoundError as error:
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         one_of("draft", self.draft, DRAFTS)
         checked_folder(self.slot_save_path)
-        if self.api_key == "":  # of a script's variable that is not set, which is to let in nobody
-            raise SettingError("api_key", "", "no key", "name one, or leave it out to let in everybody")
+        if self.api_key is not None:
+            checked_key(self.api_key)
         template = read_template(self.chat_template)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)

@@ -218,23 +218,13 @@ class Server:
                 told = (*told, *warnings)
                 if stream:
                     is_taken = False
-                    chunks = self._until_free(reply.chunks(), fields)
-                    return EventStream(chunks, warning_headers(told), self._options.ping_seconds)
+                    headers, pings = warning_headers(told), self._options.ping_seconds
+                    return EventStream(_named(reply.chunks(), fields), headers, pings, self.worker.free_place)
                 answer = await until_gone(request.receive, reply.whole())
             return json_response(answer or {}, headers=warning_headers((*told, *reply.warnings)))
         finally:
             if is_taken:
                 self.worker.free_place()
-
-    async def _until_free(
-        self, chunks: AsyncIterator[dict[str, Any]], fields: RequestFields
-    ) -> AsyncIterator[dict[str, Any]]:
-        try:
-            with grammar_named(fields):
-                async for chunk in chunks:
-                    yield chunk
-        finally:
-            self.worker.free_place()
 
     def _told(self, fields: RequestFields) -> tuple[str, ...]:
         """What the warning header says of a request's fields."""
@@ -370,6 +360,15 @@ class Server:
     async def metrics_text(self, request: Request) -> Response:
         """GET /metrics."""
         return Response(self._metrics.text(), headers={"Content-Type": PROMETHEUS})
+
+
+async def _named(
+    chunks: AsyncIterator[dict[str, Any]], fields: RequestFields
+) -> AsyncIterator[dict[str, Any]]:
+    """Chunks, as `grammar_named` lets them through."""
+    with grammar_named(fields):
+        async for chunk in chunks:
+            yield chunk
 
 
 def _embed(prompts: list[Prompt], engine: Engine, slot: int, task: Task) -> list[NDArray[np.float32]]:

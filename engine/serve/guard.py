@@ -3,7 +3,7 @@
 import asyncio
 import hmac
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
@@ -35,8 +35,12 @@ class Guard:
             api_key: what a client has to know; "" for nothing.
             only_local: whether a host's name that is not this machine's own is refused: a page that has
                 brought its own name to point here would otherwise read what it likes.
+
+        Raises:
+            SettingError: see `checked_key`.
         """
-        self._app, self.close, self._key, self._only_local = app, close, api_key, only_local
+        self._app, self.close, self._only_local = app, close, only_local
+        self._key = checked_key(api_key) if api_key else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass it on, or say why not."""
@@ -49,11 +53,11 @@ class Guard:
 
     def _problem(self, headers: Headers, path: str) -> Problem | None:
         host = headers.get("host", "")
-        if self._only_local and (urlsplit(f"//{host}").hostname or "localhost") not in LOCAL:
+        if self._only_local and (_address(f"//{host}").hostname or "localhost") not in LOCAL:
             bound = f"known: {', '.join(LOCAL)}"
             return Problem(403, SettingError("Host", host[:100], bound, "ask under one of these names"))
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and _address(origin).netloc != host:
             bound = "pages of other places may not ask"
             return Problem(403, SettingError("Origin", origin[:100], bound, "ask from a program"))
         length = headers.get("content-length", "0")
@@ -70,6 +74,28 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key if scheme.lower() == "bearer" else headers.get("x-api-key", "")
         return hmac.compare_digest(given.strip().encode(), self._key.encode())
+
+
+def _address(url: str) -> SplitResult:
+    """A URL's parts; of what is none a host that nobody has."""
+    try:
+        return urlsplit(url)
+    except ValueError:  # brackets that do not close, or with something else than an address between them
+        return SplitResult("", "?", "", "", "")
+
+
+def checked_key(key: str) -> str:
+    """A key that the header of a request can bring as it is.
+
+    Raises:
+        SettingError: it is empty, has blanks at an end, or other characters than ASCII's printable ones.
+    """
+    if not key:  # of a script's variable that is not set, which is to let in nobody
+        raise SettingError("api_key", "", "no key", "name one, or leave it out to let in everybody")
+    if key != key.strip() or not key.isascii() or not key.isprintable():
+        bound = "printable characters of ASCII, no blank in front or behind"
+        raise SettingError("api_key", None, bound, "name another one")
+    return key
 
 
 def too_long(n_bytes: str) -> Problem:

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -111,17 +111,30 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(
-        self, objects: AsyncIterator[Mapping[str, Any]], headers: Mapping[str, str], ping_seconds: float
+        self,
+        objects: AsyncIterator[Mapping[str, Any]],
+        headers: Mapping[str, str],
+        ping_seconds: float,
+        ended: Callable[[], None],
     ) -> None:
+        """Take what is to come.
+
+        Args:
+            ping_seconds: after which it says that it is still there.
+            ended: is called once, at the end, whether or not anything could be sent.
+        """
         super().__init__(None, 200, {"Cache-Control": "no-store", "X-Accel-Buffering": "no", **headers})
         del self.headers["content-length"]
-        self._objects, self._ping_seconds = objects, ping_seconds
+        self._objects, self._ping_seconds, self._ended = objects, ping_seconds, ended
         self._since, self._is_sending, self._alone = 0.0, False, asyncio.Lock()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send it, as long as there is somebody who takes it."""
         self._since = asyncio.get_running_loop().time()
-        await until_gone(receive, self._send_all(send), self._watch(send))
+        try:
+            await until_gone(receive, self._send_all(send), self._watch(send))
+        finally:
+            self._ended()
 
     async def _send_all(self, send: Send) -> None:
         async with self._alone:

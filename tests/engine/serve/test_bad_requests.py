@@ -12,6 +12,7 @@ from serving import Served, served
 from hotcold import Engine
 from hotcold.engine.serve.app import ServeOptions, app
 from hotcold.engine.serve.guard import MAX_BODY
+from hotcold.errors import SettingError
 
 CHAT, TEXT, EMBED = "/v1/chat/completions", "/v1/completions", "/v1/embeddings"
 USER = {"role": "user", "content": "Hm?"}
@@ -196,6 +197,8 @@ def test_pages_of_other_places_may_not_ask(server: Served, engine: Engine) -> No
         assert told.status == 403 and "rebound.example" in told.message
         for name in ("localhost", "127.0.0.1:8080", "[::1]:8080"):
             assert local.ask(TEXT, text(), Host=name).status == 200
+        for headers in ({"Host": "[::1"}, {"Host": "[name]"}, {"Origin": "http://["}):
+            assert local.ask(TEXT, text(), **headers).status == 403
 
 
 def test_a_key_is_asked_for(engine: Engine) -> None:
@@ -207,6 +210,13 @@ def test_a_key_is_asked_for(engine: Engine) -> None:
         assert server.ask(TEXT, text(), Authorization="Bearer s3cret").status == 200
         assert server.ask("/metrics").status == 401
         assert server.ask("/health").status == 200
+
+
+@pytest.mark.parametrize("key", [" s3cret", "s3cret\n", "cl\u00e9", "two\x00"])
+def test_a_key_that_no_header_brings_is_refused(engine: Engine, key: str) -> None:
+    with pytest.raises(SettingError, match="printable characters of ASCII") as refused:
+        app(engine, ServeOptions(api_key=key))
+    assert key.strip() not in str(refused.value)
 
 
 def test_a_model_without_a_template_says_so(engine: Engine) -> None:

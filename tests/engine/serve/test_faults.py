@@ -161,9 +161,9 @@ def test_a_client_that_takes_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch
         sent.append(message.get("body", b""))
         await asyncio.sleep(0.05 if len(sent) < 10 else 3600)
 
-    stream = responses.EventStream(objects(), {}, ping_seconds=0.3)
+    stream = responses.EventStream(objects(), {}, ping_seconds=0.3, ended=lambda: sent.append(b"over"))
     asyncio.run(asyncio.wait_for(stream({}, receive, send), 30))
-    assert len(sent) == 10 and len(made) == 9
+    assert len(sent) == 11 and sent[-1] == b"over" and len(made) == 9
 
 
 @pytest.mark.slow
@@ -375,8 +375,20 @@ def test_an_application_of_the_library(engine: Engine) -> None:
     assert engine.is_open and "".join(engine.generate("Emma", 2))
 
 
-async def asked_of(application: Any, path: str, body: dict[str, Any]) -> list[Any]:
-    """What an application sends."""
+def test_a_stream_that_never_began_has_no_place(engine: Engine) -> None:
+    """A server may let the beginning of a response wait, and the client be gone before anything of it is sent."""
+    application = hotcold.serve.app(engine, hotcold.serve.ServeOptions(max_waiting=0))
+    body = {"prompt": "Emma", "max_tokens": 2, "stream": True}
+    try:
+        assert not asyncio.run(asked_of(application, TEXT, body, is_gone=True))
+        sent = asyncio.run(asked_of(application, TEXT, body))
+        assert sent[0]["status"] == 200
+    finally:
+        application.close()
+
+
+async def asked_of(application: Any, path: str, body: dict[str, Any], *, is_gone: bool = False) -> list[Any]:
+    """What an application sends; nothing is taken of it, and nobody is there any more, where `is_gone`."""
     incoming, sent = (
         [{"type": "http.request", "body": json.dumps(body).encode(), "more_body": False}],
         list[Any](),
@@ -386,9 +398,11 @@ async def asked_of(application: Any, path: str, body: dict[str, Any]) -> list[An
     async def receive() -> Any:
         if incoming:
             return incoming.pop()
-        return await asyncio.Event().wait()
+        return {"type": "http.disconnect"} if is_gone else await asyncio.Event().wait()
 
     async def send(message: Any) -> None:
+        if is_gone:
+            await asyncio.Event().wait()
         sent.append(message)
 
     await application(scope, receive, send)
