@@ -83,7 +83,8 @@ class TuneCommand:
         from hotcold.engine.plan.estimate import estimate
         from hotcold.engine.plan.planning import make_plan, wanted
 
-        source, card = open_source(path, None, None, None), card_named(self.card or "")
+        source = open_source(path, ffn_activation=self.ffn_activation)
+        card = card_named(self.card or "")
         facts, found = facts_for(None, self.vram_budget, self.card), {}
         for mode in modes:
             how = wanted(source, mode, self.n_ctx, RunOptions.n_batch, self.kv_type)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from hotcold.engine.dump.report import as_json
 from hotcold.engine.dump.text import host_lines, short_form, traffic_lines
+from hotcold.engine.model.ffn_activation import with_activation
 from hotcold.engine.model.load import load_model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.shapes import like
@@ -43,12 +44,21 @@ INDEX_KINDS = ("hotcold", "powerinfer")
 
 
 def open_source(
-    path: Path | None, shape: str | None, predictor_rank: int | None, activation: Path | None
+    path: Path | None,
+    shape: str | None = None,
+    predictor_rank: int | None = None,
+    activation: Path | None = None,
+    ffn_activation: str | None = None,
 ) -> Source:
     """The model of -m or --like, with its statistics.
 
+    Args:
+        activation: the folder of --activation.
+        ffn_activation: its FFN's function, where the file is wrong about it.
+
     Raises:
-        SettingError: both, or a rank for a file. FileError: what cannot be read.
+        SettingError: both, a rank for a file, or a function that the architecture has not.
+        FileError: what cannot be read.
     """
     if shape is not None:
         if path is not None:
@@ -58,7 +68,7 @@ def open_source(
     if predictor_rank is not None:
         raise SettingError("--predictor-rank", predictor_rank, "a file has its own predictors", "use --like")
     with open_gguf(model_path(path)) as file:
-        model = load_model(file)
+        model = with_activation(load_model(file), file, ffn_activation)
         source = Source(model, file.path.name, file.path, file.header_hash(), file.size, None, "")
         return with_counts(source, activation, file)
 

@@ -56,6 +56,14 @@ def test_a_silu_model_without_thresholds_runs_in_one_mode(tmp_path: Path) -> Non
     assert [each["mode"] for each in json.loads(shown.stdout)["modes"]] == ["off"]
 
 
+def test_a_card_runs_the_function_that_was_named(tmp_path: Path) -> None:
+    path, _ = model_file(tmp_path, "llama")
+    card = ("--vram-budget", "1MiB", "--card", "rtx3060")
+    shown = run("tune", "-m", str(path), "--json", "-t", "1", "--ffn-activation", "relu", *card)
+    assert shown.returncode == 0, shown.stderr
+    assert [each["mode"] for each in json.loads(shown.stdout)["modes"]] == ["off", "exact"]
+
+
 @pytest.mark.parametrize("arguments", [("--vram-budget", "6MiB"), ("--card", "rtx3060")])
 def test_a_budget_without_a_card_is_refused(arguments: tuple[str, str]) -> None:
     shown = run("tune", *arguments)
