@@ -174,6 +174,10 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile
 
+        of_a_run = {"-f": self.texts, "--into": self.into, "--resume": self.resume}
+        for option in (option for option, given in of_a_run.items() if given):
+            bound = "--merge runs no model, and reads and writes folders alone"
+            raise SettingError(option, "with --merge", bound, "leave one of both out")
         if self.out is None:
             raise SettingError(
                 "--merge", f"{one} {other}", "needs a folder for the sum", "name it with -o DIR"

@@ -165,6 +165,10 @@ def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
     both = tmp_path / "both"
     merge = ("profile", "--merge", str(folders[0]), str(folders[1]))
     assert "name it with -o" in run(*merge).stderr
+    for option in (("--into", "x.gguf"), ("-f", "x.txt"), ("--resume",)):
+        refused = run(*merge, "-o", str(both), *option)
+        assert refused.returncode == 2 and f"{option[0]}: with --merge" in refused.stderr
+        assert not both.exists()
     shown = run(*merge, "-o", str(both), "--json")
     assert (counted(both) == counted(folders[0]) + counted(folders[1])).all()
     assert json.loads(shown.stdout)["n_tokens"] == sum(
