@@ -48,7 +48,7 @@ TABLE_NAMES = ("matvec", "predictor", "small", "monotone", "ffn", "prompt", "att
 
 
 def asked(words: list[str]) -> argparse.Namespace:
-    """The command line: seconds, and among the words tables, types and `one`; a word that is none of them is refused."""
+    """The command line: seconds, and the words tables, types and `one`; any other word is refused."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, usage=argparse.SUPPRESS
     )

@@ -4,13 +4,13 @@
     python bench/peer.py [--model FILE.gguf ...] [--types q4_0 q8_0] [--sparse] [--depths 512,4096]
         [--batches 1,2,4,8,16] [--powerinfer PATH-OF-MAIN] [--seconds 10]
 
-Without --model random models of 1.1 billion weights are written: of one type, or, by the name of a mix such as q4_k_m, of
-the types that `hotcold convert` gives its matrices. --sparse also decodes a ReLU model of that
+Without --model random models of 1.1 billion weights are written: of one type, or, by the name of a mix such
+as q4_k_m, of the types that `hotcold convert` gives its matrices. --sparse also decodes a ReLU model of that
 shape with predictors of rank 256 whose threshold lists a tenth of the neurons, beside llama.cpp's dense
 speed. --depths takes numbers of positions instead: at each, a chunk of 512 prompt tokens that ends there and
 a token after it, llama.cpp with flash attention. --batches takes numbers of tokens that run together, as in
-several chats. --powerinfer names PowerInfer's built program `main`: it decodes the sparse model, whose
-file then carries the threshold, beside hotcold, and llama.cpp is left out.
+several chats. --powerinfer names PowerInfer's built program `main`: it decodes the sparse model, whose file
+then carries the threshold, beside hotcold, and llama.cpp is left out.
 """
 
 import argparse

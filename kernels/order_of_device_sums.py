@@ -92,7 +92,9 @@ def device_dots_of_blocks(
 
 
 def device_dots_of_floats(w: F32, x: F32) -> F32:
-    """w . x of float rows, and of halves without tensor cores: eight i adds to chain i mod 32, number after number by fma; the last may have fewer.
+    """w . x of float rows, and of halves without tensor cores, in 32 chains.
+
+    Eight i adds to chain i mod 32, number after number by fma; the last eight may have fewer.
 
     Args:
         w: [n_rows, k]. x: [k].
@@ -226,8 +228,9 @@ def device_attention(
 ) -> F32:
     """`ref.attention` in float32, in the order of sums that the device's kernels have.
 
-    Parts of 256 positions, from the first on, soften by themselves, as `_of_part` and, by tensor cores, `_of_part_in_tiles`
-    have it. A query's parts are joined in order: with w = exp(top of the part - new top) and u = exp(old top - new top)
+    Parts of 256 positions, from the first on, soften by themselves, as `_of_part` and, by tensor cores,
+    `_of_part_in_tiles` have it. A query's parts are joined in order: with w = exp(top of the part - new top)
+    and u = exp(old top - new top)
 
         sum = fma(sum of the part, w, sum * u),    and the total likewise.
 
@@ -318,12 +321,13 @@ def _of_part_in_tiles(
 ) -> tuple[F32, F32, F32]:
     """As `_of_part`, by tensor cores.
 
-    x is taken in units of a power of two, its largest number between 2^14 and 2^15, and as two halves. Of 32 numbers the
-    first product of 16 has those whose place in their eight is below 4, two of each eight and then the other two, and
-    the next product has the rest; high halves go before low ones, into one float. A warp has 32 positions: two lots of
-    eight neighbouring pairs. Of its total a pair and that of the other lot add up in order, the eight as a tree, and the
-    warps in order. Weights, in units of 2^-14 and as two halves, multiply values sixteen by sixteen positions. With as
-    many chunks of 32 columns leave groups of warps, sixteen i goes to group i mod n_groups; groups are added in order.
+    x is taken in units of a power of two, its largest number between 2^14 and 2^15, and as two halves. Of 32
+    numbers the first product of 16 has those whose place in their eight is below 4, two of each eight and
+    then the other two, and the next product has the rest; high halves go before low ones, into one float. A
+    warp has 32 positions: two lots of eight neighbouring pairs. Of its total a pair and that of the other lot
+    add up in order, the eight as a tree, and the warps in order. Weights, in units of 2^-14 and as two
+    halves, multiply values sixteen by sixteen positions. With as many chunks of 32 columns leave groups of
+    warps, sixteen i goes to group i mod n_groups; groups are added in order.
     """
     n, n_chunks = len(x), -(-len(x) // CHUNK)
     exponent = max(int(np.abs(x).max().view(np.int32)) >> 23, 15) - 127

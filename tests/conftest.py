@@ -65,7 +65,8 @@ def pytest_collection() -> Generator[None, object, object]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Call cases of tests marked `pairwise` slow, but for some in which every two values meet.
 
-    Of those that are left of a test marked `sample(n)` all are slow but every n-th. A card's cases are not counted: they run wherever there is one.
+    Of those that are left of a test marked `sample(n)` all are slow but every n-th. A card's cases are not
+    counted: they run wherever there is one.
     """
     cases: dict[str, list[pytest.Function]] = {}
     for item in items:

@@ -140,7 +140,10 @@ def save(engine: "Engine", held: "Held", path: Path) -> None:
 
 
 def describe(engine: "Engine", generation: "Generation", verbose: bool) -> None:
-    """Warnings of model and prompt; with -v also what runs, and how; where everything is, if asked for by either name."""
+    """Warnings of model and prompt; with -v also what runs, and how.
+
+    Where everything is comes with -v too, or where the variable of `offload_debug` asks for it.
+    """
     warn(engine, quiet=False)
     for warning in generation.warnings:
         note(f"warning: {warning}")

@@ -1,4 +1,4 @@
-"""From what stands before attention to launches: the products for q, k and v, their rotations, the store to the cache."""
+"""From what stands before attention to launches: the products for q, k and v, their rotations, the store."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

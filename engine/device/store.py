@@ -183,14 +183,14 @@ class DeviceStore:
         return self.matrix(weight, rows=rows).planes[0]
 
     def neurons(self, layer: int, rows: str = ALL) -> Buffer:
-        """Numbers of a layer's hot neurons, int32 [n_hot]; of "cold" ones, or where none is hot, of those that are sent.
+        """Numbers of a layer's hot neurons, int32 [n_hot]; of "cold" ones, or without hot ones, of those that are sent.
 
         Of experts: see `index_of`.
         """
         return self._sent_neurons.get((layer, rows)) or self._neurons[layer]
 
     def thresholds(self, layer: int, rows: str = ALL) -> Buffer | None:
-        """What neurons have to reach, those that `neurons` gives: float32 [n], of whole experts [n, n_ff]; None without."""
+        """What those of `neurons` have to reach: float32 [n], of whole experts [n, n_ff]; None without."""
         return self._sent_thresholds.get((layer, rows)) or self._thresholds.get(layer)
 
     def cache(self, layer: int) -> tuple[Buffer, Buffer]:
@@ -206,7 +206,7 @@ class DeviceStore:
         return keys, values
 
     def blocks(self, layer: int, n: int, slot: int = 0) -> NDArray[np.uint8]:
-        """What a slot's cache here holds of a layer's first n positions, as the host has it; nothing may be under way."""
+        """What a slot's cache here holds of a layer's first n positions, as the host has it; call it between runs."""
         keys, values = (
             np.concatenate([self.fetch(part) for part in parts]) for parts in self._slot_parts(layer, slot)
         )

@@ -1,7 +1,8 @@
 """Text that follows a grammar: which tokens may come next, by llguidance.
 
-A grammar is a text in that library's own form; `of_schema`, `of_grammar` and `of_regex` make it of a JSON schema, of Lark
-and llama.cpp's GBNF, and of a regular expression. The library bounds what a grammar may take, and says where one goes beyond it.
+A grammar is a text in that library's own form; `of_schema`, `of_grammar` and `of_regex` make it of a JSON
+schema, of Lark and llama.cpp's GBNF, and of a regular expression. The library bounds what a grammar may take,
+and says where one goes beyond it.
 """
 
 import json

@@ -29,7 +29,7 @@ def mean_state(engine: Engine, ids: Sequence[int], slot: int = 0) -> NDArray[np.
 
 
 def last_states(engine: Engine, n_tokens: int) -> NDArray[np.float32]:
-    """Those of the last run's tokens, of which there were n, from the side that has the head: float32 [n_tokens, n_embd].
+    """Those of the last run's n_tokens tokens, from the side that has the head: float32 [n_tokens, n_embd].
 
     Raises:
         DeviceError: the device fails.

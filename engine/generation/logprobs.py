@@ -38,7 +38,8 @@ def token_logprobs(logits: NDArray[np.float32], token: int, n: int) -> TokenLogp
     """How likely `token` was, and the `n` likeliest: log softmax of the logits, in float64.
 
     Args:
-        logits: float32 [n_vocab], finite, or -infinity for those that a profile of the head left out, which are not told.
+        logits: float32 [n_vocab], finite, or -infinity for those that a profile of the head left out, which
+            are not told.
     """
     values = log_softmax(logits)
     top = tuple((int(i), float(values[i])) for i in most_likely(values, n) if values[i] > -np.inf)

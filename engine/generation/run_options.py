@@ -23,7 +23,8 @@ class RunOptions:
         vram_budget: GPU memory to use: "auto" (what is free), 0, "8GiB", a number of GiB, "80%"; for several cards
             one that counts for each, or as many, "8GB,6GB".
         kv_type: "f16", "f32" or "q8_0", numbers of the KV cache.
-        n_slots: sequences that have a KV cache of their own, each of n_ctx positions; with several head_sparsity is "off".
+        n_slots: sequences that have a KV cache of their own, each of n_ctx positions; with several
+            head_sparsity is "off".
         force_pretokenizer: how a byte-level BPE vocabulary cuts text into words, whatever the file says: a
             name of `pretokenizers.PRETOKENIZERS`.
         ffn_activation: "relu", "silu" or "gelu", what the FFN has whatever the file says; None: the file's.

@@ -28,8 +28,8 @@ class Sampler:
         """The next token.
 
         Args:
-            logits: float32 [n_vocab], unchanged; -infinity cannot be chosen. ids: chosen so far. prompt_ids: in front of
-                them.
+            logits: float32 [n_vocab], unchanged; -infinity cannot be chosen. ids: chosen so far. prompt_ids:
+                in front of them.
 
         Raises:
             SettingError: none can be chosen.

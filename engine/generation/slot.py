@@ -71,7 +71,7 @@ class Slot:
         return len(self.sequence.prompt_ids) - len(self.held)
 
     def run_slice(self, most: int, rows: Rows) -> bool:
-        """Let up to `most` tokens of the prompt pass; whether the logits after its last one are there, in the first row.
+        """Let up to `most` tokens of the prompt pass; whether the first row has the logits after its last one.
 
         Raises:
             DeviceError: the device fails.

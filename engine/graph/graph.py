@@ -25,9 +25,9 @@ class Tensor:
     Attributes:
         shape: (n_tokens, numbers a token).
         dtype: "f32", float32; "mask", one bit a neuron; "chosen", experts with their weights: a token's int32
-            numbers, then its float32 weights; "q8", rounded to int8 in blocks of 32: all numbers, then a scale and then a sum for
-            each block; "packed" for quantised weights in an area of its side (see `pack.py`); or "none", an order
-            without bytes.
+            numbers, then its float32 weights; "q8", rounded to int8 in blocks of 32: all numbers, then a
+            scale and then a sum for each block; "packed" for quantised weights in an area of its side (see
+            `pack.py`); or "none", an order without bytes.
         layer: of the model, that it is made in; None for what belongs to none.
         origin: what this is the copy of, on the other side of the bus; None for what a node computes.
     """

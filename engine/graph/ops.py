@@ -108,8 +108,8 @@ OPS: Mapping[str, Op] = {
     # the n_used experts that a router's logits choose, with their weights; gating, normed, scale
     "top_k": _op("logits=f32:X", "chosen:@n_used"),
     # sum of the chosen experts' down_e . (act(gate_e . x) * (up_e . x)) by their weights, each product with its
-    # bias if it has one; activation; transposed: down has a row a neuron; skip: neurons without a positive gate, or with
-    # one below its threshold
+    # bias if it has one; activation; transposed: down has a row a neuron; skip: neurons without a positive gate,
+    # or with one below its threshold
     "expert_ffn": _op(
         "x=f32:E chosen=chosen:K gate=w:E,F,X up=w:E,F,X down=w "
         "?gate_bias=w:F,X ?up_bias=w:F,X ?down_bias=w:E,X ?threshold=w:F,X",

@@ -110,7 +110,7 @@ class KVCache:
         }
 
     def blocks(self, n: int, slot: int = 0) -> list[NDArray[np.uint8]]:
-        """What a slot's caches hold of the first n positions, of each layer: uint8 [2, n_head_kv, blocks, bytes], views."""
+        """What a slot's caches hold of the first n positions, a view a layer: uint8 [2, n_head_kv, blocks, bytes]."""
         found = []
         for layer, n_positions in enumerate(self.n_positions):
             first, last = (slot * self.slot_bytes + start for start in self.starts[layer : layer + 2])

@@ -18,8 +18,8 @@ class Activity:
     """Averages over tokens.
 
     Attributes:
-        listed, firing: neurons a token, for each layer; empty when the FFN runs dense. Of experts that run dense both are
-            all neurons of the chosen ones.
+        listed, firing: neurons a token, for each layer; empty when the FFN runs dense. Of experts that run
+            dense both are all neurons of the chosen ones.
         bytes_a_token: of weights; 0 where a device reads a part of them.
         of: "model", or "cpu" where a device serves the other neurons.
     """

@@ -1,10 +1,11 @@
 """What the pieces of a token take on this machine: rows of matrices, neurons of an FFN, vectors, a walk, a run.
 
 Each figure comes from records over a ring of memory, which they walk through from end to end again and again: as many
-bytes as the weights that a token may touch, so that they come from the cache or the memory that these would come from. Rows
-of matrices lie anywhere in the model's file, whatever its bytes mean there, since one file's pages lie otherwise in memory
-than another's. Neurons need numbers that are finite, and lie in a file of the probes' own. Rows are timed at lengths that
-are powers of two, and others lie between their neighbours; the rest is a start and a number of rows.
+bytes as the weights that a token may touch, so that they come from the cache or the memory that these would
+come from. Rows of matrices lie anywhere in the model's file, whatever its bytes mean there, since one file's
+pages lie otherwise in memory than another's. Neurons need numbers that are finite, and lie in a file of the
+probes' own. Rows are timed at lengths that are powers of two, and others lie between their neighbours; the
+rest is a start and a number of rows.
 """
 
 import tempfile
@@ -76,7 +77,8 @@ def _once(
 ) -> Callable[Concatenate["Probes", Pieces], Figure]:
     """Have a figure of some pieces measured once.
 
-    The probes keep it: a cache around a bound method keeps the probes in turn, and their rings, until garbage is collected.
+    The probes keep it: a cache around a bound method keeps the probes in turn, and their rings, until garbage
+    is collected.
     """
 
     @wraps(probe)
@@ -223,7 +225,7 @@ class Probes:
 
     @_once
     def neurons(self, types: tuple[int, ...], k: int, activation: int, pieces: int) -> Neurons:
-        """By the types of gate, up and down, or without a gate of up and down, the length of their rows, and the rest."""
+        """By the types of gate (if there is one), up and down, the length of their rows, and the rest."""
         strides = [sizes.row_bytes(each, k) for each in types]
         n = max(64, min(2048, self._n_ring // sum(strides) // 2))
         drawn = np.random.default_rng(0).permutation(n)
@@ -247,7 +249,7 @@ class Probes:
         which: NDArray[np.int64],
         firing: str,
     ) -> tuple[float, int]:
-        """Seconds of one FFN of n neurons, of which these are listed, and how many of them fire: by chance about half."""
+        """Seconds of one FFN of n neurons, of which these are listed, and how many fire: by chance about half."""
         strides = [sizes.row_bytes(each, k) for each in types]
         names = ("w", "w1", "w2") if len(types) == 3 else ("w", "w2")
         listed, counts = which.astype(np.int64), np.zeros((program.MAX_CHUNKS, 2), np.int64)

@@ -2,8 +2,9 @@
 
     run + walk + sum over records (start + rows * seconds of a row)
 
-A matrix's rows by their type and length; an FFN's gate rows that are listed, and the up and down rows of neurons that fire;
-norms, rotations, attention and other vectors by their sizes. A matrix of few chunks occupies few threads.
+A matrix's rows by their type and length; an FFN's gate rows that are listed, and the up and down rows of
+neurons that fire; norms, rotations, attention and other vectors by their sizes. A matrix of few chunks
+occupies few threads.
 """
 
 from collections.abc import Iterator

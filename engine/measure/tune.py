@@ -1,8 +1,9 @@
-"""The time of a token in each mode that a model can run in: predicted from statistics and speeds, beside a measured one.
+"""The time of a token in each mode that a model can run in: predicted from statistics and speeds, and measured.
 
 The prediction knows the model's shapes, which neurons a prompt of other tokens lists and fires, and what this machine
-takes for a row, a neuron or a vector (`probes.py`); a token is the sum of its records (`token_time.py`). All times are the
-least of some rounds over the same tokens, and of one thread its own, so that another program's turn does not count.
+takes for a row, a neuron or a vector (`probes.py`); a token is the sum of its records (`token_time.py`). All
+times are the least of some rounds over the same tokens, and of one thread its own, so that another program's
+turn does not count.
 """
 
 import time

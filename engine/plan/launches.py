@@ -71,7 +71,7 @@ def launches_of(placed: PlacedGraph, sides: Sequence[str], kv_type: str, head_di
 
 
 def _more(node: Node) -> int:
-    """What an op takes beside: a rounding of its own, whether a profile wants any row, the search among what came out."""
+    """What an op takes beside: a rounding of its own, a profile's question for rows, the search in the result."""
     rounds = {"predictor": "fc2", "logits": "weight"}.get(node.op)
     if node.op in (*FFN_OPS, "expert_ffn") and not node.attributes.get("transposed", True):
         rounds = "down"

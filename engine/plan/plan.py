@@ -27,8 +27,8 @@ class WeightEntry:
     Attributes:
         name: of the tensor in the file, with its rows where it is a part of one; or of a tied head.
         tensor: the tensor in the file.
-        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "threshold", "router", "shared", "ffn",
-            "head" or "profile", which says what of the head is computed.
+        role: "embedding", "rope", "norm", "bias", "attention", "sinks", "predictor", "threshold", "router",
+            "shared", "ffn", "head" or "profile", which says what of the head is computed.
         n_bytes: in the file; 0 for the head of a tied model, whose bytes are the embedding's.
         n_rows, device_rows: all rows, and those on the device.
         host_bytes: of the file's bytes, those that only the host serves.
@@ -254,7 +254,7 @@ class Totals:
 
     @property
     def slabs(self) -> tuple[int, int, int]:
-        """Bytes of the three allocations: all kinds of weights with what belongs to them, KV cache, arena with the rest."""
+        """Bytes of the three allocations: weights with what belongs to them, KV cache, arena with the rest."""
         weights = self.weights + self.predictors + self.hot_rows + self.index + self.thresholds
         return weights, self.kv_cache, self.arena + self.workspace + self.staging
 

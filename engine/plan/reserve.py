@@ -112,7 +112,7 @@ def _divisions(model: Model) -> Iterable[tuple[str, ...]]:
 
 
 def layer_index_bytes(layer: Layer, n_ff: int, sparsity: str) -> int:
-    """Bytes of the numbers of a layer's hot rows, were all of them hot; of neurons of experts, where each one's begin."""
+    """Bytes of the numbers of a layer's rows, were all hot; of neurons of experts, of where each one's begin."""
     if layer.ffn_down is not None or ffn_part(layer, sparsity).obstacle:
         return 0
     return aligned(INDEX_BYTES * (n_ff if layer.ffn_down_exps_t is None else layer.n_expert + 1))

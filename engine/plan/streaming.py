@@ -38,7 +38,7 @@ Key = tuple[str, int]
 
 
 def obstacle(model: Model, how: Wanted, reserve: Reserve, share: Share) -> str:
-    """Of a card, why no prompt is streamed although that may be wanted; "" if nothing is known to keep it from being."""
+    """Of a card, why no prompt is streamed although that may be wanted; "" where nothing is known against it."""
     least = LEAST_TOKENS if how.stream_batch is None else how.stream_batch
     if reserve.n_batch < least:
         return f"no batch has the {least} tokens from which on rows are sent: n_batch is {reserve.n_batch}"
@@ -167,7 +167,7 @@ def _sendable(plan: Plan, layers: Collection[int]) -> set[str]:
 
 
 def _pieces(plan: Plan, nodes: tuple[PlacedNode, ...], wanted: set[str]) -> Iterator[SentPiece]:
-    """Nodes of the device that lack something, in runs: a layer's up to its FFN, from there on, and from later parts on."""
+    """Nodes of the device that lack something, in runs: a layer's up to its FFN, from it, and from later parts."""
     there = {_key(entry.weight) for entry in plan.weights if entry.device_rows and entry.role != "head"}
     lacking = [
         (p.node, sent) for p in nodes if p.side != CPU and (sent := _sent(plan, p.node, wanted, there))

@@ -24,8 +24,8 @@ class Profile:
     """What was counted.
 
     Attributes:
-        of: "firings" (on how many tokens each neuron of a ReLU fired, or each expert was chosen), or "weight" (of a neuron that is never
-            idle, the sum of |hidden| times the length of its row of `down`).
+        of: "firings" (on how many tokens each neuron of a ReLU fired, or each expert was chosen), or "weight"
+            (of a neuron that is never idle, the sum of |hidden| times the length of its row of `down`).
         n_tokens: that passed.
         n_chunks: into which their texts were cut, of `all_chunks`.
         counts: float64 [n_layer, n_ff], or of experts [n_layer, n_expert]; of their neurons [n_layer, n_expert n_ff].

@@ -10,7 +10,7 @@ ON_THE_EMULATED = (
 
 
 def settle_prompts(executor: Executor) -> str:
-    """Decide it, measured where it was left open, where rows may be sent; what -v says of it, "" if there is nothing to say."""
+    """Decide it where rows may be sent, measured if it was left open; what -v says of it, "" for nothing."""
     streaming, steps = executor.plan.streaming, executor.run_steps
     if streaming is None:
         if executor.plan.not_streamed:

@@ -59,7 +59,7 @@ def wants_several(fields: RequestFields) -> bool:
 
 
 def calls_grammar(fields: RequestFields, tools: Sequence[dict[str, Any]]) -> str:
-    """What an answer has to follow by the request's choice: calls of any tool, or one call of a named one; "" for any text.
+    """What an answer has to follow by the request's choice: calls of any tool, or one of a named one; "" for any text.
 
     Raises:
         SettingError: a choice that is none, or of a tool that is not offered; parameters that are no schema.

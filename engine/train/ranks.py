@@ -14,7 +14,7 @@ from hotcold.engine.train.gate import deciding
 from hotcold.engine.train.settings import STEP_OF_RANK
 
 SHORTEST_ROW = 96
-"""Q8_0's and Q4_0's rows of 32 to 128 numbers take 3.2 to 4.3 ns each (AVX-512), in which a core reads about 100 bytes."""
+"""Q8_0's and Q4_0's rows of 32 to 128 numbers take 3.2 to 4.3 ns each (AVX-512): a core reads 100 bytes then."""
 MISSED, SLACK = 1.5, 0.01
 """A recall is good enough if no more is missed than so many times what may be, and so much of all."""
 HOPELESS = 1.2

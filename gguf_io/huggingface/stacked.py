@@ -173,7 +173,7 @@ def _of_mxfp4(
 
 
 def widened(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The numbers of MXFP4 blocks, uint8 [n_rows, n_blocks, 16] with scales [n_rows, n_blocks]: [n_rows, 32 n_blocks]."""
+    """Numbers of MXFP4 blocks, uint8 [n_rows, n_blocks, 16] with scales [n_rows, n_blocks]: [n_rows, 32 n_blocks]."""
     codes = np.stack([blocks & 15, blocks >> 4], -1)
     numbers = np.where(codes < 8, 1, -1).astype(np.float32) * MXFP4_CODES[codes & 7]
     exponents = scales.astype(np.int32)[..., None, None] - MXFP4_BIAS

@@ -231,8 +231,9 @@ def attend(op, c: int, run: int, next_run: int, scratch: int) -> None:  # type: 
 
     Args:
         op: n_head query heads, n_head_kv of the cache, head_dim, n_positions that the cache holds, whole
-            blocks, scale, k window or 0, z address of the sinks float32 [n_head] or 0; x, y; caches w, w1 of w_type, with w_stride bytes a block of positions
-            and w1_stride a head; scratch of `attention_partial_bytes`.
+            blocks, scale, k window or 0, z address of the sinks float32 [n_head] or 0; x, y; caches w, w1 of
+            w_type, with w_stride bytes a block of positions and w1_stride a head; scratch of
+            `attention_partial_bytes`.
         run: address of the run parameters. next_run: of the sequence that comes next.
         scratch: address of THREAD_SCRATCH_BYTES.
     """

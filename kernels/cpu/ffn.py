@@ -33,9 +33,9 @@ def ffn_pieces(op, least: int, first: int, last: int, scratch: int) -> tuple[int
     """For pieces first..last-1: sums of relu(gate x) (up z) down_t over their listed rows.
 
     Gates are read, then `up` and `down_t` only where the gate is positive, unless op.skip is 0, which reads
-    all. While a row is worked on, one of the same matrix some rows ahead is asked for. Without a gate (op.w1 is 0) op.w is `up`,
-    op.z its bias or 0, and the sum is of relu(up x + bias) down_t. With silu or gelu in place of relu, rows
-    with |act(gate x)| below their number at `least` are left out; 0 for none.
+    all. While a row is worked on, one of the same matrix some rows ahead is asked for. Without a gate (op.w1
+    is 0) op.w is `up`, op.z its bias or 0, and the sum is of relu(up x + bias) down_t. With silu or gelu in
+    place of relu, rows with |act(gate x)| below their number at `least` are left out; 0 for none.
 
     Returns:
         how many rows are listed, and how many have a positive gate, or `up` without one, or were all read.

@@ -47,8 +47,8 @@ def wanted_rows(op, first: int, last: int, n_tokens: int, scratch: int, times_ga
     """GATE_ROWS and, with `times_gate`, UP_ROWS of rows first..last-1; gives how many products are wanted.
 
     y[t, r] = w[r] . x[t] for the tokens whose mask has bit r; or z[t, r] times that for those with z[t, r] > 0, of
-    silu and gelu not 0; 0 for the others. A row is read once for 64 tokens, and decoded for 16. Where tokens want many of a segment's
-    products, all of them are made in tiles, as for a dense matrix.
+    silu and gelu not 0; 0 for the others. A row is read once for 64 tokens, and decoded for 16. Where tokens
+    want many of a segment's products, all of them are made in tiles, as for a dense matrix.
     """
     few, total = n_tokens <= FEW_TOKENS, 0
     segment = SEGMENTS[0] if few else SEGMENTS[1]

@@ -236,7 +236,7 @@ class IQ3_XXS(SignedGrid):
 
 
 class IQ3_S(SignedGrid):
-    """A half; low 8 bits of places in a grid of 4 [64 bytes], their ninth bits [8], signs [32]; nibbles: scales of 32."""
+    """A half; places in a grid of 4: low 8 bits [64 bytes], ninth ones [8]; signs [32]; nibbles: scales of 32."""
 
     name = "IQ3_S"
     type_id = 21

@@ -222,7 +222,7 @@ class Q6_K(KType):
 
 
 class Q2_K(KType):
-    """16 bytes of scales s (low nibbles) and minima t of 16 numbers each, pairs of bits [64], halfs d and m: d s q - m t.
+    """16 bytes: scales s (low nibbles), minima t of 16 numbers each; pairs of bits [64], halfs d and m: d s q - m t.
 
     Half h takes bytes 32 h of the pairs, its block j the j-th pair of each of them.
     """
@@ -260,7 +260,7 @@ class Q2_K(KType):
 
 
 class Q3_K(KType):
-    """Third bits [32 bytes], pairs of bits as in Q2_K [64], 12 bytes of 6-bit scales, one half; minus 4, scales minus 32.
+    """Third bits [32 bytes], pairs of bits as in Q2_K [64], 12 bytes of 6-bit scales, a half; minus 4, scales minus 32.
 
     Bit 4 h + j of byte l is the third of number l of block j of half h. Scale i has low bits in byte i mod 8 (the
     upper nibble from i = 8 on), and its upper two in byte 8 + i mod 4, pair i / 4.

@@ -1,8 +1,9 @@
 """Which cache level rows are asked into, measured once, before the first kernel is compiled.
 
-It hardly matters where rows lie side by side: on Zen 5 both levels are within 3 % of each other, and on an Intel machine
-the first took its few fill buffers from the loads themselves. It does where rows lie apart, as those that a
-sparse FFN lists: on Zen 5 asking into the second level makes such a row cost 1.6 times what it costs from the first.
+It hardly matters where rows lie side by side: on Zen 5 both levels are within 3 % of each other, and on an
+Intel machine the first took its few fill buffers from the loads themselves. It does where rows lie apart, as
+those that a sparse FFN lists: on Zen 5 asking into the second level makes such a row cost 1.6 times what it
+costs from the first.
 """
 
 import ctypes

@@ -106,7 +106,7 @@ def dot_rows(type_id: int, w: int, stride: int, n_rows: int, x: int, k: int, ahe
 def dot_listed(
     type_id: int, w: int, stride: int, listed: int, n: int, x: int, k: int, ahead: int, out: int
 ) -> None:
-    """`dot_rows` of the n rows of the matrix at w whose numbers lie, int64, at `listed`; prefetched `ahead` rows before."""
+    """`dot_rows` of n rows of the matrix at w, whose int64 numbers lie at `listed`; prefetched `ahead` rows before."""
     _dot_rows(type_id, w, stride, n, x, k, ahead, listed, out)
 
 
@@ -128,7 +128,7 @@ def dot_row(type_id: int, w: int, x: int, k: int, ahead: int) -> float:
 def positive_rows(
     type_id: int, w: int, stride: int, first: int, last: int, x: int, k: int, z: int, out: int
 ) -> None:
-    """out[r] = row r . x for those of rows first..last-1 with z[r] > 0, -infinity for the others, which are not read."""
+    """out[r] = row r . x for those of rows first..last-1 with z[r] > 0; -infinity for the others, not read."""
     r = _next_positive(z, first, last)
     for i in range(first, min(r, last)):
         operations.store_f32(out + 4 * i, operations.to_f32(-math.inf))

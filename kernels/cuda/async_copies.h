@@ -1,5 +1,6 @@
-// Copies from the card's memory into shared memory that go on while the thread computes, as PTX's cp.async has them: from
-// sm_80 on, and on the emulated device. Below that a copy is a load and a store, and nothing is left to be waited for.
+// Copies from the card's memory into shared memory that go on while the thread computes, as PTX's cp.async has them:
+// from sm_80 on, and on the emulated device. Below that a copy is a load and a store, and nothing is left to be waited
+// for.
 //
 //   copy_async<16>(to, from, is_there)   16 bytes, or 4, both sides aligned to as many; zeros if is_there is false, and
 //                                        then nothing is read

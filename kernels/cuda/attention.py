@@ -188,8 +188,8 @@ def _rounded_bytes(n_tokens: int, n: int, rounds: bool) -> int:
 def _shared_bytes(kv_type: str, head_dim: int, at_once: int) -> int:
     """The queries in units of eight columns, with a gap; the scores of a tile; four sums a thread.
 
-    Where queries come in tiles there may be more: their halves, 32 numbers at a time, and the halves of a part's weights,
-    in the place of which then groups of warps leave sums.
+    Where queries come in tiles there may be more: their halves, 32 numbers at a time, and the halves of a
+    part's weights, in the place of which then groups of warps leave sums.
     """
     by_lanes = 4 * (cover(head_dim, 8) * (8 * QUERIES + 4) + QUERIES * KEYS + 4 * BLOCK)
     if not in_tiles(kv_type, head_dim):

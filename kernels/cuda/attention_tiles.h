@@ -61,7 +61,7 @@ __device__ static inline uint4* shared_units() {
 template <int TILES> struct Room {
     static constexpr int COLUMNS = 8 * TILES, STRIDE = COLUMNS + 4;
     int n_chunks, sum_stride;
-    uint4* queries;                               // [2 n_chunks][TILES][lanes]: of B, two words of high halves, two of low
+    uint4* queries;                       // [2 n_chunks][TILES][lanes]: of B, two words of high halves, two of low
     uint2* weights;                               // [KEYS / 2][STRIDE]: of two neighbours, high halves and low
     float* sums;                                  // in their place, [groups of warps][COLUMNS][sum_stride]
     __device__ explicit Room(int n)
@@ -113,8 +113,8 @@ __device__ inline void lay_queries(Room<TILES> room, Columns& columns, const flo
     }
 }
 
-// Scores of 32 keys of the part, a warp's own: s[i][j] is of keys 16 i + 2 g and the one after it, for columns 8 j + 2 t
-// and the one after it. The positions `from` to `to` - 1 are there, the first in `row`.
+// Scores of 32 keys of the part, a warp's own: s[i][j] is of keys 16 i + 2 g and the one after it, for columns
+// 8 j + 2 t and the one after it. The positions `from` to `to` - 1 are there, the first in `row`.
 template <int TILES>
 __device__ inline void multiply_keys(Cache<__half> cache, Room<TILES> room, float (&s)[2][TILES][4], int row, int from,
                                      int to) {
@@ -249,8 +249,8 @@ __device__ inline void add_apart(Room<TILES> room, const Columns& columns, const
     }
 }
 
-// Values of the part's positions `from` to `to` - 1 by their weights: sum[i][j] is of a warp's columns 4 g + 2 i and the
-// one after it, for queries 8 j + 2 t and the one after it.
+// Values of the part's positions `from` to `to` - 1 by their weights: sum[i][j] is of a warp's columns 4 g + 2 i and
+// the one after it, for queries 8 j + 2 t and the one after it.
 template <int TILES>
 __device__ inline void add_values(Cache<__half> cache, Room<TILES> room, const Columns& columns, int part, int row,
                                   int from, int to, float (&sum)[2][TILES][4]) {

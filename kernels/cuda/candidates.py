@@ -12,8 +12,8 @@ def candidates(n: int) -> Work:
     Reads 4 n; writes what counts the blocks, and `candidate_parts_bytes`, which are read again to write
     4 `CANDIDATE_WORDS`.
 
-    Arguments of the kernel: logits, parts (uint64), arrived (uint32, zero before and after), found (int32), n, and whether
-    -infinity is what rows have that were left out, and no fault.
+    Arguments of the kernel: logits, parts (uint64), arrived (uint32, zero before and after), found (int32),
+    n, and whether -infinity is what rows have that were left out, and no fault.
     """
     blocks, parts = cover(n, KEYS), candidate_parts_bytes(n)
     return Work(

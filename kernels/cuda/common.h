@@ -36,8 +36,8 @@ __device__ inline int warp_sum(int v) {
     return v;
 }
 // Every lane gets the sum of a warp's n numbers in their order, from 0 on, as one thread makes it that has them one
-// after the other. The lane has number `at`, or none if it is not below n. Through shared memory: n / 4 loads and n sums
-// in each lane.
+// after the other. The lane has number `at`, or none if it is not below n. Through shared memory: n / 4 loads and n
+// sums in each lane.
 __device__ static inline float sum_in_order(float v, int at, int n) {
     __shared__ float4 of_lanes[8][WARP / 4];      // of eight warps
     float4* fours = of_lanes[warp()];

@@ -1,10 +1,10 @@
-// The products of expert_rows.cu for many tokens, expert by expert, so that a row comes from memory once for several pairs:
-// tiles of 64 rows of an expert by 64 of its pairs, or of 16 by 16 (matmul_few.h). Each product has the bits that
-// expert_rows gives it.
+// The products of expert_rows.cu for many tokens, expert by expert, so that a row comes from memory once for several
+// pairs: tiles of 64 rows of an expert by 64 of its pairs, or of 16 by 16 (matmul_few.h). Each product has the bits
+// that expert_rows gives it.
 #include "matmul_few_floats.h"
 
-// Pairs of one expert, in ascending order, and the input of each; where the expert's rows are, if there are pairs; `last`
-// is the last pair that was looked at.
+// Pairs of one expert, in ascending order, and the input of each; where the expert's rows are, if there are pairs;
+// `last` is the last pair that was looked at.
 struct PairsOfTile { int pairs[TILE_SIDE], inputs[TILE_SIDE], n, slot, last; };
 __device__ static inline PairsOfTile& pairs_of_tile() {
     __shared__ PairsOfTile list;

@@ -1,6 +1,6 @@
-// A step of F16 or BF16 rows in shared memory, for tensor cores: a piece, which is 32 halves, of 64 rows as they are, and
-// of 64 inputs as sums of halves (weights_half.h), made once for all rows. Lane 4 g + t reads unit t of line g, so eight
-// lanes read 128 bytes side by side.
+// A step of F16 or BF16 rows in shared memory, for tensor cores: a piece, which is 32 halves, of 64 rows as they are,
+// and of 64 inputs as sums of halves (weights_half.h), made once for all rows. Lane 4 g + t reads unit t of line g, so
+// eight lanes read 128 bytes side by side.
 //
 // Asynchronous copies bring rows, and inputs as they are, to where the thread puts their halves once they are there.
 #pragma once
@@ -26,7 +26,7 @@ __device__ inline void begin_step(HalvesTile<T>& tile, Halves<T> rows, int first
     if (is_there || row >= last_row || rows.n % 8 == 0)
         copy_async<16>(tile.rows + threadIdx.x, rows.whole(is_there ? row : 0, is_there ? unit : 0), is_there);
     else {
-        int4 own = rows.cut(row, unit);           // word by word: the race build does not see that a call's answer is stored
+        int4 own = rows.cut(row, unit);  // word by word: the race build does not see that a call's answer is stored
         tile.rows[threadIdx.x] = {own.x, own.y, own.z, own.w};
     }
     Floats own = x.of_token(inputs.of(line), rows.n);

@@ -2,8 +2,8 @@
 //
 // A block of 256 threads walks along the rows in steps: it lays a piece of 64 rows and of 64 inputs into shared memory
 // (matmul_tile.h, halves_tile.h) and multiplies them (matmul.h): int8 and halves by tensor cores where there are any;
-// else int8 by dp4a, four rows by four tokens a thread, and floats so everywhere. A row's pieces are taken chain after chain, each chain is summed in
-// one float and then added to those before it: the bits of a row alone (weights.h).
+// else int8 by dp4a, four rows by four tokens a thread, and floats so everywhere. A row's pieces are taken chain after
+// chain, each chain is summed in one float and then added to those before it: the bits of a row alone (weights.h).
 #include "matmul.h"
 
 #define MATMUL(T) \

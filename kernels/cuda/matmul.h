@@ -1,6 +1,6 @@
 // A block's tile of Y = X W^T: who works out which of its numbers, and how, with tensor cores and without. The products
-// within a block of weights are integers and exact, and the sums over blocks have one order: the bits are the same. Halves
-// have an order of their own with tensor cores, and the floats' without (weights_half.h).
+// within a block of weights are integers and exact, and the sums over blocks have one order: the bits are the same.
+// Halves have an order of their own with tensor cores, and the floats' without (weights_half.h).
 #pragma once
 #include "epilogue.h"
 #include "halves_tile.h"

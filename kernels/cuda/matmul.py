@@ -28,7 +28,7 @@ def shared_bytes(weight_type: GGMLQuantizationType) -> int:
 
 
 def tile_input_bytes(weight_type: GGMLQuantizationType, n: int) -> int:
-    """Bytes that a tile reads of an input: its sums where blocks of 32 have minima. Those of sixteens it makes itself."""
+    """Bytes that a tile reads of an input: its sums where blocks of 32 have minima; those of 16 it makes itself."""
     if weight_type not in QUANTISED:
         return 4 * n
     has_sums = weight_type_row(weight_type).has_minima and weight_type != GGMLQuantizationType.Q2_K

@@ -1,5 +1,5 @@
-// Y = X W^T for few tokens or few rows: tiles of 16 rows by 16 tokens, cut along the rows over the warps of a block, with
-// the bits of matmul.cu.
+// Y = X W^T for few tokens or few rows: tiles of 16 rows by 16 tokens, cut along the rows over the warps of a block,
+// with the bits of matmul.cu.
 #include "matmul_few_floats.h"
 
 // grid: (rows / 16, tokens / 16).

@@ -1,11 +1,11 @@
-// Tiles of 16 rows by 16 tokens, of which each of a block's eight warps walks along a part of all rows: for few tokens, or
-// few rows, of which there are not enough tiles of 64 by 64 for all multiprocessors.
+// Tiles of 16 rows by 16 tokens, of which each of a block's eight warps walks along a part of all rows: for few tokens,
+// or few rows, of which there are not enough tiles of 64 by 64 for all multiprocessors.
 //
 // A row's 32 chains know nothing of each other before they are added (weights.h). So the eight warps share them out: of
 // pieces that lie side by side in a row each takes two, or one where a piece has 64 weights, decodes them into shared
-// memory of its own, and goes on to those of the same chains without waiting for the others. When the row is at its end each
-// thread adds these chains of one number in their order, and the warps take the next ones, two times or four: the bits of
-// a row alone, and of a tile of 64 by 64.
+// memory of its own, and goes on to those of the same chains without waiting for the others. When the row is at its end
+// each thread adds these chains of one number in their order, and the warps take the next ones, two times or four: the
+// bits of a row alone, and of a tile of 64 by 64.
 #pragma once
 #include "matmul.h"
 
@@ -28,8 +28,8 @@ __device__ static inline FewStep* few_steps() {
     return (FewStep*)shared_few_steps;
 }
 
-// Of four numbers of a lane and eight tokens, as tensor cores have it: lane 4 g + t has rows g and g + 8 and tokens 2 t and
-// 2 t + 1.
+// Of four numbers of a lane and eight tokens, as tensor cores have it: lane 4 g + t has rows g and g + 8 and tokens 2 t
+// and 2 t + 1.
 __device__ inline int few_row(int lane, int i) { return lane / 4 + i / 2 * 8; }
 __device__ inline int few_token(int lane, int i) { return lane % 4 * 2 + i % 2; }
 
@@ -212,7 +212,8 @@ __device__ inline void store_few(int first_row, int last_row, int n_tokens, floa
     if (row < last_row && t < n_tokens) store(row, t, total);
 }
 
-// Rows first_row to last_row - 1, 16 at most, times inputs of a tile, 16 at most: store(row, t, number) gets each number.
+// Rows first_row to last_row - 1, 16 at most, times inputs of a tile, 16 at most: store(row, t, number) gets each
+// number.
 template <template <class, class> class Products, class Rows, class Inputs, class Store>
 __device__ inline void multiply_few(Rows rows, int first_row, int last_row, Quantised x, Inputs inputs, Store store) {
     using Shape = FewShape<Rows>;

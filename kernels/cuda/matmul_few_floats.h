@@ -1,7 +1,7 @@
 // Small tiles (matmul_few.h) of rows that are no int8: what a lane multiplies it loads itself.
 //
-// Without tensor cores a warp has one of 32 chains at a time. Halves have eight chains (weights_half.h), one a warp, and
-// their pieces are what lanes give to an mma as they lie in memory.
+// Without tensor cores a warp has one of 32 chains at a time. Halves have eight chains (weights_half.h), one a warp,
+// and their pieces are what lanes give to an mma as they lie in memory.
 #pragma once
 #include "matmul_few.h"
 

@@ -1,8 +1,8 @@
 // What a block of threads of a tile has in shared memory, and how it gets there: a step's piece of 64 rows and of 64
 // inputs, in units of 16 bytes. A unit is four floats, or sixteen int8 with a scale beside them.
 //
-// There are two such tiles. While one is multiplied the next step comes into the other: inputs by asynchronous copies, and
-// rows, which have to be decoded on their way, by registers.
+// There are two such tiles. While one is multiplied the next step comes into the other: inputs by asynchronous copies,
+// and rows, which have to be decoded on their way, by registers.
 #pragma once
 #include "async_copies.h"
 #include "parameters.h"

@@ -14,8 +14,8 @@ __device__ inline float warp_max_abs(float x) {
     return __int_as_float(bits);
 }
 
-// One warp rounds four blocks of 32, eight lanes a block: d = max|x| / 127, q = rint(x * (1 / d)). Number `at` of all is
-// a lane's first; a lane whose numbers lie after the end takes part in the shuffles and writes nothing.
+// One warp rounds four blocks of 32, eight lanes a block: d = max|x| / 127, q = rint(x * (1 / d)). Number `at` of all
+// is a lane's first; a lane whose numbers lie after the end takes part in the shuffles and writes nothing.
 __device__ inline void quantise_four(float4 x, size_t at, bool is_there, signed char* q, float* d, int* sum) {
     int bits = max(max(size_bits(x.x), size_bits(x.y)), max(size_bits(x.z), size_bits(x.w)));
     for (int k = LANES_OF_BLOCK / 2; k; k /= 2) bits = max(bits, __shfl_xor_sync(ALL_LANES, bits, k));

@@ -10,8 +10,8 @@ def rope_kv_store(
     """One thread a pair, or a number that does not rotate; for q8_0 one a number of k and v.
 
     Reads 4 head_dim bytes a head of q, k and v; 4 n_rot of the table and 4 of the position a token (so if
-    no two tokens stand at one position), and with several slots 4 of its slot. Writes 4 head_dim a head of q_out, and the
-    same numbers of k and v in the cache's type.
+    no two tokens stand at one position), and with several slots 4 of its slot. Writes 4 head_dim a head of
+    q_out, and the same numbers of k and v in the cache's type.
 
     Arguments of the kernel: q, k, v, cos_sin, positions, q_out (may be q), keys, values (of one layer,
     [n_slots, n_head_kv, n_rows, head_dim]; q8_0 has all bytes, then all scales), n_tokens, n_head, n_head_kv, head_dim,

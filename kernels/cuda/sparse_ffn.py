@@ -31,9 +31,9 @@ def sparse_ffn(
         n_ff: neurons of the masks.
 
     Arguments of the kernel: the planes of up and down; x, or q, d and sum; bias, neurons, mask, held, total (uint32),
-    partial, mask_words(n_ff), n, has_bias, activation (of `formats.ACTIVATIONS`). mask and held: see `compact`. bias[n_ff] has the numbers
-    of all neurons, and neurons[n_rows] says which of them each row is. Without a bias, any float buffer
-    is given for it and `neurons` is not read.
+    partial, mask_words(n_ff), n, has_bias, activation (of `formats.ACTIVATIONS`). mask and held: see
+    `compact`. bias[n_ff] has the numbers of all neurons, and neurons[n_rows] says which of them each row is.
+    Without a bias, any float buffer is given for it and `neurons` is not read.
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open

@@ -27,18 +27,19 @@ def sparse_gated_ffn(
 
     Reads, a token: the input, a gate row for each of the n_active rows, an up and a down row
     for each of the n_open whose hidden value is not zero (all of them if not given; silu opens all but those below
-    their thresholds). With thresholds 4 bytes more for each active row and each token's position. And `listing_bytes`. Writes the workspace, and 4 bytes that the
-    rows found are added to. (Each token reads its rows anew: this kernel is for few tokens.)
+    their thresholds). With thresholds 4 bytes more for each active row and each token's position. And
+    `listing_bytes`. Writes the workspace, and 4 bytes that the rows found are added to. (Each token reads its
+    rows anew: this kernel is for few tokens.)
 
     Args:
         weight_types: of gate, up and down; gate and up both quantised, or none.
         n_ff: neurons of the masks.
 
     Arguments of the kernel: the planes of gate, up and down; x, or q, d and sum; mask, held, total (uint32),
-    partial, mask_words(n_ff), n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`), least, positions, has_least. least[n_rows]
-    is what |act(gate)| has to reach for up and down to be read, but at the first `EXACT_POSITIONS` of
-    positions[n_tokens]; without thresholds any float and int buffers are given for both. mask and held: see
-    `compact`.
+    partial, mask_words(n_ff), n, activation (relu, silu or relu_both of `formats.ACTIVATIONS`), least,
+    positions, has_least. least[n_rows] is what |act(gate)| has to reach for up and down to be read, but at
+    the first `EXACT_POSITIONS` of positions[n_tokens]; without thresholds any float and int buffers are given
+    for both. mask and held: see `compact`.
     """
     active = n_rows if n_active is None else n_active
     opened = active if n_open is None else n_open

@@ -1,9 +1,9 @@
 // The walk over the active rows that the sparse FFNs, with and without a gate, share.
 //
 // Each block goes through the token's mask for itself and finds the active rows. They are cut into as many groups as
-// the grid has blocks, by their number alone. A group fits a tile: first each warp works out the hidden values of whole rows, then rows whose value
-// is zero are dropped, then each thread sums eight columns of the down rows over the tile, in ascending
-// order. sum_groups adds the groups. matmul_transposed.cu has the same order, group by group, for a batch.
+// the grid has blocks, by their number alone. A group fits a tile: first each warp works out the hidden values of whole
+// rows, then rows whose value is zero are dropped, then each thread sums eight columns of the down rows over the tile,
+// in ascending order. sum_groups adds the groups. matmul_transposed.cu has the same order, group by group, for a batch.
 #pragma once
 #include "activations.h"
 #include "listing.h"

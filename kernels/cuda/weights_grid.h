@@ -239,8 +239,8 @@ struct IQ1_S : Points<IQ1_S> {
 };
 #endif
 
-// Of 16 weights: two bytes of indices, and a byte with three more bits and a sign for each. The scales are 16 numbers of
-// three bits in four times 16; the four bits above each make up the block's half.
+// Of 16 weights: two bytes of indices, and a byte with three more bits and a sign for each. The scales are 16 numbers
+// of three bits in four times 16; the four bits above each make up the block's half.
 #define PLANES_iq1_m(w) const unsigned short* __restrict__ w##_quants, \
                         const unsigned char* __restrict__ w##_high_bits, \
                         const unsigned short* __restrict__ w##_group_scales

@@ -1,13 +1,14 @@
-// F16 and BF16: rows of halves, which tensor cores multiply by float32 inputs where there are any; without them they are
-// plain (weights.h).
+// F16 and BF16: rows of halves, which tensor cores multiply by float32 inputs where there are any; without them they
+// are plain (weights.h).
 //
-// An input's numbers are handed over as sums of two F16 or three BF16, so that nothing but the products' sums is rounded
-// much: for F16 what is left of a number is below 2^-23 of it, or 2^-39 of the largest of its piece, for BF16 nothing.
+// An input's numbers are handed over as sums of two F16 or three BF16, so that nothing but the products' sums is
+// rounded much: for F16 what is left of a number is below 2^-23 of it, or 2^-39 of the largest of its piece, for BF16
+// nothing.
 //
 // The order of a product's sums, for a warp and for a tile: 32 weights are a piece, and piece p adds to chain p % 8 by
 // fmaf(scale, products, chain). Its products with each term of the input are two mma, of 16 weights each, the second of
-// which adds to the first; they are added as first + second term, or first + (second + third). Chains are added in their
-// order, and what lies behind a row's end is zero.
+// which adds to the first; they are added as first + second term, or first + (second + third). Chains are added in
+// their order, and what lies behind a row's end is zero.
 //
 // Inputs are the rows of an mma, the first term in rows 0 to 7 and the second of the same inputs in rows 8 to 15, and
 // weights its columns. Of a piece lane 4 g + t has numbers 8 t to 8 t + 7, the words of 16 bytes: words 0 and 1 go to
@@ -22,8 +23,8 @@
 #define ROWS_bf16(w, n) Halves<unsigned short>(w, n)
 
 #ifdef TENSOR_CORES
-// Split<T>::of(x, words): eight numbers of an input as sums of TERMS halves, the first the largest, two in a word, times
-// what is returned, a power of two. Four neighbouring lanes have a piece, and come together.
+// Split<T>::of(x, words): eight numbers of an input as sums of TERMS halves, the first the largest, two in a word,
+// times what is returned, a power of two. Four neighbouring lanes have a piece, and come together.
 template <class T> struct Split;
 
 // The piece's largest number becomes 2^14 to 2^15. What is not finite stays so, as infinity less infinity is NaN.
@@ -67,7 +68,8 @@ template <> struct Split<unsigned short> {
     }
 };
 
-// c += products with a piece of eight rows: x[0] has what lanes give to the first mma for their inputs, x[1] to the second.
+// c += products with a piece of eight rows: x[0] has what lanes give to the first mma for their inputs, x[1] to the
+// second.
 template <class T> __device__ inline void add_products(float (&c)[4], const uint4 (&x)[2], int4 w) {
     Split<T>::mma(c, {x[0].x, x[0].y, x[0].z, x[0].w}, {(unsigned)w.x, (unsigned)w.y});
     Split<T>::mma(c, {x[1].x, x[1].y, x[1].z, x[1].w}, {(unsigned)w.z, (unsigned)w.w});

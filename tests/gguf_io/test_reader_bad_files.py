@@ -1,4 +1,4 @@
-"""Damaged and hostile files as a whole: its head, its counts, its end: each is refused at once, naming the field, its value and the bound."""
+"""Damaged and hostile files: head, counts, end. Each is refused at once, naming field, value and bound."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Damaged and hostile files in the table of tensors and their data: each is refused at once, naming the field, its value and the bound."""
+"""Damaged and hostile tables of tensors, and data: each is refused at once, naming field, value and bound."""
 
 import os
 from pathlib import Path

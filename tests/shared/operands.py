@@ -39,7 +39,7 @@ def each_type(*without: Type, quick: Collection[Type] = QUICK_TYPES) -> list[Any
 
 
 def listing(device: Device, put: Put, listed: Array, neurons: Array) -> tuple[Buffer, Buffer]:
-    """Masks of neurons, bool [n_tokens, n_ff], and the bits of those whose rows are here; past the end all are listed."""
+    """Masks of neurons, bool [n_tokens, n_ff], and the bits of those whose rows are here, all past the end."""
     n_ff, held = listed.shape[1], np.zeros((1, listed.shape[1]), bool)
     held[0, neurons] = True
     past = (0, 0), (0, 32 * mask_words(n_ff) - n_ff)

@@ -43,8 +43,9 @@ def build(model: Model, n_tokens: int, sparsity: str) -> Graph:
     """The model's graph for n_tokens tokens, frozen.
 
     Args:
-        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) "predictor" (look only at
-            those that the predictor lists) or "threshold" (skip those whose gate is below its threshold).
+        sparsity: "off", "exact" (skip neurons whose gate, or `up` without one, is not positive) "predictor"
+            (look only at those that the predictor lists) or "threshold" (skip those whose gate is below its
+            threshold).
 
     Raises:
         FileError: an architecture without a graph.

@@ -2,8 +2,8 @@
 //
 // When a copy begins its target becomes poison, and the bytes are taken from their place only when the thread waits for
 // the copy's group: what reads, or writes, too early finds 0xFF, or writes in vain. The race build says so of every
-// access in between, by whatever thread, and holds the bytes for written by the thread when it waits, so that others need
-// a barrier behind that. A thread that returns with a copy that it never waited for is an error in every build.
+// access in between, by whatever thread, and holds the bytes for written by the thread when it waits, so that others
+// need a barrier behind that. A thread that returns with a copy that it never waited for is an error in every build.
 #pragma once
 namespace emulator {
 struct Copy {

@@ -123,7 +123,8 @@ template <class T> T max(T a, T b) { return a < b ? b : a; }
 
 template <int K, class Number> struct Fragments { unsigned a[2 * K], b[K]; Number c[4]; };
 
-// C += A B of four times K words a row, all lanes together. add(sum, word of A, word of B): their numbers' products added.
+// C += A B of four times K words a row, all lanes together. add(sum, word of A, word of B): their numbers' products
+// added.
 template <int K, class Number, class Add>
 void multiply_fragments(Number (&c)[4], const unsigned (&a)[2 * K], const unsigned (&b)[K], Add, emulator::Where where) {
     Fragments<K, Number> own;

@@ -6,8 +6,8 @@
 // no memory. Two blocks are ordered by an atomic operation of each on one address, if the first one's thread has a
 // __threadfence before it and the second one's a __threadfence behind it: what the first block did up to its last
 // barrier before that fence comes before what the second does behind its fence, or other threads of it behind the next
-// barrier. Atomics do not race with atomics, but with plain accesses they do. Also found: shared memory read before anybody wrote it. None of it depends on
-// the order in which the threads happen to run.
+// barrier. Atomics do not race with atomics, but with plain accesses they do. Also found: shared memory read before
+// anybody wrote it. None of it depends on the order in which the threads happen to run.
 #pragma once
 #define UNCHECKED __attribute__((no_sanitize("thread")))
 namespace emulator {

@@ -1,7 +1,7 @@
 """A prompt by the model of a card: numbers worked out by hand, for whatever a kernel multiplies with.
 
-Matrices of llama-2-7b, 32 layers: four of 4096 x 4096 and three of 4096 x 11008. Of 512 tokens each sees 256.5 positions
-on average.
+Matrices of llama-2-7b, 32 layers: four of 4096 x 4096 and three of 4096 x 11008. Of 512 tokens each sees
+256.5 positions on average.
 """
 
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""A token's attention has the blocks of its context's class, as graphs and without, and the same bits in all of them."""
+"""A token's attention has the blocks of its context's class, as graphs and without, and the same bits in all."""
 
 import weakref
 from collections.abc import Callable, Iterator, Sequence

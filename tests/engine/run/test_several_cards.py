@@ -1,4 +1,4 @@
-"""Runs over several devices: the bits of one device with the same rows, each with its own budget, nothing left behind."""
+"""Runs over several devices: the bits of one device with the same rows, each with its own budget, nothing left."""
 
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Prompts for which the device is sent what it lacks: the same bits as if all of it were there.
 
-"There" means: every piece in memory of its own on the device, all of it copied before the run. Where no layer is divided
-and every KV cache is on the device, that is the plan that has everything there.
+"There" means: every piece in memory of its own on the device, all of it copied before the run. Where no layer is
+divided and every KV cache is on the device, that is the plan that has everything there.
 """
 
 from collections.abc import Callable, Sequence

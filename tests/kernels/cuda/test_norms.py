@@ -22,7 +22,7 @@ def check_both_steps(
     shape: tuple[int, ...],
     norms: tuple[Callable[..., Work], Callable[..., Work]],
 ) -> tuple[Buffer, ...]:
-    """A norm and a rounding have the bytes of both in one, with x rounded beside and without; gives the rounded norm."""
+    """A norm and a rounding have the bytes of both in one, with x rounded beside and not; gives the rounded norm."""
     (norm, quantised), (n_tokens, n) = norms, shape
     y = device.empty(shape, "f4")
     norm(n_tokens, n).launch(device, (*given, y, n, 1e-5), device.compute)
