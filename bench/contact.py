@@ -32,6 +32,7 @@ KERNEL_TESTS = (
         "hidden_masked",
         "matmul_transposed",
         "experts",
+        "host_memory",
     ),
     *("scale", "rope", "candidates", "keep_some"),
 )

@@ -16,7 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from hotcold.engine.device.choice import parse_device
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.plan.graph_memory import NODE_BYTES
-from hotcold.kernels.cuda.add import add
+from hotcold.kernels.cuda.add import HAS_OTHER, add, merge
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
 from hotcold.kernels.cuda.device.units import of_type, untyped
@@ -128,6 +128,8 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
         event.synchronize()
 
     yield cost("16 KB down, and the wait for it", device, copy_and_wait, repeats)
+    for what, launch in reading(device):
+        yield cost(what, device, partial(device.run, launch, device.compute), repeats)
 
     def many_launches() -> None:
         for _ in range(IN_A_GRAPH // 2):
@@ -138,6 +140,29 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
     graph = device.capture(many_launches, device.compute)
     whole = cost("", device, lambda: device.run_graph(graph, device.compute), max(1, repeats // IN_A_GRAPH))
     yield Cost(f"one of {IN_A_GRAPH} launches in a graph", whole.host / IN_A_GRAPH, whole.done / IN_A_GRAPH)
+
+
+def reading(device: Device) -> Iterator[tuple[str, Prepared]]:
+    """A merge whose addend is in the card's memory, and one that reads it in the host's, as a split layer's does.
+
+    Raises:
+        RuntimeError: it reads something else than the host has written, or what it wrote before.
+    """
+    x, y, host = device.empty(N, "f4"), device.empty(N, "f4"), device.pinned(N, "f4")
+    there = merge(1, N, HAS_OTHER).prepare(device, (x, y, x, y, y, N, HAS_OTHER))
+    here = merge(1, N, HAS_OTHER).prepare(device, (x, y, host, y, y, N, HAS_OTHER))
+    host.array[:], found = 0, device.pinned(N, "f4")
+    device.upload(x, host, device.compute)
+    device.compute.synchronize()
+    for value in range(1, 4):
+        host.array[:] = value
+        device.run(here, device.compute)
+        device.download(found, y, device.compute)
+        device.compute.synchronize()
+        if not (found.array == value).all():
+            raise RuntimeError("a kernel reads stale or wrong page-locked memory: report it")
+    yield "merge of 4096, all in the card's memory", there
+    yield "merge of 4096 that reads 16 KB of page-locked memory", here
 
 
 def forked(device: Device, beside: Prepared, repeats: int) -> Cost:

@@ -11,7 +11,7 @@ from time import perf_counter
 
 import numpy as np
 
-from hotcold.engine.device.steps import CopyDown, CopyUp, Launches
+from hotcold.engine.device.steps import CopyDown, Launches
 from hotcold.engine.host.steps import Context, Step, Walk, take_all
 from hotcold.engine.run.executor import Executor
 
@@ -21,7 +21,7 @@ class Times:
     """Medians over split layers and tokens, in seconds.
 
     Attributes:
-        device, host: either side alone; the device's with both copies.
+        device, host: either side alone; the device's with the copy down.
         together: the whole.
     """
 
@@ -48,7 +48,7 @@ def parts(steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
 
 def without_merge(steps: Sequence[Step]) -> tuple[list[Step], list[Step]]:
     """The device's steps of a split layer but for the merge, which must happen once; and the host's."""
-    device: list[Step] = [step for step in steps[:-1] if isinstance(step, CopyDown | CopyUp | Launches)]
+    device: list[Step] = [step for step in steps[:-1] if isinstance(step, CopyDown | Launches)]
     host: list[Step] = [step for step in steps if isinstance(step, Walk)]
     return device, host
 

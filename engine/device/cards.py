@@ -15,16 +15,16 @@ from hotcold.engine.device.records import DeviceLowering
 from hotcold.engine.device.replay import Replays
 from hotcold.engine.device.sending import with_sending
 from hotcold.engine.device.side import DeviceSide
-from hotcold.engine.device.steps import CopyDown, CopyUp, WaitFor, with_awaits
+from hotcold.engine.device.steps import CopyDown, CopyUp, Launches, WaitFor, with_awaits
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import tensors_of
 from hotcold.engine.graph.pack import pack
-from hotcold.engine.graph.placed import CPU, results
+from hotcold.engine.graph.placed import CPU, sides_of_results
 from hotcold.engine.graph.segments import segments
 from hotcold.engine.host.steps import Step, Walk
 from hotcold.engine.host.stores import HostStore
 from hotcold.engine.plan.plan import GraphPlan
-from hotcold.kernels.cuda.device.buffers import Event
+from hotcold.kernels.cuda.device.buffers import Event, Stream
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.weight_table import QUANTISED
 
@@ -86,9 +86,9 @@ class Cards:
         placed, remaining = graph.placed, iter(walks)
         for name in self._of:
             placed = pack(placed, name, QUANTISED.__contains__)
-        made_on = {result.name: p.side for p in placed.nodes for result in results(p.node)}
+        made_on = sides_of_results(placed)
         lows = {
-            name: DeviceLowering(side.store, graph, n_tokens, placed, apart)
+            name: DeviceLowering(side.store, graph, n_tokens, placed, self.arena, apart)
             for name, side in self._of.items()
         }
         steps: list[Step] = []
@@ -128,22 +128,25 @@ class Cards:
                 self._replays.drop(side.device)
 
     def _waits(self, before: list[Step], but: Device | None = None) -> Iterator[WaitFor]:
-        """The waits that are due before the host goes on: for copies down, and for copies up behind them.
+        """The waits that are due before the host goes on: for copies down, and for what reads its arena behind them.
 
         Args:
             but: the device that goes on itself.
         """
-        done, seen = [] if but is None else [but], list[Event]()
+        done, seen = [] if but is None else [but], list[Event | Stream]()
         for step in reversed(before):
             if isinstance(step, Walk):
                 return
-            if not isinstance(step, WaitFor | CopyDown | CopyUp) or any(step.device is d for d in done):
+            if not isinstance(step, WaitFor | CopyDown | CopyUp | Launches) or step.device in done:
                 continue
-            if not isinstance(step, CopyUp):  # it comes after all copies up before it
+            if isinstance(step, WaitFor | CopyDown):  # it comes after all copies up and kernels before it
                 done.append(step.device)
-            if not isinstance(step, WaitFor) and not any(step.event is event for event in seen):
-                seen.append(step.event)
-                yield WaitFor(step.device, step.event)
+            if isinstance(step, WaitFor) or (isinstance(step, Launches) and not step.reads_host):
+                continue
+            place = step.device.compute if isinstance(step, Launches) else step.event
+            if place not in seen:
+                seen.append(place)
+                yield WaitFor(step.device, place)
 
     def bus_speed(self) -> float:
         """Bytes a second to the slowest device, measured between two runs."""

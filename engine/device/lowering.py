@@ -99,16 +99,19 @@ def add(low: DeviceLowering, nodes: Nodes) -> int:
 
 
 def merge(low: DeviceLowering, nodes: Nodes) -> int:
-    """Both parts' sum; the hot one's groups are added up with it where nobody has done so."""
+    """Both parts' sum; the hot one's groups are added up with it where nobody has done so.
+
+    What the CPU has made of its part is read over the bus.
+    """
     hot, cold = tensors_of(nodes[0])
     residual, output, taken = low.residual(nodes)
     y, added = low.vector(output), low.vector(residual) if residual is not None else None
     if hot.name in low.unsummed:
-        low.sum_groups(low.unsummed.pop(hot.name), y, low.vector(cold), added)
+        low.sum_groups(low.unsummed.pop(hot.name), y, low.addend(cold), added)
         return taken
     flags, n = HAS_OTHER | HAS_RESIDUAL * (residual is not None), output.shape[1]
     low.launch(
-        merge_work(low.n_tokens, n, flags), low.vector(hot), y, low.vector(cold), added or y, y, n, flags
+        merge_work(low.n_tokens, n, flags), low.vector(hot), y, low.addend(cold), added or y, y, n, flags
     )
     return taken
 

@@ -13,13 +13,13 @@ from hotcold.engine.device.matrix import DeviceMatrix
 from hotcold.engine.device.steps import Launches, LaunchesByParts
 from hotcold.engine.device.store import DeviceStore
 from hotcold.engine.graph.graph import COLD, Node, Tensor, layer_of, tensors_of
-from hotcold.engine.graph.placed import PlacedGraph
+from hotcold.engine.graph.placed import CPU, PlacedGraph
 from hotcold.engine.model.model import Weight
 from hotcold.engine.plan.plan import GraphPlan
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.add import HAS_BIAS, HAS_OTHER, HAS_RESIDUAL
 from hotcold.kernels.cuda.attention import Sequences
-from hotcold.kernels.cuda.device.buffers import Buffer
+from hotcold.kernels.cuda.device.buffers import Buffer, Pinned
 from hotcold.kernels.cuda.device.device import Prepared
 from hotcold.kernels.cuda.matmul_few import batch_product
 from hotcold.kernels.cuda.matvec import matvec
@@ -52,13 +52,20 @@ class DeviceLowering:
     Attributes:
         n_tokens: of the run, at most the graph's.
         sequences: whose these are.
+        host: the host's arena, page-locked.
         placed: the graph, with the `pack` nodes of all cards.
         readers: how many nodes read a result.
         unsummed: by result, what its only reader adds up in its place.
     """
 
     def __init__(
-        self, store: DeviceStore, graph: GraphPlan, n_tokens: int, placed: PlacedGraph, apart: bool = False
+        self,
+        store: DeviceStore,
+        graph: GraphPlan,
+        n_tokens: int,
+        placed: PlacedGraph,
+        host: Pinned,
+        apart: bool = False,
     ) -> None:
         self.store, self.plan, self.model = store, store.plan, store.plan.model
         self.n_tokens, self.n_planned = n_tokens, graph.placed.n_tokens
@@ -66,6 +73,8 @@ class DeviceLowering:
         self.placed = placed
         self.readers = Counter(t.name for p in self.placed.nodes for t in tensors_of(p.node))
         self._offsets = {entry.name: entry.offset for entry in graph.arenas[store.card.side].slots}
+        self.host = host
+        self._on_the_host = {entry.name: entry.offset for entry in graph.arenas[CPU].slots}
         self._launches: list[Prepared] = []
         self._by_parts = dict[int, tuple[Prepared, ...]]()
         self.unsummed: dict[str, GroupSums] = {}
@@ -108,6 +117,12 @@ class DeviceLowering:
     def vector(self, tensor: Tensor) -> Buffer:
         """An intermediate's float32 [n_tokens, n]."""
         return self.view(tensor, 0, self.n_tokens * tensor.shape[1], np.float32)
+
+    def addend(self, tensor: Tensor) -> Buffer | Pinned:
+        """What a merge reads, float32 [n_tokens, n]: an intermediate, or where the CPU has made one."""
+        if tensor.name in self._offsets:
+            return self.vector(tensor)
+        return self.host.view(self._on_the_host[tensor.name], self.n_tokens * tensor.shape[1], np.float32)
 
     def mask(self, tensor: Tensor) -> Buffer:
         """A mask's words, uint32 [n_tokens, mask_words]."""
@@ -247,7 +262,9 @@ class DeviceLowering:
         following = next((b for a, b in pairwise(nodes) if a.output.name == made.output.name), None)
         return following is not None and following.op == "merge" and self.is_alone(following, made)
 
-    def sum_groups(self, sums: GroupSums, y: Buffer, other: Buffer | None, residual: Buffer | None) -> None:
+    def sum_groups(
+        self, sums: GroupSums, y: Buffer, other: Buffer | Pinned | None, residual: Buffer | None
+    ) -> None:
         """y = ((sum of the groups + bias) + other) + residual."""
         n, bias = y.shape[0], self.store.vector(sums.bias) if sums.bias is not None else None
         flags = HAS_BIAS * (bias is not None) | HAS_OTHER * (other is not None)

@@ -8,12 +8,13 @@ stream, so that no kernel waits for the bus but those that read what comes:
 
 * a copy down follows the compute stream (a fork), and the hot rows' launches do not wait for it. The host waits for
   the event behind the copy, and for nothing else, and walks the cold rows;
-* a copy up follows nothing: `offsets` gives it bytes that nobody has used since the host last waited. The compute
-  stream waits for the event behind it (`AwaitUp`) before the merge.
+* a merge reads the cold rows' vector where the CPU has written it, in the page-locked arena: nothing is copied;
+* a copy up, of what more than one kernel reads, follows nothing: `offsets` gives it bytes that nobody has used since
+  the host last waited. The compute stream waits for the event behind it (`AwaitUp`) before the first of them.
 
-A page-locked arena is written by the host again and again. Whatever the device has still to read from it
-must be over before: the wait for a copy down is also one for every copy up before it, and where the host
-would go on without such a wait, `WaitFor` stands in its way.
+A page-locked arena is written by the host again and again. Whatever the device has still to read from it must be over
+before: the wait for a copy down is also one for every merge before it, which the copy follows, and for every copy up,
+which is in one stream with it. Where the host would go on without such a wait, `WaitFor` stands in its way.
 """
 
 from abc import ABC, abstractmethod
@@ -23,7 +24,7 @@ from typing import ClassVar
 
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
-from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned
+from hotcold.kernels.cuda.device.buffers import Buffer, Event, Pinned, Stream
 from hotcold.kernels.cuda.device.device import Device, Prepared
 
 
@@ -65,6 +66,11 @@ class Launches(DeviceStep):
     device: Device
     nodes: tuple[Node, ...]
     launches: tuple[Prepared, ...]
+
+    @property
+    def reads_host(self) -> bool:
+        """Whether a kernel of them reads the host's arena."""
+        return any(launch.host_bytes for launch in self.launches)
 
     def enqueue(self, context: Context) -> None:
         """The launches."""
@@ -145,15 +151,15 @@ class AwaitUp(DeviceStep):
 
 @dataclass(frozen=True)
 class WaitFor:
-    """The host waits for copies."""
+    """The host waits for copies, or for the kernels of a stream that read its arena."""
 
     device: Device
-    event: Event
+    place: Event | Stream
     nodes: tuple[Node, ...] = ()
 
     def run(self, context: Context) -> None:
         """Wait."""
-        self.event.synchronize()
+        self.place.synchronize()
 
 
 def with_awaits(steps: Sequence[Step]) -> list[Step]:

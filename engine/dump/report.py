@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from hotcold.engine.graph.arena import tensor_bytes
+from hotcold.engine.graph.copies import read_in_place
 from hotcold.engine.graph.graph import Tensor
 from hotcold.engine.graph.offsets import placed_lifetimes
 from hotcold.engine.graph.placed import GPU, PlacedGraph, PlacedNode, card_side, is_own_array, results
@@ -179,6 +180,9 @@ def _experts(split: ExpertsSplit) -> Report:
 def _intermediates(graph: GraphPlan) -> Iterator[Report]:
     spans = placed_lifetimes(graph.placed)
     entries = {(side, e.name): e for side, arena in graph.arenas.items() for e in arena.slots}
+    in_place: dict[int, list[str]] = {}
+    for step, tensor in read_in_place(graph.placed):
+        in_place.setdefault(step, []).append(tensor.name)
     for step, p, output, operands in _results(graph.placed):
         entry = entries.get((p.side, output.name))
         first, last = spans[output.name]
@@ -199,6 +203,7 @@ def _intermediates(graph: GraphPlan) -> Iterator[Report]:
             "arena_bytes": entry.n_bytes if entry else 0,
             "reused_by": list(entry.reused_by) if entry else [],
             "crosses_bus": p.node.op == "copy",
+            "reads_over_bus": in_place.get(step, []),
             "own_array": is_own_array(p),
         }
 
@@ -234,6 +239,7 @@ def _traffic(plan: Plan) -> Report:
         "device_bytes": round(traffic.device_bytes),
         "to_device_bytes": traffic.to_device,
         "to_host_bytes": traffic.to_host,
+        "in_place_bytes": traffic.in_place,
         "copies": traffic.copies,
     }
 

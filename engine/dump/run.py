@@ -141,8 +141,8 @@ def _rows(
     figures: list[tuple[str, str, float | None, float | None]] = [
         ("device memory", "bytes", plan.totals.used, use["vram_used"]),
         ("graphs, beside it", "bytes", _assumed_of_graphs(plan), use["graph_bytes"]),
-        ("copied up, a token", "bytes", traffic.to_device + positions, up_bytes),
-        ("copied down, a token", "bytes", traffic.to_host, down_bytes),
+        ("up the bus, a token", "bytes", traffic.to_device + positions, up_bytes),
+        ("down the bus, a token", "bytes", traffic.to_host, down_bytes),
         ("copies, a token", "", traffic.copies + positions // 4, up + down),
         ("waits of the host, a token", "", None, waits),
         ("launches, a token", "", None, use["kernel_launches"] / n_tokens),

@@ -240,6 +240,8 @@ def intermediate_lines(rows: list[Report], width: int) -> Iterator[str]:
         of = f"from {', '.join(row['operands'])}; {row['rule']}; used in steps {row['first_step']} to {row['last_step']}"
         after = f"; bytes then go to {', '.join(row['reused_by'])}" if row["reused_by"] else ""
         across = "; crosses the bus" if row["crosses_bus"] else ""
+        if row["reads_over_bus"]:
+            across = f"; reads {', '.join(row['reads_over_bus'])} over the bus"
         yield from _wrapped(of + across + after, width, 9)
 
 
@@ -305,8 +307,9 @@ def traffic_lines(report: Report) -> Iterator[str]:
     yield (
         f"a token reads at most {mib(traffic['host_bytes'])} on the CPU, {mib(traffic['device_bytes'])} on the GPU"
     )
+    in_place = f", {traffic['in_place_bytes']} of them read by merges" if traffic["in_place_bytes"] else ""
     yield (
-        f"over the bus {traffic['to_device_bytes']} bytes up, {traffic['to_host_bytes']} down, "
+        f"over the bus {traffic['to_device_bytes']} bytes up{in_place}, {traffic['to_host_bytes']} down, "
         f"in {traffic['copies']} copies"
     )
 

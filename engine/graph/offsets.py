@@ -12,6 +12,7 @@ from hotcold.engine.graph.arena import (
     bytes_together,
     places_together,
 )
+from hotcold.engine.graph.copies import read_in_place
 from hotcold.engine.graph.graph import Tensor, tensors_of
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.placed import CPU, PlacedGraph, all_sides, is_own_array, results
@@ -45,8 +46,8 @@ def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
 
     What crosses the bus stays where it comes from until the CPU's next node: the host waits for its copies only then,
     and other nodes run beside them. So it gets bytes on the device that no node there uses any more that may still be
-    running when the host lets it go up. What the device reads for a node stays until the next one is done, where they
-    are one launch.
+    running when the host lets it go up. The same holds for what a kernel reads in the host's arena. What the device reads
+    for a node stays until the next one is done, where they are one launch.
     """
     spans: dict[str, tuple[int, int]] = {}
     for step, p in enumerate(placed.nodes):
@@ -55,6 +56,8 @@ def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
         last = _last_read(placed, step)
         for operand in tensors_of(p.node):
             spans[operand.name] = (spans[operand.name][0], max(spans[operand.name][1], last))
+    for step, tensor in read_in_place(placed):
+        spans[tensor.name] = (spans[tensor.name][0], _next_on_the_cpu(placed, step))
     return spans
 
 

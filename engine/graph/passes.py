@@ -4,7 +4,7 @@ place     a node runs where its weight or its KV cache is
 split     a node whose weight's rows are divided becomes partial nodes, two or more, and merges on the GPU
 quantise  what an FFN on the CPU reads from the GPU is rounded there
 cards     with several cards, a node goes to the card of its layer
-copies    what a node reads from the other side arrives by one copy node
+copies    what a node reads from the other side arrives by one copy node, or is read where it lies
 offsets   each side's intermediates get bytes of that side's arena
 """
 

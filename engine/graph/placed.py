@@ -78,6 +78,11 @@ def results(node: Node) -> tuple[Tensor, ...]:
     return parts
 
 
+def sides_of_results(placed: PlacedGraph) -> dict[str, str]:
+    """The side that every result is made on, by its name."""
+    return {result.name: p.side for p in placed.nodes for result in results(p.node)}
+
+
 def is_own_array(p: PlacedNode) -> bool:
     """Whether a node's result lies outside the arenas: the run's logits."""
     return p.node.op == "logits" or bool(p.node.attributes.get("own_array"))

@@ -12,5 +12,7 @@ GRAPH = 6e-6
 """Seconds of the host for a graph's launch."""
 COPY = 10e-6
 """Seconds of a copy of some KB, with the wait for it."""
+READ = 2e-6
+"""Seconds that a merge takes longer for some KB that it reads over the bus: a way there and back, and the bytes."""
 HOST_GBPS, HOST_GFLOPS = 40.0, 600.0
 """What a CPU of a few fast cores reads, and multiplies in a prompt's tiles."""

@@ -7,7 +7,7 @@ of it a kernel reaches, and what a launch costs beside its bytes, is assumed (`a
 from dataclasses import dataclass
 
 from hotcold.engine.graph.placed import CPU, GPU
-from hotcold.engine.plan.assumed import COPY, GAP, GRAPH, HOST_GBPS, REACHED
+from hotcold.engine.plan.assumed import COPY, GAP, GRAPH, HOST_GBPS, REACHED, READ
 from hotcold.engine.plan.cards import Card
 from hotcold.engine.plan.estimate_prompt import PromptEstimate, estimate_prompt
 from hotcold.engine.plan.launches import launches_of_a_token
@@ -58,8 +58,9 @@ def estimate(plan: Plan, card: Card) -> Estimate:
 
 def _layer(host: float, device: float, reached: float) -> float:
     """Seconds of an FFN whose sides work at once; a side without bytes costs nothing."""
-    cold = host / (HOST_GBPS * 1e9) + (2 * COPY if host and device else 0.0)
-    return max(device / reached, cold)
+    if not host or not device:
+        return max(device / reached, host / (HOST_GBPS * 1e9))
+    return max(device / reached, host / (HOST_GBPS * 1e9) + COPY) + READ
 
 
 def _cached(plan: Plan, side: str) -> int:

@@ -18,7 +18,8 @@ NODE_BYTES = 64 << 10
 def graph_nodes(model: Model, sparsity: str, kv_type: str) -> int:
     """Most nodes that a card's graphs have at a time, whatever a plan puts there and whatever is wanted of the head.
 
-    A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two.
+    A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two. What a merge
+    reads over the bus takes none.
     """
     one = architectures.build(model, 1, sparsity)
     placed = [passes.run_passes(one, sides)[0] for sides in extremes(model, sparsity)]

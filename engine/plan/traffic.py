@@ -20,13 +20,15 @@ class TokenTraffic:
     Attributes:
         host_bytes, device_bytes: of weights, at most.
         to_device, to_host: bytes over the bus.
-        copies: how many times, both ways together.
+        in_place: of those to the device, what its kernels read in the host's arena.
+        copies: how many times the others go, both ways together.
     """
 
     host_bytes: float
     device_bytes: float
     to_device: int
     to_host: int
+    in_place: int
     copies: int
 
     @property
@@ -53,6 +55,7 @@ def token_traffic(plan: Plan) -> TokenTraffic:
         device,
         to_device=moved[GPU]["bytes"],
         to_host=moved[CPU]["bytes"],
+        in_place=moved["in_place"],
         copies=moved[GPU]["copies"] + moved[CPU]["copies"],
     )
 

@@ -106,4 +106,4 @@ def test_launches_are_timed_through_the_cuda_driver() -> None:
         found = list(launches.costs(device, 1))
         assert launches.graph_node_bytes(device) == 0
         assert isinstance(device.driver, CudaDriver) and device.driver.local_bytes("add") == 0
-    assert len(found) == 6 and all(0 < each.host <= each.done for each in found)
+    assert len(found) == 8 and all(0 < each.host <= each.done for each in found)

@@ -18,7 +18,7 @@ from split_layer import measure, parts, split_layers
 from stub_cupy import StubCupy
 from stub_driver import SleepingDriver, StubDriver
 
-from hotcold.engine.device.steps import CopyDown, CopyUp
+from hotcold.engine.device.steps import CopyDown
 from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.host.steps import take_all
 from hotcold.engine.plan.wanted import Wanted
@@ -123,7 +123,7 @@ def test_the_parts_of_a_token_are_its_split_layers(tmp_path: Path) -> None:
             assert split_layers(executor) == shape.n_layer
             for begin, end in parts(steps):
                 kinds = [type(step) for step in steps[begin:end]]
-                assert kinds[0] is CopyDown and kinds.count(CopyUp) == 1
+                assert kinds[0] is CopyDown and kinds.count(CopyDown) == 1
                 assert any(node.op == "merge" for node in steps[end - 1].nodes)
 
 

@@ -47,7 +47,7 @@ class Allocation:
     """Memory that is freed as a whole; `array` is the driver's, `alive` until then.
 
     Attributes:
-        also: devices beside its own that copy from and to it: page-locked memory alone.
+        also: devices beside its own that copy from and to it, or read it: page-locked memory alone.
     """
 
     device: Owner
@@ -116,7 +116,7 @@ class Buffer(Memory):
 
 
 class Pinned(Memory):
-    """Page-locked host memory: what a copy starts from or ends in. `array` is a NumPy array."""
+    """Page-locked host memory: what a copy starts from or ends in, or a kernel reads. `array` is a NumPy array."""
 
     def free(self) -> None:
         """Free the whole allocation, with all views of it."""

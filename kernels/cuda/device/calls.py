@@ -11,7 +11,8 @@ class Counters:
     """What a device has done since it was opened.
 
     Attributes:
-        h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down.
+        h2d_calls, h2d_bytes, d2h_calls, d2h_bytes: copies up and down; the bytes up with those that kernels read from
+            page-locked memory.
         launches: how often each kernel was launched, also as a part of graphs.
         graph_captures, graph_launches: how often a graph was made, and one was launched.
         graph_bytes: device memory that was no longer free when graphs had been made; the driver's, in no allocator.
@@ -53,6 +54,7 @@ class Call:
     Attributes:
         what: a kernel, "h2d", "d2h", "graph" (its parts come after it), "record", "wait" (a stream's) or "host waits".
         stream: its name.
+        n_bytes: over the bus.
     """
 
     what: str

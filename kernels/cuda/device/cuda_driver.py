@@ -220,7 +220,11 @@ class CudaDriver:
 
     @translated
     def allocate_pinned(self, n_bytes: int) -> tuple[NDArray[np.uint8], object]:
-        """cudaHostAlloc, without CuPy's pool: freed when it is released."""
+        """cudaHostAlloc, without CuPy's pool: freed when it is released.
+
+        With unified addresses, which every 64-bit system has, the pointer is one for the host and for kernels of all
+        cards, whatever the flags (CUDA C Programming Guide, page-locked host memory).
+        """
         pointer = self.cupy.cuda.PinnedMemoryPointer(self.cupy.cuda.PinnedMemory(n_bytes), 0)
         return np.frombuffer(pointer, np.uint8, n_bytes), pointer
 
@@ -229,7 +233,7 @@ class CudaDriver:
         del handle
 
     def know_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Page-locked memory is one for all cards of a process, by CUDA's unified addresses."""
+        """Page-locked memory is one for all cards of a process, by CUDA's unified addresses: kernels read it there too."""
 
     def forget_pinned(self, array: NDArray[np.uint8]) -> None:
         """The same."""

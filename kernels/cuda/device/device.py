@@ -1,7 +1,8 @@
 """The device seam: buffers, streams, copies and launches, the same on a card and without one.
 
 Copies and launches only enqueue. A pinned buffer belongs to its copy from the call until an event or
-stream after it has been waited for: the host may neither read nor write it, nor start another copy.
+stream after it has been waited for: the host may neither read nor write it, nor start another copy. One that a kernel
+reads belongs to the launch, likewise: the host may not write it.
 Work on two streams is ordered by `Stream.wait` alone.
 """
 
@@ -23,6 +24,7 @@ from hotcold.kernels.cuda.device.buffers import (
     ArrayShape,
     Buffer,
     Event,
+    Memory,
     Owner,
     Pinned,
     Stream,
@@ -48,11 +50,18 @@ FAILURES = ("alloc", "launch", "h2d", "d2h")
 
 @dataclass(frozen=True)
 class Prepared:
-    """A launch whose arguments have been checked, to be enqueued any number of times."""
+    """A launch whose arguments have been checked, to be enqueued any number of times.
+
+    Attributes:
+        allocations: that it reads and writes.
+        enqueue: the driver's.
+        host_bytes: of page-locked memory that it reads, over the bus.
+    """
 
     kernel: str
     allocations: tuple[Allocation, ...]
     enqueue: Callable[[Any], None]
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,7 @@ class Device(Closing):
         """Uninitialised page-locked host memory.
 
         Args:
-            also: other devices that copy from and to it.
+            also: other devices that copy from and to it, and whose kernels read it.
 
         Raises:
             DoesNotFitError: the host does not give that much.
@@ -237,7 +246,8 @@ class Device(Closing):
         Args:
             kernel: its name in the sources.
             grid, block: an int or up to three of them, x first.
-            arguments: a Buffer for each pointer, a number for each value.
+            arguments: a Buffer for each pointer, a number for each value. A pointer to `const` may also be page-locked
+                memory, which the kernel reads over the bus: it is the launch's as it would be a copy's.
             shared: bytes of dynamic shared memory.
 
         Raises:
@@ -250,9 +260,11 @@ class Device(Closing):
         check_count(signature, arguments)
         pairs = list(zip(signature.parameters, arguments, strict=True))
         values = [self._argument(signature, parameter, value) for parameter, value in pairs]
-        used = {id(a.allocation): a.allocation for a in arguments if isinstance(a, Buffer)}
-        launch = Launch(kernel, three(grid), three(block), tuple(values), shared)
-        return Prepared(kernel, tuple(used.values()), self.driver.prepare(launch))
+        used = {id(a.allocation): a.allocation for a in arguments if isinstance(a, Memory)}
+        host = tuple((a.address, a.n_bytes) for a in arguments if isinstance(a, Pinned))
+        launch = Launch(kernel, three(grid), three(block), tuple(values), shared, host)
+        host_bytes = sum(n_bytes for _, n_bytes in host)
+        return Prepared(kernel, tuple(used.values()), self.driver.prepare(launch), host_bytes)
 
     def run(self, prepared: Prepared, stream: Stream) -> None:
         """Enqueue a prepared launch."""
@@ -262,8 +274,9 @@ class Device(Closing):
             if allocation.device is not self or not allocation.alive:
                 allocation.check(self)
         self.counters.launches[prepared.kernel] += 1
+        self.counters.h2d_bytes += prepared.host_bytes
         if self.log is not None:
-            self.note(prepared.kernel, stream.name)
+            self.note(prepared.kernel, stream.name, prepared.host_bytes)
         if self._captured is not None:
             self._captured |= {id(used): used for used in prepared.allocations}
         prepared.enqueue(stream.raw)
@@ -400,8 +413,10 @@ class Device(Closing):
         if not parameter.pointer:
             return scalar(signature, parameter, value)
         thing = f"argument {parameter.name} of {signature.kernel}"
-        if not isinstance(value, Buffer):
+        if not isinstance(value, Buffer | Pinned):
             raise DeviceError(thing, type(value).__name__, "a Buffer is wanted")
+        if isinstance(value, Pinned) and not parameter.const:
+            raise DeviceError(thing, "page-locked memory", "kernels only read it: a pointer to const")
         value.allocation.check(self)
         if parameter.code != "V" and value.dtype != np.dtype(parameter.code):
             raise DeviceError(thing, value.dtype, f"a pointer to {np.dtype(parameter.code)} is wanted")

@@ -45,6 +45,7 @@ class Launch:
         grid, block: x, y, z.
         arguments: numbers of the very types that the kernel reads; pointers as uint64.
         shared: bytes of dynamic shared memory.
+        host: addresses and bytes of page-locked memory that the kernel reads.
     """
 
     kernel: str
@@ -52,6 +53,7 @@ class Launch:
     block: tuple[int, int, int]
     arguments: tuple[np.generic, ...]
     shared: int
+    host: tuple[tuple[int, int], ...] = ()
 
 
 class Driver(Protocol):
@@ -86,7 +88,7 @@ class Driver(Protocol):
         """Free page-locked memory."""
 
     def know_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Page-locked memory of another device's driver is one for this device too."""
+        """Page-locked memory of another device's driver is one for this device too, for copies and for kernels."""
 
     def forget_pinned(self, array: NDArray[np.uint8]) -> None:
         """It is about to be freed."""

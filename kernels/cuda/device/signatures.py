@@ -49,12 +49,13 @@ Size = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: `code` is NumPy's type character, "V" for a vector type."""
+    """One parameter: `code` is NumPy's type character, "V" for a vector type; through a `const` pointer nothing is written."""
 
     name: str
     code: str
     pointer: bool
     alignment: int
+    const: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +84,14 @@ def read_signatures(source: str) -> dict[str, Signature]:
 def _parameter(text: str) -> Parameter:
     words = re.sub(r"\b(const|__restrict__)\b", "", text).replace("*", " * ").split()
     *kind, name = words
-    pointer = "*" in kind
+    pointer, const = "*" in kind, text.split()[0] == "const"
     c_type = " ".join(word for word in kind if word != "*")
     if pointer and c_type in VECTORS:
-        return Parameter(name, "V", True, VECTORS[c_type])
+        return Parameter(name, "V", True, VECTORS[c_type], const)
     if c_type not in SCALARS:
         raise DeviceError("kernel parameter", text.strip(), "its type is not known", "add it to SCALARS")
     code = SCALARS[c_type]
-    return Parameter(name, code, pointer, np.dtype(code).itemsize)
+    return Parameter(name, code, pointer, np.dtype(code).itemsize, const)
 
 
 def three(size: Size) -> tuple[int, int, int]:

@@ -116,7 +116,7 @@ class EmulatedDriver:
         self.host.release(handle)
 
     def know_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Copies from and to another device's page-locked memory are let through."""
+        """Copies from and to another device's page-locked memory are let through, and kernels that read it."""
         self.host.others[array.ctypes.data] = array.nbytes
 
     def forget_pinned(self, array: NDArray[np.uint8]) -> None:
@@ -241,6 +241,8 @@ class EmulatedDriver:
         )
 
         def run(keep: object = values) -> None:
+            if not all(self.host.covers(*place) for place in launch.host):
+                self._lose(f"kernel {launch.kernel} runs after page-locked memory that it reads was freed")
             said = ctypes.create_string_buffer(MESSAGE_BYTES)
             with _one_launch:
                 self.last = library
@@ -345,7 +347,7 @@ class EmulatedDriver:
         return os.path.basename(said.split(" ")[0]) or f"pc+{pc:#x}"
 
     def _place(self, word: str, address: int) -> str:
-        found = self.memory.describe(address)
+        found = self.memory.describe(address) or self.host.describe(address)
         before = "to " if word == "to" else ""
         return f"{before}{found}" if found else f"{word} {address:#x}"
 

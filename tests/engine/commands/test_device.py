@@ -251,7 +251,7 @@ def test_offload_dump_run(run: Run, compiler: str) -> None:
     report = json.loads(result.stdout)
     rows = {row["name"]: row for row in report["run"]}
     assert report["device"] == "emulated" and result.returncode == 0
-    for name in ("device memory", "copied up, a token", "copied down, a token", "copies, a token"):
+    for name in ("device memory", "up the bus, a token", "down the bus, a token", "copies, a token"):
         assert rows[name]["measured"] == rows[name]["planned"] > 0, name
     parts = ("the CPU's part", "the CPU waits for the device", "enqueueing and the rest")
     seconds = [rows[f"of a token, {name}"]["measured"] for name in parts]

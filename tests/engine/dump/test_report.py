@@ -146,11 +146,22 @@ def test_rooflines() -> None:
     assert traffic.seconds(1e9, 1e9, 1e-3) == pytest.approx(traffic.bus_bytes / 1e6, rel=1e-3)
 
 
+def test_what_a_merge_reads_over_the_bus_is_told_and_counted() -> None:
+    rows, plan = report("6MiB")["intermediates"]["decode"], planned("6MiB")
+    readers = {row["name"]: row["reads_over_bus"] for row in rows if row["reads_over_bus"]}
+    assert readers == {f"ffn_out-{i}": [f"ffn_out_cpu-{i}"] for i in range(plan.model.n_layer)}
+    traffic, vector = token_traffic(plan), 4 * plan.model.n_embd
+    assert (traffic.in_place, traffic.to_device) == (
+        plan.model.n_layer * vector,
+        (plan.model.n_layer + 1) * vector,
+    )
+
+
 def test_every_intermediate_knows_its_layer() -> None:
     """Of parts and copies it is that of the node which made the numbers."""
     rows = [row for budget in ("3MiB", "6MiB") for row in report(budget)["intermediates"]["decode"]]
     layers = {row["name"]: row["layer"] for row in rows}
-    assert {"ffn_out_cpu-0", "ffn_out_cpu-0@gpu", "ffn_norm_q8-3@cpu", "Qcur-3@cpu"} <= layers.keys()
+    assert {"ffn_out_cpu-0", "inp_embd@gpu", "ffn_norm_q8-3@cpu", "Qcur-3@cpu"} <= layers.keys()
     for name, layer in layers.items():
         numbers = re.findall(r"-(\d+)", name)
         assert layer == (int(numbers[0]) if numbers else None), name

@@ -24,8 +24,9 @@ from split_runs import (
 )
 
 from hotcold.engine.device.store import loaded_stores
+from hotcold.engine.graph.copies import read_in_place
 from hotcold.engine.graph.graph import layer_of
-from hotcold.engine.graph.placed import CPU, GPU
+from hotcold.engine.graph.placed import CPU
 from hotcold.engine.model.model import Model
 from hotcold.engine.plan.footprint import neuron_bytes
 from hotcold.engine.plan.plan import Plan
@@ -118,7 +119,8 @@ def test_a_split_layer_crosses_the_bus_once_each_way(opened: Open) -> None:
     plan = plan_with(model, CASE, some_neurons(model, 2))
     copies = [p for p in plan.decode.placed.nodes if p.node.op == "copy" and p.node.layer is not None]
     down = [p for p in copies if p.side == CPU]
-    assert len(down) == len([p for p in copies if p.side == GPU]) == model.n_layer
+    in_place = [tensor.layer for _, tensor in read_in_place(plan.decode.placed)]
+    assert in_place == [p.node.layer for p in down] == [*range(model.n_layer)] and down == copies
     for p in down:
         assert sorted(part.dtype for part in p.node.attributes["parts"]) == ["chosen", "q8"]
 
