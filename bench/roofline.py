@@ -28,7 +28,7 @@ def rows(like: str | None, path: Path | None, n_ctx: int) -> list[str]:
     """A line of the table for each card and budget."""
     source, lines = open_source(path, like, None, None), []
     how = wanted(source, "auto", n_ctx, PROMPT, "f16", stream_batch=None)
-    of_graphs = graph_bytes(source.model, how.sparsity, how.kv_type)
+    of_graphs = graph_bytes(source.model, how.sparsity, how.kv_type, how.n_slots)
     for name, card in CARDS.items():
         for share in SHARES:
             facts = DeviceFacts(name, card.memory, graph_bytes=of_graphs)

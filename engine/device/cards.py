@@ -117,9 +117,10 @@ class Cards:
                 steps = with_sending(steps, side.sender)
         return steps
 
-    def replayed(self, steps: Sequence[Step]) -> Sequence[Step]:
-        """The steps of a run of one token, as graphs where the devices are to have them."""
-        return self._replays.of(steps) if any(device.has_graphs for device in self.devices) else steps
+    def replayed(self, steps: Sequence[Step], n_tokens: int) -> Sequence[Step]:
+        """A decode step's steps, as graphs where the devices are to have them."""
+        has_graphs = any(device.has_graphs for device in self.devices)
+        return self._replays.of(steps, n_tokens) if has_graphs else steps
 
     def drop_graphs(self) -> None:
         """Give back what is captured on devices that turned out, in a run that is over, to have no use for it."""

@@ -1,6 +1,7 @@
 """Decode steps as graphs: what the device's steps enqueue is captured once and launched as a whole.
 
-A graph takes its arguments from where it was captured, and they are the same for every token: positions, ids of
+A decode step is one token, or one of each of several sequences, and each number of tokens has graphs of its own. A
+graph takes its arguments from where it was captured, and they are the same for every step: positions, slots, ids of
 listed rows and all other numbers that change lie in memory of the device. It ends where the host has something to do:
 at a wait, at a walk, at a copy up. The event that the host waits for lies inside of it, behind a copy down.
 
@@ -20,6 +21,7 @@ import numpy as np
 from hotcold.engine.device.steps import CopyDown, DeviceStep, Logits
 from hotcold.engine.graph.graph import Node
 from hotcold.engine.host.steps import Context, Step
+from hotcold.engine.plan.graph_memory import OTHER_STEPS
 from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
@@ -126,22 +128,28 @@ class Replay:
 
 
 class Replays:
-    """The graphs of decode steps."""
+    """The graphs of decode steps, by their number of tokens: of one, and of those others that were the last to run."""
 
     def __init__(self) -> None:
-        self._kept: tuple[Sequence[Step], list[Step]] = (), []
+        self._kept: dict[int, tuple[Sequence[Step], list[Step]]] = {}
 
-    def of(self, steps: Sequence[Step]) -> list[Step]:
-        """A decode step's steps, as graphs where the devices are to have them."""
-        if self._kept[0] is not steps:
-            self._kept = steps, in_graphs(steps)
-        return self._kept[1]
+    def of(self, steps: Sequence[Step], n_tokens: int) -> list[Step]:
+        """A decode step's steps, as graphs where the devices are to have them; nothing may be under way."""
+        found, replays = self._kept.pop(n_tokens, ((), []))
+        if found is not steps:
+            others = [n for n in self._kept if n > 1]
+            if n_tokens > 1 and len(others) == OTHER_STEPS:
+                del self._kept[others[0]]
+            replays = in_graphs(steps)
+        self._kept[n_tokens] = steps, replays  # behind all others
+        return replays
 
     def drop(self, device: Device) -> None:
         """Give back what a device holds of them, when nothing is under way."""
-        for step in self._kept[1]:
-            if isinstance(step, Replay) and step.device is device:
-                step.drop()
+        for _, replays in self._kept.values():
+            for step in replays:
+                if isinstance(step, Replay) and step.device is device:
+                    step.drop()
 
 
 def in_graphs(steps: Sequence[Step]) -> list[Step]:

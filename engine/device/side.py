@@ -144,7 +144,8 @@ class DeviceSide:
             low.product(matrix, low.tokens_of(x, token, 1, n), y, flags=flags, bias=listed, n_tokens=1)
             return low.take()
 
-        of_token(low.n_tokens - 1)  # the one that is mostly wanted
+        for token in range(low.n_tokens - low.sequences.n_apart, low.n_tokens):
+            of_token(token)  # those that are mostly wanted: the last, or that of each sequence
         all_nodes = tuple(p.node for p in nodes)
         arrives = self.logits, found, self.found, self.down
         return Logits(self.device, all_nodes, before, y, *arrives, choosing, of_token)

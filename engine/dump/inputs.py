@@ -105,7 +105,9 @@ def facts_for(device_memory: str | None, budget: str | None, card: str | None = 
 
 def with_graphs(facts: DeviceFacts | None, source: Source, how: Wanted) -> DeviceFacts | None:
     """The device with what its driver is assumed to take for graphs of the model."""
-    return facts and replace(facts, graph_bytes=graph_bytes(source.model, how.sparsity, how.kv_type))
+    return facts and replace(
+        facts, graph_bytes=graph_bytes(source.model, how.sparsity, how.kv_type, how.n_slots)
+    )
 
 
 def budget_of(text: str | None, facts: DeviceFacts | None) -> Budget:

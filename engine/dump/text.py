@@ -11,7 +11,7 @@ from rich.text import Text
 from hotcold.engine.dump.alike import Band
 from hotcold.engine.dump.report import GRAPHS, Report
 from hotcold.engine.plan.budget import mib
-from hotcold.engine.plan.graph_memory import NODE_BYTES
+from hotcold.engine.plan.graph_memory import NODE_BYTES, graphs_kept
 
 BAR = 12
 WEIGHTS_HEAD = f"{'name':<26}{'type':<6}{'shape / ne':<15}{'bytes':>13}  device"
@@ -290,7 +290,8 @@ def context_lines(report: Report) -> Iterator[str]:
         context = device["context_bytes"]
         yield f"outside the budget: CUDA context of {device['name']}, {context} bytes, {mib(context)}"
         if of_graphs := device["graph_bytes"]:
-            yield f"outside the budget: graphs, at most {of_graphs} bytes, {mib(of_graphs)}, assumed ({NODE_BYTES} a node)"
+            kept = graphs_kept(report["settings"]["n_slots"])
+            yield f"outside the budget: {kept}, at most {of_graphs} bytes, {mib(of_graphs)}, assumed ({NODE_BYTES} a node)"
 
 
 def host_lines(report: Report, is_mapped: bool = True) -> Iterator[str]:
@@ -349,11 +350,8 @@ def card_lines(card: Report) -> Iterator[str]:
         f"for the card's memory at its full speed, {1e3 * card['waits_seconds']:.1f} ms of waiting for the CPU, "
         f"and {card['launches']} launches"
     )
-    beside = {
-        **card["prompt_units"],
-        "the CPU": card["prompt_host_seconds"],
-        "the bus": card["prompt_bus_seconds"],
-    }
+    beside = {"the CPU": card["prompt_host_seconds"], "the bus": card["prompt_bus_seconds"]}
+    beside = card["prompt_units"] | beside
     parts = ", ".join(f"{1e3 * seconds:.1f} by {what}" for what, seconds in beside.items() if seconds)
     yield f"a prompt of {n} tokens: {1e3 * prompt:.1f} ms, {n / prompt:.0f} tokens/s; ms of each: {parts}"
 

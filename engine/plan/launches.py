@@ -1,4 +1,4 @@
-"""How many kernels a decoded token launches on the device, by its graph.
+"""How many kernels a decode step launches on the device, by its graph: of one token, or of one of each of several slots.
 
 The lowering decides (`engine/device/lowering.py`); this follows its fusions without a device, for the model of a card.
 """
@@ -9,6 +9,7 @@ from hotcold.engine.graph.graph import Node
 from hotcold.engine.graph.ops import FFN_OPS
 from hotcold.engine.graph.pack import pack
 from hotcold.engine.graph.placed import CPU, PlacedGraph
+from hotcold.engine.plan.device_workspace import NEURON_TOKENS
 from hotcold.engine.plan.plan import Plan
 from hotcold.kernels.formats import kv_block
 from hotcold.kernels.weight_table import QUANTISED
@@ -22,11 +23,17 @@ SEVERAL = {
     "expert_ffn": 5,
 }
 """Kernels of an op that takes more than one."""
+SEVERAL_OF_A_BATCH = SEVERAL | {
+    "sparse_gated_ffn": 6,
+    "dense_gated_ffn": 6,
+    "sparse_ffn": 5,
+    "dense_ffn": 5,
+}
+"""Of several tokens, at most: lists, products, hidden values, the down rows, and what is added to them."""
 TAKEN_BY_THE_ONE_BEFORE = {
     ("mul_mat", "add"),
     ("merge", "add"),
     *((ffn, "add") for ffn in FFN_OPS),
-    *((ffn, "merge") for ffn in FFN_OPS),  # which adds up what the hot rows left
     ("rope", "rope"),
     ("rope", "kv_store"),
     ("rms_norm", "quantise"),
@@ -35,6 +42,8 @@ TAKEN_BY_THE_ONE_BEFORE = {
     ("layer_norm", "pack"),
 }
 """Of two nodes that follow each other, those that are one launch."""
+SUMMED_BY_THE_MERGE = {(ffn, "merge") for ffn in FFN_OPS}
+"""Likewise where the hot rows of one token leave their sums to it."""
 STORED_WITH_THE_PRODUCTS = {("mul_mat", "rope"), ("mul_mat", "kv_store")}
 """Likewise where a number of the cache needs no other."""
 ROUNDED_WITH_THE_HEADS = {("attention", "pack")}
@@ -48,24 +57,27 @@ def launches_of_a_token(plan: Plan) -> int:
 
 
 def launches_of(placed: PlacedGraph, sides: Sequence[str], kv_type: str, head_dim: int) -> int:
-    """Kernels of a placed graph of one token.
+    """Kernels of a placed graph: exactly those of one token, and at most those of one of each of several slots.
+
+    The head's are counted once; beyond the first slot's they are in no graph.
 
     Args:
         sides: of the cards.
     """
+    n_tokens = placed.n_tokens
     for side in sides:
         placed = pack(placed, side, QUANTISED.__contains__)
     nodes = [p.node for p in placed.nodes if p.side != CPU and p.node.op != "copy"]
-    taken = TAKEN_BY_THE_ONE_BEFORE | (STORED_WITH_THE_PRODUCTS if kv_block(kv_type) == 1 else set())
-    taken |= ROUNDED_WITH_THE_HEADS if head_dim % 32 == 0 else set()
+    several = SEVERAL if n_tokens == 1 else SEVERAL_OF_A_BATCH
+    taken = TAKEN_BY_THE_ONE_BEFORE | (ROUNDED_WITH_THE_HEADS if head_dim % 32 == 0 else set())
+    if n_tokens == 1:
+        taken |= SUMMED_BY_THE_MERGE | (STORED_WITH_THE_PRODUCTS if kv_block(kv_type) == 1 else set())
     count, before = 0, ""
     for i, node in enumerate(nodes):
-        if (
-            (before, node.op) not in taken
-            and not _is_of_three(nodes, i)
-            and not _is_by_the_norm(nodes[i : i + 4])
+        if (before, node.op) not in taken and not (
+            n_tokens == 1 and (_is_of_three(nodes, i) or _is_by_the_norm(nodes[i : i + 4]))
         ):
-            count += SEVERAL.get(node.op, 1) + _more(node)
+            count += (several.get(node.op, 1) + _more(node)) * _turns(node, n_tokens)
         before = node.op
     return count
 
@@ -77,6 +89,12 @@ def _more(node: Node) -> int:
         rounds = "down"
     is_head, looks = node.op == "logits", node.find_tensor("profile") is not None
     return int(rounds is not None and node.weight(rounds).type in QUANTISED) + is_head + looks
+
+
+def _turns(node: Node, n_tokens: int) -> int:
+    """In how many turns an op takes its tokens."""
+    by_neuron = node.op == "expert_ffn" and node.attributes["transposed"]
+    return -(-n_tokens // NEURON_TOKENS) if by_neuron else 1
 
 
 def _is_by_the_norm(nodes: list[Node]) -> bool:

@@ -197,7 +197,7 @@ def facts_for(device: Device, source: Source, how: Wanted, budget: BudgetSetting
     """
     taken = device.load_kernels(types_there(source.model, how.sparsity)) if budget.is_auto else 0
     takes_none = device.is_emulated or not device.has_graphs
-    of_graphs = 0 if takes_none else graph_bytes(source.model, how.sparsity, how.kv_type)
+    of_graphs = 0 if takes_none else graph_bytes(source.model, how.sparsity, how.kv_type, how.n_slots)
     return replace(facts_of(device, taken), graph_bytes=of_graphs)
 
 

@@ -308,8 +308,9 @@ class Executor(Closing):
         """
         started, elsewhere = perf_counter(), self._elsewhere()
         try:
-            if context.n_tokens == 1 and takes_graphs(self.taking):
-                steps = cards.replayed(steps)
+            is_decode_step = len(set(places[1])) == context.n_tokens  # and no part of a prompt
+            if is_decode_step and takes_graphs(self.taking):
+                steps = cards.replayed(steps, context.n_tokens)
             cards.send_positions(*places)
             self.taking(steps, context)
             if context.logits is None:  # else the wait for them was the last thing to happen

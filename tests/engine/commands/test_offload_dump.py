@@ -104,6 +104,17 @@ def test_the_context_stands_outside_the_budget() -> None:
 
 
 @pytest.mark.parametrize(
+    ("n_slots", "held"), [(2, "1 other number of slots"), (8, "2 other numbers of slots")]
+)
+def test_graphs_of_several_slots_are_told(n_slots: int, held: str) -> None:
+    asked = "--device-memory", "8GiB", "--slots", str(n_slots)
+    of_graphs = json.loads(run(*asked, "--json").stdout)["budget"]["device"]["graph_bytes"]
+    assert f"graphs, of one token and of {held}, at most {of_graphs} bytes" in " ".join(
+        run(*asked).stdout.split()
+    )
+
+
+@pytest.mark.parametrize(
     ("code", "arguments", "message"),
     [
         (2, ("--vram-budget", "much"), "--vram-budget: much"),

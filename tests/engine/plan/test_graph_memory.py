@@ -38,17 +38,7 @@ def test_graphs_have_no_more_nodes(
     name: str, budget: str, data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a time, of all three kinds of tokens: logits wanted, candidates alone, neither."""
-    captured, capture = list[weakref.ref[CapturedGraph]](), Device.capture
-    at_a_time = [0]
-
-    def kept(self: Device, *arguments: Any) -> CapturedGraph:
-        graph = capture(self, *arguments)
-        captured.append(weakref.ref(graph))
-        there = [call for held in captured if (each := held()) for call in each.calls]
-        at_a_time.append(sum(call.what not in ("record", "wait") for call in there))
-        return graph
-
-    monkeypatch.setattr(Device, "capture", kept)
+    at_a_time = nodes_at_a_time(monkeypatch)
     case = Case("predictor" if "powerinfer" in name else "off")
     with open_gguf(data / f"{name}.gguf") as file:
         model = model_of(file)
@@ -60,6 +50,62 @@ def test_graphs_have_no_more_nodes(
     nodes = max(at_a_time)
     most = graph_nodes(model, case.sparsity, case.kv_type)
     assert 0 < nodes <= most <= 2 * nodes
+
+
+@pytest.mark.parametrize(
+    "name, budget, kv_type",
+    [
+        ("powerinfer/llama-q4_0.powerinfer", "everything", "f16"),
+        ("powerinfer/llama-q4_0.powerinfer", "dense + 50%", "q8_0"),
+        ("powerinfer/opt-f16.powerinfer", "dense + 50%", "f16"),
+        ("powerinfer/falcon-q4_0.powerinfer", "dense + 50%", "f16"),
+        ("llamacpp/qwen3moe.f16", "dense + 50%", "f16"),
+        ("llamacpp/gptoss.mxfp4", "everything", "f16"),
+    ],
+)
+def test_nor_have_those_of_several_slots(
+    name: str,
+    budget: str,
+    kv_type: str,
+    data: Path,
+    open_emulated: OpenEmulated,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Steps of every number of tokens, also again: those that ran last are kept."""
+    at_a_time = nodes_at_a_time(monkeypatch)
+    case = Case("predictor" if "powerinfer" in name else "off", kv_type, n_batch=8, n_slots=5)
+    with open_gguf(data / f"{name}.gguf") as file:
+        model, counted, most_nodes = model_of(file), list[int](), list[int]()
+        device = open_emulated(build_kind="fast")
+        with on_device(plan_named(model, case, budget), file, device) as executor:
+            for position, n in enumerate((1, 2, 3, 4, 5, 4, 5, 1, 2)):
+                before = device.counters.graph_captures
+                logits = np.empty((n, model.n_vocab), np.float32)
+                if n == 1:
+                    executor.run(IDS[:1], position, logits)
+                else:
+                    executor.run_apart(IDS[:n], [position] * n, range(n), logits)
+                counted.append(device.counters.graph_captures - before)
+                most_nodes.append(max(at_a_time))
+    assert counted == [counted[0]] + 4 * [counted[1]] + 3 * [0] + [counted[1]] and counted[1] > 0
+    for n_slots in (1, 2, 3, 5):
+        nodes = most_nodes[-1] if n_slots == 5 else most_nodes[n_slots - 1]
+        assert 0 < nodes <= graph_nodes(model, case.sparsity, kv_type, n_slots) <= 2 * nodes, n_slots
+
+
+def nodes_at_a_time(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of all graphs that are held, each time that one is captured."""
+    captured, capture, counted = list[weakref.ref[CapturedGraph]](), Device.capture, list[int]()
+
+    def kept(self: Device, *arguments: Any) -> CapturedGraph:
+        graph = capture(self, *arguments)
+        captured.append(weakref.ref(graph))
+        there = [call for held in captured if (each := held()) for call in each.calls]
+        counted.append(sum(call.what not in ("record", "wait") for call in there))
+        return graph
+
+    monkeypatch.setattr(Device, "capture", kept)
+    return counted
 
 
 def test_they_are_no_part_of_a_budget() -> None:
