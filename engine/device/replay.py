@@ -6,9 +6,10 @@ listed rows and all other numbers that change lie in memory of the device. It en
 at a wait, at a walk, at a copy up. The event that the host waits for lies inside of it, behind a copy down.
 
 Grids are captured too, and those of attention follow the context's class (`formats.part_classes`): a graph with an
-attention in it is captured anew when a token is of another class. So is the one with the head, when a token whose logits
-nobody wants follows others, or the other way round; logits and candidates have one and the same. The one before is gone
-by then, so that what graphs take of the device's memory depends neither on how long a context is nor on what is wanted.
+attention in it is captured anew when a token is of another class. So is the one with the head, when a token whose
+logits nobody wants follows others, or the other way round; logits and candidates have one and the same. The one before
+is gone by then, so that what graphs take of the device's memory depends neither on how long a context is nor on what is
+wanted.
 """
 
 import logging

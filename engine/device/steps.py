@@ -1,7 +1,7 @@
 """The device's steps of a run: launches, copies and waits, with walks of the CPU's team in between.
 
-A step enqueues its copies and launches, and may have something to do behind them: wait. For one token, the steps up
-to where the host has something to do are captured once and replayed as one graph.
+A step enqueues its copies and launches, and may have something to do behind them: wait. Of one token, or one of each of
+several slots, the steps up to where the host has something to do are captured once and replayed as one graph.
 
 Kernels go to the compute stream, in the order of the nodes, and what crosses the bus between them to the crossing
 stream, so that no kernel waits for the bus but those that read what comes:
@@ -80,7 +80,7 @@ class Launches(DeviceStep):
 
 @dataclass(frozen=True)
 class LaunchesByParts(Launches):
-    """A single token's attention, whose grid follows the context: `launches` while that is one part.
+    """Attention of a decode step, whose grid follows the context: `launches` while that is one part.
 
     Attributes:
         by_parts: as many launches for each class of the context.

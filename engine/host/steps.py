@@ -23,7 +23,7 @@ class Context:
     Attributes:
         team: that walks the CPU's records.
         n_tokens: that pass.
-        parts: of the context, for which the attention of a single token on a device has blocks; see `part_classes`.
+        parts: of the context, for which the attention of a decode step on a device has blocks; see `part_classes`.
         logits: float32 [n_out, n_vocab], of the last n_out tokens; None where nobody wants them.
         candidates: int32 [n_out, CANDIDATE_WORDS], filled in the logits' place, of which only rows come that
             are not all finite; None where all logits are wanted.

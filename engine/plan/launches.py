@@ -1,4 +1,4 @@
-"""How many kernels a decode step launches on the device, by its graph: of one token, or of one of each of several slots.
+"""How many kernels a decode step launches on the device, by its graph: of one token, or one of each of several slots.
 
 The lowering decides (`engine/device/lowering.py`); this follows its fusions without a device, for the model of a card.
 """
