@@ -40,21 +40,24 @@ GOAL_OF_MEMCPY = 0.7
 
 def python_time(kind: Type, folder: Path, n_tokens: int = 200) -> float:
     """Microseconds of Python per split layer and token, in graphs; printed beside those of single launches."""
-    how = Wanted("predictor", SMALL.n_ctx, 8)
-    with random_relu_model(folder, SMALL, kind, 32) as (file, model), Device(StubDriver()) as device:
-        budget = half_the_neurons(whole_plan(model, device, how))
-        plan = plan_for(model, device, how, budget)
-        with Executor(plan, file, 1, loaded_stores((device,), plan, file)) as executor:
-            logits = np.empty((1, model.n_vocab), np.float32)
-            times: tuple[list[float], list[float]] = [], []
-            for i in range(n_tokens):
-                device.has_graphs = bool(i % 2)
+    how, times = Wanted("predictor", SMALL.n_ctx, 8), (list[float](), list[float]())
+    with random_relu_model(folder, SMALL, kind, 32) as (file, model), ExitStack() as stack:
+        executors = []
+        for has_graphs in (False, True):
+            device = stack.enter_context(Device(StubDriver()))
+            device.has_graphs = has_graphs
+            plan = plan_for(model, device, how, half_the_neurons(whole_plan(model, device, how)))
+            stores = loaded_stores((device,), plan, file)
+            executors.append(stack.enter_context(Executor(plan, file, 1, stores)))
+        logits = np.empty((1, model.n_vocab), np.float32)
+        for i in range(n_tokens):
+            for executor, of in zip(executors, times, strict=True):
                 started = time.perf_counter()
                 executor.run(np.array([5], np.int32), i, logits)
-                times[i % 2].append(time.perf_counter() - started)
-            layers, steps = split_layers(executor), executor.run_steps.of(1)
-            launches = sum(len(step.launches) for step in steps if isinstance(step, Launches))
-            walks = sum(isinstance(step, Walk) for step in steps)
+                of.append(time.perf_counter() - started)
+        layers, steps = split_layers(executors[0]), executors[0].run_steps.of(1)
+        launches = sum(len(step.launches) for step in steps if isinstance(step, Launches))
+        walks = sum(isinstance(step, Walk) for step in steps)
     alone, together = (float(np.median(of)) / layers * 1e6 for of in times)
     per_layer = f"{launches / layers:.1f} | {walks / layers:.1f}"
     print(f"| {kind.name} | {per_layer} | {alone:.1f} | {together:.1f} |", flush=True)

@@ -90,7 +90,7 @@ class Replay:
         seen = self._seen()
         if self._copies:
             self.device.driver.wait_stream(self.device.compute.raw)
-        self.device.counters.waiting += perf_counter() - started
+        self.device.tally.waiting += perf_counter() - started
         if seen != [copy.host.array.tobytes() for copy in self._copies]:
             self.device.has_graphs = False
             for copy in self._copies:  # for who waits next, where the graph's record is of no use

@@ -326,7 +326,7 @@ class Executor(Closing):
 
     def _elsewhere(self) -> float:
         """Seconds of all runs in which the host computed, or waited for a device."""
-        return self.walked + sum(device.counters.waiting for device in self.devices)
+        return self.walked + sum(device.tally.waiting for device in self.devices)
 
     def _check_open(self) -> Team:
         """The team; SettingError for an executor that was closed."""

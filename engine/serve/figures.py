@@ -40,7 +40,7 @@ def figures(engine: Engine, worker: Worker, prompt_tokens_run: int, generated_to
             {
                 "device": device.name,
                 "budget": card.totals.budget,
-                "used": device.counters.live_bytes,
+                "used": device.tally.live_bytes,
                 "memory": _by_kind(card.totals),
             }
             for device, card in zip(executor.devices, plan.cards, strict=False)

@@ -55,7 +55,7 @@ class Metrics:
         used = Gauge("hotcold_vram_bytes", "Taken on a card.", ("device",), registry=registry)
         budget = Gauge("hotcold_vram_budget_bytes", "At most.", ("device",), registry=registry)
         for device, card in zip(executor.devices, executor.plan.cards, strict=False):
-            used.labels(device.name).set_function(partial(getattr, device.counters, "live_bytes"))
+            used.labels(device.name).set_function(partial(getattr, device.tally, "live_bytes"))
             budget.labels(device.name).set(card.totals.budget)
 
     def ended(self, done: Statistics) -> None:

@@ -23,7 +23,7 @@ class Owner(Protocol):
 
     name: str
     driver: Driver
-    counters: Counters
+    tally: Counters
 
     @property
     def is_capturing(self) -> bool:
@@ -137,7 +137,7 @@ class Stream:
     def wait(self, event: Event) -> None:
         """Later work of this stream runs after what the event has recorded up to now."""
         _check_pair(event, self)
-        self.device.counters.stream_waits += 1
+        self.device.tally.stream_waits += 1
         self.device.note("wait", self.name)
         if event.external and self.device.is_capturing:
             self.device.driver.wait_external(self.raw, event.raw)
@@ -152,11 +152,11 @@ class Stream:
     def synchronize(self) -> None:
         """Wait on the host until all work of this stream is done."""
         self.device.check_open()
-        self.device.counters.host_waits += 1
+        self.device.tally.host_waits += 1
         self.device.note("host waits", self.name)
         started = time.perf_counter()
         self.device.driver.wait_stream(self.raw)
-        self.device.counters.waiting += time.perf_counter() - started
+        self.device.tally.waiting += time.perf_counter() - started
 
 
 class Event:
@@ -184,11 +184,11 @@ class Event:
     def synchronize(self) -> None:
         """Wait on the host for what was recorded."""
         self.device.check_open()
-        self.device.counters.host_waits += 1
+        self.device.tally.host_waits += 1
         self.device.note("host waits", self.stream_name)
         started = time.perf_counter()
         self.device.driver.wait_event(self.raw)
-        self.device.counters.waiting += time.perf_counter() - started
+        self.device.tally.waiting += time.perf_counter() - started
 
 
 def _check_pair(event: Event, stream: Stream) -> None:

@@ -38,13 +38,22 @@ class Counters:
     peak_bytes: int = 0
     pinned_bytes: int = 0
 
-    def add_work(self, other: Counters) -> None:
-        """Count another's copies and launches too."""
-        self.h2d_calls += other.h2d_calls
-        self.h2d_bytes += other.h2d_bytes
-        self.d2h_calls += other.d2h_calls
-        self.d2h_bytes += other.d2h_bytes
-        self.launches.update(other.launches)
+    def add_work(self, other: Counters, times: int) -> None:
+        """Count another's copies and launches so many times."""
+        self.h2d_calls += times * other.h2d_calls
+        self.h2d_bytes += times * other.h2d_bytes
+        self.d2h_calls += times * other.d2h_calls
+        self.d2h_bytes += times * other.d2h_bytes
+        for kernel, n in other.launches.items():
+            self.launches[kernel] += times * n
+
+
+@dataclass
+class GraphWork:
+    """What each launch of a graph does, and the launches that are still to be counted."""
+
+    counted: Counters
+    launched: int = 0
 
 
 @dataclass(frozen=True)

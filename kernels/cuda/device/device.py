@@ -31,7 +31,7 @@ from hotcold.kernels.cuda.device.buffers import (
     bytes_of,
     shape_of,
 )
-from hotcold.kernels.cuda.device.calls import Call, Counters
+from hotcold.kernels.cuda.device.calls import Call, Counters, GraphWork
 from hotcold.kernels.cuda.device.driver import CaptureError, Driver, Launch
 from hotcold.kernels.cuda.device.signatures import (
     Parameter,
@@ -71,13 +71,13 @@ class CapturedGraph:
     Attributes:
         raw: the driver's.
         allocations: that it reads and writes.
-        counted: the work in it.
+        work: in it, to be counted.
         calls: the same in its order.
     """
 
     raw: Any
     allocations: tuple[Allocation, ...]
-    counted: Counters
+    work: GraphWork
     calls: tuple[Call, ...]
 
 
@@ -88,14 +88,15 @@ class Device(Closing):
         name: as in --device, `cuda:0` or `emulated`.
         compute, copy: the streams that every device has for kernels, and for what is sent to it in bulk.
         crossing: the stream of what crosses the bus between the nodes of a run.
-        counters: what was done.
+        tally: what was done, but for the work of graphs that `counters` has not added yet.
         log: everything asked of the device, in order, while it is a list; None by default.
         has_graphs: whether runs are to capture what they enqueue; set by whoever opens the device.
     """
 
     def __init__(self, driver: Driver) -> None:
         self.driver, self.facts, self.name = driver, driver.facts, driver.facts.name
-        self.counters = Counters()
+        self.tally = Counters()
+        self._uncounted: list[GraphWork] = []
         self.log: list[Call] | None = None
         self.allocations: dict[int, Allocation] = {}
         self.pinned_allocations: dict[int, Allocation] = {}
@@ -109,6 +110,15 @@ class Device(Closing):
     def is_emulated(self) -> bool:
         """Whether it is no card."""
         return self.name.partition(":")[0] == "emulated"
+
+    @property
+    def counters(self) -> Counters:
+        """What was done; not for another thread than the one that runs graphs."""
+        for work in self._uncounted:
+            self.tally.add_work(work.counted, work.launched)
+            work.launched = 0
+        self._uncounted.clear()
+        return self.tally
 
     # Memory
 
@@ -160,13 +170,13 @@ class Device(Closing):
         for other in also:
             other.driver.know_pinned(array)
         self.pinned_allocations[id(allocation)] = allocation
-        self.counters.pinned_bytes += array.nbytes
+        self.tally.pinned_bytes += array.nbytes
         return Pinned(allocation, 0, shape_of(shape), np.dtype(dtype), array.ctypes.data)
 
     def free_pinned(self, allocation: Allocation) -> None:
         """Free page-locked memory; freeing it twice is refused."""
         allocation.check(self)
-        self.counters.pinned_bytes -= allocation.array.nbytes
+        self.tally.pinned_bytes -= allocation.array.nbytes
         del self.pinned_allocations[id(allocation)]
         for other in allocation.also:
             other.driver.forget_pinned(allocation.array)
@@ -204,7 +214,7 @@ class Device(Closing):
     def synchronize(self) -> None:
         """Wait on the host until the device has done everything."""
         self.check_open()
-        self.counters.host_waits += 1
+        self.tally.host_waits += 1
         self.note("host waits", "all")
         self.driver.wait_all()
 
@@ -215,8 +225,8 @@ class Device(Closing):
         if self._failures or self.closed or stream.device is not self:
             self._begin("h2d", stream)
         self._check_copy(buffer, host)
-        self.counters.h2d_calls += 1
-        self.counters.h2d_bytes += host.n_bytes
+        self.tally.h2d_calls += 1
+        self.tally.h2d_bytes += host.n_bytes
         if self.log is not None:
             self.note("h2d", stream.name, host.n_bytes)
         self.driver.upload(buffer.address, host.address, host.n_bytes, stream.raw)
@@ -226,8 +236,8 @@ class Device(Closing):
         if self._failures or self.closed or stream.device is not self:
             self._begin("d2h", stream)
         self._check_copy(buffer, host)
-        self.counters.d2h_calls += 1
-        self.counters.d2h_bytes += host.n_bytes
+        self.tally.d2h_calls += 1
+        self.tally.d2h_bytes += host.n_bytes
         if self.log is not None:
             self.note("d2h", stream.name, host.n_bytes)
         self.driver.download(host.address, buffer.address, host.n_bytes, stream.raw)
@@ -273,8 +283,8 @@ class Device(Closing):
         for allocation in prepared.allocations:
             if allocation.device is not self or not allocation.alive:
                 allocation.check(self)
-        self.counters.launches[prepared.kernel] += 1
-        self.counters.h2d_bytes += prepared.host_bytes
+        self.tally.launches[prepared.kernel] += 1
+        self.tally.h2d_bytes += prepared.host_bytes
         if self.log is not None:
             self.note(prepared.kernel, stream.name, prepared.host_bytes)
         if self._captured is not None:
@@ -298,8 +308,8 @@ class Device(Closing):
                 asked for.
         """
         self.check_open()
-        counters, log, failures = self.counters, self.log, self._failures
-        self.counters, self.log, self._failures, self._captured = Counters(), [], {}, {}
+        tally, log, failures = self.tally, self.log, self._failures
+        self.tally, self.log, self._failures, self._captured = Counters(), [], {}, {}
         try:
             free = self.driver.free_and_total()[0]
             self.driver.begin_capture(stream.raw)
@@ -310,9 +320,10 @@ class Device(Closing):
                     self.driver.end_capture(stream.raw)
                 raise
             raw = self.driver.end_capture(stream.raw)
-            counters.graph_captures += 1
-            counters.graph_bytes += max(0, free - self.driver.free_and_total()[0])
-            return CapturedGraph(raw, tuple(self._captured.values()), self.counters, tuple(self.log))
+            tally.graph_captures += 1
+            tally.graph_bytes += max(0, free - self.driver.free_and_total()[0])
+            work = GraphWork(self.tally)
+            return CapturedGraph(raw, tuple(self._captured.values()), work, tuple(self.log))
         except (DeviceError, DoesNotFitError) as error:
             said, remedy = f"{error.thing}: {error.value}", error.next_step
             remedy = remedy if "--no-graphs" in remedy else "add --no-graphs"
@@ -320,7 +331,7 @@ class Device(Closing):
                 f"graph of {self.name}", said, error.bound or "not captured", remedy
             ) from error
         finally:
-            self.counters, self.log, self._failures, self._captured = counters, log, failures, None
+            self.tally, self.log, self._failures, self._captured = tally, log, failures, None
 
     def run_graph(self, graph: CapturedGraph, stream: Stream) -> None:
         """Enqueue a graph; its work is counted as if it had been enqueued piece by piece."""
@@ -329,8 +340,10 @@ class Device(Closing):
         for allocation in graph.allocations:
             if allocation.device is not self or not allocation.alive:
                 allocation.check(self)
-        self.counters.graph_launches += 1
-        self.counters.add_work(graph.counted)
+        self.tally.graph_launches += 1
+        if not graph.work.launched:  # adding up a dozen kernels takes longer than all else here
+            self._uncounted.append(graph.work)
+        graph.work.launched += 1
         if self.log is not None:
             self.note("graph", stream.name)
             self.log += graph.calls
@@ -395,8 +408,8 @@ class Device(Closing):
                 raise _failure(kind)
 
     def _weigh(self) -> None:
-        self.counters.live_bytes = self.driver.used_bytes()
-        self.counters.peak_bytes = max(self.counters.peak_bytes, self.counters.live_bytes)
+        self.tally.live_bytes = self.driver.used_bytes()
+        self.tally.peak_bytes = max(self.tally.peak_bytes, self.tally.live_bytes)
 
     def _check_copy(self, buffer: Buffer, host: Pinned) -> None:
         if not isinstance(buffer, Buffer) or not isinstance(host, Pinned):

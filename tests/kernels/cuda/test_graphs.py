@@ -45,7 +45,10 @@ def test_a_graph_is_done_when_it_is_launched(opened: Device, put: Put, get: Get)
     for _ in range(3):
         opened.run_graph(graph, opened.compute)
     assert (get(opened, x) == 8).all()
-    assert (opened.counters.launches["add"], opened.counters.graph_launches) == (3, 3)
+    for n in (3, 3, 4):  # however often they are looked at
+        while opened.counters.graph_launches < n:
+            opened.run_graph(graph, opened.compute)
+        assert (opened.counters.launches["add"], opened.counters.graph_launches) == (n, n)
 
 
 def test_copies_in_a_graph_take_what_is_there_then(opened: Device) -> None:
