@@ -4,6 +4,8 @@ import signal
 import subprocess
 import sys
 
+import pytest
+
 WATCHED = (signal.SIGINT, signal.SIGHUP)
 CHILD = "import signal; print([signal.getsignal(number) == signal.SIG_IGN for number in {numbers}])"
 
@@ -14,6 +16,7 @@ def test_what_tests_start_heeds_signals() -> None:
     assert done.stdout.strip() == "[False, False]"
 
 
+@pytest.mark.slow
 def test_what_tests_start_heeds_signals_that_the_run_ignores() -> None:
     script = "trap '' INT HUP; exec \"$@\""
     test = f"{__file__}::{test_what_tests_start_heeds_signals.__name__}"

@@ -39,7 +39,7 @@ def test_every_file_and_bench_that_a_step_names_is_there() -> None:
     ],
 )
 def test_what_becomes_of_a_step(tmp_path: Path, program: str, problem: str) -> None:
-    seconds = 1.0 if "sleep" in program else 60.0
+    seconds = 0.3 if "sleep" in program else 60.0
     outcome = contact.run_step(python("step", program, seconds), tmp_path, 600)
     assert outcome.problem == problem
     assert (tmp_path / "step.txt").read_text() == outcome.printed
@@ -63,6 +63,7 @@ def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
     assert "want of time" in contact.run_step(python("step", "print(1)"), tmp_path, 0).problem
 
 
+@pytest.mark.slow
 def test_neighbours_run_beside_each_other_in_their_order(tmp_path: Path) -> None:
     slow, quick = "import time; time.sleep(2)", "print(1)"
     steps = [

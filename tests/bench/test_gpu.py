@@ -27,6 +27,7 @@ from hotcold.errors import DeviceError
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.nvrtc import load_nvrtc
+from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 SIZES = Sizes(n_embd=256, n_ff=288, n_head=4, n_head_kv=2, n_tokens=3, n_ctx=1100)
@@ -92,7 +93,8 @@ def test_a_card_is_timed_by_its_events(compiler: str, keep_device: Callable[[Dev
     except DeviceError as error:
         pytest.skip(str(error))
     cupy = StubCupy(EmulatedDriver(build_kind="fast", memory=1 << 20))
-    bed = Bed(keep_device(Device(CudaDriver(cupy=cupy))), 1)
+    source = program(SOURCES / "rms_norm.cu")  # NVRTC takes seconds for all kernels
+    bed = Bed(keep_device(Device(CudaDriver(source=source, cupy=cupy))), 1)
     assert isinstance(bed.clock, CardClock) and bed.clock.copy_bandwidth() > 0
     case = next(vector_cases(bed, SIZES))
     before = bed.device.counters.launches.total()

@@ -31,7 +31,12 @@ def error(got: NDArray[np.float32], wanted: NDArray[np.float64]) -> float:
     return float(np.sqrt(((got - wanted) ** 2).sum() / (wanted**2).sum()))
 
 
-KINDS = [("llama", True), ("gemma3", True), ("qwen3_moe", True), ("qwen3_moe", False)]
+KINDS = [
+    ("llama", True),
+    pytest.param("gemma3", True, marks=pytest.mark.slow),
+    ("qwen3_moe", True),
+    pytest.param("qwen3_moe", False, marks=pytest.mark.slow),
+]
 """Kinds of models, and whether a neuron has a row of down. Of the last one experts go whole."""
 
 

@@ -116,6 +116,7 @@ def test_bad_templates_are_refused(source: str, reason: str) -> None:
     assert reason in refused(source)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "source",
     [

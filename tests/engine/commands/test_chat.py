@@ -305,6 +305,7 @@ def test_interrupt_stops_the_answer_and_not_the_program(terminal: Terminal) -> N
     assert terminal.code() == 130
 
 
+@pytest.mark.slow
 def test_the_first_interrupt_at_the_prompt_only_warns(terminal: Terminal) -> None:
     terminal.interrupt()
     terminal.wait_for("Ctrl-C once more")

@@ -194,6 +194,7 @@ def test_no_bar_without_a_terminal() -> None:
         assert progress is None
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     """Stopped while it writes: the first bytes of the temporary file are there, the file is not."""

@@ -204,6 +204,7 @@ def test_where_everything_is(generate: Run, compiler: str, environment: dict[str
     assert "% of the neurons are hot" in text and "everything runs on the CPU" not in text
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("level", ["1", "2", "3"])
 def test_debugging(generate: Run, compiler: str, level: str) -> None:
     plain, traced = generate(*SPLIT), generate(*SPLIT, HOTCOLD_DEBUG=level)
@@ -226,6 +227,7 @@ def test_chat(run: Run, compiler: str, tmp_path: Path) -> None:
     assert split.stderr.count("hotcold: emulated: VRAM 1.4 of 1.4 MiB") == 2
 
 
+@pytest.mark.slow
 def test_perplexity(run: Run, compiler: str, tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("ab cd ef gh ij kl mn op qr st uv wx yz " * 3)
     options = ("-f", str(tmp_path / "t.txt"), "--kv-type", "f32")
@@ -317,6 +319,7 @@ def test_an_interrupt_leaves_nothing_behind(model: Path, compiler: str) -> None:
     assert sorted(path.name for path in model.parent.iterdir()) == ["m.gguf"]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("arguments", "code"),
     [
@@ -334,6 +337,7 @@ def test_an_emulated_run_leaves_no_temporary_files(
     assert (done.returncode, list(temporary.iterdir())) == (code, []), done.stderr
 
 
+@pytest.mark.slow
 def test_a_bar_while_rows_are_copied(model: Path, compiler: str) -> None:
     """On a terminal: what is copied, and how fast."""
     ours, theirs = pty.openpty()

@@ -73,6 +73,7 @@ def test_what_was_there_stays(tmp_path: Path, command: tuple[str, ...], name: st
     assert [(left.name, left.read_bytes()) for left in out.parent.iterdir()] == [(name, b"old")]
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("n_bytes", [0, 50, 1000])
 @pytest.mark.parametrize("kind", ["hotcold", "powerinfer"])
 def test_an_index_that_is_cut_is_not_there(

@@ -247,6 +247,7 @@ def test_a_bar_shows_what_comes_from_the_disk(
     assert not ends or ends[-1][0] == ends[-1][1]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("command", "stdin"),
     [

@@ -66,6 +66,7 @@ def test_a_model_is_fetched_used_listed_and_removed(hotcold: Run, hub: Hub) -> N
     assert "no models" in hotcold("list").stdout
 
 
+@pytest.mark.slow
 def test_a_connection_that_breaks_is_taken_up_again(hotcold: Run, hub: Hub) -> None:
     pulled = hotcold("pull", "some/broken-GGUF")
     assert pulled.returncode == 0, pulled.stderr
@@ -78,7 +79,7 @@ def test_parts_come_together(hotcold: Run) -> None:
     assert first.name == part_name("m", 1, 2) and first.with_name(part_name("m", 2, 2)).exists()
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("name", "code", "problem"),
     [

@@ -41,6 +41,7 @@ def test_our_index_is_written_used_and_remade_when_stale(tmp_path: Path) -> None
     assert "is not used: made for another budget" in stale.stderr
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a device", "a link to a pipe"])
 def test_an_index_takes_the_place_of_nothing_but_an_index(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str

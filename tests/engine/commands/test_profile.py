@@ -96,7 +96,7 @@ def test_counts_that_are_there_are_not_overwritten(text: Path, tiny: Path, tmp_p
     assert (tmp_path / "activation" / "activation_0.npy").read_bytes() == b"counts"
 
 
-@pytest.mark.sample(4)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("name", ["activation_3.npy", "profile.npz", "profile.json"])
 @pytest.mark.parametrize("kind", ["a pipe", "a directory", "a link to a pipe"])
 def test_counts_take_the_place_of_nothing_but_counts(

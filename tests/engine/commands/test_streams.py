@@ -76,6 +76,7 @@ def test_nobody_has_to_hear(folder: Path, name: str, streams: str) -> None:
     assert done.stdout
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("arguments", "streams", "code"),
     [
@@ -145,6 +146,7 @@ def odd(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     "arguments",
     [

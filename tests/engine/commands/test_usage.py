@@ -41,6 +41,7 @@ def test_the_checkout_runs_too() -> None:
     assert (result.returncode, result.stdout[:8]) == (0, "hotcold ")
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -80,6 +81,7 @@ def path_options(command: type) -> dict[str, int]:
     return {name: N_PATHS[hints[field]] for field, name in names.items() if hints[field] in N_PATHS}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("command", app.registered_commands, ids=lambda command: command.name)
 def test_a_path_of_no_characters_is_refused(command: CommandInfo) -> None:
     """It would be the working folder."""

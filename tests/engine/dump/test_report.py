@@ -45,6 +45,7 @@ def report(budget: str) -> dict[str, Any]:
     return as_json(planned(budget), "tiny-relu-llama.q8_0.gguf")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_sums_are_those_of_the_file_as_the_gguf_package_reads_it(budget: str, tmp_path: Path) -> None:
     """The package knows GGUF's magic alone, so it gets a copy with that."""

@@ -130,7 +130,7 @@ def test_a_sample_is_on_the_side_of_all(
             assert bool(watching.recall().warning()) != its_own
 
 
-@pytest.mark.sample(2)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("budget", ["2MiB", "6MiB", "24MiB"])
 def test_a_device_changes_nothing_or_it_is_said(foreign: Path, budget: str) -> None:
     """A layer whose FFN is wholly on the device is not looked at."""
@@ -142,6 +142,7 @@ def test_a_device_changes_nothing_or_it_is_said(foreign: Path, budget: str) -> N
     assert bool(generation.findings) == (budget != "24MiB")
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("its_own", "budget"),
     [(False, "6MiB"), *(pytest.param(True, budget, marks=pytest.mark.slow) for budget in ("5MiB", "7MiB"))],

@@ -41,7 +41,7 @@ def greedy_by_hand(path: Path, ids: list[int], n: int, options: dict[str, Any]) 
     return found[len(ids) :]
 
 
-@pytest.mark.parametrize("options", [{}, DEVICE], ids=["cpu", "device"])
+@pytest.mark.parametrize("options", [{}, pytest.param(DEVICE, marks=pytest.mark.slow)], ids=["cpu", "device"])
 def test_texts_are_of_listed_rows_alone(path: Path, options: dict[str, Any], compiler: str) -> None:
     with hotcold.load(path, 64, 16, threads=2, **options) as engine:
         ids = engine.prompt_ids(PROMPT, parse_special=False)

@@ -29,7 +29,8 @@ def file(data: Path) -> Iterator[GGUFFile]:
 @pytest.mark.parametrize(
     "name",
     [f"powerinfer/{name}.powerinfer" for name in ("llama-f16", "llama-q4_0", "falcon-q4_0", "opt-f16")]
-    + [f"llamacpp/{name}" for name in ("smallthinker.f16", "qwen2moe.q4_0", "gptoss.mxfp4")],
+    + [f"llamacpp/{name}" for name in ("smallthinker.f16", "qwen2moe.q4_0")]
+    + [pytest.param("llamacpp/gptoss.mxfp4", marks=pytest.mark.slow)],
 )
 def test_launches_are_those_of_a_run(name: str, budget: str, data: Path, open_emulated: OpenEmulated) -> None:
     with open_gguf(data / f"{name}.gguf") as file:

@@ -133,6 +133,7 @@ def test_experts_are_sent_whole() -> None:
     assert plan.streaming.work < 0.3 * cold  # two of eight experts, and attention
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(("n_mib", "sparsity"), [(830, "threshold"), (4000, "off"), (4000, "threshold")])
 def test_neurons_of_experts_are_sent_by_where_each_expert_begins(n_mib: int, sparsity: str) -> None:
     model = with_thresholds_by_neuron(eight_layers(like("mixtral-8x7b:q4_0", None)))

@@ -211,6 +211,7 @@ def right() -> dict[str, bytes]:
     return {}
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_in_the_classes_is_seen(
     bug: str,

@@ -70,6 +70,7 @@ def addresses(at: int, n_expert: int) -> NDArray[np.int64]:
     return np.array((ctypes.c_int64 * n_expert).from_address(at))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("n_tokens", [1, 3])
 @pytest.mark.parametrize("budget", ["dense", "dense + 50%"])
 @pytest.mark.parametrize("name", ["smallthinker.window5.q4_0", "qwen3moe.f16"])

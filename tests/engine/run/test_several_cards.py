@@ -121,6 +121,7 @@ ORDERS: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 def test_bits_depend_on_no_order_and_the_crossing_is_waited_for(
     file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,6 +159,7 @@ def test_rows_that_are_sent_to_each_card(
         assert run_on(two, file, devices, (8, 3)).tobytes() == alone
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("which", [0, 1])
 @pytest.mark.parametrize("kind", ["alloc", "launch", "h2d", "d2h"])

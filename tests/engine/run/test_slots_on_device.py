@@ -54,7 +54,7 @@ def bits(found: Sequence[NDArray[Any]]) -> list[bytes]:
 
 
 CASES = [
-    ("llamacpp/llama.f16", "off", "f16"),
+    pytest.param("llamacpp/llama.f16", "off", "f16", marks=pytest.mark.slow),
     pytest.param("llamacpp/llama.f32", "off", "f32", marks=pytest.mark.slow),
     pytest.param("llamacpp/llama.q4_k", "off", "f32", marks=pytest.mark.slow),
     pytest.param("powerinfer/llama-f16.powerinfer", "predictor", "q8_0", marks=pytest.mark.slow),
@@ -97,6 +97,7 @@ def test_bits_do_not_depend_on_neighbours(
                 assert bits(alone(executor, each[0], N_STEPS, 2)) == wanted[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kv_type"),
     [
@@ -163,6 +164,7 @@ def test_over_two_cards(has_room: bool, data: Path, open_emulated: OpenEmulated)
             assert list(map(bits, together(executor, each, [2, 0, 1]))) == wanted
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kv_type", ["f16", "q8_0"])
 def test_a_slot_goes_into_an_array_and_back(kv_type: str, data: Path, split_device: Device) -> None:
     """From one slot to another, which says the same then; those beside it keep what they hold."""
@@ -213,6 +215,7 @@ BUGS = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_wrong_slot_is_seen(
     bug: str, data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch

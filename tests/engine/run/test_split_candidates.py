@@ -123,6 +123,7 @@ def text_and_bytes(engine: Engine, settings: dict[str, Any], n: int = 5) -> tupl
     return generation.ids, n_bytes
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize(
     ("settings", "is_enough"), [(s, True) for s in ENOUGH] + [(s, False) for s in NEED_ALL]
 )
@@ -137,6 +138,7 @@ def test_texts_are_those_of_whole_logits(
     assert ids == whole and len(ids) == 5
 
 
+@pytest.mark.slow
 def test_a_draft_is_judged_by_them(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     prompt = "Once upon a time, once upon a time, once upon a"
     texts = []

@@ -122,6 +122,7 @@ def launches_of_first_layer(executor: Executor) -> int:
     return sum(len(step.launches) for step in steps if step.nodes[0].name.endswith("-0"))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(("n_ctx", "of_floats"), [(64, 9), (1100, 9)])
 @pytest.mark.parametrize("kind", ["f16", "q4_0"])
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -185,6 +185,7 @@ def check_seen(
     assert any(bits(plan, file, open_emulated, policy, has_graphs) != wanted for policy in policies)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("has_graphs", [False, True])
 @pytest.mark.parametrize("bug", IN_BITS)
 def test_a_bug_is_seen(
@@ -198,6 +199,7 @@ def test_a_bug_is_seen(
     check_seen(lambda: IN_BITS[bug](monkeypatch), make_plan, file, open_emulated, has_graphs)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("has_graphs", [False, True])
 @pytest.mark.parametrize("bug", OF_COPIES_UP)
 def test_a_bug_of_a_copy_up_is_seen(

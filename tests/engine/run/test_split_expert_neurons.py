@@ -94,6 +94,7 @@ def test_every_budget_gives_the_cpus_logits(
         assert distance(got, cpu_logits(model, file, case)) <= bound
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_of_more_tokens_than_go_at_once(
     kind: str, written: Callable[[str], Path], split_device: Device
@@ -112,6 +113,7 @@ def test_a_batch_of_more_tokens_than_go_at_once(
     assert batch.tobytes() == alone.tobytes()
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("sparsity", ["exact", "off"])
 @pytest.mark.parametrize("theirs", ["device", "host"])
 def test_neither_side_reads_a_row_of_the_other(
@@ -148,6 +150,7 @@ def test_neither_side_reads_a_row_of_the_other(
     assert got.tobytes() == wanted.tobytes()
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_the_share_of_neurons_that_the_device_served(
     share: float, written: Callable[[str], Path], split_device: Device

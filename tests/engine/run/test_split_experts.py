@@ -156,6 +156,7 @@ def chosen_by(model: Model, file: GGUFFile, ids: NDArray[np.int32]) -> list[NDAr
     return [found[i] for i in range(model.n_layer)]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("by_neuron", [False, True])
 @pytest.mark.parametrize("n_hot", [2, 5])
 def test_experts_that_are_not_chosen_are_read_on_neither_side(

@@ -72,6 +72,7 @@ def numbers(every: bool) -> Iterator[int]:
     return count(1) if every else iter((1, 2, 5))
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("policy", "every"), [("random", False), pytest.param("late", True, marks=pytest.mark.slow)]
 )
@@ -103,6 +104,7 @@ def test_a_call_fails_between_loading_and_the_second_token(
     assert failed >= ({"alloc": 8, "launch": 60, "h2d": 20, "d2h": 9}[kind] if every else 5)
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", KINDS[1:])
 def test_an_executor_runs_again_after_a_failed_run(

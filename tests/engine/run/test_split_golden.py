@@ -37,7 +37,7 @@ slow = pytest.mark.slow
 )
 @pytest.mark.parametrize(
     "outtype",
-    ["q8_0", "q4_0", "q4_k_m", pytest.param("iq4_nl", marks=slow), pytest.param("q2_k", marks=slow)],
+    ["q8_0", "q4_0", *(pytest.param(outtype, marks=slow) for outtype in ("q4_k_m", "iq4_nl", "q2_k"))],
 )
 def test_the_bundled_model_quantised(
     outtype: str,

@@ -308,6 +308,7 @@ def bits(plan: Plan, file: GGUFFile, device: Device) -> tuple[bytes, int]:
     return logits.tobytes(), sum(device.counters.launches.values())
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("bug", BUGS)
 def test_a_bug_in_the_graphs_is_seen(
     bug: str, plan: Plan, file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch

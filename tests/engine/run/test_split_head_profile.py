@@ -54,6 +54,7 @@ def by_profile(whole: F32) -> F32:
     return np.where(is_even == (whole[:, [ROW]] > 0), whole, -np.inf)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("name", "kind"), [("f16", Kind.F32), ("q8_0", Kind.Q8_0), ("f16", Kind.Q8_0), ("q8_0", Kind.F32)]
 )

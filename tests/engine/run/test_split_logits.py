@@ -165,6 +165,7 @@ def check_division(
 FIXTURES = [HealthCheck.function_scoped_fixture]
 
 
+@pytest.mark.slow
 @settings(max_examples=8, deadline=None, derandomize=True, suppress_health_check=FIXTURES)
 @given(which=divisions())
 def test_random_divisions_give_the_cpus_logits(

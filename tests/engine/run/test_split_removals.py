@@ -27,7 +27,7 @@ from hotcold.engine.run.executor import Executor
 from hotcold.errors import HotcoldError
 from hotcold.gguf_io import GGUFFile, open_gguf
 
-KINDS = ("f16", "q4_0")
+KINDS = (pytest.param("f16", marks=pytest.mark.slow), "q4_0")
 
 
 @pytest.fixture(params=KINDS)

@@ -47,6 +47,7 @@ def file(name: str, data: Path) -> Iterator[GGUFFile]:
         yield opened
 
 
+@pytest.mark.sample(3)
 def test_both_sides_look_at_the_neurons_that_powerinfer_did(
     name: str, file: GGUFFile, data: Path, split_device: Device
 ) -> None:
@@ -78,6 +79,7 @@ def test_launches_are_prepared_once(
         mixed_logits(executor)
 
 
+@pytest.mark.sample(3)
 def test_both_sides_together_list_what_the_cpu_alone_does(file: GGUFFile, split_device: Device) -> None:
     """In batches of any length too."""
     model, case = model_of(file), Case("predictor")
@@ -93,6 +95,7 @@ def test_both_sides_together_list_what_the_cpu_alone_does(file: GGUFFile, split_
     assert 0 < use.active_device_share < 1
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("sparsity", ["exact", "off"])
 def test_without_a_predictor_every_neuron_is_looked_at(
     sparsity: str, file: GGUFFile, split_device: Device
@@ -169,6 +172,7 @@ def test_the_command_prints_them(compiler: str) -> None:
     assert "for checking, not for speed" in done.stderr
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("kind", ["launch", "h2d", "d2h"])
 @pytest.mark.parametrize("n", [1, 5])
 def test_a_run_that_failed_leaves_nothing_behind(
@@ -190,6 +194,7 @@ def test_a_run_that_failed_leaves_nothing_behind(
             assert mixed_logits(executor).tobytes() == wanted.tobytes()
 
 
+@pytest.mark.slow
 def test_a_text_goes_on_after_a_failure(engine: Engine) -> None:
     """A chat's next turn finds the part that ran, and no more, in the cache."""
     device = engine.executor.devices[0]

@@ -139,6 +139,7 @@ def test_near_the_cpu_and_decoding_goes_on(
     assert distance(got, want) < BOUND_OF_F32
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=slow)])
 @pytest.mark.parametrize("kind", ["launch", "h2d", "d2h"])
 def test_a_call_fails_and_the_next_run_is_right(
@@ -199,6 +200,7 @@ PLANTED: dict[str, tuple[type, str, Any]] = {
 }
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("bug", PLANTED)
 def test_planted_bugs_are_found(
     bug: str, data: Path, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch

@@ -214,6 +214,7 @@ def in_parts(model: Model, n: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(streaming, "PART_BYTES", -(-n_bytes // n))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("budget", "sides"),
     [("dense + 17%", ["gpu", "gpu"]), pytest.param("half", ["cpu", "cpu"], marks=pytest.mark.slow)],

@@ -105,7 +105,7 @@ def test_the_plan_counts_a_windows_bytes(file: GGUFFile) -> None:
     assert plan.caches[5].why == "4096 positions of layer 5"
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("share", [0.5, *(pytest.param(n, marks=pytest.mark.slow) for n in (0.0, 1.0))])
 def test_windows_go_round_on_the_device(
     share: float, file: GGUFFile, split_device: Device, distance: Callable[[Logits, Logits], float]
 ) -> None:
@@ -121,6 +121,7 @@ def test_windows_go_round_on_the_device(
         assert distance(logits_of(it, ids), wanted) <= 1e-5
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("n_hot", [0, 23, 64])
 def test_neurons_of_a_gelu_gated_ffn_are_divided(
     n_hot: int, data: Path, tmp_path: Path, split_device: Device, distance: Callable[[Logits, Logits], float]

@@ -135,6 +135,7 @@ def reload(page: Chrome) -> None:
     elements(page, "aside summary")[0].click()
 
 
+@pytest.mark.slow
 def test_a_reload_keeps_the_chat(page: Chrome) -> None:
     before = answered(page, "Who is <b>Emma</b>?")
     element(page, "text").send_keys("and Jane")
@@ -156,7 +157,7 @@ def test_a_reload_in_the_middle_says_so(page: Chrome, server: Served) -> None:
     wait_for_rest(server)
 
 
-@pytest.mark.parametrize("width", [390, 1280])
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.slow)])
 def test_it_fits(page: Chrome, width: int) -> None:
     look_as(page, width, 844, is_phone=width < 800)
     answered(page, "W" * 60)
@@ -192,6 +193,7 @@ def test_an_error_is_shown(page: Chrome) -> None:
     assert len(elements(page, ".turn.error")) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("slow_tokens")
 def test_experts_glow_where_tokens_go(browser: Chrome) -> None:
     """Layer by expert, those of the step that was looked at last, in light and in dark, on a phone too."""
@@ -222,6 +224,7 @@ def test_experts_glow_where_tokens_go(browser: Chrome) -> None:
         assert len(elements(page, "#times tr")) >= 3 and len(elements(page, "#parts i")) >= 3
 
 
+@pytest.mark.slow
 def test_each_card_has_a_bar_of_its_own(browser: Chrome, server: Served, compiler: str) -> None:
     """As long as what it holds of its budget, in the colours of the legend; no card alone has one."""
     with (

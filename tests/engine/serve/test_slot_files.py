@@ -95,33 +95,21 @@ def test_a_slot_that_answers_is_waited_for(engine: Engine, tmp_path: Path) -> No
         assert told["n_saved"] > 1
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        ".",
-        "..",
-        "../emma",
-        "a/b",
-        "a\\b",
-        "/tmp/emma",
-        ".emma",
-        "a\0b",
-        "a\nb",
-        "\ud800",
-        "a" * 201,
-        "c:",
-        7,
-    ],
+NO_NAMES: tuple[Any, ...] = (
+    *("", ".", "..", "../emma", "a/b", "a\\b", "/tmp/emma", ".emma"),
+    *("a\0b", "a\nb", "\ud800", "a" * 201, "c:", 7),
 )
+
+
 @pytest.mark.parametrize("action", ["save", "restore"])
-def test_no_name_leads_out_of_the_folder(engine: Engine, tmp_path: Path, name: Any, action: str) -> None:
+def test_no_name_leads_out_of_the_folder(engine: Engine, tmp_path: Path, action: str) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
     with served(engine, slot_save_path=folder) as server:
-        told = act(server, action, name)
-    assert told.status == 400 and told.message.startswith("filename")
-    assert [path.name for path in tmp_path.rglob("*")] == ["in"]
+        for name in NO_NAMES:
+            told = act(server, action, name)
+            assert told.status == 400 and told.message.startswith("filename"), name
+            assert [path.name for path in tmp_path.rglob("*")] == ["in"], name
 
 
 def test_no_link_leads_out_of_the_folder(engine: Engine, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ PROMPTS = ("Emma", "It is a truth universally acknowledged, that a single man", 
 N_SLOTS = 3
 
 
-@pytest.fixture(scope="module", params=["off", "predictor"])
+@pytest.fixture(scope="module", params=[pytest.param("off", marks=pytest.mark.slow), "predictor"])
 def engine(request: pytest.FixtureRequest, tiny_model: Any) -> Iterator[Engine]:
     path: Path = tiny_model("q8_0", request.param == "predictor")
     with load(path, n_ctx=160, threads=1, sparsity=request.param, n_slots=N_SLOTS) as engine:
@@ -87,6 +87,7 @@ def test_sixteen_at_once_and_a_restart(
     assert max(taken) > 8
 
 
+@pytest.mark.slow
 def test_several_at_once_wholly_on_a_device(compiler: str) -> None:
     """Three answers in two slots, whose caches are there: each says what it says alone."""
     device: dict[str, Any] = {"device": "emulated", "vram_budget": "64MiB", "n_batch": 16}
@@ -172,6 +173,7 @@ def test_a_failing_step_is_told_to_all_whom_it_concerns(
     assert server.ask(TEXT, asked(0)).status == 200
 
 
+@pytest.mark.slow
 def test_a_streamed_prompt_passes_in_whole_batches_beside_others(
     compiler: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -64,6 +64,7 @@ def test_a_file_cut_while_it_is_converted(llama: MakeLlama, out: Path) -> None:
     assert isinstance(error, TruncatedError) and "were there when it was opened" in str(error)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     "name", ["config.json", "tokenizer.model", "model.safetensors", "tokenizer_config.json"]
 )

@@ -261,6 +261,7 @@ def test_a_second_start_compiles_nothing(tmp_path: Path) -> None:
     assert stamps[0] == stamps[1]
 
 
+@pytest.mark.slow
 def test_what_a_program_does_not_call_is_not_compiled(tmp_path: Path) -> None:
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
     subprocess.run([sys.executable, "-c", RELU], check=True, env=environment, stdout=subprocess.DEVNULL)

@@ -244,6 +244,7 @@ def test_one_prepared_launch_serves_every_position(open_emulated: Open, put: Put
         assert close(get(device, y), ref.attention(case.q, k, v, n_past))
 
 
+@pytest.mark.slow
 def test_a_counter_that_does_not_begin_anew_is_noticed(open_emulated: Open, put: Put, get: Get) -> None:
     """The second launch then has no last block, and no answer."""
     whole = program(SOURCES / "attention.cu")

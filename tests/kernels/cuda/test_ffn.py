@@ -197,7 +197,7 @@ MIXES = [
 
 
 @pytest.mark.parametrize("types", MIXES, ids=lambda types: "-".join(t.name for t in types))
-@pytest.mark.parametrize("has_gate", [True, False])
+@pytest.mark.parametrize("has_gate", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_matrices_of_several_types(
     device: Device, put: Put, get: Get, types: tuple[Type, Type, Type], has_gate: bool
 ) -> None:

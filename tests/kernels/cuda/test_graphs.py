@@ -15,6 +15,7 @@ from hotcold.kernels.cuda.add import add
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.device.device import CapturedGraph, Device
 from hotcold.kernels.cuda.device.driver import CaptureError
+from hotcold.kernels.cuda.device.sources import SOURCES, program
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 Open = Callable[..., Device]
@@ -22,6 +23,8 @@ Put = Callable[[Device, NDArray[np.generic]], Buffer]
 Get = Callable[[Device, Buffer], NDArray[np.generic]]
 POLICIES = ("eager", "late", "ahead", "random")
 N = 40
+ADD = program(SOURCES / "add.cu")
+"""NVRTC takes seconds for all kernels."""
 
 
 @pytest.fixture(params=["stub", *POLICIES, pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -29,7 +32,7 @@ def opened(request: pytest.FixtureRequest, open_emulated: Open, open_stub: Open)
     if request.param == "cuda":
         card: Device = request.getfixturevalue("card")
         return card
-    return open_stub() if request.param == "stub" else open_emulated(policy=request.param)
+    return open_stub(source=ADD) if request.param == "stub" else open_emulated(policy=request.param)
 
 
 def doubling(device: Device, x: Buffer) -> CapturedGraph:
@@ -283,7 +286,7 @@ def test_what_does_not_follow_the_graphs_stream_is_no_part_of_it(open_emulated: 
 
 def test_calls_for_an_event_that_is_seen_from_outside(open_stub: Open, put: Put) -> None:
     """CuPy has none that records it: the driver's library is asked."""
-    device, calls = open_stub(), list[tuple[int, int, int]]()
+    device, calls = open_stub(source=ADD), list[tuple[int, int, int]]()
     driver: Any = device.driver
     record = driver.libcuda.cuEventRecordWithFlags
 
@@ -310,7 +313,7 @@ def test_a_cuda_driver_without_such_events_says_so(
             raise OSError(f"{name}: no such file")
         return load(name)
 
-    device, load = open_stub(), ctypes.CDLL
+    device, load = open_stub(source=ADD), ctypes.CDLL
     device.driver.libcuda = None  # type: ignore[attr-defined]
     monkeypatch.setattr(ctypes, "CDLL", found)
     with pytest.raises(CaptureError, match="the host cannot wait for a part of a graph.*--no-graphs"):
@@ -321,7 +324,7 @@ def test_a_cupy_without_graphs_says_so(open_stub: Open, monkeypatch: pytest.Monk
     import stub_cupy
 
     monkeypatch.delattr(stub_cupy.Stream, "begin_capture")
-    device = open_stub()
+    device = open_stub(source=ADD)
     with pytest.raises(CaptureError, match="no graphs"):
         device.capture(lambda: None, device.compute)
 

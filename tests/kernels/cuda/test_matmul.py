@@ -17,6 +17,7 @@ from hotcold.kernels.weight_table import QUANTISED, WEIGHT_TYPES
 
 pytestmark = pytest.mark.pairwise
 PLAIN = sorted(set(WEIGHT_TYPES) - QUANTISED)
+EACH_PLAIN = each_type(*QUANTISED, quick=[Type.F32, Type.F16])
 SIZES = [(1, 1, 1), (2, 3, 1), (17, 64, 3), (64, 65, 2), (70, 70, 5)]
 """Tokens, rows, and blocks in a row."""
 
@@ -53,13 +54,13 @@ def test_long_rows(device: Device, product: Product, weight_type: Type) -> None:
     assert worst_error(*product(device, weight_type, 2, 3, 12288)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", PLAIN, ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", EACH_PLAIN)
 @pytest.mark.parametrize("n", [1, 7, 8, 31, 300])
 def test_plain_rows_of_any_length(device: Device, product: Product, weight_type: Type, n: int) -> None:
     assert worst_error(*product(device, weight_type, 3, 5, n)) < 1e-5
 
 
-@pytest.mark.parametrize("weight_type", [Type.BF16, Type.Q8_0], ids=lambda t: t.name)
+@pytest.mark.parametrize("weight_type", [*EACH_PLAIN[1:], pytest.param(Type.Q8_0, id="Q8_0")])
 def test_epilogue(device: Device, put: Put, get: Get, weight_type: Type) -> None:
     """residual + relu(W x + bias), with the residual in y."""
     n_tokens, n_rows, n, flags = 3, 70, 96, HAS_BIAS | HAS_RESIDUAL | RELU
@@ -116,9 +117,9 @@ def test_the_bits_are_the_same_without_tensor_cores(
 @pytest.mark.parametrize(
     ("weight_type", "missing"),
     [
-        *[(Type.Q8_0, 0), (Type.Q8_0, 32), (Type.Q4_K, 0), (Type.Q4_K, 4 * (TILE_SIDE + 4) + 32)],
-        *[(Type.F16, 0), (Type.F16, 16)],
-        *(pytest.param(Type.BF16, missing, marks=pytest.mark.slow) for missing in (0, 16)),
+        *[(Type.Q8_0, 0), (Type.Q8_0, 32), (Type.F16, 0), (Type.F16, 16)],
+        *(pytest.param(Type.Q4_K, n, marks=pytest.mark.slow) for n in (0, 4 * (TILE_SIDE + 4) + 32)),
+        *(pytest.param(Type.BF16, n, marks=pytest.mark.slow) for n in (0, 16)),
     ],
     ids=str,
 )

@@ -173,7 +173,11 @@ def test_epilogue(device: Device, put: Put, get: Get) -> None:
     assert worst_error(get(device, y), residual + ref.relu(want + bias)) < 1e-5
 
 
-@pytest.mark.parametrize(("weight_type", "missing"), [(Type.Q8_0, 256 + 16), (Type.Q2_K, 16)], ids=str)
+@pytest.mark.parametrize(
+    ("weight_type", "missing"),
+    [(Type.Q8_0, 256 + 16), pytest.param(Type.Q2_K, 16, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_the_kernel_uses_the_shared_memory_that_is_planned(
     open_emulated: Open, product: Callable[..., Array], weight_type: Type, missing: int
 ) -> None:

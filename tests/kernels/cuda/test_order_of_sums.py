@@ -85,6 +85,7 @@ def test_products(device: Device, put: Put, get: Get, weight_type: Type) -> None
             assert batch(device, put, get, w, x[:n_tokens]).tobytes() == want[:n_tokens].tobytes(), n
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("weight_type", each_type())
 def test_products_have_the_bits_of_the_oracle(
     open_emulated: Open, device: Device, put: Put, get: Get, weight_type: Type
@@ -109,6 +110,7 @@ of_halves = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.slow
 @of_halves
 def test_without_tensor_cores_halves_have_the_order_of_floats(
     open_emulated: Open, put: Put, get: Get, weight_type: Type

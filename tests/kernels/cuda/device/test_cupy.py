@@ -177,6 +177,7 @@ def test_cupy_writes_into_our_cache_alone(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("home", "left"),
     [(None, [".cache", ".cache/hotcold", ".cache/hotcold/cupy"]), ("/proc", []), ("relative", []), ("", [])],

@@ -142,6 +142,7 @@ def test_the_cache_lies_where_users_expect_it(tmp_path: Path, monkeypatch: pytes
     assert cache.cache_directory() == tmp_path / ".cache" / "hotcold"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("required", [pytest.param("", marks=pytest.mark.slow), "1"])
 def test_without_a_compiler_tests_skip_with_a_reason_unless_that_is_forbidden(required: str) -> None:
     environment = os.environ | {"CXX": "no-such-compiler", "HOTCOLD_REQUIRE_EMULATED": required}

@@ -74,6 +74,7 @@ def test_the_next_device_works_after_a_fault(
     device.synchronize()
 
 
+@pytest.mark.slow
 def test_libraries_share_the_stacks_of_their_threads(open_emulated: Open, seam_source: str) -> None:
     """Each has hundreds of guard pages, and a process that loads a library a type has a limit of maps."""
     ran, before = [], len(MAPS.read_text().splitlines())
