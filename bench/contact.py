@@ -1,22 +1,25 @@
 """The first minutes on a card: everything that has to be seen there, as one script, most important first.
 
-    python bench/contact.py > contact.md              the first card; about eight minutes
-    python bench/contact.py --device emulated         that the script itself works, without a card
+    python bench/contact.py > contact.md                            the first card; nine minutes at most
+    python bench/contact.py --steps kernels model > more.md         then what had no time, or is to be seen again
+    python bench/contact.py --device emulated                       that the script itself works, without a card
 
 Each step is a process of its own with a limit of seconds, since an error of a kernel sticks to its process. What it
-prints goes to a file of --folder; standard output gets a table, and the last lines of what failed. Ends with 1 if
-a step failed.
+prints goes to a file of --folder; standard output gets a table, what benches print, and the last lines of what failed.
+Ends with 1 if a step failed.
 """
 
 import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -34,17 +37,25 @@ KERNEL_TESTS = (
         "experts",
         "host_memory",
     ),
-    *("scale", "rope", "candidates", "keep_some"),
+    *("scale", "rope", "candidates", "keep_some", "slots"),
 )
-SPLIT_TESTS = (
-    "split_logits",
-    "split_counters",
-    "split_types",
-    "same_bits_split",
-    "split_experts",
-    "split_order",
+RUN_TESTS = (
+    *("split_logits", "split_counters", "slots_on_device", "split_types", "same_bits_split", "split_experts"),
+    *("split_order", "split_golden", "split_use", "split_mixed_types", "split_expert_neurons"),
+    *("exact_layers", "windows"),
 )
-AT_ONCE = 4
+SANITIZED = (
+    ("memcheck", "attention", "test_windows_sinks_and_scale and 0.12-True"),
+    ("memcheck", "compact", ""),
+    ("racecheck", "matmul", "test_long_rows or test_epilogue"),
+)
+"""Of compute-sanitizer the tool, the file of tests, and which of them: under it they take many times as long."""
+KERNEL_PATHS = tuple(f"tests/kernels/cuda/test_{name}.py" for name in KERNEL_TESTS)
+RUN_PATHS = (
+    *(f"tests/engine/run/test_{name}.py" for name in RUN_TESTS),
+    "tests/engine/calibrate/test_threshold_split.py",
+)
+AT_ONCE = max(4, min(8, (os.cpu_count() or 1) // 2))
 """Steps that run beside each other, of those that may."""
 SHOWN_LINES = 12
 """Of the output of a step that failed."""
@@ -64,6 +75,8 @@ class Step:
         check: looks at what it printed, if it ended well.
         needs: a program without which it is left out.
         beside: whether it may run beside its neighbours that may too, since nothing of it is timed.
+        told: whether standard output gets all that it prints.
+        says: what of its output stands in the table.
     """
 
     name: str
@@ -72,6 +85,8 @@ class Step:
     check: Check = lambda printed: ""
     needs: str = ""
     beside: bool = False
+    told: bool = False
+    says: Check = lambda printed: ""
 
 
 @dataclass(frozen=True)
@@ -89,9 +104,13 @@ def hotcold(*arguments: str) -> tuple[str, ...]:
     return sys.executable, "-m", "hotcold", *arguments
 
 
-def tests(path: str) -> tuple[str, ...]:
-    """The tests of a file that need a card."""
-    return sys.executable, "-m", "pytest", "-q", "-n0", "-m", "gpu and not slow", "-rs", str(ROOT / path)
+def tests(path: str, which: str = "") -> tuple[str, ...]:
+    """The tests of a file that need a card, or those whose names have these words."""
+    chosen = ("-k", which) if which else ()
+    return (
+        *(sys.executable, "-m", "pytest", "-q", "-n0", "-m", "gpu and not slow", "-rs"),
+        *(*chosen, str(ROOT / path)),
+    )
 
 
 def bench(name: str, *arguments: str) -> tuple[str, ...]:
@@ -127,6 +146,11 @@ def generate(device: str, *more: str) -> tuple[str, ...]:
     )
 
 
+def tokens_a_second(printed: str) -> str:
+    """Of a text."""
+    return f"{json.loads(printed)['decode_tokens_per_second']:.0f} tokens/s"
+
+
 def planned_is_used(printed: str) -> str:
     """The plan's bytes are those that the device gave."""
     answer = json.loads(printed)
@@ -147,16 +171,16 @@ def facts() -> Iterator[Step]:
     """The machine, and what a launch costs."""
     query = "name,driver_version,compute_cap,memory.free,compute_mode,pcie.link.gen.current"
     yield Step("card", ("nvidia-smi", f"--query-gpu={query}", "--format=csv"), 15, needs="nvidia-smi")
-    versions = "import cupy, numba, numpy; print(cupy.__version__, numba.__version__, numpy.__version__)"
-    yield Step("versions", (sys.executable, "-c", versions), 60)
-    yield Step("devices", hotcold("devices"), 30)
+    versions = "import sys, numpy, gguf, cupy, numba; print(sys.version, numpy.__version__, cupy.__version__, numba.__version__)"
+    yield Step("versions", (sys.executable, "-c", versions), 60, says=str.strip)
+    yield Step("devices", hotcold("devices"), 60, told=True)
 
 
 def texts(device: str, budget: str) -> Iterator[Step]:
-    """The bundled model on the CPU, all of it on the device, and split."""
-    yield Step("text-cpu", generate("cpu"), 90)
-    yield Step("text-device", generate(device), 60, planned_is_used)
-    yield Step("text-split", generate(device, "--strict", "--vram-budget", budget), 60, planned_is_used)
+    """The bundled model all on the device, and split."""
+    yield Step("text-device", generate(device), 60, planned_is_used, says=tokens_a_second)
+    split = generate(device, "--strict", "--vram-budget", budget)
+    yield Step("text-split", split, 60, planned_is_used, says=tokens_a_second)
     run = hotcold("offload-dump", "--run", "--json", "--device", device, "--vram-budget", budget, "-q")
     yield Step("sides", run, 60, graphs_as_assumed)
 
@@ -164,68 +188,93 @@ def texts(device: str, budget: str) -> Iterator[Step]:
 def test_step(path: str) -> Step:
     """The tests of a file, on a card."""
     name = Path(path).stem.removeprefix("test_")
-    return Step(f"test-{name}", tests(path), 90, nothing_skipped, beside=True)
+    return Step(f"test-{name}", tests(path), 180, nothing_skipped, beside=True)
+
+
+def last_line(printed: str) -> str:
+    """As pytest counts."""
+    return "".join(printed.strip().splitlines()[-1:]).strip("= ")
 
 
 def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:
     """In the order of what one learns from them."""
     yield from facts()
-    yield Step("launches", bench("launches.py", "--device", device), 90, no_spills)
+    yield Step("compile", bench("compile_units.py", "--device", device), 120, beside=True)
+    yield Step("text-cpu", generate("cpu"), 120, beside=True)
+    yield Step("launches", bench("launches.py", "--device", device), 90, no_spills, told=True)
     yield from texts(device, "6MiB")
-    for name in KERNEL_TESTS:
-        yield test_step(f"tests/kernels/cuda/test_{name}.py")
-    for name in SPLIT_TESTS:
-        yield test_step(f"tests/engine/run/test_{name}.py")
-    for tool, name in (("memcheck", "attention"), ("memcheck", "compact"), ("racecheck", "matmul")):
-        checked = ("compute-sanitizer", "--tool", tool, "--error-exitcode", "9")
-        command = (*checked, *tests(f"tests/kernels/cuda/test_{name}.py"))
-        yield Step(f"{tool}-{name}", command, 60, needs="compute-sanitizer")
+    for model in ((), ("--shape", "1b")):
+        name = "-".join(("slots", *model[1:]))
+        yield Step(name, bench("slots.py", "--device", device, *model), 60, told=True)
+    yield from map(test_step, (*KERNEL_PATHS, *RUN_PATHS))
+    for tool, name, which in SANITIZED:
+        quiet = (
+            ("--report-api-errors", "no") if tool == "memcheck" else ()
+        )  # what the driver answers is ours to judge
+        checked = ("compute-sanitizer", "--tool", tool, *quiet, "--error-exitcode", "9")
+        command = (*checked, *tests(f"tests/kernels/cuda/test_{name}.py", which))
+        yield Step(f"{tool}-{name}", command, 60, nothing_skipped, needs="compute-sanitizer", says=last_line)
     for n_threads in ("1", "2", "4", "8", "16"):
         split = generate(device, "--vram-budget", "6MiB", "-t", n_threads)
-        yield Step(f"threads-{n_threads}", split, 30, planned_is_used)
-    yield Step("trouble", bench("trouble.py", "--device", device), 90)
-    yield Step(
-        "kernels",
-        bench("gpu.py", "--device", device, "--minutes", str(minutes), "--budgets"),
-        60 * minutes + 60,
-    )
+        yield Step(f"threads-{n_threads}", split, 30, planned_is_used, says=tokens_a_second)
+    yield Step("trouble", bench("trouble.py", "--device", device), 120, told=True)
+    measured = bench("gpu.py", "--device", device, "--minutes", str(minutes))
+    yield Step("kernels", (*measured, "--budgets"), 60 * minutes + 60, told=True)
+    whole = (*measured, "--no-kernels", "--budgets", "50%", "all")
+    yield Step("model", whole, 60 * minutes + 60, told=True)
 
 
 def steps_without_one(device: str) -> Iterator[Step]:
     """The same as far as it goes on the emulated device."""
     yield from facts()
-    yield Step("launches", bench("launches.py", "--device", device, "--repeats", "2"), 120, no_spills)
+    yield Step("text-cpu", generate("cpu"), 120, says=tokens_a_second)
+    launches = bench("launches.py", "--device", device, "--repeats", "2")
+    yield Step("launches", launches, 120, no_spills, told=True)
     yield from texts(device, "6MiB")
+    slots = bench("slots.py", "--device", device, "--shape", "tiny", "--tokens", "2")
+    yield Step("slots", slots, 120, told=True)
     yield Step("trouble", bench("trouble.py", "--device", device), 60)
 
 
 def run_step(step: Step, folder: Path, left: float) -> Outcome:
-    """Run it for as long as it may; its output goes to a file."""
+    """Run it for as long as it may, and what it has begun; its output goes to a file."""
     if step.needs and shutil.which(step.needs) is None:
         return Outcome(step, 0.0, f"left out: no {step.needs}", "")
     if left <= 0:
         return Outcome(step, 0.0, "left out for want of time", "")
     started = time.perf_counter()
-    environment = os.environ | {"HOTCOLD_REQUIRE_GPU": "1"}
-    try:
-        done = subprocess.run(
+    environment = os.environ | {"HOTCOLD_REQUIRE_GPU": "1", "PYTHONUNBUFFERED": "1"}
+    path, late = folder / f"{step.name}.txt", False
+    with (
+        path.open("wb") as file,
+        subprocess.Popen(
             step.command,
             cwd=ROOT,
             env=environment,
-            stdout=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            stdout=file,
             stderr=subprocess.STDOUT,
-            check=False,
-            timeout=min(step.seconds, left),
-            text=True,
-            errors="replace",
-        )
-        printed = done.stdout
-        problem = f"exit code {done.returncode}" if done.returncode else step.check(printed)
-    except subprocess.TimeoutExpired as error:
-        printed = (error.output or b"").decode(errors="replace")
-        problem = "took too long"
-    (folder / f"{step.name}.txt").write_text(printed)
+            start_new_session=True,
+        ) as process,
+    ):
+        try:
+            process.wait(min(step.seconds, left))
+        except subprocess.TimeoutExpired:
+            late = True
+        finally:
+            with suppress(ProcessLookupError):  # nobody of its group is left
+                os.killpg(process.pid, signal.SIGKILL)
+    printed, code = path.read_text(errors="replace"), process.returncode
+    problem = "took too long" if late else f"exit code {code}" if code else checked(step, printed)
     return Outcome(step, time.perf_counter() - started, problem, printed)
+
+
+def checked(step: Step, printed: str) -> str:
+    """What is wrong with the output of a step that ended well; one that cannot be read is wrong."""
+    try:
+        return step.check(printed)
+    except (ValueError, KeyError) as error:
+        return f"its output is not as expected: {error}"
 
 
 def run_steps(steps: Iterable[Step], folder: Path, deadline: float) -> Iterator[Outcome]:
@@ -261,7 +310,10 @@ def run(given: Sequence[str] | None = None) -> int:
     parser.add_argument("--device", default="cuda:0", help="cuda:N, or emulated")
     parser.add_argument("--folder", type=Path, default=Path("contact"), help="for what each step prints")
     parser.add_argument("--minutes", type=float, default=9.0, help="in all; what is left is left out")
-    parser.add_argument("--bench-minutes", type=float, default=2.5, help="of them, for the table of kernels")
+    parser.add_argument(
+        "--bench-minutes", type=float, default=2.5, help="of them, for each table of bench/gpu.py"
+    )
+    parser.add_argument("--steps", nargs="+", default=[""], help="only those whose names begin so")
     arguments = parser.parse_args(given)
     arguments.folder.mkdir(parents=True, exist_ok=True)
     deadline = time.perf_counter() + 60 * arguments.minutes
@@ -271,19 +323,39 @@ def run(given: Sequence[str] | None = None) -> int:
         if emulated
         else steps_of_a_card(arguments.device, arguments.bench_minutes)
     )
+    wanted = [step for step in steps if step.name.startswith(tuple(arguments.steps))]
+    if not wanted:
+        parser.error(f"--steps {' '.join(arguments.steps)}: no step's name begins so")
     outcomes = []
     print("| step | seconds | |\n| --- | ---: | --- |")
-    for outcome in run_steps(steps, arguments.folder, deadline):
+    for outcome in run_steps(wanted, arguments.folder, deadline):
         outcomes.append(outcome)
-        print(f"| {outcome.step.name} | {outcome.seconds:.1f} | {outcome.problem or 'well'} |", flush=True)
+        print(f"| {outcome.step.name} | {outcome.seconds:.1f} | {said_of(outcome)} |", flush=True)
     for outcome in outcomes:
-        if outcome.problem and outcome.printed:
-            last = "\n".join(outcome.printed.splitlines()[-SHOWN_LINES:])
-            print(f"\n{outcome.step.name}: {outcome.problem}\n```\n{last}\n```")
+        show(outcome)
     difference = ids_differ(outcomes)
-    print(f"\n{difference}" if difference else "\nOne text on the CPU, on the device and split.")
+    if any(outcome.step.name.startswith("text-") for outcome in outcomes):
+        print(f"\n{difference or 'One text on the CPU, on the device and split.'}")
+    again = [outcome.step.name for outcome in outcomes if outcome.problem]
+    if again:
+        print(f"\nAgain: --steps {' '.join(again)}")
     failed = any(outcome.problem and not outcome.problem.startswith("left out") for outcome in outcomes)
     return 1 if failed or difference else 0
+
+
+def said_of(outcome: Outcome) -> str:
+    """What the table says: what is wrong, or what there is to know."""
+    return outcome.problem or ", ".join(filter(None, ("well", outcome.step.says(outcome.printed))))
+
+
+def show(outcome: Outcome) -> None:
+    """Print what a bench has printed, or the end of what failed."""
+    lines = outcome.printed.splitlines()
+    if outcome.problem and lines:
+        last = "\n".join(lines[-SHOWN_LINES:])
+        print(f"\n{outcome.step.name}: {outcome.problem}\n```\n{last}\n```")
+    elif outcome.step.told:
+        print(f"\n{outcome.step.name}\n\n{outcome.printed.strip()}")
 
 
 if __name__ == "__main__":

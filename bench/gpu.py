@@ -183,6 +183,7 @@ def arguments_of(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--budgets", nargs="*", default=DEFAULT_BUDGETS, help="sizes, shares, or all; none: kernels alone"
     )
+    parser.add_argument("--no-kernels", action="store_true", help="the model alone")
     parser.add_argument("--minutes", type=float, default=9.0, help="after which what is left is left out")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each figure of a budget, at most")
     parser.add_argument("--threads", type=int, default=default_threads())
@@ -227,8 +228,10 @@ def run(given: Sequence[str] | None = None) -> int:
         emulated = device.facts.architecture == 0
         print(f"```\n{machine(device.name, arguments.threads)}\n```\n")
         ring_bytes = 1 if emulated else RING_BYTES
-        sizes, half = sizes_of(shape, emulated), started + KERNELS_SHARE * 60 * arguments.minutes
-        good = kernels_table(device, sizes, ring_bytes, half)
+        share, good = KERNELS_SHARE if arguments.budgets else 1.0, True
+        if not arguments.no_kernels:
+            until = started + share * 60 * arguments.minutes
+            good = kernels_table(device, sizes_of(shape, emulated), ring_bytes, until)
         if arguments.budgets:
             good &= model_section(device, shape, arguments, deadline)
     print(f"\n{(time.perf_counter() - started) / 60:.1f} minutes.")

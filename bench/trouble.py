@@ -15,12 +15,14 @@ from collections.abc import Sequence
 
 from hotcold.engine.device.choice import DeviceChoice, parse_device
 from hotcold.engine.device.devices import open_device
-from hotcold.errors import DeviceError
+from hotcold.errors import DeviceError, DoesNotFitError
 from hotcold.kernels.cuda.add import add
 from hotcold.kernels.cuda.device.device import Device
 
 LEFT = 64 << 20
 """Bytes that stay free: too few for another program's context."""
+SMALLEST = 8 << 20
+"""Bytes that are asked for at least where a card does not give all that it says is free."""
 OUT_OF_BOUNDS = 1 << 28
 """Numbers that a kernel reads of a buffer of eight: so far behind it that nothing is there."""
 SECONDS = 120.0
@@ -35,8 +37,14 @@ def opened(choice: DeviceChoice) -> Device:
 
 
 def fill(device: Device) -> None:
-    """Take all of its memory but a little, until it is closed."""
-    device.empty(device.memory()[0] - LEFT, "u1")
+    """Take all of its memory but a little, until it is closed; in pieces where it does not give it in one."""
+    wanted = device.memory()[0] - LEFT
+    while wanted >= SMALLEST:
+        try:
+            device.empty(wanted, "u1")
+            wanted = device.memory()[0] - LEFT
+        except DoesNotFitError:
+            wanted //= 2
 
 
 def text_beside_it(index: int) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,14 @@
 """bench/contact.py and bench/launches.py do what they say, before anyone has a card for eight minutes."""
 
 import json
+import subprocess
 import sys
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import cast
 
+import compile_units
 import contact
 import launches
 import pytest
@@ -13,8 +16,11 @@ import trouble
 from contact import Outcome, Step
 from stub_cupy import StubCupy
 
+from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
+from hotcold.kernels.cuda.device.nvrtc import build_code
+from hotcold.kernels.cuda.device.units import all_units
 from hotcold.kernels.cuda.emulator.driver import EmulatedDriver
 
 
@@ -27,6 +33,22 @@ def test_every_file_and_bench_that_a_step_names_is_there() -> None:
     named = [Path(word) for step in steps for word in step.command if word.endswith(".py")]
     assert len(named) > 20 and all(path.is_file() for path in named)
     assert len({step.name for step in steps}) == len(steps)
+
+
+@pytest.mark.slow
+def test_every_file_of_tests_for_a_card_is_in_a_step() -> None:
+    words = "-m", "pytest", "--collect-only", "-q", "-n0", "-m", "gpu and not slow", "tests"
+    listed = subprocess.run(
+        (sys.executable, *words), cwd=contact.ROOT, capture_output=True, text=True, check=True
+    )
+    files = {line.split("::")[0] for line in listed.stdout.splitlines() if "::" in line}
+    assert files == {*contact.KERNEL_PATHS, *contact.RUN_PATHS}
+
+
+def test_tests_that_are_named_are_there() -> None:
+    for _, name, which in contact.SANITIZED:
+        text = (contact.ROOT / f"tests/kernels/cuda/test_{name}.py").read_text()
+        assert all(f"def {word}(" in text for word in which.split() if word.startswith("test_"))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +67,35 @@ def test_what_becomes_of_a_step(tmp_path: Path, program: str, problem: str) -> N
     assert (tmp_path / "step.txt").read_text() == outcome.printed
 
 
+def test_what_a_late_step_has_begun_ends_with_it(tmp_path: Path) -> None:
+    """compute-sanitizer's program, say, which would keep the card."""
+    begin = "import subprocess, sys, time; print(subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])"
+    step = python("step", f"{begin}.pid, flush=True); time.sleep(60)", 2.0)
+    started = time.perf_counter()
+    outcome = contact.run_step(step, tmp_path, 600)
+    assert outcome.problem == "took too long" and time.perf_counter() - started < 30
+    stat = Path(f"/proc/{int(outcome.printed)}/stat")
+    while stat.exists() and stat.read_text().split()[2] != "Z":
+        assert time.perf_counter() - started < 30
+        time.sleep(0.05)
+
+
+def test_steps_are_chosen_by_how_their_names_begin(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = python("slots-1b", "print('| 1 | 2.0 |'); raise SystemExit(1)")
+    told = python("slots", "print('| 1 | 5.0 |')", told=True, says=lambda printed: "5 tokens/s")
+    steps = [python("card", "print(1)"), told, failing]
+    monkeypatch.setattr(contact, "steps_of_a_card", lambda device, minutes: iter(steps))
+    assert contact.run(["--folder", str(tmp_path), "--steps", "slots"]) == 1
+    shown = capsys.readouterr().out
+    assert "card" not in shown and "well, 5 tokens/s" in shown and "\nslots\n\n| 1 | 5.0 |" in shown
+    assert "slots-1b: exit code 1" in shown and shown.endswith("\nAgain: --steps slots-1b\n")
+    assert contact.run(["--folder", str(tmp_path), "--steps", "car"]) == 0
+    with pytest.raises(SystemExit):
+        contact.run(["--folder", str(tmp_path), "--steps", "nothing"])
+
+
 def test_what_a_step_prints_is_looked_at(tmp_path: Path) -> None:
     skipped = python("step", "print('SKIPPED [3] no card')", check=contact.nothing_skipped)
     assert contact.run_step(skipped, tmp_path, 600).problem == "tests were skipped"
@@ -55,6 +106,8 @@ def test_what_a_step_prints_is_looked_at(tmp_path: Path) -> None:
     assert contact.run_step(more, tmp_path, 600).problem == "graphs take 6 bytes, plans leave 5"
     spilled = python("step", "print('local memory (none is right): 8')", check=contact.no_spills)
     assert contact.run_step(spilled, tmp_path, 600).problem == "kernels spill"
+    words = python("step", "print('a warning'); print('{}')", check=contact.planned_is_used)
+    assert "not as expected" in contact.run_step(words, tmp_path, 600).problem
 
 
 def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
@@ -75,6 +128,23 @@ def test_neighbours_run_beside_each_other_in_their_order(tmp_path: Path) -> None
     found = list(contact.run_steps(steps, tmp_path, started + 600))
     assert [each.step.name for each in found] == ["first", "0", "1", "2", "3", "last"]
     assert time.perf_counter() - started < sum(each.seconds for each in found) - 2
+
+
+def test_a_card_is_filled_that_does_not_give_all_in_one_piece() -> None:
+    class Stingy:
+        free, most = 10 << 30, 3 << 30
+
+        def memory(self) -> tuple[int, int]:
+            return self.free, 16 << 30
+
+        def empty(self, n_bytes: int, dtype: str) -> None:
+            if n_bytes > min(self.most, self.free - (32 << 20)):
+                raise DoesNotFitError("device memory", n_bytes, "less", "ask for less")
+            self.free -= n_bytes
+
+    device = Stingy()
+    trouble.fill(cast(Device, device))
+    assert trouble.LEFT <= device.free < trouble.LEFT + 2 * trouble.SMALLEST
 
 
 def test_what_is_told_of_a_card_in_trouble(compiler: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,3 +178,19 @@ def test_launches_are_timed_through_the_cuda_driver() -> None:
         assert launches.graph_node_bytes(device) == 0
         assert isinstance(device.driver, CudaDriver) and device.driver.local_bytes("add") == 0
     assert len(found) == 8 and all(0 < each.host <= each.done for each in found)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_all_steps_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert contact.run(["--device", "emulated", "--folder", str(tmp_path), "--steps", "text", "slots"]) == 0
+    shown = capsys.readouterr().out
+    assert "One text on the CPU, on the device and split." in shown and "| 4 | " in shown
+
+
+@pytest.mark.slow
+def test_units_are_compiled_by_several_processes() -> None:
+    pytest.importorskip("nvidia.cuda_nvrtc")
+    assert compile_units.compile_units(90, [1, 2], 2) == []
+    assert build_code(all_units()[1].source, 90).stat().st_size > 0
+    assert len(compile_units.compile_units(50, [1], 1)) == 1

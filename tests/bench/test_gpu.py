@@ -55,6 +55,15 @@ def test_the_whole_bench_on_the_emulated_device(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
+def test_the_model_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = "--device emulated --shape tiny --seconds 0.1 --threads 1 --no-kernels --budgets all --folder"
+    assert gpu.run([*command.split(), str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert not kernels_of(text) and "| all | " in text
+
+
+@pytest.mark.slow
 def test_every_kernel_has_a_case() -> None:
     with Device(StubDriver()) as device:
         bed, seen = Bed(device, 1), set()

@@ -97,6 +97,32 @@ def test_bits_do_not_depend_on_neighbours(
                 assert bits(alone(executor, each[0], N_STEPS, 2)) == wanted[0]
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("name", "sparsity", "kv_type"), [getattr(each, "values", each) for each in CASES])
+def test_bits_do_not_depend_on_neighbours_on_a_card(
+    name: str, sparsity: str, kv_type: str, data: Path, card: Device
+) -> None:
+    """With graphs and without."""
+    check_on(card, name, sparsity, kv_type, data)
+
+
+def test_the_check_of_a_card_can_be_run(data: Path, open_emulated: OpenEmulated) -> None:
+    check_on(opened(open_emulated, True), "llamacpp/llama.f16", "off", "f16", data)
+
+
+def check_on(device: Device, name: str, sparsity: str, kv_type: str, data: Path) -> None:
+    with open_gguf(data / f"{name}.gguf") as file:
+        one, several = (plan_of(file, case_of(sparsity, kv_type, n)) for n in (1, N_SLOTS))
+        each = prompts(several.model.n_vocab)
+        with on_device(one, file, device) as executor:
+            wanted = [bits(alone(executor, prompt, N_STEPS)) for prompt in each]
+        for has_graphs in (device.has_graphs, False):
+            device.has_graphs = has_graphs
+            with on_device(several, file, device) as executor:
+                assert list(map(bits, together(executor, each, [2, 0, 1]))) == wanted
+                assert bits(alone(executor, each[0], N_STEPS, 2)) == wanted[0]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kv_type"),
