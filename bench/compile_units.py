@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from multiprocessing import get_context
 
 from hotcold.engine.device.devices import describe_devices
 from hotcold.errors import DeviceError
@@ -30,7 +31,9 @@ def compile_one(architecture: int, number: int) -> str:
 
 def compile_units(architecture: int, numbers: Sequence[int], n_processes: int) -> list[str]:
     """What does not compile, in words."""
-    with ProcessPoolExecutor(n_processes) as pool:
+    with ProcessPoolExecutor(
+        n_processes, get_context("spawn")
+    ) as pool:  # what CUDA has begun is not to be forked
         return [problem for problem in pool.map(partial(compile_one, architecture), numbers) if problem]
 
 

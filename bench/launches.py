@@ -16,6 +16,7 @@ from gguf import GGMLQuantizationType as Type
 from hotcold.engine.device.choice import parse_device
 from hotcold.engine.device.devices import open_device
 from hotcold.engine.plan.graph_memory import NODE_BYTES
+from hotcold.errors import HotcoldError
 from hotcold.kernels.cuda.add import HAS_OTHER, add, merge
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device, Prepared
@@ -111,13 +112,23 @@ def prepared_norm(device: Device) -> Prepared:
     return rms_norm_quantised(1, N).prepare(device, (x, x, *(q, d, sums) * 2, N, 1e-5, 0))
 
 
-def costs(device: Device, repeats: int) -> Iterator[Cost]:
-    """Of launches with few and many arguments, a norm, a copy that is waited for, and graphs."""
-    few, many, norm = prepared_add(device), prepared_matvec3(device), prepared_norm(device)
+def sections(device: Device, repeats: int) -> Iterator[Iterator[Cost]]:
+    """What is measured, in parts that need not wait for each other: one that goes wrong takes no other with it."""
+    yield alone(device, repeats)
+    yield in_a_graph(device, repeats)
+    yield (
+        cost(what, device, partial(device.run, launch, device.compute), repeats)
+        for what, launch in reading(device)
+    )
+    yield (forked(device, each) for each in (repeats,))
+
+
+def alone(device: Device, repeats: int) -> Iterator[Cost]:
+    """Launches with few and many arguments, a norm, and a copy that is waited for."""
     for what, launch in (
-        ("add, 4 arguments", few),
-        ("matvec3 Q4_0, 28 MB", many),
-        ("rms_norm_quantised 4096", norm),
+        ("add, 4 arguments", prepared_add(device)),
+        ("matvec3 Q4_0, 28 MB", prepared_matvec3(device)),
+        ("rms_norm_quantised 4096", prepared_norm(device)),
     ):
         yield cost(what, device, partial(device.run, launch, device.compute), repeats)
     buffer, host, event = device.empty(N, "f4"), device.pinned(N, "f4"), device.event()
@@ -128,15 +139,17 @@ def costs(device: Device, repeats: int) -> Iterator[Cost]:
         event.synchronize()
 
     yield cost("16 KB down, and the wait for it", device, copy_and_wait, repeats)
-    for what, launch in reading(device):
-        yield cost(what, device, partial(device.run, launch, device.compute), repeats)
+
+
+def in_a_graph(device: Device, repeats: int) -> Iterator[Cost]:
+    """Launches that one call enqueues."""
+    few, norm = prepared_add(device), prepared_norm(device)
 
     def many_launches() -> None:
         for _ in range(IN_A_GRAPH // 2):
             device.run(few, device.compute)
             device.run(norm, device.compute)
 
-    yield forked(device, few, min(max(1, repeats // IN_A_GRAPH), 100))
     graph = device.capture(many_launches, device.compute)
     whole = cost("", device, lambda: device.run_graph(graph, device.compute), max(1, repeats // IN_A_GRAPH))
     yield Cost(f"one of {IN_A_GRAPH} launches in a graph", whole.host / IN_A_GRAPH, whole.done / IN_A_GRAPH)
@@ -165,7 +178,7 @@ def reading(device: Device) -> Iterator[tuple[str, Prepared]]:
     yield "merge of 4096 that reads 16 KB of page-locked memory", here
 
 
-def forked(device: Device, beside: Prepared, repeats: int) -> Cost:
+def forked(device: Device, repeats: int) -> Cost:
     """A graph as a split layer's: the host waits for an event in the middle of it, behind a copy down.
 
     Returns:
@@ -174,6 +187,7 @@ def forked(device: Device, beside: Prepared, repeats: int) -> Cost:
     Raises:
         RuntimeError: the event lets the host pass before the copy is done.
     """
+    beside, repeats = prepared_add(device), min(max(1, repeats // IN_A_GRAPH), 100)
     x, host, event = device.empty(N, "f4"), device.pinned(N, "f4"), device.event(external=True)
     double = add(N).prepare(device, (x, x, x, N))
     host.array[:] = 1
@@ -236,7 +250,7 @@ def spills(driver: CudaDriver) -> dict[str, int]:
 
 
 def run(given: Sequence[str] | None = None) -> int:
-    """Measure and print; 1 if a kernel spills."""
+    """Measure and print; 1 if a kernel spills, or something goes wrong."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -254,11 +268,21 @@ def run(given: Sequence[str] | None = None) -> int:
         spilled = spills(device.driver) if isinstance(device.driver, CudaDriver) else {}
         print(f"local memory (none is right): {spilled or 'none'}\n")
         print("| | us of the host | us until done |\n| --- | ---: | ---: |")
-        for each in costs(device, arguments.repeats):
-            print(each, flush=True)
+        wrong = list(filter(None, map(show, sections(device, arguments.repeats))))
         taken = graph_node_bytes(device)
         print(f"\na launch in a graph takes {taken:.0f} bytes of device memory; plans assume {NODE_BYTES}")
-    return 1 if spilled else 0
+        print("".join(f"\nwrong: {problem}" for problem in wrong))
+    return 1 if spilled or wrong else 0
+
+
+def show(costs: Iterator[Cost]) -> str:
+    """Print lines of the table as they come; what goes wrong with them, or nothing."""
+    try:
+        for each in costs:
+            print(each, flush=True)
+    except (RuntimeError, HotcoldError) as error:
+        return str(error)
+    return ""
 
 
 if __name__ == "__main__":

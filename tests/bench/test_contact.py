@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import cast
+from typing import NoReturn, cast
 
 import compile_units
 import contact
@@ -169,12 +169,26 @@ def test_other_ids_than_the_cpus_are_seen() -> None:
     assert "text-split" in contact.ids_differ([*alike, text("text-split", [1, 3])])
 
 
+def test_what_goes_wrong_with_a_figure_leaves_the_others(
+    compiler: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def early(device: Device, repeats: int) -> NoReturn:
+        raise RuntimeError("the host passes too early")
+
+    monkeypatch.setattr(launches, "forked", early)
+    monkeypatch.setattr(launches, "alone", lambda device, repeats: iter(()))
+    assert launches.run(["--device", "emulated", "--repeats", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "in a graph |" in shown and "bytes of device memory" in shown
+    assert shown.endswith("\nwrong: the host passes too early\n")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_launches_are_timed_through_the_cuda_driver() -> None:
     cupy = StubCupy(EmulatedDriver())
     with Device(CudaDriver(cupy=cupy, libcuda=cupy.libcuda)) as device:
-        found = list(launches.costs(device, 1))
+        found = [each for section in launches.sections(device, 1) for each in section]
         assert launches.graph_node_bytes(device) == 0
         assert isinstance(device.driver, CudaDriver) and device.driver.local_bytes("add") == 0
     assert len(found) == 8 and all(0 < each.host <= each.done for each in found)
