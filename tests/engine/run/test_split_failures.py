@@ -41,18 +41,20 @@ def file(data: Path) -> Iterator[GGUFFile]:
 def plan(file: GGUFFile) -> Plan:
     """All dense parts and a part of the neurons on the device."""
     source = planning.Source(load_model(file), "", None, "", 0, None, UNIFORM)
-    how = planning.wanted(source, "auto", 16, 4, "f16")
+    how = planning.wanted(source, "auto", 16, 4, "f16", 2)
     plan = planning.make_plan(source, how, Budget("1.4MB", 1_400_000, ""))
     assert plan.n_dense_layers == 2 and 0.1 < plan.hot_share < 0.9 and plan.n_batch == 4
     return plan
 
 
 def run(executor: Executor) -> Logits:
-    """Logits after a prompt of three tokens, and after two more."""
-    logits = np.full((3, executor.model.n_vocab), np.nan, np.float32)
+    """Logits after a prompt of three tokens, after two more, and after two steps of two sequences."""
+    logits = np.full((7, executor.model.n_vocab), np.nan, np.float32)
     executor.run(np.array([3, 5, 4], np.int32), 0, logits[:1])
     executor.run(np.array([7], np.int32), 3, logits[1:2])
-    executor.run(np.array([8], np.int32), 4, logits[2:])
+    executor.run(np.array([8], np.int32), 4, logits[2:3])
+    for i in range(2):
+        executor.run_apart(np.array([9, 6], np.int32), [i, 5 + i], [1, 0], logits[3 + 2 * i : 5 + 2 * i])
     return logits
 
 
@@ -77,7 +79,7 @@ def numbers(every: bool) -> Iterator[int]:
     ("policy", "every"), [("random", False), pytest.param("late", True, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_call_fails_between_loading_and_the_second_token(
+def test_a_call_fails_between_loading_and_the_last_token(
     plan: Plan, file: GGUFFile, open_emulated: Open, kind: str, policy: str, every: bool
 ) -> None:
     device = open_emulated(build_kind="fast", policy=policy)
