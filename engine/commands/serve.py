@@ -1,5 +1,6 @@
 """`hotcold serve`: a model behind HTTP, for OpenAI's clients."""
 
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -24,6 +25,7 @@ from hotcold.light_gguf import lighten
 if TYPE_CHECKING:
     import uvicorn
 
+KEY_VARIABLE = "HOTCOLD_API_KEY"
 MAX_CONNECTIONS = 512
 MAX_HEADERS = 64 << 10  # bytes
 MISSING = "pip install 'hotcold[serve]'"
@@ -44,7 +46,7 @@ class ListenOptions:
     ] = None
     api_key: Annotated[
         str | None,
-        typer.Option(envvar="HOTCOLD_API_KEY", show_envvar=True, help="What clients have to know."),
+        typer.Option(envvar=KEY_VARIABLE, show_envvar=True, help="What clients have to know."),
     ] = None
     chat_template: ChatTemplateFile = None
 
@@ -72,8 +74,10 @@ class ServeCommand(EngineOptions, ListenOptions):
             raise SettingError("module", error.name, "hotcold serve needs it", MISSING) from error
         one_of("draft", self.draft, DRAFTS)
         checked_folder(self.slot_save_path)
-        if self.api_key is not None:
-            checked_key(self.api_key)
+        # typer takes an empty variable for none, which would let in everybody
+        api_key = os.environ.get(KEY_VARIABLE) if self.api_key is None else self.api_key
+        if api_key is not None:
+            checked_key(api_key)
         template = read_template(self.chat_template)
         with bound(self.host, self.port) as listening:
             say_who_may_ask(listening.getsockname()[0], self.api_key)

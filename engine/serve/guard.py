@@ -91,7 +91,12 @@ def checked_key(key: str) -> str:
         SettingError: it is empty, has blanks at an end, or other characters than ASCII's printable ones.
     """
     if not key:  # of a script's variable that is not set, which is to let in nobody
-        raise SettingError("api_key", "", "no key", "name one, or leave it out to let in everybody")
+        raise SettingError(
+            "api_key",
+            "",
+            "no key",
+            "name one, or leave out --api-key and HOTCOLD_API_KEY to let in everybody",
+        )
     if key != key.strip() or not key.isascii() or not key.isprintable():
         bound = "printable characters of ASCII, no blank in front or behind"
         raise SettingError("api_key", None, bound, "name another one")

@@ -119,6 +119,8 @@ def test_it_refuses_to_begin() -> None:
     assert result.returncode == 3 and "missing.jinja" in result.stderr
     result = run("serve", "--port", "0", "--api-key", "")
     assert result.returncode == 2 and '--api-key: "" (no key); name one, or' in result.stderr
+    result = run("serve", "--port", "0", "-m", "missing.gguf", HOTCOLD_API_KEY="")
+    assert result.returncode == 2 and "leave out --api-key and HOTCOLD_API_KEY" in result.stderr
 
 
 def test_a_template_that_is_none_is_refused_before_somebody_asks(tmp_path: Path) -> None:
