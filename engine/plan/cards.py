@@ -11,7 +11,7 @@ from hotcold.errors import SettingError
 
 MMA_ON_HOPPER = 0.63
 """Of Hopper's tensor rates, which need `wgmma`: what `mma.sync` reaches, which the kernels use. As Luo et al. measured
-it ("Benchmarking and Dissecting the Nvidia Hopper GPU Architecture through Microbenchmarking", 2024)."""
+it ("Dissecting the NVIDIA Hopper Architecture through Microbenchmarking and Multiple Level Analysis", 2025, 6.2)."""
 
 
 @dataclass(frozen=True)
