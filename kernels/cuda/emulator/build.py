@@ -137,7 +137,8 @@ def check_shared_memory(source: str) -> None:
 
 def _translation_unit(source: str) -> str:
     kernels = "".join(f"EMULATED_KERNEL({name})\n" for name in read_signatures(source))
-    return f'#include "emulator.h"\n{source}#line 1 "kernels"\n{kernels}'
+    table = f"const emulator::Kernel emulator::kernels[] = {{\n{kernels}{{}}}};\n"
+    return f'#include "emulator.h"\n{source}#line 1 "kernels"\n{table}'
 
 
 def _compile(command: tuple[str, ...], text: str) -> bytes:

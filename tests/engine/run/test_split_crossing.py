@@ -199,7 +199,7 @@ def test_a_bug_is_seen(
     check_seen(lambda: IN_BITS[bug](monkeypatch), make_plan, file, open_emulated, has_graphs)
 
 
-@pytest.mark.sample(3)
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("has_graphs", [False, True])
 @pytest.mark.parametrize("bug", OF_COPIES_UP)
 def test_a_bug_of_a_copy_up_is_seen(
