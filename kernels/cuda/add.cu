@@ -11,5 +11,6 @@ KERNEL merge(const float* __restrict__ hot, const float* __restrict__ bias, cons
              const float* __restrict__ residual, float* __restrict__ y, int n, int flags) {
     int column = thread_of_row();
     size_t at = (size_t)blockIdx.y * n + column;
-    if (column < n) y[at] = Addends{bias, other, residual, flags}.onto(hot[at], at, column);
+    Addends addends{bias, other, residual, flags};
+    if (column < n) y[at] = addends.onto(hot[at], addends.others(at), at, column);
 }

@@ -12,7 +12,9 @@ KERNEL sum_groups(const float* __restrict__ partial, const float* __restrict__ b
     DYNAMIC_SHARED(float, of_groups);             // [min(n_groups, GROUPS_AT_ONCE)][WARP]
     int column = (int)blockIdx.x * WARP + lane(), token = (int)blockIdx.y;
     partial += (size_t)token * n_groups * n;
-    float s = 0.f;
+    size_t at = (size_t)token * n + column;
+    Addends addends{bias, other, residual, flags};
+    float s = 0.f, of_other = warp() == 0 && column < n ? addends.others(at) : 0.f;
     for (int first = 0; first < n_groups; first += GROUPS_AT_ONCE) {
         int n_some = column < n ? min(n_groups - first, GROUPS_AT_ONCE) : 0;
         for (int g = warp(); g < n_some; g += n_warps())
@@ -22,6 +24,5 @@ KERNEL sum_groups(const float* __restrict__ partial, const float* __restrict__ b
         __syncthreads();                          // they are about to be written again
     }
     if (warp() > 0 || column >= n) return;
-    size_t at = (size_t)token * n + column;
-    y[at] = Addends{bias, other, residual, flags}.onto(s, at, column);
+    y[at] = addends.onto(s, of_other, at, column);
 }

@@ -104,7 +104,7 @@ def token_log(executor: Executor, device: Device) -> list[str]:
 
 LAYER = ["rms_norm", "matvec3_f16", "attention_f32", "matvec_f16"]
 PREDICTOR = ["matvec_f16", "matvec_mask_f16"]
-HEAD = ["rms_norm", "matvec_f16", "d2h", "record", "host waits"]
+HEAD = ["rms_norm", "matvec_f16", "candidates", "d2h", "record", "host waits"]
 UP = ["crossing h2d", "crossing record", "wait"]
 DOWN = ["record", "crossing wait", "crossing d2h", "crossing record"]
 JOIN = ["crossing record", "wait"]
