@@ -12,6 +12,7 @@ from hotcold.engine.commands.loading import heed_compiling
 from hotcold.engine.commands.option_names import option_names
 from hotcold.engine.commands.options import (
     DeviceName,
+    FFNActivation,
     Json,
     KVType,
     ModelPath,
@@ -47,6 +48,7 @@ EXCLUDES = {  # what does not go with another option
     "run_it": (*OF_A_PLAN, "device_memory", "card"),
     "sweep": (*OF_A_PLAN, "card"),  # --vram-budget is no contradiction: the sweep has rows of its own
     "disable_gpu_index": ("gpu_index_for", "reset_gpu_index"),
+    "like": ("ffn_activation",),  # a shape has its own
 }
 
 
@@ -77,6 +79,7 @@ class OffloadDumpCommand:
     n_slots: NSlots = RunOptions.n_slots
     stream_batch: StreamBatch = RunOptions.stream_batch
     sparsity: Sparsity = RunOptions.sparsity
+    ffn_activation: FFNActivation = RunOptions.ffn_activation
     activation: Annotated[Path | None, typer.Option(metavar="DIR", help="Activation counts.")] = None
     tensors: Annotated[str | None, typer.Option(metavar="REGEX", help="Show names that match.")] = None
     layer: Annotated[int | None, typer.Option(help="Show this layer.")] = None
@@ -114,7 +117,9 @@ class OffloadDumpCommand:
             {"--run": self.run_it, "--sweep": self.sweep is not None, "--html": self.html is not None}
         )
         refuse_ignored(self)
-        source = dump.open_source(self.model, self.like, self.predictor_rank, self.activation)
+        source = dump.open_source(
+            self.model, self.like, self.predictor_rank, self.activation, self.ffn_activation
+        )
         if self.html is not None:
             sources = [] if source.path is None else [source.path]
             check_output(self.html, sources, self.force, option="--html")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from commands import run as run_command
+from threshold_models import model_file
 
 from hotcold.engine.device import devices
 from hotcold.engine.model.known_shapes import SHAPES
@@ -86,6 +87,13 @@ def test_without_a_card_or_a_budget_everything_is_on_the_cpu() -> None:
     assert "everything runs on the CPU" in result.stdout
 
 
+def test_the_function_of_a_silent_file_can_be_named(tmp_path: Path) -> None:
+    path, _ = model_file(tmp_path, "llama")  # with a row a neuron, and not a word of its function
+    assert "sparsity off" in run("-m", str(path)).stdout
+    named = run("-m", str(path), "--ffn-activation", "relu")
+    assert named.returncode == 0 and "sparsity exact" in named.stdout
+
+
 def test_json() -> None:
     got = json.loads(run("--json", "--vram-budget", "80%", "--device-memory", "8GiB").stdout)
     assert got["schema_version"] == 1
@@ -139,6 +147,8 @@ def test_graphs_of_several_slots_are_told(n_slots: int, held: str) -> None:
         (2, ("--run", "--sweep", "0,1"), "both --run and --sweep"),
         (2, ("--sweep", "0,1", "--html", "x.html"), "both --sweep and --html"),
         (2, ("--predictor-rank", "64"), "use --like"),
+        (2, ("--like", "opt-30b", "--ffn-activation", "relu"), "does not go with --like"),
+        (2, ("--ffn-activation", "silu"), "an FFN of llama can have: relu"),
         (2, ("--host-gbps", "40"), "--host-gbps: 40.0 (changes nothing without --sweep); add --sweep LIST"),
         (2, ("--device-gbps", "3"), "--device-gbps: 3.0 (changes nothing without --sweep)"),
         (2, ("--bus-gbps", "3", "--run"), "--bus-gbps: 3.0 (changes nothing without --sweep)"),
