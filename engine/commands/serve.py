@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     import uvicorn
 
 KEY_VARIABLE = "HOTCOLD_API_KEY"
-MAX_CONNECTIONS = 512
-MAX_HEADERS = 64 << 10  # bytes
 MISSING = "pip install 'hotcold[serve]'"
 
 
@@ -62,12 +60,10 @@ class ServeCommand(EngineOptions, ListenOptions):
         """Listen, load, answer until SIGTERM or Ctrl-C; answers that are under way are brought to their end."""
         lighten()
         try:
-            import uvicorn
-
             from hotcold.engine.chat.template import read_template
             from hotcold.engine.generation.description import description
             from hotcold.engine.serve.app import ServeOptions, app
-            from hotcold.engine.serve.connection import Connection
+            from hotcold.engine.serve.connection import bounded
             from hotcold.engine.serve.guard import checked_key
             from hotcold.engine.serve.slot_files import checked_folder
         except ModuleNotFoundError as error:
@@ -94,20 +90,8 @@ class ServeCommand(EngineOptions, ListenOptions):
                     only_local=is_loopback(listening.getsockname()[0]),
                 )
                 application = app(engine, options)
-                config = uvicorn.Config(
-                    application,
-                    loop="asyncio",
-                    http=Connection,
-                    ws="none",
-                    lifespan="on",
-                    log_config=None,
-                    access_log=False,
-                    server_header=False,
-                    limit_concurrency=MAX_CONNECTIONS,
-                    h11_max_incomplete_event_size=MAX_HEADERS,
-                )
                 try:
-                    number = serve(config, listening, self.quiet)
+                    number = serve(bounded(application), listening, self.quiet)
                 finally:
                     application.close()
         if number == signal.SIGINT:

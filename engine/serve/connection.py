@@ -1,11 +1,31 @@
-"""A connection that has to say what it wants within a bounded time; uvicorn by itself waits for ever."""
+"""Connections that have to say what they want in bounded time; uvicorn alone waits for ever, and takes any number."""
 
 import asyncio
 from typing import Any
 
+import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_SECONDS = 15.0  # for a request's line and headers, from the connection's start or the last answer on
+MAX_HEAD = 64 << 10  # bytes of them
+MAX_CONNECTIONS = 512
+
+
+def bounded(application: ASGIApp) -> uvicorn.Config:
+    """How uvicorn runs an application over such connections; it says nothing, of itself or of requests."""
+    return uvicorn.Config(
+        application,
+        loop="asyncio",
+        http=Connection,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        h11_max_incomplete_event_size=MAX_HEAD,
+    )
 
 
 class Connection(H11Protocol):

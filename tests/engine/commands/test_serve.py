@@ -141,5 +141,8 @@ def test_everybody_who_may_ask_is_said() -> None:
 
 def test_a_missing_package_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(
+        sys.modules, "hotcold.engine.serve.connection", raising=False
+    )  # which has imported it
     result = run("serve", "--port", "0")
     assert result.returncode == 2 and "pip install 'hotcold[serve]'" in result.stderr
