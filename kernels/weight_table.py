@@ -41,6 +41,7 @@ class WeightType:
         is_quantised: whether its input is rounded first.
         has_minima: whether something is taken away from the products of a block.
         reads_sums: whether a row's product reads the sums of the rounded input.
+        piece: weights that one lane of a warp multiplies at a time, of types that are quantised.
     """
 
     ending: str
@@ -48,6 +49,7 @@ class WeightType:
     is_quantised: bool = True
     has_minima: bool = False
     reads_sums: bool = False
+    piece: int = 32
 
 
 def _fields(**formats: str) -> tuple[Field, ...]:
@@ -77,14 +79,20 @@ WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
         reads_sums=True,
     ),
     Type.Q2_K: WeightType(
-        "q2_K", _fields(group_scales="16u1", quants="64u1", scales="f2", minima="f2"), has_minima=True
+        "q2_K",
+        _fields(group_scales="16u1", quants="64u1", scales="f2", minima="f2"),
+        has_minima=True,
+        piece=64,
     ),
-    Type.Q3_K: WeightType("q3_K", _fields(high_bits="32u1", quants="64u1", group_scales="12u1", scales="f2")),
+    Type.Q3_K: WeightType(
+        "q3_K", _fields(high_bits="32u1", quants="64u1", group_scales="12u1", scales="f2"), piece=64
+    ),
     Type.Q4_K: WeightType(
         "q4_K",
         _fields(scales="f2", minima="f2", group_scales="3u4", quants="128u1"),
         has_minima=True,
         reads_sums=True,
+        piece=64,
     ),
     Type.Q5_K: WeightType(
         "q5_K",
@@ -93,7 +101,7 @@ WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
         reads_sums=True,
     ),
     Type.Q6_K: WeightType(
-        "q6_K", _fields(quants="128u1", high_bits="64u1", group_scales="16i1", scales="f2")
+        "q6_K", _fields(quants="128u1", high_bits="64u1", group_scales="16i1", scales="f2"), piece=64
     ),
     Type.IQ4_NL: WeightType("iq4_nl", _fields(scales="f2", quants="16u1")),
     Type.IQ4_XS: WeightType(
@@ -112,7 +120,7 @@ WEIGHT_TYPES: dict[GGMLQuantizationType, WeightType] = {
     Type.IQ1_S: WeightType("iq1_s", _fields(scales="f2", quants="16u2", high_bits="8u2")),
     Type.IQ1_M: WeightType("iq1_m", _fields(quants="16u2", high_bits="16u1", group_scales="4u2")),
     Type.TQ1_0: WeightType("tq1_0", _fields(quants="48u1", high_bits="u4", scales="f2")),
-    Type.TQ2_0: WeightType("tq2_0", _fields(quants="64u1", scales="f2")),
+    Type.TQ2_0: WeightType("tq2_0", _fields(quants="64u1", scales="f2"), piece=64),
 }
 """The types that the device multiplies, in every one of its kernels."""
 

@@ -35,19 +35,27 @@ __device__ inline int warp_sum(int v) {
     for (int d = WARP / 2; d; d /= 2) v += __shfl_xor_sync(ALL_LANES, v, d);
     return v;
 }
-// Every lane gets the sum of a warp's n numbers in their order, from 0 on, as one thread makes it that has them one
-// after the other. The lane has number `at`, or none if it is not below n. Through shared memory: n / 4 loads and n
-// sums in each lane.
-__device__ static inline float sum_in_order(float v, int at, int n) {
+// Shared memory for a number of each lane.
+__device__ static inline float* floats_of_warp() {
     __shared__ float4 of_lanes[8][WARP / 4];      // of eight warps
-    float4* fours = of_lanes[warp()];
-    if (at < n) ((float*)fours)[at] = v;
-    __syncwarp();
-    float sum = 0.f;
-    for (int i = 0; i < n / 4; i++) {
+    return (float*)of_lanes[warp()];
+}
+// Numbers of fours `first` to `end` - 1 onto a sum, in their order.
+__device__ inline float onto(float sum, const float4* fours, int first, int end) {
+    for (int i = first; i < end; i++) {
         float4 four = fours[i];
         sum += four.x, sum += four.y, sum += four.z, sum += four.w;
     }
+    return sum;
+}
+// Every lane gets the sum of a warp's n numbers in their order, from 0 on, as one thread makes it that has them one
+// after the other. The lane has number `at`, or none if it is not below n. Through shared memory: n / 4 loads and n
+// sums in each lane.
+__device__ inline float sum_in_order(float v, int at, int n) {
+    float* own = floats_of_warp();
+    if (at < n) own[at] = v;
+    __syncwarp();
+    float sum = onto(0.f, (const float4*)own, 0, n / 4);
     __syncwarp();                                 // they are about to be written again
     return sum;
 }

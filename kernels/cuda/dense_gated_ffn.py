@@ -3,8 +3,8 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_name
-from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.cuda.weights import blocks_of_rows, kernel_name
+from hotcold.kernels.cuda.work import BLOCK, Work
 from hotcold.kernels.weight_table import device_row_bytes
 
 
@@ -15,7 +15,7 @@ def gated_ffn_hidden(
     n: int,
     n_open: int | None = None,
 ) -> Work:
-    """h = act(gate x) * (up x), one warp a row and token: one launch for the gate and the up matrix.
+    """h = act(gate x) * (up x), one warp a row and token, or less: one launch for the gate and the up matrix.
 
     Reads the input, the gate, and the up rows of the n_open whose value does not end at the gate
     (all if not given; with SiLU and GELU none ends there). Writes 4 n_rows a token. (As with `matvec`,
@@ -31,4 +31,5 @@ def gated_ffn_hidden(
     reads = n_rows * of_gate + (n_rows if n_open is None else n_open) * of_up
     reads += max(input_bytes(kind, n_tokens, n) for kind in weight_types)
     kernel = kernel_name("gated_ffn_hidden", *weight_types)
-    return Work(kernel, (cover(n_rows, BLOCK // 32), n_tokens), BLOCK, reads, 4 * n_tokens * n_rows)
+    grid = (blocks_of_rows(n_rows, n, *weight_types), n_tokens)
+    return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * n_rows)

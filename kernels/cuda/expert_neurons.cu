@@ -14,15 +14,16 @@ __device__ inline Here rows_here(const int* starts, const int* chosen, int n_use
     return {token, first, starts[expert + 1] - first};
 }
 
-// hidden[pair][i] = gate_i . x, one warp a row. grid: (n_ff / warps of a block, pairs).
+// hidden[pair][i] = gate_i . x, one warp a row or less (lanes.h). grid: (n_ff / rows of a block, pairs).
 template <class Rows, class Input>
 __device__ inline void expert_gates(Rows rows, Input x, const int* starts, const int* chosen, float* hidden,
                                     int n_ff, int n_used) {
-    int i = thread_of_row() / WARP;
+    Lanes lanes = rows.lanes();
+    int i = lanes.row_of(thread_of_row());
     Here here = rows_here(starts, chosen, n_used);
-    if (i >= here.n) return;                      // a whole warp leaves, and no barrier follows
-    float v = rows.dot(here.first + i, x.of_token(here.token, rows.n));
-    if (lane() == 0) hidden[(size_t)blockIdx.y * n_ff + i] = v;
+    bool is_here = i < here.n;
+    float v = dot_where(is_here, rows, here.first + i, x.of_token(here.token, rows.n), lanes);
+    if (is_here && lanes.is_first()) hidden[(size_t)blockIdx.y * n_ff + i] = v;
 }
 
 // hidden[pair][i] = act(hidden[pair][i]) (up_i . x), up read where that is not zero anyway, or left out for being
@@ -30,14 +31,17 @@ __device__ inline void expert_gates(Rows rows, Input x, const int* starts, const
 template <class Rows, class Input>
 __device__ inline void expert_ups(Rows rows, Input x, const int* starts, const int* chosen, float* hidden, int n_ff,
                                   int n_used, int activation, Least least) {
-    int i = thread_of_row() / WARP;
+    Lanes lanes = rows.lanes();
+    int i = lanes.row_of(thread_of_row());
     Here here = rows_here(starts, chosen, n_used);
-    if (i >= here.n) return;                      // a whole warp leaves, and no barrier follows
-    float gate = hidden[(size_t)blockIdx.y * n_ff + i], v = 0.f;
-    if (!is_closed(gate, activation) && !least.leaves_out(gate, here.first + i, here.token, activation))
-        v = gated(gate, rows.dot(here.first + i, x.of_token(here.token, rows.n)), activation);
+    bool is_here = i < here.n;
+    float* own = hidden + (size_t)blockIdx.y * n_ff + i;
+    float gate = is_here ? *own : 0.f;
+    bool is_open = is_here && !is_closed(gate, activation) &&
+                   !least.leaves_out(gate, here.first + i, here.token, activation);
+    float u = dot_where(is_open, rows, here.first + i, x.of_token(here.token, rows.n), lanes);
     __syncwarp();                                 // all have read what is about to be written
-    if (lane() == 0) hidden[(size_t)blockIdx.y * n_ff + i] = v;
+    if (is_here && lanes.is_first()) *own = is_open ? gated(gate, u, activation) : 0.f;
 }
 
 // partial[pair][group][n] = the sum of a group of the pair's neurons of hidden[pair][i] down_i; zeros are not read.

@@ -6,22 +6,20 @@
 #include "parameters.h"
 
 // y[pair][row] = W_e[row] . x + bias_e[row], x of the token or, if per_pair, of the pair; 0 where expert e is not
-// here, whose rows are not read. bias[n_expert][bias_stride], if has_bias. One warp a row.
-// grid: (rows / warps of a block, pairs).
+// here, whose rows are not read. bias[n_expert][bias_stride], if has_bias. One warp a row, or less (lanes.h).
+// grid: (rows / rows of a block, pairs).
 template <class Rows, class Input>
 __device__ inline void expert_rows(Rows rows, Input x, const int* slots, const int* chosen, const float* bias,
                                    float* y, int n_rows, int n_used, int per_pair, int has_bias,
                                    int bias_stride) {
-    int row = thread_of_row() / WARP, pair = (int)blockIdx.y;
-    if (row >= n_rows) return;                    // a whole warp leaves, and no barrier follows
+    Lanes lanes = rows.lanes();
+    int row = lanes.row_of(thread_of_row()), pair = (int)blockIdx.y;
     int token = pair / n_used, choice = pair % n_used;
     int expert = chosen[(size_t)token * 2 * n_used + choice], slot = slots[expert];
-    float v = 0.f;
-    if (slot >= 0) {
-        v = rows.dot(slot * n_rows + row, x.of_token(per_pair ? pair : token, rows.n));
-        if (has_bias) v += bias[(size_t)expert * bias_stride + row];
-    }
-    if (lane() == 0) y[(size_t)pair * n_rows + row] = v;
+    bool is_here = row < n_rows, is_read = is_here && slot >= 0;
+    float v = dot_where(is_read, rows, slot * n_rows + row, x.of_token(per_pair ? pair : token, rows.n), lanes);
+    if (is_read && has_bias) v += bias[(size_t)expert * bias_stride + row];
+    if (is_here && lanes.is_first()) y[(size_t)pair * n_rows + row] = v;
 }
 
 #define EXPERT_ROWS(T) \

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_name
-from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.cuda.weights import blocks_of_rows, kernel_name
+from hotcold.kernels.cuda.work import BLOCK, Work
 from hotcold.kernels.weight_table import device_row_bytes
 
 
@@ -40,8 +40,8 @@ class ExpertProducts:
         return input_bytes(self.weight_type, n_inputs, self.n)
 
     def work(self, kernel: str, per_row: int, bytes_read: int, n_written: int) -> Work:
-        """A warp a row of each of `per_row` pairs or experts, which writes `n_written` numbers in all."""
-        grid = (cover(self.n_rows, BLOCK // 32), per_row)
+        """A warp, or less, a row of each of `per_row` pairs or experts, which writes `n_written` numbers in all."""
+        grid = (blocks_of_rows(self.n_rows, self.n, self.weight_type), per_row)
         return Work(kernel_name(kernel, self.weight_type), grid, BLOCK, bytes_read, 4 * n_written)
 
 

@@ -3,8 +3,8 @@
 from gguf import GGMLQuantizationType
 
 from hotcold.kernels.cuda import add
-from hotcold.kernels.cuda.weights import kernel_name
-from hotcold.kernels.cuda.work import BLOCK, Work, cover
+from hotcold.kernels.cuda.weights import blocks_of_rows, kernel_name
+from hotcold.kernels.cuda.work import BLOCK, Work
 from hotcold.kernels.formats import mask_words, quantised_bytes
 from hotcold.kernels.weight_table import QUANTISED, device_row_bytes, weight_type_row
 
@@ -32,7 +32,7 @@ def matvec(
     flags: int = 0,
     n_positive: int | None = None,
 ) -> Work:
-    """y = residual + act(W x + bias), one warp a row and token, eight rows a block of threads.
+    """y = residual + act(W x + bias), one warp a row and token, or less where rows are short: see `lanes_of_row`.
 
     Reads the weight, the input and what the flags ask for, writes 4 n_rows a token. (Each token
     reads the weight again, from the cache at best: this kernel is for one token.)
@@ -45,7 +45,7 @@ def matvec(
     n_read = n_rows if n_positive is None else n_positive
     reads = n_read * device_row_bytes(weight_type, n) + input_bytes(weight_type, n_tokens, n)
     reads += add.addend_bytes(n_tokens, n_rows, flags) + 4 * n_rows * bool(flags & WHERE_POSITIVE)
-    grid = (cover(n_rows, BLOCK // 32), n_tokens)
+    grid = (blocks_of_rows(n_rows, n, weight_type), n_tokens)
     return Work(kernel_name("matvec", weight_type), grid, BLOCK, reads, 4 * n_tokens * n_rows)
 
 

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType
 from hotcold.kernels.cuda.add import HAS_BIAS
 from hotcold.kernels.cuda.device.buffers import Buffer
 from hotcold.kernels.cuda.matvec import input_bytes
-from hotcold.kernels.cuda.weights import kernel_name
+from hotcold.kernels.cuda.weights import WARP, blocks_of_rows, kernel_name, lanes_of_row
 from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import kv_row_bytes
 from hotcold.kernels.weight_table import device_row_bytes
@@ -80,5 +80,7 @@ def matvec3(
     if kv_type:
         reads += n_tokens * (4 * n_rot + 4 + 4 * (n_slots > 1))
         writes = n_tokens * (4 * n_rows[0] + kv_row_bytes(kv_type, n_rows[1] + n_rows[2]))
-    grid = (cover(rows, BLOCK // 32), n_tokens)
+    a_warp = WARP // lanes_of_row(n, *weight_types)  # each matrix begins with a warp
+    places = sum(cover(count, a_warp) * a_warp for count in n_rows)
+    grid = (blocks_of_rows(places, n, *weight_types), n_tokens)
     return Work(kernel_name("matvec3", *weight_types), grid, BLOCK, reads, writes)

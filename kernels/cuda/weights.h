@@ -11,13 +11,14 @@
 //   SPAN                 how many neighbouring blocks of 32 lie in the same bytes: a lane takes them together
 //   QUARTERS             whether each sixteen shares its bytes with three others of 128 weights: a lane takes
 //                        sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7
+//   PASSES               how many pieces a lane of a warp has on the way at a time: as many as registers hold
 //   WAITS_DECODED        whether a thread of a tile has registers in which a row's next sixteen wait, decoded, while
 //                        it multiplies
 //   ROWS_AT_ONCE         of a transposed matrix, that a thread has on the way: as many as registers hold
 //
-// `Blocks` makes the rest of it: `dot`, the product of one row with an input, one warp together; `eight`, eight
-// weights of a row as floats, for products with a transposed matrix, and `column`, where they belong. A type may
-// have its own.
+// `Blocks` makes the rest of it: `add_piece`, what a lane adds at a time; `dot`, the product of one row with an input,
+// one warp together; `eight`, eight weights of a row as floats, for products with a transposed matrix, and `column`,
+// where they belong. A type may have its own. Rows of few pieces share a warp (lanes.h).
 //
 // The order of a product's sums is one for a warp and for a tile of matmul.cu. What a lane takes at a time is a
 // piece: SPAN blocks, four sixteens, or eight floats. Piece p adds to chain p % 32 by fmaf, number after number, and
@@ -29,7 +30,7 @@
 // (whose numbers are points of a grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
 // the order of weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
 #pragma once
-#include "common.h"
+#include "lanes.h"
 
 // ---- inputs: what a row is multiplied with -----------------------------------------------------
 
@@ -125,7 +126,7 @@ template <class T> struct Plain {
     size_t stride;                                // values from row to row
 
     static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8, LAID_UNITS = 2;
-    static constexpr bool WAITS_DECODED = true;
+    static constexpr bool WAITS_DECODED = true, MAY_BE_SHORT = false;
     __device__ Plain(const T* plane, int row_length)
         : values(plane), n(row_length), stride(padded((size_t)row_length * sizeof(T)) / sizeof(T)) {}
 
@@ -150,6 +151,7 @@ template <class T> struct Plain {
             for (int i = 8 * whole; i < n; i++) s = fmaf(value(w[i]), x[i], s);
         return sum_of_lanes(s);
     }
+    __device__ static Lanes lanes() { return WHOLE_WARP; }
     __device__ Pieces pieces() const { return {n_units()}; }
     __device__ static constexpr int piece_units() { return 2; }  // of four floats
     __device__ static int unit_of(int piece, int k) { return 2 * piece + k; }
@@ -169,7 +171,8 @@ __device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0
 
 template <class Type> struct Blocks {
     static constexpr int ROWS_AT_ONCE = 8, LAID_UNITS = 1;
-    static constexpr bool QUARTERS = false, WAITS_DECODED = false;
+    static constexpr int PASSES = 1;
+    static constexpr bool QUARTERS = false, WAITS_DECODED = false, MAY_BE_SHORT = true;
     int n;                                        // weights of a row
 
     __device__ explicit Blocks(int row_length) : n(row_length) {}
@@ -181,22 +184,23 @@ template <class Type> struct Blocks {
         return Type::QUARTERS ? piece / 2 * 8 + piece % 2 + 2 * k : piece_units() * piece + k;
     }
 
+    __device__ Lanes lanes() const { return lanes_for(pieces().n); }
     __device__ float dot(int row, Quantised x) const {
-        if constexpr (Type::QUARTERS) return dot_of_quarters(row, x);
+        [[maybe_unused]] constexpr int SPAN = Type::SPAN, PASSES = Type::PASSES;
         float s = 0.f;
-        UNROLL(1)
-        for (int first = lane() * Type::SPAN; first < n / BLOCK; first += WARP * Type::SPAN)
-            UNROLL(2)
-            for (int b = first; b < first + Type::SPAN; b++) s = add_block(row, b, x, s);
+        UNROLL(PASSES)
+        for (int first = lane() * SPAN; first < pieces().n * SPAN; first += WARP * SPAN)  // counted in blocks: fewer
+            s = type().add_piece(row, first / SPAN, x, s);                                // instructions
         return sum_of_lanes(s);
     }
-    __device__ float dot_of_quarters(int row, Quantised x) const {
-        float s = 0.f;
-        UNROLL(1)
-        for (int i = lane(); i < n / 64; i += WARP)
+    __device__ float add_piece(int row, int piece, Quantised x, float s) const {
+        if constexpr (Type::QUARTERS)
             UNROLL(2)                             // four would spill
-            for (int k = 0; k < 4; k++) s = add_sixteen(row, unit_of(i, k), x, s);
-        return sum_of_lanes(s);
+            for (int k = 0; k < 4; k++) s = add_sixteen(row, unit_of(piece, k), x, s);
+        else
+            UNROLL(2)
+            for (int first = piece * Type::SPAN, b = first; b < first + Type::SPAN; b++) s = add_block(row, b, x, s);
+        return s;
     }
     __device__ float add_block(int row, int b, Quantised x, float s) const {
         if constexpr (Type::HALF_SCALES || Type::MINIMA == 2)

@@ -19,19 +19,13 @@ struct Q8_0 : Blocks<Q8_0> {
     __device__ Q8_0(const __half* scale_plane, const int4* quant_plane, int row_length)
         : Blocks(row_length), scales(scale_plane), quants(quant_plane), stride(stride_of<__half>(n / BLOCK)) {}
 
-    __device__ float dot(int row, Quantised x) const {
+    __device__ float add_piece(int row, int b, Quantised x, float s) const {
         const int4* w = quants + (size_t)row * (n / 16);
-        const __half* d = scales + row * stride;
-        float s = 0.f;
-        UNROLL(2)
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            int product = dot16(w[2 * b + 1], x.q[2 * b + 1], dot16(w[2 * b], x.q[2 * b], 0));
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-        }
-        return sum_of_lanes(s);
+        int product = dot16(w[2 * b + 1], x.q[2 * b + 1], dot16(w[2 * b], x.q[2 * b], 0));
+        return fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)product, s);
     }
     static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
-    static constexpr int MINIMA = 0, SPAN = 1;
+    static constexpr int MINIMA = 0, SPAN = 1, PASSES = 2;
     __device__ int4 sixteen(int row, int unit) const { return quants[(size_t)row * (n / 16) + unit]; }
     __device__ float scale(int row, int unit) const { return __half2float(scales[row * stride + unit / 2]); }
     __device__ void eight(int row, int unit, float* w) const {
@@ -57,21 +51,14 @@ struct Q4_0 : Blocks<Q4_0> {
     __device__ Q4_0(const __half* scale_plane, const uint4* quant_plane, int row_length)
         : Blocks(row_length), scales(scale_plane), quants(quant_plane), stride(stride_of<__half>(n / BLOCK)) {}
 
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const __half* d = scales + row * stride;
-        float s = 0.f;
-        UNROLL(2)                                 // four would spill on sm_75
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            int product = dot16(low_nibbles(q), x.q[2 * b], 0);
-            product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
-        }
-        return sum_of_lanes(s);
+    __device__ float add_piece(int row, int b, Quantised x, float s) const {
+        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
+        int product = dot16(low_nibbles(q), x.q[2 * b], 0);
+        product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
+        return fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
     }
     static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
-    static constexpr int MINIMA = 0, SPAN = 1;
+    static constexpr int MINIMA = 0, SPAN = 1, PASSES = 2;  // four would spill on sm_75
     __device__ int4 sixteen(int row, int unit) const {
         return bytes_less(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2), 0x08080808u);
     }
@@ -103,22 +90,15 @@ struct Q4_1 : Blocks<Q4_1> {
         : Blocks(row_length), scales(scale_plane), minima(minimum_plane), quants(quant_plane),
           stride(stride_of<__half>(n / BLOCK)) {}
 
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const __half *d = scales + row * stride, *m = minima + row * stride;
-        float s = 0.f;
-        UNROLL(2)
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            int product = dot16(low_nibbles(q), x.q[2 * b], 0);
-            product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-            s = fmaf(__half2float(m[b]), x.d[b] * (float)x.sum[b], s);
-        }
-        return sum_of_lanes(s);
+    __device__ float add_piece(int row, int b, Quantised x, float s) const {
+        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
+        int product = dot16(low_nibbles(q), x.q[2 * b], 0);
+        product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
+        s = fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)product, s);
+        return fmaf(__half2float(minima[row * stride + b]), x.d[b] * (float)x.sum[b], s);
     }
     static constexpr bool HALF_SCALES = false;
-    static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;
+    static constexpr int MINIMA = 1, SPAN = 1, PASSES = 2, ROWS_AT_ONCE = 4;
     __device__ int4 sixteen(int row, int unit) const {
         return nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2);
     }
@@ -146,23 +126,15 @@ struct Q5_0 : Blocks<Q5_0> {
         : Blocks(row_length), scales(scale_plane), high_bits(high_plane), quants(quant_plane),
           stride(stride_of<__half>(n / BLOCK)), high_stride(stride_of<unsigned>(n / BLOCK)) {}
 
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const unsigned* high = high_bits + row * high_stride;
-        const __half* d = scales + row * stride;
-        float s = 0.f;
-        UNROLL(2)
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            unsigned bits = high[b];
-            int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
-            product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)(product - 16 * x.sum[b]), s);
-        }
-        return sum_of_lanes(s);
+    __device__ float add_piece(int row, int b, Quantised x, float s) const {
+        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
+        unsigned bits = high_bits[row * high_stride + b];
+        int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
+        product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
+        return fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)(product - 16 * x.sum[b]), s);
     }
     static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
-    static constexpr int MINIMA = 0, SPAN = 1;
+    static constexpr int MINIMA = 0, SPAN = 1, PASSES = 2;
     __device__ int4 sixteen(int row, int unit) const {
         unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
         int4 low = nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2);
@@ -186,24 +158,16 @@ struct Q5_1 : Blocks<Q5_1> {
         : Blocks(row_length), scales(scale_plane), minima(minimum_plane), high_bits(high_plane),
           quants(quant_plane), stride(stride_of<__half>(n / BLOCK)), high_stride(stride_of<unsigned>(n / BLOCK)) {}
 
-    __device__ float dot(int row, Quantised x) const {
-        const uint4* w = quants + (size_t)row * (n / BLOCK);
-        const unsigned* high = high_bits + row * high_stride;
-        const __half *d = scales + row * stride, *m = minima + row * stride;
-        float s = 0.f;
-        UNROLL(1)                                 // two at once spill on sm_80
-        for (int b = lane(); b < n / BLOCK; b += WARP) {
-            uint4 q = w[b];
-            unsigned bits = high[b];
-            int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
-            product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
-            s = fmaf(__half2float(d[b]) * x.d[b], (float)product, s);
-            s = fmaf(__half2float(m[b]), x.d[b] * (float)x.sum[b], s);
-        }
-        return sum_of_lanes(s);
+    __device__ float add_piece(int row, int b, Quantised x, float s) const {
+        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
+        unsigned bits = high_bits[row * high_stride + b];
+        int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
+        product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
+        s = fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)product, s);
+        return fmaf(__half2float(minima[row * stride + b]), x.d[b] * (float)x.sum[b], s);
     }
     static constexpr bool HALF_SCALES = false;
-    static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;
+    static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;  // two passes at once spill on sm_80
     __device__ int4 sixteen(int row, int unit) const {
         unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
         return with_fifth(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2), bits);

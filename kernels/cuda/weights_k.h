@@ -104,26 +104,20 @@ struct Q6_K : Blocks<Q6_K> {
         : Blocks(row_length), quants(quant_plane), high_bits(high_plane), group_scales(group_plane),
           scales(scale_plane), stride(stride_of<__half>(n / 256)) {}
 
-    // A lane takes four sixteens that share their bytes: 0, 2, 4, 6 of a half, or 1, 3, 5, 7.
-    __device__ float dot(int row, Quantised x) const {
+    // Four sixteens that share their bytes: 0, 2, 4, 6 of a half, or 1, 3, 5, 7. There are seven 16-byte loads in it.
+    __device__ float add_piece(int row, int piece, Quantised x, float s) const {
         const uint4* low = quants + (size_t)row * (n / 32);
-        const uint4* high = high_bits + (size_t)row * (n / 64);
-        const signed char* of_group = group_scales + (size_t)row * (n / 16);
-        float s = 0.f;
-        UNROLL(1)                                 // there are seven 16-byte loads in it as it is
-        for (int i = lane(); i < n / 64; i += WARP) {
-            int half = i / 2, side = i % 2, first = 8 * half + side;
-            uint4 a = low[4 * half + side], b = low[4 * half + side + 2], upper = high[i];
-            float d = __half2float(scales[row * stride + i / 4]);
-            UNROLL(4)
-            for (int k = 0; k < 4; k++) {
-                int unit = first + 2 * k;
-                int4 w = six_bits(nibbles(k % 2 ? b : a, k / 2), shifted(upper, 2 * k));
-                float scale = d * (float)of_group[unit] * x.d[unit / 2];
-                s = fmaf(scale, (float)dot16(w, x.q[unit], 0), s);
-            }
+        int half = piece / 2, side = piece % 2, first = 8 * half + side;
+        uint4 a = low[4 * half + side], b = low[4 * half + side + 2], upper = high_bits[(size_t)row * (n / 64) + piece];
+        float d = __half2float(scales[row * stride + piece / 4]);
+        UNROLL(4)
+        for (int k = 0; k < 4; k++) {
+            int unit = first + 2 * k;
+            int4 w = six_bits(nibbles(k % 2 ? b : a, k / 2), shifted(upper, 2 * k));
+            float scale = d * (float)group_scales[(size_t)row * (n / 16) + unit] * x.d[unit / 2];
+            s = fmaf(scale, (float)dot16(w, x.q[unit], 0), s);
         }
-        return sum_of_lanes(s);
+        return s;
     }
     static constexpr bool HALF_SCALES = true, QUARTERS = true;
     static constexpr int MINIMA = 0, SPAN = 1, ROWS_AT_ONCE = 4;

@@ -133,6 +133,28 @@ def run_matvec3(device: Device, put: Put) -> None:
     device.launch("matvec3_f32", 3, 256, arguments, device.compute)
 
 
+def run_short_rows(device: Device, put: Put) -> None:
+    """Five rows of 64 numbers: four of them share a warp, and three places of the next warp are nobody's."""
+    y = device.empty((2, 5), "f4")
+    _run_short("matvec_q8_0", (1, 2), 5, 64, (y, y, y, 5, 64, 0), device, put)
+
+
+def run_short_rows_of_mask(device: Device, put: Put) -> None:
+    """32 rows of 288 numbers: a warp takes two at a time, and then two more."""
+    rest = device.empty((2, 1), "u4"), 32, 288, 0.5
+    _run_short("matvec_mask_q8_0", (2, 1), 32, 288, rest, device, put)
+
+
+def _run_short(
+    kernel: str, grid: tuple[int, int], rows: int, n: int, rest: tuple[Any, ...], device: Device, put: Put
+) -> None:
+    """With two tokens."""
+    scales, quants = np.zeros((rows, -(-n // 256) * 8), "f2"), np.zeros((rows, n), "i1")
+    x = np.zeros((2, n), "i1"), np.zeros((2, n // 32), "f4"), np.zeros((2, n // 32), "i4")
+    given = (put(device, array) for array in (scales, quants, *x))
+    device.launch(kernel, grid, 256, (*given, *rest), device.compute)
+
+
 def run_matvec_mask(device: Device, put: Put) -> None:
     rows, n = 64, 64
     w, x = put(device, floats(rows * n)), put(device, floats(n))
