@@ -18,6 +18,7 @@ from hotcold.engine.model.calibration import threshold_note
 from hotcold.engine.model.context import MAX_N_CTX, batch_length, context_length
 from hotcold.engine.model.ffn_activation import hint_by_name, with_activation
 from hotcold.engine.model.load import load_model
+from hotcold.engine.model.model import Model
 from hotcold.engine.model.model_path import model_path
 from hotcold.engine.model.sparsity import SPARSITY_CHOICES, resolve_sparsity, resolve_threshold
 from hotcold.engine.plan.footprint import check_kv_type
@@ -25,7 +26,7 @@ from hotcold.engine.plan.planning import checked_stream_batch
 from hotcold.engine.plan.wanted import MAX_SLOTS, Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.engine.run.offload import load_executor
-from hotcold.engine.run.request import parse_request
+from hotcold.engine.run.request import Request, parse_request
 from hotcold.engine.run.trace import Tracing, print_node
 from hotcold.engine.settings import PRINT_GRAPHS, TRACE_NODES, debug_level, one_of, whole_number
 from hotcold.engine.tokenizer.tokenizer import load_tokenizer
@@ -118,24 +119,12 @@ def load_with(
         SettingError, FileError, DoesNotFitError, DeviceError: see `load`.
     """
     started = time.perf_counter()
-    request = parse_request(options.device, options.vram_budget, options.strict, not options.no_graphs)
-    check_kv_type(options.kv_type)
-    one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
-    one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
-    batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
-    n_threads = thread_count(options.threads)
-    least = checked_stream_batch(options.stream_batch)
-    n_slots = whole_number("n_slots", options.n_slots, 1, MAX_SLOTS, such_as="--slots 4")
+    request, n_threads = _checked(options)
     file = path if isinstance(path, GGUFFile) else open_gguf(model_path(path))
-    for name, numbers in (tensors or {}).items():
-        file.add(name, numbers)
     try:
-        model = with_activation(load_model(file), file, options.ffn_activation)
-        check_kv_type(options.kv_type, model)
-        threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
-        model = replace(
-            model, sparse_threshold=threshold, sparse_head=options.head_sparsity == "auto" and n_slots == 1
-        )
+        for name, numbers in (tensors or {}).items():
+            file.add(name, numbers)
+        model = _model(file, options)
         mode, reason = resolve_sparsity(model, options.sparsity)
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)
@@ -145,8 +134,8 @@ def load_with(
             from hotcold.gguf_io.check_tensors import check_tensors  # which takes a moment
 
             check_tensors(file, n_threads, reading)
-        n_batch = max(batch_length(options.n_batch, context.n_ctx), n_slots)
-        how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, n_slots, least)
+        n_batch = max(batch_length(options.n_batch, context.n_ctx), options.n_slots)
+        how = Wanted(mode, context.n_ctx, n_batch, options.kv_type, options.n_slots, options.stream_batch)
         loaded = load_executor(model, file, how, n_threads, request, progress)
         executor = _traced(loaded.executor, debug_level())
         memory = make_resident(executor.plan, file, options.mlock, reading) if populate else ()
@@ -172,6 +161,28 @@ def load_with(
         devices=loaded.devices,
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _checked(options: RunOptions) -> tuple[Request, int]:
+    """What the options ask of devices, and the number of threads; what is wrong shows before a file is opened."""
+    request = parse_request(options.device, options.vram_budget, options.strict, not options.no_graphs)
+    check_kv_type(options.kv_type)
+    one_of("sparsity", options.sparsity, SPARSITY_CHOICES)
+    one_of("head_sparsity", options.head_sparsity, ("auto", "off"))
+    batch_length(options.n_batch, context_length(options.n_ctx, MAX_N_CTX).n_ctx)
+    n_threads = thread_count(options.threads)
+    checked_stream_batch(options.stream_batch)
+    whole_number("n_slots", options.n_slots, 1, MAX_SLOTS, such_as="--slots 4")
+    return request, n_threads
+
+
+def _model(file: GGUFFile, options: RunOptions) -> Model:
+    """The file's model, with what the options say of its FFN and its head."""
+    model = with_activation(load_model(file), file, options.ffn_activation)
+    check_kv_type(options.kv_type, model)
+    threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
+    sparse_head = options.head_sparsity == "auto" and options.n_slots == 1
+    return replace(model, sparse_threshold=threshold, sparse_head=sparse_head)
 
 
 def _traced(executor: Executor, debug_level: int) -> Executor:
