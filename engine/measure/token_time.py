@@ -47,16 +47,13 @@ def token_seconds(engine: Engine, stats: Activity, probes: Probes, run: float) -
     for node, record in _records(engine):
         code = record["code"]
         if code in PRODUCTS:
-            n_bytes = sum(record[f"{name}_stride"] for name in PRODUCTS[code])
-            seconds += _product(record, PRODUCTS[code], record["n_rows"], probes, n_bytes)
+            seconds += _product(record, PRODUCTS[code], record["n_rows"], probes)
         elif code in EXPERT_PRODUCTS:
             n_used = node.tensor("chosen").shape[1]
-            seconds += _product(
-                record, ("w",), n_used * record["n_rows"], probes, n_used * record["w_stride"]
-            )
+            seconds += _product(record, ("w",), n_used * record["n_rows"], probes)
         elif code == program.EXPERT_UP:
             n_firing = _numbers(engine, stats, node)[1]
-            seconds += _product(record, ("w",), int(n_firing), probes, record["w_stride"])
+            seconds += _product(record, ("w",), int(n_firing), probes)
         elif code in (program.SPARSE_FFN, program.EXPERT_PIECES):
             seconds += _neurons(engine, stats, node, record, probes)
         elif code in (program.DOWN_ROWS, program.EXPERT_DOWN):
@@ -96,7 +93,7 @@ def _add(k: int) -> Record:
     }
 
 
-def _product(record: Record, names: tuple[str, ...], n_rows: int, probes: Probes, bytes_a_row: int) -> float:
+def _product(record: Record, names: tuple[str, ...], n_rows: int, probes: Probes) -> float:
     """A matrix, or two in one record: the start once."""
     chunks, n = record["chunks"], probes.n_threads
 

@@ -81,7 +81,7 @@ def signed(x: F32, w: F32, top: int) -> tuple[F32, F32]:
     return np.where(zeros, f(0), scale), np.where(zeros, f(-top), levels)
 
 
-def moved(x: F32, w: F32, top: int, levels: F32, low: int, high: int) -> tuple[F32, F32]:
+def moved(x: F32, w: F32, levels: F32, low: int, high: int) -> tuple[F32, F32]:
     """Scales and levels after five rounds in which single levels move where the error is less for it."""
     along, square = total(w * x * levels), total(w * levels * levels)
     levels = levels.copy()
@@ -111,7 +111,7 @@ def positive(x: F32, w: F32, top: int) -> tuple[F32, F32]:
         trial = (f(0.1) * f(tenths) + f(top)) / most
         found = error(trial)
         factor, best = np.where(found < best, trial, factor), np.where(found < best, found, best)
-    scale, levels = moved(x, w, top, nearest(x * factor, 0, top), 0, top)
+    scale, levels = moved(x, w, nearest(x * factor, 0, top), 0, top)
     zeros = ~(most >= TINY)
     return np.where(zeros, f(0), scale), np.where(zeros, f(0), levels)
 
@@ -259,7 +259,7 @@ def q3_k(x: F32, weights: Weights, spread: Weights) -> Bytes:
     g = groups(x, 16)
     if weights is None:
         w, far = g * g, farthest(g)
-        scales, levels = moved(g, w, 4, nearest(g * (f(-4) / far), -4, 3), -4, 3)
+        scales, levels = moved(g, w, nearest(g * (f(-4) / far), -4, 3), -4, 3)
         zeros = ~(np.abs(far) >= TINY)
         scales, levels = np.where(zeros, f(0), scales), np.where(zeros, f(-4), levels)
         most = farthest(scales.reshape(-1, 16).T)

@@ -71,18 +71,6 @@ def halves_of_pairs(b: Builder, pairs: Value) -> list[Value]:
     return [b.ashr(b.shl(wide, sixteen), sixteen), b.ashr(wide, sixteen)]
 
 
-def narrowed(b: Builder, x: Value, y: Value) -> Value:
-    """Two <16 x i32> of 16 bits each as <32 x i16>: 4 lanes of x, 4 of y, and so on."""
-    features = target_features()
-    if {"avx512f", "avx512bw"} <= features:
-        return call(b, "llvm.x86.avx512.packssdw.512", VT(I16, 32), x, y)
-    if "avx2" in features:
-        halves = [[shuffle(b, v, v, range(i, i + 8)) for v in (x, y)] for i in (0, 8)]
-        return concatenate(b, [call(b, "llvm.x86.avx2.packssdw", VT(I16, 16), *half) for half in halves])
-    lanes = [2 * (4 * q + i) + 32 * side for q in range(4) for side in (0, 1) for i in range(4)]
-    return shuffle(b, b.bitcast(x, VT(I16, 32)), b.bitcast(y, VT(I16, 32)), lanes)
-
-
 def _dot_bytes_halves(b: Builder, acc: Value, u: Value, s: Value, vnni: bool) -> Value:
     parts = []
     for half in (0, 1):
