@@ -1,8 +1,8 @@
 """Writes the matrices of a GGUF file in another type, as PowerInfer's `quantize` does.
 
 Matrices are the two-dimensional tensors whose name ends in `weight`, and those of a mixture's experts, which are
-stacked in one tensor of three dimensions; all others are copied. Metadata,
-magic and order stay as they are, but for the keys that name the type. Where the FFN's function is said to be
+stacked in one tensor of three dimensions; all others are copied. Metadata, magic and order stay as they are, but for
+the keys that name the type, and what thresholds cost with other weights. Where the FFN's function is said to be
 ReLU, or the sparse layout is asked for, the down projection gets a row a neuron, as in a directory's
 conversion, so that sparse FFNs can run.
 """
@@ -26,7 +26,7 @@ from hotcold.gguf_io.convert.options import ConvertOptions
 from hotcold.gguf_io.convert.summary import ConvertSummary, write
 from hotcold.gguf_io.convert.tensor_plan import SLAB_ELEMENTS, check_biases, encode, no_down, stacked_tensor
 from hotcold.gguf_io.down_names import by_neuron
-from hotcold.gguf_io.names import FFN_ACTIVATION, HEAD_PROFILE
+from hotcold.gguf_io.names import CALIBRATED, FFN_ACTIVATION, HEAD_PROFILE
 from hotcold.gguf_io.outtypes import (
     HEAD,
     QUANTIZATION_VERSION,
@@ -74,6 +74,7 @@ def requantise(source: Path, outfile: Path, options: ConvertOptions) -> ConvertS
         warnings = [*file.warnings, *_powerinfer_warnings(file, architecture, options.outtype)]
         tensors, recipe = _tensors(file, architecture, options, warnings.append)
         metadata = _metadata(file, architecture, recipe, options.ffn_activation, warnings.append)
+        metadata = _without_calibration(file, tensors, metadata, warnings.append)
         said = options.ffn_activation or file.metadata.get(FFN_ACTIVATION)
         turned = any(tensor.name.endswith(BY_NEURON) for tensor in tensors)
         sparse = file.is_powerinfer or (said == "relu" and turned)
@@ -179,6 +180,21 @@ def _metadata(
         check_activation(ffn_activation, architecture, ("relu",) if file.is_powerinfer else ())
         metadata[FFN_ACTIVATION] = string(ffn_activation)
     return metadata
+
+
+def _without_calibration(
+    file: GGUFFile,
+    tensors: list[OutputTensor],
+    metadata: dict[str, MetadataValue],
+    warn: Callable[[str], None],
+) -> dict[str, MetadataValue]:
+    """The metadata without what thresholds cost, where that was measured with other weights than the new file's."""
+    measured = {key for key in metadata if key.startswith(CALIBRATED.format(what=""))}
+    same = {name: info.type for name, info in file.tensors.items()} == {t.name: t.type for t in tensors}
+    if not measured or same:
+        return metadata
+    warn("its thresholds were calibrated with the weights as they were: calibrate the new file")
+    return {key: value for key, value in metadata.items() if key not in measured}
 
 
 def _powerinfer_warnings(file: GGUFFile, architecture: str, outtype: str) -> list[str]:

@@ -52,6 +52,12 @@ def test_thresholds_are_kept_and_used(silu: Path, text: Path, tmp_path: Path) ->
     plain = run("generate", "-m", str(out), "-p", "\u4e05", "-n", "4", "-c", "32", "-v")
     assert "sparsity off" in plain.stderr and "leaves out" not in plain.stderr
     assert run(*command, "--outfile", str(out)).returncode == 2  # it is there
+    again = tmp_path / "again.gguf"
+    for outtype, stays in (("f32", True), ("bf16", False)):
+        said = run("convert", str(out), "--outfile", str(again), "--outtype", outtype, "--force")
+        assert said.returncode == 0 and ("calibrate the new file" in said.stderr) is not stays
+        with open_gguf(again) as file:
+            assert (read_calibration(file) is not None) is stays and "blk.1.ffn_threshold" in file.tensors
 
 
 def test_the_json_has_the_curve_and_nothing_is_written(silu: Path, text: Path) -> None:
