@@ -1,5 +1,6 @@
 """Perplexity against the bytes of the FFNs, level by level, and the level that a cost allows."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
@@ -64,6 +65,9 @@ def measure(
 
     Args:
         progress: hears of a level's name, its chunks that are done, and all of them.
+
+    Raises:
+        FileError: the perplexity with all neurons is infinite.
     """
     of_all = 0.0
     for level in (0.0, *LEVELS):
@@ -71,6 +75,10 @@ def measure(
         engine.take_turn()
         found = perplexity.of_chunks(engine, held, _named(f"{level:.0%} left out", progress))
         of_all = of_all or found.value
+        if not math.isfinite(of_all):
+            bound = "a finite one, to which costs can be compared"
+            step = "look at file and texts with hotcold perplexity"
+            raise FileError("perplexity", "infinite", bound, step)
         _, computed = found.activity.shares(engine.model.n_neurons)
         if engine.model.experts is not None:
             computed *= engine.model.experts.n_expert / engine.model.experts.n_used

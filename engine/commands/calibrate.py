@@ -152,6 +152,6 @@ HEAD = "left out  computed  FFN bytes  perplexity     cost  # = half a percent"
 def row(point: "Point") -> str:
     """A level of the table, with its cost as a bar."""
     c = point.calibration
-    bar = "#" * min(LONGEST_BAR, round(200 * max(c.cost, 0)))
+    bar = "#" * round(min(LONGEST_BAR, 200 * max(c.cost, 0)))
     head = f"{c.left_out:>8.0%}  {c.computed:>8.1%}  {point.ffn_bytes:>9.2f}  {c.perplexity:>10.3f}  {c.cost:>+7.2%}"
     return f"{head}  {bar}".rstrip()

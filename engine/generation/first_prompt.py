@@ -1,12 +1,11 @@
 """What the first prompt says of a model: whether its predictors are its own, and its FFN's function right."""
 
-import math
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hotcold.engine.generation.logprobs import log_softmax
+from hotcold.engine.generation.logprobs import log_softmax, perplexity_of
 from hotcold.engine.host.steps import take_all
 from hotcold.engine.model.ffn_activation import OPTION, is_a_guess
 from hotcold.engine.run import recall
@@ -56,7 +55,7 @@ class FirstPrompt:
         logits[:] = some[-1:]
         if np.isfinite(some).all():
             logprobs = [log_softmax(row)[i] for row, i in zip(some[:-1], ids[-N_SCORED:], strict=True)]
-            self._perplexity = math.exp(-float(np.mean(logprobs)))
+            self._perplexity = perplexity_of(-float(np.mean(logprobs)))
 
     @cached_property
     def _recall(self) -> recall.Recall | None:

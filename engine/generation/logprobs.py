@@ -1,5 +1,6 @@
 """How likely a chosen token was, and which others were: log probabilities, before penalties and temperature."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +33,14 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     highest = values.max()
     values -= highest + np.log(np.exp(values - highest).sum())
     return values
+
+
+def perplexity_of(nll: float) -> float:
+    """exp of a mean of -ln p; infinite where no float holds it, as of a model that is sure, and wrong."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        return math.inf
 
 
 def token_logprobs(logits: NDArray[np.float32], token: int, n: int) -> TokenLogprobs:

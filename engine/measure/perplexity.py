@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hotcold.engine.generation.generation import Engine
+from hotcold.engine.generation.logprobs import perplexity_of
 from hotcold.engine.generation.not_finite import check_finite, overflow_warning
 from hotcold.engine.measure.activity import Activity, ActivityMeter
 from hotcold.errors import DoesNotFitError, SettingError
@@ -53,10 +54,11 @@ class Perplexity:
     findings: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
-        """All of it by name, for JSON."""
+        """All of it by name, for JSON; null for what is infinite."""
         numbers = asdict(self) | {"definition": DEFINITION}
         del numbers["findings"]
-        return numbers
+        finite = math.isfinite(self.value)
+        return numbers if finite else numbers | {"value": None, "deviation": None}
 
 
 def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -107,9 +109,9 @@ def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress
             engine.executor, n_ctx, "perplexity"
         )  # the next chunk's keys replace these
         if progress is not None:
-            progress(i + 1, n_chunks, math.exp(np.concatenate(nlls).mean()))
+            progress(i + 1, n_chunks, perplexity_of(np.concatenate(nlls).mean()))
     every = np.concatenate(nlls)
-    value = math.exp(every.mean())
+    value = perplexity_of(every.mean())
     return Perplexity(
         value=value,
         deviation=value * float(every.std(ddof=1)) / math.sqrt(len(every)),

@@ -60,6 +60,23 @@ def test_thresholds_are_kept_and_used(silu: Path, text: Path, tmp_path: Path) ->
             assert (read_calibration(file) is not None) is stays and "blk.1.ffn_threshold" in file.tensors
 
 
+def test_a_perplexity_that_no_float_holds_is_infinite(silu: Path, text: Path) -> None:
+    """Of a model that is sure, and wrong."""
+    with open_gguf(silu) as file:
+        norm = file.tensors["output_norm.weight"]
+    data = bytearray(silu.read_bytes())
+    numbers = np.frombuffer(data, np.float32, norm.n_bytes // 4, norm.offset)
+    numbers *= np.float32(1e5)
+    silu.write_bytes(data)
+    said = run("generate", "-m", str(silu), "-f", str(text), "-n", "1", "-c", "512", "-t", "1")
+    assert said.returncode == 0 and "no likelier than chance (perplexity inf)" in said.stderr
+    command = ("perplexity", "-m", str(silu), "-f", str(text), "-c", "64")
+    assert "perplexity inf +/- " in run(*command).stdout
+    assert json.loads(run(*command, "--json").stdout)["value"] is None
+    said = run("calibrate", "-m", str(silu), "-f", str(text), *OPTIONS)
+    assert said.returncode == 3 and "perplexity: infinite" in said.stderr
+
+
 def test_the_json_has_the_curve_and_nothing_is_written(silu: Path, text: Path) -> None:
     shown = run("calibrate", "-m", str(silu), "-f", str(text), *OPTIONS, "--json", "--cost", "900")
     assert "name a file with --outfile" in shown.stderr
