@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,10 +32,10 @@ class Point:
     deviation: float
     ffn_bytes: float
 
-    def numbers(self) -> dict[str, float]:
+    def numbers(self) -> dict[str, Any]:
         """All of it by name, for JSON."""
         rest = {"deviation": self.deviation, "ffn_bytes": self.ffn_bytes, "cost": self.calibration.cost}
-        return asdict(self.calibration) | rest
+        return perplexity.finite_numbers(asdict(self.calibration) | rest)
 
 
 def divided(

@@ -77,7 +77,8 @@ def details(engine: "Engine", result: "Perplexity") -> Iterator[str]:
     listed, firing = result.activity.shares(engine.model.n_neurons)
     n_chunks = len(result.chunk_nlls)
     yield DEFINITION
-    yield f"{n_chunks} chunk{'s' * (n_chunks > 1)} of {result.n_ctx}, {result.n_scored} ids scored"
+    n_scored = f"{result.n_scored} id{'s' * (result.n_scored > 1)}"
+    yield f"{n_chunks} chunk{'s' * (n_chunks > 1)} of {result.n_ctx}, {n_scored} scored"
     mode = engine.sparsity if result.threshold is None else f"predictor >= {result.threshold:g}"
     if result.activity.of == "model":
         yield f"sparsity {mode}: {listed:.1%} of neurons looked at, {firing:.1%} computed"

@@ -35,7 +35,7 @@ class Perplexity:
 
     Attributes:
         value: perplexity.
-        deviation: its standard error.
+        deviation: its standard error; infinite where a single id is scored.
         chunk_nlls: sums of -ln p, a chunk each.
         n_scored: ids over all chunks.
         findings: what a user should know of the model, one line each.
@@ -54,11 +54,15 @@ class Perplexity:
     findings: tuple[str, ...] = ()
 
     def numbers(self) -> dict[str, Any]:
-        """All of it by name, for JSON; null for what is infinite."""
+        """All of it by name, for JSON."""
         numbers = asdict(self) | {"definition": DEFINITION}
         del numbers["findings"]
-        finite = math.isfinite(self.value)
-        return numbers if finite else numbers | {"value": None, "deviation": None}
+        return finite_numbers(numbers)
+
+
+def finite_numbers(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for what is infinite, which JSON has no word for."""
+    return {k: None if isinstance(v, float) and math.isinf(v) else v for k, v in numbers.items()}
 
 
 def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]) -> NDArray[np.float64]:
@@ -114,7 +118,7 @@ def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress
     value = perplexity_of(every.mean())
     return Perplexity(
         value=value,
-        deviation=value * float(every.std(ddof=1)) / math.sqrt(len(every)),
+        deviation=value * float(every.std(ddof=1)) / math.sqrt(len(every)) if len(every) > 1 else math.inf,
         n_ctx=n_ctx,
         n_scored=len(every),
         chunk_nlls=tuple(float(nll.sum()) for nll in nlls),

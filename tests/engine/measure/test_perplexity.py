@@ -1,6 +1,7 @@
 """Perplexity: the definition, and the bundled model's recorded value."""
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -125,6 +126,15 @@ def test_likelihoods_of_hand_computed_rows() -> None:
     logits = np.log(np.array([[0.25, 0.75], [0.5, 0.5]], np.float32))
     nll = perplexity.negative_log_likelihoods(logits, np.array([1, 0], np.int32))
     assert nll == pytest.approx([-np.log(0.75), np.log(2)])
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_single_id_tells_nothing_of_the_deviation() -> None:
+    with load(n_ctx=4, threads=1) as engine:
+        found = perplexity.measure(engine, b"It is a tru")
+    assert found.n_scored == 1 and math.isinf(found.deviation)
+    numbers = json.loads(json.dumps(found.numbers(), allow_nan=False))
+    assert numbers["deviation"] is None and numbers["value"] == found.value
 
 
 def test_a_short_text_is_refused() -> None:
