@@ -65,7 +65,7 @@ def measure(
     """A point a level, from none left out on, as they come; `thresholds` are the engine's own.
 
     Args:
-        progress: hears of a level's name, its chunks that are done, and all of them.
+        progress: hears of a level's name, its ids that have passed, and all of them.
 
     Raises:
         FileError: the perplexity with all neurons is infinite.
@@ -89,7 +89,7 @@ def measure(
         )
 
 
-def _named(name: str, progress: Callable[[str, int, int], None]) -> perplexity.ChunkProgress:
+def _named(name: str, progress: Callable[[str, int, int], None]) -> perplexity.Progress:
     return lambda done, total, value: progress(name, done, total)
 
 

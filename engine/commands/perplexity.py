@@ -1,6 +1,7 @@
 """`hotcold perplexity`: how well a model expects a text."""
 
 import json
+import math
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -54,11 +55,11 @@ def measured(engine: "Engine", text: bytes, shown: bool) -> "Perplexity":
     """The perplexity, with a bar while it comes."""
     from hotcold.engine.measure.perplexity import measure
 
-    with progress_bar(shown, counted="chunks") as progress:
+    with progress_bar(shown, counted="tokens") as progress:
 
         def advance(done: int, total: int, value: float) -> None:
             if progress is not None:
-                progress(f"perplexity {value:.2f}", done, total)
+                progress("perplexity" if math.isnan(value) else f"perplexity {value:.2f}", done, total)
 
         return measure(engine, text, advance)
 

@@ -26,7 +26,8 @@ DEFINITION = (
 LOGITS_BYTES = 64 << 20  # of logits that are held at once
 
 Run = Callable[[NDArray[np.int32], int, NDArray[np.float32] | None], None]
-ChunkProgress = Callable[[int, int, float], None]
+Progress = Callable[[int, int, float], None]
+"""Hears ids that have passed, ids in all, and the perplexity so far: NaN before the first chunk's end."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ def negative_log_likelihoods(logits: NDArray[np.float32], ids: NDArray[np.int32]
     return total - wide[np.arange(len(ids)), ids]
 
 
-def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) -> Perplexity:
+def measure(engine: Engine, text: bytes, progress: Progress | None = None) -> Perplexity:
     """Perplexity of a text with chunks of the engine's n_ctx.
 
     Args:
-        progress: hears (chunks done, chunks in all, perplexity so far).
+        progress: hears at once, and whenever ids have passed.
 
     Raises:
         DoesNotFitError: a text of fewer than n_ctx ids.
@@ -93,7 +94,7 @@ def measure(engine: Engine, text: bytes, progress: ChunkProgress | None = None) 
     return of_chunks(engine, ids[: n_chunks * n_ctx].reshape(n_chunks, n_ctx), progress)
 
 
-def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress | None = None) -> Perplexity:
+def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: Progress | None = None) -> Perplexity:
     """The same of a text that is cut already.
 
     Args:
@@ -103,17 +104,25 @@ def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress
     if n_ctx < 4:
         raise SettingError("n_ctx", n_ctx, "at least 4 for a perplexity", "raise -c")
     start, meter = time.perf_counter(), ActivityMeter(engine)
-    nlls, hidden = list[NDArray[np.float64]](), ""
+    nlls, hidden, n_passed, so_far = list[NDArray[np.float64]](), "", 0, math.nan
+
+    def passed(n: int) -> None:
+        nonlocal n_passed
+        n_passed += n
+        if progress is not None:
+            progress(n_passed, chunks.size, so_far)
+
+    passed(0)
     first = engine.first_prompt
-    for i, chunk in enumerate(chunks):
+    for chunk in chunks:
         run = engine.executor.run if first.is_over else first.run
-        nlls.append(_chunk(engine, chunk.copy(), run))
+        nlls.append(_chunk(engine, chunk.copy(), run, passed))
         first.is_over = True
         hidden = hidden or overflow_warning(
             engine.executor, n_ctx, "perplexity"
         )  # the next chunk's keys replace these
-        if progress is not None:
-            progress(i + 1, n_chunks, perplexity_of(np.concatenate(nlls).mean()))
+        so_far = perplexity_of(np.concatenate(nlls).mean())
+        passed(0)
     every = np.concatenate(nlls)
     value = perplexity_of(every.mean())
     return Perplexity(
@@ -131,13 +140,17 @@ def of_chunks(engine: Engine, chunks: NDArray[np.int32], progress: ChunkProgress
     )
 
 
-def _chunk(engine: Engine, ids: NDArray[np.int32], run: Run) -> NDArray[np.float64]:
-    """-ln p of the ids behind the first half of one chunk."""
+def _chunk(
+    engine: Engine, ids: NDArray[np.int32], run: Run, passed: Callable[[int], None]
+) -> NDArray[np.float64]:
+    """-ln p of the ids behind the first half of one chunk; `passed` hears how many ids have."""
     if engine.tokenizer.add_bos and engine.tokenizer.bos is not None:
         ids[0] = engine.tokenizer.bos
     half = len(ids) // 2
     for at in range(0, half, engine.n_batch):
-        run(ids[at : min(at + engine.n_batch, half)], at, None)
+        some = ids[at : min(at + engine.n_batch, half)]
+        run(some, at, None)
+        passed(len(some))
     step = max(1, min(engine.n_batch, LOGITS_BYTES // (4 * engine.model.n_vocab)))
     logits = np.empty((step, engine.model.n_vocab), np.float32)
     nlls = []
@@ -147,4 +160,5 @@ def _chunk(engine: Engine, ids: NDArray[np.int32], run: Run) -> NDArray[np.float
         check_finite(logits[: len(some)], engine.executor, engine.file)
         following = ids[at + 1 : at + 1 + len(some)]
         nlls.append(negative_log_likelihoods(logits[: len(following)], following))
+        passed(len(some))
     return np.concatenate(nlls)
