@@ -88,7 +88,7 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         with (
             folder_for_counts(folder, self.resume, self.force),
             open_gguf(path) as file,
-            workers_of(self) as workers,
+            workers_of(self, self.quiet) as workers,
             open_engine(self, self.quiet, file=file, sparsity=self._mode(file), **where) as engine,
         ):
             warn(engine, self.quiet)

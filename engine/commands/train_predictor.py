@@ -71,7 +71,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
         if self.scheduler is None:
             self._check_device()
         with (
-            workers_of(self) as workers,
+            workers_of(self, self.quiet) as workers,
             open_engine(
                 self, self.quiet, device="cpu", sparsity="off", populate=not place.gives_back
             ) as engine,
@@ -131,9 +131,12 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
         from hotcold.engine.train.memory import Bound, own_bytes, within
 
         bound = Bound(parse_size(self.memory, "--memory"), own_bytes())
-        each = engine.n_threads if self.scheduler is not None else max(1, engine.n_threads // self.workers)
-        is_shared = self.workers > 1 or self.scheduler is not None
-        settings, said = within(bound, engine.executor.plan, settings, each, self.workers if is_shared else 0)
+        each = (
+            engine.n_threads if self.scheduler is not None else max(1, engine.n_threads // self.n_processes)
+        )
+        is_shared = self.n_processes > 1 or self.scheduler is not None
+        n_others = self.n_processes if is_shared else 0
+        settings, said = within(bound, engine.executor.plan, settings, each, n_others)
         if not self.quiet:
             note(f"--memory: {said}")
         return settings

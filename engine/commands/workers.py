@@ -18,6 +18,7 @@ import typer
 from hotcold.engine.commands.options import part
 from hotcold.engine.commands.reports import note
 from hotcold.engine.generation.run_options import RunOptions
+from hotcold.engine.host.machine import cpu_count
 from hotcold.errors import FileError, HotcoldError, SettingError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 TaskT = TypeVar("TaskT")
 ResultT = TypeVar("ResultT")
 
-MOST = 1024
 AHEAD = 2  # tasks a worker that wait for it
 TIMEOUT = "10s"
 
@@ -36,10 +36,17 @@ TIMEOUT = "10s"
 class WorkerOptions:
     """Who does it."""
 
-    workers: Annotated[int, typer.Option(metavar="N", help="Processes that share the work.")] = 1
+    workers: Annotated[
+        int, typer.Option(metavar="N", help="Processes that share the work: one a CPU at most.")
+    ] = 1
     scheduler: Annotated[
         str | None, typer.Option(metavar="ADDRESS", help="Of a Dask cluster that does it: tcp://HOST:8786.")
     ] = None
+
+    @property
+    def n_processes(self) -> int:
+        """Of this machine: no more than it has CPUs, since they would wait for each other and hold memory."""
+        return min(self.workers, cpu_count())
 
 
 @dataclass
@@ -112,24 +119,29 @@ class Workers:
 
 
 @contextmanager
-def workers_of(options: WorkerOptions) -> Iterator[Workers | None]:
-    """The workers that are asked for; None for this process alone.
+def workers_of(options: WorkerOptions, quiet: bool = False) -> Iterator[Workers | None]:
+    """The workers that are asked for, or one a CPU, which is told unless `quiet`; None for this process alone.
 
     Raises:
         SettingError: no such number, both kinds, no scheduler at the address, or no package to reach it with.
         HotcoldError: all who tried a task have ended.
     """
-    if not 1 <= options.workers <= MOST:
-        raise SettingError("--workers", options.workers, f"1 to {MOST}", "such as --workers 2")
+    if options.workers < 1:
+        raise SettingError("--workers", options.workers, "at least 1", "such as --workers 2")
     if options.scheduler is not None:
         if options.workers > 1:
             raise SettingError("--workers", options.workers, "a cluster has its own", "leave one of both out")
         with _cluster(options.scheduler) as workers:
             yield workers
-    elif options.workers == 1:
+        return
+    n = options.n_processes
+    if n < options.workers and not quiet:
+        who = f"{n} processes share the work" if n > 1 else "this process does the work alone"
+        note(f"--workers {options.workers}: {who}, since {n} CPU{'s' * (n > 1)} can be used")
+    if n == 1:
         yield None
     else:
-        with _processes(options.workers) as workers:
+        with _processes(n) as workers:
             yield workers
 
 
@@ -241,7 +253,7 @@ def model_of_workers(how: WorkerOptions, engine: "Engine", populate: bool = True
     """What workers open: the engine's model as it runs here; processes of this machine share its threads."""
     from hotcold.engine.generation.worker import workers_model
 
-    each = engine.n_threads if how.scheduler is not None else max(1, engine.n_threads // how.workers)
+    each = engine.n_threads if how.scheduler is not None else max(1, engine.n_threads // how.n_processes)
     options = part(RunOptions, how, threads=each, device="cpu", sparsity=engine.sparsity)
     return workers_model(engine, options, populate)
 

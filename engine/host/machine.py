@@ -29,9 +29,17 @@ def default_threads(root: Path = Path("/"), affinity: set[int] | None = None) ->
         affinity: the CPUs of this process; None asks the system.
     """
     cpus = _affinity() if affinity is None else affinity
+    return _within_quota(physical_cores(root, cpus), root)
+
+
+def cpu_count(root: Path = Path("/"), affinity: set[int] | None = None) -> int:
+    """CPUs that this process may use, and no more than its cgroup's quota, at least 1; see `default_threads`."""
+    return _within_quota(len(_affinity() if affinity is None else affinity), root)
+
+
+def _within_quota(n: int, root: Path) -> int:
     quota = cpu_quota(root)
-    cores = physical_cores(root, cpus)
-    return max(1, cores if quota is None else min(cores, math.floor(quota)))
+    return max(1, n if quota is None else min(n, math.floor(quota)))
 
 
 def _affinity() -> set[int]:

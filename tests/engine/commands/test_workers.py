@@ -5,21 +5,30 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from commands import run
 from ending_tasks import sleep, tenfold_after_ends
 
-from hotcold.engine.commands.workers import WorkerOptions, Workers, workers_of
+from hotcold.engine.commands.workers import AHEAD, WorkerOptions, Workers, model_of_workers, workers_of
 from hotcold.errors import FileError, HotcoldError, SettingError
+
+CPU_COUNT = "hotcold.engine.commands.workers.cpu_count"
+
+
+@pytest.fixture(autouse=True)
+def cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, wherever this runs."""
+    monkeypatch.setattr(CPU_COUNT, lambda: 2)
 
 
 @pytest.fixture
 def two() -> Iterator[Workers]:
-    with workers_of(WorkerOptions(workers=2)) as workers:
-        assert workers is not None
-        yield workers
+    with workers_of(WorkerOptions(workers=2)) as found:
+        assert found is not None
+        yield found
 
 
 def test_what_a_process_did_that_ends_is_done_once_more(
@@ -49,6 +58,44 @@ def test_ctrl_c_does_not_wait_for_what_is_under_way() -> None:
         for _ in workers.in_order(sleep, [0, 60, 60, 60, 60]):
             raise KeyboardInterrupt
     assert time.perf_counter() - started < 50
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+@pytest.mark.parametrize(
+    ("n_cpus", "n_workers", "words"),
+    [
+        (2, 1000, "2 processes share the work, since 2 CPUs"),
+        (1, 2, "this process does the work alone, since 1 CPU "),
+    ],
+)
+def test_there_are_no_more_processes_than_cpus(
+    n_cpus: int,
+    n_workers: int,
+    words: str,
+    quiet: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(CPU_COUNT, lambda: n_cpus)
+    options = WorkerOptions(workers=n_workers)
+    with workers_of(options, quiet) as found:
+        assert (1 if found is None else found.ahead // AHEAD) == n_cpus
+    said = capsys.readouterr().err
+    assert said == "" if quiet else f"--workers {n_workers}: {words}" in said
+    with workers_of(WorkerOptions(workers=n_cpus)):
+        assert capsys.readouterr().err == ""
+
+
+def test_processes_of_this_machine_share_its_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as there are, not as were asked for."""
+    given = list[int]()
+    monkeypatch.setattr(
+        "hotcold.engine.generation.worker.workers_model",
+        lambda engine, options, populate: given.append(options.threads),
+    )
+    engine: Any = SimpleNamespace(n_threads=4, sparsity="off")
+    model_of_workers(WorkerOptions(workers=1000), engine)
+    assert given == [2]
 
 
 @pytest.mark.parametrize("command", ["profile", "train-predictor"])

@@ -95,6 +95,23 @@ def test_threads_stay_within_the_quota(tmp_path: Path, files: dict[str, str], ex
     assert machine.default_threads(tree(tmp_path, FOUR_CORES | files), set(range(8))) == expected
 
 
+@pytest.mark.parametrize(
+    ("quota", "affinity", "expected"),
+    [
+        ("max 100000", set(range(8)), 8),
+        ("max 100000", {0, 4}, 2),
+        ("250000 100000", set(range(8)), 2),
+        ("50000 100000", set(range(8)), 1),
+    ],
+)
+def test_cpus_are_those_of_the_affinity_within_the_quota(
+    tmp_path: Path, quota: str, affinity: set[int], expected: int
+) -> None:
+    """Two of a core count as two."""
+    root = tree(tmp_path, FOUR_CORES | {"sys/fs/cgroup/cpu.max": quota})
+    assert machine.cpu_count(root, affinity) == expected
+
+
 def test_threads_of_this_machine() -> None:
     assert 1 <= machine.default_threads() <= machine.MAX_THREADS
     assert machine.thread_count(None) == machine.default_threads()

@@ -26,6 +26,12 @@ OPTIONS = RunOptions(n_ctx=32, n_batch=16, device="cpu", threads=1, kv_type="f32
 ARGUMENTS = ("-c", "32", "-b", "16")
 
 
+@pytest.fixture(autouse=True)
+def cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, wherever this runs."""
+    monkeypatch.setattr("hotcold.engine.commands.workers.cpu_count", lambda: 2)
+
+
 @pytest.fixture
 def text(tiny: Path, tmp_path: Path) -> Path:
     path = tmp_path / "text.txt"
