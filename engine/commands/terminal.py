@@ -4,6 +4,7 @@ import codecs
 import contextlib
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -63,8 +64,8 @@ class Output(io.TextIOBase):
         return sys.stdout is not None and sys.stdout.isatty()
 
     def write(self, text: str) -> int:
-        """Print it."""
-        write(text)
+        """Print it, but for the spaces that fill up the ends of a table's lines."""
+        write(re.sub(" +$", "", text, flags=re.MULTILINE))
         return len(text)
 
 

@@ -30,6 +30,14 @@ pytestmark = pytest.mark.usefixtures("no_card")
 run = partial(run_command, "offload-dump")
 
 
+@pytest.mark.parametrize(
+    "arguments", [(), ("--layer", "0"), pytest.param(("--full",), marks=pytest.mark.slow)]
+)
+def test_no_line_ends_in_a_space(arguments: tuple[str, ...]) -> None:
+    lines = run("--vram-budget", "6MiB", *arguments).stdout.splitlines()
+    assert len(lines) > 20 and all(line == line.rstrip() for line in lines)
+
+
 def test_falcon_40b_is_split_in_seconds() -> None:
     started = time.perf_counter()
     result = run("--like", "falcon-40b:q4_0", "--vram-budget", "8GiB")
