@@ -63,6 +63,7 @@ from hotcold.engine.plan.wanted import Wanted
 from hotcold.errors import DoesNotFitError
 from hotcold.gguf_io.firing_counts import Counts
 
+NO_ROOM_BESIDE = "staging buffers would leave no room for the head, nor for neurons"
 NO_BUDGET = "the budget is 0: everything stays on the CPU"
 UNIFORM = "uniform: no activation counts were found"
 WHERE_COUNTS_GO = "put them into activation/ beside the model, or give offload-dump --activation DIR"
@@ -111,10 +112,10 @@ def plan(
     most, reason = buffers_at_most(made, how, reserves, shares)
     streamed = _streamed(asked, reserves, most) if any(most) else None
     if streamed is None or (how.stream_batch is None and made.head_side != streamed.head_side):
-        reason = (
-            reason
-            or "staging buffers would leave no room for the head, nor for neurons: prompts are not streamed"
-        )
+        if not reason:
+            reason = f"{NO_ROOM_BESIDE}: prompts are not streamed"
+        elif any(most):
+            reason = f"{reason}; on other cards {NO_ROOM_BESIDE}"
         return _not_streamed(made, how, reason)
     return _not_streamed(streamed, how, reason)
 

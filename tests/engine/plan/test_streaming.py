@@ -15,7 +15,7 @@ from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.model.model import Layer, Model, Weight
 from hotcold.engine.model.shapes import like
 from hotcold.engine.plan import placement
-from hotcold.engine.plan.budget import Budget
+from hotcold.engine.plan.budget import Budget, of_cards
 from hotcold.engine.plan.cards import CARDS
 from hotcold.engine.plan.estimate import estimate
 from hotcold.engine.plan.footprint import ffn_part
@@ -95,6 +95,19 @@ def test_buffers_keep_no_head_off_the_device_unless_they_are_asked_for() -> None
     assert asked.head_side == CPU and not asked.hot_share and asked.streaming is not None
     later = plan_of(RELU, 660, None)
     assert later.head_side == GPU and later.streaming is not None
+
+
+def test_why_one_card_has_no_buffers_is_told_beside_what_they_would_cost_another() -> None:
+    """The first has no room for them; on the second they would leave none for the head."""
+    whole = like("relullama-7b:q4_0", 128)
+    model = replace(whole, layers=whole.layers[:10], n_layer=10)
+    how = Wanted("predictor", 512, 64, stream_batch=None)
+    budget = of_cards([Budget(f"{n}MiB", n * MIB, "a test") for n in (120, 600)])
+    plan = placement.plan(model, how, budget)
+    assert plan.streaming is None and plan.head_side == GPU
+    of_the_first, of_the_second = plan.not_streamed.split("; on other cards ")
+    assert of_the_first.startswith("layers 0 to 1: two staging buffers") and "do not fit" in of_the_first
+    assert of_the_second == "staging buffers would leave no room for the head, nor for neurons"
 
 
 def test_nothing_is_kept_for_what_cannot_be() -> None:
