@@ -11,6 +11,7 @@ from hotcold.errors import SettingError, shown
 
 DEBUG_VARIABLE = "HOTCOLD_DEBUG"
 OFFLOAD_VARIABLE = "LLAMA_OFFLOAD_DEBUG"  # a macro in PowerInfer
+LARGEST_FLOAT32 = 3.4028234663852886e38
 TRACE_NODES, PRINT_GRAPHS = 2, 3  # levels of HOTCOLD_DEBUG
 
 
@@ -52,14 +53,14 @@ def finite_number(name: str, value: float | str) -> float:
     """`value` as a number.
 
     Raises:
-        SettingError: not a finite number.
+        SettingError: not a finite number, or one that float32 does not hold.
     """
     try:
         number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if not math.isfinite(number):
-        raise SettingError(name, value, "a finite number", "such as 0.5")
+    if not abs(number) <= LARGEST_FLOAT32:
+        raise SettingError(name, value, "a finite number, as float32 holds it", "such as 0.5")
     return number
 
 

@@ -9,6 +9,7 @@ from hotcold.engine.model.experts import Experts, read_experts
 from hotcold.engine.model.multipliers import Multipliers, read_multipliers
 from hotcold.engine.model.rope import RopeScaling, Rotation, read_scaling
 from hotcold.engine.model.windows import Windows, read_windows
+from hotcold.engine.settings import LARGEST_FLOAT32
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
 from hotcold.gguf_io.architectures import ARCHITECTURES
@@ -145,8 +146,10 @@ def _n_rot(file: GGUFFile, architecture: str, head_dim: int) -> int:
 
 def _threshold(file: GGUFFile) -> float:
     value = file.get_float("powerinfer.sparse_threshold", 0.0)
-    if not math.isfinite(value):
-        raise FileError(f"{file.path.name}: powerinfer.sparse_threshold", value, "a finite number")
+    if not abs(value) <= LARGEST_FLOAT32:
+        raise FileError(
+            f"{file.path.name}: powerinfer.sparse_threshold", value, "a finite number, as float32 holds it"
+        )
     return value
 
 

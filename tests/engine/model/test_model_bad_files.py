@@ -154,10 +154,10 @@ def test_factors_by_length_that_ruin_the_numbers(name: str, file_with: FileWith)
     refused(file_with, name, "missing", "come together", changes={other: good[other]})
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), 1e39])
 def test_a_threshold_that_is_no_number(value: float, file_with: FileWith) -> None:
     key = "powerinfer.sparse_threshold"
-    refused(file_with, key, str(value), "finite", metadata={key: (value, V.FLOAT32)}, magic="PWRI")
+    refused(file_with, key, str(value), "finite", metadata={key: (value, V.FLOAT64)}, magic="PWRI")
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "su", ""])

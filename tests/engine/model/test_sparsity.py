@@ -56,13 +56,13 @@ def test_threshold_is_the_flag_then_the_environment_then_the_file() -> None:
     assert resolve_threshold(None, 0.5, {}) == 0.5
 
 
-@pytest.mark.parametrize("text", ["junk", "", "1_0", "nan", "inf", "-inf", "0,5", "1e999"])
+@pytest.mark.parametrize("text", ["junk", "", "1_0", "nan", "inf", "-inf", "0,5", "1e999", "1e39"])
 def test_a_bad_threshold_in_the_environment_is_named(text: str) -> None:
     with pytest.raises(SettingError, match=f"^LLAMA_SPARSE_PRED_THRESHOLD: .*{text}.*finite"):
         resolve_threshold(None, 0.5, {"LLAMA_SPARSE_PRED_THRESHOLD": text})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, "much", True])
+@pytest.mark.parametrize("value", [math.nan, math.inf, "much", True, -(10**39)])
 def test_a_bad_threshold_is_named(value: Any) -> None:
     with pytest.raises(SettingError, match=f"^sparse_pred_threshold: {value}"):
         resolve_threshold(value, 0.5, {})
