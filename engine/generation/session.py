@@ -2,8 +2,8 @@
 
 Eight bytes MAGIC, the header's length (uint32, little endian), the header (JSON), and the caches' blocks, a layer
 after the other, as the CPU has them, wherever they were: [2, n_head_kv, blocks of 64 positions, bytes]. The header
-says what the model and its settings have to be, and the SHA-256 of the blocks: a file of anything else, or a damaged
-one, is refused.
+says what the model and its settings have to be, and the SHA-256 of ids and blocks: a file of anything else, or a
+damaged one, is refused.
 """
 
 import errno
@@ -68,10 +68,8 @@ def write(
     Raises:
         FileError, DoesNotFitError: see `whole_file`.
     """
-    digest = hashlib.sha256()
-    for each in session.blocks:
-        digest.update(each.data)
-    header = _wanted(engine) | {"ids": session.ids, "oldest": session.oldest, "sha256": digest.hexdigest()}
+    digest = _digest(session.ids, session.oldest, *(each.data for each in session.blocks))
+    header = _wanted(engine) | {"ids": session.ids, "oldest": session.oldest, "sha256": digest}
     text = json.dumps(header).encode()
     with whole_file(path, option=option, follows=follows) as temporary, temporary.open("r+b") as file:
         file.write(MAGIC + struct.pack("<I", len(text)) + text)
@@ -106,13 +104,21 @@ def read(engine: Engine, path: Path, option: str = "--session", *, follows: bool
         is_link = error.errno == errno.ELOOP and not follows
         reason = "is a link" if is_link else error.strerror or "cannot be read"
         raise FileError(option, path, reason, REMEDY) from error
-    if len(data) != n_bytes or hashlib.sha256(data).hexdigest() != header["sha256"]:
+    if len(data) != n_bytes or _digest(header["ids"], header["oldest"], data) != header["sha256"]:
         raise FileError(option, path, "damaged", REMEDY)
     blocks, at = list[NDArray[np.uint8]](), 0
     for shape in shapes:
         blocks.append(np.frombuffer(data, np.uint8, math.prod(shape), at).reshape(shape))
         at += math.prod(shape)
     return Session(header["ids"], header["oldest"], blocks)
+
+
+def _digest(ids: list[int], oldest: int, *blocks: bytes | memoryview) -> str:
+    """SHA-256, in hex, of what the caches hold and what they hold it of."""
+    digest = hashlib.sha256(json.dumps([ids, oldest]).encode())
+    for each in blocks:
+        digest.update(each)
+    return digest.hexdigest()
 
 
 def _opened(path: Path, follows: bool) -> BinaryIO:
