@@ -6,6 +6,7 @@ Imports nothing of the engine: a bound is with what it bounds.
 import math
 import os
 from collections.abc import Mapping
+from typing import Any
 
 from hotcold.errors import SettingError, shown
 
@@ -40,7 +41,7 @@ def number_within(
     Raises:
         SettingError: anything else.
     """
-    number = value if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    number = _float(value) if isinstance(value, int | float) else math.nan
     if not math.isfinite(number) or not low <= number <= high or (above and number == low):
         raise _bad_number(name, value, bound, such_as)
 
@@ -55,13 +56,18 @@ def finite_number(name: str, value: float | str) -> float:
     Raises:
         SettingError: not a finite number, or one that float32 does not hold.
     """
-    try:
-        number = math.nan if isinstance(value, bool) or "_" in str(value) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
+    number = math.nan if "_" in str(value) else _float(value)
     if not abs(number) <= LARGEST_FLOAT32:
         raise SettingError(name, value, "a finite number, as float32 holds it", "such as 0.5")
     return number
+
+
+def _float(value: Any) -> float:
+    """`value` as a float; NaN for a flag, for what is no number, and for a whole number that no float holds."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def one_of(name: str, value: object, known: tuple[str, ...]) -> str:

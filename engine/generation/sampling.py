@@ -99,7 +99,8 @@ def penalize(values: NDArray[np.float64], recent: Sequence[int], settings: Sampl
     repeat = settings.repeat_penalty
     with np.errstate(over="ignore"):
         changed = np.where(values[ids] > 0, values[ids] / repeat, values[ids] * repeat)
-        taken = settings.presence_penalty + counts * settings.frequency_penalty
+        # whole numbers beyond 64 bits are settings too, and no operands of NumPy's
+        taken = float(settings.presence_penalty) + counts * float(settings.frequency_penalty)
         values[ids] = np.clip(np.clip(changed, -LARGEST, LARGEST) - taken, -LARGEST, LARGEST)
 
 

@@ -116,7 +116,7 @@ def test_by_default_the_likeliest_stays_the_likeliest() -> None:
 
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("name", "likeliest"), [("presence_penalty", 0), ("frequency_penalty", 0)])
-@pytest.mark.parametrize("penalty", [1.7e308, -1.7e308])
+@pytest.mark.parametrize("penalty", [1.7e308, -1.7e308, 10**30, -(10**30)])
 def test_penalties_beyond_float64_choose_quietly(name: str, likeliest: int, penalty: float) -> None:
     logits = np.array([50.0, 4.0, -np.inf], np.float32)
     expected = likeliest if penalty > 0 else 1
@@ -160,6 +160,7 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
         ("temp", float("nan")),
         ("temp", float("inf")),
         ("temp", "hot"),
+        ("temp", 10**400),
         ("top_k", -1),
         ("top_k", 1.5),
         ("top_k", True),
@@ -174,6 +175,7 @@ def test_most_likely_is_a_stable_sort(values: list[float], top_k: int) -> None:
         ("repeat_last_n", 1.5),
         ("presence_penalty", float("inf")),
         ("frequency_penalty", "much"),
+        ("frequency_penalty", -(10**400)),
         ("seed", -1),
         ("seed", 1 << 64),
     ],

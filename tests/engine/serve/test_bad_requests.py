@@ -37,6 +37,8 @@ def text(**fields: Any) -> dict[str, Any]:
         (TEXT, b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", "no JSON"),
         (TEXT, [1], "body: [1] (a JSON object)"),
         (TEXT, {}, 'prompt: null (a string, token ids, or a list of either); such as "text"'),
+        (TEXT, text(temperature=10**400), "(a finite number of at least 0)"),
+        (TEXT, text(frequency_penalty=-(10**400)), "(a finite number)"),
         (TEXT, text(prompt=[]), "prompt: [] (a string, token ids"),
         (TEXT, text(prompt=7), "prompt: 7 (a string"),
         (TEXT, text(prompt=[1, "a"]), "strings or token ids"),
