@@ -35,7 +35,7 @@ from hotcold.kernels.formats import (
 )
 from hotcold.kernels.weight_table import QUANTISED, share_an_input
 
-FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: one tile of its products
+FFN_TOKENS = 64  # of a batch that an FFN with a row a neuron takes at once: two tiles of its products
 NEURON_TOKENS = (
     8  # likewise experts of which single neurons are there: each of their pairs has sums of groups
 )

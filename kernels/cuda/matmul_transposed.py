@@ -7,16 +7,16 @@ from hotcold.kernels.cuda.work import BLOCK, Work, cover
 from hotcold.kernels.formats import n_groups
 from hotcold.kernels.weight_table import device_row_bytes
 
-TILE_SIDE = 64
-"""Tokens, and columns, of the tile of y that a block of threads works out."""
-TILE_BYTES = 4 * (32 * TILE_SIDE + TILE_SIDE * 33 + TILE_SIDE)
+TILE_TOKENS, TILE_COLUMNS = 32, 64
+"""Of y, that a block of threads works out."""
+TILE_BYTES = 2 * 4 * 32 * (TILE_COLUMNS + TILE_TOKENS + 4 + 1) + 32 * TILE_TOKENS + 16
 """Dynamic shared memory of a block: the struct DownTile."""
 
 
 def matmul_transposed(
     weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int, has_list: bool = False
 ) -> Work:
-    """y[t, j] = sum_r h[t, r] down[r, j], in tiles of 64 tokens by 64 columns.
+    """y[t, j] = sum_r h[t, r] down[r, j], in tiles of 32 tokens by 64 columns.
 
     For the down matrix of an FFN that is split by neurons, one row a neuron. h is float32 for every type. The
     order of the sums is that of the sparse FFNs, whose groups share out the rows of a token's list.
@@ -29,6 +29,6 @@ def matmul_transposed(
     """
     reads = n_rows * device_row_bytes(weight_type, n) + 4 * n_tokens * n_rows
     reads += 4 * n_tokens * cover(n_rows, cover(n_rows, n_groups(n_rows))) if has_list else 0
-    grid = (cover(n, TILE_SIDE), cover(n_tokens, TILE_SIDE))
+    grid = (cover(n_tokens, TILE_TOKENS), cover(n, TILE_COLUMNS))
     kernel = kernel_name("matmul_transposed", weight_type)
     return Work(kernel, grid, BLOCK, reads, 4 * n_tokens * n, TILE_BYTES)

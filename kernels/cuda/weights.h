@@ -14,6 +14,7 @@
 //   PASSES               how many pieces a lane of a warp has on the way at a time: as many as registers hold
 //   WAITS_DECODED        whether a thread of a tile has registers in which a row's next sixteen wait, decoded, while
 //                        it multiplies
+//   CUT_EIGHTS           whether a row may end within eight weights
 //   ROWS_AT_ONCE         of a transposed matrix, that a thread has on the way: as many as registers hold
 //
 // `Blocks` makes the rest of it: `add_piece`, what a lane adds at a time; `dot`, the product of one row with an input,
@@ -126,7 +127,7 @@ template <class T> struct Plain {
     size_t stride;                                // values from row to row
 
     static constexpr int MINIMA = 0, ROWS_AT_ONCE = 8, LAID_UNITS = 2;
-    static constexpr bool WAITS_DECODED = true, MAY_BE_SHORT = false;
+    static constexpr bool CUT_EIGHTS = true, WAITS_DECODED = true, MAY_BE_SHORT = false;
     __device__ Plain(const T* plane, int row_length)
         : values(plane), n(row_length), stride(padded((size_t)row_length * sizeof(T)) / sizeof(T)) {}
 
@@ -172,7 +173,7 @@ __device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0
 template <class Type> struct Blocks {
     static constexpr int ROWS_AT_ONCE = 8, LAID_UNITS = 1;
     static constexpr int PASSES = 1;
-    static constexpr bool QUARTERS = false, WAITS_DECODED = false, MAY_BE_SHORT = true;
+    static constexpr bool CUT_EIGHTS = false, QUARTERS = false, WAITS_DECODED = false, MAY_BE_SHORT = true;
     int n;                                        // weights of a row
 
     __device__ explicit Blocks(int row_length) : n(row_length) {}

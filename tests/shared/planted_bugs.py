@@ -1,6 +1,7 @@
-"""Bugs of the kernels' text, by what is wrong; those of kernels with weights lie in a file of their own."""
+"""Bugs of the kernels' text, by what is wrong; those of kernels with weights lie in files of their own."""
 
 import planted_bugs_of_attention
+import planted_bugs_of_down
 import planted_bugs_of_weights
 from kernel_launches import (
     run_add,
@@ -21,7 +22,7 @@ from kernel_launches import (
 )
 from planted_bug import BARRIER, Bug
 
-OTHERS = planted_bugs_of_attention.BUGS | planted_bugs_of_weights.BUGS
+OTHERS = planted_bugs_of_attention.BUGS | planted_bugs_of_down.BUGS | planted_bugs_of_weights.BUGS
 BUGS = OTHERS | {
     "no barrier between two steps of a sort": Bug(
         "candidates.cu",

@@ -14,7 +14,6 @@ from kernel_launches import (
     run_matmul_few,
     run_matmul_of_halves,
     run_matmul_of_int8,
-    run_matmul_transposed,
     run_matvec,
     run_matvec3,
     run_matvec_mask,
@@ -432,13 +431,6 @@ BUGS = {
         "// the list is about",
         "race, ",
         [],
-    ),
-    "down rows added before they are there": Bug(
-        "matmul_transposed.cu",
-        run_matmul_transposed,
-        "groups.begins(row);\n        __syncthreads();\n",
-        "groups.begins(row);\n",
-        "race, |before anybody wrote",
     ),
     "inputs after the last token": Bug(
         "matmul.cu",

@@ -315,3 +315,57 @@ def test_all_rows_without_a_list(device: Device, put: Put, get: Get) -> None:
     """The groups are those of a list of all rows."""
     ffn = Ffn(device, put, Type.F16, 333, 40, np.ones((3, 333), bool))
     assert get(device, ffn.together(has_list=False)[1]).tobytes() == get(device, ffn.each()).tobytes()
+
+
+def down_sums(device: Device, put: Put, get: Get) -> tuple[F32, F32]:
+    """Products with down rows of 35 tokens, and what the first and those around the tile's end should be.
+
+    Groups are of two rows, of some, and longer than a step of the kernel.
+    """
+    n_rows, n, tokens, checked = 700, 72, 35, (0, 1, 2, 3, 4, 31, 32, 33, 34)
+    listed = np.random.default_rng(3).random((tokens, n_rows)) < np.resize(SHARES, tokens)[:, None]
+    w, h = random_matrix(Type.F16, n_rows, n), np.where(listed, normal(tokens, n_rows), np.float32(0))
+    rows = ref.active_rows(listed, np.arange(n_rows, dtype="i4"))
+    ids, y = np.full(listed.shape, -1, "i4"), device.empty((tokens, n), "f4")
+    for token, own in enumerate(rows):
+        ids[token, : len(own)] = own
+    lists, groups = (put(device, ids), put(device, listed.sum(1, dtype="i4"))), n_groups(n_rows)
+    given = (*w.planes(device, put), put(device, h), *lists, y, n_rows, n, tokens, groups, 1)
+    matmul_transposed(Type.F16, tokens, n_rows, n, True).launch(device, given, device.compute)
+    want = [order.device_rows(h[token], w.values, rows[token].tolist(), groups) for token in checked]
+    return get(device, y)[list(checked)], np.array(want)
+
+
+def test_down_rows_have_the_bits_of_the_oracle(device: Device, put: Put, get: Get) -> None:
+    got, want = down_sums(device, put, get)
+    assert got.tobytes() == want.tobytes()
+
+
+BUGS_OF_DOWN = {
+    "a group's first row in the group before": (
+        "(first + i) & 1) end_group(j);",
+        "(first + i) & 1 && i) end_group(j);",
+    ),
+    "a beginning passed over": ("row = following, at += size;", "row = following, at += 2 * size;"),
+    "beginnings of the tokens beside": (
+        "((const uint4*)step.begins)[b] : ",
+        "((const uint4*)step.begins)[b ^ 1] : ",
+    ),
+    "beginnings not looked at": ("if (any & 15) add_four", "if (any & 7) add_four"),
+    "the last group lost": ("        sums.end_group(j);\n", ""),
+    "hidden values of the step's first rows": ("+ first + r;", "+ r;"),
+    "a row that is added twice": ("w = next_w, v = next_v;", "if (i) w = next_w, v = next_v;"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BUGS_OF_DOWN)
+def test_a_planted_bug_of_down_rows_changes_the_bits(
+    open_emulated: Open, put: Put, get: Get, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    old, new = BUGS_OF_DOWN[name]
+    source = program(SOURCES / "matmul_transposed.cu", types=[(weight_type_row(Type.F16).ending,)])
+    assert source.count(old) == 1
+    got, want = down_sums(open_emulated(source=source.replace(old, new), build_kind="fast"), put, get)
+    assert got.tobytes() != want.tobytes()
