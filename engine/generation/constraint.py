@@ -111,10 +111,13 @@ def of_regex(text: str, name: str = "regex") -> str:
     """The grammar of texts that a regular expression (Rust's, without look-around) matches as a whole.
 
     Raises:
-        SettingError: too long; or the library is missing.
+        SettingError: no text, as a lone surrogate is none, or too long; or the library is missing.
     """
     _check_length(text, name)
-    made: str = _library().LLMatcher.grammar_from_regex(text)
+    try:
+        made: str = _library().LLMatcher.grammar_from_regex(text)
+    except UnicodeEncodeError as error:
+        raise SettingError(name, None, error.reason, "write it in Unicode's characters") from error
     return made
 
 

@@ -37,6 +37,7 @@ def text(**fields: Any) -> dict[str, Any]:
         (TEXT, b'{"prompt": "a", "seed": ' + b"1" * 5000 + b"}", "no JSON"),
         (TEXT, [1], "body: [1] (a JSON object)"),
         (TEXT, {}, 'prompt: null (a string, token ids, or a list of either); such as "text"'),
+        (TEXT, text(regex="\ud800"), "regex (surrogates not allowed)"),
         (TEXT, text(temperature=10**400), "(a finite number of at least 0)"),
         (TEXT, text(frequency_penalty=-(10**400)), "(a finite number)"),
         (TEXT, text(prompt=[]), "prompt: [] (a string, token ids"),
@@ -292,6 +293,8 @@ def mutated(body: dict[str, Any], dice: random.Random) -> bytes:
         0,
         1e308,
         1 << 64,
+        10**30,
+        10**400,
         "",
         "a",
         "\ud800",
@@ -303,10 +306,10 @@ def mutated(body: dict[str, Any], dice: random.Random) -> bytes:
         ["", 1],
     ]
     body = dict(body)
+    fields = [*body, "stop", "n", "seed", "logprobs", "stream", "top_k", "role", "temperature", "regex"]
+    fields.append("frequency_penalty")
     for _ in range(dice.randint(1, 3)):
-        body[dice.choice([*body, "stop", "n", "seed", "logprobs", "stream", "top_k", "role"])] = dice.choice(
-            odd
-        )
+        body[dice.choice(fields)] = dice.choice(odd)
     data = bytearray(json.dumps(body).encode())
     if dice.random() < 0.4:
         for _ in range(dice.randint(1, 4)):
