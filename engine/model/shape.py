@@ -133,6 +133,10 @@ def _check_experts(shape: Shape) -> None:
     if shape.n_expert and architecture.experts is None:
         names = [name for name, other in ARCHITECTURES.items() if other.experts]
         raise SettingError("n_expert", shape.n_expert, f"0 but for {', '.join(names)}")
+    for name in ("n_expert_used", "n_ff_exp", "n_ff_shexp"):
+        value = getattr(shape, name)
+        if not shape.n_expert and (isinstance(value, bool) or value != 0):
+            raise SettingError(name, shown(value), "0 without n_expert")
     if architecture.experts is not None and shape.n_expert:
         whole("n_expert_used", shape.n_expert_used, 1, shape.n_expert)
         whole("n_ff_exp", shape.n_ff_exp, 1, MAX_EXPERT_FF)

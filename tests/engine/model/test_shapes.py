@@ -233,6 +233,9 @@ def test_types_are_those_that_a_conversion_gives(tmp_path: Path, name: str, outt
         ({"n_expert": 8, "n_expert_used": 2}, "n_ff_exp"),
         ({"architecture": "qwen3moe"}, "n_expert"),
         ({"architecture": "qwen2", "n_expert": 8}, "n_expert"),
+        ({"n_ff_shexp": 64}, "n_ff_shexp: 64 .0 without n_expert"),
+        ({"n_expert_used": None}, "n_expert_used: None .0 without n_expert"),
+        ({"n_ff_exp": "64"}, "n_ff_exp: .64. .0 without n_expert"),
     ],
 )
 def test_bad_experts_are_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
