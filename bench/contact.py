@@ -57,6 +57,8 @@ RUN_PATHS = (
 )
 AT_ONCE = max(4, min(8, (os.cpu_count() or 1) // 2))
 """Steps that run beside each other, of those that may."""
+SPLIT = ("--vram-budget", "6MiB", "-c", "256", "-b", "64")
+"""A card for the bundled model that holds some neurons of every layer, and not all."""
 SHOWN_LINES = 12
 """Of the output of a step that failed."""
 
@@ -159,12 +161,34 @@ def planned_is_used(printed: str) -> str:
     return f"planned {answer['vram_planned']} bytes, used {answer['vram_used']}"
 
 
+def is_split(printed: str) -> str:
+    """So are they of a plan that has neurons on both sides; one that has not shows nothing of how they meet."""
+    share = json.loads(printed)["ffn_device_share"]
+    return planned_is_used(printed) if 0 < share < 1 else _not_split(share)
+
+
+def _not_split(share: float) -> str:
+    return f"no layer is split: {share:.0%} of the neurons are on the device"
+
+
 def graphs_as_assumed(printed: str) -> str:
     """Graphs take no more of the card than plans leave for them."""
-    (row,) = (row for row in json.loads(printed)["run"] if row["name"].startswith("graphs"))
+    row = _row(printed, "graphs")
     if row["measured"] <= row["planned"]:
         return ""
     return f"graphs take {row['measured']} bytes, plans leave {row['planned']}"
+
+
+def sides_work(printed: str) -> str:
+    """Both have neurons, and graphs take no more than is left for them."""
+    share = _row(printed, "neurons")["measured"]
+    return graphs_as_assumed(printed) if 0 < share < 1 else _not_split(share)
+
+
+def _row(printed: str, beginning: str) -> dict[str, float]:
+    """Of the table of `offload-dump --run`."""
+    (row,) = (row for row in json.loads(printed)["run"] if row["name"].startswith(beginning))
+    return dict(row)
 
 
 def facts() -> Iterator[Step]:
@@ -176,13 +200,12 @@ def facts() -> Iterator[Step]:
     yield Step("devices", hotcold("devices"), 60, told=True)
 
 
-def texts(device: str, budget: str) -> Iterator[Step]:
+def texts(device: str) -> Iterator[Step]:
     """The bundled model all on the device, and split."""
     yield Step("text-device", generate(device), 60, planned_is_used, says=tokens_a_second)
-    split = generate(device, "--strict", "--vram-budget", budget)
-    yield Step("text-split", split, 60, planned_is_used, says=tokens_a_second)
-    run = hotcold("offload-dump", "--run", "--json", "--device", device, "--vram-budget", budget, "-q")
-    yield Step("sides", run, 60, graphs_as_assumed)
+    yield Step("text-split", generate(device, "--strict", *SPLIT), 60, is_split, says=tokens_a_second)
+    run = hotcold("offload-dump", "--run", "--json", "--device", device, *SPLIT, "-q")
+    yield Step("sides", run, 60, sides_work)
 
 
 def test_step(path: str) -> Step:
@@ -202,7 +225,7 @@ def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:
     yield Step("compile", bench("compile_units.py", "--device", device), 120, beside=True)
     yield Step("text-cpu", generate("cpu"), 120, beside=True)
     yield Step("launches", bench("launches.py", "--device", device), 90, no_spills, told=True)
-    yield from texts(device, "6MiB")
+    yield from texts(device)
     for model in ((), ("--shape", "1b")):
         name = "-".join(("slots", *model[1:]))
         yield Step(name, bench("slots.py", "--device", device, *model), 60, told=True)
@@ -215,8 +238,8 @@ def steps_of_a_card(device: str, minutes: float) -> Iterator[Step]:
         command = (*checked, *tests(f"tests/kernels/cuda/test_{name}.py", which))
         yield Step(f"{tool}-{name}", command, 60, nothing_skipped, needs="compute-sanitizer", says=last_line)
     for n_threads in ("1", "2", "4", "8", "16"):
-        split = generate(device, "--vram-budget", "6MiB", "-t", n_threads)
-        yield Step(f"threads-{n_threads}", split, 30, planned_is_used, says=tokens_a_second)
+        split = generate(device, *SPLIT, "-t", n_threads)
+        yield Step(f"threads-{n_threads}", split, 30, is_split, says=tokens_a_second)
     yield Step("trouble", bench("trouble.py", "--device", device), 120, told=True)
     measured = bench("gpu.py", "--device", device, "--minutes", str(minutes))
     yield Step("kernels", (*measured, "--budgets"), 60 * minutes + 60, told=True)
@@ -230,7 +253,7 @@ def steps_without_one(device: str) -> Iterator[Step]:
     yield Step("text-cpu", generate("cpu"), 120, says=tokens_a_second)
     launches = bench("launches.py", "--device", device, "--repeats", "2")
     yield Step("launches", launches, 120, no_spills, told=True)
-    yield from texts(device, "6MiB")
+    yield from texts(device)
     slots = bench("slots.py", "--device", device, "--shape", "tiny", "--tokens", "2")
     yield Step("slots", slots, 120, told=True)
     yield Step("trouble", bench("trouble.py", "--device", device), 60)

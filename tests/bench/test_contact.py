@@ -101,6 +101,12 @@ def test_what_a_step_prints_is_looked_at(tmp_path: Path) -> None:
     assert contact.run_step(skipped, tmp_path, 600).problem == "tests were skipped"
     other = python("step", 'print(\'{"vram_planned": 5, "vram_used": 6}\')', check=contact.planned_is_used)
     assert contact.run_step(other, tmp_path, 600).problem == "planned 5 bytes, used 6"
+    whole = python("step", "print('{\"ffn_device_share\": 0.0}')", check=contact.is_split)
+    said = contact.run_step(whole, tmp_path, 600).problem
+    assert said == "no layer is split: 0% of the neurons are on the device"
+    neurons = '{"name": "neurons on the device", "planned": 1.0, "measured": 1.0}'
+    sides = python("step", f"print('{{\"run\": [{neurons}]}}')", check=contact.sides_work)
+    assert "no layer is split: 100%" in contact.run_step(sides, tmp_path, 600).problem
     row = '{"name": "graphs, beside it", "planned": 5, "measured": 6}'
     more = python("step", f"print('{{\"run\": [{row}]}}')", check=contact.graphs_as_assumed)
     assert contact.run_step(more, tmp_path, 600).problem == "graphs take 6 bytes, plans leave 5"
@@ -108,6 +114,13 @@ def test_what_a_step_prints_is_looked_at(tmp_path: Path) -> None:
     assert contact.run_step(spilled, tmp_path, 600).problem == "kernels spill"
     words = python("step", "print('a warning'); print('{}')", check=contact.planned_is_used)
     assert "not as expected" in contact.run_step(words, tmp_path, 600).problem
+
+
+def test_the_split_of_the_bundled_model_is_one() -> None:
+    command = contact.hotcold("offload-dump", "--json", "--device-memory", "8GiB", *contact.SPLIT)
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    layers = json.loads(printed)["layers"]
+    assert layers and all(0 < layer["hot_share"] < 1 for layer in layers)
 
 
 def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
@@ -197,7 +210,8 @@ def test_launches_are_timed_through_the_cuda_driver() -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiler")
 def test_all_steps_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert contact.run(["--device", "emulated", "--folder", str(tmp_path), "--steps", "text", "slots"]) == 0
+    steps = "text", "sides", "slots"
+    assert contact.run(["--device", "emulated", "--folder", str(tmp_path), "--steps", *steps]) == 0
     shown = capsys.readouterr().out
     assert "One text on the CPU, on the device and split." in shown and "| 4 | " in shown
 
