@@ -47,10 +47,16 @@ def fill(device: Device) -> None:
             wanted //= 2
 
 
+def name_of_card(index: int) -> str:
+    """By which another process sees this card alone."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return named.split(",")[index] if named else str(index)
+
+
 def text_beside_it(index: int) -> subprocess.CompletedProcess[str]:
     """What `auto` makes of that card in another process."""
     words = "generate", "-p", "Once upon a time", "-n", "8", "--temp", "0", "--json", "--device", "auto"
-    visible = {"CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", str(index)).split(",")[0]}
+    visible = {"CUDA_VISIBLE_DEVICES": name_of_card(index)}
     return subprocess.run(
         (sys.executable, "-m", "hotcold", *words),
         env=os.environ | visible,

@@ -173,6 +173,16 @@ def test_what_is_told_of_a_card_in_trouble(compiler: str, capsys: pytest.Capture
     assert beside(0, "cpu", "") == "nothing is said"
 
 
+@pytest.mark.parametrize("visible, name", [(None, "1"), ("", "1"), ("3,5", "5")])
+def test_the_card_that_is_full_is_the_one_that_another_sees(
+    visible: str | None, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert trouble.name_of_card(1) == name
+
+
 def test_other_ids_than_the_cpus_are_seen() -> None:
     def text(name: str, ids: list[int]) -> Outcome:
         return Outcome(Step(name, (), 1), 1.0, "", json.dumps({"ids": ids}))
