@@ -60,7 +60,7 @@ class CalibrateCommand(LevelOptions, CorpusOptions):
             raise SettingError("--cost", self.cost, f"above 0, at most {MOST} percent", "such as --cost 1")
         path = model_path(self.path)
         if self.outfile is not None:
-            check_output(self.outfile, [path], self.force)
+            check_output(self.outfile, self.inputs(path), self.force)
         texts = read_corpus(self)
         with open_gguf(path) as file:
             thresholds = none_yet(file, self.ffn_activation)

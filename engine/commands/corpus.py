@@ -45,6 +45,10 @@ class CorpusOptions:
     ] = None
     field: Annotated[str, typer.Option(help="Of a .jsonl line's object, that is its text.")] = "text"
 
+    def inputs(self, model: Path) -> list[Path]:
+        """Files that are read, and so are never written: the model and the texts that are named."""
+        return [model, *(self.texts or ())]
+
 
 def read_corpus(options: CorpusOptions) -> "list[Text]":
     """All texts.

@@ -36,8 +36,7 @@ class ImatrixCommand(ImatrixOptions, CorpusOptions):
         from hotcold.gguf_io.imatrix import write_imatrix
 
         path = model_path(self.path)
-        sources = [path, *(text for text in self.texts or () if text.is_file())]
-        check_output(self.out, sources, self.force, option="-o")
+        check_output(self.out, self.inputs(path), self.force, option="-o")
         texts = read_corpus(self)
         with open_engine(replace(self, path=path), self.quiet, device="cpu", sparsity="off") as engine:
             from hotcold.engine.profile.corpus import chunks

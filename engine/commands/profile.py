@@ -70,8 +70,6 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
 
     def run(self) -> None:
         """Read, load, count, write, print."""
-        if self.html is not None:
-            check_output(self.html, [], self.force, option="--html")
         if self.merge is not None:
             self._merge(*self.merge)
             return
@@ -80,8 +78,9 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         from hotcold.gguf_io import open_gguf
 
         path = model_path(self.path)
-        if self.into is not None:
-            check_output(self.into, [path], self.force, option="--into")
+        for option, output in (("--html", self.html), ("--into", self.into)):
+            if output is not None:
+                check_output(output, self.inputs(path), self.force, option=option)
         where = self._where()
         texts = read_corpus(self)
         folder = self._folder(path)
@@ -174,6 +173,8 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
     def _merge(self, one: Path, other: Path) -> None:
         from hotcold.engine.profile import kept, profile
 
+        if self.html is not None:
+            check_output(self.html, force=self.force, option="--html")
         of_a_run = {"-f": self.texts, "--into": self.into, "--resume": self.resume}
         for option in (option for option, given in of_a_run.items() if given):
             bound = "--merge runs no model, and reads and writes folders alone"

@@ -66,7 +66,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             raise SettingError(
                 "-o", self.out, "a name that ends in .safetensors", "such as -o predictors.safetensors"
             )
-        check_output(self.out, force=self.force, option="-o")
+        check_output(self.out, self.texts or (), self.force, option="-o")
         texts = read_corpus(self)
         if self.scheduler is None:
             self._check_device()
@@ -78,7 +78,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
         ):
             warn(engine, self.quiet)
             if self.into is not None:
-                check_output(self.into, [engine.file.path], self.force, option="--into")
+                check_output(self.into, self.inputs(engine.file.path), self.force, option="--into")
                 _check_rows(engine, self.into)
             if self._train(engine, texts, settings, place, workers) and self.into is not None:
                 self._write(engine, self.into)

@@ -292,3 +292,20 @@ def test_the_page_of_neurons_that_are_never_idle(tmp_path: Path) -> None:
     assert shown.returncode == 0 and "hotcold calibrate measures" in shown.stdout
     assert "never idle" not in page.read_text() and "No neuron is ever idle" in page.read_text()
     assert page.read_text().count("<polyline") == 1
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("profile", "--into"),
+        ("profile", "--html"),
+        ("calibrate", "--outfile"),
+        ("imatrix", "-o"),
+    ],
+)
+def test_a_text_is_never_written_over(text: Path, tmp_path: Path, command: tuple[str, str]) -> None:
+    own = tmp_path / "own.txt"
+    own.write_bytes(text.read_bytes())
+    refused = run(command[0], "-f", str(own), command[1], str(own), "--force")
+    assert refused.returncode == 2 and "is the input" in refused.stderr
+    assert own.read_bytes() == text.read_bytes()
