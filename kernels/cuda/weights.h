@@ -12,6 +12,9 @@
 //   QUARTERS             whether each sixteen shares its bytes with three others of 128 weights: a lane takes
 //                        sixteens 0, 2, 4, 6 of them, or 1, 3, 5, 7
 //   PASSES               how many pieces a lane of a warp has on the way at a time: as many as registers hold
+//   READS_AHEAD          whether a lane has the next pass's weights on the way while it multiplies: where registers
+//                        hold them. Such a type says what it reads of a piece, and then what becomes of it, with
+//                        Weights, weights(row, piece) and add_weights(weights, piece, x, sum)
 //   WAITS_DECODED        whether a thread of a tile has registers in which a row's next sixteen wait, decoded, while
 //                        it multiplies
 //   CUT_EIGHTS           whether a row may end within eight weights
@@ -173,7 +176,8 @@ __device__ inline int sum16(int4 x) { return dot16(x, {0x01010101, 0x01010101, 0
 template <class Type> struct Blocks {
     static constexpr int ROWS_AT_ONCE = 8, LAID_UNITS = 1;
     static constexpr int PASSES = 1;
-    static constexpr bool CUT_EIGHTS = false, QUARTERS = false, WAITS_DECODED = false, MAY_BE_SHORT = true;
+    static constexpr bool CUT_EIGHTS = false, QUARTERS = false, WAITS_DECODED = false;
+    static constexpr bool MAY_BE_SHORT = true, READS_AHEAD = false;
     int n;                                        // weights of a row
 
     __device__ explicit Blocks(int row_length) : n(row_length) {}
@@ -187,6 +191,7 @@ template <class Type> struct Blocks {
 
     __device__ Lanes lanes() const { return lanes_for(pieces().n); }
     __device__ float dot(int row, Quantised x) const {
+        if constexpr (Type::READS_AHEAD) return dot_ahead(row, x);
         [[maybe_unused]] constexpr int SPAN = Type::SPAN, PASSES = Type::PASSES;
         float s = 0.f;
         UNROLL(PASSES)
@@ -194,7 +199,28 @@ template <class Type> struct Blocks {
             s = type().add_piece(row, first / SPAN, x, s);                                // instructions
         return sum_of_lanes(s);
     }
+    // The next pass's weights are on their way while those of a pass are multiplied. Behind a row's end it is the last
+    // piece again, which is not added.
+    __device__ float dot_ahead(int row, Quantised x) const {
+        constexpr int PASSES = Type::PASSES, STEP = WARP * PASSES;
+        int piece = lane(), end = pieces().n;
+        typename Type::Weights next[PASSES];
+        float s = 0.f;
+        for (int k = 0; k < PASSES; k++) next[k] = type().weights(row, min(piece + WARP * k, end - 1));
+        UNROLL(2)                                 // so that nothing is moved from `next` to `now`
+        for (; piece + WARP * (2 * PASSES - 1) < end; piece += STEP) {
+            typename Type::Weights now[PASSES];
+            for (int k = 0; k < PASSES; k++) now[k] = next[k], next[k] = type().weights(row, piece + STEP + WARP * k);
+            for (int k = 0; k < PASSES; k++) s = type().add_weights(now[k], piece + WARP * k, x, s);
+        }
+        for (int k = 0; k < PASSES; k++)
+            if (piece + WARP * k < end) s = type().add_weights(next[k], piece + WARP * k, x, s);
+        for (int k = PASSES; k < 2 * PASSES - 1; k++)
+            if (piece + WARP * k < end) s = add_piece(row, piece + WARP * k, x, s);
+        return sum_of_lanes(s);
+    }
     __device__ float add_piece(int row, int piece, Quantised x, float s) const {
+        if constexpr (Type::READS_AHEAD) return type().add_weights(type().weights(row, piece), piece, x, s);
         if constexpr (Type::QUARTERS)
             UNROLL(2)                             // four would spill
             for (int k = 0; k < 4; k++) s = add_sixteen(row, unit_of(piece, k), x, s);

@@ -51,13 +51,16 @@ struct Q4_0 : Blocks<Q4_0> {
     __device__ Q4_0(const __half* scale_plane, const uint4* quant_plane, int row_length)
         : Blocks(row_length), scales(scale_plane), quants(quant_plane), stride(stride_of<__half>(n / BLOCK)) {}
 
-    __device__ float add_piece(int row, int b, Quantised x, float s) const {
-        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
-        int product = dot16(low_nibbles(q), x.q[2 * b], 0);
-        product = dot16(low_nibbles(shifted(q, 4)), x.q[2 * b + 1], product);
-        return fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)(product - 8 * x.sum[b]), s);
+    struct Weights { uint4 q; __half d; };
+    __device__ Weights weights(int row, int b) const {
+        return {quants[(size_t)row * (n / BLOCK) + b], scales[row * stride + b]};
     }
-    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
+    __device__ float add_weights(const Weights& w, int b, Quantised x, float s) const {
+        int product = dot16(low_nibbles(w.q), x.q[2 * b], 0);
+        product = dot16(low_nibbles(shifted(w.q, 4)), x.q[2 * b + 1], product);
+        return fmaf(__half2float(w.d) * x.d[b], (float)(product - 8 * x.sum[b]), s);
+    }
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true, READS_AHEAD = true;
     static constexpr int MINIMA = 0, SPAN = 1, PASSES = 2;  // four would spill on sm_75
     __device__ int4 sixteen(int row, int unit) const {
         return bytes_less(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2), 0x08080808u);
@@ -158,15 +161,18 @@ struct Q5_1 : Blocks<Q5_1> {
         : Blocks(row_length), scales(scale_plane), minima(minimum_plane), high_bits(high_plane),
           quants(quant_plane), stride(stride_of<__half>(n / BLOCK)), high_stride(stride_of<unsigned>(n / BLOCK)) {}
 
-    __device__ float add_piece(int row, int b, Quantised x, float s) const {
-        uint4 q = quants[(size_t)row * (n / BLOCK) + b];
-        unsigned bits = high_bits[row * high_stride + b];
-        int product = dot16(with_fifth(low_nibbles(q), bits), x.q[2 * b], 0);
-        product = dot16(with_fifth(low_nibbles(shifted(q, 4)), bits >> 16), x.q[2 * b + 1], product);
-        s = fmaf(__half2float(scales[row * stride + b]) * x.d[b], (float)product, s);
-        return fmaf(__half2float(minima[row * stride + b]), x.d[b] * (float)x.sum[b], s);
+    struct Weights { uint4 q; unsigned bits; __half d, m; };
+    __device__ Weights weights(int row, int b) const {
+        return {quants[(size_t)row * (n / BLOCK) + b], high_bits[row * high_stride + b], scales[row * stride + b],
+                minima[row * stride + b]};
     }
-    static constexpr bool HALF_SCALES = false;
+    __device__ float add_weights(const Weights& w, int b, Quantised x, float s) const {
+        int product = dot16(with_fifth(low_nibbles(w.q), w.bits), x.q[2 * b], 0);
+        product = dot16(with_fifth(low_nibbles(shifted(w.q, 4)), w.bits >> 16), x.q[2 * b + 1], product);
+        s = fmaf(__half2float(w.d) * x.d[b], (float)product, s);
+        return fmaf(__half2float(w.m), x.d[b] * (float)x.sum[b], s);
+    }
+    static constexpr bool HALF_SCALES = false, READS_AHEAD = true;
     static constexpr int MINIMA = 1, SPAN = 1, ROWS_AT_ONCE = 4;  // two passes at once spill on sm_80
     __device__ int4 sixteen(int row, int unit) const {
         unsigned bits = high_bits[row * high_stride + unit / 2] >> unit % 2 * 16;
@@ -189,7 +195,16 @@ struct IQ4_NL : Blocks<IQ4_NL> {
     __device__ IQ4_NL(const __half* scale_plane, const uint4* quant_plane, int row_length)
         : Blocks(row_length), scales(scale_plane), quants(quant_plane), stride(stride_of<__half>(n / BLOCK)) {}
 
-    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
+    struct Weights { uint4 q; __half d; };
+    __device__ Weights weights(int row, int b) const {
+        return {quants[(size_t)row * (n / BLOCK) + b], scales[row * stride + b]};
+    }
+    __device__ float add_weights(const Weights& w, int b, Quantised x, float s) const {
+        int product = dot16(iq4_nl_values(nibbles(w.q, 0)), x.q[2 * b], 0);
+        product = dot16(iq4_nl_values(nibbles(w.q, 1)), x.q[2 * b + 1], product);
+        return fmaf(__half2float(w.d) * x.d[b], (float)product, s);
+    }
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true, READS_AHEAD = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         return iq4_nl_values(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2));
@@ -210,13 +225,22 @@ struct MXFP4 : Blocks<MXFP4> {
         : Blocks(row_length), scales(scale_plane), quants(quant_plane),
           stride(stride_of<unsigned char>(n / BLOCK)) {}
 
-    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true;
+    struct Weights { uint4 q; unsigned char exponent; };
+    __device__ Weights weights(int row, int b) const {
+        return {quants[(size_t)row * (n / BLOCK) + b], scales[row * stride + b]};
+    }
+    __device__ float add_weights(const Weights& w, int b, Quantised x, float s) const {
+        int product = dot16(mxfp4_values(nibbles(w.q, 0)), x.q[2 * b], 0);
+        product = dot16(mxfp4_values(nibbles(w.q, 1)), x.q[2 * b + 1], product);
+        return fmaf(of_exponent(w.exponent) * x.d[b], (float)product, s);
+    }
+    static constexpr bool HALF_SCALES = false, WAITS_DECODED = true, READS_AHEAD = true;
     static constexpr int MINIMA = 0, SPAN = 1;
     __device__ int4 sixteen(int row, int unit) const {
         return mxfp4_values(nibbles(quants[(size_t)row * (n / BLOCK) + unit / 2], unit % 2));
     }
-    __device__ float scale(int row, int unit) const {
-        int exponent = scales[row * stride + unit / 2];
+    __device__ float scale(int row, int unit) const { return of_exponent(scales[row * stride + unit / 2]); }
+    __device__ static float of_exponent(int exponent) {
         return __int_as_float(exponent < 2 ? 0x00200000 << exponent : (exponent - 1) << 23);
     }
 };

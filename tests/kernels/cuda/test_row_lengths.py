@@ -1,5 +1,9 @@
-"""Rows so short that a warp has two or four of them: the bits of rows that have a warp of their own."""
+"""Rows so short that a warp has two or four of them, and so long that weights are read ahead: the bits of a tile.
 
+`matmul` takes a row's chains one after the other and knows nothing of either.
+"""
+
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -50,7 +54,7 @@ def alone(device: Device, put: Put, get: Get, w: Matrix, x: F32, n_rows: int) ->
 
 
 def in_a_tile(device: Device, put: Put, get: Get, w: Matrix, x: F32) -> F32:
-    """Products of all rows and tokens by `matmul`, which knows no lanes of rows."""
+    """Products of all rows and tokens by `matmul`."""
     (n_tokens, n), n_rows = x.shape, len(w.rows)
     y = device.empty((n_tokens, n_rows), "f4")
     given = *w.planes(device, put), *inputs(device, put, w.type, x), y, y, y, n_rows, n, 0, n_tokens
@@ -156,7 +160,37 @@ def test_three_types_in_one_warp_after_the_other(device: Device, put: Put, get: 
     assert_three(device, put, get, matrices, (7, 2, 9), normal(2, n))
 
 
+READ_AHEAD = (Type.Q4_0, Type.Q5_1, Type.IQ4_NL, Type.MXFP4)
+"""Types whose weights of the next pass are on their way while those of a pass are multiplied."""
+PIECES = (17, 32, 33, 64, 65, 95, 96, 97, 128, 129, 160, 161, 193, 225, 300)
+"""Of long rows: lanes with one to ten, and in one warp with one more or less."""
+
+
+def test_the_types_that_read_ahead_are_those_of_the_headers() -> None:
+    text = "".join(path.read_text() for path in sorted(SOURCES.glob("weights_*.h")))
+    found = re.findall(r"struct (\w+) : |READS_AHEAD = (true)", text)
+    ahead = [found[i - 1][0] for i, (_, is_ahead) in enumerate(found) if is_ahead]
+    assert sorted(ahead) == sorted(kind.name for kind in READ_AHEAD)
+
+
+@pytest.mark.parametrize(
+    "weight_type",
+    [pytest.param(t, id=t.name, marks=[] if t == Type.Q4_0 else [pytest.mark.slow]) for t in READ_AHEAD],
+)
+def test_a_long_row_has_the_bits_of_a_tile(device: Device, put: Put, get: Get, weight_type: Type) -> None:
+    for pieces in PIECES:
+        w, x = random_matrix(weight_type, 2, 32 * pieces), normal(1, 32 * pieces)
+        got = alone(device, put, get, w, x, 2)
+        assert got.tobytes() == in_a_tile(device, put, get, w, x).tobytes(), pieces
+
+
 BUGS = {
+    "weights of the pass itself once more": ("type().weights(row, piece + STEP + WARP * k);", "now[k];"),
+    "the last piece of a lane left out": ("k < 2 * PASSES - 1; k++)", "k < PASSES; k++)"),
+    "the last pass left out": (
+        "k < PASSES; k++)\n            if (piece + WARP * k",
+        "k < 1; k++)\n            if (piece + WARP * k",
+    ),
     "too few lanes": ("n_pieces > 16 ? 5 : n_pieces > 8 ? 4 : 3}", "n_pieces > 16 ? 5 : 3}"),
     "half of the chains are not added": ("if (bits == 4) s = onto(s, fours, 2, 4);", ""),
     "the chains of the row beside": ("(own + (lane() - place()))", "(own + (lane() - place() ^ 1 << bits))"),
@@ -177,7 +211,7 @@ def test_a_planted_bug_changes_the_bits(
     assert source.count(old) == 1
     device = open_emulated(source=source.replace(old, new), build_kind="fast")
     found: list[Array] = []
-    for n in (256, 288, 512):
+    for n in (256, 288, 512, 3232, 4000, 7200):
         w, x = random_matrix(Type.Q4_0, 9, n), normal(1, n)
         found.append(alone(device, put, get, w, x, 9) == in_a_tile(device, put, get, w, x))
     assert not np.concatenate(found).all()
