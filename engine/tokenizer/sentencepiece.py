@@ -100,7 +100,7 @@ def _model_proto(
     """A ModelProto of sentencepiece_model.proto that takes text as it is."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when imported
     proto.trainer_spec.model_type = BPE_MODEL
     proto.trainer_spec.byte_fallback = byte_fallback
     proto.normalizer_spec.name = "identity"

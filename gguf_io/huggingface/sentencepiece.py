@@ -107,7 +107,7 @@ def llama_metadata(
 
 
 def _read(path: Path) -> Any:
-    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    proto: Any = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made when imported
     try:
         if path.stat().st_size > MAX_BYTES:
             raise FileError(

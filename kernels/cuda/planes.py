@@ -109,7 +109,7 @@ def _field(rows: Bytes, weight_type: GGMLQuantizationType, field: Field) -> Any:
         "offsets": [field.start],
         "itemsize": GGML_QUANT_SIZES[weight_type][1],
     }
-    return rows.view(np.dtype(block))[field.name]  # type: ignore[call-overload]
+    return rows.view(np.dtype(block))[field.name]  # type: ignore[call-overload]  # its stubs know no such dict
 
 
 def _parts(

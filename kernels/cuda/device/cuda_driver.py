@@ -55,7 +55,7 @@ def translated(method: F) -> F:
         except self.cuda_errors as error:
             raise _our_error(self.facts.name, method.__name__, error) from error
 
-    return call  # type: ignore[return-value]
+    return call  # type: ignore[return-value]  # of the same signature
 
 
 def _our_error(device: str, call: str, error: Exception) -> HotcoldError:

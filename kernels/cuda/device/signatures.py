@@ -152,6 +152,6 @@ def scalar(signature: Signature, parameter: Parameter, value: Any) -> np.generic
         raise DeviceError(thing, value, f"is a fraction, {dtype} is wanted")
     try:
         with np.errstate(over="raise"):
-            return dtype.type(value)  # type: ignore[no-any-return]
+            return dtype.type(value)  # type: ignore[no-any-return]  # of whatever type
     except (OverflowError, FloatingPointError):
         raise DeviceError(thing, value, f"does not fit {dtype}") from None
