@@ -315,14 +315,20 @@ def run_steps(steps: Iterable[Step], folder: Path, deadline: float) -> Iterator[
             yield from pool.map(taken, some)
 
 
-def ids_differ(outcomes: Sequence[Outcome]) -> str:
-    """The texts of the CPU, the device and both are one text."""
-    answers = {}
-    for outcome in outcomes:
-        if outcome.step.name.startswith("text-") and not outcome.problem:
-            answers[outcome.step.name] = json.loads(outcome.printed)["ids"]
-    wrong = [name for name, ids in answers.items() if ids != answers.get("text-cpu", ids)]
-    return f"{', '.join(wrong)}: other ids than the CPU's" if wrong else ""
+def compared(outcomes: Sequence[Outcome]) -> tuple[str, bool]:
+    """What the texts of the CPU, the device and both have in common, in words, and whether they are one text."""
+    answers = {
+        outcome.step.name.removeprefix("text-"): json.loads(outcome.printed)["ids"]
+        for outcome in outcomes
+        if outcome.step.name.startswith("text-") and not outcome.problem
+    }
+    if len(answers) < 2:
+        return "", True
+    first = "cpu" if "cpu" in answers else next(iter(answers))
+    wrong = [name for name, ids in answers.items() if ids != answers[first]]
+    if wrong:
+        return f"Other ids than {first}: {', '.join(wrong)}.", False
+    return f"One text: {', '.join(answers)}.", True
 
 
 def run(given: Sequence[str] | None = None) -> int:
@@ -356,14 +362,14 @@ def run(given: Sequence[str] | None = None) -> int:
         print(f"| {outcome.step.name} | {outcome.seconds:.1f} | {said_of(outcome)} |", flush=True)
     for outcome in outcomes:
         show(outcome)
-    difference = ids_differ(outcomes)
-    if any(outcome.step.name.startswith("text-") for outcome in outcomes):
-        print(f"\n{difference or 'One text on the CPU, on the device and split.'}")
+    said, is_one = compared(outcomes)
+    if said:
+        print(f"\n{said}")
     again = [outcome.step.name for outcome in outcomes if outcome.problem]
     if again:
         print(f"\nAgain: --steps {' '.join(again)}")
     failed = any(outcome.problem and not outcome.problem.startswith("left out") for outcome in outcomes)
-    return 1 if failed or difference else 0
+    return 1 if failed or not is_one else 0
 
 
 def said_of(outcome: Outcome) -> str:

@@ -187,9 +187,16 @@ def test_other_ids_than_the_cpus_are_seen() -> None:
     def text(name: str, ids: list[int]) -> Outcome:
         return Outcome(Step(name, (), 1), 1.0, "", json.dumps({"ids": ids}))
 
-    alike = [text("text-cpu", [1, 2]), text("text-device", [1, 2])]
-    assert contact.ids_differ(alike) == ""
-    assert "text-split" in contact.ids_differ([*alike, text("text-split", [1, 3])])
+    cpu, device, split = text("text-cpu", [1, 2]), text("text-device", [1, 2]), text("text-split", [1, 3])
+    assert contact.compared([device, cpu]) == ("One text: device, cpu.", True)
+    assert contact.compared([device, cpu, split]) == ("Other ids than cpu: split.", False)
+    assert contact.compared([device, split]) == ("Other ids than device: split.", False)
+
+
+def test_nothing_is_said_of_texts_that_are_not_there() -> None:
+    text = Step("text-device", (), 1)
+    failed, well = Outcome(text, 1.0, "exit code 5", "an error"), Outcome(text, 1.0, "", '{"ids": [1]}')
+    assert contact.compared([]) == contact.compared([failed]) == contact.compared([well]) == ("", True)
 
 
 def test_what_goes_wrong_with_a_figure_leaves_the_others(
@@ -223,7 +230,7 @@ def test_all_steps_without_a_card(tmp_path: Path, capsys: pytest.CaptureFixture[
     steps = "text", "sides", "slots"
     assert contact.run(["--device", "emulated", "--folder", str(tmp_path), "--steps", *steps]) == 0
     shown = capsys.readouterr().out
-    assert "One text on the CPU, on the device and split." in shown and "| 4 | " in shown
+    assert "One text: cpu, device, split." in shown and "| 4 | " in shown
 
 
 @pytest.mark.slow
