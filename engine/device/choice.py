@@ -47,7 +47,7 @@ def parse_devices(text: str) -> tuple[DeviceChoice, ...]:
     Raises:
         SettingError: another word, cards of two kinds, or one card twice.
     """
-    found = tuple(map(parse_device, str(text).split(",")))
+    found = tuple(parse_device(each.strip()) for each in str(text).split(","))
     if len(found) == 1:
         return found
     if len({choice.kind for choice in found}) > 1 or any(choice.index is None for choice in found):

@@ -25,6 +25,11 @@ def test_what_names_a_device_is_accepted(device: str, budget: Any, choice: Devic
     assert parse_request(device, budget).devices == (choice,)
 
 
+def test_a_list_may_have_spaces() -> None:
+    found = parse_request("cuda:1, cuda:0", "6G, 4G").devices
+    assert found == (DeviceChoice("cuda", 1), DeviceChoice("cuda", 0))
+
+
 @pytest.mark.parametrize(
     ("device", "budget", "kind", "message"),
     [
