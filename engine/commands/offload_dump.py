@@ -217,7 +217,7 @@ def _shown(value: object) -> object:
 def run_plan(options: OffloadDumpCommand, source: "Source", how: "Wanted") -> None:
     """Measured beside planned."""
     from hotcold.engine.dump import run as dump_run
-    from hotcold.engine.dump.text import run_table
+    from hotcold.engine.dump.tables import run_table
     from hotcold.engine.host.machine import thread_count
     from hotcold.engine.host.resident import memory_note
     from hotcold.engine.run.device_plan import opened_plan
@@ -259,7 +259,7 @@ def show_sweep(rows: list[dict[str, Any]], source: "Source", as_json: bool) -> N
     if as_json:
         terminal.write_line(json.dumps({"schema_version": 1, "model": source.name, "sweep": rows}))
         return
-    from hotcold.engine.dump.text import sweep_table
+    from hotcold.engine.dump.tables import sweep_table
 
     console = terminal.console()
     console.print(f"{source.name}; activation counts: {source.frequencies_from}", markup=False)

@@ -2,7 +2,6 @@
 
 import textwrap
 from collections.abc import Iterable, Iterator
-from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -122,7 +121,9 @@ def show_totals(report: Report, console: Console) -> None:
     of_prompts = prompt_lines(report)
     paragraphs(console, (*context_lines(report), *host_lines(report), *traffic_lines(report), *of_prompts))
     if "card" in report:
-        heading(console, f"On a {report['card']['title']}: a model, nothing of it was measured")
+        n, title = len(report["totals"]["cards"]), report["card"]["title"]
+        which = f"one {title}" if n == 1 else f"{n} cards, {title} each"
+        heading(console, f"On {which}: a model, nothing of it was measured")
         paragraphs(console, card_lines(report["card"]))
 
 
@@ -248,7 +249,8 @@ def intermediate_lines(rows: list[Report], width: int) -> Iterator[str]:
 def intermediate_line(row: Report) -> str:
     """What a step makes, and where."""
     offset = "own array" if row["own_array"] else "-" if row["offset"] is None else str(row["offset"])
-    left = f"{row['step']:>4} {row['device']:<3} {row['name']:<18} {row['op']}"
+    made = f"{row['step']:>4} {row['device']:<3} {row['name']}"
+    left = f"{made:<27} {row['op']}"
     right = f"{_list(row['shape'])} {row['type']}"
     right = (
         f"{right:<15}{row['bytes']:>10} {offset:>9}"
@@ -354,50 +356,3 @@ def card_lines(card: Report) -> Iterator[str]:
     beside = card["prompt_units"] | beside
     parts = ", ".join(f"{1e3 * seconds:.1f} by {what}" for what, seconds in beside.items() if seconds)
     yield f"a prompt of {n} tokens: {1e3 * prompt:.1f} ms, {n / prompt:.0f} tokens/s; ms of each: {parts}"
-
-
-def sweep_table(rows: list[dict[str, Any]]) -> Table:
-    """A row a budget."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    titles = ("budget", "dense", "hot", "covers", "CPU MiB", "GPU MiB", "bus KiB", "ms (estimate)")
-    for title in titles:
-        table.add_column(title, justify="right")
-    for row in rows:
-        if "error" in row:
-            table.add_row(row["budget"], "does not fit")
-            continue
-        table.add_row(
-            row["budget"],
-            f"{row['dense_layers']}/{row['n_layer']}",
-            f"{row['hot_share']:.1%}",
-            f"{row['coverage']:.1%}",
-            f"{row['host_bytes'] / (1 << 20):.1f}",
-            f"{row['device_bytes'] / (1 << 20):.1f}",
-            f"{row['bus_bytes'] / 1024:.1f}",
-            f"{row['seconds'] * 1000:.2f}",
-        )
-    return table
-
-
-def run_table(rows: list[dict[str, Any]]) -> Table:
-    """Planned beside measured, a row a figure."""
-    table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("")
-    table.add_column("planned", justify="right")
-    table.add_column("measured", justify="right")
-    for row in rows:
-        table.add_row(row["name"], *(_figure(row[kind], row["unit"]) for kind in ("planned", "measured")))
-    return table
-
-
-def _figure(value: float | None, unit: str) -> str:
-    """A number with its unit; a dash for none."""
-    if value is None:
-        return "-"
-    if unit == "share":
-        return f"{value:.1%}"
-    if unit == "s":
-        return f"{value * 1000:.3g} ms"
-    if unit == "bytes/s":
-        return f"{value / 1e9:.2f} GB/s"
-    return f"{value:,.0f} {unit}".rstrip() if value == round(value) else f"{value:,.1f} {unit}".rstrip()

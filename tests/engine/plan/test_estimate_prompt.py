@@ -155,5 +155,6 @@ def test_published_rates_are_multiprocessors_times_clock(
 
 def test_the_dump_says_what_takes_how_long() -> None:
     shown = run("offload-dump", "--like", "relullama-7b:q4_0", "--card", "rtx4090", "-q").stdout
+    assert "\nOn one GeForce RTX 4090: a model, nothing of it was measured\n" in shown
     assert "a prompt of 512 tokens: 76.4 ms" in " ".join(shown.split())
     assert "44.7 by float32" in " ".join(shown.split())
