@@ -106,7 +106,12 @@ def innermost_loops(lines: Sequence[str]) -> Iterator[list[Instruction]]:
         elif found := INSTRUCTION.search(line):
             code.append(Instruction(found[1], found[2]))
             target = TARGET.search(found[2])
-            if found[1] == "BRA" and target and target[1] in labels and labels[target[1]] < len(code) - 1:
+            if (
+                code[-1].name == "BRA"
+                and target
+                and target[1] in labels
+                and labels[target[1]] < len(code) - 1
+            ):
                 spans[labels[target[1]]] = len(code)
     for start, end in spans.items():
         if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in spans.items()):

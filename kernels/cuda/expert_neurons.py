@@ -10,7 +10,7 @@ INDEX_BYTES = 12
 
 
 def expert_gates(products: ExpertProducts, n_here: int | None = None) -> Work:
-    """hidden[pair, i] = gate_i x of each row of a token's experts that is on the device, one warp a row.
+    """hidden[pair, i] = gate_i x of each row of a token's experts that is on the device, one warp a row or less.
 
     Reads those rows, for each token again; the inputs; and of each pair which rows are its. Writes 4 a row.
 

@@ -48,7 +48,7 @@ class ExpertProducts:
 def expert_rows(
     products: ExpertProducts, n_here: int | None = None, *, per_pair: bool = False, has_bias: bool = False
 ) -> Work:
-    """y[pair] = W_e x + bias_e of each token's experts that are on the device, one warp a row and pair.
+    """y[pair] = W_e x + bias_e of each token's experts that are on the device, one warp a row and pair, or less.
 
     Reads the rows of those experts, for each token again; the inputs; what was chosen and the experts' slots, once
     a pair; and the biases. Writes 4 n_rows a pair.

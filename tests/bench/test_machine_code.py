@@ -28,7 +28,7 @@ TEXT = """
 .L_x_5:
         /*0030*/                   LDS.128 R4, [R2] ;
         /*0040*/                   HFMA2 R1, R4, R5, R1 ;
-        /*0050*/               @P0 BRA `(.L_x_5) ;
+        /*0050*/                   BRA.U UP0, `(.L_x_5) ;
         /*0060*/               @P0 BRA `(.L_x_4) ;
 .section .text.third,"ax",@progbits
 .text.third:
