@@ -164,6 +164,11 @@ def test_threshold_reaches_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"device": "tpu"}, SettingError, "device: tpu"),
         ({"device": "cpu", "vram_budget": "6G"}, DeviceError, "device cpu has no VRAM"),
         ({"vram_budget": "6G"}, DeviceError, "vram_budget: 6G"),
+        (
+            {"sparsity": "exact", "sparse_pred_threshold": 0.5},
+            SettingError,
+            "sparse_pred_threshold: 0.5",
+        ),
         ({"sparse_pred_threshold": float("nan")}, SettingError, "sparse_pred_threshold: nan"),
     ],
 )

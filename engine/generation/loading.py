@@ -124,8 +124,7 @@ def load_with(
     try:
         for name, numbers in (tensors or {}).items():
             file.add(name, numbers)
-        model = _model(file, options)
-        mode, reason = resolve_sparsity(model, options.sparsity)
+        model, mode, reason = _model(file, options)
         context = context_length(options.n_ctx, model.n_ctx_train)
         tokenizer = load_tokenizer(file, options.force_pretokenizer, model.n_vocab)
         if options.no_mmap:
@@ -176,13 +175,14 @@ def _checked(options: RunOptions) -> tuple[Request, int]:
     return request, n_threads
 
 
-def _model(file: GGUFFile, options: RunOptions) -> Model:
-    """The file's model, with what the options say of its FFN and its head."""
+def _model(file: GGUFFile, options: RunOptions) -> tuple[Model, str, str]:
+    """The file's model, with what the options say of its FFN and its head; how the FFN runs, and why."""
     model = with_activation(load_model(file), file, options.ffn_activation)
     check_kv_type(options.kv_type, model)
-    threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold)
+    mode, reason = resolve_sparsity(model, options.sparsity)
+    threshold = resolve_threshold(options.sparse_pred_threshold, model.sparse_threshold, mode)
     sparse_head = options.head_sparsity == "auto" and options.n_slots == 1
-    return replace(model, sparse_threshold=threshold, sparse_head=sparse_head)
+    return replace(model, sparse_threshold=threshold, sparse_head=sparse_head), mode, reason
 
 
 def _traced(executor: Executor, debug_level: int) -> Executor:

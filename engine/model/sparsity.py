@@ -92,15 +92,25 @@ def can_be_exact(model: "Model") -> bool:
 
 
 def resolve_threshold(
-    wanted: float | None, in_file: float, environment: Mapping[str, str] = os.environ
+    wanted: float | None,
+    in_file: float,
+    mode: str = "predictor",
+    environment: Mapping[str, str] = os.environ,
 ) -> float:
     """Predictor outputs at or above this count as active: as set, else by the environment, else the file.
 
+    Args:
+        mode: as `resolve_sparsity` has it.
+
     Raises:
-        SettingError: not a finite number.
+        SettingError: not a finite number, or one that is set where no predictor runs.
     """
     if wanted is not None:
-        return finite_number("sparse_pred_threshold", wanted)
+        threshold = finite_number("sparse_pred_threshold", wanted)
+        if mode != "predictor":
+            bound = f"changes nothing without predictors, and the sparsity is {mode}"
+            raise SettingError("sparse_pred_threshold", wanted, bound, "leave it out")
+        return threshold
     if (text := environment.get(THRESHOLD_VARIABLE)) is not None:
         return finite_number(THRESHOLD_VARIABLE, text)
     return in_file

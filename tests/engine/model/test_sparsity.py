@@ -51,18 +51,26 @@ def test_sparsity_that_the_file_cannot_run_in_is_refused(kind: Any, wanted: str,
 
 def test_threshold_is_the_flag_then_the_environment_then_the_file() -> None:
     environment = {"LLAMA_SPARSE_PRED_THRESHOLD": "-0.25"}
-    assert resolve_threshold(0.0, 0.5, environment) == 0.0
-    assert resolve_threshold(None, 0.5, environment) == -0.25
-    assert resolve_threshold(None, 0.5, {}) == 0.5
+    assert resolve_threshold(0.0, 0.5, environment=environment) == 0.0
+    assert resolve_threshold(None, 0.5, environment=environment) == -0.25
+    assert resolve_threshold(None, 0.5, environment={}) == 0.5
 
 
 @pytest.mark.parametrize("text", ["junk", "", "1_0", "nan", "inf", "-inf", "0,5", "1e999", "1e39"])
 def test_a_bad_threshold_in_the_environment_is_named(text: str) -> None:
     with pytest.raises(SettingError, match=f"^LLAMA_SPARSE_PRED_THRESHOLD: .*{text}.*finite"):
-        resolve_threshold(None, 0.5, {"LLAMA_SPARSE_PRED_THRESHOLD": text})
+        resolve_threshold(None, 0.5, environment={"LLAMA_SPARSE_PRED_THRESHOLD": text})
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, "much", True, -(10**39)])
 def test_a_bad_threshold_is_named(value: Any) -> None:
     with pytest.raises(SettingError, match=f"^sparse_pred_threshold: {value}"):
-        resolve_threshold(value, 0.5, {})
+        resolve_threshold(value, 0.5)
+
+
+@pytest.mark.parametrize("mode", ["off", "exact", "threshold"])
+def test_a_threshold_for_predictors_that_do_not_run_is_refused(mode: str) -> None:
+    """One of the environment is for all models, and stays without effect here."""
+    with pytest.raises(SettingError, match=f"^sparse_pred_threshold: 0.5 .changes nothing .* is {mode}"):
+        resolve_threshold(0.5, 0.0, mode, {})
+    assert resolve_threshold(None, 0.0, mode, {"LLAMA_SPARSE_PRED_THRESHOLD": "0.5"}) == 0.5
