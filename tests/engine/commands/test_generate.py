@@ -74,6 +74,8 @@ def test_a_prompt_that_is_no_utf8() -> None:
 
 def test_echo_puts_the_prompt_in_front(text: str) -> None:
     assert generate("-p", PROMPT, "-n", "12", "-q", "--echo", *GREEDY)[0] == PROMPT + text
+    as_json = json.loads(generate("-p", PROMPT, "-n", "12", "-q", "--echo", "--json", *GREEDY)[0])
+    assert as_json["text"] == PROMPT + text.removesuffix("\n")
 
 
 def test_json_is_one_object(text: str) -> None:
