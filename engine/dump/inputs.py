@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
 
 INDEX_KINDS = ("hotcold", "powerinfer")
+GBPS_BOUNDS = (1e-9, 1e9)  # from a byte a second: with less the seconds of a token might be no finite number
 
 
 def open_source(
@@ -147,7 +148,7 @@ def sweep(
     for name, value, usual in zip(
         ("--host-gbps", "--device-gbps", "--bus-gbps"), gbps, (40, 900, 25), strict=True
     ):
-        number_within(name, value, 0, 1e9, "a number above 0", above=True, such_as=f"{name} {usual}")
+        number_within(name, value, *GBPS_BOUNDS, "a number from 1e-9 to 1e9", such_as=f"{name} {usual}")
     return [_sweep_row(source, how, text.strip(), facts, gbps) for text in budgets.split(",")]
 
 

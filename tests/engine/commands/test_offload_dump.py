@@ -189,6 +189,11 @@ def test_graphs_of_several_slots_are_told(n_slots: int, held: str) -> None:
         (2, ("--sweep", "0,900%", "--device-memory", "1GiB"), "--sweep: 900% (0% to 100%)"),
         (5, ("--sweep", "0,auto"), "--device-memory"),
         (2, ("--sweep", "0", "--bus-gbps", "0"), "--bus-gbps"),
+        (
+            2,
+            ("--sweep", "0", "--host-gbps", "1e-308", "--json"),
+            "--host-gbps: 1e-308 (a number from 1e-9 to 1e9)",
+        ),
         (2, ("--device-memory", "80%"), "; such as --device-memory 24GiB"),
         (2, ("--sparsity", "some"), "sparsity"),
     ],
