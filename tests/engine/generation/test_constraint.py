@@ -54,6 +54,14 @@ def test_no_error_of_the_converter_comes_through(text: str) -> None:
     assert str(refused.value).startswith("--grammar (")
 
 
+def test_a_rule_of_gbnf_that_is_there_twice_is_named() -> None:
+    """The library would take the last; Lark it refuses by itself."""
+    with pytest.raises(SettingError, match="^grammar: a-b .a rule of this name is there twice"):
+        of_grammar('root ::= a-b\na-b ::= "x"\na-b  ::= "y"')
+    quoted = 'root ::= "root ::= \\" root ::=" [a root ::="] one # root ::= no\none ::= "1"'
+    assert quoted.count("root ::=") == 5 and of_grammar(quoted)
+
+
 def test_a_grammar_that_grows_without_bound_is_stopped() -> None:
     with load(n_ctx=64, threads=1) as engine:
         for grammar in (
