@@ -123,7 +123,7 @@ BUGS = {
         "int column = (int)blockIdx.x * WARP + lane()",
         "int column = lane()",
         r"race, two writes.* by block [01]",
-        ["y[at] = Addends{bias, other, residual, flags}.onto(s, at, column);"],
+        ["y[at] = addends.onto(s, of_other, at, column);"],
     ),
     "rows of an expert that is not here": Bug(
         "expert_rows.cu",
