@@ -17,8 +17,6 @@ from hotcold.kernels.cuda.device.device import Device
 from hotcold.kernels.cuda.device.driver import KernelFault
 from hotcold.kernels.cuda.device.sources import SOURCES, program
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
@@ -53,12 +51,20 @@ def test_there_are_enough_of_them() -> None:
     assert len(BUGS) >= 15
 
 
+def test_every_bug_has_its_place() -> None:
+    """The text that is edited stands once, and so does each line that is to be named: what a change of a kernel breaks."""
+    for name, bug in BUGS.items():
+        source = text_of(bug)
+        assert source.count(bug.old) == 1, name
+        for snippet in bug.lines:
+            place_of(source.replace(bug.old, bug.new), snippet)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_a_planted_bug_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
     bug = BUGS[name]
-    source = text_of(bug)
-    assert source.count(bug.old) == 1
-    broken = source.replace(bug.old, bug.new)
+    broken = text_of(bug).replace(bug.old, bug.new)
     for order in bug.orders:
         device = open_emulated(source=broken, build_kind=bug.build_kind, order=order)
         bug.run(device, put)
@@ -69,6 +75,7 @@ def test_a_planted_bug_is_found(open_emulated: Callable[..., Device], put: Put, 
         assert {place_of(broken, snippet) for snippet in bug.lines} <= set(named)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS)
 def test_without_the_bug_nothing_is_found(open_emulated: Callable[..., Device], put: Put, name: str) -> None:
     bug = BUGS[name]
