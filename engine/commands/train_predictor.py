@@ -161,6 +161,8 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             "model": engine.file.header_hash(),
             "texts": corpus.digest(chunks),
             "settings": asdict(settings),
+            "--kv-type": self.kv_type,
+            "--ffn-activation": engine.model.ffn_activation,
         }
         model = model_of_workers(self, engine, populate=not place.gives_back)
         by = ModelWorkers(workers.in_order, model) if workers is not None else None

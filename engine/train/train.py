@@ -144,8 +144,11 @@ def open_folder(folder: Path, identity: dict[str, Any]) -> None:
     if state.exists():
         kept = _read_state(state)["identity"]
         if kept != identity:
-            different = [name for name in identity if kept.get(name) != identity[name]]
+            unsaid = [name for name in identity if name not in kept]
+            different = [name for name in identity if name in kept and kept[name] != identity[name]]
             bound = f"it was begun with other {', '.join(different)}"
+            if unsaid and not different:
+                bound = f"it was begun by a hotcold that did not keep its {', '.join(unsaid)}"
             raise FileError("training folder", folder, bound, "delete it, or name another -o")
         return
     folder.mkdir(parents=True, exist_ok=True)

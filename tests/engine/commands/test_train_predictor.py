@@ -167,6 +167,28 @@ def test_a_damaged_state_is_named(text: Path, tmp_path: Path, content: bytes) ->
     assert shown.returncode == 3 and f"{state} (is damaged); delete {state.parent}" in shown.stderr
 
 
+def test_a_training_goes_on_with_what_it_was_begun(
+    text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The inputs of layers depend on the cache's type and the FFN's function; older folders do not tell them."""
+
+    def stop(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train_all", stop)
+    command = ("train-predictor", "-f", str(text), "-o", str(tmp_path / "p.safetensors"), *OPTIONS)
+    assert [run(*command).returncode for _ in range(2)] == [130, 130]
+    other = run(*command, "--kv-type", "q8_0")
+    assert other.returncode == 3 and "(it was begun with other --kv-type); delete it" in other.stderr
+    state = tmp_path / "p.safetensors.parts" / "state.json"
+    kept = json.loads(state.read_bytes())
+    assert kept["identity"].pop("--ffn-activation") == "relu"
+    state.write_text(json.dumps(kept))
+    older = run(*command)
+    wanted = "(it was begun by a hotcold that did not keep its --ffn-activation); delete it"
+    assert older.returncode == 3 and wanted in older.stderr
+
+
 def test_a_collections_own_files_are_not_in_its_way(
     text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
