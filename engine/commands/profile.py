@@ -1,9 +1,10 @@
 """`hotcold profile`: which neurons work, counted on texts of one's own."""
 
 import json
+import os
 import shlex
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,13 +13,14 @@ import typer
 
 from hotcold.engine.commands.corpus import CorpusOptions, read_corpus, token_bar
 from hotcold.engine.commands.loading import open_engine, warn
+from hotcold.engine.commands.option_names import option_names
 from hotcold.engine.commands.options import DeviceName, Json, Quiet
 from hotcold.engine.commands.reports import note
 from hotcold.engine.commands.terminal import progress_bar, write_line
 from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_workers, workers_of
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.errors import FileError, SettingError
-from hotcold.whole_file import check_output, write_whole
+from hotcold.whole_file import check_output, check_two_outputs, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
     from hotcold.engine.profile.kept import CountedOn
     from hotcold.engine.profile.profile import Profile
     from hotcold.gguf_io import GGUFFile
+
+OF_A_MERGE = ("merge", "out", "html", "force", "path", "quiet", "as_json")
+"""Options that a merge heeds; with the path it tells a whole command line for a plan."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +83,9 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
         from hotcold.gguf_io import open_gguf
 
         path = model_path(self.path)
-        for option, output in (("--html", self.html), ("--into", self.into)):
+        outputs = ("--html", self.html), ("--into", self.into)
+        check_two_outputs(*outputs)
+        for option, output in outputs:
             if output is not None:
                 check_output(output, self.inputs(path), self.force, option=option)
         where = self._where()
@@ -175,10 +182,14 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
 
         if self.html is not None:
             check_output(self.html, force=self.force, option="--html")
-        of_a_run = {"-f": self.texts, "--into": self.into, "--resume": self.resume}
-        for option in (option for option, given in of_a_run.items() if given):
-            bound = "--merge runs no model, and reads and writes folders alone"
-            raise SettingError(option, "with --merge", bound, "leave one of both out")
+        names = option_names(ProfileCommand)
+        for field in fields(self):
+            if field.name not in OF_A_MERGE and getattr(self, field.name) != field.default:
+                bound = "--merge runs no model, and reads and writes folders alone"
+                raise SettingError(names[field.name], "with --merge", bound, "leave one of both out")
+        if os.path.realpath(one) == os.path.realpath(other):
+            bound = "are one folder, whose counts would be doubled"
+            raise SettingError("--merge", f"{one} {other}", bound, "name two")
         if self.out is None:
             raise SettingError(
                 "--merge", f"{one} {other}", "needs a folder for the sum", "name it with -o DIR"

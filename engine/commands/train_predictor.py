@@ -17,7 +17,7 @@ from hotcold.engine.commands.workers import WorkerOptions, Workers, model_of_wor
 from hotcold.engine.generation.run_options import RunOptions
 from hotcold.engine.train.settings import STEP_OF_RANK, Place, Settings
 from hotcold.errors import SettingError
-from hotcold.whole_file import check_output
+from hotcold.whole_file import check_output, check_two_outputs
 
 if TYPE_CHECKING:
     from hotcold.engine.generation.generation import Engine
@@ -66,6 +66,7 @@ class TrainPredictorCommand(TrainingOptions, WorkerOptions, CorpusOptions):
             raise SettingError(
                 "-o", self.out, "a name that ends in .safetensors", "such as -o predictors.safetensors"
             )
+        check_two_outputs(("-o", self.out), ("--into", self.into))
         check_output(self.out, self.texts or (), self.force, option="-o")
         texts = read_corpus(self)
         if self.scheduler is None:

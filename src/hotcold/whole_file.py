@@ -61,6 +61,18 @@ def check_output(
         raise SettingError("output file", str(path), "exists already", "use --force to overwrite it")
 
 
+def check_two_outputs(one: tuple[str, Path | None], other: tuple[str, Path | None]) -> None:
+    """Refuse one file for two options, each with what it names, before any work is done for both.
+
+    Raises:
+        SettingError: they name one file.
+    """
+    (option, path), (other_option, other_path) = one, other
+    if path is not None and other_path is not None and os.path.realpath(path) == os.path.realpath(other_path):
+        bound = f"is what {option} names too"
+        raise SettingError(other_option, str(other_path), bound, f"choose another {other_option}")
+
+
 def _obstacle(path: Path, follows: bool = True) -> str:
     """What is there in the way of a file, in words; "" for a regular file or none."""
     try:

@@ -159,6 +159,15 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert (counted(parts) == counted(whole)).all()
 
 
+def test_one_file_for_two_outputs_is_refused_before_anything_is_counted(text: Path, tmp_path: Path) -> None:
+    page = str(tmp_path / "x")
+    shown = run(
+        "profile", "-f", str(text), "-o", str(tmp_path / "c"), "--html", page, "--into", page, *OPTIONS
+    )
+    assert shown.returncode == 2 and f"--into: {page} (is what --html names too)" in shown.stderr
+    assert list(tmp_path.iterdir()) == [text]
+
+
 def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
     folders = []
     for i, half in enumerate((text.read_bytes()[:700], text.read_bytes()[700:])):
@@ -168,10 +177,20 @@ def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
     both = tmp_path / "both"
     merge = ("profile", "--merge", str(folders[0]), str(folders[1]))
     assert "name it with -o" in run(*merge).stderr
-    for option in (("--into", "x.gguf"), ("-f", "x.txt"), ("--resume",)):
+    ignored = [
+        ("--workers", "2"),
+        ("--scheduler", "tcp://x:1"),
+        ("--device", "cpu"),
+        ("--vram-budget", "1"),
+        ("-c", "9"),
+    ]
+    for option in (("--into", "x.gguf"), ("-f", "x.txt"), ("--resume",), *ignored):
         refused = run(*merge, "-o", str(both), *option)
         assert refused.returncode == 2 and f"{option[0]}: with --merge" in refused.stderr
         assert not both.exists()
+    (tmp_path / "link").symlink_to(folders[0])
+    twice = run("profile", "--merge", str(folders[0]), str(tmp_path / "link"), "-o", str(both))
+    assert twice.returncode == 2 and "are one folder, whose counts would be doubled" in twice.stderr
     shown = run(*merge, "-o", str(both), "--json")
     assert (counted(both) == counted(folders[0]) + counted(folders[1])).all()
     assert json.loads(shown.stdout)["n_tokens"] == sum(

@@ -124,6 +124,11 @@ def test_any_workers_train_the_same(text: Path, tmp_path: Path, monkeypatch: pyt
         ((), 2, "-f FILE"),
         (("--device", "gpu"), 2, "auto, cpu, cuda"),
         (("--memory", "lots"), 2, "--memory: lots"),
+        (
+            ("-o", "p.safetensors", "--into", "./p.safetensors"),
+            2,
+            "--into: p.safetensors (is what -o names too)",
+        ),
     ],
 )
 def test_settings_that_cannot_be(arguments: tuple[str, ...], code: int, problem: str) -> None:
