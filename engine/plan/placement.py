@@ -4,8 +4,9 @@ Order: the dense parts of whole layers (attention, norms, and the predictor wher
 each layer's KV cache, the head; only when all of these fit, neurons by firings served per byte,
 each placed whole. Within each of these the first that does not fit ends the placing of all that comes
 later. Arena, workspace and the index of all layers are taken off the budget first, as large as they
-are when everything is on the device, so a larger budget never holds fewer neurons. The caches of several slots are the
-exception: all of a card's are there, or none, and then the rest goes on without them.
+are when everything is on the device, so a larger budget never holds fewer neurons, but where staging buffers begin to
+take their part of it, or the caches of several slots: all of a card's are there, or none, and then the rest goes on
+without them.
 
 With several cards each has its own layers, and spends its own budget on them in this order (`division.py`).
 
