@@ -5,6 +5,7 @@ arrays hotcold.activation.{i} (u64[n_ff]); of a mixture n_expert stands for n_ff
 were counted.
 """
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,14 @@ def read_counts(folder: Path, n_layer: int, *n_ff: int) -> tuple[NDArray[np.uint
     return _alike(
         [_checked(str(file), _read(file, n_ff), n_ff) for file in files if file is not None], folder
     )
+
+
+def digest(counts: Counts) -> str:
+    """SHA-256 of counts, in hex; the same in whatever type their numbers are."""
+    found = hashlib.sha256()
+    for layer in counts:
+        found.update(np.asarray(layer).astype("<f8").tobytes())
+    return found.hexdigest()
 
 
 def counts_in_metadata(

@@ -27,6 +27,8 @@ ARCHITECTURE, BLOCK_COUNT = "generic.gpu_index", "generic.gpu_index.block_count"
 CAPACITY = "split.vram_capacity"
 OURS = "hotcold.gpu_index."
 ALIGNMENT = 32
+KV_TYPE = "f16"  # of files that do not say
+NO_COUNTS = "none"
 RESET = "make a new one with --reset-gpu-index"
 
 Ids = NDArray[np.int32]
@@ -40,6 +42,9 @@ class Identity:
         header: SHA-256 of the model's header, in hex.
         size: of the model's file.
         budget: bytes.
+        n_ctx, kv_type, n_slots: of the KV cache, which takes its part of the budget.
+        counts: SHA-256, in hex, of the counts that the neurons were ranked by; NO_COUNTS; "" in files that do not say.
+            It is their maker's choice, and other counts make no index stale.
     """
 
     header: str
@@ -47,6 +52,9 @@ class Identity:
     budget: int
     n_ctx: int
     version: int = VERSION
+    kv_type: str = KV_TYPE
+    n_slots: int = 1
+    counts: str = ""
 
     def stale(self, wanted: "Identity") -> str:
         """What is not as wanted, in words; empty if everything is."""
@@ -56,9 +64,15 @@ class Identity:
             "size": "model's size",
             "budget": "budget",
             "n_ctx": "n_ctx",
+            "kv_type": "kv_type",
+            "n_slots": "n_slots",
         }
         other = [name for field, name in names.items() if getattr(self, field) != getattr(wanted, field)]
         return f"made for another {' and '.join(other)}" if other else ""
+
+    def is_ranked_by_others(self, wanted: "Identity") -> bool:
+        """Whether there are counts, and it is known that it was made of others or without any."""
+        return wanted.counts not in ("", NO_COUNTS) and self.counts not in ("", wanted.counts)
 
 
 @dataclass(frozen=True)
@@ -131,6 +145,9 @@ def _identity(file: GGUFFile) -> Identity | None:
         budget=file.get_int(f"{OURS}budget"),
         n_ctx=file.get_int(f"{OURS}n_ctx"),
         version=file.get_int(f"{OURS}version"),
+        kv_type=file.get_str(f"{OURS}kv_type", KV_TYPE),
+        n_slots=file.get_int(f"{OURS}n_slots", 1),
+        counts=file.get_str(f"{OURS}counts", ""),
     )
 
 
@@ -179,10 +196,17 @@ def index_bytes(index: GpuIndex, n_ff: int) -> bytes:
 
 
 def _identity_pairs(identity: Identity) -> Sequence[bytes]:
-    numbers = {"model_size": identity.size, "budget": identity.budget, "n_ctx": identity.n_ctx}
+    numbers = {
+        "model_size": identity.size,
+        "budget": identity.budget,
+        "n_ctx": identity.n_ctx,
+        "n_slots": identity.n_slots,
+    }
     return [
         _pair(f"{OURS}version", GGUFValueType.UINT32, struct.pack("<I", identity.version)),
         _text_pair(f"{OURS}model_header", identity.header),
+        _text_pair(f"{OURS}kv_type", identity.kv_type),
+        _text_pair(f"{OURS}counts", identity.counts),
         *(
             _pair(OURS + key, GGUFValueType.UINT64, struct.pack("<Q", value))
             for key, value in numbers.items()

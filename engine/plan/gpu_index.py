@@ -21,6 +21,7 @@ from hotcold.gguf_io.firing_counts import Counts, LayerCounts
 from hotcold.gguf_io.gpuidx import GpuIndex, Identity, index_path, is_foreign, read_index, write_index
 
 POWERINFER_GROUP = 256  # neurons; PowerInfer's kernels drop the remainder
+ANEW = "hotcold offload-dump --gpu-index-for hotcold makes it anew"
 Planner = Callable[[Sequence[Ids] | None], Plan]
 
 
@@ -121,6 +122,8 @@ def _from_file(path: Path, model: Model, identity: Identity, make_plan: Planner)
     if sum(split.n_hot for split in plan.layers) < sum(ids.size for ids in index.hot):
         return _Found(plan, plan.layers[0].why)
     wrote = "" if index.identity else ", which hotcold did not write"
+    if index.identity and index.identity.is_ranked_by_others(identity):
+        wrote = f", ranked by other counts than those of {plan.frequencies_from}; {ANEW}"
     return _Found(plan, used=f"hot neurons from {path}{wrote}")
 
 

@@ -16,8 +16,8 @@ from hotcold.engine.plan.wanted import MAX_SLOTS, Wanted
 from hotcold.engine.settings import whole_number
 from hotcold.errors import FileError
 from hotcold.gguf_io import GGUFFile
-from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, read_counts
-from hotcold.gguf_io.gpuidx import Identity
+from hotcold.gguf_io.firing_counts import Counts, counts_in_metadata, digest, read_counts
+from hotcold.gguf_io.gpuidx import NO_COUNTS, Identity
 
 
 @dataclass(frozen=True)
@@ -132,4 +132,12 @@ def plan_source(
 
 def identity(source: Source, how: Wanted, budget: Budget) -> Identity:
     """What an index of this plan is for."""
-    return Identity(source.header, source.size, budget.n_bytes, how.n_ctx)
+    return Identity(
+        source.header,
+        source.size,
+        budget.n_bytes,
+        how.n_ctx,
+        kv_type=how.kv_type,
+        n_slots=how.n_slots,
+        counts=NO_COUNTS if source.frequencies is None else digest(source.frequencies),
+    )

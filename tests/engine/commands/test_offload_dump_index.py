@@ -6,6 +6,7 @@ import stat
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import run as run_command
 
@@ -39,6 +40,28 @@ def test_our_index_is_written_used_and_remade_when_stale(tmp_path: Path) -> None
     ]
     stale = run("-m", str(model), "--vram-budget", "5MiB", "-b", "64", "-c", "256")
     assert "is not used: made for another budget" in stale.stderr
+
+
+def test_an_index_that_is_written_once_more_is_of_the_counts_there_are(tmp_path: Path) -> None:
+    """A run only says that there are others than it was made of."""
+    model, counts = model_copy(tmp_path), tmp_path / "counts"
+    run("-m", str(model), *SIX, "--gpu-index-for", "hotcold")
+    counts.mkdir()
+    for i in range(6):
+        np.save(counts / f"activation_{i}.npy", np.arange(1024, dtype=np.uint64))
+    with_counts = ("-m", str(model), *SIX, "--activation", str(counts))
+    told = run(*with_counts).stderr
+    assert "ranked by other counts" in told and "--gpu-index-for hotcold makes it anew" in told
+    assert "hot neurons from" not in run(*with_counts, "--gpu-index-for", "hotcold").stderr
+    found = run(*with_counts, "--json")
+    assert "hot neurons from" in found.stderr and "other counts" not in found.stderr
+    hot = json.loads(found.stdout)["layers"][0]["gpu_bucket"]
+    assert (
+        hot
+        != json.loads(run("-m", str(model), *SIX, "--json", "--reset-gpu-index").stdout)["layers"][0][
+            "gpu_bucket"
+        ]
+    )
 
 
 @pytest.mark.sample(3)

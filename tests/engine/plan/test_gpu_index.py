@@ -1,5 +1,7 @@
 """Where our index goes, and which file's neurons are used."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -66,6 +68,41 @@ def test_a_stale_index_is_said_and_made_again(tmp_path: Path) -> None:
     assert used.lines == (said, f"index written to {index_path(model)}")
     again = plan_with_index(SOURCE.model, model, other, planned)
     assert again.lines == (f"hot neurons from {index_path(model)}",)
+
+
+@pytest.mark.parametrize(("setting", "other"), [("kv_type", "q8_0"), ("n_slots", 2)])
+def test_an_index_for_another_cache_is_made_again(tmp_path: Path, setting: str, other: object) -> None:
+    """What the cache takes of the budget, no hot rows can have; with a smaller one some of it would lie idle."""
+    model = tmp_path / "m.gguf"
+    store(planned(), model, IDENTITY)
+    identity = planning.identity(SOURCE, replace(HOW, **{setting: other}), BUDGET)  # type: ignore[arg-type]
+    used = plan_with_index(SOURCE.model, model, identity, planned)
+    assert used.lines[0] == f"index {index_path(model)} is not used: made for another {setting}"
+    assert used.lines[1:] == (f"index written to {index_path(model)}",)
+
+
+def test_an_index_of_other_counts_stays_and_is_told(tmp_path: Path) -> None:
+    """It may be of an --activation that nobody names a second time. Without counts, or of the same, nothing is told."""
+    model = tmp_path / "m.gguf"
+    source = replace(SOURCE, frequencies=[np.arange(1024) for _ in range(6)], frequencies_from="a/")
+    identity = planning.identity(source, HOW, BUDGET)
+
+    def line_for(made_for: Identity) -> str:
+        index_path(model).unlink(missing_ok=True)
+        store(planned(), model, made_for)
+        plans = partial(planning.make_plan, source, HOW, BUDGET)
+        return plan_with_index(source.model, model, identity, plans).lines[0]
+
+    plain = f"hot neurons from {index_path(model)}"
+    for others in ("none", "ab" * 32):
+        told = line_for(replace(identity, counts=others))
+        assert told.startswith(
+            f"{plain}, ranked by other counts than those of a/; hotcold offload-dump --gpu-index-for hotcold"
+        )
+    assert line_for(identity) == line_for(replace(identity, counts="")) == plain
+    store(planned(), model, identity)
+    without = planning.identity(replace(source, frequencies=None), HOW, BUDGET)
+    assert plan_with_index(source.model, model, without, planned).lines == (plain,)
 
 
 def test_reset_and_disable(tmp_path: Path) -> None:
