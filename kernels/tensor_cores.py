@@ -1,4 +1,4 @@
-"""What tensor cores multiply on cards from sm_80 on: the kernels' sizes depend on it, and the planner's model of a card."""
+"""What tensor cores multiply on cards from sm_80 on: kernels' sizes depend on it, and the planner's model of a card."""
 
 from gguf import GGMLQuantizationType
 

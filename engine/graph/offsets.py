@@ -46,8 +46,8 @@ def placed_lifetimes(placed: PlacedGraph) -> dict[str, tuple[int, int]]:
 
     What crosses the bus stays where it comes from until the CPU's next node: the host waits for its copies only then,
     and other nodes run beside them. So it gets bytes on the device that no node there uses any more that may still be
-    running when the host lets it go up. The same holds for what a kernel reads in the host's arena. What the device reads
-    for a node stays until the next one is done, where they are one launch.
+    running when the host lets it go up. The same holds for what a kernel reads in the host's arena. What the device
+    reads for a node stays until the next one is done, where they are one launch.
     """
     spans: dict[str, tuple[int, int]] = {}
     for step, p in enumerate(placed.nodes):

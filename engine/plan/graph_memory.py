@@ -20,8 +20,8 @@ OTHER_STEPS = 2
 def graph_nodes(model: Model, sparsity: str, kv_type: str, n_slots: int = 1) -> int:
     """Most nodes that a card's graphs have at a time, whatever a plan puts there and whatever is wanted of the head.
 
-    A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two. What a merge
-    reads over the bus takes none.
+    A kernel is a node, and a copy down with its event are two; a wait for a copy up is one, and counts as two. What a
+    merge reads over the bus takes none.
     """
     n_others = _other_steps(n_slots)
     others = n_others * _nodes_of_a_step(model, sparsity, kv_type, n_slots) if n_others else 0

@@ -18,8 +18,8 @@ __device__ inline void gated_ffn_hidden(Gate gate, Up up, Input x, float* h, int
 }
 
 #define FFN_HIDDEN(ENDING, G, U) \
-KERNEL_WIDE gated_ffn_hidden_##ENDING(PLANES_##G(gate), PLANES_##U(up), INPUT_##G, float* __restrict__ h, int n_rows, int n, \
-                      int activation) { \
+KERNEL_WIDE gated_ffn_hidden_##ENDING(PLANES_##G(gate), PLANES_##U(up), INPUT_##G, float* __restrict__ h, int n_rows, \
+                      int n, int activation) { \
     gated_ffn_hidden(ROWS_##G(gate, n), ROWS_##U(up, n), X_##G, h, n_rows, activation); \
 }
 TWO_TYPES(FFN_HIDDEN)

@@ -52,8 +52,8 @@ def matvec(
 def matvec_mask(weight_type: GGMLQuantizationType, n_tokens: int, n_rows: int, n: int) -> Work:
     """not (W x < threshold), row i in bit i % 32 of word i // 32: a predictor's second matrix.
 
-    One block of threads a token and word, those of a word side by side. Reads the weight and the input, writes `mask_words` a
-    token; the bits after the last row are 0.
+    One block of threads a token and word, those of a word side by side. Reads the weight and the input, writes
+    `mask_words` a token; the bits after the last row are 0.
 
     Arguments of the kernel: the weight's planes; x, or q, d and sum; mask (uint32), n_rows, n, threshold.
     """

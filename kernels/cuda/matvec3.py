@@ -59,10 +59,10 @@ def matvec3(
 ) -> Work:
     """Three products of one input, for q, k and v: y_a = A x + bias_a, and so on, as `matvec` does them.
 
-    Reads the three weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and
-    token. RELU holds for all three; there is no residual. With a cache the rows of b and c are written there, in its type, in place of y_b and
-    y_c, those of a and b turned: 4 bytes of position a token are read, and 4 n_rot of the table (so if no two tokens
-    stand at one position), and 4 of its slot with several of them. Heads have an even number of numbers then.
+    Reads the three weights, the input and, with HAS_BIAS, the biases; writes 4 bytes a row and token. RELU holds for
+    all three; there is no residual. With a cache the rows of b and c are written there, in its type, in place of y_b
+    and y_c, those of a and b turned: 4 bytes of position a token are read, and 4 n_rot of the table (so if no two
+    tokens stand at one position), and 4 of its slot with several of them. Heads have an even number of numbers then.
 
     Args:
         weight_types: of a, b and c; all of them quantised, or none.

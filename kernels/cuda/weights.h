@@ -24,15 +24,15 @@
 // one warp together; `eight`, eight weights of a row as floats, for products with a transposed matrix, and `column`,
 // where they belong. A type may have its own. Rows of few pieces share a warp (lanes.h).
 //
-// The order of a product's sums is one for a warp and for a tile of matmul.cu. What a lane takes at a time is a
-// piece: SPAN blocks, four sixteens, or eight floats. Piece p adds to chain p % 32 by fmaf, number after number, and
-// the chains are added in their order. A warp has a chain in each lane; a tile takes the pieces of chain 0, then
-// those of chain 1, as `Pieces` lists them, in units of sixteen weights or of four floats. F16 and BF16 have an order of
-// their own where there are tensor cores (weights_half.h).
+// The order of a product's sums is one for a warp and for a tile of matmul.cu. What a lane takes at a time is a piece:
+// SPAN blocks, four sixteens, or eight floats. Piece p adds to chain p % 32 by fmaf, number after number, and the
+// chains are added in their order. A warp has a chain in each lane; a tile takes the pieces of chain 0, then those of
+// chain 1, as `Pieces` lists them, in units of sixteen weights or of four floats. F16 and BF16 have an order of their
+// own where there are tensor cores (weights_half.h).
 //
 // The types lie in weights_half.h (F16 and BF16), weights_32.h (blocks of 32), weights_k.h (of 256), weights_grid.h
-// (whose numbers are points of a grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w), parameters for w's planes in
-// the order of weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
+// (whose numbers are points of a grid) and weights_ternary.h. Beside each stands how kernels take it: PLANES_q4_0(w),
+// parameters for w's planes in the order of weight_table.py, and ROWS_q4_0(w, n), the rows made of them.
 #pragma once
 #include "lanes.h"
 

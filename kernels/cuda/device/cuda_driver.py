@@ -233,7 +233,7 @@ class CudaDriver:
         del handle
 
     def know_pinned(self, array: NDArray[np.uint8]) -> None:
-        """Page-locked memory is one for all cards of a process, by CUDA's unified addresses: kernels read it there too."""
+        """Page-locked memory is one for all of a process's cards, by CUDA's unified addresses: kernels read it too."""
 
     def forget_pinned(self, array: NDArray[np.uint8]) -> None:
         """The same."""

@@ -49,7 +49,7 @@ Size = int | tuple[int, ...]
 
 @dataclass(frozen=True)
 class Parameter:
-    """One parameter: `code` is NumPy's type character, "V" for a vector type; through a `const` pointer nothing is written."""
+    """One parameter: `code` is NumPy's type character, "V" for a vector type; what is `const` is only read."""
 
     name: str
     code: str

@@ -85,7 +85,7 @@ def test_graphs_change_no_bit(plan: Plan, file: GGUFFile, open_emulated: OpenEmu
 def test_each_number_of_tokens_is_captured_once(
     is_split: bool, plan: Plan, file: GGUFFile, open_emulated: OpenEmulated
 ) -> None:
-    """And again, where others have run meanwhile; a step has as many graphs as one token, and the kernels of one without."""
+    """And again, where others have run meanwhile; a step has as many graphs as a token, and kernels of one without."""
     n = plan.model.n_layer + 1 if is_split else 1
     if not is_split:
         plan = split_plan(plan.model, Case("predictor", "f16", 48, 16, n_slots=N_SLOTS), PLENTY)

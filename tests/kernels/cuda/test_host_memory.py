@@ -1,4 +1,4 @@
-"""Kernels that read page-locked memory where it lies: the right bytes, counted, and refused where they are not there."""
+"""Kernels that read page-locked memory where it lies: the right bytes, counted, and refused where there are none."""
 
 from collections.abc import Callable
 from typing import Any

@@ -23,6 +23,15 @@ QUICK_ARCHITECTURE, QUICK = 80, ("q4_0",)  # a type takes some seconds to compil
 TESTS = Path(__file__).parent.parent
 
 
+def test_comments_are_as_narrow_as_those_of_python() -> None:
+    """Which ruff's W505 looks at."""
+    sources = [*families(), *sorted(SOURCES.glob("*.h"))]
+    lines = [(path.name, line) for path in sources for line in path.read_text("utf-8").split("\n")]
+    assert len(sources) > 20 and not [
+        each for each in lines if each[1].lstrip().startswith("//") and len(each[1]) > 120
+    ]
+
+
 @pytest.mark.parametrize(
     ("architecture", "ending"),
     [

@@ -52,7 +52,7 @@ def test_there_are_enough_of_them() -> None:
 
 
 def test_every_bug_has_its_place() -> None:
-    """The text that is edited stands once, and so does each line that is to be named: what a change of a kernel breaks."""
+    """The text that is edited stands once, as does each line that is to be named: a change of a kernel breaks it."""
     for name, bug in BUGS.items():
         source = text_of(bug)
         assert source.count(bug.old) == 1, name
