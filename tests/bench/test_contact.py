@@ -16,6 +16,10 @@ import trouble
 from contact import Outcome, Step
 from stub_cupy import StubCupy
 
+from hotcold.engine.dump.inputs import open_source
+from hotcold.engine.plan.budget import Budget, DeviceFacts
+from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.planning import make_plan, wanted
 from hotcold.errors import DoesNotFitError
 from hotcold.kernels.cuda.device.cuda_driver import CudaDriver
 from hotcold.kernels.cuda.device.device import Device
@@ -121,6 +125,20 @@ def test_the_split_of_the_bundled_model_is_one() -> None:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     layers = json.loads(printed)["layers"]
     assert layers and all(0 < layer["hot_share"] < 1 for layer in layers)
+
+
+def test_the_7b_model_has_about_half_of_its_neurons_on_the_card() -> None:
+    """As bench/gpu.py plans it: 512 positions, batches of 64, predictors of a quarter of the embeddings."""
+    source = open_source(None, "relullama-7b:q4_0", 1024)
+    how = wanted(source, "predictor", 512, 64, "f16", stream_batch=None)
+
+    def plan(n_bytes: int) -> Plan:
+        return make_plan(source, how, Budget("a test", n_bytes, "a test", DeviceFacts("a card", 1 << 37)))
+
+    *_, step = contact.steps_of_a_card("cuda:0", 1)
+    share, everything = step.command[-2:]
+    used = plan(1 << 36).totals.used
+    assert everything == "all" and 0.4 < plan(int(used * float(share[:-1]) / 100)).hot_share < 0.6
 
 
 def test_what_cannot_run_is_left_out(tmp_path: Path) -> None:
