@@ -13,8 +13,12 @@ from split_runs import Case, OpenEmulated, model_of, on_device, plan_with, some_
 from hotcold.engine.device.replay import Replays
 from hotcold.engine.device.side import DeviceSide
 from hotcold.engine.device.steps import Logits
+from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.host.steps import Context, Step
+from hotcold.engine.plan import placement
+from hotcold.engine.plan.budget import Budget, of_cards
 from hotcold.engine.plan.plan import Plan
+from hotcold.engine.plan.wanted import Wanted
 from hotcold.engine.run.executor import Executor
 from hotcold.errors import DeviceError
 from hotcold.gguf_io import GGUFFile, open_gguf
@@ -67,11 +71,16 @@ def opened(open_emulated: OpenEmulated, has_graphs: bool = True, policy: str = "
 
 
 def bits(plan: Plan, file: GGUFFile, device: Device) -> list[bytes]:
-    """Of steps of which some want logits and others candidates, with single tokens between them."""
+    """See `bits_of`."""
     with on_device(plan, file, device) as executor:
-        sequences, found = Sequences(executor), list[bytes]()
-        for chooses in (False, True):
-            found += [sequences.step(slots, chooses) for slots in (*STEPS, (1,))]
+        return bits_of(executor)
+
+
+def bits_of(executor: Executor) -> list[bytes]:
+    """Of steps of which some want logits and others candidates, with single tokens between them."""
+    sequences, found = Sequences(executor), list[bytes]()
+    for chooses in (False, True):
+        found += [sequences.step(slots, chooses) for slots in (*STEPS, (1,))]
     return found
 
 
@@ -79,6 +88,24 @@ def test_graphs_change_no_bit(plan: Plan, file: GGUFFile, open_emulated: OpenEmu
     wanted = bits(plan, file, opened(open_emulated, has_graphs=False))
     for policy in ("late", "random", "eager", "ahead"):
         assert bits(plan, file, opened(open_emulated, policy=policy)) == wanted, policy
+
+
+def test_two_cards_have_the_bits_of_one(file: GGUFFile, open_emulated: OpenEmulated) -> None:
+    """And both launch graphs alone, which read what the CPU has made where it lies."""
+
+    def placed(*sizes: int, hot: Sequence[NDArray[np.int32]] | None = None) -> Plan:
+        budget = of_cards([Budget(str(n), n, "a test") for n in sizes])
+        return placement.plan(model, Wanted("predictor", 48, 16, "f16", n_slots=N_SLOTS), budget, hot=hot)
+
+    model = model_of(file)
+    two = placed(*(card.totals.used - card.totals.hot_rows // 2 for card in placed(PLENTY, PLENTY).cards))
+    one = placed(PLENTY, hot=[layer.hot for layer in two.layers])
+    wanted = bits(one, file, opened(open_emulated, has_graphs=False))
+    for policy in ("late", "ahead"):
+        devices = [open_emulated(build_kind="fast", policy=policy, index=i) for i in range(2)]
+        with Executor(two, file, 2, loaded_stores(devices, two, file)) as executor:
+            assert bits_of(executor) == wanted, policy
+        assert all(device.counters.graph_launches for device in devices)
 
 
 @pytest.mark.parametrize("is_split", [True, False])
