@@ -270,12 +270,13 @@ def test_loading_keeps_the_weights_out_of_memory() -> None:
 
 
 def test_more_threads_are_really_used(tiny_model: TinyModel) -> None:
+    """In one of many runs at least: on a busy machine the caller is mostly through before anybody else has a CPU."""
     with open_gguf(tiny_model("f32", False)) as file, executor(file, "off", n_batch=64, n_threads=2) as it:
         ids = np.arange(1, 65, dtype=np.int32)
         logits = np.zeros((64, it.model.n_vocab), np.float32)
         it.run(ids, 0, logits)
-        own = []
-        for _ in range(20):
+        own: list[float] = []
+        while len(own) < 1000 and min(own, default=1) >= 0.8:
             mine, everyone = time.thread_time(), time.process_time()
             it.run(ids, 0, logits)
             own.append((time.thread_time() - mine) / (time.process_time() - everyone))
