@@ -6,6 +6,7 @@ reads or writes what it has.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -154,9 +155,10 @@ class Cards:
         return min(side.bus_speed() for side in self.sides)
 
     def settle(self) -> None:
-        """Wait until nothing is under way."""
-        for side in self.sides:
-            side.settle()
+        """Wait until nothing is under way, on the others too where one card fails: all read the host's arena."""
+        with ExitStack() as waits:
+            for side in reversed(self.sides):
+                waits.callback(side.settle)
 
     def free_pinned(self) -> None:
         """Give page-locked memory back."""

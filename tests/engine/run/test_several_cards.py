@@ -184,6 +184,32 @@ def test_a_call_fails_on_one_of_them(
     assert run_on(plan, file, devices).tobytes() == right
 
 
+def test_all_are_waited_for_though_one_is_lost(
+    file: GGUFFile, open_emulated: OpenEmulated, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is under way on the others still reads and writes the host's memory."""
+
+    def lost(stream: object) -> None:
+        raise DeviceError("emulated:0", "lost", "as this test asks", "open it again")
+
+    plan = tight(model_of(file), "predictor", 2, 0.5)
+    devices = [open_emulated(build_kind="fast", policy="late", index=i) for i in range(2)]
+    with Executor(plan, file, 2, loaded_stores(devices, plan, file)) as executor:
+        cards, second = executor._cards, devices[1]
+        assert cards is not None
+        host, found, buffer = second.pinned(4, "f4"), second.pinned(4, "f4"), second.empty(4, "f4")
+        host.array[:] = 5
+        second.upload(buffer, host, second.crossing)
+        second.download(found, buffer, second.crossing)
+        assert np.isnan(found.array).all()  # it is late
+        with monkeypatch.context() as patch, pytest.raises(DeviceError, match="as this test asks"):
+            patch.setattr(devices[0].driver, "wait_stream", lost)
+            cards.settle()
+        assert (found.array == 5).all()
+        for each in (host, found, buffer):
+            each.free()
+
+
 def test_a_model_is_loaded_on_two(data: Path, compiler: str) -> None:
     path = data / "powerinfer" / "llama-q4_0.powerinfer.gguf"
     options = {"n_ctx": 64, "n_batch": 8, "threads": 2}
