@@ -56,7 +56,7 @@ def finite_number(name: str, value: float | str) -> float:
     Raises:
         SettingError: not a finite number, or one that float32 does not hold.
     """
-    number = math.nan if "_" in str(value) else _float(value)
+    number = math.nan if isinstance(value, str) and "_" in value else _float(value)
     if not abs(number) <= LARGEST_FLOAT32:
         raise SettingError(name, value, "a finite number, as float32 holds it", "such as 0.5")
     return number

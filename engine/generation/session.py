@@ -182,7 +182,7 @@ def _header(text: bytes, path: Path, option: str) -> dict[str, Any]:
         ids, oldest = header["ids"], header["oldest"]
         if not all(type(token) is int for token in (*ids, oldest)) or not isinstance(header["sha256"], str):
             raise TypeError
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise FileError(option, path, "damaged", REMEDY) from error
     found: dict[str, Any] = header
     return found

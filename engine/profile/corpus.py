@@ -53,7 +53,7 @@ def _json_lines(path: Path, data: bytes, field: str) -> Iterator[Text]:
         name = f"{path}:{number}"
         try:
             text = json.loads(line)[field]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise FileError(
                 name, line[:40], f"a JSON object with {field!r}", "name its field with --field"
             ) from error

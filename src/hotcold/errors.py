@@ -18,7 +18,7 @@ class HotcoldError(Exception):
 
     def __init__(self, thing: str, value: object = None, bound: str = "", next_step: str = "") -> None:
         self.thing, self.value, self.bound, self.next_step = thing, value, bound, next_step
-        said = '""' if isinstance(value, str) and not value else value
+        said = '""' if isinstance(value, str) and not value else _text(value)
         text = thing if value is None else f"{thing}: {said}"
         text += f" ({bound})" if bound else ""
         text += f"; {next_step}" if next_step else ""
@@ -51,7 +51,14 @@ class DeviceError(HotcoldError):
 
 def shown(value: object) -> str:
     """A value where a number belongs: text in quotes, so that "4" is not taken for 4."""
-    return f'"{value}"' if isinstance(value, str) else str(value)
+    return f'"{value}"' if isinstance(value, str) else _text(value)
+
+
+def _text(value: object) -> str:
+    try:
+        return f"{value}"
+    except ValueError:  # of a whole number with more digits than Python writes
+        return "a number of thousands of digits"
 
 
 def printable(text: str) -> str:

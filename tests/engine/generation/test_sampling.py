@@ -187,6 +187,12 @@ def test_values_out_of_bounds_are_named(name: str, value: Any) -> None:
         SamplingSettings(**{name: value}).checked()
 
 
+@pytest.mark.parametrize("name", ["temp", "top_k", "presence_penalty"])
+def test_numbers_that_python_does_not_write_are_told_of(name: str) -> None:
+    with pytest.raises(SettingError, match=rf"^{name}: a number of thousands of digits \("):
+        SamplingSettings(**{name: 10**5000}).checked()
+
+
 def test_the_bounds_themselves_are_allowed() -> None:
     edge = SamplingSettings(temp=0, top_k=0, top_p=1, min_p=1, repeat_penalty=1, seed=(1 << 64) - 1)
     assert edge.checked() == edge

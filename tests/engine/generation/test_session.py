@@ -135,6 +135,7 @@ def test_a_session_goes_on_wherever_its_caches_were(
         (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "damaged"),
         (lambda data: data.replace(b'"ids": [1,', b'"ids": [[],', 1), "damaged"),
         (lambda data: data.replace(b'"ids": [1,', b'"ids": [2,', 1), "damaged"),
+        (lambda data: data[:8] + bytes.fromhex("a0860100") + b"[" * 100_000, "damaged"),
         (lambda data: data.replace(b'"oldest": 0', b'"oldest": 9', 1), "damaged"),
         (lambda data: data.replace(b'"kv_type": "f16"', b'"kv_type": "f32"', 1), "kv_type f32, not f16"),
         (lambda data: data.replace(b'"model": "', b'"model": "0', 1)[:-1], "damaged"),

@@ -68,6 +68,11 @@ def test_a_bad_threshold_is_named(value: Any) -> None:
         resolve_threshold(value, 0.5)
 
 
+def test_a_threshold_of_thousands_of_digits_is_refused() -> None:
+    with pytest.raises(SettingError, match="^sparse_pred_threshold: a number of thousands of digits"):
+        resolve_threshold(10**5000, 0.5)
+
+
 @pytest.mark.parametrize("mode", ["off", "exact", "threshold"])
 def test_a_threshold_for_predictors_that_do_not_run_is_refused(mode: str) -> None:
     """One of the environment is for all models, and stays without effect here."""

@@ -34,6 +34,7 @@ def test_a_folder_is_all_that_is_below_it(tmp_path: Path) -> None:
         ("a.jsonl", b'{"other": "x"}', "a JSON object with 'text'"),
         ("a.jsonl", b"[1]", "a JSON object with 'text'"),
         ("a.jsonl", b"no json", "a JSON object with 'text'"),
+        ("a.jsonl", b"[" * 100_000, "a JSON object with 'text'"),
         ("a.jsonl", b'{"text": 3}', "text is int"),
     ],
 )
