@@ -309,7 +309,9 @@ class Device(Closing):
         """
         self.check_open()
         tally, log, failures = self.tally, self.log, self._failures
-        self.tally, self.log, self._failures, self._captured = Counters(), [], {}, {}
+        # what is held stays there for other threads to read
+        self.tally, self.log = Counters(live_bytes=tally.live_bytes), []
+        self._failures, self._captured = {}, {}
         try:
             free = self.driver.free_and_total()[0]
             self.driver.begin_capture(stream.raw)

@@ -73,6 +73,14 @@ def test_copies_in_a_graph_take_what_is_there_then(opened: Device) -> None:
     assert (counted.h2d_calls, counted.d2h_calls, counted.h2d_bytes) == (2, 2, 8 * N)
 
 
+def test_the_bytes_that_are_held_can_be_read_meanwhile(open_emulated: Open, put: Put) -> None:
+    """Another thread may ask for them at any time."""
+    device, found = open_emulated(), list[int]()
+    put(device, np.ones(N, "f4"))
+    device.capture(lambda: found.append(device.tally.live_bytes), device.compute)
+    assert found == [device.counters.live_bytes] and found[0] >= 4 * N
+
+
 def test_a_graphs_copy_is_late_like_any_other(open_emulated: Open) -> None:
     """Who does not wait for it reads poison, at the second time too."""
     device = open_emulated(policy="late")
