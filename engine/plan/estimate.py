@@ -10,7 +10,7 @@ from hotcold.engine.graph.placed import CPU, GPU
 from hotcold.engine.plan.assumed import COPY, GAP, GRAPH, HOST_GBPS, REACHED, READ
 from hotcold.engine.plan.cards import Card
 from hotcold.engine.plan.estimate_prompt import PromptEstimate, estimate_prompt
-from hotcold.engine.plan.launches import launches_of_a_token
+from hotcold.engine.plan.launches import graphs_of_a_token, launches_of_a_token
 from hotcold.engine.plan.plan import Plan
 from hotcold.engine.plan.traffic import ffn_traffic, token_traffic
 
@@ -40,10 +40,9 @@ def estimate(plan: Plan, card: Card) -> Estimate:
     traffic, reached = token_traffic(plan), REACHED * card.gbps * 1e9
     hot, cold = sum(device for _, device in layers), sum(host for host, _ in layers)
     launches = launches_of_a_token(plan)
-    n_split = sum(device > 0 for _, device in layers)
     dense = (traffic.device_bytes - hot + _cached(plan, GPU) / 2) / reached
     crossings = len(plan.cards) - 1  # of the hidden state, down from a card and up to the next
-    kernels = launches * GAP + (n_split + 1 + crossings) * GRAPH * bool(launches) + 2 * crossings * COPY
+    kernels = launches * GAP + graphs_of_a_token(plan) * GRAPH + 2 * crossings * COPY
     of_host = (traffic.host_bytes - cold + _cached(plan, CPU) / 2) / (HOST_GBPS * 1e9)
     together = sum(_layer(host, device, reached) for host, device in layers)
     waits = of_host + together - hot / reached

@@ -1,4 +1,6 @@
-"""How many kernels a decode step launches on the device, by its graph: of one token, or one of each of several slots.
+"""How many kernels a decode step launches on the device, by its graph, and in how many CUDA graphs.
+
+A step is of one token, or of one of each of several slots.
 
 The lowering decides (`engine/device/lowering.py`); this follows its fusions without a device, for the model of a card.
 """
@@ -54,6 +56,16 @@ def launches_of_a_token(plan: Plan) -> int:
     """Kernels, with the head's, and with the one that finds the candidates among its logits."""
     sides = [card.side for card in plan.cards]
     return launches_of(plan.decode.placed, sides, plan.kv_type, plan.model.head_dim)
+
+
+def graphs_of_a_token(plan: Plan) -> int:
+    """CUDA graphs of a token: one ends where the CPU computes, and where something is copied up."""
+    count, goes_on = 0, False
+    for p in plan.decode.placed.nodes:
+        is_copy, is_on_cpu = p.node.op == "copy", p.side == CPU
+        is_in_one = is_copy == is_on_cpu  # a kernel, or a copy down
+        count, goes_on = count + (is_in_one and not goes_on), is_in_one
+    return count
 
 
 def launches_of(placed: PlacedGraph, sides: Sequence[str], kv_type: str, head_dim: int) -> int:

@@ -11,7 +11,7 @@ from split_runs import IDS, Case, OpenEmulated, model_of, on_device, plan_named
 
 from hotcold.engine.plan.cards import CARDS, card_like
 from hotcold.engine.plan.estimate import estimate
-from hotcold.engine.plan.launches import launches_of_a_token
+from hotcold.engine.plan.launches import graphs_of_a_token, launches_of_a_token
 from hotcold.engine.plan.plan import Plan
 from hotcold.gguf_io import GGUFFile, open_gguf
 from hotcold.kernels.formats import CANDIDATE_WORDS
@@ -38,16 +38,17 @@ def test_launches_are_those_of_a_run(name: str, budget: str, data: Path, open_em
         plan = plan_named(model, Case("off" if model.experts else "predictor"), budget)
         device = open_emulated(build_kind="fast")
         if budget == "nothing":
-            assert launches_of_a_token(plan) == 0
+            assert launches_of_a_token(plan) == graphs_of_a_token(plan) == 0
             return
         with on_device(plan, file, device) as executor:
             logits = np.empty((1, plan.model.n_vocab), np.float32)
             found = np.empty((1, CANDIDATE_WORDS), np.int32) if executor.gives_candidates else None
             executor.run(IDS[:1], 0, logits, candidates=found)
-            before = sum(device.counters.launches.values())
+            before, graphs = sum(device.counters.launches.values()), device.counters.graph_launches
             executor.run(IDS[1:2], 1, logits, candidates=found)
             counted = sum(device.counters.launches.values()) - before
-    assert launches_of_a_token(plan) == counted
+            graphs = device.counters.graph_launches - graphs
+    assert (launches_of_a_token(plan), graphs_of_a_token(plan)) == (counted, graphs)
 
 
 def named(file: GGUFFile, budget: str) -> Plan:
