@@ -83,6 +83,7 @@ class Executor(Closing):
         self.n_slots, self.prompts = plan.n_slots, ""
         self.slots = Slots(plan)
         self._cards: Cards | None = None
+        self._is_under_way = False  # a run with a device
         self._team: Team | None = None
         try:
             self._make(file)
@@ -304,9 +305,11 @@ class Executor(Closing):
     ) -> None:
         """A run with a device, of tokens at these positions and of these slots.
 
-        Nothing is under way when it ends, however it ends.
+        Nothing is under way when it ends, however it ends, but for a second Ctrl-C: see `_settle`.
         """
+        self._settle()
         started, elsewhere = perf_counter(), self._elsewhere()
+        self._is_under_way = True
         try:
             is_decode_step = len(set(places[1])) == context.n_tokens  # and no part of a prompt
             if is_decode_step and takes_graphs(self.taking):
@@ -316,13 +319,20 @@ class Executor(Closing):
             if context.logits is None:  # else the wait for them was the last thing to happen
                 cards.settle()
         except BaseException:
-            with suppress(DeviceError):  # a lost device has nothing to wait for
-                cards.settle()
+            self._settle()
             raise
+        self._is_under_way = False
         cards.drop_graphs()
         if context.n_tokens == 1:
             self.n_alone += 1
             self.enqueueing += perf_counter() - started - (self._elsewhere() - elsewhere)
+
+    def _settle(self) -> None:
+        """Wait for what a run has left under way; if Ctrl-C ends that too, the next run or the end does it."""
+        if self._is_under_way and self._cards is not None:
+            with suppress(DeviceError):  # a lost device has nothing to wait for
+                self._cards.settle()
+            self._is_under_way = False
 
     def _elsewhere(self) -> float:
         """Seconds of all runs in which the host computed, or waited for a device."""
@@ -344,6 +354,7 @@ class Executor(Closing):
         if team is not None:
             team.close()
         if self._cards is not None:
+            self._settle()
             self._cards.free_pinned()
         for store in self.stores:
             store.free()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from hotcold.engine.device.cards import Cards
 from hotcold.engine.device.store import loaded_stores
 from hotcold.engine.model.load import load_model
 from hotcold.engine.plan import planning
@@ -213,6 +214,29 @@ def test_ctrl_c_at_any_moment(plan: Plan, file: GGUFFile, open_emulated: Open, n
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert interrupted > n_times // 4
+    assert nothing_is_left(device)
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_second_ctrl_c_leaves_the_waiting_to_the_next_call(
+    plan: Plan, file: GGUFFile, open_emulated: Open, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    """Before the host writes, or gives back, what kernels and copies are still about."""
+
+    def interrupted(self: Cards) -> None:
+        raise KeyboardInterrupt
+
+    device = open_emulated(build_kind="fast")
+    with Executor(plan, file, N_THREADS, loaded_stores((device,), plan, file)) as executor:
+        right = run(executor)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Cards, "settle", interrupted)
+            device.fail_at("launch", 20)
+            run(executor)
+        device.log = []
+        if goes_on:
+            assert np.array_equal(run(executor), right)
+    assert device.log[0].what == "host waits"
     assert nothing_is_left(device)
 
 
