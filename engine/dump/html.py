@@ -14,11 +14,11 @@ from hotcold.engine.plan.budget import mib
 
 STYLE = """
 :root{--ink:#1b1f24;--paper:#fff;--faint:#6b7280;--line:#d7dce2;--gpu:#c2410c;--cpu:#1d6fb8;--copy:#7c3aed;
---c0:#c2410c;--c1:#a16207;--c2:#15803d;--c3:#dc2626;--c4:#0e7490;--c5:#6d28d9;--c6:#be185d;--c7:#cbd5e1;
---c8:#64748b;--c9:#e2e8f0;--c10:#f1f5f9}
+--c0:#c2410c;--c1:#a16207;--c2:#15803d;--c3:#dc2626;--c4:#0e7490;--c5:#57534e;--c6:#6d28d9;--c7:#be185d;
+--c8:#64748b;--c9:#94a3b8;--c10:#cbd5e1;--ground:#cbd5e1}
 @media(prefers-color-scheme:dark){:root{--ink:#e6e8eb;--paper:#14171b;--faint:#9aa3ad;--line:#343a42;
 --gpu:#fb923c;--cpu:#60a5fa;--copy:#c4b5fd;--c0:#fb923c;--c1:#facc15;--c2:#4ade80;--c3:#f87171;--c4:#22d3ee;
---c5:#a78bfa;--c6:#f472b6;--c7:#3b424c;--c8:#94a3b8;--c9:#242b33;--c10:#1c2026}}
+--c5:#d6d3d1;--c6:#a78bfa;--c7:#f472b6;--c8:#94a3b8;--c9:#64748b;--c10:#3b424c;--ground:#3b424c}}
 *{box-sizing:border-box}
 body{margin:0 auto;padding:1rem;max-width:46rem;color:var(--ink);background:var(--paper);
 font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
@@ -119,7 +119,7 @@ def hot_rows(report: Report) -> str:
             f"layer {row['layer']}: gpu_bucket {row['gpu_bucket'][0]} of {row['gpu_idx'][0]}, {row['why']}"
         )
         parts.append(text(24, y + 9, str(row["layer"]), "end", "faint"))
-        parts.append(rect(left, y + 1, right - left, step - 3, "--c7", title))
+        parts.append(rect(left, y + 1, right - left, step - 3, "--ground", title))
         parts.append(rect(left, y + 1, (right - left) * row["hot_share"], step - 3, "gpu", title))
         parts.append(text(WIDTH - 2, y + 9, f"{row['hot_share']:.1%} / {row['coverage']:.1%}", "end"))
     return svg(18 + step * len(layers), "hot rows of each layer", parts)
@@ -198,5 +198,5 @@ def weights(report: Report) -> str:
             f"<tr><td>{escape(row['name'])}<br><span class=faint>{escape(row['why'])}</span>"
             f"<td class=w>{row['type']}<br><span class=faint>[{ne}]</span><td class=n>{row['bytes']}<td>{side}"
         )
-    head = "<tr><th>name<th>type, ne<th class=n>bytes<th>device"
+    head = "<tr><th>name<th>type, ne<th class=n>bytes<th class=w>device"
     return f"<div class=scroll><table>{head}{''.join(rows)}</table></div>"

@@ -53,7 +53,7 @@ def bars(shares: Sequence[float], what: str) -> str:
     for i, share in enumerate(shares):
         y, title = 14 + i * step, f"layer {i}: {share:.1%} of the neurons {what}"
         parts.append(text(24, y + 9, str(i), "end", "faint"))
-        parts.append(rect(left, y + 1, right - left, step - 3, "--c7", title))
+        parts.append(rect(left, y + 1, right - left, step - 3, "--ground", title))
         parts.append(rect(left, y + 1, (right - left) * share, step - 3, "gpu", title))
         parts.append(text(WIDTH - 2, y + 9, f"{share:.1%}", "end"))
     return svg(18 + step * len(shares), f"neurons that {what}", parts)

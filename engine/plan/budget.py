@@ -144,12 +144,14 @@ def parse_budget(text: float | str) -> BudgetSetting:
     """What a --vram-budget means.
 
     Raises:
-        SettingError: nonsense, or a negative number.
+        SettingError: nonsense, a negative number, or more than all of a device's memory.
     """
     asked = str(text).strip()
     if asked == "auto":
         return BudgetSetting(asked)
     if share := SHARE.fullmatch(asked):
+        if not 0 <= float(share[1]) <= 100:
+            raise SettingError("vram_budget", asked, "0% to 100%", "such as --vram-budget 80%")
         return BudgetSetting(asked, percent=float(share[1]))
     return BudgetSetting(asked, parse_size(text))
 
@@ -160,6 +162,10 @@ def parse_budgets(text: float | str) -> tuple[BudgetSetting, ...]:
     Raises:
         SettingError: see `parse_budget`; or a card of several without a budget.
     """
+    if isinstance(text, str) and "," in text and not all(map(str.strip, text.split(","))):
+        raise SettingError(
+            "vram_budget", text, "a budget at both sides of a comma", "such as --vram-budget 8GB,6GB"
+        )
     settings = tuple(map(parse_budget, text.split(","))) if isinstance(text, str) else (parse_budget(text),)
     if len(settings) > 1 and any(setting.is_none for setting in settings):
         raise SettingError(
@@ -208,7 +214,7 @@ def resolve_budget(setting: BudgetSetting, facts: DeviceFacts | None = None) -> 
         budget = _all_of(facts)
     else:
         budget = Budget(
-            asked, _share(setting.percent, asked, facts), f"{asked} of the memory of {facts.name}"
+            asked, int(facts.memory * setting.percent / 100), f"{asked} of the memory of {facts.name}"
         )
     if facts is not None and budget.n_bytes + facts.outside > facts.memory and budget.n_bytes:
         raise DoesNotFitError(
@@ -229,9 +235,3 @@ def _all_of(facts: DeviceFacts) -> Budget:
         )
     # a budget of 0 would be the CPU's without a word
     return Budget("auto", max(facts.free - facts.graph_bytes, 1), f"free memory of {facts.name}")
-
-
-def _share(percent: float, asked: str, facts: DeviceFacts) -> int:
-    if not 0 <= percent <= 100:
-        raise SettingError("vram_budget", asked, "0% to 100%", "such as --vram-budget 80%")
-    return int(facts.memory * percent / 100)

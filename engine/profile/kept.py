@@ -133,8 +133,11 @@ def to_resume(folder: Path, of: CountedOn, begun: Profile) -> Profile:
     """The profile to go on with, in place of `begun`, in which nothing is counted yet.
 
     Raises:
-        FileError: it is of another model, of other texts, or of something else than `begun` counts.
+        FileError: nothing is there; or it is of another model, of other texts, or of something else than
+            `begun` counts.
     """
+    if not (folder / STATE).exists():
+        raise FileError("folder for counts", folder, f"has no {STATE} to go on with", "leave --resume out")
     profile, counted_on = read(folder)
     if counted_on.model != of.model:
         raise _foreign(folder, "another model")

@@ -162,7 +162,7 @@ class Server:
         asked = parse_asked(fields, is_chat=True, defaults=replace(CHAT, draft=self._options.draft))
         messages, tools = parse_messages(fields), parse_tools(fields)
         if tools and asked.settings.grammar:
-            raise fields.wrong("tools", "not together with response_format or a grammar", "[]")
+            raise fields.apart("tools", "response_format or a grammar")
         if grammar := calls_grammar(fields, tools):
             asked = replace(asked, settings=replace(asked.settings, grammar=grammar))
         calls = partial(Calls, wants_several(fields)) if tools else None

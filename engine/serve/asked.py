@@ -124,7 +124,7 @@ def grammar_of(fields: RequestFields) -> str:
     given |= {name: fields.text(name) or None for name in ("grammar", "regex", "guided_regex")}
     wanted = [name for name in given if given[name] is not None]
     if len(wanted) > 1:
-        raise fields.wrong(wanted[1], f"not together with {wanted[0]}", "null")
+        raise fields.apart(wanted[1], wanted[0])
     if not wanted:
         return ""
     (name,) = wanted

@@ -58,6 +58,11 @@ class RequestFields:
         """The refusal of a field's value."""
         return wrong(self.name(field), self._body.get(field), bound, example)
 
+    def apart(self, field: str, other: str) -> SettingError:
+        """The refusal of a field beside another one."""
+        value, bound = shown(self._body.get(field)), f"not together with {other}"
+        return SettingError(self.name(field), value, bound, "leave one of both out")
+
     def text(self, field: str, default: str = "") -> str:
         """A string.
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
@@ -15,6 +16,7 @@ from hotcold.gguf_io.hub.names import Reference, RepoModel, choose, models_of
 Progress = Callable[[str, int, int], None]
 """Hears of a file, its bytes that are there, and its bytes in all."""
 
+ERRNO = re.compile(r"^\[Errno -?\d+\] ")
 LOGIN = "accept its terms on the hub and log in (`hf auth login`, or HF_TOKEN)"
 
 
@@ -123,4 +125,5 @@ def _our_error(thing: str, value: str, error: Exception) -> HotcoldError:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    return ERRNO.sub("", line)

@@ -125,4 +125,5 @@ def test_a_name_is_looked_up_once(
 def test_a_hub_that_is_not_there_is_said(hotcold: Run) -> None:
     pulled = hotcold("pull", REPO, HF_ENDPOINT="http://127.0.0.1:9")
     assert pulled.returncode == 3 and len(pulled.stderr.splitlines()) == 1 and "try again" in pulled.stderr
+    assert f"repository: {REPO} (Connection refused); " in pulled.stderr
     assert "is not in the cache" in hotcold("rm", REPO).stderr

@@ -153,6 +153,8 @@ def test_an_interrupted_run_goes_on_where_it_was(
     assert stopped.returncode == 130 and "2 of" in stopped.stderr and "--resume goes on" in stopped.stderr
     assert 0 < counted(parts).sum() < counted(whole).sum()
     again = ("profile", "-f", str(text), "-o", str(parts))
+    nothing = run(*again[:-1], str(tmp_path / "none"), *OPTIONS, "--resume")
+    assert nothing.returncode == 3 and "none (has no profile.npz to go on with)" in nothing.stderr
     assert "go on with --resume" in run(*again, *OPTIONS).stderr
     assert "was counted on other texts, or another -c" in run(*again, "--resume", "-c", "48").stderr
     assert run(*again, "--resume", *OPTIONS).returncode == 0

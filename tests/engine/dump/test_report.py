@@ -251,6 +251,14 @@ def test_every_part_of_the_memory_has_its_colour() -> None:
         assert STYLE.count(f"--c{i}:#") == 2, key
 
 
+def test_what_is_left_over_alone_looks_like_nothing() -> None:
+    """As the ground of the bars does; parts that hold something have colours of their own."""
+    for scheme in STYLE.split("prefers-color-scheme:dark"):
+        (ground,) = re.findall(r"--ground:(#\w+)", scheme)
+        colours = [re.findall(rf"--c{i}:(#\w+)", scheme)[0] for i in range(len(TOTALS))]
+        assert len({*colours}) == len(TOTALS) and [*TOTALS][colours.index(ground)] == "left_over"
+
+
 def test_the_readme_shows_the_sums_of_the_golden_listing() -> None:
     """Both are of the bundled model at 6 MiB."""
     readme = (GOLDEN.parent.parent.parent / "README.md").read_text("utf-8").splitlines()

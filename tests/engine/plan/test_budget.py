@@ -12,6 +12,7 @@ from hotcold.engine.plan.budget import (
     DeviceFacts,
     facts_of_card,
     parse_budget,
+    parse_budgets,
     parse_size,
     resolve_budget,
 )
@@ -50,6 +51,12 @@ def test_sizes(text: Any, n_bytes: int) -> None:
 def test_nonsense_is_refused(text: Any) -> None:
     with pytest.raises(SettingError, match="^vram_budget: "):
         resolve_budget(parse_budget(text), CARD)
+
+
+@pytest.mark.parametrize("text", ["101%", "8GB,", ",8GB", "8GB,,6GB"])
+def test_nonsense_is_refused_before_a_card_is_asked(text: str) -> None:
+    with pytest.raises(SettingError, match=f"^vram_budget: {text} "):
+        parse_budgets(text)
 
 
 @pytest.mark.parametrize("text", ["auto", "80%"])

@@ -127,7 +127,11 @@ def text(**fields: Any) -> dict[str, Any]:
             ),
             "response_format: 300013 characters (at most",
         ),
-        (TEXT, text(json_schema={}, grammar="a"), 'grammar: "a" (not together with json_schema)'),
+        (
+            TEXT,
+            text(json_schema={}, grammar="a"),
+            'grammar: "a" (not together with json_schema); leave one of both out',
+        ),
         (TEXT, text(grammar="start: x"), 'unknown name: "x"'),
         (TEXT, text(grammar="root ::= ("), "Expected ')'"),
         (TEXT, text(grammar="x" * 300_000), "grammar: 300000 characters (at most"),

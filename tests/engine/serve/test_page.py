@@ -54,6 +54,11 @@ def test_memory_of_a_device_is_shown_against_its_budget(open_emulated: Any) -> N
     options: dict[str, Any] = {"device": "emulated", "vram_budget": "6MiB", "stream_batch": 8}
     with load(n_ctx=64, threads=1, **options) as engine, served(engine) as server:
         told, totals = server.ask("/figures").json, engine.executor.plan.totals
+        style = server.ask("/").body.decode()
+    for scheme in style.split("prefers-color-scheme:dark"):
+        colours = re.findall(r"--(?:c\d|ground):(#\w+)", scheme)
+        assert len({*colours}) == len(colours) == len(told["memory"]) + 1
+    assert f"i % {len(told['memory'])}" in style
     assert told["budget"] == 6 << 20 and told["device"] == "emulated"
     assert totals.staging > 0
     assert sum(kind["bytes"] for kind in told["memory"]) == told["budget"] - totals.left_over
