@@ -134,7 +134,7 @@ def reason(error: BaseException) -> str:
         return f"line {error.lineno}: {error.message}"
     if isinstance(error, TemplateError):
         return str(error)
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}".rstrip(".")
 
 
 def limit(seconds: float) -> None:

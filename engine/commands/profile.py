@@ -108,7 +108,8 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             return {"device": "cpu"}
         if self.workers > 1 or self.scheduler is not None:
             bound = "workers count on the CPU"
-            raise SettingError("--workers, --scheduler", "with a device", bound, "leave one of both out")
+            option = "--workers" if self.workers > 1 else "--scheduler"
+            raise SettingError(option, "with a device", bound, "leave one of both out")
         return {"device": self.device, "vram_budget": self.vram_budget or RunOptions.vram_budget}
 
     def _folder(self, path: Path) -> Path:

@@ -91,7 +91,8 @@ def read(engine: Engine, path: Path, option: str = "--session", *, follows: bool
         with _opened(path, follows) as file:
             start = file.read(len(MAGIC) + 4)
             if start[: len(MAGIC)] != MAGIC or len(start) < len(MAGIC) + 4:
-                raise FileError(option, path, "no session's file", REMEDY)
+                remedy = "name another file" if start else REMEDY  # it may be anything that somebody needs
+                raise FileError(option, path, "no session's file", remedy)
             (length,) = struct.unpack("<I", start[len(MAGIC) :])
             header = _header(file.read(min(length, MAX_HEADER)), path, option)
             _check(header, engine, path, option)

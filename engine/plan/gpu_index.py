@@ -118,7 +118,7 @@ def _from_file(path: Path, model: Model, identity: Identity, make_plan: Planner)
             return _Found(None, reason, stale=True)
         plan = make_plan(index.hot)
     except (FileError, DoesNotFitError) as error:
-        return _Found(None, str(error))
+        return _Found(None, error.bound if error.value == path else str(error))
     if sum(split.n_hot for split in plan.layers) < sum(ids.size for ids in index.hot):
         return _Found(plan, plan.layers[0].why)
     wrote = "" if index.identity else ", which hotcold did not write"

@@ -127,8 +127,8 @@ def test_a_session_goes_on_wherever_its_caches_were(
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda data: b"", "no session's file"),
-        (lambda data: b"To be or not", "no session's file"),
+        (lambda data: b"", r"no session's file\); name another file, or remove this one$"),
+        (lambda data: b"To be or not", r"no session's file\); name another file$"),
         (lambda data: data[:40], "damaged"),
         (lambda data: data[:-1], "damaged"),
         (lambda data: data + b"x", "damaged"),

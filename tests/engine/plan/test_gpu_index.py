@@ -24,10 +24,15 @@ def planned(hot: object = None, budget: str = "6MiB") -> Plan:
     return planning.make_plan(SOURCE, HOW, dump.budget_of(budget, None), hot)  # type: ignore[arg-type]
 
 
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's own may have an index of the same model."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
 def test_a_folder_that_cannot_be_written_falls_back_to_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     model = tmp_path / "m.gguf"
 
     def write(path: Path, index: GpuIndex, n_ff: int) -> None:
@@ -45,6 +50,14 @@ def test_a_folder_that_cannot_be_written_falls_back_to_the_cache(
     assert [ids.tolist() for ids in hot] == [split.hot.tolist() for split in plan.layers]
     used = plan_with_index(SOURCE.model, model, IDENTITY, planned)
     assert used.lines == (f"hot neurons from {cached}",)
+
+
+def test_what_is_no_index_is_named_once(tmp_path: Path) -> None:
+    model = tmp_path / "m.gguf"
+    index_path(model).write_bytes(b"junk of another program")
+    line = plan_with_index(SOURCE.model, model, IDENTITY, planned).lines[0]
+    assert line.startswith(f"index {index_path(model)} is not used: begins with b'junk'")
+    assert line.count(str(model)) == 1 and "download" not in line
 
 
 def test_an_index_that_does_not_fit_is_said_and_the_ranking_is_used(tmp_path: Path) -> None:
