@@ -8,6 +8,7 @@ and says where one goes beyond it.
 import json
 import re
 from collections import OrderedDict
+from collections.abc import Sequence
 from threading import Lock
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
 
 MISSING = "pip install 'hotcold[serve]'"
 MAX_BYTES = 1 << 18  # of a schema or grammar
-# of GBNF: texts, classes and comments; then what a rule begins with
-NO_RULES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\r\n]*', re.DOTALL)
-RULE = re.compile(r"([\w-]+)\s*::=")
+# of GBNF: texts, classes and comments, those of Lark too; then what a rule begins with, which Lark has not
+NO_RULES = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|(?:#|//)[^\r\n]*', re.DOTALL)
+RULE = re.compile(r"^[ \t]*([\w-]+)\s*::=", re.MULTILINE)
 FUEL = 100_000  # of the library, for a grammar's regular expressions: half a second at most, a tenth of its own bound
 NO_BEGINNING = ("NoExtension", "NoExtensionBias")  # the library's words
 MAX_KEPT = 32  # grammars that are kept as they were worked out
@@ -102,21 +103,21 @@ def of_grammar(text: str, name: str = "grammar") -> str:
     """
     _check_length(text, name)
     library = _library()
-    from llguidance.gbnf_to_lark import any_to_lark, is_lark_syntax
+    from llguidance.gbnf_to_lark import any_to_lark, gbnf_to_lark
 
-    if not is_lark_syntax(text):
-        _check_rules(text, name)
-    try:
-        made: str = library.LLMatcher.grammar_from_lark(any_to_lark(text))
+    rules = RULE.findall(NO_RULES.sub(" ", text))
+    _check_rules(rules, name)
+    try:  # any_to_lark takes GBNF with a rule named start for Lark
+        made: str = library.LLMatcher.grammar_from_lark(gbnf_to_lark(text) if rules else any_to_lark(text))
     except Exception as error:  # its own, plain ones, and an IndexError
         raise SettingError(name, None, str(error)[:200], "write Lark or GBNF") from error
     return made
 
 
-def _check_rules(text: str, name: str) -> None:
+def _check_rules(rules: Sequence[str], name: str) -> None:
     """Refuse GBNF with two rules of a name, of which the library would take the last without a word."""
     seen = set[str]()
-    for rule in RULE.findall(NO_RULES.sub(" ", text)):
+    for rule in rules:
         if rule in seen:
             raise SettingError(
                 name, rule, "a rule of this name is there twice", "rename or remove one of them"

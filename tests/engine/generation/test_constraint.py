@@ -62,6 +62,13 @@ def test_a_rule_of_gbnf_that_is_there_twice_is_named() -> None:
     assert quoted.count("root ::=") == 5 and of_grammar(quoted)
 
 
+def test_gbnf_with_a_rule_named_start_is_no_lark() -> None:
+    """The library's test for Lark takes it for that, and its converter gives that name to root."""
+    with pytest.raises(SettingError, match="Rule 'start' already exists"):
+        of_grammar('root ::= start\nstart ::= "x"')
+    assert of_grammar("// root ::= is not here\nstart: /b ::=/")
+
+
 def test_a_grammar_that_grows_without_bound_is_stopped() -> None:
     with load(n_ctx=64, threads=1) as engine:
         for grammar in (
