@@ -195,7 +195,7 @@ class ProfileCommand(CountsOptions, WorkerOptions, CorpusOptions):
             raise SettingError(
                 "--merge", f"{one} {other}", "needs a folder for the sum", "name it with -o DIR"
             )
-        with kept.folder_for_counts(self.out, False, self.force):
+        with kept.folder_for_counts(self.out, None, self.force):
             (first, of), (second, also_of) = kept.read(one), kept.read(other)
             if of.model != also_of.model:
                 found = f"was counted on another model than {one}"

@@ -36,8 +36,11 @@ class CountedOn:
 
 
 @contextmanager
-def folder_for_counts(folder: Path, resume: bool, force: bool) -> Iterator[None]:
+def folder_for_counts(folder: Path, resume: bool | None, force: bool) -> Iterator[None]:
     """Refuse a folder before any work is done for it, or make it; what was made for nothing goes again.
+
+    Args:
+        resume: whether what is there is gone on with; None where nothing can be, as in a merge.
 
     Raises:
         SettingError: statistics are there, and neither is wanted. FileError: it cannot be made.
@@ -47,7 +50,9 @@ def folder_for_counts(folder: Path, resume: bool, force: bool) -> Iterator[None]
             (name for name in (STATE, "activation_0.npy", "activation_0.pt") if (folder / name).exists()), ""
         )
         if there and not (resume or force):
-            remedy = "go on with --resume, replace it with --force, or name another with -o"
+            remedy = "replace it with --force, or name another with -o"
+            if resume is not None:
+                remedy = f"go on with --resume, {remedy}"
             raise SettingError("folder for counts", folder, f"has {there} already", remedy)
     missing = [each for each in (folder, *folder.parents) if not each.exists()]
     try:

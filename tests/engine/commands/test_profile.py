@@ -193,6 +193,8 @@ def test_two_folders_are_added_up(text: Path, tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(folders[0])
     twice = run("profile", "--merge", str(folders[0]), str(tmp_path / "link"), "-o", str(both))
     assert twice.returncode == 2 and "are one folder, whose counts would be doubled" in twice.stderr
+    there = run(*merge, "-o", str(folders[0]))
+    assert there.returncode == 2 and "already); replace it with --force, or name another" in there.stderr
     shown = run(*merge, "-o", str(both), "--json")
     assert (counted(both) == counted(folders[0]) + counted(folders[1])).all()
     assert json.loads(shown.stdout)["n_tokens"] == sum(
