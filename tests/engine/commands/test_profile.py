@@ -221,7 +221,11 @@ def test_firings_and_weights_are_not_added_up(text: Path, tmp_path: Path) -> Non
 @pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("spoil", "problem"),
-    [(lambda data: data[:200], "is damaged"), (lambda data: b"", "is damaged"), (None, "No such file")],
+    [
+        (lambda data: data[:200], "is damaged"),
+        (lambda data: b"", "is damaged"),
+        (None, "no profile.npz to go on with"),
+    ],
 )
 def test_a_damaged_profile_is_named(text: Path, tmp_path: Path, spoil: object, problem: str) -> None:
     out = tmp_path / "counts"
