@@ -42,6 +42,20 @@ def open_stub(compiler: str, nvrtc: Nvrtc, keep_device: Callable[[Device], Devic
     return open_device
 
 
+@pytest.fixture
+def open_changed(
+    open_emulated: OpenEmulated, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str, str], Device]:
+    """Opens emulated devices with one place of their source changed; what they compile is not kept for anybody."""
+
+    def open_device(source: str, old: str, new: str) -> Device:
+        assert source.count(old) == 1
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+        return open_emulated(source=source.replace(old, new), build_kind="fast")
+
+    return open_device
+
+
 ORDERS = (0, 1, 7, 1234)
 """Of threads and blocks: forward, backward, and two shuffles."""
 QUICK_ORDERS = (0, 1234)

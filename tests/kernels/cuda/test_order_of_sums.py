@@ -36,6 +36,7 @@ from hotcold.kernels.formats import ACTIVATIONS, mask_words, n_groups
 from hotcold.kernels.weight_table import QUANTISED, weight_type_row
 
 Open = Callable[..., Device]
+OpenChanged = Callable[[str, str, str], Device]
 F32 = NDArray[np.float32]
 BATCHES = (2, 3, 5, 16, 17, 33, 64, 65)
 HALVES = Type.F16, Type.BF16
@@ -186,14 +187,10 @@ BUGS_OF_HALVES = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS_OF_HALVES)
 def test_a_planted_bug_of_halves_changes_the_bits(
-    open_emulated: Open, put: Put, get: Get, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_changed: OpenChanged, put: Put, get: Get, name: str
 ) -> None:
     """Each of them is seen by what the tests above compare: a token alone with the oracle, or with a batch."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    old, new = BUGS_OF_HALVES[name]
-    source, n = products_of(Type.F16), 1027
-    assert source.count(old) == 1
-    device = open_emulated(source=source.replace(old, new), build_kind="fast")
+    device, n = open_changed(products_of(Type.F16), *BUGS_OF_HALVES[name]), 1027
     w, x = random_matrix(Type.F16, 3, n), normal(3, n)
     sizes = np.random.default_rng(8).integers(-20, 20, (3, n // 32 + 1)).repeat(32, 1)[:, :n]
     x = np.ldexp(x, sizes)  # pieces of different scales
@@ -204,14 +201,11 @@ def test_a_planted_bug_of_halves_changes_the_bits(
 
 @pytest.mark.slow
 def test_a_token_has_its_bits_in_whatever_order_an_mma_adds(
-    open_emulated: Open, put: Put, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_changed: OpenChanged, put: Put, get: Get
 ) -> None:
     """A card's own order is not published: here the sixteen products are added first, and then to what was there."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    source, n, old = products_of(Type.F16), 1027, "mma_f16(c, a, b);"
-    assert source.count(old) == 1
     other = "float d[4] = {}; mma_f16(d, a, b); for (int i = 0; i < 4; i++) c[i] += d[i];"
-    device = open_emulated(source=source.replace(old, other), build_kind="fast")
+    device, n = open_changed(products_of(Type.F16), "mma_f16(c, a, b);", other), 1027
     w, x = random_matrix(Type.F16, 67, n), normal(65, n)
     got = alone(device, put, get, w, x)
     assert got.tobytes() == batch(device, put, get, w, x).tobytes()
@@ -361,11 +355,8 @@ BUGS_OF_DOWN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", BUGS_OF_DOWN)
 def test_a_planted_bug_of_down_rows_changes_the_bits(
-    open_emulated: Open, put: Put, get: Get, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    open_changed: OpenChanged, put: Put, get: Get, name: str
 ) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    old, new = BUGS_OF_DOWN[name]
     source = program(SOURCES / "matmul_transposed.cu", types=[(weight_type_row(Type.F16).ending,)])
-    assert source.count(old) == 1
-    got, want = down_sums(open_emulated(source=source.replace(old, new), build_kind="fast"), put, get)
+    got, want = down_sums(open_changed(source, *BUGS_OF_DOWN[name]), put, get)
     assert got.tobytes() != want.tobytes()
