@@ -160,9 +160,8 @@ def show_plan(
     from hotcold.engine.plan import planning
 
     budget = dump.budget_of(options.vram_budget, facts)
-    reset = (
-        options.reset_gpu_index or options.gpu_index_for is not None
-    )  # one that is to be written is made anew
+    # one that is to be written is made anew
+    reset = options.reset_gpu_index or options.gpu_index_for is not None
     plan, lines = planning.plan_source(source, how, budget, reset=reset, disable=options.disable_gpu_index)
     whole = reports.as_json(plan, source.name)
     report = reports.select(whole, options.tensors, options.layer)

@@ -143,8 +143,8 @@ def _on_host(plan: Plan, entry: WeightEntry, n_rows: int) -> float:
 
 def _used(model: Model, weight: Weight) -> float:
     """Share of a matrix's rows that each token of a prompt is multiplied with."""
-    is_of_experts = model.experts is not None and len(weight.ne) > 2
-    return model.experts.n_used / model.experts.n_expert if is_of_experts and model.experts else 1.0
+    experts = model.experts if len(weight.ne) > 2 else None
+    return experts.n_used / experts.n_expert if experts is not None else 1.0
 
 
 def positions_seen(n_tokens: int, window: int) -> int:
